@@ -1,0 +1,1 @@
+"""Watches FineTuneJob resources and runs one trainer Job for each."""

@@ -1,0 +1,270 @@
+"""The FineTuneJob API: spec, status, conditions and their reasons. Pure; the CRD is generated from it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from finetune_trainer.contract import (
+    DatasetReport,
+    Model,
+    ModelSource,
+    Progress,
+    Result,
+    Storage,
+    TrainerConfig,
+    rules,
+)
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+PLURAL = "finetunejobs"
+KIND = "FineTuneJob"
+API_VERSION = f"{GROUP}/{VERSION}"
+NAME_MAX_LENGTH = 52
+"""Leaves room for the suffixes of the Job's pods within a DNS label."""
+
+ObjectName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
+]
+QualifiedName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
+    ),
+]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
+
+
+class SecretRef(Model):
+    """A Secret in the FineTuneJob's own namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+
+
+class ConfigMapKeyRef(Model):
+    """A key of a ConfigMap in the FineTuneJob's own namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=253)] = "ca.crt"
+    """Key that holds the value."""
+
+
+class ModelSpec(ModelSource):
+    """The base model to start from."""
+
+    token_secret_ref: SecretRef | None = None
+    """Secret with the hub's token under the key `token`, for gated and private `hf://` models."""
+
+
+class StorageSpec(Storage):
+    """How to reach S3. Without it: AWS, with the pod's own identity."""
+
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the keys `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, optionally, `AWS_SESSION_TOKEN`. Absent
+    means the identity of the pod's service account."""
+    ca_config_map_ref: ConfigMapKeyRef | None = None
+    """ConfigMap with the PEM certificates that the endpoint's certificate is checked against."""
+
+
+class ResourceRequirements(Model):
+    """Compute resources of the trainer container, GPUs apart."""
+
+    requests: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
+    """What the scheduler sets aside, such as `cpu: "4"` and `memory: 16Gi`."""
+    limits: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
+    """What the container may use at most."""
+
+
+class Toleration(Model):
+    """Lets the pod onto nodes with a matching taint; as in a Pod."""
+
+    key: QualifiedName | None = None
+    """Taint key; absent matches every key."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How `value` is compared."""
+    value: LabelValue | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; absent matches every effect."""
+    toleration_seconds: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """How long a `NoExecute` taint is tolerated."""
+
+
+class Scratch(Model):
+    """The volume that data, model and checkpoints are worked on."""
+
+    size: Quantity = "50Gi"
+    """Size. Rule of thumb: the base model, twice the data, and 5 GiB."""
+    storage_class_name: ObjectName | None = None
+    """Storage class of a volume made for this pod. Absent means the node's own disk (`emptyDir`)."""
+
+
+class Compute(Model):
+    """The pod that trains: a bounded subset of a pod's fields."""
+
+    image: Annotated[str, StringConstraints(pattern=r"^[^\s$]+$", min_length=1, max_length=512)] | None = None
+    """Trainer image. Absent means the operator's default."""
+    gpus_per_node: int = Field(default=1, ge=0, le=1)
+    """GPUs of the pod. 0 trains on the CPU, for trials with tiny models."""
+    gpu_resource: QualifiedName = "nvidia.com/gpu"
+    """Resource name that the cluster's device plugin announces."""
+    resources: ResourceRequirements = ResourceRequirements()
+    """CPU and memory of the pod."""
+    scratch: Scratch = Scratch()
+    """The volume that data, model and checkpoints are worked on."""
+    node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
+    """Labels that the node must have."""
+    tolerations: list[Toleration] = Field(default=[], max_length=32)
+    """Taints that the pod tolerates."""
+    service_account_name: ObjectName | None = None
+    """Service account of the pod, for cloud identities (IRSA, Pod Identity, Workload Identity). No Kubernetes token is
+    mounted. Absent means `default`."""
+    image_pull_secrets: list[SecretRef] = Field(default=[], max_length=8)
+    """Secrets for the image registry."""
+    priority_class_name: ObjectName | None = None
+    """Priority class of the pod."""
+    pod_labels: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
+    """Labels added to the pod. Keys of `finetune.dev` are not taken."""
+    pod_annotations: dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]] = Field(
+        default={}, max_length=32
+    )
+    """Annotations added to the pod."""
+    termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
+    """Time between being asked to stop and being killed."""
+
+
+_IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"
+
+
+class FineTuneJobSpec(TrainerConfig):
+    """What to fine-tune, on which data, where the result goes, and the pod that does it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
+            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
+            ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),
+            ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
+            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
+            ("self.compute == oldSelf.compute", f"compute {_IMMUTABLE}"),
+            (
+                "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
+                "model.tokenSecretRef applies to hf:// models only",
+            ),
+        )
+    )
+
+    model: ModelSpec
+    """The base model to start from."""
+    storage: StorageSpec = StorageSpec()
+    """How to reach S3."""
+    compute: Compute = Compute()
+    """The pod that trains."""
+    backoff_limit: int = Field(default=3, ge=0, le=100)
+    """Attempts after the first that failed for a passing reason. Evictions do not count; permanent errors are not
+    retried."""
+
+
+class ConditionType(StrEnum):
+    """Conditions of a FineTuneJob. There is no `Ready`: a run is not a server."""
+
+    COMPLETE = "Complete"  # terminal: a whole result is published
+    FAILED = "Failed"  # terminal: no result, and no attempt will follow
+    RUNNING = "Running"  # a trainer container runs
+    RECONCILING = "Reconciling"  # kstatus: the Job does not exist yet
+    STALLED = "Stalled"  # kstatus: failed, a person must act
+
+
+class OperatorReason(StrEnum):
+    """Reasons that the operator gives by itself; those of a run's end are the trainer's `Reason`."""
+
+    JOB_PENDING = "JobPending"  # the Job does not exist yet
+    JOB_CREATED = "JobCreated"  # the Job exists
+    POD_PENDING = "PodPending"  # the Job's pod has not started
+    UNSCHEDULABLE = "Unschedulable"  # no node takes the pod
+    IMAGE_PULL_FAILED = "ImagePullFailed"  # the node cannot get the image
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # a Secret, ConfigMap or claim that the pod names is missing
+    POD_RUNNING = "PodRunning"  # a trainer container runs
+    RETRYING = "Retrying"  # an attempt failed, another follows
+    INVALID_SPEC = "InvalidSpec"  # the stored spec is not valid for this operator's version
+    NAME_CONFLICT = "NameConflict"  # a Job of that name belongs to somebody else
+    JOB_DELETED = "JobDeleted"  # the Job was deleted by somebody while it ran
+    JOB_REFUSED = "JobRefused"  # the API server refused the Job, by quota or policy
+    OOM_KILLED = "OOMKilled"  # the container used more memory than its limit
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"  # attempts are used up and the last gave no reason
+    OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job succeeded but its pod's last word is gone
+
+
+class Phase(StrEnum):
+    """One word for people, computed from the conditions and never read back."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Condition(Model):
+    """A standard Kubernetes condition."""
+
+    type: Annotated[str, StringConstraints(max_length=64)]
+    """Kind of condition."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    observed_generation: int = Field(default=0, ge=0)
+    """The spec's generation that this says something about."""
+    last_transition_time: Annotated[str, StringConstraints(max_length=64)]
+    """When `status` last changed (RFC 3339)."""
+    reason: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]+$", max_length=64)]
+    """One CamelCase word."""
+    message: Annotated[str, StringConstraints(max_length=4096)] = ""
+    """What, where and what to do."""
+
+
+class FineTuneJobStatus(Model):
+    """What the operator saw."""
+
+    observed_generation: int | None = Field(default=None, ge=0)
+    """The spec's generation that this status is about."""
+    phase: Phase | None = None
+    """One word for people; tools read the conditions."""
+    conditions: list[Condition] = Field(default=[], max_length=16, json_schema_extra={
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
+    })  # fmt: skip
+    """`Complete` and `Failed` are terminal; `Running`; `Reconciling` and `Stalled` for kstatus."""
+    start_time: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """When the first trainer container started (RFC 3339)."""
+    completion_time: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """When the run ended, well or not (RFC 3339)."""
+    attempts: int | None = Field(default=None, ge=0)
+    """Pods started so far."""
+    job_name: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """The Job that runs the trainer."""
+    backend: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """The backend that trained."""
+    progress: Progress | None = None
+    """How far the run is, as the trainer last said."""
+    dataset: DatasetReport | None = None
+    """What became of the rows."""
+    result: Result | None = None
+    """What was published."""
+
+
+class FineTuneJob(Model):
+    """Fine-tunes a language model: data from S3, LoRA, the adapter back in S3."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    spec: FineTuneJobSpec
+    """What to do."""
+    status: FineTuneJobStatus | None = None
+    """What the operator saw."""

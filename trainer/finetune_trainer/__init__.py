@@ -1,0 +1,1 @@
+"""Fine-tunes a language model with LoRA: data and base model in, adapter out."""
