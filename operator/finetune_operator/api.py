@@ -156,6 +156,7 @@ class FineTuneJobSpec(TrainerConfig):
             ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
             ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
             ("self.compute == oldSelf.compute", f"compute {_IMMUTABLE}"),
+            ("self.backoffLimit == oldSelf.backoffLimit", f"backoffLimit {_IMMUTABLE}"),
             (
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
                 "model.tokenSecretRef applies to hf:// models only",
@@ -189,6 +190,7 @@ class OperatorReason(StrEnum):
 
     JOB_PENDING = "JobPending"  # the Job does not exist yet
     JOB_CREATED = "JobCreated"  # the Job exists
+    QUEUED = "Queued"  # the Job is suspended, by Kueue until there is quota for it
     POD_PENDING = "PodPending"  # the Job's pod has not started
     UNSCHEDULABLE = "Unschedulable"  # no node takes the pod
     IMAGE_PULL_FAILED = "ImagePullFailed"  # the node cannot get the image
@@ -197,11 +199,10 @@ class OperatorReason(StrEnum):
     RETRYING = "Retrying"  # an attempt failed, another follows
     INVALID_SPEC = "InvalidSpec"  # the stored spec is not valid for this operator's version
     NAME_CONFLICT = "NameConflict"  # a Job of that name belongs to somebody else
-    JOB_DELETED = "JobDeleted"  # the Job was deleted by somebody while it ran
-    JOB_REFUSED = "JobRefused"  # the API server refused the Job, by quota or policy
+    JOB_REFUSED = "JobRefused"  # the API server refused the Job or its pod, by quota or policy
     OOM_KILLED = "OOMKilled"  # the container used more memory than its limit
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"  # attempts are used up and the last gave no reason
-    OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job succeeded but its pod's last word is gone
+    OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job ended but its pod's last word is gone or unreadable
 
 
 class Phase(StrEnum):
@@ -230,6 +231,13 @@ class Condition(Model):
     """What, where and what to do."""
 
 
+class ObservedProgress(Progress):
+    """How far the run is, as the trainer last said."""
+
+    estimated_remaining: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """`estimatedRemainingSeconds` for people, such as `1h12m`."""
+
+
 class FineTuneJobStatus(Model):
     """What the operator saw."""
 
@@ -246,12 +254,12 @@ class FineTuneJobStatus(Model):
     completion_time: Annotated[str, StringConstraints(max_length=64)] | None = None
     """When the run ended, well or not (RFC 3339)."""
     attempts: int | None = Field(default=None, ge=0)
-    """Pods started so far."""
+    """Pods started so far, as far as the cluster still knows of them."""
     job_name: Annotated[str, StringConstraints(max_length=63)] | None = None
     """The Job that runs the trainer."""
     backend: Annotated[str, StringConstraints(max_length=32)] | None = None
     """The backend that trained."""
-    progress: Progress | None = None
+    progress: ObservedProgress | None = None
     """How far the run is, as the trainer last said."""
     dataset: DatasetReport | None = None
     """What became of the rows."""
@@ -259,11 +267,27 @@ class FineTuneJobStatus(Model):
     """What was published."""
 
 
+class Metadata(Model):
+    """What the operator reads of an object's metadata."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 0
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default={})
+
+
 class FineTuneJob(Model):
     """Fine-tunes a language model: data from S3, LoRA, the adapter back in S3."""
 
     model_config = ConfigDict(extra="ignore")
 
+    metadata: Metadata
+    """Standard object's metadata."""
     spec: FineTuneJobSpec
     """What to do."""
     status: FineTuneJobStatus | None = None

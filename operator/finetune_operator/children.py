@@ -1,0 +1,152 @@
+"""How the bodies of Jobs, pods and events are read. Pure; the only place that knows their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from finetune_operator.api import API_VERSION, KIND
+from finetune_operator.resources import CONTAINER
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, Outcome
+
+Body = dict[str, Any]
+
+
+class Said(NamedTuple):
+    """A reason and a message as some part of Kubernetes gave them."""
+
+    reason: str
+    message: str
+
+
+class Ended(NamedTuple):
+    """How one attempt ended."""
+
+    outcome: Outcome | None
+    exit_code: int | None
+    said: Said
+
+
+def controller(body: Body) -> Body:
+    """The owner reference of the object's controller; empty if it has none."""
+    references = body["metadata"].get("ownerReferences", [])
+    return next((each for each in references if each.get("controller")), {})
+
+
+def is_owned_by(body: Body, uid: str) -> bool:
+    """Whether that object controls this one."""
+    return bool(controller(body).get("uid") == uid)
+
+
+def is_of_a_finetunejob(body: Body, name: str) -> bool:
+    """Whether some FineTuneJob of that name controls it, maybe one that is gone."""
+    owner = controller(body)
+    return (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == (API_VERSION, KIND, name)
+
+
+def condition(body: Body, kind: str) -> Body | None:
+    """The condition of that type if it is true."""
+    conditions = body.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
+
+
+def has_ended(job: Body) -> bool:
+    """Whether the Job will start no more pods."""
+    return bool(condition(job, "Complete") or condition(job, "Failed"))
+
+
+def ended_at(job: Body | None) -> str | None:
+    """When the Job ended."""
+    end = job and (condition(job, "Complete") or condition(job, "Failed"))
+    return end.get("lastTransitionTime") if end else None
+
+
+def is_being_deleted(body: Body) -> bool:
+    """Whether somebody deleted it and it is not gone yet."""
+    return "deletionTimestamp" in body["metadata"]
+
+
+def newest(pods: Iterable[Body]) -> Body | None:
+    """The pod of the last attempt."""
+    return max(
+        pods, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]), default=None
+    )
+
+
+def is_alive(pod: Body) -> bool:
+    """Whether it may still run or does."""
+    return pod.get("status", {}).get("phase", "Pending") in ("Pending", "Running", "Unknown")
+
+
+def trainer(pod: Body) -> Body:
+    """The trainer container's status; empty before the kubelet wrote one. A service mesh may have added others."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return next((each for each in statuses if each["name"] == CONTAINER), {})
+
+
+def is_running(pod: Body) -> bool:
+    """Whether the trainer container runs."""
+    return "running" in trainer(pod).get("state", {})
+
+
+def started_at(pod: Body) -> str | None:
+    """When the trainer container started; None if it has not."""
+    state = trainer(pod).get("state", {})
+    started: str | None = (state.get("running") or state.get("terminated") or {}).get("startedAt")
+    return started
+
+
+def waiting(pod: Body) -> Said | None:
+    """Why the trainer container has not started, in the kubelet's words."""
+    state = trainer(pod).get("state", {}).get("waiting")
+    return Said(state.get("reason", ""), state.get("message", "")) if state else None
+
+
+def unschedulable(pod: Body) -> str | None:
+    """Why no node takes the pod, in the scheduler's words."""
+    for each in pod.get("status", {}).get("conditions") or []:
+        if each["type"] == "PodScheduled" and each["status"] == "False" and each.get("reason") == "Unschedulable":
+            return str(each.get("message", "no node takes the pod"))
+    return None
+
+
+def is_scheduled(pod: Body) -> bool:
+    """Whether a node was found."""
+    return "nodeName" in pod.get("spec", {})
+
+
+def ended(pod: Body) -> Ended:
+    """How the attempt ended. The outcome is believed only if the exit status says the same."""
+    state = trainer(pod).get("state", {}).get("terminated")
+    status = pod.get("status", {})
+    if not state:
+        return Ended(None, None, Said(status.get("reason", ""), status.get("message", "")))
+    outcome = parse_outcome(state.get("message", ""))
+    if outcome and outcome.reason.exit_code != state["exitCode"]:
+        outcome = None
+    return Ended(
+        outcome, state["exitCode"], Said(status.get("reason") or state.get("reason", ""), status.get("message", ""))
+    )
+
+
+def parse_outcome(text: str) -> Outcome | None:
+    """The trainer's last word; None if it is none, for any process in the container may write there."""
+    if len(text.encode(errors="replace")) > OUTCOME_MAX_BYTES:
+        return None
+    try:
+        return Outcome.model_validate_json(text, extra="ignore")
+    except ValidationError:
+        return None
+
+
+def newest_warning(events: Iterable[Body]) -> Said | None:
+    """What the last warning says."""
+    warnings = [event for event in events if event.get("type") == "Warning"]
+    last = max(warnings, key=_event_time, default=None)
+    return Said(last.get("reason", ""), last.get("message", "")) if last else None
+
+
+def _event_time(event: Body) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

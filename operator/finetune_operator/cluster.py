@@ -1,0 +1,162 @@
+"""The only module that talks to the API server. Bodies go in and out as plain objects.
+
+It calls the generated client's transport rather than its typed methods: turning each object into the client's models
+costs more than the call, and drops fields that this version of the client does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from finetune_operator.api import GROUP, PLURAL, VERSION
+from finetune_operator.resources import JOB_LABEL
+
+Body = dict[str, Any]
+_PAGE = 500
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+class ApiError(Exception):
+    """The API server's refusal."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds that the server asks to wait."""
+
+
+class Resource(NamedTuple):
+    """A kind of object that is listed."""
+
+    api: str
+    plural: str
+    selector: str = ""
+
+    def path(self, namespace: str | None) -> str:
+        """The collection's path; all namespaces without one."""
+        return f"{self.api}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api}/{self.plural}"
+
+
+FINETUNEJOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
+JOBS = Resource("/apis/batch/v1", "jobs", JOB_LABEL)
+PODS = Resource("/api/v1", "pods", JOB_LABEL)
+EVENTS = Resource("/api/v1", "events")
+
+
+async def load_configuration() -> Configuration:
+    """From the service account in a pod, else from `KUBECONFIG`; the order that kopf has too."""
+    # Without it each request reads ~/.netrc in a thread.
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+    else:
+        await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return configuration
+
+
+class Cluster:
+    """Calls of the API server. Any may raise `ApiError`, or aiohttp's errors if there is no answer."""
+
+    def __init__(self, configuration: Configuration, timeout: float) -> None:
+        self._client = ApiClient(configuration)
+        self._timeout = timeout
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> tuple[list[Body], int]:
+        """All objects of a kind, and the version that the list is of at least. No namespaces means all of them."""
+        items: list[Body] = []
+        versions = []
+        for namespace in namespaces or (None,):
+            page, version = await self._pages(resource.path(namespace), {"labelSelector": resource.selector})
+            items += page
+            versions.append(version)
+        return items, min(versions)
+
+    async def read(self, resource: Resource, namespace: str, name: str) -> Body | None:
+        """An object as it is stored now; None if there is none."""
+        try:
+            return await self._call("GET", f"{resource.path(namespace)}/{name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def create_job(self, job: Body) -> Body:
+        """Create a Job; 409 if there is one of that name."""
+        return await self._call("POST", JOBS.path(job["metadata"]["namespace"]), body=job)
+
+    async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
+        """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
+        path = f"{FINETUNEJOBS.path(namespace)}/{name}/status"
+        return await self._call("PATCH", path, body=patch, content_type=_MERGE_PATCH)
+
+    async def events_about(self, namespace: str, uid: str) -> list[Body]:
+        """What others reported about an object."""
+        events, _ = await self._pages(EVENTS.path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
+        return events
+
+    async def create_event(self, event: Body) -> None:
+        """Report something; twice the same is once."""
+        try:
+            await self._call("POST", EVENTS.path(event["metadata"]["namespace"]), body=event)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
+    async def _pages(self, path: str, query: dict[str, str]) -> tuple[list[Body], int]:
+        items: list[Body] = []
+        token = None
+        while token != "":
+            page = await self._call("GET", path, query={**query, "limit": str(_PAGE), "continue": token or ""})
+            items += page["items"]
+            token = page["metadata"].get("continue", "")
+        version = page["metadata"].get("resourceVersion", "")
+        return items, int(version) if version.isdigit() else 0
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Body | None = None,
+        content_type: str = "application/json",
+    ) -> Body:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        request = await self._client.param_serialize(
+            method,
+            path,
+            query_params=[(key, value) for key, value in (query or {}).items() if value],
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await self._client.call_api(*request, _request_timeout=self._timeout)
+        text = await response.read()  # type: ignore[no-untyped-call]
+        if response.status >= 400:
+            raise _error(response.status, response.headers.get("Retry-After"), text)
+        answer: Body = json.loads(text)
+        return answer
+
+
+def _error(status: int, retry_after: str | None, text: bytes) -> ApiError:
+    """Proxies answer with pages of their own, so anything may stand in an error's body."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = {}
+    reason, message = (said.get("reason"), said.get("message")) if isinstance(said, dict) else (None, None)
+    wait = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    return ApiError(status, str(reason or "Unknown"), str(message or text[:200].decode(errors="replace")), wait)

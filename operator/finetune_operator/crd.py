@@ -1,0 +1,165 @@
+"""The CustomResourceDefinition, made from the classes in `api`. Pure.
+
+What pydantic emits is JSON Schema; what the API server takes is a "structural schema", a subset of OpenAPI v3:
+https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from finetune_operator.api import GROUP, KIND, NAME_MAX_LENGTH, PLURAL, VERSION, FineTuneJob
+
+Schema = dict[str, Any]
+
+_COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "integer", ".status.progress.percentage", 0),
+    ("Step", "integer", ".status.progress.step", 0),
+    ("Loss", "number", ".status.progress.loss", 0),
+    ("ETA", "string", ".status.progress.estimatedRemaining", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', 1),
+    ("Model", "string", ".spec.model.uri", 1),
+    ("Attempts", "integer", ".status.attempts", 1),
+    ("Adapter", "string", ".status.result.adapterURI", 1),
+)
+
+_NAME_RULES = [
+    {
+        "rule": f"self.metadata.name.size() <= {NAME_MAX_LENGTH}",
+        "message": f"metadata.name must be at most {NAME_MAX_LENGTH} characters, so that the pods' names fit",
+    },
+    {
+        "rule": "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
+    },
+]
+
+# `title` is noise; pruning and strict field validation do the work of `additionalProperties: false`.
+_DROPPED = frozenset({"title", "$defs", "additionalProperties", "patternProperties", "propertyNames", "const"})
+
+
+class _AbsentNotNull(GenerateJsonSchema):
+    """Optional means absent, never null: `anyOf: [T, null]` is not structural."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def custom_resource_definition() -> Schema:
+    """The CRD as a plain object."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["ftj"],
+                "categories": ["finetune"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [_column(*column) for column in _COLUMNS],
+                    "schema": {"openAPIV3Schema": root_schema()},
+                }
+            ],
+        },
+    }
+
+
+def root_schema() -> Schema:
+    """The structural schema of a FineTuneJob."""
+    generated = FineTuneJob.model_json_schema(by_alias=True, schema_generator=_AbsentNotNull)
+    schema = _structural(generated, generated["$defs"])
+    properties = schema["properties"]
+    return {
+        "description": schema["description"],
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": properties["spec"],
+            "status": properties["status"],
+        },
+        "x-kubernetes-validations": _NAME_RULES,
+    }
+
+
+def _column(name: str, kind: str, path: str, priority: int) -> Schema:
+    column: Schema = {"name": name, "type": kind, "jsonPath": path}
+    return {**column, "priority": priority} if priority else column
+
+
+def _structural(node: Schema, definitions: Schema) -> Schema:
+    node = _inlined(node, definitions)
+    schema = {key: value for key, value in node.items() if key not in _DROPPED}
+    if "description" in schema:
+        schema["description"] = " ".join(schema["description"].split())
+    if "const" in node:
+        schema["enum"] = [node["const"]]
+    if "properties" in node:
+        schema["properties"] = {name: _structural(each, definitions) for name, each in node["properties"].items()}
+    if "items" in node:
+        schema["items"] = _structural(node["items"], definitions)
+    return _default(_exclusive(_map(schema, node, definitions)))
+
+
+def _inlined(node: Schema, definitions: Schema) -> Schema:
+    """A `$ref` replaced by what it names; what stands beside it wins."""
+    if "$ref" not in node:
+        return node
+    target = _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+
+
+def _map(schema: Schema, node: Schema, definitions: Schema) -> Schema:
+    """`dict[K, V]`: the API server has no words for the keys' limits but a rule."""
+    patterns = node.get("patternProperties", {})
+    values = next(iter(patterns.values()), node.get("additionalProperties"))
+    if not isinstance(values, dict):
+        return schema
+    rules = [f"self.all(key, key.matches('{pattern}'))" for pattern in patterns]
+    if "propertyNames" in node:
+        rules.append(f"self.all(key, key.size() <= {node['propertyNames']['maxLength']})")
+    if rules:
+        schema["x-kubernetes-validations"] = [{"rule": rule, "message": "a key is malformed"} for rule in rules]
+    schema["additionalProperties"] = _structural(values, definitions)
+    return schema
+
+
+def _exclusive(schema: Schema) -> Schema:
+    """OpenAPI v3.0 has exclusive limits as flags."""
+    for exclusive, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if exclusive in schema:
+            schema[limit], schema[exclusive] = schema[exclusive], True
+    return schema
+
+
+def _default(schema: Schema) -> Schema:
+    """Defaults in full, for rules see an object's default before its fields bring their own; nulls are absent."""
+    default = schema.pop("default", None)
+    if isinstance(default, dict):
+        return {**schema, "default": _without_nulls(default)}
+    return schema if default is None else {**schema, "default": default}
+
+
+def _without_nulls(value: Schema) -> Schema:
+    return {
+        key: _without_nulls(each) if isinstance(each, dict) else each for key, each in value.items() if each is not None
+    }

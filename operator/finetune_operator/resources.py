@@ -1,0 +1,234 @@
+"""The Job that a FineTuneJob should own. Pure: objects in, a plain Kubernetes body out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_operator.api import API_VERSION, GROUP, KIND, Compute, FineTuneJob, Metadata, Scratch
+from finetune_operator.settings import Settings
+from finetune_trainer import contract
+from finetune_trainer.contract import ExitCode, TrainerConfig
+
+Body = dict[str, Any]
+
+CONTAINER = "trainer"
+JOB_LABEL = f"{GROUP}/job"
+"""Names the FineTuneJob on its Job and pods; the watches select by it."""
+
+SCRATCH_DIR = "/scratch"
+CREDENTIALS_DIR = "/etc/finetune/s3"
+HUB_DIR = "/etc/finetune/hub"
+CA_DIR = "/etc/finetune/ca"
+CLAIMS_DIR = "/var/lib/finetune/claims"
+
+_KUEUE = "kueue.x-k8s.io/"
+_CLAIM = "pvc://"
+_USER = 65532  # "nonroot"; also the trainer image's user
+_FILE_MODE = 0o440
+_OWN_LABELS = (f"{GROUP}/", "batch.kubernetes.io/", "app.kubernetes.io/managed-by", "controller-uid", "job-name")
+_SECURITY_ANNOTATIONS = ("security.alpha.kubernetes.io/", "security.beta.kubernetes.io/")
+_ENDED_FOR_GOOD, _PREEMPTED = (
+    {"containerName": CONTAINER, "operator": "In", "values": [int(code)]}
+    for code in (ExitCode.PERMANENT, ExitCode.PREEMPTED)
+)
+
+
+def desired_job(job: FineTuneJob, settings: Settings) -> Body:
+    """The Job, complete. Created once and never applied again: Kueue edits some of its fields.
+
+    Raises pydantic's `ValidationError` if the placeholders make `output.uri` too long.
+    """
+    meta, compute = job.metadata, job.spec.compute
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "labels": {key: value for key, value in meta.labels.items() if key.startswith(_KUEUE)} | _labels(meta),
+            "ownerReferences": [_owner_reference(meta)],
+        },
+        "spec": {
+            "backoffLimit": job.spec.backoff_limit,
+            "podFailurePolicy": {
+                "rules": [  # the first that matches counts
+                    {"action": "FailJob", "onExitCodes": _ENDED_FOR_GOOD},
+                    {"action": "Ignore", "onExitCodes": _PREEMPTED},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
+            "podReplacementPolicy": "Failed",  # never two trainers at once; a failure policy allows no other
+            "template": {
+                "metadata": {
+                    "labels": _without(compute.pod_labels, _OWN_LABELS) | _labels(meta),
+                    "annotations": {
+                        key: value
+                        for key, value in compute.pod_annotations.items()
+                        if not any(part in key for part in _SECURITY_ANNOTATIONS)
+                    },
+                },
+                "spec": _pod_spec(job, settings),
+            },
+        },
+    }
+
+
+def config_value(config: TrainerConfig) -> str:
+    """The config as an environment variable's value, JSON with `$` doubled.
+
+    The kubelet turns `$$` into `$` and leaves `$(NAME)` alone only where its `$` is doubled; doubling just the `$` of
+    `$(` would let `$$(NAME)` through.
+    """
+    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":")).replace("$", "$$")
+
+
+def _labels(meta: Metadata) -> dict[str, str]:
+    return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
+
+
+def _owner_reference(meta: Metadata) -> Body:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _without(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if not key.startswith(prefixes)}
+
+
+def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
+    compute = job.spec.compute
+    mounts = _mounts(job)
+    spec: Body = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job, settings, mounts)],
+        "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
+        "nodeSelector": dict(compute.node_selector),
+        "tolerations": [each.to_json() for each in compute.tolerations],
+        "imagePullSecrets": [each.to_json() for each in compute.image_pull_secrets],
+        "serviceAccountName": compute.service_account_name,
+        "priorityClassName": compute.priority_class_name,
+    }
+    return {key: value for key, value in spec.items() if value is not None and value != [] and value != {}}
+
+
+def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Body]]) -> Body:
+    compute = job.spec.compute
+    container: Body = {
+        "name": CONTAINER,
+        "image": compute.image or settings.trainer_image,
+        "args": ["run"],
+        "env": [{"name": name, "value": value} for name, value in _environment(job).items()],
+        "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
+        "resources": _resources(compute),
+        "volumeMounts": [mount for mount, _ in mounts],
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    policy = settings.trainer_image_pull_policy
+    return {**container, "imagePullPolicy": policy} if policy else container
+
+
+def _environment(job: FineTuneJob) -> dict[str, str]:
+    """A closed list: no field of a FineTuneJob can set a variable of its own."""
+    storage = job.spec.storage
+    environment = {
+        contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
+        contract.OUTCOME_PATH_ENV: "/dev/termination-log",
+        contract.SCRATCH_ENV: SCRATCH_DIR,
+        # The root is read-only; an image may have other ideas of where to write.
+        "HOME": SCRATCH_DIR,
+        "TMPDIR": SCRATCH_DIR,
+    }
+    if storage.credentials_secret_ref:
+        environment[contract.S3_CREDENTIALS_DIR_ENV] = CREDENTIALS_DIR
+        environment["AWS_EC2_METADATA_DISABLED"] = "true"  # never fall back to the node's identity
+    if storage.ca_config_map_ref:
+        environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/ca.crt"
+    if job.spec.model.token_secret_ref:
+        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
+    if job.spec.model.uri.startswith(_CLAIM):
+        environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
+    return environment
+
+
+def _resources(compute: Compute) -> Body:
+    gpus = {compute.gpu_resource: str(compute.gpus_per_node)} if compute.gpus_per_node else {}
+    return {
+        "requests": dict(compute.resources.requests) | gpus,
+        "limits": dict(compute.resources.limits) | gpus,
+    }
+
+
+def _mounts(job: FineTuneJob) -> list[tuple[Body, Body]]:
+    """Pairs of a volume mount and its volume's source. All but scratch are read-only."""
+    spec = job.spec
+    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _scratch(spec.compute.scratch))]
+    if spec.storage.credentials_secret_ref:
+        source = _credentials(spec.storage.credentials_secret_ref.name)
+        mounts.append((_read_only("s3-credentials", CREDENTIALS_DIR), source))
+    if spec.storage.ca_config_map_ref:
+        reference = spec.storage.ca_config_map_ref
+        source = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
+        mounts.append((_read_only("ca", CA_DIR), source))
+    if spec.model.token_secret_ref:
+        items = [_item(contract.HUB_TOKEN_KEY)]
+        secret = {"secretName": spec.model.token_secret_ref.name, "items": items, "defaultMode": _FILE_MODE}
+        mounts.append((_read_only("hub-token", HUB_DIR), {"secret": secret}))
+    if spec.model.uri.startswith(_CLAIM):
+        claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
+        source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        mounts.append((_read_only("model", f"{CLAIMS_DIR}/{claim}"), source))
+    return mounts
+
+
+def _read_only(name: str, path: str) -> Body:
+    return {"name": name, "mountPath": path, "readOnly": True}
+
+
+def _item(key: str) -> Body:
+    return {"key": key, "path": key}
+
+
+def _scratch(scratch: Scratch) -> Body:
+    if scratch.storage_class_name is None:
+        return {"emptyDir": {"sizeLimit": scratch.size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": scratch.storage_class_name,
+        "resources": {"requests": {"storage": scratch.size}},
+    }
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def _credentials(secret: str) -> Body:
+    """The two keys must be there, or the pod waits and says so; the session token may be."""
+    required, session = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
+    sources = [
+        {"secret": {"name": secret, "items": [_item(key) for key in required]}},
+        {"secret": {"name": secret, "items": [_item(key) for key in session], "optional": True}},
+    ]
+    return {"projected": {"sources": sources, "defaultMode": _FILE_MODE}}

@@ -1,0 +1,33 @@
+"""The operator's settings, read from the environment: `FINETUNE_OPERATOR_TRAINER_IMAGE` and so on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a platform engineer may set; the chart's values are these."""
+
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True, use_attribute_docstrings=True)
+
+    trainer_image: str = Field(default="finetune-trainer:0.1.0", min_length=1)
+    """Image of the trainer pods; a FineTuneJob may name another in `spec.compute.image`."""
+    trainer_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """Pull policy of the trainer pods. Absent means Kubernetes' own: `Always` for `:latest`, else `IfNotPresent`."""
+    watch_namespaces: list[str] = []
+    """Namespaces to work in, as a JSON list. Empty means the whole cluster."""
+    progress_interval: float = Field(default=10, gt=0)
+    """Seconds between two looks at a running trainer's progress."""
+    resync_interval: float = Field(default=300, gt=0)
+    """Seconds between two full lists, which repair what a lost event missed."""
+    workers: int = Field(default=8, ge=1, le=256)
+    """FineTuneJobs that are worked on at the same time."""
+    request_timeout: float = Field(default=30, gt=0)
+    """Seconds that one call of the API server may take."""
+    liveness_endpoint: str = "http://0.0.0.0:8080/healthz"
+    """Where the kubelet asks whether the operator makes progress. Empty serves nothing."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""

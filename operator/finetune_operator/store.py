@@ -1,0 +1,99 @@
+"""What the operator last saw of the cluster: fed by the watches, replaced by the periodic list, kept nowhere else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from finetune_operator.resources import JOB_LABEL
+from finetune_trainer.contract import Progress
+
+Body = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name of a FineTuneJob."""
+
+
+def key_of(body: Body) -> Key:
+    """The FineTuneJob that an object belongs to: the one that its label names, or itself."""
+    meta = body["metadata"]
+    return meta["namespace"], meta.get("labels", {}).get(JOB_LABEL, meta["name"])
+
+
+def name_key(body: Body) -> Key:
+    """The key of a FineTuneJob; its labels are its user's."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def version_of(body: Body) -> int:
+    """The resource version as a number; they are comparable by definition since Kubernetes 1.35 (KEP-5504)."""
+    version = str(body["metadata"].get("resourceVersion", ""))
+    return int(version) if version.isdigit() else 0
+
+
+class Shelf:
+    """The bodies of one kind of object, by uid and by key."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, Body] = {}
+        self._keys: dict[str, Key] = {}
+        self._by_key: defaultdict[Key, set[str]] = defaultdict(set)
+        self._gone: set[str] = set()
+        self._long_gone: set[str] = set()
+
+    def of(self, key: Key) -> list[Body]:
+        """What belongs to a key, oldest version first."""
+        return sorted((self._bodies[uid] for uid in self._by_key.get(key, ())), key=version_of)
+
+    def all_keys(self) -> list[Key]:
+        """All keys that something belongs to."""
+        return list(self._by_key)
+
+    def __iter__(self) -> Iterator[Body]:
+        return iter(list(self._bodies.values()))
+
+    def put(self, key: Key, body: Body) -> bool:
+        """Keep a body unless a newer one is here or the object is gone, for events come late and in any order."""
+        uid = body["metadata"]["uid"]
+        known = self._bodies.get(uid)
+        if uid in self._gone | self._long_gone or (known and version_of(known) >= version_of(body) > 0):
+            return False
+        self._drop(uid)  # its label may have changed
+        body["metadata"].pop("managedFields", None)  # half of the memory, never read
+        self._bodies[uid] = body
+        self._keys[uid] = key
+        self._by_key[key].add(uid)
+        return True
+
+    def remove(self, body: Body) -> None:
+        """Forget a deleted object; uids never come back, so a late event or list cannot revive it."""
+        self._gone.add(body["metadata"]["uid"])
+        self._drop(body["metadata"]["uid"])
+
+    def replace(self, bodies: Iterable[tuple[Key, Body]], version: int) -> None:
+        """Make it equal to a list that was taken at `version`; what is newer than the list stays."""
+        listed = {body["metadata"]["uid"]: (key, body) for key, body in bodies}
+        for uid in [uid for uid, body in self._bodies.items() if uid not in listed and version_of(body) <= version]:
+            self._drop(uid)
+        for key, body in listed.values():
+            self.put(key, body)
+        self._gone, self._long_gone = set(), self._gone
+
+    def _drop(self, uid: str) -> None:
+        self._bodies.pop(uid, None)
+        key = self._keys.pop(uid, None)
+        if key:
+            self._by_key[key].discard(uid)
+            if not self._by_key[key]:
+                del self._by_key[key]
+
+
+class Store:
+    """All shelves."""
+
+    def __init__(self) -> None:
+        self.finetunejobs = Shelf()
+        self.jobs = Shelf()
+        self.pods = Shelf()
+        self.progress: dict[Key, Progress] = {}
+        """What running pods last said of themselves."""

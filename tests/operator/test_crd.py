@@ -1,0 +1,179 @@
+"""The CRD is a structural schema with the classes' defaults, limits and rules; what is generated is current."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from finetune_operator import generate
+from finetune_operator.crd import custom_resource_definition, root_schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Build, World
+
+FORBIDDEN = {
+    "$ref",
+    "$defs",
+    "anyOf",
+    "oneOf",
+    "const",
+    "title",
+    "examples",
+    "propertyNames",
+    "patternProperties",
+    "nullable",
+}
+
+
+def _walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, each in schema.get("properties", {}).items():
+        yield from _walk(each, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from _walk(schema[key], f"{path}.{key}")
+
+
+def _at(path: str) -> dict[str, Any]:
+    return dict(_walk(root_schema()))[path]
+
+
+def test_the_schema_is_structural() -> None:
+    for path, schema in _walk(root_schema()):
+        assert not FORBIDDEN & schema.keys(), path
+        assert schema["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
+        assert not ("properties" in schema and "additionalProperties" in schema), path
+        for limit in ("exclusiveMinimum", "exclusiveMaximum"):
+            assert schema.get(limit, True) is True, path
+
+
+def test_everything_is_bounded_and_described() -> None:
+    for path, schema in _walk(root_schema()):
+        if not path.startswith((".spec", ".status")):
+            continue
+        if schema["type"] == "string":
+            assert "maxLength" in schema or "enum" in schema, path
+        if schema["type"] == "array":
+            assert "maxItems" in schema, path
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, path
+        if not path.endswith((".items", ".additionalProperties")):
+            assert schema.get("description"), path
+
+
+def test_no_default_is_null() -> None:
+    assert "null" not in json.dumps(custom_resource_definition())
+
+
+def test_defaults_limits_and_rules_are_there() -> None:
+    assert _at(".spec.training.lora.rank")["default"] == 16
+    assert _at(".spec.training.learningRate")["default"] == 2e-4
+    assert _at(".spec.training.epochs")["exclusiveMinimum"] is True
+    assert "default" not in _at(".spec.training.epochs")
+    assert _at(".spec.training.method")["enum"] == ["sft"]
+    assert _at(".spec")["required"] == ["model", "dataset", "training", "output"]
+    rules = [each["rule"] for each in _at(".spec")["x-kubernetes-validations"]]
+    assert "self.model == oldSelf.model" in rules
+    assert _at(".status.conditions")["x-kubernetes-list-map-keys"] == ["type"]
+
+
+def test_the_definition_is_small_and_names_its_columns() -> None:
+    definition = custom_resource_definition()
+    assert len(json.dumps(definition)) < 262_144 / 4
+    version = definition["spec"]["versions"][0]
+    shown = [each["name"] for each in version["additionalPrinterColumns"] if not each.get("priority")]
+    assert shown == ["Phase", "Progress", "Step", "Loss", "ETA", "Age"]
+    assert version["subresources"] == {"status": {}}
+    assert definition["spec"]["names"]["shortNames"] == ["ftj"]
+
+
+def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    # install.yaml follows the chart, whose own tests look at it.
+    monkeypatch.setattr(generate, "_install_manifest", lambda *, write: [])
+    assert generate.main(["--check"]) == 0
+
+
+def test_a_stale_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "CHART", tmp_path / "chart")
+    monkeypatch.setattr(generate, "_install_manifest", lambda *, write: [])
+    assert generate.main(["--check"]) == 1
+    assert "stale, run `make generate`: manifests/crd.yaml" in capsys.readouterr().out
+    assert generate.main([]) == 0
+    assert generate.main(["--check"]) == 0
+    kept = yaml.safe_load((tmp_path / "chart" / "crd.yaml").read_text())
+    assert kept["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    del kept["metadata"]
+    plain = yaml.safe_load((tmp_path / "manifests" / "crd.yaml").read_text())
+    assert kept.items() <= plain.items()
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    assert generate.main(["--chekc"]) == 2
+
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "least": {},
+    "steps": {"training": {"epochs": None, "maxSteps": 10}},
+    "revision of the hub": {"model": {"revision": "main"}},
+    "token for the hub": {"model": {"tokenSecretRef": {"name": "hub"}}},
+    "claim": {"model": {"uri": "pvc://models/llama"}},
+    "maps": {"compute": {"podLabels": {"example.com/team": "nlp"}, "nodeSelector": {"gpu": ""}}},
+    "not ASCII": {"dataset": {"sources": [{"uri": "s3://bucket/données/*.jsonl"}]}},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "epochs and steps": ({"training": {"maxSteps": 3}}, "exactly one of epochs and maxSteps"),
+    "neither": ({"training": {"epochs": None}}, "exactly one of epochs and maxSteps"),
+    "no epochs": ({"training": {"epochs": 0}}, "greater than 0"),
+    "no sources": ({"dataset": {"sources": []}}, "at least 1 items"),
+    "unknown method": ({"training": {"method": "magic"}}, "Unsupported value"),
+    "climbing output": ({"output": {"uri": "s3://bucket/a/../b"}}, "must not contain '..'"),
+    "wild output": ({"output": {"uri": "s3://bucket/a*"}}, "wildcards"),
+    "long in bytes": ({"output": {"uri": "s3://bucket/" + "ü" * 600}}, "longer than 1024 bytes"),
+    "revision of a bucket": ({"model": {"uri": "s3://bucket/m", "revision": "r"}}, "hf:// models only"),
+    "token for a bucket": (
+        {"model": {"uri": "s3://bucket/m", "tokenSecretRef": {"name": "t"}}}, "hf:// models only"),
+    "two targets": ({"training": {"lora": {"targetModules": ["all-linear", "q"]}}}, "either ['all-linear']"),
+    "label key": ({"compute": {"podLabels": {"a b": "c"}}}, "a key is malformed"),
+    "two GPUs": ({"compute": {"gpusPerNode": 2}}, "less than or equal to 1"),
+    "Secret elsewhere": ({"storage": {"credentialsSecretRef": {"name": "a/b"}}}, "should match"),
+    "endpoint with a path": ({"storage": {"endpoint": "http://host/path"}}, "should match"),
+}  # fmt: skip
+
+
+@pytest.mark.cluster
+async def test_the_api_server_takes_what_is_right(world: World) -> None:
+    for index, (name, spec) in enumerate(ACCEPTED.items()):
+        stored = await world.apply(f"ok-{index}", spec)
+        assert stored["spec"]["training"]["lora"]["targetModules"] == ["all-linear"], name
+        assert stored["spec"]["compute"]["scratch"] == {"size": "50Gi"}, name
+
+
+@pytest.mark.cluster
+async def test_the_api_server_refuses_what_is_wrong(world: World) -> None:
+    for name, (spec, message) in REFUSED.items():
+        with pytest.raises(AssertionError) as error:
+            await world.apply(spec=spec)
+        assert message in str(error.value), name
+    for name in ("a.b", "a" * 53):
+        with pytest.raises(AssertionError, match=r"metadata\.name"):
+            await world.apply(name)
+
+
+@pytest.mark.cluster
+async def test_the_api_server_keeps_a_spec_as_it_is(world: World, build: type[Build]) -> None:
+    await world.apply()
+    path = world.path("finetunejobs", "bot")
+    changes = ({"backoffLimit": 9}, {"storage": {"region": "eu"}}, {"training": {"lora": {"rank": 8}}})
+    for change in (*changes, {"compute": {"image": "x"}}, {"output": {"uri": "s3://bucket/other"}}):
+        with pytest.raises(AssertionError, match="is immutable"):
+            await world.call("PATCH", path, {"spec": change})
+    await world.call("PATCH", path, {"metadata": {"labels": {"team": "nlp"}}})

@@ -1,0 +1,69 @@
+"""What the operator writes: patches that are small, and Events that are told once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.events import merge_patch, transition
+from finetune_operator.status import Obstacle, OperatorReason, Seen, next_status
+
+META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "patch"),
+    [
+        ({}, {}, {}),
+        ({"a": 1}, {"a": 1}, {}),
+        ({"a": 1}, {"a": 2}, {"a": 2}),
+        ({"a": 1}, {}, {"a": None}),
+        ({}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}, {"a": {"c": None}}),
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, {}),
+        ({"a": [1, 2]}, {"a": [2]}, {"a": [2]}),
+        ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": None}}),
+        ({"a": 0}, {"a": 0.0}, {}),
+        ({}, {"a": {}}, {"a": {}}),
+    ],
+)
+def test_a_merge_patch_says_only_what_changed(old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]) -> None:
+    assert merge_patch(old, new) == patch
+
+
+def _status(reason: OperatorReason, final: bool = False, before: FineTuneJobStatus | None = None) -> FineTuneJobStatus:
+    seen = Seen(obstacle=Obstacle(reason, "words " * 400, final))
+    return next_status(META, before or FineTuneJobStatus(), seen, NOW)
+
+
+def test_a_new_reason_is_an_event() -> None:
+    event = transition(META, FineTuneJobStatus(), _status(OperatorReason.JOB_PENDING), NOW)
+    assert event
+    assert (event["type"], event["reason"], event["involvedObject"]["uid"]) == ("Normal", "JobPending", "uid-bot")
+    assert len(event["message"]) <= 1024
+    assert event["metadata"]["name"].startswith("bot.")
+
+
+def test_the_same_reason_is_none() -> None:
+    old = _status(OperatorReason.JOB_PENDING)
+    assert transition(META, old, old, NOW) is None
+    assert transition(META, old, old.model_copy(update={"attempts": 2}), NOW) is None
+
+
+def test_trouble_is_a_warning() -> None:
+    pending = _status(OperatorReason.JOB_PENDING)
+    for new in (_status(OperatorReason.JOB_REFUSED), _status(OperatorReason.INVALID_SPEC, True, pending)):
+        event = transition(META, pending, new, NOW)
+        assert event
+        assert event["type"] == "Warning"
+
+
+def test_told_twice_it_has_one_name() -> None:
+    new = _status(OperatorReason.JOB_REFUSED)
+    first, second = (transition(META, FineTuneJobStatus(), new, now) for now in (NOW, LATER))
+    assert first
+    assert second
+    assert first["metadata"]["name"] == second["metadata"]["name"]

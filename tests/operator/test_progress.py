@@ -1,0 +1,133 @@
+"""What a pod says of itself is a stranger's word: slow, huge, elsewhere or garbage, it is no progress and no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from finetune_operator import progress
+from finetune_trainer.contract import Progress
+
+if TYPE_CHECKING:
+    from conftest import Build, Trainer
+
+GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
+
+
+async def _fetch(trainer: Trainer, path: str = "/progress") -> Progress | None:
+    async with progress.session() as client:
+        return await progress.fetch(client, URL(f"http://127.0.0.1:{trainer.port}{path}"))
+
+
+async def test_progress_is_read(trainer: Trainer) -> None:
+    trainer.answer = {**GOOD, "inventedByANewerTrainer": 1}
+    found = await _fetch(trainer)
+    assert found
+    assert found.to_json() == GOOD
+
+
+GARBAGE = {
+    "not JSON": b"<html>", "a list": b"[]", "null": b"null", "nothing": b"", "deep": b"[" * 60_000,
+    "unknown stage": json.dumps({**GOOD, "stage": "Hacking"}).encode(),
+    "over 100": json.dumps({**GOOD, "percentage": 101}).encode(),
+    "not a number": json.dumps({**GOOD, "loss": float("nan")}).encode(),
+    "a huge number": json.dumps({**GOOD, "step": 10**400}).encode(),
+    "half a character": b'{"stage": "Training", "lastUpdateTime": "\xff"}',
+    "a long time": json.dumps({**GOOD, "lastUpdateTime": "t" * 65}).encode(),
+    "too big": json.dumps({**GOOD, "padding": "x" * progress.MAX_BYTES}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_garbage_is_no_progress(trainer: Trainer, body: bytes) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json")
+
+    trainer.handler = handle
+    assert await _fetch(trainer) is None
+
+
+async def test_a_redirect_is_not_followed(trainer: Trainer) -> None:
+    asked = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path == "/elsewhere":
+            return web.json_response(GOOD)
+        raise web.HTTPFound("/elsewhere")
+
+    trainer.handler = handle
+    assert await _fetch(trainer) is None
+    assert asked == ["/progress"]
+
+
+async def test_an_error_is_no_progress(trainer: Trainer) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        return web.json_response(GOOD, status=500)
+
+    trainer.handler = handle
+    assert await _fetch(trainer) is None
+
+
+async def test_endless_is_cut(trainer: Trainer) -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b" " * 65536)
+
+    trainer.handler = handle
+    assert await _fetch(trainer) is None
+
+
+@pytest.mark.parametrize("headers_first", [False, True])
+async def test_slow_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, headers_first: bool) -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if headers_first:
+            await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    monkeypatch.setattr(progress, "TIMEOUT", 0.3)
+    trainer.handler = handle
+    start = time.monotonic()
+    assert await _fetch(trainer) is None
+    assert time.monotonic() - start < 3
+
+
+async def test_nobody_there_is_no_progress(trainer: Trainer) -> None:
+    async with progress.session() as client:
+        assert await progress.fetch(client, URL("http://127.0.0.1:1/progress")) is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "url"),
+    [
+        ({"podIP": "10.0.0.7"}, "http://10.0.0.7:8080/progress"),
+        ({"podIP": "fd00::7"}, "http://[fd00::7]:8080/progress"),
+        ({}, None),
+    ],
+)
+def test_the_address_is_the_api_servers_word(build: type[Build], pod: dict[str, Any], url: str | None) -> None:
+    found = progress.address(build.pod(**pod))
+    assert (str(found) if found else None) == url
+
+
+def test_a_pod_on_its_nodes_network_is_not_asked(build: type[Build]) -> None:
+    pod = build.pod(podIP="10.0.0.7")
+    pod["spec"]["hostNetwork"] = True
+    assert progress.address(pod) is None
+
+
+def test_only_numbers_count_as_a_difference() -> None:
+    old = Progress.model_validate(GOOD)
+    assert progress.differs(old, None)
+    assert not progress.differs(old.model_copy(update={"last_update_time": "later"}), old)
+    assert progress.differs(old.model_copy(update={"step": 5}), old)

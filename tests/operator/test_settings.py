@@ -1,0 +1,28 @@
+"""Settings come from the environment as the chart writes it."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_operator.settings import Settings
+
+
+def test_the_charts_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "TRAINER_IMAGE": "registry/trainer:2", "WATCH_NAMESPACES": '["a","b"]', "PROGRESS_INTERVAL": "5",
+        "RESYNC_INTERVAL": "600", "WORKERS": "4", "LOG_LEVEL": "debug", "TRAINER_IMAGE_PULL_POLICY": "Never",
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)
+    settings = Settings()
+    assert settings.trainer_image == "registry/trainer:2"
+    assert settings.watch_namespaces == ["a", "b"]
+    assert (settings.progress_interval, settings.resync_interval, settings.workers) == (5, 600, 4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORKERS", "0"), ("RESYNC_INTERVAL", "-1"), ("LOG_LEVEL", "loud")])
+def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)
+    with pytest.raises(ValidationError):
+        Settings()

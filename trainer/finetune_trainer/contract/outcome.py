@@ -1,0 +1,141 @@
+"""What a run says: `Progress` while it goes on, `Outcome` at its end."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from finetune_trainer.contract.base import Count, Model
+
+
+class ExitCode(IntEnum):
+    """What the Job's `podFailurePolicy` tells apart."""
+
+    OK = 0  # a result is published
+    INTERNAL = 1  # a bug or a passing fault: counted, retried
+    PERMANENT = 42  # another attempt would end the same way: the Job fails at once
+    TRANSIENT = 75  # the world may heal: counted, retried
+    PREEMPTED = 143  # told to stop: not counted, started again
+
+
+class Reason(StrEnum):
+    """Why a run ended. The same words stand in conditions, events and logs."""
+
+    COMPLETED = "Completed"  # the result is published
+    ALREADY_COMPLETE = "AlreadyComplete"  # the same run's result was there; nothing was trained
+    CONFIG_INVALID = "ConfigInvalid"  # the config breaks a rule
+    DATA_NOT_FOUND = "DataNotFound"  # bucket, key or prefix does not exist or holds nothing
+    DATA_INVALID = "DataInvalid"  # a row cannot be read
+    DATASET_EMPTY = "DatasetEmpty"  # no row is left to train on
+    MODEL_NOT_FOUND = "ModelNotFound"  # no model at that place
+    MODEL_INVALID = "ModelInvalid"  # files are there but are not a model that may be loaded
+    AUTH_FAILED = "AuthFailed"  # credentials are missing, wrong or expired
+    ACCESS_DENIED = "AccessDenied"  # credentials are good but may not do this
+    STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not answer
+    STORAGE_CORRUPT = "StorageCorrupt"  # bytes differ from what the store announced
+    OUTPUT_EXISTS = "OutputExists"  # another run's result lies at the output
+    INPUTS_CHANGED = "InputsChanged"  # this run's result lies there, made from other inputs
+    OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
+    DISK_FULL = "DiskFull"  # scratch is too small
+    NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
+    PREEMPTED = "Preempted"  # told to stop
+    INTERNAL_ERROR = "InternalError"  # a bug
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The process' exit status for this reason."""
+        return _EXIT_CODES.get(self, ExitCode.PERMANENT)
+
+
+_EXIT_CODES = {
+    Reason.COMPLETED: ExitCode.OK,
+    Reason.ALREADY_COMPLETE: ExitCode.OK,
+    Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
+    Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
+    Reason.PREEMPTED: ExitCode.PREEMPTED,
+    Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
+}
+
+
+class Stage(StrEnum):
+    """What the trainer is doing."""
+
+    DOWNLOADING = "Downloading"
+    PREPARING = "Preparing"
+    LOADING = "Loading"
+    TRAINING = "Training"
+    EXPORTING = "Exporting"
+    UPLOADING = "Uploading"
+    DONE = "Done"
+
+
+class Progress(Model):
+    """How far a run is, as the trainer last said."""
+
+    stage: Stage
+    """What the trainer is doing."""
+    percentage: int = Field(default=0, ge=0, le=100)
+    """Optimizer steps done, of all; 100 only when the result is published."""
+    step: Count | None = None
+    """Optimizer steps done."""
+    total_steps: Count | None = None
+    """Optimizer steps in all."""
+    epoch: float | None = Field(default=None, ge=0)
+    """Passes over the data done."""
+    loss: float | None = None
+    """Mean loss per learnt token of the last step that was logged."""
+    tokens_per_second: float | None = Field(default=None, ge=0)
+    """Tokens trained per second, padding not counted."""
+    estimated_remaining_seconds: Count | None = None
+    """Seconds of training left at the pace of this attempt."""
+    last_update_time: Annotated[str, StringConstraints(max_length=64)]
+    """When the trainer said so (RFC 3339)."""
+
+
+class DatasetReport(Model):
+    """What became of the rows: rows = kept + the sum of rejected."""
+
+    rows: Count
+    """Rows read."""
+    kept: Count
+    """Rows trained on."""
+    rejected: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
+    """Rows left out, by reason."""
+    tokens: Count
+    """Tokens of the kept rows."""
+    supervised_tokens: Count
+    """Tokens of the kept rows that are learnt."""
+    digest: Annotated[str, StringConstraints(max_length=80)]
+    """`sha256:…` over every input object's URI and content digest."""
+
+
+class Result(Model):
+    """What was published."""
+
+    adapter_uri: Annotated[str, StringConstraints(max_length=1024)] = Field(alias="adapterURI")
+    """The prefix that holds the adapter."""
+    digest: Annotated[str, StringConstraints(max_length=80)]
+    """`sha256:…` of `manifest.json`, which lists every file's own digest."""
+    model_revision: Annotated[str, StringConstraints(max_length=255)]
+    """The hub commit, or a digest of the base model's files."""
+    metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=32)
+    """Numbers of the whole run: `trainLoss`, `trainSeconds`, `tokens`, …"""
+
+
+class Outcome(Model):
+    """How a run ended: the last word of the trainer, at most `OUTCOME_MAX_BYTES` as JSON."""
+
+    reason: Reason
+    """One word."""
+    message: Annotated[str, StringConstraints(max_length=2048)]
+    """What, where and what to do."""
+    backend: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """The backend that trained."""
+    dataset: DatasetReport | None = None
+    """What became of the rows."""
+    result: Result | None = None
+    """What was published."""
+    progress: Progress | None = None
+    """How far it came."""
