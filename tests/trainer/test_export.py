@@ -1,0 +1,145 @@
+"""What lies in the folder that is published."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
+
+from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.export import export
+from finetune_trainer.model import Loaded, load_model, load_tokenizer
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+def learnt(settings: TrainerConfig, model_dir: Path) -> Loaded:
+    """As after training: B matrices that are not zero."""
+    import torch
+
+    model = load_model(settings, model_dir, "transformers")
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return Loaded(model, load_tokenizer(model_dir), "transformers")
+
+
+def test_folder_is_flat_complete_and_names_no_path_of_this_machine(model_dir: Path, tmp_path: Path) -> None:
+    export(config(), learnt(config(), model_dir), tmp_path / "adapter", "sha256:abc")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == FILES
+    for path in (tmp_path / "adapter").iterdir():
+        assert str(model_dir).encode() not in path.read_bytes(), path.name
+        assert b"local_files" not in path.read_bytes(), path.name
+    assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == CHATML
+
+
+@pytest.mark.parametrize(
+    ("uri", "name", "revision"),
+    [
+        ("s3://models/tiny", "s3://models/tiny", None),
+        ("pvc://claim/tiny", "pvc://claim/tiny", None),
+        ("hf://org/tiny", "org/tiny", COMMIT),
+    ],
+)
+def test_base_is_named_as_servers_look_for_it(
+    model_dir: Path, tmp_path: Path, uri: str, name: str, revision: str | None
+) -> None:
+    settings = config({"lora": {"rank": 4, "alpha": 8, "targetModules": ["v_proj", "q_proj"]}})
+    settings = settings.model_copy(update={"model": ModelSource(uri=uri)})
+    export(settings, learnt(settings, model_dir), tmp_path, COMMIT)
+    adapter = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (name, revision)
+    assert (adapter["r"], adapter["lora_alpha"], adapter["target_modules"]) == (4, 8, ["q_proj", "v_proj"])
+    assert (adapter["peft_type"], adapter["task_type"], adapter["inference_mode"]) == ("LORA", "CAUSAL_LM", True)
+    card = (tmp_path / "README.md").read_text()
+    assert f'base_model: "{name}"' in card
+    assert all(text in card for text in (f"`{uri}`, `{COMMIT}`", "rank 4, alpha 8", "q_proj", "4 steps", "seed 42"))
+
+
+def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = learnt(config(), model_dir)
+    export(config(), loaded, tmp_path, "sha256:abc")
+    tokens = torch.arange(20).reshape(2, 10)
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    with torch.no_grad():
+        plain = base(input_ids=tokens).logits
+        again = PeftModel.from_pretrained(base, tmp_path)(input_ids=tokens).logits
+        memory = loaded.model(input_ids=tokens).logits
+    assert torch.equal(again, memory)
+    assert not torch.allclose(again, plain)
+
+
+def test_the_model_in_memory_is_left_as_it_was(model_dir: Path, tmp_path: Path) -> None:
+    loaded = learnt(config(), model_dir)
+    before = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
+    export(config(), loaded, tmp_path, "sha256:abc")
+    after = dict(loaded.model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+    assert list(loaded.model.peft_config) == ["default"]
+
+
+def test_the_same_run_writes_the_same_bytes(model_dir: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export(config(), learnt(config(), model_dir), tmp_path / name, "sha256:abc")
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(0.0, Reason.INTERNAL_ERROR), (math.nan, Reason.NON_FINITE_LOSS)],
+    ids=["learnt nothing", "not a number"],
+)
+def test_a_worthless_adapter_is_not_written(model_dir: Path, tmp_path: Path, value: float, reason: Reason) -> None:
+    loaded = learnt(config(), model_dir)
+    for name, weight in loaded.model.named_parameters():
+        if ".lora_B." in name:
+            weight.data.fill_(value)
+    with pytest.raises(TrainerError) as caught:
+        export(config(), loaded, tmp_path / "adapter", "sha256:abc")
+    assert caught.value.reason is reason
+    assert not list((tmp_path / "adapter").iterdir())
+
+
+def test_a_file_that_differs_from_memory_is_noticed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    loaded = learnt(config(), model_dir)
+    save = loaded.model.save_pretrained
+
+    def save_damaged(folder: str, **options: Any) -> None:
+        save(folder, **options)
+        path = Path(folder) / "adapter_model.safetensors"
+        save_file({name: weight * 1.5 for name, weight in load_file(path).items()}, path, {"format": "pt"})
+
+    monkeypatch.setattr(loaded.model, "save_pretrained", save_damaged)
+    with pytest.raises(TrainerError, match="the adapter loaded from disk answers differently") as caught:
+        export(config(), loaded, tmp_path, "sha256:abc")
+    assert caught.value.reason is Reason.INTERNAL_ERROR

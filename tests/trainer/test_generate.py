@@ -1,0 +1,60 @@
+"""Asking base and adapter: what was trained is what is answered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
+
+from finetune_trainer import data, model, train
+from finetune_trainer.export import export
+from finetune_trainer.generate import generate
+from finetune_trainer.progress import ProgressReporter
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build(tmp_path_factory.mktemp("model"))
+    # As many instruct models ask for: sampling, which must not make answers differ.
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["with chat template", "plain text"])
+def tuned(
+    request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Base and adapter that knows `ANSWERS` by heart."""
+    folder = tmp_path_factory.mktemp("run")
+    base = shutil.copytree(model_dir, folder / "base")
+    rows: list[object] = [chat(*pair) for pair in ANSWERS.items()]
+    if request.param == "plain text":
+        (base / "chat_template.jinja").unlink()
+        rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS.items()]
+    settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
+    words = model.load_tokenizer(base)
+    sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
+    prepared = data.prepare(settings, sources, words, "sha256:0", folder)
+    loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
+    train.train(settings, loaded, prepared.dataset, ProgressReporter(), folder)
+    export(settings, loaded, folder / "adapter", "sha256:abc")
+    return base, folder / "adapter"
+
+
+def test_adapter_answers_what_it_learnt_and_stops(tuned: tuple[Path, Path]) -> None:
+    base, adapter = tuned
+    assert generate(base, adapter, list(ANSWERS), 40) == list(ANSWERS.values())
+
+
+def test_base_does_not_know_and_answers_the_same_each_time(tuned: tuple[Path, Path]) -> None:
+    base, _ = tuned
+    first, again = generate(base, None, list(ANSWERS), 8), generate(base, None, list(ANSWERS), 8)
+    assert first == again
+    assert first != list(ANSWERS.values())

@@ -1,0 +1,186 @@
+"""What is learnt, read back as text, for templates as models have them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.labels import IGNORED, Example, Labeller, encode_prompt, stop_ids
+from finetune_trainer.rows import Chat, Pair, RowError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MARKED_TEXT_ONLY = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}",
+)
+MARKED_WITH_NEWLINE = MARKED_CHATML.replace("<|im_end|>{% endgeneration %}", "<|im_end|>\n{% endgeneration %}")
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
+)
+# Only the last answer shows its empty thoughts, and earlier ones lose theirs, as with Qwen3.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN_WORDS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+UPPER = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
+DROPS_OLD = CHATML.replace("for m in messages", "for m in messages[-2:]")
+
+LEARNT = {
+    "ChatML": (CHATML, chat("Hi", "Hello!"), ["Hello!<|im_end|>"]),
+    "with markers": (MARKED_CHATML, chat("Hi", "Hello!"), ["Hello!<|im_end|>"]),
+    "markers around the text only": (
+        MARKED_TEXT_ONLY,
+        chat("Hi", "Yes ", "q", "No"),
+        ["Yes <|im_end|>", "No<|im_end|>"],
+    ),
+    "markers that take in the line break": (
+        MARKED_WITH_NEWLINE,
+        chat("a", "b", "c", "d"),
+        ["b<|im_end|>", "d<|im_end|>"],
+    ),
+    "Llama 3": (LLAMA3, chat("Hi", " Hello! \n", "Bye", "Ciao"), ["Hello!<|eot_id|>", "Ciao<|eot_id|>"]),
+    "three answers": (CHATML, chat("a", "1", "b", "2", "c", "3"), ["1<|im_end|>", "2<|im_end|>", "3<|im_end|>"]),
+    "the same text everywhere": (CHATML, chat("ok", "ok", "ok", "ok", system="ok"), ["ok<|im_end|>"] * 2),
+    "spaces are the answer's own": (CHATML, chat("a", "  b\n"), ["  b\n<|im_end|>"]),
+    "many bytes per character": (CHATML, chat("Zażółć", "gęślą 😀 jaźń 👩‍🚀"), ["gęślą 😀 jaźń 👩‍🚀<|im_end|>"]),
+    "markup in the text": (CHATML, chat("{{ 1 }}", "{% x %} \\n <b>"), ["{% x %} \\n <b><|im_end|>"]),
+    "the user has the last word": (CHATML, chat("a", "b", "c"), ["b<|im_end|>"]),
+    "system turn": (CHATML, chat("a", "b", system="Be brief."), ["b<|im_end|>"]),
+    "roles must alternate": (ALTERNATING, chat("a", "b c", "d", "e"), [" b c<|eot_id|>", " e<|eot_id|>"]),
+    "thoughts": (
+        THINKING,
+        chat("a", "<think>hm</think>\nb", "c", "d"),
+        ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"],
+    ),
+    "nothing special ends a turn": (PLAIN_WORDS, chat("a", "b"), ["b\n<|im_end|>"]),
+}
+
+REFUSED = {
+    "no system role": (NO_SYSTEM, "chat template refuses it: No system role here"),
+    "drops old turns": (DROPS_OLD, r"does not keep messages\[2\] apart"),
+    "rewrites answers": (UPPER, r"does not keep messages\[2\] apart"),
+    "broken": (CHATML.replace("m.content", "m.text.more"), "chat template refuses it: .*has no attribute"),
+}
+
+
+def label(
+    row: dict[str, Any] | Pair,
+    template: str | None,
+    bos: str | None = None,
+    loss: Literal["completion", "all"] = "completion",
+) -> Example:
+    labeller = Labeller(tokenizer(template, bos), loss)
+    rendered = labeller.render(row if isinstance(row, Pair) else Chat(row["messages"]))
+    return labeller.encode([rendered])[0]
+
+
+def learnt(example: Example) -> list[str]:
+    """The text of each run of learnt tokens."""
+    words, before = tokenizer(), IGNORED
+    runs: list[list[int]] = []
+    for value in example.labels:
+        if value != IGNORED:
+            runs = runs if before != IGNORED else [*runs, []]
+            runs[-1].append(value)
+        before = value
+    return [words.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(("template", "row", "expected"), LEARNT.values(), ids=LEARNT)
+def test_answers_and_what_ends_them_are_learnt_and_nothing_else(
+    template: str, row: dict[str, Any], expected: list[str]
+) -> None:
+    example = label(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
+    assert learnt(example) == expected
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    assert all(value in (token, IGNORED) for token, value in pairs)
+
+
+@pytest.mark.parametrize(("template", "why"), REFUSED.values(), ids=REFUSED)
+def test_rows_that_the_template_does_not_take_are_refused(template: str, why: str) -> None:
+    with pytest.raises(RowError, match=why):
+        label(chat("a", "b", "c", "d", system="s"), template)
+
+
+def test_messages_need_a_chat_template() -> None:
+    with pytest.raises(TrainerError, match="the tokenizer has no chat template") as caught:
+        label(chat("a", "b"), None)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+@pytest.mark.parametrize("bos", [None, "<|begin_of_text|>"])
+@pytest.mark.parametrize("prompt", ["2+2=", "", "<|begin_of_text|>2+2="])
+def test_plain_pair_has_one_bos_and_one_eos(bos: str | None, prompt: str) -> None:
+    example = label(Pair(prompt, "4"), None, bos)
+    start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
+    assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
+    # The first token of all is never learnt: nothing comes before it.
+    assert learnt(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
+
+
+def test_plain_pair_that_brings_its_eos_gets_no_second() -> None:
+    assert learnt(label(Pair("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
+
+
+def test_a_word_whose_space_is_the_prompts_is_learnt_whole() -> None:
+    assert learnt(label(Pair("Tap ", "the top"), None)) == [" the top<|im_end|>"]  # " the" is one token
+
+
+def test_a_token_that_begins_with_the_prompts_letters_is_not_learnt() -> None:
+    assert learnt(label(Pair("Tap t", "he top"), None)) == [" top<|im_end|>"]
+
+
+def test_pair_is_asked_and_answered_as_a_chat_if_there_is_a_template() -> None:
+    example = label(Pair("2+2?", "4"), CHATML)
+    words = tokenizer(CHATML)
+    assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+    assert learnt(example) == ["4<|im_end|>"]
+    prompt = encode_prompt(words, "2+2?")
+    assert example.input_ids[: len(prompt)] == prompt  # asked later as it was trained
+    assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORED, example.input_ids[len(prompt)]]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED_CHATML, None])
+def test_all_learns_every_token_but_the_first(template: str | None) -> None:
+    example = label(Pair("a b c", "d"), template, bos="<|begin_of_text|>", loss="all")
+    assert example.labels == [IGNORED, *example.input_ids[1:]]
+    assert example.supervised == len(example.input_ids) - 1
+
+
+def test_template_with_bos_does_not_get_another() -> None:
+    words = tokenizer(LLAMA3, "<|begin_of_text|>")
+    ids = label(chat("a", "b"), LLAMA3, "<|begin_of_text|>").input_ids
+    assert ids.count(words.bos_token_id) == 1
+    assert encode_prompt(words, "a").count(words.bos_token_id) == 1
+
+
+def test_a_batch_is_labelled_as_its_rows_alone() -> None:
+    labeller = Labeller(tokenizer(CHATML))
+    rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
+    assert labeller.encode(rendered) == [labeller.encode([row])[0] for row in rendered]
+
+
+def test_answers_stop_at_what_was_taught_and_at_eos() -> None:
+    words = tokenizer(LLAMA3, "<|begin_of_text|>")
+    assert words.convert_ids_to_tokens(stop_ids(words)) == ["<|im_end|>", "<|eot_id|>"]
+    assert stop_ids(tokenizer(None)) == [tokenizer().eos_token_id]

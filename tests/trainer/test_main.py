@@ -1,0 +1,332 @@
+"""The command line as a process: what it prints, writes and exits with, whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_trainer import __main__ as command
+from finetune_trainer import outcome, server
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    OUTCOME_MAX_BYTES,
+    OUTCOME_PATH_ENV,
+    SCRATCH_ENV,
+    DatasetReport,
+    Outcome,
+    Reason,
+    Result,
+    Stage,
+    TrainerConfig,
+)
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import FaultyProxy, S3Server
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "model": {"uri": "s3://models/main/"},
+    "dataset": {"sources": [{"uri": "s3://data/main.jsonl"}]},
+    "training": {"maxSteps": 2, "backend": "transformers"},
+    "output": {"uri": "s3://results/main"},
+}
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the environment of a trainer pod, for the processes that a test starts."""
+
+    def enter(config: dict[str, Any], endpoint: str) -> None:
+        (tmp_path / "scratch").mkdir(exist_ok=True)
+        content = config | {"storage": {"endpoint": endpoint}}
+        if config["training"]:  # with every default, as a stored FineTuneJob has them
+            content = TrainerConfig.model_validate(content).to_json()
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
+        monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
+        monkeypatch.setenv(SCRATCH_ENV, str(tmp_path / "scratch"))
+        monkeypatch.setenv(server.PORT_ENV, "0")
+
+    return enter
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "finetune_trainer", *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    with start(*arguments) as process:
+        out, err = process.communicate()
+    assert "canary" not in out + err
+    return process.returncode, out, err
+
+
+def written(tmp_path: Path) -> Outcome:
+    return Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["generate", "--help"]])
+def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
+    line = [sys.executable, "-X", "importtime", "-m", "finetune_trainer", *arguments]
+    before = os.times().children_user
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert os.times().children_user - before < 1
+    assert "usage: finetune-trainer" in done.stdout
+    loaded = {each.rpartition("|")[2].strip() for each in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "boto3",
+        "botocore",
+        "obstore",
+        "huggingface_hub",
+        "ruamel.yaml",
+        "cel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "message"),
+    [
+        (["run", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
+        (["generate", "--prompt", "x"], Reason.CONFIG_INVALID, "name a manifest, or a model with --model"),
+        (["generate", "--prompt", "x", "--model", "/no/such"], Reason.MODEL_NOT_FOUND, "/no/such is no folder"),
+        (["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"], Reason.DATA_NOT_FOUND, "/no is no folder"),
+    ],
+)
+def test_errors_by_hand_are_one_line_without_traceback(arguments: list[str], reason: Reason, message: str) -> None:
+    status, out, err = run(*arguments)
+    assert status == reason.exit_code == 42
+    last = (out if arguments[0] == "run" else err).splitlines()[-1]
+    assert last.startswith(f"{reason}: ")
+    assert message in last
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("change", "endpoint", "reason", "status"),
+    [
+        ({"training": {}}, "http://127.0.0.1:9", Reason.CONFIG_INVALID, 42),
+        ({}, "http://127.0.0.1:9", Reason.STORAGE_UNREACHABLE, 75),
+    ],
+)
+def test_a_failure_in_a_pod(
+    pod: Callable[..., None],
+    credentials: Callable[..., Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+    endpoint: str,
+    reason: Reason,
+    status: int,
+) -> None:
+    credentials("id", "secret-canary")
+    pod(CONFIG | change, endpoint)
+    found, out, err = run("run")
+    assert (found, written(tmp_path).reason) == (status, reason)
+    *_, sentence, last = out.splitlines()
+    assert sentence.startswith(f"{reason}: ")
+    assert Outcome.model_validate_json(last) == written(tmp_path)
+    assert written(tmp_path).progress
+    assert "Traceback" not in out + err
+
+
+def test_a_bug_shows_its_traceback_in_the_log_alone(
+    pod: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod(CONFIG, "http://127.0.0.1:9")
+    monkeypatch.setenv(server.PORT_ENV, "no number")
+    status, out, err = run("run")
+    assert (status, written(tmp_path).reason) == (1, Reason.INTERNAL_ERROR)
+    assert written(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"
+    assert "Traceback" in err
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainerError(Reason.DATASET_EMPTY, "none"), Reason.DATASET_EMPTY),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), Reason.DISK_FULL),
+        (OSError(errno.EACCES, "no"), Reason.INTERNAL_ERROR),
+        (command.Stopped("SIGTERM"), Reason.PREEMPTED),
+        (KeyError("x"), Reason.INTERNAL_ERROR),
+    ],
+)
+def test_every_exception_has_a_reason(error: BaseException, reason: Reason) -> None:
+    def work() -> Outcome:
+        raise error
+
+    assert command._attempt(work).reason is reason
+
+
+class TestOutcome:
+    """It fits into a termination message."""
+
+    @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
+    def test_long_messages(self, character: str) -> None:
+        made = outcome.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
+        text = outcome.to_json(made)
+        assert len(text.encode()) <= OUTCOME_MAX_BYTES
+        read = Outcome.model_validate_json(text)
+        assert read.message.startswith("what went wrong: ")
+        assert read.message.endswith("…")
+
+    def test_everything_at_its_longest(self) -> None:
+        report = DatasetReport(
+            rows=1,
+            kept=1,
+            rejected={"r" * 60 + str(n): 10**9 for n in range(16)},
+            tokens=1,
+            supervised_tokens=1,
+            digest="d" * 80,
+        )
+        metrics = {"m" * 60 + str(n): 0.123456789 for n in range(32)}
+        result = Result(adapter_uri="s" * 1024, digest="d" * 80, model_revision="r" * 255, metrics=metrics)
+        made = outcome.make(Reason.COMPLETED, "漢" * 5000).model_copy(update={"dataset": report, "result": result})
+        text = outcome.Known(ProgressReporter()).complete(made)
+        read = Outcome.model_validate_json(outcome.to_json(text))
+        assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
+        assert read.result
+        assert (read.result.adapter_uri, read.dataset) == (result.adapter_uri, report)
+
+
+class TestServer:
+    """What the operator asks."""
+
+    @pytest.fixture
+    def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:
+        monkeypatch.setenv(server.PORT_ENV, "0")
+        return ProgressReporter()
+
+    def test_progress(self, progress: ProgressReporter) -> None:
+        port = server.start(progress)
+        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
+            content = json.load(answer)
+        assert {key: content[key] for key in ("stage", "step", "totalSteps", "percentage")} == {
+            "stage": "Training",
+            "step": 3,
+            "totalSteps": 10,
+            "percentage": 30,
+        }
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/other")
+        with error.value:
+            assert error.value.code == 404
+
+    def test_a_taken_port_does_not_end_the_run(
+        self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.create_server(("", 0)) as taken:
+            monkeypatch.setenv(server.PORT_ENV, str(taken.getsockname()[1]))
+            assert server.start(progress) is None
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[str, socket.socket]]:
+    """An endpoint that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_while_the_store_is_silent(
+    pod: Callable[..., None],
+    credentials: Callable[..., Path],
+    tmp_path: Path,
+    silent: tuple[str, socket.socket],
+    number: signal.Signals,
+) -> None:
+    endpoint, listener = silent
+    credentials("id", "secret-canary")
+    pod(CONFIG, endpoint)
+    with start("run") as process:
+        connection, _ = listener.accept()
+        check_stopped(process, number, tmp_path)
+        connection.close()
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+@pytest.mark.s3
+def test_stopped_while_threads_download(
+    s3: S3Server, proxy: FaultyProxy, pod: Callable[..., None], tmp_path: Path, delay: float
+) -> None:
+    s3.put("s3://data/main.jsonl", b"{}")
+    s3.put("s3://models/main/config.json", b"{}")
+    proxy.stalls = "main.jsonl"
+    pod(CONFIG | {"output": {"uri": f"s3://results/{tmp_path.name}"}}, s3.endpoint)
+    # A glob, so that finding the object needs no HEAD of it.
+    pod(CONFIG | {"dataset": {"sources": [{"uri": "s3://data/main.jsonl*"}]}}, s3.endpoint)
+    with start("run") as process:
+        assert proxy.stalled.wait(30)
+        time.sleep(delay)  # meanwhile torch is being imported
+        check_stopped(process, signal.SIGTERM, tmp_path)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def check_stopped(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
+    process.send_signal(number)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 143, err
+    assert time.monotonic() - begun < 10
+    assert written(tmp_path).reason is Reason.PREEMPTED
+    assert number.name in written(tmp_path).message
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.s3
+@pytest.mark.training
+@pytest.mark.timeout(300)
+def test_a_whole_run_then_the_same_again_then_questions(s3: S3Server, pod: Callable[..., None], tmp_path: Path) -> None:
+    # In a process of its own: libraries warn when they are first compiled, and here a warning is an error.
+    build = "import sys, pathlib; from tests.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, tmp_path / "model"], cwd=ROOT, check=True, capture_output=True)
+    for path in (tmp_path / "model").iterdir():
+        s3.put(f"s3://models/main/{path.name}", path.read_bytes())
+    row = json.dumps({"prompt": "How do I turn the lamp on?", "completion": "Tap the top once."})
+    s3.put("s3://data/main.jsonl", (row + "\n").encode() * 8)
+    output = f"s3://results/{tmp_path.name}"
+    pod(CONFIG | {"output": {"uri": output}}, s3.endpoint)
+
+    status, out, err = run("run")
+    assert status == 0, out + err
+    first = written(tmp_path)
+    assert first.reason is Reason.COMPLETED
+    assert first.result
+    assert first.dataset
+    assert first.progress
+    assert (first.dataset.kept, first.progress.percentage, first.progress.stage) == (8, 100, Stage.DONE)
+    assert first.backend == "transformers"
+    assert f"{tmp_path.name}/adapter_model.safetensors" in s3.keys(output)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    status, out, err = run("run")
+    again = written(tmp_path)
+    assert (status, again.reason, again.result) == (0, Reason.ALREADY_COMPLETE, first.result), out + err
+
+    arguments = ["--model", "s3://models/main", "--adapter", output, "--endpoint", s3.endpoint, "--max-new-tokens", "4"]
+    status, out, err = run("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
+    assert status == 0, out + err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [each["prompt"] for each in answers] == ["Hello", "Lamp?"]
+    assert all(each.keys() == {"prompt", "base", "adapter"} for each in answers)

@@ -1,0 +1,158 @@
+"""Manifests, as people write them: what is read, and what each mistake is told as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+from pydantic import ConfigDict
+
+from finetune_trainer import manifest
+from finetune_trainer.contract import CONFIG_ENV, Model, Reason, TrainerConfig, rules
+from finetune_trainer.errors import TrainerError
+
+HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
+SPEC = """\
+model: {uri: s3://models/tiny}
+dataset:
+  sources:
+    - uri: s3://data/a.jsonl
+training:
+  epochs: 1
+output: {uri: "s3://results/{namespace}/{name}"}
+"""
+
+
+def load(tmp_path: Path, text: str) -> TrainerConfig:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return manifest.load(path)
+
+
+def spec(old: str = "", new: str = "") -> str:
+    assert old in SPEC
+    return HEAD + indent(SPEC.replace(old, new) if old else SPEC, "  ")
+
+
+def test_a_manifest_becomes_a_config(tmp_path: Path) -> None:
+    config = load(tmp_path, spec("epochs: 1", "epochs: 1\n  learningRate: 2e-4"))
+    assert config.output.uri == "s3://results/team/bot"
+    assert config.training.learning_rate == 2e-4
+    assert config.training.epochs == 1
+
+
+def test_cluster_only_fields_are_set_aside(tmp_path: Path) -> None:
+    extra = "  compute: {gpusPerNode: 1}\n  backoffLimit: 2\n  storage: {credentialsSecretRef: {name: keys}}\n"
+    assert load(tmp_path, spec() + extra) == load(tmp_path, spec())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (spec("epochs: 1", "seed: 1"), "spec.training: exactly one of epochs and maxSteps must be set (line 9)"),
+        (
+            spec("epochs: 1", "epochs: 1\n  maxSteps: 2"),
+            "spec.training: exactly one of epochs and maxSteps must be set",
+        ),
+        (
+            spec("{uri: s3://models/tiny}", "{uri: s3://models/tiny, revision: main}"),
+            "spec.model: revision applies to hf:// models only (line 5)",
+        ),
+        (spec("s3://data/a.jsonl", "s3://data/../a"), "spec.dataset.sources[0]: uri must not contain '..' (line 8)"),
+        (
+            spec("epochs: 1", "epochs: 1\n  lora: {targetModules: [all-linear, q_proj]}"),
+            "spec.training.lora: targetModules is either ['all-linear'] or a list of module names",
+        ),
+        (spec("s3://data/a.jsonl", "/data/a.jsonl"), "spec.dataset.sources[0].uri: String should match"),
+        (spec("s3://data/a.jsonl", "/data/a.jsonl"), "(it is '/data/a.jsonl') (line 8)"),
+        (spec("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),
+        (spec("epochs: 1", "epochs: -1"), "spec.training.epochs: Input should be greater than 0 (it is -1) (line 10)"),
+        (spec('output: {uri: "s3://results/{namespace}/{name}"}', ""), "spec.output: this field is required (line 4)"),
+        (spec() + "---\n" + spec(), "holds 2 YAML documents; one FineTuneJob is wanted"),
+        ("", "holds 0 YAML documents"),
+        ("- a\n- b\n", "is no FineTuneJob: it holds no mapping"),
+        (spec().replace("FineTuneJob", "Job"), "is no FineTuneJob of finetune.dev/…: kind Job"),
+        (
+            spec().replace("finetune.dev", "batch"),
+            "is no FineTuneJob of finetune.dev/…: kind FineTuneJob, apiVersion batch",
+        ),
+        (HEAD, "spec: a mapping is required"),
+        (HEAD + "  - 1\n", "spec: a mapping is required"),
+        (spec().replace("metadata: {name: bot, namespace: team}\n", ""), "metadata: a mapping is required"),
+        (HEAD + "  a: [1\n", "is no YAML: "),
+        (spec("epochs: 1", "epochs: 1\n  epochs: 2"), "found duplicate key"),
+        (spec("epochs: 1", "epochs: !!python/object/apply:os.system ['true']"), "spec.training.epochs: "),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(TrainerError) as error:
+        load(tmp_path, text)
+    assert error.value.reason is Reason.CONFIG_INVALID
+    assert message in error.value.message
+    assert "job.yaml" in error.value.message
+
+
+def test_several_mistakes_are_told_at_once_one_per_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError) as error:
+        load(tmp_path, spec("epochs: 1", "epochz: 1\n  batchSize: 0\n  seed: x"))
+    _, *lines = error.value.message.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "spec.training.batchSize",
+        "spec.training.seed",
+        "spec.training.epochz",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    if content:
+        (tmp_path / "job.yaml").write_bytes(content)
+    with pytest.raises(TrainerError) as error:
+        manifest.load(tmp_path / "job.yaml")
+    assert error.value.reason is Reason.CONFIG_INVALID
+
+
+def test_rules_about_a_change_are_the_api_servers_alone() -> None:
+    class Part(Model):
+        model_config = ConfigDict(json_schema_extra=rules(("self.size < 3", "size must be small")))
+        size: int
+
+    class Whole(Model):
+        model_config = ConfigDict(json_schema_extra=rules(("self == oldSelf", "never changes"), ("false", "never")))
+        parts: list[Part]
+
+    whole = Whole(parts=[Part(size=1), Part(size=5)])
+    assert list(manifest.broken_rules(whole)) == [((), "never"), (("parts", 1), "size must be small")]
+
+
+class TestEnvironment:
+    """The config as the operator passes it."""
+
+    def test_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = load(tmp_path, spec())
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(config.to_json()))
+        assert manifest.from_environment() == config
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "FINETUNE_CONFIG is not set"),
+            ("{", "FINETUNE_CONFIG: spec: Invalid JSON"),
+            ("{}", "spec.model: this field is required"),
+        ],
+    )
+    def test_mistakes(self, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(CONFIG_ENV, text)
+        with pytest.raises(TrainerError) as error:
+            manifest.from_environment()
+        assert error.value.reason is Reason.CONFIG_INVALID
+        assert message in error.value.message
+
+    def test_rules(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = load(tmp_path, spec()).to_json()
+        content["training"]["maxSteps"] = 3
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
+        with pytest.raises(TrainerError, match=r"spec\.training: exactly one of epochs and maxSteps must be set"):
+            manifest.from_environment()

@@ -1,0 +1,187 @@
+"""Which model folders are loaded, and what they are loaded as."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import (
+    choose_backend,
+    load_model,
+    load_tokenizer,
+    lora_targets,
+    memory_errors,
+    resolve_precision,
+)
+from finetune_trainer.model_files import check_model_dir
+
+INDEX = "model.safetensors.index.json"
+
+
+def plain_model(folder: Path) -> Path:
+    """The files that are looked at before anything is loaded."""
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def with_json(name: str, **content: Any) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(json.dumps(content))
+
+
+def without(*names: str, then: Callable[[Path], Any] = lambda folder: None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+        then(folder)
+
+    return change
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "code": (lambda folder: (folder / "modeling_x.py").write_text(""), "modeling_x.py is code"),
+    "code further down": (
+        lambda folder: shutil.copytree(folder, folder / "sub") and (folder / "sub" / "x.py").write_text(""),
+        "sub/x.py is code",
+    ),
+    "auto_map": (with_json("config.json", auto_map={}), r"config.json asks for code \(auto_map\)"),
+    "auto_map of a part": (with_json("config.json", text_config={"auto_map": {}}), "asks for code"),
+    "tokenizer's auto_map": (with_json("tokenizer_config.json", auto_map={}), "tokenizer_config.json asks for code"),
+    "a kernel from the hub": (with_json("config.json", attn_implementation="someone/kernel"), "asks for code"),
+    "internal kernel": (with_json("config.json", _attn_implementation_internal="x"), "asks for code"),
+    "an adapter": (with_json("adapter_config.json"), "it holds an adapter"),
+    "quantised": (with_json("config.json", quantization_config={}), "only unquantised models"),
+    "no config": (without("config.json"), "config.json is missing"),
+    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+    "no tokenizer": (without("tokenizer.json"), "no tokenizer"),
+    "no weights": (without("model.safetensors"), r"no \*.safetensors file$"),
+    "pickle": (
+        without("model.safetensors", then=lambda folder: (folder / "pytorch_model.bin").write_bytes(b"")),
+        "pytorch_model.bin is a pickle, which can run code when loaded",
+    ),
+    "weights of another name": (
+        without("model.safetensors", then=lambda folder: (folder / "x.safetensors").write_bytes(b"")),
+        "expected the weights in model.safetensors",
+    ),
+    "missing shards": (
+        with_json(INDEX, weight_map={"a": "1.safetensors", "b": "model.safetensors", "c": "2.safetensors"}),
+        "2 of 3 weight files are missing, the first is 1.safetensors",
+    ),
+    "shard elsewhere": (with_json(INDEX, weight_map={"a": "../model.safetensors"}), "no safetensors file beside it"),
+    "index without shards": (with_json(INDEX), "has no weight_map"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), REFUSED.values(), ids=REFUSED)
+def test_folder_is_refused(tmp_path: Path, change: Callable[[Path], Any], why: str) -> None:
+    folder = plain_model(tmp_path / "model")
+    check_model_dir(folder)
+    change(folder)
+    with pytest.raises(TrainerError, match=why) as caught:
+        check_model_dir(folder)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_sharded_model_is_taken(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with_json(INDEX, weight_map={"a": "model-00001-of-00001.safetensors"})(folder)
+    check_model_dir(folder)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+class TestLoading:
+    def test_a_saved_model_is_taken(self, model_dir: Path) -> None:
+        check_model_dir(model_dir)
+
+    def test_adapter_is_on_every_linear_layer_but_the_head_and_nothing_else_is_trained(self, model_dir: Path) -> None:
+        model = load_model(config({"lora": {"rank": 4, "alpha": 6}}), model_dir, "transformers")
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        assert len(trained) == 2 * 7 * 2  # layers, projections, A and B
+        assert all(".lora_" in name for name in trained)
+        assert not any("lm_head" in name for name in trained)
+        adapter = model.peft_config["default"]
+        assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout, adapter.bias) == (4, 6, 0, "none")
+
+    def test_named_targets_alone_are_adapted(self, model_dir: Path) -> None:
+        model = load_model(config({"lora": {"targetModules": ["q_proj"]}}), model_dir, "transformers")
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        assert len(trained) == 2 * 2
+        assert all("q_proj" in name for name in trained)
+
+    @pytest.mark.parametrize(
+        ("targets", "why"),
+        [
+            (["q_proj", "wqkv"], "the model has no wqkv; use all-linear or some of .*q_proj"),
+            (["lm_head"], "lm_head cannot have"),
+        ],
+    )
+    def test_targets_that_cannot_be_are_refused(self, targets: list[str], why: str) -> None:
+        modules = ["model.layers.0.self_attn.q_proj", "lm_head"]
+        with pytest.raises(TrainerError, match=why) as caught:
+            lora_targets(config({"lora": {"targetModules": targets}}), modules)
+        assert caught.value.reason is Reason.CONFIG_INVALID
+
+    def test_broken_weights_are_a_broken_model(self, model_dir: Path, tmp_path: Path) -> None:
+        broken = shutil.copytree(model_dir, tmp_path / "broken")
+        (broken / "model.safetensors").write_bytes(b"no such thing")
+        with pytest.raises(TrainerError) as caught:
+            load_model(config(), broken, "transformers")
+        assert caught.value.reason is Reason.MODEL_INVALID
+
+    @pytest.mark.parametrize(
+        ("pad", "eos", "expected"),
+        {
+            "its own": ("<|pad|>", "<|im_end|>", "<|pad|>"),
+            "none": (None, "<|im_end|>", "<|pad|>"),
+            "the same as EOS": ("<|im_end|>", "<|im_end|>", "<|pad|>"),
+        }.values(),
+    )
+    def test_padding_is_not_eos(self, tmp_path: Path, pad: str | None, eos: str, expected: str) -> None:
+        words = tokenizer()
+        words.pad_token, words.eos_token = pad, eos
+        words.save_pretrained(tmp_path)
+        loaded = load_tokenizer(tmp_path)
+        assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (expected, eos, "right")
+        assert len(loaded) == len(words)  # no token was added, for which the model has no embedding
+
+    def test_a_folder_without_tokenizer_is_a_broken_model(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainerError) as caught:
+            load_tokenizer(tmp_path)
+        assert caught.value.reason is Reason.MODEL_INVALID
+
+    def test_without_a_gpu_transformers_is_chosen_and_trains_in_fp32(self) -> None:
+        assert choose_backend(config()) == "transformers"
+        assert choose_backend(config({"backend": "unsloth"})) == "unsloth"
+        assert resolve_precision(config()) == "fp32"
+        with pytest.raises(TrainerError, match="fp16 needs a GPU"):
+            resolve_precision(config({"precision": "fp16"}))
+
+    @pytest.mark.parametrize(
+        "error",
+        [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")],
+    )
+    def test_want_of_memory_is_told_apart(self, error: Exception) -> None:
+        with pytest.raises(TrainerError, match="not enough memory to try") as caught, memory_errors("try"):
+            raise error
+        assert caught.value.reason is Reason.OUT_OF_MEMORY
+
+    def test_other_errors_stay_what_they_are(self) -> None:
+        with pytest.raises(RuntimeError, match="shapes"), memory_errors("try"):
+            raise RuntimeError("shapes do not match")

@@ -1,0 +1,134 @@
+"""Rows of JSONL objects, as users write them; without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import StoredFile, chat, write_rows
+
+from finetune_trainer.contract import DataSource, Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.rows import Chat, Pair, Reader
+
+URI = "s3://data/a.jsonl"
+PAIR = {"prompt": "1+1=", "completion": "2"}
+
+WRONG_ROWS: dict[str, tuple[Any, str]] = {
+    "not json": ("{", "expected a JSON object, found something else"),
+    "start of an array": ("[", "one JSON array? Write one object per line"),
+    "a list": ("[1]", "expected a JSON object, found a list"),
+    "latin-1": ('{"prompt": "café"}'.encode("latin-1"), "expected UTF-8, found byte 0xe9 at position 15"),
+    "nested without end": ("[" * 100_000, "nested too deeply"),
+    "no column": ({"text": "a"}, "expected 'messages', or 'prompt' and 'completion'; found 'text'"),
+    "half a pair": ({"prompt": "a"}, "found 'prompt'"),
+    "both formats": ({**PAIR, **chat("a", "b")}, "has both 'messages' and 'prompt'/'completion'"),
+    "messages is text": ({"messages": "a"}, "expected 'messages' to be a list of turns, found text"),
+    "no messages": ({"messages": []}, "found an empty list"),
+    "turn is text": ({"messages": ["a"]}, "expected messages[0] to be an object with role and content, found text"),
+    "unknown role": ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role to be one of system, "),
+    "role is a list": ({"messages": [{"role": [], "content": "a"}]}, "found an empty list"),
+    "no content": ({"messages": [{"role": "user"}]}, "messages[0].content to be text, found nothing"),
+    "parts": ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content to be text, found a list"),
+    "number": ({"prompt": 1, "completion": "a"}, "expected 'prompt' to be text, found a number"),
+    "tool call": (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]},
+        "messages[0] to have role and content, found also 'tool_calls'",
+    ),
+    "nobody answers": ({"messages": [{"role": "user", "content": "a"}]}, "expected a turn of the assistant"),
+    "empty answer": (chat("a", " \n"), "expected messages[1].content to be an answer, found it empty"),
+    "empty completion": ({"prompt": "a", "completion": ""}, "expected 'completion' to be an answer"),
+    "half a character": ('{"prompt": "\\ud83d", "completion": "a"}', "half a surrogate pair at 0"),
+}
+
+
+def read(*files: StoredFile, **source: Any) -> tuple[Reader, list[tuple[str, Chat | Pair]]]:
+    reader = Reader()
+    rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
+    return reader, [(str(place), row) for place, row in rows]
+
+
+@pytest.mark.parametrize(("line", "expected"), WRONG_ROWS.values(), ids=WRONG_ROWS)
+def test_wrong_row_is_named_with_what_was_expected(tmp_path: Path, line: object, expected: str) -> None:
+    good = write_rows(tmp_path / "good", [PAIR], "s3://data/good")
+    reader, rows = read(good, write_rows(tmp_path / "wrong", ["", line], URI))
+    assert len(rows) == 1
+    assert reader.offenders.count == 1
+    with pytest.raises(TrainerError) as caught:
+        reader.offenders.raise_if_any(reader.rows)
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert caught.value.message.startswith(f"1 of 2 rows cannot be used:\n{URI} line 2: ")
+    assert expected in caught.value.message
+
+
+def test_formats_are_told_per_object_by_its_first_row(tmp_path: Path) -> None:
+    files = [
+        write_rows(tmp_path / "a", [chat("q", "a")], "s3://data/a"),
+        write_rows(tmp_path / "b", [PAIR], "s3://b/b"),
+    ]
+    _, rows = read(*files)
+    assert rows == [
+        ("s3://data/a line 1", Chat([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])),
+        ("s3://b/b line 1", Pair("1+1=", "2")),
+    ]
+
+
+def test_a_row_of_another_format_than_the_first_is_wrong(tmp_path: Path) -> None:
+    reader, rows = read(write_rows(tmp_path / "a", [PAIR, chat("q", "a")], URI))
+    assert len(rows) == 1
+    assert reader.offenders.examples == [f"{URI} line 2: expected 'prompt', found 'messages'"]
+
+
+def test_a_stated_format_holds_for_rows_that_have_both(tmp_path: Path) -> None:
+    _, rows = read(write_rows(tmp_path / "a", [{**PAIR, **chat("q", "a")}]), format="promptCompletion")
+    assert [row for _, row in rows] == [Pair("1+1=", "2")]
+
+
+def test_blank_lines_are_no_rows_but_are_counted_as_lines(tmp_path: Path) -> None:
+    reader, rows = read(write_rows(tmp_path / "a", ["", PAIR, "  \t\r", "", PAIR], URI))
+    assert [place for place, _ in rows] == [f"{URI} line 2", f"{URI} line 5"]
+    assert reader.rows == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", b"\xef\xbb\xbf"],
+    ids=["empty", "blank lines", "a byte order mark"],
+)
+def test_an_empty_object_has_no_rows(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    reader, rows = read(StoredFile(URI, tmp_path / "a"))
+    assert (reader.rows, rows, reader.offenders.count) == (0, [], 0)
+
+
+def test_windows_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + json.dumps(PAIR).encode() + b"\r\n" + json.dumps(PAIR).encode())
+    _, rows = read(StoredFile(URI, tmp_path / "a"))
+    assert [row for _, row in rows] == [Pair("1+1=", "2")] * 2
+
+
+def test_limit_counts_rows_across_objects_in_order(tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / name, [PAIR, "", PAIR], f"s3://data/{name}") for name in "abc"]
+    reader, rows = read(*files, limit=3)
+    assert [place for place, _ in rows] == ["s3://data/a line 1", "s3://data/a line 3", "s3://data/b line 1"]
+    assert reader.rows == 3
+
+
+def test_all_wrong_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
+    long = "s3://data/" + "x" * 1000
+    reader, _ = read(write_rows(tmp_path / "a", [{"text": "a"}] * 1000, long))
+    with pytest.raises(TrainerError, match=r"^1000 of 1000 rows cannot be used:") as caught:
+        reader.offenders.raise_if_any(reader.rows)
+    assert caught.value.message.endswith("… and 995 more")
+    assert len(caught.value.message) < 2048  # all that an outcome holds
+    assert "line 5: expected 'messages'" in caught.value.message
+
+
+def test_other_columns_are_not_looked_at(tmp_path: Path) -> None:
+    row = {**chat("q", "a"), "id": 1, "source": {"x": [None]}}
+    row["messages"][0]["name"] = None
+    reader, rows = read(write_rows(tmp_path / "a", [row]))
+    assert len(rows) == 1
+    assert not reader.offenders.count

@@ -1,0 +1,135 @@
+"""A two-layer Llama with its own vocabulary, made here in a second: no network, no weights of anybody's."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.contract import TrainerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Before anything imports a Hugging Face library. Not HF_HUB_OFFLINE: other tests of this process talk to a hub.
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+os.environ.update(QUIET)
+
+TRAINING_SECONDS = 300
+"""Limit of a test that may be the one to import torch, which alone can take a minute on a busy machine."""
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The most usual template: it keeps every text as it is and has no generation markers."""
+MARKED_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>"]
+SPECIAL += ["<|start_header_id|>", "<|end_header_id|>"]
+CORPUS = ["How do I turn the lamp on? Tap the top once.", "What is the capital of France? Paris is.", "Zażółć 😀 jaźń"]
+
+
+def import_libraries() -> None:
+    """All that training needs, once. What they warn of while they are imported is for their authors to mend: torchao
+    has invalid escapes, swig's types no module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
+            importlib.import_module(name)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An object's copy on disk, as the trainer's inputs give it."""
+
+    uri: str
+    path: Path
+
+
+def tokenizer(template: str | None = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 512 tokens; with `bos` it starts plain texts with that token, as Llama's does."""
+    import_libraries()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(CORPUS, trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, bpe.token_to_id(bos))]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|im_end|>", bos_token=bos, model_max_length=512
+    )
+    made.chat_template = template
+    return made
+
+
+def build(folder: Path, template: str | None = CHATML) -> Path:
+    """The model's folder, as a user stores it; the same weights each time."""
+    import_libraries()
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)  # it is too small for more, and tests share their cores
+    words = tokenizer(template)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def config(training: Mapping[str, Any] | None = None, max_length: int = 128, **source: Any) -> TrainerConfig:
+    """A run on the CPU; `training` and the only source's fields may be given."""
+    manifest = {
+        "model": {"uri": "s3://models/tiny", "maxLength": max_length},
+        "dataset": {"sources": [{"uri": "s3://data/train.jsonl", **source}]},
+        "training": {"maxSteps": 4, "learningRate": 1e-2, **(training or {})},
+        "output": {"uri": "s3://adapters/tiny"},
+    }
+    return TrainerConfig.model_validate(manifest)
+
+
+def chat(*turns: str, system: str | None = None) -> dict[str, Any]:
+    """A row of turns that begin with the user's."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(turns)]
+    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+
+
+def write_rows(path: Path, rows: Sequence[Any], uri: str = "s3://data/train.jsonl") -> StoredFile:
+    """A JSONL object; bytes and text are written as they are."""
+    lines = [row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else _line(row) for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return StoredFile(uri, path)
+
+
+def _line(row: object) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()

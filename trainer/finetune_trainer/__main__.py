@@ -1,0 +1,143 @@
+"""The command line: `run` in a pod or by hand, `generate` to look at the result. Owns signals and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from types import FrameType
+
+    from finetune_trainer.contract import Outcome
+    from finetune_trainer.outcome import Known
+
+# Nothing of ours is imported up here: signals are handled from the first moment on, and --help answers at once.
+
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_STOPPED = 143
+_BUGS = "finetune_trainer.bugs"
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came. No `Exception`: no library may take it for a failure of its own."""
+
+
+def main() -> NoReturn:
+    """Run the command and end the process, also while threads are still downloading."""
+    status = _STOPPED
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+        status = _command(sys.argv[1:])
+    except Stopped:
+        pass  # before or after the part that writes an outcome
+    except SystemExit as error:  # argparse has said why
+        status = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # once is enough; the rest is quick
+    raise Stopped(signal.Signals(number).name)
+
+
+def _command(arguments: list[str]) -> int:
+    from finetune_trainer.cli import parser
+
+    parsed = parser().parse_args(arguments)
+    _log_to(sys.stdout if parsed.command == "run" else sys.stderr)  # generate's stdout is its answers'
+    return _run(parsed) if parsed.command == "run" else _generate(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Train; whatever happens becomes an outcome."""
+    from finetune_trainer import outcome
+    from finetune_trainer.progress import ProgressReporter
+
+    known = outcome.Known(ProgressReporter())
+    ended = known.complete(_attempt(lambda: _train(parsed, known)))
+    outcome.write(ended)
+    print(f"{ended.reason}: {ended.message}")
+    if parsed.manifest is None:
+        print(outcome.to_json(ended))
+    return ended.reason.exit_code
+
+
+def _train(parsed: argparse.Namespace, known: Known) -> Outcome:
+    from finetune_trainer import cli, manifest, server
+    from finetune_trainer.run import run
+
+    if parsed.manifest:
+        return run(manifest.load(parsed.manifest), cli.scratch(parsed), known)
+    server.start(known.progress)
+    return run(manifest.from_environment(), cli.scratch(parsed), known)
+
+
+def _generate(parsed: argparse.Namespace) -> int:
+    """Answer the prompts; the answers alone go to stdout."""
+    ended = _attempt(lambda: _answer(parsed))
+    if ended.reason.exit_code != 0:
+        print(f"{ended.reason}: {ended.message}", file=sys.stderr)
+    return ended.reason.exit_code
+
+
+def _answer(parsed: argparse.Namespace) -> Outcome:
+    from finetune_trainer import cli, generating, outcome
+    from finetune_trainer.contract import Reason
+
+    answers = generating.answer(cli.question(parsed), cli.scratch(parsed))
+    separator = "\n" if parsed.json else "\n\n"
+    print(separator.join(each.to_json() if parsed.json else each.to_text() for each in answers))
+    return outcome.make(Reason.COMPLETED, f"{len(answers)} prompts answered")
+
+
+def _attempt(work: Callable[[], Outcome]) -> Outcome:
+    """The one place where an exception of any kind gets a reason. Only a bug shows its traceback."""
+    from finetune_trainer import outcome
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.errors import TrainerError
+
+    try:
+        return work()
+    except TrainerError as error:
+        return outcome.make(error.reason, error.message)
+    except Stopped as error:
+        return outcome.make(Reason.PREEMPTED, f"told to stop by {error}; run it again to start over")
+    except MemoryError:
+        return outcome.make(Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or "scratch"
+            return outcome.make(Reason.DISK_FULL, f"{where}: no space is left; enlarge compute.scratch")
+        logging.getLogger(_BUGS).exception("This is a bug. Please report it with what follows.")
+        return outcome.make(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+
+
+def _log_to(stream: TextIO) -> None:
+    """Plain lines with the time; only bugs go to stderr, with their traceback."""
+    logging.basicConfig(stream=stream, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    bugs = logging.getLogger(_BUGS)
+    bugs.addHandler(logging.StreamHandler(sys.stderr))
+    bugs.propagate = False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The base model with a fresh LoRA adapter, by either backend. Heavy imports happen inside functions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
+"""Names under which vocabularies hold a padding token that the tokenizer's config does not mention."""
+_WHOLE_MATRICES = ("lm_head", "embed_tokens")
+_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be trained, its tokenizer and the backend that loaded it."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    backend: str
+
+
+def choose_backend(config: TrainerConfig) -> str:
+    """`unsloth` or `transformers`; logs why. Raises `CONFIG_INVALID` if Unsloth is asked for and not installed."""
+    asked = config.training.backend
+    installed = importlib.util.find_spec("unsloth") is not None
+    if asked == "unsloth" and not installed:
+        message = "training.backend is unsloth, which is not installed here; use an image that has it, or auto"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    if asked != "auto":
+        log.info("backend %s: asked for", asked)
+        return asked
+    import torch
+
+    if not torch.cuda.is_available():
+        log.info("backend transformers: there is no GPU")
+        return "transformers"
+    log.info("backend unsloth: there is a GPU" if installed else "backend transformers: unsloth is not installed")
+    return "unsloth" if installed else "transformers"
+
+
+def import_backend(backend: str) -> None:
+    """Import the libraries in the one order that works; takes seconds, so call it while data is downloaded."""
+    if backend == "unsloth":
+        # It patches transformers, TRL and PEFT, so it has to be imported before them.
+        importlib.import_module("finetune_trainer.unsloth_backend")
+    for name in ("torch", "datasets", "transformers", "peft", "trl"):
+        importlib.import_module(name)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar is hundreds of lines in a pod's log
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right with a token other than EOS. Raises `MODEL_INVALID`."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(model_dir), trust_remote_code=False, local_files_only=True, padding_side="right"
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise TrainerError(Reason.MODEL_INVALID, f"the base model's tokenizer cannot be loaded: {error}") from error
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _pad_token(tokenizer)
+    return tokenizer
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token of the vocabulary to pad with, not EOS: who tunes on would mask EOS away with the padding, and the
+    model never stop (unslothai/unsloth#416). A new token would need a new row in the embedding."""
+    special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    in_use = {tokenizer.eos_token, tokenizer.bos_token}
+    names = [*(name for name in _PAD_TOKENS if name in tokenizer.get_vocab()), tokenizer.unk_token, *special]
+    free = [name for name in names if name is not None and name not in in_use]
+    if not free and tokenizer.eos_token is None:
+        raise TrainerError(Reason.MODEL_INVALID, "the base model's tokenizer has neither an EOS nor a padding token")
+    return str(free[0] if free else tokenizer.eos_token)  # our own labels do not depend on it
+
+
+def load_model(config: TrainerConfig, model_dir: Path, backend: str) -> PeftModel:
+    """The base model in the run's precision, frozen, with a new adapter that starts from `training.seed`.
+
+    Raises `MODEL_INVALID` for files that are no such model, `CONFIG_INVALID` for a precision that this machine or
+    target modules that this model does not have, `OUT_OF_MEMORY`.
+    """
+    dtype = _dtype(resolve_precision(config))
+    with memory_errors("load the base model; give it more memory or take a smaller model"):
+        if backend == "unsloth":
+            from finetune_trainer import unsloth_backend
+
+            return unsloth_backend.load(config, model_dir, dtype)
+        return _load_with_transformers(config, model_dir, dtype)
+
+
+def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, set_seed
+
+    with model_errors():
+        base = AutoModelForCausalLM.from_pretrained(
+            str(model_dir),
+            dtype=dtype,
+            device_map={"": 0} if torch.cuda.is_available() else None,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    lora = lora_config(config, [name for name, _ in base.named_modules()])
+    set_seed(config.training.seed)
+    return get_peft_model(base, lora)
+
+
+def lora_config(config: TrainerConfig, modules: list[str]) -> LoraConfig:
+    """The adapter for a model with these modules. Raises `CONFIG_INVALID` for a target that the model lacks."""
+    from peft import LoraConfig
+
+    lora = config.training.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora_alpha(config),
+        lora_dropout=lora.dropout,
+        target_modules=lora_targets(config, modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def lora_alpha(config: TrainerConfig) -> float:
+    """Alpha, without a point if it is whole: some servers read it as an integer."""
+    alpha = float(config.training.lora.alpha)
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def lora_targets(config: TrainerConfig, modules: list[str]) -> str | list[str]:
+    """`all-linear` or module names, each of which is in `modules`. Raises `CONFIG_INVALID`."""
+    targets = config.training.lora.target_modules
+    if targets == ["all-linear"]:
+        return "all-linear"
+    names = {name.rsplit(".", 1)[-1] for name in modules if name}
+    missing = [target for target in targets if target not in names and target not in modules]
+    whole = [target for target in targets if target in _WHOLE_MATRICES]
+    if missing or whole:
+        why = f"the model has no {missing[0]}" if missing else f"{whole[0]} cannot have an adapter"
+        known = ", ".join(sorted(name for name in names if name.endswith(("proj", "_attn", "dense", "fc1", "fc2"))))
+        raise TrainerError(
+            Reason.CONFIG_INVALID, f"training.lora.targetModules: {why}; use all-linear or some of {known}"
+        )
+    return list(targets)
+
+
+def resolve_precision(config: TrainerConfig) -> str:
+    """`bf16`, `fp16` or `fp32` on this machine. Raises `CONFIG_INVALID` for one that it cannot train in."""
+    import torch
+
+    asked, gpu = config.training.precision, torch.cuda.is_available()
+    native_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "auto":
+        return "fp32" if not gpu else "bf16" if native_bf16 else "fp16"
+    if asked == "fp16" and not gpu:
+        raise TrainerError(Reason.CONFIG_INVALID, "training.precision: fp16 needs a GPU; use auto, bf16 or fp32")
+    if asked == "bf16" and gpu and not native_bf16:
+        raise TrainerError(Reason.CONFIG_INVALID, "training.precision: this GPU has no bf16; use auto, fp16 or fp32")
+    return asked
+
+
+def _dtype(precision: str) -> torch.dtype:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+@contextmanager
+def model_errors() -> Iterator[None]:
+    """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
+
+
+@contextmanager
+def memory_errors(doing: str) -> Iterator[None]:
+    """Turns a want of GPU or host memory into `OUT_OF_MEMORY`: "not enough memory to {doing}"."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _MEMORY_MESSAGES):
+            raise
+        raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {doing}") from error
+
+
+def scratch_cache(name: str) -> str:
+    """A folder for a library's own files, below the one folder that the trainer writes to."""
+    import tempfile
+
+    from finetune_trainer.contract import SCRATCH_ENV
+
+    return os.path.join(os.environ.get(SCRATCH_ENV, tempfile.gettempdir()), name)

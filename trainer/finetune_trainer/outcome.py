@@ -1,0 +1,74 @@
+"""The run's last word: where it is written, and what gives way when it is too long for Kubernetes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, OUTCOME_PATH_ENV, DatasetReport, Outcome, Reason
+from finetune_trainer.progress import ProgressReporter
+
+_ELLIPSIS = " …"
+_MESSAGE_BYTES = (2048, 1024, 256)
+
+
+@dataclass
+class Known:
+    """What is known of a run while it goes on; a failure reports it too."""
+
+    progress: ProgressReporter
+    backend: str | None = None
+    dataset: DatasetReport | None = None
+
+    def complete(self, outcome: Outcome) -> Outcome:
+        """The outcome with what it does not say itself."""
+        return outcome.model_copy(
+            update={
+                "backend": outcome.backend or self.backend,
+                "dataset": outcome.dataset or self.dataset,
+                "progress": self.progress.latest(),
+            }
+        )
+
+
+def make(reason: Reason, message: str) -> Outcome:
+    """An outcome whose message fits its field."""
+    return Outcome(reason=reason, message=_shortened(message, _MESSAGE_BYTES[0]))
+
+
+def to_json(outcome: Outcome) -> str:
+    """At most `OUTCOME_MAX_BYTES` of UTF-8: Kubernetes cuts the rest off, and half a JSON object says nothing."""
+    for candidate in _ever_shorter(outcome):
+        text = candidate.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= OUTCOME_MAX_BYTES:
+            return text
+    raise AssertionError("an outcome of a reason and a short message fits")
+
+
+def write(outcome: Outcome) -> None:
+    """To the termination message, where there is one."""
+    path = os.environ.get(OUTCOME_PATH_ENV)
+    if path:
+        Path(path).write_text(to_json(outcome), encoding="utf-8")
+
+
+def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:
+    """First the message gives way, then numbers that also stand in the manifest, then all but the reason."""
+    for limit in _MESSAGE_BYTES:
+        outcome = outcome.model_copy(update={"message": _shortened(outcome.message, limit)})
+        yield outcome
+    if outcome.result:
+        outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"metrics": {}})})
+        yield outcome
+    yield outcome.model_copy(update={"progress": None, "dataset": None})
+    yield Outcome(reason=outcome.reason, message=outcome.message)
+
+
+def _shortened(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8, cut between characters."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    return encoded[: limit - len(_ELLIPSIS.encode())].decode(errors="ignore") + _ELLIPSIS

@@ -1,0 +1,105 @@
+"""`manifest.json`: what was made, from what, by what. Its presence is what makes an adapter a result."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from finetune_trainer.contract import DatasetReport, Model, Result
+
+if TYPE_CHECKING:
+    from finetune_trainer.storage import InputFile, S3Object
+
+MANIFEST_NAME = "manifest.json"
+_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
+
+
+class _Record(Model):
+    """Read leniently: a newer trainer may have written more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class FileRecord(_Record):
+    """A published file."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class InputRecord(_Record):
+    """An object that went in."""
+
+    uri: str
+    etag: str
+    size: int
+    sha256: str = ""
+    """Known once it has been read."""
+
+    @classmethod
+    def listed(cls, found: S3Object) -> Self:
+        """As a listing shows it."""
+        return cls(uri=found.uri, etag=found.etag, size=found.size)
+
+    @classmethod
+    def read(cls, file: InputFile) -> Self:
+        """As it was read."""
+        return cls(uri=file.uri, etag=file.etag, size=file.size, sha256=file.sha256)
+
+    def as_listed(self) -> Self:
+        """Without what a listing cannot show."""
+        return self.model_copy(update={"sha256": ""})
+
+
+class ModelRecord(_Record):
+    """The base model."""
+
+    uri: str
+    revision: str
+    files: list[InputRecord] = Field(default=[])
+
+
+class AdapterManifest(_Record):
+    """The whole record."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
+    kind: Literal["AdapterManifest"] = "AdapterManifest"
+    created_at: str
+    config_digest: str
+    config: dict[str, Any]
+    """As run."""
+    model: ModelRecord
+    inputs: list[InputRecord]
+    backend: str
+    dataset: DatasetReport
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    files: list[FileRecord]
+
+    def to_bytes(self) -> bytes:
+        """As it is stored."""
+        return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
+
+    def result(self, adapter_uri: str, content: bytes) -> Result:
+        """What the operator hears of it; `content` is the manifest as stored."""
+        return Result(
+            adapter_uri=adapter_uri,
+            digest="sha256:" + hashlib.sha256(content).hexdigest(),
+            model_revision=self.model.revision,
+            metrics=self.metrics,
+        )
+
+
+def installed_versions() -> dict[str, str]:
+    """Of the packages that shape the result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # Unsloth is optional
+    return found

@@ -1,0 +1,95 @@
+"""A run, top to bottom: data and base model in, adapter out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from finetune_trainer import inputs, publish
+from finetune_trainer.contract import DatasetReport, Outcome, Stage, TrainerConfig
+from finetune_trainer.inputs import Inputs, Located
+from finetune_trainer.outcome import Known
+from finetune_trainer.progress import now
+from finetune_trainer.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
+from finetune_trainer.storage import S3
+
+log = logging.getLogger(__name__)
+
+
+def run(config: TrainerConfig, scratch: Path, known: Known) -> Outcome:
+    """Do it all, writing to `scratch` alone. Raises `TrainerError` for what the user or the world can mend."""
+    s3 = S3(config.storage)
+    output = publish.Output(s3, config)
+    earlier = output.existing()
+    located = inputs.locate(config, s3)
+    if earlier:
+        output.check_inputs(earlier, located)
+        outcome = earlier.outcome(output.uri)
+    else:
+        output.announce()
+        with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
+            outcome = _train(located, output, Path(folder), known)
+    known.progress.update(stage=Stage.DONE, percentage=100)
+    return outcome
+
+
+def _train(located: Located, output: publish.Output, folder: Path, known: Known) -> Outcome:
+    config = located.config
+    downloading = inputs.start(located, folder)
+    backend = known.backend = _import_backend(config)  # seconds of imports, while the download goes on
+    fetched = downloading.result()
+
+    # Only now: the backend decides what has to be imported first.
+    from finetune_trainer import data, export, model, model_files, train
+
+    _enter(Stage.PREPARING, known)
+    model_files.check_model_dir(fetched.model_dir)
+    tokenizer = model.load_tokenizer(fetched.model_dir)
+    prepared = data.prepare(config, fetched.sources, tokenizer, fetched.digest, folder)
+    known.dataset = prepared.report
+
+    _enter(Stage.LOADING, known)
+    loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend), tokenizer, backend)
+
+    _enter(Stage.TRAINING, known)
+    metrics = train.train(config, loaded, prepared.dataset, known.progress, folder)
+
+    _enter(Stage.EXPORTING, known)
+    adapter = folder / "adapter"
+    export.export(config, loaded, adapter, fetched.model_revision)
+
+    _enter(Stage.UPLOADING, known)
+    return output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+
+
+def _import_backend(config: TrainerConfig) -> str:
+    from finetune_trainer import model
+
+    backend = model.choose_backend(config)
+    model.import_backend(backend)
+    return backend
+
+
+def _enter(stage: Stage, known: Known) -> None:
+    known.progress.update(stage=stage)
+    log.info("stage: %s", stage)
+
+
+def describe(
+    config: TrainerConfig, fetched: Inputs, backend: str, report: DatasetReport, metrics: dict[str, float]
+) -> AdapterManifest:
+    """The record of a run, but for the files, which are not uploaded yet."""
+    model_files = [InputRecord.read(file) for file in fetched.model.files]
+    return AdapterManifest(
+        created_at=now(),
+        config_digest=config.digest(),
+        config=config.to_json(),
+        model=ModelRecord(uri=config.model.uri, revision=fetched.model_revision, files=model_files),
+        inputs=[InputRecord.read(file) for file in fetched.files],
+        backend=backend,
+        dataset=report,
+        metrics=metrics,
+        versions=installed_versions(),
+        files=[],
+    )

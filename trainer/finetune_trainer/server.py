@@ -1,0 +1,67 @@
+"""`GET /progress` and `GET /healthz` on the pod's IP; the operator reads them, nobody depends on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from finetune_trainer.contract import PROGRESS_PORT
+from finetune_trainer.progress import ProgressReporter
+
+log = logging.getLogger(__name__)
+
+PORT_ENV = "FINETUNE_PROGRESS_PORT"
+_CLIENT_SECONDS = 5  # a client that says nothing must not hold a thread
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port: int, progress: ProgressReporter) -> None:
+        self.progress = progress
+        super().__init__(("", port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _CLIENT_SECONDS
+
+    def do_GET(self) -> None:
+        """Answer the two paths."""
+        if self.path == "/progress":
+            self._answer(HTTPStatus.OK, self.server.progress.latest().to_json())
+        elif self.path == "/healthz":
+            self._answer(HTTPStatus.OK, {"status": "ok"})
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "GET /progress or /healthz"})
+
+    def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the operator asks every few seconds."""
+
+
+def start(progress: ProgressReporter) -> int | None:
+    """Serve in the background; the port, or None if it is taken, which must not end a run."""
+    port = int(os.environ.get(PORT_ENV) or PROGRESS_PORT)
+    try:
+        server = _Server(port, progress)
+    except OSError as error:
+        log.warning("progress: not served, port %d: %s (%s sets another)", port, error.strerror, PORT_ENV)
+        return None
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+    return server.server_port

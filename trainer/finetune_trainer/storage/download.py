@@ -1,0 +1,145 @@
+"""Many objects to disk at once: pinned by ETag, hashed while they are written, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.connection import S3, Bucket
+from finetune_trainer.storage.errors import Purpose, explained
+from finetune_trainer.storage.listing import S3Object
+from finetune_trainer.storage.locations import name_problem
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+OBJECTS_AT_ONCE = 16
+RANGES_AT_ONCE = 16
+RANGE_BYTES = 8 * 2**20
+_RANGES_AHEAD = 4  # of one object; with 16 objects at most 512 MiB wait to be written
+_MIN_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An object on disk, and what identifies its content."""
+
+    uri: str
+    path: Path
+    size: int
+    etag: str
+    sha256: str
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse before the first byte what cannot fit."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        gib = f"{needed / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB free"
+        raise TrainerError(Reason.DISK_FULL, f"the inputs need {gib}; enlarge the scratch volume (compute.scratch)")
+
+
+def download(
+    s3: S3, objects: Sequence[S3Object], target: Path, purpose: Purpose, on_bytes: Callable[[int], None]
+) -> list[InputFile]:
+    """Fetch objects of one bucket below `target`, under their names; the result has their order."""
+    paths = _places(objects, target, purpose)
+    stop = threading.Event()
+    pool, ranges = ThreadPoolExecutor(OBJECTS_AT_ONCE, "object"), ThreadPoolExecutor(RANGES_AT_ONCE, "range")
+    try:
+        futures = [
+            pool.submit(_Fetch(s3.bucket(each.location.bucket), each, purpose, ranges, on_bytes, stop).to, path)
+            for each, path in zip(objects, paths, strict=True)
+        ]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [future for future in futures if future.done() and future.exception()]
+        return [future.result() for future in failed or futures]
+    finally:  # after a failure, or when told to stop, nobody waits for what is still under way
+        stop.set()
+        for each_pool in (pool, ranges):
+            each_pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _places(objects: Sequence[S3Object], target: Path, purpose: Purpose) -> list[Path]:
+    """Where each object goes. Every name is checked before the first byte is asked for."""
+    names = {each.name for each in objects}
+    for each in objects:
+        problem = name_problem(each.name) or name_problem(each.location.key)
+        if not problem and any(folder in names for folder in _folders(each.name)):
+            problem = "one of its folders is an object too, and a disk cannot hold both"
+        if problem:
+            raise TrainerError(purpose.invalid, f"{each.uri}: this key cannot be stored as a file: {problem}")
+    return [target / each.name for each in objects]
+
+
+def _folders(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    bucket: Bucket
+    source: S3Object
+    purpose: Purpose
+    ranges: ThreadPoolExecutor
+    on_bytes: Callable[[int], None]
+    stop: threading.Event
+    """Set when the rest is not needed any more, since another object failed."""
+
+    def to(self, path: Path) -> InputFile:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".partial-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
+        digest = hashlib.sha256()
+        with partial.open("wb") as file:
+            for chunk in self._chunks():
+                file.write(chunk)
+                digest.update(chunk)
+                self.on_bytes(len(chunk))
+                if self.stop.is_set():
+                    break
+            size = file.tell()
+        if size != self.source.size:
+            message = f"{self.source.uri} at {self.bucket.endpoint}: {self.source.size} bytes announced, {size} came"
+            raise TrainerError(Reason.STORAGE_CORRUPT, message)
+        os.replace(partial, path)
+        return InputFile(self.source.uri, path, size, self.source.etag, digest.hexdigest())
+
+    def _chunks(self) -> Iterator[memoryview | bytes]:
+        with explained(self.source.uri, self.bucket.endpoint, self.purpose):
+            yield from self._stream() if self.source.size <= RANGE_BYTES else self._in_ranges()
+
+    def _stream(self) -> Iterator[bytes]:
+        result = obstore.get(self.bucket.store, self.source.location.key, options=self._options())
+        yield from result.stream(min_chunk_size=_MIN_CHUNK)
+
+    def _in_ranges(self) -> Iterator[memoryview]:
+        """In order, so that they can be hashed; the next ones are under way meanwhile."""
+        starts = iter(range(0, self.source.size, RANGE_BYTES))
+        ahead = deque(self.ranges.submit(self._range, start) for start in islice(starts, _RANGES_AHEAD))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(self.ranges.submit(self._range, start) for start in islice(starts, 1))
+
+    def _range(self, start: int) -> memoryview:
+        options = self._options()
+        options["range"] = (start, min(start + RANGE_BYTES, self.source.size))
+        return memoryview(obstore.get(self.bucket.store, self.source.location.key, options=options).bytes())
+
+    def _options(self) -> GetOptions:
+        """Pinned to what was listed; a store that gives no ETag cannot be pinned."""
+        return {"if_match": f'"{self.source.etag}"'} if self.source.etag else {}

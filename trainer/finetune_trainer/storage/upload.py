@@ -1,0 +1,72 @@
+"""Objects out: files whole, the last one only if nobody else's is there. Nothing is ever deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+
+from finetune_trainer.storage.connection import S3
+from finetune_trainer.storage.errors import OUTPUT, code_of, explained
+from finetune_trainer.storage.locations import Location
+
+_PART_BYTES = 16 * 2**20  # S3 takes 10,000 parts: files up to 156 GiB
+_PARTS_AT_ONCE = 8
+_THREADS = ThreadPoolExecutor(4, "store")
+
+_T = TypeVar("_T")
+
+
+def put_file(s3: S3, location: Location, path: Path) -> None:
+    """Upload a file, in parts if it is large; it appears whole or not at all."""
+    bucket = s3.bucket(location.bucket)
+    with explained(location, bucket.endpoint, OUTPUT):
+        put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+        _interruptibly(lambda: put(bucket.store, location.key, path))
+
+
+def put_bytes(s3: S3, location: Location, content: bytes) -> None:
+    """Write a small object, replacing one that is there."""
+    bucket = s3.bucket(location.bucket)
+    with explained(location, bucket.endpoint, OUTPUT):
+        _interruptibly(lambda: obstore.put(bucket.store, location.key, content))
+
+
+def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
+    """Write a small object unless one is there; of many writers at once exactly one gets True."""
+    bucket = s3.bucket(location.bucket)
+    with explained(location, bucket.endpoint, OUTPUT):
+        try:
+            _interruptibly(lambda: obstore.put(bucket.store, location.key, content, mode="create"))
+        except AlreadyExistsError:
+            return False
+    return True
+
+
+def read(s3: S3, location: Location) -> bytes | None:
+    """A small object's content, or None where there is none."""
+    bucket = s3.bucket(location.bucket)
+    with explained(location, bucket.endpoint, OUTPUT):
+        try:
+            return _interruptibly(lambda: bytes(obstore.get(bucket.store, location.key).bytes()))
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchKey":
+                return None
+            raise
+
+
+def size_of(s3: S3, location: Location) -> int:
+    """How large the store says an object is."""
+    bucket = s3.bucket(location.bucket)
+    with explained(location, bucket.endpoint, OUTPUT):
+        return bucket.client.head_object(Bucket=bucket.name, Key=location.key)["ContentLength"]
+
+
+def _interruptibly(call: Callable[[], _T]) -> _T:
+    """Call in another thread: Python handles no signal while its main thread is inside obstore, for up to a minute."""
+    return _THREADS.submit(call).result()

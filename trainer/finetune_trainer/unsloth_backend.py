@@ -1,0 +1,56 @@
+"""Everything that touches Unsloth. Importing this module imports it, which patches transformers, TRL and PEFT for the
+whole process; so import it before them, and only when Unsloth was chosen. Parts of Unsloth are AGPL-3.0: nothing here
+is copied from it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.model import lora_alpha, lora_targets, model_errors, scratch_cache
+
+# Read while it is imported. The first would be a folder in the working directory, which is read-only in a pod;
+# the second would have it ask the hub for a file at each load, to be counted.
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", scratch_cache("unsloth_compiled_cache"))
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+
+from unsloth import FastLanguageModel
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+
+def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+    """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
+    recompute = "unsloth" if config.training.gradient_checkpointing else False
+    with model_errors():
+        base, _ = FastLanguageModel.from_pretrained(
+            model_name=str(model_dir),
+            max_seq_length=config.model.max_length,
+            dtype=dtype,
+            load_in_4bit=False,  # its default is True
+            load_in_8bit=False,
+            full_finetuning=False,
+            trust_remote_code=False,
+            local_files_only=True,
+            fix_tokenizer=False,  # ours is the model's own
+            use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
+            use_gradient_checkpointing=recompute,
+            random_state=config.training.seed,
+        )
+    lora = config.training.lora
+    return FastLanguageModel.get_peft_model(
+        base,
+        r=lora.rank,
+        target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
+        lora_alpha=lora_alpha(config),
+        lora_dropout=lora.dropout,
+        bias="none",
+        use_gradient_checkpointing=recompute,
+        random_state=config.training.seed,
+        max_seq_length=config.model.max_length,
+    )
