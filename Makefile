@@ -1,0 +1,49 @@
+# Everything that is done to this repository; `make` alone lists it. A local cluster needs root, nothing else does.
+SHELL := /bin/bash
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+RUN := $(UV) run --frozen --no-sync
+LOCAL := $(RUN) python -m local_cluster
+export PATH := $(patsubst %/,%,$(dir $(UV))):$(PATH)
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONPATH := $(CURDIR)/dev
+# A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
+NAME := dev
+
+.PHONY: help setup check test generate image cluster-up cluster-down demo demo-down
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(UV) ## make the virtual environment
+	@$(UV) sync --frozen --all-extras --all-groups
+
+$(CACHE)/uv/bin/uv:
+	@python3 -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv==0.13.9
+
+check: setup ## lint, types, architecture, fast tests: seconds
+	@$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy && $(RUN) lint-imports
+	@$(RUN) pytest --quiet --ignore=tests/chart -m "not s3 and not training and not cluster and not gpu"
+
+test: check ## everything, in order; needs root for the local cluster
+	@$(RUN) python -m finetune_operator.generate --check
+	@$(LOCAL) tools && $(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
+	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu"
+
+generate: setup ## write the CRD, install.yaml and the API reference anew
+	@$(RUN) python -m finetune_operator.generate
+
+image: setup ## build both images, for local clusters
+	@$(LOCAL) images
+
+cluster-up: setup ## bring up a local cluster: Kubernetes and an S3 server (NAME=dev)
+	@$(LOCAL) up $(NAME)
+
+cluster-down: setup ## remove it (NAME=dev)
+	@$(LOCAL) down $(NAME)
+
+demo: setup ## a whole fine-tuning run on a local cluster; up to 30 minutes the first time, 5 later
+	@$(LOCAL) demo
+
+demo-down: setup ## remove the demo's cluster
+	@$(LOCAL) demo-down

@@ -1,0 +1,5 @@
+"""The one error that a user sees without a traceback."""
+
+
+class Problem(Exception):
+    """One line that says what is wrong and what to do about it."""

@@ -1,0 +1,72 @@
+"""Running other programs; their output goes to a log, their failure becomes one line."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from local_cluster.console import last_line
+from local_cluster.errors import Problem
+
+_running: set[subprocess.Popen[bytes]] = set()
+_guard = threading.Lock()
+
+
+def run(
+    argv: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a long command; its output is appended to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [str(arg) for arg in argv],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    code = _wait(process)
+    if code:
+        raise Problem(f"{Path(argv[0]).name} failed with exit code {code}: {last_line(log)} (all of it: {log})")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    with _guard:
+        _running.add(process)
+    try:
+        return process.wait()
+    finally:
+        with _guard:
+            _running.discard(process)
+
+
+def terminate_running() -> None:
+    """End the commands that other threads are waiting for, so that an interrupt ends the program."""
+    with _guard:
+        for process in _running:
+            process.terminate()
+
+
+def output(argv: Sequence[str | Path], *, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Run a short command and return what it printed."""
+    result = subprocess.run(
+        [str(arg) for arg in argv],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        said = " ".join(result.stderr.split()) or f"exit code {result.returncode}"
+        raise Problem(f"{Path(argv[0]).name} {' '.join(str(arg) for arg in argv[1:3])}: {said}")
+    return result.stdout
+
+
+def succeeds(argv: Sequence[str | Path]) -> bool:
+    """Whether a short command ends well; what it prints is of no interest."""
+    quiet = subprocess.DEVNULL
+    return subprocess.run([str(arg) for arg in argv], stdin=quiet, stdout=quiet, stderr=quiet).returncode == 0

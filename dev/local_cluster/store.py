@@ -1,0 +1,72 @@
+"""What an image in buildah's store consists of.
+
+buildah and containerd keep an unpacked layer in the same form, a folder for the kernel's overlay. So an image of
+several gigabytes is handed over as hard links, in seconds, instead of being packed, copied and unpacked.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_cluster import buildah
+from local_cluster.errors import Problem
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`chain_id` is containerd's name for this layer on top of those below it."""
+
+    chain_id: str
+    parent: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    manifest: str
+    config: str
+    layers: tuple[Layer, ...]
+
+
+def read(reference: str) -> StoredImage:
+    """Everything about an image, its layers from the lowest to the top."""
+    description = buildah.inspect(reference)
+    manifest, config = str(description["Manifest"]), str(description["Config"])
+    if json.loads(manifest)["config"]["digest"] != digest(config):
+        raise Problem(f"buildah's record of {reference} is damaged: remove {buildah.storage()} and build again")
+    diff_ids = json.loads(config)["rootfs"]["diff_ids"]
+    folders = _folders(str(description["FromImageID"]))
+    chain = chain_ids(diff_ids)
+    layers = zip(chain, ["", *chain[:-1]], folders, strict=True)
+    return StoredImage(manifest, config, tuple(Layer(*layer) for layer in layers))
+
+
+def digest(content: str) -> str:
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def chain_ids(diff_ids: list[str]) -> list[str]:
+    """Each is the digest of the one below and the layer's own; the lowest is the layer's own."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(digest(f"{chain[-1]} {diff_id}") if chain else diff_id)
+    return chain
+
+
+def _folders(image_id: str) -> list[Path]:
+    """The store's own index names an image's top layer, and each layer's parent."""
+    tops = {entry["id"]: entry["layer"] for entry in _index("images")}
+    parents = {entry["id"]: entry.get("parent", "") for entry in _index("layers")}
+    folders: list[Path] = []
+    layer = str(tops[image_id])
+    while layer:
+        folders.insert(0, buildah.storage() / "overlay" / layer / "diff")
+        layer = parents[layer]
+    return folders
+
+
+def _index(kind: str) -> list[dict[str, Any]]:
+    file = buildah.storage() / f"overlay-{kind}" / f"{kind}.json"
+    return list(json.loads(file.read_text()))

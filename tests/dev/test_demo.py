@@ -1,0 +1,58 @@
+"""What the demo shows and applies."""
+
+from typing import Any
+
+import pytest
+
+from local_cluster import console, demo, follow, questions
+
+RUNNING = {
+    "phase": "Running",
+    "progress": {"stage": "Training", "percentage": 40, "step": 12, "totalSteps": 30, "loss": 1.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "over"),
+    [
+        ({}, "Pending", False),
+        (RUNNING, "Running  40 %  Training  step 12/30  loss 1.5", False),
+        ({"phase": "Running", "progress": {"stage": "Downloading"}}, "Running  Downloading", False),
+        ({"phase": "Complete"}, "Complete", True),
+        ({"phase": "Failed"}, "Failed", True),
+    ],
+)
+def test_a_status_in_one_line(status: dict[str, Any], text: str, over: bool) -> None:
+    assert follow.summary(status) == text
+    assert follow.is_over(status) is over
+
+
+def test_a_failure_is_told_in_the_operators_words() -> None:
+    conditions = [
+        {"type": "Complete", "status": "False", "message": "not this"},
+        {"type": "Failed", "status": "True", "message": "the bucket is not there"},
+    ]
+    assert follow.message({"conditions": conditions}) == "the bucket is not there"
+    assert follow.message({}) == "no reason is given"
+
+
+def test_the_sample_says_the_endpoint_that_the_demo_replaces() -> None:
+    assert demo.SAMPLE.read_text().count(demo.SAMPLE_ENDPOINT) >= 1
+
+
+def test_the_pod_that_answers_is_as_restricted_as_the_trainers() -> None:
+    pod = questions.pod("ask", questions.generate_arguments("s3://models/base/", "s3://adapters/some", "http://s3"))
+    (container,) = pod["spec"]["containers"]
+    assert container["args"][0] == "generate"
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "1 min 00 s"), (754.6, "12 min 35 s")])
+def test_durations(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+def test_the_answers_are_found_among_what_the_trainer_says() -> None:
+    log = 'INFO downloading\n{"prompt": "How?", "base": "Well,\\n you", "adapter": "So."}\nINFO done\n'
+    assert questions.answers(log) == questions.Answers(base="Well, you", tuned="So.")

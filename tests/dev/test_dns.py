@@ -1,0 +1,42 @@
+"""Answers to pods' queries, byte for byte."""
+
+import struct
+
+import pytest
+
+from local_cluster import dns
+
+KNOWN = {("default", "kubernetes"): "10.96.0.1"}
+A, AAAA = 1, 28
+
+
+def _query(name: str, kind: int) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", kind, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code", "address"),
+    [
+        ("kubernetes.default.svc.cluster.local", A, 0, "10.96.0.1"),
+        ("Kubernetes.Default.svc.cluster.local", A, 0, "10.96.0.1"),
+        ("kubernetes.default.svc.cluster.local", AAAA, 0, None),
+        ("other.default.svc.cluster.local", A, 3, None),
+        ("kubernetes.default.svc.default.svc.cluster.local", A, 3, None),
+        ("pypi.org", A, 3, None),
+    ],
+)
+def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None:
+    query = _query(name, kind)
+    response = dns.respond(query, lambda namespace, service: KNOWN.get((namespace, service)))
+    number, flags, questions, answers, _, _ = struct.unpack(">6H", response[:12])
+    assert (number, flags & 0xF, questions) == (7, code, 1)
+    assert response[12 : len(query)] == query[12:]
+    assert answers == (1 if address else 0)
+    if address:
+        assert ".".join(str(byte) for byte in response[-4:]) == address
+
+
+def test_what_is_no_query_is_an_error_that_the_server_drops() -> None:
+    with pytest.raises(IndexError):
+        dns.respond(b"short", lambda _namespace, _service: None)

@@ -1,0 +1,51 @@
+"""How an image gets from buildah's store into containerd."""
+
+import hashlib
+
+import pytest
+
+from local_cluster import containerd, debian, images, store
+from local_cluster.images import IMAGES, Image
+
+FIRST, SECOND, THIRD = (f"sha256:{letter * 64}" for letter in "abc")
+
+
+def test_chain_ids_are_those_of_the_oci_specification() -> None:
+    second = "sha256:" + hashlib.sha256(f"{FIRST} {SECOND}".encode()).hexdigest()
+    third = "sha256:" + hashlib.sha256(f"{second} {THIRD}".encode()).hexdigest()
+    assert store.chain_ids([FIRST, SECOND, THIRD]) == [FIRST, second, third]
+    assert store.chain_ids([]) == []
+
+
+@pytest.mark.parametrize(
+    ("mount", "folder"),
+    [
+        ("mount -t bind /root/snapshots/1/fs /mnt -o rw,rbind", "/root/snapshots/1/fs"),
+        ("mount -t overlay overlay /mnt -o index=off,workdir=/s/2/work,upperdir=/s/2/fs,lowerdir=/s/1/fs", "/s/2/fs"),
+        ("mount -t overlay overlay /mnt -o lowerdir=/s/1/fs,upperdir=/s/2/fs", "/s/2/fs"),
+    ],
+)
+def test_the_folder_of_a_new_snapshot(mount: str, folder: str) -> None:
+    assert containerd.snapshot_folder(mount) == folder
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.name))
+def test_a_build_is_named_after_what_it_read(image: Image) -> None:
+    again = Image(image.reference, image.dockerfile)
+    assert again.built == image.built
+    assert image.built.startswith(f"localhost/{image.name}:")
+
+
+def test_the_images_differ_by_their_dockerfile_alone() -> None:
+    assert len({image.built for image in IMAGES}) == len(IMAGES)
+
+
+def test_a_pods_reference_is_what_containerd_makes_of_it() -> None:
+    assert images.TRAINER.full_name == "docker.io/library/finetune-trainer:dev"
+
+
+def test_every_package_that_is_missing_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        debian, "PACKAGES", {"no-such-ctr": "containerd", "no-such-containerd": "containerd", "sh": "dash"}
+    )
+    assert debian.missing_packages() == ["containerd"]
