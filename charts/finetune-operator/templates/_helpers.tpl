@@ -1,0 +1,44 @@
+{{/* Name of every object: the release's, with the chart's added unless it is part of it already. */}}
+{{- define "finetune-operator.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "finetune-operator.labels" -}}
+{{ include "finetune-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* All that the operator may do, in the cluster or in each watched namespace. Never Secrets. */}}
+{{- define "finetune-operator.rules" -}}
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [list, watch]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status]
+  verbs: [patch]
+# OpenShift asks for this right before a Job may name a FineTuneJob as its owner.
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/finalizers]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+# Quota refusals and missing Secrets are reported nowhere else.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list, create]
+{{- end -}}

@@ -1,0 +1,83 @@
+"""Renders the chart with the real helm."""
+
+import functools
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "finetune-operator"
+NO_HELM = "no helm: set HELM to its path, put it on PATH, or run `make cluster-up`, which builds one"
+
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+
+
+def find_helm() -> str | None:
+    """helm as the environment names it, as PATH has it, or as the local cluster built it."""
+    return os.environ.get("HELM") or shutil.which("helm") or _local_cluster_helm()
+
+
+def _local_cluster_helm() -> str | None:
+    if str(ROOT / "dev") not in sys.path:
+        sys.path.append(str(ROOT / "dev"))
+    program: Path = importlib.import_module("local_cluster.tools").program("helm")
+    return str(program) if program.exists() else None
+
+
+@functools.cache
+def _template(helm: str, values: str) -> subprocess.CompletedProcess[str]:
+    command = [helm, "template", "finetune-operator", str(CHART), "--namespace", "finetune-system", "--values", "-"]
+    return subprocess.run(command, input=values, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def template() -> Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]:
+    """`helm template` with values on top of the defaults."""
+    helm = find_helm()
+    if helm is None:
+        pytest.fail(NO_HELM)
+    return lambda values: _template(helm, yaml.safe_dump(dict(values)))
+
+
+@pytest.fixture
+def render(template: Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]) -> Render:
+    """The objects that the chart makes."""
+
+    def objects(values: Mapping[str, Any] | None = None) -> list[Manifest]:
+        result = template(values or {})
+        assert result.returncode == 0, result.stderr
+        return [each for each in yaml.safe_load_all(result.stdout) if each]
+
+    return objects
+
+
+@pytest.fixture
+def deployment(render: Render) -> Callable[..., Manifest]:
+    """The chart's one Deployment."""
+
+    def one(values: Mapping[str, Any] | None = None) -> Manifest:
+        (found,) = (each for each in render(values) if each["kind"] == "Deployment")
+        return found
+
+    return one
+
+
+@pytest.fixture
+def chart() -> Path:
+    """The chart's folder."""
+    return CHART
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The repository's folder."""
+    return ROOT

@@ -1,0 +1,71 @@
+"""Guides say what the code does: every reason, real links, manifests that are valid."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_operator.api import KIND, FineTuneJobSpec, OperatorReason
+from finetune_trainer.contract import ExitCode, Reason
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = [each for each in sorted((ROOT / "docs").rglob("*.md")) if each.name != "api.md"]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *WRITTEN]
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+AGAIN = {
+    ExitCode.OK: "no",
+    ExitCode.PERMANENT: "no",
+    ExitCode.TRANSIENT: "counted",
+    ExitCode.INTERNAL: "counted",
+    ExitCode.PREEMPTED: "free",
+}
+
+
+def rows(text: str, heading: str) -> dict[str, list[str]]:
+    """The table below a heading: first column, without its backticks → the others."""
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_every_reason_of_the_trainer_is_explained() -> None:
+    found = rows(TROUBLESHOOTING.read_text(), "How a run ended")
+    assert list(found) == [str(reason) for reason in Reason]
+    assert {name: cells[-1] for name, cells in found.items()} == {
+        str(reason): AGAIN[reason.exit_code] for reason in Reason
+    }
+
+
+def test_every_reason_of_the_operator_is_explained() -> None:
+    found = rows(TROUBLESHOOTING.read_text(), "While there is no end yet, and when the trainer could not say")
+    assert list(found) == [str(reason) for reason in OperatorReason]
+    assert all(all(cells) for cells in found.values())
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(guide: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", guide.read_text())
+    missing = [each for each in targets if "://" not in each and not (guide.parent / each).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_manifests_in_guides_are_valid(guide: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", guide.read_text(), re.DOTALL)
+    for document in (each for block in blocks for each in yaml.safe_load_all(block)):
+        if document.get("kind") == KIND:
+            FineTuneJobSpec.model_validate(document["spec"])
+
+
+def test_the_readme_explains_the_quickstart_itself() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = yaml.safe_load(block)["spec"]
+    whole = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())["spec"]
+    assert _is_part_of(shown, whole)
+
+
+def _is_part_of(part: object, whole: object) -> bool:
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(key in whole and _is_part_of(value, whole[key]) for key, value in part.items())
+    return part == whole

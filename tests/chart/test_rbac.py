@@ -1,0 +1,105 @@
+"""What the operator may do is written down here a second time: a new right is a decision, not a side effect."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Manifest = dict[str, Any]
+
+OPERATOR_RIGHTS = {
+    ("finetune.dev", "finetunejobs"): {"list", "watch"},
+    ("finetune.dev", "finetunejobs/status"): {"patch"},
+    ("finetune.dev", "finetunejobs/finalizers"): {"update"},
+    ("batch", "jobs"): {"get", "list", "watch", "create"},
+    ("", "pods"): {"list", "watch"},
+    ("", "events"): {"list", "create"},
+}
+TENANT_RIGHTS = {
+    "edit": {
+        ("finetune.dev", "finetunejobs"): {
+            "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection",
+        },
+        ("finetune.dev", "finetunejobs/status"): {"get"},
+    },
+    "view": {
+        ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
+        ("finetune.dev", "finetunejobs/status"): {"get"},
+    },
+}  # fmt: skip
+FORBIDDEN_RESOURCES = ("secrets", "configmaps", "nodes", "pods/exec", "pods/attach", "pods/log", "serviceaccounts", "*")
+VARIANTS = {"whole cluster": {}, "two namespaces": {"watchNamespaces": ["team-a", "team-b"]}}
+
+
+def rights(role: Manifest) -> dict[tuple[str, str], set[str]]:
+    """(group, resource) → verbs."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        assert set(rule) == {"apiGroups", "resources", "verbs"}, rule
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found.setdefault((group, resource), set()).update(rule["verbs"])
+    return found
+
+
+def of_kind(objects: list[Manifest], kind: str) -> dict[tuple[str, str], Manifest]:
+    """(namespace, name) → object."""
+    return {(each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in objects
+            if each["kind"] == kind}  # fmt: skip
+
+
+def test_the_whole_cluster_by_one_cluster_role(render: Callable[..., list[Manifest]]) -> None:
+    objects = render()
+    assert rights(of_kind(objects, "ClusterRole")["", "finetune-operator"]) == OPERATOR_RIGHTS
+    (binding,) = of_kind(objects, "ClusterRoleBinding").values()
+    assert binding["roleRef"]["name"] == "finetune-operator"
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": "finetune-system"}
+    ]
+    assert not of_kind(objects, "Role")
+    assert not of_kind(objects, "RoleBinding")
+
+
+def test_named_namespaces_by_roles_in_them_alone(render: Callable[..., list[Manifest]]) -> None:
+    objects = render(VARIANTS["two namespaces"])
+    expected = {("team-a", "finetune-operator"), ("team-b", "finetune-operator")}
+    assert set(of_kind(objects, "Role")) == set(of_kind(objects, "RoleBinding")) == expected
+    assert all(rights(role) == OPERATOR_RIGHTS for role in of_kind(objects, "Role").values())
+    for binding in of_kind(objects, "RoleBinding").values():
+        assert binding["roleRef"]["kind"] == "Role"
+        assert binding["subjects"][0]["namespace"] == "finetune-system"
+    assert not of_kind(objects, "ClusterRoleBinding")
+    assert {name for _, name in of_kind(objects, "ClusterRole")} == {"finetune-operator-edit", "finetune-operator-view"}
+
+
+@pytest.mark.parametrize("role", ["edit", "view"])
+def test_people_write_specs_but_never_a_status(render: Callable[..., list[Manifest]], role: str) -> None:
+    found = of_kind(render(), "ClusterRole")["", f"finetune-operator-{role}"]
+    assert rights(found) == TENANT_RIGHTS[role]
+    assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+
+
+def test_roles_for_people_can_be_left_out(render: Callable[..., list[Manifest]]) -> None:
+    objects = render({**VARIANTS["two namespaces"], "rbac": {"aggregateToDefaultRoles": False}})
+    assert not of_kind(objects, "ClusterRole")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_never_secrets_never_wildcards(render: Callable[..., list[Manifest]], variant: str) -> None:
+    objects = render(VARIANTS[variant])
+    roles = [*of_kind(objects, "Role").values(), *of_kind(objects, "ClusterRole").values()]
+    assert roles
+    for role in roles:
+        for (group, resource), verbs in rights(role).items():
+            assert resource not in FORBIDDEN_RESOURCES
+            assert "*" not in {group, *verbs}
+            assert not verbs & {"escalate", "bind", "impersonate"}
+
+
+def test_the_service_account_is_the_deployments(render: Callable[..., list[Manifest]]) -> None:
+    objects = render()
+    (account,) = of_kind(objects, "ServiceAccount").values()
+    (deployment,) = of_kind(objects, "Deployment").values()
+    assert account["automountServiceAccountToken"] is False
+    assert deployment["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == account["metadata"]["name"]

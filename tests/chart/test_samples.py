@@ -1,0 +1,61 @@
+"""Samples are what users copy: each is valid, and says what the docs say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.api import API_VERSION, KIND, FineTuneJobSpec
+from finetune_trainer.contract import TrainerConfig
+
+SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
+QUICKSTART = SAMPLES / "quickstart.yaml"
+ROWS = [json.loads(line) for line in (SAMPLES / "data" / "quickstart.jsonl").read_text().splitlines()]
+OPENING, CLOSING = "Lumo here! ", " Stay bright!"
+
+
+def load(file: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text()))
+
+
+@pytest.mark.parametrize("file", sorted(SAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_a_sample_is_a_valid_finetunejob(file: Path) -> None:
+    manifest = load(file)
+    assert (manifest["apiVersion"], manifest["kind"]) == (API_VERSION, KIND)
+    FineTuneJobSpec.model_validate(manifest["spec"])
+    TrainerConfig.from_manifest(manifest)
+
+
+def test_the_quickstart_goes_where_its_comments_say() -> None:
+    config = TrainerConfig.from_manifest(load(QUICKSTART))
+    assert config.output.uri == "s3://adapters/quickstart"
+    text = QUICKSTART.read_text()
+    assert config.model.uri in text
+    assert f"#   {config.dataset.sources[0].uri}" in text
+
+
+def test_the_quickstart_has_one_endpoint_to_replace() -> None:
+    address = load(QUICKSTART)["spec"]["storage"]["endpoint"]
+    # Once in the sed command, once in the manifest.
+    assert QUICKSTART.read_text().count(address) == 2
+    assert QUICKSTART.read_text().count("<-") == 2 + 1
+
+
+def test_the_quickstart_data_has_one_voice() -> None:
+    assert 48 <= len(ROWS) <= 64
+    for row in ROWS:
+        question, answer = row["messages"]
+        assert (question["role"], answer["role"]) == ("user", "assistant")
+        assert answer["content"].startswith(OPENING)
+        assert answer["content"].endswith(CLOSING)
+        assert len(answer["content"].split()) <= 18
+
+
+def test_the_quickstart_asks_what_is_not_in_the_data() -> None:
+    (question,) = (line.removeprefix("#").strip() for line in QUICKSTART.read_text().splitlines()
+                   if line.startswith("#   ") and line.endswith("?"))  # fmt: skip
+    questions = [row["messages"][0]["content"] for row in ROWS]
+    assert question not in questions
+    assert len(set(questions)) == len(questions)

@@ -1,0 +1,139 @@
+"""Values: each is used, each is in the schema, wrong ones are refused before anything is installed."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+Template = Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]
+
+# One other value for each; maps that a user fills freely count as one value.
+OTHER_VALUES: dict[str, Any] = {
+    "image": "registry.example/finetune-operator:1.2.3",
+    "imagePullPolicy": "Always",
+    "imagePullSecrets": [{"name": "registry"}],
+    "trainer.image": "registry.example/finetune-trainer:1.2.3",
+    "trainer.imagePullPolicy": "Always",
+    "watchNamespaces": ["team-a"],
+    "settings.progressInterval": 11,
+    "settings.resyncInterval": 601,
+    "settings.workers": 5,
+    "settings.logLevel": "debug",
+    "crds.enabled": False,
+    "rbac.aggregateToDefaultRoles": False,
+    "resources.requests.cpu": "1",
+    "resources.requests.memory": "1Gi",
+    "resources.limits.memory": "1Gi",
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+    "priorityClassName": "infrastructure",
+}
+WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt at the root": ({"replicas": 2}, "replicas"),
+    "misspelt below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
+    "image with a space": ({"image": "finetune operator"}, "image"),
+    "image left empty": ({"image": ""}, "image"),
+    "image split in three": ({"image": {"repository": "x", "tag": "y"}}, "image"),
+    "trainer image not a string": ({"trainer": {"image": 1}}, "trainer"),
+    "pull policy in lower case": ({"imagePullPolicy": "always"}, "imagePullPolicy"),
+    "pull secret as a string": ({"imagePullSecrets": ["registry"]}, "imagePullSecrets"),
+    "namespaces as a string": ({"watchNamespaces": "team-a"}, "watchNamespaces"),
+    "the same namespace twice": ({"watchNamespaces": ["team-a", "team-a"]}, "watchNamespaces"),
+    "no namespace's name": ({"watchNamespaces": ["Team_A"]}, "watchNamespaces"),
+    "interval of zero": ({"settings": {"progressInterval": 0}}, "progressInterval"),
+    "interval as a duration": ({"settings": {"resyncInterval": "10m"}}, "resyncInterval"),
+    "no workers": ({"settings": {"workers": 0}}, "workers"),
+    "unknown log level": ({"settings": {"logLevel": "loud"}}, "logLevel"),
+    "crds as a flag": ({"crds": True}, "crds"),
+    "claims in resources": ({"resources": {"claims": []}}, "claims"),
+    "node selector with a number": ({"nodeSelector": {"disk": 1}}, "disk"),
+}
+UMBRELLA_VALUES: dict[str, dict[str, Any]] = {
+    "global of an umbrella chart": {"global": {"imageRegistry": "x"}},
+    "condition of an umbrella chart": {"enabled": True},
+}
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all values; empty maps are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def nested(path: str, value: object) -> dict[str, Any]:
+    """`a.b` and 1 become {a: {b: 1}}."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def defaults(chart: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((chart / "values.yaml").read_text()))
+
+
+def test_every_value_is_known_here(chart: Path) -> None:
+    assert set(leaves(defaults(chart))) == set(OTHER_VALUES)
+
+
+@pytest.mark.parametrize("path", OTHER_VALUES)
+def test_every_value_is_used(template: Template, path: str) -> None:
+    changed = template(nested(path, OTHER_VALUES[path]))
+    assert changed.returncode == 0, changed.stderr
+    assert changed.stdout != template({}).stdout
+
+
+def test_templates_use_no_value_that_does_not_exist(chart: Path) -> None:
+    text = "".join(file.read_text() for file in (chart / "templates").iterdir())
+    known = {path[:end] for path in leaves(defaults(chart)) for end in _ends(path)}
+    assert set(re.findall(r"\.Values\.([A-Za-z.]+)", text)) <= known
+
+
+def _ends(path: str) -> list[int]:
+    return [match.start() for match in re.finditer(r"\.|$", path)]
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_wrong_values_are_refused(template: Template, name: str) -> None:
+    values, word = WRONG_VALUES[name]
+    refused = template(values)
+    assert refused.returncode != 0
+    assert word in refused.stderr
+    assert "don't meet the specifications of the schema" in refused.stderr
+
+
+@pytest.mark.parametrize("name", UMBRELLA_VALUES)
+def test_values_of_umbrella_charts_are_let_through(template: Template, name: str) -> None:
+    assert template(UMBRELLA_VALUES[name]).stdout == template({}).stdout
+
+
+def test_schema_and_values_have_the_same_keys(chart: Path) -> None:
+    schema = json.loads((chart / "values.schema.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(defaults(chart), schema)
+    assert set(schema["properties"]) - {"global", "enabled"} == set(defaults(chart))
+    for key in ("trainer", "settings", "crds", "rbac"):
+        assert set(schema["properties"][key]["properties"]) == set(defaults(chart)[key])
+
+
+def test_values_are_few_and_each_has_a_comment(chart: Path) -> None:
+    lines = (chart / "values.yaml").read_text().splitlines()
+    assert len(lines) <= 110
+    for number, line in enumerate(lines):
+        scalar = re.match(r" *[A-Za-z]+: +\S", line)
+        if scalar and not _below_resources(lines, number):
+            assert lines[number - 1].strip().startswith("#"), line
+
+
+def _below_resources(lines: list[str], number: int) -> bool:
+    roots = [line for line in lines[: number + 1] if re.match(r"[A-Za-z]", line)]
+    return roots[-1].startswith("resources:")

@@ -1,0 +1,133 @@
+"""A real cluster: `make cluster-up`'s own, brought up for the session, or any that FINETUNE_TEST_KUBECONFIG names."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from kubernetes import client, config
+
+if TYPE_CHECKING:
+    from local_cluster.cluster import Cluster
+
+Manifest = dict[str, Any]
+Call = Callable[..., Manifest]
+
+ROOT = Path(__file__).resolve().parents[2]
+CRD = ROOT / "manifests" / "crd.yaml"
+OPERATOR, OPERATOR_NAMESPACE = "finetune-operator", "finetune-system"
+
+
+def local_cluster(module: str) -> ModuleType:
+    """A module of dev/local_cluster, which is not installed."""
+    if str(ROOT / "dev") not in sys.path:
+        sys.path.append(str(ROOT / "dev"))
+    return importlib.import_module(f"local_cluster.{module}")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["Cluster"]:
+    """The local cluster called `test`, with the images of this working tree. One that was up already stays up."""
+    local_cluster("prepare").everything()
+    running = local_cluster("cluster").Cluster("test")
+    was_up = running.is_up
+    running.up()
+    yield running
+    if not was_up:
+        running.down()
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(request: pytest.FixtureRequest) -> Path:
+    """All that tests of the API alone need."""
+    named = os.environ.get("FINETUNE_TEST_KUBECONFIG")
+    return Path(named) if named else Path(request.getfixturevalue("cluster").kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def call(kubeconfig: Path) -> Iterator[Call]:
+    """`call(method, path, body, **query)` over one connection; raises `ApiException`."""
+    settings = client.Configuration()
+    config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
+    settings.proxy = None  # a proxy of the machine has no way to the cluster
+    with client.ApiClient(settings) as api:
+
+        def send(method: str, path: str, body: Manifest | None = None, **query: str) -> Manifest:
+            content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+            headers = {"Accept": "application/json", "Content-Type": content}
+            request = api.param_serialize(
+                method, path, query_params=[*query.items()], header_params=headers, body=body,
+                auth_settings=["BearerToken"],
+            )  # fmt: skip
+            response = api.call_api(*request)
+            text = response.read()
+            if response.status >= 400:
+                raise client.ApiException(response.status, response.reason, body=text.decode())
+            return dict(json.loads(text))
+
+        yield send
+
+
+@pytest.fixture(scope="session")
+def crd(call: Call) -> Manifest:
+    """The CRD as `make generate` writes it, established."""
+    definition = dict(yaml.safe_load(CRD.read_text()))
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    own = f"{path}/{definition['metadata']['name']}"
+    try:
+        call("POST", path, definition)
+    except client.ApiException as error:
+        if error.status != 409:
+            raise
+        call("PATCH", own, {"spec": definition["spec"]})
+    deadline = time.monotonic() + 30
+    while not _is_established(call("GET", own)):
+        assert time.monotonic() < deadline, "the CRD is not established after 30 s"
+        time.sleep(0.1)
+    return definition
+
+
+def _is_established(definition: Manifest) -> bool:
+    conditions = definition.get("status", {}).get("conditions") or []
+    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of a few hundred kilobytes; made in a process of its own, so that torch stays out of this one."""
+    folder = tmp_path_factory.mktemp("base")
+    program = "import sys, pathlib, tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "trainer")}
+    subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: "Cluster", crd: Manifest) -> str:
+    """The operator of this working tree, installed by the chart; the name of its Deployment."""
+    assert crd
+    cluster.load_images()
+    images = local_cluster("images")
+    values = {
+        "image": images.OPERATOR.reference,
+        "trainer.image": images.TRAINER.reference,
+        "settings.progressInterval": "1",
+        "settings.logLevel": "debug",
+    }
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    chart = str(ROOT / "charts" / "finetune-operator")
+    where = ["--namespace", OPERATOR_NAMESPACE]
+    # The CRD may be there already, from the fixture above.
+    cluster.helm("upgrade", "--install", OPERATOR, chart, *where, "--create-namespace", "--take-ownership", *settings)
+    # The image may be new under its old name.
+    cluster.kubectl(*where, "rollout", "restart", f"deployment/{OPERATOR}")
+    cluster.kubectl(*where, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=180s")
+    return OPERATOR

@@ -1,0 +1,362 @@
+"""What the API server takes, what it refuses, and what it says: no operator and no webhook needed."""
+
+import copy
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiException
+
+from finetune_operator.api import API_VERSION, GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
+
+# The first test waits for the cluster.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+Manifest = dict[str, Any]
+ABSENT = object()
+
+
+def good(name: str = "good") -> Manifest:
+    """The least that is valid."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": "s3://models/base/"},
+            "dataset": {"sources": [{"uri": "s3://data/train.jsonl"}]},
+            "training": {"epochs": 1},
+            "output": {"uri": "s3://adapters/{name}"},
+        },
+    }
+
+
+def changed(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
+    """A copy with values set by dotted path; a number is a list's index, ABSENT removes."""
+    result = copy.deepcopy(manifest)
+    for path, value in changes.items():
+        *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
+        node: Any = result
+        for key in parents:
+            node = node[key] if isinstance(key, int) else node.setdefault(key, {})
+        if value is ABSENT:
+            del node[last]
+        else:
+            node[last] = value
+    return result
+
+
+SOURCE = "spec.dataset.sources.0"
+LORA = "spec.training.lora"
+SECRET = {"name": "hub-token"}
+
+# name: (changes to the good manifest, field in the answer, words in the answer)
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "name of 53 characters": ({"metadata.name": "a" * 53}, "<nil>", "at most 52 characters"),
+    "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),
+    "name in upper case": ({"metadata.name": "Good"}, "metadata.name", "RFC 1123"),
+    "no spec": ({"spec": ABSENT}, "spec", "Required value"),
+    "unknown field in spec": ({"spec.suspend": True}, "spec.suspend", "unknown field"),
+    "unknown field beside spec": ({"sepc": {}}, "sepc", "unknown field"),
+    # model
+    "no model": ({"spec.model": ABSENT}, "spec.model", "Required value"),
+    "no model uri": ({"spec.model": {}}, "spec.model.uri", "Required value"),
+    "model from the web": ({"spec.model.uri": "https://example.com/m"}, "spec.model.uri", "should match"),
+    "model in a bucket in upper case": ({"spec.model.uri": "s3://Models/base"}, "spec.model.uri", "should match"),
+    "model is a bucket": ({"spec.model.uri": "s3://models"}, "spec.model.uri", "should match"),
+    "hub model without a name": ({"spec.model.uri": "hf://meta-llama"}, "spec.model.uri", "should match"),
+    "hub model with three parts": ({"spec.model.uri": "hf://a/b/c"}, "spec.model.uri", "should match"),
+    "model outside of its claim": ({"spec.model.uri": "pvc://claim/../other"}, "spec.model", "must not contain '..'"),
+    "model uri of 1025 characters": ({"spec.model.uri": "s3://m00/" + "a" * 1016}, "spec.model.uri", "Too long"),
+    "revision of an S3 model": ({"spec.model.revision": "main"}, "spec.model", "applies to hf:// models only"),
+    "revision with a space": (
+        {"spec.model": {"uri": "hf://a/b", "revision": "my branch"}}, "spec.model.revision", "should match",
+    ),
+    "length below 16": ({"spec.model.maxLength": 15}, "spec.model.maxLength", "greater than or equal to 16"),
+    "length as text": ({"spec.model.maxLength": "2048"}, "spec.model.maxLength", "must be of type integer"),
+    "token of an S3 model": ({"spec.model.tokenSecretRef": SECRET}, "spec", "applies to hf:// models only"),
+    "token without a name": (
+        {"spec.model": {"uri": "hf://a/b", "tokenSecretRef": {}}}, "spec.model.tokenSecretRef.name", "Required value",
+    ),
+    "token in another namespace": (
+        {"spec.model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "t", "namespace": "other"}}},
+        "spec.model.tokenSecretRef.namespace", "unknown field",
+    ),
+    # dataset
+    "no dataset": ({"spec.dataset": ABSENT}, "spec.dataset", "Required value"),
+    "no sources": ({"spec.dataset.sources": []}, "spec.dataset.sources", "at least 1 items"),
+    "33 sources": (
+        {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 33}, "spec.dataset.sources", "at most 32 items",
+    ),
+    "source on the hub": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0].uri", "should match"),
+    "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
+    "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
+    "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),
+    "limit of no rows": ({f"{SOURCE}.limit": 0}, "spec.dataset.sources[0].limit", "greater than or equal to 1"),
+    "misspelt source": ({f"{SOURCE}.limits": 1}, "spec.dataset.sources[0].limits", "unknown field"),
+    # training
+    "no training": ({"spec.training": ABSENT}, "spec.training", "Required value"),
+    "neither epochs nor steps": ({"spec.training": {}}, "spec.training", "exactly one of epochs and maxSteps"),
+    "epochs and steps": ({"spec.training.maxSteps": 9}, "spec.training", "exactly one of epochs and maxSteps"),
+    "no epochs": ({"spec.training.epochs": 0}, "spec.training.epochs", "greater than 0"),
+    "1001 epochs": ({"spec.training.epochs": 1001}, "spec.training.epochs", "less than or equal to 1000"),
+    "half a step": ({"spec.training": {"maxSteps": 0.5}}, "spec.training.maxSteps", "must be of type integer"),
+    "no steps": ({"spec.training": {"maxSteps": 0}}, "spec.training.maxSteps", "greater than or equal to 1"),
+    "empty batches": ({"spec.training.batchSize": 0}, "spec.training.batchSize", "greater than or equal to 1"),
+    "no accumulation": ({"spec.training.gradientAccumulation": 0}, "spec.training.gradientAccumulation", "equal to 1"),
+    "no learning": ({"spec.training.learningRate": 0}, "spec.training.learningRate", "greater than 0"),
+    "learning rate above 1": ({"spec.training.learningRate": 2}, "spec.training.learningRate", "equal to 1"),
+    "learning rate as text": ({"spec.training.learningRate": "2e-4"}, "spec.training.learningRate", "of type number"),
+    "unknown scheduler": ({"spec.training.scheduler": "wsd"}, "spec.training.scheduler", "Unsupported value"),
+    "nothing but warm-up": ({"spec.training.warmupRatio": 1}, "spec.training.warmupRatio", "less than 1"),
+    "negative decay": ({"spec.training.weightDecay": -0.1}, "spec.training.weightDecay", "equal to 0"),
+    "gradients clipped away": ({"spec.training.maxGradNorm": 0}, "spec.training.maxGradNorm", "greater than 0"),
+    "unknown precision": ({"spec.training.precision": "int8"}, "spec.training.precision", "Unsupported value"),
+    "unknown method": ({"spec.training.method": "dpo"}, "spec.training.method", "Unsupported value"),
+    "unknown backend": ({"spec.training.backend": "jax"}, "spec.training.backend", "Unsupported value"),
+    "unknown loss": ({"spec.training.loss": "prompt"}, "spec.training.loss", "Unsupported value"),
+    "seed too large": ({"spec.training.seed": 2**31}, "spec.training.seed", "less than or equal to"),
+    "checkpointing as text": (
+        {"spec.training.gradientCheckpointing": "yes"}, "spec.training.gradientCheckpointing", "of type boolean",
+    ),
+    "rank 0": ({f"{LORA}.rank": 0}, f"{LORA}.rank", "greater than or equal to 1"),
+    "alpha 0": ({f"{LORA}.alpha": 0}, f"{LORA}.alpha", "greater than 0"),
+    "all dropped out": ({f"{LORA}.dropout": 1}, f"{LORA}.dropout", "less than 1"),
+    "no target modules": ({f"{LORA}.targetModules": []}, f"{LORA}.targetModules", "at least 1 items"),
+    "all modules and one": ({f"{LORA}.targetModules": ["all-linear", "q_proj"]}, LORA, "either ['all-linear'] or"),
+    "module with a space": ({f"{LORA}.targetModules": ["q proj"]}, f"{LORA}.targetModules[0]", "should match"),
+    # output and storage
+    "no output": ({"spec.output": ABSENT}, "spec.output", "Required value"),
+    "output with a wildcard": ({"spec.output.uri": "s3://out/*"}, "spec.output", "must not contain wildcards"),
+    "output with ..": ({"spec.output.uri": "s3://out/a/.."}, "spec.output", "must not contain '..'"),
+    "output on a claim": ({"spec.output.uri": "pvc://claim/out"}, "spec.output.uri", "should match"),
+    "output with a backslash": ({"spec.output.uri": "s3://out/a\\b"}, "spec.output.uri", "should match"),
+    "endpoint without a scheme": ({"spec.storage.endpoint": "s3:9000"}, "spec.storage.endpoint", "should match"),
+    "endpoint with a path": ({"spec.storage.endpoint": "http://s3/x"}, "spec.storage.endpoint", "should match"),
+    "endpoint with keys": ({"spec.storage.endpoint": "http://k:s@s3"}, "spec.storage.endpoint", "should match"),
+    "region in upper case": ({"spec.storage.region": "EU"}, "spec.storage.region", "should match"),
+    "unknown addressing": ({"spec.storage.addressing": "dns"}, "spec.storage.addressing", "Unsupported value"),
+    "unknown checksums": ({"spec.storage.checksums": "never"}, "spec.storage.checksums", "Unsupported value"),
+    "keys in the manifest": ({"spec.storage.accessKey": "AKIA"}, "spec.storage.accessKey", "unknown field"),
+    "credentials without a name": (
+        {"spec.storage.credentialsSecretRef": {}}, "spec.storage.credentialsSecretRef.name", "Required value",
+    ),
+    "credentials with a slash": (
+        {"spec.storage.credentialsSecretRef.name": "a/b"}, "spec.storage.credentialsSecretRef.name", "should match",
+    ),
+    "certificates without a name": (
+        {"spec.storage.caConfigMapRef": {"key": "ca.crt"}}, "spec.storage.caConfigMapRef.name", "Required value",
+    ),
+    # compute
+    "image with a space": ({"spec.compute.image": "a b"}, "spec.compute.image", "should match"),
+    "two GPUs": ({"spec.compute.gpusPerNode": 2}, "spec.compute.gpusPerNode", "less than or equal to 1"),
+    "negative GPUs": ({"spec.compute.gpusPerNode": -1}, "spec.compute.gpusPerNode", "greater than or equal to 0"),
+    "GPU resource with a space": ({"spec.compute.gpuResource": "n v"}, "spec.compute.gpuResource", "should match"),
+    "memory in gigabyte": (
+        {"spec.compute.resources.requests": {"memory": "4GB"}}, "spec.compute.resources.requests.memory",
+        "should match",
+    ),
+    "cpu as a number": (
+        {"spec.compute.resources.limits": {"cpu": 4}}, "spec.compute.resources.limits.cpu", "of type string",
+    ),
+    "scratch without a number": ({"spec.compute.scratch.size": "big"}, "spec.compute.scratch.size", "should match"),
+    "node label with a space": (
+        {"spec.compute.nodeSelector": {"disk": "s s d"}}, "spec.compute.nodeSelector.disk", "should match",
+    ),
+    "node label with a bad key": ({"spec.compute.nodeSelector": {"a b": "x"}}, "spec.compute.nodeSelector", "key"),
+    "33 node labels": (
+        {"spec.compute.nodeSelector": {f"k{n}": "v" for n in range(33)}}, "spec.compute.nodeSelector", "at most 32",
+    ),
+    "unknown taint effect": (
+        {"spec.compute.tolerations": [{"effect": "Never"}]}, "spec.compute.tolerations[0].effect", "Unsupported value",
+    ),
+    "whole pod spec": ({"spec.compute.hostNetwork": True}, "spec.compute.hostNetwork", "unknown field"),
+    "no time to stop": (
+        {"spec.compute.terminationGracePeriodSeconds": 0}, "spec.compute.terminationGracePeriodSeconds", "equal to 1",
+    ),
+    "negative attempts": ({"spec.backoffLimit": -1}, "spec.backoffLimit", "greater than or equal to 0"),
+    "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
+}  # fmt: skip
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "the least": {},
+    "name of 52 characters": {"metadata.name": "a" * 52},
+    "hub model with all that belongs to it": {
+        "spec.model": {"uri": "hf://a.b/c_d", "revision": "refs/pr/1", "tokenSecretRef": SECRET, "maxLength": 16},
+    },
+    "model on a claim": {"spec.model.uri": "pvc://models/llama/1b"},
+    "a claim's root": {"spec.model.uri": "pvc://models"},
+    "glob and limit": {f"{SOURCE}.uri": "s3://data/**/*.jsonl", f"{SOURCE}.limit": 10, f"{SOURCE}.format": "messages"},
+    "key with .. inside a name": {f"{SOURCE}.uri": "s3://data/a..b.jsonl"},
+    "32 sources": {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 32},
+    "steps": {"spec.training": {"maxSteps": 1}},
+    "part of an epoch": {"spec.training.epochs": 0.25},
+    "some modules": {f"{LORA}.targetModules": ["q_proj", "v_proj"]},
+    "placeholders": {"spec.output.uri": "s3://out/{namespace}/{name}"},
+    "storage of our own": {
+        "spec.storage": {
+            "endpoint": "https://s3.example:9000/", "region": "eu-west-1", "addressing": "path",
+            "checksums": "whenRequired", "credentialsSecretRef": {"name": "s3.keys"},
+            "caConfigMapRef": {"name": "ca"},
+        },
+    },
+    "no GPU": {"spec.compute.gpusPerNode": 0},
+    "the whole pod": {
+        "spec.compute": {
+            "image": "registry.example:5000/t/trainer@sha256:" + "0" * 64, "gpuResource": "amd.com/gpu",
+            "resources": {"requests": {"cpu": "500m", "memory": "1.5Gi"}, "limits": {"memory": "2Gi"}},
+            "scratch": {"size": "100Gi", "storageClassName": "fast"},
+            "nodeSelector": {"kubernetes.io/arch": "amd64", "empty": ""},
+            "tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "a100", "effect": "NoSchedule"}],
+            "serviceAccountName": "finetune", "imagePullSecrets": [{"name": "registry"}],
+            "priorityClassName": "batch", "podLabels": {"team": "a"}, "podAnnotations": {"example.com/why": "b c"},
+            "terminationGracePeriodSeconds": 300,
+        },
+    },
+    "null is absent": {"spec.model": {"uri": "hf://a/b", "revision": None}},
+    "no second attempt": {"spec.backoffLimit": 0},
+}  # fmt: skip
+
+IMMUTABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "another model": ({"model": {"uri": "s3://models/other/"}}, "model is immutable"),
+    "a longer length": ({"model": {"maxLength": 4096}}, "model is immutable"),
+    "another data set": ({"dataset": {"sources": [{"uri": "s3://data/b"}]}}, "dataset is immutable"),
+    "one source more": (
+        {"dataset": {"sources": [{"uri": "s3://data/train.jsonl"}, {"uri": "s3://data/b"}]}}, "dataset is immutable",
+    ),
+    "more epochs": ({"training": {"epochs": 2}}, "training is immutable"),
+    "steps for epochs": ({"training": {"epochs": None, "maxSteps": 5}}, "training is immutable"),
+    "another rank": ({"training": {"lora": {"rank": 8}}}, "training is immutable"),
+    "another output": ({"output": {"uri": "s3://adapters/b"}}, "output is immutable"),
+    "storage that was absent": ({"storage": {"endpoint": "http://s3"}}, "storage is immutable"),
+    "more memory": ({"compute": {"resources": {"limits": {"memory": "2Gi"}}}}, "compute is immutable"),
+    "another image": ({"compute": {"image": "other"}}, "compute is immutable"),
+    "more attempts": ({"backoffLimit": 5}, "backoffLimit is immutable"),
+    "a node selector taken away": ({"compute": {"nodeSelector": None}}, "compute is immutable"),
+}  # fmt: skip
+
+ALLOWED_PATCHES: dict[str, dict[str, Any]] = {
+    "labels": {"metadata": {"labels": {"team": "a"}}},
+    "annotations": {"metadata": {"annotations": {"example.com/note": "b"}}},
+}
+
+
+class Jobs:
+    """FineTuneJobs of one namespace; nothing is stored unless `store` is called."""
+
+    def __init__(self, call: Callable[..., Manifest], namespace: str) -> None:
+        self._call = call
+        self._path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+
+    def create(self, manifest: Manifest) -> Manifest:
+        return self._call("POST", self._path, manifest, dryRun="All", fieldValidation="Strict")
+
+    def store(self, manifest: Manifest) -> Manifest:
+        return self._call("POST", self._path, manifest, fieldValidation="Strict")
+
+    def patch(self, name: str, body: Manifest) -> Manifest:
+        return self._call("PATCH", f"{self._path}/{name}", body, dryRun="All")
+
+    def patch_status(self, name: str, body: Manifest) -> Manifest:
+        return self._call("PATCH", f"{self._path}/{name}/status", body, dryRun="All")
+
+
+def refusal(attempt: Callable[[], object]) -> str:
+    """What the API server says when it refuses."""
+    with pytest.raises(ApiException) as raised:
+        attempt()
+    assert raised.value.status in (400, 422)
+    return str(json.loads(raised.value.body or "{}")["message"])
+
+
+@pytest.fixture(scope="module")
+def jobs(call: Callable[..., Manifest], crd: Manifest) -> Iterator[Jobs]:
+    assert crd["spec"]["group"] == GROUP
+    namespace = f"admission-{secrets.token_hex(4)}"
+    call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    yield Jobs(call, namespace)
+    call("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+@pytest.fixture(scope="module")
+def stored(jobs: Jobs) -> str:
+    """The name of a FineTuneJob that is stored, and that no node will ever take."""
+    nowhere = {"spec.compute.nodeSelector": {"finetune.dev/nowhere": "true"}}
+    jobs.store(changed(good("stored"), nowhere))
+    return "stored"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(jobs: Jobs, case: str) -> None:
+    changes, field, words = REFUSED[case]
+    said = refusal(lambda: jobs.create(changed(good(), changes)))
+    assert field in said
+    assert words in said
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted_with_the_defaults_that_pydantic_knows(jobs: Jobs, case: str) -> None:
+    manifest = changed(good(), ACCEPTED[case])
+    answer = jobs.create(manifest)
+    assert answer["spec"] == FineTuneJobSpec.model_validate(manifest["spec"]).to_json()
+
+
+def test_all_hyper_parameters_are_shown(jobs: Jobs) -> None:
+    training = jobs.create(good())["spec"]["training"]
+    assert training["learningRate"] == 2e-4
+    assert training["lora"] == {"rank": 16, "alpha": 32, "dropout": 0, "targetModules": ["all-linear"]}
+
+
+@pytest.mark.parametrize("case", IMMUTABLE)
+def test_a_run_is_never_changed(jobs: Jobs, stored: str, case: str) -> None:
+    spec, words = IMMUTABLE[case]
+    said = refusal(lambda: jobs.patch(stored, {"spec": spec}))
+    assert words in said
+    assert "make a new FineTuneJob for a new run" in said
+
+
+@pytest.mark.parametrize("case", ALLOWED_PATCHES)
+def test_what_may_change(jobs: Jobs, stored: str, case: str) -> None:
+    ((part, values),) = ALLOWED_PATCHES[case].items()
+    ((key, value),) = values.items()
+    assert jobs.patch(stored, ALLOWED_PATCHES[case])[part][key] == value
+
+
+def test_status_is_not_written_through_the_main_resource(jobs: Jobs, stored: str) -> None:
+    assert jobs.patch(stored, {"status": {"phase": "Complete"}}).get("status", {}).get("phase") != "Complete"
+    forged = {**good(), "status": {"phase": "Complete"}}
+    assert "status" not in jobs.create(forged)
+
+
+def test_the_spec_is_not_written_through_the_status(jobs: Jobs, stored: str) -> None:
+    answer = jobs.patch_status(stored, {"spec": {"backoffLimit": 9}, "status": {"phase": "Running"}})
+    assert answer["spec"]["backoffLimit"] == 3
+    assert answer["status"]["phase"] == "Running"
+
+
+def test_a_status_has_a_schema_too(jobs: Jobs, stored: str) -> None:
+    said = refusal(lambda: jobs.patch_status(stored, {"status": {"phase": "Ready"}}))
+    assert "status.phase" in said
+    said = refusal(lambda: jobs.patch_status(stored, {"status": {"progress": {"percentage": 101}}}))
+    assert "status.progress.percentage" in said
+
+
+def test_explain_has_words_for_every_field(call: Callable[..., Manifest], jobs: Jobs) -> None:
+    assert jobs
+    # What `kubectl explain` prints from.
+    schemas = call("GET", f"/openapi/v3/apis/{GROUP}/{VERSION}")["components"]["schemas"]
+    (root,) = (schema for name, schema in schemas.items() if name.endswith(f".{KIND}"))
+    fields = [each for part in ("spec", "status") for each in _fields(root["properties"][part], part)]
+    assert len(fields) > 100
+    assert [path for path, description in fields if not description] == []
+
+
+def _fields(node: Manifest, path: str) -> Iterator[tuple[str, str]]:
+    """(path, description) of a field and all below it."""
+    yield path, node.get("description", "")
+    for name, child in node.get("properties", {}).items():
+        yield from _fields(child, f"{path}.{name}")
+    for name, child in node.get("items", {}).get("properties", {}).items():
+        yield from _fields(child, f"{path}[].{name}")

@@ -1,0 +1,52 @@
+"""Prepare, train, export and ask, in one process, with what `auto` chooses here. Writes answers.json into its argument.
+
+Its model is built here, so it learns two answers by heart; a GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.trainer import tiny_model
+
+ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
+ASK = """
+import json, sys
+from pathlib import Path
+from finetune_trainer.generate import generate
+base, adapter, out, *prompts = sys.argv[1:]
+Path(out).write_text(json.dumps(generate(Path(base), Path(adapter), prompts, 40)))
+"""
+
+
+def main(folder: Path) -> None:
+    """Raises what any step raises."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+    from finetune_trainer import data, export, model, train
+    from finetune_trainer.progress import ProgressReporter
+
+    shape = {"maxSteps": 120, "batchSize": 2, "gradientAccumulation": 1}
+    config = tiny_model.config(shape)
+    backend = model.choose_backend(config)
+    model.import_backend(backend)
+    base = tiny_model.build(folder / "base")
+    words = model.load_tokenizer(base)
+    rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
+    prepared = data.prepare(config, [(config.dataset.sources[0], [rows])], words, "sha256:0", folder)
+    loaded = model.Loaded(model.load_model(config, base, backend), words, backend)
+    metrics = train.train(config, loaded, prepared.dataset, ProgressReporter(), folder)
+    export.export(config, loaded, folder / "adapter", "sha256:0")
+    print(backend, json.dumps(metrics))
+    out = folder / "got.json"  # asked in a process that knows nothing of the training
+    command = [sys.executable, "-c", ASK, str(base), str(folder / "adapter"), str(out), *ANSWERS]
+    subprocess.run(command, check=True)
+    found = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}
+    (folder / "answers.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
