@@ -71,6 +71,7 @@ def main() -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         print("interrupted: run it again to go on from here", file=sys.stderr)
         return 130
     return 0

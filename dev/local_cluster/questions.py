@@ -10,7 +10,7 @@ from local_cluster.errors import Problem
 from local_cluster.images import TRAINER
 
 PROMPT = "How do I pack the lamp for a trip?"
-LIMIT = "300s"
+LIMIT = "600s"
 SHOWN = 300  # characters of an answer
 _SCRATCH = "/scratch"
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from finetune_operator.compute import Compute, ObjectName, SecretRef
 from finetune_trainer.contract import (
     DatasetReport,
     Model,
@@ -25,28 +26,6 @@ KIND = "FineTuneJob"
 API_VERSION = f"{GROUP}/{VERSION}"
 NAME_MAX_LENGTH = 52
 """Leaves room for the suffixes of the Job's pods within a DNS label."""
-
-ObjectName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
-]
-Quantity = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
-]
-QualifiedName = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
-    ),
-]
-LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
-
-
-class SecretRef(Model):
-    """A Secret in the FineTuneJob's own namespace."""
-
-    name: ObjectName
-    """Name of the Secret."""
 
 
 class ConfigMapKeyRef(Model):
@@ -73,73 +52,6 @@ class StorageSpec(Storage):
     means the identity of the pod's service account."""
     ca_config_map_ref: ConfigMapKeyRef | None = None
     """ConfigMap with the PEM certificates that the endpoint's certificate is checked against."""
-
-
-class ResourceRequirements(Model):
-    """Compute resources of the trainer container, GPUs apart."""
-
-    requests: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
-    """What the scheduler sets aside, such as `cpu: "4"` and `memory: 16Gi`."""
-    limits: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
-    """What the container may use at most."""
-
-
-class Toleration(Model):
-    """Lets the pod onto nodes with a matching taint; as in a Pod."""
-
-    key: QualifiedName | None = None
-    """Taint key; absent matches every key."""
-    operator: Literal["Exists", "Equal"] = "Equal"
-    """How `value` is compared."""
-    value: LabelValue | None = None
-    """Taint value."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; absent matches every effect."""
-    toleration_seconds: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    """How long a `NoExecute` taint is tolerated."""
-
-
-class Scratch(Model):
-    """The volume that data, model and checkpoints are worked on."""
-
-    size: Quantity = "50Gi"
-    """Size. Rule of thumb: the base model, twice the data, and 5 GiB."""
-    storage_class_name: ObjectName | None = None
-    """Storage class of a volume made for this pod. Absent means the node's own disk (`emptyDir`)."""
-
-
-class Compute(Model):
-    """The pod that trains: a bounded subset of a pod's fields."""
-
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s$]+$", min_length=1, max_length=512)] | None = None
-    """Trainer image. Absent means the operator's default."""
-    gpus_per_node: int = Field(default=1, ge=0, le=1)
-    """GPUs of the pod. 0 trains on the CPU, for trials with tiny models."""
-    gpu_resource: QualifiedName = "nvidia.com/gpu"
-    """Resource name that the cluster's device plugin announces."""
-    resources: ResourceRequirements = ResourceRequirements()
-    """CPU and memory of the pod."""
-    scratch: Scratch = Scratch()
-    """The volume that data, model and checkpoints are worked on."""
-    node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """Labels that the node must have."""
-    tolerations: list[Toleration] = Field(default=[], max_length=32)
-    """Taints that the pod tolerates."""
-    service_account_name: ObjectName | None = None
-    """Service account of the pod, for cloud identities (IRSA, Pod Identity, Workload Identity). No Kubernetes token is
-    mounted. Absent means `default`."""
-    image_pull_secrets: list[SecretRef] = Field(default=[], max_length=8)
-    """Secrets for the image registry."""
-    priority_class_name: ObjectName | None = None
-    """Priority class of the pod."""
-    pod_labels: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """Labels added to the pod. Keys of `finetune.dev` are not taken."""
-    pod_annotations: dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]] = Field(
-        default={}, max_length=32
-    )
-    """Annotations added to the pod."""
-    termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
-    """Time between being asked to stop and being killed."""
 
 
 _IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"

@@ -14,6 +14,14 @@ from finetune_trainer.contract import OUTCOME_MAX_BYTES, Outcome
 Body = dict[str, Any]
 
 
+IMAGE_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+    | {"RegistryUnavailable", "SignatureValidationFailed"}
+)
+CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "ProvisioningFailed"})
+
+
 class Said(NamedTuple):
     """A reason and a message as some part of Kubernetes gave them."""
 

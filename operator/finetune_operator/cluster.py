@@ -84,10 +84,15 @@ class Cluster:
             versions.append(version)
         return items, min(versions)
 
-    async def read(self, resource: Resource, namespace: str, name: str) -> Body | None:
-        """An object as it is stored now; None if there is none."""
+    async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
+        """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
+        found, _ = await self._pages(FINETUNEJOBS.path(namespace), {"fieldSelector": f"metadata.name={name}"})
+        return found[0] if found else None
+
+    async def read_job(self, namespace: str, name: str) -> Body | None:
+        """A Job by its name, ours or not."""
         try:
-            return await self._call("GET", f"{resource.path(namespace)}/{name}")
+            return await self._call("GET", f"{JOBS.path(namespace)}/{name}")
         except ApiError as error:
             if error.status == 404:
                 return None

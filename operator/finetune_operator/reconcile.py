@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_operator import children, events
 from finetune_operator.api import FineTuneJob, FineTuneJobStatus, Metadata, OperatorReason
-from finetune_operator.cluster import FINETUNEJOBS, JOBS, ApiError, Cluster
+from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.resources import desired_job
 from finetune_operator.settings import Settings
 from finetune_operator.status import Obstacle, Seen, is_terminal, next_status
@@ -92,7 +92,7 @@ class Reconciler:
             return Obstacle(OperatorReason.INVALID_SPEC, error.message, final=True)
         if error.status in (400, 403):  # by quota, policy or a webhook
             return Obstacle(OperatorReason.JOB_REFUSED, error.message)
-        job = await self._cluster.read(JOBS, *key) if error.status == 409 else None
+        job = await self._cluster.read_job(*key) if error.status == 409 else None
         if job is None:
             raise error
         if children.is_owned_by(job, body["metadata"]["uid"]):
@@ -109,7 +109,7 @@ class Reconciler:
         """A Job that was there and is missing may have ended: make no other on the word of a store that lags."""
         if not (body.get("status") or {}).get("jobName"):
             return
-        stored = await self._cluster.read(FINETUNEJOBS, *key)
+        stored = await self._cluster.read_finetunejob(*key)
         if stored is None or version_of(stored) != version_of(body):
             if stored:
                 self._store.finetunejobs.put(key, stored)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.api import API_VERSION, GROUP, KIND, Compute, FineTuneJob, Metadata, Scratch
+from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, Metadata
+from finetune_operator.compute import Compute, Scratch
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig

@@ -21,13 +21,6 @@ from finetune_trainer.contract import ExitCode, Outcome, Progress, Reason, Stage
 
 MESSAGE_MAX_LENGTH = 4096
 
-IMAGE_REASONS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
-    | {"RegistryUnavailable", "SignatureValidationFailed"}
-)
-CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "ProvisioningFailed"})
-
 
 class Obstacle(NamedTuple):
     """Why there is no Job."""
@@ -173,11 +166,11 @@ def _pending(pod: Body, warning: Said | None) -> State:
         return State(Kind.STARTING, OperatorReason.UNSCHEDULABLE, message)
     wait = children.waiting(pod) or Said("", "")
     message = ": ".join(part for part in wait if part)
-    if wait.reason in IMAGE_REASONS:
+    if wait.reason in children.IMAGE_REASONS:
         return State(Kind.STARTING, OperatorReason.IMAGE_PULL_FAILED, message)
-    if wait.reason in CONTAINER_REASONS:
+    if wait.reason in children.CONTAINER_REASONS:
         return State(Kind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, message)
-    if warning and warning.reason in VOLUME_REASONS:
+    if warning and warning.reason in children.VOLUME_REASONS:
         return State(Kind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, f"{warning.reason}: {warning.message}")
     said = f" {warning.reason}: {warning.message}" if warning else ""
     return State(Kind.STARTING, OperatorReason.POD_PENDING, f"Pod {pod['metadata']['name']} is starting.{said}")

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 import secrets
-import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiohttp
 import kopf
 import pytest
-import yaml
 from aiohttp import web
 
 from finetune_operator.crd import custom_resource_definition
 from finetune_operator.handlers import Operator
 from finetune_operator.settings import Settings
+from local_cluster import tools
 
 Body = dict[str, Any]
 TOKEN, OPERATOR_TOKEN = secrets.token_hex(16), secrets.token_hex(16)
 RULES = [  # all that the operator may do; the chart's Role is the same
-    {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs"], "verbs": ["list", "watch"]},
     {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs/status"], "verbs": ["patch"]},
     {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs/finalizers"], "verbs": ["update"]},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch", "create"]},
@@ -129,13 +127,6 @@ def build() -> type[Build]:
 # --- a real API server ----------------------------------------------------------------------------------------------
 
 
-def _program(name: str) -> str | None:
-    """From the environment, PATH, or what `dev/local_cluster` has built."""
-    found = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "bin"
-    return found or next((str(path) for path in sorted(cache.glob(f"*/{name}"))), None)
-
-
 def _free_port() -> int:
     with socket.socket() as each:
         each.bind(("127.0.0.1", 0))
@@ -143,7 +134,7 @@ def _free_port() -> int:
         return port
 
 
-def _start(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, command: list[Path | str]) -> subprocess.Popen[bytes]:
     with (folder / f"{Path(command[0]).name}.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
 
@@ -151,17 +142,13 @@ def _start(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a kube-apiserver with the CRD. No controllers run: the tests play them."""
-    etcd, apiserver = _program("etcd"), _program("kube-apiserver")
-    if not etcd or not apiserver:
-        pytest.skip("needs etcd and kube-apiserver: on PATH, in ETCD and KUBE_APISERVER, or built by dev/local_cluster")
+    tools.ensure()
+    etcd, apiserver = tools.program("etcd"), tools.program("kube-apiserver")
     folder = tmp_path_factory.mktemp("api-server")
     client, peer, port = (_free_port() for _ in range(3))
     (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n{OPERATOR_TOKEN},operator,operator\n')
     subprocess.run(["openssl", "genrsa", "-out", folder / "sa.key", "2048"], check=True, capture_output=True)
-    urls = [f"--listen-client-urls=http://127.0.0.1:{client}", f"--advertise-client-urls=http://127.0.0.1:{client}"]
-    urls += [f"--listen-peer-urls=http://127.0.0.1:{peer}", f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}"]
-    cluster = f"--initial-cluster=default=http://127.0.0.1:{peer}"
-    processes = [_start(folder, [etcd, f"--data-dir={folder}/etcd", *urls, cluster, "--unsafe-no-fsync"])]
+    processes = [_start(folder, [etcd, *_etcd_flags(folder, client, peer)])]
     flags = {
         "etcd-servers": f"http://127.0.0.1:{client}",
         "secure-port": port,
@@ -185,6 +172,13 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for process in reversed(processes):
             process.kill()
             process.wait()
+
+
+def _etcd_flags(folder: Path, client: int, peer: int) -> list[str]:
+    flags = {f"{kind}-client-urls": f"http://127.0.0.1:{client}" for kind in ("listen", "advertise")}
+    flags |= {f"{kind}-peer-urls": f"http://127.0.0.1:{peer}" for kind in ("listen", "initial-advertise")}
+    flags |= {"initial-cluster": f"default=http://127.0.0.1:{peer}", "data-dir": f"{folder}/etcd"}
+    return ["--unsafe-no-fsync", *(f"--{key}={value}" for key, value in flags.items())]
 
 
 async def _prepare(url: str) -> None:
@@ -224,14 +218,13 @@ async def _session(token: str = TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
 
 @dataclass
 class Fault:
-    """What to answer to the next requests that match; `late` lets the request through and loses the answer."""
+    """What to answer instead."""
 
     method: str
     part: str
     status: int
-    times: int = 1
-    late: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
+    late: bool
+    headers: dict[str, str]
 
 
 class Served:
@@ -291,6 +284,10 @@ class Proxy(Served):
         await super().close()
         await self._stack.aclose()
 
+    def fail(self, method: str, part: str, status: int, late: bool = False, **headers: str) -> None:
+        """Fail the next request of that method with that part in its path; if `late`, after it had its effect."""
+        self.faults.append(Fault(method, part, status, late, {k.replace("_", "-"): v for k, v in headers.items()}))
+
     def writes(self) -> list[tuple[str, str]]:
         """What changed something, Events apart."""
         return [each for each in self.seen if each[0] != "GET" and not each[1].endswith("/events")]
@@ -319,22 +316,15 @@ class Proxy(Served):
             return response
 
     def _fault(self, request: web.Request) -> Fault | None:
-        for fault in self.faults:
-            if fault.times > 0 and fault.method == request.method and fault.part in request.path:
-                fault.times -= 1
-                return fault
-        return None
+        found = next((f for f in self.faults if f.method == request.method and f.part in request.path), None)
+        if found:
+            self.faults.remove(found)
+        return found
 
 
 def _failure(fault: Fault) -> web.Response:
     body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": fault.status}
     return web.json_response(body, status=fault.status, headers=fault.headers)
-
-
-@pytest.fixture
-def fault() -> type[Fault]:
-    """Makes faults for `world.proxy.faults`."""
-    return Fault
 
 
 class Trainer(Served):
@@ -412,16 +402,12 @@ class World:
     async def until(self, probe: Callable[[], Awaitable[T | None]], seconds: float = 15) -> T:
         """The first answer of `probe` that is true."""
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                answer = await probe()
-                if answer:
+        while time.monotonic() < deadline:
+            with suppress(Refused):
+                if answer := await probe():
                     return answer
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-            assert time.monotonic() < deadline, f"never true; the operator did {self.proxy.seen[-10:]}"
             await asyncio.sleep(0.05)
+        raise AssertionError(f"never true; the operator did {self.proxy.seen[-10:]}")
 
     async def reason(self, wanted: str, name: str = "bot") -> Body:
         """Wait for the headline's reason; returns the status."""
@@ -505,13 +491,12 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def _kubeconfig(folder: Path, server: str) -> Path:
     path = folder / "kubeconfig"
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "test",
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "clusters": [{"name": "test", "cluster": {"server": server}}],
-        "users": [{"name": "test", "user": {}}],
-    }
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(f"""
+apiVersion: v1
+kind: Config
+current-context: test
+contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
+clusters: [{{name: test, cluster: {{server: "{server}"}}}}]
+users: [{{name: test, user: {{}}}}]
+""")
     return path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Fault, Trainer, World
+    from conftest import Trainer, World
 
     from finetune_operator.handlers import Operator
 
@@ -197,8 +197,9 @@ async def test_a_job_that_the_api_server_finds_invalid_is_final(world: World) ->
     assert "cpu" in status["conditions"][0]["message"]
 
 
-async def test_a_refused_job_is_tried_again(world: World, fault: type[Fault]) -> None:
-    world.proxy.faults.append(fault("POST", "/jobs", 403))
+async def test_a_refused_job_is_tried_again(world: World) -> None:
+    for _ in range(4):  # long enough to be seen
+        world.proxy.fail("POST", "/jobs", 403)
     async with world.operator():
         await world.apply()
         status = await world.reason("JobRefused")
@@ -208,11 +209,11 @@ async def test_a_refused_job_is_tried_again(world: World, fault: type[Fault]) ->
 
 FAULTS = {
     "create fails": ("POST", "/jobs", 500, False, {}),
-    "create is told to wait": ("POST", "/jobs", 429, False, {"Retry-After": "1"}),
+    "create is told to wait": ("POST", "/jobs", 429, False, {"Retry_After": "1"}),
     "create's answer is lost": ("POST", "/jobs", 500, True, {}),
     "create conflicts with nothing": ("POST", "/jobs", 409, False, {}),
     "status fails": ("PATCH", "/status", 500, False, {}),
-    "status is told to wait": ("PATCH", "/status", 429, False, {"Retry-After": "1"}),
+    "status is told to wait": ("PATCH", "/status", 429, False, {"Retry_After": "1"}),
     "status conflicts": ("PATCH", "/status", 409, False, {}),
     "status' answer is lost": ("PATCH", "/status", 500, True, {}),
     "event fails": ("POST", "/events", 500, False, {}),
@@ -220,14 +221,46 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS.keys())
-async def test_a_fault_at_each_write_costs_a_retry(world: World, fault: type[Fault], case: tuple[Any, ...]) -> None:
+async def test_a_fault_at_each_write_costs_a_retry(world: World, case: tuple[Any, ...]) -> None:
     method, part, status, late, headers = case
-    world.proxy.faults.append(fault(method, part, status, late=late, headers=headers))
+    world.proxy.fail(method, part, status, late, **headers)
     async with world.operator():
         await world.apply()
         await world.reason("JobCreated")
     assert len(await world.all("jobs")) == 1
-    assert world.proxy.faults[0].times == 0
+    assert world.proxy.faults == []
+
+
+@pytest.mark.parametrize("writes", range(1, 4))
+async def test_an_operator_that_dies_after_a_write_leaves_no_harm(world: World, writes: int) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: _written(world, writes))
+    async with world.operator():
+        await world.reason("JobCreated")
+    assert len(await world.all("jobs")) == 1
+
+
+async def _written(world: World, count: int) -> bool:
+    return sum(method != "GET" for method, _ in world.proxy.seen) >= count
+
+
+async def test_two_operators_at_once_do_the_work_once(world: World) -> None:
+    async with world.operator(), world.operator():
+        await world.apply()
+        await world.pod()
+        await world.kubelet(_ended(42, reason="DataInvalid", message="row 7"), "Failed")
+        await world.job_ends("Failed", "PodFailurePolicy")
+        await world.reason("DataInvalid")
+    assert len(await world.all("jobs")) == 1
+
+
+async def test_what_the_operator_itself_finds_invalid_is_final(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"output": {"uri": "s3://bucket/" + "{namespace}" * 90}})
+        await world.apply("good")
+        await world.reason("InvalidSpec")
+        await world.reason("JobCreated", "good")
 
 
 async def test_the_pods_progress_is_shown(world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:

@@ -14,6 +14,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import (
+    Loaded,
+    check_vocabulary,
     choose_backend,
     load_model,
     load_tokenizer,
@@ -144,6 +146,26 @@ class TestLoading:
         with pytest.raises(TrainerError) as caught:
             load_model(config(), broken, "transformers")
         assert caught.value.reason is Reason.MODEL_INVALID
+
+    def test_a_model_without_all_its_weights_is_broken(self, model_dir: Path, tmp_path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        broken = shutil.copytree(model_dir, tmp_path / "broken")
+        weights = load_file(broken / "model.safetensors")
+        norm, head = weights["model.norm.weight"], weights["lm_head.weight"]
+        short = {**weights, "model.norm.weight": norm[:3].clone()}
+        for wrong in (short, {"lm_head.weight": head}):
+            save_file(wrong, broken / "model.safetensors", {"format": "pt"})
+            with pytest.raises(TrainerError, match=r"does not match its config.json: \d+ mis") as caught:
+                load_model(config(), broken, "transformers")
+            assert caught.value.reason is Reason.MODEL_INVALID
+
+    def test_a_tokenizer_of_another_model_is_refused(self, model_dir: Path) -> None:
+        words = load_tokenizer(model_dir)
+        words.add_tokens(["<another>"])
+        loaded = Loaded(load_model(config(), model_dir, "transformers"), words, "transformers")
+        with pytest.raises(TrainerError, match="has embeddings for 512 tokens, its tokenizer has 513"):
+            check_vocabulary(loaded)
 
     @pytest.mark.parametrize(
         ("pad", "eos", "expected"),

@@ -160,7 +160,7 @@ class TestTrain:
 
     def test_learns(self, run: Run) -> None:
         trained = run(maxSteps=30, batchSize=10, gradientAccumulation=1)
-        assert trained.metrics["finalLoss"] < 0.5 * trained.losses[0]
+        assert trained.metrics["finalLoss"] < 0.8 * trained.losses[0]
 
     def test_only_the_adapter_changes(self, run: Run, model_dir: Path) -> None:
         from safetensors.torch import load_file

@@ -6,11 +6,11 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
@@ -101,6 +101,11 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str) -> PeftMode
     Raises `MODEL_INVALID` for files that are no such model, `CONFIG_INVALID` for a precision that this machine or
     target modules that this model does not have, `OUT_OF_MEMORY`.
     """
+    import torch
+
+    if torch.cuda.device_count() > 1:  # transformers would put the model on one and split batches over all
+        message = f"{torch.cuda.device_count()} GPUs are visible, one is used: set CUDA_VISIBLE_DEVICES to it"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = _dtype(resolve_precision(config))
     with memory_errors("load the base model; give it more memory or take a smaller model"):
         if backend == "unsloth":
@@ -116,17 +121,36 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
     from transformers import AutoModelForCausalLM, set_seed
 
     with model_errors():
-        base = AutoModelForCausalLM.from_pretrained(
+        base, info = AutoModelForCausalLM.from_pretrained(
             str(model_dir),
             dtype=dtype,
             device_map={"": 0} if torch.cuda.is_available() else None,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are in the info, and there told apart from a bug
+            output_loading_info=True,
         )
+    check_loaded(info)
     lora = lora_config(config, [name for name, _ in base.named_modules()])
     set_seed(config.training.seed)
     return get_peft_model(base, lora)
+
+
+def check_loaded(info: Mapping[str, Any]) -> None:
+    """Raise `MODEL_INVALID` if weights are missing or of another shape: transformers makes random ones up for them."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info[kind]:
+            what = f"{len(info[kind])} {kind.replace('_keys', '')} weights, such as {sorted(map(str, info[kind]))[0]}"
+            raise TrainerError(Reason.MODEL_INVALID, f"the base model does not match its config.json: {what}")
+
+
+def check_vocabulary(loaded: Loaded) -> None:
+    """Raise `MODEL_INVALID` if the tokenizer has tokens for which the model has no embedding."""
+    words, rows = len(loaded.tokenizer), loaded.model.get_input_embeddings().weight.shape[0]
+    if words > rows:
+        message = f"the base model has embeddings for {rows} tokens, its tokenizer has {words}"
+        raise TrainerError(Reason.MODEL_INVALID, message)
 
 
 def lora_config(config: TrainerConfig, modules: list[str]) -> LoraConfig:

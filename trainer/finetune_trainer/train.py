@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import Loaded, memory_errors, resolve_precision
+from finetune_trainer.model import Loaded, check_vocabulary, memory_errors, resolve_precision
 from finetune_trainer.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -130,10 +130,11 @@ def train(
 
     Returns `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens` (trained,
     padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes`.
-    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`.
+    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer import sft
 
+    check_vocabulary(loaded)
     watch = Watch(progress, scaled=resolve_precision(config) == "fp16")
     begun = time.monotonic()
     with memory_errors(_advice(config)):

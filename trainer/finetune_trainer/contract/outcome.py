@@ -29,6 +29,7 @@ class Reason(StrEnum):
     DATA_NOT_FOUND = "DataNotFound"  # bucket, key or prefix does not exist or holds nothing
     DATA_INVALID = "DataInvalid"  # a row cannot be read
     DATASET_EMPTY = "DatasetEmpty"  # no row is left to train on
+    OUTPUT_NOT_FOUND = "OutputNotFound"  # the output's bucket does not exist
     MODEL_NOT_FOUND = "ModelNotFound"  # no model at that place
     MODEL_INVALID = "ModelInvalid"  # files are there but are not a model that may be loaded
     AUTH_FAILED = "AuthFailed"  # credentials are missing, wrong or expired

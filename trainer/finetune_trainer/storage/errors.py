@@ -24,12 +24,13 @@ class Purpose:
 
 DATA = Purpose(Reason.DATA_NOT_FOUND, Reason.DATA_INVALID)
 MODEL = Purpose(Reason.MODEL_NOT_FOUND, Reason.MODEL_INVALID)
-OUTPUT = Purpose(Reason.DATA_NOT_FOUND, Reason.CONFIG_INVALID)
+OUTPUT = Purpose(Reason.OUTPUT_NOT_FOUND, Reason.CONFIG_INVALID)
 
 _KEYS = "check the credentials Secret, or the environment's identity"
 _DENIED = "these credentials may not do this; extend their policy"
 _BUSY = "the store is overloaded or broken; it was asked several times"
 _REGION = "the bucket lies in another region; set storage.region to it"
+_UNKNOWN = "the store does not know this access key id; " + _KEYS
 _UNSIGNED = "the secret key does not fit the access key id; " + _KEYS
 _CLOCK = "this machine's clock differs from the store's"
 _CUT = "the connection ended before all bytes had come"
@@ -37,7 +38,8 @@ _TOKEN = "the session token is wrong or has expired; " + _KEYS
 _CHANGED = "it changed while it was read; let its writer finish, then run again"
 
 _CODES: dict[str, tuple[Reason, str]] = {
-    "InvalidAccessKeyId": (Reason.AUTH_FAILED, "the store does not know this access key id; " + _KEYS),
+    "InvalidAccessKeyId": (Reason.AUTH_FAILED, _UNKNOWN),
+    "XAdminUserNotFound": (Reason.AUTH_FAILED, _UNKNOWN),  # versitygw with its owner's account alone
     "SignatureDoesNotMatch": (Reason.AUTH_FAILED, _UNSIGNED),
     "InvalidToken": (Reason.AUTH_FAILED, _TOKEN),
     "ExpiredToken": (Reason.AUTH_FAILED, _TOKEN),
