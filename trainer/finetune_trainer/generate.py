@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_trainer.faults import model_errors
 from finetune_trainer.labels import encode_prompt, stop_ids
-from finetune_trainer.model import load_tokenizer, model_errors
+from finetune_trainer.model import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

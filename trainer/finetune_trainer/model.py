@@ -6,14 +6,15 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.faults import memory_errors, model_errors
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 """Names under which vocabularies hold a padding token that the tokenizer's config does not mention."""
 _WHOLE_MATRICES = ("lm_head", "embed_tokens")
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,17 @@ class Loaded:
     backend: str
 
 
+def _before_torch() -> None:
+    """Settings that libraries read once, when they are loaded; what the environment already says stands."""
+    # A thread of OpenMP's that waits spins by default. Where cores are shared or a quota is set, which is any pod on
+    # a CPU, the spinning takes the time of the thread that is waited for: training was two to five times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 def choose_backend(config: TrainerConfig) -> str:
     """`unsloth` or `transformers`; logs why. Raises `CONFIG_INVALID` if Unsloth is asked for and not installed."""
+    _before_torch()
     asked = config.training.backend
     installed = importlib.util.find_spec("unsloth") is not None
     if asked == "unsloth" and not installed:
@@ -58,7 +67,13 @@ def choose_backend(config: TrainerConfig) -> str:
 
 def import_backend(backend: str) -> None:
     """Import the libraries in the one order that works; takes seconds, so call it while data is downloaded."""
+    _before_torch()
     if backend == "unsloth":
+        # By default it writes what it compiles into the working directory, which is read-only in a pod, and asks the
+        # hub for a file at each load, to be counted.
+        scratch = os.environ.get(SCRATCH_ENV, tempfile.gettempdir())
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", os.path.join(scratch, "unsloth_compiled_cache"))
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
         # It patches transformers, TRL and PEFT, so it has to be imported before them.
         importlib.import_module("finetune_trainer.unsloth_backend")
     for name in ("torch", "datasets", "transformers", "peft", "trl"):
@@ -210,34 +225,3 @@ def _dtype(precision: str) -> torch.dtype:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-
-
-@contextmanager
-def model_errors() -> Iterator[None]:
-    """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
-
-
-@contextmanager
-def memory_errors(doing: str) -> Iterator[None]:
-    """Turns a want of GPU or host memory into `OUT_OF_MEMORY`: "not enough memory to {doing}"."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _MEMORY_MESSAGES):
-            raise
-        raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {doing}") from error
-
-
-def scratch_cache(name: str) -> str:
-    """A folder for a library's own files, below the one folder that the trainer writes to."""
-    import tempfile
-
-    from finetune_trainer.contract import SCRATCH_ENV
-
-    return os.path.join(os.environ.get(SCRATCH_ENV, tempfile.gettempdir()), name)

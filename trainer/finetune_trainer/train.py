@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import Loaded, check_vocabulary, memory_errors, resolve_precision
+from finetune_trainer.faults import memory_errors
+from finetune_trainer.model import Loaded, check_vocabulary, resolve_precision
 from finetune_trainer.progress import ProgressReporter
 
 if TYPE_CHECKING:

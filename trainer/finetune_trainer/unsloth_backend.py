@@ -1,23 +1,18 @@
 """Everything that touches Unsloth. Importing this module imports it, which patches transformers, TRL and PEFT for the
-whole process; so import it before them, and only when Unsloth was chosen. Parts of Unsloth are AGPL-3.0: nothing here
-is copied from it.
+whole process; so `import_backend` imports it before them, and only when Unsloth was chosen. Parts of Unsloth are
+AGPL-3.0: nothing here is copied from it.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.model import lora_alpha, lora_targets, model_errors, scratch_cache
-
-# Read while it is imported. The first would be a folder in the working directory, which is read-only in a pod;
-# the second would have it ask the hub for a file at each load, to be counted.
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", scratch_cache("unsloth_compiled_cache"))
-os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-
 from unsloth import FastLanguageModel
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.faults import model_errors
+from finetune_trainer.model import lora_alpha, lora_targets
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,33 @@
+"""What the libraries raise, in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+
+_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def model_errors() -> Iterator[None]:
+    """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
+
+
+@contextmanager
+def memory_errors(doing: str) -> Iterator[None]:
+    """Turns a want of GPU or host memory into `OUT_OF_MEMORY`: "not enough memory to {doing}"."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _MEMORY_MESSAGES):
+            raise
+        raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {doing}") from error
