@@ -233,6 +233,7 @@ def _progress(state: State, seen: Seen, previous: FineTuneJobStatus, now: str) -
     if last is None:
         return None
     fields = last.model_dump(exclude={"estimated_remaining"})
+    fields["loss"] = None if last.loss is None else round(last.loss, 4)  # it is a column
     if running is None:  # nothing is remaining that is counted down
         fields["estimated_remaining_seconds"] = None
     return ObservedProgress(**fields, estimated_remaining=_for_people(fields["estimated_remaining_seconds"]))

@@ -12,7 +12,7 @@ from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export import export
+from finetune_trainer.export import export, target_modules
 from finetune_trainer.model import Loaded, load_model, load_tokenizer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -52,6 +52,8 @@ def test_folder_is_flat_complete_and_names_no_path_of_this_machine(model_dir: Pa
         assert str(model_dir).encode() not in path.read_bytes(), path.name
         assert b"local_files" not in path.read_bytes(), path.name
     assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == CHATML
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]  # no paths
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,11 @@ def test_base_is_named_as_servers_look_for_it(
     card = (tmp_path / "README.md").read_text()
     assert f'base_model: "{name}"' in card
     assert all(text in card for text in (f"`{uri}`, `{COMMIT}`", "rank 4, alpha 8", "q_proj", "4 steps", "seed 42"))
+
+
+def test_a_module_that_shares_its_name_with_an_adapted_one_is_not_named(model_dir: Path) -> None:
+    settings = config({"lora": {"targetModules": ["model.layers.0.self_attn.q_proj"]}})
+    assert target_modules(learnt(settings, model_dir).model) == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir: Path, tmp_path: Path) -> None:

@@ -124,8 +124,10 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model_dir: Path, tmp_path: Path) -> Run:
     from finetune_trainer import data, model, train
 
-    def run(rows: list[Any] = ROWS, base: Path = model_dir, **training: Any) -> Trained:
-        settings, progress = config(training), Recorder()
+    def run(
+        rows: list[Any] = ROWS, base: Path = model_dir, progress: Recorder | None = None, **training: Any
+    ) -> Trained:
+        settings, progress = config(training), progress or Recorder()
         model.import_backend("transformers")
         words = model.load_tokenizer(base)
         sources = [(settings.dataset.sources[0], [write_rows(tmp_path / "rows", rows)])]
@@ -204,9 +206,11 @@ class TestTrain:
         weights = load_file(broken / "model.safetensors")
         weights["model.norm.weight"][0] = math.nan
         save_file(weights, broken / "model.safetensors", {"format": "pt"})
+        progress = Recorder()
         with pytest.raises(TrainerError, match="up to step 3 of 9") as caught:
-            run(maxSteps=9, base=broken)
+            run(maxSteps=9, base=broken, progress=progress)
         assert caught.value.reason is Reason.NON_FINITE_LOSS
+        assert [each.loss for each in progress.seen if each.step] == [None] * 3  # no made-up number is shown
 
     @pytest.mark.parametrize(
         "shape",
@@ -269,7 +273,7 @@ def test_both_backends_learn_the_same(model_dir: Path, tmp_path: Path) -> None:
         folder = tmp_path / backend
         results[backend] = in_a_process_of_its_own(backend, model_dir, folder)
         with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as weights:
-            keys[backend] = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+            keys[backend] = {key: weights.get_slice(key).get_shape() for key in weights.offset_keys()}
         settings[backend] = json.loads((folder / "adapter" / "adapter_config.json").read_text())
         assert not [path for path in folder.iterdir() if path.name == "unsloth_compiled_cache" and path.is_file()]
     plain, unsloth = results["transformers"], results["unsloth"]

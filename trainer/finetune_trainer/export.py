@@ -34,7 +34,7 @@ def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: 
     # save_embedding_layers: "auto" asks the hub whether the vocabulary grew; ours never does.
     loaded.model.save_pretrained(str(target), save_embedding_layers=False)
     loaded.tokenizer.save_pretrained(str(target))
-    name_base(target / "adapter_config.json", config, model_revision)
+    _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
     _forget_loading(target / "tokenizer_config.json")
     (target / "README.md").write_text(model_card(config, loaded, model_revision), encoding="utf-8")
     _check_reload(loaded, target, resolve_precision(config))
@@ -45,14 +45,24 @@ def base_name(config: TrainerConfig) -> str:
     return config.model.uri.removeprefix("hf://")
 
 
-def name_base(path: Path, config: TrainerConfig, model_revision: str) -> None:
+def target_modules(model: PeftModel) -> list[str]:
+    """The adapted modules by their last names, as servers look for them, where those say it all; else by path.
+
+    PEFT stores `all-linear` as the paths that it found, or shorter, depending on how many they are.
+    """
+    paths = set(model.base_model.targeted_module_names)
+    names = {path.rsplit(".", 1)[-1] for path in paths}
+    meant = {path for path, _ in model.get_base_model().named_modules() if path.rsplit(".", 1)[-1] in names}
+    return sorted(names if meant == paths else paths)
+
+
+def _make_portable(path: Path, config: TrainerConfig, model_revision: str, targets: list[str]) -> None:
     """Put the base model's public name into an `adapter_config.json` in place of where it lay on this machine."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = base_name(config)
     settings["revision"] = model_revision if config.model.uri.startswith("hf://") else None
     settings["auto_mapping"] = None  # Unsloth writes its own class into it, which nobody else has
-    if isinstance(settings["target_modules"], list):  # saved from a set, in another order each time
-        settings["target_modules"] = sorted(settings["target_modules"])
+    settings["target_modules"] = targets
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
