@@ -4,6 +4,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 LOCAL := $(RUN) python -m local_cluster
+HELM_BUILT := $(CACHE)/bin/helm-*/helm
 export PATH := $(patsubst %/,%,$(dir $(UV))):$(PATH)
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONPATH := $(CURDIR)/dev
@@ -26,12 +27,12 @@ check: setup ## lint, types, architecture, fast tests: seconds
 	@$(RUN) pytest --quiet --ignore=tests/chart -m "not s3 and not training and not cluster and not gpu"
 
 test: check ## everything, in order; needs root for the local cluster
-	@$(RUN) python -m finetune_operator.generate --check
-	@$(LOCAL) tools && $(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
+	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.generate --check
+	@$(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu"
 
 generate: setup ## write the CRD, install.yaml and the API reference anew
-	@$(RUN) python -m finetune_operator.generate
+	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.generate
 
 image: setup ## build both images, for local clusters
 	@$(LOCAL) images
