@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_operator.compute import Compute, ObjectName, SecretRef
 from finetune_trainer.contract import (
+    TRAINER_RULES,
     DatasetReport,
     Model,
     ModelSource,
@@ -62,6 +63,7 @@ class FineTuneJobSpec(TrainerConfig):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            *TRAINER_RULES,
             ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
             ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
             ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),

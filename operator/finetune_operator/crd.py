@@ -135,12 +135,17 @@ def _map(schema: Schema, node: Schema, definitions: Schema) -> Schema:
     if not isinstance(values, dict):
         return schema
     rules = [f"self.all(key, key.matches('{pattern}'))" for pattern in patterns]
-    if "propertyNames" in node:
-        rules.append(f"self.all(key, key.size() <= {node['propertyNames']['maxLength']})")
+    rules += [_key_rule(node["propertyNames"])] if "propertyNames" in node else []
     if rules:
         schema["x-kubernetes-validations"] = [{"rule": rule, "message": "a key is malformed"} for rule in rules]
     schema["additionalProperties"] = _structural(values, definitions)
     return schema
+
+
+def _key_rule(names: Schema) -> str:
+    if "enum" in names:
+        return f"self.all(key, key in {names['enum']})"
+    return f"self.all(key, key.size() <= {names['maxLength']})"
 
 
 def _exclusive(schema: Schema) -> Schema:

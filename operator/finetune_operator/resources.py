@@ -158,6 +158,7 @@ def _environment(job: FineTuneJob) -> dict[str, str]:
     storage = job.spec.storage
     environment = {
         contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
+        contract.RUN_ID_ENV: job.metadata.uid,
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
         contract.SCRATCH_ENV: SCRATCH_DIR,
         # The root is read-only; an image may have other ideas of where to write.

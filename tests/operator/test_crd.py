@@ -76,7 +76,7 @@ def test_defaults_limits_and_rules_are_there() -> None:
     assert _at(".spec.training.learningRate")["default"] == 2e-4
     assert _at(".spec.training.epochs")["exclusiveMinimum"] is True
     assert "default" not in _at(".spec.training.epochs")
-    assert _at(".spec.training.method")["enum"] == ["sft"]
+    assert _at(".spec.training.method")["enum"] == ["sft", "dpo", "kto"]
     assert _at(".spec")["required"] == ["model", "dataset", "training", "output"]
     rules = [each["rule"] for each in _at(".spec")["x-kubernetes-validations"]]
     assert "self.model == oldSelf.model" in rules

@@ -100,11 +100,17 @@ def test_a_maximal_spec_fits_into_one_variable(build: type[Build]) -> None:
     def uri(filler: str) -> str:
         return "s3://bucket/" + filler * ((1024 - 12) // len(filler.encode()))
 
+    names = ("system", "prompt", "completion", "chosen", "rejected", "label")
     for filler in ('"', "$", "ü", "\U0001f600"):
-        sources = [{"uri": uri(filler), "format": "promptCompletion", "limit": 10**9}] * 32
-        modules = ["m" * 128] * 64
-        training = {"lora": {"targetModules": modules}}
-        spec = {"model": {"uri": uri(filler)}, "dataset": {"sources": sources}, "training": training}
+        fields = dict.fromkeys(names, "\U00020000" * 32)
+        source = {"uri": uri(filler), "format": "promptCompletion", "limit": 10**9, "fields": fields}
+        validation = {"sources": [source] * 4}
+        template = filler * (8192 // len(filler.encode()))
+        spec = {
+            "model": {"uri": uri(filler), "adapterURI": uri(filler), "chatTemplate": template},
+            "dataset": {"sources": [source] * 16, "validation": validation},
+            "training": {"lora": {"targetModules": ["m" * 128] * 64}},
+        }
         storage = {"endpoint": "https://" + "e" * 504, "region": "r" * 64}
         job = _job(build, {**spec, "output": {"uri": uri(filler)}, "storage": storage})
         assert len(_environment(job)["FINETUNE_CONFIG"].encode()) < 96 * 1024, filler
@@ -201,7 +207,7 @@ def test_users_labels_and_annotations_never_override_ours(build: type[Build]) ->
 
 
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
-    names = {"FINETUNE_CONFIG", "FINETUNE_OUTCOME_PATH", "FINETUNE_SCRATCH", "HOME", "TMPDIR"}
+    names = {"FINETUNE_CONFIG", "FINETUNE_RUN_ID", "FINETUNE_OUTCOME_PATH", "FINETUNE_SCRATCH", "HOME", "TMPDIR"}
     assert set(_environment(_job(build))) == names
 
 

@@ -33,6 +33,9 @@ def test_what_is_stored_reads_back_the_same() -> None:
         ({"storage": {"endpoint": "http://127.0.0.1:1"}}, True),
         ({"training": {"epochs": 1, "seed": 42}}, True),  # the default, said aloud
         ({"training": {"epochs": 1, "seed": 43}}, False),
+        ({"training": {"epochs": 1, "lora": {"rank": 16}}}, True),
+        ({"training": {"epochs": 1, "checkpoints": {"everySteps": 5}, "stallSeconds": 60}}, True),
+        ({"training": {"epochs": 1, "packing": True}}, False),
         ({"training": {"epochs": 2}}, False),
         ({"model": {"uri": "hf://org/name", "revision": "v1"}}, False),
         ({"dataset": {"sources": [{"uri": "s3://data/a.jsonl", "limit": 5}]}}, False),
@@ -77,6 +80,8 @@ def test_every_reason_has_the_exit_code_of_its_kind(reason: Reason) -> None:
         Reason.ALREADY_COMPLETE: ExitCode.OK,
         Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
         Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
+        Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
+        Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
         Reason.PREEMPTED: ExitCode.PREEMPTED,
         Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
     }

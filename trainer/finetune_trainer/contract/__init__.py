@@ -16,15 +16,13 @@ from finetune_trainer.contract.base import (
 )
 from finetune_trainer.contract.config import (
     CLUSTER_ONLY_FIELDS,
-    Dataset,
-    DataSource,
-    Lora,
+    TRAINER_RULES,
     ModelSource,
     Output,
     Storage,
     TrainerConfig,
-    Training,
 )
+from finetune_trainer.contract.dataset import Dataset, DataSource, Preparation, SensitiveKind, Validation
 from finetune_trainer.contract.environment import (
     CA_BUNDLE_ENV,
     CLAIMS_DIR_ENV,
@@ -34,6 +32,7 @@ from finetune_trainer.contract.environment import (
     OUTCOME_MAX_BYTES,
     OUTCOME_PATH_ENV,
     PROGRESS_PORT,
+    RUN_ID_ENV,
     S3_CREDENTIALS_DIR_ENV,
     S3_CREDENTIALS_KEYS,
     SCRATCH_ENV,
@@ -47,6 +46,7 @@ from finetune_trainer.contract.outcome import (
     Result,
     Stage,
 )
+from finetune_trainer.contract.training import Checkpoints, Lora, Training
 
 __all__ = [
     "CA_BUNDLE_ENV",
@@ -59,10 +59,13 @@ __all__ = [
     "OUTCOME_MAX_BYTES",
     "OUTCOME_PATH_ENV",
     "PROGRESS_PORT",
+    "RUN_ID_ENV",
     "S3_CREDENTIALS_DIR_ENV",
     "S3_CREDENTIALS_KEYS",
     "SCRATCH_ENV",
     "SHORT_IN_BYTES",
+    "TRAINER_RULES",
+    "Checkpoints",
     "Count",
     "DataSource",
     "Dataset",
@@ -75,13 +78,16 @@ __all__ = [
     "ModuleName",
     "Outcome",
     "Output",
+    "Preparation",
     "Progress",
     "Reason",
     "Result",
     "S3Uri",
+    "SensitiveKind",
     "Stage",
     "Storage",
     "TrainerConfig",
     "Training",
+    "Validation",
     "rules",
 ]

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, ModuleName, S3Uri, rules
+from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, rules
+from finetune_trainer.contract.dataset import Dataset
+from finetune_trainer.contract.training import Training
 
 CLUSTER_ONLY_FIELDS = (
     "compute",
@@ -29,6 +31,15 @@ class ModelSource(Model):
             ("!has(self.revision) || self.uri.startsWith('hf://')", "revision applies to hf:// models only"),
             NO_PARENT,
             SHORT_IN_BYTES,
+            (
+                "!has(self.adapterURI) || (!self.adapterURI.contains('/../') && !self.adapterURI.endsWith('/..') "
+                "&& !self.adapterURI.contains('*') && bytes(self.adapterURI).size() <= 1024)",
+                "adapterURI must not contain '..' or wildcards, nor be longer than 1024 bytes",
+            ),
+            (
+                "!has(self.chatTemplate) || bytes(self.chatTemplate).size() <= 8192",
+                "chatTemplate must not be longer than 8192 bytes",
+            ),
         )
     )
 
@@ -39,100 +50,19 @@ class ModelSource(Model):
     """Branch, tag or commit of an `hf://` model; the commit that it named at the start is recorded in the result.
     Absent means `main`."""
     max_length: int = Field(default=2048, ge=16, le=1_048_576)
-    """Longest example in tokens. Longer ones are left out of training and counted as `overlength`."""
-
-
-class DataSource(Model):
-    """One place that rows are read from."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            NO_PARENT,
-            SHORT_IN_BYTES,
-        )
-    )
-
-    uri: S3Uri
-    """An object (`s3://bucket/key.jsonl`), a prefix that ends in `/`, or a glob (`s3://bucket/data/**/*.jsonl`)."""
-    format: Literal["auto", "messages", "promptCompletion"] = "auto"
-    """`messages`: each row has a `messages` list of `{role, content}`. `promptCompletion`: each row has `prompt` and
-    `completion`. `auto`: told by the keys of each object's first row."""
-    limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
-    """Read at most this many rows, in the order of keys and lines. Absent means all."""
-
-
-class Dataset(Model):
-    """What to train on."""
-
-    sources: list[DataSource] = Field(min_length=1, max_length=32)
-    """Read in this order."""
-
-
-class Lora(Model):
-    """Low-rank adaptation, in PEFT's terms."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "self.targetModules.size() == 1 || !('all-linear' in self.targetModules)",
-                "targetModules is either ['all-linear'] or a list of module names",
-            )
-        )
-    )
-
-    rank: int = Field(default=16, ge=1, le=1024)
-    """Rank `r` of the update matrices."""
-    alpha: float = Field(default=32, gt=0, le=65536)
-    """Scaling: the update is multiplied by alpha / rank."""
-    dropout: float = Field(default=0, ge=0, lt=1)
-    """Dropout on the adapter's input, against overfitting."""
-    target_modules: list[ModuleName] = Field(default=["all-linear"], min_length=1, max_length=64)
-    """Names of the modules that get an adapter, or `all-linear` for every linear layer but the output head."""
-
-
-class Training(Model):
-    """How to train."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            ("has(self.epochs) != has(self.maxSteps)", "exactly one of epochs and maxSteps must be set"),
-        )
-    )
-
-    method: Literal["sft"] = "sft"
-    """`sft`: supervised fine-tuning."""
-    backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """`unsloth`: Unsloth's kernels. `transformers`: plain transformers with PEFT. `auto`: Unsloth where there is a GPU
-    and it is installed, else transformers. Both train the same tokens with TRL's `SFTTrainer`."""
-    epochs: float | None = Field(default=None, gt=0, le=1000)
-    """Passes over the data. Exactly one of `epochs` and `maxSteps`."""
-    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Optimizer steps. Exactly one of `epochs` and `maxSteps`."""
-    batch_size: int = Field(default=2, ge=1, le=1024)
-    """Examples per device and forward pass."""
-    gradient_accumulation: int = Field(default=4, ge=1, le=1024)
-    """Forward passes per optimizer step; the loss is averaged over all their tokens."""
-    learning_rate: float = Field(default=2e-4, gt=0, le=1)
-    """Peak learning rate."""
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the learning rate after the warm-up."""
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Part of all steps in which the learning rate rises from zero."""
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
-    """AdamW's weight decay, against overfitting."""
-    max_grad_norm: float = Field(default=1, gt=0, le=1000)
-    """Gradients are clipped to this norm."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Number format of the base model and its activations. `auto`: bf16 on a GPU that has it, fp16 on one that has
-    not, fp32 on a CPU."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    loss: Literal["completion", "all"] = "completion"
-    """Which tokens are learnt: only the assistant's (the completion's), or all."""
-    seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    """Seed of the adapter's start, the order of rows and dropout."""
-    lora: Lora = Lora()
-    """The adapter."""
+    """Longest example in tokens; `dataset.preparation.overlength` says what becomes of longer ones."""
+    adapter_uri: S3Uri | None = Field(default=None, alias="adapterURI")
+    """Prefix of a LoRA adapter to train on, made for this base model, such as an earlier run's `output.uri`. Its rank,
+    alpha and target modules must be those of `training.lora`. Absent means a new adapter."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """How the frozen base model is held in memory, by bitsandbytes: `int8` in half and `nf4` (QLoRA) in about a
+    quarter of 16 bits. The adapter itself is never quantised."""
+    chat_template: (
+        Annotated[str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=8192)]
+        | None
+    ) = None
+    """Jinja chat template that replaces the tokenizer's own, for base models without one. It is stored with the
+    adapter."""
 
 
 class Output(Model):
@@ -172,8 +102,23 @@ def _without_cluster_only(spec: Mapping[str, Any], prefix: str = "") -> dict[str
     }
 
 
+TRAINER_RULES = (
+    (
+        "self.training.method == 'sft' || self.dataset.sources.all(each, each.format in ['auto', 'preference'])",
+        "methods dpo and kto need preference data: set the sources' format to preference or auto",
+    ),
+    (
+        "self.training.method != 'sft' || self.dataset.sources.all(each, each.format != 'preference')",
+        "method sft cannot use format preference; use dpo or kto",
+    ),
+)
+"""Rules over several parts of the config, for this class and what inherits it."""
+
+
 class TrainerConfig(Model):
     """What a run is to do."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*TRAINER_RULES))
 
     model: ModelSource
     """The base model to start from."""
@@ -200,7 +145,17 @@ class TrainerConfig(Model):
         return config.model_copy(update={"output": Output(uri=uri)})
 
     def digest(self) -> str:
-        """`sha256:…` of every field that affects the result; where the result lies is not one of them."""
-        parts = self.model_dump(mode="json", by_alias=True, exclude_none=True, include={"model", "dataset", "training"})
+        """`sha256:…` of every field that affects the result; where the result lies is not one of them.
+
+        A field at its default counts as absent, so that a later version with more fields finds this one's results.
+        """
+        parts = self.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude_defaults=True,
+            include={"model": True, "dataset": True, "training": True},
+            exclude={"training": {"checkpoints", "stall_seconds"}},
+        )
         canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

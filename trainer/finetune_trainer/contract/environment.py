@@ -2,6 +2,8 @@
 
 CONFIG_ENV = "FINETUNE_CONFIG"
 """The environment variable that carries a `TrainerConfig` as JSON."""
+RUN_ID_ENV = "FINETUNE_RUN_ID"
+"""What all attempts of one run have in common, the FineTuneJob's uid; unset means a run of its own."""
 OUTCOME_PATH_ENV = "FINETUNE_OUTCOME_PATH"
 """Where the trainer writes its `Outcome`; in a pod the container's termination message."""
 SCRATCH_ENV = "FINETUNE_SCRATCH"

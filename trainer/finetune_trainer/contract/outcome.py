@@ -37,10 +37,12 @@ class Reason(StrEnum):
     STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not answer
     STORAGE_CORRUPT = "StorageCorrupt"  # bytes differ from what the store announced
     OUTPUT_EXISTS = "OutputExists"  # another run's result lies at the output
+    OUTPUT_BUSY = "OutputBusy"  # another run is at work on the output
     INPUTS_CHANGED = "InputsChanged"  # this run's result lies there, made from other inputs
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
+    TRAINING_STALLED = "TrainingStalled"  # nothing moved for training.stallSeconds
     PREEMPTED = "Preempted"  # told to stop
     INTERNAL_ERROR = "InternalError"  # a bug
 
@@ -55,6 +57,8 @@ _EXIT_CODES = {
     Reason.ALREADY_COMPLETE: ExitCode.OK,
     Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
     Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
+    Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
+    Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
     Reason.PREEMPTED: ExitCode.PREEMPTED,
     Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
 }
@@ -87,23 +91,39 @@ class Progress(Model):
     """Passes over the data done."""
     loss: float | None = None
     """Mean loss per learnt token of the last step that was logged."""
+    eval_loss: float | None = None
+    """Mean loss per learnt token of the validation data, when it was last looked at."""
     tokens_per_second: float | None = Field(default=None, ge=0)
     """Tokens trained per second, padding not counted."""
     estimated_remaining_seconds: Count | None = None
     """Seconds of training left at the pace of this attempt."""
+    last_checkpoint_step: Count | None = None
+    """Optimizer step of the newest checkpoint that is whole in the store."""
+    last_checkpoint_time: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """When that checkpoint was whole (RFC 3339)."""
     last_update_time: Annotated[str, StringConstraints(max_length=64)]
     """When the trainer said so (RFC 3339)."""
 
 
 class DatasetReport(Model):
-    """What became of the rows: rows = kept + the sum of rejected."""
+    """What became of the rows: rows = kept + validation + the sum of rejected."""
 
     rows: Count
-    """Rows read."""
+    """Rows read, of training and validation sources."""
     kept: Count
     """Rows trained on."""
+    validation: Count = 0
+    """Rows set aside for validation."""
     rejected: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
     """Rows left out, by reason."""
+    cleaned: Count = 0
+    """Kept rows whose text was normalised."""
+    truncated: Count = 0
+    """Kept rows that were cut to `model.maxLength`."""
+    sensitive: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
+    """Kept rows that hold personal data or secrets, by kind."""
+    redacted: Count = 0
+    """Places in kept rows that were replaced by a placeholder."""
     tokens: Count
     """Tokens of the kept rows."""
     supervised_tokens: Count
