@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Example, Labeller, Rendered
-from finetune_trainer.rows import Chat, Pair, Place, Reader, RowError, SourceFile
+from finetune_trainer.rows import Place, Reader, Row, RowError, SourceFile
 
 if TYPE_CHECKING:
     import datasets
@@ -94,7 +94,7 @@ def prepare(
     """
     import datasets
 
-    reader, account = Reader(), _Account(config.model.max_length)
+    reader, account = Reader(config.training.method), _Account(config.model.max_length)
     labeller = Labeller(tokenizer, config.training.loss)
     path = work_dir / "dataset.arrow"
     examples = _examples(reader, reader.read(sources), labeller)
@@ -106,12 +106,12 @@ def prepare(
     return PreparedData(datasets.Dataset.from_file(str(path)), report)
 
 
-def _examples(reader: Reader, rows: Iterator[tuple[Place, Chat | Pair]], labeller: Labeller) -> Iterator[Example]:
+def _examples(reader: Reader, rows: Iterator[tuple[Place, Row]], labeller: Labeller) -> Iterator[Example]:
     while batch := list(islice(rows, _BATCH)):
         yield from labeller.encode(list(_rendered(reader, batch, labeller)))
 
 
-def _rendered(reader: Reader, rows: Iterable[tuple[Place, Chat | Pair]], labeller: Labeller) -> Iterator[Rendered]:
+def _rendered(reader: Reader, rows: Iterable[tuple[Place, Row]], labeller: Labeller) -> Iterator[Rendered]:
     for place, row in rows:
         try:
             yield labeller.render(row)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Chat, Pair, RowError
+from finetune_trainer.rows import Chat, Pair, Row, RowError, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,15 +82,19 @@ class Labeller:
         self._special = special_ids(tokenizer)
         self._first = first_ids(tokenizer)
 
-    def render(self, row: Chat | Pair) -> Rendered:
+    def render(self, row: Row) -> Rendered:
         """The row as text.
 
         A `Pair` becomes a turn of the user and one of the assistant if the tokenizer has a chat template, since that
         is how an instruct model is asked later; without one its texts are joined as they are.
         Raises `RowError` if the template refuses or rewrites the row, `MODEL_INVALID` for a `Chat` without template.
         """
+        if isinstance(row, Text):
+            return Rendered(row.text, ((0, len(row.text)),))
         if isinstance(row, Chat):
             return self._render_chat(row.messages)
+        if not isinstance(row, Pair):
+            raise RowError("has two answers or a judged one; render each conversation")
         if self._template is None:
             text = row.prompt + row.completion
             return Rendered(text, ((len(row.prompt), len(text)),))

@@ -47,6 +47,33 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Plain text, all of which is learnt."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two ways on from one prompt, each with the prompt: the better and the worse."""
+
+    chosen: Chat | Pair
+    rejected: Chat | Pair
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row whose answer somebody called good or bad."""
+
+    row: Chat | Pair
+    good: bool
+
+
+Row = Chat | Pair | Text | Preference | Judged
+"""What a row can hold; which of them, `training.method` and the source's format say."""
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a row stands."""
 
@@ -94,6 +121,7 @@ def _shortened(text: str) -> str:
 class Reader:
     """Reads sources in their order; `rows` counts every line that is not blank, `offenders` those that are wrong."""
 
+    method: str = "sft"
     rows: int = 0
     offenders: Offenders = field(default_factory=Offenders)
 
