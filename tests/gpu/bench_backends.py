@@ -108,6 +108,8 @@ def rows(config: TrainerConfig, count: int, mixed: bool) -> datasets.Dataset:
 def run_one(arguments: argparse.Namespace, backend: str) -> Result:
     """Train in this process."""
     from finetune_trainer import model, train
+    from finetune_trainer.contract import DatasetReport
+    from finetune_trainer.data import PreparedData
 
     config = settings(arguments)
     model.import_backend(backend)
@@ -117,7 +119,10 @@ def run_one(arguments: argparse.Namespace, backend: str) -> Result:
     load_seconds = time.monotonic() - started
     data = rows(config, arguments.steps * arguments.batch * arguments.accumulation, arguments.rows == "mixed")
     recorder = Recorder()
-    metrics = train.train(config, loaded, data, recorder, arguments.model.parent / backend)
+    count = len(data)
+    report = DatasetReport(rows=count, kept=count, rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0")
+    prepared, session = PreparedData(dataset=data, report=report), train.Session(recorder)
+    metrics = train.train(config, loaded, prepared, session, arguments.model.parent / backend)
     trainable, total = loaded.model.get_nb_trainable_parameters()
     per_second = _pace(recorder, metrics)
     return Result(

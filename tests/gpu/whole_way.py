@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
     prepared = data.prepare(config, [(config.dataset.sources[0], [rows])], words, "sha256:0", folder)
     loaded = model.Loaded(model.load_model(config, base, backend), words, backend)
-    metrics = train.train(config, loaded, prepared.dataset, ProgressReporter(), folder)
+    metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder)
     export.export(config, loaded, folder / "adapter", "sha256:0")
     print(backend, json.dumps(metrics))
     out = folder / "got.json"  # asked in a process that knows nothing of the training

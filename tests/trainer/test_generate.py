@@ -43,7 +43,7 @@ def tuned(
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
     prepared = data.prepare(settings, sources, words, "sha256:0", folder)
     loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
-    train.train(settings, loaded, prepared.dataset, ProgressReporter(), folder)
+    train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
     export(settings, loaded, folder / "adapter", "sha256:abc")
     return base, folder / "adapter"
 

@@ -109,7 +109,7 @@ class Trained:
 
     @property
     def losses(self) -> list[float]:
-        return [each.loss or math.nan for each in self.progress if each.step]
+        return [each.loss for each in self.progress if each.loss is not None]
 
 
 Run = Callable[..., Trained]
@@ -125,7 +125,11 @@ def run(model_dir: Path, tmp_path: Path) -> Run:
     from finetune_trainer import data, model, train
 
     def run(
-        rows: list[Any] = ROWS, base: Path = model_dir, progress: Recorder | None = None, **training: Any
+        rows: list[Any] = ROWS,
+        base: Path = model_dir,
+        progress: Recorder | None = None,
+        others: dict[str, Any] | None = None,
+        **training: Any,
     ) -> Trained:
         settings, progress = config(training), progress or Recorder()
         model.import_backend("transformers")
@@ -133,7 +137,7 @@ def run(model_dir: Path, tmp_path: Path) -> Run:
         sources = [(settings.dataset.sources[0], [write_rows(tmp_path / "rows", rows)])]
         prepared = data.prepare(settings, sources, words, "sha256:0", tmp_path)
         loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
-        metrics = train.train(settings, loaded, prepared.dataset, progress, tmp_path)
+        metrics = train.train(settings, loaded, prepared, train.Session(progress, **(others or {})), tmp_path)
         weights = {name: value.detach().clone() for name, value in loaded.model.named_parameters()}
         return Trained(metrics, progress.seen, prepared.report, weights)
 
@@ -179,6 +183,23 @@ class TestTrain:
         first, second, other = (run(lora={"dropout": 0.1}, seed=seed) for seed in (7, 7, 8))
         assert first.losses == second.losses != other.losses
         assert all((first.weights[name] == second.weights[name]).all() for name in first.weights)
+
+    def test_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(self, run: Run, tmp_path: Path) -> None:
+        from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+        class Saver(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(
+                self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any
+            ) -> None:
+                control.should_save = state.global_step == 3
+
+        settings = {"maxSteps": 6, "lora": {"dropout": 0.1}}
+        whole = run(others={"callbacks": [Saver()]}, **settings)
+        rest = run(others={"resume_from": tmp_path / "trainer" / "checkpoint-3"}, **settings)
+        assert rest.losses == whole.losses[3:]
+        assert all((rest.weights[name] == whole.weights[name]).all() for name in whole.weights)
+        assert rest.metrics["tokens"] == whole.metrics["tokens"]
+        assert [each.step for each in rest.progress if each.step] == [3, 4, 5, 6]
 
     def test_accumulation_does_not_change_the_loss(self, run: Run) -> None:
         # Rows of unlike length: a mean of batches' means would differ.
@@ -239,7 +260,7 @@ words = model.load_tokenizer(model_dir)
 sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", ROWS)])]
 prepared = data.prepare(settings, sources, words, "sha256:0", folder)
 loaded = model.Loaded(model.load_model(settings, model_dir, backend), words, backend)
-metrics = train.train(settings, loaded, prepared.dataset, progress, folder)
+metrics = train.train(settings, loaded, prepared, train.Session(progress), folder)
 export.export(settings, loaded, folder / "adapter", "sha256:abc")
 result = {
     "metrics": metrics,

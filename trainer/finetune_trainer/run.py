@@ -53,7 +53,7 @@ def _train(located: Located, output: publish.Output, folder: Path, known: Known)
     loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend), tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
-    metrics = train.train(config, loaded, prepared.dataset, known.progress, folder)
+    metrics = train.train(config, loaded, prepared, train.Session(known.progress), folder)
 
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"

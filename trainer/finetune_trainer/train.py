@@ -1,11 +1,11 @@
-"""Train the adapter and say how far it is. TRL itself is in `sft`."""
+"""Train the adapter and say how far it is. TRL itself is in `trl_trainers`."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,9 @@ from finetune_trainer.model import Loaded, check_vocabulary, resolve_precision
 from finetune_trainer.progress import ProgressReporter
 
 if TYPE_CHECKING:
-    import datasets
+    from transformers import TrainerCallback
+
+    from finetune_trainer.data import PreparedData
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +63,22 @@ class Watch:
     clock: Callable[[], float] = time.monotonic
     last: Step | None = None
     _started: float = field(init=False)
+    _before: tuple[int, int] = (0, 0)
     _logged: tuple[float, int] = (-math.inf, 0)
     _non_finite: int = 0
 
-    def begin(self, total: int) -> None:
-        """Training starts now."""
-        self._started = self.clock()
-        self.progress.update(stage=Stage.TRAINING, percentage=0, step=0, total_steps=total)
+    def begin(self, total: int, done: int = 0, tokens: int = 0) -> None:
+        """Training starts now, or goes on after `done` steps and `tokens` tokens of an earlier attempt."""
+        self._started, self._before = self.clock(), (done, tokens)
+        self.progress.update(
+            stage=Stage.TRAINING, percentage=min(99, 100 * done // max(total, 1)), step=done, total_steps=total
+        )
 
     def step(self, step: Step) -> None:
         """A step is done. Raises `NON_FINITE_LOSS` after the third in a row without a finite loss."""
         self.last = step
         seconds = max(self.clock() - self._started, 1e-9)
+        pace = self._pace(step, seconds)
         percentage = min(99, 100 * step.number // max(step.total, 1))
         self.progress.update(
             percentage=percentage,
@@ -80,10 +86,10 @@ class Watch:
             total_steps=step.total,
             epoch=round(step.epoch, 3),
             loss=step.loss if math.isfinite(step.loss) else None,
-            tokens_per_second=round(step.tokens / seconds, 1),
-            estimated_remaining_seconds=round(seconds / step.number * (step.total - step.number)),
+            tokens_per_second=round(pace[0], 1),
+            estimated_remaining_seconds=round(pace[1]),
         )
-        self._log(step, percentage, seconds)
+        self._log(step, percentage, seconds, pace)
         self._check_finite(step)
 
     def end(self) -> Step:
@@ -94,7 +100,12 @@ class Watch:
             raise _non_finite(self.last)
         return self.last
 
-    def _log(self, step: Step, percentage: int, seconds: float) -> None:
+    def _pace(self, step: Step, seconds: float) -> tuple[float, float]:
+        """Tokens per second and seconds that are left, by what this attempt did."""
+        done, tokens = self._before
+        return (step.tokens - tokens) / seconds, seconds / max(step.number - done, 1) * (step.total - step.number)
+
+    def _log(self, step: Step, percentage: int, seconds: float, pace: tuple[float, float]) -> None:
         when, part = self._logged
         if seconds - when < _LOG_SECONDS and percentage - part < _LOG_PERCENT and step.number < step.total:
             return
@@ -105,8 +116,7 @@ class Watch:
             step.total,
             step.loss,
             step.logs.get("learning_rate", math.nan),
-            step.tokens / seconds,
-            seconds / step.number * (step.total - step.number),
+            *pace,
         )
 
     def _check_finite(self, step: Step) -> None:
@@ -124,22 +134,35 @@ def _non_finite(step: Step) -> TrainerError:
     )
 
 
+@dataclass(frozen=True)
+class Session:
+    """What accompanies a training: who hears of its progress, who else looks on, and where it goes on from.
+
+    A callback may ask for a checkpoint (`control.should_save = True`): it lies at `<args.output_dir>/checkpoint-<step>`
+    when `on_save` is called. `resume_from` is such a folder of an earlier attempt.
+    """
+
+    progress: ProgressReporter
+    callbacks: Sequence[TrainerCallback] = ()
+    resume_from: Path | None = None
+
+
 def train(
-    config: TrainerConfig, loaded: Loaded, dataset: datasets.Dataset, progress: ProgressReporter, work_dir: Path
+    config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path
 ) -> dict[str, float]:
-    """Train the adapter in place on rows of `input_ids` and `labels`, every one of them in every epoch.
+    """Train the adapter in place on prepared rows, every one of them in every epoch.
 
     Returns `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens` (trained,
     padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes`.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
-    from finetune_trainer import sft
+    from finetune_trainer import trl_trainers
 
     check_vocabulary(loaded)
-    watch = Watch(progress, scaled=resolve_precision(config) == "fp16")
+    watch = Watch(session.progress, scaled=resolve_precision(config) == "fp16")
     begun = time.monotonic()
     with memory_errors(_advice(config)):
-        result = sft.run(config, loaded, dataset, watch, work_dir)
+        result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
     seconds = time.monotonic() - begun
     last = watch.end()
     metrics = {
@@ -149,7 +172,7 @@ def train(
         "steps": float(last.number),
         "tokens": float(result.tokens),
         "supervisedTokens": float(result.supervised),
-        "tokensPerSecond": round(result.tokens / seconds, 1),
+        "tokensPerSecond": round(result.fresh / seconds, 1),
     }
     return metrics if result.peak_memory is None else {**metrics, "peakMemoryBytes": float(result.peak_memory)}
 
