@@ -11,7 +11,7 @@ from tests.trainer.tiny_model import StoredFile, chat, write_rows
 
 from finetune_trainer.contract import DataSource, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Chat, Pair, Reader
+from finetune_trainer.rows import Chat, Pair, Reader, Row
 
 URI = "s3://data/a.jsonl"
 PAIR = {"prompt": "1+1=", "completion": "2"}
@@ -22,7 +22,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
     "a list": ("[1]", "expected a JSON object, found a list"),
     "latin-1": ('{"prompt": "café"}'.encode("latin-1"), "expected UTF-8, found byte 0xe9 at position 15"),
     "nested without end": ("[" * 100_000, "nested too deeply"),
-    "no column": ({"text": "a"}, "expected 'messages', or 'prompt' and 'completion'; found 'text'"),
+    "no column": ({"q": "a"}, "expected 'messages', or 'prompt' and 'completion', "),
     "half a pair": ({"prompt": "a"}, "found 'prompt'"),
     "both formats": ({**PAIR, **chat("a", "b")}, "has both 'messages' and 'prompt'/'completion'"),
     "messages is text": ({"messages": "a"}, "expected 'messages' to be a list of turns, found text"),
@@ -40,11 +40,11 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
     "nobody answers": ({"messages": [{"role": "user", "content": "a"}]}, "expected a turn of the assistant"),
     "empty answer": (chat("a", " \n"), "expected messages[1].content to be an answer, found it empty"),
     "empty completion": ({"prompt": "a", "completion": ""}, "expected 'completion' to be an answer"),
-    "half a character": ('{"prompt": "\\ud83d", "completion": "a"}', "half a surrogate pair at 0"),
+    "half a character": ('{"prompt": "\\ud83d", "completion": "a"}', "found half a surrogate pair"),
 }
 
 
-def read(*files: StoredFile, **source: Any) -> tuple[Reader, list[tuple[str, Chat | Pair]]]:
+def read(*files: StoredFile, **source: Any) -> tuple[Reader, list[tuple[str, Row]]]:
     reader = Reader()
     rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
     return reader, [(str(place), row) for place, row in rows]
@@ -118,7 +118,7 @@ def test_limit_counts_rows_across_objects_in_order(tmp_path: Path) -> None:
 
 def test_all_wrong_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
     long = "s3://data/" + "x" * 1000
-    reader, _ = read(write_rows(tmp_path / "a", [{"text": "a"}] * 1000, long))
+    reader, _ = read(write_rows(tmp_path / "a", [{"q": "a"}] * 1000, long))
     with pytest.raises(TrainerError, match=r"^1000 of 1000 rows cannot be used:") as caught:
         reader.offenders.raise_if_any(reader.rows)
     assert caught.value.message.endswith("… and 995 more")

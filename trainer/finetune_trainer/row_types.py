@@ -1,0 +1,118 @@
+"""What a row of data can be, where it stands, and what is said of rows that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+
+_EXAMPLES = 5
+"""Wrong rows that the error names; all are counted."""
+_EXAMPLE_CHARS = 280
+
+
+class SourceFile(Protocol):
+    """What is read of an `InputFile`: an object and its copy on disk."""
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/key`."""
+
+    @property
+    def path(self) -> Path:
+        """The copy."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: `role` and `content` of each turn."""
+
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and what is to follow it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text, all of which is learnt."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two ways on from one prompt, each with the prompt: the better and the worse."""
+
+    chosen: Chat | Pair
+    rejected: Chat | Pair
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row whose answer somebody called good or bad."""
+
+    row: Chat | Pair
+    good: bool
+
+
+Row = Chat | Pair | Text | Preference | Judged
+"""What a row can hold; which of them, `training.method` and the source's format say."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands."""
+
+    uri: str
+    line: int
+    unit: str = "line"
+    """`row` where a file has no lines that anybody would count: Parquet, JSON arrays."""
+
+    def __str__(self) -> str:
+        return f"{self.uri} {self.unit} {self.line}"
+
+
+class RowError(ValueError):
+    """One row cannot be used; says what was expected."""
+
+
+class DamagedError(Exception):
+    """A file cannot be read any further; says why and what to do, but not where."""
+
+
+@dataclass
+class Offenders:
+    """Rows that cannot be used: the first few by place, all by number."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, place: Place, why: RowError) -> None:
+        """Note one row."""
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(_shortened(f"{place}: {why}"))
+
+    def raise_if_any(self, rows: int) -> None:
+        """`DATA_INVALID`, naming the first few of them, unless there are none among `rows` rows."""
+        if not self.count:
+            return
+        more = f"\n… and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
+        found = "\n".join(self.examples)
+        raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {rows} rows cannot be used:\n{found}{more}")
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _EXAMPLE_CHARS:
+        return text
+    half = _EXAMPLE_CHARS // 2
+    return f"{text[:half]} … {text[-half:]}"
