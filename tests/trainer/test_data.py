@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, StoredFile, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data import PreparedData, prepare
+from finetune_trainer.data import Files, PreparedData, prepare
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 def run(folder: Path, *files: StoredFile, max_length: int = 128, template: str = CHATML, **fields: Any) -> PreparedData:
     settings = config(fields, max_length)
     words = tokenizer(template)
-    return prepare(settings, [(settings.dataset.sources[0], files)], words, "sha256:0", folder / "work")
+    return prepare(settings, Files([(settings.dataset.sources[0], files)], "sha256:0"), words, folder / "work")
 
 
 def test_report_accounts_for_every_row_and_matches_the_data(tmp_path: Path) -> None:
@@ -49,14 +49,19 @@ def test_rows_without_learnt_tokens_are_left_out_and_counted(tmp_path: Path) -> 
         "{% if messages[0].content == 'quiet' %}hush{% else %}"
         "{% generation %}{{ messages[1].content }}{% endgeneration %}{% endif %}"
     )
-    file = write_rows(tmp_path / "a", [chat("loud", "a b c"), chat("quiet", "a"), chat("quiet", "a")])
+    file = write_rows(tmp_path / "a", [chat("loud", "a b c"), chat("quiet", "a"), chat("quiet", "b")])
     report = run(tmp_path, file, template=template).report
     assert (report.rows, report.kept, report.rejected) == (3, 1, {"noSupervisedTokens": 2})
 
 
 def test_wrong_rows_of_every_kind_are_counted_together(tmp_path: Path) -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    rows = [chat("a", "b"), *["{"] * 300, chat("a", "b"), *[chat("a", "b", system="s")] * 300]
+    rows = [
+        chat("a", "b"),
+        *["{"] * 300,
+        chat("a", "b"),
+        *[chat("a", f"b{number}", system="s") for number in range(300)],
+    ]
     with pytest.raises(TrainerError, match=r"^600 of 602 rows cannot be used:\ns3://data/x line 2: ") as caught:
         run(tmp_path, write_rows(tmp_path / "a", rows, "s3://data/x"), template=refusing)
     assert caught.value.reason is Reason.DATA_INVALID

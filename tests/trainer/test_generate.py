@@ -41,7 +41,7 @@ def tuned(
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
     words = model.load_tokenizer(base)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
-    prepared = data.prepare(settings, sources, words, "sha256:0", folder)
+    prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, folder)
     loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
     export(settings, loaded, folder / "adapter", "sha256:abc")

@@ -135,7 +135,7 @@ def run(model_dir: Path, tmp_path: Path) -> Run:
         model.import_backend("transformers")
         words = model.load_tokenizer(base)
         sources = [(settings.dataset.sources[0], [write_rows(tmp_path / "rows", rows)])]
-        prepared = data.prepare(settings, sources, words, "sha256:0", tmp_path)
+        prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, tmp_path)
         loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
         metrics = train.train(settings, loaded, prepared, train.Session(progress, **(others or {})), tmp_path)
         weights = {name: value.detach().clone() for name, value in loaded.model.named_parameters()}
@@ -258,7 +258,7 @@ settings, progress = config({"batchSize": 2, "gradientAccumulation": 2, "backend
 model.import_backend(model.choose_backend(settings))
 words = model.load_tokenizer(model_dir)
 sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", ROWS)])]
-prepared = data.prepare(settings, sources, words, "sha256:0", folder)
+prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, folder)
 loaded = model.Loaded(model.load_model(settings, model_dir, backend), words, backend)
 metrics = train.train(settings, loaded, prepared, train.Session(progress), folder)
 export.export(settings, loaded, folder / "adapter", "sha256:abc")

@@ -1,132 +1,149 @@
-"""From JSONL objects to tokens and labels on disk, with an account of every row."""
+"""From the data's rows to tokens on disk, with an account of every row.
+
+Rows of `validation.sources` go first, so that training rows that also stand there are known. Each row is read,
+cleaned, redacted, compared with those before it, tokenised and written, one batch at a time; memory grows by 24 to 48
+bytes per row for exact duplicates, and by a few KB for near ones, up to `duplicates.NEAR_LIMIT` rows.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_trainer import split
+from finetune_trainer.account import Account
+from finetune_trainer.columns import Limits
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
+from finetune_trainer.duplicates import NEAR_LIMIT, Groups, Hashes, Near
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Example, Labeller, Rendered
-from finetune_trainer.rows import Place, Reader, Row, RowError, SourceFile
+from finetune_trainer.labels import Labeller
+from finetune_trainer.rows import Reader, SourceFile
+from finetune_trainer.side import Context, Known, Side
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-OVERLENGTH = "overlength"
-"""Rejected: more tokens than `model.maxLength`."""
-NO_SUPERVISED_TOKENS = "noSupervisedTokens"
-"""Rejected: nothing in it is learnt."""
-_BATCH = 256
+Sources = Sequence[tuple[DataSource, Sequence[SourceFile]]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What rows are read from; `digest` is that of all files."""
+
+    sources: Sources
+    digest: str
+    validation: Sources = ()
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready to train on: `input_ids` and `labels`, one list of numbers each per row, memory-mapped from disk."""
+    """Rows ready to train on, memory-mapped from disk; `columns.COLUMNS` says what they hold."""
 
     dataset: datasets.Dataset
     report: DatasetReport
+    validation: datasets.Dataset | None = None
 
 
-@dataclass
-class _Account:
-    """Decides on each row and counts it; `longest` is the longest row's tokens, kept or not."""
+def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> PreparedData:
+    """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`.
 
-    max_length: int
-    counts: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    longest: int = 0
-
-    def keeps(self, example: Example) -> bool:
-        self.longest = max(self.longest, len(example.input_ids))
-        reason = self._why_not(example)
-        if reason:
-            self.rejected[reason] += 1
-            return False
-        self.counts.update(kept=1, tokens=len(example.input_ids), supervised=example.supervised)
-        return True
-
-    def _why_not(self, example: Example) -> str | None:
-        if len(example.input_ids) > self.max_length:
-            return OVERLENGTH
-        return None if example.supervised else NO_SUPERVISED_TOKENS
-
-    def report(self, rows: int, digest: str) -> DatasetReport:
-        """The account, which must balance. Raises `DATASET_EMPTY` if nothing is left."""
-        if not self.counts["kept"]:
-            raise TrainerError(Reason.DATASET_EMPTY, self._empty_message(rows))
-        return DatasetReport(
-            rows=rows,
-            kept=self.counts["kept"],
-            rejected=dict(sorted(self.rejected.items())),
-            tokens=self.counts["tokens"],
-            supervised_tokens=self.counts["supervised"],
-            digest=digest,
-        )
-
-    def _empty_message(self, rows: int) -> str:
-        if not rows:
-            return "the data's objects hold no row"
-        found = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
-        return (
-            f"none of {rows} rows can be trained on: {found}; the longest has {self.longest} tokens, "
-            f"model.maxLength is {self.max_length}"
-        )
-
-
-def prepare(
-    config: TrainerConfig,
-    sources: Sequence[tuple[DataSource, Sequence[SourceFile]]],
-    tokenizer: PreTrainedTokenizerBase,
-    digest: str,
-    work_dir: Path,
-) -> PreparedData:
-    """Read, check, tokenise and label every row of `sources`; the tokens go to a file in `work_dir`.
-
-    The report accounts for every row: rows = kept + the sum of rejected. Memory does not grow with the data.
+    The report accounts for every row: rows = kept + validation + the sum of rejected.
     Raises `DATA_INVALID` naming the first wrong rows and how many there are, `DATASET_EMPTY` if none is left,
-    `MODEL_INVALID` if the tokenizer cannot do it.
+    `CONFIG_INVALID` if there are too many rows to look for near-duplicates, `MODEL_INVALID` if the tokenizer cannot
+    do it.
     """
-    import datasets
+    work_dir.mkdir(parents=True, exist_ok=True)
+    few = _few(config, files)
+    context = _context(config, tokenizer)
+    held_out = Side(context, work_dir / "validation.arrow", _known(config, needed=bool(files.validation)))
+    held_out.write(context.reader.read(files.validation))
+    training = Side(context, work_dir / "dataset.arrow", _known(config), held_out.known)
+    training.groups = _groups(config, few=few)
+    training.write(context.reader.read(files.sources))
+    context.account.check(context.reader)
 
-    reader, account = Reader(config.training.method), _Account(config.model.max_length)
-    labeller = Labeller(tokenizer, config.training.loss)
-    path = work_dir / "dataset.arrow"
-    examples = _examples(reader, reader.read(sources), labeller)
-    _write(path, (example for example in examples if account.keeps(example)))
-    reader.offenders.raise_if_any(reader.rows)
-    report = account.report(reader.rows, digest)
-    # Straight from our own file: from_generator would look for an earlier run's in a cache, keyed by a pickle of
-    # its arguments.
-    return PreparedData(datasets.Dataset.from_file(str(path)), report)
-
-
-def _examples(reader: Reader, rows: Iterator[tuple[Place, Row]], labeller: Labeller) -> Iterator[Example]:
-    while batch := list(islice(rows, _BATCH)):
-        yield from labeller.encode(list(_rendered(reader, batch, labeller)))
+    chosen = _chosen(config, training)
+    set_aside = len(chosen) + held_out.facts.rows
+    report = context.account.report(context.reader.rows, set_aside, training.facts.totals(chosen), files.digest)
+    dataset, validation = _divided(training, chosen)
+    return PreparedData(dataset, report, _held_out(files, held_out) or validation)
 
 
-def _rendered(reader: Reader, rows: Iterable[tuple[Place, Row]], labeller: Labeller) -> Iterator[Rendered]:
-    for place, row in rows:
-        try:
-            yield labeller.render(row)
-        except RowError as why:
-            reader.offenders.add(place, why)
+def _context(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Context:
+    return Context(
+        preparation=config.dataset.preparation,
+        method=config.training.method,
+        limits=Limits.of(config),
+        labeller=Labeller(tokenizer, config.training.loss),
+        account=Account(config),
+        reader=Reader(config.training.method),
+    )
 
 
-def _write(path: Path, examples: Iterator[Example]) -> None:
-    """All examples to an Arrow stream, which `datasets` maps into memory."""
-    from datasets import Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
+def _few(config: TrainerConfig, files: Files) -> bool:
+    """Whether rows are few enough for signatures of all. Raises `CONFIG_INVALID` where they have to be."""
+    near = config.dataset.preparation.deduplicate == "near"
+    if not near and not _fraction(config):
+        return False
+    rows = Reader(config.training.method).read([*files.validation, *files.sources])
+    few = sum(1 for _ in islice(rows, NEAR_LIMIT + 1)) <= NEAR_LIMIT
+    if near and not few:
+        raise TrainerError(
+            Reason.CONFIG_INVALID,
+            f"dataset.preparation.deduplicate: near works up to {NEAR_LIMIT} rows, the sources hold more; "
+            "use exact, or give the sources a limit",
+        )
+    return few
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-    with ArrowWriter(features=features, path=str(path), writer_batch_size=_BATCH) as writer:
-        for example in examples:
-            writer.write({"input_ids": example.input_ids, "labels": example.labels})
-        writer.finalize()
+
+def _fraction(config: TrainerConfig) -> float | None:
+    return config.dataset.validation.fraction if config.dataset.validation else None
+
+
+def _known(config: TrainerConfig, *, needed: bool = False) -> Known:
+    preparation = config.dataset.preparation
+    near = Near(preparation.near_threshold) if preparation.deduplicate == "near" else None
+    return Known(Hashes(), near, needed or preparation.deduplicate != "none")
+
+
+def _groups(config: TrainerConfig, *, few: bool) -> Groups | None:
+    if not _fraction(config):
+        return None
+    return Groups(Near(config.dataset.preparation.near_threshold) if few else None)
+
+
+def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:
+    """Training rows to set aside."""
+    import numpy as np
+
+    fraction = _fraction(config)
+    if not fraction or not training.groups or not training.facts.rows:
+        return np.empty(0, dtype=np.int64)
+    seed = config.dataset.validation.seed if config.dataset.validation else 0
+    return split.choose(training.groups.keys(), fraction, seed)
+
+
+def _divided(training: Side, chosen: NDArray[np.int64]) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Rows to train on and rows set aside."""
+    import numpy as np
+
+    rows = training.dataset()
+    if not len(chosen):
+        return rows, None
+    return rows.select(np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)), rows.select(chosen)
+
+
+def _held_out(files: Files, side: Side) -> datasets.Dataset | None:
+    if not files.validation:
+        return None
+    if not side.facts.rows:
+        raise TrainerError(
+            Reason.DATASET_EMPTY, "dataset.validation.sources: none of their rows can be used; see what was left out"
+        )
+    return side.dataset()

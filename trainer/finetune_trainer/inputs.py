@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_trainer import base_models
@@ -32,7 +32,7 @@ class Located:
     config: TrainerConfig
     model: BaseModel
     objects: list[list[S3Object]]
-    """Per data source."""
+    """Per data source, those of `validation.sources` last."""
 
     @property
     def size(self) -> int:
@@ -51,6 +51,7 @@ class Inputs:
 
     model: FetchedModel
     sources: list[tuple[DataSource, list[InputFile]]]
+    validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
 
     @property
     def model_dir(self) -> Path:
@@ -64,8 +65,8 @@ class Inputs:
 
     @property
     def files(self) -> list[InputFile]:
-        """All data files, in the order of sources and keys."""
-        return [file for _, files in self.sources for file in files]
+        """All data files, in the order of sources and keys; those of `validation.sources` last."""
+        return [file for _, files in [*self.sources, *self.validation] for file in files]
 
     @property
     def digest(self) -> str:
@@ -76,11 +77,16 @@ class Inputs:
 
 def locate(config: TrainerConfig, s3: S3) -> Located:
     """List data and model; wrong names, keys and permissions are told here, before anything costs time."""
-    objects = [find(s3, Location.parse(source.uri), DATA) for source in config.dataset.sources]
+    objects = [find(s3, Location.parse(source.uri), DATA) for source in _sources(config)]
     located = Located(s3, config, base_models.locate(config.model, s3), objects)
     count = sum(len(found) for found in objects)
     log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _bytes(located.size))
     return located
+
+
+def _sources(config: TrainerConfig) -> list[DataSource]:
+    validation = config.dataset.validation
+    return [*config.dataset.sources, *((validation and validation.sources) or [])]
 
 
 def start(located: Located, folder: Path) -> Future[Inputs]:
@@ -94,21 +100,22 @@ def start(located: Located, folder: Path) -> Future[Inputs]:
         for number, found in enumerate(located.objects)
     ]
     together = ThreadPoolExecutor(1, "inputs")
-    inputs = together.submit(_gather, located.config.dataset.sources, model, files, counter)
+    inputs = together.submit(_gather, located.config, model, files, counter)
     for each in (pool, together):
         each.shutdown(wait=False)
     return inputs
 
 
 def _gather(
-    sources: Sequence[DataSource],
+    config: TrainerConfig,
     model: Future[FetchedModel],
     files: Iterable[Future[list[InputFile]]],
     counter: _Counter,
 ) -> Inputs:
     # Data first: it is small, and its errors are the likelier ones.
-    fetched = [(source, future.result()) for source, future in zip(sources, files, strict=True)]
-    inputs = Inputs(model.result(), fetched)
+    fetched = [(source, future.result()) for source, future in zip(_sources(config), files, strict=True)]
+    training = len(config.dataset.sources)
+    inputs = Inputs(model.result(), fetched[:training], fetched[training:])
     log.info("inputs: downloaded %s; model revision %s", counter.summary(), inputs.model_revision)
     return inputs
 

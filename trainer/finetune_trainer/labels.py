@@ -31,18 +31,20 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as text, with the character ranges that the model is to write."""
+    """A row as text, with the character ranges that the model is to write; `bare` if no template wrote its start."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    bare: bool = False
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as tokens; `labels[i]` is `input_ids[i]` or `IGNORED`."""
+    """A row as tokens; `labels[i]` is `input_ids[i]` or `IGNORED`. The last answer begins at `answer`."""
 
     input_ids: list[int]
     labels: list[int]
+    answer: int = 0
 
     @property
     def supervised(self) -> int:
@@ -90,14 +92,14 @@ class Labeller:
         Raises `RowError` if the template refuses or rewrites the row, `MODEL_INVALID` for a `Chat` without template.
         """
         if isinstance(row, Text):
-            return Rendered(row.text, ((0, len(row.text)),))
+            return Rendered(row.text, ((0, len(row.text)),), bare=True)
         if isinstance(row, Chat):
             return self._render_chat(row.messages)
         if not isinstance(row, Pair):
             raise RowError("has two answers or a judged one; render each conversation")
         if self._template is None:
             text = row.prompt + row.completion
-            return Rendered(text, ((len(row.prompt), len(text)),))
+            return Rendered(text, ((len(row.prompt), len(text)),), bare=True)
         turns = (("user", row.prompt), ("assistant", row.completion))
         return self._render_chat([{"role": role, "content": content} for role, content in turns])
 
@@ -171,16 +173,18 @@ class Labeller:
             return None
 
     def _label(self, row: Rendered, tokens: _Tokens) -> Example:
-        ids, learnt, open_end = list(tokens.ids), [self._learn_all] * len(tokens.ids), False
+        ids, learnt, open_end, first = list(tokens.ids), [self._learn_all] * len(tokens.ids), False, 0
         for answer in row.answers:
             first, end, open_end = self._learnt_range(tokens, answer)
             learnt[first:end] = [True] * (end - first)
         if open_end and self._tokenizer.eos_token_id is not None:
             ids, learnt = [*ids, self._tokenizer.eos_token_id], [*learnt, True]
-        if self._template is None and ids[: len(self._first)] != self._first:
+        if row.bare and ids[: len(self._first)] != self._first:
             ids, learnt = [*self._first, *ids], [*([self._learn_all] * len(self._first)), *learnt]
+            first += len(self._first)
         learnt[:1] = [False] * len(learnt[:1])  # nothing comes before it to predict it from
-        return Example(ids, [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)])
+        labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
+        return Example(ids, labels, first)
 
     def _learnt_range(self, tokens: _Tokens, answer: tuple[int, int]) -> tuple[int, int, bool]:
         """First token, end, and whether the text ends without a token that ends the turn."""

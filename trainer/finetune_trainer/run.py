@@ -46,7 +46,8 @@ def _train(located: Located, output: publish.Output, folder: Path, known: Known)
     _enter(Stage.PREPARING, known)
     model_files.check_model_dir(fetched.model_dir)
     tokenizer = model.load_tokenizer(fetched.model_dir)
-    prepared = data.prepare(config, fetched.sources, tokenizer, fetched.digest, folder)
+    files = data.Files(fetched.sources, fetched.digest, fetched.validation)
+    prepared = data.prepare(config, files, tokenizer, folder)
     known.dataset = prepared.report
 
     _enter(Stage.LOADING, known)
