@@ -1,5 +1,6 @@
-"""S3, in four steps: connect, find, download, upload. boto3 knows who we are, obstore moves the bytes."""
+"""S3: connect, find, download, upload, and agree with others. boto3 knows who we are, obstore moves the bytes."""
 
+from finetune_trainer.storage.conditional import NoConditions, Tagged, create, listed, read_tagged, remove, replace
 from finetune_trainer.storage.connection import S3
 from finetune_trainer.storage.download import InputFile, check_space, download
 from finetune_trainer.storage.errors import DATA, MODEL, OUTPUT, Purpose
@@ -14,15 +15,22 @@ __all__ = [
     "S3",
     "InputFile",
     "Location",
+    "NoConditions",
     "Purpose",
     "S3Object",
+    "Tagged",
     "check_space",
+    "create",
     "download",
     "find",
+    "listed",
     "name_problem",
     "put_bytes",
     "put_file",
     "put_if_absent",
     "read",
+    "read_tagged",
+    "remove",
+    "replace",
     "size_of",
 ]

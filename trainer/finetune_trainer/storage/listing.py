@@ -36,7 +36,7 @@ def find(s3: S3, location: Location, purpose: Purpose) -> list[S3Object]:
     with explained(location, bucket.endpoint, purpose):
         if location.is_single:
             return [_one(bucket, location, purpose)]
-        found = sorted(_several(bucket, location), key=lambda each: each.location.key)
+        found = sorted(list_below(bucket, location), key=lambda each: each.location.key)
     if not found:
         kind = "no object matches this pattern" if location.is_pattern else "no object has this prefix"
         raise TrainerError(purpose.missing, f"{location} at {bucket.endpoint}: {kind}; check the URI")
@@ -64,7 +64,8 @@ def _explain_head(bucket: Bucket, location: Location, purpose: Purpose, error: b
     raise TrainerError(purpose.missing, message) from error
 
 
-def _several(bucket: Bucket, location: Location) -> Iterator[S3Object]:
+def list_below(bucket: Bucket, location: Location) -> Iterator[S3Object]:
+    """Every object that the location means, as the store lists them."""
     pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix=location.listed_prefix)
     for page in pages:
         for each in page.get("Contents", []):

@@ -1,4 +1,4 @@
-"""Objects out: files whole, the last one only if nobody else's is there. Nothing is ever deleted."""
+"""Objects out: files whole, the last one only if nobody else's is there. Nothing is deleted here."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def put_file(s3: S3, location: Location, path: Path) -> None:
     bucket = s3.bucket(location.bucket)
     with explained(location, bucket.endpoint, OUTPUT):
         put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
-        _interruptibly(lambda: put(bucket.store, location.key, path))
+        interruptibly(lambda: put(bucket.store, location.key, path))
 
 
 def put_bytes(s3: S3, location: Location, content: bytes) -> None:
     """Write a small object, replacing one that is there."""
     bucket = s3.bucket(location.bucket)
     with explained(location, bucket.endpoint, OUTPUT):
-        _interruptibly(lambda: obstore.put(bucket.store, location.key, content))
+        interruptibly(lambda: obstore.put(bucket.store, location.key, content))
 
 
 def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
@@ -42,7 +42,7 @@ def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
     bucket = s3.bucket(location.bucket)
     with explained(location, bucket.endpoint, OUTPUT):
         try:
-            _interruptibly(lambda: obstore.put(bucket.store, location.key, content, mode="create"))
+            interruptibly(lambda: obstore.put(bucket.store, location.key, content, mode="create"))
         except AlreadyExistsError:
             return False
     return True
@@ -53,7 +53,7 @@ def read(s3: S3, location: Location) -> bytes | None:
     bucket = s3.bucket(location.bucket)
     with explained(location, bucket.endpoint, OUTPUT):
         try:
-            return _interruptibly(lambda: bytes(obstore.get(bucket.store, location.key).bytes()))
+            return interruptibly(lambda: bytes(obstore.get(bucket.store, location.key).bytes()))
         except FileNotFoundError as error:
             if code_of(error) == "NoSuchKey":
                 return None
@@ -67,6 +67,6 @@ def size_of(s3: S3, location: Location) -> int:
         return bucket.client.head_object(Bucket=bucket.name, Key=location.key)["ContentLength"]
 
 
-def _interruptibly(call: Callable[[], _T]) -> _T:
+def interruptibly(call: Callable[[], _T]) -> _T:
     """Call in another thread: Python handles no signal while its main thread is inside obstore, for up to a minute."""
     return _THREADS.submit(call).result()
