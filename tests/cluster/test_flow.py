@@ -286,7 +286,7 @@ def test_a_bad_run_is_plain_to_see(flow: Flow, name: str) -> None:
 def test_a_bad_run_is_not_repeated_and_leaves_no_result(flow: Flow, name: str) -> None:
     assert flow.ended(name)["attempts"] == 1
     assert len(flow.pods(name)) == 1
-    assert flow.keys(f"out/{name}/") <= {".started.json"}
+    assert flow.keys(f"out/{name}/") <= {".claim.json"}
 
 
 def test_a_missing_secret_is_waited_for(flow: Flow) -> None:
@@ -329,7 +329,7 @@ def test_a_deleted_run_takes_its_pods_along(flow: Flow) -> None:
     flow.running("deleted")
     flow.kubectl("delete", "ftj", "deleted")
     flow.gone("deleted")
-    assert flow.keys("out/deleted/") <= {".started.json"}
+    assert flow.keys("out/deleted/") <= {".claim.json"}
 
 
 def test_a_restarted_operator_goes_on(flow: Flow, cluster: "Cluster", operator: str) -> None:

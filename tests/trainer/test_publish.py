@@ -202,9 +202,9 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(s3: S3Server, 
     with pytest.raises(TrainerError, match=r"s3://no-such-bucket/x/.* the bucket does not exist"):
         attempt(config_for(s3, "s3://no-such-bucket/x"), tmp_path)
     config = config_for(s3, prefix)
-    Output(S3(config.storage), config).announce()
-    note = json.loads(s3.get(f"{prefix}/.started.json"))
-    assert note.keys() == {"configDigest", "startedAt", "host"}
+    with Output(S3(config.storage), config).claimed():
+        assert json.loads(s3.get(f"{prefix}/.claim.json"))["configDigest"] == config.digest()
+    assert not [key for key in s3.keys(prefix) if "claim" in key]
 
 
 def test_a_model_on_a_volume_is_known_by_its_content(

@@ -19,6 +19,8 @@ class ProgressReporter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.updates = 0
+        """How often something was reported; as long as it grows, the run moves."""
         self._latest = Progress(stage=Stage.DOWNLOADING, last_update_time=now())
 
     def update(self, **fields: Any) -> None:
@@ -26,6 +28,7 @@ class ProgressReporter:
         with self._lock:
             merged = {**self._latest.model_dump(), **fields, "last_update_time": now()}
             self._latest = Progress.model_validate(merged)
+            self.updates += 1
 
     def latest(self) -> Progress:
         """What to answer now."""

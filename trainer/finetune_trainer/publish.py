@@ -5,25 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from finetune_trainer.checkpoint_store import CheckpointStore, Origin
+from finetune_trainer.claim import Claim, run_id
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Located
-from finetune_trainer.progress import now
-from finetune_trainer.records import MANIFEST_NAME, AdapterManifest, FileRecord
+from finetune_trainer.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
 from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
 
 log = logging.getLogger(__name__)
 
 CONFIG_NAME = "finetune_config.json"
 """The config as run. Not `config.json`: beside an adapter, loaders would take that for a whole model's."""
-STARTED_NAME = ".started.json"
-"""Who last began a run with this output; no result, and overwritten by the next attempt."""
 _MANIFEST_ATTEMPTS = 3
 
 
@@ -52,7 +52,29 @@ class Output:
         self._s3 = s3
         self._config = config
         self._prefix = Location.folder(config.output.uri)
+        self._check: Callable[[], None] = lambda: None
         self.uri = config.output.uri.rstrip("/")
+
+    @contextmanager
+    def claimed(self) -> Iterator[Claim]:
+        """Hold the output in this block: every file that is published is preceded by a look whether it is still ours.
+
+        A missing bucket or a key that may not write is told here, not after the run.
+        """
+        claim = Claim(self._s3, self._prefix, run_id(), self._config.digest())
+        claim.take()
+        self._check = claim.check
+        try:
+            yield claim
+        except Exception:
+            claim.release()
+            raise
+        claim.release()  # not when told to stop: the same run takes it over at once, and there is little time
+
+    def checkpoints(self, data_digest: str, model_revision: str) -> CheckpointStore:
+        """Where saved states of this run go, given what it was fed."""
+        origin = Origin(self._config.digest(), data_digest, model_revision, installed_versions())
+        return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
 
     def existing(self) -> Existing | None:
         """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
@@ -76,11 +98,6 @@ class Output:
             )
             raise TrainerError(Reason.INPUTS_CHANGED, message)
 
-    def announce(self) -> None:
-        """Leave a note at the output: a missing bucket or a key that may not write is told now, not after the run."""
-        note = {"configDigest": self._config.digest(), "startedAt": now(), "host": socket.gethostname()}
-        put_bytes(self._s3, self._prefix.below(STARTED_NAME), json.dumps(note).encode())
-
     def publish(self, folder: Path, manifest: AdapterManifest) -> Outcome:
         """Upload the export and then the manifest, which makes it a result; `manifest.files` is filled in here."""
         earlier = self.existing()
@@ -96,6 +113,7 @@ class Output:
         return outcome
 
     def _upload(self, path: Path, name: str) -> FileRecord:
+        self._check()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         put_file(self._s3, self._prefix.below(name), path)
@@ -116,6 +134,7 @@ class Output:
 
     def _finish(self, made: Existing) -> Outcome:
         location = self._prefix.below(MANIFEST_NAME)
+        self._check()
         for _ in range(_MANIFEST_ATTEMPTS):
             if put_if_absent(self._s3, location, made.content):
                 return self._completed(made)

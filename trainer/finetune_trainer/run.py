@@ -12,6 +12,7 @@ from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
 from finetune_trainer.progress import now
 from finetune_trainer.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
+from finetune_trainer.stall import watched
 from finetune_trainer.storage import S3
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,21 @@ def run(config: TrainerConfig, scratch: Path, known: Known) -> Outcome:
         output.check_inputs(earlier, located)
         outcome = earlier.outcome(output.uri)
     else:
-        output.announce()
-        with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
-            outcome = _train(located, output, Path(folder), known)
+        outcome = _make(located, output, scratch, known)
     known.progress.update(stage=Stage.DONE, percentage=100)
     return outcome
+
+
+def _make(located: Located, output: publish.Output, scratch: Path, known: Known) -> Outcome:
+    """While the output is ours, and as long as something moves."""
+    seconds = located.config.training.stall_seconds
+    with (
+        output.claimed(),
+        TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder,
+        watched(known, Path(folder), seconds),
+    ):
+        earlier = output.existing()  # whoever held the output before may have finished
+        return earlier.outcome(output.uri) if earlier else _train(located, output, Path(folder), known)
 
 
 def _train(located: Located, output: publish.Output, folder: Path, known: Known) -> Outcome:

@@ -1,0 +1,152 @@
+"""One run at a time on an output: who gets it, who waits, who is told to go."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune_trainer.claim import Claim, Timing
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage import S3, Location
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import FaultyProxy, S3Server
+
+pytestmark = pytest.mark.s3
+
+QUICK = Timing(heartbeat=0.2, stale=3, look=0.1)
+PATIENT = Timing(heartbeat=0.2, stale=30, look=0.1)
+SILENT = Timing(heartbeat=60, stale=1.0, look=0.1)
+Make = Callable[..., Claim]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> str:
+    return f"s3://results/{tmp_path.name}/"
+
+
+@pytest.fixture
+def make(s3: S3Server, prefix: str) -> Iterator[Make]:
+    made: list[Claim] = []
+
+    def make(run: str, timing: Timing = QUICK) -> Claim:
+        made.append(Claim(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
+        return made[-1]
+
+    yield make
+    for each in made:  # their threads with them
+        each.release()
+
+
+def note(s3: S3Server, prefix: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads(s3.get(prefix + ".claim.json"))
+    return content
+
+
+def refused(work: Callable[[], None]) -> str:
+    with pytest.raises(TrainerError) as error:
+        work()
+    assert error.value.reason is Reason.OUTPUT_BUSY
+    return error.value.message
+
+
+def test_a_claim_says_whose_it_is_beats_and_goes_away(s3: S3Server, prefix: str, make: Make) -> None:
+    claim = make("a")
+    claim.take()
+    first = note(s3, prefix)
+    assert {key: first[key] for key in ("runId", "configDigest", "attempt")} == {
+        "runId": "a",
+        "configDigest": "sha256:c",
+        "attempt": 1,
+    }
+    time.sleep(0.8)
+    assert note(s3, prefix)["beat"] != first["beat"]
+    claim.check()
+    claim.release()
+    assert s3.keys(prefix) == []
+
+
+def test_another_run_is_told_soon_that_one_is_at_work(make: Make) -> None:
+    make("a").take()
+    message = refused(make("b").take)
+    assert "run a on " in message
+    assert "is at work on this output" in message
+
+
+def test_another_run_takes_over_what_was_left_behind(s3: S3Server, prefix: str, make: Make) -> None:
+    dead = make("a", SILENT)
+    dead.take()
+    begun = time.monotonic()
+    make("b").take()
+    assert time.monotonic() - begun >= QUICK.stale
+    assert (note(s3, prefix)["runId"], note(s3, prefix)["attempt"]) == ("b", 2)
+    assert "run b on" in refused(dead.check)  # should it come back to life
+    dead.release()
+    assert note(s3, prefix)["runId"] == "b"
+
+
+def test_the_next_attempt_of_a_run_does_not_wait_and_the_earlier_one_hears_of_it(make: Make) -> None:
+    first, second = make("a"), make("a", SILENT)
+    first.take()
+    begun = time.monotonic()
+    second.take()
+    assert time.monotonic() - begun < QUICK.stale
+    time.sleep(0.8)
+    assert "another attempt of this run" in refused(first.check_known)  # by its own heartbeat
+    second.check()
+
+
+def test_of_24_runs_at_once_one_gets_it(s3: S3Server, prefix: str, make: Make) -> None:
+    start = threading.Barrier(24)
+
+    def attempt(number: int) -> Reason | None:
+        start.wait()
+        try:
+            make(f"run-{number}", PATIENT).take()
+        except TrainerError as error:
+            return error.reason
+        return None
+
+    with ThreadPoolExecutor(24) as pool:
+        ends = list(pool.map(attempt, range(24)))
+    assert ends.count(None) == 1
+    assert ends.count(Reason.OUTPUT_BUSY) == 23
+    assert note(s3, prefix)["runId"] == f"run-{ends.index(None)}"
+
+
+def test_a_claim_that_somebody_deleted_is_written_again(s3: S3Server, prefix: str, make: Make) -> None:
+    claim = make("a")
+    claim.take()
+    s3.client.delete_object(Bucket="results", Key=prefix.removeprefix("s3://results/") + ".claim.json")
+    time.sleep(0.8)
+    assert note(s3, prefix)["runId"] == "a"
+    claim.check()
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b'{"runId": 7}'])
+def test_a_note_that_cannot_be_read_counts_as_left_behind(
+    s3: S3Server, prefix: str, make: Make, content: bytes
+) -> None:
+    s3.put(prefix + ".claim.json", content)
+    make("b").take()
+    assert note(s3, prefix)["runId"] == "b"
+
+
+def test_a_store_without_conditional_writes_is_used_and_the_log_says_so(
+    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.unconditional = True
+    claim = make("a")
+    claim.take()
+    assert "no conditional writes" in caplog.text
+    time.sleep(0.5)
+    claim.check()
+    assert "is at work" in refused(make("b").take)
