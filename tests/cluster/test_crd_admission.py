@@ -49,6 +49,8 @@ def changed(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
 
 
 SOURCE = "spec.dataset.sources.0"
+FIELDS = "spec.dataset.sources[0].fields"
+PREPARE = "spec.dataset.preparation"
 LORA = "spec.training.lora"
 SECRET = {"name": "hub-token"}
 
@@ -87,8 +89,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     # dataset
     "no dataset": ({"spec.dataset": ABSENT}, "spec.dataset", "Required value"),
     "no sources": ({"spec.dataset.sources": []}, "spec.dataset.sources", "at least 1 items"),
-    "33 sources": (
-        {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 33}, "spec.dataset.sources", "at most 32 items",
+    "17 sources": (
+        {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 17}, "spec.dataset.sources", "at most 16 items",
     ),
     "source on the hub": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0].uri", "should match"),
     "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
@@ -96,7 +98,51 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),
     "limit of no rows": ({f"{SOURCE}.limit": 0}, "spec.dataset.sources[0].limit", "greater than or equal to 1"),
     "misspelt source": ({f"{SOURCE}.limits": 1}, "spec.dataset.sources[0].limits", "unknown field"),
+    "column of no format": ({f"{SOURCE}.fields": {"question": "q"}}, "spec.dataset.sources[0].fields", "malformed"),
+    "column with a bracket": ({f"{SOURCE}.fields": {"text": "a[0]"}}, f"{FIELDS}.text", "should match"),
+    "validation of nothing": ({"spec.dataset.validation": {}}, "spec.dataset.validation", "exactly one of fraction"),
+    "validation twice": (
+        {"spec.dataset.validation": {"fraction": 0.1, "sources": [{"uri": "s3://data/b"}]}}, "spec.dataset.validation",
+        "exactly one of fraction and sources",
+    ),
+    "more validation than training": (
+        {"spec.dataset.validation": {"fraction": 0.6}}, "spec.dataset.validation.fraction", "less than or equal to 0.5",
+    ),
+    "five validation sources": (
+        {"spec.dataset.validation": {"sources": [{"uri": "s3://data/b"}] * 5}}, "spec.dataset.validation.sources",
+        "at most 4 items",
+    ),
+    "everything resembles": ({f"{PREPARE}.nearThreshold": 0.4}, f"{PREPARE}.nearThreshold", "equal to 0.5"),
+    "unknown duplicates": ({f"{PREPARE}.deduplicate": "fuzzy"}, f"{PREPARE}.deduplicate", "Unsupported value"),
+    "unknown overlength": ({f"{PREPARE}.overlength": "split"}, f"{PREPARE}.overlength", "Unsupported value"),
+    "more invalid than all": ({f"{PREPARE}.maxInvalidFraction": 1.1}, f"{PREPARE}.maxInvalidFraction", "equal to 1"),
+    "unknown secret": ({f"{PREPARE}.redact": ["name"]}, f"{PREPARE}.redact[0]", "Unsupported value"),
+    "redacted twice": ({f"{PREPARE}.redact": ["email", "email"]}, f"{PREPARE}.redact", "Duplicate value"),
+    "adapter on the hub": ({"spec.model.adapterURI": "hf://a/b"}, "spec.model.adapterURI", "should match"),
+    "adapter with ..": ({"spec.model.adapterURI": "s3://adapters/../x"}, "spec.model", "must not contain '..'"),
+    "unknown quantization": ({"spec.model.quantization": "int4"}, "spec.model.quantization", "Unsupported value"),
+    "long template": ({"spec.model.chatTemplate": "ü" * 4097}, "spec.model", "must not be longer than 8192 bytes"),
+    "preferences for sft": ({f"{SOURCE}.format": "preference"}, "spec", "method sft cannot use format preference"),
+    "messages for dpo": (
+        {f"{SOURCE}.format": "messages", "spec.training.method": "dpo"}, "spec", "dpo and kto need preference data",
+    ),
     # training
+    "packed preferences": (
+        {"spec.training": {"epochs": 1, "method": "dpo", "packing": True}}, "spec.training", "to method sft only",
+    ),
+    "whole texts for dpo": (
+        {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss: all applies to",
+    ),
+    "kto of one": (
+        {"spec.training": {"epochs": 1, "method": "kto", "batchSize": 1}}, "spec.training", "batchSize of at least 2",
+    ),
+    "beta 0": ({"spec.training.beta": 0}, "spec.training.beta", "greater than 0"),
+    "unknown variant": ({f"{LORA}.variant": "pissa"}, f"{LORA}.variant", "Unsupported value"),
+    "no step between checkpoints": (
+        {"spec.training.checkpoints": {"everySteps": 0}}, "spec.training.checkpoints.everySteps", "equal to 1",
+    ),
+    "no checkpoint kept": ({"spec.training.checkpoints": {"keep": 0}}, "spec.training.checkpoints.keep", "equal to 1"),
+    "stalled at once": ({"spec.training.stallSeconds": 9}, "spec.training.stallSeconds", "equal to 10"),
     "no training": ({"spec.training": ABSENT}, "spec.training", "Required value"),
     "neither epochs nor steps": ({"spec.training": {}}, "spec.training", "exactly one of epochs and maxSteps"),
     "epochs and steps": ({"spec.training.maxSteps": 9}, "spec.training", "exactly one of epochs and maxSteps"),
@@ -114,7 +160,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "negative decay": ({"spec.training.weightDecay": -0.1}, "spec.training.weightDecay", "equal to 0"),
     "gradients clipped away": ({"spec.training.maxGradNorm": 0}, "spec.training.maxGradNorm", "greater than 0"),
     "unknown precision": ({"spec.training.precision": "int8"}, "spec.training.precision", "Unsupported value"),
-    "unknown method": ({"spec.training.method": "dpo"}, "spec.training.method", "Unsupported value"),
+    "unknown method": ({"spec.training.method": "grpo"}, "spec.training.method", "Unsupported value"),
     "unknown backend": ({"spec.training.backend": "jax"}, "spec.training.backend", "Unsupported value"),
     "unknown loss": ({"spec.training.loss": "prompt"}, "spec.training.loss", "Unsupported value"),
     "seed too large": ({"spec.training.seed": 2**31}, "spec.training.seed", "less than or equal to"),
@@ -190,7 +236,23 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "a claim's root": {"spec.model.uri": "pvc://models"},
     "glob and limit": {f"{SOURCE}.uri": "s3://data/**/*.jsonl", f"{SOURCE}.limit": 10, f"{SOURCE}.format": "messages"},
     "key with .. inside a name": {f"{SOURCE}.uri": "s3://data/a..b.jsonl"},
-    "32 sources": {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 32},
+    "16 sources": {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 16},
+    "all that is done to data": {
+        "spec.dataset": {
+            "sources": [{"uri": "s3://data/a.csv.gz", "format": "alpaca", "fields": {"instruction": "Frage Nr. 1/ä"}}],
+            "validation": {"sources": [{"uri": "s3://data/b.parquet"}], "seed": 1},
+            "preparation": {
+                "normalizeText": False, "deduplicate": "near", "nearThreshold": 0.9, "overlength": "truncate",
+                "minTokens": 4, "maxInvalidFraction": 0.01, "redact": ["email", "secret"],
+            },
+        },
+    },
+    "preferences": {"spec.training": {"epochs": 1, "method": "dpo", "beta": 0.2}, f"{SOURCE}.format": "preference"},
+    "an adapter to go on from": {
+        "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
+        "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
+    },
+    "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
     "part of an epoch": {"spec.training.epochs": 0.25},
     "some modules": {f"{LORA}.targetModules": ["q_proj", "v_proj"]},
@@ -306,7 +368,13 @@ def test_accepted_with_the_defaults_that_pydantic_knows(jobs: Jobs, case: str) -
 def test_all_hyper_parameters_are_shown(jobs: Jobs) -> None:
     training = jobs.create(good())["spec"]["training"]
     assert training["learningRate"] == 2e-4
-    assert training["lora"] == {"rank": 16, "alpha": 32, "dropout": 0, "targetModules": ["all-linear"]}
+    assert training["lora"] == {
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0,
+        "variant": "lora",
+        "targetModules": ["all-linear"],
+    }
 
 
 @pytest.mark.parametrize("case", IMMUTABLE)
