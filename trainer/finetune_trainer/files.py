@@ -44,6 +44,7 @@ def _invalid(place: Place, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the data's
         return error
     if isinstance(error, DamagedError):
+        place = Place(place.uri, error.line or place.line, place.unit)
         return TrainerError(Reason.DATA_INVALID, f"{place}: {error}")
     what = f"the object cannot be unpacked any further ({error}); it is damaged or was cut off: store it again"
     return TrainerError(Reason.DATA_INVALID, f"{place}: {what}")

@@ -12,7 +12,9 @@ import orjson
 from finetune_trainer.lines import LARGEST_ROW, BinaryStream, encoding_error, lines
 from finetune_trainer.row_types import DamagedError, RowError
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 12
+"""Bytes given to ijson at once; few, so that little nesting can hide between two looks."""
+_DEEPEST = 1000
 _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -67,19 +69,19 @@ def _why(line: bytes, error: str) -> str:
 
 def _may_repeat_keys(line: bytes, row: object) -> bool:
     """Counting is far cheaper than the parser that sees repeated keys, and seldom wrong."""
-    return line.count(b'":') + line.count(b'" :') - line.count(b'\\":') > _count_keys(row)
+    return line.count(b'":') + line.count(b'" :') - line.count(b'\\":') > sum(map(len, _objects(row)))
 
 
-def _count_keys(row: object) -> int:
-    count, rest = 0, [row]
+def _objects(row: object) -> Iterator[dict[str, Any]]:
+    """The row and all objects in it."""
+    rest = [row]
     while rest:  # no recursion: the depth is the data's
         value = rest.pop()
         if isinstance(value, dict):
-            count += len(value)
+            yield value
             rest.extend(value.values())
         elif isinstance(value, list):
             rest.extend(value)
-    return count
 
 
 def _refuse_repeated_keys(line: bytes) -> None:
@@ -90,19 +92,29 @@ def _refuse_repeated_keys(line: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = _UniqueKeys()
+    found = _Keyed()
     for key, value in pairs:
         found[key] = value
-    return found
+    return found.checked()
 
 
-class _UniqueKeys(dict[str, Any]):
-    """Readers disagree on which of two equal keys counts, so neither does."""
+class _Keyed(dict[str, Any]):
+    """Readers disagree on which of two equal keys counts, so neither does.
+
+    Noted here and raised later, since ijson's C code does not expect an error.
+    """
+
+    repeated: str | None = None
 
     def __setitem__(self, key: str, value: object) -> None:
         if key in self:
-            raise RowError(f"expected each key once, found {key[:40]!r} twice")
+            self.repeated = key
         super().__setitem__(key, value)
+
+    def checked(self) -> dict[str, Any]:
+        if self.repeated is not None:
+            raise RowError(f"expected each key once, found {self.repeated[:40]!r} twice")
+        return self
 
 
 class _Metered:
@@ -110,29 +122,42 @@ class _Metered:
 
     def __init__(self, stream: IO[bytes] | BinaryStream) -> None:
         self._stream = stream
-        self.left = LARGEST_ROW
+        self.left, self.open = LARGEST_ROW, 0
+
+    def next_row(self) -> None:
+        self.left, self.open = LARGEST_ROW, 0
 
     def read(self, size: int) -> bytes:
         chunk = self._stream.read(min(size, _CHUNK))
         self.left -= len(chunk)
         if self.left < -_CHUNK:
             raise DamagedError(f"the row is larger than {LARGEST_ROW >> 20} MiB; leave it out")
+        self.open += sum(map(chunk.count, (b"[", b"{"))) - sum(map(chunk.count, (b"]", b"}")))
+        if self.open > _DEEPEST:  # or so many brackets in a text; ijson's C code would crash on real ones
+            raise DamagedError(f"the row has more than {_DEEPEST} brackets open; leave it out")
         return chunk
 
 
 def json_array(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """(number from 1, object or what is wrong) of each element of the file's one array."""
     metered = _Metered(stream)
-    found = ijson.items(metered, "item", buf_size=_CHUNK, map_type=_UniqueKeys, use_float=True)
+    found = ijson.items(metered, "item", buf_size=_CHUNK, map_type=_Keyed, use_float=True)
     try:
         for number, row in enumerate(found, start=1):
-            metered.left = LARGEST_ROW
-            try:
-                yield number, _object(row)
-            except RowError as why:
-                yield number, why
-    except (ijson.JSONError, ValueError) as error:  # ValueError: repeated keys, numbers of 5000 digits
+            metered.next_row()
+            yield number, _element(row)
+    except (ijson.JSONError, ValueError) as error:  # ValueError: a number of 5000 digits
         raise DamagedError(f"expected a JSON array of objects, found something else ({_first_line(error)})") from error
+
+
+def _element(row: object) -> dict[str, Any] | RowError:
+    try:
+        for each in _objects(row):
+            if isinstance(each, _Keyed):
+                each.checked()
+        return _object(row)
+    except RowError as why:
+        return why
 
 
 def _first_line(error: Exception) -> str:

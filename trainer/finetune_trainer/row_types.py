@@ -86,7 +86,11 @@ class RowError(ValueError):
 
 
 class DamagedError(Exception):
-    """A file cannot be read any further; says why and what to do, but not where."""
+    """A file cannot be read any further; says why, and the line if that is not the one after the last row."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 @dataclass

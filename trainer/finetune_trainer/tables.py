@@ -16,6 +16,7 @@ def csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowEr
     """(number of its first line, row) for each row below the header."""
     csv.field_size_limit(LARGEST_ROW)
     table = csv.reader(_decoded(stream), strict=True)
+    start = 1
     try:
         header = _header(next(table, []))
         start = table.line_num + 1
@@ -24,7 +25,7 @@ def csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowEr
                 yield start, _named(header, cells)
             start = table.line_num + 1
     except csv.Error as error:
-        raise DamagedError(f"expected CSV in UTF-8 with commas and double quotes, found: {error}") from error
+        raise DamagedError(f"expected CSV in UTF-8 with commas and double quotes, found: {error}", start) from error
 
 
 def _decoded(stream: BinaryStream) -> Iterator[str]:
@@ -32,10 +33,10 @@ def _decoded(stream: BinaryStream) -> Iterator[str]:
     last = 0
     for number, line in lines(stream):
         if isinstance(line, RowError):
-            raise DamagedError(str(line))
+            raise DamagedError(str(line), number)
         wrong = encoding_error(line)
         if wrong:
-            raise DamagedError(wrong)
+            raise DamagedError(wrong, number)
         yield from ["\n"] * (number - last - 1)
         yield line.decode()
         last = number
