@@ -1,0 +1,214 @@
+"""Inputs as they really arrive: cut off, mislabelled, half converted. Each ends in one sentence with the place."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import zstandard
+from pyarrow import parquet
+from tests.trainer.tiny_model import StoredFile
+
+from finetune_trainer.contract import DataSource, Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_files import check_model_dir
+from finetune_trainer.rows import Reader
+
+GOOD = b'{"prompt": "q", "completion": "a"}\n'
+MANY = b"".join(b'{"prompt": "q%d", "completion": "a"}\n' % number for number in range(20_000))
+CSV = b"prompt,completion\n"
+MIB = 1 << 20
+
+
+def as_parquet(**columns: Any) -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def turns(*said: Any) -> bytes:
+    messages = [{"role": role, "content": content} for role, content in said]
+    return GOOD.replace(b'"prompt": "q", "completion": "a"', b'"messages": ' + json.dumps(messages).encode())
+
+
+WHOLE = as_parquet(prompt=[f"q{number}" for number in range(5000)], completion=["a"] * 5000)
+NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
+
+DATA: dict[str, tuple[str, bytes, str, str]] = {
+    # name of the object, content, where it is wrong, what is said
+    "cut off line": ("a.jsonl", GOOD + GOOD[:20], "line 2", "found something else (unexpected end of data"),
+    "two objects on a line": ("a.jsonl", GOOD + GOOD.strip() * 2, "line 2", "unexpected content after document"),
+    "one quote": ("a.jsonl", GOOD + GOOD.replace(b'"', b"'"), "line 2", "expected a JSON object"),
+    "trailing comma": ("a.jsonl", GOOD + GOOD.replace(b"}", b",}"), "line 2", "expected a JSON object"),
+    "text": ("a.jsonl", GOOD + b"hello\n", "line 2", "expected a JSON object"),
+    "web page": ("a.jsonl", b"<!DOCTYPE html>\n" + GOOD, "line 1", "expected a JSON object"),
+    "number": ("a.jsonl", b"1\n", "line 1", "expected a JSON object, found a number"),
+    "null": ("a.jsonl", b"null\n", "line 1", "expected a JSON object, found nothing"),
+    "no keys": ("a.jsonl", b"{}\n", "line 1", "found no keys"),
+    "indented object": ("a.jsonl", b'{\n"prompt": "q"\n}\n', "line 1", "spread over several lines"),
+    "array in a .jsonl": ("a.jsonl", b"[\n", "line 1", "name the file .json"),
+    "NaN": ("a.jsonl", GOOD.replace(b'"q"', b"NaN"), "line 1", "JSON has no NaN or Infinity"),
+    "huge number": ("a.jsonl", GOOD.replace(b'"q"', b"1" * 5000), "line 1", "infinity when parsed"),
+    "number for text": ("a.jsonl", GOOD.replace(b'"q"', b"1" * 30), "line 1", "'prompt' to be text, found a number"),
+    "key twice": ("a.jsonl", GOOD + GOOD.replace(b"completion", b"prompt"), "line 2", "found 'prompt' twice"),
+    "key twice in a turn": (
+        "a.jsonl",
+        turns(("user", "q")).replace(b'"content"', b'"role"'),
+        "line 1",
+        "found 'role' twice",
+    ),
+    "nested too deeply": ("a.jsonl", GOOD + NESTED[1:-1], "line 2", "nested too deeply"),
+    "17 MiB line": ("a.jsonl", GOOD + b"x" * 17 * MIB + b"\n" + GOOD, "line 2", "at most 16 MiB on one line"),
+    "Latin-1": (
+        "a.jsonl",
+        GOOD + GOOD.replace(b"q", b"\xe9"),
+        "line 2",
+        "found byte 0xe9 at position 12; is it Latin-1",
+    ),
+    "UTF-16 with mark": ("a.jsonl", GOOD.decode().encode("utf-16"), "line 1", "found UTF-16 text; store it as UTF-8"),
+    "UTF-16 without": ("a.jsonl", GOOD.decode().encode("utf-16-le"), "line 1", "found NUL bytes; is it UTF-16?"),
+    "NUL byte": ("a.jsonl", GOOD + GOOD.replace(b"q", b"\0"), "line 2", "found NUL bytes"),
+    "half a character": ("a.jsonl", GOOD.replace(b"q", b"\\ud83d"), "line 1", "half a surrogate pair"),
+    "control character": ("a.jsonl", GOOD.replace(b"q", b"\x01"), "line 1", "control character"),
+    "Parquet named .jsonl": ("a.jsonl", WHOLE, "line 1", "found a Parquet file; name it .parquet"),
+    "gzip named .jsonl": ("a.jsonl", gzip.compress(GOOD), "line 1", "found gzip data; end its name in .gz"),
+    "zstd named .csv": ("a.csv", zstandard.compress(CSV), "line 1", "found zstd data; end its name in .zst"),
+    "gzip twice": ("a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "line 1", "packed twice: unpack it once"),
+    "ZIP": ("a.json", b"PK\x03\x04" + b"\0" * 99, "line 1", "found a ZIP archive"),
+    "another format": ("a.jsonl", GOOD + turns(("assistant", "a")), "line 2", "expected 'prompt', found 'messages'"),
+    "answers twice": (
+        "a.jsonl",
+        turns(("user", "q"), ("assistant", "a"), ("assistant", "b")),
+        "line 1",
+        "join the two",
+    ),
+    "unknown role": ("a.jsonl", turns(("bot", "q")), "line 1", "messages[0].role to be one of system"),
+    "null turn": ("a.jsonl", turns(("user", None)), "line 1", "messages[0].content to be text, found nothing"),
+    "empty answer": ("a.jsonl", turns(("user", "q"), ("assistant", "")), "line 1", "to be an answer, found it empty"),
+    "gzip cut off": ("a.jsonl.gz", gzip.compress(MANY)[:-2000], "line 1", "it is damaged or was cut off"),
+    "gzip without its end": ("a.jsonl.gz", gzip.compress(MANY)[:-8], "line 20001", "cannot be unpacked any further"),
+    "gzip, wrong checksum": ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\1" * 8, "line", "CRC check failed"),
+    "gzip, wrong bytes": ("a.jsonl.gz", gzip.compress(MANY)[:40] + b"\xff" * 99, "line 1", "cannot be unpacked"),
+    "no gzip": ("a.jsonl.gz", GOOD, "line 1", "Not a gzipped file"),
+    "zstd cut off": ("a.jsonl.zst", zstandard.compress(MANY)[:-9], "line 1", "it is damaged or was cut off"),
+    "zstd, wrong bytes": ("a.jsonl.zst", zstandard.compress(MANY)[:40] + b"\xff" * 99, "line 1", "cannot be unpacked"),
+    "no zstd": ("a.jsonl.zst", GOOD, "line 1", "cannot be unpacked any further"),
+    "array cut off": ("a.json", b"[" + GOOD + b"," + GOOD, "row ", "premature EOF"),
+    "array, more after it": ("a.json", b"[" + GOOD + b"] x", "row 2", "trailing garbage"),
+    "array of numbers": ("a.json", b"[1]", "row 1", "expected a JSON object, found a number"),
+    "array, nested too deeply": ("a.json", NESTED, "row 1", "more than 1000 brackets open"),
+    "array, 17 MiB row": ("a.json", b'[{"prompt": "' + b"x" * 17 * MIB + b'"}]', "row 1", "larger than 16 MiB"),
+    "array, key twice": ("a.json", b'[{"prompt": "q", "prompt": "p"}]', "row 1", "found 'prompt' twice"),
+    "array, Latin-1": ("a.json", b'[{"prompt": "\xe9"}]', "row 1", "invalid bytes in UTF8"),
+    "array, 5000 digits": ("a.json", b'[{"prompt": ' + b"1" * 5000 + b"}]", "row 1", "integer overflow"),
+    "CSV, a cell too few": ("a.csv", CSV + b"q,a\nq\n", "line 3", "expected 2 columns as in the header, found 1"),
+    "CSV, a cell too many": ("a.csv", CSV + b"q,a,b\n", "line 2", "expected 2 columns as in the header, found 3"),
+    "CSV, open quote": ("a.csv", CSV + b'q,a\n"q,a\nq,a\n', "line 3", "unexpected end of data"),
+    "CSV, text after a quote": ("a.csv", CSV + b'q,"a"b\n', "line 2", "expected after"),
+    "CSV, Latin-1": ("a.csv", CSV + b"q,a\nq,\xe9\n", "line 3", "expected UTF-8, found byte 0xe9"),
+    "CSV with semicolons": ("a.csv", b"prompt;completion\nq;a\n", "line 1", "columns separated by commas"),
+    "CSV, name twice": ("a.csv", b"prompt,prompt\nq,a\n", "line 1", "found 'prompt' twice"),
+    "CSV without header": ("a.csv", b"What is it?,A lamp\nq,a\n", "line 2", "found 'What is it?', 'A lamp'"),
+    "CSV, NUL byte": ("a.csv", CSV + b"q,\0\n", "line 2", "found NUL bytes"),
+    "CSV, empty answer": ("a.csv", CSV + b"q,\n", "line 2", "'completion' to be an answer, found it empty"),
+    "Parquet cut off": ("a.parquet", WHOLE[:-50], "row 1", "expected a whole Parquet file"),
+    "Parquet, wrong bytes": ("a.parquet", WHOLE[:2000] + b"\xff" * 500 + WHOLE[2500:], "row 1", "damaged"),
+    "Parquet, empty": ("a.parquet", b"", "row 1", "Parquet file size is 0 bytes"),
+    "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a whole Parquet file"),
+    "Parquet, null": ("a.parquet", as_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
+    "Parquet, bytes": ("a.parquet", as_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
+}
+
+
+def account(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "copy").write_bytes(content)
+    reader = Reader()
+    for _ in reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]):
+        pass
+    reader.offenders.raise_if_any(reader.rows)
+
+
+@pytest.mark.parametrize(("name", "content", "place", "what"), DATA.values(), ids=DATA)
+def test_damaged_data_is_told_in_one_message_with_its_place(
+    tmp_path: Path, name: str, content: bytes, place: str, what: str
+) -> None:
+    with pytest.raises(TrainerError) as caught:
+        account(tmp_path, name, content)
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert f"s3://data/{name} {place}" in caught.value.message
+    assert what in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert len(caught.value.message) < 2048
+
+
+def test_rows_around_a_line_that_is_too_long_are_read(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(GOOD + b"x" * 17 * MIB + b"\n" + GOOD)
+    reader = Reader()
+    source = DataSource(uri="s3://data/*")
+    found = [str(place) for place, _ in reader.read([(source, [StoredFile("s3://data/a.jsonl", tmp_path / "copy")])])]
+    assert found == ["s3://data/a.jsonl line 1", "s3://data/a.jsonl line 3"]
+    assert reader.offenders.count == 1
+
+
+def _write(name: str, content: bytes | str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return change
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _index(weights: object) -> Callable[[Path], None]:
+    return _write("model.safetensors.index.json", json.dumps({"weight_map": weights}))
+
+
+MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (_remove("config.json"), "config.json is missing"),
+    "config cut off": (_write("config.json", '{"model_type"'), "config.json is not JSON"),
+    "config is a list": (_write("config.json", "[]"), "config.json is not a JSON object"),
+    "config asks for code": (_write("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'), "asks for code (auto_map)"),
+    "tokenizer asks for code": (_write("tokenizer_config.json", '{"auto_map": {}}'), "tokenizer_config.json asks for"),
+    "kernel of others": (
+        _write("config.json", '{"attn_implementation": "a/b"}'),
+        "asks for code (attn_implementation)",
+    ),
+    "code": (_write("modeling.py", "print()"), "modeling.py is code"),
+    "no tokenizer": (_remove("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
+    "no weights": (_remove("model.safetensors"), "no *.safetensors file"),
+    "quantised": (_write("config.json", '{"quantization_config": {}}'), "only unquantised models can be tuned"),
+    "an adapter": (_write("adapter_config.json", "{}"), "it holds an adapter"),
+    "weights above the folder": (
+        _index({"a": "../a.safetensors"}),
+        "names '../a.safetensors', which is no safetensors",
+    ),
+    "weights anywhere": (_index({"a": "/etc/a.safetensors"}), "names '/etc/a.safetensors'"),
+    "weights in a pickle": (_index({"a": "a.bin"}), "names 'a.bin'"),
+    "a shard is missing": (
+        _index({"a": "a.safetensors"}),
+        "1 of 1 weight files are missing, the first is a.safetensors",
+    ),
+    "an index of nothing": (_index({}), "has no weight_map"),
+}
+
+
+@pytest.mark.parametrize(("change", "what"), MODELS.values(), ids=MODELS)
+def test_damaged_models_are_told_in_one_message_with_the_file(
+    tmp_path: Path, change: Callable[[Path], None], what: str
+) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    check_model_dir(tmp_path)
+    change(tmp_path)
+    with pytest.raises(TrainerError) as caught:
+        check_model_dir(tmp_path)
+    assert caught.value.reason is Reason.MODEL_INVALID
+    assert what in caught.value.message

@@ -1,0 +1,174 @@
+"""What rows mean: each format as users write it, and what cannot be used. Without torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.formats import detect_format, parse, renamed
+from finetune_trainer.rows import Chat, Judged, Pair, Preference, Row, RowError, Text
+
+USER = {"role": "user", "content": "q"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+SYSTEM = {"role": "system", "content": "s"}
+LIKED = Preference(Chat([USER, GOOD]), Chat([USER, BAD]))
+
+MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
+    "messages": ("sft", {"messages": [USER, GOOD]}, [Chat([USER, GOOD])]),
+    "a tool's turn": (
+        "sft",
+        {"messages": [USER, {"role": "tool", "content": ""}, GOOD]},
+        [Chat([USER, {"role": "tool", "content": ""}, GOOD])],
+    ),
+    "sharegpt": (
+        "sft",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]},
+        [Chat([USER, GOOD])],
+    ),
+    "sharegpt with system": (
+        "sft",
+        {"system": "s", "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "good"}]},
+        [Chat([SYSTEM, USER, GOOD])],
+    ),
+    "alpaca": ("sft", {"instruction": "i", "input": "", "output": "o"}, [Pair("i", "o")]),
+    "alpaca with input": ("sft", {"instruction": "i", "input": "x", "output": "o"}, [Pair("i\n\nx", "o")]),
+    "alpaca with text beside": ("sft", {"instruction": "i", "output": "o", "text": "all"}, [Pair("i", "o")]),
+    "alpaca with system": (
+        "sft",
+        {"instruction": "q", "input": None, "output": "good", "system": "s"},
+        [Chat([SYSTEM, USER, GOOD])],
+    ),
+    "pair": ("sft", {"prompt": "q", "completion": "a"}, [Pair("q", "a")]),
+    "text": ("sft", {"text": "t"}, [Text("t")]),
+    "preference of texts": (
+        "dpo",
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        [Preference(Pair("q", "good"), Pair("q", "bad"))],
+    ),
+    "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [LIKED]),
+    "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [LIKED]),
+    "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [LIKED]),
+    "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [LIKED]),
+    "preference, prompt said twice": (
+        "dpo",
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        [LIKED],
+    ),
+    "preference in sharegpt": (
+        "dpo",
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        [LIKED],
+    ),
+    "preference with system": (
+        "dpo",
+        {"system": "s", "prompt": "q", "chosen": "good", "rejected": "bad"},
+        [Preference(Chat([SYSTEM, USER, GOOD]), Chat([SYSTEM, USER, BAD]))],
+    ),
+    "judged true": ("kto", {"prompt": "q", "completion": "a", "label": True}, [Judged(Pair("q", "a"), good=True)]),
+    "judged 0": ("kto", {"prompt": "q", "completion": "a", "label": 0}, [Judged(Pair("q", "a"), good=False)]),
+    "judged 'False'": (
+        "kto",
+        {"prompt": "q", "completion": "a", "label": "False"},
+        [Judged(Pair("q", "a"), good=False)],
+    ),
+    "judged turns": (
+        "kto",
+        {"prompt": [USER], "completion": [GOOD], "label": "1"},
+        [Judged(Chat([USER, GOOD]), good=True)],
+    ),
+    "judged conversation": ("kto", {"messages": [USER, BAD], "label": False}, [Judged(Chat([USER, BAD]), good=False)]),
+    "pair of answers for kto": (
+        "kto",
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        [Judged(Chat([USER, GOOD]), good=True), Judged(Chat([USER, BAD]), good=False)],
+    ),
+}
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "answers twice": (
+        "sft",
+        {"messages": [USER, GOOD, BAD]},
+        "messages[2] to be another's turn, found the assistant's",
+    ),
+    "null content": ("sft", {"messages": [{"role": "user", "content": None}, GOOD]}, "to be text, found nothing"),
+    "user is silent": ("sft", {"messages": [{"role": "user", "content": " "}, GOOD]}, "messages[0].content to be what"),
+    "unknown sharegpt role": ("sft", {"conversations": [{"from": "bing", "value": "x"}]}, "[0].from to be one of"),
+    "messages is null": ("sft", {"messages": None}, "to be a list of turns, found nothing"),
+    "alpaca without instruction": ("sft", {"instruction": " ", "output": "o"}, "to be an instruction, found it empty"),
+    "alpaca input is a list": ("sft", {"instruction": "i", "input": [1], "output": "o"}, "'input' to be text"),
+    "blank text": ("sft", {"text": " "}, "expected 'text' to be text, found it empty"),
+    "two formats": ("sft", {"messages": [USER, GOOD], "conversations": []}, "has both 'messages' and 'conversations'"),
+    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "training.method dpo or kto"),
+    "messages for dpo": ("dpo", {"messages": [USER, GOOD]}, "expected 'chosen', found 'messages'"),
+    "no rejected": ("dpo", {"prompt": "q", "chosen": "a"}, "expected 'rejected'"),
+    "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, "expected 'prompt' beside 'chosen'"),
+    "no prompt before turns": ("dpo", {"chosen": [GOOD], "rejected": [BAD]}, "'chosen' to be a whole conversation"),
+    "other prompts": (
+        "dpo",
+        {"chosen": [USER, GOOD], "rejected": [{"role": "user", "content": "r"}, BAD]},
+        "differ in the last answer only",
+    ),
+    "chosen ends with the user": ("dpo", {"chosen": [USER], "rejected": [USER, BAD]}, "'chosen' to end with a turn of"),
+    "prompt ends with an answer": (
+        "dpo",
+        {"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"},
+        "assistant's again",
+    ),
+    "empty rejected": ("dpo", {"prompt": "q", "chosen": "a", "rejected": ""}, "'rejected' to be an answer"),
+    "rejected is null": ("dpo", {"prompt": "q", "chosen": "a", "rejected": None}, "'rejected' to be a list of turns"),
+    "label is 2": ("kto", {"prompt": "q", "completion": "a", "label": 2}, "true, false, 1 or 0, found a number"),
+    "label is null": ("kto", {"prompt": "q", "completion": "a", "label": None}, "found nothing"),
+    "label is a word": ("kto", {"prompt": "q", "completion": "a", "label": "good"}, "found 'good'"),
+    "no label": ("kto", {"prompt": "q", "completion": "a"}, "expected 'prompt', 'completion' and 'label'"),
+}
+
+
+@pytest.mark.parametrize(("method", "row", "meant"), MEANT.values(), ids=MEANT)
+def test_a_row_is_read_as_it_is_meant(method: str, row: dict[str, Any], meant: list[Row]) -> None:
+    assert parse(row, detect_format(row, method), method) == meant
+
+
+@pytest.mark.parametrize(("method", "row", "why"), REFUSED.values(), ids=REFUSED)
+def test_a_row_that_cannot_be_used_says_what_was_expected(method: str, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse(row, detect_format(row, method), method)
+    assert why in str(caught.value)
+
+
+def test_columns_of_other_names_are_found_even_if_they_trade_places() -> None:
+    row = {"completion": "q", "prompt": "a", "id": 1}
+    assert renamed(row, {"prompt": "completion", "completion": "prompt"}) == {"prompt": "q", "completion": "a", "id": 1}
+
+
+def test_a_column_that_fields_names_must_be_there() -> None:
+    with pytest.raises(RowError, match=r"expected the column 'question' \(fields: prompt\), found 'q', 'completion'"):
+        renamed({"q": "a", "completion": "b"}, {"prompt": "question"})
+
+
+def test_an_optional_column_may_be_absent_from_a_row() -> None:
+    assert renamed({"instruction": "a"}, {"input": "context"}) == {"instruction": "a"}
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "assistant"])
+_KEYS = st.sampled_from(["messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "text"])
+_TURNS = st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), _LEAVES), max_size=3)
+_TYPES = (Chat, Pair, Text, Preference, Judged)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(_KEYS, _LEAVES | _TURNS, max_size=4), st.sampled_from(["sft", "dpo", "kto"]))
+def test_any_row_is_read_or_refused(row: dict[str, Any], method: str) -> None:
+    parsed: list[Row] = []
+    with suppress(RowError):
+        parsed = parse(row, detect_format(row, method), method)
+        assert parsed
+    assert all(isinstance(each, _TYPES) for each in parsed)
