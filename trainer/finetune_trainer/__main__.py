@@ -119,7 +119,9 @@ def _attempt(work: Callable[[], Outcome]) -> Outcome:
     except TrainerError as error:
         return outcome.make(error.reason, error.message)
     except Stopped as error:
-        return outcome.make(Reason.PREEMPTED, f"told to stop by {error}; run it again to start over")
+        return outcome.make(
+            Reason.PREEMPTED, f"told to stop by {error}; the same run again goes on from its newest checkpoint"
+        )
     except MemoryError:
         return outcome.make(Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources")
     except Exception as error:

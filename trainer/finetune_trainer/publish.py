@@ -76,6 +76,10 @@ class Output:
         origin = Origin(self._config.digest(), data_digest, model_revision, installed_versions())
         return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
 
+    def clear_checkpoints(self) -> None:
+        """Remove saved states of this config: its result is there."""
+        self.checkpoints("", "").clear()
+
     def existing(self) -> Existing | None:
         """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
         content = read(self._s3, self._prefix.below(MANIFEST_NAME))

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from finetune_trainer import inputs, publish
+from finetune_trainer.claim import Claim
 from finetune_trainer.contract import DatasetReport, Outcome, Stage, TrainerConfig
 from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
@@ -26,6 +27,7 @@ def run(config: TrainerConfig, scratch: Path, known: Known) -> Outcome:
     located = inputs.locate(config, s3)
     if earlier:
         output.check_inputs(earlier, located)
+        output.clear_checkpoints()  # the attempt that published may have died before it did
         outcome = earlier.outcome(output.uri)
     else:
         outcome = _make(located, output, scratch, known)
@@ -37,22 +39,22 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
     """While the output is ours, and as long as something moves."""
     seconds = located.config.training.stall_seconds
     with (
-        output.claimed(),
+        output.claimed() as claim,
         TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder,
         watched(known, Path(folder), seconds),
     ):
         earlier = output.existing()  # whoever held the output before may have finished
-        return earlier.outcome(output.uri) if earlier else _train(located, output, Path(folder), known)
+        return earlier.outcome(output.uri) if earlier else _train(located, output, claim, Path(folder), known)
 
 
-def _train(located: Located, output: publish.Output, folder: Path, known: Known) -> Outcome:
+def _train(located: Located, output: publish.Output, claim: Claim, folder: Path, known: Known) -> Outcome:
     config = located.config
     downloading = inputs.start(located, folder)
     backend = known.backend = _import_backend(config)  # seconds of imports, while the download goes on
     fetched = downloading.result()
 
     # Only now: the backend decides what has to be imported first.
-    from finetune_trainer import data, export, model, model_files, train
+    from finetune_trainer import checkpoints, data, export, model, model_files, train
 
     _enter(Stage.PREPARING, known)
     model_files.check_model_dir(fetched.model_dir)
@@ -65,14 +67,19 @@ def _train(located: Located, output: publish.Output, folder: Path, known: Known)
     loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend), tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
-    metrics = train.train(config, loaded, prepared, train.Session(known.progress), folder)
+    store = output.checkpoints(fetched.digest, fetched.model_revision)
+    keeper = checkpoints.keeper(store, claim, known, config.training.checkpoints)
+    with keeper.session(known, folder) as session:
+        metrics = train.train(config, loaded, prepared, session, folder)
 
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
 
     _enter(Stage.UPLOADING, known)
-    return output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+    outcome = output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+    keeper.clear()
+    return outcome
 
 
 def _import_backend(config: TrainerConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,15 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     if resume is not None:
         trainer.restore_counts(resume)
     earlier = trainer.tokens()
-    mean_loss = float(trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).training_loss)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     peak = torch.cuda.max_memory_reserved() if gpu else None
-    return Result(mean_loss, trainer.tokens(), trainer.tokens() - earlier, trainer.supervised(), peak)
+    return Result(_mean_loss(trainer.state), trainer.tokens(), trainer.tokens() - earlier, trainer.supervised(), peak)
+
+
+def _mean_loss(state: TrainerState) -> float:
+    """Over all steps: the trainer's own mean leaves out those before the checkpoint that it went on from."""
+    losses = [float(each["loss"]) for each in state.log_history if "loss" in each]
+    return math.fsum(losses) / max(len(losses), 1)
 
 
 def build(job: Job) -> _Sft:

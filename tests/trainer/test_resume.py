@@ -1,0 +1,85 @@
+"""A run that is stopped, killed or fed other data: what it goes on from, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.trainer.pods import STEPS, Pods, make_pods, rows
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.stopping import GRACE_ENV
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import FaultyProxy, S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], Pods]:
+    return make_pods(s3, tmp_path)
+
+
+COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
+
+
+def test_told_to_stop_it_saves_and_the_next_attempt_ends_as_if_nothing_had_happened(
+    s3: S3Server, pods: Callable[[str], Pods]
+) -> None:
+    whole, parted = pods("whole"), pods("parted")
+    assert whole.run().reason is Reason.COMPLETED, whole.log
+    assert not [key for key in s3.keys(whole.output) if "/." in key]  # neither checkpoint nor claim
+
+    with parted.start(checkpoints={"everySteps": 1000}) as process:
+        parted.wait_for(process, "step 6/")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert (process.returncode, parted.outcome.reason) == (143, Reason.PREEMPTED), parted.log
+    assert parted.outcome.progress
+    stopped_at = parted.outcome.progress.last_checkpoint_step
+    assert stopped_at
+    before = parted.losses()
+    assert max(before) <= stopped_at <= STEPS
+    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.keys(parted.output))
+
+    assert parted.run().reason is Reason.COMPLETED, parted.log
+    assert f"going on from step {stopped_at}" in parted.log
+    assert min(parted.losses()) == stopped_at + 1
+    together = before | parted.losses()
+    assert len(together) == STEPS
+    assert together == whole.losses()
+    assert [parted.metrics()[name] for name in COMPARED] == pytest.approx([whole.metrics()[name] for name in COMPARED])
+    assert not [key for key in s3.keys(parted.output) if "/." in key]
+
+
+def test_other_data_is_trained_on_afresh(s3: S3Server, pods: Callable[[str], Pods]) -> None:
+    job = pods("job")
+    with job.start() as process:
+        job.wait_for(process, "step 5 is stored")
+        process.kill()
+    s3.put("s3://data/resume.jsonl", rows(17))
+    outcome = job.run(maxSteps=STEPS)
+    assert outcome.reason is Reason.COMPLETED, job.log
+    assert "is not used: the data has changed since" in job.log
+    assert min(job.losses()) == 1
+
+
+def test_a_stop_that_cannot_save_in_time_is_a_stop_all_the_same(
+    s3: S3Server, pods: Callable[[str], Pods], proxy: FaultyProxy
+) -> None:
+    job = pods("job")
+    job.environment |= {GRACE_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
+    job.environment |= {"no_proxy": "", "NO_PROXY": ""}
+    proxy.stalls = "optimizer.pt"
+    with job.start(checkpoints={"everySteps": 1000}) as process:
+        job.wait_for(process, "step 3/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert (process.returncode, job.outcome.reason) == (143, Reason.PREEMPTED), job.log
+    assert "no checkpoint could be stored within 2 s" in job.outcome.message

@@ -1,0 +1,69 @@
+"""SIGTERM while training: first the state is saved, for as long as the grace lasts; then the process stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from finetune_trainer import outcome
+from finetune_trainer.contract import Reason
+from finetune_trainer.outcome import Known
+from finetune_trainer.stall import end_now
+
+GRACE_ENV = "FINETUNE_STOP_SECONDS"
+"""Seconds from SIGTERM until the process leaves with or without a checkpoint; below the pod's own grace period."""
+_DEFAULT_GRACE = "100"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether a signal came, and which."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._number: int | None = None
+        self._timer: threading.Timer | None = None
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    @property
+    def made(self) -> bool:
+        """Whether to save and stop after this step."""
+        return self._number is not None
+
+    def obey(self) -> None:
+        """Give the signals back to whoever handled them before; one that came takes effect now."""
+        before, self._before = self._before, {}
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if self._timer:
+            self._timer.cancel()
+        if before and self._number is not None:
+            signal.raise_signal(self._number)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        """A second signal changes nothing: the grace is counted from the first."""
+        if self.made:
+            return
+        self._number = number
+        grace = float(os.environ.get(GRACE_ENV, _DEFAULT_GRACE))
+        self._timer = threading.Timer(grace, self._give_up, [grace])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _give_up(self, grace: float) -> None:
+        message = f"told to stop, and no checkpoint could be stored within {grace:.0f} s; the same run again goes on"
+        end_now(self._known, outcome.make(Reason.PREEMPTED, message + " from the one before, if there is one"))
+
+
+@contextmanager
+def deferred(known: Known) -> Iterator[StopRequest]:
+    """In this block signals are noted; whatever has come by its end takes effect there."""
+    request = StopRequest(known)
+    try:
+        yield request
+    finally:
+        request.obey()
