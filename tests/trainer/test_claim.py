@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.trainer.conftest import Fault
 
 from finetune_trainer.claim import Claim, Timing
 from finetune_trainer.contract import Reason
@@ -150,3 +151,17 @@ def test_a_store_without_conditional_writes_is_used_and_the_log_says_so(
     time.sleep(0.5)
     claim.check()
     assert "is at work" in refused(make("b").take)
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "409", "412", "reset", "delay", "late"])
+def test_a_claim_is_taken_and_kept_whatever_the_store_answers_first(
+    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, kind: str
+) -> None:
+    proxy.faults = [Fault(kind, "PUT", ".claim.json")]
+    claim = make("a")
+    claim.take()
+    proxy.faults = [Fault(kind, "PUT", ".claim.json")]  # and for a sign of life
+    time.sleep(3)
+    claim.check()
+    assert proxy.faults[0].times == 0
+    assert note(s3, prefix)["runId"] == "a"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +136,26 @@ def test_the_slower_of_two_attempts_ends_well_and_changes_nothing(s3: S3Server, 
     assert second.reason is Reason.ALREADY_COMPLETE
     assert second.result == first.result
     assert json.loads(s3.get(f"{prefix}/manifest.json"))["metrics"] == {"x": 1}
+
+
+def test_of_24_attempts_that_publish_at_once_one_does(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config, start = config_for(s3, prefix), threading.Barrier(24)
+
+    def attempt(number: int) -> Outcome:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        start.wait()
+        return publish(config, folder, {"x": number})
+
+    with ThreadPoolExecutor(24) as pool:
+        ends = list(pool.map(attempt, range(24)))
+    winners = [number for number, each in enumerate(ends) if each.reason is Reason.COMPLETED]
+    assert len(winners) == 1
+    assert {each.reason for each in ends} == {Reason.COMPLETED, Reason.ALREADY_COMPLETE}
+    assert json.loads(s3.get(f"{prefix}/manifest.json"))["metrics"] == {"x": winners[0]}
+    assert {each.result.digest for each in ends if each.result} == {
+        "sha256:" + hashlib.sha256(s3.get(f"{prefix}/manifest.json")).hexdigest()
+    }
 
 
 # --- what a run finds there; training is never reached, since the tiny "model" is none

@@ -167,7 +167,7 @@ class Claim:
     def _put(self, put: Callable[[bytes], str | None], content: bytes) -> str | None:
         try:
             if self._conditional:
-                return put(content)
+                return _twice(lambda: put(content))
         except NoConditions:
             self._weaken()
         put_bytes(self._s3, self._where, content)
@@ -219,6 +219,16 @@ class Claim:
         theirs = Note.parse(found.content)
         whose = "another attempt of this run" if theirs.run_id == self._note.run_id else f"run {theirs.run_id}"
         self._lost = f"{self._where}: {whose} on {theirs.host} has taken this output over"
+
+
+def _twice(put: Callable[[], str | None]) -> str | None:
+    """The client never repeats a conditional write whose connection broke, since it may have been done."""
+    try:
+        return put()
+    except TrainerError as error:
+        if error.reason is not Reason.STORAGE_UNREACHABLE:
+            raise
+        return put()  # refused if the first was done; the caller then finds its own content there
 
 
 def _busy(message: str) -> TrainerError:
