@@ -14,13 +14,13 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors
+from finetune_trainer.lora import lora_targets
 from finetune_trainer.model import (
     Loaded,
     check_vocabulary,
     choose_backend,
     load_model,
     load_tokenizer,
-    lora_targets,
     resolve_precision,
 )
 from finetune_trainer.model_files import check_model_dir

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from finetune_trainer import adapters
 from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records import InputRecord, ModelRecord
@@ -58,6 +59,19 @@ def locate(source: ModelSource, s3: S3) -> BaseModel:
 
         return HubBaseModel(hub.resolve(source.uri, source.revision))
     return ClaimModel(_claim_folder(source.uri))
+
+
+def locate_adapter(source: ModelSource, s3: S3) -> S3Model | None:
+    """Find the adapter to train on, if one is asked for."""
+    if source.adapter_uri is None:
+        return None
+    found = find(s3, Location.folder(source.adapter_uri), MODEL)
+    needed = [each for each in found if each.name in adapters.FILES]
+    missing = [name for name in adapters.FILES if name not in [each.name for each in needed]]
+    if missing:
+        message = f"{source.adapter_uri} holds no {missing[0]}; model.adapterURI is a LoRA adapter's prefix"
+        raise TrainerError(Reason.MODEL_NOT_FOUND, message)
+    return S3Model(s3, needed)
 
 
 def is_needed(name: str) -> bool:

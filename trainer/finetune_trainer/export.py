@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECK = "check"
+_METHODS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimisation",
+    "kto": "Kahneman-Tversky optimisation",
+}
 _TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest difference of a logit between the adapter in memory and on disk, by precision. The weights are stored as they
 are, so that the only difference is in the order of sums."""
@@ -124,15 +129,16 @@ def model_card(config: TrainerConfig, loaded: Loaded, model_revision: str) -> st
 library_name: peft
 base_model: {json.dumps(base_name(config))}
 base_model_relation: adapter
-tags: [lora, sft]
+tags: [lora, {training.method}]
 ---
 # LoRA adapter for {base_name(config)}
 
 - Base model: `{config.model.uri}`, `{model_revision}`
-- Adapter: rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {", ".join(lora.target_modules)};
-  {trainable:,} trained parameters beside {total - trainable:,} frozen ones
-- Training: supervised fine-tuning, {length}, {training.batch_size} x {training.gradient_accumulation} rows per step,
-  learning rate {training.learning_rate:g} ({training.scheduler}), loss on {training.loss},
+- Adapter: {lora.variant}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on
+  {", ".join(lora.target_modules)}; {trainable:,} trained parameters beside {total - trainable:,} frozen ones
+- Training: {_METHODS[training.method]}, {length},
+  {training.batch_size} x {training.gradient_accumulation} rows per step, learning rate
+  {training.learning_rate:g} ({training.scheduler}), loss on {training.loss},
   {resolve_precision(config)}, seed {training.seed}, backend {loaded.backend}
 
 Load it on the base model named above, which is not part of this folder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_trainer import base_models
-from finetune_trainer.base_models import BaseModel, FetchedModel
+from finetune_trainer.base_models import BaseModel, FetchedModel, S3Model
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.records import InputRecord, ModelRecord
 from finetune_trainer.storage import DATA, S3, InputFile, Location, S3Object, check_space, download, find
@@ -33,15 +33,18 @@ class Located:
     model: BaseModel
     objects: list[list[S3Object]]
     """Per data source, those of `validation.sources` last."""
+    adapter: S3Model | None = None
 
     @property
     def size(self) -> int:
         """Bytes to download."""
-        return self.model.size + sum(each.size for found in self.objects for each in found)
+        adapter = self.adapter.size if self.adapter else 0
+        return self.model.size + adapter + sum(each.size for found in self.objects for each in found)
 
     def matches(self, model: ModelRecord, inputs: Sequence[InputRecord]) -> bool:
         """Whether an earlier run read the very same inputs."""
-        listed = [InputRecord.listed(each) for found in self.objects for each in found]
+        adapter = self.adapter.objects if self.adapter else []
+        listed = [InputRecord.listed(each) for found in (*self.objects, adapter) for each in found]
         return listed == [each.as_listed() for each in inputs] and self.model.matches(model)
 
 
@@ -52,6 +55,8 @@ class Inputs:
     model: FetchedModel
     sources: list[tuple[DataSource, list[InputFile]]]
     validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
+    adapter: FetchedModel | None = None
+    """The adapter to train on, if there is one."""
 
     @property
     def model_dir(self) -> Path:
@@ -62,6 +67,11 @@ class Inputs:
     def model_revision(self) -> str:
         """What identifies the base model."""
         return self.model.revision
+
+    @property
+    def adapter_dir(self) -> Path | None:
+        """Where the adapter to train on lies."""
+        return self.adapter.folder if self.adapter else None
 
     @property
     def files(self) -> list[InputFile]:
@@ -78,7 +88,8 @@ class Inputs:
 def locate(config: TrainerConfig, s3: S3) -> Located:
     """List data and model; wrong names, keys and permissions are told here, before anything costs time."""
     objects = [find(s3, Location.parse(source.uri), DATA) for source in _sources(config)]
-    located = Located(s3, config, base_models.locate(config.model, s3), objects)
+    model, adapter = base_models.locate(config.model, s3), base_models.locate_adapter(config.model, s3)
+    located = Located(s3, config, model, objects, adapter)
     count = sum(len(found) for found in objects)
     log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _bytes(located.size))
     return located
@@ -99,8 +110,9 @@ def start(located: Located, folder: Path) -> Future[Inputs]:
         pool.submit(download, located.s3, found, folder / "data" / str(number), DATA, counter.add)
         for number, found in enumerate(located.objects)
     ]
+    adapter = pool.submit(located.adapter.fetch, folder / "base-adapter", counter.add) if located.adapter else None
     together = ThreadPoolExecutor(1, "inputs")
-    inputs = together.submit(_gather, located.config, model, files, counter)
+    inputs = together.submit(_gather, located.config, (model, adapter), files, counter)
     for each in (pool, together):
         each.shutdown(wait=False)
     return inputs
@@ -108,14 +120,17 @@ def start(located: Located, folder: Path) -> Future[Inputs]:
 
 def _gather(
     config: TrainerConfig,
-    model: Future[FetchedModel],
+    models: tuple[Future[FetchedModel], Future[FetchedModel] | None],
     files: Iterable[Future[list[InputFile]]],
     counter: _Counter,
 ) -> Inputs:
     # Data first: it is small, and its errors are the likelier ones.
     fetched = [(source, future.result()) for source, future in zip(_sources(config), files, strict=True)]
     training = len(config.dataset.sources)
-    inputs = Inputs(model.result(), fetched[:training], fetched[training:])
+    model, adapter = models
+    inputs = Inputs(
+        model.result(), fetched[:training], fetched[training:], adapter=adapter.result() if adapter else None
+    )
     log.info("inputs: downloaded %s; model revision %s", counter.summary(), inputs.model_revision)
     return inputs
 

@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer import adapters, quantization
 from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
+from finetune_trainer.lora import lora_config
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 """Names under which vocabularies hold a padding token that the tokenizer's config does not mention."""
-_WHOLE_MATRICES = ("lm_head", "embed_tokens")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def _before_torch() -> None:
 def choose_backend(config: TrainerConfig) -> str:
     """`unsloth` or `transformers`; logs why. Raises `CONFIG_INVALID` if Unsloth is asked for and not installed."""
     _before_torch()
-    asked = config.training.backend
+    asked = _asked(config)
     installed = importlib.util.find_spec("unsloth") is not None
     if asked == "unsloth" and not installed:
         message = "training.backend is unsloth, which is not installed here; use an image that has it, or auto"
@@ -63,6 +64,20 @@ def choose_backend(config: TrainerConfig) -> str:
         return "transformers"
     log.info("backend unsloth: there is a GPU" if installed else "backend transformers: unsloth is not installed")
     return "unsloth" if installed else "transformers"
+
+
+def _asked(config: TrainerConfig) -> str:
+    """What the config asks for. Only transformers' own attention is known to keep packed rows apart, and Unsloth's
+    kernels were not compared with it on preferences."""
+    training = config.training
+    if training.packing and training.backend == "unsloth":
+        message = "training.packing works with backend transformers only; choose that, or auto, or turn packing off"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    return (
+        "transformers"
+        if training.backend == "auto" and (training.packing or training.method != "sft")
+        else training.backend
+    )
 
 
 def import_backend(backend: str) -> None:
@@ -83,8 +98,9 @@ def import_backend(backend: str) -> None:
     transformers_logging.disable_progress_bar()  # a bar is hundreds of lines in a pod's log
 
 
-def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right with a token other than EOS. Raises `MODEL_INVALID`."""
+def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right with a token other than EOS, its chat template replaced by `template`
+    if there is one. Raises `MODEL_INVALID`, and `CONFIG_INVALID` for a template that is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -95,7 +111,22 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
         raise TrainerError(Reason.MODEL_INVALID, f"the base model's tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _pad_token(tokenizer)
+    if template is not None:
+        _check_template(tokenizer, template)
+        tokenizer.chat_template = template
     return tokenizer
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template, tokenize=False)
+    except TemplateSyntaxError as error:
+        message = f"model.chatTemplate is no Jinja template: {error.message} (its line {error.lineno})"
+        raise TrainerError(Reason.CONFIG_INVALID, message) from error
+    except TemplateError:
+        pass  # it may refuse this conversation; what it makes of the data's is checked row by row
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -110,8 +141,9 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(free[0] if free else tokenizer.eos_token)  # our own labels do not depend on it
 
 
-def load_model(config: TrainerConfig, model_dir: Path, backend: str) -> PeftModel:
-    """The base model in the run's precision, frozen, with a new adapter that starts from `training.seed`.
+def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None) -> PeftModel:
+    """The base model in the run's precision, frozen, with a new adapter that starts from `training.seed`, or with the
+    one in `adapter_dir`.
 
     Raises `MODEL_INVALID` for files that are no such model, `CONFIG_INVALID` for a precision that this machine or
     target modules that this model does not have, `OUT_OF_MEMORY`.
@@ -122,12 +154,22 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str) -> PeftMode
         message = f"{torch.cuda.device_count()} GPUs are visible, one is used: set CUDA_VISIBLE_DEVICES to it"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = _dtype(resolve_precision(config))
+    quantization.check_machine(config)
+    if adapter_dir is not None:
+        adapters.check(config, adapter_dir)
     with memory_errors("load the base model; give it more memory or take a smaller model"):
-        if backend == "unsloth":
-            from finetune_trainer import unsloth_backend
+        model = _load_with(backend, config, model_dir, dtype)
+        if adapter_dir is not None:
+            adapters.load_weights(model, adapter_dir)
+    return model
 
-            return unsloth_backend.load(config, model_dir, dtype)
-        return _load_with_transformers(config, model_dir, dtype)
+
+def _load_with(backend: str, config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+    if backend == "unsloth":
+        from finetune_trainer import unsloth_backend
+
+        return unsloth_backend.load(config, model_dir, dtype)
+    return _load_with_transformers(config, model_dir, dtype)
 
 
 def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
@@ -139,6 +181,7 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
         base, info = AutoModelForCausalLM.from_pretrained(
             str(model_dir),
             dtype=dtype,
+            quantization_config=quantization.settings(config, dtype),
             device_map={"": 0} if torch.cuda.is_available() else None,
             trust_remote_code=False,
             use_safetensors=True,
@@ -147,6 +190,8 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
             output_loading_info=True,
         )
     check_loaded(info)
+    # PEFT's prepare_model_for_kbit_training is not called: all it would add is norms and embeddings in 32 bits.
+    quantization.check(config, base)
     lora = lora_config(config, [name for name, _ in base.named_modules()])
     set_seed(config.training.seed)
     return get_peft_model(base, lora)
@@ -166,44 +211,6 @@ def check_vocabulary(loaded: Loaded) -> None:
     if words > rows:
         message = f"the base model has embeddings for {rows} tokens, its tokenizer has {words}"
         raise TrainerError(Reason.MODEL_INVALID, message)
-
-
-def lora_config(config: TrainerConfig, modules: list[str]) -> LoraConfig:
-    """The adapter for a model with these modules. Raises `CONFIG_INVALID` for a target that the model lacks."""
-    from peft import LoraConfig
-
-    lora = config.training.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora_alpha(config),
-        lora_dropout=lora.dropout,
-        target_modules=lora_targets(config, modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
-def lora_alpha(config: TrainerConfig) -> float:
-    """Alpha, without a point if it is whole: some servers read it as an integer."""
-    alpha = float(config.training.lora.alpha)
-    return int(alpha) if alpha.is_integer() else alpha
-
-
-def lora_targets(config: TrainerConfig, modules: list[str]) -> str | list[str]:
-    """`all-linear` or module names, each of which is in `modules`. Raises `CONFIG_INVALID`."""
-    targets = config.training.lora.target_modules
-    if targets == ["all-linear"]:
-        return "all-linear"
-    names = {name.rsplit(".", 1)[-1] for name in modules if name}
-    missing = [target for target in targets if target not in names and target not in modules]
-    whole = [target for target in targets if target in _WHOLE_MATRICES]
-    if missing or whole:
-        why = f"the model has no {missing[0]}" if missing else f"{whole[0]} cannot have an adapter"
-        known = ", ".join(sorted(name for name in names if name.endswith(("proj", "_attn", "dense", "fc1", "fc2"))))
-        raise TrainerError(
-            Reason.CONFIG_INVALID, f"training.lora.targetModules: {why}; use all-linear or some of {known}"
-        )
-    return list(targets)
 
 
 def resolve_precision(config: TrainerConfig) -> str:

@@ -58,13 +58,14 @@ def _train(located: Located, output: publish.Output, claim: Claim, folder: Path,
 
     _enter(Stage.PREPARING, known)
     model_files.check_model_dir(fetched.model_dir)
-    tokenizer = model.load_tokenizer(fetched.model_dir)
+    tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
     files = data.Files(fetched.sources, fetched.digest, fetched.validation)
     prepared = data.prepare(config, files, tokenizer, folder)
     known.dataset = prepared.report
 
     _enter(Stage.LOADING, known)
-    loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend), tokenizer, backend)
+    tuned = model.load_model(config, fetched.model_dir, backend, fetched.adapter_dir)
+    loaded = model.Loaded(tuned, tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
     store = output.checkpoints(fetched.digest, fetched.model_revision)
@@ -99,13 +100,14 @@ def describe(
     config: TrainerConfig, fetched: Inputs, backend: str, report: DatasetReport, metrics: dict[str, float]
 ) -> AdapterManifest:
     """The record of a run, but for the files, which are not uploaded yet."""
+    adapter = fetched.adapter.files if fetched.adapter else []
     model_files = [InputRecord.read(file) for file in fetched.model.files]
     return AdapterManifest(
         created_at=now(),
         config_digest=config.digest(),
         config=config.to_json(),
         model=ModelRecord(uri=config.model.uri, revision=fetched.model_revision, files=model_files),
-        inputs=[InputRecord.read(file) for file in fetched.files],
+        inputs=[InputRecord.read(file) for file in (*fetched.files, *adapter)],
         backend=backend,
         dataset=report,
         metrics=metrics,

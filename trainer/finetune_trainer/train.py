@@ -92,6 +92,11 @@ class Watch:
         self._log(step, percentage, seconds, pace)
         self._check_finite(step)
 
+    def evaluated(self, number: int, loss: float) -> None:
+        """The validation data's loss after that many steps."""
+        self.progress.update(eval_loss=loss if math.isfinite(loss) else None)
+        log.info("validation loss %.4f after %d steps", loss, number)
+
     def end(self) -> Step:
         """The last step. Raises `NON_FINITE_LOSS` if its loss is no number."""
         if self.last is None:
@@ -153,7 +158,8 @@ def train(
     """Train the adapter in place on prepared rows, every one of them in every epoch.
 
     Returns `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens` (trained,
-    padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes`.
+    padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes`;
+    with validation data `baseEvalLoss` (before the first step) and `evalLoss`, of `dpo` also `evalRewardAccuracy`.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer import trl_trainers
@@ -173,6 +179,7 @@ def train(
         "tokens": float(result.tokens),
         "supervisedTokens": float(result.supervised),
         "tokensPerSecond": round(result.fresh / seconds, 1),
+        **{name: value for name, value in result.evaluation.items() if math.isfinite(value)},
     }
     return metrics if result.peak_memory is None else {**metrics, "peakMemoryBytes": float(result.peak_memory)}
 

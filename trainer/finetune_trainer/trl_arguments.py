@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.model import resolve_precision
@@ -20,10 +20,26 @@ def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTCo
         # The rows are ready: TRL would cut those that are longer than 1024 and drop some without a word.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        packing=False,
+        packing=False,  # `packing.py` does it, and cuts nothing
         padding_free=False,
+        remove_unused_columns=not config.training.packing,  # those name the rows of a sequence
         # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own.
         loss_type="nll" if backend == "unsloth" else "chunked_nll",
+    )
+
+
+def dpo(config: TrainerConfig, rows: int, work_dir: Path) -> DPOConfig:
+    """For pairs of a chosen and a rejected answer."""
+    return DPOConfig(**_shared(config, rows, work_dir), beta=config.training.beta, max_length=None)
+
+
+def kto(config: TrainerConfig, rows: int, work_dir: Path) -> KTOConfig:
+    """For answers that are each marked good or bad."""
+    return KTOConfig(
+        **_shared(config, rows, work_dir),
+        beta=config.training.beta,
+        max_length=None,
+        train_sampling_strategy="sequential",  # TRL insists; the rows are shuffled before
     )
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from unsloth import FastLanguageModel
 
+from finetune_trainer import quantization
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.faults import model_errors
-from finetune_trainer.model import lora_alpha, lora_targets
+from finetune_trainer.lora import lora_alpha, lora_targets
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,8 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
             model_name=str(model_dir),
             max_seq_length=config.model.max_length,
             dtype=dtype,
-            load_in_4bit=False,  # its default is True
-            load_in_8bit=False,
+            load_in_4bit=config.model.quantization == "nf4",  # its default is True
+            load_in_8bit=config.model.quantization == "int8",
             full_finetuning=False,
             trust_remote_code=False,
             local_files_only=True,
@@ -37,6 +38,7 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
             use_gradient_checkpointing=recompute,
             random_state=config.training.seed,
         )
+    quantization.check(config, base)
     lora = config.training.lora
     return FastLanguageModel.get_peft_model(
         base,
@@ -44,6 +46,8 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
         target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
         lora_alpha=lora_alpha(config),
         lora_dropout=lora.dropout,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
         bias="none",
         use_gradient_checkpointing=recompute,
         random_state=config.training.seed,

@@ -1,0 +1,82 @@
+"""An adapter to train on: is it data only, and the one that the config describes? Heavy imports inside functions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+"""All that is fetched: no pickle, no code, no earlier run's records."""
+
+
+def check(config: TrainerConfig, folder: Path) -> None:
+    """Raise `MODEL_INVALID` for what is no LoRA adapter, `CONFIG_INVALID` where `training.lora` says another one."""
+    settings = _settings(folder)
+    if settings.get("peft_type") != "LORA":
+        raise _invalid(f"peft_type is {settings.get('peft_type')}, expected LORA")
+    lora = config.training.lora
+    stored = {"rank": settings.get("r"), "alpha": settings.get("lora_alpha"), "variant": _variant(settings)}
+    for name, asked in (("rank", lora.rank), ("alpha", lora.alpha), ("variant", lora.variant)):
+        if stored[name] != asked:
+            raise _differs(name, stored[name], asked)
+    base = settings.get("base_model_name_or_path")
+    if base != config.model.uri.removeprefix("hf://"):
+        log.warning("model.adapterURI: the adapter says that it was made for %s, not for %s", base, config.model.uri)
+
+
+def load_weights(model: PeftModel, folder: Path) -> None:
+    """Put the stored weights in place of the new adapter's. Raises as `check`."""
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise _invalid(f"{WEIGHTS} cannot be read: {error}") from error
+    stored = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in weights}
+    targets = set(model.base_model.targeted_module_names)
+    if stored != targets:
+        raise _differs(
+            "targetModules", *(sorted({each.rsplit(".", 1)[-1] for each in some}) for some in (stored, targets))
+        )
+    try:
+        set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:  # shapes
+        raise _invalid(f"its weights do not fit this base model: {error}") from error
+    log.info("goes on from the adapter, %d modules", len(targets))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _invalid(f"{CONFIG} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise _invalid(f"{CONFIG} is not a JSON object")
+    return settings
+
+
+def _variant(settings: dict[str, Any]) -> str:
+    return "dora" if settings.get("use_dora") else "rslora" if settings.get("use_rslora") else "lora"
+
+
+def _differs(name: str, stored: object, asked: object) -> TrainerError:
+    message = f"training.lora.{name} is {asked}, that of the adapter at model.adapterURI is {stored}; set the same"
+    return TrainerError(Reason.CONFIG_INVALID, message)
+
+
+def _invalid(what: str) -> TrainerError:
+    return TrainerError(Reason.MODEL_INVALID, f"the adapter at model.adapterURI cannot be loaded: {what}")
