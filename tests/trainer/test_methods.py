@@ -204,7 +204,7 @@ class TestMethods:
             ({"rank": 4}, "training.lora.rank is 4, that of the adapter at model.adapterURI is 16"),
             ({"alpha": 8}, "training.lora.alpha is 8"),
             ({"variant": "dora"}, "training.lora.variant is dora, .* is lora"),
-            ({"targetModules": ["q_proj"]}, r"training.lora.targetModules is \['q_proj'\], .* 'down_proj'"),
+            ({"targetModules": ["q_proj"]}, r"training.lora.targetModules is \['q_proj'\], .*'down_proj'"),
         ],
         ids=["rank", "alpha", "variant", "targets"],
     )
