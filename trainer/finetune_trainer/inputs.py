@@ -74,6 +74,11 @@ class Inputs:
         return self.adapter.folder if self.adapter else None
 
     @property
+    def start_revision(self) -> str:
+        """What identifies all that training starts from."""
+        return f"{self.model_revision} {self.adapter.revision}" if self.adapter else self.model_revision
+
+    @property
     def files(self) -> list[InputFile]:
         """All data files, in the order of sources and keys; those of `validation.sources` last."""
         return [file for _, files in [*self.sources, *self.validation] for file in files]

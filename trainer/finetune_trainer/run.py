@@ -68,7 +68,7 @@ def _train(located: Located, output: publish.Output, claim: Claim, folder: Path,
     loaded = model.Loaded(tuned, tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
-    store = output.checkpoints(fetched.digest, fetched.model_revision)
+    store = output.checkpoints(fetched.digest, fetched.start_revision)
     keeper = checkpoints.keeper(store, claim, known, config.training.checkpoints)
     with keeper.session(known, folder) as session:
         metrics = train.train(config, loaded, prepared, session, folder)

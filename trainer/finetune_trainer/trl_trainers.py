@@ -75,7 +75,9 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     evaluation = validation.metrics if validation else {}
     if counts.base_eval_loss is not None:
         evaluation = {"baseEvalLoss": counts.base_eval_loss, **evaluation}
-    return Result(_mean_loss(trainer.state), counts.tokens, counts.tokens - earlier, counts.supervised, peak, evaluation)
+    return Result(
+        _mean_loss(trainer.state), counts.tokens, counts.tokens - earlier, counts.supervised, peak, evaluation
+    )
 
 
 def _mean_loss(state: TrainerState) -> float:
