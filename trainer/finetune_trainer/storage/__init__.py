@@ -2,7 +2,7 @@
 
 from finetune_trainer.storage.conditional import NoConditions, Tagged, create, listed, read_tagged, remove, replace
 from finetune_trainer.storage.connection import S3
-from finetune_trainer.storage.download import InputFile, check_space, download
+from finetune_trainer.storage.download import InputFile, check_space, download, read_range
 from finetune_trainer.storage.errors import DATA, MODEL, OUTPUT, Purpose
 from finetune_trainer.storage.listing import S3Object, find
 from finetune_trainer.storage.locations import Location, name_problem
@@ -29,6 +29,7 @@ __all__ = [
     "put_file",
     "put_if_absent",
     "read",
+    "read_range",
     "read_tagged",
     "remove",
     "replace",

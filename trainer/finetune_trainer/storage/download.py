@@ -24,7 +24,7 @@ from finetune_trainer.storage.listing import S3Object
 from finetune_trainer.storage.locations import name_problem
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, GetResult
 
 OBJECTS_AT_ONCE = 16
 RANGES_AT_ONCE = 16
@@ -56,7 +56,7 @@ def download(
     s3: S3, objects: Sequence[S3Object], target: Path, purpose: Purpose, on_bytes: Callable[[int], None]
 ) -> list[InputFile]:
     """Fetch objects of one bucket below `target`, under their names; the result has their order."""
-    paths = _places(objects, target, purpose)
+    paths = places(objects, target, purpose)
     stop = threading.Event()
     pool, ranges = ThreadPoolExecutor(OBJECTS_AT_ONCE, "object"), ThreadPoolExecutor(RANGES_AT_ONCE, "range")
     try:
@@ -73,7 +73,7 @@ def download(
             each_pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _places(objects: Sequence[S3Object], target: Path, purpose: Purpose) -> list[Path]:
+def places(objects: Sequence[S3Object], target: Path, purpose: Purpose) -> list[Path]:
     """Where each object goes. Every name is checked before the first byte is asked for."""
     names = {each.name for each in objects}
     for each in objects:
@@ -83,6 +83,29 @@ def _places(objects: Sequence[S3Object], target: Path, purpose: Purpose) -> list
         if problem:
             raise TrainerError(purpose.invalid, f"{each.uri}: this key cannot be stored as a file: {problem}")
     return [target / each.name for each in objects]
+
+
+def read_range(s3: S3, source: S3Object, span: tuple[int, int], purpose: Purpose) -> bytes:
+    """Bytes of an object from the first up to the second place, less where it ends before; as it was listed."""
+    bucket = s3.bucket(source.location.bucket)
+    begin, end = span[0], min(span[1], source.size)
+    if begin >= end:
+        return b""
+    with explained(source.location, bucket.endpoint, purpose):
+        return bytes(_get(bucket, source, {"range": (begin, end)}).bytes())
+
+
+def _get(bucket: Bucket, source: S3Object, options: GetOptions) -> GetResult:
+    """Pinned to what was listed; a store that gives no ETag cannot be pinned."""
+    if not source.etag:
+        return obstore.get(bucket.store, source.location.key, options=options)
+    options["if_match"] = f'"{source.etag}"'
+    result = obstore.get(bucket.store, source.location.key, options=options)
+    # obstore follows redirects, without our signature; whoever answers there knows nothing of the condition.
+    if (result.meta["e_tag"] or "").strip('"') != source.etag:
+        message = f"{source.uri} at {bucket.endpoint}: the answer is not the object that was listed"
+        raise TrainerError(Reason.STORAGE_CORRUPT, message)
+    return result
 
 
 def _folders(name: str) -> Iterator[str]:
@@ -124,8 +147,7 @@ class _Fetch:
             yield from self._stream() if self.source.size <= RANGE_BYTES else self._in_ranges()
 
     def _stream(self) -> Iterator[bytes]:
-        result = obstore.get(self.bucket.store, self.source.location.key, options=self._options())
-        yield from result.stream(min_chunk_size=_MIN_CHUNK)
+        yield from _get(self.bucket, self.source, {}).stream(min_chunk_size=_MIN_CHUNK)
 
     def _in_ranges(self) -> Iterator[memoryview]:
         """In order, so that they can be hashed; the next ones are under way meanwhile."""
@@ -136,10 +158,5 @@ class _Fetch:
             ahead.extend(self.ranges.submit(self._range, start) for start in islice(starts, 1))
 
     def _range(self, start: int) -> memoryview:
-        options = self._options()
-        options["range"] = (start, min(start + RANGE_BYTES, self.source.size))
-        return memoryview(obstore.get(self.bucket.store, self.source.location.key, options=options).bytes())
-
-    def _options(self) -> GetOptions:
-        """Pinned to what was listed; a store that gives no ETag cannot be pinned."""
-        return {"if_match": f'"{self.source.etag}"'} if self.source.etag else {}
+        span = (start, min(start + RANGE_BYTES, self.source.size))
+        return memoryview(_get(self.bucket, self.source, {"range": span}).bytes())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from botocore import exceptions as boto
 
+from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.connection import S3, Bucket
 from finetune_trainer.storage.errors import Purpose, explained
@@ -50,6 +51,9 @@ def _one(bucket: Bucket, location: Location, purpose: Purpose) -> S3Object:
     except boto.ClientError as error:
         _explain_head(bucket, location, purpose, error)
         raise
+    if "etag" not in head["ResponseMetadata"]["HTTPHeaders"]:
+        message = f"{location} at {bucket.endpoint}: the answer has no ETag; check that storage.endpoint is an S3 store"
+        raise TrainerError(Reason.STORAGE_UNREACHABLE, message)
     return S3Object(location, name, head["ContentLength"], head["ETag"].strip('"'))
 
 
