@@ -1,0 +1,264 @@
+"""What a hostile store, environment or model tries, and that nothing comes of it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
+
+from finetune_trainer.contract import Reason, Storage
+from finetune_trainer.data import Files, prepare
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import load_model, load_tokenizer
+from finetune_trainer.model_files import check_model_dir
+from finetune_trainer.storage import (
+    DATA,
+    MODEL,
+    S3,
+    Location,
+    S3Object,
+    check_space,
+    download,
+    find,
+    put_bytes,
+    put_if_absent,
+)
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import S3Server
+
+CANARY = "body-canary"
+TERABYTE = 2**40
+
+
+class Liar(http.server.ThreadingHTTPServer):
+    """Says `status`, `headers` and `body` to everything, and notes what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Lie)
+        self.asked: list[str] = []
+        self.signed = 0
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.body: Callable[[str], str] = lambda path: CANARY
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that have seen enough hang up."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Lie(http.server.BaseHTTPRequestHandler):
+    server: Liar
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.signed += "Authorization" in self.headers
+        body = self.server.body(self.path).encode()
+        self.send_response(self.server.status)
+        for key, value in {"Content-Length": str(len(body)), **self.server.headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _serving(server: Liar) -> Iterator[Liar]:
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def liar(credentials: Callable[..., Path]) -> Iterator[Liar]:
+    """The stated endpoint."""
+    credentials("id", "secret-canary")
+    yield from _serving(Liar())
+
+
+@pytest.fixture
+def decoy() -> Iterator[Liar]:
+    """Where nothing may go."""
+    yield from _serving(Liar())
+
+
+def _page(path: str, total: int, size: int) -> str:
+    """A listing's page of 1,000 keys."""
+    start = int(path.partition("continuation-token=")[2].partition("&")[0] or 0)
+    keys = "".join(
+        f"<Contents><Key>big/{number:06}.jsonl</Key><Size>{size}</Size><ETag>&quot;e&quot;</ETag></Contents>"
+        for number in range(start, min(start + 1000, total))
+    )
+    more = start + 1000 < total
+    after = f"<NextContinuationToken>{start + 1000}</NextContinuationToken>" if more else ""
+    return f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{after}{keys}</ListBucketResult>"
+
+
+# --- the store
+
+
+def test_ten_thousand_objects_of_a_terabyte_are_listed_and_refused_before_a_byte_is_read(
+    liar: Liar, tmp_path: Path
+) -> None:
+    liar.body = lambda path: _page(path, 10_000, TERABYTE)
+    found = find(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA)
+    assert len(found) == 10_000
+    with pytest.raises(TrainerError) as caught:
+        check_space(tmp_path, sum(each.size for each in found))
+    assert caught.value.reason is Reason.DISK_FULL
+    assert len(liar.asked) == 10
+    assert all("list-type=2" in each for each in liar.asked)
+
+
+REQUESTS: dict[str, Callable[[S3], object]] = {
+    "list": lambda s3: find(s3, Location.parse("s3://data/prefix/"), DATA),
+    "head": lambda s3: find(s3, Location.parse("s3://data/key.jsonl"), MODEL),
+    "put": lambda s3: put_bytes(s3, Location.parse("s3://data/key.jsonl"), b"x"),
+    "claim": lambda s3: put_if_absent(s3, Location.parse("s3://data/key.jsonl"), b"x"),
+}
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_redirects_are_not_followed_and_answers_are_not_quoted(
+    liar: Liar, decoy: Liar, status: int, request_: Callable[[S3], object]
+) -> None:
+    liar.status = status
+    liar.headers = {"Location": f"{decoy.url}/latest/meta-data/", "x-amz-bucket-region": "eu-west-1"}
+    with pytest.raises(TrainerError) as caught:
+        request_(S3(Storage(endpoint=liar.url)))
+    assert caught.value.reason in (Reason.CONFIG_INVALID, Reason.STORAGE_UNREACHABLE)
+    assert "canary" not in caught.value.message
+    assert decoy.asked == []
+
+
+@pytest.mark.parametrize("size", [11, 9 * 2**20], ids=["whole", "in ranges"])
+def test_what_a_redirected_download_brings_is_not_taken(liar: Liar, decoy: Liar, tmp_path: Path, size: int) -> None:
+    liar.status, liar.headers = 307, {"Location": f"{decoy.url}/latest/meta-data/"}
+    decoy.body = lambda path: "x" * size
+    listed = S3Object(Location("data", "key"), "key", size, "e")
+    with pytest.raises(TrainerError) as caught:
+        download(S3(Storage(endpoint=liar.url)), [listed], tmp_path, DATA, lambda _: None)
+    assert caught.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
+    assert decoy.signed == 0
+    assert not (tmp_path / "key").exists()
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 418])
+def test_an_endpoint_that_is_no_store_is_not_quoted(liar: Liar, status: int) -> None:
+    liar.status = status
+    for uri in ("s3://data/prefix/", "s3://data/key.jsonl"):
+        with pytest.raises(TrainerError) as caught:
+            find(S3(Storage(endpoint=liar.url)), Location.parse(uri), DATA)
+        assert "canary" not in caught.value.message
+        assert caught.value.reason is not Reason.INTERNAL_ERROR
+
+
+# --- the environment
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_CONFIG_FILE"])
+@pytest.mark.s3
+def test_nothing_goes_where_the_environment_points(
+    s3: S3Server, decoy: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "config").write_text(
+        f"[default]\nendpoint_url = {decoy.url}\ns3 =\n    preferred_transfer_client = crt\n"
+    )
+    monkeypatch.setenv(name, str(tmp_path / "config") if name == "AWS_CONFIG_FILE" else decoy.url)
+    connection = S3(s3.storage)
+    at = Location.parse(f"s3://data/{tmp_path.name}.txt")
+    put_bytes(connection, at, b"hello")
+    assert download(connection, find(connection, at, DATA), tmp_path / "target", DATA, lambda _: None)[0].size == 5
+    assert connection.bucket("data").endpoint == s3.endpoint
+    assert decoy.asked == []
+    assert not {"awscrt.s3", "boto3.crt", "s3transfer.crt"}.intersection(sys.modules)
+
+
+# --- the model
+
+
+BOMB = (2**60).to_bytes(8, "little") + b"{}"
+BROKEN = {
+    "header bomb": ("model.safetensors", BOMB),
+    "offsets beyond the end": (
+        "model.safetensors",
+        (63).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[9000],"data_offsets":[0,36000]}}  ',
+    ),
+    "config of an unknown kind": ("config.json", b'{"model_type": "__import__"}'),
+    "layers without end": ("config.json", b'{"model_type": "llama", "num_hidden_layers": "x"}'),
+}
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+class TestModels:
+    """Folders that pass for models."""
+
+    @pytest.mark.parametrize(("name", "content"), BROKEN.values(), ids=BROKEN)
+    def test_files_that_are_traps(self, tmp_path: Path, name: str, content: bytes) -> None:
+        folder = build(tmp_path / "model")
+        (folder / name).write_bytes(content)
+        with pytest.raises(TrainerError) as caught:
+            load_model(config(), folder, "transformers")
+        assert caught.value.reason is Reason.MODEL_INVALID
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+            {"nested": {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}},
+        ],
+        ids=["code", "nested code"],
+    )
+    def test_tokenizers_with_code_are_refused_and_never_imported(
+        self, tmp_path: Path, change: dict[str, object]
+    ) -> None:
+        folder, canary = build(tmp_path / "model"), tmp_path / "canary"
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(TrainerError) as caught:
+            check_model_dir(folder)
+        assert caught.value.reason is Reason.MODEL_INVALID
+        (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
+        load_tokenizer(folder)  # even without that check
+        assert not canary.exists()
+
+    @pytest.mark.parametrize(
+        "escape",
+        [
+            "cycler.__init__.__globals__.os.system('touch {canary}')",
+            "lipsum.__globals__['os'].popen('touch {canary}').read()",
+            "self.__init__.__globals__.__builtins__.open('{canary}', 'w')",
+            "''.__class__.__mro__[1].__subclasses__()",
+            "(''|attr('__class__')).__base__.__subclasses__()",
+            "raise_exception.__globals__['__builtins__']['open']('{canary}', 'w')",
+            "range(10 ** 12)|list",
+        ],
+    )
+    def test_chat_templates_stay_in_their_sandbox(self, tmp_path: Path, escape: str) -> None:
+        canary = tmp_path / "canary"
+        template = "{{ " + escape.replace("{canary}", str(canary)) + " }}" + CHATML
+        settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])
+        with pytest.raises(TrainerError) as caught:
+            prepare(settings, Files([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path)
+        assert caught.value.reason in (Reason.MODEL_INVALID, Reason.DATA_INVALID)
+        assert not canary.exists()
