@@ -80,7 +80,7 @@ def written(tmp_path: Path) -> Outcome:
     return Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["generate", "--help"]])
 def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
     line = [sys.executable, "-X", "importtime", "-m", "finetune_trainer", *arguments]
     before = os.times().children_user
@@ -105,6 +105,7 @@ def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
     ("arguments", "reason", "message"),
     [
         (["run", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
+        (["plan", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
         (["generate", "--prompt", "x"], Reason.CONFIG_INVALID, "name a manifest, or a model with --model"),
         (["generate", "--prompt", "x", "--model", "/no/such"], Reason.MODEL_NOT_FOUND, "/no/such is no folder"),
         (["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"], Reason.DATA_NOT_FOUND, "/no is no folder"),

@@ -1,4 +1,4 @@
-"""The command line: `run` in a pod or by hand, `generate` to look at the result. Owns signals and exit codes."""
+"""The command line: `run` in a pod or by hand, `plan` before it, `generate` after it. Owns signals and exit codes."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def _command(arguments: list[str]) -> int:
     from finetune_trainer.cli import parser
 
     parsed = parser().parse_args(arguments)
-    _log_to(sys.stdout if parsed.command == "run" else sys.stderr)  # generate's stdout is its answers'
-    return _run(parsed) if parsed.command == "run" else _generate(parsed)
+    _log_to(sys.stdout if parsed.command == "run" else sys.stderr)  # the others' stdout is for answers
+    if parsed.command == "run":
+        return _run(parsed)
+    return _ask(lambda: _plan(parsed) if parsed.command == "plan" else _answer(parsed))
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -90,12 +92,21 @@ def _train(parsed: argparse.Namespace, known: Known) -> Outcome:
     return run(manifest.from_environment(), cli.scratch(parsed), known)
 
 
-def _generate(parsed: argparse.Namespace) -> int:
-    """Answer the prompts; the answers alone go to stdout."""
-    ended = _attempt(lambda: _answer(parsed))
+def _ask(work: Callable[[], Outcome]) -> int:
+    """What was asked for alone goes to stdout."""
+    ended = _attempt(work)
     if ended.reason.exit_code != 0:
         print(f"{ended.reason}: {ended.message}", file=sys.stderr)
     return ended.reason.exit_code
+
+
+def _plan(parsed: argparse.Namespace) -> Outcome:
+    from finetune_trainer import cli, manifest, outcome, plan, plan_text
+    from finetune_trainer.contract import Reason
+
+    found = plan.plan(manifest.load(parsed.manifest), cli.scratch(parsed))
+    print(found.model_dump_json(by_alias=True, indent=2) if parsed.json else plan_text.to_text(found))
+    return outcome.make(Reason.COMPLETED, "planned")
 
 
 def _answer(parsed: argparse.Namespace) -> Outcome:

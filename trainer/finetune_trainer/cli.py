@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """`run` and `generate`."""
+    """`run`, `plan` and `generate`."""
     top = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="train and publish the adapter"))
+    _add_plan(commands.add_parser("plan", help="say what a run would do and need, without training"))
     _add_generate(commands.add_parser("generate", help="ask the base model and the adapter the same questions"))
     return top
 
@@ -56,6 +57,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "manifest", nargs="?", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML; absent: $FINETUNE_CONFIG"
     )
+    _add_work_dir(command)
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML")
+    command.add_argument("--json", action="store_true", help="JSON instead of a table")
     _add_work_dir(command)
 
 
