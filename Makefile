@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test generate image cluster-up cluster-down demo demo-down
+.PHONY: help setup check test generate image cluster-up cluster-down demo demo-down bench-trainer
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ test: check ## everything, in order; needs root for the local cluster
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.generate --check
 	@$(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu"
+
+bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
+	@$(RUN) python -m tests.bench.bench_trainer
 
 generate: setup ## write the CRD, install.yaml and the API reference anew
 	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.generate

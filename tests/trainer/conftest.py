@@ -241,7 +241,12 @@ def _versitygw() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
+    yield from serve(tmp_path_factory.mktemp("s3"))
+
+
+def serve(folder: Path) -> Iterator[S3Server]:
+    """Start one on files below `folder`; it ends with the iterator."""
+    port = free_port()
     for name in ("root", "iam"):
         (folder / name).mkdir()
     command: list[str | Path] = [_versitygw(), "--port", f"127.0.0.1:{port}", "--quiet", "--iam-dir", folder / "iam"]

@@ -1,0 +1,178 @@
+"""`make bench-trainer`: the trainer beside its peers, on this machine, in one run; prints a markdown table.
+
+Rounds are interleaved, the median of three is shown, and every byte that arrives is compared by sha256. CPU seconds
+are the client process' own, user and system together; the server's are not in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.trainer.conftest import KEY_ID, SECRET, S3Server, serve
+
+ROUNDS = 3
+CLIENTS = ("ours", "boto3", "s5cmd")
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many objects of one size."""
+
+    name: str
+    count: int
+    size: int
+
+    @property
+    def mib(self) -> float:
+        return self.count * self.size / 2**20
+
+    def write(self, folder: Path) -> dict[str, str]:
+        """Random files; their digests by name."""
+        folder.mkdir(parents=True)
+        for number in range(self.count):
+            (folder / f"{number:05}.bin").write_bytes(os.urandom(self.size))
+        return digests(folder)
+
+
+LOADS = (Load("1 x 512 MiB", 1, 512 * 2**20), Load("1,000 x 64 KiB", 1000, 64 * 2**10))
+
+
+@dataclass
+class Measured:
+    """Wall and CPU seconds of each round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def add(self, wall: float, cpu: float) -> None:
+        self.wall.append(wall)
+        self.cpu.append(cpu)
+
+    def cells(self, load: Load) -> str:
+        wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
+        spread = f"{load.mib / max(self.wall):.0f}-{load.mib / min(self.wall):.0f}"
+        return f"{load.mib / wall:.0f} | {spread} | {cpu / load.mib * 1024:.2f}"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 by name, of all files below."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float]:
+    """Run one transfer in a process of its own, so that its CPU time can be told."""
+    environment = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+    }
+    source, target = (f"{uri}/*", f"{folder}/") if direction == "pull" else (f"{folder}/", f"{uri}/")
+    line: list[str | Path] = [sys.executable, HERE / "transfer.py", name, direction, endpoint, uri, folder]
+    if name == "s5cmd":
+        line = ["s5cmd", "--log", "error", "--endpoint-url", endpoint, "cp", source, target]
+    before, begun = os.times(), time.monotonic()
+    said = subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    after = os.times()
+    if name != "s5cmd":  # Python's own start and imports, which the trainer does meanwhile, are left out
+        wall, cpu = said.split()
+        return float(wall), float(cpu)
+    cpu_seconds = after.children_user - before.children_user + after.children_system - before.children_system
+    return time.monotonic() - begun, cpu_seconds
+
+
+def transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterator[str]:
+    """Rows of the table: pull and publish, by load and client."""
+    for load in loads:
+        source = scratch / "source"
+        expected = load.write(source)
+        server.client.create_bucket(Bucket="bench")
+        client("s5cmd", "push", server.endpoint, "s3://bench/source", source)
+        for direction, once in (("pull", _pull), ("push", _push)):
+            results = {name: Measured() for name in CLIENTS}
+            for _ in range(ROUNDS):
+                for name in CLIENTS:
+                    results[name].add(*once(name, server, scratch, expected))
+            for name, measured in results.items():
+                yield f"| {load.name} | {direction} | {name} | {measured.cells(load)} |"
+        shutil.rmtree(source)
+        shutil.rmtree(server.root / "bench")
+
+
+def _pull(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
+    target = scratch / "target"
+    target.mkdir()
+    measured = client(name, "pull", server.endpoint, "s3://bench/source", target)
+    _same(f"{name} pulled", expected, digests(target))
+    shutil.rmtree(target)
+    return measured
+
+
+def _push(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
+    measured = client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
+    copy = server.root / "bench" / "copy"
+    _same(f"{name} published", expected, digests(copy))
+    shutil.rmtree(copy)
+    return measured
+
+
+def _same(what: str, expected: dict[str, str], found: dict[str, str]) -> None:
+    if expected != found:
+        raise SystemExit(f"{what} other bytes than were there")
+
+
+@contextmanager
+def server(scratch: Path) -> Iterator[S3Server]:
+    """The tests' own S3 server, in a folder of its own."""
+    folder = scratch / "server"
+    folder.mkdir()
+    yield from serve(folder)
+
+
+def report(rows: Callable[[], Iterator[str]], head: str) -> None:
+    """One table, each row as soon as it is known."""
+    print(head)
+    print("|" + " --- |" * (head.count("|") - 1))
+    for row in rows():
+        print(row, flush=True)
+
+
+def main() -> None:
+    """Transfers, then starts and steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["transfers", "training"], help="one half of it")
+    parser.add_argument("--scratch", type=Path, help="where to write about 2 GiB; absent: the temporary folder")
+    asked = parser.parse_args()
+    with TemporaryDirectory(prefix="bench-", dir=asked.scratch) as name, server(Path(name)) as running:
+        scratch = Path(name)
+        if asked.only != "training":
+            head = "| objects | way | client | MiB/s | range | CPU s/GiB |"
+            report(lambda: transfers(running, scratch, LOADS), head)
+        if asked.only != "transfers":
+            from tests.bench import starts
+
+            print()
+            report(lambda: starts.rows(running, scratch), "| what | ours | plain TRL | difference |")
+
+
+if __name__ == "__main__":
+    main()
