@@ -14,11 +14,12 @@ _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory
 @contextmanager
 def model_errors() -> Iterator[None]:
     """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
 
 
