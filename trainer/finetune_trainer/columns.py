@@ -67,10 +67,7 @@ def encode(row: Row, examples: Sequence[Example], limits: Limits, method: str) -
     truncated = length > limits.most
     if truncated and limits.overlength != "truncate":
         return Encoded(length, "overlength")
-    cut = [_cut(example, limits.most) for example in examples]
-    # An answer whose start the cut took is none, even where earlier ones of its conversation are left.
-    if not all(_answer(example) if method != "sft" else example.supervised for example in cut):
-        return Encoded(length, "noSupervisedTokens")
+    cut = [_cut(example, limits.most) for example in examples] if truncated else examples
     made = _instruction(cut[0]) if method == "sft" else _preference(row, cut)
     return replace(made, length=length, truncated=truncated)
 
@@ -80,13 +77,19 @@ def _cut(example: Example, most: int) -> Example:
 
 
 def _instruction(example: Example) -> Encoded:
+    supervised = example.supervised
+    if not supervised:
+        return Encoded(0, "noSupervisedTokens")
     columns = {"input_ids": example.input_ids, "labels": example.labels}
-    return Encoded(0, None, columns, len(example.input_ids), example.supervised)
+    return Encoded(0, None, columns, len(example.input_ids), supervised)
 
 
 def _preference(row: Row, examples: Sequence[Example]) -> Encoded:
     prompts = [example.input_ids[: example.answer] for example in examples]
     answers = [_answer(example) for example in examples]
+    # An answer whose start the cut took is none, even where earlier ones of its conversation are left.
+    if not all(answers):
+        return Encoded(0, "noSupervisedTokens")
     if prompts[0] != prompts[-1]:
         return Encoded(0, "promptsDiffer")
     supervised = sum(map(len, answers))

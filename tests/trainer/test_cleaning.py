@@ -1,0 +1,91 @@
+"""Texts as they are trained on: composed, visible, and without what is nobody's business."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.cleaning import clean
+from finetune_trainer.sensitive import find, redact
+
+JOINED = "👩\u200d💻 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+CLEANED = {
+    "composed accents": ("Cafe\u0301", "Café"),
+    "line breaks of Windows and old Macs": ("a\r\nb\rc\nd", "a\nb\nc\nd"),
+    "page breaks and separators": ("a\fb\u2028c\x85d", "a\nb\nc\nd"),
+    "control characters": ("a\x00b\x07c\x1b[0m", "abc[0m"),
+    "invisible characters": ("\ufeffa\u200bb\u00adc\u2060d\u202ee", "abcde"),
+    "accent behind an invisible character": ("e\u200b\u0301", "é"),
+    "text hidden in tags": ("hi\U000e0068\U000e0069", "hi"),
+    "joiners of emoji and Persian stay": (JOINED, JOINED),
+    "tabs and blank lines stay": ("\ta\n\n  b ", "\ta\n\n  b "),
+    "signs of Arabic stay": ("\u0600\u06dd", "\u0600\u06dd"),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), CLEANED.values(), ids=CLEANED)
+def test_text_is_as_its_author_meant_it(before: str, after: str) -> None:
+    assert clean(before) == after
+
+
+@given(st.text())
+def test_clean_text_stays(text: str) -> None:
+    assert clean(clean(text)) == clean(text)
+
+
+# In parts, so that no scanner takes this file for a leak.
+KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+SENSITIVE = {
+    "email": ("Write to jane.doe+x@mail.example.co.uk.", "Write to [EMAIL]."),
+    "international phone": ("Call +49 30 901820 today", "Call [PHONE] today"),
+    "American phone": ("Call (212) 736-5000!", "Call [PHONE]!"),
+    "credit card": ("Card 4111 1111 1111 1111, thanks", "Card [CREDIT_CARD], thanks"),
+    "IBAN in groups": ("IBAN DE89 3704 0044 0532 0130 00.", "IBAN [IBAN]."),
+    "IBAN before words in capitals": ("AT61 1904 3002 3457 3201 SEND IT", "[IBAN] SEND IT"),
+    "IPv4": ("From 192.168.10.1.", "From [IP_ADDRESS]."),
+    "IPv6": ("From 2001:db8::8a2e:370:7334 on", "From [IP_ADDRESS] on"),
+    "AWS key id": (f"key={KEY}", "key=[SECRET]"),
+    "GitHub token": ("ghp_" + "a1B2" * 9, "[SECRET]"),
+    "GitHub fine-grained token": ("github_pat_" + "a1B2" * 6, "[SECRET]"),
+    "Slack token": ("xoxb-" + "1234567890-abcdef", "[SECRET]"),
+    "Google key": ("AIza" + "a1B2c" * 7, "[SECRET]"),
+    "Hugging Face token": ("hf_" + "aB" * 17, "[SECRET]"),
+    "OpenAI key": ("sk-proj-" + "aB3_" * 10, "[SECRET]"),
+    "JWT": ("eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "[SECRET]"),
+    "private key": (
+        "-----BEGIN RSA PRIVATE" + " KEY-----\nMIIB+/=\n-----END RSA PRIVATE KEY-----\nok",
+        "[SECRET]\nok",
+    ),
+}
+KINDS = ["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
+
+
+@pytest.mark.parametrize(("before", "after"), SENSITIVE.values(), ids=SENSITIVE)
+def test_what_is_sensitive_is_replaced_by_its_kind(before: str, after: str) -> None:
+    assert redact(before, KINDS) == after
+
+
+HARMLESS = {
+    "a card number with a wrong digit": "4111 1111 1111 1112",
+    "an IBAN with a wrong digit": "DE88 3704 0044 0532 0130 00",
+    "a number of sixteen equal digits": "0000 0000 0000 0000",
+    "a phone number that nobody has": "+49 1",
+    "a version": "version 300.1.2.999",
+    "a time": "12:30:45",
+    "a namespace": "std::vector and a::b",
+    "a handle": "@jane at example",
+    "a word with sk": "risk-assessment and sk-ill",
+    "sums": "12 + 34 = 46, 2020-01-02, 1.234.567,89",
+}
+
+
+@pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
+def test_what_only_looks_sensitive_stays(text: str) -> None:
+    assert redact(text, KINDS) == text
+
+
+def test_only_the_kinds_asked_for_are_replaced() -> None:
+    text = "a@b.example from 10.0.0.1"
+    assert redact(text, ["ipAddress"]) == "a@b.example from [IP_ADDRESS]"
+    assert [place.kind for place in find(text)] == ["email", "ipAddress"]

@@ -1,0 +1,115 @@
+"""Rows that were there before, rows that resemble each other, and rows that must stay together."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.duplicates import Groups, Hashes, Near, signature
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.rows import Chat, Judged, Pair, Preference, Row, Text
+from finetune_trainer.split import choose
+
+LONG = " ".join(f"word{number}" for number in range(60))
+SYSTEM = {"role": "system", "content": LONG}
+
+
+def chat(question: str, answer: str) -> Chat:
+    return Chat([SYSTEM, {"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def test_a_row_is_known_the_second_time() -> None:
+    rows = [Pair(str(number), "a") for number in range(5000)]  # the table grows several times
+    seen = Hashes()
+    assert all(seen.add(row) for row in rows)
+    assert not any(seen.add(row) for row in rows)
+    assert all(row in seen for row in rows)
+    assert Pair("5000", "a") not in seen
+
+
+DIFFERENT = {
+    "text moved from prompt to answer": (Pair("ab", "c"), Pair("a", "bc")),
+    "opposite verdicts": (Judged(Pair("a", "b"), True), Judged(Pair("a", "b"), False)),
+    "opposite preferences": (
+        Preference(Pair("a", "b"), Pair("a", "c")),
+        Preference(Pair("a", "c"), Pair("a", "b")),
+    ),
+    "another speaker": (
+        Chat([{"role": "user", "content": "a"}]),
+        Chat([{"role": "system", "content": "a"}]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
+def test_rows_that_say_different_things_are_no_duplicates(one: Row, other: Row) -> None:
+    seen = Hashes()
+    assert seen.add(one)
+    assert seen.add(other)
+
+
+NEAR = {
+    "one word of sixty changed": (Text(LONG), Text(LONG.replace("word30", "other")), True),
+    "case and punctuation": (Text(LONG), Text(LONG.upper().replace(" ", ", ")), True),
+    "half of the words": (Text(LONG), Text(LONG[: len(LONG) // 2]), False),
+    "the same long system prompt": (chat("Who was first?", "Ada"), chat("What is last?", "Omega"), False),
+    "opposite verdicts": (Judged(Pair(LONG, "a"), True), Judged(Pair(LONG, "a"), False), False),
+    "Chinese with one sign changed": (Text("春眠不觉晓处处闻啼鸟夜来风雨声花落知多少" * 2), None, True),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "alike"), NEAR.values(), ids=NEAR)
+def test_rows_that_share_most_of_their_words_are_near(one: Text, other: Row | None, alike: bool) -> None:
+    near = Near(0.8)
+    near.add(signature(one))
+    again = Text(one.text[:-1] + "年") if other is None else other
+    assert bool(list(near.like(signature(again)))) is alike
+
+
+def test_rows_that_resemble_each_other_stay_on_one_side() -> None:
+    groups = Groups(Near(0.8))
+    words = LONG.split()
+    for number in range(40):  # each resembles the next; the first and the last share nothing
+        groups.add(Text(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
+    for number in range(40):
+        groups.add(Text(f"{number} " + " ".join(f"{word}{number}" for word in words)))
+    keys = groups.keys()
+    assert all(one == other for one, other in pairwise(keys[:40]))
+    assert len(set(keys)) == 41
+
+
+@pytest.mark.parametrize("near", [Near(0.8), None], ids=["few rows", "many rows"])
+def test_answers_to_one_prompt_stay_on_one_side(near: Near | None) -> None:
+    groups = Groups(near)
+    groups.add(Judged(Pair("What now?", "Run along to the lake"), True))
+    groups.add(Judged(Pair("what  NOW", "No idea at all, sorry"), False))
+    groups.add(Judged(Pair("Where to?", "Over the hills"), True))
+    one, other, apart = groups.keys()
+    assert one == other != apart
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=200), st.floats(0.01, 0.5), st.integers(0, 9))
+def test_validation_takes_whole_groups_and_leaves_some(keys: list[int], fraction: float, seed: int) -> None:
+    if len(set(keys)) < 2:
+        return
+    chosen = choose(array("Q", keys), fraction, seed).tolist()
+    assert chosen == choose(array("Q", keys), fraction, seed).tolist()
+    assert 0 < len(chosen) < len(keys)
+    assert {keys[row] for row in chosen}.isdisjoint(keys[row] for row in range(len(keys)) if row not in chosen)
+
+
+def test_groups_of_one_row_give_the_fraction_to_the_row() -> None:
+    keys = array("Q", range(1000))
+    assert len(choose(keys, 0.1, 1)) == 100
+    assert choose(keys, 0.1, 1).tolist() != choose(keys, 0.1, 2).tolist()
+
+
+def test_rows_that_cannot_be_divided_say_so() -> None:
+    with pytest.raises(TrainerError, match="all 3 rows resemble each other") as caught:
+        choose(array("Q", [7, 7, 7]), 0.5, 1)
+    assert caught.value.reason is Reason.DATA_INVALID
