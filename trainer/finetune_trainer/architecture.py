@@ -66,7 +66,7 @@ def _trainable(config: TrainerConfig, base: PreTrainedModel) -> int:
     import torch
     from peft import get_peft_model
 
-    from finetune_trainer.model import lora_config
+    from finetune_trainer.lora import lora_config
 
     lora = lora_config(config, [name for name, _ in base.named_modules()])
     with torch.device("meta"):

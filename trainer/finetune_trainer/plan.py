@@ -80,7 +80,7 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
     from finetune_trainer import architecture, data, model_files
 
     model_files.check_model_dir(fetched.model_dir)
-    tokenizer = model.load_tokenizer(fetched.model_dir)
+    tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
     shape = architecture.describe(located.config, fetched.model_dir)
     files = data.Files(fetched.sources, fetched.digest, fetched.validation)
     return data.prepare(located.config, files, tokenizer, folder), shape
@@ -90,7 +90,7 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture)
     from finetune_trainer import estimates
     from finetune_trainer.train import total_steps
 
-    rows, training = len(prepared.dataset), config.training
+    rows, training = _sequences(config, prepared), config.training
     once = training.model_copy(update={"epochs": 1.0, "max_steps": None})
     steps, per_epoch = total_steps(training, rows), total_steps(once, rows)
     tokens = round(prepared.report.tokens * steps / per_epoch)
@@ -108,6 +108,15 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture)
         estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
         estimated_seconds={gpu: round(each, 1) for gpu, each in estimates.seconds(config, shape, tokens).items()},
     )
+
+
+def _sequences(config: TrainerConfig, prepared: PreparedData) -> int:
+    """What a batch is made of: rows, or with packing several of them together."""
+    from finetune_trainer import packing
+
+    if not config.training.packing:
+        return len(prepared.dataset)
+    return len(packing.packed(prepared.dataset, config.model.max_length))
 
 
 def _percentiles(rows: datasets.Dataset) -> dict[int, int]:
