@@ -10,6 +10,7 @@ from finetune_trainer.row_types import RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Who may speak in a conversation."""
+_ROLES = {role: role for role in ROLES}
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -74,14 +75,14 @@ def _turn(name: str, turn: object) -> Turn:
         raise RowError(f"expected {name} to be an object with role and content, found {kind(turn)}")
     by, said = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     role = _role(f"{name}.{by}", turn.get(by), by)
-    unread = sorted(key for key, value in turn.items() if key not in (by, said) and value is not None)
+    unread = [key for key, value in turn.items() if key not in (by, said) and value is not None]
     if unread:
-        raise RowError(f"expected {name} to have {by} and {said}, found also {', '.join(map(shown, unread[:5]))}")
+        raise RowError(f"expected {name} to have {by} and {said}, found also {', '.join(map(shown, sorted(unread)[:5]))}")
     return {"role": role, "content": _content(f"{name}.{said}", role, turn.get(said))}
 
 
 def _role(name: str, role: object, by: str) -> str:
-    known = _SHAREGPT_ROLES if by == "from" else dict(zip(ROLES, ROLES, strict=True))
+    known = _SHAREGPT_ROLES if by == "from" else _ROLES
     if not isinstance(role, str) or role not in known:
         raise RowError(f"expected {name} to be one of {', '.join(known)}, found {shown(role)}")
     return known[role]
