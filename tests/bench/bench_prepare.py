@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 from tests.trainer.tiny_model import StoredFile, config, tokenizer
 
-from finetune_trainer import data
 from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.data import preparing
 
 _SIZES = ("10000", "100000", "1000000")
 _WORDS = [f"word{number}" for number in range(5000)]
@@ -47,8 +47,8 @@ def _one(size: int, case: str) -> None:
         file = _write(Path(folder) / "rows.jsonl", size)
         before, begun = _peak(), time.monotonic()
         settings = _settings(case)
-        report = data.prepare(
-            settings, data.Files([(settings.dataset.sources[0], [file])], ""), words, Path(folder)
+        report = preparing.prepare(
+            settings, preparing.Files([(settings.dataset.sources[0], [file])], ""), words, Path(folder)
         ).report
         seconds = time.monotonic() - begun
     assert report.rows == size

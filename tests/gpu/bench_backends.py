@@ -107,9 +107,10 @@ def rows(config: TrainerConfig, count: int, mixed: bool) -> datasets.Dataset:
 
 def run_one(arguments: argparse.Namespace, backend: str) -> Result:
     """Train in this process."""
-    from finetune_trainer import model, train
     from finetune_trainer.contract import DatasetReport
-    from finetune_trainer.data import PreparedData
+    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.models import model
+    from finetune_trainer.training import train
 
     config = settings(arguments)
     model.import_backend(backend)

@@ -14,7 +14,7 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import Reason, Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import load_model
+from finetune_trainer.models.model import load_model
 from finetune_trainer.storage import (
     DATA,
     MODEL,

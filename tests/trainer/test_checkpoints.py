@@ -14,7 +14,7 @@ import pytest
 from tests.trainer.conftest import Fault
 from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries
 
-from finetune_trainer.checkpoint_store import CheckpointStore, Origin
+from finetune_trainer.checkpoints.store import CheckpointStore, Origin
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3, Location

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.conftest import Fault
 
-from finetune_trainer.claim import Claim, Timing
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.output.claim import Claim, Timing
 from finetune_trainer.storage import S3, Location
 
 if TYPE_CHECKING:

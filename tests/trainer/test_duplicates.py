@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.duplicates import Groups, Hashes, Near, signature
+from finetune_trainer.data.duplicates import Groups, Hashes, Near, signature
+from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
+from finetune_trainer.data.split import choose
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Chat, Judged, Pair, Preference, Row, Text
-from finetune_trainer.split import choose
 
 LONG = " ".join(f"word{number}" for number in range(60))
 SYSTEM = {"role": "system", "content": LONG}

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from tests.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.rows import Pair, Reader
+from finetune_trainer.data.rows import Pair, Reader
 
 ROWS = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": 'say "ą,\n"', "completion": "ą"}]
 PAIRS = [Pair(row["prompt"], row["completion"]) for row in ROWS]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.formats import detect_format, parse, renamed
-from finetune_trainer.rows import Chat, Judged, Pair, Preference, Row, RowError, Text
+from finetune_trainer.data.formats import detect_format, parse, renamed
+from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, RowError, Text
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
 
-from finetune_trainer import data, model, train
-from finetune_trainer.export import export
-from finetune_trainer.generate import generate
+from finetune_trainer.data import preparing
+from finetune_trainer.models import model
+from finetune_trainer.models.generate import generate
+from finetune_trainer.output.export import export
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.training import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -41,7 +43,7 @@ def tuned(
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
     words = model.load_tokenizer(base)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
-    prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, folder)
+    prepared = preparing.prepare(settings, preparing.Files(sources, "sha256:0"), words, folder)
     loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
     export(settings, loaded, folder / "adapter", "sha256:abc")

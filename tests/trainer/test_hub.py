@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from finetune_trainer import hub
 from finetune_trainer.contract import HUB_TOKEN_FILE_ENV, Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_token_canary"

@@ -8,9 +8,9 @@ import pytest
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
 
 from finetune_trainer.contract import Reason
+from finetune_trainer.data.labels import IGNORED, Example, Labeller, encode_prompt, stop_ids
+from finetune_trainer.data.rows import Chat, Pair, RowError
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import IGNORED, Example, Labeller, encode_prompt, stop_ids
-from finetune_trainer.rows import Chat, Pair, RowError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

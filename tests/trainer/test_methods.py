@@ -13,12 +13,12 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import DatasetReport, Progress, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.packing import pack
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.training.packing import pack
 
 if TYPE_CHECKING:
-    from finetune_trainer.data import PreparedData
-    from finetune_trainer.model import Loaded
+    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.models.model import Loaded
 
 Rows = Mapping[str, Sequence[Any]]
 
@@ -78,7 +78,7 @@ def settings(training: Mapping[str, Any], source: Mapping[str, Any] | None = Non
 def prepared(method: str, validate: bool = False) -> PreparedData:
     import datasets
 
-    from finetune_trainer.data import PreparedData
+    from finetune_trainer.data.preparing import PreparedData
 
     rows = datasets.Dataset.from_dict(dict(ROWS[method]))
     report = DatasetReport(
@@ -94,7 +94,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(model_dir: Path, tmp_path: Path) -> Run:
-    from finetune_trainer import model, train
+    from finetune_trainer.models import model
+    from finetune_trainer.training import train
 
     def run(
         source: Mapping[str, Any] | None = None,
@@ -138,7 +139,7 @@ class TestMethods:
 
     @pytest.mark.parametrize("method", ["dpo", "kto"])
     def test_only_one_adapter_is_left(self, run: Run, tmp_path: Path, method: str) -> None:
-        from finetune_trainer.export import export
+        from finetune_trainer.output.export import export
 
         trained = run(method=method, maxSteps=2)
         export(trained.config, trained.loaded, tmp_path / "adapter", "sha256:0")
@@ -163,7 +164,7 @@ class TestMethods:
     def test_logits_of_a_packed_row_are_its_own(self, run: Run) -> None:
         import torch
 
-        from finetune_trainer.packing import Collator, packed
+        from finetune_trainer.training.packing import Collator, packed
 
         loaded, rows = run(maxSteps=1).loaded, prepared("sft").dataset
         sequences = packed(rows, 24)  # several, so that there is padding too
@@ -185,7 +186,7 @@ class TestMethods:
         [("rslora", "none"), ("dora", "none"), ("lora", "nf4"), ("dora", "nf4")],
     )
     def test_learns_and_is_reloaded(self, run: Run, tmp_path: Path, variant: str, quantization: str) -> None:
-        from finetune_trainer.export import export
+        from finetune_trainer.output.export import export
 
         shape = {"maxSteps": 6, "lora": {"variant": variant, "rank": 8}}
         trained = run({"quantization": quantization}, True, **shape)
@@ -258,7 +259,7 @@ class TestMethods:
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_SECONDS)
 def test_chat_template_of_the_config(model_dir: Path) -> None:
-    from finetune_trainer.model import load_tokenizer
+    from finetune_trainer.models.model import load_tokenizer
 
     words = load_tokenizer(model_dir, "{% for m in messages %}{{ m.content }}!{% endfor %}")
     assert words.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"

@@ -14,8 +14,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors
-from finetune_trainer.lora import lora_targets
-from finetune_trainer.model import (
+from finetune_trainer.models.lora import lora_targets
+from finetune_trainer.models.model import (
     Loaded,
     check_vocabulary,
     choose_backend,
@@ -23,7 +23,7 @@ from finetune_trainer.model import (
     load_tokenizer,
     resolve_precision,
 )
-from finetune_trainer.model_files import check_model_dir
+from finetune_trainer.models.model_files import check_model_dir
 
 INDEX = "model.safetensors.index.json"
 

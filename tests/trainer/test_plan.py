@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.trainer.tiny_model import chat
 
-from finetune_trainer import estimates
-from finetune_trainer.architecture import Architecture
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.weights import parameters
+from finetune_trainer.planning import estimates
+from finetune_trainer.planning.architecture import Architecture
+from finetune_trainer.planning.weights import parameters
 
 if TYPE_CHECKING:
     pass

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, config, tokenizer, write_rows
 
-from finetune_trainer import data
 from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.data import Files, PreparedData
+from finetune_trainer.data import preparing
+from finetune_trainer.data.preparing import Files, PreparedData
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -38,7 +38,7 @@ def run(
     folder.mkdir(exist_ok=True)
     training = [(source, [write_rows(folder / "rows", rows)])]
     validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
-    return data.prepare(settings, Files(training, "sha256:0", validation), tokenizer(template), folder / "work")
+    return preparing.prepare(settings, Files(training, "sha256:0", validation), tokenizer(template), folder / "work")
 
 
 def pair(prompt: str, completion: str) -> dict[str, str]:
@@ -222,7 +222,7 @@ def test_every_answer_ends_and_nothing_begins_twice(
     if eos_is_pad:
         words.pad_token = words.eos_token
     files = Files([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
-    example = data.prepare(made, files, words, tmp_path).dataset[0]
+    example = preparing.prepare(made, files, words, tmp_path).dataset[0]
     ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
     assert learnt[-1] == words.eos_token_id
     begins = words.convert_tokens_to_ids("<|begin_of_text|>")

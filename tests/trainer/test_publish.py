@@ -16,8 +16,8 @@ from finetune_trainer.contract import CLAIMS_DIR_ENV, DatasetReport, Outcome, Re
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
 from finetune_trainer.outcome import Known
+from finetune_trainer.output.publish import Output
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.publish import Output
 from finetune_trainer.run import describe, run
 from finetune_trainer.storage import S3
 

@@ -10,8 +10,8 @@ import pytest
 from tests.trainer.tiny_model import StoredFile, chat, write_rows
 
 from finetune_trainer.contract import DataSource, Reason
+from finetune_trainer.data.rows import Chat, Pair, Reader, Row
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Chat, Pair, Reader, Row
 
 URI = "s3://data/a.jsonl"
 PAIR = {"prompt": "1+1=", "completion": "2"}

@@ -20,7 +20,7 @@ from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS, build, chat, confi
 from finetune_trainer.contract import DatasetReport, Progress, Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.train import Step, Watch, total_steps
+from finetune_trainer.training.train import Step, Watch, total_steps
 
 ROWS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(10)]
 
@@ -91,7 +91,7 @@ class TestWatch:
         assert caught.value.reason is Reason.NON_FINITE_LOSS
 
     def test_logs_every_twentieth_at_most(self, progress: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level("INFO", "finetune_trainer.train")
+        caplog.set_level("INFO", "finetune_trainer.training.train")
         watch = Watch(progress, clock=lambda: 0.0)
         watch.begin(1000)
         for number in range(1, 1001):
@@ -122,7 +122,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(model_dir: Path, tmp_path: Path) -> Run:
-    from finetune_trainer import data, model, train
+    from finetune_trainer.data import preparing
+    from finetune_trainer.models import model
+    from finetune_trainer.training import train
 
     def run(
         rows: list[Any] = ROWS,
@@ -135,7 +137,7 @@ def run(model_dir: Path, tmp_path: Path) -> Run:
         model.import_backend("transformers")
         words = model.load_tokenizer(base)
         sources = [(settings.dataset.sources[0], [write_rows(tmp_path / "rows", rows)])]
-        prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, tmp_path)
+        prepared = preparing.prepare(settings, preparing.Files(sources, "sha256:0"), words, tmp_path)
         loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
         metrics = train.train(settings, loaded, prepared, train.Session(progress, **(others or {})), tmp_path)
         weights = {name: value.detach().clone() for name, value in loaded.model.named_parameters()}
@@ -251,14 +253,17 @@ import json, sys
 from pathlib import Path
 from tests.trainer.test_train import ROWS, Recorder
 from tests.trainer.tiny_model import config, write_rows
-from finetune_trainer import data, export, model, train
+from finetune_trainer.data import preparing
+from finetune_trainer.output import export
+from finetune_trainer.models import model
+from finetune_trainer.training import train
 
 backend, model_dir, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 settings, progress = config({"batchSize": 2, "gradientAccumulation": 2, "backend": backend}), Recorder()
 model.import_backend(model.choose_backend(settings))
 words = model.load_tokenizer(model_dir)
 sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", ROWS)])]
-prepared = data.prepare(settings, data.Files(sources, "sha256:0"), words, folder)
+prepared = preparing.prepare(settings, preparing.Files(sources, "sha256:0"), words, folder)
 loaded = model.Loaded(model.load_model(settings, model_dir, backend), words, backend)
 metrics = train.train(settings, loaded, prepared, train.Session(progress), folder)
 export.export(settings, loaded, folder / "adapter", "sha256:abc")

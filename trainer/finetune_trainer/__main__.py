@@ -101,8 +101,9 @@ def _ask(work: Callable[[], Outcome]) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> Outcome:
-    from finetune_trainer import cli, manifest, outcome, plan, plan_text
+    from finetune_trainer import cli, manifest, outcome
     from finetune_trainer.contract import Reason
+    from finetune_trainer.planning import plan, plan_text
 
     found = plan.plan(manifest.load(parsed.manifest), cli.scratch(parsed))
     print(found.model_dump_json(by_alias=True, indent=2) if parsed.json else plan_text.to_text(found))

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
-from finetune_trainer import base_models
 from finetune_trainer.contract import ModelSource, Reason, Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.records import MANIFEST_NAME, AdapterManifest
+from finetune_trainer.models import base_models
+from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest
 from finetune_trainer.storage import OUTPUT, S3, Location, check_space, download, find
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def answer(question: Question, scratch: Path) -> list[Answer]:
         adapter = _adapter(question, folder / "adapter")
         model = _model(question, _revision(question, adapter), folder / "model")
 
-        from finetune_trainer import generate, model_files
+        from finetune_trainer.models import generate, model_files
 
         model_files.check_model_dir(model)
         base = generate.generate(model, None, question.prompts, question.max_new_tokens)

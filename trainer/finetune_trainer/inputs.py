@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_trainer import base_models
-from finetune_trainer.base_models import BaseModel, FetchedModel, S3Model
 from finetune_trainer.contract import DataSource, TrainerConfig
-from finetune_trainer.records import InputRecord, ModelRecord
+from finetune_trainer.models import base_models
+from finetune_trainer.models.base_models import BaseModel, FetchedModel, S3Model
+from finetune_trainer.output.records import InputRecord, ModelRecord
 from finetune_trainer.storage import DATA, S3, InputFile, Location, S3Object, check_space, download, find
 
 __all__ = ["InputFile", "Inputs", "Located", "locate", "start"]

@@ -6,13 +6,14 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from finetune_trainer import inputs, publish
-from finetune_trainer.claim import Claim
+from finetune_trainer import inputs
 from finetune_trainer.contract import DatasetReport, Outcome, Stage, TrainerConfig
 from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
+from finetune_trainer.output import publish
+from finetune_trainer.output.claim import Claim
+from finetune_trainer.output.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
 from finetune_trainer.progress import now
-from finetune_trainer.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
 from finetune_trainer.stall import watched
 from finetune_trainer.storage import S3
 
@@ -54,13 +55,17 @@ def _train(located: Located, output: publish.Output, claim: Claim, folder: Path,
     fetched = downloading.result()
 
     # Only now: the backend decides what has to be imported first.
-    from finetune_trainer import checkpoints, data, export, model, model_files, train
+    from finetune_trainer.checkpoints import saving
+    from finetune_trainer.data import preparing
+    from finetune_trainer.models import model, model_files
+    from finetune_trainer.output import export
+    from finetune_trainer.training import train
 
     _enter(Stage.PREPARING, known)
     model_files.check_model_dir(fetched.model_dir)
     tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    files = data.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = data.prepare(config, files, tokenizer, folder)
+    files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
+    prepared = preparing.prepare(config, files, tokenizer, folder)
     known.dataset = prepared.report
 
     _enter(Stage.LOADING, known)
@@ -69,7 +74,7 @@ def _train(located: Located, output: publish.Output, claim: Claim, folder: Path,
 
     _enter(Stage.TRAINING, known)
     store = output.checkpoints(fetched.digest, fetched.start_revision)
-    keeper = checkpoints.keeper(store, claim, known, config.training.checkpoints)
+    keeper = saving.keeper(store, claim, known, config.training.checkpoints)
     with keeper.session(known, folder) as session:
         metrics = train.train(config, loaded, prepared, session, folder)
 
@@ -84,7 +89,7 @@ def _train(located: Located, output: publish.Output, claim: Claim, folder: Path,
 
 
 def _import_backend(config: TrainerConfig) -> str:
-    from finetune_trainer import model
+    from finetune_trainer.models import model
 
     backend = model.choose_backend(config)
     model.import_backend(backend)

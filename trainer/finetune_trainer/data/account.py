@@ -1,0 +1,120 @@
+"""Every row accounted for: what was left out and why, and what is to be said of those that were kept."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
+from finetune_trainer.data.rows import Offenders, Place, Reader, RowError
+from finetune_trainer.data.sensitive import KINDS
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", *KINDS)
+"""What is noted of a row that is kept."""
+
+
+class Facts:
+    """Numbers of each kept row, in a file: which rows are set aside for validation is known only after the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        self.rows = 0
+
+    def add(self, facts: Mapping[str, int]) -> None:
+        """The next row's; what is not given is 0."""
+        self.rows += 1
+        array("I", [facts.get(name, 0) for name in FACTS]).tofile(self._file)
+
+    def totals(self, without: NDArray[np.int64]) -> dict[str, int]:
+        """Sums over all rows but some, and how many `rows` those are."""
+        import numpy as np
+
+        if not self.rows:
+            return dict.fromkeys(["rows", *FACTS], 0)
+        table = np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.rows, len(FACTS)))
+        sums = table.sum(axis=0, dtype=np.int64)
+        for part in np.array_split(without, len(without) // 65536 + 1):
+            sums -= table[part].sum(axis=0, dtype=np.int64)
+        return {"rows": self.rows - len(without), **dict(zip(FACTS, sums.tolist(), strict=True))}
+
+    def close(self) -> None:
+        """No more rows come."""
+        self._file.close()
+
+
+class Account:
+    """Counts rows that are left out, and says what became of all."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self._max_length = config.model.max_length
+        self._preparation = config.dataset.preparation
+        self._rejected: Counter[str] = Counter()
+        self._overlong = Offenders()
+        self._longest = 0
+
+    def reject(self, reason: str) -> None:
+        """One row is left out."""
+        self._rejected[reason] += 1
+
+    def measure(self, place: Place, length: int) -> None:
+        """A row has so many tokens, whether it is kept or not."""
+        self._longest = max(self._longest, length)
+        if length > self._max_length and self._preparation.overlength == "fail":
+            self._overlong.add(place, RowError(f"has {length} tokens, model.maxLength is {self._max_length}"))
+
+    def check(self, reader: Reader) -> None:
+        """Raises `DATA_INVALID` if more rows than allowed are wrong, or one is too long that must not be."""
+        if reader.offenders.count > self._preparation.max_invalid_fraction * reader.rows:
+            reader.offenders.raise_if_any(reader.rows)
+        self._overlong.raise_if_any(reader.rows)
+        if reader.offenders.count:
+            self._rejected["invalid"] = reader.offenders.count
+
+    def _check_kept(self, rows: int, kept: int, validation: int) -> None:
+        """Raises `DATASET_EMPTY` if nothing is left to train on; a row that is not accounted for is a bug."""
+        if not kept:
+            raise TrainerError(Reason.DATASET_EMPTY, self._empty_message(rows, validation))
+        left_out = self._rejected.total()
+        if rows != kept + validation + left_out:
+            raise TrainerError(
+                Reason.INTERNAL_ERROR,
+                f"{rows} rows were read but {kept} kept, {validation} set aside for validation and {left_out} left "
+                "out; please report this",
+            )
+
+    def _empty_message(self, rows: int, validation: int) -> str:
+        if not rows:
+            return "the data's objects hold no row"
+        parts = [f"{count} {reason}" for reason, count in sorted(self._rejected.items())]
+        found = ", ".join([*parts, *([f"{validation} set aside for validation"] if validation else [])])
+        return (
+            f"none of {rows} rows can be trained on: {found}; the longest has {self._longest} tokens, "
+            f"model.maxLength is {self._max_length}"
+        )
+
+    def report(self, rows: int, validation: int, totals: Mapping[str, int], digest: str) -> DatasetReport:
+        """The account, which must balance; `totals` are of the rows trained on. Raises `DATASET_EMPTY`."""
+        kept = totals["rows"]
+        self._check_kept(rows, kept, validation)
+        return DatasetReport(
+            rows=rows,
+            kept=kept,
+            validation=validation,
+            rejected=dict(sorted(self._rejected.items())),
+            cleaned=totals["cleaned"],
+            truncated=totals["truncated"],
+            sensitive={kind: totals[kind] for kind in sorted(KINDS) if totals[kind]},
+            redacted=totals["redacted"],
+            tokens=totals["tokens"],
+            supervised_tokens=totals["supervised"],
+            digest=digest,
+        )

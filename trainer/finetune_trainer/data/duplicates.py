@@ -1,0 +1,203 @@
+"""Rows that were there before, exactly or nearly, and rows that belong together."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from finetune_trainer.data.row_texts import canonical, conversations, prompt, turns
+from finetune_trainer.data.rows import Judged, Preference, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasketch import MinHash
+    from numpy.typing import NDArray
+
+NEAR_LIMIT = 200_000
+"""Rows up to which near-duplicates can be looked for: their signatures take about 5 KB of memory each."""
+_PERMUTATIONS = 128
+_RECALL = 0.95
+"""Of pairs that resemble each other just as much as the threshold says, at least so many are compared."""
+_CHAIN = 32
+"""Rows of one bucket that are compared; more of them alike are already of one kind."""
+_SHINGLE = 3
+# A character each of the scripts without spaces; else a word.
+_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORDS = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
+_KEY = 16
+
+
+class Hashes:
+    """A set of 128-bit hashes of rows in 24 to 48 bytes each, where Python's own takes a hundred and more."""
+
+    def __init__(self) -> None:
+        self._table = bytearray(_KEY << 10)
+        self._count = 0
+
+    def add(self, row: Row) -> bool:
+        """Whether the row is new."""
+        key = _hash(row)
+        if not self._insert(key):
+            return False
+        self._count += 1
+        if self._count * _KEY * 3 > len(self._table) * 2:
+            self._grow()
+        return True
+
+    def __contains__(self, row: Row) -> bool:
+        key = _hash(row)
+        return self._table[(at := self._slot(key)) : at + _KEY] == key
+
+    def _slot(self, key: bytes) -> int:
+        """Where the key stands, or else the free place for it."""
+        at = int.from_bytes(key[:8], "little") * _KEY % len(self._table)
+        while (there := self._table[at : at + _KEY]) != key and any(there):
+            at = (at + _KEY) % len(self._table)
+        return at
+
+    def _insert(self, key: bytes) -> bool:
+        at = self._slot(key)
+        if self._table[at : at + _KEY] == key:
+            return False
+        self._table[at : at + _KEY] = key
+        return True
+
+    def _grow(self) -> None:
+        old = self._table
+        self._table = bytearray(2 * len(old))
+        for at in range(0, len(old), _KEY):
+            if any(key := bytes(old[at : at + _KEY])):
+                self._insert(key)
+
+
+def _hash(row: Row) -> bytes:
+    return xxhash.xxh3_128_digest(canonical(row))
+
+
+class Near:
+    """Rows by MinHash, to find those that share at least `threshold` of their word sequences (an estimate)."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._width = _band_width(threshold)
+        self._signatures: list[NDArray[np.uint32]] = []
+        self._latest: dict[int, int] = {}
+        """By bucket: the row that came last."""
+        self._before: list[array[int]] = []
+        """By row and band: the row of the same bucket that came before, or -1."""
+
+    def like(self, signature: NDArray[np.uint32]) -> Iterator[int]:
+        """Rows that the signature resembles, by number."""
+        compared: set[int] = set()
+        for band, bucket in enumerate(self._buckets(signature)):
+            for row in self._chain(band, bucket):
+                if row not in compared and self._resembles(signature, row):
+                    yield row
+                compared.add(row)
+
+    def add(self, signature: NDArray[np.uint32]) -> int:
+        """One more row; its number, from 0."""
+        number = len(self._signatures)
+        self._signatures.append(signature)
+        before = array("i")
+        for bucket in self._buckets(signature):
+            before.append(self._latest.get(bucket, -1))
+            self._latest[bucket] = number
+        self._before.append(before)
+        return number
+
+    def _chain(self, band: int, bucket: int) -> Iterator[int]:
+        row = self._latest.get(bucket, -1)
+        for _ in range(_CHAIN):
+            if row < 0:
+                return
+            yield row
+            row = self._before[row][band]
+
+    def _resembles(self, signature: NDArray[np.uint32], row: int) -> bool:
+        return float((self._signatures[row] == signature).mean()) >= self._threshold
+
+    def _buckets(self, signature: NDArray[np.uint32]) -> Iterator[int]:
+        for band in range(_PERMUTATIONS // self._width):
+            part = signature[band * self._width : (band + 1) * self._width].tobytes()
+            yield xxhash.xxh3_64_intdigest(part, seed=band)
+
+
+def _band_width(threshold: float) -> int:
+    def recall(width: int) -> float:
+        return 1 - (1 - float(threshold**width)) ** (_PERMUTATIONS // width)
+
+    return max((width for width in range(1, 33) if recall(width) >= _RECALL), default=1)
+
+
+@cache
+def _minhash() -> MinHash:
+    from datasketch import MinHash
+
+    return MinHash(_PERMUTATIONS, hashfunc=xxhash.xxh32_intdigest)
+
+
+def signature(row: Row) -> NDArray[np.uint32]:
+    """The row's MinHash; system prompts do not count, since every row may have the same long one."""
+    made = _minhash().copy()
+    made.update_batch([shingle.encode() for shingle in _shingles(row)])
+    values: NDArray[np.uint32] = made.hashvalues.astype("uint32")
+    return values
+
+
+def _shingles(row: Row) -> set[str]:
+    found: set[str] = set()
+    for number, conversation in enumerate(conversations(row)):
+        # The opposite verdict on the same words is no duplicate.
+        verdict = number or (isinstance(row, Judged) and not row.good)
+        spoken = [content for role, content in turns(conversation) if role not in ("system", "developer")]
+        words = _WORDS.findall(" ".join(spoken).casefold())
+        last = max(len(words) - _SHINGLE, 0)
+        found.update(f"{verdict:d} {' '.join(words[at : at + _SHINGLE])}" for at in range(last + 1))
+    return found
+
+
+class Groups:
+    """Which rows must stay together: those that resemble each other, or, without `near`, those of one prompt."""
+
+    def __init__(self, near: Near | None) -> None:
+        self._near = near
+        self._prompts: dict[int, int] = {}
+        self._parents = array("q")
+        self._keys = array("Q")
+
+    def add(self, row: Row) -> None:
+        """The next row."""
+        key = xxhash.xxh3_64_intdigest(prompt(row).encode())
+        if self._near is None:
+            self._keys.append(key)
+            return
+        number = len(self._parents)
+        self._parents.append(number)
+        mine = signature(row)
+        for other in self._near.like(mine):
+            self._join(number, other)
+        self._near.add(mine)
+        if isinstance(row, Judged | Preference):  # one prompt has several answers there
+            self._join(number, self._prompts.setdefault(key, number))
+
+    def keys(self) -> array[int]:
+        """By row: the same number for rows that stay together."""
+        if self._near is None:
+            return self._keys
+        return array("Q", map(self._root, range(len(self._parents))))
+
+    def _root(self, row: int) -> int:
+        while (parent := self._parents[row]) != row:
+            self._parents[row] = self._parents[parent]
+            row = parent
+        return row
+
+    def _join(self, one: int, other: int) -> None:
+        roots = sorted((self._root(one), self._root(other)))
+        self._parents[roots[1]] = roots[0]

@@ -1,0 +1,61 @@
+"""Lines of text files, none of which may fill the memory, and what files are when they are not what their name says."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+
+from finetune_trainer.data.row_types import DamagedError, RowError
+
+BinaryStream = io.BufferedReader | gzip.GzipFile
+LARGEST_ROW = 16 << 20
+"""Bytes of one row; a larger one is refused before it is in memory."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TOO_LONG = f"expected at most {LARGEST_ROW >> 20} MiB on one line, found more; leave it out or split it"
+_SIGNATURES = (
+    (b"\xff\xfe", "UTF-16 text; store it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text; store it as UTF-8"),
+    (b"PAR1", "a Parquet file; name it .parquet"),
+    (b"\x1f\x8b", "gzip data; end its name in .gz (packed twice: unpack it once)"),
+    (b"\x28\xb5\x2f\xfd", "zstd data; end its name in .zst (packed twice: unpack it once)"),
+    (b"PK\x03\x04", "a ZIP archive; store what is in it"),
+    (b"SQLite format 3", "an SQLite database; export its rows"),
+)
+
+
+def start_text(stream: BinaryStream) -> None:
+    """Leave out a byte order mark; refuse what is plainly no text in UTF-8."""
+    start = stream.peek(16)
+    for signature, what in _SIGNATURES:
+        if start.startswith(signature):
+            raise DamagedError(f"expected text, found {what}")
+    if start.startswith(BYTE_ORDER_MARK):
+        stream.read(len(BYTE_ORDER_MARK))
+
+
+def lines(stream: BinaryStream) -> Iterator[tuple[int, bytes | RowError]]:
+    """(number from 1, bytes) of each line that is not blank; a line that is too long is skipped over."""
+    number = 0
+    while line := stream.readline(LARGEST_ROW + 1):
+        number += 1
+        if len(line) > LARGEST_ROW:
+            _skip_rest(stream, line)
+            yield number, RowError(_TOO_LONG)
+        elif line.strip():
+            yield number, line
+
+
+def _skip_rest(stream: BinaryStream, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(1 << 20)
+
+
+def encoding_error(line: bytes) -> str | None:
+    """What is wrong with a line's encoding."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at position {error.start}"
+        return f"expected UTF-8, found {found}; is it Latin-1, or Windows-1252?"
+    return "expected UTF-8, found NUL bytes; is it UTF-16?" if b"\0" in line else None

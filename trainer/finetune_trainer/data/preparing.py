@@ -1,0 +1,149 @@
+"""From the data's rows to tokens on disk, with an account of every row.
+
+Rows of `validation.sources` go first, so that training rows that also stand there are known. Each row is read,
+cleaned, redacted, compared with those before it, tokenised and written, one batch at a time; memory grows by 24 to 48
+bytes per row for exact duplicates, and by a few KB for near ones, up to `duplicates.NEAR_LIMIT` rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
+from finetune_trainer.data import split
+from finetune_trainer.data.account import Account
+from finetune_trainer.data.columns import Limits
+from finetune_trainer.data.duplicates import NEAR_LIMIT, Groups, Hashes, Near
+from finetune_trainer.data.labels import Labeller
+from finetune_trainer.data.rows import Reader, SourceFile
+from finetune_trainer.data.side import Context, Known, Side
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+Sources = Sequence[tuple[DataSource, Sequence[SourceFile]]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What rows are read from; `digest` is that of all files."""
+
+    sources: Sources
+    digest: str
+    validation: Sources = ()
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows ready to train on, memory-mapped from disk; `columns.COLUMNS` says what they hold."""
+
+    dataset: datasets.Dataset
+    report: DatasetReport
+    validation: datasets.Dataset | None = None
+
+
+def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> PreparedData:
+    """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`.
+
+    The report accounts for every row: rows = kept + validation + the sum of rejected.
+    Raises `DATA_INVALID` naming the first wrong rows and how many there are, `DATASET_EMPTY` if none is left,
+    `CONFIG_INVALID` if there are too many rows to look for near-duplicates, `MODEL_INVALID` if the tokenizer cannot
+    do it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    few = _few(config, files)
+    context = _context(config, tokenizer)
+    held_out = Side(context, work_dir / "validation.arrow", _known(config, needed=bool(files.validation)))
+    held_out.write(context.reader.read(files.validation))
+    training = Side(context, work_dir / "dataset.arrow", _known(config), held_out.known)
+    training.groups = _groups(config, few=few)
+    training.write(context.reader.read(files.sources))
+    context.account.check(context.reader)
+
+    chosen = _chosen(config, training)
+    set_aside = len(chosen) + held_out.facts.rows
+    report = context.account.report(context.reader.rows, set_aside, training.facts.totals(chosen), files.digest)
+    dataset, validation = _divided(training, chosen)
+    return PreparedData(dataset, report, _held_out(files, held_out) or validation)
+
+
+def _context(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Context:
+    return Context(
+        preparation=config.dataset.preparation,
+        method=config.training.method,
+        limits=Limits.of(config),
+        labeller=Labeller(tokenizer, config.training.loss),
+        account=Account(config),
+        reader=Reader(config.training.method),
+    )
+
+
+def _few(config: TrainerConfig, files: Files) -> bool:
+    """Whether rows are few enough for signatures of all. Raises `CONFIG_INVALID` where they have to be."""
+    near = config.dataset.preparation.deduplicate == "near"
+    if not near and not _fraction(config):
+        return False
+    rows = Reader(config.training.method).read([*files.validation, *files.sources])
+    few = sum(1 for _ in islice(rows, NEAR_LIMIT + 1)) <= NEAR_LIMIT
+    if near and not few:
+        raise TrainerError(
+            Reason.CONFIG_INVALID,
+            f"dataset.preparation.deduplicate: near works up to {NEAR_LIMIT} rows, the sources hold more; "
+            "use exact, or give the sources a limit",
+        )
+    return few
+
+
+def _fraction(config: TrainerConfig) -> float | None:
+    return config.dataset.validation.fraction if config.dataset.validation else None
+
+
+def _known(config: TrainerConfig, *, needed: bool = False) -> Known:
+    preparation = config.dataset.preparation
+    near = Near(preparation.near_threshold) if preparation.deduplicate == "near" else None
+    return Known(Hashes(), near, needed or preparation.deduplicate != "none")
+
+
+def _groups(config: TrainerConfig, *, few: bool) -> Groups | None:
+    if not _fraction(config):
+        return None
+    return Groups(Near(config.dataset.preparation.near_threshold) if few else None)
+
+
+def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:
+    """Training rows to set aside."""
+    import numpy as np
+
+    fraction = _fraction(config)
+    if not fraction or not training.groups or not training.facts.rows:
+        return np.empty(0, dtype=np.int64)
+    seed = config.dataset.validation.seed if config.dataset.validation else 0
+    return split.choose(training.groups.keys(), fraction, seed)
+
+
+def _divided(training: Side, chosen: NDArray[np.int64]) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Rows to train on and rows set aside."""
+    import numpy as np
+
+    rows = training.dataset()
+    if not len(chosen):
+        return rows, None
+    return rows.select(np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)), rows.select(chosen)
+
+
+def _held_out(files: Files, side: Side) -> datasets.Dataset | None:
+    if not files.validation:
+        return None
+    if not side.facts.rows:
+        raise TrainerError(
+            Reason.DATASET_EMPTY, "dataset.validation.sources: none of their rows can be used; see what was left out"
+        )
+    return side.dataset()

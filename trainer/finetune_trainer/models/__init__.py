@@ -1,0 +1,1 @@
+"""The base model: where it comes from, what may be loaded, and the adapter that is trained on it."""

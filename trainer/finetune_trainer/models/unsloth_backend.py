@@ -1,0 +1,55 @@
+"""Everything that touches Unsloth. Importing this module imports it, which patches transformers, TRL and PEFT for the
+whole process; so `import_backend` imports it before them, and only when Unsloth was chosen. Parts of Unsloth are
+AGPL-3.0: nothing here is copied from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unsloth import FastLanguageModel
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.faults import model_errors
+from finetune_trainer.models import quantization
+from finetune_trainer.models.lora import lora_alpha, lora_targets
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+
+def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+    """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
+    recompute = "unsloth" if config.training.gradient_checkpointing else False
+    with model_errors():
+        base, _ = FastLanguageModel.from_pretrained(
+            model_name=str(model_dir),
+            max_seq_length=config.model.max_length,
+            dtype=dtype,
+            load_in_4bit=config.model.quantization == "nf4",  # its default is True
+            load_in_8bit=config.model.quantization == "int8",
+            full_finetuning=False,
+            trust_remote_code=False,
+            local_files_only=True,
+            fix_tokenizer=False,  # ours is the model's own
+            use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
+            use_gradient_checkpointing=recompute,
+            random_state=config.training.seed,
+        )
+    quantization.check(config, base)
+    lora = config.training.lora
+    return FastLanguageModel.get_peft_model(
+        base,
+        r=lora.rank,
+        target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
+        lora_alpha=lora_alpha(config),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        bias="none",
+        use_gradient_checkpointing=recompute,
+        random_state=config.training.seed,
+        max_seq_length=config.model.max_length,
+    )

@@ -1,0 +1,156 @@
+"""Write the adapter as servers load it: flat, safetensors, no path of this machine; and prove that it loads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.model import Loaded, resolve_precision
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+_CHECK = "check"
+_METHODS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimisation",
+    "kto": "Kahneman-Tversky optimisation",
+}
+_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+"""Largest difference of a logit between the adapter in memory and on disk, by precision. The weights are stored as they
+are, so that the only difference is in the order of sums."""
+
+
+def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: str) -> None:
+    """Write adapter, tokenizer, chat template and model card into the folder `target`, flat.
+
+    `model_revision` is the base model's commit or digest. Raises `INTERNAL_ERROR` if the adapter learnt nothing or
+    answers differently when it is loaded from `target`.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    check_learnt(loaded.model)
+    # save_embedding_layers: "auto" asks the hub whether the vocabulary grew; ours never does.
+    loaded.model.save_pretrained(str(target), save_embedding_layers=False)
+    loaded.tokenizer.save_pretrained(str(target))
+    _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
+    _forget_loading(target / "tokenizer_config.json")
+    (target / "README.md").write_text(model_card(config, loaded, model_revision), encoding="utf-8")
+    _check_reload(loaded, target, resolve_precision(config))
+
+
+def base_name(config: TrainerConfig) -> str:
+    """What PEFT and servers look for: a hub name without its scheme, else the URI."""
+    return config.model.uri.removeprefix("hf://")
+
+
+def target_modules(model: PeftModel) -> list[str]:
+    """The adapted modules by their last names, as servers look for them, where those say it all; else by path.
+
+    PEFT stores `all-linear` as the paths that it found, or shorter, depending on how many they are.
+    """
+    paths = set(model.base_model.targeted_module_names)
+    names = {path.rsplit(".", 1)[-1] for path in paths}
+    meant = {path for path, _ in model.get_base_model().named_modules() if path.rsplit(".", 1)[-1] in names}
+    return sorted(names if meant == paths else paths)
+
+
+def _make_portable(path: Path, config: TrainerConfig, model_revision: str, targets: list[str]) -> None:
+    """Put the base model's public name into an `adapter_config.json` in place of where it lay on this machine."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base_name(config)
+    settings["revision"] = model_revision if config.model.uri.startswith("hf://") else None
+    settings["auto_mapping"] = None  # Unsloth writes its own class into it, which nobody else has
+    settings["target_modules"] = targets
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _forget_loading(path: Path) -> None:
+    """transformers stores how it was told to load a tokenizer as if that were a property of it."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_learnt(model: PeftModel) -> None:
+    """LoRA's B matrices start at zero: if all still are, or one holds no number, the adapter is worth nothing."""
+    weights = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise TrainerError(Reason.NON_FINITE_LOSS, "the adapter's weights are no finite numbers")
+    if not any(bool(weight.any()) for weight in weights):
+        raise TrainerError(Reason.INTERNAL_ERROR, "the adapter learnt nothing: its B matrices are all zero")
+
+
+def _check_reload(loaded: Loaded, target: Path, precision: str) -> None:
+    """Load the adapter from disk beside the one in memory, which costs its size only, and compare their logits."""
+    model = loaded.model
+    model.eval()
+    before = _probe(model, precision)
+    model.load_adapter(str(target), adapter_name=_CHECK)
+    try:
+        model.set_adapter(_CHECK)
+        after = _probe(model, precision)
+    finally:
+        model.set_adapter("default")
+        model.delete_adapter(_CHECK)
+    difference = float((before - after).abs().max())
+    if not difference <= _TOLERANCE[precision]:
+        raise TrainerError(
+            Reason.INTERNAL_ERROR, f"the adapter loaded from disk answers differently: a logit is off by {difference:g}"
+        )
+    log.info("the adapter loads from disk, logits differ by at most %g", difference)
+
+
+def _probe(model: PeftModel, precision: str) -> torch.Tensor:
+    """Logits for a few arbitrary tokens, shape (2, 16, vocabulary)."""
+    import torch
+
+    tokens = (torch.arange(32) * 7919 % model.config.get_text_config().vocab_size).reshape(2, 16)
+    device = model.device.type
+    mixed = device == "cuda" and precision != "fp32"
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=mixed):
+        logits: torch.Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    return logits.float()
+
+
+def model_card(config: TrainerConfig, loaded: Loaded, model_revision: str) -> str:
+    """The README of an adapter, with the hub's metadata: what it was made from and how, and how to load it."""
+    training, lora = config.training, config.training.lora
+    length = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.max_steps} steps"
+    trainable, total = loaded.model.get_nb_trainable_parameters()
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base_name(config))}
+base_model_relation: adapter
+tags: [lora, {training.method}]
+---
+# LoRA adapter for {base_name(config)}
+
+- Base model: `{config.model.uri}`, `{model_revision}`
+- Adapter: {lora.variant}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on
+  {", ".join(lora.target_modules)}; {trainable:,} trained parameters beside {total - trainable:,} frozen ones
+- Training: {_METHODS[training.method]}, {length},
+  {training.batch_size} x {training.gradient_accumulation} rows per step, learning rate
+  {training.learning_rate:g} ({training.scheduler}), loss on {training.loss},
+  {resolve_precision(config)}, seed {training.seed}, backend {loaded.backend}
+
+Load it on the base model named above, which is not part of this folder:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME_OF_THE_BASE_MODEL")
+model = PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")  # with the chat template that was trained on
+```
+
+Its answers were not evaluated. What the base model may not be used for, the adapter may not either.
+"""

@@ -1,0 +1,174 @@
+"""The output prefix: is this run's result there already, may we write, and at the end the files, manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.checkpoints.store import CheckpointStore, Origin
+from finetune_trainer.contract import Outcome, Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs import Located
+from finetune_trainer.output.claim import Claim, run_id
+from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
+from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
+
+log = logging.getLogger(__name__)
+
+CONFIG_NAME = "finetune_config.json"
+"""The config as run. Not `config.json`: beside an adapter, loaders would take that for a whole model's."""
+_MANIFEST_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A result that lies at the output."""
+
+    manifest: AdapterManifest
+    content: bytes
+
+    def outcome(self, output: str) -> Outcome:
+        """It is this run's own: say what was published, as if this attempt had done it."""
+        return Outcome(
+            reason=Reason.ALREADY_COMPLETE,
+            message=f"the result at {output} was published {self.manifest.created_at} by the same config and inputs",
+            backend=self.manifest.backend,
+            dataset=self.manifest.dataset,
+            result=self.manifest.result(output, self.content),
+        )
+
+
+class Output:
+    """Where the run's result goes."""
+
+    def __init__(self, s3: S3, config: TrainerConfig) -> None:
+        self._s3 = s3
+        self._config = config
+        self._prefix = Location.folder(config.output.uri)
+        self._check: Callable[[], None] = lambda: None
+        self.uri = config.output.uri.rstrip("/")
+
+    @contextmanager
+    def claimed(self) -> Iterator[Claim]:
+        """Hold the output in this block: every file that is published is preceded by a look whether it is still ours.
+
+        A missing bucket or a key that may not write is told here, not after the run.
+        """
+        claim = Claim(self._s3, self._prefix, run_id(), self._config.digest())
+        claim.take()
+        self._check = claim.check
+        try:
+            yield claim
+        except Exception:
+            claim.release()
+            raise
+        claim.release()  # not when told to stop: the same run takes it over at once, and there is little time
+
+    def checkpoints(self, data_digest: str, model_revision: str) -> CheckpointStore:
+        """Where saved states of this run go, given what it was fed."""
+        origin = Origin(self._config.digest(), data_digest, model_revision, installed_versions())
+        return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
+
+    def clear_checkpoints(self) -> None:
+        """Remove saved states of this config: its result is there."""
+        self.checkpoints("", "").clear()
+
+    def existing(self) -> Existing | None:
+        """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
+        content = read(self._s3, self._prefix.below(MANIFEST_NAME))
+        if content is None:
+            return None
+        try:
+            manifest = AdapterManifest.model_validate_json(content)
+        except ValidationError as error:
+            raise self._taken("a manifest.json that this trainer did not write or cannot read") from error
+        if manifest.config_digest != self._config.digest():
+            raise self._taken(f"the result of another config, published {manifest.created_at}")
+        return Existing(manifest, content)
+
+    def check_inputs(self, existing: Existing, located: Located) -> None:
+        """The result there must come from the inputs as they are now, else `INPUTS_CHANGED`."""
+        if not located.matches(existing.manifest.model, existing.manifest.inputs):
+            message = (
+                f"{self.uri} holds this config's result of {existing.manifest.created_at}, but model or data have "
+                "changed since; give output.uri a new place for a result of the new inputs"
+            )
+            raise TrainerError(Reason.INPUTS_CHANGED, message)
+
+    def publish(self, folder: Path, manifest: AdapterManifest) -> Outcome:
+        """Upload the export and then the manifest, which makes it a result; `manifest.files` is filled in here."""
+        earlier = self.existing()
+        if earlier:  # another attempt was faster: leave its files as its manifest says they are
+            return earlier.outcome(self.uri)
+        files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
+        files.append(self._upload_config())
+        content = manifest.model_copy(update={"files": files}).to_bytes()
+        self._verify(files)
+        outcome = self._finish(Existing(manifest, content))
+        total = sum(file.size for file in files)
+        log.info("publish: %d files, %d bytes, at %s: %s", len(files), total, self.uri, outcome.reason)
+        return outcome
+
+    def _upload(self, path: Path, name: str) -> FileRecord:
+        self._check()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        put_file(self._s3, self._prefix.below(name), path)
+        return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
+
+    def _upload_config(self) -> FileRecord:
+        content = json.dumps(self._config.to_json(), indent=2).encode() + b"\n"
+        put_bytes(self._s3, self._prefix.below(CONFIG_NAME), content)
+        return FileRecord(path=CONFIG_NAME, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def _verify(self, files: list[FileRecord]) -> None:
+        for file in files:
+            location = self._prefix.below(file.path)
+            stored = size_of(self._s3, location)
+            if stored != file.size:
+                message = f"{location}: {file.size} bytes were uploaded, the store has {stored}"
+                raise TrainerError(Reason.STORAGE_CORRUPT, message)
+
+    def _finish(self, made: Existing) -> Outcome:
+        location = self._prefix.below(MANIFEST_NAME)
+        self._check()
+        for _ in range(_MANIFEST_ATTEMPTS):
+            if put_if_absent(self._s3, location, made.content):
+                return self._completed(made)
+            earlier = self.existing()
+            if earlier and earlier.content == made.content:  # ours: the answer to a first try was lost
+                return self._completed(made)
+            if earlier:
+                return earlier.outcome(self.uri)
+            # Refused, yet not there: the other of two writers at once was refused too (S3's 409). Try again.
+        raise TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: the store refuses the manifest, but holds none")
+
+    def _completed(self, made: Existing) -> Outcome:
+        return Outcome(
+            reason=Reason.COMPLETED,
+            message=f"published at {self.uri}",
+            backend=made.manifest.backend,
+            dataset=made.manifest.dataset,
+            result=made.manifest.result(self.uri, made.content),
+        )
+
+    def _taken(self, what: str) -> TrainerError:
+        message = f"{self.uri} holds {what}; it is never overwritten: give output.uri another place or remove it"
+        return TrainerError(Reason.OUTPUT_EXISTS, message)
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """Weights first; `adapter_config.json`, which loaders look for, after all that it needs."""
+
+    def rank(path: Path) -> tuple[int, str]:
+        last = path.name == "adapter_config.json"
+        return (0 if path.suffix == ".safetensors" else 2 if last else 1, path.as_posix())
+
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=rank)

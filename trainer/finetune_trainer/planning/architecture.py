@@ -1,0 +1,79 @@
+"""The shape of a model and of its adapter, counted on torch's `meta` device: no weight is loaded, no memory needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.faults import model_errors
+from finetune_trainer.planning import weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a base model and of the adapter on it."""
+
+    parameters: int
+    """Of the base model, as its files have them."""
+    packable: int
+    """Those in linear layers but the output head: what quantisation makes smaller."""
+    trainable: int
+    """The adapter's."""
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+
+def describe(config: TrainerConfig, model_dir: Path) -> Architecture:
+    """Raises `MODEL_INVALID` for files that are no model, `CONFIG_INVALID` for targets that the model lacks."""
+    base = _skeleton(model_dir)
+    shape = base.config.get_text_config()
+    return Architecture(
+        parameters=weights.parameters(model_dir),
+        packable=_packable(base),
+        trainable=_trainable(config, base),
+        layers=shape.num_hidden_layers,
+        hidden=shape.hidden_size,
+        intermediate=_intermediate(shape),
+        vocabulary=base.get_input_embeddings().weight.shape[0],
+    )
+
+
+def _skeleton(model_dir: Path) -> PreTrainedModel:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with model_errors(), torch.device("meta"):
+        shape = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+        return AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+
+
+def _packable(base: PreTrainedModel) -> int:
+    import torch
+
+    head = base.get_output_embeddings()
+    linear = (each for each in base.modules() if isinstance(each, torch.nn.Linear) and each is not head)
+    return sum(each.weight.numel() for each in linear)
+
+
+def _trainable(config: TrainerConfig, base: PreTrainedModel) -> int:
+    import torch
+    from peft import get_peft_model
+
+    from finetune_trainer.models.lora import lora_config
+
+    lora = lora_config(config, [name for name, _ in base.named_modules()])
+    with torch.device("meta"):
+        adapted = get_peft_model(base, lora)
+    return sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+
+
+def _intermediate(shape: PreTrainedConfig) -> int:
+    """Width of the feed-forward layers; families without the usual name use four times the hidden size."""
+    return int(shape.to_dict().get("intermediate_size") or 4 * shape.hidden_size)

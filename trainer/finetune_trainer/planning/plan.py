@@ -1,0 +1,136 @@
+"""`finetune-trainer plan`: what a run would do and need, before a GPU is paid for. Publishes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from finetune_trainer import inputs
+from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.contract.base import Model
+from finetune_trainer.planning import headers_only
+from finetune_trainer.storage import S3
+
+if TYPE_CHECKING:
+    import datasets
+
+    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.planning.architecture import Architecture
+
+_PERCENTILES = (50, 90, 99, 100)
+_BATCH = 1000
+
+
+class Memory(Model):
+    """Bytes on the GPU at the peak, estimated."""
+
+    base: int
+    """The frozen model, at the config's precision and quantisation."""
+    adapter: int
+    """The adapter with its gradients and AdamW's state."""
+    activations: int
+    """What the backward pass needs, at `batchSize` examples of `maxLength`."""
+    logits: int
+    """Of the tokens that the loss looks at together."""
+    context: int
+    """CUDA's own."""
+    total: int
+    fits: dict[int, bool]
+    """Memory of a GPU in GB, and whether the run fits."""
+
+
+class Plan(Model):
+    """What a run would do. What begins with `estimated` is arithmetic, the rest is counted."""
+
+    dataset: DatasetReport
+    """As the run would report it."""
+    token_percentiles: dict[int, int]
+    """Length of the kept rows in tokens; 100 is the longest."""
+    steps_per_epoch: int
+    steps: int
+    tokens_trained: int
+    """Over all steps, padding not counted."""
+    model_parameters: int
+    trainable_parameters: int
+    adapter_bytes: int
+    """Of the published weights."""
+    estimated_checkpoint_bytes: int
+    estimated_memory: Memory
+    estimated_seconds: dict[str, float]
+    """By GPU, training alone."""
+
+
+def plan(config: TrainerConfig, scratch: Path) -> Plan:
+    """Read, check and count everything. Raises what the run itself would raise for its data and model."""
+    located = inputs.locate(config, S3(config.storage))
+    located = replace(located, model=headers_only.of(located.model))
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
+        prepared, shape = _look(located, Path(folder))
+        return _compose(config, prepared, shape)
+
+
+def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architecture]:
+    downloading = inputs.start(located, folder)
+    from finetune_trainer.data import preparing
+    from finetune_trainer.models import model
+
+    model.import_backend("transformers")  # seconds of imports, while the download goes on
+    fetched = downloading.result()
+    from finetune_trainer.models import model_files
+    from finetune_trainer.planning import architecture
+
+    model_files.check_model_dir(fetched.model_dir)
+    tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
+    shape = architecture.describe(located.config, fetched.model_dir)
+    files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
+    return preparing.prepare(located.config, files, tokenizer, folder), shape
+
+
+def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture) -> Plan:
+    from finetune_trainer.planning import estimates
+    from finetune_trainer.training.train import total_steps
+
+    rows, training = _sequences(config, prepared), config.training
+    once = training.model_copy(update={"epochs": 1.0, "max_steps": None})
+    steps, per_epoch = total_steps(training, rows), total_steps(once, rows)
+    tokens = round(prepared.report.tokens * steps / per_epoch)
+    memory = estimates.memory(config, shape)
+    return Plan(
+        dataset=prepared.report,
+        token_percentiles=_percentiles(prepared.dataset),
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        tokens_trained=tokens,
+        model_parameters=shape.parameters,
+        trainable_parameters=shape.trainable,
+        adapter_bytes=shape.trainable * 4,
+        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape),
+        estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
+        estimated_seconds={gpu: round(each, 1) for gpu, each in estimates.seconds(config, shape, tokens).items()},
+    )
+
+
+def _sequences(config: TrainerConfig, prepared: PreparedData) -> int:
+    """What a batch is made of: rows, or with packing several of them together."""
+    from finetune_trainer.training import packing
+
+    if not config.training.packing:
+        return len(prepared.dataset)
+    return len(packing.packed(prepared.dataset, config.model.max_length))
+
+
+def _percentiles(rows: datasets.Dataset) -> dict[int, int]:
+    """Nearest-rank."""
+    lengths = sorted(length for batch in rows.iter(_BATCH) for length in _lengths(batch))
+    return {each: lengths[max(0, -(-each * len(lengths) // 100) - 1)] for each in _PERCENTILES}
+
+
+def _lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> Iterator[int]:
+    """Of each row's longest sequence: preferences have their answers beside the prompt."""
+    answers = [batch[name] for name in batch if name.endswith("_ids") and name != "prompt_ids"]
+    prompts = batch.get("prompt_ids", [()] * len(answers[0]))
+    for prompt, *others in zip(prompts, *answers, strict=True):
+        yield len(prompt) + max(map(len, others))

@@ -1,0 +1,64 @@
+"""A plan for people: one aligned table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_trainer.contract import DatasetReport
+from finetune_trainer.planning.plan import Memory, Plan
+
+
+def to_text(plan: Plan) -> str:
+    """Label and value on each line; estimates are marked with ~."""
+    rows = [*_data(plan.dataset), *_training(plan), *_memory(plan.estimated_memory), *_time(plan)]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _data(report: DatasetReport) -> Iterator[tuple[str, str]]:
+    yield "rows read", f"{report.rows:,}"
+    yield "rows kept", f"{report.kept:,}"
+    if report.validation:
+        yield "rows for validation", f"{report.validation:,}"
+    for reason, count in report.rejected.items():
+        yield f"rejected: {reason}", f"{count:,}"
+    yield "tokens", f"{report.tokens:,}, of them learnt {report.supervised_tokens:,}"
+
+
+def _training(plan: Plan) -> Iterator[tuple[str, str]]:
+    shares = (f"{'longest' if part == 100 else f'p{part}'} {size:,}" for part, size in plan.token_percentiles.items())
+    yield "tokens per row", ", ".join(shares)
+    yield "steps", f"{plan.steps:,}, in an epoch {plan.steps_per_epoch:,}"
+    yield "base model", f"{plan.model_parameters:,} parameters"
+    yield "adapter", f"{plan.trainable_parameters:,} parameters, {_size(plan.adapter_bytes)}"
+    yield "checkpoint", f"~ {_size(plan.estimated_checkpoint_bytes)}"
+
+
+def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
+    sizes = memory.model_dump(exclude={"total", "fits"})
+    yield (
+        "GPU memory",
+        f"~ {_size(memory.total)}: " + ", ".join(f"{name} {_size(each)}" for name, each in sizes.items()),
+    )
+    fitting = [f"{size} GB" for size, fits in memory.fits.items() if fits]
+    yield "fits a GPU of", f"~ {', '.join(fitting) or 'none of ' + ', '.join(f'{size} GB' for size in memory.fits)}"
+
+
+def _time(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "training time", "~ " + ", ".join(f"{gpu} {_duration(each)}" for gpu, each in plan.estimated_seconds.items())
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

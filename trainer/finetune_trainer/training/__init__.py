@@ -1,0 +1,1 @@
+"""Training itself, by TRL's trainers."""

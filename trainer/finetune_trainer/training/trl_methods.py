@@ -1,0 +1,97 @@
+"""TRL's trainers for rows that are ready. Imports TRL, so import this module only after the backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from finetune_trainer.data.labels import IGNORED
+
+_COUNTS = "counts.json"
+"""Beside the trainer's own state in a checkpoint: what was trained before it, and the loss at the very start."""
+
+
+class Counts:
+    """What went through a trainer. Sums stay on the device until somebody asks, so that the GPU need not wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self._supervised = torch.zeros_like(self._tokens)
+        self.base_eval_loss: float | None = None
+
+    def add(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
+        tokens = inputs.pop("token_count") if "token_count" in inputs else inputs["attention_mask"].sum()
+        learnt = inputs["labels"] != IGNORED if "labels" in inputs else inputs["completion_mask"]
+        self._tokens += tokens.to(self._tokens.device)
+        self._supervised += learnt.sum().to(self._tokens.device)
+
+    @property
+    def tokens(self) -> int:
+        """Trained so far, without padding."""
+        return int(self._tokens.item())
+
+    @property
+    def supervised(self) -> int:
+        """Learnt so far."""
+        return int(self._supervised.item())
+
+    def save(self, checkpoint: Path) -> None:
+        """Beside the rest of the checkpoint."""
+        content = {"tokens": self.tokens, "supervised": self.supervised, "baseEvalLoss": self.base_eval_loss}
+        (checkpoint / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on counting where the checkpoint was saved."""
+        content = json.loads((checkpoint / _COUNTS).read_text(encoding="utf-8"))
+        self._tokens += content["tokens"]
+        self._supervised += content["supervised"]
+        self.base_eval_loss = content["baseEvalLoss"]
+
+
+class _Counting:
+    """What all three have in common; stands before TRL's class."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.counts = Counts(kwargs["args"].device)
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
+        return dataset  # TRL would tokenise, cut and drop
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        self.counts.add(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args)  # type: ignore[misc]
+        return loss
+
+
+class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published without types
+    """Supervised fine-tuning."""
+
+
+class Dpo(_Counting, DPOTrainer):  # type: ignore[misc]
+    """Direct preference optimisation."""
+
+
+class Kto(_Counting, KTOTrainer):  # type: ignore[misc]
+    """Kahneman-Tversky optimisation."""
+
+
+@dataclass(frozen=True)
+class KtoCollator:
+    """Pairs each prompt also with the answer of the row before it in the batch, as TRL does beforehand."""
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        turned = [{**row, "KL_completion_ids": rows[i - 1]["completion_ids"]} for i, row in enumerate(rows)]
+        collated: dict[str, Any] = DataCollatorForUnpairedPreference(pad_token_id=self.pad)(turned)
+        return collated

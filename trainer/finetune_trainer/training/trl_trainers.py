@@ -1,0 +1,161 @@
+"""Builds and runs TRL's trainers. Imports TRL, so import this module only after the backend."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.data.preparing import PreparedData
+from finetune_trainer.models.model import Loaded
+from finetune_trainer.training import packing, trl_arguments
+from finetune_trainer.training.train import Session, Step, Watch
+from finetune_trainer.training.trl_methods import Dpo, Kto, KtoCollator, Sft
+from finetune_trainer.training.trl_validation import Lookout, Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was trained: mean loss over all steps, tokens without padding (`fresh`: by this attempt), peak bytes of GPU
+    memory if there is one, and what was seen of the validation data."""
+
+    mean_loss: float
+    tokens: int
+    fresh: int
+    supervised: int
+    peak_memory: int | None
+    evaluation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer is built from."""
+
+    config: TrainerConfig
+    loaded: Loaded
+    prepared: PreparedData
+    work_dir: Path
+
+    def collator(self) -> Callable[[Any], Any]:
+        """For rows of the method, as they are prepared."""
+        pad = self.loaded.tokenizer.pad_token_id
+        if self.config.training.method == "kto":
+            return KtoCollator(pad)
+        sft = self.config.training.method == "sft"
+        collator: Callable[[Any], Any] = (DataCollatorForLanguageModeling if sft else DataCollatorForPreference)(pad)
+        return collator
+
+
+def run(job: Job, session: Session, watch: Watch) -> Result:
+    """Train on the rows as they are: nothing is dropped, cut or masked here."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    trainer = build(job)
+    validation = _look_on(trainer, job, session, watch)
+    resume = session.resume_from
+    if resume is not None:
+        trainer.counts.restore(resume)
+    earlier = trainer.counts.tokens
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    peak = torch.cuda.max_memory_reserved() if gpu else None
+    counts = trainer.counts
+    evaluation = validation.metrics if validation else {}
+    if counts.base_eval_loss is not None:
+        evaluation = {"baseEvalLoss": counts.base_eval_loss, **evaluation}
+    return Result(
+        _mean_loss(trainer.state), counts.tokens, counts.tokens - earlier, counts.supervised, peak, evaluation
+    )
+
+
+def _mean_loss(state: TrainerState) -> float:
+    """Over all steps: the trainer's own mean leaves out those before the checkpoint that it went on from."""
+    losses = [float(each["loss"]) for each in state.log_history if "loss" in each]
+    return math.fsum(losses) / max(len(losses), 1)
+
+
+def build(job: Job) -> Sft | Dpo | Kto:
+    """The method's trainer."""
+    model = job.loaded.model
+    # TRL rounds the adapter of a quantised model to bf16; it is small, and learns better in 32 bits.
+    weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    trainer = _built(job, {"model": model, "processing_class": job.loaded.tokenizer})
+    if "ref" in model.peft_config:
+        # TRL copies the adapter to compare with. Without the copy it compares with the base model, as is documented.
+        model.delete_adapter("ref")
+        model.set_adapter("default")
+    for name, weight in model.named_parameters():
+        if name in weights:
+            weight.data = weights[name]
+    return trainer
+
+
+def _built(job: Job, common: dict[str, Any]) -> Sft | Dpo | Kto:
+    config, rows, collator = job.config, job.prepared.dataset, job.collator()
+    method, folder = config.training.method, job.work_dir
+    if method == "sft":
+        rows, collator = _packed(job) if config.training.packing else (rows, collator)
+        arguments = trl_arguments.sft(config, job.loaded.backend, len(rows), folder)
+        return Sft(**common, args=arguments, train_dataset=rows, data_collator=collator)
+    if config.training.lora.dropout:
+        log.warning("%s compares likelihoods, so TRL turns dropout off: training.lora.dropout has no effect", method)
+    if method == "dpo":
+        arguments = trl_arguments.dpo(config, len(rows), folder)
+        return Dpo(**common, args=arguments, train_dataset=rows, data_collator=collator)
+    # Rows keep their order through all epochs, so they are mixed here; the permutation is all that is kept in memory.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.training.seed))
+    arguments = trl_arguments.kto(config, len(rows), folder)
+    return Kto(**common, args=arguments, train_dataset=rows.select(order.tolist()), data_collator=collator)
+
+
+def _packed(job: Job) -> tuple[datasets.Dataset, Callable[[Any], Any]]:
+    rows = job.prepared.dataset
+    sequences = packing.packed(rows, job.config.model.max_length)
+    log.info("packing: %d rows in %d sequences, none cut, each sees itself alone", len(rows), len(sequences))
+    return sequences, packing.Collator(rows, job.loaded.tokenizer.pad_token_id)
+
+
+def _look_on(trainer: Sft | Dpo | Kto, job: Job, session: Session, watch: Watch) -> Validation | None:
+    """Add all who look on, and return the one with the validation data, if there is any."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Reporter(watch, trainer))
+    validation = None
+    if job.prepared.validation is not None:
+        validation = Validation(trainer, job.prepared.validation, job.collator())
+        trainer.add_callback(Lookout(validation, watch, job.config.training.eval_steps))
+    for callback in session.callbacks:
+        trainer.add_callback(callback)
+    return validation
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+    """Hands each step to the watch."""
+
+    def __init__(self, watch: Watch, trainer: Sft | Dpo | Kto) -> None:
+        self._watch = watch
+        self._trainer = trainer
+
+    def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        self._watch.begin(state.max_steps, state.global_step, self._trainer.counts.tokens)
+
+    def on_log(
+        self, _: TrainingArguments, state: TrainerState, __: TrainerControl, logs: dict[str, float], **___: Any
+    ) -> None:
+        if "loss" in logs:
+            tokens = self._trainer.counts.tokens
+            self._watch.step(Step(state.global_step, state.max_steps, state.epoch or 0.0, tokens, logs))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        self._trainer.counts.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
