@@ -304,8 +304,8 @@ def test_a_whole_run_then_the_same_again_then_questions(s3: S3Server, pod: Calla
     subprocess.run([sys.executable, "-c", build, tmp_path / "model"], cwd=ROOT, check=True, capture_output=True)
     for path in (tmp_path / "model").iterdir():
         s3.put(f"s3://models/main/{path.name}", path.read_bytes())
-    row = json.dumps({"prompt": "How do I turn the lamp on?", "completion": "Tap the top once."})
-    s3.put("s3://data/main.jsonl", (row + "\n").encode() * 8)
+    rows = [{"prompt": f"How do I turn lamp {n} on?", "completion": "Tap the top once."} for n in range(8)]
+    s3.put("s3://data/main.jsonl", "\n".join(map(json.dumps, rows)).encode())
     output = f"s3://results/{tmp_path.name}"
     pod(CONFIG | {"output": {"uri": output}}, s3.endpoint)
 
