@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = ".checkpoints/"
 MARKER = "checkpoint.json"
 FORMAT = 1
+COUNTS_NAME = "counts.json"
+"""What was trained before it, and the loss at the very start."""
 _FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -47,7 +49,7 @@ _FILES = {
     "scaler.pt",
     "rng_state.pth",
     "trainer_state.json",
-    "token_counts.json",
+    COUNTS_NAME,
 }
 """All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
 _STEP = re.compile(r"step-(\d+)/(.+)")

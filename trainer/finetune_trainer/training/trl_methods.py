@@ -13,10 +13,8 @@ import torch
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
+from finetune_trainer.checkpoints.store import COUNTS_NAME
 from finetune_trainer.data.labels import IGNORED
-
-_COUNTS = "counts.json"
-"""Beside the trainer's own state in a checkpoint: what was trained before it, and the loss at the very start."""
 
 
 class Counts:
@@ -47,11 +45,11 @@ class Counts:
     def save(self, checkpoint: Path) -> None:
         """Beside the rest of the checkpoint."""
         content = {"tokens": self.tokens, "supervised": self.supervised, "baseEvalLoss": self.base_eval_loss}
-        (checkpoint / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
+        (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
         """Go on counting where the checkpoint was saved."""
-        content = json.loads((checkpoint / _COUNTS).read_text(encoding="utf-8"))
+        content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
         self._tokens += content["tokens"]
         self._supervised += content["supervised"]
         self.base_eval_loss = content["baseEvalLoss"]
