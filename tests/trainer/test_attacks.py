@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, config
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason, Storage
+from finetune_trainer.data.preparing import Files, prepare
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import load_model
+from finetune_trainer.models.model import load_model, load_tokenizer
+from finetune_trainer.models.model_files import check_model_dir
 from finetune_trainer.storage import (
     DATA,
     MODEL,
@@ -217,3 +220,45 @@ class TestModels:
         with pytest.raises(TrainerError) as caught:
             load_model(config(), folder, "transformers")
         assert caught.value.reason is Reason.MODEL_INVALID
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+            {"nested": {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}},
+        ],
+        ids=["code", "nested code"],
+    )
+    def test_tokenizers_with_code_are_refused_and_never_imported(
+        self, tmp_path: Path, change: dict[str, object]
+    ) -> None:
+        folder, canary = build(tmp_path / "model"), tmp_path / "canary"
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(TrainerError) as caught:
+            check_model_dir(folder)
+        assert caught.value.reason is Reason.MODEL_INVALID
+        (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
+        load_tokenizer(folder)  # even without that check
+        assert not canary.exists()
+
+    @pytest.mark.parametrize(
+        "escape",
+        [
+            "cycler.__init__.__globals__.os.system('touch {canary}')",
+            "lipsum.__globals__['os'].popen('touch {canary}').read()",
+            "self.__init__.__globals__.__builtins__.open('{canary}', 'w')",
+            "''.__class__.__mro__[1].__subclasses__()",
+            "(''|attr('__class__')).__base__.__subclasses__()",
+            "raise_exception.__globals__['__builtins__']['open']('{canary}', 'w')",
+            "range(10 ** 12)|list",
+        ],
+    )
+    def test_chat_templates_stay_in_their_sandbox(self, tmp_path: Path, escape: str) -> None:
+        canary = tmp_path / "canary"
+        template = "{{ " + escape.replace("{canary}", str(canary)) + " }}" + CHATML
+        settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])
+        with pytest.raises(TrainerError) as caught:
+            prepare(settings, Files([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path)
+        assert caught.value.reason in (Reason.MODEL_INVALID, Reason.DATA_INVALID)
+        assert not canary.exists()

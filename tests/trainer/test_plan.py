@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import chat
+from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.manifest import load
+from finetune_trainer.models.model import load_model
+from finetune_trainer.outcome import Known
 from finetune_trainer.planning import estimates
-from finetune_trainer.planning.architecture import Architecture
+from finetune_trainer.planning.architecture import Architecture, describe
+from finetune_trainer.planning.plan import plan
+from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import parameters
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.run import run
 
 if TYPE_CHECKING:
-    pass
+    from tests.trainer.conftest import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
 LLAMA_8B = Architecture(
@@ -28,6 +37,94 @@ LLAMA_8B = Architecture(
     intermediate=14336,
     vocabulary=128_256,
 )
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a manifest whose model and data are in the store."""
+    name = tmp_path.name
+
+    def write(rows: list[Any], uri: str = f"s3://models/{name}", **training: Any) -> Path:
+        for path in model_dir.iterdir():
+            s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
+        s3.put(f"s3://data/{name}.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+        spec = {
+            "model": {"uri": uri, "maxLength": 128},
+            "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}]},
+            "training": {"epochs": 2, "backend": "transformers", **training},
+            "output": {"uri": f"s3://results/{name}"},
+            "storage": {"endpoint": s3.endpoint},
+        }
+        path = tmp_path / "job.yaml"
+        content = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}}
+        path.write_text(json.dumps(content | {"spec": spec}))
+        return path
+
+    return write
+
+
+@pytest.mark.s3
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+class TestBesideARun:
+    """The plan of a config, and the run of it."""
+
+    def test_counts_are_those_of_the_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+        asked = load(job(ROWS, lora={"rank": 8}))
+        found = plan(asked, tmp_path)
+        assert not s3.keys(f"s3://results/{tmp_path.name}")
+        done = run(asked, tmp_path, Known(ProgressReporter()))
+        assert done.result
+        result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
+        assert found.dataset.to_json() == result["dataset"]
+        assert found.dataset.rejected == {"overlength": 1}
+        assert (found.steps, found.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])
+        stored = [s3.get(f"s3://results/{key}") for key in s3.keys(f"s3://results/{tmp_path.name}/")]
+        assert not any(b"canary" in content for content in stored)
+        adapter = tmp_path / "adapter_model.safetensors"
+        adapter.write_bytes(s3.get(f"s3://results/{tmp_path.name}/{adapter.name}"))
+        assert found.trainable_parameters == parameters(tmp_path)
+        assert found.adapter_bytes == pytest.approx(adapter.stat().st_size, rel=0.2)
+
+    @pytest.mark.parametrize(
+        "lora",
+        [{"rank": 4}, {"variant": "dora"}, {"variant": "rslora"}, {"targetModules": ["q_proj", "down_proj"]}],
+        ids=["rank 4", "dora", "rslora", "two targets"],
+    )
+    def test_every_adapter_has_as_many_parameters_as_planned(self, model_dir: Path, lora: dict[str, Any]) -> None:
+        asked = config({"lora": lora})
+        trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
+        assert describe(asked, model_dir).trainable == trained
+
+    def test_the_table_is_for_people(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
+        lines = to_text(plan(load(job(ROWS)), tmp_path)).splitlines()
+        table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
+        assert table["rows read"] == "9"
+        assert table["rejected: overlength"] == "1"
+        assert table["base model"] == f"{parameters(model_dir):,} parameters"
+        assert table["fits a GPU of"].startswith("~ 16 GB")
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"rows": [{"prompt": "x"}]}, Reason.DATA_INVALID),
+            ({"rows": [chat("x", "y " * 400)]}, Reason.DATASET_EMPTY),
+            ({"rows": ROWS, "uri": "s3://models/none"}, Reason.MODEL_NOT_FOUND),
+            ({"rows": ROWS, "lora": {"targetModules": ["nothing"]}}, Reason.CONFIG_INVALID),
+        ],
+        ids=["unreadable row", "nothing left", "no model", "no such target"],
+    )
+    def test_it_fails_as_the_run_would(
+        self, job: Callable[..., Path], tmp_path: Path, change: dict[str, Any], reason: Reason
+    ) -> None:
+        with pytest.raises(TrainerError) as caught:
+            plan(load(job(**change)), tmp_path)
+        assert caught.value.reason is reason
 
 
 @pytest.mark.parametrize(
