@@ -212,7 +212,8 @@ class Labeller:
 def _template_errors() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
 
-    return (TemplateError, TypeError, ValueError)  # the latter two from Python's own methods inside a template
+    # All but the first from Python's own operators and methods inside a template, and from the sandbox's limits.
+    return (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
