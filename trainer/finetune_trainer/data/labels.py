@@ -145,7 +145,7 @@ class Labeller:
                 add_generation_prompt=prompt,
                 **self._tokenizer.special_tokens_map,
             )
-        except _template_errors() as error:
+        except template_errors() as error:
             raise RowError(f"the model's chat template refuses it: {error}") from error
         return texts[0], ranges[0] if markers else []
 
@@ -209,7 +209,8 @@ class Labeller:
         return len(tokens.ids), True
 
 
-def _template_errors() -> tuple[type[Exception], ...]:
+def template_errors() -> tuple[type[Exception], ...]:
+    """What a chat template can raise."""
     from jinja2 import TemplateError
 
     # All but the first from Python's own operators and methods inside a template, and from the sandbox's limits.

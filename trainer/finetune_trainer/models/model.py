@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
+from finetune_trainer.data.labels import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
@@ -118,14 +119,14 @@ def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTo
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
 
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template, tokenize=False)
     except TemplateSyntaxError as error:
         message = f"model.chatTemplate is no Jinja template: {error.message} (its line {error.lineno})"
         raise TrainerError(Reason.CONFIG_INVALID, message) from error
-    except TemplateError:
+    except template_errors():
         pass  # it may refuse this conversation; what it makes of the data's is checked row by row
 
 
@@ -154,7 +155,6 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir
         message = f"{torch.cuda.device_count()} GPUs are visible, one is used: set CUDA_VISIBLE_DEVICES to it"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = _dtype(resolve_precision(config))
-    quantization.check_machine(config)
     if adapter_dir is not None:
         adapters.check(config, adapter_dir)
     with memory_errors("load the base model; give it more memory or take a smaller model"):

@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
-def check_machine(config: TrainerConfig) -> None:
-    """Raise `CONFIG_INVALID` for a quantisation that this machine cannot train with."""
-    import torch
-
-    if config.model.quantization == "int8" and not torch.cuda.is_available():
-        message = "model.quantization: int8 needs a GPU, since its backward pass exists there only; use none or nf4"
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-
-
 def settings(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What transformers is told, or nothing."""
     from transformers import BitsAndBytesConfig
