@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
+from finetune_operator import kueue
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.resources import JOB_LABEL
 
@@ -50,6 +52,7 @@ FINETUNEJOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
 JOBS = Resource("/apis/batch/v1", "jobs", JOB_LABEL)
 PODS = Resource("/api/v1", "pods", JOB_LABEL)
 EVENTS = Resource("/api/v1", "events")
+WORKLOADS = tuple(Resource(f"/apis/{kueue.GROUP}/{version}", "workloads") for version in kueue.VERSIONS)
 
 
 async def load_configuration() -> Configuration:
@@ -111,6 +114,14 @@ class Cluster:
         """What others reported about an object."""
         events, _ = await self._pages(EVENTS.path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
         return events
+
+    async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
+        """What Kueue keeps of a Job; nothing where it is missing, silent or not to be read, for it only tells why."""
+        for resource in WORKLOADS:
+            with suppress(ApiError):
+                query = {"labelSelector": f"{kueue.JOB_UID_LABEL}={job_uid}"}
+                return (await self._pages(resource.path(namespace), query))[0]
+        return []
 
     async def create_event(self, event: Body) -> None:
         """Report something; twice the same is once."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from pydantic import ValidationError
 
-from finetune_operator import children, events
+from finetune_operator import children, events, kueue
 from finetune_operator.api import FineTuneJob, FineTuneJobStatus, Metadata, OperatorReason
 from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.resources import desired_job
@@ -66,6 +66,9 @@ class Reconciler:
                 return Observed(Seen(obstacle=made), self._patience(body))
             job = made
         pods = tuple(pod for pod in self._store.pods.of(key) if children.is_owned_by(pod, job["metadata"]["uid"]))
+        if kueue.holds(job):
+            said = kueue.waiting(await self._cluster.list_workloads(meta.namespace, job["metadata"]["uid"]))
+            return Observed(Seen(job=job, pods=pods, warning=said), self._patience(job))
         slow = _slow_start(job, pods)
         warning = await self._warning(slow) if slow and self._age(slow) > SLOW_START else None
         seen = Seen(job=job, pods=pods, progress=self._store.progress.get(key), warning=warning)

@@ -42,7 +42,7 @@ class Seen:
     progress: Progress | None = None
     """What the running pod last said."""
     warning: Said | None = None
-    """The last warning about the pod that does not start, or about the Job that has none."""
+    """The last warning about the pod that does not start or the Job that has none; of a held Job, Kueue's word."""
     obstacle: Obstacle | None = None
 
 
@@ -105,7 +105,7 @@ def state_of(seen: Seen) -> State:
         return _failed(Said(failed.get("reason", ""), failed.get("message", "")), last)
     if children.is_being_deleted(seen.job):
         return State(Kind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone.")
-    if last is None:
+    if last is None or (seen.job["spec"].get("suspend") and not children.is_alive(last)):
         return _without_pod(seen.job, seen.warning)
     return _attempt(last, seen)
 
@@ -137,7 +137,8 @@ def _failed(job: Said, last: Body | None) -> State:
 
 def _without_pod(job: Body, warning: Said | None) -> State:
     if job["spec"].get("suspend"):
-        message = "The Job is suspended, by Kueue until there is quota for it."
+        said = f"Kueue holds the Job. {warning.reason}: {warning.message}" if warning else ""
+        message = said or "The Job is suspended, by Kueue until there is quota for it."
         return State(Kind.STARTING, OperatorReason.QUEUED, message)
     if warning:
         return State(Kind.STARTING, OperatorReason.JOB_REFUSED, f"{warning.reason}: {warning.message}")

@@ -60,6 +60,16 @@ def test_the_whole_cluster_by_one_cluster_role(render: Callable[..., list[Manife
     assert not of_kind(objects, "RoleBinding")
 
 
+@pytest.mark.parametrize(("variant", "kind"), [("whole cluster", "ClusterRole"), ("two namespaces", "Role")])
+def test_kueues_workloads_are_read_only_where_asked_for(
+    render: Callable[..., list[Manifest]], variant: str, kind: str
+) -> None:
+    roles = of_kind(render({**VARIANTS[variant], "kueue": {"enabled": True}}), kind)
+    mine = [rights(role) for (_, name), role in roles.items() if name == "finetune-operator"]
+    assert mine
+    assert all(each == {**OPERATOR_RIGHTS, ("kueue.x-k8s.io", "workloads"): {"list"}} for each in mine)
+
+
 def test_named_namespaces_by_roles_in_them_alone(render: Callable[..., list[Manifest]]) -> None:
     objects = render(VARIANTS["two namespaces"])
     expected = {("team-a", "finetune-operator"), ("team-b", "finetune-operator")}

@@ -27,6 +27,7 @@ OTHER_VALUES: dict[str, Any] = {
     "settings.logLevel": "debug",
     "crds.enabled": False,
     "rbac.aggregateToDefaultRoles": False,
+    "kueue.enabled": True,
     "resources.requests.cpu": "1",
     "resources.requests.memory": "1Gi",
     "resources.limits.memory": "1Gi",
@@ -51,6 +52,7 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "no workers": ({"settings": {"workers": 0}}, "workers"),
     "unknown log level": ({"settings": {"logLevel": "loud"}}, "logLevel"),
     "crds as a flag": ({"crds": True}, "crds"),
+    "kueue as a flag": ({"kueue": True}, "kueue"),
     "claims in resources": ({"resources": {"claims": []}}, "claims"),
     "node selector with a number": ({"nodeSelector": {"disk": 1}}, "disk"),
 }

@@ -1,0 +1,44 @@
+"""Why Kueue holds a Job. Pure; the only place that knows the shape of Kueue's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from finetune_operator.children import Body, Said
+
+GROUP = "kueue.x-k8s.io"
+VERSIONS = ("v1beta2", "v1beta1")
+"""Of its API, newest first; what is read here is the same in both."""
+QUEUE_LABEL = f"{GROUP}/queue-name"
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+
+
+def holds(job: Body) -> bool:
+    """Whether the Job waits in a queue."""
+    return bool(job["spec"].get("suspend")) and QUEUE_LABEL in job["metadata"].get("labels", {})
+
+
+def waiting(workloads: Iterable[Body]) -> Said | None:
+    """Why it waits, in Kueue's words: why it was stopped, if it was, and what is missing now."""
+    last = max(workloads, key=lambda each: str(each["metadata"].get("creationTimestamp", "")), default=None)
+    said = _reasons(last) if last else []
+    if not said:
+        return None
+    messages = dict.fromkeys(each.message for each in said)  # after an eviction both say the same for a while
+    return Said(said[-1].reason, " ".join(messages))
+
+
+def _reasons(workload: Body) -> list[Said]:
+    known = {each["type"]: each for each in workload.get("status", {}).get("conditions") or []}
+    wanted = [("Evicted", "True"), ("QuotaReserved", "False")]
+    if not _is(known, "QuotaReserved", "False"):  # then it waits for admission checks, if for anything
+        wanted.append(("Admitted", "False"))
+    return [
+        Said(known[kind].get("reason", ""), known[kind].get("message", ""))
+        for kind, status in wanted
+        if _is(known, kind, status)
+    ]
+
+
+def _is(known: dict[str, Body], kind: str, status: str) -> bool:
+    return known.get(kind, {}).get("status") == status
