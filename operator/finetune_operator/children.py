@@ -19,6 +19,7 @@ IMAGE_REASONS = frozenset(
     | {"RegistryUnavailable", "SignatureValidationFailed"}
 )
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_INDEX = "batch.kubernetes.io/job-completion-index"
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "ProvisioningFailed"})
 
 
@@ -97,6 +98,17 @@ def trainer(pod: Body) -> Body:
 def is_running(pod: Body) -> bool:
     """Whether the trainer container runs."""
     return "running" in trainer(pod).get("state", {})
+
+
+def finished_at(pod: Body) -> str | None:
+    """When the trainer container ended; None if it has not."""
+    ended: str | None = trainer(pod).get("state", {}).get("terminated", {}).get("finishedAt")
+    return ended
+
+
+def leaders(pods: Iterable[Body]) -> list[Body]:
+    """The pods that speak for their attempt: of several nodes, the first."""
+    return [pod for pod in pods if pod["metadata"].get("annotations", {}).get(_INDEX, "0") == "0"]
 
 
 def started_at(pod: Body) -> str | None:

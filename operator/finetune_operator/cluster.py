@@ -105,6 +105,33 @@ class Cluster:
         """Create a Job; 409 if there is one of that name."""
         return await self._call("POST", JOBS.path(job["metadata"]["namespace"]), body=job)
 
+    async def patch_job(self, job: Body, change: Body) -> Body:
+        """Merge into a Job; 409 if it is not this one any more."""
+        meta = job["metadata"]
+        body = {**change, "metadata": {"uid": meta["uid"]}}
+        path = f"{JOBS.path(meta['namespace'])}/{meta['name']}"
+        return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+
+    async def delete_job(self, job: Body) -> Body | None:
+        """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
+        return await self._delete(JOBS, job, "Foreground")
+
+    async def delete_finetunejob(self, body: Body) -> None:
+        """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed."""
+        await self._delete(FINETUNEJOBS, body, "Background")
+
+    async def _delete(self, resource: Resource, body: Body, policy: str) -> Body | None:
+        meta = body["metadata"]
+        preconditions = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
+        options = {"propagationPolicy": policy, "preconditions": preconditions}
+        try:
+            answer = await self._call("DELETE", f"{resource.path(meta['namespace'])}/{meta['name']}", body=options)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return answer if "spec" in answer else None  # else it is a Status: it is gone
+
     async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
         """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
         path = f"{FINETUNEJOBS.path(namespace)}/{name}/status"

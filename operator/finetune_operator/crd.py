@@ -28,7 +28,7 @@ _COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
     ("Adapter", "string", ".status.result.adapterURI", 1),
 )
 
-_NAME_RULES = [
+_ROOT_RULES = [
     {
         "rule": f"self.metadata.name.size() <= {NAME_MAX_LENGTH}",
         "message": f"metadata.name must be at most {NAME_MAX_LENGTH} characters, so that the pods' names fit",
@@ -36,6 +36,12 @@ _NAME_RULES = [
     {
         "rule": "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
+    },
+    {  # only here are spec and status seen together; before the condition a Job of the old kind may exist
+        "rule": "self.spec.compute == oldSelf.spec.compute || (self.spec.suspend && oldSelf.spec.suspend "
+        "&& has(oldSelf.status) && has(oldSelf.status.conditions) "
+        "&& oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))",
+        "message": "compute may change only while suspended: set suspend and wait for the condition Suspended",
     },
 ]
 
@@ -97,7 +103,7 @@ def root_schema() -> Schema:
             "spec": properties["spec"],
             "status": properties["status"],
         },
-        "x-kubernetes-validations": _NAME_RULES,
+        "x-kubernetes-validations": _ROOT_RULES,
     }
 
 

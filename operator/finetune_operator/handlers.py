@@ -21,7 +21,7 @@ from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, ApiError, Cluste
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resources import JOB_LABEL
 from finetune_operator.settings import Settings
-from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
+from finetune_operator.store import Body, Heard, Key, Shelf, Store, key_of, name_key
 from finetune_operator.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -139,13 +139,13 @@ class Operator:
 
     async def poll(self) -> None:
         """Ask all running trainers at once how far they are, and queue those that moved."""
-        await asyncio.gather(*(self._ask(pod) for pod in self.store.pods if children.is_running(pod)))
+        await asyncio.gather(*(self._ask(pod) for pod in children.leaders(self.store.pods) if children.is_running(pod)))
 
     async def _ask(self, pod: Body) -> None:
         key, url = key_of(pod), progress.address(pod)
         found = await progress.fetch(self._client, url) if url else None
-        if found and progress.differs(found, self.store.progress.get(key)):
-            self.store.progress[key] = found
+        if found and progress.differs(found, self.store.heard(key, pod)):
+            self.store.progress[key] = Heard(pod["metadata"]["uid"], found)
             self.queue.add(key)
 
     def _watcher(self, kind: tuple[Resource, Shelf, Callable[[Body], Key]]) -> Callable[..., Awaitable[None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_operator.resources import JOB_LABEL
 from finetune_trainer.contract import Progress
@@ -88,6 +88,14 @@ class Shelf:
                 del self._by_key[key]
 
 
+class Heard(NamedTuple):
+    """What a pod last said of itself."""
+
+    pod: str
+    """Its uid."""
+    progress: Progress
+
+
 class Store:
     """All shelves."""
 
@@ -95,5 +103,10 @@ class Store:
         self.finetunejobs = Shelf()
         self.jobs = Shelf()
         self.pods = Shelf()
-        self.progress: dict[Key, Progress] = {}
+        self.progress: dict[Key, Heard] = {}
         """What running pods last said of themselves."""
+
+    def heard(self, key: Key, pod: Body | None) -> Progress | None:
+        """What this pod, and none before it, last said."""
+        said = self.progress.get(key)
+        return said.progress if said and pod and said.pod == pod["metadata"]["uid"] else None

@@ -8,10 +8,10 @@ import pytest
 Manifest = dict[str, Any]
 
 OPERATOR_RIGHTS = {
-    ("finetune.dev", "finetunejobs"): {"list", "watch"},
+    ("finetune.dev", "finetunejobs"): {"list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
-    ("batch", "jobs"): {"get", "list", "watch", "create"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods"): {"list", "watch"},
     ("", "events"): {"list", "create"},
 }

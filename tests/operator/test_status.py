@@ -9,7 +9,8 @@ import pytest
 
 from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
 from finetune_operator.children import Said, parse_outcome
-from finetune_operator.status import Obstacle, Seen, is_terminal, next_status
+from finetune_operator.seen import Obstacle, Seen
+from finetune_operator.status import is_terminal, next_status
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, Progress
 
 if TYPE_CHECKING:

@@ -15,7 +15,11 @@ from finetune_trainer.contract.training import Training
 
 CLUSTER_ONLY_FIELDS = (
     "compute",
+    "suspend",
     "backoffLimit",
+    "startupDeadlineSeconds",
+    "activeDeadlineSeconds",
+    "ttlSecondsAfterFinished",
     "model.tokenSecretRef",
     "storage.credentialsSecretRef",
     "storage.caConfigMapRef",

@@ -1,0 +1,24 @@
+"""What of a Job follows its FineTuneJob after it was created: never what Kueue edits. Pure."""
+
+from __future__ import annotations
+
+from finetune_operator import children, clocks
+from finetune_operator.api import FineTuneJobStatus
+from finetune_operator.children import Body
+from finetune_operator.seen import Seen
+
+
+def job_change(seen: Seen, status: FineTuneJobStatus) -> Body:
+    """A merge patch of the Job's spec; empty if it is as it should be."""
+    job = seen.job
+    if job is None or children.has_ended(job) or children.is_being_deleted(job):
+        return {}
+    spec: Body = {}
+    if job["spec"].get("backoffLimit") != seen.wanted.backoff_limit:
+        spec["backoffLimit"] = seen.wanted.backoff_limit
+    deadline = clocks.active_deadline(seen.wanted, job, children.leaders(seen.pods), status)
+    if deadline and abs(deadline - job["spec"].get("activeDeadlineSeconds", 0)) > 1:  # whole seconds are rounded
+        spec["activeDeadlineSeconds"] = deadline
+    if seen.wanted.active_deadline is None and "activeDeadlineSeconds" in job["spec"]:
+        spec["activeDeadlineSeconds"] = None
+    return {"spec": spec} if spec else {}

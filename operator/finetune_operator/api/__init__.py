@@ -1,0 +1,39 @@
+"""The FineTuneJob API: spec, status, conditions and their reasons. Pure; the CRD is generated from it."""
+
+from finetune_operator.api.spec import (
+    API_VERSION,
+    GROUP,
+    KIND,
+    NAME_MAX_LENGTH,
+    PLURAL,
+    VERSION,
+    FineTuneJob,
+    FineTuneJobSpec,
+    Metadata,
+)
+from finetune_operator.api.status import (
+    Condition,
+    ConditionType,
+    FineTuneJobStatus,
+    ObservedProgress,
+    OperatorReason,
+    Phase,
+)
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "NAME_MAX_LENGTH",
+    "PLURAL",
+    "VERSION",
+    "Condition",
+    "ConditionType",
+    "FineTuneJob",
+    "FineTuneJobSpec",
+    "FineTuneJobStatus",
+    "Metadata",
+    "ObservedProgress",
+    "OperatorReason",
+    "Phase",
+]

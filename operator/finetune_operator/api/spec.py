@@ -1,0 +1,116 @@
+"""What a person writes into a FineTuneJob. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.compute import Compute, ObjectName, SecretRef
+from finetune_trainer.contract import TRAINER_RULES, Model, ModelSource, Storage, TrainerConfig, rules
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+PLURAL = "finetunejobs"
+KIND = "FineTuneJob"
+API_VERSION = f"{GROUP}/{VERSION}"
+NAME_MAX_LENGTH = 52
+"""Leaves room for the suffixes of the Job's pods within a DNS label."""
+
+
+class ConfigMapKeyRef(Model):
+    """A key of a ConfigMap in the FineTuneJob's own namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=253)] = "ca.crt"
+    """Key that holds the value."""
+
+
+class ModelSpec(ModelSource):
+    """The base model to start from."""
+
+    token_secret_ref: SecretRef | None = None
+    """Secret with the hub's token under the key `token`, for gated and private `hf://` models."""
+
+
+class StorageSpec(Storage):
+    """How to reach S3. Without it: AWS, with the pod's own identity."""
+
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the keys `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, optionally, `AWS_SESSION_TOKEN`. Absent
+    means the identity of the pod's service account."""
+    ca_config_map_ref: ConfigMapKeyRef | None = None
+    """ConfigMap with the PEM certificates that the endpoint's certificate is checked against."""
+
+
+_YEAR = 365 * 24 * 3600
+_IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"
+
+
+class FineTuneJobSpec(TrainerConfig):
+    """What to fine-tune, on which data, where the result goes, and the pod that does it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *TRAINER_RULES,
+            ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
+            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
+            ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),
+            ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
+            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
+            (
+                "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
+                "model.tokenSecretRef applies to hf:// models only",
+            ),
+        )
+    )
+
+    model: ModelSpec
+    """The base model to start from."""
+    storage: StorageSpec = StorageSpec()
+    """How to reach S3."""
+    compute: Compute = Compute()
+    """The pod that trains."""
+    suspend: bool = False
+    """Whether to stop: the pods save a checkpoint and leave, and the run goes on from it when this is false again."""
+    backoff_limit: int = Field(default=3, ge=0, le=100)
+    """Attempts after the first that failed for a passing reason. Evictions do not count, three in a row without a newer
+    checkpoint end the run; permanent errors are not retried. After a suspension the count starts anew."""
+    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    """Seconds that may pass until a trainer runs, from the start of the Job; a Job that a queue holds has not started.
+    Absent means no limit."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    """Seconds that trainers may run, all attempts together. Waiting and suspension do not count. Absent means no
+    limit."""
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR)
+    """Seconds after which a finished FineTuneJob is deleted. Absent keeps it. GitOps tools create a deleted one anew;
+    it then finds its result and ends without training."""
+
+
+class Metadata(Model):
+    """What the operator reads of an object's metadata."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 0
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default={})
+
+
+class FineTuneJob(Model):
+    """Fine-tunes a language model: data from S3, LoRA, the adapter back in S3."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    metadata: Metadata
+    """Standard object's metadata."""
+    spec: FineTuneJobSpec
+    """What to do."""
+    status: FineTuneJobStatus | None = None
+    """What the operator saw."""

@@ -1,0 +1,84 @@
+"""Making the Job of a FineTuneJob, or finding out why there can be none."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_operator import children
+from finetune_operator.api import FineTuneJob, OperatorReason
+from finetune_operator.cluster import ApiError, Cluster
+from finetune_operator.resources import desired_job
+from finetune_operator.seen import Obstacle
+from finetune_operator.settings import Settings
+from finetune_operator.store import Key, Store, version_of
+
+Body = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class JobCreator:
+    """Creates Jobs: each once, and none while another of its name still runs."""
+
+    def __init__(self, store: Store, cluster: Cluster, settings: Settings) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._settings = settings
+
+    async def create(self, key: Key, body: Body) -> Body | Obstacle:
+        """The Job as it was created, or found to be there already."""
+        if busy := self.still_runs(key):
+            return Obstacle(OperatorReason.JOB_PENDING, f"Pod {busy} of an earlier Job of this name has not ended yet.")
+        await self._refuse_stale(key, body)
+        try:
+            desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
+        except ValidationError as error:
+            return Obstacle(OperatorReason.INVALID_SPEC, _explain(error), final=True)
+        try:
+            job = await self._cluster.create_job(desired)
+        except ApiError as error:
+            return await self._not_created(key, body, error)
+        log.info("created Job %s/%s", *key)
+        self._store.jobs.put(key, job)
+        return job
+
+    def still_runs(self, key: Key) -> str | None:
+        """A pod of a deleted Job of this name that still trains: two at once would write the same output."""
+        pods = (pod for pod in self._store.pods.of(key) if children.is_alive(pod))
+        return next((pod["metadata"]["name"] for pod in pods if children.controller(pod).get("kind") == "Job"), None)
+
+    async def _not_created(self, key: Key, body: Body, error: ApiError) -> Body | Obstacle:
+        if error.status == 422:  # by the Job's own validation: the spec cannot change, so it stays so
+            return Obstacle(OperatorReason.INVALID_SPEC, error.message, final=True)
+        if error.status in (400, 403):  # by quota, policy or a webhook
+            return Obstacle(OperatorReason.JOB_REFUSED, error.message)
+        job = await self._cluster.read_job(*key) if error.status == 409 else None
+        if job is None:
+            raise error
+        if children.is_owned_by(job, body["metadata"]["uid"]):
+            self._store.jobs.put(key, job)
+            return job
+        if children.is_being_deleted(job) or children.is_of_a_finetunejob(job, body["metadata"]["name"]):
+            return Obstacle(
+                OperatorReason.JOB_PENDING, "The Job of an earlier FineTuneJob of this name is not gone yet."
+            )
+        message = f"A Job named {job['metadata']['name']} exists and is not this FineTuneJob's; choose another name."
+        return Obstacle(OperatorReason.NAME_CONFLICT, message, final=True)
+
+    async def _refuse_stale(self, key: Key, body: Body) -> None:
+        """A Job that was there and is missing may have ended: make no other on the word of a store that lags."""
+        if not (body.get("status") or {}).get("jobName"):
+            return
+        stored = await self._cluster.read_finetunejob(*key)
+        if stored is None or version_of(stored) != version_of(body):
+            if stored:
+                self._store.finetunejobs.put(key, stored)
+            raise ApiError(409, "Conflict", "the FineTuneJob has changed")
+
+
+def _explain(error: ValidationError) -> str:
+    """Which fields are wrong, without their values."""
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:10])

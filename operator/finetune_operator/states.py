@@ -1,0 +1,196 @@
+"""Where a run is and why, by what is seen: the one table of states. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from finetune_operator import children, clocks
+from finetune_operator.accounting import MAX_INTERRUPTIONS
+from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.children import Body, Ended, Said
+from finetune_operator.seen import Obstacle, Past, Seen
+from finetune_trainer.contract import ExitCode, Reason
+
+
+class Kind(Enum):
+    """What a state means for phase and conditions: the whole table."""
+
+    WAITING = (Phase.PENDING, {ConditionType.RUNNING: False, ConditionType.RECONCILING: True})
+    STARTING = (Phase.PENDING, {ConditionType.RUNNING: False})
+    RUNNING = (Phase.RUNNING, {ConditionType.RUNNING: True})
+    SUSPENDED = (Phase.SUSPENDED, {ConditionType.SUSPENDED: True, ConditionType.RUNNING: False})
+    COMPLETE = (Phase.COMPLETE, {ConditionType.COMPLETE: True, ConditionType.RUNNING: False})
+    FAILED = (
+        Phase.FAILED,
+        {ConditionType.FAILED: True, ConditionType.RUNNING: False, ConditionType.STALLED: True},
+    )
+
+
+class State(NamedTuple):
+    """Where a run is and why."""
+
+    kind: Kind
+    reason: Reason | OperatorReason
+    message: str
+
+
+def state_of(seen: Seen, past: Past) -> State:
+    """Where the run is."""
+    job = seen.job
+    last = children.newest(children.leaders(seen.pods))
+    if job and children.condition(job, "Complete"):
+        return _complete(last)
+    if job and (failed := children.condition(job, "Failed")):
+        return _failed(Said(failed.get("reason", ""), failed.get("message", "")), last, seen)
+    if seen.wanted.suspend:
+        return _suspended(seen, last)
+    if job is None:
+        return _without_job(seen.obstacle)
+    if past.in_vain >= MAX_INTERRUPTIONS:
+        return _no_progress(last)
+    state = _going_on(job, last, seen, past)
+    if state.kind is Kind.STARTING and clocks.is_due(clocks.startup_due(seen.wanted, job, past.started), past.now):
+        message = f"No trainer ran within startupDeadlineSeconds ({seen.wanted.startup_deadline}). {state.message}"
+        return State(Kind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
+    return state
+
+
+def _going_on(job: Body, last: Body | None, seen: Seen, past: Past) -> State:
+    if children.is_being_deleted(job):
+        return State(Kind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone.")
+    if last is None:
+        return _without_pod(job, seen)
+    return _attempt(last, seen, past)
+
+
+def _suspended(seen: Seen, last: Body | None) -> State:
+    pod = seen.leaving or (last["metadata"]["name"] if last and children.is_alive(last) else None)
+    if pod is None and seen.job is None:
+        return State(Kind.SUSPENDED, OperatorReason.SUSPENDED, "No pod is left; set spec.suspend to false to go on.")
+    kind = Kind.RUNNING if last and children.is_running(last) else Kind.STARTING
+    message = f"Pod {pod} saves its work and leaves." if pod else "The Job is being deleted."
+    return State(kind, OperatorReason.SUSPENDING, message)
+
+
+def _without_job(obstacle: Obstacle | None) -> State:
+    if obstacle is None:
+        return State(Kind.WAITING, OperatorReason.JOB_PENDING, "The Job is about to be created.")
+    return State(Kind.FAILED if obstacle.final else Kind.WAITING, obstacle.reason, obstacle.message)
+
+
+def _complete(last: Body | None) -> State:
+    outcome = children.ended(last).outcome if last else None
+    if outcome:
+        return State(Kind.COMPLETE, outcome.reason, outcome.message)
+    message = "The Job succeeded, but its pod's last word is gone; the result lies at spec.output.uri."
+    return State(Kind.COMPLETE, OperatorReason.OUTCOME_UNAVAILABLE, message)
+
+
+def _failed(job: Said, last: Body | None, seen: Seen) -> State:
+    if job.reason == "DeadlineExceeded":
+        message = f"activeDeadlineSeconds ({seen.wanted.active_deadline}) of running are used up."
+        return State(Kind.FAILED, OperatorReason.DEADLINE_EXCEEDED, f"{message} {_GO_ON}")
+    end = children.ended(last) if last else Ended(None, None, Said("", ""))
+    if end.outcome and end.outcome.reason.exit_code is not ExitCode.OK:
+        return State(Kind.FAILED, end.outcome.reason, end.outcome.message)
+    if end.said.reason == "OOMKilled":
+        return State(Kind.FAILED, OperatorReason.OOM_KILLED, describe(end))
+    known = OperatorReason.BACKOFF_LIMIT_EXCEEDED if job.reason == "BackoffLimitExceeded" else None
+    message = " ".join(part for part in (f"{job.message}.", describe(end) if last else "") if part.strip("."))
+    return State(Kind.FAILED, known or OperatorReason.OUTCOME_UNAVAILABLE, message)
+
+
+_GO_ON = "A new FineTuneJob with the same model, data, training and output goes on from the newest checkpoint."
+
+
+def _no_progress(last: Body | None) -> State:
+    said = f" {describe(children.ended(last))}" if last and not children.is_alive(last) else ""
+    message = f"{MAX_INTERRUPTIONS} attempts in a row were interrupted before they had saved a newer checkpoint.{said}"
+    return State(
+        Kind.FAILED, OperatorReason.NO_PROGRESS, f"{message} Lower training.checkpoints.everySteps, or find them nodes."
+    )
+
+
+def _without_pod(job: Body, seen: Seen) -> State:
+    if job["spec"].get("suspend"):
+        return State(Kind.STARTING, OperatorReason.QUEUED, _queued(seen))
+    if seen.warning:
+        return State(Kind.STARTING, OperatorReason.JOB_REFUSED, f"{seen.warning.reason}: {seen.warning.message}")
+    return State(Kind.STARTING, OperatorReason.JOB_CREATED, "The Job exists; its pod is about to be created.")
+
+
+def _queued(seen: Seen) -> str:
+    if seen.waits:
+        return f"Kueue holds the Job. {seen.waits.reason}: {seen.waits.message}"
+    return "The Job is suspended, by Kueue until there is quota for it."
+
+
+def _attempt(last: Body, seen: Seen, past: Past) -> State:
+    name = last["metadata"]["name"]
+    if clocks.is_due(clocks.lost_due(last), past.now):
+        return State(Kind.STARTING, OperatorReason.NODE_LOST, _lost(last))
+    if children.is_running(last):
+        if clocks.is_due(clocks.stall_due(seen.wanted, past.progress, past.started, seen.progress), past.now):
+            return State(Kind.RUNNING, OperatorReason.PROGRESS_STALLED, _stalled(name, seen, past))
+        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} trains.")
+    if last.get("status", {}).get("phase") == "Succeeded":
+        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
+    if not children.is_alive(last):
+        return _retrying(last, seen)
+    state = _pending(last, seen.warning)
+    before = children.newest(pod for pod in children.leaders(seen.pods) if pod is not last)
+    if before is None:
+        return state
+    reason = OperatorReason.RETRYING if state.reason is OperatorReason.POD_PENDING else state.reason
+    return State(state.kind, reason, f"{state.message} This is a retry. {describe(children.ended(before))}")
+
+
+def _retrying(last: Body, seen: Seen) -> State:
+    said = describe(children.ended(last))
+    if seen.job and seen.job["spec"].get("suspend"):
+        return State(Kind.STARTING, OperatorReason.QUEUED, f"{_queued(seen)} {said}")
+    return State(Kind.STARTING, OperatorReason.RETRYING, f"Another attempt follows. {said}")
+
+
+def _lost(pod: Body) -> str:
+    node = pod["spec"].get("nodeName", "")
+    return (
+        f"Pod {pod['metadata']['name']} had to end and has not: node {node} does not answer. Another attempt follows "
+        "when the node is back or is known to be gone: if it is shut down for good, taint it with "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node."
+    )
+
+
+def _stalled(name: str, seen: Seen, past: Past) -> str:
+    since = past.progress.last_update_time if past.progress else ""
+    return (
+        f"Pod {name} has not moved since {since}. After training.stallSeconds ({seen.wanted.stall}) without a step it "
+        "writes where it hangs into its log, ends, and is tried again."
+    )
+
+
+def _pending(pod: Body, warning: Said | None) -> State:
+    if message := children.unschedulable(pod):
+        return State(Kind.STARTING, OperatorReason.UNSCHEDULABLE, message)
+    wait = children.waiting(pod) or Said("", "")
+    message = ": ".join(part for part in wait if part)
+    if wait.reason in children.IMAGE_REASONS:
+        return State(Kind.STARTING, OperatorReason.IMAGE_PULL_FAILED, message)
+    if wait.reason in children.CONTAINER_REASONS:
+        return State(Kind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, message)
+    if warning and warning.reason in children.VOLUME_REASONS:
+        return State(Kind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, f"{warning.reason}: {warning.message}")
+    said = f" {warning.reason}: {warning.message}" if warning else ""
+    return State(Kind.STARTING, OperatorReason.POD_PENDING, f"Pod {pod['metadata']['name']} is starting.{said}")
+
+
+def describe(end: Ended) -> str:
+    """How the last attempt ended."""
+    if end.outcome:
+        return f"The last attempt ended with {end.outcome.reason}: {end.outcome.message}"
+    if end.said.reason == "OOMKilled":
+        return "The last attempt used more memory than its limit; raise spec.compute.resources.limits.memory."
+    said = ": ".join(part for part in end.said if part)
+    code = "" if end.exit_code is None else f" with exit status {end.exit_code}"
+    return f"The last attempt ended{code}{f' ({said})' if said else ''} and left no word of its own."
