@@ -423,11 +423,15 @@ def test_compute_may_change_only_once_no_pod_is_left(
     jobs: Jobs, stored: str, suspended: tuple[str, str], case: str
 ) -> None:
     asked, stopped = suspended
-    for name in (stored, asked):  # the second is to stop, but nobody says yet that it has
-        assert "compute may change only while suspended" in refusal(lambda: jobs.patch(name, {"spec": COMPUTE[case]}))
-    assert jobs.patch(stopped, {"spec": COMPUTE[case]})["metadata"]["generation"] == 2
-    on_the_way_out = {"spec": {**COMPUTE[case], "suspend": False}}
-    assert "compute may change only while suspended" in refusal(lambda: jobs.patch(stopped, on_the_way_out))
+    change = {"spec": COMPUTE[case]}
+    too_late = {"spec": {**COMPUTE[case], "suspend": False}}
+    refused = [
+        refusal(lambda: jobs.patch(stored, change)),
+        refusal(lambda: jobs.patch(asked, change)),  # it is to stop, but nobody says yet that it has
+        refusal(lambda: jobs.patch(stopped, too_late)),
+    ]
+    assert all("compute may change only while suspended" in said for said in refused)
+    assert jobs.patch(stopped, change)["metadata"]["generation"] == 2
 
 
 def test_status_is_not_written_through_the_main_resource(jobs: Jobs, stored: str) -> None:

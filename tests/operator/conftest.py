@@ -399,6 +399,16 @@ class World:
     async def delete(self, plural: str, name: str = "bot") -> None:
         await self.call("DELETE", self.path(plural, name), {"propagationPolicy": "Background"})
 
+    async def change(self, spec: Body, name: str = "bot") -> None:
+        """What a person or a GitOps tool edits."""
+        await self.call("PATCH", self.path("finetunejobs", name), {"spec": spec})
+
+    async def collect(self, name: str = "bot", index: int = 1) -> None:
+        """What the garbage collector does about a Job that is deleted in the foreground: its pod goes, then it."""
+        with suppress(Refused):
+            await self.call("DELETE", self.path("pods", f"{name}-{index}"), {"gracePeriodSeconds": 0})
+        await self.call("PATCH", self.path("jobs", name), {"metadata": {"finalizers": None}})
+
     async def until(self, probe: Callable[[], Awaitable[T | None]], seconds: float = 15) -> T:
         """The first answer of `probe` that is true."""
         deadline = time.monotonic() + seconds
@@ -439,16 +449,20 @@ class World:
         status = {"phase": phase, "podIP": "127.0.0.1", "containerStatuses": [entry]}
         await self.call("PATCH", self.path("pods", name, "status"), {"status": status})
 
-    async def job_ends(self, kind: str, reason: str = "", name: str = "bot") -> None:
+    async def job_starts(self, at: str, name: str = "bot") -> None:
+        """What the Job controller reports when it lets a Job go on."""
+        await self.call("PATCH", self.path("jobs", name, "status"), {"status": {"startTime": at}})
+
+    async def job_ends(self, kind: str, reason: str = "", name: str = "bot", at: str = NOW) -> None:
         """What the Job controller reports; the API server checks that the conditions fit together."""
         before = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[kind]
         conditions = [
-            {"type": each, "status": "True", "reason": reason, "message": "said", "lastTransitionTime": NOW}
+            {"type": each, "status": "True", "reason": reason, "message": "said", "lastTransitionTime": at}
             for each in (before, kind)
         ]
-        status: Body = {"conditions": conditions, "startTime": NOW, "uncountedTerminatedPods": {}}
+        status: Body = {"conditions": conditions, "startTime": at, "uncountedTerminatedPods": {}}
         if kind == "Complete":
-            status |= {"completionTime": NOW, "succeeded": 1}
+            status |= {"completionTime": at, "succeeded": 1}
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
 
     @asynccontextmanager

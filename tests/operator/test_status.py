@@ -11,6 +11,7 @@ from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
 from finetune_operator.children import Said, parse_outcome
 from finetune_operator.seen import Obstacle, Seen
 from finetune_operator.status import is_terminal, next_status
+from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, Progress
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ RUNNING = {"running": {"startedAt": NOW}}
 WAITING = ("Pending", {"Running": "False", "Reconciling": "True"})
 STARTING = ("Pending", {"Running": "False"})
 RUNS = ("Running", {"Running": "True"})
+SUSPENDED = ("Suspended", {"Suspended": "True", "Running": "False"})
 COMPLETE = ("Complete", {"Complete": "True", "Running": "False"})
 FAILED = ("Failed", {"Failed": "True", "Running": "False", "Stalled": "True"})
 BACKOFF = {"Failed": ("BackoffLimitExceeded", "Job has reached the specified backoff limit")}
@@ -58,6 +60,13 @@ def _cases(build: type[Build]) -> dict[str, tuple[Seen, tuple[str, dict[str, str
     second = {"name": "bot-2", "created": LATER}
     deleted = job()
     deleted["metadata"]["deletionTimestamp"] = NOW
+    lost = pod(state=RUNNING, phase="Running")
+    lost["metadata"]["deletionTimestamp"] = "2026-11-23T07:58:00Z"
+    leaving = pod(state=RUNNING, phase="Running")
+    stop = Wanted(suspend=True)
+    late = Wanted(startup_deadline=60)
+    started = {"startTime": "2026-11-23T07:59:00Z"}
+    over = {"Failed": ("DeadlineExceeded", "Job was active longer than specified deadline")}
     huge = _word("DataInvalid", "x" * OUTCOME_MAX_BYTES)
     gone = "OutcomeUnavailable"
     return {
@@ -115,6 +124,27 @@ def _cases(build: type[Build]) -> dict[str, tuple[Seen, tuple[str, dict[str, str
             attempt(1, conditions=BACKOFF), FAILED, "BackoffLimitExceeded", "exit status 1"),
         "attempts used up, memory": (
             attempt(137, why="OOMKilled", conditions=BACKOFF), FAILED, "OOMKilled", "limits.memory"),
+        "to stop, nothing there": (Seen(wanted=stop), SUSPENDED, "Suspended", "spec.suspend"),
+        "to stop, pod saves": (Seen(deleted, (leaving,), wanted=stop), RUNS, "Suspending", "bot-1"),
+        "to stop, pod pends": (Seen(deleted, (pod(),), wanted=stop), STARTING, "Suspending", "bot-1"),
+        "to stop, pod has left": (
+            Seen(deleted, (pod(phase="Failed"),), wanted=stop), STARTING, "Suspending", "being deleted"),
+        "to stop, pod of a Job that is gone": (Seen(leaving="bot-7", wanted=stop), STARTING, "Suspending", "bot-7"),
+        "to stop, but complete": (
+            Seen(job(COMPLETED), (pod(state=ended(0, _word("Completed")), phase="Succeeded"),), wanted=stop),
+            COMPLETE, "Completed", "words"),
+        "too late to start": (
+            Seen(job(**started), (pod(conditions=[unscheduled]),), wanted=late),
+            FAILED, "StartupDeadlineExceeded", "0/3"),
+        "too late, queued": (Seen(job(suspend=True, **started), wanted=late), STARTING, "Queued", "suspended"),
+        "too late, but it runs": (Seen(job(**started), (leaving,), wanted=late), RUNS, "PodRunning", "bot-1"),
+        "too late, but it ran": (
+            Seen(job(**started), (first, pod(**second)), wanted=late), STARTING, "Retrying", "no route"),
+        "ran too long": (
+            attempt(143, _word("Preempted"), conditions=over), FAILED, "DeadlineExceeded", "activeDeadlineSeconds"),
+        "node lost": (Seen(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
+        "queued after an attempt": (
+            Seen(job(suspend=True), (first,), waits=Said("Preempted", "by another")), STARTING, "Queued", "by another"),
         "failed, pod gone": (Seen(job(BACKOFF)), FAILED, "BackoffLimitExceeded", "backoff limit"),
     }  # fmt: skip
 
@@ -233,3 +263,23 @@ def test_an_outcome_of_a_newer_trainer_is_read() -> None:
     outcome = parse_outcome(_word("Completed", "x", invented=1))
     assert outcome
     assert outcome.message == "x"
+
+
+def test_a_trainer_that_answers_and_does_not_move_is_stalled_until_it_moves(build: type[Build]) -> None:
+    pod = build.pod(state=RUNNING, phase="Running")
+    wanted = Wanted(stall=1200)
+
+    def see(previous: FineTuneJobStatus, minute: int, step: int | None) -> FineTuneJobStatus:
+        now = f"2026-11-23T08:{minute:02}:00Z"
+        said = None if step is None else Progress(stage="Training", step=step, last_update_time=now)
+        return next_status(META, previous, Seen(build.job(), (pod,), said, wanted=wanted), now)
+
+    moved = see(FineTuneJobStatus(), 1, 5)
+    assert see(moved, 10, 5) == moved
+    stalled = see(moved, 12, 5)
+    assert stalled.conditions[0].reason == "ProgressStalled"
+    assert "2026-11-23T08:01:00Z" in stalled.conditions[0].message
+    assert (stalled.phase, see(stalled, 13, 5)) == ("Running", stalled)
+    assert see(stalled, 14, 6).conditions[0].reason == "PodRunning"
+    silent = see(FineTuneJobStatus(), 1, None)
+    assert see(silent, 50, None).conditions[0].reason == "PodRunning"  # it cannot be asked: nothing is known

@@ -1,0 +1,182 @@
+"""Attempts, interruptions, seconds and checkpoints, as pods come, end and vanish."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.seen import Seen
+from finetune_operator.status import next_status
+from finetune_operator.wanted import Wanted
+from finetune_trainer.contract import Progress
+
+if TYPE_CHECKING:
+    from conftest import Build
+
+META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+Pod = dict[str, Any]
+
+
+def _at(minute: int) -> str:
+    return f"2026-11-23T08:{minute:02}:00Z"
+
+
+class Story:
+    """What the operator sees of one run, minute by minute."""
+
+    def __init__(self, build: type[Build], **wanted: Any) -> None:
+        self._build = build
+        self._wanted = Wanted(**wanted)
+        self.status = FineTuneJobStatus()
+
+    def running(self, start: int, name: str = "", index: str | None = None) -> Pod:
+        pod = self._build.pod(
+            name or f"bot-{start}", {"running": {"startedAt": _at(start)}}, "Running", created=_at(start)
+        )
+        if index is not None:
+            pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": index}
+        return pod
+
+    def ended(self, start: int, end: int, code: int, checkpoint: int | None = None, evicted: bool = False) -> Pod:
+        said: dict[str, Any] = {"stage": "Training", "lastUpdateTime": _at(end)}
+        if checkpoint is not None:
+            said |= {"lastCheckpointStep": checkpoint, "lastCheckpointTime": _at(checkpoint)}
+        reason = {143: "Preempted", 75: "StorageUnreachable"}.get(code)
+        word = json.dumps({"reason": reason, "message": "", "progress": said}) if reason else ""
+        state = {"exitCode": code, "message": word, "startedAt": _at(start), "finishedAt": _at(end)}
+        conditions = [DISRUPTED] if evicted else []
+        return self._build.pod(
+            f"bot-{start}", {"terminated": state}, "Failed", created=_at(start), conditions=conditions
+        )
+
+    def see(self, minute: int, *pods: Pod, checkpoint: int | None = None) -> FineTuneJobStatus:
+        progress = None
+        if checkpoint is not None:
+            progress = Progress(
+                stage="Training", last_checkpoint_step=checkpoint, last_checkpoint_time=_at(checkpoint),
+                last_update_time=_at(minute),
+            )  # fmt: skip
+        seen = Seen(job=self._build.job(active=1), pods=pods, progress=progress, wanted=self._wanted)
+        self.status = next_status(META, self.status, seen, _at(minute))
+        return self.status
+
+    def reason(self) -> str:
+        return self.status.conditions[0].reason
+
+
+def test_attempts_are_counted_though_their_pods_vanish(build: type[Build]) -> None:
+    story = Story(build)
+    assert story.see(0).attempts is None
+    assert story.see(1, story.running(1)).attempts == 1
+    assert story.see(2, story.running(1), checkpoint=2).attempts == 1
+    assert story.see(3).attempts == 1  # drained, deleted
+    assert story.see(5, story.running(4)).attempts == 2
+    assert story.see(9, story.ended(4, 6, 75), story.running(8)).attempts == 3
+
+
+def test_several_attempts_that_nobody_watched_are_all_counted(build: type[Build]) -> None:
+    story = Story(build)
+    status = story.see(9, story.ended(1, 2, 75), story.ended(3, 4, 75), story.running(5))
+    assert (status.attempts, status.active_seconds, status.start_time) == (3, (1 + 1 + 4) * 60, _at(1))
+
+
+def test_a_status_of_an_earlier_version_is_taken_over(build: type[Build]) -> None:
+    story = Story(build)
+    story.status = FineTuneJobStatus(attempts=2)
+    assert story.see(9, story.ended(1, 2, 75), story.running(5)).attempts == 2
+    assert story.see(12, story.running(11)).attempts == 3
+
+
+def test_seconds_are_those_that_a_trainer_ran(build: type[Build]) -> None:
+    story = Story(build, gpus=4)
+    story.see(0)
+    assert story.status.active_seconds is None
+    assert story.see(1, story.running(1)).active_seconds == 0
+    assert story.see(3, story.running(1), checkpoint=2).active_seconds == 120
+    assert story.see(6, story.ended(1, 5, 143, checkpoint=4)).active_seconds == 240
+    assert story.see(20).active_seconds == 240  # nothing ran
+    status = story.see(24, story.running(22))
+    assert (status.active_seconds, status.gpu_seconds, status.accounted_time) == (360, 4 * 360, _at(24))
+
+
+def test_pods_of_several_nodes_hold_gpus_each_and_time_once(build: type[Build]) -> None:
+    story = Story(build, gpus=8)
+    pods = [story.running(1, "bot-0-x", "0"), story.running(2, "bot-1-x", "1")]
+    status = story.see(5, *pods)
+    assert (status.attempts, status.active_seconds, status.gpu_seconds) == (1, 240, (4 + 3) * 60 * 8)
+
+
+def test_counting_alone_writes_nothing(build: type[Build]) -> None:
+    story = Story(build)
+    once = story.see(2, story.running(1))
+    assert story.see(9, story.running(1)) == once
+
+
+def test_a_clock_that_runs_backwards_takes_nothing_back(build: type[Build]) -> None:
+    story = Story(build)
+    story.see(9, story.running(1))
+    assert story.see(5, story.running(1), checkpoint=4).active_seconds == 480
+
+
+INTERRUPTIONS: dict[str, tuple[list[tuple[int, int | None, bool]], str]] = {  # (exit status, checkpoint, evicted)
+    "three in vain": ([(143, None, False)] * 3, "NoProgress"),
+    "three evicted": ([(137, None, True)] * 3, "NoProgress"),
+    "three vanished": ([(-1, None, False)] * 3, "NoProgress"),
+    "two in vain": ([(143, None, False)] * 2, "Retrying"),
+    "the second saved": ([(143, None, False), (143, 1, False), (143, None, False)], "Retrying"),
+    "each saved": ([(143, 1, False)] * 5, "Retrying"),
+    "failures are the backoff limit's": ([(75, None, False)] * 5, "Retrying"),
+    "a failure between does not excuse": (
+        [(143, None, False), (143, None, False), (75, None, False), (143, None, False)], "NoProgress"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INTERRUPTIONS)
+def test_interruptions_end_a_run_only_without_progress(build: type[Build], case: str) -> None:
+    attempts, expected = INTERRUPTIONS[case]
+    story, pods = Story(build), list[Pod]()
+    for number, (code, checkpoint, evicted) in enumerate(attempts):
+        start = 1 + 4 * number
+        story.see(start, *pods, story.running(start))
+        saved = None if checkpoint is None else start + checkpoint
+        if code < 0:  # gone with its node
+            story.see(start + 2, *pods)
+            continue
+        pods.append(story.ended(start, start + 2, code, saved, evicted))
+        story.see(start + 2, *pods)
+    if attempts[-1][0] < 0:  # whose end nobody saw; it is known when the next one starts
+        story.see(50, *pods, story.running(49))
+    assert story.reason() == expected
+
+
+def test_a_checkpoint_that_was_only_seen_while_running_counts(build: type[Build]) -> None:
+    story = Story(build)
+    for start in (1, 5, 9, 13):
+        story.see(start, story.running(start))
+        story.see(start + 2, story.running(start), checkpoint=start + 1)
+        story.see(start + 3)  # the pod is gone before it could say a word
+    assert (story.status.attempts, story.reason()) == (4, "JobCreated")
+    assert (story.status.last_checkpoint_step, story.status.last_checkpoint_time) == (14, _at(14))
+
+
+def test_a_checkpoint_from_the_future_or_of_no_time_is_none(build: type[Build]) -> None:
+    story = Story(build)
+    for text in ("9999-01-01T00:00:00Z", "soon", "2026-11-23T08:00:00"):
+        progress = Progress(
+            stage="Training", last_checkpoint_step=1, last_checkpoint_time=text, last_update_time=_at(1)
+        )
+        seen = Seen(job=build.job(active=1), pods=(story.running(1),), progress=progress)
+        assert next_status(META, FineTuneJobStatus(), seen, _at(2)).last_checkpoint_step in (None, 1)
+    assert story.see(5, story.running(1)).last_checkpoint_time is None
+
+
+def test_suspension_forgives_interruptions(build: type[Build]) -> None:
+    story = Story(build)
+    pods = [story.ended(1, 2, 143), story.ended(3, 4, 143), story.running(5)]
+    assert story.see(6, *pods).interruptions == 2
+    story.status = next_status(META, story.status, Seen(wanted=Wanted(suspend=True)), _at(8))
+    assert (story.reason(), story.status.interruptions, story.status.attempts) == ("Suspended", None, 3)
