@@ -460,7 +460,8 @@ class World:
             {"type": each, "status": "True", "reason": reason, "message": "said", "lastTransitionTime": at}
             for each in (before, kind)
         ]
-        status: Body = {"conditions": conditions, "startTime": at, "uncountedTerminatedPods": {}}
+        started = (await self.get("jobs", name)).get("status", {}).get("startTime", at)
+        status: Body = {"conditions": conditions, "startTime": started, "uncountedTerminatedPods": {}}
         if kind == "Complete":
             status |= {"completionTime": at, "succeeded": 1}
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
