@@ -37,8 +37,8 @@ class GoModule:
 
     @property
     def folder(self) -> Path:
-        """Where its programs lie; the name changes with the pins."""
-        pins = cache.digest([self.source / "go.mod", self.source / "go.sum"], self.stamp)
+        """Where its programs lie; the name changes with the pins and with code of our own."""
+        pins = cache.digest([self.source / "go.mod", self.source / "go.sum", *self.source.glob("*.go")], self.stamp)
         return paths.cache() / "bin" / f"{self.name}-{pins}"
 
     def build_command(self, go: str, target: Path) -> list[str]:
@@ -54,6 +54,7 @@ MODULES = (
     GoModule("etcd", ("go.etcd.io/etcd/server/v3",), ("etcd",)),
     GoModule("versitygw", ("github.com/versity/versitygw/cmd/versitygw",), ("versitygw",)),
     GoModule("helm", ("helm.sh/helm/v3/cmd/helm",), ("helm",), _HELM_STAMP),
+    GoModule("kstatus", (".",), ("kstatus",)),  # for tests
 )
 
 

@@ -101,7 +101,8 @@ def root_schema() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": properties["spec"],
-            "status": properties["status"],
+            # Until it was looked at, tools that wait for it must not take it for settled.
+            "status": {**properties["status"], "default": {"observedGeneration": 0}},
         },
         "x-kubernetes-validations": _ROOT_RULES,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import secrets
 import socket
 import ssl
@@ -122,6 +123,24 @@ class Build:
 def build() -> type[Build]:
     """See `Build`."""
     return Build
+
+
+# --- kstatus --------------------------------------------------------------------------------------------------------
+
+Kstatus = Callable[..., list[dict[str, str]]]
+
+
+@pytest.fixture(scope="session")
+def kstatus() -> Kstatus:
+    """What Flux, Argo CD's peers and `helm --wait` take objects for, by the library that they use."""
+    tools.ensure()
+
+    def compute(*objects: Body) -> list[dict[str, str]]:
+        lines = "\n".join(map(json.dumps, objects))
+        done = subprocess.run([tools.program("kstatus")], input=lines, capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return compute
 
 
 # --- a real API server ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, Progress
 
 if TYPE_CHECKING:
-    from conftest import Build
+    from conftest import Build, Kstatus
 
 META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
@@ -160,6 +160,20 @@ def test_each_state_has_its_phase_conditions_and_reason(build: type[Build]) -> N
         assert {each.reason for each in status.conditions} == {reason}, name
         assert message in status.conditions[0].message, (name, status.conditions[0].message)
         assert bool(status.completion_time) == is_terminal(status), name
+
+
+@pytest.mark.cluster
+def test_each_state_is_what_gitops_tools_should_take_it_for(build: type[Build], kstatus: Kstatus) -> None:
+    """A wait of Flux or `helm --wait` ends at Current: once the Job is there, however long it queues or runs."""
+    meanings = {"Reconciling": "InProgress", "Stalled": "Failed"}
+    cases = _cases(build)
+    jobs = []
+    for seen, *_ in cases.values():
+        status = next_status(META, FineTuneJobStatus(), seen, NOW).to_json()
+        jobs.append({**build.stored(), "status": status})
+    for (name, (seen, (_, conditions), *_)), found in zip(cases.items(), kstatus(*jobs), strict=True):
+        (expected,) = {meanings[kind] for kind in conditions if kind in meanings} or {"Current"}
+        assert found["status"] == expected, (name, seen, found)
 
 
 def test_a_terminal_status_never_flips(build: type[Build]) -> None:
