@@ -398,14 +398,14 @@ class World:
     async def apply(self, name: str = "bot", spec: Body | None = None, **metadata: Any) -> Body:
         return await self.call("POST", self.path("finetunejobs"), manifest(name, self.namespace, spec, **metadata))
 
-    async def allow(self, rules: list[Body]) -> None:
-        """Give the operator these rights in its namespace, and no others."""
+    async def allow(self, rules: list[Body], name: str = "operator") -> None:
+        """Give the operator these rights in its namespace, by a Role of that name."""
         api = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{self.namespace}"
-        await self.call("POST", f"{api}/roles", {"metadata": {"name": "operator"}, "rules": rules})
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"}
+        await self.call("POST", f"{api}/roles", {"metadata": {"name": name}, "rules": rules})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
         user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}
         await self.call(
-            "POST", f"{api}/rolebindings", {"metadata": {"name": "operator"}, "roleRef": role, "subjects": [user]}
+            "POST", f"{api}/rolebindings", {"metadata": {"name": name}, "roleRef": role, "subjects": [user]}
         )
 
     async def get(self, plural: str, name: str = "bot") -> Body:
