@@ -130,6 +130,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "packed preferences": (
         {"spec.training": {"epochs": 1, "method": "dpo", "packing": True}}, "spec.training", "to method sft only",
     ),
+    "packed by unsloth": (
+        {"spec.training": {"epochs": 1, "backend": "unsloth", "packing": True}}, "spec.training", "needs backend trans",
+    ),
     "whole texts for dpo": (
         {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss: all applies to",
     ),

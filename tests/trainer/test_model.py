@@ -205,6 +205,13 @@ class TestLoading:
             raise error
         assert caught.value.reason is Reason.OUT_OF_MEMORY
 
+    def test_chat_template_of_the_config(self, model_dir: Path) -> None:
+        words = load_tokenizer(model_dir, "{% for m in messages %}{{ m.content }}!{% endfor %}")
+        assert words.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
+        with pytest.raises(TrainerError, match=r"model.chatTemplate is no Jinja template: .* \(its line 1\)") as caught:
+            load_tokenizer(model_dir, "{% for m in %}")
+        assert caught.value.reason is Reason.CONFIG_INVALID
+
     def test_other_errors_stay_what_they_are(self) -> None:
         with pytest.raises(RuntimeError, match="shapes"), memory_errors("try"):
             raise RuntimeError("shapes do not match")

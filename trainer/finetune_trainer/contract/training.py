@@ -51,6 +51,10 @@ class Training(Model):
         json_schema_extra=rules(
             ("has(self.epochs) != has(self.maxSteps)", "exactly one of epochs and maxSteps must be set"),
             ("!self.packing || self.method == 'sft'", "packing applies to method sft only"),
+            (
+                "!self.packing || self.backend != 'unsloth'",
+                "packing needs backend transformers, or auto, which takes it",
+            ),
             ("self.loss == 'completion' || self.method == 'sft'", "loss: all applies to method sft only"),
             (
                 "self.method != 'kto' || self.batchSize > 1",
@@ -63,8 +67,9 @@ class Training(Model):
     """`sft`: supervised fine-tuning on answers. `dpo`: direct preference optimisation on pairs of a chosen and a
     rejected answer. `kto`: Kahneman-Tversky optimisation on answers that are each marked good or bad."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """`unsloth`: Unsloth's kernels. `transformers`: plain transformers with PEFT. `auto`: Unsloth where there is a GPU
-    and it is installed, else transformers. Both train the same tokens with TRL's trainers."""
+    """`unsloth`: Unsloth's kernels; not with packing, and int8 only on a GPU. `transformers`: plain transformers with
+    PEFT. `auto`: Unsloth for `sft` without packing or int8 where there is a GPU and it is installed, else transformers.
+    Both train the same tokens with TRL's trainers."""
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Passes over the data. Exactly one of `epochs` and `maxSteps`."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)

@@ -50,35 +50,29 @@ def _before_torch() -> None:
 def choose_backend(config: TrainerConfig) -> str:
     """`unsloth` or `transformers`; logs why. Raises `CONFIG_INVALID` if Unsloth is asked for and not installed."""
     _before_torch()
-    asked = _asked(config)
-    installed = importlib.util.find_spec("unsloth") is not None
+    asked, installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
     if asked == "unsloth" and not installed:
         message = "training.backend is unsloth, which is not installed here; use an image that has it, or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    if asked != "auto":
-        log.info("backend %s: asked for", asked)
-        return asked
+    backend, why = (asked, "asked for") if asked != "auto" else _automatic(config, installed)
+    log.info("backend %s: %s", backend, why)
+    return backend
+
+
+def _automatic(config: TrainerConfig, installed: bool) -> tuple[str, str]:
+    """What `auto` takes, and why. Of Unsloth's kernels only those for `sft` were compared with transformers' on a GPU,
+    and nothing else than transformers' own attention is known to keep packed rows apart."""
     import torch
 
-    if not torch.cuda.is_available():
-        log.info("backend transformers: there is no GPU")
-        return "transformers"
-    log.info("backend unsloth: there is a GPU" if installed else "backend transformers: unsloth is not installed")
-    return "unsloth" if installed else "transformers"
-
-
-def _asked(config: TrainerConfig) -> str:
-    """What the config asks for. Only transformers' own attention is known to keep packed rows apart, and Unsloth's
-    kernels were not compared with it on preferences."""
     training = config.training
-    if training.packing and training.backend == "unsloth":
-        message = "training.packing works with backend transformers only; choose that, or auto, or turn packing off"
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-    return (
-        "transformers"
-        if training.backend == "auto" and (training.packing or training.method != "sft")
-        else training.backend
-    )
+    if training.packing or training.method != "sft":
+        what = "training.packing" if training.packing else f"method {training.method}"
+        return "transformers", f"auto takes it for {what}, with a GPU or without"
+    if config.model.quantization == "int8":
+        return "transformers", "auto takes it for int8, with a GPU or without"
+    if not torch.cuda.is_available():
+        return "transformers", "there is no GPU"
+    return ("unsloth", "there is a GPU") if installed else ("transformers", "unsloth is not installed")
 
 
 def import_backend(backend: str) -> None:

@@ -1,0 +1,97 @@
+"""What one writes without this project, against TRL or Unsloth themselves:
+
+`direct.py trl|unsloth MODEL OUT SETTINGS ROWS...`; each of ROWS is a JSON Lines file of `messages`, or of `input_ids`
+and `labels`; OUT becomes a JSON list of objects, one per file: the losses of its steps, and when each was done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, Any] = {"steps": 4, "batch": 4, "accumulation": 1, "rate": 1e-2, "seed": 42}
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_dir, max_seq_length=256, load_in_4bit=False, use_gradient_checkpointing=False
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        target_modules=MODULES,
+        use_gradient_checkpointing=False,
+        random_state=seed,
+    )
+    return model, tokenizer
+
+
+def with_trl(model_dir: str, seed: int) -> tuple[Any, Any]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    set_seed(seed)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, lora), AutoTokenizer.from_pretrained(model_dir)
+
+
+def train(loaded: tuple[Any, Any], rows: str, out: Path, how: dict[str, Any]) -> dict[str, list[float]]:
+    """Losses of the steps, and when each was done."""
+    from datasets import load_dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = loaded
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+        def on_step_end(self, *_: object, **__: object) -> None:
+            times.append(time.monotonic())
+
+    arguments = SFTConfig(
+        output_dir=str(out.parent / "trainer"),
+        per_device_train_batch_size=how["batch"],
+        gradient_accumulation_steps=how["accumulation"],
+        max_steps=how["steps"],
+        learning_rate=how["rate"],
+        weight_decay=0.01,
+        seed=how["seed"],
+        gradient_checkpointing=False,
+        max_length=256,
+        bf16=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    data = load_dataset("json", data_files=rows, split="train", cache_dir=str(out.parent / "cache"))
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, args=arguments, train_dataset=data, callbacks=[Clock()]
+    )
+    trainer.train()
+    losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
+    return {"losses": losses, "times": times}
+
+
+def main() -> None:
+    backend, model_dir, out, settings, *files = sys.argv[1:]
+    how = SETTINGS | json.loads(settings)
+    load, done = (with_unsloth if backend == "unsloth" else with_trl), []
+    for rows in files:
+        done.append(train(load(model_dir, how["seed"]), rows, Path(out), how))
+    Path(out).write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

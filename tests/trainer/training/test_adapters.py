@@ -1,0 +1,52 @@
+"""Adapters of each kind on base models of each precision, and training that goes on from one, by either backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Run
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+KINDS = [("lora", "none"), ("rslora", "none"), ("dora", "none"), ("lora", "nf4"), ("rslora", "nf4"), ("dora", "nf4")]
+
+
+@pytest.mark.parametrize(
+    ("backend", "variant", "quantization"),
+    [*(("transformers", *each) for each in (*KINDS, ("lora", "int8"))), *(("unsloth", *each) for each in KINDS)],
+)
+def test_learns_and_goes_on_where_it_ended(run: Run, backend: str, variant: str, quantization: str) -> None:
+    shape = {"maxSteps": 6, "backend": backend, "lora": {"variant": variant, "rank": 8}, "validate": True}
+    trained = run(source={"quantization": quantization}, **shape)
+    assert trained.metrics["evalLoss"] < 0.9 * trained.metrics["baseEvalLoss"]
+    stored = str(trained.folder / "adapter")
+    again = run(source={"quantization": quantization}, adapter=stored, **shape)
+    assert again.metrics["baseEvalLoss"] == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
+
+
+def test_unsloth_has_no_int8_on_a_cpu_and_says_so(run: Run) -> None:
+    with pytest.raises(TrainerError, match="int8 cannot be had for this model here: 14 of 14 layers") as caught:
+        run(source={"quantization": "int8"}, backend="unsloth")
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 4}, "training.lora.rank is 4, that of the adapter at model.adapterURI is 16"),
+        ({"alpha": 8}, "training.lora.alpha is 8"),
+        ({"variant": "dora"}, "training.lora.variant is dora, .* is lora"),
+        ({"targetModules": ["q_proj"]}, r"training.lora.targetModules is \['q_proj'\], .*'down_proj'"),
+    ],
+    ids=["rank", "alpha", "variant", "targets"],
+)
+def test_another_adapter_than_the_config_says(run: Run, lora: dict[str, Any], message: str) -> None:
+    trained = run(maxSteps=1)
+    with pytest.raises(TrainerError, match=message) as caught:
+        run(adapter=str(trained.folder / "adapter"), lora=lora)
+    assert caught.value.reason is Reason.CONFIG_INVALID

@@ -1,0 +1,118 @@
+"""The same losses as from the libraries themselves, whichever backend trains; and which one `auto` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS, chat, config
+from tests.trainer.training import direct
+from tests.trainer.training.trainings import ROWS, Run
+
+from finetune_trainer.manifest import broken_rules
+from finetune_trainer.models.model import choose_backend
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_SECONDS)]
+
+CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(10)]
+
+
+FILES = {
+    "tokens": [dict(zip(ROWS["sft"], row, strict=True)) for row in zip(*ROWS["sft"].values(), strict=True)],
+    "chats": CHATS,
+}
+
+
+@pytest.fixture(scope="module", params=["transformers", "unsloth"])
+def direct_losses(
+    request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, list[float]]]:
+    """A backend, and its losses by kind of rows in a script, and a process, that knows nothing of ours."""
+    folder = tmp_path_factory.mktemp("direct")
+    for name, rows in FILES.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = "unsloth" if request.param == "unsloth" else "trl"
+    environment = {**os.environ, **QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"UNSLOTH_DISABLE_STATISTICS": "1"}
+    line = [sys.executable, direct.__file__, script, str(model_dir), str(folder / "out"), "{}", *FILES]
+    done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((folder / "out").read_text())
+    return request.param, {name: each["losses"] for name, each in zip(FILES, results, strict=True)}
+
+
+@pytest.mark.parametrize("rows", FILES)
+def test_the_same_losses_as_written_directly(
+    run: Run, direct_losses: tuple[str, dict[str, list[float]]], rows: str
+) -> None:
+    backend, expected = direct_losses
+    shape = {"backend": backend, "maxSteps": 4, "batchSize": 4, "gradientAccumulation": 1, "warmupRatio": 0}
+    ours = run(**shape) if rows == "tokens" else run(rows=CHATS, loss="all", **shape)
+    assert ours.losses == pytest.approx(expected[rows], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ({}, {}),
+        ({"rows": CHATS, "loss": "all"}, {}),
+        ({"rows": CHATS}, {}),
+        ({"lora": {"variant": "rslora"}}, {}),
+        ({"lora": {"variant": "dora"}}, {}),
+        ({"lora": {"dropout": 0.1}}, {}),
+        ({}, {"quantization": "nf4"}),
+        ({"method": "dpo"}, {}),
+        ({"method": "kto"}, {}),
+        ({"gradientAccumulation": 2}, {}),
+        ({"gradientCheckpointing": True}, {}),
+    ],
+    ids=["completions", "all", "prepared", "rslora", "dora", "dropout", "nf4", "dpo", "kto", "parts", "recomputed"],
+)
+def test_both_backends_learn_the_same(run: Run, settings: dict[str, Any], source: dict[str, Any]) -> None:
+    plain, unsloth = (
+        run(backend=backend, source=source, validate=True, **settings) for backend in ("transformers", "unsloth")
+    )
+    assert plain.losses == pytest.approx(unsloth.losses, abs=1e-4)
+    assert plain.trainable == unsloth.trainable
+    assert plain.metrics.keys() == unsloth.metrics.keys()
+    for name in plain.metrics.keys() - {"trainSeconds", "tokensPerSecond"}:
+        assert plain.metrics[name] == pytest.approx(unsloth.metrics[name], abs=1e-4), name
+    assert {name: each.shape for name, each in plain.weights.items()} == {
+        name: each.shape for name, each in unsloth.weights.items()
+    }
+    texts = [(each.folder / "adapter" / "adapter_config.json").read_text() for each in (plain, unsloth)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("training", "quantization", "chosen", "why"),
+    [
+        ({}, "none", "transformers", "there is no GPU"),
+        ({"method": "dpo"}, "none", "transformers", "auto takes it for method dpo, with a GPU or without"),
+        ({"method": "kto"}, "none", "transformers", "auto takes it for method kto"),
+        ({"packing": True}, "none", "transformers", "auto takes it for training.packing"),
+        ({}, "int8", "transformers", "auto takes it for int8"),
+        ({"backend": "transformers"}, "none", "transformers", "asked for"),
+        ({"backend": "unsloth", "method": "dpo"}, "none", "unsloth", "asked for"),
+    ],
+)
+def test_which_backend_is_taken_and_why(
+    caplog: pytest.LogCaptureFixture, training: dict[str, Any], quantization: str, chosen: str, why: str
+) -> None:
+    caplog.set_level("INFO", "finetune_trainer")
+    asked = config(training)
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"quantization": quantization})})
+    assert choose_backend(asked) == chosen
+    assert [each for each in caplog.messages if each.startswith(f"backend {chosen}: {why}")] == caplog.messages
+
+
+def test_packing_with_unsloth_is_refused_beforehand() -> None:
+    asked = config({"backend": "unsloth", "packing": True})
+    assert [message for _, message in broken_rules(asked)] == [
+        "packing needs backend transformers, or auto, which takes it"
+    ]

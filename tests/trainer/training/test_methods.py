@@ -1,0 +1,46 @@
+"""What each method learns, and what the validation data says of it, by either backend."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Run
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+BACKENDS = ["transformers", "unsloth"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dpo_prefers_the_chosen_answer(run: Run, backend: str) -> None:
+    trained = run(method="dpo", maxSteps=8, validate=True, backend=backend)
+    assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)  # at first it is the base model
+    assert trained.metrics["evalLoss"] < 0.5 * trained.metrics["baseEvalLoss"]
+    assert trained.metrics["evalRewardAccuracy"] == 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kto_learns_good_from_bad(run: Run, backend: str) -> None:
+    trained = run(method="kto", maxSteps=12, validate=True, backend=backend)
+    assert trained.metrics["baseEvalLoss"] == pytest.approx(0.5, abs=1e-4)
+    assert trained.metrics["evalLoss"] < 0.9 * trained.metrics["baseEvalLoss"]
+    assert trained.metrics["tokens"] > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_only_one_adapter_is_left(run: Run, method: str, backend: str) -> None:
+    trained = run(method=method, maxSteps=2, backend=backend)
+    assert not [path for path in (trained.folder / "adapter").iterdir() if path.is_dir()]
+
+
+def test_validation_is_a_mean_over_tokens_and_changes_nothing(run: Run) -> None:
+    shape = {"lora": {"dropout": 0.2}, "evalSteps": 2}
+    watched, alone = run(validate=True, **shape), run(**shape)
+    assert watched.losses == alone.losses
+    assert watched.metrics["evalLoss"] < watched.metrics["baseEvalLoss"]
+    by_row = run(validate=True, **{**shape, "batchSize": 1})
+    assert by_row.metrics["baseEvalLoss"] == pytest.approx(watched.metrics["baseEvalLoss"], abs=1e-5)
+    assert watched.progress[-1].eval_loss == watched.metrics["evalLoss"]

@@ -1,0 +1,50 @@
+"""Packed rows: none is lost, and each is trained as if it were alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Run, prepared
+
+from finetune_trainer.training.packing import pack
+
+
+@pytest.mark.parametrize("lengths", [[3, 5, 8, 2, 2, 7], [8] * 3, [1] * 20, []], ids=["mixed", "full", "ones", "none"])
+def test_every_row_is_packed_once_and_none_is_cut(lengths: list[int]) -> None:
+    sequences = pack(lengths, 8)
+    assert sorted(row for sequence in sequences for row in sequence) == list(range(len(lengths)))
+    assert all(sum(lengths[row] for row in sequence) <= 8 for sequence in sequences)
+    assert len(sequences) <= math.ceil(sum(lengths) / 8) + 1
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+class TestPacked:
+    def test_packed_rows_are_trained_as_unpacked_ones(self, run: Run) -> None:
+        # Eight rows fit into one sequence; all of them are one step either way.
+        packed = run(packing=True, batchSize=2, maxSteps=3)
+        plain = run(batchSize=8, maxSteps=3)
+        assert packed.losses == pytest.approx(plain.losses, abs=1e-4)
+        assert packed.metrics["tokens"] == plain.metrics["tokens"]
+
+    def test_logits_of_a_packed_row_are_its_own(self, run: Run) -> None:
+        import torch
+
+        from finetune_trainer.training.packing import Collator, packed
+
+        rows = prepared("sft").dataset
+        sequences = packed(rows, 24)  # several, so that there is padding too
+        batch = Collator(rows, 0)(list(sequences))
+        del batch["token_count"], batch["labels"]
+        model = run(maxSteps=1).model.eval()
+        with torch.no_grad():
+            together = model(**batch, use_cache=False).logits
+            for line, sequence in enumerate(sequences):
+                start = 0
+                for number in sequence["rows"]:
+                    ids = rows[number]["input_ids"]
+                    alone = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+                    assert torch.allclose(together[line, start : start + len(ids)], alone, atol=1e-4)
+                    start += len(ids)

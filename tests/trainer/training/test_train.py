@@ -1,0 +1,133 @@
+"""Training a tiny model: what is learnt, what is reported, what stops it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS, chat, config
+from tests.trainer.training.trainings import Recorder, Run
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.train import total_steps
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(10)]
+
+
+def test_every_row_and_learnt_token_of_the_report_is_trained_each_epoch(run: Run) -> None:
+    long = chat("x " * 40, "y " * 30)  # beyond TRL's own limits nothing is cut either
+    trained = run(rows=[*CHATS, long], maxSteps=None, epochs=2, batchSize=2, gradientAccumulation=2)
+    assert trained.metrics["tokens"] == 2 * trained.report.tokens
+    assert trained.metrics["supervisedTokens"] == 2 * trained.report.supervised_tokens
+    assert trained.metrics["steps"] == 6
+
+
+def test_reports_each_step(run: Run) -> None:
+    trained = run(maxSteps=5)
+    steps = [each for each in trained.progress if each.step]
+    assert [each.step for each in steps] == [1, 2, 3, 4, 5]
+    assert [each.percentage for each in steps] == [20, 40, 60, 80, 99]
+    assert all(each.tokens_per_second for each in steps)
+    assert trained.losses[-1] == trained.metrics["finalLoss"]
+    assert trained.metrics["trainLoss"] == pytest.approx(sum(trained.losses) / 5)
+    assert not list((trained.folder / "trainer").rglob("*"))  # nothing of TRL's own is left behind
+
+
+def test_learns(run: Run) -> None:
+    trained = run(rows=CHATS, maxSteps=30, batchSize=10, gradientAccumulation=1)
+    assert trained.metrics["finalLoss"] < 0.8 * trained.losses[0]
+
+
+def test_only_the_adapter_changes(run: Run, model_dir: Path) -> None:
+    from safetensors.torch import load_file
+
+    base = load_file(model_dir / "model.safetensors")
+    trained = run(maxSteps=3)
+    for name, before in base.items():
+        stem, _, last = name.removeprefix("model.").rpartition(".")
+        weights = trained.model.named_parameters()
+        after = [weight for n, weight in weights if f"{stem}.base_layer.{last}" in n or n.endswith(name)]
+        assert after, name
+        assert all((before == each).all() for each in after), name
+    assert all(each.any() for name, each in trained.weights.items() if "lora_B" in name)
+
+
+def test_same_seed_same_adapter_other_seed_another(run: Run) -> None:
+    first, second, other = (run(lora={"dropout": 0.1}, seed=seed) for seed in (7, 7, 8))
+    assert first.losses == second.losses != other.losses
+    assert all((first.weights[name] == second.weights[name]).all() for name in first.weights)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "unsloth"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"lora": {"dropout": 0.1}}, {"method": "dpo"}, {"method": "kto"}, {"rows": CHATS, "packing": True}],
+    ids=["sft", "dpo", "kto", "packed"],
+)
+def test_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(run: Run, backend: str, settings: dict[str, Any]) -> None:
+    if backend == "unsloth" and "packing" in settings:
+        settings = {"rows": CHATS}
+    shape = {"backend": backend, "maxSteps": 6, "gradientAccumulation": 2, "validate": True, **settings}
+    whole = run(save_at=3, **shape)
+    rest = run(resume=str(whole.folder / "trainer" / "checkpoint-3"), **shape)
+    assert rest.losses == whole.losses[3:]
+    assert all((rest.weights[name] == whole.weights[name]).all() for name in whole.weights)
+    for name in ("tokens", "supervisedTokens", "trainLoss", "baseEvalLoss", "evalLoss"):
+        assert rest.metrics.get(name) == whole.metrics.get(name)
+    assert next(each.step for each in rest.progress if each.step) == 3
+
+
+def test_accumulation_does_not_change_the_loss(run: Run) -> None:
+    # Rows of unlike length: a mean of batches' means would differ.
+    shape = {"gradientCheckpointing": False, "maxSteps": 4}
+    whole = run(batchSize=4, gradientAccumulation=1, **shape)
+    parts = run(batchSize=1, gradientAccumulation=4, **shape)
+    assert parts.losses == pytest.approx(whole.losses, abs=2e-4)
+
+
+def test_recomputing_activations_changes_nothing(run: Run) -> None:
+    losses = [run(gradientCheckpointing=on).losses for on in (True, False)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
+def test_one_step_is_not_spent_on_warming_up(run: Run, scheduler: str) -> None:
+    trained = run(maxSteps=1, scheduler=scheduler, warmupRatio=0.5)
+    assert any(each.any() for name, each in trained.weights.items() if "lora_B" in name)
+
+
+def test_bf16_on_a_cpu(run: Run) -> None:
+    assert math.isfinite(run(maxSteps=2, precision="bf16").metrics["finalLoss"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    progress = Recorder()
+    with pytest.raises(TrainerError, match="up to step 3 of 9") as caught:
+        run(maxSteps=9, base=broken, progress=progress)
+    assert caught.value.reason is Reason.NON_FINITE_LOSS
+    assert [each.loss for each in progress.seen if each.step] == [None] * 3  # no made-up number is shown
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"epochs": 1, "batchSize": 3, "gradientAccumulation": 2},
+        {"epochs": 2.5, "batchSize": 4, "gradientAccumulation": 1},
+        {"epochs": 0.1, "batchSize": 8, "gradientAccumulation": 8},
+    ],
+)
+def test_steps_are_known_beforehand(run: Run, shape: dict[str, Any]) -> None:
+    training = config({"maxSteps": None, **shape}).training
+    assert run(rows=CHATS, maxSteps=None, **shape).metrics["steps"] == total_steps(training, len(CHATS))

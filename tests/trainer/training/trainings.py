@@ -1,0 +1,173 @@
+"""Trainings of the tiny model by either backend, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.trainer.tiny_model import config, write_rows
+
+from finetune_trainer.contract import DatasetReport, Progress, TrainerConfig
+from finetune_trainer.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.models.model import Loaded
+
+
+def row(start: int, length: int) -> list[int]:
+    return [10 + (start * 7 + each) % 200 for each in range(length)]
+
+
+PROMPTS = [row(each, 3 + each % 3) for each in range(8)]
+GOOD, BAD = [row(50, 4 + each % 4) for each in range(8)], [row(90, 3 + each % 5) for each in range(8)]
+ROWS: dict[str, Mapping[str, Sequence[Any]]] = {
+    "sft": {
+        "input_ids": [[*prompt, *answer] for prompt, answer in zip(PROMPTS, GOOD, strict=True)],
+        "labels": [[*([-100] * len(prompt)), *answer] for prompt, answer in zip(PROMPTS, GOOD, strict=True)],
+    },
+    "dpo": {"prompt_ids": PROMPTS, "chosen_ids": GOOD, "rejected_ids": BAD},
+    "kto": {
+        "prompt_ids": PROMPTS,
+        "completion_ids": [*GOOD[:4], *BAD[4:]],
+        "label": [True] * 4 + [False] * 4,
+    },
+}
+"""As preparation leaves them, in tokens."""
+
+
+class Recorder(ProgressReporter):
+    """Keeps all that was reported."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+        super().__init__()
+
+    def update(self, **fields: Any) -> None:
+        super().update(**fields)
+        self.seen.append(self.latest())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training, in plain values that another process can be sent."""
+
+    training: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
+    """What `model` holds beside the tiny model's own."""
+    rows: list[Any] | None = None
+    """Rows to prepare; absent: the method's `ROWS`."""
+    validate: bool = False
+    """Whether to look at the same rows."""
+    adapter: str | None = None
+    resume: str | None = None
+    save_at: int | None = None
+    """The step whose state is left in `<folder>/trainer`."""
+
+    @property
+    def config(self) -> TrainerConfig:
+        made = config(self.training)
+        return made.model_copy(update={"model": made.model.model_copy(update=self.source)})
+
+    def prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+        from finetune_trainer.data import preparing
+
+        if self.rows is None:
+            return prepared(self.config.training.method, self.validate)
+        sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
+        return preparing.prepare(self.config, preparing.Files(sources, "sha256:0"), tokenizer, folder)
+
+
+def prepared(method: str, validate: bool = False) -> PreparedData:
+    import datasets
+
+    from finetune_trainer.data.preparing import PreparedData
+
+    rows = datasets.Dataset.from_dict(dict(ROWS[method]))
+    report = DatasetReport(
+        rows=len(rows), kept=len(rows), rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0"
+    )
+    return PreparedData(dataset=rows, report=report, validation=rows if validate else None)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it; the model itself only where it was trained in this process."""
+
+    folder: Path
+    """What the run wrote: `adapter/` is the result."""
+    metrics: dict[str, float]
+    progress: list[Progress]
+    report: DatasetReport
+    trainable: int
+    loaded: Loaded | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        """Of each step."""
+        by_step = {each.step: each.loss for each in self.progress if each.step and each.loss is not None}
+        return list(by_step.values())
+
+    @property
+    def model(self) -> PeftModel:
+        """In memory."""
+        assert self.loaded
+        return self.loaded.model
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The adapter's, as they were published."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / "adapter" / "adapter_model.safetensors")
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the model."""
+        plain = {"progress": [each.to_json() for each in self.progress], "report": self.report.to_json()}
+        return {**plain, "metrics": self.metrics, "trainable": self.trainable}
+
+    @classmethod
+    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
+        progress = [Progress.model_validate(each) for each in content["progress"]]
+        report = DatasetReport.model_validate(content["report"])
+        return cls(folder, content["metrics"], progress, report, content["trainable"])
+
+
+Run = Callable[..., Trained]
+
+
+def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None = None) -> Trained:
+    """As a run does between download and upload; the result is in `<folder>/adapter`."""
+    from finetune_trainer.models import model
+    from finetune_trainer.output import export
+    from finetune_trainer.training import train
+
+    settings, recorder = asked.config, progress or Recorder()
+    backend = model.choose_backend(settings)
+    model.import_backend(backend)
+    words = model.load_tokenizer(model_dir)
+    rows = asked.prepared(words, folder)
+    tuned = model.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
+    loaded = model.Loaded(tuned, words, backend)
+    callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
+    session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None)
+    metrics = train.train(settings, loaded, rows, session, folder)
+    export.export(settings, loaded, folder / "adapter", "sha256:0")
+    trainable, _ = tuned.get_nb_trainable_parameters()
+    return Trained(folder, metrics, recorder.seen, rows.report, trainable, loaded)
+
+
+def saver(step: int) -> TrainerCallback:
+    """Asks for a checkpoint after that step."""
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    class Saver(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+            control.should_save = state.global_step == step
+
+    return Saver()
