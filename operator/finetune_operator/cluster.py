@@ -101,6 +101,11 @@ class Cluster:
                 return None
             raise
 
+    async def read_pods(self, namespace: str, name: str) -> list[Body]:
+        """The pods of a FineTuneJob as they are stored now."""
+        found, _ = await self._pages(PODS.path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
+        return found
+
     async def create_job(self, job: Body) -> Body:
         """Create a Job; 409 if there is one of that name."""
         return await self._call("POST", JOBS.path(job["metadata"]["namespace"]), body=job)

@@ -74,7 +74,10 @@ class Reconciler:
             if isinstance(made, Obstacle):
                 return Seen(obstacle=made, wanted=run.wanted)
             job = made
-        pods = tuple(pod for pod in self._store.pods.of(run.key) if children.is_owned_by(pod, job["metadata"]["uid"]))
+        pods = self._pods(run, job)
+        if children.has_ended(job) and all(map(children.is_alive, children.leaders(pods))):
+            await self._read_pods(run)
+            pods = self._pods(run, job)
         return Seen(
             job=job,
             pods=pods,
@@ -83,6 +86,16 @@ class Reconciler:
             wanted=run.wanted,
             waits=await self._waits(job),
         )
+
+    def _pods(self, run: Run, job: Body) -> tuple[Body, ...]:
+        """Its Job's."""
+        uid = job["metadata"]["uid"]
+        return tuple(pod for pod in self._store.pods.of(run.key) if children.is_owned_by(pod, uid))
+
+    async def _read_pods(self, run: Run) -> None:
+        """The watches are not in step: a Job may be seen to have ended before its pod, and with it the last word."""
+        for pod in await self._cluster.read_pods(*run.key):
+            self._store.pods.put(run.key, pod)
 
     def _job(self, run: Run) -> Body | None:
         """Its own."""

@@ -283,6 +283,22 @@ class Served:
         self._loop.close()
 
 
+Trouble = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+"""What happens to a request before it is passed on; an answer is given instead."""
+
+
+async def healthy(_: web.Request) -> None:
+    """Nothing."""
+
+
+def failure(status: int, **headers: str) -> web.Response:
+    """What an API server in trouble says."""
+    body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": status}
+    return web.json_response(
+        body, status=status, headers={key.replace("_", "-"): value for key, value in headers.items()}
+    )
+
+
 class Proxy(Served):
     """Stands between operator and API server."""
 
@@ -293,6 +309,12 @@ class Proxy(Served):
         self.seen: list[tuple[str, str]] = []
         self.selectors: dict[str, set[str]] = {}
         """Which label selectors each collection was read with."""
+        self.calls = 0
+        """Requests but for watches."""
+        self.dies_at: int | None = None
+        """The call whose answer the operator does not live to see."""
+        self.died = threading.Event()
+        self.trouble: Trouble = healthy
 
     async def open(self) -> None:
         self._stack = AsyncExitStack()
@@ -305,7 +327,7 @@ class Proxy(Served):
 
     def fail(self, method: str, part: str, status: int, late: bool = False, **headers: str) -> None:
         """Fail the next request of that method with that part in its path; if `late`, after it had its effect."""
-        self.faults.append(Fault(method, part, status, late, {k.replace("_", "-"): v for k, v in headers.items()}))
+        self.faults.append(Fault(method, part, status, late, headers))
 
     def writes(self) -> list[tuple[str, str]]:
         """What changed something, Events apart."""
@@ -313,12 +335,15 @@ class Proxy(Served):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append((request.method, request.path))
+        self.calls += "watch" not in request.query
+        if answer := await self.trouble(request):
+            return answer
         if request.method == "GET":
             plural = request.path.rpartition("/")[2]
             self.selectors.setdefault(plural, set()).add(request.query.get("labelSelector", ""))
         fault = self._fault(request)
         if fault and not fault.late:
-            return _failure(fault)
+            return failure(fault.status, **fault.headers)
         data = await request.read() or None  # an empty body would be given a content type
         headers = {key: value for key, value in request.headers.items() if key in ("Content-Type", "Accept")}
         url = self.target + request.path_qs
@@ -327,23 +352,26 @@ class Proxy(Served):
         ) as answer:
             if fault:
                 await answer.read()
-                return _failure(fault)
+                return failure(fault.status, **fault.headers)
+            if self._dies(request):
+                await answer.read()
+                self.died.set()
+                await asyncio.sleep(60)  # nobody waits for it
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
+            with suppress(ConnectionResetError):  # the operator was killed
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
             return response
+
+    def _dies(self, request: web.Request) -> bool:
+        return self.died.is_set() or ("watch" not in request.query and self.calls == self.dies_at)
 
     def _fault(self, request: web.Request) -> Fault | None:
         found = next((f for f in self.faults if f.method == request.method and f.part in request.path), None)
         if found:
             self.faults.remove(found)
         return found
-
-
-def _failure(fault: Fault) -> web.Response:
-    body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": fault.status}
-    return web.json_response(body, status=fault.status, headers=fault.headers)
 
 
 class Trainer(Served):

@@ -207,6 +207,21 @@ async def test_a_refused_job_is_tried_again(world: World) -> None:
         await world.reason("JobCreated")
 
 
+async def test_a_job_that_is_seen_to_end_before_its_pod_still_tells_the_outcome(world: World) -> None:
+    async with world.operator() as operator:
+        await world.apply()
+        await world.pod()
+        await world.kubelet(RUNNING)
+        await world.reason("PodRunning")
+        operator.store.pods.put = lambda *_: False  # type: ignore[method-assign]  # this watch is late
+        await world.kubelet(_ended(0, reason="Completed", message="done"), "Succeeded")
+        put = type(operator.store.pods).put
+        await asyncio.sleep(0.5)
+        operator.store.pods.put = lambda key, body: put(operator.store.pods, key, body)  # type: ignore[method-assign]
+        await world.job_ends("Complete")
+        await world.reason("Completed")
+
+
 FAULTS = {
     "create fails": ("POST", "/jobs", 500, False, {}),
     "create is told to wait": ("POST", "/jobs", 429, False, {"Retry_After": "1"}),

@@ -1,0 +1,230 @@
+"""One life of a run, disturbed in every way: it ends in the state of an undisturbed one, and nothing is made twice."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from kopf._cogs.clients.errors import APIClientError
+from tests.operator.conftest import failure, healthy
+
+if TYPE_CHECKING:
+    from conftest import Trouble, World
+
+    from finetune_operator.handlers import Operator
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+PATIENCE = 100.0
+CALLS = 34  # of an undisturbed life; a test holds it against the real number
+Status = dict[str, Any]
+
+
+def _running(minute: int) -> dict[str, Any]:
+    return {"running": {"startedAt": f"2026-11-23T08:{minute:02}:05Z"}}
+
+
+def _ended(code: int, minute: int, reason: str) -> dict[str, Any]:
+    word = json.dumps({"reason": reason, "message": "said"})
+    times = {"startedAt": f"2026-11-23T08:{minute:02}:05Z", "finishedAt": f"2026-11-23T08:{minute + 1:02}:05Z"}
+    return {"terminated": {"exitCode": code, "message": word, **times}}
+
+
+async def _until(world: World, what: Callable[[World], Awaitable[bool]]) -> None:
+    await world.until(lambda: what(world), PATIENCE)
+
+
+async def _life(world: World) -> Status:
+    """Started, changed, suspended, resumed, completed; waits for what stands in the cluster, not for its status."""
+    await world.apply()
+    await _until(world, _has_job)
+    await world.pod()
+    await world.kubelet(_running(0))
+    await _until(world, _runs)
+    await world.change({"backoffLimit": 5})
+    await _until(world, _has_five_attempts)
+    await world.change({"suspend": True})
+    await _until(world, _is_leaving)
+    await world.kubelet(_ended(143, 0, "Preempted"), "Failed")
+    await asyncio.sleep(0.1)
+    await world.collect()
+    await _until(world, _is_suspended)
+    await world.change({"suspend": False})
+    await _until(world, _has_job)
+    await world.pod(index=2)
+    await world.kubelet(_running(4), name="bot-2")
+    await _until(world, _runs)
+    await world.kubelet(_ended(0, 4, "Completed"), "Succeeded", "bot-2")
+    await world.job_ends("Complete")
+    await _until(world, _is_complete)
+    return _lasting((await world.get("finetunejobs"))["status"])
+
+
+def _lasting(status: Status) -> Status:
+    """Without the times at which the operator saw it, and what follows from them."""
+    seen = {"lastTransitionTime"}
+    conditions = [{key: value for key, value in each.items() if key not in seen} for each in status["conditions"]]
+    times = {"accountedTime", "completionTime", "activeSeconds", "gpuSeconds", "progress"}
+    return {**{key: value for key, value in status.items() if key not in times}, "conditions": conditions}
+
+
+async def _has_job(world: World) -> bool:
+    return "deletionTimestamp" not in (await world.get("jobs"))["metadata"]
+
+
+async def _has_five_attempts(world: World) -> bool:
+    return bool((await world.get("jobs"))["spec"]["backoffLimit"] == 5)
+
+
+async def _is_leaving(world: World) -> bool:
+    return "deletionTimestamp" in (await world.get("jobs"))["metadata"]
+
+
+async def _phase(world: World) -> str:
+    return str((await world.get("finetunejobs")).get("status", {}).get("phase"))
+
+
+async def _runs(world: World) -> bool:
+    return await _phase(world) == "Running"
+
+
+async def _is_suspended(world: World) -> bool:
+    return await _phase(world) == "Suspended"
+
+
+async def _is_complete(world: World) -> bool:
+    return await _phase(world) == "Complete"
+
+
+def _created(world: World) -> int:
+    return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.seen)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    """The end of a life that nothing disturbed; made by the first test of this module."""
+    return {}
+
+
+async def test_undisturbed(world: World, undisturbed: dict[str, Any]) -> None:
+    async with world.operator():
+        undisturbed.update(await _life(world))
+    assert _created(world) == 2
+    assert abs(world.proxy.calls - CALLS) < 8, "CALLS no longer covers a life"
+    assert (undisturbed["attempts"], undisturbed["phase"]) == (2, "Complete")
+
+
+@asynccontextmanager
+async def _mortal(world: World, call: int) -> AsyncIterator[None]:
+    """An operator that dies before it sees the answer to one call, and the one that follows it."""
+    world.proxy.dies_at = call
+    done = asyncio.Event()
+    living = asyncio.create_task(_lives(world, done))
+    try:
+        yield
+    finally:
+        done.set()
+        await living
+
+
+async def _lives(world: World, done: asyncio.Event) -> None:
+    async with world.operator():
+        while not (world.proxy.died.is_set() or done.is_set()):
+            await asyncio.sleep(0.02)
+    if world.proxy.died.is_set():
+        world.proxy.died.clear()
+        world.proxy.dies_at = None
+        async with world.operator():
+            await done.wait()
+
+
+@pytest.mark.parametrize("call", range(4, CALLS))  # the first three are lists
+async def test_killed_between_any_two_calls(world: World, undisturbed: dict[str, Any], call: int) -> None:
+    async with _mortal(world, call):
+        assert await _life(world) == undisturbed
+    names = [each["metadata"]["name"] for each in await world.all("jobs")]
+    assert names == ["bot"]
+
+
+class Troubles:
+    """Ways in which an API server misbehaves."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._count = itertools.count()
+        self._chance = random.Random(7)
+
+    async def gone_for_a_minute(self, _: web.Request) -> web.StreamResponse | None:
+        """From the moment on when there is work."""
+        if 0.3 < time.monotonic() - self._begun < 60:
+            raise ConnectionResetError
+        return None
+
+    async def slow(self, request: web.Request) -> None:
+        if "watch" not in request.query:
+            await asyncio.sleep(0.4)
+
+    async def refusing(self, request: web.Request) -> web.StreamResponse | None:
+        """One request of four, each time for another reason. kopf looks for the kinds once; without them it ends."""
+        if "/namespaces/" not in request.path or self._chance.random() > 0.25:
+            return None
+        statuses = (410, 429, 500, 503) if request.method == "GET" else (409, 429, 500, 503)
+        return failure(statuses[next(self._count) % len(statuses)], Retry_After="1")
+
+    async def cutting(self, request: web.Request) -> web.StreamResponse | None:
+        """Watches end before they have said anything, three times of four; of these, every other one breaks."""
+        number = next(self._count) if "watch" in request.query else 0
+        if number % 4 == 0:
+            return None
+        await asyncio.sleep(0.1)
+        if number % 2:
+            raise ConnectionResetError
+        return web.Response()
+
+
+TROUBLES = {
+    "slow": lambda troubles: troubles.slow,
+    "refusing": lambda troubles: troubles.refusing,
+    "watches are cut": lambda troubles: troubles.cutting,
+    "gone for a minute": lambda troubles: troubles.gone_for_a_minute,
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_an_api_server_in_trouble(world: World, undisturbed: dict[str, Any], trouble: str) -> None:
+    world.settings = world.settings.model_copy(update={"resync_interval": 2.0})
+    done = asyncio.Event()
+    living = asyncio.create_task(_kept_alive(world, TROUBLES[trouble](Troubles()), done))
+    try:
+        assert await _life(world) == undisturbed
+    finally:
+        world.proxy.trouble = healthy
+        done.set()
+        await living
+
+
+async def _kept_alive(world: World, trouble: Trouble, done: asyncio.Event) -> None:
+    """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again."""
+    while not done.is_set():
+        world.proxy.trouble = healthy
+        with suppress(APIClientError):
+            async with world.operator() as operator:
+                world.proxy.trouble = trouble
+                while not done.is_set() and _is_well(operator):
+                    await asyncio.sleep(0.5)
+
+
+def _is_well(operator: Operator) -> bool:
+    try:
+        operator.probe()
+    except RuntimeError:
+        return False
+    return True
