@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_trainer import __main__ as command
 from finetune_trainer import outcome, server
@@ -233,6 +234,25 @@ class TestServer:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/other")
         with error.value:
             assert error.value.code == 404
+
+    def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
+        port = server.start(progress)
+        saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
+        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
+        values = {name: each.samples[0].value for name, each in families.items() if name != "finetune_trainer_stage"}
+        assert values.pop("finetune_trainer_last_update_timestamp_seconds") > 1e9
+        assert values == {
+            "finetune_trainer_progress_ratio": 0.3,
+            "finetune_trainer_step": 3,
+            "finetune_trainer_steps": 10,
+            "finetune_trainer_loss": 1.25,
+            "finetune_trainer_last_checkpoint_step": 2,
+            "finetune_trainer_last_checkpoint_timestamp_seconds": 60,
+        }  # the evaluation loss and others are not known: absent, not zero
+        stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
+        assert {stage for stage, value in stages.items() if value} == {"Training"}
 
     def test_a_taken_port_does_not_end_the_run(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

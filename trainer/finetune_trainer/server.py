@@ -1,4 +1,5 @@
-"""`GET /progress` and `GET /healthz` on the pod's IP; the operator reads them, nobody depends on them."""
+"""`GET /progress`, `/metrics` and `/healthz` on the pod's IP; the operator and Prometheus read them, nobody depends on
+them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from finetune_trainer import metrics
 from finetune_trainer.contract import PROGRESS_PORT
 from finetune_trainer.progress import ProgressReporter
 
@@ -35,18 +37,22 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _CLIENT_SECONDS
 
     def do_GET(self) -> None:
-        """Answer the two paths."""
+        """Answer the three paths."""
         if self.path == "/progress":
             self._answer(HTTPStatus.OK, self.server.progress.latest().to_json())
+        elif self.path == "/metrics":
+            self._send(HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.exposition(self.server.progress.latest()))
         elif self.path == "/healthz":
             self._answer(HTTPStatus.OK, {"status": "ok"})
         else:
-            self._answer(HTTPStatus.NOT_FOUND, {"error": "GET /progress or /healthz"})
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "GET /progress, /metrics or /healthz"})
 
     def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,0 +1,63 @@
+"""The progress of a run as Prometheus metrics, the same numbers as `GET /progress`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import Progress, Stage
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "finetune_trainer_"
+
+
+def exposition(progress: Progress) -> bytes:
+    """The text that Prometheus scrapes. What is not known yet is absent, not zero."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(progress))
+    return generate_latest(registry)
+
+
+class _Collector:
+    """For one scrape."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, (help_text, value) in _gauges(self._progress).items():
+            if value is not None:
+                yield GaugeMetricFamily(PREFIX + name, help_text, value)
+        stages = GaugeMetricFamily(PREFIX + "stage", "1 for what the trainer is doing.", labels=["stage"])
+        for stage in Stage:
+            stages.add_metric([stage.value], float(stage is self._progress.stage))
+        yield stages
+
+
+def _gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
+    left = progress.estimated_remaining_seconds
+    return {
+        "progress_ratio": ("Share of the optimizer steps that is done.", progress.percentage / 100),
+        "step": ("Optimizer steps done.", progress.step),
+        "steps": ("Optimizer steps in all.", progress.total_steps),
+        "epoch": ("Passes over the data done.", progress.epoch),
+        "loss": ("Mean loss per learnt token of the last logged step.", progress.loss),
+        "eval_loss": ("Mean loss per learnt token of the validation data.", progress.eval_loss),
+        "tokens_per_second": ("Tokens trained per second, padding not counted.", progress.tokens_per_second),
+        "estimated_remaining_seconds": ("Seconds of training left at the pace of this attempt.", left),
+        "last_checkpoint_step": ("Step of the newest checkpoint in the store.", progress.last_checkpoint_step),
+        "last_checkpoint_timestamp_seconds": ("When it was whole.", _timestamp(progress.last_checkpoint_time)),
+        "last_update_timestamp_seconds": ("When the run last moved.", _timestamp(progress.last_update_time)),
+    }
+
+
+def _timestamp(text: str | None) -> float | None:
+    return datetime.fromisoformat(text).timestamp() if text else None
