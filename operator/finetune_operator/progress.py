@@ -19,7 +19,7 @@ def session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(limit=32, force_close=True),
+        connector=aiohttp.TCPConnector(limit=512, force_close=True),
         auto_decompress=False,
     )
 
