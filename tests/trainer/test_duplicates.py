@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,9 +24,9 @@ def chat(question: str, answer: str) -> Chat:
     return Chat([SYSTEM, {"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
-def test_a_row_is_known_the_second_time() -> None:
+def test_a_row_is_known_the_second_time(tmp_path: Path) -> None:
     rows = [Pair(str(number), "a") for number in range(5000)]  # the table grows several times
-    seen = Hashes()
+    seen = Hashes(tmp_path)
     assert all(seen.add(row) for row in rows)
     assert not any(seen.add(row) for row in rows)
     assert all(row in seen for row in rows)
@@ -47,8 +48,8 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
-def test_rows_that_say_different_things_are_no_duplicates(one: Row, other: Row) -> None:
-    seen = Hashes()
+def test_rows_that_say_different_things_are_no_duplicates(one: Row, other: Row, tmp_path: Path) -> None:
+    seen = Hashes(tmp_path)
     assert seen.add(one)
     assert seen.add(other)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.labels import IGNORED, Example
 from finetune_trainer.data.rows import Judged, Row
-
-if TYPE_CHECKING:
-    import datasets
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "sft": {"input_ids": "ids", "labels": "ids"},
@@ -21,15 +20,49 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 """By `training.method`: the columns of its rows, lists of token numbers or true and false."""
 
 
-def features(method: str) -> datasets.Features:
-    """The columns as `datasets` declares them."""
-    from datasets import Features, List, Value
-
-    return Features({name: List(Value("int32")) if kind == "ids" else Value(kind) for name, kind in _of(method)})
+_WRITTEN = 1 << 17
+"""Tokens, or so, that are written at once."""
 
 
-def _of(method: str) -> list[tuple[str, str]]:
-    return list(COLUMNS[method].items())
+class Writer:
+    """Rows to an Arrow stream, which `datasets` maps into memory; many rows at a time, column by column."""
+
+    def __init__(self, path: Path, method: str) -> None:
+        import pyarrow as pa
+        from datasets import Features, List, Value
+
+        kinds = COLUMNS[method].items()
+        features = Features({name: List(Value("int32")) if kind == "ids" else Value(kind) for name, kind in kinds})
+        self._schema = features.arrow_schema
+        self._columns: dict[str, list[object]] = {name: [] for name in features}
+        self._waiting = 0
+        self._stream = pa.ipc.new_stream(str(path), self._schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._waiting:
+            self._flush()
+        self._stream.close()
+
+    def add(self, encoded: Encoded) -> None:
+        """The next row."""
+        for name, values in (encoded.columns or {}).items():
+            self._columns[name].append(values)
+        self._waiting += encoded.tokens
+        if self._waiting > _WRITTEN:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]
+        self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._columns = {name: [] for name in self._columns}
+        self._waiting = 0
 
 
 @dataclass(frozen=True)
@@ -69,33 +102,39 @@ def encode(row: Row, examples: Sequence[Example], limits: Limits, method: str) -
         return Encoded(length, "overlength")
     cut = [_cut(example, limits.most) for example in examples] if truncated else examples
     made = _instruction(cut[0]) if method == "sft" else _preference(row, cut)
-    return replace(made, length=length, truncated=truncated)
+    if isinstance(made, str):
+        return Encoded(length, made)
+    columns, tokens, supervised = made
+    return Encoded(length, None, columns, tokens, supervised, truncated)
+
+
+_Made = tuple[dict[str, object], int, int]
+"""Columns, their tokens, and how many of these are learnt."""
 
 
 def _cut(example: Example, most: int) -> Example:
     return Example(example.input_ids[:most], example.labels[:most], example.answer)
 
 
-def _instruction(example: Example) -> Encoded:
+def _instruction(example: Example) -> _Made | str:
     supervised = example.supervised
     if not supervised:
-        return Encoded(0, "noSupervisedTokens")
-    columns = {"input_ids": example.input_ids, "labels": example.labels}
-    return Encoded(0, None, columns, len(example.input_ids), supervised)
+        return "noSupervisedTokens"
+    return {"input_ids": example.input_ids, "labels": example.labels}, len(example.input_ids), supervised
 
 
-def _preference(row: Row, examples: Sequence[Example]) -> Encoded:
+def _preference(row: Row, examples: Sequence[Example]) -> _Made | str:
     prompts = [example.input_ids[: example.answer] for example in examples]
     answers = [_answer(example) for example in examples]
     # An answer whose start the cut took is none, even where earlier ones of its conversation are left.
     if not all(answers):
-        return Encoded(0, "noSupervisedTokens")
+        return "noSupervisedTokens"
     if prompts[0] != prompts[-1]:
-        return Encoded(0, "promptsDiffer")
+        return "promptsDiffer"
+    if len(answers) == 2 and answers[0] == answers[1]:
+        return "identicalAnswers"
     supervised = sum(map(len, answers))
-    made = Encoded(0, None, _named(row, prompts[0], answers), len(prompts[0]) + supervised, supervised)
-    same = len(answers) == 2 and answers[0] == answers[1]
-    return Encoded(0, "identicalAnswers") if same else made
+    return _named(row, prompts[0], answers), len(prompts[0]) + supervised, supervised
 
 
 def _named(row: Row, prompt: list[int], answers: Sequence[list[int]]) -> dict[str, object]:

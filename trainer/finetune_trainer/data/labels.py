@@ -10,7 +10,6 @@ The token that ends the turn is learnt with the answer, else the model would nev
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +17,16 @@ from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.rows import Chat, Pair, Row, RowError, Text
+from finetune_trainer.data.templates import Messages, Range, Template
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a token that is not learnt (torch's own `ignore_index`)."""
 _MARK = "answer0f1e2d3c4b5a"
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rendered:
     """A row as text, with the character ranges that the model is to write; `bare` if no template wrote its start."""
 
     text: str
-    answers: tuple[tuple[int, int], ...]
+    answers: tuple[Range, ...]
     bare: bool = False
 
 
@@ -49,18 +49,28 @@ class Example:
     @property
     def supervised(self) -> int:
         """Tokens that are learnt."""
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 @dataclass(frozen=True)
 class _Tokens:
+    """Where tokens stand is asked of a few of them only: lists of all places cost more than the tokens themselves."""
+
     text: str
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    encoding: Encoding
+
+    def start(self, index: int) -> int:
+        return self._place(index)[0]
+
+    def end(self, index: int) -> int:
+        return self._place(index)[1]
 
     def blank(self, index: int) -> bool:
-        return not self.text[self.starts[index] : self.ends[index]].strip()
+        return not self.text[slice(*self._place(index))].strip()
+
+    def _place(self, index: int) -> Range:
+        return self.encoding.token_to_chars(index) or (0, 0)
 
 
 class Labeller:
@@ -79,8 +89,7 @@ class Labeller:
             )
         self._tokenizer = tokenizer
         self._learn_all = loss == "all"
-        self._template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        self._marked = self._template is not None and _GENERATION.search(self._template) is not None
+        self._template = Template(tokenizer) if tokenizer.chat_template else None
         self._special = special_ids(tokenizer)
         self._first = first_ids(tokenizer)
 
@@ -108,90 +117,58 @@ class Labeller:
         if not batch:
             return []
         # verbose=False: rows beyond the model's length are counted by the caller, not warned about here.
-        encoding = self._tokenizer(
-            [row.text for row in batch], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        encoded = self._tokenizer(
+            [row.text for row in batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )
         return [
-            self._label(row, _Tokens(row.text, ids, [start for start, _ in offsets], [end for _, end in offsets]))
-            for row, ids, offsets in zip(batch, encoding["input_ids"], encoding["offset_mapping"], strict=True)
+            self._label(row, _Tokens(row.text, ids, encoding))
+            for row, ids, encoding in zip(batch, encoded["input_ids"], encoded.encodings, strict=True)
         ]
 
-    def _render_chat(self, messages: list[dict[str, str]]) -> Rendered:
-        text, answers = self._apply(messages, markers=self._marked)
-        if not self._marked:
-            turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-            answers = [self._answer_range(messages, index, text) for index in turns]
-        return Rendered(text, tuple((start, end) for start, end in answers))
-
-    def _apply(
-        self, messages: list[dict[str, str]], *, markers: bool = False, prompt: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and the ranges that the template marks, if they are asked for."""
-        # apply_chat_template returns a mask of tokens instead of ranges, and marks the whole rest of the conversation
-        # when a range ends in a character that no token covers (a space, under ByteLevel's trim_offsets).
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        if self._template is None:
+    def _render_chat(self, messages: Messages) -> Rendered:
+        template = self._template
+        if template is None:
             raise TrainerError(
                 Reason.MODEL_INVALID,
                 "the data has messages but the tokenizer has no chat template; add chat_template.jinja to the model "
                 "or use prompt and completion",
             )
-        try:
-            texts, ranges = render_jinja_template(
-                conversations=[messages],
-                chat_template=self._template,
-                return_assistant_tokens_mask=markers,
-                add_generation_prompt=prompt,
-                **self._tokenizer.special_tokens_map,
-            )
-        except template_errors() as error:
-            raise RowError(f"the model's chat template refuses it: {error}") from error
-        return texts[0], ranges[0] if markers else []
-
-    def _answer_range(self, messages: list[dict[str, str]], turn: int, text: str) -> tuple[int, int]:
-        """Where in `text` stands what the model has to write in this turn."""
-        marked = {**messages[turn], "content": _MARK}
-        before, mark, after = self._apply([*messages[:turn], marked, *messages[turn + 1 :]])[0].partition(_MARK)
-        prompt = self._prompt_before(messages[:turn])
-        begin = prompt if prompt is not None and text.startswith(prompt) else before
-        start, end = len(begin), len(text) - len(after)
-        if not mark or _MARK in after or not text.startswith(begin) or not text.endswith(after) or start > end:
-            raise RowError(
-                f"the model's chat template does not keep messages[{turn}] apart from the others; "
-                "mark the assistant's part in it with {% generation %} … {% endgeneration %}"
-            )
-        return start, end
-
-    def _prompt_before(self, messages: list[dict[str, str]]) -> str | None:
-        """What the model is shown when it is to answer; none if the template refuses to ask at this point."""
-        if not messages:
-            return None
-        try:
-            return self._apply(messages, prompt=True)[0]
-        except RowError:
-            return None
+        if template.marks:
+            text, answers = template.marked(messages)
+        else:
+            text = template.render(messages)
+            turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+            answers = [_answer_range(template, messages, index, text) for index in turns]
+        return Rendered(text, tuple((start, end) for start, end in answers))
 
     def _label(self, row: Rendered, tokens: _Tokens) -> Example:
-        ids, learnt, open_end, first = list(tokens.ids), [self._learn_all] * len(tokens.ids), False, 0
+        ids, open_end, first = tokens.ids, False, 0
+        labels = self._learnt_anyway(ids)
         for answer in row.answers:
             first, end, open_end = self._learnt_range(tokens, answer)
-            learnt[first:end] = [True] * (end - first)
+            labels[first:end] = ids[first:end]
         if open_end and self._tokenizer.eos_token_id is not None:
-            ids, learnt = [*ids, self._tokenizer.eos_token_id], [*learnt, True]
+            ids, labels = [*ids, self._tokenizer.eos_token_id], [*labels, self._tokenizer.eos_token_id]
         if row.bare and ids[: len(self._first)] != self._first:
-            ids, learnt = [*self._first, *ids], [*([self._learn_all] * len(self._first)), *learnt]
+            ids, labels = [*self._first, *ids], [*self._learnt_anyway(self._first), *labels]
             first += len(self._first)
-        learnt[:1] = [False] * len(learnt[:1])  # nothing comes before it to predict it from
-        labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
+        labels[:1] = [IGNORED] * len(labels[:1])  # nothing comes before it to predict it from
         return Example(ids, labels, first)
 
-    def _learnt_range(self, tokens: _Tokens, answer: tuple[int, int]) -> tuple[int, int, bool]:
+    def _learnt_anyway(self, ids: list[int]) -> list[int]:
+        return list(ids) if self._learn_all else [IGNORED] * len(ids)
+
+    def _learnt_range(self, tokens: _Tokens, answer: Range) -> tuple[int, int, bool]:
         """First token, end, and whether the text ends without a token that ends the turn."""
-        first = bisect_right(tokens.ends, answer[0])
-        if first < len(tokens.ids) and tokens.text[tokens.starts[first] : answer[0]].strip():
+        every = range(len(tokens.ids))
+        first = bisect_right(every, answer[0], key=tokens.end)
+        if first < len(every) and tokens.text[tokens.start(first) : answer[0]].strip():
             first += 1  # it begins in what the model is shown
-        end = bisect_left(tokens.starts, answer[1], lo=first)
+        end = bisect_left(every, answer[1], lo=first, key=tokens.start)
         return first, *self._through_stop(tokens, first, end)
 
     def _through_stop(self, tokens: _Tokens, first: int, end: int) -> tuple[int, bool]:
@@ -209,12 +186,29 @@ class Labeller:
         return len(tokens.ids), True
 
 
-def template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template can raise."""
-    from jinja2 import TemplateError
+def _answer_range(template: Template, messages: Messages, turn: int, text: str) -> Range:
+    """Where in `text` stands what the model has to write in this turn."""
+    marked = {**messages[turn], "content": _MARK}
+    before, mark, after = template.render([*messages[:turn], marked, *messages[turn + 1 :]]).partition(_MARK)
+    prompt = _prompt_before(template, messages[:turn])
+    begin = prompt if prompt is not None and text.startswith(prompt) else before
+    start, end = len(begin), len(text) - len(after)
+    if not mark or _MARK in after or not text.startswith(begin) or not text.endswith(after) or start > end:
+        raise RowError(
+            f"the model's chat template does not keep messages[{turn}] apart from the others; "
+            "mark the assistant's part in it with {% generation %} … {% endgeneration %}"
+        )
+    return start, end
 
-    # All but the first from Python's own operators and methods inside a template, and from the sandbox's limits.
-    return (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+def _prompt_before(template: Template, messages: Messages) -> str | None:
+    """What the model is shown when it is to answer; none if the template refuses to ask at this point."""
+    if not messages:
+        return None
+    try:
+        return template.render(messages, prompt=True)
+    except RowError:
+        return None
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

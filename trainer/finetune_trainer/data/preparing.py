@@ -1,8 +1,9 @@
 """From the data's rows to tokens on disk, with an account of every row.
 
 Rows of `validation.sources` go first, so that training rows that also stand there are known. Each row is read,
-cleaned, redacted, compared with those before it, tokenised and written, one batch at a time; memory grows by 24 to 48
-bytes per row for exact duplicates, and by a few KB for near ones, up to `duplicates.NEAR_LIMIT` rows.
+cleaned, redacted, compared with those before it, tokenised and written, one batch at a time. Memory does not grow with
+the rows but for what groups them: 8 bytes per row for `validation.fraction`, and a few KB for near-duplicates, up to
+`duplicates.NEAR_LIMIT` rows.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     work_dir.mkdir(parents=True, exist_ok=True)
     few = _few(config, files)
     context = _context(config, tokenizer)
-    held_out = Side(context, work_dir / "validation.arrow", _known(config, needed=bool(files.validation)))
+    held_out = Side(context, work_dir / "validation.arrow", _known(config, work_dir, needed=bool(files.validation)))
     held_out.write(context.reader.read(files.validation))
-    training = Side(context, work_dir / "dataset.arrow", _known(config), held_out.known)
+    training = Side(context, work_dir / "dataset.arrow", _known(config, work_dir), held_out.known)
     training.groups = _groups(config, few=few)
     training.write(context.reader.read(files.sources))
     context.account.check(context.reader)
@@ -106,10 +107,10 @@ def _fraction(config: TrainerConfig) -> float | None:
     return config.dataset.validation.fraction if config.dataset.validation else None
 
 
-def _known(config: TrainerConfig, *, needed: bool = False) -> Known:
+def _known(config: TrainerConfig, work_dir: Path, *, needed: bool = False) -> Known:
     preparation = config.dataset.preparation
     near = Near(preparation.near_threshold) if preparation.deduplicate == "near" else None
-    return Known(Hashes(), near, needed or preparation.deduplicate != "none")
+    return Known(Hashes(work_dir), near, needed or preparation.deduplicate != "none")
 
 
 def _groups(config: TrainerConfig, *, few: bool) -> Groups | None:

@@ -59,9 +59,9 @@ def _changed(row: Chat | Pair, change: Callable[[str], str]) -> Chat | Pair:
 def canonical(row: Row) -> bytes:
     """The same bytes for rows that say the same, and for no others."""
     # Lengths before the texts: no text can then look like the end of one and the start of the next.
-    spoken = [part for each in conversations(row) for turn in turns(each) for part in turn]
+    spoken = [f"{len(part)}:{part}" for each in conversations(row) for turn in turns(each) for part in turn]
     verdict = str(row.good) if isinstance(row, Judged) else ""
-    return "".join(f"{len(part)}:{part}" for part in [verdict, *spoken]).encode()
+    return f"{len(verdict)}:{verdict}{''.join(spoken)}".encode()
 
 
 def prompt(row: Row) -> str:

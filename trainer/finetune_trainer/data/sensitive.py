@@ -15,6 +15,8 @@ import phonenumbers
 from stdnum import iban, luhn
 
 _CARD_STARTS = "23456"
+_SECRET_STARTS = ("AKIA", "ASIA", "gh", "github_pat_", "xox", "AIza", "hf_", "sk-", "eyJ", "-----BEGIN ")
+"""One of these stands in each of the secrets below."""
 _SECRETS = {
     "AWS key id": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "GitHub": r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b",
@@ -38,9 +40,12 @@ class Place:
 
 @dataclass(frozen=True)
 class _Kind:
-    """`accepted` says how many characters of a candidate are meant; 0 if it is something else."""
+    """`possible` is false only for texts without a match, and far faster to tell: most texts have none.
 
-    hint: str
+    `accepted` says how many characters of a candidate are meant; 0 if it is something else.
+    """
+
+    possible: Callable[[str], object]
     pattern: re.Pattern[str]
     accepted: Callable[[str], int] = len
 
@@ -76,28 +81,45 @@ def _address(text: str) -> int:
     return len(text) if any(char.isdigit() for char in text) else 0  # a::b is code more often than an address
 
 
+def _may_hold_secret(text: str) -> bool:
+    return any(start in text for start in _SECRET_STARTS)
+
+
+def _may_hold_address(text: str) -> bool:
+    return _FOUR.search(text) is not None or (":" in text and _SIX.search(text) is not None)
+
+
+# What these begin with is a set of characters, which `re` looks for without trying the pattern at each place.
+_DIGIT = re.compile(r"\d")
+_FOUR = re.compile(r"\d\.\d{1,3}\.\d")
+_SIX = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_IBAN = re.compile(r"[A-Z]{2}\d{2}")
+_CARD = re.compile(r"\d(?:[ -]?\d){12}")
+_PHONE = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
 _KINDS = {
-    "secret": _Kind("", re.compile("|".join(_SECRETS.values()))),
+    "secret": _Kind(_may_hold_secret, re.compile("|".join(_SECRETS.values()))),
     "email": _Kind(
-        "@", re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
+        lambda text: "@" in text,
+        re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
     ),
-    "iban": _Kind("", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _iban),
-    "creditCard": _Kind("", re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"), _card),
+    "iban": _Kind(_IBAN.search, re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _iban),
+    "creditCard": _Kind(_CARD.search, re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"), _card),
     "phone": _Kind(
-        "",
+        _PHONE.search,
         re.compile(
             r"(?<![\w+.-])(?:(?:\+|00)[1-9](?:[ ()./-]{0,2}\d){6,14}|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])"
         ),
         _phone,
     ),
     "ipAddress": _Kind(
-        "",
+        _may_hold_address,
         re.compile(r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\w)"),
         _address,
     ),
 }
 KINDS = tuple(_KINDS)
 """In this order: what belongs to an earlier kind is not looked at again."""
+_KINDS_WITHOUT_DIGITS = ("secret", "email")
 PLACEHOLDERS = {
     "email": "[EMAIL]",
     "phone": "[PHONE]",
@@ -119,8 +141,9 @@ def find(text: str) -> list[Place]:
 
 
 def _candidates(text: str) -> Iterator[Place]:
-    for name, kind in _KINDS.items():
-        for match in kind.pattern.finditer(text) if kind.hint in text else ():
+    kinds = KINDS if _DIGIT.search(text) else _KINDS_WITHOUT_DIGITS
+    for name, kind in ((name, _KINDS[name]) for name in kinds):
+        for match in kind.pattern.finditer(text) if kind.possible(text) else ():
             length = kind.accepted(match.group())
             if length:
                 yield Place(match.start(), match.start() + length, name)

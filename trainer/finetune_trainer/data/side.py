@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,7 @@ from finetune_trainer.data.account import Account, Facts
 from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.columns import Encoded, Limits
 from finetune_trainer.data.duplicates import Groups, Hashes, Near, signature
-from finetune_trainer.data.labels import Labeller, Rendered
+from finetune_trainer.data.labels import Example, Labeller, Rendered
 from finetune_trainer.data.row_texts import conversations, mapped, texts, why_no_example
 from finetune_trainer.data.rows import Place, Reader, Row, RowError
 from finetune_trainer.data.sensitive import find, redact
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     import datasets
 
 _BATCH = 256
+_BATCH_CHARS = 1 << 22
+"""A batch of long rows is written earlier."""
+_AHEAD = 4
+"""Batches that the tokenizer works on, each in a thread, while others are read and written; it lets go of Python's
+lock. Not in threads of its own: a process that has those cannot be forked later."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,20 @@ class _Candidate:
     facts: dict[str, int] = field(default_factory=dict)
 
 
+_Batch = tuple[list[tuple[_Candidate, int]], Future[list[Example]]]
+"""Rows with the number of their conversations, and these as tokens, soon."""
+
+
+def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """The batches in their order, each after some more have been begun."""
+    begun: deque[_Batch] = deque()
+    for batch in batches:
+        begun.append(batch)
+        if len(begun) > _AHEAD:
+            yield begun.popleft()
+    yield from begun
+
+
 class Side:
     """Writes one side; rows that `held_out` has are left out as leaked."""
 
@@ -68,14 +89,10 @@ class Side:
 
     def write(self, rows: Iterator[tuple[Place, Row]]) -> None:
         """All rows that are kept to an Arrow stream, which `datasets` maps into memory."""
-        from datasets.arrow_writer import ArrowWriter
-
-        features = columns.features(self._context.method)
-        with ArrowWriter(features=features, path=str(self._path), writer_batch_size=_BATCH) as writer:
-            while batch := list(islice(rows, _BATCH)):
-                for kept in self._kept(batch):
-                    writer.write(dict(kept))
-            writer.finalize()
+        with columns.Writer(self._path, self._context.method) as writer, ThreadPoolExecutor(_AHEAD) as beside:
+            for batch in _ahead(self._batches(rows, beside)):
+                for kept in self._kept(*batch):
+                    writer.add(kept)
         self.facts.close()
 
     def dataset(self) -> datasets.Dataset:
@@ -86,18 +103,33 @@ class Side:
         # its arguments.
         return Dataset.from_file(str(self._path))
 
-    def _kept(self, batch: Iterable[tuple[Place, Row]]) -> Iterator[dict[str, object]]:
-        candidates = [(each, self._rendered(each)) for each in self._screened(batch)]
-        usable = [(each, rendered) for each, rendered in candidates if rendered]
-        examples = iter(self._context.labeller.encode([one for _, rendered in usable for one in rendered]))
-        for candidate, rendered in usable:
-            mine = list(islice(examples, len(rendered)))
+    def _batches(self, rows: Iterable[tuple[Place, Row]], beside: Executor) -> Iterator[_Batch]:
+        waiting: list[tuple[_Candidate, list[Rendered]]] = []
+        size = 0
+        for candidate in self._screened(rows):
+            if rendered := self._rendered(candidate):
+                waiting.append((candidate, rendered))
+                size += sum(len(each.text) for each in rendered)
+            if len(waiting) == _BATCH or size > _BATCH_CHARS:
+                yield self._batch(waiting, beside)
+                waiting, size = [], 0
+        yield self._batch(waiting, beside)
+
+    def _batch(self, waiting: Sequence[tuple[_Candidate, list[Rendered]]], beside: Executor) -> _Batch:
+        texts = [each for _, rendered in waiting for each in rendered]
+        counted = [(candidate, len(rendered)) for candidate, rendered in waiting]
+        return counted, beside.submit(self._context.labeller.encode, texts)
+
+    def _kept(self, candidates: Iterable[tuple[_Candidate, int]], encoding: Future[list[Example]]) -> Iterator[Encoded]:
+        examples = iter(encoding.result())
+        for candidate, count in candidates:
+            mine = list(islice(examples, count))
             encoded = columns.encode(candidate.row, mine, self._context.limits, self._context.method)
             if self._accepts(candidate, encoded):
-                yield dict(encoded.columns or {})
+                yield encoded
 
-    def _screened(self, batch: Iterable[tuple[Place, Row]]) -> Iterator[_Candidate]:
-        for place, row in batch:
+    def _screened(self, rows: Iterable[tuple[Place, Row]]) -> Iterator[_Candidate]:
+        for place, row in rows:
             candidate = self._cleaned(place, row)
             if not self._rejects(why_no_example(candidate.row) or self._why_known(candidate.row)):
                 yield candidate

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
-from finetune_trainer.data.labels import template_errors
+from finetune_trainer.data.templates import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
