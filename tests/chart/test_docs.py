@@ -19,6 +19,7 @@ AGAIN = {
     ExitCode.TRANSIENT: "counted",
     ExitCode.INTERNAL: "counted",
     ExitCode.PREEMPTED: "free",
+    ExitCode.PEER_LOST: "free",
 }
 
 

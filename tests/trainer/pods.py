@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,28 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 """Few enough that the log has each of them."""
 BUILD = "import sys, pathlib; from tests.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+_FORKS = """
+import importlib, json, os, sys
+for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
+    importlib.import_module(name)
+from finetune_trainer import __main__ as command
+
+print("ready", flush=True)
+for line in sys.stdin:
+    question = json.loads(line)
+    if "wait" in question:
+        print(os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        os.environ.clear()
+        os.environ.update(question["start"])
+        for number in (1, 2):
+            os.dup2(os.open(os.environ["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.argv = ["finetune_trainer", "run"]
+        command.main()
+    print(child, flush=True)
+"""
 _STEP = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 
@@ -94,6 +117,49 @@ class Pods:
 
     def losses(self) -> dict[int, str]:
         return {int(step): loss for step, loss in _STEP.findall(self.log)}
+
+
+class Forks:
+    """Starts trainers that need not import torch again: a process each, but seconds quicker."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._answer() == "ready"
+
+    def start(self, pods: Pods, **training: Any) -> int:
+        """The process id of a trainer that appends to its pod's log."""
+        config = json.dumps(pods.config(**training).to_json())
+        environment = pods.environment | {CONFIG_ENV: config, "LOG": str(pods.folder / "log")}
+        (pods.folder / "log").write_text("")
+        self._ask({"start": environment})
+        return int(self._answer())
+
+    def wait(self, child: int) -> int:
+        """Its exit status, or the number of the signal that ended it, negative."""
+        self._ask({"wait": child})
+        return int(self._answer())
+
+    def _ask(self, question: dict[str, Any]) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
+@contextmanager
+def forking() -> Iterator[Forks]:
+    """One that has imported everything."""
+    line = [sys.executable, "-W", "ignore", "-c", _FORKS]
+    # One thread, before torch is imported: its pool of threads does not survive a fork.
+    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Forks(process)
+        finally:
+            process.kill()
 
 
 def store_inputs(s3: S3Server, folder: Path) -> None:

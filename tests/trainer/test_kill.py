@@ -8,19 +8,15 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import Pods, make_pods
-from tests.trainer.tiny_model import QUIET
+from tests.trainer.pods import Forks, Pods, forking, make_pods
 
-from finetune_trainer.contract import CONFIG_ENV, Reason
+from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
     from tests.trainer.conftest import S3Server
@@ -38,76 +34,31 @@ MOMENTS = [
 ]
 _STORED = re.compile(r"checkpoint: step (\d+) is stored")
 _RESUMED = re.compile(r"going on from step (\d+)")
-FORKS = """
-import importlib, json, os, sys
-for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
-    importlib.import_module(name)
-from finetune_trainer import __main__ as command
-
-print("ready", flush=True)
-for line in sys.stdin:
-    environment = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.environ.clear()
-        os.environ.update(environment)
-        for number in (1, 2):
-            os.dup2(os.open(environment["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-        sys.argv = ["finetune_trainer", "run"]
-        command.main()
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
 
 
-@dataclass
-class Forks:
-    """Starts trainers that need not import torch again: a process each, but seconds quicker."""
+def kill_at(forks: Forks, pods: Pods, after: str, seconds: float) -> bool:
+    """Whether the kill came before the end; the last ones race with it."""
+    child = forks.start(pods, **TRAINING)
+    deadline = time.monotonic() + 120
+    while after not in pods.log and "Complete" not in pods.log:
+        assert time.monotonic() < deadline, pods.log
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    status = forks.wait(child)
+    assert status in (0, -signal.SIGKILL), pods.log
+    return status == -signal.SIGKILL
 
-    process: subprocess.Popen[str]
 
-    def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def start(self, pods: Pods) -> int:
-        assert self.process.stdin
-        (pods.folder / "log").write_text("")
-        config = json.dumps(pods.config(**TRAINING).to_json())
-        environment = pods.environment | {CONFIG_ENV: config, "LOG": str(pods.folder / "log")}
-        self.process.stdin.write(json.dumps(environment) + "\n")
-        self.process.stdin.flush()
-        return int(self.line())
-
-    def kill_at(self, pods: Pods, after: str, seconds: float) -> bool:
-        """Whether the kill came before the end; the last ones race with it."""
-        child = self.start(pods)
-        deadline = time.monotonic() + 120
-        while after not in pods.log and "Complete" not in pods.log:
-            assert time.monotonic() < deadline, pods.log
-            time.sleep(0.01)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        status = int(self.line())
-        assert status in (0, signal.SIGKILL), pods.log
-        return status == signal.SIGKILL
-
-    def run(self, pods: Pods) -> Reason:
-        self.start(pods)
-        self.line()
-        return pods.outcome.reason
+def run(forks: Forks, pods: Pods) -> Reason:
+    forks.wait(forks.start(pods, **TRAINING))
+    return pods.outcome.reason
 
 
 @pytest.fixture
 def forks() -> Iterator[Forks]:
-    line = [sys.executable, "-W", "ignore", "-c", FORKS]
-    # One thread, before torch is imported: its pool of threads does not survive a fork.
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        made = Forks(process)
-        assert made.line() == "ready"
+    with forking() as made:
         yield made
-        process.kill()
 
 
 def check_nothing_was_lost(pods: Pods, stored: int) -> int:
@@ -123,13 +74,13 @@ def check_nothing_was_lost(pods: Pods, stored: int) -> int:
 def test_killed_twenty_times(s3: S3Server, tmp_path: Path, forks: Forks) -> None:
     make = make_pods(s3, tmp_path)
     whole, killed = make("whole"), make("killed")
-    assert forks.run(whole) is Reason.COMPLETED, whole.log
+    assert run(forks, whole) is Reason.COMPLETED, whole.log
     dice, stored, kills = random.Random(20), 0, 0
     for after, limit in MOMENTS:
-        kills += forks.kill_at(killed, after, dice.uniform(0, limit))
+        kills += kill_at(forks, killed, after, dice.uniform(0, limit))
         stored = check_nothing_was_lost(killed, stored)
     assert kills >= len(MOMENTS) - 3  # a quick machine ends before the last ones
-    assert forks.run(killed) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
+    assert run(forks, killed) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
     expected = whole.metrics()
     for name in ("trainLoss", "finalLoss", "tokens", "supervisedTokens", "steps"):
         assert killed.metrics()[name] == pytest.approx(expected[name], rel=1e-6), name

@@ -48,6 +48,25 @@ def test_cluster_only_fields_are_set_aside(tmp_path: Path) -> None:
     assert load(tmp_path, spec() + extra) == load(tmp_path, spec())
 
 
+WORKERS = {
+    "not said": ("", 1),
+    "one GPU": ("  compute: {gpusPerNode: 1}\n", 1),
+    "a CPU": ("  compute: {gpusPerNode: 0}\n", 1),
+    "CPUs": ("  compute: {nodes: 3, gpusPerNode: 0}\n", 3),
+    "nodes with GPUs": ("  compute: {nodes: 2, gpusPerNode: 8}\n", 16),
+    "nodes with one GPU each": ("  compute: {nodes: 2}\n", 2),
+    "no numbers": ("  compute: {nodes: two}\n", 1),
+    "no compute": ("  compute: 7\n", 1),
+}
+
+
+@pytest.mark.parametrize(("compute", "expected"), WORKERS.values(), ids=WORKERS)
+def test_how_many_train_together(tmp_path: Path, compute: str, expected: int) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(spec() + compute)
+    assert manifest.workers(path) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -72,24 +72,37 @@ def _run(parsed: argparse.Namespace) -> int:
     """Train; whatever happens becomes an outcome."""
     from finetune_trainer import outcome
     from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.workers import layout
 
+    layout.die_with_launcher()
     known = outcome.Known(ProgressReporter())
     ended = known.complete(_attempt(lambda: _train(parsed, known)))
     outcome.write(ended)
-    print(f"{ended.reason}: {ended.message}")
-    if parsed.manifest is None:
+    print(f"{_worker()}{ended.reason}: {ended.message}")
+    if parsed.manifest is None and layout.size() == 1:
         print(outcome.to_json(ended))
     return ended.reason.exit_code
+
+
+def _worker() -> str:
+    from finetune_trainer.workers import layout
+
+    return f"worker {layout.rank()}: " if layout.size() > 1 else ""
 
 
 def _train(parsed: argparse.Namespace, known: Known) -> Outcome:
     from finetune_trainer import cli, manifest, server
     from finetune_trainer.run import run
+    from finetune_trainer.workers import launcher, layout
 
-    if parsed.manifest:
-        return run(manifest.load(parsed.manifest), cli.scratch(parsed), known)
-    server.start(known.progress)
-    return run(manifest.from_environment(), cli.scratch(parsed), known)
+    launches = layout.size() == 1 and layout.asked().workers > 1
+    if parsed.manifest is None and layout.is_first() and not launches:
+        server.start(known.progress)
+    config = manifest.load(parsed.manifest) if parsed.manifest else manifest.from_environment()
+    scratch = cli.scratch(parsed)
+    if launches:
+        return run(config, scratch, known, lambda *_: launcher.launch(scratch, known, sys.argv[1:]))
+    return run(config, scratch, known)
 
 
 def _ask(work: Callable[[], Outcome]) -> int:
@@ -105,7 +118,8 @@ def _plan(parsed: argparse.Namespace) -> Outcome:
     from finetune_trainer.contract import Reason
     from finetune_trainer.planning import plan, plan_text
 
-    found = plan.plan(manifest.load(parsed.manifest), cli.scratch(parsed))
+    config = manifest.load(parsed.manifest)
+    found = plan.plan(config, cli.scratch(parsed), manifest.workers(parsed.manifest))
     print(found.model_dump_json(by_alias=True, indent=2) if parsed.json else plan_text.to_text(found))
     return outcome.make(Reason.COMPLETED, "planned")
 
@@ -145,9 +159,12 @@ def _attempt(work: Callable[[], Outcome]) -> Outcome:
 
 
 def _log_to(stream: TextIO) -> None:
-    """Plain lines with the time; only bugs go to stderr, with their traceback."""
-    logging.basicConfig(stream=stream, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    """Plain lines with the time; only bugs go to stderr, with their traceback. One worker of each node says it all."""
+    from finetune_trainer.workers import layout
+
+    form = f"%(asctime)s {_worker()}%(message)s"
+    logging.basicConfig(stream=stream, format=form, datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("finetune_trainer").setLevel(logging.INFO if layout.leads_node() else logging.WARNING)
     bugs = logging.getLogger(_BUGS)
     bugs.addHandler(logging.StreamHandler(sys.stderr))
     bugs.propagate = False

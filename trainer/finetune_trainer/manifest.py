@@ -39,6 +39,13 @@ def load(path: Path) -> TrainerConfig:
     return config
 
 
+def workers(path: Path) -> int:
+    """How many processes train together in the cluster: one for each GPU, or one in each pod without GPUs."""
+    compute = _read(path)["spec"].get("compute")
+    nodes, gpus = (compute.get(name, 1) if isinstance(compute, dict) else 1 for name in ("nodes", "gpusPerNode"))
+    return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
+
+
 def from_environment() -> TrainerConfig:
     """The config that the operator put into the pod."""
     text = os.environ.get(CONFIG_ENV)

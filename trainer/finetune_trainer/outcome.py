@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from finetune_trainer.contract import OUTCOME_MAX_BYTES, OUTCOME_PATH_ENV, DatasetReport, Outcome, Reason
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.workers import layout
 
 _ELLIPSIS = " …"
 _MESSAGE_BYTES = (2048, 1024, 256)
@@ -48,10 +47,10 @@ def to_json(outcome: Outcome) -> str:
 
 
 def write(outcome: Outcome) -> None:
-    """To the termination message, where there is one."""
-    path = os.environ.get(OUTCOME_PATH_ENV)
+    """To the termination message, where there is one; of a worker to its launcher."""
+    path = layout.outcome_path()
     if path:
-        Path(path).write_text(to_json(outcome), encoding="utf-8")
+        path.write_text(to_json(outcome), encoding="utf-8")
 
 
 def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:

@@ -30,6 +30,11 @@ class ProgressReporter:
             self._latest = Progress.model_validate(merged)
             self.updates += 1
 
+    def alive(self) -> None:
+        """Others move, and this process waits for them."""
+        with self._lock:
+            self.updates += 1
+
     def latest(self) -> Progress:
         """What to answer now."""
         with self._lock:

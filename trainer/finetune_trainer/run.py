@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from finetune_trainer import inputs
-from finetune_trainer.contract import DatasetReport, Outcome, Stage, TrainerConfig
+from finetune_trainer import inputs, outcome
+from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
 from finetune_trainer.output import publish
@@ -16,12 +20,21 @@ from finetune_trainer.output.records import AdapterManifest, InputRecord, ModelR
 from finetune_trainer.progress import now
 from finetune_trainer.stall import watched
 from finetune_trainer.storage import S3
+from finetune_trainer.workers import group, layout
+
+if TYPE_CHECKING:
+    from finetune_trainer.data.preparing import PreparedData
 
 log = logging.getLogger(__name__)
 
 
-def run(config: TrainerConfig, scratch: Path, known: Known) -> Outcome:
-    """Do it all, writing to `scratch` alone. Raises `TrainerError` for what the user or the world can mend."""
+def run(
+    config: TrainerConfig, scratch: Path, known: Known, make: Callable[[Located, Path, Known], Outcome] | None = None
+) -> Outcome:
+    """Do it all, writing to `scratch` alone. Raises `TrainerError` for what the user or the world can mend.
+
+    A result that is not there yet is made here, or by `make`, which has it made by several processes.
+    """
     s3 = S3(config.storage)
     output = publish.Output(s3, config)
     earlier = output.existing()
@@ -29,63 +42,95 @@ def run(config: TrainerConfig, scratch: Path, known: Known) -> Outcome:
     if earlier:
         output.check_inputs(earlier, located)
         output.clear_checkpoints()  # the attempt that published may have died before it did
-        outcome = earlier.outcome(output.uri)
+        ended = earlier.outcome(output.uri)
+    elif make:
+        ended = make(located, scratch, known)
     else:
-        outcome = _make(located, output, scratch, known)
-    known.progress.update(stage=Stage.DONE, percentage=100)
-    return outcome
+        ended = _make(located, output, scratch, known)
+    if ended.reason.exit_code == 0:
+        known.progress.update(stage=Stage.DONE, percentage=100)
+    return ended
 
 
 def _make(located: Located, output: publish.Output, scratch: Path, known: Known) -> Outcome:
     """While the output is ours, and as long as something moves."""
     seconds = located.config.training.stall_seconds
     with (
-        output.claimed() as claim,
-        TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder,
-        watched(known, Path(folder), seconds),
+        output.claimed() if layout.is_first() else nullcontext() as claim,
+        _folder(scratch) as folder,
+        watched(known, folder, seconds),
+        group.peer_errors(),
     ):
         earlier = output.existing()  # whoever held the output before may have finished
-        return earlier.outcome(output.uri) if earlier else _train(located, output, claim, Path(folder), known)
+        return earlier.outcome(output.uri) if earlier else _train(located, output, claim, folder, known)
 
 
-def _train(located: Located, output: publish.Output, claim: Claim, folder: Path, known: Known) -> Outcome:
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """A folder for this attempt; the workers of a node share theirs, which is their launcher's."""
+    shared = layout.shared_folder()
+    if shared:
+        yield shared
+        return
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _train(located: Located, output: publish.Output, claim: Claim | None, folder: Path, known: Known) -> Outcome:
     config = located.config
-    downloading = inputs.start(located, folder)
+    downloading = inputs.start(located, folder) if layout.leads_node() else Future()
     backend = known.backend = _import_backend(config)  # seconds of imports, while the download goes on
-    fetched = downloading.result()
+    group.join(known.progress)
+    fetched, prepared = group.once_per_node(
+        lambda: _prepare(config, downloading, folder, known), folder, known.progress
+    )
 
     # Only now: the backend decides what has to be imported first.
-    from finetune_trainer.checkpoints import saving
-    from finetune_trainer.data import preparing
-    from finetune_trainer.models import model, model_files
+    from finetune_trainer.checkpoints import following, saving
+    from finetune_trainer.models import model
     from finetune_trainer.output import export
     from finetune_trainer.training import train
 
-    _enter(Stage.PREPARING, known)
-    model_files.check_model_dir(fetched.model_dir)
-    tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparing.prepare(config, files, tokenizer, folder)
-    known.dataset = prepared.report
-
     _enter(Stage.LOADING, known)
+    tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
     tuned = model.load_model(config, fetched.model_dir, backend, fetched.adapter_dir)
     loaded = model.Loaded(tuned, tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
     store = output.checkpoints(fetched.digest, fetched.start_revision)
-    keeper = saving.keeper(store, claim, known, config.training.checkpoints)
+    keeper = saving.keeper(store, claim, known, config.training.checkpoints) if claim else following.Follower(store)
     with keeper.session(known, folder) as session:
         metrics = train.train(config, loaded, prepared, session, folder)
+    if isinstance(keeper, following.Follower):
+        group.wait(known.progress)  # so that a pod ends well only when the result is whole
+        return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")
 
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
 
     _enter(Stage.UPLOADING, known)
-    outcome = output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+    ended = output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+    group.release()
     keeper.clear()
-    return outcome
+    return ended
+
+
+def _prepare(
+    config: TrainerConfig, downloading: Future[Inputs], folder: Path, known: Known
+) -> tuple[Inputs, PreparedData]:
+    """What is done once on each node."""
+    from finetune_trainer.data import preparing
+    from finetune_trainer.models import model, model_files
+
+    fetched = downloading.result()
+    _enter(Stage.PREPARING, known)
+    model_files.check_model_dir(fetched.model_dir)
+    tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
+    prepared = preparing.prepare(config, files, tokenizer, folder)
+    known.dataset = prepared.report
+    return fetched, prepared
 
 
 def _import_backend(config: TrainerConfig) -> str:

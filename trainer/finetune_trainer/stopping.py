@@ -23,8 +23,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Whether a signal came, and which."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, spare: float) -> None:
         self._known = known
+        self._spare = spare
         self._number: int | None = None
         self._timer: threading.Timer | None = None
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -33,6 +34,10 @@ class StopRequest:
     def made(self) -> bool:
         """Whether to save and stop after this step."""
         return self._number is not None
+
+    def share(self) -> None:
+        """Another worker of the run was told to stop, so this one stops with it."""
+        self._note(signal.SIGTERM, None)
 
     def obey(self) -> None:
         """Give the signals back to whoever handled them before; one that came takes effect now."""
@@ -49,7 +54,7 @@ class StopRequest:
         if self.made:
             return
         self._number = number
-        grace = float(os.environ.get(GRACE_ENV, _DEFAULT_GRACE))
+        grace = float(os.environ.get(GRACE_ENV, _DEFAULT_GRACE)) + self._spare
         self._timer = threading.Timer(grace, self._give_up, [grace])
         self._timer.daemon = True
         self._timer.start()
@@ -60,9 +65,10 @@ class StopRequest:
 
 
 @contextmanager
-def deferred(known: Known) -> Iterator[StopRequest]:
-    """In this block signals are noted; whatever has come by its end takes effect there."""
-    request = StopRequest(known)
+def deferred(known: Known, spare: float = 0) -> Iterator[StopRequest]:
+    """In this block signals are noted; whatever has come by its end takes effect there, or after the grace and
+    `spare` seconds more."""
+    request = StopRequest(known, spare)
     try:
         yield request
     finally:

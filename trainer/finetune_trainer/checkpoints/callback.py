@@ -7,19 +7,37 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer.checkpoints.following import Following
 from finetune_trainer.checkpoints.saving import Saved, Saver
+from finetune_trainer.workers import group, layout
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Asks for a checkpoint when one is due, and hands it on once it is on disk."""
+    """Asks for a checkpoint when one is due, and hands it on once it is on disk. All workers do so at the same step."""
 
-    def __init__(self, saver: Saver) -> None:
+    def __init__(self, saver: Saver | Following) -> None:
         self._saver = saver
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
-        if self._saver.due(state.global_step, state.max_steps):
+        due = self._saver.due(state.global_step, state.max_steps)
+        due, stop = group.any_of(due, self._saver.stop.made)
+        if stop:
+            self._saver.stop.share()
+        if due or (stop and state.global_step < state.max_steps):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        _bring_together(folder)
         self._saver.saved(Saved(folder, state.global_step))
+
+
+def _bring_together(folder: Path) -> None:
+    """The states of all workers' random numbers into the first one's folder."""
+    if layout.size() == 1:
+        return
+    mine = folder / f"rng_state_{layout.rank()}.pth"
+    states = group.gathered(mine.read_bytes())
+    if layout.is_first():
+        for rank, content in enumerate(states):
+            (folder / f"rng_state_{rank}.pth").write_bytes(content)

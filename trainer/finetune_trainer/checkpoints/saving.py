@@ -19,9 +19,12 @@ from finetune_trainer.output.claim import Claim
 from finetune_trainer.progress import ProgressReporter, now
 from finetune_trainer.stopping import StopRequest, deferred
 from finetune_trainer.training.train import Session
+from finetune_trainer.workers import group
 
 log = logging.getLogger(__name__)
 
+RESTORED = "restored"
+"""Folder that a checkpoint is restored to."""
 SECONDS = 120.0
 """Between two checkpoints, unless a number of steps is set."""
 
@@ -118,6 +121,7 @@ class Saver:
         if self.stop.made:
             log.info("checkpoint: told to stop, storing step %d first", saved.step)
             self.uploader.finish()
+            group.release()
             self.stop.obey()
 
 
@@ -135,7 +139,9 @@ class Keeper:
         """A training that goes on from the newest checkpoint, saves more, and is told to stop only with one saved."""
         from finetune_trainer.checkpoints.callback import CheckpointCallback
 
-        restored = self.store.newest(folder / "restored")
+        restored = self.store.newest(folder / RESTORED)
+        group.from_first(restored.step if restored else 0)
+        group.wait(known.progress)
         with deferred(known) as stop:
             saver = Saver(self.uploader, stop, self.claim, self.settings.every_steps)
             yield Session(known.progress, [CheckpointCallback(saver)], restored.folder if restored else None)

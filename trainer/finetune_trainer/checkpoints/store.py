@@ -41,16 +41,10 @@ MARKER = "checkpoint.json"
 FORMAT = 1
 COUNTS_NAME = "counts.json"
 """What was trained before it, and the loss at the very start."""
-_FILES = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-    COUNTS_NAME,
-}
+_FILES = re.compile(
+    r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
+    rf"|trainer_state\.json|{COUNTS_NAME}"
+)
 """All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
 _STEP = re.compile(r"step-(\d+)/(.+)")
 
@@ -161,6 +155,12 @@ class CheckpointStore:
             log.warning("checkpoint: training starts afresh, since none of those found can be used")
         return None
 
+    def fetch(self, step: int, target: Path) -> None:
+        """The one of this step, which another worker goes on from. Raises `STORAGE_CORRUPT` if it cannot be used."""
+        problem = self._fetch(self._steps().get(step, {}), target / f"checkpoint-{step}")
+        if problem is not None:
+            raise TrainerError(Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {problem}")
+
     def _mention_others(self) -> None:
         names = {each.location.key.removeprefix(self._all.key) for each in listed(self._s3, self._all)}
         own = self._own.key.removeprefix(self._all.key)
@@ -211,12 +211,12 @@ class CheckpointStore:
 
 
 def _wanted(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.name in _FILES and path.is_file())
+    return (path for path in folder.rglob("*") if _FILES.fullmatch(path.name) and path.is_file())
 
 
 def _incomplete(marker: Marker, objects: dict[str, S3Object]) -> str | None:
     for file in marker.files:
-        if file.path.rpartition("/")[2] not in _FILES:
+        if not _FILES.fullmatch(file.path.rpartition("/")[2]):
             return f"it names {file.path}, which no checkpoint has"
         if file.path not in objects:
             return f"{file.path} is missing"

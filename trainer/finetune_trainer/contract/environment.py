@@ -24,3 +24,13 @@ PROGRESS_PORT = 8080
 """The pod port that serves `GET /progress`."""
 OUTCOME_MAX_BYTES = 4096
 """Kubernetes keeps this much of a termination message and drops the rest."""
+NODES_ENV = "FINETUNE_NODES"
+"""How many pods train one model together; unset means one."""
+PROCESSES_ENV = "FINETUNE_PROCESSES_PER_NODE"
+"""Worker processes in each of them, one for each GPU; unset means one."""
+RENDEZVOUS_ENV = "FINETUNE_RENDEZVOUS"
+"""`host:port` of the first pod, where all of them meet."""
+NODE_RANK_ENV = "JOB_COMPLETION_INDEX"
+"""Which of the pods this is; Kubernetes sets it in the pods of an Indexed Job."""
+RENDEZVOUS_PORT = 29400
+"""The first pod's port for `RENDEZVOUS_ENV`."""

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     INTERNAL = 1  # a bug or a passing fault: counted, retried
     PERMANENT = 42  # another attempt would end the same way: the Job fails at once
     TRANSIENT = 75  # the world may heal: counted, retried
+    PEER_LOST = 76  # another worker of the run ended, and its own end counts: not counted, started again
     PREEMPTED = 143  # told to stop: not counted, started again
 
 
@@ -44,6 +45,8 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
     TRAINING_STALLED = "TrainingStalled"  # nothing moved for training.stallSeconds
     PREEMPTED = "Preempted"  # told to stop
+    PEER_LOST = "PeerLost"  # another worker of the run ended or cannot be reached any more
+    PEERS_MISSING = "PeersMissing"  # not all workers of the run came together in time
     INTERNAL_ERROR = "InternalError"  # a bug
 
     @property
@@ -60,6 +63,8 @@ _EXIT_CODES = {
     Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
     Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
     Reason.PREEMPTED: ExitCode.PREEMPTED,
+    Reason.PEER_LOST: ExitCode.PEER_LOST,
+    Reason.PEERS_MISSING: ExitCode.TRANSIENT,
     Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
 }
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
+from finetune_trainer.contract import PROCESSES_ENV, SCRATCH_ENV, Reason, TrainerConfig
 from finetune_trainer.data.templates import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
 from finetune_trainer.models.lora import lora_config
+from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,9 @@ def choose_backend(config: TrainerConfig) -> str:
     if asked == "unsloth" and not installed:
         message = "training.backend is unsloth, which is not installed here; use an image that has it, or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
+    if asked == "unsloth" and layout.size() > 1:
+        message = "training.backend unsloth trains in one process; take transformers or auto, or one GPU on one node"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     backend, why = (asked, "asked for") if asked != "auto" else _automatic(config, installed)
     log.info("backend %s: %s", backend, why)
     return backend
@@ -65,6 +69,8 @@ def _automatic(config: TrainerConfig, installed: bool) -> tuple[str, str]:
     import torch
 
     training = config.training
+    if layout.size() > 1:
+        return "transformers", f"{layout.size()} workers train together"
     if training.packing or training.method != "sft":
         what = "training.packing" if training.packing else f"method {training.method}"
         return "transformers", f"auto takes it for {what}, with a GPU or without"
@@ -146,7 +152,8 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir
     import torch
 
     if torch.cuda.device_count() > 1:  # transformers would put the model on one and split batches over all
-        message = f"{torch.cuda.device_count()} GPUs are visible, one is used: set CUDA_VISIBLE_DEVICES to it"
+        count = torch.cuda.device_count()
+        message = f"{count} GPUs are visible, one is used: set {PROCESSES_ENV}={count} for all, or CUDA_VISIBLE_DEVICES"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = _dtype(resolve_precision(config))
     if adapter_dir is not None:

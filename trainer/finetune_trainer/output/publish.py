@@ -19,6 +19,7 @@ from finetune_trainer.inputs import Located
 from finetune_trainer.output.claim import Claim, run_id
 from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
 from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
+from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Output:
         self._prefix = Location.folder(config.output.uri)
         self._check: Callable[[], None] = lambda: None
         self.uri = config.output.uri.rstrip("/")
+        self._digest = _digest(config)
 
     @contextmanager
     def claimed(self) -> Iterator[Claim]:
@@ -61,7 +63,7 @@ class Output:
 
         A missing bucket or a key that may not write is told here, not after the run.
         """
-        claim = Claim(self._s3, self._prefix, run_id(), self._config.digest())
+        claim = Claim(self._s3, self._prefix, run_id(), self._digest)
         claim.take()
         self._check = claim.check
         try:
@@ -73,7 +75,7 @@ class Output:
 
     def checkpoints(self, data_digest: str, model_revision: str) -> CheckpointStore:
         """Where saved states of this run go, given what it was fed."""
-        origin = Origin(self._config.digest(), data_digest, model_revision, installed_versions())
+        origin = Origin(self._digest, data_digest, model_revision, installed_versions())
         return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
 
     def clear_checkpoints(self) -> None:
@@ -89,7 +91,7 @@ class Output:
             manifest = AdapterManifest.model_validate_json(content)
         except ValidationError as error:
             raise self._taken("a manifest.json that this trainer did not write or cannot read") from error
-        if manifest.config_digest != self._config.digest():
+        if manifest.config_digest != self._digest:
             raise self._taken(f"the result of another config, published {manifest.created_at}")
         return Existing(manifest, content)
 
@@ -109,7 +111,7 @@ class Output:
             return earlier.outcome(self.uri)
         files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
         files.append(self._upload_config())
-        content = manifest.model_copy(update={"files": files}).to_bytes()
+        content = manifest.model_copy(update={"files": files, "config_digest": self._digest}).to_bytes()
         self._verify(files)
         outcome = self._finish(Existing(manifest, content))
         total = sum(file.size for file in files)
@@ -162,6 +164,14 @@ class Output:
     def _taken(self, what: str) -> TrainerError:
         message = f"{self.uri} holds {what}; it is never overwritten: give output.uri another place or remove it"
         return TrainerError(Reason.OUTPUT_EXISTS, message)
+
+
+def _digest(config: TrainerConfig) -> str:
+    """Several workers make another result of the same config, since each adds a batch to every step."""
+    workers = max(layout.size(), layout.asked().workers)
+    if workers == 1:
+        return config.digest()
+    return "sha256:" + hashlib.sha256(f"{config.digest()} {workers} workers".encode()).hexdigest()
 
 
 def _in_order(folder: Path) -> list[Path]:

@@ -49,6 +49,10 @@ class Plan(Model):
     """As the run would report it."""
     token_percentiles: dict[int, int]
     """Length of the kept rows in tokens; 100 is the longest."""
+    workers: int
+    """Processes that train together, one for each GPU."""
+    batch: int
+    """Examples that an optimizer step sees, of all workers."""
     steps_per_epoch: int
     steps: int
     tokens_trained: int
@@ -60,16 +64,16 @@ class Plan(Model):
     estimated_checkpoint_bytes: int
     estimated_memory: Memory
     estimated_seconds: dict[str, float]
-    """By GPU, training alone."""
+    """By GPU, training alone, shared evenly by all workers."""
 
 
-def plan(config: TrainerConfig, scratch: Path) -> Plan:
+def plan(config: TrainerConfig, scratch: Path, workers: int = 1) -> Plan:
     """Read, check and count everything. Raises what the run itself would raise for its data and model."""
     located = inputs.locate(config, S3(config.storage))
     located = replace(located, model=headers_only.of(located.model))
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         prepared, shape = _look(located, Path(folder))
-        return _compose(config, prepared, shape)
+        return _compose(config, prepared, shape, workers)
 
 
 def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architecture]:
@@ -89,16 +93,18 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
     return preparing.prepare(located.config, files, tokenizer, folder), shape
 
 
-def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture) -> Plan:
+def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
     from finetune_trainer.planning import estimates
     from finetune_trainer.training.train import total_steps
 
     rows, training = _sequences(config, prepared), config.training
     once = training.model_copy(update={"epochs": 1.0, "max_steps": None})
-    steps, per_epoch = total_steps(training, rows), total_steps(once, rows)
+    steps, per_epoch = total_steps(training, rows, workers), total_steps(once, rows, workers)
     tokens = round(prepared.report.tokens * steps / per_epoch)
-    memory = estimates.memory(config, shape)
+    memory, seconds = estimates.memory(config, shape), estimates.seconds(config, shape, tokens)
     return Plan(
+        workers=workers,
+        batch=training.batch_size * training.gradient_accumulation * workers,
         dataset=prepared.report,
         token_percentiles=_percentiles(prepared.dataset),
         steps_per_epoch=per_epoch,
@@ -109,7 +115,7 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture)
         adapter_bytes=shape.trainable * 4,
         estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape),
         estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
-        estimated_seconds={gpu: round(each, 1) for gpu, each in estimates.seconds(config, shape, tokens).items()},
+        estimated_seconds={gpu: round(each / workers, 1) for gpu, each in seconds.items()},
     )
 
 

@@ -29,6 +29,7 @@ def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     shares = (f"{'longest' if part == 100 else f'p{part}'} {size:,}" for part, size in plan.token_percentiles.items())
     yield "tokens per row", ", ".join(shares)
     yield "steps", f"{plan.steps:,}, in an epoch {plan.steps_per_epoch:,}"
+    yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {_size(plan.adapter_bytes)}"
     yield "checkpoint", f"~ {_size(plan.estimated_checkpoint_bytes)}"

@@ -62,9 +62,15 @@ class Collator:
             name: pad_sequence([torch.tensor(each[name]) for each in joined], batch_first=True, padding_value=value)
             for name, value in padding.items()
         }
-        return {**columns, "token_count": torch.tensor(sum(len(each["input_ids"]) for each in joined))}
+        return {**columns, "token_count": torch.tensor(self._tokens(joined))}
+
+    def _tokens(self, joined: list[dict[str, list[int]]]) -> int:
+        """Of rows, not of what fills up."""
+        return sum(len(each["input_ids"]) for each in joined if any(label != IGNORED for label in each["labels"]))
 
     def _joined(self, numbers: Sequence[int]) -> dict[str, list[int]]:
+        if not numbers:  # it only fills a batch up; no model takes a sequence of nothing
+            return {"input_ids": [self.pad], "labels": [IGNORED], "position_ids": [0]}
         joined: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
         for number in numbers:
             row = self.rows[number]

@@ -29,11 +29,11 @@ _NON_FINITE_STEPS = 3
 """Steps in a row without a finite loss after which the run ends."""
 
 
-def total_steps(training: Training, rows: int) -> int:
+def total_steps(training: Training, rows: int, workers: int = 1) -> int:
     """Optimizer steps of a run over `rows` rows; the last of an epoch may be a smaller one."""
     if training.max_steps is not None:
         return training.max_steps
-    batches = math.ceil(rows / training.batch_size)
+    batches = math.ceil(rows / (training.batch_size * workers))
     return math.ceil((training.epochs or 0) * max(math.ceil(batches / training.gradient_accumulation), 1))
 
 

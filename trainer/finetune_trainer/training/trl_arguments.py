@@ -11,6 +11,7 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.models.model import resolve_precision
 from finetune_trainer.training.train import total_steps
+from finetune_trainer.workers import layout
 
 
 def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTConfig:
@@ -46,7 +47,7 @@ def kto(config: TrainerConfig, rows: int, work_dir: Path) -> KTOConfig:
 def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
     """What all methods have in common."""
     training, precision, gpu = config.training, resolve_precision(config), torch.cuda.is_available()
-    steps = total_steps(training, rows)
+    steps = total_steps(training, rows, layout.size())
     return {
         "output_dir": str(work_dir / "trainer"),
         "num_train_epochs": training.epochs or 1.0,
@@ -71,6 +72,7 @@ def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # its default shows a plausible loss in place of NaN
         "save_strategy": "no",  # unless a callback of the session asks for it
+        "ddp_find_unused_parameters": False,  # every trained weight has a gradient in every step
         "report_to": "none",
         "disable_tqdm": True,
     }

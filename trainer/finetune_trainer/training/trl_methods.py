@@ -15,32 +15,35 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from finetune_trainer.checkpoints.store import COUNTS_NAME
 from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.training.fillers import FillersLast
+from finetune_trainer.workers import group, layout
 
 
 class Counts:
     """What went through a trainer. Sums stay on the device until somebody asks, so that the GPU need not wait."""
 
     def __init__(self, device: torch.device) -> None:
-        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self._supervised = torch.zeros_like(self._tokens)
+        self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         self.base_eval_loss: float | None = None
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
-        tokens = inputs.pop("token_count") if "token_count" in inputs else inputs["attention_mask"].sum()
         learnt = inputs["labels"] != IGNORED if "labels" in inputs else inputs["completion_mask"]
-        self._tokens += tokens.to(self._tokens.device)
-        self._supervised += learnt.sum().to(self._tokens.device)
+        if "token_count" in inputs:
+            tokens = inputs.pop("token_count")
+        else:  # a row that nothing is learnt from only fills a batch up
+            tokens = (inputs["attention_mask"] * learnt.any(-1, keepdim=True)).sum()
+        self._sums += torch.stack([tokens.to(self._sums.device), learnt.sum().to(self._sums.device)])
 
     @property
     def tokens(self) -> int:
-        """Trained so far, without padding."""
-        return int(self._tokens.item())
+        """Trained so far by all workers, without padding. All have to ask at once."""
+        return int(group.total(self._sums)[0])
 
     @property
     def supervised(self) -> int:
-        """Learnt so far."""
-        return int(self._supervised.item())
+        """Learnt so far by all workers. All have to ask at once."""
+        return int(group.total(self._sums)[1])
 
     def save(self, checkpoint: Path) -> None:
         """Beside the rest of the checkpoint."""
@@ -48,10 +51,10 @@ class Counts:
         (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on counting where the checkpoint was saved."""
+        """Go on counting where the checkpoint was saved, in one worker."""
         content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
-        self._tokens += content["tokens"]
-        self._supervised += content["supervised"]
+        if layout.is_first():
+            self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
         self.base_eval_loss = content["baseEvalLoss"]
 
 
@@ -73,6 +76,15 @@ class _Counting:
 
 class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published without types
     """Supervised fine-tuning."""
+
+    fillers = 0
+    """The last rows of the data that only fill up the batches of an epoch's end."""
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler[int]:
+        if not self.fillers:
+            sampler: torch.utils.data.Sampler[int] = super()._get_train_sampler(train_dataset)
+            return sampler
+        return FillersLast(len(self.train_dataset), self.fillers, self.args.data_seed)
 
 
 class Dpo(_Counting, DPOTrainer):  # type: ignore[misc]

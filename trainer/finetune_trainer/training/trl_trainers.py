@@ -19,9 +19,11 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.preparing import PreparedData
 from finetune_trainer.models.model import Loaded
 from finetune_trainer.training import packing, trl_arguments
+from finetune_trainer.training.fillers import filled
 from finetune_trainer.training.train import Session, Step, Watch
 from finetune_trainer.training.trl_methods import Dpo, Kto, KtoCollator, Sft
 from finetune_trainer.training.trl_validation import Lookout, Validation
+from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +109,11 @@ def _built(job: Job, common: dict[str, Any]) -> Sft | Dpo | Kto:
     method, folder = config.training.method, job.work_dir
     if method == "sft":
         rows, collator = _packed(job) if config.training.packing else (rows, collator)
+        rows, fillers = _filled(job, rows)
         arguments = trl_arguments.sft(config, job.loaded.backend, len(rows), folder)
-        return Sft(**common, args=arguments, train_dataset=rows, data_collator=collator)
+        trainer = Sft(**common, args=arguments, train_dataset=rows, data_collator=collator)
+        trainer.fillers = fillers
+        return trainer
     if config.training.lora.dropout:
         log.warning("%s compares likelihoods, so TRL turns dropout off: training.lora.dropout has no effect", method)
     if method == "dpo":
@@ -118,6 +123,13 @@ def _built(job: Job, common: dict[str, Any]) -> Sft | Dpo | Kto:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.training.seed))
     arguments = trl_arguments.kto(config, len(rows), folder)
     return Kto(**common, args=arguments, train_dataset=rows.select(order.tolist()), data_collator=collator)
+
+
+def _filled(job: Job, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:
+    """One worker takes a smaller batch at the end."""
+    if layout.size() == 1:
+        return rows, 0
+    return filled(rows, job.config.training.batch_size * layout.size(), job.loaded.tokenizer.pad_token_id)
 
 
 def _packed(job: Job) -> tuple[datasets.Dataset, Callable[[Any], Any]]:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.training.train import Watch
 from finetune_trainer.training.trl_methods import Dpo, Kto, Sft
+from finetune_trainer.workers import group, layout
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Validation:
     rows: datasets.Dataset
     collate: Callable[[Any], Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    _own: int = 0
 
     def look(self) -> float:
         """The mean loss, over learnt tokens for `sft` and over rows for the others; without dropout."""
@@ -35,16 +37,23 @@ class Validation:
         model.train()
         seen = trainer._metrics["eval"].pop("rewards/accuracies", [])
         trainer._metrics["eval"].clear()
-        total = sum(weight for _, weight in weighed)
-        loss = sum(loss * weight for loss, weight in weighed) / total if total else math.nan
+        sums = torch.tensor(weighed[: self._own], dtype=torch.float64).reshape(-1, 2)
+        weight = group.total(sums[:, 1].sum()).item()
+        loss = group.total(sums.prod(1).sum()).item() / weight if weight else math.nan
         self.metrics = {"evalLoss": loss}
         if seen:
             self.metrics["evalRewardAccuracy"] = sum(seen) / len(seen)
         return loss
 
     def _loader(self) -> torch.utils.data.DataLoader[Any]:
+        """This worker's share of the batches. All take as many, since TRL has them wait for each other in each."""
         size = self.trainer.args.per_device_train_batch_size
-        return torch.utils.data.DataLoader(self.rows, batch_size=size, collate_fn=self.collate)
+        numbers = list(range(len(self.rows)))
+        batches = [numbers[start : start + size] for start in numbers[::size]]
+        own = batches[layout.rank() :: layout.size()]
+        self._own = len(own)
+        spare = [batches[0]] * (math.ceil(len(batches) / layout.size()) - len(own))
+        return torch.utils.data.DataLoader(self.rows, batch_sampler=[*own, *spare], collate_fn=self.collate)
 
     def _batch(self, inputs: dict[str, torch.Tensor]) -> tuple[float, int]:
         weight = len(inputs["input_ids"])

@@ -1,0 +1,1 @@
+"""Several processes, on one node or more, that train one model together."""
