@@ -18,7 +18,7 @@ from finetune_trainer.contract import ExitCode, Progress
 MAX_INTERRUPTIONS = 3
 """Attempts in a row that may be interrupted without a newer checkpoint."""
 _CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
-_NOT_COUNTED = frozenset({ExitCode.PREEMPTED})
+_NOT_COUNTED = frozenset({ExitCode.PREEMPTED, ExitCode.PEER_LOST})
 
 
 class Checkpoint(NamedTuple):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api import API_VERSION, KIND
 from finetune_operator.resources import CONTAINER
-from finetune_trainer.contract import OUTCOME_MAX_BYTES, Outcome
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, ExitCode, Outcome
 
 Body = dict[str, Any]
 
@@ -108,7 +108,17 @@ def finished_at(pod: Body) -> str | None:
 
 def leaders(pods: Iterable[Body]) -> list[Body]:
     """The pods that speak for their attempt: of several nodes, the first."""
-    return [pod for pod in pods if pod["metadata"].get("annotations", {}).get(_INDEX, "0") == "0"]
+    return [pod for pod in pods if _index(pod) == "0"]
+
+
+def telling(pods: Iterable[Body]) -> list[Body]:
+    """The leaders, and any other whose end is the end of all."""
+    every = list(pods)
+    return leaders(every) + [pod for pod in every if _index(pod) != "0" and ended(pod).exit_code == ExitCode.PERMANENT]
+
+
+def _index(pod: Body) -> str:
+    return str(pod["metadata"].get("annotations", {}).get(_INDEX, "0"))
 
 
 def started_at(pod: Body) -> str | None:

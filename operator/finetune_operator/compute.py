@@ -69,8 +69,11 @@ class Compute(Model):
 
     image: Annotated[str, StringConstraints(pattern=r"^[^\s$]+$", min_length=1, max_length=512)] | None = None
     """Trainer image. Absent means the operator's default."""
-    gpus_per_node: int = Field(default=1, ge=0, le=1)
-    """GPUs of the pod. 0 trains on the CPU, for trials with tiny models."""
+    nodes: int = Field(default=1, ge=1, le=64)
+    """Pods that train together, each with `gpusPerNode` GPUs. An optimizer step sees `training.batchSize` x
+    `training.gradientAccumulation` x GPUs of all pods examples."""
+    gpus_per_node: int = Field(default=1, ge=0, le=16)
+    """GPUs of each pod, with a worker process each. 0 trains on the CPU, for trials with tiny models."""
     gpu_resource: QualifiedName = "nvidia.com/gpu"
     """Resource name that the cluster's device plugin announces."""
     resources: ResourceRequirements = ResourceRequirements()

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator import children
+from finetune_operator import children, nodes
 from finetune_operator.api import FineTuneJob, OperatorReason
 from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.resources import desired_job
@@ -38,6 +38,8 @@ class JobCreator:
         except ValidationError as error:
             return Obstacle(OperatorReason.INVALID_SPEC, _explain(error), final=True)
         try:
+            if (service := nodes.service(desired)) and not await self._cluster.create_service(service):
+                return Obstacle(OperatorReason.NAME_CONFLICT, _taken("Service", key[1]), final=True)
             job = await self._cluster.create_job(desired)
         except ApiError as error:
             return await self._not_created(key, body, error)
@@ -65,8 +67,7 @@ class JobCreator:
             return Obstacle(
                 OperatorReason.JOB_PENDING, "The Job of an earlier FineTuneJob of this name is not gone yet."
             )
-        message = f"A Job named {job['metadata']['name']} exists and is not this FineTuneJob's; choose another name."
-        return Obstacle(OperatorReason.NAME_CONFLICT, message, final=True)
+        return Obstacle(OperatorReason.NAME_CONFLICT, _taken("Job", key[1]), final=True)
 
     async def _refuse_stale(self, key: Key, body: Body) -> None:
         """A Job that was there and is missing may have ended: make no other on the word of a store that lags."""
@@ -77,6 +78,10 @@ class JobCreator:
             if stored:
                 self._store.finetunejobs.put(key, stored)
             raise ApiError(409, "Conflict", "the FineTuneJob has changed")
+
+
+def _taken(kind: str, name: str) -> str:
+    return f"A {kind} named {name} exists and is not this FineTuneJob's; choose another name."
 
 
 def _explain(error: ValidationError) -> str:

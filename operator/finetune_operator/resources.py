@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_operator import nodes
 from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, Metadata
 from finetune_operator.compute import Compute, Scratch
 from finetune_operator.settings import Settings
@@ -31,8 +32,8 @@ _FILE_MODE = 0o440
 _OWN_LABELS = (f"{GROUP}/", "batch.kubernetes.io/", "app.kubernetes.io/managed-by", "controller-uid", "job-name")
 _SECURITY_ANNOTATIONS = ("security.alpha.kubernetes.io/", "security.beta.kubernetes.io/")
 _ENDED_FOR_GOOD, _PREEMPTED = (
-    {"containerName": CONTAINER, "operator": "In", "values": [int(code)]}
-    for code in (ExitCode.PERMANENT, ExitCode.PREEMPTED)
+    {"containerName": CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
+    for codes in ((ExitCode.PERMANENT,), (ExitCode.PREEMPTED, ExitCode.PEER_LOST))
 )
 
 
@@ -52,6 +53,7 @@ def desired_job(job: FineTuneJob, settings: Settings) -> Body:
             "ownerReferences": [_owner_reference(meta)],
         },
         "spec": {
+            **nodes.job_fields(compute),
             "backoffLimit": job.spec.backoff_limit,
             "podFailurePolicy": {
                 "rules": [  # the first that matches counts
@@ -109,6 +111,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
     mounts = _mounts(job)
     spec: Body = {
         "restartPolicy": "Never",
+        "subdomain": job.metadata.name if compute.nodes > 1 else None,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
@@ -174,7 +177,7 @@ def _environment(job: FineTuneJob) -> dict[str, str]:
         environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
     if job.spec.model.uri.startswith(_CLAIM):
         environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
-    return environment
+    return environment | nodes.environment(job.metadata.name, job.spec.compute)
 
 
 def _resources(compute: Compute) -> Body:
@@ -204,7 +207,7 @@ def _mounts(job: FineTuneJob) -> list[tuple[Body, Body]]:
         claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
         source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         mounts.append((_read_only("model", f"{CLAIMS_DIR}/{claim}"), source))
-    return mounts
+    return mounts + nodes.mounts(spec.compute)
 
 
 def _read_only(name: str, path: str) -> Body:

@@ -38,7 +38,7 @@ class State(NamedTuple):
 def state_of(seen: Seen, past: Past) -> State:
     """Where the run is."""
     job = seen.job
-    last = children.newest(children.leaders(seen.pods))
+    last = children.newest(children.telling(seen.pods))
     if job and children.condition(job, "Complete"):
         return _complete(last)
     if job and (failed := children.condition(job, "Failed")):

@@ -13,6 +13,7 @@ OPERATOR_RIGHTS = {
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods"): {"list", "watch"},
+    ("", "services"): {"get", "create"},
     ("", "events"): {"list", "create"},
 }
 TENANT_RIGHTS = {

@@ -200,7 +200,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     # compute
     "image with a space": ({"spec.compute.image": "a b"}, "spec.compute.image", "should match"),
-    "two GPUs": ({"spec.compute.gpusPerNode": 2}, "spec.compute.gpusPerNode", "less than or equal to 1"),
+    "17 GPUs": ({"spec.compute.gpusPerNode": 17}, "spec.compute.gpusPerNode", "less than or equal to 16"),
+    "no node": ({"spec.compute.nodes": 0}, "spec.compute.nodes", "greater than or equal to 1"),
+    "65 nodes": ({"spec.compute.nodes": 65}, "spec.compute.nodes", "less than or equal to 64"),
+    "Unsloth on two GPUs": (
+        {"spec.training.backend": "unsloth", "spec.compute.gpusPerNode": 2}, "spec", "unsloth trains on one GPU",
+    ),
+    "Unsloth on two nodes": (
+        {"spec.training.backend": "unsloth", "spec.compute.nodes": 2}, "spec", "unsloth trains on one GPU",
+    ),
     "negative GPUs": ({"spec.compute.gpusPerNode": -1}, "spec.compute.gpusPerNode", "greater than or equal to 0"),
     "GPU resource with a space": ({"spec.compute.gpuResource": "n v"}, "spec.compute.gpuResource", "should match"),
     "memory in gigabyte": (
@@ -273,6 +281,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         },
     },
     "no GPU": {"spec.compute.gpusPerNode": 0},
+    "many nodes with many GPUs": {"spec.compute": {"nodes": 64, "gpusPerNode": 16}},
+    "Unsloth without a GPU": {"spec.training.backend": "unsloth", "spec.compute.gpusPerNode": 0},
     "the whole pod": {
         "spec.compute": {
             "image": "registry.example:5000/t/trainer@sha256:" + "0" * 64, "gpuResource": "amd.com/gpu",

@@ -143,7 +143,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"uri": "s3://bucket/m", "tokenSecretRef": {"name": "t"}}}, "hf:// models only"),
     "two targets": ({"training": {"lora": {"targetModules": ["all-linear", "q"]}}}, "either ['all-linear']"),
     "label key": ({"compute": {"podLabels": {"a b": "c"}}}, "a key is malformed"),
-    "two GPUs": ({"compute": {"gpusPerNode": 2}}, "less than or equal to 1"),
+    "17 GPUs": ({"compute": {"gpusPerNode": 17}}, "less than or equal to 16"),
+    "Unsloth on two GPUs": (
+        {"compute": {"gpusPerNode": 2}, "training": {"backend": "unsloth"}}, "backend unsloth trains on one GPU"),
     "Secret elsewhere": ({"storage": {"credentialsSecretRef": {"name": "a/b"}}}, "should match"),
     "endpoint with a path": ({"storage": {"endpoint": "http://host/path"}}, "should match"),
 }  # fmt: skip

@@ -58,7 +58,7 @@ def test_the_job_is_ours_and_the_failure_policy_tells_exit_codes_apart(build: ty
     assert job["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"] == labels
     permanent, preempted, disrupted = job["spec"]["podFailurePolicy"]["rules"]
     assert (permanent["action"], permanent["onExitCodes"]["values"]) == ("FailJob", [42])
-    assert (preempted["action"], preempted["onExitCodes"]["values"]) == ("Ignore", [143])
+    assert (preempted["action"], preempted["onExitCodes"]["values"]) == ("Ignore", [76, 143])
     assert (disrupted["action"], disrupted["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
     assert job["spec"]["backoffLimit"] == 3
 

@@ -37,6 +37,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+# Where the pods of a FineTuneJob of several nodes meet.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
 # Quota refusals and missing Secrets are reported nowhere else.
 - apiGroups: [""]
   resources: [events]

@@ -64,6 +64,10 @@ class FineTuneJobSpec(TrainerConfig):
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
                 "model.tokenSecretRef applies to hf:// models only",
             ),
+            (
+                "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
+                "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
+            ),
         )
     )
 
