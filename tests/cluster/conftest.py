@@ -35,9 +35,9 @@ def local_cluster(module: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
-    """The local cluster called `test`, with the images of this working tree. One that was up already stays up."""
+    """The local cluster `test`, or as FINETUNE_TEST_CLUSTER says, with this tree's images. One that was up stays up."""
     local_cluster("prepare").everything()
-    running = local_cluster("cluster").Cluster("test")
+    running = local_cluster("cluster").Cluster(os.environ.get("FINETUNE_TEST_CLUSTER", "test"))
     was_up = running.is_up
     running.up()
     yield running

@@ -33,6 +33,14 @@ FORGED = {
     "kopf.zalando.org/finetunejob": json.dumps({"started": "2020-01-01T00:00:00Z", "success": True}),
     "finetune.dev/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
 }
+INDEX = "batch.kubernetes.io/job-completion-index"
+# What its memory limit would do; the process with number 1 only started them.
+KILL_WORKERS = """
+import os, pathlib
+for each in pathlib.Path("/proc").glob("[0-9]*"):
+    if int(each.name) not in (1, os.getpid()) and b"finetune_trainer" in (each / "cmdline").read_bytes():
+        os.kill(int(each.name), 9)
+"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Flow:
             ]},
             "training": {
                 "maxSteps": changes.get("steps", 4), "batchSize": 2, "gradientAccumulation": 1,
-                "learningRate": 1e-3, "lora": {"rank": 4, "alpha": 8},
+                "learningRate": 1e-3, "lora": {"rank": 4, "alpha": 8}, **changes.get("training", {}),
             },
             "output": {"uri": f"s3://{self.bucket}/out/{{name}}"},
             "storage": {
@@ -114,7 +122,7 @@ class Flow:
                 "credentialsSecretRef": {"name": changes.get("secret", SECRET)},
             },
             "compute": {
-                "gpusPerNode": 0, "scratch": {"size": "4Gi"},
+                "nodes": changes.get("nodes", 1), "gpusPerNode": 0, "scratch": {"size": "4Gi"},
                 "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
                 "terminationGracePeriodSeconds": 30,
             },
@@ -153,8 +161,10 @@ class Flow:
         """The status of a run that is over."""
         return self.wait(name, lambda status: status.get("phase") in ("Complete", "Failed"))
 
-    def pods(self, name: str) -> list[str]:
-        return self.kubectl("get", "pods", f"--selector=finetune.dev/job={name}", "--output=name").split()
+    def pods(self, name: str, more: str = "") -> list[str]:
+        """Oldest first."""
+        selector = f"--selector=finetune.dev/job={name}{more}"
+        return self.kubectl("get", "pods", selector, "--sort-by=.metadata.creationTimestamp", "--output=name").split()
 
     def gone(self, name: str, seconds: int = 180) -> None:
         """Wait until a deleted run's Job and pods are gone."""
@@ -330,6 +340,24 @@ def test_a_deleted_run_takes_its_pods_along(flow: Flow) -> None:
     flow.kubectl("delete", "ftj", "deleted")
     flow.gone("deleted")
     assert flow.keys("out/deleted/") <= {".claim.json"}
+
+
+def test_pods_that_train_together_go_on_when_one_is_lost(flow: Flow) -> None:
+    flow.start("together", nodes=2, steps=300, training={"checkpoints": {"everySteps": 20}})
+    flow.wait("together", lambda status: status.get("lastCheckpointStep", 0) >= 20)
+    lost = flow.pods("together", f",{INDEX}=1")[0]
+    flow.kubectl("exec", lost, "--", "python", "-c", KILL_WORKERS)
+    status = flow.ended("together")
+    assert condition(status, "Complete")["status"] == "True", status
+    assert (status["attempts"], status["progress"]["totalSteps"]) == (2, 300)
+    job = flow.get("job", "together")["status"]
+    assert (job["succeeded"], job["completedIndexes"], job.get("failed")) == (
+        2,
+        "0-1",
+        1,
+    )  # the other one's end is free
+    assert "going on from step" in flow.kubectl("logs", flow.pods("together", f",{INDEX}=0")[-1])
+    assert json.loads(flow.read("out/together/manifest.json"))["metrics"]["steps"] == 300
 
 
 def test_a_restarted_operator_goes_on(flow: Flow, cluster: "Cluster", operator: str) -> None:
