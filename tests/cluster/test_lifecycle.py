@@ -1,0 +1,127 @@
+"""Runs that are stopped, taken away, too slow or too large, with real pods; all start at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from tests.cluster.test_flow import Flow, condition
+
+if TYPE_CHECKING:
+    from local_cluster.cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+Manifest = dict[str, Any]
+LONG = {"maxSteps": 1_000_000, "checkpoints": {"everySteps": 10}}
+SPECS: dict[str, Manifest] = {
+    "suspended": {"training": {**LONG, "maxSteps": 600}},
+    "evicted": {"training": {**LONG, "maxSteps": 600}, "backoffLimit": 0},
+    "endless": {"training": LONG, "activeDeadlineSeconds": 20},
+    "nowhere": {"startupDeadlineSeconds": 5, "compute": {"nodeSelector": {"finetune.dev/nowhere": "true"}}},
+    "greedy": {"compute": {"resources": {"limits": {"memory": "256Mi"}}}, "backoffLimit": 0},
+    "forgotten": {"ttlSecondsAfterFinished": 1},
+}
+
+
+def _merged(base: Manifest, changes: Manifest) -> Manifest:
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in changes.items()
+    }
+    return {**base, **both}
+
+
+@pytest.fixture(scope="module")
+def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
+    """All runs, started."""
+    assert operator
+    keys = cluster.s3
+    s3 = boto3.client(
+        "s3", endpoint_url=keys.url, region_name=keys.region,
+        aws_access_key_id=keys.access_key, aws_secret_access_key=keys.secret_key,
+        config=Config(proxies={}),
+    )  # fmt: skip
+    started = Flow(cluster, s3)
+    started.fill(tiny_model)
+    for name, changes in SPECS.items():
+        manifest = json.loads(started.manifest(name))
+        started.create(json.dumps({**manifest, "spec": _merged(manifest["spec"], changes)}))
+    yield started
+    started.empty()
+
+
+def _reason(status: Manifest, kind: str) -> str:
+    return str(condition(status, kind).get("reason"))
+
+
+def test_a_pod_that_no_node_takes_ends_the_run_in_time(flow: Flow) -> None:
+    status = flow.ended("nowhere")
+    assert _reason(status, "Failed") == "StartupDeadlineExceeded"
+    assert "node(s) didn't match" in condition(status, "Failed")["message"]
+    assert "attempts" not in status
+    flow.gone("nowhere")
+
+
+def test_memory_over_the_limit_is_named(flow: Flow) -> None:
+    status = flow.ended("greedy")
+    assert _reason(status, "Failed") == "OOMKilled", status
+    assert "limits.memory" in condition(status, "Failed")["message"]
+
+
+def test_a_suspended_run_goes_on_where_it_was(flow: Flow) -> None:
+    flow.wait("suspended", lambda status: status.get("lastCheckpointStep", 0) >= 10)
+    flow.kubectl("patch", "ftj", "suspended", "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    flow.kubectl("wait", "--for=condition=Suspended", "ftj/suspended", "--timeout=120s")
+    before = flow.status("suspended")
+    assert (before["phase"], before["attempts"]) == ("Suspended", 1)
+    assert before["activeSeconds"] > 0
+    assert not flow.pods("suspended")
+    more = {"spec": {"suspend": True, "compute": {"resources": {"limits": {"memory": "5Gi"}}}}}
+    flow.kubectl("patch", "ftj", "suspended", "--type=merge", "--patch", json.dumps(more))
+    flow.kubectl("patch", "ftj", "suspended", "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+    flow.running("suspended")
+    limits = flow.get("job", "suspended")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["memory"] == "5Gi"
+    status = flow.ended("suspended")
+    assert _reason(status, "Complete") == "Completed", status
+    assert status["attempts"] == 2
+    assert status["activeSeconds"] > before["activeSeconds"]
+    log = flow.kubectl("logs", "job/suspended")
+    assert f"going on from step {before['lastCheckpointStep']}" in log
+
+
+def test_an_eviction_costs_no_retry_and_no_work(flow: Flow) -> None:
+    before = flow.wait("evicted", lambda status: status.get("lastCheckpointStep", 0) >= 10)
+    (pod,) = flow.pods("evicted")
+    name = pod.removeprefix("pod/")
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": flow.namespace}}
+    path = f"/api/v1/namespaces/{flow.namespace}/pods/{name}/eviction"
+    flow.kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(eviction))
+    status = flow.ended("evicted")
+    assert _reason(status, "Complete") == "Completed", status
+    assert (status["attempts"], flow.get("job", "evicted")["status"].get("failed", 0)) == (2, 0)
+    assert status["lastCheckpointStep"] >= before["lastCheckpointStep"]
+    assert "going on from step" in flow.kubectl("logs", flow.pods("evicted")[-1])
+
+
+def test_a_run_that_takes_too_long_saves_and_ends(flow: Flow) -> None:
+    status = flow.ended("endless")
+    assert _reason(status, "Failed") == "DeadlineExceeded", status
+    assert 15 <= status["activeSeconds"] <= 60
+    assert "goes on from the newest checkpoint" in condition(status, "Failed")["message"]
+    assert any("checkpoint" in key for key in flow.keys("out/endless/"))
+
+
+def test_a_finished_run_goes_when_its_time_has_come(flow: Flow) -> None:
+    def is_gone(_: Manifest) -> bool:
+        return not flow.kubectl("get", "ftj", "forgotten", "--ignore-not-found", "--output=name")
+
+    flow.wait("suspended", is_gone)
+    flow.gone("forgotten")
+    assert "manifest.json" in flow.keys("out/forgotten/")
