@@ -14,7 +14,7 @@ from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
-    from conftest import Build
+    from tests.operator.bodies import Build
 
 META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}

@@ -15,7 +15,8 @@ from finetune_operator.crd import custom_resource_definition, root_schema
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Build, World
+    from tests.operator.bodies import Build
+    from tests.operator.world import World
 
 FORBIDDEN = {
     "$ref",

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 from kopf._cogs.clients.errors import APIClientError
-from tests.operator.conftest import failure, healthy
+from tests.operator.proxies import failure, healthy
 
 if TYPE_CHECKING:
-    from conftest import Trouble, World
+    from tests.operator.proxies import Trouble
+    from tests.operator.world import World
 
     from finetune_operator.handlers import Operator
 

@@ -13,7 +13,7 @@ from finetune_operator.crd import custom_resource_definition
 from finetune_operator.handlers import Operator
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.operator.world import World
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Kstatus, World
+    from tests.operator.conftest import Kstatus
+    from tests.operator.world import World
 
 pytestmark = pytest.mark.cluster
 

@@ -13,7 +13,7 @@ from finetune_operator.seen import Seen
 from finetune_operator.status import next_status
 
 if TYPE_CHECKING:
-    from conftest import Build
+    from tests.operator.bodies import Build
 
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
 FULL = ("QuotaReserved", "False", "WaitingForQuota", "insufficient unused quota for nvidia.com/gpu, 1 more needed")

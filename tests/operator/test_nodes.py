@@ -12,7 +12,8 @@ from finetune_operator.resources import desired_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from conftest import Build, World
+    from tests.operator.bodies import Build
+    from tests.operator.world import World
 
 Body = dict[str, Any]
 

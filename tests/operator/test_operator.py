@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Trainer, World
+    from tests.operator.proxies import Trainer
+    from tests.operator.world import World
 
     from finetune_operator.handlers import Operator
 

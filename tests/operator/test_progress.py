@@ -18,7 +18,8 @@ from finetune_operator.settings import Settings
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
-    from conftest import Build, Trainer
+    from tests.operator.bodies import Build
+    from tests.operator.proxies import Trainer
 
 GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.operator.world import World
 
 pytestmark = pytest.mark.cluster
 

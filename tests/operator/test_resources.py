@@ -15,7 +15,7 @@ from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 
 if TYPE_CHECKING:
-    from conftest import Build
+    from tests.operator.bodies import Build
 
 Body = dict[str, Any]
 SETTINGS = Settings(trainer_image="registry/trainer:1")

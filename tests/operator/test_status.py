@@ -15,7 +15,8 @@ from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, Progress
 
 if TYPE_CHECKING:
-    from conftest import Build, Kstatus
+    from tests.operator.bodies import Build
+    from tests.operator.conftest import Kstatus
 
 META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"

@@ -11,7 +11,7 @@ from finetune_operator.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     import pytest
-    from conftest import Build
+    from tests.operator.bodies import Build
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
