@@ -110,19 +110,16 @@ class Cluster:
         """Create a Job; 409 if there is one of that name."""
         return await self._call("POST", JOBS.path(job["metadata"]["namespace"]), body=job)
 
-    async def create_service(self, service: Body) -> bool:
-        """Create a Service; False if one of that name is not its owner's."""
+    async def create_service(self, service: Body) -> Body:
+        """Create a Service; the one that has this name already, if there is one."""
         meta = service["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/services"
         try:
-            await self._call("POST", path, body=service)
+            return await self._call("POST", path, body=service)
         except ApiError as error:
             if error.status != 409:
                 raise
-            found = await self._call("GET", f"{path}/{meta['name']}")
-            owners = [each.get("uid") for each in found["metadata"].get("ownerReferences", [])]
-            return meta["ownerReferences"][0]["uid"] in owners
-        return True
+            return await self._call("GET", f"{path}/{meta['name']}")
 
     async def patch_job(self, job: Body, change: Body) -> Body:
         """Merge into a Job; 409 if it is not this one any more."""

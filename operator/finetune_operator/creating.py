@@ -38,8 +38,8 @@ class JobCreator:
         except ValidationError as error:
             return Obstacle(OperatorReason.INVALID_SPEC, _explain(error), final=True)
         try:
-            if (service := nodes.service(desired)) and not await self._cluster.create_service(service):
-                return Obstacle(OperatorReason.NAME_CONFLICT, _taken("Service", key[1]), final=True)
+            if (service := nodes.service(desired)) and (taken := await self._service(body, service)):
+                return taken
             job = await self._cluster.create_job(desired)
         except ApiError as error:
             return await self._not_created(key, body, error)
@@ -63,11 +63,12 @@ class JobCreator:
         if children.is_owned_by(job, body["metadata"]["uid"]):
             self._store.jobs.put(key, job)
             return job
-        if children.is_being_deleted(job) or children.is_of_a_finetunejob(job, body["metadata"]["name"]):
-            return Obstacle(
-                OperatorReason.JOB_PENDING, "The Job of an earlier FineTuneJob of this name is not gone yet."
-            )
-        return Obstacle(OperatorReason.NAME_CONFLICT, _taken("Job", key[1]), final=True)
+        return _taken("Job", job)
+
+    async def _service(self, body: Body, service: Body) -> Obstacle | None:
+        """What keeps the name of the Service that the pods meet by."""
+        found = await self._cluster.create_service(service)
+        return None if children.is_owned_by(found, body["metadata"]["uid"]) else _taken("Service", found)
 
     async def _refuse_stale(self, key: Key, body: Body) -> None:
         """A Job that was there and is missing may have ended: make no other on the word of a store that lags."""
@@ -80,8 +81,13 @@ class JobCreator:
             raise ApiError(409, "Conflict", "the FineTuneJob has changed")
 
 
-def _taken(kind: str, name: str) -> str:
-    return f"A {kind} named {name} exists and is not this FineTuneJob's; choose another name."
+def _taken(kind: str, found: Body) -> Obstacle:
+    name = found["metadata"]["name"]
+    if children.is_being_deleted(found) or children.is_of_a_finetunejob(found, name):
+        message = f"The {kind} of an earlier FineTuneJob of this name is not gone yet."
+        return Obstacle(OperatorReason.JOB_PENDING, message)
+    message = f"A {kind} named {name} exists and is not this FineTuneJob's; choose another name."
+    return Obstacle(OperatorReason.NAME_CONFLICT, message, final=True)
 
 
 def _explain(error: ValidationError) -> str:

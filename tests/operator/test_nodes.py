@@ -132,3 +132,23 @@ async def test_one_pod_needs_no_service(world: World) -> None:
         await world.apply()
         await world.reason("JobCreated")
     assert not [each for each in await world.all("services") if each["metadata"]["name"] == "bot"]
+
+
+@pytest.mark.cluster
+async def test_the_service_of_a_predecessor_is_waited_for(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"compute": {"nodes": 2}})
+        await world.reason("JobCreated")
+        await world.delete("finetunejobs")
+        await world.delete("jobs")
+        await world.apply(spec={"compute": {"nodes": 2}})
+        status = await world.reason("JobPending")
+        await world.until(lambda: _says(world, "The Service of an earlier FineTuneJob"))
+        assert status["phase"] == "Pending"
+        await world.delete("services")  # by the garbage collector
+        await world.reason("JobCreated")
+
+
+async def _says(world: World, words: str) -> bool:
+    status = (await world.get("finetunejobs")).get("status", {})
+    return any(words in each["message"] for each in status.get("conditions", []))
