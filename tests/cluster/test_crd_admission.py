@@ -450,7 +450,7 @@ def test_compute_may_change_only_once_no_pod_is_left(
 def test_status_is_not_written_through_the_main_resource(jobs: Jobs, stored: str) -> None:
     assert jobs.patch(stored, {"status": {"phase": "Complete"}}).get("status", {}).get("phase") != "Complete"
     forged = {**good(), "status": {"phase": "Complete"}}
-    assert jobs.create(forged)["status"] == {"observedGeneration": 0}
+    assert jobs.create(forged)["status"] == {"conditions": [], "observedGeneration": 0}
 
 
 def test_the_spec_is_not_written_through_the_status(jobs: Jobs, stored: str) -> None:
