@@ -263,6 +263,18 @@ class TestLauncher:
             assert process.wait(60) == ExitCode.PREEMPTED, node.log
 
 
+@pytest.mark.training
+@pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
+def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    where = layout.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
+    if own is None:
+        with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
+            launcher._config(where)
+    else:
+        assert launcher._config(where).virtual_local_rank is own
+
+
 def made(reason: Reason) -> Outcome:
     return outcome.make(reason, reason)
 

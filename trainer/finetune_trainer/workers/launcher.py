@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from finetune_trainer import outcome
-from finetune_trainer.contract import ExitCode, Outcome, Reason
+from finetune_trainer.contract import PROCESSES_ENV, ExitCode, Outcome, Reason
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.outcome import Known
 from finetune_trainer.stopping import StopRequest, deferred
 from finetune_trainer.workers.layout import FOLDER_ENV, Layout, asked
@@ -50,6 +51,7 @@ class Ended:
 def launch(scratch: Path, known: Known, arguments: Sequence[str]) -> Outcome:
     """Run `finetune-trainer` with these arguments in each worker of this node."""
     layout = asked()
+    config = _config(layout)
     where = f"{layout.workers} on {layout.nodes} nodes, this is node {layout.node}"
     log.info("workers: %s; they meet at %s", where, layout.rendezvous)
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as name:
@@ -57,7 +59,7 @@ def launch(scratch: Path, known: Known, arguments: Sequence[str]) -> Outcome:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // layout.per_node)))
         with deferred(known, _SPARE_SECONDS) as stop:
             ended = Ended()
-            thread = threading.Thread(target=_launch, args=(layout, arguments, ended), name="workers", daemon=True)
+            thread = threading.Thread(target=_launch, args=(config, arguments, ended), name="workers", daemon=True)
             thread.start()
             _accompany(thread, stop)
             said = dict(_said(Path(name)))
@@ -76,14 +78,14 @@ def _accompany(agent: threading.Thread, stop: StopRequest) -> None:
         agent.join(0.1)
 
 
-def _launch(layout: Layout, arguments: Sequence[str], ended: Ended) -> None:
+def _launch(config: LaunchConfig, arguments: Sequence[str], ended: Ended) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     # It would say that it handles no signals here, and repeat what the workers say.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        elastic_launch(_config(layout), sys.executable)("-m", "finetune_trainer", *arguments)
+        elastic_launch(config, sys.executable)("-m", "finetune_trainer", *arguments)
     except ChildFailedError as error:
         begun = min(each.timestamp for each in error.failures.values())
         ended.first = {rank: each.exitcode for rank, each in error.failures.items() if each.timestamp == begun}
@@ -92,8 +94,13 @@ def _launch(layout: Layout, arguments: Sequence[str], ended: Ended) -> None:
 
 
 def _config(layout: Layout) -> LaunchConfig:
+    import torch
     from torch.distributed.launcher.api import LaunchConfig
 
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < layout.per_node:
+        message = f"{PROCESSES_ENV} asks for {layout.per_node} workers, with a GPU each, and {gpus} are visible"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     seconds = int(os.environ.get(MEETING_ENV, _MEETING_SECONDS))
     return LaunchConfig(
         min_nodes=layout.nodes,
@@ -105,7 +112,7 @@ def _config(layout: Layout) -> LaunchConfig:
         rdzv_configs={"rank": layout.node, "timeout": seconds},
         max_restarts=0,  # Kubernetes starts all anew
         monitor_interval=0.2,
-        virtual_local_rank=True,  # each worker sees its own GPU alone
+        virtual_local_rank=gpus > 0,  # each worker sees its own GPU alone
     )
 
 
