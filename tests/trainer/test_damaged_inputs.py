@@ -16,7 +16,7 @@ from pyarrow import parquet
 from tests.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import Reader
+from finetune_trainer.data.rows import Pair, Reader
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.model_files import check_model_dir
 
@@ -99,17 +99,26 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "zstd cut off": ("a.jsonl.zst", zstandard.compress(MANY)[:-9], "line 1", "it is damaged or was cut off"),
     "zstd, wrong bytes": ("a.jsonl.zst", zstandard.compress(MANY)[:40] + b"\xff" * 99, "line 1", "cannot be unpacked"),
     "no zstd": ("a.jsonl.zst", GOOD, "line 1", "cannot be unpacked any further"),
-    "array cut off": ("a.json", b"[" + GOOD + b"," + GOOD, "row ", "premature EOF"),
-    "array, more after it": ("a.json", b"[" + GOOD + b"] x", "row 2", "trailing garbage"),
+    "array cut off": ("a.json", b"[" + GOOD + b"," + GOOD, "row 2", "the array ends in or after this row"),
+    "array cut off in a row": ("a.json", b"[" + GOOD + b"," + GOOD[:20], "row 2", "the array ends in or after"),
+    "array, more after it": ("a.json", b"[" + GOOD + b"] x", "row 2", "nothing after the array, found b'x'"),
+    "array, no comma": ("a.json", b"[" + GOOD + GOOD + b"]", "row 1", "unexpected content after document"),
+    "array, comma at its end": ("a.json", b"[" + GOOD + b",]", "row 2", "expected a JSON object"),
+    "array, open bracket": ("a.json", b"[" + GOOD.replace(b"}", b"") + b"]", "row 1", "a quote or bracket is missing"),
+    "array, open quote": ("a.json", b"[" + GOOD.replace(b'"}', b"}") + b"]", "row 1", "a quote or bracket is missing"),
     "array of numbers": ("a.json", b"[1]", "row 1", "expected a JSON object, found a number"),
-    "array, nested too deeply": ("a.json", NESTED, "row 1", "more than 1000 brackets open"),
+    "array, nested too deeply": ("a.json", NESTED, "row 1", "nested too deeply"),
     "array, 17 MiB row": ("a.json", b'[{"prompt": "' + b"x" * 17 * MIB + b'"}]', "row 1", "larger than 16 MiB"),
     "array, key twice": ("a.json", b'[{"prompt": "q", "prompt": "p"}]', "row 1", "found 'prompt' twice"),
-    "array, Latin-1": ("a.json", b'[{"prompt": "\xe9"}]', "row 1", "invalid bytes in UTF8"),
-    "array, 5000 digits": ("a.json", b'[{"prompt": ' + b"1" * 5000 + b"}]", "row 1", "integer overflow"),
+    "array, Latin-1": ("a.json", b'[{"prompt": "\xe9"}]', "row 1", "found byte 0xe9 at position 12; is it Latin-1"),
+    "array, half a character": ("a.json", b"[" + GOOD.replace(b"q", b"\\ud83d") + b"]", "row 1", "half a surrogate"),
+    "array, 5000 digits": ("a.json", b'[{"prompt": ' + b"1" * 5000 + b"}]", "row 1", "infinity when parsed"),
     "CSV, a cell too few": ("a.csv", CSV + b"q,a\nq\n", "line 3", "expected 2 columns as in the header, found 1"),
     "CSV, a cell too many": ("a.csv", CSV + b"q,a,b\n", "line 2", "expected 2 columns as in the header, found 3"),
     "CSV, open quote": ("a.csv", CSV + b'q,a\n"q,a\nq,a\n', "line 3", "unexpected end of data"),
+    "CSV, open quote closed by another": ("a.csv", CSV + b'"q,a\nq,a\n"q,"a\n', "line 2", "is a quote missing in this"),
+    "CSV, 17 MiB line": ("a.csv", CSV + b"q," + b"x" * 17 * MIB + b"\n", "line 2", "at most 16 MiB on one line"),
+    "CSV, Latin-1 header": ("a.csv", b"\xe9,b\nq,a\n", "line 1", "expected UTF-8, found byte 0xe9"),
     "CSV, text after a quote": ("a.csv", CSV + b'q,"a"b\n', "line 2", "expected after"),
     "CSV, Latin-1": ("a.csv", CSV + b"q,a\nq,\xe9\n", "line 3", "expected UTF-8, found byte 0xe9"),
     "CSV with semicolons": ("a.csv", b"prompt;completion\nq;a\n", "line 1", "columns separated by commas"),
@@ -147,13 +156,37 @@ def test_damaged_data_is_told_in_one_message_with_its_place(
     assert len(caught.value.message) < 2048
 
 
-def test_rows_around_a_line_that_is_too_long_are_read(tmp_path: Path) -> None:
-    (tmp_path / "copy").write_bytes(GOOD + b"x" * 17 * MIB + b"\n" + GOOD)
+ROW = GOOD.strip()
+AROUND: dict[str, tuple[str, bytes, list[int]]] = {
+    # name of the object, content with one wrong row, where the others are
+    "a line that is too long": ("a.jsonl", GOOD + b"x" * 17 * MIB + b"\n" + GOOD, [1, 3]),
+    "an element that is no JSON": ("a.json", b"[" + ROW + b', {"a" 1}, ' + ROW + b"]", [1, 3]),
+    "half a character in an array": ("a.json", b"[" + ROW.replace(b"q", b"\\udc00") + b"," + ROW + b"]", [2]),
+    "brackets and quotes in a text": ("a.json", b"[" + ROW.replace(b"q", b'\\\\\\"],[{') + b",7," + ROW + b"]", [1, 3]),
+    "a cell too many": ("a.csv", CSV + b"q,a\nq,a,b\nq,a\n", [2, 4]),
+    "text after a quote": ("a.csv", CSV + b'q,a\nq,"a"b\nq,a\n', [2, 4]),
+    "a cell in Latin-1": ("a.csv", CSV + b'q,a\n"q\n",\xe9\nq,a\n', [2, 5]),
+    "a NUL byte in a table": ("a.csv", CSV + b"q,a\nq,\0\nq,a\n", [2, 4]),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "places"), AROUND.values(), ids=AROUND)
+def test_rows_around_a_wrong_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
+    (tmp_path / "copy").write_bytes(content)
     reader = Reader()
     source = DataSource(uri="s3://data/*")
-    found = [str(place) for place, _ in reader.read([(source, [StoredFile("s3://data/a.jsonl", tmp_path / "copy")])])]
-    assert found == ["s3://data/a.jsonl line 1", "s3://data/a.jsonl line 3"]
+    found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
+    assert [place.line for place, _ in found] == places
     assert reader.offenders.count == 1
+    assert reader.rows == len(places) + 1
+
+
+def test_elements_that_stand_across_what_is_read_at_once_are_whole(tmp_path: Path) -> None:
+    texts = ['\\"]' * size for size in (1, 20_000, 40_000, 3, 100_000)]
+    (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
+    source = DataSource(uri="s3://data/*")
+    rows = Reader().read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
+    assert [row for _, row in rows] == [Pair(text, "a") for text in texts]
 
 
 def _write(name: str, content: bytes | str) -> Callable[[Path], None]:

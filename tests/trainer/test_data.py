@@ -69,7 +69,7 @@ def test_wrong_rows_of_every_kind_are_counted_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], ["", " "]], ids=["empty", "blank"])
 def test_no_rows_at_all_says_so(tmp_path: Path, rows: list[str]) -> None:
-    with pytest.raises(TrainerError, match="the data's objects hold no row") as caught:
+    with pytest.raises(TrainerError, match=r"the data's objects hold no row: s3://data/train\.jsonl") as caught:
         run(tmp_path, write_rows(tmp_path / "a", rows))
     assert caught.value.reason is Reason.DATASET_EMPTY
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", *KINDS)
 """What is noted of a row that is kept."""
+_NAMED = 5
 
 
 class Facts:
@@ -54,7 +55,8 @@ class Facts:
 class Account:
     """Counts rows that are left out, and says what became of all."""
 
-    def __init__(self, config: TrainerConfig) -> None:
+    def __init__(self, config: TrainerConfig, objects: Sequence[str]) -> None:
+        self._objects = objects
         self._max_length = config.model.max_length
         self._preparation = config.dataset.preparation
         self._rejected: Counter[str] = Counter()
@@ -93,7 +95,8 @@ class Account:
 
     def _empty_message(self, rows: int, validation: int) -> str:
         if not rows:
-            return "the data's objects hold no row"
+            more = f" and {len(self._objects) - _NAMED} more" if len(self._objects) > _NAMED else ""
+            return f"the data's objects hold no row: {', '.join(self._objects[:_NAMED])}{more}"
         parts = [f"{count} {reason}" for reason, count in sorted(self._rejected.items())]
         found = ", ".join([*parts, *([f"{validation} set aside for validation"] if validation else [])])
         return (

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
-import ijson
 import orjson
 
 from finetune_trainer.data.lines import LARGEST_ROW, BinaryStream, encoding_error, lines
 from finetune_trainer.data.row_types import DamagedError, RowError
 
-_CHUNK = 1 << 12
-"""Bytes given to ijson at once; few, so that little nesting can hide between two looks."""
-_DEEPEST = 1000
+_CHUNK = 1 << 16
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+"""What an element of an array ends with or hides its end in: brackets, commas, whole texts."""
 _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -92,78 +92,80 @@ def _refuse_repeated_keys(line: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = _Keyed()
+    """Readers disagree on which of two equal keys counts, so neither does."""
+    found: dict[str, Any] = {}
     for key, value in pairs:
+        if key in found:
+            raise RowError(f"expected each key once, found {key[:40]!r} twice")
         found[key] = value
-    return found.checked()
-
-
-class _Keyed(dict[str, Any]):
-    """Readers disagree on which of two equal keys counts, so neither does.
-
-    Noted here and raised later, since ijson's C code does not expect an error.
-    """
-
-    repeated: str | None = None
-
-    def __setitem__(self, key: str, value: object) -> None:
-        if key in self:
-            self.repeated = key
-        super().__setitem__(key, value)
-
-    def checked(self) -> dict[str, Any]:
-        if self.repeated is not None:
-            raise RowError(f"expected each key once, found {self.repeated[:40]!r} twice")
-        return self
-
-
-class _Metered:
-    """Ends the reading of an element that is too large to hold."""
-
-    def __init__(self, stream: IO[bytes] | BinaryStream) -> None:
-        self._stream = stream
-        self.left, self.open = LARGEST_ROW, 0
-
-    def next_row(self) -> None:
-        self.left, self.open = LARGEST_ROW, 0
-
-    def read(self, size: int) -> bytes:
-        chunk = self._stream.read(min(size, _CHUNK))
-        self.left -= len(chunk)
-        if self.left < -_CHUNK:
-            raise DamagedError(f"the row is larger than {LARGEST_ROW >> 20} MiB; leave it out")
-        self.open += sum(map(chunk.count, (b"[", b"{"))) - sum(map(chunk.count, (b"]", b"}")))
-        if self.open > _DEEPEST:  # or so many brackets in a text; ijson's C code would crash on real ones
-            raise DamagedError(f"the row has more than {_DEEPEST} brackets open; leave it out")
-        return chunk
+    return found
 
 
 def json_array(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """(number from 1, object or what is wrong) of each element of the file's one array."""
-    metered = _Metered(stream)
-    found = ijson.items(metered, "item", buf_size=_CHUNK, map_type=_Keyed, use_float=True)
-    try:
-        for number, row in enumerate(found, start=1):
-            metered.next_row()
-            yield number, _element(row)
-    except (ijson.JSONError, ValueError) as error:  # ValueError: a number of 5000 digits
-        raise DamagedError(f"expected a JSON array of objects, found something else ({_first_line(error)})") from error
+    for number, element in enumerate(_elements(stream), start=1):
+        try:
+            yield number, parse_line(element)
+        except RowError as why:
+            yield number, why
 
 
-def _element(row: object) -> dict[str, Any] | RowError:
-    try:
-        for each in _objects(row):
-            if isinstance(each, _Keyed):
-                each.checked()
-        return _object(row)
-    except RowError as why:
-        return why
+def _elements(stream: BinaryStream) -> Iterator[bytes]:
+    """What stands between the commas of an array that begins here, valid or not."""
+    buffer, start, first = stream.read(_CHUNK).lstrip()[1:], 0, True
+    while True:
+        end = _end(buffer, start)
+        if end is None:
+            buffer, start = _longer(stream, buffer[start:]), 0
+            continue
+        last = buffer[end : end + 1] == b"]"
+        element = _held(buffer[start:end])
+        if not (first and last and not element.strip()):
+            yield element
+        if last:
+            return _check_nothing_follows(stream, buffer[end + 1 :])
+        start, first = end + 1, False
 
 
-def _first_line(error: Exception) -> str:
-    said = error.args[0] if error.args else ""
-    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-    return text.strip().partition("\n")[0][:200]
+def _end(buffer: bytes, start: int) -> int | None:
+    """Where the comma or bracket stands that ends an element; none if that is further on."""
+    depth = 0
+    for match in _MARKS.finditer(buffer, start):
+        mark = match[0]
+        if not depth and mark in (b",", b"]"):
+            return match.start()
+        if mark in (b"{", b"["):
+            depth += 1
+        elif mark in (b"}", b"]"):
+            depth -= 1
+        elif mark[:1] == b'"' and not match[1]:
+            return None  # the text goes on
+    return None
+
+
+def _longer(stream: BinaryStream, buffer: bytes) -> bytes:
+    # As much again: what is there is looked through once more.
+    more = stream.read(max(_CHUNK, len(_held(buffer))))
+    if not more:
+        raise DamagedError(
+            "the array ends in or after this row: the file was cut off, or a quote or bracket is missing here; store "
+            "it again, or as JSON lines, where one wrong row does not hide the others"
+        )
+    return buffer + more
+
+
+def _held(row: bytes) -> bytes:
+    if len(row) > LARGEST_ROW:
+        raise DamagedError(f"the row is larger than {LARGEST_ROW >> 20} MiB; leave it out")
+    return row
+
+
+def _check_nothing_follows(stream: BinaryStream, rest: bytes) -> None:
+    while not rest.strip():
+        rest = stream.read(_CHUNK)
+        if not rest:
+            return
+    raise DamagedError(f"expected nothing after the array, found {rest.strip()[:20]!r}; is a bracket before it wrong?")
 
 
 def _object(row: object) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     few = _few(config, files)
-    context = _context(config, tokenizer)
+    context = _context(config, files, tokenizer)
     held_out = Side(context, work_dir / "validation.arrow", _known(config, work_dir, needed=bool(files.validation)))
     held_out.write(context.reader.read(files.validation))
     training = Side(context, work_dir / "dataset.arrow", _known(config, work_dir), held_out.known)
@@ -76,13 +76,13 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     return PreparedData(dataset, report, _held_out(files, held_out) or validation)
 
 
-def _context(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Context:
+def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase) -> Context:
     return Context(
         preparation=config.dataset.preparation,
         method=config.training.method,
         limits=Limits.of(config),
         labeller=Labeller(tokenizer, config.training.loss),
-        account=Account(config),
+        account=Account(config, [file.uri for _, objects in files.sources for file in objects]),
         reader=Reader(config.training.method),
     )
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from finetune_trainer.data.lines import LARGEST_ROW, BinaryStream, encoding_error, lines
 from finetune_trainer.data.row_types import DamagedError, RowError
+
+if TYPE_CHECKING:
+    from _csv import Reader as _Table
 
 _BATCH = 128
 
@@ -15,30 +18,49 @@ _BATCH = 128
 def csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """(number of its first line, row) for each row below the header."""
     csv.field_size_limit(LARGEST_ROW)
-    table = csv.reader(_decoded(stream), strict=True)
-    start = 1
-    try:
-        header = _header(next(table, []))
+    wrong: dict[int, str] = {}
+    table = csv.reader(_decoded(stream, wrong), strict=True)
+    header = _header(_first(table, wrong))
+    start = table.line_num + 1
+    while (cells := _cells(table, start)) is not None:
+        said = [wrong.pop(line) for line in sorted(wrong) if line <= table.line_num]
+        if said:
+            yield start, RowError(said[0])
+        elif isinstance(cells, RowError):
+            yield start, cells
+        elif any(cells):
+            yield start, _named(header, cells)
         start = table.line_num + 1
-        for cells in table:
-            if any(cells):
-                yield start, _named(header, cells)
-            start = table.line_num + 1
+
+
+def _first(table: _Table, wrong: dict[int, str]) -> list[str]:
+    cells = _cells(table, 1)
+    if wrong or isinstance(cells, RowError):
+        raise DamagedError(next(iter(wrong.values()), str(cells)), 1)
+    return cells or []
+
+
+def _cells(table: _Table, start: int) -> list[str] | RowError | None:
+    """The next row's; none after the last. Raises `DamagedError` where rows behind a wrong one may be hidden in it."""
+    try:
+        return next(table, None)
     except csv.Error as error:
-        raise DamagedError(f"expected CSV in UTF-8 with commas and double quotes, found: {error}", start) from error
+        said = f"expected CSV in UTF-8 with commas and double quotes, found: {error}"
+        if table.line_num == start and "end of data" not in str(error):
+            return RowError(said)
+        raise DamagedError(f"{said}; is a quote missing in this row or one after it?", start) from error
 
 
-def _decoded(stream: BinaryStream) -> Iterator[str]:
-    """Every line, blank ones too: they may stand within quotes, and they are counted."""
+def _decoded(stream: BinaryStream, wrong: dict[int, str]) -> Iterator[str]:
+    """Every line, blank ones too: they may stand within quotes, and they are counted. What is no text goes to `wrong`,
+    by number."""
     last = 0
     for number, line in lines(stream):
-        if isinstance(line, RowError):
-            raise DamagedError(str(line), number)
-        wrong = encoding_error(line)
-        if wrong:
-            raise DamagedError(wrong, number)
         yield from ["\n"] * (number - last - 1)
-        yield line.decode()
+        said = str(line) if isinstance(line, RowError) else encoding_error(line)
+        if said:
+            wrong[number] = said
+        yield "\n" if isinstance(line, RowError) else line.decode(errors="replace")
         last = number
 
 
