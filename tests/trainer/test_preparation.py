@@ -32,7 +32,11 @@ def configured(training: dict[str, Any] | None = None, max_length: int = 300, **
 
 
 def run(
-    folder: Path, rows: Sequence[Any], settings: TrainerConfig, held_out: Sequence[Any] = (), template: str = CHATML
+    folder: Path,
+    rows: Sequence[Any],
+    settings: TrainerConfig,
+    held_out: Sequence[Any] = (),
+    template: str | None = CHATML,
 ) -> PreparedData:
     source = settings.dataset.sources[0]
     folder.mkdir(exist_ok=True)
@@ -75,6 +79,46 @@ def test_planted_defects_of_every_kind_are_counted_to_the_row(tmp_path: Path) ->
     assert report.rejected == expected
     assert (report.rows, report.kept, report.validation) == (len(rows) + 2, 3, 2)
     assert (report.sensitive, report.redacted) == ({"email": 1, "phone": 1}, 2)
+
+
+def better(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
+    # method, rows of which all but the first are left out, why
+    "nothing but the question is left": (
+        "sft",
+        [pair("What? ", "This"), pair("question " * 30, "answer"), pair("question " * 31, "answer " * 30)],
+        "noSupervisedTokens",
+    ),
+    "one of two answers is cut off whole": (
+        "dpo",
+        [better("What? ", "This", "That"), *(better("x " * count, "a", "b") for count in (64, 65, 99))],
+        "noSupervisedTokens",
+    ),
+    "a judged answer is cut off whole": (
+        "kto",
+        [{**pair("What? ", "This"), "label": True}, {**pair("x " * 64, "a"), "label": False}],
+        "noSupervisedTokens",
+    ),
+    # " lamp" is one token, so the prompt's last letters become part of one answer's first token only.
+    "an answer goes on in the prompt's last word": (
+        "dpo",
+        [better("What? ", "This", "That"), better("Turn the la", "mp on", "ke"), better("See the la", "ke", "mp on")],
+        "promptsDiffer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "rows", "reason"), CUT.values(), ids=CUT)
+def test_rows_without_an_answer_or_a_common_prompt_are_counted_to_the_row(
+    tmp_path: Path, method: str, rows: list[dict[str, str]], reason: str
+) -> None:
+    made = configured({"method": method, "batchSize": 2}, 64, preparation={"overlength": "truncate"})
+    report = run(tmp_path, rows, made, template=None).report
+    assert report.rejected == {reason: len(rows) - 1}
+    assert (report.rows, report.kept) == (len(rows), 1)
 
 
 VALIDATION = {"sources": [{"uri": "s3://data/val.jsonl"}]}
