@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,18 @@ SPECS: dict[str, Manifest] = {
     "forgotten": {"ttlSecondsAfterFinished": 1},
 }
 
+# What keeps a pod from starting, and the words by which the status says so.
+WAITING: dict[str, tuple[Manifest, str, str]] = {
+    "no-image": ({"compute": {"image": "registry.invalid/trainer:1"}}, "ImagePullFailed", "registry.invalid/trainer:1"),
+    "no-claim": ({"model": {"uri": "pvc://no-such-claim/base"}}, "Unschedulable", '"no-such-claim" not found'),
+    "no-quota": ({"compute": {"resources": {"requests": {"memory": "900Gi"}, "limits": {"memory": "900Gi"}}}},
+                 "JobRefused", "exceeded quota"),
+    "no-node": ({"compute": {"nodeSelector": {"finetune.dev/nowhere": "true"}}},
+                "Unschedulable", "node(s) didn't match"),
+}  # fmt: skip
+SECONDS = 60
+"""In which it says so: those of a kubelet that tries an image, on a machine that does much else."""
+
 
 def _merged(base: Manifest, changes: Manifest) -> Manifest:
     both = {
@@ -49,7 +62,10 @@ def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
     )  # fmt: skip
     started = Flow(cluster, s3)
     started.fill(tiny_model)
-    for name, changes in SPECS.items():
+    hard = {"hard": {"requests.memory": "800Gi"}}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "memory"}, "spec": hard}
+    started.create(json.dumps(quota))
+    for name, changes in {**SPECS, **{name: changes for name, (changes, *_) in WAITING.items()}}.items():
         manifest = json.loads(started.manifest(name))
         started.create(json.dumps({**manifest, "spec": _merged(manifest["spec"], changes)}))
     yield started
@@ -58,6 +74,20 @@ def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
 
 def _reason(status: Manifest, kind: str) -> str:
     return str(condition(status, kind).get("reason"))
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_why_a_pod_does_not_start_is_told_within_seconds(flow: Flow, name: str) -> None:
+    _, reason, words = WAITING[name]
+    status = flow.wait(name, lambda status: any(each["reason"] == reason for each in status.get("conditions", [])))
+    assert status["phase"] == "Pending"
+    running = condition(status, "Running")
+    assert words in running["message"]
+    events = json.loads(flow.kubectl("get", "events", f"--field-selector=reason={reason}", "--output=json"))["items"]
+    (told,) = [each["lastTimestamp"] for each in events if each["involvedObject"]["name"] == name]
+    created = flow.get("ftj", name)["metadata"]["creationTimestamp"]
+    assert (datetime.fromisoformat(told) - datetime.fromisoformat(created)).total_seconds() < SECONDS
+    flow.kubectl("delete", "ftj", name, "--wait=false")
 
 
 def test_a_pod_that_no_node_takes_ends_the_run_in_time(flow: Flow) -> None:
