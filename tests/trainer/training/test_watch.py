@@ -35,6 +35,15 @@ def test_reports_pace_and_what_is_left(progress: Recorder) -> None:
     assert (latest.tokens_per_second, latest.estimated_remaining_seconds) == (50.0, 12)
 
 
+def test_the_time_left_is_right_at_once_after_a_resume(progress: Recorder) -> None:
+    clock = count(100, 2)
+    watch = Watch(progress, clock=lambda: next(clock))
+    watch.begin(10, done=6, tokens=600)
+    assert (progress.latest().step, progress.latest().percentage) == (6, 60)
+    watch.step(step(7))
+    assert progress.latest().estimated_remaining_seconds == 6  # three steps of two seconds, not of what came before
+
+
 def test_is_at_99_percent_until_published(progress: Recorder) -> None:
     watch = Watch(progress)
     watch.begin(1)
