@@ -1,6 +1,7 @@
 """Names of Services, for pods: enough of DNS that `kubernetes.default.svc` and other ClusterIPs are found.
 
-Run as `python -m local_cluster.dns NAME` by the supervisor. A headless Service has no address here.
+Run as `python -m local_cluster.dns NAME` by the supervisor. A headless Service has no address here, but its pods have
+that have a host name: `pod.service.namespace.svc`.
 """
 
 import json
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address
+from typing import Any
 
 from local_cluster import node
 from local_cluster.node import Node
@@ -21,11 +23,13 @@ _HEADER = 12
 _A, _INTERNET = 1, 1
 _ANSWERED, _NO_SUCH_NAME = 0x8580, 0x8583  # a response, authoritative, recursion asked for and available
 _SECONDS = 5
-Lookup = Callable[[str, str], str | None]
+_OF_SERVICE = "labelSelector=kubernetes.io/service-name%3D"
+Lookup = Callable[[str, str, str], str | None]
 
 
 def respond(query: bytes, lookup: Lookup) -> bytes:
-    """The answer to a query of one question; `lookup` knows a Service's address by namespace and name."""
+    """The answer to a query of one question; `lookup` knows a Service's address by namespace, name and a pod's
+    host name, which is empty for the Service itself."""
     labels, end = _question(query)
     address = _address(labels, lookup)
     kind = int.from_bytes(query[end : end + 2], "big")
@@ -47,9 +51,10 @@ def _question(query: bytes) -> tuple[list[str], int]:
 
 
 def _address(labels: list[str], lookup: Lookup) -> str | None:
-    if len(labels) != 5 or ".".join(labels[2:]) != DOMAIN:
+    if len(labels) not in (5, 6) or ".".join(labels[-3:]) != DOMAIN:
         return None
-    return lookup(labels[1], labels[0])
+    *host, name, namespace = labels[:-3]
+    return lookup(namespace, name, "".join(host))
 
 
 def _record(address: str) -> bytes:
@@ -64,16 +69,27 @@ def service_lookup(target: Node) -> Lookup:
     token = json.loads(target.kubeconfig("admin").read_text())["users"][0]["user"]["token"]
     trust = ssl.create_default_context(cafile=str(target.pki("ca.crt")))
 
-    def lookup(namespace: str, name: str) -> str | None:
-        url = f"{target.addresses.api}/api/v1/namespaces/{namespace}/services/{name}"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    def get(path: str) -> dict[str, Any]:
+        request = urllib.request.Request(target.addresses.api + path, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, context=trust, timeout=_SECONDS) as response:
+            return dict(json.load(response))
+
+    def lookup(namespace: str, name: str, host: str) -> str | None:
         try:
-            with urllib.request.urlopen(request, context=trust, timeout=_SECONDS) as response:
-                return str(IPv4Address(json.load(response)["spec"]["clusterIP"]))
+            if host:
+                slices = get(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?{_OF_SERVICE}{name}")
+                return pod_address(slices["items"], host)
+            return str(IPv4Address(get(f"/api/v1/namespaces/{namespace}/services/{name}")["spec"]["clusterIP"]))
         except (urllib.error.URLError, AddressValueError, KeyError):
             return None
 
     return lookup
+
+
+def pod_address(slices: list[dict[str, Any]], host: str) -> str | None:
+    """The pod of that host name, by a Service's EndpointSlices."""
+    endpoints = (each for one in slices for each in one["endpoints"] or [] if each.get("hostname") == host)
+    return next((str(IPv4Address(address)) for each in endpoints for address in each["addresses"]), None)
 
 
 def main() -> None:

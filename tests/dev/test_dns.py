@@ -6,7 +6,7 @@ import pytest
 
 from local_cluster import dns
 
-KNOWN = {("default", "kubernetes"): "10.96.0.1"}
+KNOWN = {("default", "kubernetes", ""): "10.96.0.1", ("team", "job", "job-0"): "10.88.0.7"}
 A, AAAA = 1, 28
 
 
@@ -22,13 +22,16 @@ def _query(name: str, kind: int) -> bytes:
         ("Kubernetes.Default.svc.cluster.local", A, 0, "10.96.0.1"),
         ("kubernetes.default.svc.cluster.local", AAAA, 0, None),
         ("other.default.svc.cluster.local", A, 3, None),
+        ("job-0.job.team.svc.cluster.local", A, 0, "10.88.0.7"),
+        ("job-1.job.team.svc.cluster.local", A, 3, None),
+        ("job-0.job.svc.cluster.local", A, 3, None),
         ("kubernetes.default.svc.default.svc.cluster.local", A, 3, None),
         ("pypi.org", A, 3, None),
     ],
 )
 def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None:
     query = _query(name, kind)
-    response = dns.respond(query, lambda namespace, service: KNOWN.get((namespace, service)))
+    response = dns.respond(query, lambda *names: KNOWN.get(names))
     number, flags, questions, answers, _, _ = struct.unpack(">6H", response[:12])
     assert (number, flags & 0xF, questions) == (7, code, 1)
     assert response[12 : len(query)] == query[12:]
@@ -39,4 +42,13 @@ def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None
 
 def test_what_is_no_query_is_an_error_that_the_server_drops() -> None:
     with pytest.raises(IndexError):
-        dns.respond(b"short", lambda _namespace, _service: None)
+        dns.respond(b"short", lambda *_: None)
+
+
+def test_a_pod_is_found_by_its_host_name() -> None:
+    slices = [
+        {"endpoints": None},
+        {"endpoints": [{"addresses": ["10.88.0.7"], "hostname": "job-0"}, {"addresses": ["10.88.0.8"]}]},
+    ]
+    assert dns.pod_address(slices, "job-0") == "10.88.0.7"
+    assert dns.pod_address(slices, "job-1") is None
