@@ -82,7 +82,9 @@ def test_every_reason_has_the_exit_code_of_its_kind(reason: Reason) -> None:
         Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
         Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
         Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
+        Reason.PEERS_MISSING: ExitCode.TRANSIENT,
         Reason.PREEMPTED: ExitCode.PREEMPTED,
+        Reason.PEER_LOST: ExitCode.PEER_LOST,
         Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
     }
     assert reason.exit_code is expected.get(reason, ExitCode.PERMANENT)
