@@ -29,7 +29,6 @@ _RECALL = 0.95
 """Of pairs that resemble each other just as much as the threshold says, at least so many are compared."""
 _CHAIN = 32
 """Rows of one bucket that are compared; more of them alike are already of one kind."""
-_SHINGLE = 3
 # A character each of the scripts without spaces; else a word.
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORDS = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
@@ -138,9 +137,9 @@ class Near:
         return float((self._signatures[row] == signature).mean()) >= self._threshold
 
     def _buckets(self, signature: NDArray[np.uint32]) -> Iterator[int]:
+        values, size = signature.tobytes(), self._width * signature.itemsize
         for band in range(_PERMUTATIONS // self._width):
-            part = signature[band * self._width : (band + 1) * self._width].tobytes()
-            yield xxhash.xxh3_64_intdigest(part, seed=band)
+            yield xxhash.xxh3_64_intdigest(values[band * size : (band + 1) * size], seed=band)
 
 
 def _band_width(threshold: float) -> int:
@@ -159,7 +158,8 @@ def _minhash() -> MinHash:
 
 def signature(row: Row) -> NDArray[np.uint32]:
     """The row's MinHash; system prompts do not count, since every row may have the same long one."""
-    made = _minhash().copy()
+    made = _minhash()
+    made.clear()  # a copy costs as much as all the rest for a short row
     made.update_batch([shingle.encode() for shingle in _shingles(row)])
     values: NDArray[np.uint32] = made.hashvalues.astype("uint32")
     return values
@@ -172,8 +172,9 @@ def _shingles(row: Row) -> set[str]:
         verdict = number or (isinstance(row, Judged) and not row.good)
         spoken = [content for role, content in turns(conversation) if role not in ("system", "developer")]
         words = _WORDS.findall(" ".join(spoken).casefold())
-        last = max(len(words) - _SHINGLE, 0)
-        found.update(f"{verdict:d} {' '.join(words[at : at + _SHINGLE])}" for at in range(last + 1))
+        if len(words) < 3:
+            found.add(f"{verdict:d} {' '.join(words)}")
+        found.update([f"{verdict:d} {a} {b} {c}" for a, b, c in zip(words, words[1:], words[2:], strict=False)])
     return found
 
 
