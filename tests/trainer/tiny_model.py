@@ -80,7 +80,7 @@ def tokenizer(template: str | None = CHATML, bos: str | None = None) -> PreTrain
     return made
 
 
-def build(folder: Path, template: str | None = CHATML) -> Path:
+def build(folder: Path, template: str | None = CHATML, hidden: int = 64, layers: int = 2) -> Path:
     """The model's folder, as a user stores it; the same weights each time."""
     import_libraries()
     import torch
@@ -91,9 +91,9 @@ def build(folder: Path, template: str | None = CHATML) -> Path:
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
