@@ -26,6 +26,7 @@ import pytest
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Storage
 
 if TYPE_CHECKING:
+    from tests.trainer.forked_pods import Forks
     from types_boto3_s3.client import S3Client
 
 KEY_ID, SECRET = "test-key-id", "test-secret-canary"
@@ -285,6 +286,15 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Pods that start quickly, without Unsloth."""
+    from tests.trainer.forked_pods import start_forks
+
+    with start_forks("transformers") as started:
+        yield started
 
 
 def _wait_until(attempt: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +66,11 @@ class Pods:
     folder: Path
     output: str
     environment: dict[str, str]
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What differs in the parts of the config beside `training`."""
 
     def config(self, **training: Any) -> TrainerConfig:
-        content = {
+        content: dict[str, Any] = {
             "model": {"uri": "s3://models/resume/", "maxLength": 64},
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}]},
             "training": {
@@ -84,6 +86,8 @@ class Pods:
             "output": {"uri": self.output},
             "storage": {"endpoint": self.s3.endpoint},
         }
+        for part, changes in self.changes.items():
+            content[part] |= changes
         return TrainerConfig.model_validate(content)
 
     def start(self, **training: Any) -> subprocess.Popen[str]:
@@ -162,11 +166,16 @@ def forking() -> Iterator[Forks]:
             process.kill()
 
 
-def store_inputs(s3: S3Server, folder: Path) -> None:
+def build(folder: Path) -> None:
     """The tiny model; made in a process of its own, since libraries warn when they are first compiled."""
+    subprocess.run([sys.executable, "-c", BUILD, folder], cwd=ROOT, check=True, capture_output=True)
+
+
+def store_inputs(s3: S3Server, folder: Path, build: Callable[[Path], None]) -> None:
+    """The tiny model, once."""
     if s3.keys("s3://models/resume/"):
         return
-    subprocess.run([sys.executable, "-c", BUILD, folder], cwd=ROOT, check=True, capture_output=True)
+    build(folder)
     for path in folder.iterdir():
         s3.put(f"s3://models/resume/{path.name}", path.read_bytes())
 
@@ -176,10 +185,10 @@ def rows(count: int) -> bytes:
     return "".join(json.dumps(each) + "\n" for each in made).encode()
 
 
-def make_pods(s3: S3Server, tmp_path: Path) -> Callable[[str], Pods]:
+def make_pods(s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build) -> Callable[[str], Pods]:
     """By a run's name: its pods."""
     (tmp_path / "model").mkdir()
-    store_inputs(s3, tmp_path / "model")
+    store_inputs(s3, tmp_path / "model", build)
     s3.put("s3://data/resume.jsonl", rows(16))
 
     def make(name: str) -> Pods:

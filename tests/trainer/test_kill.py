@@ -9,17 +9,17 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import Forks, Pods, forking, make_pods
+from tests.trainer.pods import Pods, make_pods
 
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
     from tests.trainer.conftest import S3Server
+    from tests.trainer.forked_pods import Forks
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 
@@ -45,20 +45,9 @@ def kill_at(forks: Forks, pods: Pods, after: str, seconds: float) -> bool:
         time.sleep(0.01)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    status = forks.wait(child)
+    status = forks.wait()
     assert status in (0, -signal.SIGKILL), pods.log
     return status == -signal.SIGKILL
-
-
-def run(forks: Forks, pods: Pods) -> Reason:
-    forks.wait(forks.start(pods, **TRAINING))
-    return pods.outcome.reason
-
-
-@pytest.fixture
-def forks() -> Iterator[Forks]:
-    with forking() as made:
-        yield made
 
 
 def check_nothing_was_lost(pods: Pods, stored: int) -> int:
@@ -72,15 +61,15 @@ def check_nothing_was_lost(pods: Pods, stored: int) -> int:
 
 
 def test_killed_twenty_times(s3: S3Server, tmp_path: Path, forks: Forks) -> None:
-    make = make_pods(s3, tmp_path)
+    make = make_pods(s3, tmp_path, forks.build)
     whole, killed = make("whole"), make("killed")
-    assert run(forks, whole) is Reason.COMPLETED, whole.log
+    assert forks.run(whole, **TRAINING) is Reason.COMPLETED, whole.log
     dice, stored, kills = random.Random(20), 0, 0
     for after, limit in MOMENTS:
         kills += kill_at(forks, killed, after, dice.uniform(0, limit))
         stored = check_nothing_was_lost(killed, stored)
     assert kills >= len(MOMENTS) - 3  # a quick machine ends before the last ones
-    assert run(forks, killed) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
+    assert forks.run(killed, **TRAINING) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
     expected = whole.metrics()
     for name in ("trainLoss", "finalLoss", "tokens", "supervisedTokens", "steps"):
         assert killed.metrics()[name] == pytest.approx(expected[name], rel=1e-6), name

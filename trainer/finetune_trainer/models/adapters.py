@@ -31,8 +31,8 @@ def check(config: TrainerConfig, folder: Path) -> None:
     for name, asked in (("rank", lora.rank), ("alpha", lora.alpha), ("variant", lora.variant)):
         if stored[name] != asked:
             raise _differs(name, stored[name], asked)
-    base = settings.get("base_model_name_or_path")
-    if base != config.model.uri.removeprefix("hf://"):
+    base = str(settings.get("base_model_name_or_path"))
+    if base.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
         log.warning("model.adapterURI: the adapter says that it was made for %s, not for %s", base, config.model.uri)
 
 
@@ -49,9 +49,7 @@ def load_weights(model: PeftModel, folder: Path) -> None:
     stored = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in weights}
     targets = set(model.base_model.targeted_module_names)
     if stored != targets:
-        raise _differs(
-            "targetModules", *(sorted({each.rsplit(".", 1)[-1] for each in some}) for some in (stored, targets))
-        )
+        raise _other_modules(stored, targets)
     try:
         set_peft_model_state_dict(model, weights)
     except RuntimeError as error:  # shapes
@@ -76,6 +74,13 @@ def _variant(settings: dict[str, Any]) -> str:
 def _differs(name: str, stored: object, asked: object) -> TrainerError:
     message = f"training.lora.{name} is {asked}, that of the adapter at model.adapterURI is {stored}; set the same"
     return TrainerError(Reason.CONFIG_INVALID, message)
+
+
+def _other_modules(stored: set[str], targets: set[str]) -> TrainerError:
+    names, wanted = (sorted({each.rsplit(".", 1)[-1] for each in some}) for some in (stored, targets))
+    if names != wanted:
+        return _differs("targetModules", names, wanted)
+    return _invalid(f"the base model has {len(targets)} modules of these names, the adapter is for {len(stored)}")
 
 
 def _invalid(what: str) -> TrainerError:

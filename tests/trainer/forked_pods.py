@@ -1,0 +1,98 @@
+"""Trainer pods that need not import torch again: forks of a process that has, and so seconds quicker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.pods import ROOT, Pods
+from tests.trainer.tiny_model import QUIET
+
+from finetune_trainer.contract import CONFIG_ENV, Reason
+
+FORKS = """
+import importlib, json, os, pathlib, sys
+from finetune_trainer.models import model
+model.import_backend(sys.argv[1])
+importlib.import_module("transformers.models.llama.modeling_llama")
+from finetune_trainer import __main__ as command
+from tests.trainer import tiny_model
+
+print("ready", flush=True)
+for line in sys.stdin:
+    environment = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        if "shape" in environment:
+            tiny_model.build(pathlib.Path(environment["folder"]), **environment["shape"])
+            os._exit(0)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number in (1, 2):
+            os.dup2(os.open(environment["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.argv = ["finetune_trainer", "run"]
+        command.main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Starts pods, one after the other."""
+
+    process: subprocess.Popen[str]
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def build(self, folder: Path, **shape: int) -> None:
+        """A tiny model of that shape."""
+        self._send({"folder": str(folder), "shape": shape})
+        assert self.wait() == 0
+
+    def _send(self, content: dict[str, Any]) -> int:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(content) + "\n")
+        self.process.stdin.flush()
+        return int(self.line())
+
+    def start(self, pods: Pods, **training: Any) -> int:
+        """Its process id."""
+        (pods.folder / "log").write_text("")
+        config = json.dumps(pods.config(**training).to_json())
+        return self._send(pods.environment | {CONFIG_ENV: config, "LOG": str(pods.folder / "log")})
+
+    def wait(self) -> int:
+        """Its exit status; a signal's is negative."""
+        return int(self.line())
+
+    def run(self, pods: Pods, **training: Any) -> Reason:
+        """From start to end."""
+        self.start(pods, **training)
+        self.wait()
+        return pods.outcome.reason
+
+
+@contextmanager
+def start_forks(backend: str) -> Iterator[Forks]:
+    """For pods that train with this backend."""
+    line = [sys.executable, "-W", "ignore", "-c", FORKS, backend]
+    # One thread, before torch is imported: its pool of threads does not survive a fork.
+    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        forks = Forks(process)
+        while forks.line() != "ready":  # Unsloth greets before
+            assert process.poll() is None
+        yield forks
+        process.kill()
