@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config
+from tests.trainer.training.trainings import Asked, train
 
+from finetune_trainer.checkpoints.store import files_of
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.manifest import load
@@ -32,6 +34,7 @@ LLAMA_8B = Architecture(
     parameters=8_030_261_248,
     packable=6_979_321_856,
     trainable=41_943_040,
+    tensors=448,
     layers=32,
     hidden=4096,
     intermediate=14336,
@@ -100,6 +103,31 @@ class TestBesideARun:
         asked = config({"lora": lora})
         trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
         assert describe(asked, model_dir).trainable == trained
+
+    @pytest.mark.parametrize(
+        ("lora", "steps"),
+        [({"rank": 4}, 4), ({"rank": 64}, 4), ({"variant": "dora"}, 4), ({"targetModules": ["q_proj"]}, 150)],
+        ids=["rank 4", "rank 64", "dora", "long and small"],
+    )
+    def test_a_checkpoint_is_as_large_as_planned(
+        self, model_dir: Path, tmp_path: Path, lora: dict[str, Any], steps: int
+    ) -> None:
+        asked = Asked({"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps)
+        train(asked, model_dir, tmp_path)
+        saved = files_of(tmp_path / "trainer" / f"checkpoint-{steps}")
+        planned = estimates.checkpoint_bytes(describe(asked.config, model_dir), steps)
+        assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
+
+    def test_an_adapter_that_the_run_would_refuse(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+        start = f"s3://models/{tmp_path.name}-adapter"
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}
+        s3.put(f"{start}/adapter_config.json", json.dumps(settings).encode())
+        s3.put(f"{start}/adapter_model.safetensors", b"")
+        asked = load(job(ROWS))
+        asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter_uri": start})})
+        with pytest.raises(TrainerError, match=r"training.lora.rank is 16, .* is 4") as caught:
+            plan(asked, tmp_path)
+        assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_the_table_is_for_people(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
         lines = to_text(plan(load(job(ROWS)), tmp_path)).splitlines()

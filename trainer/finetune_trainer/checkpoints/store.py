@@ -101,7 +101,7 @@ class CheckpointStore:
         check()
         prefix = self._own.below(f"step-{step}/")
         remove(self._s3, [prefix.below(MARKER)])  # of an earlier attempt, whose files are about to be replaced
-        files = [self._upload(prefix, folder, path) for path in sorted(_wanted(folder))]
+        files = [self._upload(prefix, folder, path) for path in sorted(files_of(folder))]
         marker = Marker(format_version=FORMAT, step=step, created_at=now(), files=files, **vars(self._origin))
         check()
         put_bytes(self._s3, prefix.below(MARKER), marker.to_bytes())
@@ -210,7 +210,8 @@ class CheckpointStore:
                 log.warning("checkpoint: it was made with %s %s, this is %s; losses may differ", name, before, version)
 
 
-def _wanted(folder: Path) -> Iterator[Path]:
+def files_of(folder: Path) -> Iterator[Path]:
+    """What is stored of a state that transformers has saved."""
     return (path for path in folder.rglob("*") if _FILES.fullmatch(path.name) and path.is_file())
 
 

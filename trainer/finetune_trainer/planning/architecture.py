@@ -24,6 +24,8 @@ class Architecture:
     """Those in linear layers but the output head: what quantisation makes smaller."""
     trainable: int
     """The adapter's."""
+    tensors: int
+    """That they are stored in."""
     layers: int
     hidden: int
     intermediate: int
@@ -33,11 +35,12 @@ class Architecture:
 def describe(config: TrainerConfig, model_dir: Path) -> Architecture:
     """Raises `MODEL_INVALID` for files that are no model, `CONFIG_INVALID` for targets that the model lacks."""
     base = _skeleton(model_dir)
-    shape = base.config.get_text_config()
+    shape, adapter = base.config.get_text_config(), _adapter(config, base)
     return Architecture(
         parameters=weights.parameters(model_dir),
         packable=_packable(base),
-        trainable=_trainable(config, base),
+        trainable=sum(adapter),
+        tensors=len(adapter),
         layers=shape.num_hidden_layers,
         hidden=shape.hidden_size,
         intermediate=_intermediate(shape),
@@ -62,7 +65,8 @@ def _packable(base: PreTrainedModel) -> int:
     return sum(each.weight.numel() for each in linear)
 
 
-def _trainable(config: TrainerConfig, base: PreTrainedModel) -> int:
+def _adapter(config: TrainerConfig, base: PreTrainedModel) -> list[int]:
+    """Parameters of each tensor that is trained."""
     import torch
     from peft import get_peft_model
 
@@ -71,7 +75,7 @@ def _trainable(config: TrainerConfig, base: PreTrainedModel) -> int:
     lora = lora_config(config, [name for name, _ in base.named_modules()])
     with torch.device("meta"):
         adapted = get_peft_model(base, lora)
-    return sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    return [each.numel() for each in adapted.parameters() if each.requires_grad]
 
 
 def _intermediate(shape: PreTrainedConfig) -> int:

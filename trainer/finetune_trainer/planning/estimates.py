@@ -86,6 +86,6 @@ def seconds(config: TrainerConfig, shape: Architecture, tokens: int) -> dict[str
     return {gpu: operations / (tera * 1e12 * UTILISATION) for gpu, tera in GPU_TFLOPS.items()}
 
 
-def checkpoint_bytes(shape: Architecture) -> int:
-    """The adapter and AdamW's two moments, in fp32, and what goes with them."""
-    return shape.trainable * 12 + 20_000
+def checkpoint_bytes(shape: Architecture, steps: int) -> int:
+    """The last: the adapter and AdamW's two moments, in fp32, their names, a line per step, and the rest."""
+    return shape.trainable * 12 + shape.tensors * 1000 + steps * 280 + 20_000

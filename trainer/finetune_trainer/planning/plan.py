@@ -83,10 +83,12 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
 
     model.import_backend("transformers")  # seconds of imports, while the download goes on
     fetched = downloading.result()
-    from finetune_trainer.models import model_files
+    from finetune_trainer.models import adapters, model_files
     from finetune_trainer.planning import architecture
 
     model_files.check_model_dir(fetched.model_dir)
+    if fetched.adapter_dir is not None:
+        adapters.check(located.config, fetched.adapter_dir)
     tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
     shape = architecture.describe(located.config, fetched.model_dir)
     files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
@@ -113,7 +115,7 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
         adapter_bytes=shape.trainable * 4,
-        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape),
+        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape, steps),
         estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
         estimated_seconds={gpu: round(each / workers, 1) for gpu, each in seconds.items()},
     )
