@@ -44,3 +44,11 @@ def test_validation_is_a_mean_over_tokens_and_changes_nothing(run: Run) -> None:
     by_row = run(validate=True, **{**shape, "batchSize": 1})
     assert by_row.metrics["baseEvalLoss"] == pytest.approx(watched.metrics["baseEvalLoss"], abs=1e-5)
     assert watched.progress[-1].eval_loss == watched.metrics["evalLoss"]
+
+
+def test_validation_of_kto_does_not_depend_on_the_batch_size(run: Run) -> None:
+    trained = run(method="kto", maxSteps=6)
+    start = {"adapter": str(trained.folder / "adapter"), "method": "kto", "maxSteps": 1, "validate": True}
+    seen = [run(**start, batchSize=size).metrics["baseEvalLoss"] for size in (2, 3, 8)]
+    assert seen == pytest.approx([seen[0]] * 3, abs=1e-6)
+    assert seen[0] != pytest.approx(0.5, abs=1e-3)

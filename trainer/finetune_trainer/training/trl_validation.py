@@ -47,13 +47,21 @@ class Validation:
 
     def _loader(self) -> torch.utils.data.DataLoader[Any]:
         """This worker's share of the batches. All take as many, since TRL has them wait for each other in each."""
-        size = self.trainer.args.per_device_train_batch_size
-        numbers = list(range(len(self.rows)))
-        batches = [numbers[start : start + size] for start in numbers[::size]]
+        batches = self._batches()
         own = batches[layout.rank() :: layout.size()]
         self._own = len(own)
         spare = [batches[0]] * (math.ceil(len(batches) / layout.size()) - len(own))
         return torch.utils.data.DataLoader(self.rows, batch_sampler=[*own, *spare], collate_fn=self.collate)
+
+    def _batches(self) -> list[list[int]]:
+        """Rows in their order. `kto` compares the rows of a batch with each other, so it gets pairs whatever the batch
+        size is, and three at the end where one would be left over: its loss would depend on the batches otherwise."""
+        count, pairs = len(self.rows), isinstance(self.trainer, Kto)
+        size = 2 if pairs else self.trainer.args.per_device_train_batch_size
+        starts = list(range(0, count, size))
+        if pairs and count % 2 and count > 1:
+            del starts[-1]
+        return [list(range(start, end)) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
     def _batch(self, inputs: dict[str, torch.Tensor]) -> tuple[float, int]:
         weight = len(inputs["input_ids"])
