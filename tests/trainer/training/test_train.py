@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -17,7 +18,8 @@ from finetune_trainer.training.train import total_steps
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
-CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(10)]
+MORE_CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(16)]
+CHATS = MORE_CHATS[:10]
 
 
 def test_every_row_and_learnt_token_of_the_report_is_trained_each_epoch(run: Run) -> None:
@@ -83,12 +85,25 @@ def test_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(run: Run, backend: s
     assert next(each.step for each in rest.progress if each.step) == 3
 
 
-def test_accumulation_does_not_change_the_loss(run: Run) -> None:
-    # Rows of unlike length: a mean of batches' means would differ.
-    shape = {"gradientCheckpointing": False, "maxSteps": 4}
-    whole = run(batchSize=4, gradientAccumulation=1, **shape)
-    parts = run(batchSize=1, gradientAccumulation=4, **shape)
-    assert parts.losses == pytest.approx(whole.losses, abs=2e-4)
+def test_time_is_that_of_all_attempts(run: Run) -> None:
+    whole = run(save_at=2)
+    checkpoint = whole.folder / "trainer" / "checkpoint-2"
+    counts = json.loads((checkpoint / "counts.json").read_text())
+    assert 0 < counts["seconds"] < whole.metrics["trainSeconds"]
+    (checkpoint / "counts.json").write_text(json.dumps(counts | {"seconds": 1000}))
+    rest = run(resume=str(checkpoint)).metrics
+    assert 1000 < rest["trainSeconds"] < 1000 + TRAINING_SECONDS
+    assert rest["tokensPerSecond"] == pytest.approx(rest["tokens"] / rest["trainSeconds"], abs=0.1)
+
+
+@pytest.mark.parametrize("loss", ["completion", "all"])
+def test_how_a_step_is_split_changes_nothing(run: Run, loss: str) -> None:
+    # Rows with from 7 to 35 learnt tokens: a mean of batches' means would differ.
+    shape = {"rows": MORE_CHATS, "loss": loss, "gradientCheckpointing": False, "maxSteps": 6}
+    whole, *others = (run(batchSize=8 // parts, gradientAccumulation=parts, **shape) for parts in (1, 2, 8))
+    for other in others:
+        assert other.losses == pytest.approx(whole.losses, abs=1e-5)
+        assert max(float((other.weights[name] - whole.weights[name]).abs().max()) for name in whole.weights) < 5e-5
 
 
 def test_recomputing_activations_changes_nothing(run: Run) -> None:

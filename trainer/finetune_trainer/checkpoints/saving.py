@@ -108,11 +108,13 @@ class Saver:
     def due(self, step: int, total: int) -> bool:
         """Whether to save now. Raises `OUTPUT_BUSY` where nothing that is saved would count any more."""
         self.claim.check_known()
-        if step >= total:  # what comes next is the result itself
-            return False
+        if (
+            self.stop.made or step >= total
+        ):  # after the last, so that no attempt trains again what only was not published
+            return True
         if self.every_steps:
-            return self.stop.made or step % self.every_steps == 0
-        return self.stop.made or self.clock() - self._last >= self.every_seconds
+            return step % self.every_steps == 0
+        return self.clock() - self._last >= self.every_seconds
 
     def saved(self, saved: Saved) -> None:
         """Store it: in the background, or before the process stops if it was told to."""
@@ -145,6 +147,7 @@ class Keeper:
         with deferred(known) as stop:
             saver = Saver(self.uploader, stop, self.claim, self.settings.every_steps)
             yield Session(known.progress, [CheckpointCallback(saver)], restored.folder if restored else None)
+            self.uploader.finish()  # before a stop takes effect, or anything else is begun
 
     def clear(self) -> None:
         """The result is published: nothing will go on from here. A rest that stays behind harms nobody."""

@@ -158,27 +158,26 @@ def train(
     """Train the adapter in place on prepared rows, every one of them in every epoch.
 
     Returns `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens` (trained,
-    padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes`;
-    with validation data `baseEvalLoss` (before the first step) and `evalLoss`, of `dpo` also `evalRewardAccuracy`.
+    padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes` (of
+    this attempt; all else is of the whole run); with validation data `baseEvalLoss` (before the first step) and
+    `evalLoss`, of `dpo` also `evalRewardAccuracy`.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer.training import trl_trainers
 
     check_vocabulary(loaded)
     watch = Watch(session.progress, scaled=resolve_precision(config) == "fp16")
-    begun = time.monotonic()
     with memory_errors(_advice(config)):
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
-    seconds = time.monotonic() - begun
     last = watch.end()
     metrics = {
         "trainLoss": result.mean_loss,
         "finalLoss": last.loss,
-        "trainSeconds": round(seconds, 3),
+        "trainSeconds": round(result.seconds, 3),
         "steps": float(last.number),
         "tokens": float(result.tokens),
         "supervisedTokens": float(result.supervised),
-        "tokensPerSecond": round(result.fresh / seconds, 1),
+        "tokensPerSecond": round(result.tokens / result.seconds, 1),
         **{name: value for name, value in result.evaluation.items() if math.isfinite(value)},
     }
     return metrics if result.peak_memory is None else {**metrics, "peakMemoryBytes": float(result.peak_memory)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Counts:
     """What went through a trainer. Sums stay on the device until somebody asks, so that the GPU need not wait."""
 
     def __init__(self, device: torch.device) -> None:
+        self._begun = time.monotonic()
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         self.base_eval_loss: float | None = None
 
@@ -45,9 +47,19 @@ class Counts:
         """Learnt so far by all workers. All have to ask at once."""
         return int(group.total(self._sums)[1])
 
+    @property
+    def seconds(self) -> float:
+        """Spent so far, by earlier attempts up to the checkpoint that was gone on from too."""
+        return time.monotonic() - self._begun
+
     def save(self, checkpoint: Path) -> None:
         """Beside the rest of the checkpoint."""
-        content = {"tokens": self.tokens, "supervised": self.supervised, "baseEvalLoss": self.base_eval_loss}
+        content = {
+            "tokens": self.tokens,
+            "supervised": self.supervised,
+            "seconds": self.seconds,
+            "baseEvalLoss": self.base_eval_loss,
+        }
         (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
@@ -55,6 +67,7 @@ class Counts:
         content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
         if layout.is_first():
             self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
+        self._begun -= content["seconds"]
         self.base_eval_loss = content["baseEvalLoss"]
 
 

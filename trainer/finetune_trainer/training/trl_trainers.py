@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -30,13 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What was trained: mean loss over all steps, tokens without padding (`fresh`: by this attempt), peak bytes of GPU
-    memory if there is one, and what was seen of the validation data."""
+    """What was trained, by earlier attempts too: mean loss over all steps, tokens without padding, those learnt and
+    seconds; peak bytes of GPU memory of this attempt, if there is one, and what was seen of the validation data."""
 
     mean_loss: float
     tokens: int
-    fresh: int
     supervised: int
+    seconds: float
     peak_memory: int | None
     evaluation: dict[str, float]
 
@@ -67,19 +68,32 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
         torch.cuda.reset_peak_memory_stats()
     trainer = build(job)
     validation = _look_on(trainer, job, session, watch)
-    resume = session.resume_from
-    if resume is not None:
-        trainer.counts.restore(resume)
-    earlier = trainer.counts.tokens
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if session.resume_from is None:
+        trainer.train()
+    else:
+        trainer.counts.restore(session.resume_from)
+        _go_on(trainer, session.resume_from)
     peak = torch.cuda.max_memory_reserved() if gpu else None
     counts = trainer.counts
     evaluation = validation.metrics if validation else {}
     if counts.base_eval_loss is not None:
         evaluation = {"baseEvalLoss": counts.base_eval_loss, **evaluation}
-    return Result(
-        _mean_loss(trainer.state), counts.tokens, counts.tokens - earlier, counts.supervised, peak, evaluation
-    )
+    return Result(_mean_loss(trainer.state), counts.tokens, counts.supervised, counts.seconds, peak, evaluation)
+
+
+def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path) -> None:
+    """Train what is left. After the last step nothing is, where transformers would do one more."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        return
+    trainer.state = state
+    trainer._load_from_checkpoint(str(checkpoint))
+    last = next(logs for logs in reversed(state.log_history) if "loss" in logs)
+    others = trainer.callback_handler
+    others.on_train_begin(trainer.args, state, trainer.control)
+    others.on_log(trainer.args, state, trainer.control, last)
+    others.on_train_end(trainer.args, state, trainer.control)
 
 
 def _mean_loss(state: TrainerState) -> float:
