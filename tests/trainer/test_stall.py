@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from finetune_trainer.contract import OUTCOME_PATH_ENV, Outcome, Reason
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import S3Server
 
 RUN = """
 import pathlib, sys, time
@@ -52,3 +61,73 @@ def test_only_a_run_that_stands_still_is_ended(tmp_path: Path, moves: str, statu
         assert "nothing moved for 1 s while the stage was Preparing" in outcome.message
         assert "Thread 0x" in done.stderr  # the stacks
         assert "time.sleep" in done.stderr or 'File "<string>"' in done.stderr
+
+
+UPLOAD = """
+import pathlib, sys
+from finetune_trainer.contract import Storage
+from finetune_trainer.outcome import Known
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.stall import watched
+from finetune_trainer.storage import S3, Location, put_file
+
+folder, endpoint = pathlib.Path(sys.argv[1]), sys.argv[2]
+s3 = S3(Storage(endpoint=endpoint))
+with watched(Known(ProgressReporter()), folder, 12.0, lambda: s3.moved):
+    put_file(s3, Location.parse("s3://results/slow.bin"), folder / "large")
+"""
+
+
+class SlowLink(socketserver.ThreadingTCPServer):
+    """Passes on so many bytes a second, of all connections together, up to a limit."""
+
+    daemon_threads = True
+
+    def __init__(self, target: int, rate: int, limit: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Pipe)
+        self.target, self.rate, self.left = target, rate, limit
+        self.turn, self.next = threading.Lock(), time.monotonic()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed go away without a word."""
+
+
+class _Pipe(socketserver.BaseRequestHandler):
+    server: SlowLink
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.target)) as store:
+            threading.Thread(target=self._back, args=(store,), daemon=True).start()
+            while content := self.request.recv(2**18):
+                with self.server.turn:
+                    while self.server.left <= 0:
+                        time.sleep(1)
+                    self.server.left -= len(content)
+                    self.server.next += len(content) / self.server.rate
+                    time.sleep(max(self.server.next - time.monotonic(), 0))
+                store.sendall(content)
+
+    def _back(self, store: socket.socket) -> None:
+        with suppress(OSError):  # one of the two has hung up
+            while content := store.recv(2**16):
+                self.request.sendall(content)
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [pytest.param(2**40, 0, id="slow"), pytest.param(20 * 2**20, 75, id="stops half way")],
+)
+@pytest.mark.s3
+@pytest.mark.timeout(180)
+def test_the_upload_of_one_large_file_is_movement(s3: S3Server, tmp_path: Path, limit: int, status: int) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(160 * 2**20)
+    with SlowLink(int(s3.endpoint.rpartition(":")[2]), 8 * 2**20, limit) as link:
+        threading.Thread(target=link.serve_forever, args=(0.01,), daemon=True).start()
+        endpoint = f"http://127.0.0.1:{link.server_address[1]}"
+        environment = os.environ | {OUTCOME_PATH_ENV: str(tmp_path / "outcome")}
+        line = [sys.executable, "-c", UPLOAD, tmp_path, endpoint]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        link.shutdown()
+    assert done.returncode == status, done.stderr
+    assert (s3.keys("s3://results/slow") == ["slow.bin"]) is (status == 0)

@@ -58,7 +58,7 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
     with (
         output.claimed() if layout.is_first() else nullcontext() as claim,
         _folder(scratch) as folder,
-        watched(known, folder, seconds),
+        watched(known, folder, seconds, lambda: located.s3.moved),
         group.peer_errors(),
     ):
         earlier = output.existing()  # whoever held the output before may have finished

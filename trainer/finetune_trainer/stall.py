@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -24,31 +24,31 @@ _LOOKS = 20
 
 
 @contextmanager
-def watched(known: Known, folder: Path, seconds: float) -> Iterator[None]:
+def watched(known: Known, folder: Path, seconds: float, moved: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """While the block runs, end the process with `TRAINING_STALLED` if nothing moves for `seconds`.
 
-    Progress is movement, and so are bytes in `folder`: downloads, prepared rows and saved files all go there.
+    Progress is movement, and so are bytes in `folder`, where prepared rows and saved files go, and what `moved` counts.
     """
+
+    def state() -> tuple[int, int, int]:
+        return known.progress.updates, moved(), sum(_size(path) for path in folder.rglob("*"))
+
     over = threading.Event()
-    threading.Thread(target=_watch, args=(known, folder, seconds, over), name="stall", daemon=True).start()
+    threading.Thread(target=_watch, args=(known, state, seconds, over), name="stall", daemon=True).start()
     try:
         yield
     finally:
         over.set()
 
 
-def _watch(known: Known, folder: Path, seconds: float, over: threading.Event) -> None:
-    seen, since = _state(known, folder), time.monotonic()
+def _watch(known: Known, state: Callable[[], object], seconds: float, over: threading.Event) -> None:
+    seen, since = state(), time.monotonic()
     while not over.wait(max(seconds / _LOOKS, 0.1)):
-        latest = _state(known, folder)
+        latest = state()
         if latest != seen:
             seen, since = latest, time.monotonic()
         elif time.monotonic() - since >= seconds:
             _end(known, seconds)
-
-
-def _state(known: Known, folder: Path) -> tuple[int, int]:
-    return known.progress.updates, sum(_size(path) for path in folder.rglob("*"))
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 import re
@@ -109,9 +108,7 @@ class CheckpointStore:
 
     def _upload(self, prefix: Location, folder: Path, path: Path) -> FileRecord:
         name = path.relative_to(folder).as_posix()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        put_file(self._s3, prefix.below(name), path)
+        digest = put_file(self._s3, prefix.below(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
     def _prune(self, newest: int) -> None:

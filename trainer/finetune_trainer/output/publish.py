@@ -120,9 +120,7 @@ class Output:
 
     def _upload(self, path: Path, name: str) -> FileRecord:
         self._check()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        put_file(self._s3, self._prefix.below(name), path)
+        digest = put_file(self._s3, self._prefix.below(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
     def _upload_config(self) -> FileRecord:

@@ -51,6 +51,8 @@ class S3:
         self._session = _session(storage.region)
         self._buckets: dict[str, Bucket] = {}
         self._lock = threading.Lock()  # sessions are not safe to share, clients are
+        self.moved = 0
+        """Bytes of files that went in or out, about: as long as it grows, something moves."""
 
     def bucket(self, name: str) -> Bucket:
         """The connection to one bucket, made once."""

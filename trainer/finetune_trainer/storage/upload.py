@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
@@ -15,19 +16,35 @@ from finetune_trainer.storage.connection import S3
 from finetune_trainer.storage.errors import OUTPUT, code_of, explained
 from finetune_trainer.storage.locations import Location
 
-_PART_BYTES = 16 * 2**20  # S3 takes 10,000 parts: files up to 156 GiB
-_PARTS_AT_ONCE = 8
+if TYPE_CHECKING:
+    from io import FileIO
+
+_PART_BYTES = 8 * 2**20  # S3 takes 10,000 parts: files up to 78 GiB
+_PARTS_AT_ONCE = 4
+_PIECE_BYTES = 2**20
 _THREADS = ThreadPoolExecutor(4, "store")
 
 _T = TypeVar("_T")
 
 
-def put_file(s3: S3, location: Location, path: Path) -> None:
-    """Upload a file, in parts if it is large; it appears whole or not at all."""
-    bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
-        put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
-        interruptibly(lambda: put(bucket.store, location.key, path))
+def put_file(s3: S3, location: Location, path: Path) -> str:
+    """Upload a file, in parts if it is large; it appears whole or not at all. Returns the sha256 of what was sent."""
+    bucket, digest = s3.bucket(location.bucket), hashlib.sha256()
+    put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+    with explained(location, bucket.endpoint, OUTPUT), path.open("rb", buffering=0) as file:
+        pieces = _pieces(file, digest, s3)
+        # An iterator would go in parts however short it is, which is three requests.
+        content = pieces if path.stat().st_size > _PART_BYTES else b"".join(pieces)
+        interruptibly(lambda: put(bucket.store, location.key, content))
+    return digest.hexdigest()
+
+
+def _pieces(file: FileIO, digest: hashlib._Hash, s3: S3) -> Iterator[bytes]:
+    """Hashed on the way, and counted: the next are read when earlier parts have been sent."""
+    while piece := file.read(_PIECE_BYTES):
+        digest.update(piece)
+        s3.moved += len(piece)
+        yield piece
 
 
 def put_bytes(s3: S3, location: Location, content: bytes) -> None:
