@@ -137,7 +137,7 @@ def _import_backend(config: TrainerConfig) -> str:
     from finetune_trainer.models import model
 
     backend = model.choose_backend(config)
-    model.import_backend(backend)
+    model.import_backend(backend, config.model.quantization)
     return backend
 
 

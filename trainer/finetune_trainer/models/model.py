@@ -18,6 +18,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
 from finetune_trainer.models.lora import lora_config
+from finetune_trainer.models.spared import spared
 from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
@@ -81,9 +82,14 @@ def _automatic(config: TrainerConfig, installed: bool) -> tuple[str, str]:
     return ("unsloth", "there is a GPU") if installed else ("transformers", "unsloth is not installed")
 
 
-def import_backend(backend: str) -> None:
+def import_backend(backend: str, quantization: str = "none") -> None:
     """Import the libraries in the one order that works; takes seconds, so call it while data is downloaded."""
     _before_torch()
+    with spared(backend, quantization):
+        _import(backend)
+
+
+def _import(backend: str) -> None:
     if backend == "unsloth":
         # By default it writes what it compiles into the working directory, which is read-only in a pod, and asks the
         # hub for a file at each load, to be counted.
@@ -92,7 +98,7 @@ def import_backend(backend: str) -> None:
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
         # It patches transformers, TRL and PEFT, so it has to be imported before them.
         importlib.import_module("finetune_trainer.models.unsloth_backend")
-    for name in ("torch", "datasets", "transformers", "peft", "trl"):
+    for name in ("torch", "datasets", "transformers", "peft", "trl", "trl.trainer.sft_trainer"):
         importlib.import_module(name)
     from transformers.utils import logging as transformers_logging
 

@@ -81,7 +81,8 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
     from finetune_trainer.data import preparing
     from finetune_trainer.models import model
 
-    model.import_backend("transformers")  # seconds of imports, while the download goes on
+    # Seconds of imports, while the download goes on.
+    model.import_backend("transformers", located.config.model.quantization)
     fetched = downloading.result()
     from finetune_trainer.models import adapters, model_files
     from finetune_trainer.planning import architecture

@@ -1,0 +1,30 @@
+"""What training on text does not need is not imported, and is there for those who do need it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS
+
+RUN = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from finetune_trainer.models.model import import_backend
+import_backend("transformers", sys.argv[1])
+from trl import SFTTrainer
+from transformers.models.llama import modeling_llama
+print(*sorted({"bitsandbytes", "torchvision", "scipy"}.intersection(sys.modules)))
+import datasketch, scipy
+"""
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.parametrize(("quantization", "loaded"), [("none", []), ("int8", ["bitsandbytes"])])
+def test_only_what_a_run_needs_is_imported(quantization: str, loaded: list[str]) -> None:
+    line = [sys.executable, "-c", RUN, quantization]
+    done = subprocess.run(line, env={**os.environ, **QUIET}, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == loaded
