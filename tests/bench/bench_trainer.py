@@ -1,19 +1,19 @@
 """`make bench-trainer`: the trainer beside its peers, on this machine, in one run; prints a markdown table.
 
-Rounds are interleaved, the median of three is shown, and every byte that arrives is compared by sha256. CPU seconds
-are the client process' own, user and system together; the server's are not in them.
+Rounds are interleaved, the median of five is shown. Every client also tells the sha256 of each file, and every byte
+that arrives is compared. CPU seconds are the client process' own, user and system together, not the server's.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ from tempfile import TemporaryDirectory
 
 from tests.trainer.conftest import KEY_ID, SECRET, S3Server, serve
 
-ROUNDS = 3
-CLIENTS = ("ours", "boto3", "s5cmd")
+ROUNDS = 5
+ALONE = "sha256 alone"
+CLIENTS = ("ours", "boto3", "s5cmd", ALONE)
 HERE = Path(__file__).parent
 
 
@@ -78,26 +79,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float]:
-    """Run one transfer in a process of its own, so that its CPU time can be told."""
+def client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float, dict[str, str]]:
+    """Run one transfer in a process of its own, so that its CPU time can be told; wall, CPU, digests."""
     environment = {
         **os.environ,
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
     }
-    source, target = (f"{uri}/*", f"{folder}/") if direction == "pull" else (f"{folder}/", f"{uri}/")
     line: list[str | Path] = [sys.executable, HERE / "transfer.py", name, direction, endpoint, uri, folder]
-    if name == "s5cmd":
-        line = ["s5cmd", "--log", "error", "--endpoint-url", endpoint, "cp", source, target]
-    before, begun = os.times(), time.monotonic()
-    said = subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    after = os.times()
-    if name != "s5cmd":  # Python's own start and imports, which the trainer does meanwhile, are left out
-        wall, cpu = said.split()
-        return float(wall), float(cpu)
-    cpu_seconds = after.children_user - before.children_user + after.children_system - before.children_system
-    return time.monotonic() - begun, cpu_seconds
+    said = json.loads(subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    return said["wall"], said["cpu"], said["digests"]
 
 
 def transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterator[str]:
@@ -121,18 +113,23 @@ def transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterato
 def _pull(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
     target = scratch / "target"
     target.mkdir()
-    measured = client(name, "pull", server.endpoint, "s3://bench/source", target)
+    if name == ALONE:  # has to have something to read
+        shutil.copytree(scratch / "source", target, dirs_exist_ok=True)
+    wall, cpu, told = client(name, "pull", server.endpoint, "s3://bench/source", target)
     _same(f"{name} pulled", expected, digests(target))
+    _same(f"{name} tells", expected, told)
     shutil.rmtree(target)
-    return measured
+    return wall, cpu
 
 
 def _push(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
-    measured = client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
-    copy = server.root / "bench" / "copy"
-    _same(f"{name} published", expected, digests(copy))
-    shutil.rmtree(copy)
-    return measured
+    wall, cpu, told = client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
+    _same(f"{name} tells", expected, told)
+    if name != ALONE:
+        copy = server.root / "bench" / "copy"
+        _same(f"{name} published", expected, digests(copy))
+        shutil.rmtree(copy)
+    return wall, cpu
 
 
 def _same(what: str, expected: dict[str, str], found: dict[str, str]) -> None:
@@ -171,7 +168,7 @@ def main() -> None:
             from tests.bench import starts
 
             print()
-            report(lambda: starts.rows(running, scratch), "| what | ours | plain TRL | difference |")
+            report(lambda: starts.rows(running, scratch), starts.HEAD)
 
 
 if __name__ == "__main__":

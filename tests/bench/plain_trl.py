@@ -28,7 +28,7 @@ def train(folder: Path, steps: int) -> None:
 
     class Tell(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
         def on_step_end(self, _: object, state: TrainerState, *__: object, **___: object) -> None:
-            if state.global_step % max(steps // 20, 1) == 0:
+            if state.global_step == 1 or state.global_step % max(steps // 20, 1) == 0:
                 print(f"step {state.global_step}/{steps}")
 
     rows = load_dataset("json", data_files=str(folder / "data/train.jsonl"), split="train", cache_dir=str(folder / "c"))

@@ -1,31 +1,40 @@
 """One transfer of the benchmark as a process: `transfer.py CLIENT pull|push ENDPOINT s3://bucket/prefix FOLDER`.
 
-Prints wall and CPU seconds of the transfer, without the imports.
+Whoever moves the files also tells the sha256 of each, as the trainer has to. Prints wall and CPU seconds of all that,
+without Python's own start and imports, which the trainer does meanwhile.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+Digests = dict[str, str]
 
-def ours(direction: str, endpoint: str, uri: str, folder: Path) -> None:
-    """As the trainer does it, with its digests and pinned ETags."""
+
+def ours(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+    """As the trainer does it, with pinned ETags."""
     from finetune_trainer.contract import Storage
     from finetune_trainer.storage import DATA, S3, Location, download, find, put_file
 
     s3, prefix = S3(Storage(endpoint=endpoint)), Location.folder(uri)
     if direction == "pull":
-        download(s3, find(s3, prefix, DATA), folder, DATA, lambda _: None)
-        return
+        files = download(s3, find(s3, prefix, DATA), folder, DATA, lambda _: None)
+        return {file.path.name: file.sha256 for file in files}
+    paths = sorted(folder.iterdir())
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda path: put_file(s3, prefix.below(path.name), path), sorted(folder.iterdir())))
+        digests = pool.map(lambda path: put_file(s3, prefix.below(path.name), path), paths)
+        return {path.name: digest for path, digest in zip(paths, digests, strict=True)}
 
 
-def boto3(direction: str, endpoint: str, uri: str, folder: Path) -> None:
+def boto3(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """As its documentation shows it, in 16 threads."""
     import boto3 as library
     from botocore.config import Config
@@ -33,23 +42,51 @@ def boto3(direction: str, endpoint: str, uri: str, folder: Path) -> None:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     client = library.client("s3", endpoint_url=endpoint, config=Config(max_pool_connections=32))
 
-    def pull(key: str) -> None:
-        client.download_file(bucket, key, str(folder / key.rpartition("/")[2]))
+    def pull(key: str) -> tuple[str, str]:
+        path = folder / key.rpartition("/")[2]
+        client.download_file(bucket, key, str(path))
+        return path.name, _sha256(path)
 
-    def push(path: Path) -> None:
+    def push(path: Path) -> tuple[str, str]:
         client.upload_file(str(path), bucket, f"{prefix}/{path.name}")
+        return path.name, _sha256(path)
 
     with ThreadPoolExecutor(16) as pool:
         if direction == "push":
-            list(pool.map(push, sorted(folder.iterdir())))
-            return
+            return dict(pool.map(push, sorted(folder.iterdir())))
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/")
-        list(pool.map(pull, [each["Key"] for page in pages for each in page["Contents"]]))
+        return dict(pool.map(pull, [each["Key"] for page in pages for each in page["Contents"]]))
 
+
+def s5cmd(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+    """The program, with its defaults."""
+    source, target = (f"{uri}/*", f"{folder}/") if direction == "pull" else (f"{folder}/", f"{uri}/")
+    subprocess.run(["s5cmd", "--log", "error", "--endpoint-url", endpoint, "cp", source, target], check=True)
+    return sha256_alone(direction, endpoint, uri, folder)
+
+
+def sha256_alone(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+    """No transfer: what the digests cost, whoever moves the bytes."""
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip([path.name for path in paths], pool.map(_sha256, paths), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cpu() -> float:
+    return sum(os.times()[:4])
+
+
+CLIENTS = {"ours": ours, "boto3": boto3, "s5cmd": s5cmd, "sha256 alone": sha256_alone}
+_IMPORTS = {"ours": "finetune_trainer.storage", "boto3": "boto3.s3.transfer"}
 
 if __name__ == "__main__":
     name, direction, endpoint, uri, folder = sys.argv[1:]
-    importlib.import_module({"ours": "finetune_trainer.storage", "boto3": "boto3.s3.transfer"}[name])
-    wall, cpu = time.monotonic(), time.process_time()
-    {"ours": ours, "boto3": boto3}[name](direction, endpoint, uri, Path(folder))
-    print(time.monotonic() - wall, time.process_time() - cpu)
+    importlib.import_module(_IMPORTS.get(name, "json"))
+    wall, cpu = time.monotonic(), _cpu()
+    digests = CLIENTS[name](direction, endpoint, uri, Path(folder))
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": _cpu() - cpu, "digests": digests}))
