@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
@@ -29,6 +30,7 @@ from finetune_trainer.storage import (
     find,
     put_bytes,
     put_if_absent,
+    read,
 )
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ def test_ten_thousand_objects_of_a_terabyte_are_listed_and_refused_before_a_byte
 REQUESTS: dict[str, Callable[[S3], object]] = {
     "list": lambda s3: find(s3, Location.parse("s3://data/prefix/"), DATA),
     "head": lambda s3: find(s3, Location.parse("s3://data/key.jsonl"), MODEL),
+    "read": lambda s3: read(s3, Location.parse("s3://data/manifest.json")),
     "put": lambda s3: put_bytes(s3, Location.parse("s3://data/key.jsonl"), b"x"),
     "claim": lambda s3: put_if_absent(s3, Location.parse("s3://data/key.jsonl"), b"x"),
 }
@@ -160,6 +163,64 @@ def test_what_a_redirected_download_brings_is_not_taken(liar: Liar, decoy: Liar,
     assert caught.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
     assert decoy.signed == 0
     assert not (tmp_path / "key").exists()
+
+
+def test_a_record_without_end_is_not_read_to_its_end(liar: Liar) -> None:
+    liar.body = lambda path: "x" * 2**25
+    assert len(read(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/manifest.json")) or b"") == 2**24
+
+
+METADATA = {
+    "plain": "169.254.169.254",
+    "decimal": "2852039166",
+    "hexadecimal": "0xa9fea9fe",
+    "octal": "0251.0376.0251.0376",
+    "mixed": "0xa9.254.0251.254",
+    "two parts": "169.16689662",
+    "with a port": "169.254.169.254:80",
+    "full-width digits": "\uff11\uff16\uff19.254.169.254",
+    "ECS": "169.254.170.2",
+    "IPv6 of AWS": "[fd00:ec2::254]",
+    "IPv6 of Google": "[fd20:ce::254]",
+    "IPv4 in IPv6": "[::ffff:169.254.169.254]",
+    "IPv4 in IPv6, hexadecimal": "[::ffff:a9fe:a9fe]",
+    "NAT64": "[64:ff9b::a9fe:a9fe]",
+    "link-local": "[fe80::1]",
+    "Alibaba": "100.100.100.200",
+    "Azure": "168.63.129.16",
+}
+
+
+@pytest.mark.parametrize("host", METADATA.values(), ids=METADATA)
+def test_endpoints_where_nodes_ask_about_themselves_are_refused(credentials: Callable[..., Path], host: str) -> None:
+    credentials("id", "secret-canary")
+    with pytest.raises(TrainerError, match="where nodes ask about themselves") as caught:
+        S3(Storage(endpoint=f"http://{host}")).bucket("data")
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+NAMES: dict[str, tuple[str, Literal["path", "virtual"]]] = {
+    "the endpoint's": ("harmless.test", "path"),
+    "the bucket's": ("data.harmless.test", "virtual"),
+}
+
+
+@pytest.mark.parametrize(("name", "addressing"), NAMES.values(), ids=NAMES)
+def test_names_of_such_addresses_are_refused(
+    credentials: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    addressing: Literal["path", "virtual"],
+) -> None:
+    credentials("id", "secret-canary")
+    real = socket.getaddrinfo
+    known = {name: "169.254.169.254"}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: real(known.get(host, "127.0.0.1"), *rest, **more)
+    )
+    with pytest.raises(TrainerError, match="where nodes ask about themselves") as caught:
+        S3(Storage(endpoint="http://harmless.test", addressing=addressing)).bucket("data")
+    assert caught.value.reason is Reason.CONFIG_INVALID
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 418])

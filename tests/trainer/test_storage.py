@@ -267,6 +267,20 @@ def test_the_environment_does_not_redirect_a_stated_endpoint(
     assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.s3
+def test_without_a_stated_endpoint_the_environments_counts_for_both_libraries(
+    s3: S3Server, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("s3://data/unstated.txt", b"hello")
+    monkeypatch.setenv(variable, s3.endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    connection = S3(Storage())
+    objects = find(connection, Location.parse("s3://data/unstated.t*"), DATA)
+    assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
+    assert connection.bucket("data").store.config["endpoint"] == connection.bucket("data").endpoint == s3.endpoint
+
+
 # --- what failures say
 
 

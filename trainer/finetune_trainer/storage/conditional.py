@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import obstore
+from botocore import exceptions as boto
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from finetune_trainer.storage.connection import S3, Bucket
@@ -13,6 +14,8 @@ from finetune_trainer.storage.listing import S3Object, list_below
 from finetune_trainer.storage.locations import Location
 from finetune_trainer.storage.upload import interruptibly
 
+_LARGEST = 16 * 2**20
+"""Of what is read into memory; a record of ours has a few KiB."""
 _UNSUPPORTED = ("NotImplemented", "501")
 _CONFLICTS = ("ConditionalRequestConflict", "PreconditionFailed", "409", "412")
 _MISSING = ("NoSuchKey", "404")
@@ -30,21 +33,28 @@ class Tagged:
     etag: str
 
 
+def read(s3: S3, location: Location) -> bytes | None:
+    """A small object's content, or None where there is none."""
+    found = read_tagged(s3, location)
+    return found.content if found else None
+
+
 def read_tagged(s3: S3, location: Location) -> Tagged | None:
-    """What is there, or None."""
+    """What is there, or None; of a large object the beginning. Unlike obstore, boto3 follows no redirect."""
     bucket = s3.bucket(location.bucket)
-
-    def get() -> Tagged:
-        result = obstore.get(bucket.store, location.key)
-        return Tagged(bytes(result.bytes()), result.meta["e_tag"] or "")
-
     with explained(location, bucket.endpoint, OUTPUT):
-        try:
-            return interruptibly(get)
-        except FileNotFoundError as error:
-            if code_of(error) in _MISSING:
-                return None
-            raise
+        for last in (False, False, True):
+            try:
+                answer = bucket.client.get_object(Bucket=bucket.name, Key=location.key)
+                return Tagged(answer["Body"].read(_LARGEST), answer.get("ETag", ""))
+            except boto.ClientError as error:
+                if error.response["Error"].get("Code") in _MISSING:
+                    return None
+                raise
+            except boto.HTTPClientError:  # cut off after boto3's own tries
+                if last:
+                    raise
+    return None
 
 
 def create(s3: S3, location: Location, content: bytes) -> str | None:

@@ -18,6 +18,7 @@ from obstore.store import S3Store
 
 from finetune_trainer.contract import CA_BUNDLE_ENV, S3_CREDENTIALS_DIR_ENV, S3_CREDENTIALS_KEYS, Reason, Storage
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.endpoints import check_endpoint
 from finetune_trainer.storage.errors import OUTPUT, explained, no_identity
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class S3:
         self._storage = storage
         self._session = _session(storage.region)
         self._buckets: dict[str, Bucket] = {}
-        self._lock = threading.Lock()  # sessions are not safe to share, clients are
         self.moved = 0
         """Bytes of files that went in or out, about: as long as it grows, something moves."""
+        self._lock = threading.Lock()  # sessions are not safe to share, clients are
 
     def bucket(self, name: str) -> Bucket:
         """The connection to one bucket, made once."""
@@ -64,6 +65,7 @@ class S3:
     def _connect(self, name: str) -> Bucket:
         region = self._session.region_name or _DEFAULT_REGION
         client = self._client(region)
+        check_endpoint(client.meta.endpoint_url)
         if self._storage.region is None and _is_aws(client):
             region = _home_region(client, name, region)
             client = self._client(region)
@@ -87,6 +89,7 @@ class S3:
         endpoint = client.meta.endpoint_url.rstrip("/")
         if virtual:
             endpoint = endpoint.replace("://", f"://{name}.", 1)
+            check_endpoint(endpoint)
         # obstore reads AWS_* from the environment too: whatever decides where bytes go is said here, so that both
         # libraries always talk to the same host (AWS_ENDPOINT_URL_S3 would win over `endpoint`).
         config: S3Config = {
@@ -101,7 +104,11 @@ class S3:
         provider = Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_KEPT)
         provider.config = {}  # the session's region, which may not be this bucket's
         return S3Store(
-            name, config=config, client_options=_http_options(), retry_config=_RETRIES, credential_provider=provider
+            name,
+            config=config,
+            client_options=_http_options(endpoint),
+            retry_config=_RETRIES,
+            credential_provider=provider,
         )
 
     def _is_virtual(self, client: S3Client, name: str) -> bool:
@@ -111,9 +118,10 @@ class S3:
         return _is_aws(client) and "." not in name
 
 
-def _http_options() -> ClientConfig:
+def _http_options(endpoint: str) -> ClientConfig:
     options: ClientConfig = {
-        "allow_http": True,  # the endpoint's scheme decides; http is the user's own choice
+        # The endpoint's scheme decides: http is the user's own choice, and https is never redirected to it.
+        "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
         "read_timeout": timedelta(seconds=_READ_SECONDS),
         "timeout": timedelta(minutes=5),  # of one request: at most a part of a large object

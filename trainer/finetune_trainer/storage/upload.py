@@ -13,7 +13,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 
 from finetune_trainer.storage.connection import S3
-from finetune_trainer.storage.errors import OUTPUT, code_of, explained
+from finetune_trainer.storage.errors import OUTPUT, explained
 from finetune_trainer.storage.locations import Location
 
 if TYPE_CHECKING:
@@ -63,18 +63,6 @@ def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
         except AlreadyExistsError:
             return False
     return True
-
-
-def read(s3: S3, location: Location) -> bytes | None:
-    """A small object's content, or None where there is none."""
-    bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
-        try:
-            return interruptibly(lambda: bytes(obstore.get(bucket.store, location.key).bytes()))
-        except FileNotFoundError as error:
-            if code_of(error) == "NoSuchKey":
-                return None
-            raise
 
 
 def size_of(s3: S3, location: Location) -> int:
