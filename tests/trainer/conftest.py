@@ -114,6 +114,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Forward)
         self.written: list[str] = []
+        self.after_write: Callable[[str], None] = lambda path: None
+        """Called when the store has done a write, before the writer hears of it."""
         self.cuts = 0
         """So many object bodies end half way."""
         self.drops = "\0"
@@ -161,6 +163,8 @@ class _Forward(http.server.BaseHTTPRequestHandler):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request) as answer:
+                if self.command == "PUT":
+                    self.server.after_write(self.path)
                 self._pass_on(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:

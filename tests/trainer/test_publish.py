@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_trainer import inputs
-from finetune_trainer.contract import CLAIMS_DIR_ENV, DatasetReport, Outcome, Reason, TrainerConfig
+from finetune_trainer.contract import CLAIMS_DIR_ENV, RUN_ID_ENV, DatasetReport, Outcome, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
 from finetune_trainer.outcome import Known
@@ -34,6 +37,15 @@ EXPORTED = {
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"{{ x }}",
 }
+
+DIES = """
+import json, pathlib, sys
+from tests.trainer.test_publish import Output, S3, TrainerConfig, publish
+
+config = TrainerConfig.model_validate(json.loads(sys.argv[1]))
+with Output(S3(config.storage), config).claimed():
+    publish(config, pathlib.Path(sys.argv[2]))
+"""
 
 
 def config_for(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
@@ -57,13 +69,13 @@ def prefix(s3: S3Server, tmp_path: Path) -> str:
     return f"s3://results/{tmp_path.name}"
 
 
-def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None) -> Outcome:
+def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, more: bytes = b"") -> Outcome:
     """Everything but the training."""
     s3 = S3(config.storage)
     export = folder / "export"
     export.mkdir(exist_ok=True)
     for name, content in EXPORTED.items():
-        (export / name).write_bytes(content)
+        (export / name).write_bytes(content + more)
     fetched = inputs.start(inputs.locate(config, s3), folder).result()
     return Output(s3, config).publish(export, describe(config, fetched, "transformers", REPORT, metrics or {"x": 1.5}))
 
@@ -129,6 +141,45 @@ def test_a_run_that_dies_while_publishing_leaves_no_result(
     assert publish(config, tmp_path).reason is Reason.COMPLETED  # and the next attempt is not in its way
 
 
+ORDER = [
+    "adapter_model.safetensors",
+    "README.md",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "adapter_config.json",
+    "finetune_config.json",
+    "manifest.json",
+]
+
+
+@pytest.mark.parametrize("last", ORDER)
+def test_a_run_that_is_killed_after_any_write_leaves_all_or_nothing(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    config = config_for(s3, prefix)
+    monkeypatch.setenv(RUN_ID_ENV, "one-run")
+    line = [sys.executable, "-c", DIES, json.dumps(config.to_json()), tmp_path]
+    with subprocess.Popen(line, cwd=Path(__file__).parents[2]) as victim:
+        proxy.after_write = lambda path: victim.kill() if path.endswith(f"/{last}") else None
+    assert victim.returncode == -signal.SIGKILL
+    proxy.after_write = lambda path: None
+    written = [name for name in (path.rpartition("/")[2] for path in proxy.written) if name != ".claim.json"]
+    assert written == ORDER[: ORDER.index(last) + 1]
+    assert f"{prefix}/.claim.json".removeprefix("s3://results/") in s3.keys(prefix)
+    published = last == "manifest.json"
+    assert (Output(S3(config.storage), config).existing() is not None) is published
+
+    with Output(S3(config.storage), config).claimed():  # at once, since it is the same run
+        again = publish(config, tmp_path, more=b" of the second attempt, which is longer")
+    assert again.reason is (Reason.ALREADY_COMPLETE if published else Reason.COMPLETED)
+    for file in json.loads(s3.get(f"{prefix}/manifest.json"))["files"]:
+        content = s3.get(f"{prefix}/{file['path']}")
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"]), file["path"]
+        if file["path"] in EXPORTED:
+            assert content.endswith(b"longer") is not published
+    assert not [key for key in s3.keys(prefix) if "claim" in key]
+
+
 def test_the_slower_of_two_attempts_ends_well_and_changes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:
     config = config_for(s3, prefix)
     first = publish(config, tmp_path, {"x": 1})
@@ -171,6 +222,26 @@ def test_the_same_run_again_is_already_complete(s3: S3Server, prefix: str, tmp_p
     again = attempt(config, tmp_path)
     assert again.reason is Reason.ALREADY_COMPLETE
     assert (again.result, again.dataset, again.backend) == (first.result, first.dataset, first.backend)
+
+
+LEFT = {
+    "by this run": ({"runId": "me", "configDigest": "sha256:old"}, False),
+    "by another run of this config": ({"runId": "other", "configDigest": "{digest}"}, False),
+    "by a run of another config": ({"runId": "other", "configDigest": "sha256:other"}, True),
+    "by who knows whom": ({}, True),
+}
+
+
+@pytest.mark.parametrize(("note", "stays"), LEFT.values(), ids=LEFT)
+def test_a_claim_left_beside_a_result(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: dict[str, str], stays: bool
+) -> None:
+    monkeypatch.setenv(RUN_ID_ENV, "me")
+    config = config_for(s3, prefix)
+    publish(config, tmp_path)
+    s3.put(f"{prefix}/.claim.json", json.dumps(note).replace("{digest}", config.digest()).encode())
+    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    assert any(key.endswith(".claim.json") for key in s3.keys(prefix)) is stays
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def run(
     located = inputs.locate(config, s3)
     if earlier:
         output.check_inputs(earlier, located)
-        output.clear_checkpoints()  # the attempt that published may have died before it did
+        output.tidy()  # the attempt that published may have died before it did
         ended = earlier.outcome(output.uri)
     elif make:
         ended = make(located, scratch, known)

@@ -79,6 +79,15 @@ def run_id() -> str:
     return os.environ.get(RUN_ID_ENV) or f"by-hand-{uuid.uuid4()}"
 
 
+def clear(s3: S3, output: Location, run: str, config_digest: str) -> None:
+    """Remove a claim of the same run or the same config: its result is there, so whoever left it has nothing to do."""
+    where = output.below(CLAIM_NAME)
+    found = read_tagged(s3, where)
+    theirs = Note.parse(found.content) if found else None
+    if theirs and (theirs.run_id == run or theirs.config_digest == config_digest):
+        remove(s3, [where])
+
+
 class Claim:
     """This attempt's claim on an output."""
 

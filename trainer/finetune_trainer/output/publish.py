@@ -16,7 +16,7 @@ from finetune_trainer.checkpoints.store import CheckpointStore, Origin
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Located
-from finetune_trainer.output.claim import Claim, run_id
+from finetune_trainer.output.claim import Claim, clear, run_id
 from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
 from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
 from finetune_trainer.workers import layout
@@ -78,9 +78,13 @@ class Output:
         origin = Origin(self._digest, data_digest, model_revision, installed_versions())
         return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
 
-    def clear_checkpoints(self) -> None:
-        """Remove saved states of this config: its result is there."""
-        self.checkpoints("", "").clear()
+    def tidy(self) -> None:
+        """Remove what an attempt that died after it had published left: saved states, its claim. A rest is harmless."""
+        try:
+            self.checkpoints("", "").clear()
+            clear(self._s3, self._prefix, run_id(), self._config.digest())
+        except TrainerError as error:
+            log.warning("publish: something is left behind: %s", error.message)
 
     def existing(self) -> Existing | None:
         """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
