@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test generate image cluster-up cluster-down demo demo-down bench-trainer bench-prepare
+.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down bench-trainer bench-prepare
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,7 +29,10 @@ check: setup ## lint, types, architecture, fast tests: seconds
 test: check ## everything, in order; needs root for the local cluster
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.generate --check
 	@$(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
-	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu"
+	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu and not kueue"
+
+test-kueue: setup ## the real Kueue, built from source, in a cluster of its own; 11 minutes of CPU time the first time
+	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
 
 bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer

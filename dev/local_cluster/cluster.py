@@ -130,12 +130,15 @@ class Cluster:
 
     def load_images(self) -> bool:
         """Bring the images that were built last into the running cluster; whether there were new ones."""
-        self._state()
-        client = Client(node.CONTAINERD_SOCKET, ("nsenter", "--target", str(state.pid(self.name)), "--mount", "--"))
-        loaded = golden.import_into(client)
+        loaded = golden.import_into(self.containerd())
         for name in loaded:
             say(f"{name} loaded into {self.name}")
         return bool(loaded)
+
+    def containerd(self) -> Client:
+        """Its containerd, whose socket is in its own mount namespace."""
+        self._state()
+        return Client(node.CONTAINERD_SOCKET, ("nsenter", "--target", str(state.pid(self.name)), "--mount", "--"))
 
     def _state(self) -> state.State:
         found = state.read(self.name)

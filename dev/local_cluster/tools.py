@@ -1,5 +1,6 @@
 """The Go programs of a cluster, built from pinned sources, once per machine."""
 
+import json
 import os
 import shutil
 import sys
@@ -56,11 +57,18 @@ MODULES = (
     GoModule("helm", ("helm.sh/helm/v3/cmd/helm",), ("helm",), _HELM_STAMP),
     GoModule("kstatus", (".",), ("kstatus",)),  # for tests
 )
+KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))  # for `make test-kueue` alone: it takes long
 
 
 def program(name: str) -> Path:
     """The path of a program that `ensure` has built."""
     return next(module.folder / name for module in MODULES if name in module.programs)
+
+
+def module_folder(module: GoModule, path: str) -> Path:
+    """Where the sources of a dependency lie, for what they bring beside programs."""
+    answer = shell.output([_go(), "-C", module.source, "mod", "download", "-json", path])
+    return Path(json.loads(answer)["Dir"])
 
 
 def ensure(modules: Sequence[GoModule] = MODULES) -> None:

@@ -21,14 +21,18 @@ def holds(job: Body) -> bool:
 def waiting(workloads: Iterable[Body]) -> Said | None:
     """Why it waits, in Kueue's words: why it was stopped, if it was, and what is missing now."""
     last = max(workloads, key=lambda each: str(each["metadata"].get("creationTimestamp", "")), default=None)
-    said = _reasons(last) if last else []
-    if not said:
+    reasons: dict[str, str] = {}
+    for each in _said(last) if last else ():
+        reasons.setdefault(
+            f"{each.message.rstrip('.')}.", each.reason
+        )  # after an eviction both say the same for a while
+    if not reasons:
         return None
-    messages = dict.fromkeys(each.message for each in said)  # after an eviction both say the same for a while
-    return Said(said[-1].reason, " ".join(messages))
+    (message, reason), *more = reasons.items()
+    return Said(reason, " ".join([message, *(f"{why}: {what}" for what, why in more)]))
 
 
-def _reasons(workload: Body) -> list[Said]:
+def _said(workload: Body) -> list[Said]:
     known = {each["type"]: each for each in workload.get("status", {}).get("conditions") or []}
     wanted = [("Evicted", "True"), ("QuotaReserved", "False")]
     if not _is(known, "QuotaReserved", "False"):  # then it waits for admission checks, if for anything

@@ -10,7 +10,7 @@ from local_cluster.tools import GoModule
 BY_NAME = {module.name: module for module in tools.MODULES}
 
 
-@pytest.mark.parametrize("module", tools.MODULES, ids=lambda module: str(module.name))
+@pytest.mark.parametrize("module", [*tools.MODULES, tools.KUEUE], ids=lambda module: str(module.name))
 def test_every_module_is_pinned_and_builds_what_it_names_as_tools(module: GoModule) -> None:
     text = (module.source / "go.mod").read_text()
     assert (module.source / "go.sum").exists()

@@ -22,7 +22,7 @@ UNADMITTED = ("Admitted", "False", "NoReservation", "The workload has no reserva
 UNCHECKED = ("Admitted", "False", "UnsatisfiedAdmissionChecks", "The workload has not all checks ready")
 ADMITTED = ("Admitted", "True", "Admitted", "The workload is admitted")
 EVICTED = ("Evicted", "True", "Preempted", "Preempted to accommodate a workload of higher priority")
-RETURNED = ("QuotaReserved", "False", "WaitingForQuota", "Preempted to accommodate a workload of higher priority")
+RETURNED = ("QuotaReserved", "False", "Pending", "Preempted to accommodate a workload of higher priority")
 REQUEUED = ("Evicted", "False", "QuotaReserved", "Previously: Preempted to accommodate a workload")
 
 
@@ -38,14 +38,15 @@ CASES: dict[str, tuple[list[dict[str, Any]], Said | None]] = {
     "no Workload yet": ([], None),
     "not looked at yet": ([{"metadata": {"name": "job-bot-1"}}], None),
     "no conditions": ([{"metadata": {"name": "job-bot-1"}, "status": {"conditions": None}}], None),
-    "no quota": ([_workload(FULL, UNADMITTED)], Said(FULL[2], FULL[3])),
-    "checks": ([_workload(RESERVED, UNCHECKED)], Said(UNCHECKED[2], UNCHECKED[3])),
+    "no quota": ([_workload(FULL, UNADMITTED)], Said(FULL[2], f"{FULL[3]}.")),
+    "checks": ([_workload(RESERVED, UNCHECKED)], Said(UNCHECKED[2], f"{UNCHECKED[3]}.")),
     "admitted": ([_workload(RESERVED, ADMITTED)], None),
-    "evicted": ([_workload(EVICTED, RESERVED, ADMITTED)], Said(EVICTED[2], EVICTED[3])),
-    "evicted, quota returned": ([_workload(EVICTED, RETURNED, UNADMITTED)], Said(RETURNED[2], RETURNED[3])),
-    "evicted, waits again": ([_workload(EVICTED, FULL, UNADMITTED)], Said(FULL[2], f"{EVICTED[3]} {FULL[3]}")),
+    "evicted": ([_workload(EVICTED, RESERVED, ADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}.")),
+    "evicted, quota returned": ([_workload(EVICTED, RETURNED, UNADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}.")),
+    "evicted, waits again": (
+        [_workload(EVICTED, FULL, UNADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}. {FULL[2]}: {FULL[3]}.")),
     "admitted after an eviction": ([_workload(REQUEUED, RESERVED, ADMITTED)], None),
-    "an earlier Workload": ([_workload(FULL, created=LATER), _workload(EVICTED)], Said(FULL[2], FULL[3])),
+    "an earlier Workload": ([_workload(FULL, created=LATER), _workload(EVICTED)], Said(FULL[2], f"{FULL[3]}.")),
 }  # fmt: skip
 
 
