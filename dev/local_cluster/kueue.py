@@ -18,7 +18,8 @@ def install(cluster: Cluster) -> None:
     values = tools.KUEUE.source / "values.yaml"
     where = ["--namespace", NAMESPACE]
     cluster.helm("upgrade", "--install", "kueue", str(chart), *where, "--create-namespace", "--values", str(values))
-    cluster.kubectl(*where, "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
+    # Its certificates come by a Secret, which the kubelet looks at once in a minute or two.
+    cluster.kubectl(*where, "rollout", "status", "deployment/kueue-controller-manager", "--timeout=300s")
 
 
 def _load_image(cluster: Cluster) -> None:

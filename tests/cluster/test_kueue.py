@@ -8,7 +8,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from botocore.config import Config
 from tests.cluster.test_flow import Flow, condition
 
 from local_cluster import kueue, paths, tools
+from local_cluster.errors import Problem
 
 if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
@@ -80,8 +81,10 @@ def _goes_on(flow: Flow, name: str, step: int) -> None:
     """Wait until another attempt says that it took up the checkpoint of that step, or a later one."""
 
     def said(_: Manifest) -> bool:
-        found = _TAKEN_UP.search(flow.kubectl("logs", f"--selector=finetune.dev/job={name}", "--tail=-1"))
-        return bool(found and int(found[1]) >= step)
+        with suppress(Problem):  # its container is being created
+            found = _TAKEN_UP.search(flow.kubectl("logs", f"--selector=finetune.dev/job={name}", "--tail=-1"))
+            return bool(found and int(found[1]) >= step)
+        return False
 
     flow.wait(name, said)
 
@@ -114,7 +117,7 @@ def _read_codes(process: subprocess.Popen[str], codes: dict[str, int]) -> None:
 
 def test_a_job_that_its_queue_stops_goes_on_without_using_an_attempt(cluster: Cluster, flow: Flow) -> None:
     """With no attempt to spare: had the stop counted, the run would have failed."""
-    _start(flow, "bot", 400, backoffLimit=0)
+    _start(flow, "bot", 400, {}, backoffLimit=0)
     saved = _saved(flow, "bot")
     with _exit_codes(cluster, flow) as codes:
         _patch(flow, "bot", {"spec": {"suspend": True}})
