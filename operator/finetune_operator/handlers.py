@@ -31,6 +31,10 @@ _JOBS = ("batch", "v1", "jobs")
 _PODS = ("", "v1", "pods")
 
 
+_SETTLED = 15.0
+"""Seconds after which the watches run: what was deleted between the first list and their own is missed until then."""
+
+
 class _NoDiffBase(kopf.DiffBaseStorage):
     """kopf reads its last-handled state for handlers that never use it: an annotation that any tenant may forge, so
     that a malformed one stops an object's events, and a deep copy of each body, half of the CPU time."""
@@ -103,7 +107,9 @@ class Operator:
         self._client = progress.session()
         reconciler = Reconciler(self.store, self._cluster, self.settings, lambda: datetime.now(UTC))
         loops = [self._work(reconciler) for _ in range(self.settings.workers)]
-        loops.append(_every(self.settings.resync_interval, self.resync))
+        loops.append(
+            _every(self.settings.resync_interval, self.resync, first=min(_SETTLED, self.settings.resync_interval))
+        )
         loops.append(_every(self.settings.progress_interval, self.poll))
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
@@ -180,9 +186,12 @@ class Operator:
                 self.queue.done(key)
 
 
-async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+async def _every(seconds: float, act: Callable[[], Awaitable[None]], first: float | None = None) -> None:
+    """Act again and again, `first` after so many seconds."""
+    wait = seconds if first is None else first
     while True:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(wait)
+        wait = seconds
         try:
             await act()
         except Exception:  # the next turn may do better; the probe tells if none does

@@ -134,9 +134,10 @@ def _attempt(last: Body, seen: Seen, past: Past) -> State:
         if clocks.is_due(clocks.stall_due(seen.wanted, past.progress, past.started, seen.progress), past.now):
             return State(Kind.RUNNING, OperatorReason.PROGRESS_STALLED, _stalled(name, seen, past))
         return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} trains.")
-    if last.get("status", {}).get("phase") == "Succeeded":
+    status = children.ended(last).exit_code  # the pod's phase follows a moment after its container's end
+    if status == 0 or last.get("status", {}).get("phase") == "Succeeded":
         return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
-    if not children.is_alive(last):
+    if status is not None or not children.is_alive(last):
         return _retrying(last, seen)
     state = _pending(last, seen.warning)
     before = children.newest(pod for pod in children.leaders(seen.pods) if pod is not last)

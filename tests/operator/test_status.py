@@ -97,6 +97,12 @@ def _cases(build: type[Build]) -> dict[str, tuple[Seen, tuple[str, dict[str, str
             waiting("ContainerCreating", warning=Said("NetworkNotReady", "cni")), STARTING, "PodPending", "cni"),
         "running": (Seen(job(active=1), (pod(state=RUNNING, phase="Running"),)), RUNS, "PodRunning", "bot-1"),
         "pod done, Job not": (attempt(0, _word("Completed")), RUNS, "PodRunning", "done"),
+        "container done, pod not": (
+            Seen(job(active=1), (pod(state=ended(0, _word("Completed")), phase="Running"),)),
+            RUNS, "PodRunning", "done"),
+        "container failed, pod not": (
+            Seen(job(active=1), (pod(state=ended(75, _word("StorageUnreachable")), phase="Running"),)),
+            STARTING, "Retrying", "StorageUnreachable"),
         "first attempt lost": (attempt(75, _word("StorageUnreachable")), STARTING, "Retrying", "StorageUnreachable"),
         "preempted": (attempt(143, _word("Preempted")), STARTING, "Retrying", "Preempted"),
         "evicted": (
