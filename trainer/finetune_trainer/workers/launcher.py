@@ -169,7 +169,8 @@ def _without_a_word(rank: int, status: int) -> Outcome:
         message = f"worker {rank} was aborted, as NCCL does when another worker cannot be reached; the log says more"
         return outcome.make(Reason.PEER_LOST, message)
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    message = f"worker {rank} ended with {how} and left no word; if that is SIGKILL, memory was too small"
+    why = "; the kernel does that where memory is too small" if status == -signal.SIGKILL else ""
+    message = f"worker {rank} ended with {how} and left no word{why}"
     return outcome.make(Reason.INTERNAL_ERROR, message)
 
 
