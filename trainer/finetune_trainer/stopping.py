@@ -13,6 +13,7 @@ from finetune_trainer import outcome
 from finetune_trainer.contract import Reason
 from finetune_trainer.outcome import Known
 from finetune_trainer.stall import end_now
+from finetune_trainer.workers import layout
 
 GRACE_ENV = "FINETUNE_STOP_SECONDS"
 """Seconds from SIGTERM until the process leaves with or without a checkpoint; below the pod's own grace period."""
@@ -26,6 +27,7 @@ class StopRequest:
     def __init__(self, known: Known, spare: float) -> None:
         self._known = known
         self._spare = spare
+        self._shared = False
         self._number: int | None = None
         self._timer: threading.Timer | None = None
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -35,8 +37,14 @@ class StopRequest:
         """Whether to save and stop after this step."""
         return self._number is not None
 
+    @property
+    def agreed(self) -> bool:
+        """Whether all workers know of it. One alone that acted on it would leave the others waiting."""
+        return self.made and (layout.size() == 1 or self._shared)
+
     def share(self) -> None:
-        """Another worker of the run was told to stop, so this one stops with it."""
+        """All workers stop, since one of them was told to."""
+        self._shared = True
         self._note(signal.SIGTERM, None)
 
     def obey(self) -> None:

@@ -30,7 +30,7 @@ class Following:
         """Nobody needs what another node wrote; whoever was told to stop lets the first worker store its state."""
         if layout.leads_node():
             shutil.rmtree(saved.folder, ignore_errors=True)
-        if self.stop.made:
+        if self.stop.agreed:
             group.wait()
             self.stop.obey()
 

@@ -120,7 +120,7 @@ class Saver:
         """Store it: in the background, or before the process stops if it was told to."""
         self._last = self.clock()
         self.uploader.hand_over(saved)
-        if self.stop.made:
+        if self.stop.agreed:
             log.info("checkpoint: told to stop, storing step %d first", saved.step)
             self.uploader.finish()
             group.release()
