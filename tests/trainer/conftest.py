@@ -90,7 +90,7 @@ class Fault:
     """Something that goes wrong with requests of one method for keys that hold `key`."""
 
     kind: str
-    """`reset`, `delay`, `flip` (one bit of the answer), `late` (done, but the answer is lost), or a status."""
+    """`reset`, `delay`, `stall`, `flip` (one bit of the answer), `late` (done, but the answer is lost), or a status."""
     method: str = "GET"
     key: str = "/"
     times: int = 1
@@ -98,6 +98,8 @@ class Fault:
     @property
     def answer(self) -> bytes:
         codes = {
+            "200": "InternalError",
+            "400": "ExpiredToken",
             "503": "SlowDown",
             "500": "InternalError",
             "409": "ConditionalRequestConflict",
@@ -179,8 +181,8 @@ class _Forward(http.server.BaseHTTPRequestHandler):
 
     def _fails(self, fault: Fault) -> bool:
         """Whether the request never reaches the store."""
-        if fault.kind == "delay":
-            time.sleep(2)
+        if fault.kind in ("delay", "stall"):
+            time.sleep(2 if fault.kind == "delay" else 20)
         elif fault.kind == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

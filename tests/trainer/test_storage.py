@@ -8,10 +8,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import obstore
 import pytest
+from tests.trainer.conftest import Fault
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
@@ -187,7 +191,80 @@ def test_answers_that_are_always_cut(s3: S3Server, tmp_path: Path, proxy: Faulty
     assert error.value.reason is Reason.STORAGE_CORRUPT
 
 
+FAULTS = {
+    "busy": Fault("503", times=2),
+    "broken": Fault("500", times=2),
+    "connection reset": Fault("reset", times=2),
+    "says nothing for 20 s": Fault("stall"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.s3
+def test_a_store_in_trouble_is_asked_again(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, fault: Fault) -> None:
+    content = random.Random(2).randbytes(40 * 2**20)
+    s3.put("s3://data/trouble.bin", content)
+    connection = S3(s3.storage)
+    objects = find(connection, Location.parse("s3://data/trouble.b*"), DATA)
+    proxy.faults = [replace(fault, key="trouble.bin")]
+    (file,) = fetch(connection, objects, tmp_path)
+    assert proxy.faults[0].times == 0
+    assert file.path.read_bytes() == content
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("size", [1000, 40 * 2**20], ids=["whole", "in ranges"])
+@pytest.mark.s3
+def test_an_error_that_comes_as_a_200_is_not_taken_for_the_object(
+    s3: S3Server, tmp_path: Path, proxy: FaultyProxy, size: int
+) -> None:
+    s3.put("s3://data/fine.bin", b"x" * size)
+    connection = S3(s3.storage)
+    objects = find(connection, Location.parse("s3://data/fine.b*"), DATA)
+    proxy.faults = [Fault("200", key="fine.bin", times=100)]
+    with pytest.raises(TrainerError, match=r"fine\.bin") as error:
+        fetch(connection, objects, tmp_path)
+    assert error.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
+    assert not (tmp_path / "fine.bin").exists()
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(180)
+def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
+    connection = S3(s3.storage)
+    store = connection.bucket("data").store
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: obstore.put(store, f"10k/{number:05}.jsonl", b"{}"), range(10_000)))
+    objects = find(connection, Location.parse("s3://data/10k/*.jsonl"), DATA)
+    assert [each.name for each in objects] == [f"{number:05}.jsonl" for number in range(10_000)]
+    assert {(each.size, len(each.etag)) for each in objects} == {(2, 32)}
+
+
 # --- bytes out
+
+
+@pytest.mark.s3
+def test_an_upload_that_fails_half_way_leaves_nothing(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
+    path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/half")
+    path.write_bytes(b"x" * 40 * 2**20)
+    proxy.faults = [Fault("400", "PUT", "partNumber=4")]
+    with pytest.raises(TrainerError, match="the session token is wrong or has expired") as error:
+        put_file(S3(s3.storage), location, path)
+    assert error.value.reason is Reason.AUTH_FAILED
+    assert s3.keys(str(location)) == []
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="results", Prefix=location.key)
+
+
+@pytest.mark.s3
+def test_an_upload_whose_end_comes_back_as_a_200_with_an_error_is_ended_again(
+    s3: S3Server, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/ended")
+    path.write_bytes(b"x" * 40 * 2**20)
+    proxy.faults = [Fault("200", "POST", "uploadId=")]
+    digest = put_file(S3(s3.storage), location, path)
+    assert proxy.faults[0].times == 0
+    assert hashlib.sha256(s3.get(str(location))).hexdigest() == digest
 
 
 @pytest.mark.parametrize("checksums", ["auto", "whenRequired"])
