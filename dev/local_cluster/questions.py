@@ -70,7 +70,8 @@ def pod(name: str, arguments: list[str]) -> dict[str, Any]:
         "args": arguments,
         "env": [*keys, *({"name": key, "value": value} for key, value in plain.items())],
         "volumeMounts": [{"name": "scratch", "mountPath": _SCRATCH}],
-        "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+        # Without a share of the CPU it would wait for ever beside a run that trains.
+        "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
