@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +42,14 @@ trains = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 UNEVEN = 18
 """Rows that no group of workers can share evenly."""
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
+SAVES_COUNTS = """
+import sys
+from pathlib import Path
+import torch
+torch.distributed.init_process_group("gloo")
+from finetune_trainer.training.trl_methods import Counts
+Counts(torch.device("cpu")).save(Path(sys.argv[1]))
+"""
 PLAIN = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
@@ -210,6 +220,17 @@ class TestSeveralWorkers:
             [whole.first.metrics()[name] for name in COMPARED[:5]]
         )
         assert not [key for key in s3.keys(parted.first.output) if "/." in key]
+
+    def test_one_of_a_node_writes_the_counts(self, tmp_path: Path) -> None:
+        # They share the folder, and a file that two write at once is torn.
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        workers = []
+        for rank in range(2):
+            (folder := tmp_path / str(rank)).mkdir()
+            environment = os.environ | meeting | {"RANK": str(rank)}
+            workers.append(subprocess.Popen([sys.executable, "-c", SAVES_COUNTS, folder], env=environment))
+        assert [each.wait() for each in workers] == [0, 0]
+        assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
 
     def ended(self, group: Workers, child: int) -> int:
         return group.forks.wait(child)

@@ -53,14 +53,15 @@ class Counts:
         return time.monotonic() - self._begun
 
     def save(self, checkpoint: Path) -> None:
-        """Beside the rest of the checkpoint."""
+        """Beside the rest of the checkpoint, by the first worker: those of a node share the folder."""
         content = {
             "tokens": self.tokens,
             "supervised": self.supervised,
             "seconds": self.seconds,
             "baseEvalLoss": self.base_eval_loss,
         }
-        (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
+        if layout.is_first():
+            (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
         """Go on counting where the checkpoint was saved, in one worker."""
