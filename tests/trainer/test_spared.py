@@ -14,9 +14,12 @@ import sys, warnings
 warnings.simplefilter("ignore")
 from finetune_trainer.models.model import import_backend
 import_backend("transformers", sys.argv[1])
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTTrainer
-from transformers.models.llama import modeling_llama
-print(*sorted({"bitsandbytes", "torchvision", "scipy"}.intersection(sys.modules)))
+shape = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+get_peft_model(LlamaForCausalLM(shape), LoraConfig(target_modules="all-linear"))
+print(*sorted({"bitsandbytes", "scipy", "torchao", "torchvision"}.intersection(sys.modules)))
 import datasketch, scipy
 """
 

@@ -100,7 +100,11 @@ def _import(backend: str) -> None:
         importlib.import_module("finetune_trainer.models.unsloth_backend")
     for name in ("torch", "datasets", "transformers", "peft", "trl", "trl.trainer.sft_trainer"):
         importlib.import_module(name)
+    from peft.import_utils import is_bnb_4bit_available, is_torchao_available
     from transformers.utils import logging as transformers_logging
+
+    for asked_once in (is_bnb_4bit_available, is_torchao_available):  # and remembered; else as adapters are made
+        asked_once()
 
     transformers_logging.disable_progress_bar()  # a bar is hundreds of lines in a pod's log
 
