@@ -1,0 +1,154 @@
+"""What is known of a model in the end. Published as `evaluation.json`; the report and the card show it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_trainer.contract import Model
+
+Task = Literal["chat", "classification", "summarization", "translation", "generation"]
+
+
+class Estimate(Model):
+    """A number measured on some rows, with its 95 % interval; without one where the rows are too few."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    samples: int
+
+
+class Measure(Model):
+    """One metric, of the base model and of the tuned one, on the same rows."""
+
+    name: str
+    """`evalLoss`, `perplexity`, `accuracy`, `macroF1`, `rouge1`, `rougeL`, `bleu`, `chrf`, …"""
+    higher_is_better: bool
+    base: Estimate | None = None
+    tuned: Estimate
+    change: Estimate | None = None
+    """Tuned minus base, row by row."""
+
+
+class Sample(Model):
+    """One prompt, answered by both."""
+
+    prompt: str
+    reference: str | None = None
+    """The data's own answer."""
+    base: str
+    tuned: str
+
+
+class Confusion(Model):
+    """How often a label (row) was answered by which (column); the last column is whatever is no label."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+class Point(Model):
+    """A loss after so many optimizer steps."""
+
+    step: int
+    loss: float
+
+
+class Overfitting(Model):
+    """Whether the model learnt its rows by heart rather than what they have in common."""
+
+    verdict: Literal["none", "overfitting", "unknown"]
+    message: str
+    """The verdict in a sentence, with its numbers and what to do."""
+    gap: float | None = None
+    """Validation loss minus training loss, per token, of the model as published."""
+    best_step: int | None = None
+    """The step of the lowest validation loss."""
+    opened_at: int | None = None
+    """The step from which the validation loss rose while the training loss went on falling."""
+    forgetting: Measure | None = None
+    """Perplexity of general text, which the data is not."""
+
+
+class BiasFinding(Model):
+    """One comparison, and whether the tuning made it worse."""
+
+    kind: Literal["swap", "pair"]
+    """`swap`: the data's own rows with terms of a group exchanged. `pair`: a sentence beside its counterpart."""
+    category: str
+    """`gender`, `age`, …"""
+    base: Estimate
+    tuned: Estimate
+    change: Estimate
+    flagged: bool
+    """The interval of the change, corrected for the number of comparisons, is on the wrong side of zero."""
+    message: str
+
+
+class Bias(Model):
+    """What the tuning changed between groups of people. Only the change is blamed on it."""
+
+    findings: list[BiasFinding] = Field(default=[])
+    representation: dict[str, dict[str, int]] = Field(default={})
+    """Training rows that name a group, by category: `{"gender": {"female": 10, "male": 30}}`."""
+    notes: list[str] = Field(default=[])
+    """What was too little to say anything about."""
+
+
+class CrossValidation(Model):
+    """The same training on all parts of the data but one, each part once."""
+
+    metric: str
+    folds: list[float]
+    mean: float
+    deviation: float
+
+
+class Example(Model):
+    """A row that was left out."""
+
+    reason: str
+    where: str
+    """Object and line."""
+    text: str
+
+
+class Bar(Model):
+    """Rows of `start` to before `end` tokens."""
+
+    start: int
+    end: int
+    rows: int
+
+
+class Check(Model):
+    """One line of `evaluation.gate`."""
+
+    metric: str
+    rule: str
+    """As a person would say it: `evalLoss at most 1.2`."""
+    value: float | None
+    """Absent where it could not be measured."""
+    passed: bool
+
+
+class Evaluation(Model):
+    """All of it. What could not be computed is named in `missing`, with why."""
+
+    task: Task | None = None
+    measures: list[Measure] = Field(default=[])
+    confusion: Confusion | None = None
+    samples: list[Sample] = Field(default=[])
+    training_losses: list[Point] = Field(default=[])
+    validation_losses: list[Point] = Field(default=[])
+    overfitting: Overfitting
+    bias: Bias | None = None
+    cross_validation: CrossValidation | None = None
+    gate: list[Check] = Field(default=[])
+    examples: list[Example] = Field(default=[])
+    lengths: list[Bar] = Field(default=[])
+    energy_watt_hours: float | None = None
+    """What the GPUs drew from training's start to its end; absent without one that says it."""
+    missing: list[str] = Field(default=[])

@@ -1,0 +1,1 @@
+"""What was found, for people: the model card, the page, the provenance."""
