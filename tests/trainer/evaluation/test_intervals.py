@@ -1,0 +1,159 @@
+"""Intervals: as wide as they have to be, the same each time, none where there is too little."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.evaluation.intervals import (
+    MIN_SAMPLES,
+    corrected,
+    mean,
+    paired_change,
+    proportion,
+    proportion_change,
+    resampled,
+    weighted_mean,
+)
+from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.records import Estimate
+
+Booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=MIN_SAMPLES, max_size=60)
+
+
+def within(estimate: Estimate, truth: float) -> bool:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.low <= truth <= estimate.high
+
+
+def width(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.high - estimate.low
+
+
+def test_a_mean_has_the_interval_of_a_textbook() -> None:
+    # Of 1 to 20: mean 10.5, standard deviation 5.9161, t of 19 degrees 2.0930.
+    estimate = mean([float(each) for each in range(1, 21)])
+    assert estimate.value == 10.5
+    assert estimate.low == pytest.approx(10.5 - 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
+    assert estimate.high == pytest.approx(10.5 + 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
+    assert estimate.samples == 20
+
+
+@pytest.mark.parametrize("count", [1, 2, MIN_SAMPLES - 1])
+def test_too_few_rows_have_no_interval(count: int) -> None:
+    rows, answers = [1.0] * count, [True] * count
+    estimates = [
+        mean(rows),
+        paired_change(rows, rows),
+        proportion(count, count),
+        proportion_change(answers, answers),
+        weighted_mean(rows, rows),
+    ]
+    assert [(each.low, each.high, each.samples) for each in estimates] == [(None, None, count)] * 5
+
+
+def test_95_of_100_intervals_of_a_mean_hold_the_truth() -> None:
+    drawn = random.Random(1)
+    held = sum(within(mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
+    assert 0.91 < held / 400 < 0.98
+
+
+def test_95_of_100_intervals_of_a_loss_per_token_hold_the_truth() -> None:
+    drawn = np.random.default_rng(1)
+    held = 0
+    for _ in range(50):
+        tokens = drawn.integers(5, 200, size=60)
+        losses = tokens * drawn.normal(2.0, 0.3, size=60)
+        held += within(weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
+    assert held >= 43
+
+
+def test_a_change_is_measured_row_by_row() -> None:
+    base = [float(each) for each in range(100)]
+    tuned = [each + 0.5 + 0.01 * (-1) ** index for index, each in enumerate(base)]
+    assert paired_change(base, tuned).value == pytest.approx(0.5)
+    assert width(paired_change(base, tuned)) < 0.01 < width(mean(base))
+
+
+def test_all_right_is_not_certainty() -> None:
+    assert proportion(20, 20).high == 1.0
+    assert proportion(20, 20).low == pytest.approx(0.8389, abs=1e-4)
+
+
+CHANGES = {
+    "nothing changed": (0, 0, 60, (False, True, False)),
+    "as many gained as lost": (15, 15, 30, (False, True, False)),
+    "many gained, few lost": (25, 3, 32, (True, False, False)),
+    "few gained, many lost": (3, 25, 32, (False, False, True)),
+}
+
+
+@pytest.mark.parametrize(("gained", "lost", "same", "expected"), CHANGES.values(), ids=CHANGES)
+def test_a_change_of_a_share(gained: int, lost: int, same: int, expected: tuple[bool, bool, bool]) -> None:
+    base = [False] * gained + [True] * lost + [True] * same
+    tuned = [True] * gained + [False] * lost + [True] * same
+    change = proportion_change(base, tuned)
+    assert change.value == pytest.approx((gained - lost) / (gained + lost + same))
+    assert change.low is not None
+    assert change.high is not None
+    assert (change.low > 0, within(change, 0), change.high < 0) == expected
+    assert width(change) > 0
+
+
+@given(Booleans)
+def test_a_change_of_a_share_lies_in_its_interval(rows: list[tuple[bool, bool]]) -> None:
+    change = proportion_change([base for base, _ in rows], [tuned for _, tuned in rows])
+    assert within(change, change.value)
+    assert -1 <= (change.low or 0) <= (change.high or 0) <= 1
+
+
+def test_long_rows_weigh_more() -> None:
+    assert weighted_mean([10.0, 1.0], [10, 1]).value == 1.0
+    assert weighted_mean([30.0, 1.0], [10, 10]).value == pytest.approx(1.55)
+
+
+def test_the_same_rows_give_the_same_interval() -> None:
+    rows = [float(each % 7) for each in range(50)]
+    ones = [1.0] * 50
+    assert weighted_mean(rows, ones) == weighted_mean(rows, ones)
+    assert width(weighted_mean(rows, ones)) == pytest.approx(width(mean(rows)), rel=0.2)
+
+
+def test_two_statistics_see_the_same_resamples() -> None:
+    rows = np.random.default_rng(3).normal(size=50)
+    difference = resampled(lambda of: float((rows[of] + 1).mean() - rows[of].mean()), 50)
+    assert difference.low == pytest.approx(1.0)
+    assert difference.high == pytest.approx(1.0)
+
+
+def test_more_comparisons_widen_each_interval() -> None:
+    rows = [float(each % 7) for each in range(50)]
+    assert [corrected(0), corrected(1), corrected(10)] == [0.95, 0.95, pytest.approx(0.995)]
+    assert width(mean(rows)) < width(mean(rows, corrected(10))) < width(mean(rows, corrected(100)))
+
+
+def test_loss_and_perplexity() -> None:
+    tokens = [10, 30] * 20
+    loss, perplexity = loss_measures(tokens, [2.0 * each for each in tokens], [1.5 * each for each in tokens])
+    assert (loss.name, perplexity.name) == ("evalLoss", "perplexity")
+    assert not loss.higher_is_better
+    assert loss.base == Estimate(value=2.0, low=2.0, high=2.0, samples=40)
+    assert loss.change == Estimate(value=-0.5, low=-0.5, high=-0.5, samples=40)
+    assert perplexity.tuned.value == pytest.approx(math.exp(1.5))
+    assert perplexity.tuned.high == pytest.approx(math.exp(1.5))
+    assert perplexity.change is not None
+    assert perplexity.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert perplexity.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
+
+
+def test_few_rows_have_a_perplexity_without_interval() -> None:
+    perplexity = loss_measures([10], [20.0], [10.0])[1]
+    assert perplexity.tuned == Estimate(value=math.e, samples=1)

@@ -1,0 +1,46 @@
+"""Loss and perplexity of both models from each row's total loss and number of learnt tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finetune_trainer.evaluation.intervals import resampled, weighted_mean
+from finetune_trainer.evaluation.records import Estimate, Measure
+
+if TYPE_CHECKING:
+    from finetune_trainer.evaluation.intervals import Rows
+
+
+def loss_measures(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> list[Measure]:
+    """`evalLoss` in nats per token and `perplexity`, from each row's summed loss in nats under both models."""
+    before, after = weighted_mean(base, tokens), weighted_mean(tuned, tokens)
+    change = weighted_mean([b - a for a, b in zip(base, tuned, strict=True)], tokens)
+    loss = Measure(name="evalLoss", higher_is_better=False, base=before, tuned=after, change=change)
+    return [loss, _perplexity(tokens, base, tuned)]
+
+
+def _perplexity(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    import numpy as np
+
+    # A change of exponentials is no function of the change of losses, so it is resampled itself.
+    weights, before, after = np.asarray(tokens, float), np.asarray(base, float), np.asarray(tuned, float)
+
+    def per_token(losses: np.typing.NDArray[np.float64], rows: Rows) -> float:
+        return math.exp(losses[rows].sum() / weights[rows].sum())
+
+    return Measure(
+        name="perplexity",
+        higher_is_better=False,
+        base=_exponential(weighted_mean(base, tokens)),
+        tuned=_exponential(weighted_mean(tuned, tokens)),
+        change=resampled(lambda rows: per_token(after, rows) - per_token(before, rows), len(tokens)),
+    )
+
+
+def _exponential(loss: Estimate) -> Estimate:
+    if loss.low is None or loss.high is None:
+        return Estimate(value=math.exp(loss.value), samples=loss.samples)
+    low, high = math.exp(loss.low), math.exp(loss.high)
+    return Estimate(value=math.exp(loss.value), low=low, high=high, samples=loss.samples)
