@@ -1,0 +1,209 @@
+"""The measures of each task, against the libraries that define them and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.evaluation.classification import classified
+from finetune_trainer.evaluation.labels import Labels
+from finetune_trainer.evaluation.records import Confusion, Measure, Task
+from finetune_trainer.evaluation.task_metrics import check_task, measures
+
+SENTENCES = [
+    "The cat sat on the mat and looked at the dog.",
+    "A storm closed the harbour for two days.",
+    "Nobody expected the old bridge to hold.",
+    "She paid for the bread with a silver coin.",
+    "The museum opens at nine, except on Mondays.",
+]
+REFERENCES = SENTENCES * 5
+HALF = [" ".join(each.split()[: len(each.split()) // 2]) for each in REFERENCES]
+NOTHING = ["zzz qqq"] * 25
+
+
+def named(found: list[Measure]) -> dict[str, Measure]:
+    return {each.name: each for each in found}
+
+
+EXPECTED: dict[Task, list[str]] = {
+    "classification": ["accuracy", "macroF1"],
+    "summarization": ["rouge1", "rouge2", "rougeL"],
+    "translation": ["bleu", "chrf"],
+    "chat": ["exactMatch", "chrf"],
+    "generation": ["exactMatch", "chrf"],
+}
+
+
+@pytest.mark.timeout(120)  # NLTK, which rouge-score imports, takes its time on a busy machine.
+@pytest.mark.parametrize("task", EXPECTED)
+def test_each_task_has_its_measures(task: Task) -> None:
+    found, confusion = measures(task, REFERENCES, HALF, REFERENCES)
+    assert [each.name for each in found] == EXPECTED[task]
+    assert (confusion is not None) == (task == "classification")
+    for each in found:
+        assert each.base is not None
+        assert each.change is not None
+        assert each.change.value == pytest.approx(each.tuned.value - each.base.value)
+        assert each.tuned.value == pytest.approx(100 if each.name in {"bleu", "chrf"} else 1)
+        assert each.base.value < each.tuned.value
+        assert (each.change.low or 0) > 0
+        assert each.tuned.samples == 25
+
+
+@pytest.mark.parametrize("task", EXPECTED)
+def test_no_rows_have_no_measures(task: Task) -> None:
+    assert measures(task, [], [], []) == ([], None)
+
+
+ANSWERS = {
+    "the label": ("positive", "positive"),
+    "another case and space": ("  Positive\n", "positive"),
+    "with a full stop": ("positive.", "positive"),
+    "with an explanation": ("Positive: the guest liked it", "positive"),
+    "another word": ("positively", None),
+    "the label at the end": ("It is positive", None),
+    "two words": ("not positive!", "not positive"),
+    "decomposed letters": ("ne\u0301gatif", "Négatif"),
+    "nothing": ("", None),
+}
+
+
+@pytest.mark.parametrize(("answer", "label"), ANSWERS.values(), ids=ANSWERS)
+def test_which_label_an_answer_is(answer: str, label: str | None) -> None:
+    labels = Labels(["positive", "Négatif", "not positive", "not", "Positive"])
+    assert labels.names == ["not", "not positive", "Négatif", "positive"]
+    assert [*labels.names, None][labels.number(answer)] == label
+
+
+NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12", 2), "with decimals": ("1.5", 2)}
+
+
+@pytest.mark.parametrize(("answer", "number"), NUMBERS.values(), ids=NUMBERS)
+def test_labels_that_are_numbers(answer: str, number: int) -> None:
+    assert Labels(["1", "10"]).number(answer) == number
+
+
+def test_labels_of_signs() -> None:
+    labels = Labels(["C", "C++", ".*"])
+    assert [labels.names[labels.number(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
+        "C++",
+        "C++",
+        "C",
+        ".*",
+    ]
+
+
+def test_what_is_taken_for_what() -> None:
+    references = ["cat", "cat", "cat", "dog", "dog"]
+    _, confusion = classified(references, references, ["cat", "Dog", "bird", "dog.", "cat"])
+    assert confusion == Confusion(labels=["cat", "dog"], counts=[[1, 1, 1], [1, 1, 0]])
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcx")), min_size=1, max_size=19))
+def test_accuracy_and_f1_are_those_of_scikit_learn(rows: list[tuple[str, str]]) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    references, answers = [true for true, _ in rows], [given for _, given in rows]
+    found = named(classified(references, answers, answers)[0])
+    labels = sorted(set(references))
+    wanted = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
+    assert found["macroF1"].tuned.value == pytest.approx(wanted)
+    assert found["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
+    import sacrebleu
+
+    found = named(measures("translation", REFERENCES, HALF, REFERENCES)[0])
+    for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
+        base = found[name].base
+        assert base is not None
+        assert base.value == pytest.approx(score(HALF, [REFERENCES]).score)
+        assert base.low is not None
+        assert base.high is not None
+        assert base.low < base.value < base.high
+
+
+@pytest.mark.timeout(120)
+def test_rouge_is_that_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    scores = [RougeScorer(names).score(*pair) for pair in zip(SENTENCES, HALF, strict=False)]
+    found = named(measures("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
+    for name in names:
+        assert found[name].tuned.value == pytest.approx(sum(each[name].fmeasure for each in scores) / 5)
+
+
+OTHER_SCRIPTS = {
+    "Russian": ("Кошка сидит на ковре.", "Собака сидит на ковре."),
+    "Chinese": ("猫坐在垫子上", "狗坐在垫子上"),
+    "Japanese": ("猫はマットの上に座った", "犬はマットの上に座った"),
+    "Thai": ("แมวนั่งบนเสื่อ", "หมานั่งบนเสื่อ"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("reference", "answer"), OTHER_SCRIPTS.values(), ids=OTHER_SCRIPTS)
+def test_other_scripts_have_words_too(reference: str, answer: str) -> None:
+    tasks: dict[Task, int] = {"summarization": 1, "translation": 100}
+    for task, best in tasks.items():
+        found = measures(task, [reference], [answer], [reference])[0]
+        for each in found:
+            assert each.base is not None
+            assert 0 < each.base.value < each.tuned.value == pytest.approx(best), each.name
+
+
+def test_a_better_model_is_told_from_noise() -> None:
+    drawn = random.Random(2)
+    references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
+    base = [each if drawn.random() < 0.5 else "no" for each in references]
+    tuned = [each if drawn.random() < 0.9 else "no" for each in references]
+    for each in classified(references, base, tuned)[0]:
+        assert each.change is not None
+        assert (each.change.low or 0) > 0
+    for each in classified(references, base, base)[0]:
+        assert each.change is not None
+        assert (each.change.low or 0) <= 0 <= (each.change.high or 0)
+
+
+def test_a_case_does_not_make_another_answer() -> None:
+    found = named(measures("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
+    assert found["exactMatch"].base is not None
+    assert (found["exactMatch"].base.value, found["exactMatch"].tuned.value) == (0.5, 0.5)
+
+
+FITS: dict[str, tuple[Task, list[str]]] = {
+    "labels": ("classification", ["yes", "no"] * 20),
+    "few rows of as many labels": ("classification", ["red", "green", "blue"]),
+    "a hundred labels": ("classification", [f"label {index}" for index in range(100)] * 2),
+    "texts": ("summarization", SENTENCES),
+    "some rows without an answer": ("chat", ["", "Paris"]),
+}
+
+
+@pytest.mark.parametrize(("task", "references"), FITS.values(), ids=FITS)
+def test_a_task_that_fits(task: Task, references: list[str]) -> None:
+    assert check_task(task, references) is None
+
+
+REFUSED: dict[str, tuple[Task, list[str], str]] = {
+    "no rows": ("summarization", [], "no row has one"),
+    "rows without answers": ("chat", ["", " \n"], "no row has one"),
+    "every answer is another": ("classification", [f"text {index}" for index in range(10)], "each of the 10 answers"),
+    "too many labels": ("classification", [f"{index}" for index in range(101)] * 2, "there are 101 different"),
+    "long labels": ("classification", ["no", "a b c d e f g h i j k"] * 5, "has 11 words"),
+}
+
+
+@pytest.mark.parametrize(("task", "references", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_task_that_does_not_fit(task: Task, references: list[str], words: str) -> None:
+    why = check_task(task, references)
+    assert why is not None
+    assert words in why
+    assert ("accuracy without labels" in why) == (task == "classification")
