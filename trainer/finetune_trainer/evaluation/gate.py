@@ -1,0 +1,79 @@
+"""Whether a model may be published: each line of `evaluation.gate` against what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from finetune_trainer.evaluation.records import Check, Measure
+
+_ROUNDING = 1e-9
+"""0.7 is 0.1 better than 0.6, though 0.7 - 0.6 is a little less than 0.1 to a computer."""
+
+
+class Rule(Protocol):
+    """What a metric has to be; each limit that is set is a check of its own."""
+
+    @property
+    def metric(self) -> str:
+        """A `Measure.name`."""
+
+    @property
+    def minimum(self) -> float | None:
+        """In the metric's unit."""
+
+    @property
+    def maximum(self) -> float | None:
+        """In the metric's unit."""
+
+    @property
+    def min_improvement(self) -> float | None:
+        """How much better than the base, in the metric's unit; positive is better, whichever way the metric counts."""
+
+
+def check(rules: Sequence[Rule], measures: Sequence[Measure]) -> list[Check]:
+    """One check for each limit, in the order of the rules. What was not measured has not passed."""
+    known = {measure.name: measure for measure in measures}
+    return [each for rule in rules for each in _checks(rule, known.get(rule.metric))]
+
+
+def _checks(rule: Rule, measure: Measure | None) -> Iterator[Check]:
+    value = measure.tuned.value if measure else None
+    if rule.minimum is not None:
+        yield _check(
+            rule.metric, f"at least {rule.minimum:g}", value, value is not None and _at_least(value, rule.minimum)
+        )
+    if rule.maximum is not None:
+        yield _check(
+            rule.metric, f"at most {rule.maximum:g}", value, value is not None and _at_least(rule.maximum, value)
+        )
+    if rule.min_improvement is not None:
+        better = _improvement(measure) if measure else None
+        passed = better is not None and _at_least(better, rule.min_improvement)
+        yield _check(rule.metric, _words(rule.min_improvement), better, passed)
+
+
+def _check(metric: str, rule: str, value: float | None, passed: bool) -> Check:
+    return Check(metric=metric, rule=f"{metric} {rule}", value=value, passed=passed)
+
+
+def _at_least(value: float, limit: float) -> bool:
+    return value >= limit or math.isclose(value, limit, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+
+
+def _improvement(measure: Measure) -> float | None:
+    """How much better the tuned model is than its base; below zero where it is worse."""
+    if measure.change is not None:
+        change = measure.change.value
+    elif measure.base is not None:
+        change = measure.tuned.value - measure.base.value
+    else:
+        return None
+    return change if measure.higher_is_better else -change
+
+
+def _words(improvement: float) -> str:
+    if improvement > 0:
+        return f"better than the base model's by at least {improvement:g}"
+    return "not worse than the base model's" + (f" by more than {-improvement:g}" if improvement else "")
