@@ -1,0 +1,39 @@
+"""Text that strangers wrote (rows, keys, answers) made fit to be shown: nothing hidden in it, nothing endless."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 1500
+LONGEST_LINES = 40
+
+# Control characters but line break and tab, marks that change the direction of text, and what has no shape at all.
+# Joiners stay: emoji and several scripts need them.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """With every character that would not be seen, or would turn others around, named: `[U+202E]`."""
+    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
+
+
+def shown(text: str, limit: int = LONGEST) -> str:
+    """Visible, and of a size that can be read; where something is left out, how long it was."""
+    cut = "\n".join(text[:limit].split("\n")[:LONGEST_LINES])
+    if len(cut) == len(text):
+        return visible(text)
+    return f"{visible(cut)} … [shortened, {len(text):,} characters in all]"
+
+
+def one_line(text: str, limit: int = LONGEST) -> str:
+    """The same on one line."""
+    return " ".join(shown(text, limit).split())
+
+
+def listing(names: list[str], most: int = 12) -> str:
+    """Names with commas between them, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(one_line(name, 200) for name in names[:most]) + more
