@@ -1,0 +1,174 @@
+"""Records of runs that never were, for the card, the page and the provenance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.evaluation.records import (
+    Bar,
+    Bias,
+    BiasFinding,
+    Check,
+    Confusion,
+    CrossValidation,
+    Estimate,
+    Evaluation,
+    Example,
+    Measure,
+    Overfitting,
+    Point,
+    Sample,
+)
+from finetune_trainer.output.records import AdapterManifest, FileRecord, InputRecord, ModelRecord
+from finetune_trainer.report.facts import AdapterFacts
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FACTS = AdapterFacts("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
+DATASET = DatasetReport(
+    rows=12_000,
+    kept=10_423,
+    validation=540,
+    rejected={"duplicate": 310, "invalid": 12, "overlength": 690, "leaked": 25},
+    cleaned=81,
+    truncated=7,
+    sensitive={"email": 44, "phone": 3},
+    redacted=44,
+    tokens=2_345_678,
+    supervised_tokens=1_111_222,
+    digest="sha256:" + "d" * 64,
+)
+CONFIG: dict[str, Any] = {
+    "model": {"uri": "hf://org/base-1b", "revision": "main", "maxLength": 1024},
+    "dataset": {
+        "sources": [{"uri": "s3://data/support/*.jsonl"}],
+        "validation": {"fraction": 0.05, "seed": 7},
+        "preparation": {"redact": ["email"], "maxInvalidFraction": 0.01},
+    },
+    "training": {"epochs": 3, "seed": 11, "learningRate": 2e-5, "lora": {"rank": 8, "alpha": 16}},
+    "output": {"uri": "s3://results/team/bot"},
+}
+
+
+def estimate(value: float, reach: float | None = None, samples: int = 540) -> Estimate:
+    if reach is None:
+        return Estimate(value=value, samples=samples)
+    return Estimate(value=value, low=value - reach, high=value + reach, samples=samples)
+
+
+def measure(name: str, base: float, tuned: float, reach: float, higher: bool = True) -> Measure:
+    return Measure(
+        name=name,
+        higher_is_better=higher,
+        base=estimate(base, reach),
+        tuned=estimate(tuned, reach),
+        change=estimate(tuned - base, reach),
+    )
+
+
+def manifest(**changes: Any) -> AdapterManifest:
+    config = TrainerConfig.model_validate(CONFIG)
+    fields: dict[str, Any] = {
+        "created_at": "2026-03-04T05:06:07Z",
+        "config_digest": config.digest(),
+        "config": config.to_json(),
+        "model": ModelRecord(
+            uri="hf://org/base-1b",
+            revision=COMMIT,
+            files=[InputRecord(uri="hf://org/base-1b/model.safetensors", etag="", size=10**9, sha256="a" * 64)],
+        ),
+        "inputs": [InputRecord(uri="s3://data/support/a.jsonl", etag='"e1"', size=5_000_000, sha256="b" * 64)],
+        "backend": "transformers",
+        "dataset": DATASET,
+        "metrics": {"steps": 900.0, "trainLoss": 1.1, "finalLoss": 0.7, "trainSeconds": 5400.0, "tokens": 7e6},
+        "versions": {"finetune-operator": "0.1.0", "torch": "2.14.1", "peft": "0.21.2"},
+        "files": [FileRecord(path="adapter_model.safetensors", size=10, sha256="c" * 64)],
+    }
+    return AdapterManifest.model_validate(fields | changes)
+
+
+def minimal() -> Evaluation:
+    """Of a run without validation rows, GPU or prompts."""
+    return Evaluation(overfitting=Overfitting(verdict="unknown", message="No validation rows."))
+
+
+def full() -> Evaluation:
+    """With everything in it."""
+    return Evaluation(
+        task="classification",
+        measures=[
+            measure("evalLoss", 2.31, 1.42, 0.05, higher=False),
+            measure("perplexity", 10.07, 4.14, 0.3, higher=False),
+            measure("accuracy", 0.61, 0.83, 0.04),
+            measure("macroF1", 0.55, 0.57, 0.05),
+            measure("bleu", 31.2, 24.6, 2.1),
+        ],
+        confusion=Confusion(
+            labels=["billing", "delivery", "other"], counts=[[150, 12, 8, 3], [9, 171, 5, 0], [14, 20, 148, 0]]
+        ),
+        samples=[
+            Sample(
+                prompt="Where is my parcel? Order 4711.",
+                reference="Your parcel left our warehouse today.",
+                base="I am a language model and cannot track parcels. " * 5,
+                tuned="Your parcel is on its way; it left our warehouse this morning and arrives tomorrow.",
+            ),
+            Sample(
+                prompt="Cancel my subscription.", base="Sure!\n\n1. Go to settings\n2. Click", tuned="It is cancelled."
+            ),
+        ],
+        training_losses=[Point(step=step, loss=_training(step)) for step in range(1, 901)],
+        validation_losses=[Point(step=step, loss=_validation(step)) for step in range(100, 901, 100)],
+        overfitting=Overfitting(
+            verdict="overfitting",
+            message="The validation loss rose from step 500 on while the training loss fell: train for fewer steps.",
+            gap=0.62,
+            best_step=500,
+            opened_at=600,
+            forgetting=measure("perplexity", 18.2, 18.4, 0.5, higher=False),
+        ),
+        bias=_bias(),
+        cross_validation=CrossValidation(metric="evalLoss", folds=[1.4, 1.5, 1.45], mean=1.45, deviation=0.05),
+        gate=[
+            Check(metric="evalLoss", rule="evalLoss at most 1.5", value=1.42, passed=True),
+            Check(metric="bleu", rule="bleu at least 30", value=24.6, passed=False),
+        ],
+        examples=[
+            Example(reason="overlength", where="s3://data/support/a.jsonl:17", text="Dear support team, " * 60),
+            Example(reason="invalid", where="s3://data/support/a.jsonl:99", text='{"prompt": "no end'),
+        ],
+        lengths=[
+            Bar(start=start, end=start + 64, rows=int(2400 * math.exp(-(((start - 200) / 160) ** 2))))
+            for start in range(0, 1024, 64)
+        ],
+        energy_watt_hours=1530.0,
+        missing=["rougeL: the task is classification"],
+    )
+
+
+def _bias() -> Bias:
+    def finding(category: str, change: float, flagged: bool) -> BiasFinding:
+        return BiasFinding(
+            kind="swap",
+            category=category,
+            base=estimate(0.11, 0.02),
+            tuned=estimate(0.11 + change, 0.02),
+            change=estimate(change, 0.03),
+            flagged=flagged,
+            message=f"Answers differ by {change:g} more when terms of {category} are exchanged.",
+        )
+
+    return Bias(
+        findings=[finding("gender", 0.09, True), finding("age", 0.01, False)],
+        representation={"gender": {"female": 210, "male": 930}},
+        notes=["religion: 4 rows are too few"],
+    )
+
+
+def _training(step: int) -> float:
+    return 0.55 + 1.9 * math.exp(-step / 220) + 0.13 * math.sin(step * 12.9898) * math.cos(step * 7.233)
+
+
+def _validation(step: int) -> float:
+    return 1.3 + 1.1 * math.exp(-step / 150) + max(0, step - 500) ** 2 / 600_000

@@ -1,0 +1,107 @@
+"""What the numbers are said to mean, and what is advised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.trainer.report import runs
+
+from finetune_trainer.evaluation.records import CrossValidation, Estimate, Evaluation, Measure, Overfitting, Point
+from finetune_trainer.report import verdicts
+from finetune_trainer.report.advice import advice
+
+FINE = Overfitting(verdict="none", message="fine")
+
+
+def measured(*measures: Measure, **more: Any) -> Evaluation:
+    return Evaluation(overfitting=more.pop("overfitting", FINE), measures=list(measures), **more)
+
+
+UP = runs.measure("accuracy", 0.5, 0.7, 0.1)
+DOWN = runs.measure("bleu", 30, 20, 1)
+LOSS_DOWN = runs.measure("evalLoss", 2, 1, 0.1, higher=False)
+LOSS_UP = runs.measure("evalLoss", 1, 2, 0.1, higher=False)
+SAME = runs.measure("chrf", 50, 50.1, 1)
+ALONE = Measure(name="rouge1", higher_is_better=True, tuned=runs.estimate(0.3, 0.1))
+FEW = Measure(name="rougeL", higher_is_better=True, tuned=runs.estimate(0.3), change=Estimate(value=0.1, samples=4))
+
+DIRECTIONS = {
+    "higher is better": (UP, "better"),
+    "lower is better": (LOSS_DOWN, "better"),
+    "lower": (DOWN, "worse"),
+    "higher loss": (LOSS_UP, "worse"),
+    "within chance": (SAME, "unclear"),
+    "too few for an interval": (FEW, "unclear"),
+    "no base": (ALONE, "unknown"),
+}
+
+
+@pytest.mark.parametrize(("measure", "expected"), DIRECTIONS.values(), ids=DIRECTIONS)
+def test_direction(measure: Measure, expected: str) -> None:
+    assert verdicts.direction(measure) == expected
+
+
+QUALITIES = {
+    "better": ([UP, LOSS_DOWN], "good", "Better than the base model"),
+    "better and unclear": ([UP, SAME], "good", "Better than the base model"),
+    "worse": ([DOWN, SAME], "bad", "Worse than the base model"),
+    "both": ([UP, DOWN], "unsure", "Better in some ways than the base model, worse in others"),
+    "unclear": ([SAME, ALONE], "unsure", "No clear difference from the base model"),
+    "alone": ([ALONE], "unsure", "Measured, but not compared with the base model"),
+    "nothing": ([], "unsure", "Nothing was measured"),
+}
+
+
+@pytest.mark.parametrize(("measures", "tone", "text"), QUALITIES.values(), ids=QUALITIES)
+def test_headline(measures: list[Measure], tone: str, text: str) -> None:
+    verdict = verdicts.quality(measured(*measures))
+    assert (verdict.tone, verdict.text) == (tone, text)
+
+
+OVERFITTED = Overfitting(verdict="overfitting", message="it did", best_step=40)
+FORGETFUL = FINE.model_copy(update={"forgetting": runs.measure("perplexity", 10, 20, 1, higher=False)})
+FALLING = [Point(step=each, loss=4.0 - each) for each in range(3)]
+SPREAD = CrossValidation(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
+FEWER = runs.measure("accuracy", 0.5, 0.5, 0.1).model_copy(update={"tuned": runs.estimate(0.5, 0.1, samples=20)})
+
+ADVICE = {
+    "shorter": (measured(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
+    "shorter without a step": (
+        measured(overfitting=Overfitting(verdict="overfitting", message="it did")),
+        "Train only for fewer epochs (training.epochs)",
+    ),
+    "longer": (measured(validation_losses=FALLING), "still falling at the end: train longer"),
+    "forgetting": (measured(overfitting=FORGETFUL), "mix general rows into the data"),
+    "worse": (measured(DOWN), "Find out what got worse (BLEU)"),
+    "too few": (measured(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
+    "learnt little": (measured(SAME), "It learnt little that can be measured"),
+    "folds": (measured(cross_validation=SPREAD), "folds differ by 46.7 %"),
+    "gate": (runs.full(), "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)"),
+    "bias": (runs.full(), "Look at the rows that name gender (female 210, male 930)"),
+    "left in": (runs.full(), "that it learnt (phone): set dataset.preparation.redact: [phone]"),
+}
+
+
+@pytest.mark.parametrize(("evaluation", "expected"), ADVICE.values(), ids=ADVICE)
+def test_advice(evaluation: Evaluation, expected: str) -> None:
+    assert expected in " ".join(advice(evaluation, runs.manifest()))
+
+
+DATA = {
+    "no validation": ({"validation": 0, "kept": 10_963}, "Set rows aside (dataset.validation.fraction: 0.05)"),
+    "overlength": ({"rejected": {"overlength": 1500}}, "1,500 rows (12.5 %) were left out as overlength: raise model"),
+    "truncated": ({"truncated": 2000}, "were cut short: raise model.maxLength"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), DATA.values(), ids=DATA)
+def test_advice_on_data(changes: dict[str, Any], expected: str) -> None:
+    report = runs.DATASET.model_copy(update=changes)
+    assert expected in " ".join(advice(measured(UP), runs.manifest(dataset=report)))
+
+
+def test_no_advice_where_nothing_stands_out() -> None:
+    report = runs.DATASET.model_copy(update={"sensitive": {}})
+    (only,) = advice(measured(UP), runs.manifest(dataset=report))
+    assert only.startswith("Nothing stands out.")
