@@ -1,0 +1,93 @@
+"""The statement, read by in-toto's own classes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.v1 import resource_descriptor_pb2, statement_pb2
+from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+from in_toto_attestation.v1.statement import Statement
+from tests.trainer.report import runs
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.output.records import AdapterManifest
+from finetune_trainer.report.provenance import Builder, statement
+
+DIGEST = "e" * 64
+BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGEST}", started_on="2026-03-04T03:00:00Z")
+
+
+def made(manifest: AdapterManifest, builder: Builder = BUILDER) -> dict[str, Any]:
+    """As it is read from disk."""
+    return json.loads(json.dumps(statement(manifest, manifest.files, builder)))
+
+
+def test_in_toto_reads_it() -> None:
+    found = json_format.ParseDict(made(runs.manifest()), statement_pb2.Statement())
+    Statement.copy_from_pb(found).validate()
+    assert [(each.name, dict(each.digest)) for each in found.subject] == [
+        ("adapter_model.safetensors", {"sha256": "c" * 64})
+    ]
+
+
+def test_slsa_reads_it() -> None:
+    predicate = made(runs.manifest())["predicate"]
+    found = json_format.ParseDict(predicate, provenance_pb2.Provenance())
+    for each in found.build_definition.resolved_dependencies:
+        copied = resource_descriptor_pb2.ResourceDescriptor()
+        copied.CopyFrom(each)
+        ResourceDescriptor.copy_from_pb(copied).validate()
+    details = found.run_details
+    assert details.builder.id.startswith("https://")
+    assert dict(details.builder.version) == {"finetune-operator": "0.1.0"}
+    assert details.metadata.invocation_id == "uid-1"
+    assert details.metadata.started_on.ToJsonString() == "2026-03-04T03:00:00Z"
+    assert details.metadata.finished_on.ToJsonString() == "2026-03-04T05:06:07Z"
+
+
+def test_the_run_can_be_told_from_it() -> None:
+    definition = made(runs.manifest())["predicate"]["buildDefinition"]
+    config = TrainerConfig.model_validate(definition["externalParameters"]["config"])
+    assert config.digest() == definition["internalParameters"]["configDigest"]
+    assert definition["internalParameters"]["seeds"] == {"dataset.validation.seed": 7, "training.seed": 11}
+
+
+DEPENDENCIES = {
+    "data": {
+        "uri": "s3://data/support/a.jsonl",
+        "digest": {"sha256": "b" * 64},
+        "annotations": {"role": "data", "size": 5_000_000, "etag": '"e1"'},
+    },
+    "model": {
+        "uri": "hf://org/base-1b",
+        "digest": {"gitCommit": runs.COMMIT},
+        "annotations": {"role": "baseModel", "revision": runs.COMMIT},
+    },
+    "model file": {
+        "uri": "hf://org/base-1b/model.safetensors",
+        "digest": {"sha256": "a" * 64},
+        "annotations": {"role": "model", "size": 10**9},
+    },
+    "package": {"uri": "pkg:pypi/torch@2.14.1"},
+    "image": {
+        "uri": f"docker://{BUILDER.image}",
+        "digest": {"sha256": DIGEST},
+        "annotations": {"role": "trainerImage"},
+    },
+}
+
+
+@pytest.mark.parametrize("expected", DEPENDENCIES.values(), ids=DEPENDENCIES)
+def test_it_names_what_went_in(expected: dict[str, Any]) -> None:
+    assert expected in made(runs.manifest())["predicate"]["buildDefinition"]["resolvedDependencies"]
+
+
+def test_what_is_not_known_is_absent() -> None:
+    predicate = made(runs.manifest(versions={}), Builder())["predicate"]
+    assert predicate["runDetails"]["metadata"] == {"finishedOn": "2026-03-04T05:06:07Z"}
+    assert not [each for each in predicate["buildDefinition"]["resolvedDependencies"] if "docker" in each["uri"]]
+    json_format.ParseDict(predicate, provenance_pb2.Provenance())
