@@ -73,6 +73,7 @@ ADVICE = {
     ),
     "longer": (measured(validation_losses=FALLING), "still falling at the end: train longer"),
     "forgetting": (measured(overfitting=FORGETFUL), "mix general rows into the data"),
+    "nothing measured": (measured(), "Compare its answers with the base model's yourself"),
     "worse": (measured(DOWN), "Find out what got worse (BLEU)"),
     "too few": (measured(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "learnt little": (measured(SAME), "It learnt little that can be measured"),

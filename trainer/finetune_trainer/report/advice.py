@@ -84,6 +84,8 @@ def _forgetting(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[str]:
+    if not evaluation.measures:
+        yield "Compare its answers with the base model's yourself before it is used: nothing was measured."
     if found["worse"]:
         yield f"Find out what got worse ({', '.join(found['worse'])}) in the samples before the adapter is used."
     fewest = min((measure.tuned.samples for measure in evaluation.measures), default=0)
