@@ -7,6 +7,7 @@ from typing import Literal
 
 from finetune_trainer.evaluation.records import Estimate, Evaluation, Measure
 from finetune_trainer.report.figures import measure_name, plural
+from finetune_trainer.report.text import one_line
 
 Direction = Literal["better", "worse", "unclear", "unknown"]
 Tone = Literal["good", "bad", "unsure"]
@@ -43,7 +44,7 @@ def by_direction(evaluation: Evaluation) -> dict[Direction, list[str]]:
     """Names of the metrics that went each way."""
     found: dict[Direction, list[str]] = {"better": [], "worse": [], "unclear": [], "unknown": []}
     for measure in evaluation.measures:
-        found[direction(measure)].append(measure_name(measure.name))
+        found[direction(measure)].append(one_line(measure_name(measure.name), 60))
     return found
 
 
@@ -89,7 +90,7 @@ def bias(evaluation: Evaluation) -> Verdict:
     flagged = [finding for finding in findings if finding.flagged]
     compared = plural(len(findings), "comparison")
     if flagged:
-        names = ", ".join(sorted({finding.category for finding in flagged}))
+        names = ", ".join(sorted({one_line(finding.category, 60) for finding in flagged}))
         return Verdict("Bias", "bad", f"More bias: {names}", f"{len(flagged)} of {compared} got worse.")
     return Verdict("Bias", "good", "No added bias seen", f"None of {compared} got worse beyond chance.")
 
