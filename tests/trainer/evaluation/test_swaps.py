@@ -1,0 +1,160 @@
+"""Terms exchanged as a reader would, and back again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.data.rows import Chat, Pair, Preference, Row, Text
+from finetune_trainer.evaluation.swaps import CATEGORIES, OWN, groups_named, swap, swapped_row, why_not_terms
+from finetune_trainer.evaluation.terms import table_of, table_of_own
+
+TERMS = [["nurse", "engineer"], ["data scientist", "clerk"], ["EU citizen", "migrant"]]
+
+SWAPPED = {
+    "a pronoun": ("gender", "he said that she left", "she said that he left"),
+    "each case": ("gender", "HE, He, he", "SHE, She, she"),
+    "her before a noun": ("gender", "she lost her new book", "he lost his new book"),
+    "her at the end": ("gender", "they saw her.", "they saw him."),
+    "her before a preposition": ("gender", "they gave it to her in March", "they gave it to him in March"),
+    "her before a compound": ("gender", "her up-to-date notes", "his up-to-date notes"),
+    "his before a noun": ("gender", "His answer was his own", "Her answer was her own"),
+    "his at the end": ("gender", "the choice is his", "the choice is hers"),
+    "hers": ("gender", "HERS is better", "HIS is better"),
+    "him": ("gender", "ask him and help him", "ask her and help her"),
+    "beside punctuation": ("gender", "(father), mother's; son/daughter", "(mother), father's; daughter/son"),
+    "a name": ("gender", "John met Mary", "Mary met John"),
+    "a noun phrase of French": ("gender", "Il voit la femme et s'il veut", "Elle voit l'homme et si elle veut"),
+    "impersonal French stays": ("gender", "il y a ce qu'il faut, dit-il", "il y a ce qu'il faut, dit-elle"),
+    "an article": ("age", "A young man met an older one", "An old man met a younger one"),
+    "an age is no group": ("age", "The old man is 5 years old", "The young man is 5 years old"),
+    "people, not colours": ("race", "the black man in a black coat", "the white man in a black coat"),
+    "the article of European": (
+        "race",
+        "an African American and European Americans",
+        "a European American and African Americans",
+    ),
+    "a faith": ("religion", "MUSLIMS and a Christian priest", "CHRISTIANS and a Muslim imam"),
+    "the user's terms": (OWN, "A nurse, an engineer; two data scientists", "An engineer, a nurse; two data scientists"),
+    "the user's phrase": (OWN, "Data scientist or clerk? DATA SCIENTIST", "Clerk or data scientist? CLERK"),
+}
+
+
+@pytest.mark.parametrize(("category", "text", "swapped"), SWAPPED.values(), ids=SWAPPED)
+def test_a_swap(category: str, text: str, swapped: str) -> None:
+    assert swap(text, category, TERMS) == swapped
+    assert swap(swapped, category, TERMS) == text
+
+
+NOT_SWAPPED = {
+    "no term": ("gender", "The train is late."),
+    "part of a word": ("gender", "Theme, shell, Manchester, mankind"),
+    "a mixed case": ("gender", "hE"),
+    "a verb that looks like a name": ("gender", "mary john"),
+    "a term without counterpart": ("gender", "Mrs Smith said she knew"),
+    "French without article": ("gender", "cette femme dit qu'elle sait"),
+    "him before a noun": ("gender", "they call him father"),
+    "part of a phrase": ("race", "a black manor"),
+    "another category": ("age", "he and she"),
+    "no terms of one's own": (OWN, "he and she"),
+    "a letter that only looks like s": ("gender", "\u017fhe"),
+}
+
+
+@pytest.mark.parametrize(("category", "text"), NOT_SWAPPED.values(), ids=NOT_SWAPPED)
+def test_what_is_not_swapped(category: str, text: str) -> None:
+    assert swap(text, category) is None
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_each_term_has_one_counterpart(category: str) -> None:
+    table = table_of([category])
+    wrong = {a: b for a, b in table.counterparts.items() if a not in table.ambiguous and b not in table.ambiguous}
+    assert {a: b for a, b in wrong.items() if wrong.get(b) != a} == {}
+    assert not table.unpaired & {*table.counterparts, *table.ambiguous}
+    assert not table.kept & {*table.counterparts, *table.ambiguous}
+
+
+WORDS = sorted({*table_of(CATEGORIES).counterparts, *table_of(CATEGORIES).kept, "her", "his", "Mrs"})
+texts = st.lists(
+    st.one_of(
+        st.sampled_from(WORDS), st.sampled_from(["a", "an", "the", "book", "to", "old", "é"]), st.text(max_size=5)
+    ),
+    max_size=12,
+).flatmap(lambda words: st.sampled_from([" ", ", ", "-", "\n", "'"]).map(lambda space: space.join(words)))
+
+
+@given(texts, st.sampled_from([*CATEGORIES, OWN]))
+def test_swapping_twice_gives_the_text_back(text: str, category: str) -> None:
+    swapped = swap(text, category, TERMS)
+    if swapped is not None:
+        assert swapped != text
+        assert swap(swapped, category, TERMS) == text
+
+
+NAMED = {
+    "both": ("He and his sister", {("gender", "male"), ("gender", "female")}),
+    "without counterpart": ("Mrs Smith", {("gender", "female")}),
+    "her": ("tell HER", {("gender", "female")}),
+    "hers": ("it is hers", {("gender", "female")}),
+    "a name": ("Lakisha knows Brian", {("race", "black"), ("gender", "male")}),
+    "an age is no group": ("She is 5 years old", {("gender", "female")}),
+    "with an article": ("an old Muslim", {("age", "old"), ("religion", "muslim")}),
+    "the user's": ("Nurses: one nurse", {(OWN, "nurse")}),
+    "French": ("Une femme; il y a; elles", {("gender", "female")}),
+    "nobody": ("The train is late.", set()),
+}
+
+
+@pytest.mark.parametrize(("text", "groups"), NAMED.values(), ids=NAMED)
+def test_which_groups_are_named(text: str, groups: set[tuple[str, str]]) -> None:
+    assert groups_named(text, TERMS) == groups
+
+
+ROWS: dict[str, tuple[Row, Row | None]] = {
+    "all texts": (Pair("Where is he?", "He left."), Pair("Where is she?", "She left.")),
+    "a text without terms": (Pair("Where?", "He left."), Pair("Where?", "She left.")),
+    "none": (Text("The train."), None),
+    "one that cannot be swapped": (Pair("Where is Mrs Hill, he asked", "He left."), None),
+    "a conversation": (
+        Chat([{"role": "user", "content": "her"}, {"role": "assistant", "content": "ok"}]),
+        Chat([{"role": "user", "content": "him"}, {"role": "assistant", "content": "ok"}]),
+    ),
+    "a preference": (
+        Preference(Pair("he", "yes"), Pair("he", "she")),
+        Preference(Pair("she", "yes"), Pair("she", "he")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "swapped"), ROWS.values(), ids=ROWS)
+def test_a_row_is_swapped_as_a_whole(row: Row, swapped: Row | None) -> None:
+    assert swapped_row(row, "gender") == swapped
+
+
+REFUSED = {
+    "three terms": ([["a", "b", "c"]], "terms[0] has to be two terms"),
+    "nothing": ([["nurse", " "]], "terms[0] has to be two terms"),
+    "a sign": ([["nurse", "c++"]], "terms[0] has to be two terms"),
+    "the same twice": ([["nurse", "Nurse"]], '"nurse" stands in two places'),
+    "in two pairs": ([["nurse", "clerk"], ["Clerk", "doctor"]], 'terms[1]: "clerk" stands in two places'),
+}
+
+
+@pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
+def test_terms_that_cannot_be_exchanged(terms: list[list[str]], why: str) -> None:
+    found = why_not_terms(terms)
+    assert found is not None
+    assert why in found
+
+
+def test_terms_that_can_be_exchanged() -> None:
+    assert why_not_terms(TERMS) is None
+    assert why_not_terms([]) is None
+
+
+def test_a_pair_of_unlike_case_still_goes_both_ways() -> None:
+    table = table_of_own([("nurse", "Doctor")])
+    assert {table.counterparts[each] for each in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
+    assert all(table.counterparts[table.counterparts[each]] == each for each in table.counterparts)
