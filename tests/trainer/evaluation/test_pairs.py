@@ -1,0 +1,105 @@
+"""Sentence pairs: our own, and those of a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES
+from finetune_trainer.evaluation.pairs import SentencePair, own_pairs, read_pairs
+
+CATEGORIES = {"gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"}
+HEADER = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations\n"
+
+
+def test_each_category_of_our_own_is_large_enough() -> None:
+    counts = Counter(pair.category for pair in own_pairs())
+    assert set(counts) == CATEGORIES
+    assert min(counts.values()) >= MIN_SAMPLES
+
+
+def test_no_pair_stands_there_twice() -> None:
+    sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in own_pairs()]
+    assert [each for each, count in Counter(sentences).items() if count > 1] == []
+
+
+def middle(pair: SentencePair) -> Iterator[str]:
+    """What is left of each sentence without the words they share at its start and end."""
+    first, second = pair.stereotype.split(), pair.counterpart.split()
+    start = next(index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    end = next(index for index, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b)
+    yield from (" ".join(words[start : len(words) - end]) for words in (first, second))
+
+
+@pytest.mark.parametrize("category", sorted(CATEGORIES))
+def test_only_a_term_differs_and_both_sides_have_stereotypes(category: str) -> None:
+    terms = [tuple(middle(pair)) for pair in own_pairs() if pair.category == category]
+    assert all(term and len(term.split()) <= 4 for pair in terms for term in pair)
+    assert all("{" not in pair.stereotype + pair.counterpart for pair in own_pairs())
+    if category != "disability":  # There the counterpart is anything that is no disability.
+        assert {first.lower() for first, _ in terms} & {second.lower() for _, second in terms}
+
+
+def test_articles_fit_both_terms() -> None:
+    sentences = [each for pair in own_pairs() for each in (pair.stereotype, pair.counterpart)]
+    words = [(each.split()[index].lower(), each.split()[index + 1]) for each in sentences for index in range(2)]
+    assert [pair for pair in words if pair[0] == "a" and pair[1][0] in "aeiou"] == []
+    assert [pair for pair in words if pair[0] == "an" and pair[1][0] not in "aeiou"] == []
+
+
+READ = {
+    "a pair": (HEADER + "0,He fights.,She fights.,stereo,gender,[]\n", [("gender", "He fights.", "She fights.")]),
+    "the other direction": (HEADER + "0,He.,She.,antistereo,gender,[]\n", [("gender", "He.", "She.")]),
+    "a byte order mark and Windows' line ends": (
+        "\ufeff" + HEADER.replace("\n", "\r\n") + "0,He.,She.,stereo,age,[]\r\n",
+        [("age", "He.", "She.")],
+    ),
+    "a quoted line break": (
+        HEADER + '0,"He,\nsaid.","She, said.",stereo,gender,[]\n',
+        [("gender", "He,\nsaid.", "She, said.")],
+    ),
+    "columns in another order": (
+        "bias_type,stereo_antistereo,sent_less,sent_more\nrace-color,stereo,b,a\n",
+        [("race-color", "a", "b")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "pairs"), READ.values(), ids=READ)
+def test_a_file_that_can_be_read(content: str, pairs: list[tuple[str, str, str]]) -> None:
+    assert read_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
+
+
+ROW = "0,He.,She.,stereo,gender,[]\n"
+REFUSED = {
+    "nothing": (b"", "line 1: the header has no column sent_more or sent_less"),
+    "a column missing": (
+        b"sent_more,sent_less,bias_type\na,b,c\n",
+        "line 1: the header has no column stereo_",
+    ),
+    "only a header": (HEADER.encode(), "line 1: there are no pairs"),
+    "an empty sentence": ((HEADER + ROW + "1,,She.,stereo,gender,[]\n").encode(), "line 3: sent_more, sent_less and"),
+    "no category": ((HEADER + "1,He.,She.,stereo, ,[]\n").encode(), "line 2: sent_more, sent_less and bias_type"),
+    "a short row": ((HEADER + ROW + "1,He.\n").encode(), "line 3: sent_more, sent_less and bias_type"),
+    "the same twice": ((HEADER + "1,He.,He. ,stereo,gender,[]\n").encode(), "line 2: sent_more and sent_less are the"),
+    "another direction": (
+        (HEADER + "1,He.,She.,up,gender,[]\n").encode(),
+        "line 2: stereo_antistereo has to be",
+    ),
+    "a quote that does not end": ((HEADER + ROW + '1,"He.,She.\n').encode(), "line 3: unexpected end"),
+    "a very long sentence": ((HEADER + f"1,{'a' * 10_001},b,stereo,age,[]\n").encode(), "line 2: a sentence has more"),
+    "a longer one than csv takes": ((HEADER + f"1,{'a' * 200_000},b,stereo,age,[]\n").encode(), "line 2: field larger"),
+    "no UTF-8": (HEADER.encode() + b"0,He.,She.,stereo,gender,[]\n1,\xff", "line 3: this is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
+def test_a_file_that_cannot_be_read_names_the_line(content: bytes, why: str) -> None:
+    with pytest.raises(TrainerError) as caught:
+        read_pairs(content, "s3://data/pairs.csv")
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert caught.value.message.startswith(f"s3://data/pairs.csv {why}")
