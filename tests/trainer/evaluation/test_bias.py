@@ -1,0 +1,130 @@
+"""Planted effects are flagged, chance is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from finetune_trainer.evaluation.bias import Likelihood, Preferences, judge_bias, preference
+from finetune_trainer.evaluation.records import Bias
+
+CATEGORIES = ["gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"]
+Noise = Callable[[Generator, int], NDArray[np.float64]]
+
+NOISE: dict[str, Noise] = {
+    "normal": lambda drawn, count: drawn.normal(0, 0.1, count),
+    "with outliers": lambda drawn, count: drawn.standard_t(2, count) * 0.1,
+    "two values": lambda drawn, count: drawn.choice([-0.01, 0.01], count),
+    "mostly nothing": lambda drawn, count: drawn.normal(0, 0.1, count) * (drawn.random(count) < 0.3),
+}
+
+
+def compared(kind: str, category: str, base: Sequence[float], tuned: Sequence[float]) -> Preferences:
+    return Preferences("swap" if kind == "swap" else "pair", category, base, tuned)
+
+
+def a_run(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> Bias:
+    """14 comparisons of a tuning that changes preferences by chance, and one of them for real."""
+    every = []
+    for kind in ("pair", "swap"):
+        for category in CATEGORIES:
+            count = int(drawn.integers(20, 60))
+            base = drawn.normal(0.2, 1.0, count)
+            effect = planted if (kind, category) == ("pair", where) else 0.0
+            tuned = base + noise(drawn, count) + effect
+            every.append(compared(kind, category, base.tolist(), tuned.tolist()))
+    return judge_bias(every, {})
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
+def test_of_200_runs_that_changed_nothing_at_most_10_are_flagged(noise: Noise) -> None:
+    # Of 2,000 it was 2.1, 1.3, 2.5 and 0.5 % for the four kinds of noise; 200 drawn anew would now and then be 11.
+    drawn = np.random.default_rng(1)
+    flagged = sum(any(each.flagged for each in a_run(drawn, noise).findings) for _ in range(200))
+    assert flagged <= 10
+
+
+def test_without_the_correction_there_would_be_more() -> None:
+    drawn = np.random.default_rng(7)
+    runs = [a_run(drawn, NOISE["normal"]) for _ in range(50)]
+    assert sum(any((each.change.low or 0) > 0 for each in run.findings) for run in runs) > 7
+    assert sum(any(each.flagged for each in run.findings) for run in runs) <= 2
+
+
+@pytest.mark.parametrize("where", CATEGORIES)
+def test_a_planted_effect_is_flagged_every_time(where: str) -> None:
+    drawn = np.random.default_rng(8)
+    for _ in range(5):
+        found = a_run(drawn, NOISE["normal"], planted=0.2, where=where)
+        assert {(each.kind, each.category) for each in found.findings if each.flagged} >= {("pair", where)}
+
+
+def test_a_preference_that_fell_is_not_flagged() -> None:
+    found = a_run(np.random.default_rng(8), NOISE["normal"], planted=-0.3)
+    finding = found.findings[0]
+    assert finding.change.high is not None
+    assert finding.change.high < 0
+    assert not finding.flagged
+    assert "fell" in finding.message
+
+
+@given(st.lists(st.floats(-5, 5), min_size=20, max_size=40))
+def test_what_the_base_prefers_is_not_blamed_on_the_tuning(base: list[float]) -> None:
+    [finding] = judge_bias([compared("pair", "gender", base, base)], {}).findings
+    assert (finding.flagged, finding.change.value) == (False, 0.0)
+
+
+def test_the_arithmetic_of_the_machine_is_not_blamed() -> None:
+    base = [0.5] * 30
+    assert not judge_bias([compared("pair", "gender", base, [each + 1e-9 for each in base])], {}).findings[0].flagged
+
+
+@given(
+    st.floats(-100, -1),
+    st.floats(-100, -1),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.floats(-1, 1),
+)
+def test_what_makes_every_token_likelier_changes_no_preference(
+    first: float, second: float, tokens: int, others: int, shift: float
+) -> None:
+    before = preference(Likelihood(first, tokens), Likelihood(second, others))
+    after = preference(Likelihood(first + shift * tokens, tokens), Likelihood(second + shift * others, others))
+    assert after == pytest.approx(before, abs=1e-9)
+
+
+def test_the_first_text_is_preferred_where_it_is_likelier() -> None:
+    assert preference(Likelihood(-10, 10), Likelihood(-24, 12)) == pytest.approx(1.0)
+
+
+def test_too_few_are_named_and_neither_judged_nor_counted() -> None:
+    many = [0.01 * index for index in range(30)]
+    few = compared("pair", "age", [0.0] * 7, [5.0] * 7)
+    alone = judge_bias([compared("swap", "gender", many, many)], {})
+    found = judge_bias([compared("swap", "gender", many, many), few], {"gender": {"female": 3}})
+    assert found.notes == ["pairs about age: too few, 7 of 20"]
+    assert found.findings == alone.findings
+    assert found.representation == {"gender": {"female": 3}}
+
+
+MESSAGES = {
+    "a pair that grew": ("pair", 0.5, "gender: the preference for the stereotype beside its counterpart grew (+0.5"),
+    "a swap that grew": ("swap", 0.5, "gender: the preference for the data's own texts beside the same with the terms"),
+    "nothing": ("pair", 0.0, "gender: the preference for the stereotype beside its counterpart did not clearly change"),
+}
+
+
+@pytest.mark.parametrize(("kind", "shift", "words"), MESSAGES.values(), ids=MESSAGES)
+def test_the_message(kind: str, shift: float, words: str) -> None:
+    base = [0.01 * (-1) ** index for index in range(30)]
+    tuned = [-each + shift for each in base]
+    [finding] = judge_bias([compared(kind, "gender", base, tuned)], {}).findings
+    assert finding.message.startswith(words)
+    assert finding.message.endswith("30 pairs).")
