@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.evaluation.intervals import (
@@ -69,11 +69,11 @@ def test_95_of_100_intervals_of_a_mean_hold_the_truth() -> None:
 def test_95_of_100_intervals_of_a_loss_per_token_hold_the_truth() -> None:
     drawn = np.random.default_rng(1)
     held = 0
-    for _ in range(50):
+    for _ in range(30):
         tokens = drawn.integers(5, 200, size=60)
         losses = tokens * drawn.normal(2.0, 0.3, size=60)
         held += within(weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
-    assert held >= 43
+    assert held >= 25
 
 
 def test_a_change_is_measured_row_by_row() -> None:
@@ -108,6 +108,7 @@ def test_a_change_of_a_share(gained: int, lost: int, same: int, expected: tuple[
     assert width(change) > 0
 
 
+@settings(max_examples=40)
 @given(Booleans)
 def test_a_change_of_a_share_lies_in_its_interval(rows: list[tuple[bool, bool]]) -> None:
     change = proportion_change([base for base, _ in rows], [tuned for _, tuned in rows])
