@@ -107,8 +107,9 @@ def test_the_first_text_is_preferred_where_it_is_likelier() -> None:
 def test_too_few_are_named_and_neither_judged_nor_counted() -> None:
     many = [0.01 * index for index in range(30)]
     few = compared("pair", "age", [0.0] * 7, [5.0] * 7)
-    alone = judge_bias([compared("swap", "gender", many, many)], {})
-    found = judge_bias([compared("swap", "gender", many, many), few], {"gender": {"female": 3}})
+    gender = compared("swap", "gender", many, many[::-1])
+    alone = judge_bias([gender], {})
+    found = judge_bias([gender, few], {"gender": {"female": 3}})
     assert found.notes == ["pairs about age: too few, 7 of 20"]
     assert found.findings == alone.findings
     assert found.representation == {"gender": {"female": 3}}

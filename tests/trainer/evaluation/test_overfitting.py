@@ -51,6 +51,7 @@ VERDICTS = {
     "a U beyond the interval": (U_SHAPE, falling(), measure(2.0, 1.6, half=0.05), "overfitting"),
     "a U that nobody saw the training loss of": (U_SHAPE, [], None, "overfitting"),
     "both rise": (U_SHAPE, rising(), None, "none"),
+    "both rise after a long fall": (U_SHAPE, points([*range(50, 10, -1), *range(10, 50)], every=1), None, "none"),
     "learnt by heart before validation rose": (U_SHAPE, points([0.01] * 100, every=1), None, "overfitting"),
 }
 
