@@ -123,7 +123,7 @@ def run_one(arguments: argparse.Namespace, backend: str) -> Result:
     count = len(data)
     report = DatasetReport(rows=count, kept=count, rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0")
     prepared, session = PreparedData(dataset=data, report=report), train.Session(recorder)
-    metrics = train.train(config, loaded, prepared, session, arguments.model.parent / backend)
+    metrics = train.train(config, loaded, prepared, session, arguments.model.parent / backend).metrics
     trainable, total = loaded.model.get_nb_trainable_parameters()
     per_second = _pace(recorder, metrics)
     return Result(

@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     files = preparing.Files([(config.dataset.sources[0], [rows])], "sha256:0")
     prepared = preparing.prepare(config, files, words, folder)
     loaded = model.Loaded(model.load_model(config, base, backend), words, backend)
-    metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder)
+    metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder).metrics
     export.export(config, loaded, folder / "adapter", "sha256:0")
     print(backend, json.dumps(metrics))
     out = folder / "got.json"  # asked in a process that knows nothing of the training

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 STEPS = 12
-COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
+COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss", "bestStep")
 PREFERENCES = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No " * (1 + n % 5)} for n in range(16)]
 CASES: dict[str, dict[str, Any]] = {
     "sft": {},
     "dpo": {"method": "dpo"},
     "kto": {"method": "kto", "batchSize": 2},
     "packed": {"packing": True},
+    "best taken": {"earlyStopping": {"patience": 1000}, "evalSteps": 1, "learningRate": 0.3, "scheduler": "constant"},
     "nf4 dora": {"lora": {"variant": "dora", "rank": 4, "dropout": 0.1}},
 }
 

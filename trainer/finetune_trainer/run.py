@@ -100,7 +100,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     store = output.checkpoints(fetched.digest, fetched.start_revision)
     keeper = saving.keeper(store, claim, known, config.training.checkpoints) if claim else following.Follower(store)
     with keeper.session(known, folder) as session:
-        metrics = train.train(config, loaded, prepared, session, folder)
+        metrics = train.train(config, loaded, prepared, session, folder).metrics
     if isinstance(keeper, following.Follower):
         group.wait(known.progress)  # so that a pod ends well only when the result is whole
         return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")

@@ -156,7 +156,7 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     loaded = model.Loaded(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
     session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None)
-    metrics = train.train(settings, loaded, rows, session, folder)
+    metrics = train.train(settings, loaded, rows, session, folder).metrics
     export.export(settings, loaded, folder / "adapter", "sha256:0")
     trainable, _ = tuned.get_nb_trainable_parameters()
     return Trained(folder, metrics, recorder.seen, rows.report, trainable, loaded)

@@ -23,7 +23,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         due, stop = group.any_of(due, self._saver.stop.made)
         if stop:
             self._saver.stop.share()
-        if due or (stop and state.global_step < state.max_steps):
+        # Also where training ends before its last step, so that no attempt trains again what only was not published.
+        if due or control.should_training_stop or (stop and state.global_step < state.max_steps):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:

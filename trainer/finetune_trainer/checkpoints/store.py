@@ -39,10 +39,12 @@ CHECKPOINTS = ".checkpoints/"
 MARKER = "checkpoint.json"
 FORMAT = 1
 COUNTS_NAME = "counts.json"
-"""What was trained before it, and the loss at the very start."""
+"""What was trained before it, and what was seen of the validation data."""
+BEST_NAME = "best.safetensors"
+"""The adapter of the lowest validation loss so far, where the run publishes that one."""
 _FILES = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
-    rf"|trainer_state\.json|{COUNTS_NAME}"
+    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_NAME}"
 )
 """All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
 _STEP = re.compile(r"step-(\d+)/(.+)")

@@ -51,7 +51,7 @@ from finetune_trainer.contract.outcome import (
     Result,
     Stage,
 )
-from finetune_trainer.contract.training import Checkpoints, Lora, Training
+from finetune_trainer.contract.training import Checkpoints, EarlyStopping, Lora, Training
 
 __all__ = [
     "CA_BUNDLE_ENV",
@@ -80,6 +80,7 @@ __all__ = [
     "DataSource",
     "Dataset",
     "DatasetReport",
+    "EarlyStopping",
     "ExitCode",
     "Lora",
     "Model",

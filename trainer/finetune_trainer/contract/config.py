@@ -115,6 +115,10 @@ TRAINER_RULES = (
         "self.training.method != 'sft' || self.dataset.sources.all(each, each.format != 'preference')",
         "method sft cannot use format preference; use dpo or kto",
     ),
+    (
+        "!has(self.training.earlyStopping) || has(self.dataset.validation)",
+        "training.earlyStopping needs dataset.validation",
+    ),
 )
 """Rules over several parts of the config, for this class and what inherits it."""
 

@@ -44,6 +44,15 @@ class Checkpoints(Model):
     """Newest checkpoints kept in the store."""
 
 
+class EarlyStopping(Model):
+    """Ends the training when the validation loss does not fall any more, and publishes the adapter of the lowest."""
+
+    patience: int = Field(default=3, ge=1, le=1000)
+    """Looks at the validation data without a lower loss after which training ends."""
+    min_delta: float = Field(default=0, ge=0, le=1000)
+    """How much lower than the lowest before it a loss must be to count."""
+
+
 class Training(Model):
     """How to train."""
 
@@ -102,6 +111,9 @@ class Training(Model):
     """`dpo` and `kto`: how strongly the tuned model is held to the base model; higher stays closer."""
     eval_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """Optimizer steps between two looks at the validation data. Absent means at the end of each epoch."""
+    early_stopping: EarlyStopping | None = None
+    """Ends the training when the validation loss does not fall any more, and publishes the adapter of the lowest. Needs
+    `dataset.validation`. Absent trains to the end, and publishes the last."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     """Seed of the adapter's start, the order of rows and dropout."""
     lora: Lora = Lora()

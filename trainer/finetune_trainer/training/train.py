@@ -15,6 +15,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors
 from finetune_trainer.models.model import Loaded, check_vocabulary, resolve_precision
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.training import looks
+from finetune_trainer.training.looks import Look
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -152,15 +154,23 @@ class Session:
     resume_from: Path | None = None
 
 
-def train(
-    config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Trained:
+    """Numbers of the whole run, the loss of each step, and each look at the validation data."""
+
+    metrics: dict[str, float]
+    losses: Sequence[tuple[int, float]] = ()
+    looks: Sequence[Look] = ()
+
+
+def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path) -> Trained:
     """Train the adapter in place on prepared rows, every one of them in every epoch.
 
-    Returns `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens` (trained,
-    padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU, `peakMemoryBytes` (of
-    this attempt; all else is of the whole run); with validation data `baseEvalLoss` (before the first step) and
-    `evalLoss`, of `dpo` also `evalRewardAccuracy`.
+    The metrics are `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens`
+    (trained, padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU,
+    `peakMemoryBytes` (of this attempt; all else is of the whole run); with validation data `baseEvalLoss` (before the
+    first step), `evalLoss` (of the adapter that is taken), of `dpo` also `evalRewardAccuracy`, and `bestStep`, whose
+    loss was lowest.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer.training import trl_trainers
@@ -171,16 +181,29 @@ def train(
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
     last = watch.end()
     metrics = {
-        "trainLoss": result.mean_loss,
+        "trainLoss": math.fsum(loss for _, loss in result.losses) / max(len(result.losses), 1),
         "finalLoss": last.loss,
         "trainSeconds": round(result.seconds, 3),
         "steps": float(last.number),
         "tokens": float(result.tokens),
         "supervisedTokens": float(result.supervised),
         "tokensPerSecond": round(result.tokens / result.seconds, 1),
-        **{name: value for name, value in result.evaluation.items() if math.isfinite(value)},
+        **_seen(result.looks, config.training),
     }
-    return metrics if result.peak_memory is None else {**metrics, "peakMemoryBytes": float(result.peak_memory)}
+    if result.peak_memory is not None:
+        metrics["peakMemoryBytes"] = float(result.peak_memory)
+    return Trained(metrics, result.losses, result.looks)
+
+
+def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:
+    """What is said of the validation data."""
+    if not all_looks:
+        return {}
+    first, best = all_looks[0], looks.best(all_looks)
+    base = {"baseEvalLoss": first.loss} if first.step == 0 else {}
+    lowest = {"bestStep": float(best.step)} if best else {}
+    taken = best if best and training.early_stopping else all_looks[-1]
+    return {name: value for name, value in {**base, **taken.metrics, **lowest}.items() if math.isfinite(value)}
 
 
 def _advice(config: TrainerConfig) -> str:

@@ -17,6 +17,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from finetune_trainer.checkpoints.store import COUNTS_NAME
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.training.fillers import FillersLast
+from finetune_trainer.training.looks import Look
 from finetune_trainer.workers import group, layout
 
 
@@ -26,7 +27,7 @@ class Counts:
     def __init__(self, device: torch.device) -> None:
         self._begun = time.monotonic()
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
-        self.base_eval_loss: float | None = None
+        self.looks: list[Look] = []
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
@@ -58,7 +59,7 @@ class Counts:
             "tokens": self.tokens,
             "supervised": self.supervised,
             "seconds": self.seconds,
-            "baseEvalLoss": self.base_eval_loss,
+            "looks": [look.to_json() for look in self.looks],
         }
         if layout.is_first():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
@@ -69,7 +70,7 @@ class Counts:
         if layout.is_first():
             self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
         self._begun -= content["seconds"]
-        self.base_eval_loss = content["baseEvalLoss"]
+        self.looks = [Look.from_json(each) for each in content["looks"]]
 
 
 class _Counting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune_trainer.data.preparing import PreparedData
 from finetune_trainer.models.model import Loaded
 from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.fillers import filled
+from finetune_trainer.training.looks import Look
 from finetune_trainer.training.train import Session, Step, Watch
 from finetune_trainer.training.trl_methods import Dpo, Kto, KtoCollator, Sft
 from finetune_trainer.training.trl_validation import Lookout, Validation
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What was trained, by earlier attempts too: mean loss over all steps, tokens without padding, those learnt and
-    seconds; peak bytes of GPU memory of this attempt, if there is one, and what was seen of the validation data."""
+    """What was trained, by earlier attempts too: the loss of each step, tokens without padding, those learnt and
+    seconds, and what was seen of the validation data; peak bytes of GPU memory of this attempt, if there is one."""
 
-    mean_loss: float
+    losses: list[tuple[int, float]]
     tokens: int
     supervised: int
     seconds: float
+    looks: list[Look]
     peak_memory: int | None
-    evaluation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,24 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer = build(job)
-    validation = _look_on(trainer, job, session, watch)
+    lookout = _look_on(trainer, job, session, watch)
     if session.resume_from is None:
         trainer.train()
     else:
-        trainer.counts.restore(session.resume_from)
-        _go_on(trainer, session.resume_from)
+        _go_on(trainer, session.resume_from, lookout)
     peak = torch.cuda.max_memory_reserved() if gpu else None
     counts = trainer.counts
-    evaluation = validation.metrics if validation else {}
-    if counts.base_eval_loss is not None:
-        evaluation = {"baseEvalLoss": counts.base_eval_loss, **evaluation}
-    return Result(_mean_loss(trainer.state), counts.tokens, counts.supervised, counts.seconds, peak, evaluation)
+    losses = [(int(each["step"]), float(each["loss"])) for each in trainer.state.log_history if "loss" in each]
+    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak)
 
 
-def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path) -> None:
+def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path, lookout: Lookout | None) -> None:
     """Train what is left. After the last step nothing is, where transformers would do one more."""
+    trainer.counts.restore(checkpoint)
+    if lookout:
+        lookout.restore(checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not (lookout and lookout.is_over):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state
@@ -94,12 +94,6 @@ def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path) -> None:
     others.on_train_begin(trainer.args, state, trainer.control)
     others.on_log(trainer.args, state, trainer.control, last)
     others.on_train_end(trainer.args, state, trainer.control)
-
-
-def _mean_loss(state: TrainerState) -> float:
-    """Over all steps: the trainer's own mean leaves out those before the checkpoint that it went on from."""
-    losses = [float(each["loss"]) for each in state.log_history if "loss" in each]
-    return math.fsum(losses) / max(len(losses), 1)
 
 
 def build(job: Job) -> Sft | Dpo | Kto:
@@ -153,17 +147,18 @@ def _packed(job: Job) -> tuple[datasets.Dataset, Callable[[Any], Any]]:
     return sequences, packing.Collator(rows, job.loaded.tokenizer.pad_token_id)
 
 
-def _look_on(trainer: Sft | Dpo | Kto, job: Job, session: Session, watch: Watch) -> Validation | None:
-    """Add all who look on, and return the one with the validation data, if there is any."""
+def _look_on(trainer: Sft | Dpo | Kto, job: Job, session: Session, watch: Watch) -> Lookout | None:
+    """Add all who look on, and return the one who looks at the validation data, if there is any."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Reporter(watch, trainer))
-    validation = None
+    lookout = None
     if job.prepared.validation is not None:
         validation = Validation(trainer, job.prepared.validation, job.collator())
-        trainer.add_callback(Lookout(validation, watch, job.config.training.eval_steps))
+        lookout = Lookout(validation, watch, job.config.training)
+        trainer.add_callback(lookout)
     for callback in session.callbacks:
         trainer.add_callback(callback)
-    return validation
+    return lookout
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed

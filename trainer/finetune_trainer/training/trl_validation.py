@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer.contract import Training
 from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.training import looks
+from finetune_trainer.training.best import Best
+from finetune_trainer.training.looks import Look
 from finetune_trainer.training.train import Watch
 from finetune_trainer.training.trl_methods import Dpo, Kto, Sft
 from finetune_trainer.workers import group, layout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,11 +32,11 @@ class Validation:
     trainer: Sft | Dpo | Kto
     rows: datasets.Dataset
     collate: Callable[[Any], Any]
-    metrics: dict[str, float] = field(default_factory=dict)
     _own: int = 0
 
-    def look(self) -> float:
-        """The mean loss, over learnt tokens for `sft` and over rows for the others; without dropout."""
+    def look(self) -> dict[str, float]:
+        """`evalLoss`, the mean over learnt tokens for `sft` and over rows for the others, without dropout; of `dpo`
+        also `evalRewardAccuracy`."""
         model, trainer = self.trainer.model, self.trainer
         model.eval()
         # A loader draws from the generator that dropout draws from; looking must not change the training.
@@ -40,10 +48,7 @@ class Validation:
         sums = torch.tensor(weighed[: self._own], dtype=torch.float64).reshape(-1, 2)
         weight = group.total(sums[:, 1].sum()).item()
         loss = group.total(sums.prod(1).sum()).item() / weight if weight else math.nan
-        self.metrics = {"evalLoss": loss}
-        if seen:
-            self.metrics["evalRewardAccuracy"] = sum(seen) / len(seen)
-        return loss
+        return {"evalLoss": loss} | ({"evalRewardAccuracy": sum(seen) / len(seen)} if seen else {})
 
     def _loader(self) -> torch.utils.data.DataLoader[Any]:
         """This worker's share of the batches. All take as many, since TRL has them wait for each other in each."""
@@ -73,30 +78,57 @@ class Validation:
 
 
 class Lookout(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Looks before the first step, at each epoch's end or every `every` steps, and at the end."""
+    """Looks before the first step, at each epoch's end or every `evalSteps` steps, and at the end; with
+    `earlyStopping` it keeps the best adapter, and ends the training when no better one comes.
 
-    def __init__(self, validation: Validation, watch: Watch, every: int | None) -> None:
-        self._validation, self._watch, self._every = validation, watch, every
-        self._seen_at = -1
+    It acts at a step's end alone, before a checkpoint of that step is saved, so that no look is missing in it.
+    """
+
+    def __init__(self, validation: Validation, watch: Watch, training: Training) -> None:
+        self._validation, self._watch, self._training = validation, watch, training
+        self._best = Best(validation.trainer.model) if training.early_stopping else None
+
+    @property
+    def looks(self) -> list[Look]:
+        """All so far, of earlier attempts too."""
+        return self._validation.trainer.counts.looks
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no lower loss is to be waited for any more."""
+        return looks.is_over(self.looks, self._training.early_stopping)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from there, after the looks themselves were restored."""
+        if self._best:
+            self._best.restore(checkpoint)
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         if state.global_step == 0:
-            self._validation.trainer.counts.base_eval_loss = self._look(state)
-
-    def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        if self._every and state.global_step % self._every == 0:
             self._look(state)
 
-    def on_epoch_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        if not self._every:
+    def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+        every, epoch = self._training.eval_steps, state.epoch or 0.0
+        due = state.global_step % every == 0 if every else math.isclose(epoch, round(epoch), abs_tol=1e-6)
+        if due or state.global_step >= state.max_steps:
             self._look(state)
+            control.should_training_stop |= self.is_over
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        if self._best:
+            self._best.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        if self._seen_at != state.global_step:
+        if not self.looks or self.looks[-1].step != state.global_step:
             self._look(state)
+        lowest = looks.best(self.looks)
+        if self._best and lowest:
+            log.info("the adapter of step %d has the lowest validation loss and is taken", lowest.step)
+            self._best.put_back()
 
-    def _look(self, state: TrainerState) -> float:
-        self._seen_at = state.global_step
-        loss = self._validation.look()
-        self._watch.evaluated(state.global_step, loss)
-        return loss
+    def _look(self, state: TrainerState) -> None:
+        look = Look(state.global_step, self._validation.look())
+        self.looks.append(look)
+        self._watch.evaluated(look.step, look.loss)
+        if self._best and looks.best(self.looks) is look:
+            self._best.keep()

@@ -1,0 +1,32 @@
+"""Training that ends when the validation loss does not fall any more, and the adapter that is taken then."""
+
+from __future__ import annotations
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Run
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+
+@pytest.mark.parametrize("backend", ["transformers", "unsloth"])
+def test_ends_when_nothing_better_comes(run: Run, backend: str) -> None:
+    stopping = {"patience": 2, "minDelta": 1000}
+    trained = run(validate=True, maxSteps=8, evalSteps=1, earlyStopping=stopping, backend=backend)
+    assert trained.metrics["steps"] == 3
+    assert len(trained.losses) == 3
+
+
+@pytest.mark.parametrize("backend", ["transformers", "unsloth"])
+def test_the_best_adapter_is_taken(run: Run, backend: str) -> None:
+    wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1, "maxSteps": 3}
+    last = run(validate=True, **wild, backend=backend)
+    best = run(validate=True, **wild, earlyStopping={"patience": 100}, backend=backend)
+    step = int(best.metrics["bestStep"])
+    assert last.metrics["bestStep"] == step < 3, "the data has to be learnt badly at the end for this test"
+    assert best.metrics["evalLoss"] < last.metrics["evalLoss"]
+    until = run(validate=True, **wild | {"maxSteps": step}, backend=backend)
+    assert all((weight == until.weights[name]).all() for name, weight in best.weights.items())
+    # The published adapter really has that loss: another run that starts from it says so.
+    again = run(validate=True, maxSteps=1, adapter=str(best.folder / "adapter"))
+    assert again.metrics["baseEvalLoss"] == pytest.approx(best.metrics["evalLoss"], abs=1e-3)

@@ -1,0 +1,52 @@
+"""What was seen of the validation data so far, and what follows from it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from finetune_trainer.contract import EarlyStopping
+
+
+@dataclass(frozen=True)
+class Look:
+    """The validation data after so many optimizer steps: `evalLoss`, of `dpo` also `evalRewardAccuracy`."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per learnt token, or per row for `dpo` and `kto`."""
+        return self.metrics["evalLoss"]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """As a checkpoint holds it, where a loss that is no number is absent."""
+        loss = content["metrics"].get("evalLoss")
+        return cls(content["step"], {**content["metrics"], "evalLoss": math.nan if loss is None else loss})
+
+    def to_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"step": self.step, "metrics": {k: v for k, v in self.metrics.items() if math.isfinite(v)}}
+
+
+def best(looks: Sequence[Look]) -> Look | None:
+    """The one of the lowest loss, the first of equals; not that before the first step."""
+    trained = [look for look in looks if look.step and math.isfinite(look.loss)]
+    return min(trained, key=lambda look: look.loss, default=None)
+
+
+def is_over(looks: Sequence[Look], settings: EarlyStopping | None) -> bool:
+    """Whether the last `patience` looks brought no loss that is lower by more than `minDelta`."""
+    if settings is None:
+        return False
+    lowest, waited = math.inf, 0
+    for look in looks:
+        if look.step == 0:
+            continue
+        improved = look.loss < lowest - settings.min_delta
+        lowest, waited = (look.loss, 0) if improved else (lowest, waited + 1)
+    return waited >= settings.patience
