@@ -87,7 +87,7 @@ class Pods:
             "storage": {"endpoint": self.s3.endpoint},
         }
         for part, changes in self.changes.items():
-            content[part] |= changes
+            content[part] = content.get(part, {}) | changes
         return TrainerConfig.model_validate(content)
 
     def start(self, **training: Any) -> subprocess.Popen[str]:

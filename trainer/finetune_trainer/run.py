@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer import inputs, outcome
 from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
 from finetune_trainer.output import publish
@@ -23,9 +24,14 @@ from finetune_trainer.storage import S3
 from finetune_trainer.workers import group, layout
 
 if TYPE_CHECKING:
+    from finetune_trainer.checkpoints.saving import Keeper
     from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.evaluation.records import Evaluation
 
 log = logging.getLogger(__name__)
+
+EVALUATION_NAME = "evaluation.json"
+"""What was found out about the model, for programs."""
 
 
 def run(
@@ -87,6 +93,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
 
     # Only now: the backend decides what has to be imported first.
     from finetune_trainer.checkpoints import following, saving
+    from finetune_trainer.evaluation import evaluate
     from finetune_trainer.models import model
     from finetune_trainer.output import export
     from finetune_trainer.training import train
@@ -100,16 +107,22 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     store = output.checkpoints(fetched.digest, fetched.start_revision)
     keeper = saving.keeper(store, claim, known, config.training.checkpoints) if claim else following.Follower(store)
     with keeper.session(known, folder) as session:
-        metrics = train.train(config, loaded, prepared, session, folder).metrics
+        trained = train.train(config, loaded, prepared, session, folder)
     if isinstance(keeper, following.Follower):
         group.wait(known.progress)  # so that a pod ends well only when the result is whole
         return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")
 
+    _enter(Stage.EVALUATING, known)
+    evaluation = evaluate.evaluate(evaluate.Subject(config, loaded, prepared, trained), known.progress)
+    _check_gate(evaluation, keeper)
+
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
+    (adapter / EVALUATION_NAME).write_text(evaluation.model_dump_json(by_alias=True, exclude_none=True, indent=2))
 
     _enter(Stage.UPLOADING, known)
+    metrics = {**evaluation.metrics(), **trained.metrics}
     ended = output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
     group.release()
     keeper.clear()
@@ -121,6 +134,7 @@ def _prepare(
 ) -> tuple[Inputs, PreparedData]:
     """What is done once on each node."""
     from finetune_trainer.data import preparing
+    from finetune_trainer.evaluation import asked
     from finetune_trainer.models import model, model_files
 
     fetched = downloading.result()
@@ -130,7 +144,27 @@ def _prepare(
     files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
     prepared = preparing.prepare(config, files, tokenizer, folder)
     known.dataset = prepared.report
+    asked.check(config, prepared, tokenizer)
     return fetched, prepared
+
+
+def _check_gate(evaluation: Evaluation, keeper: Keeper) -> None:
+    """Raises `EVALUATION_GATE` if the model is not what was asked for. Nothing of it is published."""
+    failed = [check for check in evaluation.gate if not check.passed]
+    if not failed:
+        return
+    keeper.clear()
+    group.release()
+    found = "; ".join(f"{check.rule}, it is {_number(check.value)}" for check in failed)
+    raise TrainerError(
+        Reason.EVALUATION_GATE,
+        f"the tuned model does not pass evaluation.gate and is not published: {found}; train on more or better data, "
+        "or change the training, under a new name",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}"
 
 
 def _import_backend(config: TrainerConfig) -> str:

@@ -58,6 +58,7 @@ class FineTuneJobSpec(TrainerConfig):
             ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
             ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
             ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),
+            ("self.evaluation == oldSelf.evaluation", f"evaluation {_IMMUTABLE}"),
             ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
             ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
             (

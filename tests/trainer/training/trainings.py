@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.trainer.tiny_model import config, write_rows
 
-from finetune_trainer.contract import DatasetReport, Progress, TrainerConfig
+from finetune_trainer.contract import DatasetReport, Evaluation, Progress, TrainerConfig
+from finetune_trainer.evaluation import records
 from finetune_trainer.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -66,13 +67,16 @@ class Asked:
     """Whether to look at the same rows."""
     adapter: str | None = None
     resume: str | None = None
+    evaluation: dict[str, Any] | None = None
+    """What `evaluation` holds; absent: nothing is evaluated."""
     save_at: int | None = None
     """The step whose state is left in `<folder>/trainer`."""
 
     @property
     def config(self) -> TrainerConfig:
         made = config(self.training)
-        return made.model_copy(update={"model": made.model.model_copy(update=self.source)})
+        evaluation = Evaluation.model_validate(self.evaluation or {})
+        return made.model_copy(update={"model": made.model.model_copy(update=self.source), "evaluation": evaluation})
 
     def prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
         from finetune_trainer.data import preparing
@@ -80,7 +84,8 @@ class Asked:
         if self.rows is None:
             return prepared(self.config.training.method, self.validate)
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        return preparing.prepare(self.config, preparing.Files(sources, "sha256:0"), tokenizer, folder)
+        made = preparing.prepare(self.config, preparing.Files(sources, "sha256:0"), tokenizer, folder)
+        return replace(made, validation=made.dataset) if self.validate else made
 
 
 def prepared(method: str, validate: bool = False) -> PreparedData:
@@ -106,6 +111,7 @@ class Trained:
     report: DatasetReport
     trainable: int
     loaded: Loaded | None = None
+    evaluation: records.Evaluation | None = None
 
     @property
     def losses(self) -> list[float]:
@@ -129,13 +135,15 @@ class Trained:
     def to_json(self) -> dict[str, Any]:
         """All but the model."""
         plain = {"progress": [each.to_json() for each in self.progress], "report": self.report.to_json()}
-        return {**plain, "metrics": self.metrics, "trainable": self.trainable}
+        evaluation = self.evaluation and self.evaluation.to_json()
+        return {**plain, "metrics": self.metrics, "trainable": self.trainable, "evaluation": evaluation}
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
         progress = [Progress.model_validate(each) for each in content["progress"]]
         report = DatasetReport.model_validate(content["report"])
-        return cls(folder, content["metrics"], progress, report, content["trainable"])
+        found = content["evaluation"] and records.Evaluation.model_validate(content["evaluation"])
+        return cls(folder, content["metrics"], progress, report, content["trainable"], None, found)
 
 
 Run = Callable[..., Trained]
@@ -150,16 +158,21 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     settings, recorder = asked.config, progress or Recorder()
     backend = model.choose_backend(settings)
     model.import_backend(backend)
+    from finetune_trainer.evaluation import evaluate  # only now: it imports what the backend changes
+
     words = model.load_tokenizer(model_dir)
     rows = asked.prepared(words, folder)
     tuned = model.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
     loaded = model.Loaded(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
     session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None)
-    metrics = train.train(settings, loaded, rows, session, folder).metrics
+    made = train.train(settings, loaded, rows, session, folder)
+    found = None
+    if asked.evaluation is not None:
+        found = evaluate.evaluate(evaluate.Subject(settings, loaded, rows, made), recorder)
     export.export(settings, loaded, folder / "adapter", "sha256:0")
     trainable, _ = tuned.get_nb_trainable_parameters()
-    return Trained(folder, metrics, recorder.seen, rows.report, trainable, loaded)
+    return Trained(folder, made.metrics, recorder.seen, rows.report, trainable, loaded, found)
 
 
 def saver(step: int) -> TrainerCallback:

@@ -42,6 +42,7 @@ from finetune_trainer.contract.environment import (
     S3_CREDENTIALS_KEYS,
     SCRATCH_ENV,
 )
+from finetune_trainer.contract.evaluation import Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
     DatasetReport,
     ExitCode,
@@ -81,7 +82,9 @@ __all__ = [
     "Dataset",
     "DatasetReport",
     "EarlyStopping",
+    "Evaluation",
     "ExitCode",
+    "GateRule",
     "Lora",
     "Model",
     "ModelSource",
@@ -97,6 +100,7 @@ __all__ = [
     "SensitiveKind",
     "Stage",
     "Storage",
+    "Task",
     "TrainerConfig",
     "Training",
     "Validation",

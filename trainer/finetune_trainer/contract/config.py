@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, rules
 from finetune_trainer.contract.dataset import Dataset
+from finetune_trainer.contract.evaluation import Evaluation
 from finetune_trainer.contract.training import Training
 
 CLUSTER_ONLY_FIELDS = (
@@ -119,6 +120,14 @@ TRAINER_RULES = (
         "!has(self.training.earlyStopping) || has(self.dataset.validation)",
         "training.earlyStopping needs dataset.validation",
     ),
+    (
+        "!has(self.evaluation.task) || (has(self.dataset.validation) && self.training.method == 'sft')",
+        "evaluation.task needs dataset.validation and method sft",
+    ),
+    (
+        "self.evaluation.gate.size() == 0 || has(self.dataset.validation)",
+        "evaluation.gate needs dataset.validation",
+    ),
 )
 """Rules over several parts of the config, for this class and what inherits it."""
 
@@ -134,6 +143,8 @@ class TrainerConfig(Model):
     """What to train on."""
     training: Training
     """How to train."""
+    evaluation: Evaluation = Evaluation()
+    """What to find out about the tuned model, beside its base, before it is published."""
     output: Output
     """Where the result goes."""
     storage: Storage = Storage()
@@ -162,7 +173,7 @@ class TrainerConfig(Model):
             by_alias=True,
             exclude_none=True,
             exclude_defaults=True,
-            include={"model": True, "dataset": True, "training": True},
+            include={"model": True, "dataset": True, "training": True, "evaluation": True},
             exclude={"training": {"checkpoints", "stall_seconds"}},
         )
         canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))

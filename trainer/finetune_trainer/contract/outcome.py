@@ -40,6 +40,7 @@ class Reason(StrEnum):
     OUTPUT_EXISTS = "OutputExists"  # another run's result lies at the output
     OUTPUT_BUSY = "OutputBusy"  # another run is at work on the output
     INPUTS_CHANGED = "InputsChanged"  # this run's result lies there, made from other inputs
+    EVALUATION_GATE = "EvaluationGate"  # the tuned model does not pass evaluation.gate; it is not published
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
@@ -76,6 +77,7 @@ class Stage(StrEnum):
     PREPARING = "Preparing"
     LOADING = "Loading"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     EXPORTING = "Exporting"
     UPLOADING = "Uploading"
     DONE = "Done"

@@ -12,6 +12,7 @@ from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.data.rows import Offenders, Place, Reader, RowError
 from finetune_trainer.data.sensitive import KINDS
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.records import Bar, Example
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", *KINDS)
 """What is noted of a row that is kept."""
 _NAMED = 5
+_BARS = 30
+_SHOWN = 3
+"""Rows of each reason that the report shows."""
+_SHOWN_CHARS = 500
 
 
 class Facts:
@@ -39,17 +44,36 @@ class Facts:
         """Sums over all rows but some, and how many `rows` those are."""
         import numpy as np
 
-        if not self.rows:
-            return dict.fromkeys(["rows", *FACTS], 0)
-        table = np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.rows, len(FACTS)))
+        table = self._table()
         sums = table.sum(axis=0, dtype=np.int64)
         for part in np.array_split(without, len(without) // 65536 + 1):
             sums -= table[part].sum(axis=0, dtype=np.int64)
         return {"rows": self.rows - len(without), **dict(zip(FACTS, sums.tolist(), strict=True))}
 
+    def lengths(self) -> list[Bar]:
+        """How many rows have so many tokens, in bars of like width."""
+        import numpy as np
+
+        tokens = self._table()[:, FACTS.index("tokens")]
+        if not len(tokens):
+            return []
+        edges = np.unique(np.linspace(0, int(tokens.max()) + 1, min(_BARS, int(tokens.max()) + 1) + 1).astype(int))
+        counts, _ = np.histogram(tokens, bins=edges)
+        return [
+            Bar(start=int(start), end=int(end), rows=int(count))
+            for start, end, count in zip(edges, edges[1:], counts, strict=False)
+        ]
+
     def close(self) -> None:
         """No more rows come."""
         self._file.close()
+
+    def _table(self) -> NDArray[np.uint32]:
+        import numpy as np
+
+        if not self.rows:
+            return np.empty((0, len(FACTS)), dtype=np.uint32)
+        return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.rows, len(FACTS)))
 
 
 class Account:
@@ -60,12 +84,20 @@ class Account:
         self._max_length = config.model.max_length
         self._preparation = config.dataset.preparation
         self._rejected: Counter[str] = Counter()
+        self._examples: list[Example] = []
         self._overlong = Offenders()
         self._longest = 0
 
-    def reject(self, reason: str) -> None:
-        """One row is left out."""
+    def reject(self, reason: str, place: Place, content: Sequence[str]) -> None:
+        """One row with these texts is left out."""
         self._rejected[reason] += 1
+        if self._rejected[reason] <= _SHOWN:
+            self._examples.append(Example(reason=reason, where=str(place), text="\n".join(content)[:_SHOWN_CHARS]))
+
+    def examples(self, reader: Reader) -> list[Example]:
+        """A few of the rows that were left out, for each reason."""
+        invalid = [Example(reason="invalid", where=each, text="") for each in reader.offenders.examples[:_SHOWN]]
+        return [*invalid, *self._examples]
 
     def measure(self, place: Place, length: int) -> None:
         """A row has so many tokens, whether it is kept or not."""

@@ -23,6 +23,7 @@ from finetune_trainer.data.labels import Labeller
 from finetune_trainer.data.rows import Reader, SourceFile
 from finetune_trainer.data.side import Context, Known, Side
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.records import Bar, Example
 
 if TYPE_CHECKING:
     import datasets
@@ -49,6 +50,10 @@ class PreparedData:
     dataset: datasets.Dataset
     report: DatasetReport
     validation: datasets.Dataset | None = None
+    examples: Sequence[Example] = ()
+    """A few rows that were left out, for each reason."""
+    lengths: Sequence[Bar] = ()
+    """How many rows have so many tokens, those set aside for validation too."""
 
 
 def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> PreparedData:
@@ -73,7 +78,8 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     set_aside = len(chosen) + held_out.facts.rows
     report = context.account.report(context.reader.rows, set_aside, training.facts.totals(chosen), files.digest)
     dataset, validation = _divided(training, chosen)
-    return PreparedData(dataset, report, _held_out(files, held_out) or validation)
+    examples = context.account.examples(context.reader)
+    return PreparedData(dataset, report, _held_out(files, held_out) or validation, examples, training.facts.lengths())
 
 
 def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase) -> Context:

@@ -131,7 +131,7 @@ class Side:
     def _screened(self, rows: Iterable[tuple[Place, Row]]) -> Iterator[_Candidate]:
         for place, row in rows:
             candidate = self._cleaned(place, row)
-            if not self._rejects(why_no_example(candidate.row) or self._why_known(candidate.row)):
+            if not self._rejects(candidate, why_no_example(candidate.row) or self._why_known(candidate.row)):
                 yield candidate
 
     def _cleaned(self, place: Place, row: Row) -> _Candidate:
@@ -159,14 +159,14 @@ class Side:
             self._context.reader.offenders.add(candidate.place, why)
             return []
 
-    def _rejects(self, reason: str | None) -> bool:
+    def _rejects(self, candidate: _Candidate, reason: str | None) -> bool:
         if reason:
-            self._context.account.reject(reason)
+            self._context.account.reject(reason, candidate.place, texts(candidate.row))
         return reason is not None
 
     def _accepts(self, candidate: _Candidate, encoded: Encoded) -> bool:
         self._context.account.measure(candidate.place, encoded.length)
-        if self._rejects(encoded.rejected or self._why_near(candidate.row)):
+        if self._rejects(candidate, encoded.rejected or self._why_near(candidate.row)):
             return False
         if self.groups:
             self.groups.add(candidate.row)

@@ -6,9 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_trainer.contract import Model
-
-Task = Literal["chat", "classification", "summarization", "translation", "generation"]
+from finetune_trainer.contract import Model, Task
 
 
 class Estimate(Model):
@@ -152,3 +150,12 @@ class Evaluation(Model):
     energy_watt_hours: float | None = None
     """What the GPUs drew from training's start to its end; absent without one that says it."""
     missing: list[str] = Field(default=[])
+
+    def metrics(self) -> dict[str, float]:
+        """The measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
+        numbers: dict[str, float] = {}
+        for measure in self.measures:
+            numbers[measure.name] = measure.tuned.value
+            if measure.base:
+                numbers["base" + measure.name[0].upper() + measure.name[1:]] = measure.base.value
+        return numbers

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.classification import classified, share
 from finetune_trainer.evaluation.intervals import mean, paired_change, resampled
 from finetune_trainer.evaluation.labels import normalised
-from finetune_trainer.evaluation.records import Confusion, Measure, Task
+from finetune_trainer.evaluation.records import Confusion, Measure
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.intervals import Rows

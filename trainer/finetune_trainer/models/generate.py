@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.data.labels import encode_prompt, stop_ids
+from finetune_trainer.data.labels import encode_prompt
 from finetune_trainer.faults import model_errors
 from finetune_trainer.models.model import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 def generate(model_dir: Path, adapter_dir: Path | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -20,9 +20,12 @@ def generate(model_dir: Path, adapter_dir: Path | None, prompts: Sequence[str], 
     A prompt is a user's turn if there is a chat template, else plain text. The tokenizer is the adapter's if there is
     one. Raises `MODEL_INVALID`.
     """
+    from finetune_trainer.models.answering import Answerer
+
     tokenizer = load_tokenizer(adapter_dir or model_dir)
     model = _load(model_dir, adapter_dir)
-    return [_answer(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    return Answerer(model, tokenizer, max_new_tokens).answers(asked)
 
 
 def _load(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
@@ -42,23 +45,3 @@ def _load(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
         )
     model = base if adapter_dir is None else PeftModel.from_pretrained(base, str(adapter_dir))
     return model.eval()
-
-
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int) -> str:
-    import torch
-    from transformers import GenerationConfig
-
-    tokens = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
-    own = model.generation_config.eos_token_id
-    stops = {*stop_ids(tokenizer), *([] if own is None else own if isinstance(own, list) else [own])}
-    # A config of our own: the model's may ask for sampling, of which the arguments would then be left over.
-    how = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stops),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.no_grad():
-        output = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=how)
-    answer: str = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
-    return answer.strip()

@@ -1,0 +1,76 @@
+"""A model that is not good enough is not published, and what cannot be measured is said before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.trainer.pods import Pods, make_pods
+
+from finetune_trainer.contract import Reason
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import S3Server
+    from tests.trainer.forked_pods import Forks
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+REFUSED = {
+    # evaluation, what is said
+    "a metric of another task": (
+        {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
+        "evaluation.gate names accuracy; this run measures evalLoss, perplexity, bleu, chrf",
+    ),
+    "a metric without a task": ({"gate": [{"metric": "bleu", "minimum": 1}]}, "evaluation.gate names bleu"),
+    "accuracy without labels": ({"task": "classification"}, "accuracy without labels"),
+}
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
+    make = make_pods(s3, tmp_path, forks.build)
+
+    def made(name: str, evaluation: dict[str, Any]) -> Pods:
+        pods = make(name)
+        pods.changes = {
+            "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
+            "evaluation": {"maxNewTokens": 4, **evaluation},
+        }
+        return pods
+
+    return made
+
+
+def test_a_model_that_does_not_pass_is_not_published(s3: S3Server, pods: Callable[..., Pods], forks: Forks) -> None:
+    gate = [{"metric": "evalLoss", "maximum": 0.001}, {"metric": "perplexity", "minImprovement": 0}]
+    job = pods("worse", {"gate": gate})
+    assert forks.run(job, maxSteps=6, checkpoints={"everySteps": 2}) is Reason.EVALUATION_GATE, job.log
+    assert "evalLoss at most 0.001, it is " in job.outcome.message
+    assert "perplexity" not in job.outcome.message, "that one it passes"
+    assert s3.keys(job.output) == []
+
+
+def test_a_model_that_passes_is_published_with_what_was_found(
+    s3: S3Server, pods: Callable[..., Pods], forks: Forks
+) -> None:
+    job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "gate": [{"metric": "chrf", "minImprovement": 0}]})
+    assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
+    found = json.loads(s3.get(f"{job.output}/evaluation.json"))
+    assert found["samples"][0]["prompt"] == "Who?"
+    assert [check["passed"] for check in found["gate"]] == [True]
+    assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
+    listed = json.loads(s3.get(f"{job.output}/manifest.json"))
+    assert "evaluation.json" in {file["path"] for file in listed["files"]}
+
+
+@pytest.mark.parametrize(("evaluation", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_measured_is_refused_before_training(
+    pods: Callable[..., Pods], forks: Forks, evaluation: dict[str, Any], said: str
+) -> None:
+    job = pods("refused", evaluation)
+    assert forks.run(job) is Reason.CONFIG_INVALID, job.log
+    assert said in job.outcome.message
+    assert "stage: Training" not in job.log

@@ -1,0 +1,106 @@
+"""What is found out about a tuned model, beside its base."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Run
+
+from finetune_trainer.evaluation.records import Evaluation
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+BACKENDS = ["transformers", "unsloth"]
+WORDS = [
+    "lamp",
+    "river",
+    "stone",
+    "bread",
+    "winter",
+    "bridge",
+    "letter",
+    "garden",
+    "window",
+    "market",
+    "paper",
+    "clock",
+]
+REVIEWS = [
+    {"prompt": f"The {word} is {'fine' if good else 'poor'}.", "completion": "good" if good else "bad"}
+    for word in WORDS
+    for good in (True, False)
+]
+LEARNT = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
+
+
+def evaluated(run: Run, **settings: object) -> Evaluation:
+    found = run(rows=REVIEWS, validate=True, **LEARNT | settings).evaluation
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_classifier_beside_its_base(run: Run, backend: str) -> None:
+    found = evaluated(
+        run,
+        backend=backend,
+        evaluation={
+            "task": "classification",
+            "maxNewTokens": 8,
+            "samplePrompts": ["The lamp is fine."],
+            "gate": [{"metric": "accuracy", "minimum": 0.9}, {"metric": "evalLoss", "minImprovement": 0}],
+        },
+    )
+    assert found.missing == []
+    measures = {each.name: each for each in found.measures}
+    assert {"evalLoss", "perplexity", "accuracy", "macroF1"} == measures.keys()
+    accuracy, loss = measures["accuracy"], measures["evalLoss"]
+    assert accuracy.base
+    assert (accuracy.base.value, accuracy.tuned.value, accuracy.tuned.samples) == (0, 1, len(REVIEWS))
+    assert loss.base
+    assert loss.base.value > loss.tuned.value + 1
+    assert measures["perplexity"].tuned.value == pytest.approx(math.exp(loss.tuned.value))
+    assert found.confusion
+    assert [sum(row) for row in found.confusion.counts] == [len(WORDS)] * 2
+    assert [(each.prompt, each.tuned) for each in found.samples[:1]] == [("The lamp is fine.", "good")]
+    assert found.samples[0].base != "good"
+    assert all(each.reference == each.tuned for each in found.samples[1:])
+    assert [check.passed for check in found.gate] == [True, True]
+    assert found.overfitting.forgetting
+    assert found.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
+    assert found.training_losses[-1].step == LEARNT["maxSteps"]
+    assert sum(each.rows for each in found.lengths) == len(REVIEWS)
+
+
+def test_losses_are_those_of_training(run: Run) -> None:
+    trained = run(rows=REVIEWS, validate=True, evaluation={}, **LEARNT)
+    assert trained.evaluation
+    loss = next(each for each in trained.evaluation.measures if each.name == "evalLoss")
+    assert loss.base
+    assert loss.tuned.value == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
+    assert loss.base.value == pytest.approx(trained.metrics["baseEvalLoss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: str) -> None:
+    gate = [{"metric": "evalLoss", "minImprovement": 0.01}]
+    found = run(method=method, maxSteps=8, validate=True, evaluation={"gate": gate}).evaluation
+    assert found
+    assert [check.passed for check in found.gate] == [True]
+    assert found.measures[0].base
+
+
+def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.evaluation import evaluate
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(evaluate.task_metrics, "measures", broken)
+    gate = [{"metric": "accuracy", "minimum": 0.5}]
+    found = evaluated(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
+    assert found.missing == ["answers for classification: RuntimeError: no such kernel"]
+    assert [each.name for each in found.measures] == ["evalLoss", "perplexity"]
+    assert [(check.passed, check.value) for check in found.gate] == [(False, None)]

@@ -1,0 +1,218 @@
+"""Find out what the tuned model can do beside its base. Imports torch, so import this module only after the backend."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune_trainer.contract import Stage, Task, TrainerConfig
+from finetune_trainer.data.labels import IGNORED, encode_prompt
+from finetune_trainer.evaluation import gate, overfitting, task_metrics
+from finetune_trainer.evaluation.likelihood import Tokens, losses
+from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.records import Confusion, Estimate, Evaluation, Measure, Overfitting, Point, Sample
+from finetune_trainer.models.answering import Answerer, questions, spread
+from finetune_trainer.models.model import Loaded
+from finetune_trainer.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    import datasets
+
+    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.training.train import Trained
+
+log = logging.getLogger(__name__)
+
+_POINTS = 500
+"""Points of a loss curve that are kept; of more, each is the mean of its neighbours."""
+_SCORED = 1000
+"""Rows of either side whose loss is measured, evenly spread over all."""
+_SHOWN = 8
+"""Validation rows that are shown with both answers."""
+_FAILURES = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What a measurement may end with. A finished training is published without it, and says so."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    config: TrainerConfig
+    loaded: Loaded
+    prepared: PreparedData
+    trained: Trained
+
+
+@dataclass
+class _Findings:
+    """What was found so far."""
+
+    measures: list[Measure] = field(default_factory=list)
+    confusion: Confusion | None = None
+    samples: list[Sample] = field(default_factory=list)
+    training_loss: float | None = None
+    forgetting: Measure | None = None
+    missing: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part that may fail by itself."""
+        log.info("evaluation: %s", name)
+        try:
+            yield
+        except _FAILURES as error:
+            log.warning("evaluation: %s could not be measured: %s: %s", name, type(error).__name__, error)
+            self.missing.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+
+
+def evaluate(subject: Subject, progress: ProgressReporter) -> Evaluation:
+    """Everything that the config asks for and the data allows. What cannot be computed is named in `missing`."""
+    progress.update(stage=Stage.EVALUATING)
+    found, asked = _Findings(), subject.config.evaluation
+    if subject.config.training.method == "sft":
+        with found.part("general text"):
+            found.forgetting = _forgetting(subject, progress.alive)
+        if subject.prepared.validation is not None:
+            with found.part("validation loss"):
+                _likelihood(subject, found, progress.alive)
+    else:
+        found.measures += _seen_in_training(subject)
+    if asked.task and subject.prepared.validation is not None:
+        with found.part(f"answers for {asked.task}"):
+            _answers(subject, asked.task, found, progress.alive)
+    if asked.sample_prompts:
+        with found.part("sample prompts"):
+            found.samples = [*_sample_prompts(subject, progress.alive), *found.samples]
+    return _summary(subject, found)
+
+
+def _summary(subject: Subject, found: _Findings) -> Evaluation:
+    trained, asked = subject.trained, subject.config.evaluation
+    training = thinned([Point(step=step, loss=loss) for step, loss in trained.losses if math.isfinite(loss)])
+    validation = [Point(step=look.step, loss=look.loss) for look in trained.looks if math.isfinite(look.loss)]
+    return Evaluation(
+        task=asked.task,
+        measures=found.measures,
+        confusion=found.confusion,
+        samples=found.samples,
+        training_losses=training,
+        validation_losses=validation,
+        overfitting=_verdict(subject, found, training, validation),
+        gate=gate.check(asked.gate, found.measures),
+        examples=list(subject.prepared.examples),
+        lengths=list(subject.prepared.lengths),
+        missing=found.missing,
+    )
+
+
+def _verdict(subject: Subject, found: _Findings, training: Sequence[Point], validation: Sequence[Point]) -> Overfitting:
+    """Of what is published: with early stopping, what came after the best look was undone."""
+    final = next((each for each in found.measures if each.name == "evalLoss"), None)
+    best = min(validation[1:], key=lambda point: point.loss, default=None)
+    taken = [each for each in validation if best is None or each.step <= best.step]
+    if not subject.config.training.early_stopping or len(taken) == len(validation):
+        return overfitting.judge(training, validation, found.training_loss, final, found.forgetting)
+    verdict = overfitting.judge(training, taken, found.training_loss, final, found.forgetting)
+    message = f"The adapter of step {taken[-1].step} was taken, since its validation loss was lowest. {verdict.message}"
+    return verdict.model_copy(update={"message": message})
+
+
+def thinned(points: Sequence[Point], most: int = _POINTS) -> list[Point]:
+    """At most `most` points, each the mean of its neighbours at the last one's step."""
+    if len(points) <= most:
+        return list(points)
+    parts = np.array_split(np.arange(len(points)), most)
+    return [
+        Point(step=points[part[-1]].step, loss=float(np.mean([points[index].loss for index in part]))) for part in parts
+    ]
+
+
+def _tokens(rows: datasets.Dataset) -> list[Tokens]:
+    return [Tokens(row["input_ids"], row["labels"]) for row in rows]
+
+
+def _likelihood(subject: Subject, found: _Findings, alive: Callable[[], None]) -> None:
+    """Loss of validation rows, by both models, and of as many training rows, by the tuned one."""
+    model = subject.loaded.model
+    held_out = _tokens(spread(_validation(subject), _SCORED))
+    tuned = losses(model, held_out, alive)
+    with model.disable_adapter():
+        base = losses(model, held_out, alive)
+    found.measures += loss_measures(base.tokens, base.sums, tuned.sums)
+    found.training_loss = losses(model, _tokens(spread(subject.prepared.dataset, len(held_out))), alive).mean
+
+
+def _seen_in_training(subject: Subject) -> list[Measure]:
+    """For methods that compare answers: what their own loss was before training and of the adapter that is taken."""
+    looks, metrics = subject.trained.looks, subject.trained.metrics
+    count = len(subject.prepared.validation or [])
+    measures = []
+    for name, higher_is_better in (("evalLoss", False), ("evalRewardAccuracy", True)):
+        if name in metrics:
+            base = looks[0].metrics.get(name) if looks[0].step == 0 else None
+            before = None if base is None or math.isnan(base) else Estimate(value=base, samples=count)
+            after = Estimate(value=metrics[name], samples=count)
+            measures.append(Measure(name=name, higher_is_better=higher_is_better, base=before, tuned=after))
+    return measures
+
+
+def _forgetting(subject: Subject, alive: Callable[[], None]) -> Measure:
+    """Perplexity of text that is not the data's."""
+    tokenizer, model = subject.loaded.tokenizer, subject.loaded.model
+    rows = []
+    for paragraph in general_text():
+        ids = tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
+        rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
+    tuned = losses(model, rows, alive)
+    with model.disable_adapter():
+        base = losses(model, rows, alive)
+    _, perplexity = loss_measures(base.tokens, base.sums, tuned.sums)
+    return perplexity.model_copy(update={"name": "generalPerplexity"})
+
+
+def general_text() -> list[str]:
+    """Paragraphs of general English, written for this."""
+    text = resources.files("finetune_trainer.evaluation").joinpath("general_text.txt").read_text(encoding="utf-8")
+    return [each.replace("\n", " ").strip() for each in text.split("\n\n")]
+
+
+def _validation(subject: Subject) -> datasets.Dataset:
+    if subject.prepared.validation is None:
+        raise ValueError("there is no validation data")
+    return subject.prepared.validation
+
+
+def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[], None]) -> None:
+    """Validation rows answered by both models, and what the task measures on the answers."""
+    asked, tokenizer = subject.config.evaluation, subject.loaded.tokenizer
+    rows = questions(_validation(subject), tokenizer, asked.max_samples)
+    base, tuned = _both(subject, [row.prompt for row in rows], alive)
+    references = [row.reference for row in rows]
+    measures, found.confusion = task_metrics.measures(task, references, base, tuned)
+    found.measures += measures
+    found.samples = [
+        Sample(prompt=tokenizer.decode(row.prompt, skip_special_tokens=True), reference=row.reference, base=b, tuned=t)
+        for row, b, t in list(zip(rows, base, tuned, strict=True))[:_SHOWN]
+    ]
+
+
+def _sample_prompts(subject: Subject, alive: Callable[[], None]) -> list[Sample]:
+    prompts = subject.config.evaluation.sample_prompts
+    base, tuned = _both(subject, [encode_prompt(subject.loaded.tokenizer, prompt) for prompt in prompts], alive)
+    return [Sample(prompt=p, base=b, tuned=t) for p, b, t in zip(prompts, base, tuned, strict=True)]
+
+
+def _both(subject: Subject, prompts: Sequence[Sequence[int]], alive: Callable[[], None]) -> tuple[list[str], list[str]]:
+    """The base model's answers and the tuned one's."""
+    model = subject.loaded.model
+    answerer = Answerer(model, subject.loaded.tokenizer, subject.config.evaluation.max_new_tokens, alive)
+    tuned = answerer.answers(prompts)
+    with model.disable_adapter():
+        return answerer.answers(prompts), tuned
