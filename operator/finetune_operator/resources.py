@@ -136,11 +136,13 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
 
 def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Body]]) -> Body:
     compute = job.spec.compute
+    image = compute.image or settings.trainer_image
+    environment = _environment(job) | {contract.IMAGE_ENV: image}
     container: Body = {
         "name": CONTAINER,
-        "image": compute.image or settings.trainer_image,
+        "image": image,
         "args": ["run"],
-        "env": [{"name": name, "value": value} for name, value in _environment(job).items()],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
         "resources": _resources(compute),
         "volumeMounts": [mount for mount, _ in mounts],

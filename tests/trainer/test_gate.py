@@ -62,8 +62,18 @@ def test_a_model_that_passes_is_published_with_what_was_found(
     assert found["samples"][0]["prompt"] == "Who?"
     assert [check["passed"] for check in found["gate"]] == [True]
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
-    listed = json.loads(s3.get(f"{job.output}/manifest.json"))
-    assert "evaluation.json" in {file["path"] for file in listed["files"]}
+    listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
+    assert {"README.md", "report.html", "evaluation.json", "provenance.json"} <= listed.keys()
+    assert job.outcome.result
+    assert job.outcome.result.report_uri == f"{job.output}/report.html"
+    assert "library_name: peft" in s3.get(f"{job.output}/README.md").decode()
+    subjects = {
+        each["name"]: each["digest"]["sha256"]
+        for each in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
+    }
+    assert subjects == {
+        name: listed[name] for name in listed if name not in ("provenance.json", "finetune_config.json")
+    }
 
 
 @pytest.mark.parametrize(("evaluation", "said"), REFUSED.values(), ids=REFUSED)

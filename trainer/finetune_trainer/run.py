@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVALUATION_NAME = "evaluation.json"
-"""What was found out about the model, for programs."""
-
 
 def run(
     config: TrainerConfig, scratch: Path, known: Known, make: Callable[[Located, Path, Known], Outcome] | None = None
@@ -96,6 +93,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     from finetune_trainer.evaluation import evaluate
     from finetune_trainer.models import model
     from finetune_trainer.output import export
+    from finetune_trainer.report import writing
     from finetune_trainer.training import train
 
     _enter(Stage.LOADING, known)
@@ -119,11 +117,12 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
-    (adapter / EVALUATION_NAME).write_text(evaluation.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    metrics = {**evaluation.metrics(), **trained.metrics}
+    record = describe(config, fetched, backend, prepared.report, metrics)
+    writing.write(adapter, record, evaluation, export.facts(config, loaded))
 
     _enter(Stage.UPLOADING, known)
-    metrics = {**evaluation.metrics(), **trained.metrics}
-    ended = output.publish(adapter, describe(config, fetched, backend, prepared.report, metrics))
+    ended = output.publish(adapter, record)
     group.release()
     keeper.clear()
     return ended

@@ -20,6 +20,8 @@ CA_BUNDLE_ENV = "AWS_CA_BUNDLE"
 """A PEM file of certificate authorities that the storage endpoint is checked against; botocore's own name."""
 CLAIMS_DIR_ENV = "FINETUNE_CLAIMS_DIR"
 """The folder below which `pvc://claim/path` is found as `claim/path`."""
+IMAGE_ENV = "FINETUNE_IMAGE"
+"""The image that the trainer runs in, for its provenance."""
 PROGRESS_PORT = 8080
 """The pod port that serves `GET /progress`."""
 OUTCOME_MAX_BYTES = 4096

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.model import Loaded, resolve_precision
+from finetune_trainer.report.facts import AdapterFacts
 
 if TYPE_CHECKING:
     import torch
@@ -18,18 +19,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECK = "check"
-_METHODS = {
-    "sft": "supervised fine-tuning",
-    "dpo": "direct preference optimisation",
-    "kto": "Kahneman-Tversky optimisation",
-}
 _TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest difference of a logit between the adapter in memory and on disk, by precision. The weights are stored as they
 are, so that the only difference is in the order of sums."""
 
 
 def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: str) -> None:
-    """Write adapter, tokenizer, chat template and model card into the folder `target`, flat.
+    """Write adapter, tokenizer and chat template into the folder `target`, flat.
 
     `model_revision` is the base model's commit or digest. Raises `INTERNAL_ERROR` if the adapter learnt nothing or
     answers differently when it is loaded from `target`.
@@ -41,7 +37,6 @@ def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: 
     loaded.tokenizer.save_pretrained(str(target))
     _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
     _forget_loading(target / "tokenizer_config.json")
-    (target / "README.md").write_text(model_card(config, loaded, model_revision), encoding="utf-8")
     _check_reload(loaded, target, resolve_precision(config))
 
 
@@ -120,37 +115,8 @@ def _probe(model: PeftModel, precision: str) -> torch.Tensor:
     return logits.float()
 
 
-def model_card(config: TrainerConfig, loaded: Loaded, model_revision: str) -> str:
-    """The README of an adapter, with the hub's metadata: what it was made from and how, and how to load it."""
-    training, lora = config.training, config.training.lora
-    length = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.max_steps} steps"
+def facts(config: TrainerConfig, loaded: Loaded) -> AdapterFacts:
+    """What only the model itself knows of its adapter, for the report."""
     trainable, total = loaded.model.get_nb_trainable_parameters()
-    return f"""---
-library_name: peft
-base_model: {json.dumps(base_name(config))}
-base_model_relation: adapter
-tags: [lora, {training.method}]
----
-# LoRA adapter for {base_name(config)}
-
-- Base model: `{config.model.uri}`, `{model_revision}`
-- Adapter: {lora.variant}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on
-  {", ".join(lora.target_modules)}; {trainable:,} trained parameters beside {total - trainable:,} frozen ones
-- Training: {_METHODS[training.method]}, {length},
-  {training.batch_size} x {training.gradient_accumulation} rows per step, learning rate
-  {training.learning_rate:g} ({training.scheduler}), loss on {training.loss},
-  {resolve_precision(config)}, seed {training.seed}, backend {loaded.backend}
-
-Load it on the base model named above, which is not part of this folder:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME_OF_THE_BASE_MODEL")
-model = PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")  # with the chat template that was trained on
-```
-
-Its answers were not evaluated. What the base model may not be used for, the adapter may not either.
-"""
+    names = tuple(target_modules(loaded.model))
+    return AdapterFacts(base_name(config), trainable, total, resolve_precision(config), names)

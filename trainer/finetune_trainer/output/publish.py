@@ -115,9 +115,9 @@ class Output:
             return earlier.outcome(self.uri)
         files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
         files.append(self._upload_config())
-        content = manifest.model_copy(update={"files": files, "config_digest": self._digest}).to_bytes()
+        manifest = manifest.model_copy(update={"files": files, "config_digest": self._digest})
         self._verify(files)
-        outcome = self._finish(Existing(manifest, content))
+        outcome = self._finish(Existing(manifest, manifest.to_bytes()))
         total = sum(file.size for file in files)
         log.info("publish: %d files, %d bytes, at %s: %s", len(files), total, self.uri, outcome.reason)
         return outcome

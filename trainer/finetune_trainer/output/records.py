@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from finetune_trainer.storage import InputFile, S3Object
 
 MANIFEST_NAME = "manifest.json"
+REPORT_NAME = "report.html"
 _PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 
@@ -29,6 +31,12 @@ class FileRecord(_Record):
     path: str
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> Self:
+        """A file here, under the name that it gets there."""
+        with path.open("rb") as file:
+            return cls(path=name, size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 class InputRecord(_Record):
@@ -86,8 +94,10 @@ class AdapterManifest(_Record):
 
     def result(self, adapter_uri: str, content: bytes) -> Result:
         """What the operator hears of it; `content` is the manifest as stored."""
+        reported = REPORT_NAME in {file.path for file in self.files}
         return Result(
             adapter_uri=adapter_uri,
+            report_uri=f"{adapter_uri}/{REPORT_NAME}" if reported else None,
             digest="sha256:" + hashlib.sha256(content).hexdigest(),
             model_revision=self.model.revision,
             metrics=self.metrics,
