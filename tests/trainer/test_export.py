@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
-    "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",

@@ -34,6 +34,7 @@ def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: 
     check_learnt(loaded.model)
     # save_embedding_layers: "auto" asks the hub whether the vocabulary grew; ours never does.
     loaded.model.save_pretrained(str(target), save_embedding_layers=False)
+    (target / "README.md").unlink()  # a stub of PEFT's that names where the base model lay on this machine
     loaded.tokenizer.save_pretrained(str(target))
     _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
     _forget_loading(target / "tokenizer_config.json")
