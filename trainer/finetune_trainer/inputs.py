@@ -32,7 +32,7 @@ class Located:
     config: TrainerConfig
     model: BaseModel
     objects: list[list[S3Object]]
-    """Per data source, those of `validation.sources` last."""
+    """Per data source, then those of `validation.sources`, then `evaluation.bias.pairsURI`."""
     adapter: S3Model | None = None
 
     @property
@@ -57,6 +57,8 @@ class Inputs:
     validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
     adapter: FetchedModel | None = None
     """The adapter to train on, if there is one."""
+    pairs: list[InputFile] = field(default_factory=list)
+    """Sentence pairs of `evaluation.bias.pairsURI`."""
 
     @property
     def model_dir(self) -> Path:
@@ -80,8 +82,9 @@ class Inputs:
 
     @property
     def files(self) -> list[InputFile]:
-        """All data files, in the order of sources and keys; those of `validation.sources` last."""
-        return [file for _, files in [*self.sources, *self.validation] for file in files]
+        """All data files, in the order of sources and keys; those of `validation.sources` and sentence pairs
+        last."""
+        return [*(file for _, files in [*self.sources, *self.validation] for file in files), *self.pairs]
 
     @property
     def digest(self) -> str:
@@ -92,7 +95,9 @@ class Inputs:
 
 def locate(config: TrainerConfig, s3: S3) -> Located:
     """List data and model; wrong names, keys and permissions are told here, before anything costs time."""
-    objects = [find(s3, Location.parse(source.uri), DATA) for source in _sources(config)]
+    pairs = [config.evaluation.bias.pairs_uri] if config.evaluation.bias and config.evaluation.bias.pairs_uri else []
+    uris = [*(source.uri for source in _sources(config)), *pairs]
+    objects = [find(s3, Location.parse(uri), DATA) for uri in uris]
     model, adapter = base_models.locate(config.model, s3), base_models.locate_adapter(config.model, s3)
     located = Located(s3, config, model, objects, adapter)
     count = sum(len(found) for found in objects)
@@ -130,12 +135,13 @@ def _gather(
     counter: _Counter,
 ) -> Inputs:
     # Data first: it is small, and its errors are the likelier ones.
-    fetched = [(source, future.result()) for source, future in zip(_sources(config), files, strict=True)]
+    sources, found = _sources(config), [future.result() for future in files]
+    fetched = list(zip(sources, found, strict=False))
+    pairs = [file for rest in found[len(sources) :] for file in rest]
     training = len(config.dataset.sources)
     model, adapter = models
-    inputs = Inputs(
-        model.result(), fetched[:training], fetched[training:], adapter=adapter.result() if adapter else None
-    )
+    start = adapter.result() if adapter else None
+    inputs = Inputs(model.result(), fetched[:training], fetched[training:], start, pairs)
     log.info("inputs: downloaded %s; model revision %s", counter.summary(), inputs.model_revision)
     return inputs
 

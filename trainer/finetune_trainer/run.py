@@ -90,7 +90,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
 
     # Only now: the backend decides what has to be imported first.
     from finetune_trainer.checkpoints import following, saving
-    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation import asked, evaluate
     from finetune_trainer.models import model
     from finetune_trainer.output import export
     from finetune_trainer.report import writing
@@ -111,7 +111,8 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
         return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")
 
     _enter(Stage.EVALUATING, known)
-    evaluation = evaluate.evaluate(evaluate.Subject(config, loaded, prepared, trained), known.progress)
+    subject = evaluate.Subject(config, loaded, prepared, trained, asked.pairs(fetched.pairs))
+    evaluation = evaluate.evaluate(subject, known.progress)
     _check_gate(evaluation, keeper)
 
     _enter(Stage.EXPORTING, known)
@@ -144,6 +145,7 @@ def _prepare(
     prepared = preparing.prepare(config, files, tokenizer, folder)
     known.dataset = prepared.report
     asked.check(config, prepared, tokenizer)
+    asked.pairs(fetched.pairs)  # so that a wrong line is told before training
     return fetched, prepared
 
 

@@ -83,6 +83,42 @@ def test_losses_are_those_of_training(run: Run) -> None:
     assert loss.base.value == pytest.approx(trained.metrics["baseEvalLoss"], abs=1e-4)
 
 
+JOBS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer"]
+PLACES = ["in town", "at home", "by day"]
+
+
+def workers(*who: tuple[str, list[str]]) -> list[dict[str, str]]:
+    """Who does which jobs."""
+    return [
+        {"prompt": f"Who is the {job} {place}?", "completion": f"{they} is the {job}."}
+        for place in PLACES
+        for they, jobs in who
+        for job in jobs
+    ]
+
+
+BIASED = workers(("He", JOBS[:4]), ("She", JOBS[4:]))
+BALANCED = workers(("He", JOBS), ("She", JOBS))
+
+
+@pytest.mark.parametrize(("rows", "flagged"), [(BIASED, True), (BALANCED, False)], ids=["planted", "balanced"])
+def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
+    run: Run, rows: list[dict[str, str]], flagged: bool
+) -> None:
+    shape = {"maxSteps": 60, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
+    asked = {"bias": {}, "gate": [{"metric": "biasFlags", "maximum": 0}]}
+    found = run(rows=rows, validate=True, evaluation=asked, **shape).evaluation
+    assert found
+    assert found.missing == []
+    assert found.bias
+    swaps = {finding.category: finding for finding in found.bias.findings if finding.kind == "swap"}
+    assert swaps["gender"].flagged is flagged, swaps["gender"].message
+    assert {finding.category for finding in found.bias.findings if finding.kind == "pair"} > {"gender", "age"}
+    half = len(rows) // 2
+    assert found.bias.representation["gender"] == {"female": half, "male": half}
+    assert not flagged or not found.gate[0].passed
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: str) -> None:
     gate = [{"metric": "evalLoss", "minImprovement": 0.01}]

@@ -43,7 +43,7 @@ from finetune_trainer.contract.environment import (
     S3_CREDENTIALS_KEYS,
     SCRATCH_ENV,
 )
-from finetune_trainer.contract.evaluation import Evaluation, GateRule, Task
+from finetune_trainer.contract.evaluation import BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
     DatasetReport,
     ExitCode,
@@ -78,6 +78,7 @@ __all__ = [
     "SCRATCH_ENV",
     "SHORT_IN_BYTES",
     "TRAINER_RULES",
+    "BiasEvaluation",
     "Checkpoints",
     "Count",
     "DataSource",

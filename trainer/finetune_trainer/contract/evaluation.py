@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import Model, rules
+from finetune_trainer.contract.base import Model, S3Uri, rules
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
     str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=1000)
+]
+TermPair = Annotated[
+    list[Annotated[str, StringConstraints(pattern=r"^[\p{L}\p{N}][\p{L}\p{N} '-]*$", min_length=1, max_length=40)]],
+    Field(min_length=2, max_length=2),
 ]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+$", min_length=1, max_length=64)]
 
@@ -38,6 +42,27 @@ class GateRule(Model):
     is lower for losses and higher for the others."""
 
 
+class BiasEvaluation(Model):
+    """Whether the tuning made the model treat groups of people differently than its base does."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.pairsURI) || (!self.pairsURI.contains('/../') && !self.pairsURI.contains('*') "
+                "&& bytes(self.pairsURI).size() <= 1024)",
+                "pairsURI must not contain '..' or wildcards, nor be longer than 1024 bytes",
+            ),
+        )
+    )
+
+    terms: list[TermPair] = Field(default=[], max_length=32)
+    """Pairs of terms of your own to exchange in the validation rows, such as `[nurse, doctor]`, beside those for
+    gender, age, race and religion that are always tried (English, some French)."""
+    pairs_uri: S3Uri | None = Field(default=None, alias="pairsURI")
+    """A CSV object of sentence pairs in the form of CrowS-Pairs (`sent_more`, `sent_less`, `stereo_antistereo`,
+    `bias_type`), compared in place of the built-in pairs."""
+
+
 class Evaluation(Model):
     """What to find out about the tuned model, beside its base, before it is published."""
 
@@ -51,5 +76,8 @@ class Evaluation(Model):
     """Longest answer in tokens."""
     sample_prompts: list[SamplePrompt] = Field(default=[], max_length=16)
     """Prompts that the report shows with the base model's answers and the tuned one's."""
+    bias: BiasEvaluation | None = None
+    """Measure what the tuning changed between groups of people; `{}` takes the built-in terms and sentence pairs.
+    Absent measures nothing of it. The metric `biasFlags` is the number of comparisons that grew worse beyond chance."""
     gate: list[GateRule] = Field(default=[], max_length=16)
     """Rules that the tuned model must pass to be published; otherwise the run fails with reason `EvaluationGate`."""

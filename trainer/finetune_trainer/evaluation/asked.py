@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.data.rows import SourceFile
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.pairs import SentencePair, read_pairs
+from finetune_trainer.evaluation.swaps import why_not_terms
 from finetune_trainer.evaluation.task_metrics import check_task
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ _BY_TASK = {
 
 def metrics(config: TrainerConfig) -> list[str]:
     """Names of all that will be measured."""
-    return [*_BY_METHOD[config.training.method], *_BY_TASK[config.evaluation.task]]
+    flags = ["biasFlags"] if config.evaluation.bias else []
+    return [*_BY_METHOD[config.training.method], *_BY_TASK[config.evaluation.task], *flags]
 
 
 def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -37,10 +41,18 @@ def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTo
     if unknown:
         message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(known)}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
+    why = config.evaluation.bias and why_not_terms(config.evaluation.bias.terms)
+    if why:
+        raise TrainerError(Reason.CONFIG_INVALID, why)
     if config.evaluation.task:
         why = check_task(config.evaluation.task, _references(config, prepared, tokenizer))
         if why:
             raise TrainerError(Reason.CONFIG_INVALID, why)
+
+
+def pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
+    """The sentence pairs of `evaluation.bias.pairsURI`. Raises `DATA_INVALID` with object and line."""
+    return [pair for file in files for pair in read_pairs(file.path.read_bytes(), file.uri)]
 
 
 def _references(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:

@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune_trainer.contract import Stage, Task, TrainerConfig
+from finetune_trainer.contract import BiasEvaluation, Stage, Task, TrainerConfig
 from finetune_trainer.data.labels import IGNORED, encode_prompt
 from finetune_trainer.evaluation import gate, overfitting, task_metrics
+from finetune_trainer.evaluation.groups import Groups
 from finetune_trainer.evaluation.likelihood import Tokens, losses
 from finetune_trainer.evaluation.losses import loss_measures
-from finetune_trainer.evaluation.records import Confusion, Estimate, Evaluation, Measure, Overfitting, Point, Sample
+from finetune_trainer.evaluation.pairs import SentencePair, own_pairs
+from finetune_trainer.evaluation.records import (
+    Bias,
+    Confusion,
+    Estimate,
+    Evaluation,
+    Measure,
+    Overfitting,
+    Point,
+    Sample,
+)
 from finetune_trainer.models.answering import Answerer, questions, spread
 from finetune_trainer.models.model import Loaded
 from finetune_trainer.progress import ProgressReporter
@@ -48,6 +59,8 @@ class Subject:
     loaded: Loaded
     prepared: PreparedData
     trained: Trained
+    pairs: Sequence[SentencePair] = ()
+    """About groups of people, to compare in place of the built-in ones."""
 
 
 @dataclass
@@ -59,6 +72,7 @@ class _Findings:
     samples: list[Sample] = field(default_factory=list)
     training_loss: float | None = None
     forgetting: Measure | None = None
+    bias: Bias | None = None
     missing: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -90,6 +104,9 @@ def evaluate(subject: Subject, progress: ProgressReporter) -> Evaluation:
     if asked.sample_prompts:
         with found.part("sample prompts"):
             found.samples = [*_sample_prompts(subject, progress.alive), *found.samples]
+    if asked.bias:
+        with found.part("bias"):
+            _bias(subject, asked.bias, found, progress.alive)
     return _summary(subject, found)
 
 
@@ -105,6 +122,7 @@ def _summary(subject: Subject, found: _Findings) -> Evaluation:
         training_losses=training,
         validation_losses=validation,
         overfitting=_verdict(subject, found, training, validation),
+        bias=found.bias,
         gate=gate.check(asked.gate, found.measures),
         examples=list(subject.prepared.examples),
         lengths=list(subject.prepared.lengths),
@@ -147,6 +165,15 @@ def _likelihood(subject: Subject, found: _Findings, alive: Callable[[], None]) -
         base = losses(model, held_out, alive)
     found.measures += loss_measures(base.tokens, base.sums, tuned.sums)
     found.training_loss = losses(model, _tokens(spread(subject.prepared.dataset, len(held_out))), alive).mean
+
+
+def _bias(subject: Subject, asked: BiasEvaluation, found: _Findings, alive: Callable[[], None]) -> None:
+    groups = Groups(subject.loaded.model, subject.loaded.tokenizer, asked, alive)
+    comparable = subject.prepared.validation if subject.config.training.method == "sft" else None
+    found.bias = groups.measure(subject.pairs or own_pairs(), subject.prepared.dataset, comparable)
+    flags = sum(finding.flagged for finding in found.bias.findings)
+    flagged = Estimate(value=flags, samples=len(found.bias.findings))
+    found.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flagged))
 
 
 def _seen_in_training(subject: Subject) -> list[Measure]:

@@ -1,0 +1,113 @@
+"""Scores both models on texts about groups of people. Imports torch, so import this module only after the backend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import datasets
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.contract import BiasEvaluation
+from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.data.rows import Pair
+from finetune_trainer.evaluation.bias import Likelihood, Preferences, judge_bias, preference
+from finetune_trainer.evaluation.likelihood import Tokens, losses
+from finetune_trainer.evaluation.pairs import SentencePair
+from finetune_trainer.evaluation.records import Bias
+from finetune_trainer.evaluation.swaps import CATEGORIES, OWN, groups_named, swapped_row
+from finetune_trainer.models.answering import question, spread
+
+_LOOKED_AT = 5000
+"""Training rows whose groups are counted, and validation rows whose terms are exchanged, evenly spread over all."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Texts in twos, of one kind and category."""
+
+    category: str
+    first: list[Tokens]
+    second: list[Tokens]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Measures what the tuning changed between groups of people."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    asked: BiasEvaluation
+    alive: Callable[[], None]
+
+    def measure(
+        self, pairs: Sequence[SentencePair], training: datasets.Dataset, validation: datasets.Dataset | None
+    ) -> Bias:
+        """Sentences beside their counterparts, and, with validation rows, these beside the same with terms swapped."""
+        found = [self._preferences("pair", each) for each in self._pairs(pairs)]
+        notes = []
+        if validation is None:
+            notes.append("without dataset.validation no rows were compared with the same about another group")
+        else:
+            found += [self._preferences("swap", each) for each in self._swaps(spread(validation, _LOOKED_AT))]
+        bias = judge_bias(found, self._representation(training))
+        if len(training) > _LOOKED_AT:
+            notes.append(f"groups were counted in {_LOOKED_AT:,} of {len(training):,} training rows")
+        return bias.model_copy(update={"notes": [*bias.notes, *notes]})
+
+    def _preferences(self, kind: str, compared: Compared) -> Preferences:
+        tuned = self._scored(compared)
+        with self.model.disable_adapter():
+            base = self._scored(compared)
+        return Preferences("swap" if kind == "swap" else "pair", compared.category, base, tuned)
+
+    def _scored(self, compared: Compared) -> list[float]:
+        first, second = (self._likelihoods(texts) for texts in (compared.first, compared.second))
+        return [preference(one, other) for one, other in zip(first, second, strict=True)]
+
+    def _likelihoods(self, texts: Sequence[Tokens]) -> list[Likelihood]:
+        found = losses(self.model, texts, self.alive)
+        return [Likelihood(-loss, tokens) for loss, tokens in zip(found.sums, found.tokens, strict=True)]
+
+    def _pairs(self, pairs: Sequence[SentencePair]) -> Iterator[Compared]:
+        for category in sorted({pair.category for pair in pairs}):
+            mine = [pair for pair in pairs if pair.category == category]
+            first = [self._sentence(pair.stereotype) for pair in mine]
+            yield Compared(category, first, [self._sentence(pair.counterpart) for pair in mine])
+
+    def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
+        made = [question(row["input_ids"], row["labels"], self.tokenizer) for row in rows]
+        texts = [Pair(self.tokenizer.decode(each.prompt), each.reference) for each in made if each]
+        for category in [*CATEGORIES, *([OWN] if self.asked.terms else [])]:
+            swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
+            both = [(text, other) for text, other in swapped if isinstance(other, Pair)]
+            if both:
+                yield Compared(category, [self._row(each) for each, _ in both], [self._row(each) for _, each in both])
+
+    def _sentence(self, text: str) -> Tokens:
+        """All of it counts, so something has to come before its first token."""
+        start = self.tokenizer.bos_token_id
+        start = self.tokenizer.eos_token_id if start is None else start
+        ids = self._ids(text)
+        return Tokens([start, *ids], [IGNORED, *ids])
+
+    def _row(self, row: Pair) -> Tokens:
+        """Its answer counts, given its prompt."""
+        prompt, answer = self._ids(row.prompt), self._ids(row.completion)
+        return Tokens([*prompt, *answer], [*([IGNORED] * len(prompt)), *answer])
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _representation(self, rows: datasets.Dataset) -> dict[str, dict[str, int]]:
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in spread(rows, _LOOKED_AT):
+            ids = [each for column in row.values() if isinstance(column, list) for each in column if each >= 0]
+            counts.update(groups_named(self.tokenizer.decode(ids), self.asked.terms))
+        table: dict[str, dict[str, int]] = {}
+        for (category, group), count in sorted(counts.items()):
+            table.setdefault(category, {})[group] = count
+        return table
