@@ -55,6 +55,10 @@ LORA = "spec.training.lora"
 SECRET = {"name": "hub-token"}
 
 # name: (changes to the good manifest, field in the answer, words in the answer)
+HELD_OUT = {"spec.dataset.validation": {"fraction": 0.1}}
+PREFERENCES = {
+    "spec.training": {"epochs": 1, "method": "dpo"}, f"{SOURCE}.format": "preference", **HELD_OUT,
+}  # fmt: skip
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "name of 53 characters": ({"metadata.name": "a" * 53}, "<nil>", "at most 52 characters"),
     "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),
@@ -239,6 +243,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a year and a second": ({"spec.activeDeadlineSeconds": 31536001}, "spec.activeDeadlineSeconds", "31536000"),
     "a negative ttl": ({"spec.ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished", "equal to 0"),
     "suspend as text": ({"spec.suspend": "yes"}, "spec.suspend", "boolean"),
+    "early stopping with nothing to look at": (
+        {"spec.training.earlyStopping": {"patience": 2}}, "spec", "training.earlyStopping needs dataset.validation",
+    ),
+    "no patience": (
+        {"spec.training.earlyStopping": {"patience": 0}}, "spec.training.earlyStopping.patience", "equal to 1",
+    ),
+    "a task with nothing to measure on": ({"spec.evaluation.task": "chat"}, "spec", "evaluation.task needs"),
+    "a task for preferences": (
+        {**PREFERENCES, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation and method sft",
+    ),
+    "an unknown task": ({"spec.evaluation.task": "poetry"}, "spec.evaluation.task", "Unsupported value"),
+    "a gate with nothing to measure on": (
+        {"spec.evaluation.gate": [{"metric": "evalLoss", "maximum": 1}]}, "spec", "evaluation.gate needs",
+    ),
+    "a gate without a limit": (
+        {**HELD_OUT, "spec.evaluation.gate": [{"metric": "evalLoss"}]}, "spec.evaluation.gate[0]", "at least one of",
+    ),
+    "a prompt of nothing": ({"spec.evaluation.samplePrompts": [""]}, "spec.evaluation.samplePrompts[0]", "at least 1"),
+    "17 prompts": ({"spec.evaluation.samplePrompts": ["a"] * 17}, "spec.evaluation.samplePrompts", "at most 16"),
+    "a term without a counterpart": (
+        {"spec.evaluation.bias": {"terms": [["nurse"]]}}, "spec.evaluation.bias.terms[0]", "at least 2",
+    ),
+    "pairs from many places": (
+        {"spec.evaluation.bias": {"pairsURI": "s3://data/*.csv"}}, "spec.evaluation.bias", "must not contain",
+    ),
+    "counterfactual preferences": (
+        {**PREFERENCES, f"{PREPARE}.counterfactuals": ["gender"]}, "spec", "counterfactuals applies to method sft only",
+    ),
+    "an unknown group": ({f"{PREPARE}.counterfactuals": ["height"]}, f"{PREPARE}.counterfactuals[0]", "Unsupported"),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
 
@@ -267,6 +300,16 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "an adapter to go on from": {
         "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
         "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
+    },
+    "stopped early": {**HELD_OUT, "spec.training.earlyStopping": {}},
+    "all that can be found out": {
+        **HELD_OUT,
+        "spec.evaluation": {
+            "task": "classification", "maxSamples": 10, "maxNewTokens": 8, "samplePrompts": ["Ça va?\n"],
+            "bias": {"terms": [["nurse", "doctor"]], "pairsURI": "s3://data/pairs.csv"},
+            "gate": [{"metric": "accuracy", "minimum": 0.9, "minImprovement": 0}],
+        },
+        f"{PREPARE}.counterfactuals": ["gender", "age"],
     },
     "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
@@ -312,6 +355,7 @@ IMMUTABLE: dict[str, tuple[dict[str, Any], str]] = {
     "more epochs": ({"training": {"epochs": 2}}, "training is immutable"),
     "steps for epochs": ({"training": {"epochs": None, "maxSteps": 5}}, "training is immutable"),
     "another rank": ({"training": {"lora": {"rank": 8}}}, "training is immutable"),
+    "a lower gate": ({"evaluation": {"maxSamples": 5}}, "evaluation is immutable"),
     "another output": ({"output": {"uri": "s3://adapters/b"}}, "output is immutable"),
     "storage that was absent": ({"storage": {"endpoint": "http://s3"}}, "storage is immutable"),
 }  # fmt: skip

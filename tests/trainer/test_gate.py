@@ -19,19 +19,41 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 REFUSED = {
-    # evaluation, what is said
+    # evaluation, reason, what is said
     "a metric of another task": (
         {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
+        Reason.CONFIG_INVALID,
         "evaluation.gate names accuracy; this run measures evalLoss, perplexity, bleu, chrf",
     ),
-    "a metric without a task": ({"gate": [{"metric": "bleu", "minimum": 1}]}, "evaluation.gate names bleu"),
-    "accuracy without labels": ({"task": "classification"}, "accuracy without labels"),
+    "a metric without a task": (
+        {"gate": [{"metric": "bleu", "minimum": 1}]},
+        Reason.CONFIG_INVALID,
+        "evaluation.gate names bleu",
+    ),
+    "a term with two counterparts": (
+        {"bias": {"terms": [["nurse", "doctor"], ["Nurse", "driver"]]}},
+        Reason.CONFIG_INVALID,
+        'evaluation.bias.terms[1]: "nurse" stands in two places',
+    ),
+    "a sentence without its counterpart": (
+        {"bias": {"pairsURI": "s3://data/wrong.csv"}},
+        Reason.DATA_INVALID,
+        "s3://data/wrong.csv line 2: ",
+    ),
+    "no such pairs": ({"bias": {"pairsURI": "s3://data/none.csv"}}, Reason.DATA_NOT_FOUND, "s3://data/none.csv"),
+    "accuracy without labels": ({"task": "classification"}, Reason.CONFIG_INVALID, "accuracy without labels"),
 }
+
+
+PAIRS = "sent_more,sent_less,stereo_antistereo,bias_type\n"
 
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
     make = make_pods(s3, tmp_path, forks.build)
+    sentences = "".join(f"She cooks {n} meals.,He cooks {n} meals.,stereo,kitchen\n" for n in range(24))
+    s3.put("s3://data/pairs.csv", (PAIRS + sentences).encode())
+    s3.put("s3://data/wrong.csv", (PAIRS + "one,,stereo,kitchen\n").encode())
 
     def made(name: str, evaluation: dict[str, Any]) -> Pods:
         pods = make(name)
@@ -56,11 +78,15 @@ def test_a_model_that_does_not_pass_is_not_published(s3: S3Server, pods: Callabl
 def test_a_model_that_passes_is_published_with_what_was_found(
     s3: S3Server, pods: Callable[..., Pods], forks: Forks
 ) -> None:
-    job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "gate": [{"metric": "chrf", "minImprovement": 0}]})
+    gate = [{"metric": "chrf", "minImprovement": 0}]
+    bias = {"pairsURI": "s3://data/pairs.csv"}
+    job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "bias": bias, "gate": gate})
     assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
     found = json.loads(s3.get(f"{job.output}/evaluation.json"))
     assert found["samples"][0]["prompt"] == "Who?"
     assert [check["passed"] for check in found["gate"]] == [True]
+    assert [(each["kind"], each["category"]) for each in found["bias"]["findings"]] == [("pair", "kitchen")]
+    assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
     assert {"README.md", "report.html", "evaluation.json", "provenance.json"} <= listed.keys()
@@ -76,11 +102,11 @@ def test_a_model_that_passes_is_published_with_what_was_found(
     }
 
 
-@pytest.mark.parametrize(("evaluation", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("evaluation", "reason", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_measured_is_refused_before_training(
-    pods: Callable[..., Pods], forks: Forks, evaluation: dict[str, Any], said: str
+    pods: Callable[..., Pods], forks: Forks, evaluation: dict[str, Any], reason: Reason, said: str
 ) -> None:
     job = pods("refused", evaluation)
-    assert forks.run(job) is Reason.CONFIG_INVALID, job.log
+    assert forks.run(job) is reason, job.log
     assert said in job.outcome.message
     assert "stage: Training" not in job.log

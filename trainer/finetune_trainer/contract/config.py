@@ -117,6 +117,10 @@ TRAINER_RULES = (
         "method sft cannot use format preference; use dpo or kto",
     ),
     (
+        "self.training.method == 'sft' || self.dataset.preparation.counterfactuals.size() == 0",
+        "dataset.preparation.counterfactuals applies to method sft only",
+    ),
+    (
         "!has(self.training.earlyStopping) || has(self.dataset.validation)",
         "training.earlyStopping needs dataset.validation",
     ),

@@ -24,6 +24,7 @@ FieldName = Literal[
 ]
 """The names that the formats know their columns by."""
 ColumnName = Annotated[str, StringConstraints(pattern=r"^[\p{L}\p{N}_ ./:-]+$", min_length=1, max_length=32)]
+GroupCategory = Literal["gender", "age", "race", "religion"]
 SensitiveKind = Literal["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
 
 
@@ -84,6 +85,11 @@ class Preparation(Model):
     max_invalid_fraction: float = Field(default=0, ge=0, le=1)
     """Part of the rows that may be unreadable. Up to it they are left out and counted as `invalid`, beyond it the run
     fails and names the first."""
+    counterfactuals: list[GroupCategory] = Field(
+        default=[], max_length=4, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    """Against bias: also train on each row with the terms of these categories exchanged (he and she, old and young, …;
+    English, some French). They are counted as `augmented`. With method sft only."""
     redact: list[SensitiveKind] = Field(default=[], max_length=6, json_schema_extra={"x-kubernetes-list-type": "set"})
     """Kinds of personal data and secrets to replace by a placeholder, such as `[EMAIL]`. All are counted anyway."""
 

@@ -119,6 +119,8 @@ class DatasetReport(Model):
     """Rows read, of training and validation sources."""
     kept: Count
     """Rows trained on."""
+    augmented: Count = 0
+    """Rows trained on beside those: the same with terms exchanged, by `dataset.preparation.counterfactuals`."""
     validation: Count = 0
     """Rows set aside for validation."""
     rejected: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
@@ -132,9 +134,9 @@ class DatasetReport(Model):
     redacted: Count = 0
     """Places in kept rows that were replaced by a placeholder."""
     tokens: Count
-    """Tokens of the kept rows."""
+    """Tokens of the rows trained on."""
     supervised_tokens: Count
-    """Tokens of the kept rows that are learnt."""
+    """Tokens of the rows trained on that are learnt."""
     digest: Annotated[str, StringConstraints(max_length=80)]
     """`sha256:…` over every input object's URI and content digest."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", *KINDS)
+FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", "augmented", *KINDS)
 """What is noted of a row that is kept."""
 _NAMED = 5
 _BARS = 30
@@ -49,6 +49,11 @@ class Facts:
         for part in np.array_split(without, len(without) // 65536 + 1):
             sums -= table[part].sum(axis=0, dtype=np.int64)
         return {"rows": self.rows - len(without), **dict(zip(FACTS, sums.tolist(), strict=True))}
+
+    def augmented(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows were made from others."""
+        made: NDArray[np.bool_] = self._table()[:, FACTS.index("augmented")][rows] > 0
+        return made
 
     def lengths(self) -> list[Bar]:
         """How many rows have so many tokens, in bars of like width."""
@@ -138,11 +143,12 @@ class Account:
 
     def report(self, rows: int, validation: int, totals: Mapping[str, int], digest: str) -> DatasetReport:
         """The account, which must balance; `totals` are of the rows trained on. Raises `DATASET_EMPTY`."""
-        kept = totals["rows"]
+        kept = totals["rows"] - totals["augmented"]
         self._check_kept(rows, kept, validation)
         return DatasetReport(
             rows=rows,
             kept=kept,
+            augmented=totals["augmented"],
             validation=validation,
             rejected=dict(sorted(self._rejected.items())),
             cleaned=totals["cleaned"],

@@ -75,9 +75,10 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     context.account.check(context.reader)
 
     chosen = _chosen(config, training)
-    set_aside = len(chosen) + held_out.facts.rows
-    report = context.account.report(context.reader.rows, set_aside, training.facts.totals(chosen), files.digest)
-    dataset, validation = _divided(training, chosen)
+    set_aside = chosen[~training.facts.augmented(chosen)]
+    validation_rows = len(set_aside) + held_out.facts.rows
+    report = context.account.report(context.reader.rows, validation_rows, training.facts.totals(chosen), files.digest)
+    dataset, validation = _divided(training, chosen, set_aside)
     examples = context.account.examples(context.reader)
     return PreparedData(dataset, report, _held_out(files, held_out) or validation, examples, training.facts.lengths())
 
@@ -136,14 +137,16 @@ def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:
     return split.choose(training.groups.keys(), fraction, seed)
 
 
-def _divided(training: Side, chosen: NDArray[np.int64]) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Rows to train on and rows set aside."""
+def _divided(
+    training: Side, chosen: NDArray[np.int64], set_aside: NDArray[np.int64]
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Rows to train on, all but the chosen ones, and rows set aside: those chosen that stand in the data."""
     import numpy as np
 
     rows = training.dataset()
     if not len(chosen):
         return rows, None
-    return rows.select(np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)), rows.select(chosen)
+    return rows.select(np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)), rows.select(set_aside)
 
 
 def _held_out(files: Files, side: Side) -> datasets.Dataset | None:

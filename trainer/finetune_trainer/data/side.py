@@ -20,6 +20,7 @@ from finetune_trainer.data.labels import Example, Labeller, Rendered
 from finetune_trainer.data.row_texts import conversations, mapped, texts, why_no_example
 from finetune_trainer.data.rows import Place, Reader, Row, RowError
 from finetune_trainer.data.sensitive import find, redact
+from finetune_trainer.evaluation.swaps import swapped_row
 
 if TYPE_CHECKING:
     import datasets
@@ -60,6 +61,8 @@ class _Candidate:
     place: Place
     row: Row
     facts: dict[str, int] = field(default_factory=dict)
+    origin: Row | None = None
+    """The row that this one was made from, if it was."""
 
 
 _Batch = tuple[list[tuple[_Candidate, int]], Future[list[Example]]]
@@ -133,6 +136,15 @@ class Side:
             candidate = self._cleaned(place, row)
             if not self._rejects(candidate, why_no_example(candidate.row) or self._why_known(candidate.row)):
                 yield candidate
+                if self._held_out:
+                    yield from self._counterfactuals(candidate)
+
+    def _counterfactuals(self, candidate: _Candidate) -> Iterator[_Candidate]:
+        """The row with the terms of each category exchanged; none that is there already."""
+        for category in self._context.preparation.counterfactuals:
+            made = swapped_row(candidate.row, category)
+            if made is not None and not self._why_known(made):
+                yield _Candidate(candidate.place, made, {**candidate.facts, "augmented": 1}, candidate.row)
 
     def _cleaned(self, place: Place, row: Row) -> _Candidate:
         preparation, facts = self._context.preparation, dict[str, int]()
@@ -166,10 +178,12 @@ class Side:
 
     def _accepts(self, candidate: _Candidate, encoded: Encoded) -> bool:
         self._context.account.measure(candidate.place, encoded.length)
-        if self._rejects(candidate, encoded.rejected or self._why_near(candidate.row)):
+        if candidate.origin and encoded.rejected:
+            return False  # not one of the data's rows, so none is left out
+        if not candidate.origin and self._rejects(candidate, encoded.rejected or self._why_near(candidate.row)):
             return False
         if self.groups:
-            self.groups.add(candidate.row)
+            self.groups.add(candidate.origin or candidate.row)
         counts = {"tokens": encoded.tokens, "supervised": encoded.supervised, "truncated": int(encoded.truncated)}
         self.facts.add({**candidate.facts, **counts})
         return True

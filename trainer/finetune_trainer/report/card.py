@@ -194,6 +194,8 @@ def _data(manifest: AdapterManifest) -> str:
 
 def _counts(report: DatasetReport) -> Iterator[str]:
     yield f"{plural(report.tokens, 'token')}, of them {report.supervised_tokens:,} learnt"
+    if report.augmented:
+        yield f"{plural(report.augmented, 'row')} more, made of those by exchanging the terms of groups of people"
     yield f"{plural(report.cleaned, 'row')} normalised, {report.truncated:,} cut short"
     found = ", ".join(f"{escaped(kind)} {count:,}" for kind, count in report.sensitive.items())
     yield f"Rows with personal data or secrets: {found or 'none found'}; {plural(report.redacted, 'place')} redacted"
