@@ -79,6 +79,9 @@ def check(forks: Forks, pods: Callable[[str], Pods], training: dict[str, Any], q
     before = parted.losses()
     assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
     assert f"going on from step {stopped_at}" in parted.log
+    told = parted.s3.get(f"{parted.output}/run.log").decode()
+    assert f"step {STEPS // 2}/{STEPS} " in told, "the first attempt's"
+    assert f"step {STEPS}/{STEPS} " in told
     # Where the last step was saved, it is shown again.
     assert before | parted.losses() == whole.losses()
     assert len(whole.losses()) == STEPS

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.runlog import RunLog
 from finetune_trainer.workers import layout
 
 _ELLIPSIS = " …"
@@ -20,6 +21,7 @@ class Known:
     progress: ProgressReporter
     backend: str | None = None
     dataset: DatasetReport | None = None
+    log: RunLog | None = None
 
     def complete(self, outcome: Outcome) -> Outcome:
         """The outcome with what it does not say itself."""

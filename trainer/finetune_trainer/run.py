@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from finetune_trainer import inputs, outcome
+from finetune_trainer import inputs, outcome, runlog
 from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Inputs, Located
@@ -61,6 +61,7 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
     with (
         output.claimed() if layout.is_first() else nullcontext() as claim,
         _folder(scratch) as folder,
+        _log_kept(folder, known),
         watched(known, folder, seconds, lambda: located.s3.moved),
         group.peer_errors(),
     ):
@@ -77,6 +78,16 @@ def _folder(scratch: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@contextmanager
+def _log_kept(folder: Path, known: Known) -> Iterator[None]:
+    """The first worker's, which is the one that publishes."""
+    if not layout.is_first():
+        yield
+        return
+    with runlog.kept(folder) as known.log:
+        yield
 
 
 def _train(located: Located, output: publish.Output, claim: Claim | None, folder: Path, known: Known) -> Outcome:
@@ -120,6 +131,8 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     export.export(config, loaded, adapter, fetched.model_revision)
     metrics = {**evaluation.metrics(), **trained.metrics}
     record = describe(config, fetched, backend, prepared.report, metrics)
+    if known.log:
+        known.log.save(adapter)
     writing.write(adapter, record, evaluation, export.facts(config, loaded))
 
     _enter(Stage.UPLOADING, known)

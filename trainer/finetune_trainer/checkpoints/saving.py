@@ -17,6 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.outcome import Known
 from finetune_trainer.output.claim import Claim
 from finetune_trainer.progress import ProgressReporter, now
+from finetune_trainer.runlog import RunLog
 from finetune_trainer.stopping import StopRequest, deferred
 from finetune_trainer.training.train import Session
 from finetune_trainer.workers import group
@@ -97,6 +98,7 @@ class Saver:
     uploader: Uploader
     stop: StopRequest
     claim: Claim
+    log: RunLog | None = None
     every_steps: int | None = None
     every_seconds: float = SECONDS
     clock: Callable[[], float] = time.monotonic
@@ -119,6 +121,8 @@ class Saver:
     def saved(self, saved: Saved) -> None:
         """Store it: in the background, or before the process stops if it was told to."""
         self._last = self.clock()
+        if self.log:
+            self.log.save(saved.folder)
         self.uploader.hand_over(saved)
         if self.stop.agreed:
             log.info("checkpoint: told to stop, storing step %d first", saved.step)
@@ -142,10 +146,12 @@ class Keeper:
         from finetune_trainer.checkpoints.callback import CheckpointCallback
 
         restored = self.store.newest(folder / RESTORED)
+        if restored and known.log:
+            known.log.restore(restored.folder)
         group.from_first(restored.step if restored else 0)
         group.wait(known.progress)
         with deferred(known) as stop:
-            saver = Saver(self.uploader, stop, self.claim, self.settings.every_steps)
+            saver = Saver(self.uploader, stop, self.claim, known.log, self.settings.every_steps)
             yield Session(known.progress, [CheckpointCallback(saver)], restored.folder if restored else None)
             self.uploader.finish()  # before a stop takes effect, or anything else is begun
 

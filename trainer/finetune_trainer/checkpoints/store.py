@@ -19,6 +19,7 @@ from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.output.records import FileRecord
 from finetune_trainer.progress import now
+from finetune_trainer.runlog import LOG_NAME
 from finetune_trainer.storage import (
     OUTPUT,
     S3,
@@ -44,7 +45,7 @@ BEST_NAME = "best.safetensors"
 """The adapter of the lowest validation loss so far, where the run publishes that one."""
 _FILES = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
-    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_NAME}"
+    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_NAME}|{LOG_NAME}"
 )
 """All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
 _STEP = re.compile(r"step-(\d+)/(.+)")
