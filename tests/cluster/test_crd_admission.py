@@ -272,6 +272,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {**PREFERENCES, f"{PREPARE}.counterfactuals": ["gender"]}, "spec", "counterfactuals applies to method sft only",
     ),
     "an unknown group": ({f"{PREPARE}.counterfactuals": ["height"]}, f"{PREPARE}.counterfactuals[0]", "Unsupported"),
+    "a quantised model to merge": (
+        {"spec.model.quantization": "nf4", "spec.output.merged": True}, "spec", "output.merged needs",
+    ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
 

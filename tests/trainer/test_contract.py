@@ -30,6 +30,9 @@ def test_what_is_stored_reads_back_the_same() -> None:
     ("changes", "same"),
     [
         ({"output": {"uri": "s3://results/elsewhere"}}, True),
+        ({"output": {"uri": "s3://results/elsewhere", "merged": True}}, False),
+        ({"evaluation": {"maxSamples": 200}}, True),
+        ({"evaluation": {"maxSamples": 5}}, False),
         ({"storage": {"endpoint": "http://127.0.0.1:1"}}, True),
         ({"training": {"epochs": 1, "seed": 42}}, True),  # the default, said aloud
         ({"training": {"epochs": 1, "seed": 43}}, False),

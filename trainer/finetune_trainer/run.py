@@ -103,7 +103,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     from finetune_trainer.checkpoints import following, saving
     from finetune_trainer.evaluation import asked, evaluate
     from finetune_trainer.models import model
-    from finetune_trainer.output import export
+    from finetune_trainer.output import export, merge
     from finetune_trainer.report import writing
     from finetune_trainer.training import train
 
@@ -129,11 +129,14 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
+    facts = export.facts(config, loaded)
+    if config.output.merged:
+        merge.merge(config, loaded, adapter)
     metrics = {**evaluation.metrics(), **trained.metrics}
     record = describe(config, fetched, backend, prepared.report, metrics)
     if known.log:
         known.log.save(adapter)
-    writing.write(adapter, record, evaluation, export.facts(config, loaded))
+    writing.write(adapter, record, evaluation, facts)
 
     _enter(Stage.UPLOADING, known)
     ended = output.publish(adapter, record)

@@ -84,6 +84,9 @@ class Output(Model):
     uri: S3Uri
     """The prefix that the adapter will lie under, flat, known before the run. `{name}` and `{namespace}` stand for the
     FineTuneJob's own. An existing result there is never overwritten."""
+    merged: bool = False
+    """Also publish the whole model with the adapter worked into its weights, below `merged/`, for servers that load no
+    adapters. As large as the base model; needs `model.quantization` none."""
 
 
 class Storage(Model):
@@ -119,6 +122,10 @@ TRAINER_RULES = (
     (
         "self.training.method == 'sft' || self.dataset.preparation.counterfactuals.size() == 0",
         "dataset.preparation.counterfactuals applies to method sft only",
+    ),
+    (
+        "!self.output.merged || self.model.quantization == 'none'",
+        "output.merged needs model.quantization none",
     ),
     (
         "!has(self.training.earlyStopping) || has(self.dataset.validation)",
@@ -165,7 +172,7 @@ class TrainerConfig(Model):
         uri = config.output.uri
         for key in ("name", "namespace"):
             uri = uri.replace("{" + key + "}", metadata.get(key, "default"))
-        return config.model_copy(update={"output": Output(uri=uri)})
+        return config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
 
     def digest(self) -> str:
         """`sha256:…` of every field that affects the result; where the result lies is not one of them.
@@ -177,8 +184,10 @@ class TrainerConfig(Model):
             by_alias=True,
             exclude_none=True,
             exclude_defaults=True,
-            include={"model": True, "dataset": True, "training": True, "evaluation": True},
+            include={"model": True, "dataset": True, "training": True, "evaluation": True, "output": {"merged"}},
             exclude={"training": {"checkpoints", "stall_seconds"}},
         )
-        canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(
+            {name: part for name, part in parts.items() if part}, sort_keys=True, separators=(",", ":")
+        )
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

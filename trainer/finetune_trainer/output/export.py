@@ -15,6 +15,7 @@ from finetune_trainer.report.facts import AdapterFacts
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,11 @@ def _check_reload(loaded: Loaded, target: Path, precision: str) -> None:
     """Load the adapter from disk beside the one in memory, which costs its size only, and compare their logits."""
     model = loaded.model
     model.eval()
-    before = _probe(model, precision)
+    before = probe(model, precision)
     model.load_adapter(str(target), adapter_name=_CHECK)
     try:
         model.set_adapter(_CHECK)
-        after = _probe(model, precision)
+        after = probe(model, precision)
     finally:
         model.set_adapter("default")
         model.delete_adapter(_CHECK)
@@ -103,7 +104,7 @@ def _check_reload(loaded: Loaded, target: Path, precision: str) -> None:
     log.info("the adapter loads from disk, logits differ by at most %g", difference)
 
 
-def _probe(model: PeftModel, precision: str) -> torch.Tensor:
+def probe(model: PreTrainedModel, precision: str) -> torch.Tensor:
     """Logits for a few arbitrary tokens, shape (2, 16, vocabulary)."""
     import torch
 
