@@ -1,0 +1,95 @@
+"""Each sample of an application runs from end to end, as it is but for model, lengths, steps and store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.trainer import applications
+from tests.trainer.pods import Pods, make_pods
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.evaluation import asked
+
+if TYPE_CHECKING:
+    from tests.trainer.conftest import S3Server
+    from tests.trainer.forked_pods import Forks
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+ROWS = {
+    # trained on, validation
+    "chatbot": (80, 22),
+    "classification": (90, 27),
+    "summarization": (72, 26),
+    "translation": (106, 28),
+    "generation": (84, 24),
+}
+
+
+@dataclass
+class SamplePods(Pods):
+    """Pods of a sample's manifest."""
+
+    sample: str = ""
+
+    def config(self, **training: Any) -> TrainerConfig:
+        manifest = applications.manifest(self.sample)
+        spec = manifest["spec"]
+        # The tiny model has about a token for each letter.
+        spec["model"] |= {"uri": "s3://models/resume/", "maxLength": 512}
+        del spec["training"]["epochs"]
+        spec["training"] |= training
+        spec["storage"]["endpoint"] = self.s3.endpoint
+        spec["evaluation"]["maxNewTokens"] = 4
+        for rule in spec["evaluation"]["gate"]:
+            rule["minImprovement"] = -1000  # a tiny model of random weights learns nothing in so few steps
+        return TrainerConfig.from_manifest(manifest)
+
+
+@pytest.fixture(scope="module")
+def stored(s3_server: S3Server) -> S3Server:
+    applications.store(s3_server)
+    return s3_server
+
+
+@pytest.fixture
+def pods(stored: S3Server, s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[[str], SamplePods]:
+    make = make_pods(s3, tmp_path, forks.build)
+
+    def of(sample: str) -> SamplePods:
+        plain = make(sample)
+        return SamplePods(stored, plain.folder, f"s3://adapters/{sample}", plain.environment, sample=sample)
+
+    return of
+
+
+@pytest.mark.parametrize("sample", applications.NAMES)
+def test_a_sample_runs_and_measures_what_its_task_is_about(
+    pods: Callable[[str], SamplePods], forks: Forks, sample: str
+) -> None:
+    job = pods(sample)
+    assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
+    found = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
+    config = job.config(maxSteps=2)
+    assert {each["name"] for each in found["measures"]} >= set(asked.metrics(config))
+    assert found.get("missing", []) == []
+    prompts = config.evaluation.sample_prompts
+    assert [each["prompt"] for each in found["samples"][: len(prompts)]] == prompts
+    assert [each["passed"] for each in found["gate"]] == [True]
+    data = job.outcome.dataset
+    assert data
+    assert (data.kept, data.validation) == ROWS[sample]
+    assert (data.rejected, data.sensitive, data.cleaned) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize("sample", applications.NAMES)
+def test_a_sample_asks_what_is_not_in_its_data(sample: str) -> None:
+    data = "".join(file.read_text() for _, file in applications.objects(sample))
+    prompts = applications.manifest(sample)["spec"]["evaluation"]["samplePrompts"]
+    assert prompts
+    assert not [each for each in prompts if json.dumps(each, ensure_ascii=False).strip('"') in data]
