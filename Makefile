@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down bench-trainer bench-prepare
+.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -54,6 +54,9 @@ demo: setup ## a whole fine-tuning run on a local cluster; up to 30 minutes the 
 
 demo-down: setup ## remove the demo's cluster
 	@$(LOCAL) demo-down
+
+samples: setup ## the five samples of applications for real, on the CPU, by hand; prints what they improved
+	@$(RUN) python -m tests.bench.bench_samples
 
 bench-prepare: setup ## rows per second and memory of data preparation, by hand (ROWS="10000 100000")
 	@$(RUN) python -m tests.bench.bench_prepare $(ROWS)
