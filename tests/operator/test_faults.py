@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from kopf._cogs.clients.errors import APIClientError
+from kopf._cogs.clients.errors import APIError
 from tests.operator.proxies import failure, healthy
 
 if TYPE_CHECKING:
@@ -213,10 +213,11 @@ async def test_an_api_server_in_trouble(world: World, undisturbed: dict[str, Any
 
 
 async def _kept_alive(world: World, trouble: Trouble, done: asyncio.Event) -> None:
-    """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again."""
+    """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again; one
+    that does not stop in time is killed."""
     while not done.is_set():
         world.proxy.trouble = healthy
-        with suppress(APIClientError):
+        with suppress(APIError, TimeoutError):
             async with world.operator() as operator:
                 world.proxy.trouble = trouble
                 while not done.is_set() and _is_well(operator):
