@@ -207,8 +207,8 @@ def test_users_labels_and_annotations_never_override_ours(build: type[Build]) ->
 
 
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
-    names = {"FINETUNE_CONFIG", "FINETUNE_RUN_ID", "FINETUNE_OUTCOME_PATH", "FINETUNE_SCRATCH", "HOME", "TMPDIR"}
-    assert set(_environment(_job(build))) == names
+    names = {"CONFIG", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE"}
+    assert set(_environment(_job(build))) == {"HOME", "TMPDIR", *(f"FINETUNE_{name}" for name in names)}
 
 
 def test_the_pull_policy_is_the_installations(build: type[Build]) -> None:

@@ -172,7 +172,7 @@ class TrainerConfig(Model):
         uri = config.output.uri
         for key in ("name", "namespace"):
             uri = uri.replace("{" + key + "}", metadata.get(key, "default"))
-        return config.model_copy(update={"output": config.output.model_copy(update={"uri": uri})})
+        return config.model_copy(update={"output": Output(**{**dict(config.output), "uri": uri})})
 
     def digest(self) -> str:
         """`sha256:…` of every field that affects the result; where the result lies is not one of them.
