@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_cluster import shell
+from local_cluster import buildah, shell
 from local_cluster.errors import Problem
 from local_cluster.store import Layer, StoredImage, digest
 
@@ -57,6 +57,7 @@ class Client:
         """Link the layers that are not here yet, then tell of the image itself."""
         present = set(self._run("snapshots", "list").split())
         new = [layer for layer in image.layers if layer.chain_id not in present]
+        buildah.unmount()
         for layer in new:
             self._link(layer)
         self._run("images", "import", "-", stdin=_archive(image, name))

@@ -1,10 +1,13 @@
 """How an image gets from buildah's store into containerd."""
 
 import hashlib
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from local_cluster import containerd, debian, images, store
+from local_cluster import buildah, containerd, debian, images, store
 from local_cluster.images import IMAGES, Image
 
 FIRST, SECOND, THIRD = (f"sha256:{letter * 64}" for letter in "abc")
@@ -49,3 +52,15 @@ def test_every_package_that_is_missing_is_named_once(monkeypatch: pytest.MonkeyP
         debian, "PACKAGES", {"no-such-ctr": "containerd", "no-such-containerd": "containerd", "sh": "dash"}
     )
     assert debian.missing_packages() == ["containerd"]
+
+
+@pytest.mark.cluster  # it needs root, as a local cluster does
+def test_layers_can_be_linked_after_a_build_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay = tmp_path / "overlay"
+    (overlay / "layer").mkdir(parents=True)
+    (overlay / "layer" / "file").write_text("x")
+    subprocess.run(["mount", "--bind", overlay, overlay], check=True)
+    monkeypatch.setattr(buildah, "storage", lambda: tmp_path)
+    buildah.unmount()
+    os.link(overlay / "layer" / "file", tmp_path / "elsewhere")
+    buildah.unmount()  # there is nothing to do
