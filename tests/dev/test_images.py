@@ -62,5 +62,7 @@ def test_layers_can_be_linked_after_a_build_that_was_killed(tmp_path: Path, monk
     subprocess.run(["mount", "--bind", overlay, overlay], check=True)
     monkeypatch.setattr(buildah, "storage", lambda: tmp_path)
     buildah.unmount()
+    still_mounted = subprocess.run(["umount", overlay], check=False, capture_output=True).returncode == 0
+    assert not still_mounted
     os.link(overlay / "layer" / "file", tmp_path / "elsewhere")
     buildah.unmount()  # there is nothing to do
