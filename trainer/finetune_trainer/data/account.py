@@ -62,7 +62,8 @@ class Facts:
         tokens = self._table()[:, FACTS.index("tokens")]
         if not len(tokens):
             return []
-        edges = np.unique(np.linspace(0, int(tokens.max()) + 1, min(_BARS, int(tokens.max()) + 1) + 1).astype(int))
+        shortest, longest = int(tokens.min()), int(tokens.max())
+        edges = np.unique(np.linspace(shortest, longest + 1, _BARS + 1).astype(int))
         counts, _ = np.histogram(tokens, bins=edges)
         return [
             Bar(start=int(start), end=int(end), rows=int(count))
