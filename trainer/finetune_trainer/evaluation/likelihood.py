@@ -64,10 +64,12 @@ def _batch(rows: Sequence[Tokens], model: PeftModel) -> tuple[list[float], list[
     mask = _padded([[1] * len(row.input_ids) for row in rows], 0)
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
     targets = labels[:, 1:].to(model.device)
-    each = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
-    )
-    return each.double().sum(1).tolist(), (targets != IGNORED).sum(1).tolist()
+    learnt = targets != IGNORED
+    # Of learnt tokens alone: in 32 bits, the logits of all would be most of the memory and of the time.
+    each = torch.nn.functional.cross_entropy(logits[:, :-1][learnt].float(), targets[learnt], reduction="none")
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=each.device)
+    sums.index_add_(0, learnt.nonzero()[:, 0], each.double())
+    return sums.tolist(), learnt.sum(1).tolist()
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
