@@ -50,6 +50,19 @@ torch.distributed.init_process_group("gloo")
 from finetune_trainer.training.trl_methods import Counts
 Counts(torch.device("cpu")).save(Path(sys.argv[1]))
 """
+WAITS = """
+import os, time
+from datetime import timedelta
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.workers import group
+group.PATIENCE = timedelta(seconds=2)
+group.join(ProgressReporter())
+if os.environ["RANK"] == "0":
+    time.sleep(6)
+    group.release()
+else:
+    group.wait(ProgressReporter())
+"""
 PLAIN = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
@@ -223,14 +236,21 @@ class TestSeveralWorkers:
 
     def test_one_of_a_node_writes_the_counts(self, tmp_path: Path) -> None:
         # They share the folder, and a file that two write at once is torn.
+        assert self.two(SAVES_COUNTS, tmp_path) == [0, 0]
+        assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
+
+    def test_while_the_first_evaluates_the_others_wait_as_long_as_it_takes(self, tmp_path: Path) -> None:
+        assert self.two(WAITS, tmp_path) == [0, 0]
+
+    def two(self, script: str, tmp_path: Path) -> list[int]:
+        """How two workers of one node end."""
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         workers = []
         for rank in range(2):
             (folder := tmp_path / str(rank)).mkdir()
             environment = os.environ | meeting | {"RANK": str(rank)}
-            workers.append(subprocess.Popen([sys.executable, "-c", SAVES_COUNTS, folder], env=environment))
-        assert [each.wait() for each in workers] == [0, 0]
-        assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
+            workers.append(subprocess.Popen([sys.executable, "-c", script, folder], env=environment))
+        return [each.wait() for each in workers]
 
     def ended(self, group: Workers, child: int) -> int:
         return group.forks.wait(child)

@@ -19,6 +19,7 @@ from finetune_trainer.workers.layout import is_first, leads_node, rank, size
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
 
     from finetune_trainer.progress import ProgressReporter
 
@@ -27,6 +28,10 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """For a worker that neither answers nor has closed its connections, as when its node is gone. One that ended is noticed
 at once."""
+_LONGEST_WAIT = timedelta(days=30)
+"""For workers that wait while the first one evaluates and publishes, which moves but says nothing to them."""
+_waiting: list[ProcessGroup] = []
+"""The group that they wait in, once they have joined."""
 _LAST_WORD_SECONDS = 30.0
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "timed out")
 
@@ -63,6 +68,9 @@ def join(progress: ProgressReporter) -> None:
     ):  # transformers loads an optimizer's state to the worker's device, and torch has no name for CPUs' numbers
         torch.serialization.register_package(0, lambda _: None, lambda data, where: data if where == "cpu:0" else None)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+    waiting = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    if isinstance(waiting, dist.ProcessGroup):  # as for all workers, since all are in it
+        _waiting.append(waiting)
     wait(progress)
 
 
@@ -146,7 +154,7 @@ def _barrier(progress: ProgressReporter | None, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    work = dist.all_reduce(torch.zeros(1), async_op=True)
+    work = dist.all_reduce(torch.zeros(1), group=_waiting[0] if _waiting else None, async_op=True)
     until = time.monotonic() + seconds
     # In short turns: Python handles no signal while it waits in torch.
     while not work.is_completed() and time.monotonic() < until:
