@@ -20,7 +20,7 @@ from finetune_trainer.data.labels import Example, Labeller, Rendered
 from finetune_trainer.data.row_texts import conversations, mapped, texts, why_no_example
 from finetune_trainer.data.rows import Place, Reader, Row, RowError
 from finetune_trainer.data.sensitive import find, redact
-from finetune_trainer.evaluation.swaps import swapped_row
+from finetune_trainer.data.swaps import swapped_row
 
 if TYPE_CHECKING:
     import datasets

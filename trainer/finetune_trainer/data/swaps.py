@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from finetune_trainer.data.row_texts import mapped, texts
 from finetune_trainer.data.rows import Row
-from finetune_trainer.evaluation.terms import CATEGORIES, OWN, Table, Term, table_of, table_of_own
+from finetune_trainer.data.terms import CATEGORIES, OWN, Table, Term, table_of, table_of_own
 
 __all__ = ["CATEGORIES", "OWN", "groups_named", "swap", "swapped_row", "why_not_terms"]
 
