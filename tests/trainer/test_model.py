@@ -21,9 +21,9 @@ from finetune_trainer.models.model import (
     choose_backend,
     load_model,
     load_tokenizer,
-    resolve_precision,
 )
 from finetune_trainer.models.model_files import check_model_dir
+from finetune_trainer.models.precision import resolve_precision
 
 INDEX = "model.safetensors.index.json"
 

@@ -18,6 +18,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
 from finetune_trainer.models.lora import lora_config
+from finetune_trainer.models.precision import dtype_of, resolve_precision
 from finetune_trainer.models.spared import spared
 from finetune_trainer.workers import layout
 
@@ -165,7 +166,7 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir
         count = torch.cuda.device_count()
         message = f"{count} GPUs are visible, one is used: set {PROCESSES_ENV}={count} for all, or CUDA_VISIBLE_DEVICES"
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    dtype = _dtype(resolve_precision(config))
+    dtype = dtype_of(resolve_precision(config))
     if adapter_dir is not None:
         adapters.check(config, adapter_dir)
     with memory_errors("load the base model; give it more memory or take a smaller model"):
@@ -222,24 +223,3 @@ def check_vocabulary(loaded: Loaded) -> None:
     if words > rows:
         message = f"the base model has embeddings for {rows} tokens, its tokenizer has {words}"
         raise TrainerError(Reason.MODEL_INVALID, message)
-
-
-def resolve_precision(config: TrainerConfig) -> str:
-    """`bf16`, `fp16` or `fp32` on this machine. Raises `CONFIG_INVALID` for one that it cannot train in."""
-    import torch
-
-    asked, gpu = config.training.precision, torch.cuda.is_available()
-    native_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked == "auto":
-        return "fp32" if not gpu else "bf16" if native_bf16 else "fp16"
-    if asked == "fp16" and not gpu:
-        raise TrainerError(Reason.CONFIG_INVALID, "training.precision: fp16 needs a GPU; use auto, bf16 or fp32")
-    if asked == "bf16" and gpu and not native_bf16:
-        raise TrainerError(Reason.CONFIG_INVALID, "training.precision: this GPU has no bf16; use auto, fp16 or fp32")
-    return asked
-
-
-def _dtype(precision: str) -> torch.dtype:
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded, resolve_precision
+from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.precision import as_in_training, resolve_precision
 from finetune_trainer.report.facts import AdapterFacts
 
 if TYPE_CHECKING:
@@ -109,10 +110,7 @@ def probe(model: PreTrainedModel, precision: str) -> torch.Tensor:
     import torch
 
     tokens = (torch.arange(32) * 7919 % model.config.get_text_config().vocab_size).reshape(2, 16)
-    device = model.device.type
-    mixed = device == "cuda" and precision != "fp32"
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=mixed):
+    with torch.no_grad(), as_in_training(model.device, precision):
         logits: torch.Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     return logits.float()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded, resolve_precision
+from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.precision import resolve_precision
 from finetune_trainer.output.export import probe
 
 log = logging.getLogger(__name__)

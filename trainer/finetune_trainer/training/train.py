@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason, Stage, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors
-from finetune_trainer.models.model import Loaded, check_vocabulary, resolve_precision
+from finetune_trainer.models.model import Loaded, check_vocabulary
+from finetune_trainer.models.precision import resolve_precision
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.training import looks
 from finetune_trainer.training.looks import Look

@@ -9,7 +9,7 @@ import torch
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.models.model import resolve_precision
+from finetune_trainer.models.precision import resolve_precision
 from finetune_trainer.training.train import total_steps
 from finetune_trainer.workers import layout
 

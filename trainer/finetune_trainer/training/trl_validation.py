@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Validation:
-    """Rows to look at, and what was seen last."""
+    """Rows to look at."""
 
     trainer: Sft | Dpo | Kto
     rows: datasets.Dataset
