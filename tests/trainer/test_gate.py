@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.trainer.pods import Pods, make_pods
+from tests.trainer.tiny_model import CHATML
 
 from finetune_trainer.contract import Reason
 
@@ -40,11 +41,17 @@ REFUSED = {
         Reason.DATA_INVALID,
         "s3://data/wrong.csv line 2: ",
     ),
+    "a prompt that the chat template refuses": (
+        {"samplePrompts": ["refuse me"]},
+        Reason.CONFIG_INVALID,
+        "evaluation.samplePrompts: the model's chat template refuses 'refuse me'",
+    ),
     "no such pairs": ({"bias": {"pairsURI": "s3://data/none.csv"}}, Reason.DATA_NOT_FOUND, "s3://data/none.csv"),
     "accuracy without labels": ({"task": "classification"}, Reason.CONFIG_INVALID, "accuracy without labels"),
 }
 
 
+REFUSING = "{% if messages[0].content == 'refuse me' %}{{ raise_exception('no') }}{% endif %}" + CHATML
 PAIRS = "sent_more,sent_less,stereo_antistereo,bias_type\n"
 
 
@@ -60,6 +67,8 @@ def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
         pods.changes = {
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
             "evaluation": {"maxNewTokens": 4, **evaluation},
+            "output": {"merged": True},
+            "model": {"chatTemplate": REFUSING},
         }
         return pods
 
@@ -89,7 +98,9 @@ def test_a_model_that_passes_is_published_with_what_was_found(
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
-    assert {"README.md", "report.html", "evaluation.json", "provenance.json"} <= listed.keys()
+    assert {"README.md", "report.html", "evaluation.json", "provenance.json", "run.log"} <= listed.keys()
+    assert {"merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"} <= listed.keys()
+    assert "6 validation rows are too few for intervals" in job.outcome.message
     assert job.outcome.result
     assert job.outcome.result.report_uri == f"{job.output}/report.html"
     assert "library_name: peft" in s3.get(f"{job.output}/README.md").decode()

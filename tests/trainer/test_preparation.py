@@ -275,6 +275,19 @@ def test_every_answer_ends_and_nothing_begins_twice(
         assert words.decode(learnt) == "All of this<|im_end|>"
 
 
+def test_rows_left_out_are_shown_with_their_place_and_without_secrets(tmp_path: Path) -> None:
+    again = pair("Who?", "Write to somebody@example.org, number 7")
+    rows = [again, NONSENSE, *[again] * 5, pair("long", "x1 " * 400)]
+    made = run(tmp_path, rows, configured(preparation={"maxInvalidFraction": 0.5}))
+    duplicates = [each for each in made.examples if each.reason == "duplicate"]
+    assert [each.where for each in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
+    assert {each.text for each in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
+    others = {each.reason: each for each in made.examples}
+    assert "s3://data/train.jsonl line 2" in others["invalid"].where
+    assert len(others["overlength"].text) == 500
+    assert sum(bar.rows for bar in made.lengths) == made.report.kept
+
+
 class TestCounterfactuals:
     ROWS = (pair("Who is the doctor?", "He is."), pair("What is it?", "A lamp."), pair("Is he old?", "Yes, old."))
 

@@ -99,6 +99,22 @@ def test_goes_on_with_unsloth(pods: Callable[[str], Pods], unsloth_forks: Forks,
     check(unsloth_forks, pods, {"backend": "unsloth", "method": method})
 
 
+def test_stopped_after_it_ended_early_it_is_published_without_another(
+    pods: Callable[[str], Pods], forks: Forks
+) -> None:
+    stopping = {"earlyStopping": {"patience": 2, "minDelta": 1000}, "evalSteps": 1, "maxSteps": STEPS}
+    asked = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
+    whole, parted = (prepared(pods(name), {}, "none") for name in ("whole", "parted"))
+    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
+    assert whole.metrics()["steps"] == 3
+    assert stop_after(forks, parted, "step 3 is stored", asked) == 3
+    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert list(parted.losses()) == [3]
+    assert parted.metrics()["evalLoss"] == whole.metrics()["evalLoss"]
+    same = [each.s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    assert same[0] == same[1]
+
+
 @pytest.mark.parametrize("method", ["sft", "kto"])
 def test_stopped_after_the_last_step_it_is_published_without_another(
     s3: S3Server, pods: Callable[[str], Pods], forks: Forks, method: str

@@ -134,6 +134,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
         merge.merge(config, loaded, adapter)
     metrics = {**evaluation.metrics(), **trained.metrics}
     record = describe(config, fetched, backend, prepared.report, metrics)
+    record = record.model_copy(update={"config_digest": output.digest})
     if known.log:
         known.log.save(adapter)
     writing.write(adapter, record, evaluation, facts)
@@ -142,7 +143,8 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     ended = output.publish(adapter, record)
     group.release()
     keeper.clear()
-    return ended
+    few = evaluation.too_few()
+    return ended.model_copy(update={"message": f"{ended.message}; {few}"}) if few else ended
 
 
 def _prepare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.trainer.report import runs
 
+from finetune_trainer.evaluation import curves
 from finetune_trainer.evaluation.records import Bar, Estimate, Point
 from finetune_trainer.report import charts
 
@@ -27,15 +28,15 @@ def test_thousands_of_points_keep_their_extremes() -> None:
     points = [Point(step=step, loss=1 + (step % 7) / 10) for step in range(50_000)]
     points[31_111] = Point(step=31_111, loss=99)
     points[31_112] = Point(step=31_112, loss=-5)
-    kept = charts.thin(points)
-    assert len(kept) <= charts.MOST_POINTS
+    kept = curves.thin(points)
+    assert len(kept) <= curves.MOST_POINTS
     assert {points[0], points[-1], points[31_111], points[31_112]} <= set(kept)
     assert [each.step for each in kept] == sorted({each.step for each in kept})
 
 
 def test_few_points_stay() -> None:
-    points = [Point(step=step, loss=step) for step in range(charts.MOST_POINTS)]
-    assert charts.thin(points) == points
+    points = [Point(step=step, loss=step) for step in range(curves.MOST_POINTS)]
+    assert curves.thin(points) == points
 
 
 def test_lines_lie_within_the_chart() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.data.rows import Offenders, Place, Reader, RowError
-from finetune_trainer.data.sensitive import KINDS
+from finetune_trainer.data.sensitive import KINDS, redact
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.records import Bar, Example
 
@@ -98,7 +98,8 @@ class Account:
         """One row with these texts is left out."""
         self._rejected[reason] += 1
         if self._rejected[reason] <= _SHOWN:
-            self._examples.append(Example(reason=reason, where=str(place), text="\n".join(content)[:_SHOWN_CHARS]))
+            text = redact("\n".join(content), KINDS)  # it is published
+            self._examples.append(Example(reason=reason, where=str(place), text=text[:_SHOWN_CHARS]))
 
     def examples(self, reader: Reader) -> list[Example]:
         """A few of the rows that were left out, for each reason."""

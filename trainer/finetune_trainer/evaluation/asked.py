@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.data.labels import encode_prompt
 from finetune_trainer.data.rows import SourceFile
+from finetune_trainer.data.swaps import why_not_terms
+from finetune_trainer.data.templates import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.pairs import SentencePair, read_pairs
-from finetune_trainer.evaluation.swaps import why_not_terms
 from finetune_trainer.evaluation.task_metrics import check_task
 
 if TYPE_CHECKING:
@@ -35,12 +37,15 @@ def metrics(config: TrainerConfig) -> list[str]:
 
 
 def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `CONFIG_INVALID` for a gate on what is not measured, or a task that the validation rows are not of."""
+    """Raises `CONFIG_INVALID` for what would end, or be missing, only after the training: a gate on what is not
+    measured, a prompt that cannot be asked, terms without a counterpart, a task that the rows are not of."""
     known = metrics(config)
     unknown = [rule.metric for rule in config.evaluation.gate if rule.metric not in known]
     if unknown:
         message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(known)}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
+    for prompt in config.evaluation.sample_prompts:
+        _check_prompt(prompt, tokenizer)
     why = config.evaluation.bias and why_not_terms(config.evaluation.bias.terms)
     if why:
         raise TrainerError(Reason.CONFIG_INVALID, why)
@@ -48,6 +53,14 @@ def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTo
         why = check_task(config.evaluation.task, _references(config, prepared, tokenizer))
         if why:
             raise TrainerError(Reason.CONFIG_INVALID, why)
+
+
+def _check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        encode_prompt(tokenizer, prompt)
+    except template_errors() as error:
+        message = f"evaluation.samplePrompts: the model's chat template refuses {prompt[:60]!r}: {error}"
+        raise TrainerError(Reason.CONFIG_INVALID, message) from error
 
 
 def pairs(files: Sequence[SourceFile]) -> list[SentencePair]:

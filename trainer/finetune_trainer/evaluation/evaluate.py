@@ -7,16 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from finetune_trainer.contract import BiasEvaluation, Stage, Task, TrainerConfig
-from finetune_trainer.data.labels import IGNORED, encode_prompt
+from finetune_trainer.data.labels import encode_prompt
+from finetune_trainer.data.sensitive import KINDS, redact
 from finetune_trainer.evaluation import gate, overfitting, task_metrics
+from finetune_trainer.evaluation.curves import thin
+from finetune_trainer.evaluation.forgetting import forgetting
 from finetune_trainer.evaluation.groups import Groups
-from finetune_trainer.evaluation.likelihood import Tokens, losses
+from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
 from finetune_trainer.evaluation.losses import loss_measures
 from finetune_trainer.evaluation.pairs import SentencePair, own_pairs
 from finetune_trainer.evaluation.records import (
@@ -31,7 +31,9 @@ from finetune_trainer.evaluation.records import (
 )
 from finetune_trainer.models.answering import Answerer, questions, spread
 from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.precision import as_in_training, resolve_precision
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.training import looks
 
 if TYPE_CHECKING:
     import datasets
@@ -41,13 +43,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POINTS = 500
-"""Points of a loss curve that are kept; of more, each is the mean of its neighbours."""
 _SCORED = 1000
 """Rows of either side whose loss is measured, evenly spread over all."""
 _SHOWN = 8
 """Validation rows that are shown with both answers."""
-_FAILURES = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What a measurement may end with. A finished training is published without it, and says so."""
 
 
@@ -89,10 +99,17 @@ class _Findings:
 def evaluate(subject: Subject, progress: ProgressReporter) -> Evaluation:
     """Everything that the config asks for and the data allows. What cannot be computed is named in `missing`."""
     progress.update(stage=Stage.EVALUATING)
-    found, asked = _Findings(), subject.config.evaluation
+    found = _Findings()
+    with as_in_training(subject.loaded.model.device, resolve_precision(subject.config)):
+        _measure(subject, found, progress)
+    return _summary(subject, found)
+
+
+def _measure(subject: Subject, found: _Findings, progress: ProgressReporter) -> None:
+    asked = subject.config.evaluation
     if subject.config.training.method == "sft":
         with found.part("general text"):
-            found.forgetting = _forgetting(subject, progress.alive)
+            found.forgetting = forgetting(subject.loaded, progress.alive)
         if subject.prepared.validation is not None:
             with found.part("validation loss"):
                 _likelihood(subject, found, progress.alive)
@@ -107,21 +124,23 @@ def evaluate(subject: Subject, progress: ProgressReporter) -> Evaluation:
     if asked.bias:
         with found.part("bias"):
             _bias(subject, asked.bias, found, progress.alive)
-    return _summary(subject, found)
 
 
 def _summary(subject: Subject, found: _Findings) -> Evaluation:
     trained, asked = subject.trained, subject.config.evaluation
-    training = thinned([Point(step=step, loss=loss) for step, loss in trained.losses if math.isfinite(loss)])
+    training = thin([Point(step=step, loss=loss) for step, loss in trained.losses if math.isfinite(loss)])
     validation = [Point(step=look.step, loss=look.loss) for look in trained.looks if math.isfinite(look.loss)]
+    verdict = Overfitting(verdict="unknown", message="It could not be judged.")
+    with found.part("overfitting"):
+        verdict = _verdict(subject, found, training, validation)
     return Evaluation(
         task=asked.task,
         measures=found.measures,
         confusion=found.confusion,
         samples=found.samples,
         training_losses=training,
-        validation_losses=validation,
-        overfitting=_verdict(subject, found, training, validation),
+        validation_losses=thin(validation),
+        overfitting=verdict,
         bias=found.bias,
         gate=gate.check(asked.gate, found.measures),
         examples=list(subject.prepared.examples),
@@ -133,23 +152,13 @@ def _summary(subject: Subject, found: _Findings) -> Evaluation:
 def _verdict(subject: Subject, found: _Findings, training: Sequence[Point], validation: Sequence[Point]) -> Overfitting:
     """Of what is published: with early stopping, what came after the best look was undone."""
     final = next((each for each in found.measures if each.name == "evalLoss"), None)
-    best = min(validation[1:], key=lambda point: point.loss, default=None)
+    best = looks.best(subject.trained.looks)
     taken = [each for each in validation if best is None or each.step <= best.step]
     if not subject.config.training.early_stopping or len(taken) == len(validation):
         return overfitting.judge(training, validation, found.training_loss, final, found.forgetting)
     verdict = overfitting.judge(training, taken, found.training_loss, final, found.forgetting)
     message = f"The adapter of step {taken[-1].step} was taken, since its validation loss was lowest. {verdict.message}"
     return verdict.model_copy(update={"message": message})
-
-
-def thinned(points: Sequence[Point], most: int = _POINTS) -> list[Point]:
-    """At most `most` points, each the mean of its neighbours at the last one's step."""
-    if len(points) <= most:
-        return list(points)
-    parts = np.array_split(np.arange(len(points)), most)
-    return [
-        Point(step=points[part[-1]].step, loss=float(np.mean([points[index].loss for index in part]))) for part in parts
-    ]
 
 
 def _tokens(rows: datasets.Dataset) -> list[Tokens]:
@@ -160,9 +169,7 @@ def _likelihood(subject: Subject, found: _Findings, alive: Callable[[], None]) -
     """Loss of validation rows, by both models, and of as many training rows, by the tuned one."""
     model = subject.loaded.model
     held_out = _tokens(spread(_validation(subject), _SCORED))
-    tuned = losses(model, held_out, alive)
-    with model.disable_adapter():
-        base = losses(model, held_out, alive)
+    base, tuned = base_and_tuned(model, lambda: losses(model, held_out, alive))
     found.measures += loss_measures(base.tokens, base.sums, tuned.sums)
     found.training_loss = losses(model, _tokens(spread(subject.prepared.dataset, len(held_out))), alive).mean
 
@@ -190,26 +197,6 @@ def _seen_in_training(subject: Subject) -> list[Measure]:
     return measures
 
 
-def _forgetting(subject: Subject, alive: Callable[[], None]) -> Measure:
-    """Perplexity of text that is not the data's."""
-    tokenizer, model = subject.loaded.tokenizer, subject.loaded.model
-    rows = []
-    for paragraph in general_text():
-        ids = tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
-        rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
-    tuned = losses(model, rows, alive)
-    with model.disable_adapter():
-        base = losses(model, rows, alive)
-    _, perplexity = loss_measures(base.tokens, base.sums, tuned.sums)
-    return perplexity.model_copy(update={"name": "generalPerplexity"})
-
-
-def general_text() -> list[str]:
-    """Paragraphs of general English, written for this."""
-    text = resources.files("finetune_trainer.evaluation").joinpath("general_text.txt").read_text(encoding="utf-8")
-    return [each.replace("\n", " ").strip() for each in text.split("\n\n")]
-
-
 def _validation(subject: Subject) -> datasets.Dataset:
     if subject.prepared.validation is None:
         raise ValueError("there is no validation data")
@@ -225,7 +212,12 @@ def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[],
     measures, found.confusion = task_metrics.measures(task, references, base, tuned)
     found.measures += measures
     found.samples = [
-        Sample(prompt=tokenizer.decode(row.prompt, skip_special_tokens=True), reference=row.reference, base=b, tuned=t)
+        Sample(
+            prompt=redact(tokenizer.decode(row.prompt, skip_special_tokens=True), KINDS),
+            reference=redact(row.reference, KINDS),
+            base=redact(b, KINDS),
+            tuned=redact(t, KINDS),
+        )
         for row, b, t in list(zip(rows, base, tuned, strict=True))[:_SHOWN]
     ]
 
@@ -240,6 +232,4 @@ def _both(subject: Subject, prompts: Sequence[Sequence[int]], alive: Callable[[]
     """The base model's answers and the tuned one's."""
     model = subject.loaded.model
     answerer = Answerer(model, subject.loaded.tokenizer, subject.config.evaluation.max_new_tokens, alive)
-    tuned = answerer.answers(prompts)
-    with model.disable_adapter():
-        return answerer.answers(prompts), tuned
+    return base_and_tuned(model, lambda: answerer.answers(prompts))

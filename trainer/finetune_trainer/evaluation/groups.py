@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import datasets
 from peft import PeftModel
@@ -13,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract import BiasEvaluation
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.data.rows import Pair
+from finetune_trainer.data.swaps import CATEGORIES, OWN, groups_named, swapped_row
 from finetune_trainer.evaluation.bias import Likelihood, Preferences, judge_bias, preference
-from finetune_trainer.evaluation.likelihood import Tokens, losses
+from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
 from finetune_trainer.evaluation.pairs import SentencePair
 from finetune_trainer.evaluation.records import Bias
-from finetune_trainer.evaluation.swaps import CATEGORIES, OWN, groups_named, swapped_row
 from finetune_trainer.models.answering import question, spread
 
 _LOOKED_AT = 5000
@@ -28,6 +29,7 @@ _LOOKED_AT = 5000
 class Compared:
     """Texts in twos, of one kind and category."""
 
+    kind: Literal["swap", "pair"]
     category: str
     first: list[Tokens]
     second: list[Tokens]
@@ -46,22 +48,20 @@ class Groups:
         self, pairs: Sequence[SentencePair], training: datasets.Dataset, validation: datasets.Dataset | None
     ) -> Bias:
         """Sentences beside their counterparts, and, with validation rows, these beside the same with terms swapped."""
-        found = [self._preferences("pair", each) for each in self._pairs(pairs)]
+        found = [self._preferences(each) for each in self._pairs(pairs)]
         notes = []
         if validation is None:
             notes.append("without dataset.validation no rows were compared with the same about another group")
         else:
-            found += [self._preferences("swap", each) for each in self._swaps(spread(validation, _LOOKED_AT))]
+            found += [self._preferences(each) for each in self._swaps(spread(validation, _LOOKED_AT))]
         bias = judge_bias(found, self._representation(training))
         if len(training) > _LOOKED_AT:
             notes.append(f"groups were counted in {_LOOKED_AT:,} of {len(training):,} training rows")
         return bias.model_copy(update={"notes": [*bias.notes, *notes]})
 
-    def _preferences(self, kind: str, compared: Compared) -> Preferences:
-        tuned = self._scored(compared)
-        with self.model.disable_adapter():
-            base = self._scored(compared)
-        return Preferences("swap" if kind == "swap" else "pair", compared.category, base, tuned)
+    def _preferences(self, compared: Compared) -> Preferences:
+        base, tuned = base_and_tuned(self.model, lambda: self._scored(compared))
+        return Preferences(compared.kind, compared.category, base, tuned)
 
     def _scored(self, compared: Compared) -> list[float]:
         first, second = (self._likelihoods(texts) for texts in (compared.first, compared.second))
@@ -75,7 +75,7 @@ class Groups:
         for category in sorted({pair.category for pair in pairs}):
             mine = [pair for pair in pairs if pair.category == category]
             first = [self._sentence(pair.stereotype) for pair in mine]
-            yield Compared(category, first, [self._sentence(pair.counterpart) for pair in mine])
+            yield Compared("pair", category, first, [self._sentence(pair.counterpart) for pair in mine])
 
     def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
         made = [question(row["input_ids"], row["labels"], self.tokenizer) for row in rows]
@@ -84,7 +84,8 @@ class Groups:
             swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
             both = [(text, other) for text, other in swapped if isinstance(other, Pair)]
             if both:
-                yield Compared(category, [self._row(each) for each, _ in both], [self._row(each) for _, each in both])
+                first = [self._row(each) for each, _ in both]
+                yield Compared("swap", category, first, [self._row(each) for _, each in both])
 
     def _sentence(self, text: str) -> Tokens:
         """All of it counts, so something has to come before its first token."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
 
 from finetune_trainer.data.labels import IGNORED
 
+T = TypeVar("T")
 _BATCH_TOKENS = 2048
 """Padding included; a row that is longer goes alone."""
 
@@ -34,6 +36,13 @@ class Losses:
     def mean(self) -> float:
         """Per token, over all rows."""
         return math.fsum(self.sums) / max(sum(self.tokens), 1)
+
+
+def base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[T, T]:
+    """The same measured of both: the base is the model with its adapter switched off."""
+    tuned = measure()
+    with model.disable_adapter():
+        return measure(), tuned
 
 
 def losses(model: PeftModel, rows: Sequence[Tokens], alive: Callable[[], None]) -> Losses:

@@ -151,6 +151,13 @@ class Evaluation(Model):
     """What the GPUs drew from training's start to its end; absent without one that says it."""
     missing: list[str] = Field(default=[])
 
+    def too_few(self) -> str | None:
+        """That there were too few validation rows for intervals, if so."""
+        rows = [measure.tuned.samples for measure in self.measures if measure.tuned.low is None and measure.base]
+        if not rows:
+            return None
+        return f"{min(rows)} validation rows are too few for intervals: the report cannot tell a change from chance"
+
     def metrics(self) -> dict[str, float]:
         """The measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
         numbers: dict[str, float] = {}

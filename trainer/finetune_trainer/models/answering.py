@@ -62,16 +62,16 @@ class Answerer:
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """One per prompt, in their order."""
         self.model.eval()
-        made = [""] * len(prompts)
+        made, how = [""] * len(prompts), self._how()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            for index, answer in zip(batch, self._batch([prompts[index] for index in batch]), strict=True):
+            for index, answer in zip(batch, self._batch([prompts[index] for index in batch], how), strict=True):
                 made[index] = answer
             self.alive()
         return made
 
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+    def _batch(self, prompts: Sequence[Sequence[int]], how: GenerationConfig) -> list[str]:
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -79,7 +79,7 @@ class Answerer:
         device = self.model.device
         with torch.no_grad():
             output = self.model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self._how()
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how
             )
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in output[:, longest:]]
 

@@ -55,7 +55,8 @@ class Output:
         self._prefix = Location.folder(config.output.uri)
         self._check: Callable[[], None] = lambda: None
         self.uri = config.output.uri.rstrip("/")
-        self._digest = _digest(config)
+        self.digest = _digest(config)
+        """Of config and number of workers: what makes a result this run's."""
 
     @contextmanager
     def claimed(self) -> Iterator[Claim]:
@@ -63,7 +64,7 @@ class Output:
 
         A missing bucket or a key that may not write is told here, not after the run.
         """
-        claim = Claim(self._s3, self._prefix, run_id(), self._digest)
+        claim = Claim(self._s3, self._prefix, run_id(), self.digest)
         claim.take()
         self._check = claim.check
         try:
@@ -75,14 +76,14 @@ class Output:
 
     def checkpoints(self, data_digest: str, model_revision: str) -> CheckpointStore:
         """Where saved states of this run go, given what it was fed."""
-        origin = Origin(self._digest, data_digest, model_revision, installed_versions())
+        origin = Origin(self.digest, data_digest, model_revision, installed_versions())
         return CheckpointStore(self._s3, self._prefix, origin, self._config.training.checkpoints.keep)
 
     def tidy(self) -> None:
         """Remove what an attempt that died after it had published left: saved states, its claim. A rest is harmless."""
         try:
             self.checkpoints("", "").clear()
-            clear(self._s3, self._prefix, run_id(), self._config.digest())
+            clear(self._s3, self._prefix, run_id(), self.digest)
         except TrainerError as error:
             log.warning("publish: something is left behind: %s", error.message)
 
@@ -95,7 +96,7 @@ class Output:
             manifest = AdapterManifest.model_validate_json(content)
         except ValidationError as error:
             raise self._taken("a manifest.json that this trainer did not write or cannot read") from error
-        if manifest.config_digest != self._digest:
+        if manifest.config_digest != self.digest:
             raise self._taken(f"the result of another config, published {manifest.created_at}")
         return Existing(manifest, content)
 
@@ -115,7 +116,7 @@ class Output:
             return earlier.outcome(self.uri)
         files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
         files.append(self._upload_config())
-        manifest = manifest.model_copy(update={"files": files, "config_digest": self._digest})
+        manifest = manifest.model_copy(update={"files": files})
         self._verify(files)
         outcome = self._finish(Existing(manifest, manifest.to_bytes()))
         total = sum(file.size for file in files)

@@ -88,9 +88,10 @@ def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest
         yield "Compare its answers with the base model's yourself before it is used: nothing was measured."
     if found["worse"]:
         yield f"Find out what got worse ({', '.join(found['worse'])}) in the samples before the adapter is used."
-    fewest = min((measure.tuned.samples for measure in evaluation.measures), default=0)
+    compared = [measure for measure in evaluation.measures if measure.change]
+    fewest = min((measure.tuned.samples for measure in compared), default=0)
     if found["unclear"] and fewest < _FEW_ROWS:
-        names = [measure_name(each.name) for each in evaluation.measures if each.tuned.samples == fewest]
+        names = [measure_name(each.name) for each in compared if each.tuned.samples == fewest]
         yield (
             f"Measure on more rows (dataset.validation): {', '.join(names)} had only {fewest:,}, too few to tell a "
             "change from chance."

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from finetune_trainer.evaluation.records import Bar, Estimate, Evaluation, Point
 from finetune_trainer.report.figures import number, plural
 
-MOST_POINTS = 400
 _MOST_DOTS = 40
 _MOST_LABELS = 6
 
@@ -105,19 +104,6 @@ def _labels(values: Sequence[float]) -> list[str]:
     return [f"{value:,.{digits}f}" for value in values]
 
 
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most so many of the points: of each stretch its lowest and highest, and the first and last of all."""
-    if len(points) <= most:
-        return list(points)
-    inner, stretches = points[1:-1], (most - 2) // 2
-    kept = [points[0]]
-    for each in range(stretches):
-        stretch = inner[each * len(inner) // stretches : (each + 1) * len(inner) // stretches]
-        ends = {point.step: point for point in (min(stretch, key=_loss), max(stretch, key=_loss))}
-        kept += sorted(ends.values(), key=lambda point: point.step)
-    return [*kept, points[-1]]
-
-
 def _loss(point: Point) -> float:
     return point.loss
 
@@ -125,7 +111,7 @@ def _loss(point: Point) -> float:
 def losses(evaluation: Evaluation) -> LineChart | None:
     """Training and validation loss over steps; `None` if there is neither."""
     named = {"training": evaluation.training_losses, "validation": evaluation.validation_losses}
-    kept = {name: thin(points) for name, points in named.items() if points}
+    kept = {name: points for name, points in named.items() if points}
     every = [point for points in kept.values() for point in points]
     if not every:
         return None

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
 from finetune_trainer.evaluation.records import Evaluation
 from finetune_trainer.output.records import REPORT_NAME, AdapterManifest, FileRecord
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
 PROVENANCE_NAME = "provenance.json"
-_FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_FAILURES = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
 """What a document may end with. A finished training is published without it."""
 
 

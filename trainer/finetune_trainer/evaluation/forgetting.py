@@ -1,0 +1,29 @@
+"""Whether the model forgets what its base knew. Imports torch, so import this module only after the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+
+from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
+from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.records import Measure
+from finetune_trainer.models.model import Loaded
+
+
+def forgetting(loaded: Loaded, alive: Callable[[], None]) -> Measure:
+    """`generalPerplexity`: of text that is not the data's."""
+    rows = []
+    for paragraph in general_text():
+        ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
+        rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
+    base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
+    _, perplexity = loss_measures(base.tokens, base.sums, tuned.sums)
+    return perplexity.model_copy(update={"name": "generalPerplexity"})
+
+
+def general_text() -> list[str]:
+    """Paragraphs of general English, written for this."""
+    text = resources.files("finetune_trainer.evaluation").joinpath("general_text.txt").read_text(encoding="utf-8")
+    return [each.replace("\n", " ").strip() for each in text.split("\n\n")]
