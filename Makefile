@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare
+.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare bench-verdicts test-gpu
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,3 +60,9 @@ samples: setup ## the five samples of applications for real, on the CPU, by hand
 
 bench-prepare: setup ## rows per second and memory of data preparation, by hand (ROWS="10000 100000")
 	@$(RUN) python -m tests.bench.bench_prepare $(ROWS)
+
+bench-verdicts: setup ## whether the verdicts on bias and overfitting are right, over 20 seeds, by hand; hours on a CPU
+	@$(RUN) python -m tests.bench.bench_verdicts
+
+test-gpu: setup ## what only a GPU shows, by hand on a machine that has one; 6 minutes
+	@$(RUN) pytest -m gpu tests/gpu

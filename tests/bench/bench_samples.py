@@ -1,11 +1,12 @@
 """`make samples`: each sample of an application for real, by hand, with the model of the demo; prints a markdown table.
 
 The manifests are run as they are but for the store's address, one after the other, against the tests' own S3 server.
-Some of them only: `python -m tests.bench.bench_samples chatbot translation`.
+Some of them only: `python -m tests.bench.bench_samples chatbot translation`; on a GPU instead of the CPU: `--gpu`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -29,11 +30,16 @@ LOSSES = ("perplexity", "evalLoss")
 
 def main() -> None:
     """Rows of the table, each as soon as it is known."""
-    names = sys.argv[1:] or applications.NAMES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(applications.NAMES)}")
+    parser.add_argument("--gpu", action="store_true", help="train on the GPU; without, on the CPU, as the samples say")
+    asked = parser.parse_args()
+    if not asked.gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with TemporaryDirectory(prefix="samples-") as name, _server(Path(name)) as server:
         _say(HEAD)
         _say("|" + " --- |" * (HEAD.count("|") - 1))
-        for sample in names:
+        for sample in asked.samples or applications.NAMES:
             for row in _rows(sample, server, Path(name)):
                 _say(row)
 
@@ -70,7 +76,6 @@ def _run(job: Path, log: Path) -> int:
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
-        "CUDA_VISIBLE_DEVICES": "",  # as the samples say: on the CPU
     }
     line: list[str | Path] = [sys.executable, "-m", "finetune_trainer", "run", job, "--work-dir", job.parent]
     with log.open("w") as written:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.gpu import many_ways
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no GPU"),
 ]
 
+BACKENDS = ["transformers", *(["unsloth"] if find_spec("unsloth") else [])]
 BENCH = Path(__file__).with_name("bench_backends.py")
 ROOT = BENCH.parents[2]
 
@@ -30,7 +32,8 @@ ROOT = BENCH.parents[2]
 def run(script: Path, *arguments: str, scratch: Path) -> None:
     """In a process of its own, which sees the GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    environment |= {"PYTHONPATH": f"{ROOT / 'trainer'}:{ROOT}", "HF_HUB_OFFLINE": "1", "FINETUNE_SCRATCH": str(scratch)}
+    paths = os.pathsep.join([str(ROOT / "trainer"), str(ROOT), environment.get("PYTHONPATH", "")])
+    environment |= {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "FINETUNE_SCRATCH": str(scratch)}
     subprocess.run([sys.executable, str(script), *arguments], env=environment, check=True, timeout=500)
 
 
@@ -38,8 +41,7 @@ def run(script: Path, *arguments: str, scratch: Path) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Numbers by backend, of those that are installed."""
     folder = tmp_path_factory.mktemp("bench")
-    backends = ["transformers", *(["unsloth"] if find_spec("unsloth") else [])]
-    run(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *backends, scratch=folder)
+    run(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
     return {each["backend"]: each for each in json.loads((folder / "out.json").read_text())}
 
 
@@ -57,6 +59,41 @@ def test_both_learn_the_same(results: dict[str, dict[str, Any]]) -> None:
     assert plain["trainable"] == unsloth["trainable"]
     assert plain["first_loss"] == pytest.approx(unsloth["first_loss"], rel=2e-2)
     assert plain["last_loss"] == pytest.approx(unsloth["last_loss"], rel=5e-2)
+
+
+EVERY = [(backend, way) for backend in BACKENDS for way in many_ways.WAYS[backend]]
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What came of each way, by backend."""
+    found = {}
+    for backend in BACKENDS:
+        folder = tmp_path_factory.mktemp(backend)
+        run(Path(many_ways.__file__), backend, str(folder), scratch=folder)
+        found[backend] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(("backend", "way"), EVERY, ids=[" ".join(each) for each in EVERY])
+def test_every_way_learns_on_the_gpu(ways: dict[str, dict[str, Any]], backend: str, way: str) -> None:
+    found = ways[backend][way]
+    assert "error" not in found, found["error"]
+    assert found["losses"][-1] < 0.8 * found["losses"][1]
+    assert found["missing"] == []
+    assert all(accuracy >= 0.9 for accuracy in found["accuracy"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_goes_on_as_if_nothing_had_been(ways: dict[str, dict[str, Any]], backend: str) -> None:
+    found = ways[backend]["resumed"]
+    assert found["resumed"] == pytest.approx(found["uninterrupted"], rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_little_memory_is_named_with_what_to_lower(ways: dict[str, dict[str, Any]], backend: str) -> None:
+    assert ways[backend]["starved"]["error"].startswith("OutOfMemory: ")
+    assert "lower training.batchSize" in ways[backend]["starved"]["error"]
 
 
 def test_adapter_trained_on_the_gpu_is_exported_and_answers(tmp_path: Path) -> None:

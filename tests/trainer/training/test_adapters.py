@@ -50,3 +50,8 @@ def test_another_adapter_than_the_config_says(run: Run, lora: dict[str, Any], me
     with pytest.raises(TrainerError, match=message) as caught:
         run(adapter=str(trained.folder / "adapter"), lora=lora)
     assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+def test_a_base_in_8_bits_does_not_fill_the_log(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run(source={"quantization": "int8"}, maxSteps=1)
+    assert [record for record in caplog.records if record.name.startswith("bitsandbytes")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
@@ -19,6 +20,8 @@ def settings(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
     if config.model.quantization == "none":
         return None
     if config.model.quantization == "int8":
+        # It says of every layer, in every step, that inputs are cast to 16 bits; which is what was asked for.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
