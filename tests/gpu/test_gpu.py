@@ -96,6 +96,14 @@ def test_too_little_memory_is_named_with_what_to_lower(ways: dict[str, dict[str,
     assert "lower training.batchSize" in ways[backend]["starved"]["error"]
 
 
+def test_energy_is_what_the_card_drew(tmp_path: Path) -> None:
+    """The counter of the GPU that CUDA sees, beside the power that NVML reports while it works."""
+    run(BENCH.with_name("energy.py"), str(tmp_path), scratch=tmp_path)
+    found = json.loads((tmp_path / "energy.json").read_text())
+    assert "1 GPU" in found["message"] or found["gpus"] > 1
+    assert found["watt_hours"] == pytest.approx(found["expected"], rel=0.2)
+
+
 def test_adapter_trained_on_the_gpu_is_exported_and_answers(tmp_path: Path) -> None:
     """The whole way of `run`, on a tiny model: in bf16 by the backend that `auto` chooses here."""
     run(BENCH.with_name("whole_way.py"), str(tmp_path), scratch=tmp_path)

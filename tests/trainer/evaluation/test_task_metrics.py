@@ -99,8 +99,11 @@ def test_labels_of_signs() -> None:
 
 def test_what_is_taken_for_what() -> None:
     references = ["cat", "cat", "cat", "dog", "dog"]
-    _, confusion = classified(references, references, ["cat", "Dog", "bird", "dog.", "cat"])
-    assert confusion == Confusion(labels=["cat", "dog"], counts=[[1, 1, 1], [1, 1, 0]])
+    base = ["dog", "dog", "cat", "dog", "fish"]
+    _, confusion = classified(references, base, ["cat", "Dog", "bird", "dog.", "cat"])
+    assert confusion == Confusion(
+        labels=["cat", "dog"], counts=[[1, 1, 1], [1, 1, 0]], base_counts=[[1, 2, 0], [0, 1, 1]]
+    )
 
 
 @settings(max_examples=20)

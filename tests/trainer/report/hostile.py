@@ -47,7 +47,7 @@ def evaluation(text: str) -> Evaluation:
     number = estimate(0.5, 0.1)
     return Evaluation(
         measures=[Measure(name=f"m{text}", higher_is_better=True, base=number, tuned=number, change=number)],
-        confusion=Confusion(labels=[text], counts=[[1, 0]]),
+        confusion=Confusion(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
         samples=[Sample(prompt=text, reference=text, base=text, tuned=text)],
         overfitting=Overfitting(verdict="unknown", message=f"m{text}"),
         bias=Bias(

@@ -13,6 +13,7 @@ from finetune_trainer.evaluation.records import (
     Check,
     Confusion,
     CrossValidation,
+    Energy,
     Estimate,
     Evaluation,
     Example,
@@ -105,7 +106,9 @@ def full() -> Evaluation:
             measure("bleu", 31.2, 24.6, 2.1),
         ],
         confusion=Confusion(
-            labels=["billing", "delivery", "other"], counts=[[150, 12, 8, 3], [9, 171, 5, 0], [14, 20, 148, 0]]
+            labels=["billing", "delivery", "other"],
+            counts=[[150, 12, 8, 3], [9, 171, 5, 0], [14, 20, 148, 0]],
+            base_counts=[[90, 50, 30, 3], [60, 101, 20, 4], [44, 60, 70, 8]],
         ),
         samples=[
             Sample(
@@ -142,7 +145,7 @@ def full() -> Evaluation:
             Bar(start=start, end=start + 64, rows=int(2400 * math.exp(-(((start - 200) / 160) ** 2))))
             for start in range(0, 1024, 64)
         ],
-        energy_watt_hours=1530.0,
+        energy=Energy(watt_hours=1530.0, message="by the counters of 2 GPUs (NVML)"),
         missing=["rougeL: the task is classification"],
     )
 

@@ -55,7 +55,7 @@ SEEN = {
     "sensitive": "email 44, phone 3; 44 places redacted",
     "digest": f"`sha256:{'d' * 64}`",
     "input": f"`s3://data/support/a.jsonl` `sha256:{'b' * 64}`",
-    "energy": "| Energy of the GPUs | 1.53 kWh |",
+    "energy": "| Energy of the GPUs | 1.53 kWh, by the counters of 2 GPUs (NVML) |",
     "version": "| torch | 2.14.1 |",
     "sample": "```text\nWhere is my parcel? Order 4711.\n```",
 }

@@ -67,7 +67,8 @@ SEEN = {
         "#better",
         "Accuracy higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
     ),
-    "confusion": ("#better", "billing 150 12 8 3"),
+    "confusion of the tuned model": ("#better", "billing 150 12 8 3"),
+    "confusion of the base model": ("#better", "billing 90 50 30 3"),
     "overfitting": ("#trust", "Overfitted The validation loss rose from step 500 on"),
     "gap": ("#trust", "+0.620. Lowest validation loss at step 500. It rose from step 600 on"),
     "forgetting": ("#trust", "general text, which the data is not: base 18.20 (17.70 to 18.70), tuned 18.40"),
@@ -87,7 +88,7 @@ SEEN = {
     "curve in words": ("#curves", "The validation loss goes from 1.865 at step 100 to"),
     "advice": ("#next", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
     "setting": ("#made", "Learning rate 2e-05, linear"),
-    "energy": ("#made", "Energy of the GPUs 1.53 kWh"),
+    "energy": ("#made", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
     "input": ("#made", "s3://data/support/a.jsonl 5.0 MB sha256:bbbb"),
     "config": ("#made", "maxLength: 1024"),
     "version": ("#made", "torch 2.14.1"),
@@ -107,6 +108,7 @@ SAID_WITHOUT = {
     "gate": "No gate was set",
     "samples": "No samples were taken.",
     "losses": "No losses were recorded.",
+    "energy": "Energy of the GPUs not measured",
 }
 
 

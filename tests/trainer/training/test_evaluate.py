@@ -63,7 +63,8 @@ def test_a_classifier_beside_its_base(run: Run, backend: str) -> None:
     assert loss.base.value > loss.tuned.value + 1
     assert measures["perplexity"].tuned.value == pytest.approx(math.exp(loss.tuned.value))
     assert found.confusion
-    assert [sum(row) for row in found.confusion.counts] == [len(WORDS)] * 2
+    for counts in (found.confusion.base_counts, found.confusion.counts):
+        assert [sum(row) for row in counts] == [len(WORDS)] * 2
     assert [(each.prompt, each.tuned) for each in found.samples[:1]] == [("The lamp is fine.", "good")]
     assert found.samples[0].base != "good"
     assert all(each.reference == each.tuned for each in found.samples[1:])

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def classified(references: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> tuple[list[Measure], Confusion]:
-    """`accuracy` and `macroF1`, 0 to 1, and what the tuned model takes for what."""
+    """`accuracy` and `macroF1`, 0 to 1, and what each model takes for what."""
     import numpy as np
 
     labels = Labels(references)
     true, before, after = (np.array([labels.number(each) for each in texts]) for texts in (references, base, tuned))
-    counts = _matrix(true, after, labels.other).tolist()
+    counts, base_counts = (_matrix(true, given, labels.other).tolist() for given in (after, before))
     measures = [share("accuracy", (before == true).tolist(), (after == true).tolist()), _f1(true, before, after)]
-    return measures, Confusion(labels=labels.names, counts=counts)
+    return measures, Confusion(labels=labels.names, counts=counts, base_counts=base_counts)
 
 
 def share(name: str, base: Sequence[bool], tuned: Sequence[bool]) -> Measure:

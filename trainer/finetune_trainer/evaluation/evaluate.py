@@ -145,6 +145,7 @@ def _summary(subject: Subject, found: _Findings) -> Evaluation:
         gate=gate.check(asked.gate, found.measures),
         examples=list(subject.prepared.examples),
         lengths=list(subject.prepared.lengths),
+        energy=trained.energy,
         missing=found.missing,
     )
 

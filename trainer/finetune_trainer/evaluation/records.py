@@ -45,6 +45,8 @@ class Confusion(Model):
 
     labels: list[str]
     counts: list[list[int]]
+    """Of the tuned model."""
+    base_counts: list[list[int]]
 
 
 class Point(Model):
@@ -132,6 +134,15 @@ class Check(Model):
     passed: bool
 
 
+class Energy(Model):
+    """What the GPUs took for the training."""
+
+    watt_hours: float | None = None
+    """Absent where it was not measured."""
+    message: str = "not measured"
+    """What measured it and what is in it, or why there is no number."""
+
+
 class Evaluation(Model):
     """All of it. What could not be computed is named in `missing`, with why."""
 
@@ -147,8 +158,7 @@ class Evaluation(Model):
     gate: list[Check] = Field(default=[])
     examples: list[Example] = Field(default=[])
     lengths: list[Bar] = Field(default=[])
-    energy_watt_hours: float | None = None
-    """What the GPUs drew from training's start to its end; absent without one that says it."""
+    energy: Energy = Energy()
     missing: list[str] = Field(default=[])
 
     def too_few(self) -> str | None:

@@ -204,8 +204,7 @@ def _counts(report: DatasetReport) -> Iterator[str]:
 
 def _training(manifest: AdapterManifest, evaluation: Evaluation, facts: AdapterFacts) -> str:
     pairs = [*settings(config_of(manifest), facts, manifest), *took(manifest.metrics)]
-    if evaluation.energy_watt_hours is not None:
-        pairs.append(("Energy of the GPUs", energy(evaluation.energy_watt_hours)))
+    pairs.append(("Energy of the GPUs", energy(evaluation.energy)))
     return table(("Setting", "Value"), [(name, escaped(value, 4000)) for name, value in pairs])
 
 

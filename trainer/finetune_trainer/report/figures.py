@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_trainer.evaluation.records import Estimate
+from finetune_trainer.evaluation.records import Energy, Estimate
 
 _MINUS = "\N{MINUS SIGN}"
 _NAMES = {
@@ -82,9 +82,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def energy(watt_hours: float) -> str:
-    """`350 Wh`, `1.25 kWh`."""
-    return f"{number(watt_hours)} Wh" if watt_hours < 1000 else f"{watt_hours / 1000:,.2f} kWh"
+def energy(taken: Energy) -> str:
+    """`350 Wh, by the counters …`, `1.25 kWh, …`; or why there is no number."""
+    hours = taken.watt_hours
+    if hours is None:
+        return taken.message
+    return f"{number(hours)} Wh, {taken.message}" if hours < 1000 else f"{hours / 1000:,.2f} kWh, {taken.message}"
 
 
 def size(count: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from finetune_trainer.evaluation.records import Confusion, Evaluation
+from finetune_trainer.evaluation.records import Evaluation
 from finetune_trainer.output.records import AdapterManifest
 from finetune_trainer.report import account, charts, figures, text, verdicts
 from finetune_trainer.report.advice import advice
@@ -49,7 +49,6 @@ def _drawn(manifest: AdapterManifest, evaluation: Evaluation) -> dict[str, Any]:
         "losses": charts.losses(evaluation),
         "lengths": charts.lengths(evaluation.lengths),
         "whiskers": [charts.whisker(each.change, each.higher_is_better) for each in evaluation.measures],
-        "shades": _shades(evaluation.confusion) if evaluation.confusion else [],
     }
 
 
@@ -59,11 +58,6 @@ def _made(manifest: AdapterManifest, facts: AdapterFacts) -> dict[str, Any]:
         "took": list(took(manifest.metrics)),
         "config_text": _as_yaml(manifest.config),
     }
-
-
-def _shades(confusion: Confusion) -> list[list[float]]:
-    """How dark each cell is: its share of its row."""
-    return [[round(count / (sum(row) or 1), 2) for count in row] for row in confusion.counts]
 
 
 def _as_yaml(config: dict[str, Any]) -> str:
@@ -90,6 +84,7 @@ def _environment() -> Environment:
         "measure_name": figures.measure_name,
         "number": figures.number,
         "one_line": text.one_line,
+        "part": lambda count, row: round(count / (sum(row) or 1), 2),
         "share": figures.share,
         "shown": text.shown,
         "signed": figures.signed,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.records import Energy
 from finetune_trainer.faults import memory_errors
 from finetune_trainer.models.model import Loaded, check_vocabulary
 from finetune_trainer.models.precision import resolve_precision
@@ -157,11 +158,12 @@ class Session:
 
 @dataclass(frozen=True)
 class Trained:
-    """Numbers of the whole run, the loss of each step, and each look at the validation data."""
+    """Numbers of the whole run, the loss of each step, each look at the validation data, and the GPUs' energy."""
 
     metrics: dict[str, float]
     losses: Sequence[tuple[int, float]] = ()
     looks: Sequence[Look] = ()
+    energy: Energy = field(default_factory=Energy)
 
 
 def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path) -> Trained:
@@ -169,9 +171,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
 
     The metrics are `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens`
     (trained, padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU,
-    `peakMemoryBytes` (of this attempt; all else is of the whole run); with validation data `baseEvalLoss` (before the
-    first step), `evalLoss` (of the adapter that is taken), of `dpo` also `evalRewardAccuracy`, and `bestStep`, whose
-    loss was lowest.
+    `energyWattHours` and `peakMemoryBytes` (of this attempt; all else is of the whole run); with validation data
+    `baseEvalLoss` (before the first step), `evalLoss` (of the adapter that is taken), of `dpo` also
+    `evalRewardAccuracy`, and `bestStep`, whose loss was lowest.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer.training import trl_trainers
@@ -193,7 +195,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     }
     if result.peak_memory is not None:
         metrics["peakMemoryBytes"] = float(result.peak_memory)
-    return Trained(metrics, result.losses, result.looks)
+    if result.energy.watt_hours is not None:
+        metrics["energyWattHours"] = round(result.energy.watt_hours, 3)
+    return Trained(metrics, result.losses, result.looks, result.energy)
 
 
 def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:

@@ -16,6 +16,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from finetune_trainer.checkpoints.store import COUNTS_NAME
 from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.training.energy import Meter
 from finetune_trainer.training.fillers import FillersLast
 from finetune_trainer.training.looks import Look
 from finetune_trainer.workers import group, layout
@@ -28,6 +29,7 @@ class Counts:
         self._begun = time.monotonic()
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         self.looks: list[Look] = []
+        self.energy = Meter()
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
@@ -60,6 +62,7 @@ class Counts:
             "supervised": self.supervised,
             "seconds": self.seconds,
             "looks": [look.to_json() for look in self.looks],
+            "wattHours": self.energy.taken().watt_hours,
         }
         if layout.is_first():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
@@ -69,6 +72,7 @@ class Counts:
         content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
         if layout.is_first():
             self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
+            self.energy.restore(content.get("wattHours"))
         self._begun -= content["seconds"]
         self.looks = [Look.from_json(each) for each in content["looks"]]
 

@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.preparing import PreparedData
+from finetune_trainer.evaluation.records import Energy
 from finetune_trainer.models.model import Loaded
 from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.fillers import filled
@@ -40,6 +41,7 @@ class Result:
     seconds: float
     looks: list[Look]
     peak_memory: int | None
+    energy: Energy
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
         trainer.train()
     else:
         _go_on(trainer, session.resume_from, lookout)
-    peak = torch.cuda.max_memory_reserved() if gpu else None
     counts = trainer.counts
+    energy = counts.energy.taken()
+    log.info("energy: %s", energy.message if energy.watt_hours is None else f"{energy.watt_hours:.1f} Wh")
+    peak = torch.cuda.max_memory_reserved() if gpu else None
     losses = [(int(each["step"]), float(each["loss"])) for each in trainer.state.log_history if "loss" in each]
-    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak)
+    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy)
 
 
 def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path, lookout: Lookout | None) -> None:

@@ -1,0 +1,42 @@
+"""Let the GPUs work for some seconds, and compare the meter with the power that was drawn. Writes energy.json into its
+argument."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pynvml
+import torch
+
+from finetune_trainer.training.energy import Meter
+
+SECONDS = 8.0
+
+
+def main(folder: Path) -> None:
+    """All that this process sees."""
+    pynvml.nvmlInit()
+    uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
+    handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+    numbers = [torch.randn(4096, 4096, device=f"cuda:{index}") for index in range(len(handles))]
+    meter, begun = Meter(), time.monotonic()
+    joules, last = 0.0, begun
+    while last - begun < SECONDS:
+        for each in numbers:
+            for _ in range(50):
+                torch.mm(each, each)
+            torch.cuda.synchronize(each.device)
+        now = time.monotonic()
+        joules += sum(map(pynvml.nvmlDeviceGetPowerUsage, handles)) / 1000 * (now - last)
+        last = now
+    taken = meter.taken()
+    found = {"watt_hours": taken.watt_hours, "message": taken.message, "gpus": len(handles), "expected": joules / 3600}
+    print(json.dumps(found))
+    (folder / "energy.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""The energy that is told is measured, whole, and of the run's own GPUs; or it is not told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+pytestmark = pytest.mark.training  # needs torch
+
+KILOWATT_HOUR = 3_600_000_000
+
+
+def reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
+    """A driver that says one thing after the other; a text is why it says nothing."""
+    from finetune_trainer.training.energy import NotMeasured
+
+    left: Iterator[dict[str, int] | str] = iter(readings)
+
+    def read() -> dict[str, int]:
+        said = next(left)
+        if isinstance(said, str):
+            raise NotMeasured(said)
+        return said
+
+    return read
+
+
+BEGUN = {"GPU-a": 7 * KILOWATT_HOUR, "GPU-b": 0}
+READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
+    "two GPUs": ([BEGUN, {"GPU-a": 8 * KILOWATT_HOUR, "GPU-b": KILOWATT_HOUR // 2}], 1500, "by the counters of 2 GPUs"),
+    "one GPU": ([{"GPU-a": 5}, {"GPU-a": 5}], 0, "by the counters of 1 GPU "),
+    "the driver was loaded anew": ([BEGUN, {"GPU-a": 3, "GPU-b": 9}], None, "not measured: a GPU's counter began anew"),
+    "no counter at the start": (["no counter", {"GPU-a": 3}], None, "not measured: no counter"),
+    "no counter at the end": ([BEGUN, "no counter"], None, "not measured: no counter"),
+}
+
+
+@pytest.mark.parametrize(("said", "watt_hours", "message"), READINGS.values(), ids=READINGS)
+def test_what_is_told(said: list[dict[str, int] | str], watt_hours: float | None, message: str) -> None:
+    from finetune_trainer.training.energy import Meter
+
+    taken = Meter(reader(*said)).taken()
+    assert taken.watt_hours == pytest.approx(watt_hours)
+    assert taken.message.startswith(message)
+
+
+EARLIER: dict[str, tuple[float | None, float | None]] = {"measured": (250.0, 1250.0), "not measured": (None, None)}
+
+
+@pytest.mark.parametrize(("earlier", "watt_hours"), EARLIER.values(), ids=EARLIER)
+def test_earlier_attempts_count_too(earlier: float | None, watt_hours: float | None) -> None:
+    from finetune_trainer.training.energy import Meter
+
+    meter = Meter(reader({"GPU-a": 0}, {"GPU-a": KILOWATT_HOUR}))
+    meter.restore(earlier)
+    assert meter.taken().watt_hours == pytest.approx(watt_hours)
+
+
+def test_without_a_gpu_that_is_said() -> None:
+    from finetune_trainer.training.energy import Meter
+
+    assert Meter().taken().message == "not measured: there is no GPU"
