@@ -147,11 +147,11 @@ def test_hub_token_ca_and_claim_are_mounted_read_only(build: type[Build]) -> Non
         build, {"model": {"tokenSecretRef": {"name": "hub"}}, "storage": {"caConfigMapRef": {"name": "ca", "key": "k"}}}
     )
     environment = _environment(job)
-    assert environment["FINETUNE_HUB_TOKEN_FILE"] == "/etc/finetune/hub/token"
+    assert environment["FINETUNE_HUB_TOKEN_FILE"] == "/etc/finetune/hub/HF_TOKEN"
     assert environment["AWS_CA_BUNDLE"] == "/etc/finetune/ca/ca.crt"
     _, ca, hub = _pod(job)["volumes"]
     assert ca["configMap"] == {"name": "ca", "items": [{"key": "k", "path": "ca.crt"}]}
-    assert hub["secret"]["items"] == [{"key": "token", "path": "token"}]
+    assert hub["secret"]["items"] == [{"key": "HF_TOKEN", "path": "HF_TOKEN"}]
     job = _job(build, {"model": {"uri": "pvc://models.big/llama/8b"}})
     assert _pod(job)["volumes"][1]["persistentVolumeClaim"] == {"claimName": "models.big", "readOnly": True}
     mount = _container(job)["volumeMounts"][1]

@@ -32,7 +32,7 @@ class ModelSpec(ModelSource):
     """The base model to start from."""
 
     token_secret_ref: SecretRef | None = None
-    """Secret with the hub's token under the key `token`, for gated and private `hf://` models."""
+    """Secret with the hub's token under the key `HF_TOKEN`, for gated and private `hf://` models."""
 
 
 class StorageSpec(Storage):
