@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract import Model
+from finetune_trainer.contract import Model, rules
 
 ObjectName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
@@ -22,6 +23,29 @@ QualifiedName = Annotated[
     ),
 ]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
+
+
+# Keys by which the cluster's own parts know pods, and by which meshes, injectors and runtimes take orders: more
+# containers, volumes, identities, devices, networks. Both are read by CEL, too: no backslashes.
+_RESERVED = (
+    "^(([a-z0-9.-]*[.])?(finetune[.]dev|kubernetes[.]io|k8s[.]io|x-k8s[.]io|istio[.]io|linkerd[.]io|dapr[.]io|hashicorp[.]com"
+    "|opentelemetry[.]io|datadoghq[.]com|iam[.]amazonaws[.]com|cncf[.]io|projectcalico[.]org|ovn[.]org)/"
+    "|io[.](kubernetes|katacontainers)[.]|(controller-uid|job-name|pod-template-hash)$)"
+)
+_HARMLESS = (
+    "^(cluster-autoscaler[.]kubernetes[.]io/safe-to-evict|kueue[.]x-k8s[.]io/podset-[a-z-]+"
+    "|(sidecar[.]istio|linkerd)[.]io/inject)$"
+)
+
+
+def is_reserved(key: str) -> bool:
+    """Whether no FineTuneJob may set a label or an annotation of that key on its pods."""
+    return bool(re.match(_RESERVED, key)) and not re.match(_HARMLESS, key)
+
+
+def _unreserved(field: str) -> tuple[str, str]:
+    rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
+    return rule, f"{field}: a key is reserved for Kubernetes, a mesh or an injector; see docs/multi-tenancy.md"
 
 
 class SecretRef(Model):
@@ -67,7 +91,18 @@ class Scratch(Model):
 class Compute(Model):
     """The pod that trains: a bounded subset of a pod's fields."""
 
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s$]+$", min_length=1, max_length=512)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            _unreserved("podLabels"),
+            _unreserved("podAnnotations"),
+            (
+                "!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')",
+                "priorityClassName must not be one of Kubernetes' own",
+            ),
+        )
+    )
+
+    image: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=512)] | None = None
     """Trainer image. Absent means the operator's default."""
     nodes: int = Field(default=1, ge=1, le=64)
     """Pods that train together, each with `gpusPerNode` GPUs. An optimizer step sees `training.batchSize` x
@@ -92,10 +127,11 @@ class Compute(Model):
     priority_class_name: ObjectName | None = None
     """Priority class of the pod."""
     pod_labels: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """Labels added to the pod. Keys of `finetune.dev` are not taken."""
+    """Labels added to the pod. Keys of Kubernetes (`kubernetes.io`, `k8s.io`) and of this operator are reserved."""
     pod_annotations: dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]] = Field(
         default={}, max_length=32
     )
-    """Annotations added to the pod."""
+    """Annotations added to the pod. Keys of Kubernetes, and those by which meshes, injectors and container runtimes
+    take orders, are reserved."""
     termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
     """Time between being asked to stop and being killed."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from finetune_operator import children, nodes
 from finetune_operator.api import FineTuneJob, OperatorReason
 from finetune_operator.cluster import ApiError, Cluster
+from finetune_operator.refusals import refusals
 from finetune_operator.resources import desired_job
 from finetune_operator.seen import Obstacle
 from finetune_operator.settings import Settings
@@ -34,9 +35,12 @@ class JobCreator:
             return Obstacle(OperatorReason.JOB_PENDING, f"Pod {busy} of an earlier Job of this name has not ended yet.")
         await self._refuse_stale(key, body)
         try:
-            desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
+            asked = FineTuneJob.model_validate({**body, "status": None})
+            desired = desired_job(asked, self._settings)
         except ValidationError as error:
             return Obstacle(OperatorReason.INVALID_SPEC, _explain(error), final=True)
+        if refused := refusals(asked, self._settings):
+            return await self._refused(key, body, " ".join(refused))
         try:
             if (service := nodes.service(desired)) and (taken := await self._service(body, service)):
                 return taken
@@ -60,10 +64,18 @@ class JobCreator:
         job = await self._cluster.read_job(*key) if error.status == 409 else None
         if job is None:
             raise error
-        if children.is_owned_by(job, body["metadata"]["uid"]):
-            self._store.jobs.put(key, job)
-            return job
-        return _taken("Job", job)
+        return self._own(key, body, job) or _taken("Job", job)
+
+    async def _refused(self, key: Key, body: Body, message: str) -> Body | Obstacle:
+        """Out of bounds, unless a Job that the store has not seen yet was made within them: that one goes on."""
+        job = await self._cluster.read_job(*key)
+        return (job and self._own(key, body, job)) or Obstacle(OperatorReason.NOT_ALLOWED, message, final=True)
+
+    def _own(self, key: Key, body: Body, job: Body) -> Body | None:
+        if not children.is_owned_by(job, body["metadata"]["uid"]):
+            return None
+        self._store.jobs.put(key, job)
+        return job
 
     async def _service(self, body: Body, service: Body) -> Obstacle | None:
         """What keeps the name of the Service that the pods meet by."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune_operator import nodes
 from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, Metadata
-from finetune_operator.compute import Compute, Scratch
+from finetune_operator.compute import Compute, Scratch, is_reserved
+from finetune_operator.defaults import with_defaults
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
@@ -29,8 +30,6 @@ _KUEUE = "kueue.x-k8s.io/"
 _CLAIM = "pvc://"
 _USER = 65532  # "nonroot"; also the trainer image's user
 _FILE_MODE = 0o440
-_OWN_LABELS = (f"{GROUP}/", "batch.kubernetes.io/", "app.kubernetes.io/managed-by", "controller-uid", "job-name")
-_SECURITY_ANNOTATIONS = ("security.alpha.kubernetes.io/", "security.beta.kubernetes.io/")
 _ENDED_FOR_GOOD, _PREEMPTED = (
     {"containerName": CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
     for codes in ((ExitCode.PERMANENT,), (ExitCode.PREEMPTED, ExitCode.PEER_LOST))
@@ -42,6 +41,7 @@ def desired_job(job: FineTuneJob, settings: Settings) -> Body:
 
     Raises pydantic's `ValidationError` if the placeholders make `output.uri` too long.
     """
+    job = with_defaults(job, settings.defaults)
     meta, compute = job.metadata, job.spec.compute
     return {
         "apiVersion": "batch/v1",
@@ -65,12 +65,8 @@ def desired_job(job: FineTuneJob, settings: Settings) -> Body:
             "podReplacementPolicy": "Failed",  # never two trainers at once; a failure policy allows no other
             "template": {
                 "metadata": {
-                    "labels": _without(compute.pod_labels, _OWN_LABELS) | _labels(meta),
-                    "annotations": {
-                        key: value
-                        for key, value in compute.pod_annotations.items()
-                        if not any(part in key for part in _SECURITY_ANNOTATIONS)
-                    },
+                    "labels": _unreserved(compute.pod_labels) | _labels(meta),
+                    "annotations": _unreserved(compute.pod_annotations),
                 },
                 "spec": _pod_spec(job, settings),
             },
@@ -102,8 +98,9 @@ def _owner_reference(meta: Metadata) -> Body:
     }
 
 
-def _without(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    return {key: value for key, value in values.items() if not key.startswith(prefixes)}
+def _unreserved(values: Mapping[str, str]) -> dict[str, str]:
+    """The CRD refuses reserved keys; the object may be older than that rule."""
+    return {key: value for key, value in values.items() if not is_reserved(key)}
 
 
 def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:

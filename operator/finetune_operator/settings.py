@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from finetune_operator.bounds import Bounds
+from finetune_operator.defaults import Defaults
+
 
 class Settings(BaseSettings):
     """What a platform engineer may set; the chart's values are these."""
@@ -19,6 +22,10 @@ class Settings(BaseSettings):
     """Pull policy of the trainer pods. Absent means Kubernetes' own: `Always` for `:latest`, else `IfNotPresent`."""
     watch_namespaces: list[str] = []
     """Namespaces to work in, as a JSON list. Empty means the whole cluster."""
+    bounds: Bounds = Bounds()
+    """What FineTuneJobs may ask for, as a JSON object."""
+    defaults: Defaults = Defaults()
+    """What FineTuneJobs get where they leave it open, as a JSON object."""
     progress_interval: float = Field(default=10, gt=0)
     """Seconds between two looks at a running trainer's progress."""
     resync_interval: float = Field(default=300, gt=0)

@@ -1,10 +1,14 @@
 """The chart's environment is the one that the operator reads."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_operator.bounds import Bounds
+from finetune_operator.defaults import Defaults
 from finetune_operator.settings import Settings
 
 Manifest = dict[str, Any]
@@ -17,6 +21,35 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "trainer": (
         {"trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"}},
         {"trainer_image": "registry.example/trainer@sha256:0", "trainer_image_pull_policy": "Never"},
+    ),
+    "bounds": (
+        {"bounds": {"allowedImages": ["r.example/ml/**"], "maxGPUs": 0, "requiredNodeSelector": {"pool": "a"}}},
+        {
+            "bounds": {
+                **Bounds().model_dump(),
+                "allowed_images": ["r.example/ml/**"],
+                "max_gpus": 0,
+                "required_node_selector": {"pool": "a"},
+            }
+        },
+    ),
+    "what is left open": (
+        {
+            "defaults": {
+                "storage": {"endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "minio"}},
+                "nodeSelector": {"pool": "gpus"},
+                "serviceAccountName": "finetune",
+            }
+        },
+        {
+            "defaults": Defaults.model_validate(
+                {
+                    "storage": {"endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "minio"}},
+                    "nodeSelector": {"pool": "gpus"},
+                    "serviceAccountName": "finetune",
+                }
+            ).model_dump()
+        },
     ),
     "numbers": (
         {"settings": {"progressInterval": 3, "resyncInterval": 60, "workers": 2, "logLevel": "debug"}},
@@ -40,6 +73,23 @@ def test_settings_start_from_the_rendered_environment(
     for name, value in environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
     assert Settings().model_dump() == {**built_in, **expected}
+
+
+@pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])
+def test_the_values_schema_knows_every_field(chart: Path, part: str, model: type[Bounds | Defaults]) -> None:
+    schema = json.loads((chart / "values.schema.json").read_text())
+    assert set(schema["properties"][part]["properties"]) == {each.alias for each in model.model_fields.values()}
+
+
+def test_bounds_have_the_patterns_of_the_operator(chart: Path) -> None:
+    """What helm lets through must not stop the operator, and the other way round."""
+    schema = json.loads((chart / "values.schema.json").read_text())
+    for name, field in Bounds.model_json_schema()["properties"].items():
+        if field.get("type") != "array":
+            continue
+        ours = schema["definitions"][schema["properties"]["bounds"]["properties"][name]["$ref"].rpartition("/")[2]]
+        same = {key: field["items"][key] for key in ("type", "pattern", "maxLength")}
+        assert (ours["items"], ours["maxItems"]) == (same, field["maxItems"]), name
 
 
 def test_the_chart_sets_every_setting_and_no_other(deployment: Callable[..., Manifest]) -> None:

@@ -21,6 +21,36 @@ OTHER_VALUES: dict[str, Any] = {
     "trainer.image": "registry.example/finetune-trainer:1.2.3",
     "trainer.imagePullPolicy": "Always",
     "watchNamespaces": ["team-a"],
+    "bounds.allowedNamespaces": ["ml-*"],
+    "bounds.deniedNamespaces": ["kube-*"],
+    "bounds.allowedImages": ["registry.example/ml/*@sha256:*"],
+    "bounds.allowedServiceAccounts": ["finetune"],
+    "bounds.allowedSecrets": ["finetune-*"],
+    "bounds.allowedConfigMaps": ["company-ca"],
+    "bounds.allowedStorageEndpoints": ["aws", "https://*.s3.example"],
+    "bounds.allowedModels": ["hf://**", "s3://models/**"],
+    "bounds.allowedPriorityClasses": ["batch"],
+    "bounds.allowedTolerations": ["gpu"],
+    "bounds.allowedGPUResources": ["nvidia.com/*"],
+    "bounds.allowedResources": ["rdma/*"],
+    "bounds.allowedPodLabels": ["team"],
+    "bounds.allowedPodAnnotations": ["example.com/*"],
+    "bounds.requiredNodeSelector": {"pool": "tenants"},
+    "bounds.maxGPUs": 0,
+    "bounds.maxNodes": 4,
+    "defaults.storage": {"endpoint": "http://minio:9000"},
+    "defaults.nodeSelector": {"pool": "gpus"},
+    "defaults.tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "defaults.serviceAccountName": "finetune",
+    "defaults.imagePullSecrets": [{"name": "registry"}],
+    "defaults.priorityClassName": "batch",
+    "defaults.scratchStorageClassName": "fast",
+    "networkPolicy.enabled": True,
+    "networkPolicy.namespaces": ["team-a"],
+    "networkPolicy.dns": [{"ipBlock": {"cidr": "169.254.20.10/32"}}],
+    "networkPolicy.destinations": [{"cidr": "10.1.0.0/16", "ports": [9000]}],
+    "networkPolicy.allowMetadata": True,
+    "networkPolicy.scrapers": [{"namespaceSelector": {}}],
     "settings.progressInterval": 11,
     "settings.resyncInterval": 601,
     "settings.workers": 5,
@@ -34,6 +64,15 @@ OTHER_VALUES: dict[str, Any] = {
     "nodeSelector": {"disk": "ssd"},
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
     "priorityClassName": "infrastructure",
+}
+# What a value needs beside it to be used.
+BESIDE: dict[str, dict[str, Any]] = {
+    "networkPolicy.enabled": {"watchNamespaces": ["team-a"]},
+    **{
+        f"networkPolicy.{name}": {"watchNamespaces": ["team-a"], "networkPolicy": {"enabled": True}}
+        for name in ("dns", "destinations", "allowMetadata", "scrapers")
+    },
+    "networkPolicy.namespaces": {"watchNamespaces": ["team-b"], "networkPolicy": {"enabled": True}},
 }
 WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt at the root": ({"replicas": 2}, "replicas"),
@@ -54,6 +93,17 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "crds as a flag": ({"crds": True}, "crds"),
     "kueue as a flag": ({"kueue": True}, "kueue"),
     "claims in resources": ({"resources": {"claims": []}}, "claims"),
+    "misspelt bound": ({"bounds": {"allowedImage": ["a"]}}, "allowedImage"),
+    "bound as a string": ({"bounds": {"allowedImages": "a"}}, "allowedImages"),
+    "image of any registry": ({"bounds": {"allowedImages": ["registry*/a"]}}, "allowedImages"),
+    "endpoint of any host": ({"bounds": {"allowedStorageEndpoints": ["https://s3.example*"]}}, "allowedStorage"),
+    "less than no GPUs": ({"bounds": {"maxGPUs": -1}}, "maxGPUs"),
+    "misspelt default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
+    "policy without ports": ({"networkPolicy": {"destinations": [{"cidr": "10.0.0.0/8"}]}}, "ports"),
+    "policy to metadata": (
+        {"networkPolicy": {"destinations": [{"cidr": "169.254.169.254/32", "ports": [80]}]}},
+        "cidr",
+    ),
     "node selector with a number": ({"nodeSelector": {"disk": 1}}, "disk"),
 }
 UMBRELLA_VALUES: dict[str, dict[str, Any]] = {
@@ -79,6 +129,12 @@ def nested(path: str, value: object) -> dict[str, Any]:
     return value
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps merged, all else replaced."""
+    return {**base, **{key: merged(base.get(key, {}), value) if isinstance(value, Mapping) else value
+                       for key, value in changes.items()}}  # fmt: skip
+
+
 def defaults(chart: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((chart / "values.yaml").read_text()))
 
@@ -89,9 +145,10 @@ def test_every_value_is_known_here(chart: Path) -> None:
 
 @pytest.mark.parametrize("path", OTHER_VALUES)
 def test_every_value_is_used(template: Template, path: str) -> None:
-    changed = template(nested(path, OTHER_VALUES[path]))
+    beside = BESIDE.get(path, {})
+    changed = template(merged(beside, nested(path, OTHER_VALUES[path])))
     assert changed.returncode == 0, changed.stderr
-    assert changed.stdout != template({}).stdout
+    assert changed.stdout != template(beside).stdout
 
 
 def test_templates_use_no_value_that_does_not_exist(chart: Path) -> None:
@@ -123,19 +180,13 @@ def test_schema_and_values_have_the_same_keys(chart: Path) -> None:
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.validate(defaults(chart), schema)
     assert set(schema["properties"]) - {"global", "enabled"} == set(defaults(chart))
-    for key in ("trainer", "settings", "crds", "rbac"):
+    for key in ("trainer", "bounds", "defaults", "networkPolicy", "settings", "crds", "rbac"):
         assert set(schema["properties"][key]["properties"]) == set(defaults(chart)[key])
 
 
 def test_values_are_few_and_each_has_a_comment(chart: Path) -> None:
     lines = (chart / "values.yaml").read_text().splitlines()
-    assert len(lines) <= 110
+    assert len(lines) <= 140
     for number, line in enumerate(lines):
-        scalar = re.match(r" *[A-Za-z]+: +\S", line)
-        if scalar and not _below_resources(lines, number):
+        if re.match(r" {0,2}[A-Za-z]+: +\S", line):
             assert lines[number - 1].strip().startswith("#"), line
-
-
-def _below_resources(lines: list[str], number: int) -> bool:
-    roots = [line for line in lines[: number + 1] if re.match(r"[A-Za-z]", line)]
-    return roots[-1].startswith("resources:")

@@ -198,6 +198,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     # compute
     "image with a space": ({"spec.compute.image": "a b"}, "spec.compute.image", "should match"),
+    "image with an option": ({"spec.compute.image": "--privileged"}, "spec.compute.image", "should match"),
+    "image with a NUL": ({"spec.compute.image": "a\0b"}, "spec.compute.image", "should match"),
+    "label of the operator's own": (
+        {"spec.compute.podLabels": {"finetune.dev/job": "x"}}, "spec.compute", "podLabels: a key is reserved",
+    ),
+    "label that Services select": (
+        {"spec.compute.podLabels": {"app.kubernetes.io/name": "x"}}, "spec.compute", "podLabels: a key is reserved",
+    ),
+    "no AppArmor": (
+        {"spec.compute.podAnnotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}},
+        "spec.compute", "podAnnotations: a key is reserved",
+    ),
+    "a volume for the sidecar": (
+        {"spec.compute.podAnnotations": {"sidecar.istio.io/userVolume": "{}"}}, "spec.compute",
+        "podAnnotations: a key is reserved",
+    ),
+    "priority of Kubernetes' own": (
+        {"spec.compute.priorityClassName": "system-node-critical"}, "spec.compute", "one of Kubernetes' own",
+    ),
     "17 GPUs": ({"spec.compute.gpusPerNode": 17}, "spec.compute.gpusPerNode", "less than or equal to 16"),
     "no node": ({"spec.compute.nodes": 0}, "spec.compute.nodes", "greater than or equal to 1"),
     "65 nodes": ({"spec.compute.nodes": 65}, "spec.compute.nodes", "less than or equal to 64"),
@@ -331,7 +350,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "nodeSelector": {"kubernetes.io/arch": "amd64", "empty": ""},
             "tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "a100", "effect": "NoSchedule"}],
             "serviceAccountName": "finetune", "imagePullSecrets": [{"name": "registry"}],
-            "priorityClassName": "batch", "podLabels": {"team": "a"}, "podAnnotations": {"example.com/why": "b c"},
+            "priorityClassName": "batch", "podLabels": {"team": "a"},
+            "podAnnotations": {"example.com/why": "b c", "sidecar.istio.io/inject": "false"},
             "terminationGracePeriodSeconds": 300,
         },
     },

@@ -128,6 +128,15 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "token for the hub": {"model": {"tokenSecretRef": {"name": "hub"}}},
     "claim": {"model": {"uri": "pvc://models/llama"}},
     "maps": {"compute": {"podLabels": {"example.com/team": "nlp"}, "nodeSelector": {"gpu": ""}}},
+    "32 long keys": {"compute": {"podAnnotations": {f"{'e' * 200}.com/{n:063}": "v" * 1024 for n in range(32)}}},
+    "harmless keys": {
+        "compute": {
+            "podAnnotations": {
+                "sidecar.istio.io/inject": "false",
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            }
+        }
+    },
     "not ASCII": {"dataset": {"sources": [{"uri": "s3://bucket/données/*.jsonl"}]}},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -144,6 +153,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"uri": "s3://bucket/m", "tokenSecretRef": {"name": "t"}}}, "hf:// models only"),
     "two targets": ({"training": {"lora": {"targetModules": ["all-linear", "q"]}}}, "either ['all-linear']"),
     "label key": ({"compute": {"podLabels": {"a b": "c"}}}, "a key is malformed"),
+    "a key of our own": ({"compute": {"podLabels": {"finetune.dev/job": "x"}}}, "a key is reserved"),
+    "a key of Kubernetes": ({"compute": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "a key is reserved"),
+    "an order to an injector": (
+        {"compute": {"podAnnotations": {"vault.hashicorp.com/agent-inject": "true"}}}, "a key is reserved"),
+    "a priority of Kubernetes": (
+        {"compute": {"priorityClassName": "system-node-critical"}}, "one of Kubernetes' own"),
     "17 GPUs": ({"compute": {"gpusPerNode": 17}}, "less than or equal to 16"),
     "Unsloth on two GPUs": (
         {"compute": {"gpusPerNode": 2}, "training": {"backend": "unsloth"}}, "backend unsloth trains on one GPU"),

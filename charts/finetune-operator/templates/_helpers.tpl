@@ -19,6 +19,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* The defaults that are set, as JSON. */}}
+{{- define "finetune-operator.defaults" -}}
+{{- $set := dict -}}
+{{- range $name, $value := .Values.defaults -}}
+{{- if $value -}}{{- $_ := set $set $name $value -}}{{- end -}}
+{{- end -}}
+{{- $set | toJson -}}
+{{- end -}}
+
 {{/* All that the operator may do, in the cluster or in each watched namespace. Never Secrets. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]

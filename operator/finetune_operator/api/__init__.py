@@ -7,9 +7,11 @@ from finetune_operator.api.spec import (
     NAME_MAX_LENGTH,
     PLURAL,
     VERSION,
+    ConfigMapKeyRef,
     FineTuneJob,
     FineTuneJobSpec,
     Metadata,
+    StorageSpec,
 )
 from finetune_operator.api.status import (
     Condition,
@@ -29,6 +31,7 @@ __all__ = [
     "VERSION",
     "Condition",
     "ConditionType",
+    "ConfigMapKeyRef",
     "FineTuneJob",
     "FineTuneJobSpec",
     "FineTuneJobStatus",
@@ -36,4 +39,5 @@ __all__ = [
     "ObservedProgress",
     "OperatorReason",
     "Phase",
+    "StorageSpec",
 ]

@@ -40,6 +40,7 @@ class OperatorReason(StrEnum):
     NODE_LOST = "NodeLost"  # a pod that had to end has not: its node does not answer
     RETRYING = "Retrying"  # an attempt failed, another follows
     INVALID_SPEC = "InvalidSpec"  # the stored spec is not valid for this operator's version
+    NOT_ALLOWED = "NotAllowed"  # the FineTuneJob asks for more than this installation allows
     NAME_CONFLICT = "NameConflict"  # a Job of that name belongs to somebody else
     JOB_REFUSED = "JobRefused"  # the API server refused the Job or its pod, by quota or policy
     OOM_KILLED = "OOMKilled"  # the container used more memory than its limit

@@ -1,0 +1,156 @@
+"""What of a FineTuneJob is out of bounds. Pure.
+
+The bounds are those of `bounds.Bounds`. What the operator's own settings name is always allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from finetune_operator import kueue
+from finetune_operator.api import ConfigMapKeyRef, FineTuneJob
+from finetune_operator.bounds import Bounds, matches
+from finetune_operator.compute import Compute, SecretRef
+from finetune_operator.defaults import Defaults
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import Model
+
+AWS = "aws"
+"""What `allowedStorageEndpoints` calls AWS, the store of those who name none."""
+
+_EVERY_KEY = "(every key)"
+"""What a toleration without a key asks for; of all patterns `**` alone matches it."""
+
+Reference = TypeVar("Reference", bound=Model)
+
+
+class _Asked(NamedTuple):
+    """A field, what it asks for, and the patterns of which one has to match; none is no bound."""
+
+    field: str
+    value: str
+    allowed: Sequence[str]
+
+
+def refusals(job: FineTuneJob, settings: Settings) -> list[str]:
+    """Field, value, and what is allowed, of all that is out of bounds."""
+    bounds, defaults = settings.bounds, settings.defaults
+    asked = [
+        *_names(job, settings),
+        *_secrets(job, bounds, defaults),
+        *_keys(job.spec.compute, bounds),
+    ]
+    return [
+        *_namespace(job.metadata.namespace, bounds),
+        *(refusal for each in asked if (refusal := _refusal(each))),
+        *_node_selector(job.spec.compute.node_selector or defaults.node_selector, bounds),
+        *_sizes(job.spec.compute, bounds),
+    ]
+
+
+def references(part: Model, kind: type[Reference], path: str) -> Iterator[tuple[str, Reference]]:
+    """Every reference of that kind at or below a part of the API, each with its path."""
+    if isinstance(part, kind):
+        yield path, part
+    for name, value in part:
+        alias = type(part).model_fields[name].alias or name
+        for index, each in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(each, Model):
+                place = f"{path}.{alias}" + (f"[{index}]" if isinstance(value, list) else "")
+                yield from references(each, kind, place)
+
+
+def _names(job: FineTuneJob, settings: Settings) -> Iterator[_Asked]:
+    """What is named once, or not at all."""
+    spec, bounds, defaults = job.spec, settings.bounds, settings.defaults
+    account = spec.compute.service_account_name or defaults.service_account_name or "default"
+    endpoint = spec.storage.endpoint or defaults.storage.endpoint or AWS
+    classes = bounds.allowed_priority_classes
+    rows = (
+        ("spec.model.uri", spec.model.uri, bounds.allowed_models, None),
+        ("spec.storage.endpoint", _url(endpoint), bounds.allowed_storage_endpoints, defaults.storage.endpoint),
+        ("spec.compute.image", spec.compute.image, bounds.allowed_images, settings.trainer_image),
+        ("spec.compute.serviceAccountName", account, bounds.allowed_service_accounts, defaults.service_account_name),
+        ("spec.compute.priorityClassName", spec.compute.priority_class_name, classes, defaults.priority_class_name),
+        (f"metadata.labels[{kueue.PRIORITY_LABEL}]", job.metadata.labels.get(kueue.PRIORITY_LABEL), classes, None),
+    )
+    for field, value, allowed, own in rows:
+        if value:
+            yield _Asked(field, value, _with(map(_url, allowed), [_url(own)] if own else []))
+
+
+def _secrets(job: FineTuneJob, bounds: Bounds, defaults: Defaults) -> Iterator[_Asked]:
+    """Every Secret and ConfigMap, whatever field names it."""
+    own = [each.name for _, each in references(defaults, SecretRef, "defaults")]
+    for path, secret in references(job.spec, SecretRef, "spec"):
+        yield _Asked(f"{path}.name", secret.name, _with(bounds.allowed_secrets, own))
+    own = [each.name for _, each in references(defaults, ConfigMapKeyRef, "defaults")]
+    for path, config_map in references(job.spec, ConfigMapKeyRef, "spec"):
+        yield _Asked(f"{path}.name", config_map.name, _with(bounds.allowed_config_maps, own))
+
+
+def _keys(compute: Compute, bounds: Bounds) -> Iterator[_Asked]:
+    """Keys of maps and lists."""
+    keys = {
+        "podLabels": (compute.pod_labels, bounds.allowed_pod_labels),
+        "podAnnotations": (compute.pod_annotations, bounds.allowed_pod_annotations),
+        "tolerations": ([each.key or _EVERY_KEY for each in compute.tolerations], bounds.allowed_tolerations),
+        "gpuResource": ([compute.gpu_resource] if compute.gpus_per_node else [], bounds.allowed_gpu_resources),
+        "resources": (_devices(compute), bounds.allowed_resources or _none_beside_gpus(bounds)),
+    }
+    for field, (asked, allowed) in keys.items():
+        for key in asked:
+            yield _Asked(f"spec.compute.{field}", key, allowed)
+
+
+def _devices(compute: Compute) -> list[str]:
+    """Devices asked for beside `gpusPerNode`, which replaces what is said of its own resource."""
+    names = sorted({*compute.resources.requests, *compute.resources.limits})
+    counted = [compute.gpu_resource] if compute.gpus_per_node else []
+    return [name for name in names if "/" in name and name not in counted]
+
+
+def _none_beside_gpus(bounds: Bounds) -> list[str]:
+    return [] if bounds.max_gpus is None else ["no devices; set compute.gpusPerNode for GPUs"]
+
+
+def _with(allowed: Iterable[str], own: Sequence[str]) -> list[str]:
+    """The bound, if there is one, with what the operator's settings name."""
+    listed = list(allowed)
+    return [*listed, *own] if listed else []
+
+
+def _url(text: str) -> str:
+    """As URLs are compared; other names have neither a scheme nor a slash at the end."""
+    return text.lower().rstrip("/") if text.startswith(("http:", "https:")) else text
+
+
+def _refusal(asked: _Asked) -> str | None:
+    if not asked.allowed or any(matches(asked.value, pattern) for pattern in asked.allowed):
+        return None
+    return f"{asked.field}: {asked.value} is not allowed; allowed: {', '.join(asked.allowed)}."
+
+
+def _namespace(namespace: str, bounds: Bounds) -> Iterator[str]:
+    if any(matches(namespace, pattern) for pattern in bounds.denied_namespaces):
+        yield f"metadata.namespace: {namespace} is not allowed; denied: {', '.join(bounds.denied_namespaces)}."
+    if refusal := _refusal(_Asked("metadata.namespace", namespace, bounds.allowed_namespaces)):
+        yield refusal
+
+
+def _node_selector(selector: Mapping[str, str], bounds: Bounds) -> Iterator[str]:
+    for key, value in bounds.required_node_selector.items():
+        if selector.get(key) != value:
+            yield f"spec.compute.nodeSelector: must contain {key}={value}."
+
+
+def _sizes(compute: Compute, bounds: Bounds) -> Iterator[str]:
+    gpus = compute.nodes * compute.gpus_per_node
+    if bounds.max_gpus is not None and gpus > bounds.max_gpus:
+        yield (
+            f"spec.compute: nodes {compute.nodes} x gpusPerNode {compute.gpus_per_node} is {gpus} GPUs; "
+            f"allowed: {bounds.max_gpus}."
+        )
+    if bounds.max_nodes is not None and compute.nodes > bounds.max_nodes:
+        yield f"spec.compute.nodes: {compute.nodes} is not allowed; allowed: {bounds.max_nodes}."
