@@ -1,17 +1,23 @@
 """Guides say what the code does: every reason, real links, manifests that are valid."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from finetune_operator.api import KIND, FineTuneJobSpec, OperatorReason
+from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
+from finetune_operator.bounds import Bounds
+from finetune_operator.refusals import refusals
+from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode, Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = [each for each in sorted((ROOT / "docs").rglob("*.md")) if each.name != "api.md"]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *WRITTEN]
+TENANCY = ROOT / "docs" / "multi-tenancy.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 AGAIN = {
     ExitCode.OK: "no",
@@ -57,6 +63,24 @@ def test_manifests_in_guides_are_valid(guide: Path) -> None:
     for document in (each for block in blocks for each in yaml.safe_load_all(block)):
         if document.get("kind") == KIND:
             FineTuneJobSpec.model_validate(document["spec"])
+
+
+def test_the_strict_values_are_values(
+    deployment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = re.findall(r"```yaml\n# values.yaml\n(.*?)```", TENANCY.read_text(), re.DOTALL)
+    (container,) = deployment(yaml.safe_load(block))["spec"]["template"]["spec"]["containers"]
+    for each in container["env"]:
+        monkeypatch.setenv(each["name"], each["value"])
+    job = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())
+    job["metadata"] |= {"namespace": "team-a", "uid": "1"}
+    del job["spec"]["storage"]
+    assert refusals(FineTuneJob.model_validate(job), Settings()) == []
+
+
+def test_every_bound_is_explained() -> None:
+    text = TENANCY.read_text()
+    assert [name for each in Bounds.model_fields.values() if f"`{(name := each.alias)}`" not in text] == []
 
 
 def test_the_readme_explains_the_quickstart_itself() -> None:

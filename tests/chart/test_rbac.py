@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.operator.world import RULES
 
 Manifest = dict[str, Any]
 
@@ -61,6 +62,11 @@ def test_the_whole_cluster_by_one_cluster_role(render: Callable[..., list[Manife
     assert not of_kind(objects, "RoleBinding")
 
 
+def test_the_rights_are_those_that_the_operator_is_tested_with() -> None:
+    """By a real API server that refuses all else, and that sees each of them used: tests/operator/test_rights.py."""
+    assert rights({"rules": RULES}) == OPERATOR_RIGHTS
+
+
 @pytest.mark.parametrize(("variant", "kind"), [("whole cluster", "ClusterRole"), ("two namespaces", "Role")])
 def test_kueues_workloads_are_read_only_where_asked_for(
     render: Callable[..., list[Manifest]], variant: str, kind: str
@@ -88,6 +94,13 @@ def test_people_write_specs_but_never_a_status(render: Callable[..., list[Manife
     found = of_kind(render(), "ClusterRole")["", f"finetune-operator-{role}"]
     assert rights(found) == TENANT_RIGHTS[role]
     assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+
+
+def test_admins_are_editors(render: Callable[..., list[Manifest]]) -> None:
+    """Kubernetes aggregates by label: there is no third role, so no third list of rights."""
+    roles = [each["metadata"] for each in of_kind(render(), "ClusterRole").values()]
+    label = "rbac.authorization.k8s.io/aggregate-to-admin"
+    assert [each["name"] for each in roles if label in each["labels"]] == ["finetune-operator-edit"]
 
 
 def test_roles_for_people_can_be_left_out(render: Callable[..., list[Manifest]]) -> None:

@@ -24,6 +24,7 @@ def build() -> type[Build]:
     return Build
 
 
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 Kstatus = Callable[..., list[dict[str, str]]]
 
 
@@ -65,7 +66,7 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 watch_namespaces=[namespace], resync_interval=30, progress_interval=0.2, request_timeout=5, workers=2
             )
             world = World(session, proxy, namespace, settings)
-            await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+            await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
             await world.allow(RULES)
             yield world
 

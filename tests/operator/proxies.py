@@ -62,6 +62,22 @@ class Served:
         self._loop.close()
 
 
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+def right(request: web.Request) -> tuple[str, str, str] | None:
+    """Verb, group and resource that a request has to have the right to; none for what is no resource's."""
+    kind, *parts = request.path.strip("/").split("/")
+    group = "" if kind == "api" else parts.pop(0) if parts else ""
+    parts = parts[1:]  # the version
+    if parts[:1] == ["namespaces"] and len(parts) > 2:
+        parts = parts[2:]
+    if not parts:
+        return None
+    read = "watch" if "watch" in request.query else "get" if len(parts) > 1 else "list"
+    return VERBS.get(request.method, read), group, "/".join([parts[0], *parts[2:]])
+
+
 Trouble = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 """What happens to a request before it is passed on; an answer is given instead."""
 
@@ -86,6 +102,8 @@ class Proxy(Served):
         self.target = target
         self.faults: list[Fault] = []
         self.seen: list[tuple[str, str]] = []
+        self.rights: set[tuple[str, str, str]] = set()
+        """What was asked for, as roles name it: verb, group and resource."""
         self.selectors: dict[str, set[str]] = {}
         """Which label selectors each collection was read with."""
         self.calls = 0
@@ -114,6 +132,8 @@ class Proxy(Served):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append((request.method, request.path))
+        if needed := right(request):
+            self.rights.add(needed)
         self.calls += "watch" not in request.query
         if answer := await self.trouble(request):
             return answer

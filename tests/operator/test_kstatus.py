@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from finetune_operator.bounds import Bounds
+
 if TYPE_CHECKING:
     from tests.operator.conftest import Kstatus
     from tests.operator.world import World
@@ -89,6 +91,13 @@ async def test_a_failed_run_is_failed(world: World, stages: Stages) -> None:
         await world.kubelet(_ended(42, BROKEN), "Failed")
         await world.job_ends("Failed", "PodFailurePolicy")
         assert await stages.at("DataInvalid") == "Failed"
+
+
+async def test_one_that_asks_for_too_much_is_failed(world: World, stages: Stages) -> None:
+    world.settings = world.settings.model_copy(update={"bounds": Bounds(max_gpus=4)})
+    async with world.operator():
+        await world.apply(spec={"compute": {"nodes": 2, "gpusPerNode": 4}})
+        assert await stages.at("NotAllowed") == "Failed"
 
 
 async def test_a_change_is_in_progress_until_it_is_seen(world: World, stages: Stages) -> None:

@@ -1,0 +1,114 @@
+"""Trainer pods meet the Pod Security Standard `restricted`, whatever a FineTuneJob asks for.
+
+By the rules of https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted; the tests on a real API
+server run in namespaces that enforce it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.operator import samples
+
+from finetune_operator.api import FineTuneJob
+from finetune_operator.resources import desired_job
+from finetune_operator.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.operator.bodies import Build
+
+Body = dict[str, Any]
+VOLUMES = {
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+}  # fmt: skip
+HOST = {"hostNetwork", "hostPID", "hostIPC", "hostUsers"}
+SPECS: dict[str, Body] = {
+    "least": {},
+    "several nodes and GPUs": {"compute": {"nodes": 2, "gpusPerNode": 8}},
+    "a claim and keys": {"model": {"uri": "pvc://models/x"}, "storage": {"credentialsSecretRef": {"name": "s3"}}},
+    "a volume of a class": {"compute": {"scratch": {"size": "1Gi", "storageClassName": "fast"}}},
+    "an image of their own": {"compute": {"image": "other:1", "serviceAccountName": "me"}},
+    "orders to the runtime": {
+        "compute": {"podAnnotations": {
+            "container.apparmor.security.beta.kubernetes.io/trainer": "unconfined",
+            "seccomp.security.alpha.kubernetes.io/pod": "unconfined", "io.kubernetes.cri-o.userns-mode": "auto",
+        }}
+    },
+}  # fmt: skip
+
+
+def violations(template: Body) -> list[str]:
+    """What of a pod template the standard forbids."""
+    pod = template["spec"]
+    found = [f"host: {each}" for each in HOST & set(pod)]
+    found += [f"volume: {volume}" for volume in pod["volumes"] if not VOLUMES & set(volume)]
+    found += [f"annotation: {key}" for key in template["metadata"].get("annotations", {}) if "security" in key]
+    found += _context(pod["securityContext"])
+    for container in [*pod["containers"], *pod.get("initContainers", []), *pod.get("ephemeralContainers", [])]:
+        own = container["securityContext"]
+        found += _context({**pod["securityContext"], **own})
+        found += ["escalation"] if own.get("allowPrivilegeEscalation") is not False else []
+        found += ["capabilities"] if own.get("capabilities") != {"drop": ["ALL"]} else []
+        found += ["privileged"] if own.get("privileged") or own.get("procMount", "Default") != "Default" else []
+        found += ["host port"] if any("hostPort" in port for port in container.get("ports", [])) else []
+    return found
+
+
+def _context(context: Body) -> list[str]:
+    wrong = {
+        "root": context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0,
+        "seccomp": context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"),
+        "AppArmor": context.get("appArmorProfile", {}).get("type", "RuntimeDefault") == "Unconfined",
+        "SELinux": "seLinuxOptions" in context,
+        "sysctls": "sysctls" in context,
+    }
+    return [name for name, is_wrong in wrong.items() if is_wrong]
+
+
+def _template(build: type[Build], spec: Body) -> Body:
+    template: Body = desired_job(FineTuneJob.model_validate(build.stored(spec=spec)), Settings())["spec"]["template"]
+    return template
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_no_finetunejob_is_above_the_standard(build: type[Build], spec: Body) -> None:
+    assert violations(_template(build, spec)) == []
+
+
+def test_nor_is_one_with_every_field_set(build: type[Build]) -> None:
+    job = FineTuneJob.model_validate({**build.stored(), "spec": samples.full_spec()})
+    defaults = {"storage": {"credentialsSecretRef": {"name": "s3"}}, "scratchStorageClassName": "fast"}
+    settings = Settings.model_validate({"defaults": defaults})
+    assert violations(desired_job(job, settings)["spec"]["template"]) == []
+
+
+BREAKS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
+    "network of the host": (("spec", "hostNetwork"), True, "host: hostNetwork"),
+    "root": (("spec", "securityContext", "runAsUser"), 0, "root"),
+    "no seccomp": (("spec", "securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccomp"),
+    "privileged": (("spec", "containers", 0, "securityContext", "privileged"), True, "privileged"),
+    "a capability": (
+        ("spec", "containers", 0, "securityContext", "capabilities"), {"drop": ["ALL"], "add": ["SYS_ADMIN"]},
+        "capabilities",
+    ),
+    "escalation": (("spec", "containers", 0, "securityContext", "allowPrivilegeEscalation"), True, "escalation"),
+    "a folder of the host": (
+        ("spec", "volumes", 0), {"name": "x", "hostPath": {"path": "/"}},
+        "volume: {'name': 'x', 'hostPath': {'path': '/'}}",
+    ),
+    "a port of the host": (("spec", "containers", 0, "ports", 0, "hostPort"), 80, "host port"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "violation"), BREAKS.values(), ids=BREAKS)
+def test_these_rules_find_what_they_forbid(
+    build: type[Build], path: tuple[str | int, ...], value: object, violation: str
+) -> None:
+    template = copy.deepcopy(_template(build, {}))
+    node: Any = template
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    assert violation in violations(template)
