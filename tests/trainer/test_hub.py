@@ -126,7 +126,7 @@ def test_the_commit_is_resolved_first_and_only_its_needed_files_come(endpoint: s
         ("org/gated", None, TOKEN, Reason.ACCESS_DENIED, "accept the licence at"),
         ("org/forbidden", None, TOKEN, Reason.ACCESS_DENIED, "may not read this model"),
         ("org/model", None, "wrong_canary", Reason.AUTH_FAILED, "the token is wrong or has expired"),
-        ("org/model", None, "", Reason.AUTH_FAILED, "the hub token's Secret has no key token"),
+        ("org/model", None, "", Reason.AUTH_FAILED, "the hub token's Secret has no key HF_TOKEN"),
         ("org/broken", None, None, Reason.STORAGE_UNREACHABLE, "the hub answered 500"),
     ],
 )
