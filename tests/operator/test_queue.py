@@ -94,6 +94,7 @@ class Kueue:
         for plural, body in reversed(_webhook()):
             await self.world.call("DELETE", f"{ADMISSION}/{plural}/{body['metadata']['name']}")
         await self.world.until(lambda: self._is_gone(crd))
+        await self.world.until(self._lets_go)  # the API server learns of a removed policy a moment later
 
     async def _is_gone(self, path: str) -> bool:
         try:
@@ -104,6 +105,12 @@ class Kueue:
 
     async def _is_ready(self) -> bool:
         await self.world.call("GET", self._workloads())
+        return await self._suspends()
+
+    async def _lets_go(self) -> bool:
+        return not await self._suspends()
+
+    async def _suspends(self) -> bool:
         container = {"name": "c", "image": "x"}
         spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
         probe = {"metadata": {"name": "probe", "labels": LABELS}, "spec": spec}
