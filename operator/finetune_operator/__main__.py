@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import kopf
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from finetune_operator.handlers import Operator
 from finetune_operator.settings import Settings
@@ -12,7 +15,10 @@ from finetune_operator.settings import Settings
 
 def main() -> None:
     """Run the operator with the settings of the environment."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except (SettingsError, ValidationError) as error:
+        sys.exit(f"FINETUNE_OPERATOR_…: {error}")
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from finetune_operator.__main__ import main
 from finetune_operator.settings import Settings
 
 
@@ -26,3 +27,21 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
     monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+WRONG: dict[str, tuple[str, str, str]] = {
+    "no JSON": ("BOUNDS", "{", "bounds"),
+    "a misspelt bound": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
+    "an image of any registry": ("BOUNDS", '{"allowedImages": ["*/trainer:1"]}', "bounds.allowedImages.0"),
+    "a default of the wrong kind": ("DEFAULTS", '{"nodeSelector": "gpu"}', "defaults.nodeSelector"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "place"), WRONG.values(), ids=WRONG)
+def test_the_operator_says_what_is_wrong_and_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, place: str
+) -> None:
+    monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert place in str(exit_.value)
