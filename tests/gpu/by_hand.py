@@ -92,6 +92,7 @@ def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset
         weight_decay=training.weight_decay,
         seed=training.seed,
         max_length=length,
+        completion_only_loss=True,
         bf16=True,
         logging_steps=1,
         save_strategy="no",

@@ -71,6 +71,11 @@ def tried(asked: Asked, model_dir: Path, folder: Path) -> dict[str, Any]:
     return {"losses": made.losses, "accuracy": accuracy, "missing": found.missing if found else []}
 
 
+def _brief(found: Mapping[str, Any]) -> str:
+    losses = found.get("losses", [])
+    return json.dumps({**found, "losses": [*losses[:1], *losses[-1:]]})
+
+
 def resumed(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
     """Losses of a run that went on from step 4, and of one that was not interrupted."""
     shape = {**LEARN, "backend": backend, "maxSteps": 8, "lora": {"dropout": 0.1}}
@@ -107,9 +112,11 @@ def main(backend: str, folder: Path) -> None:
     for name, asked in WAYS[backend].items():
         own = Asked(**{**vars(asked), "training": {**asked.training, "backend": backend}})
         results[name] = tried(own, model_dir, folder / name.replace(" ", "-"))
-        print(name, json.dumps(results[name])[:300], flush=True)
+        print(name, _brief(results[name]), flush=True)
     results["resumed"] = resumed(backend, model_dir, folder / "resumed")
     results["starved"] = starved(backend, model_dir, folder / "starved") if torch.cuda.is_available() else {}
+    for name in ("resumed", "starved"):
+        print(name, json.dumps(results[name])[:400], flush=True)
     (folder / "results.json").write_text(json.dumps(results))
 
 

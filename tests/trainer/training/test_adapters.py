@@ -35,6 +35,12 @@ def test_unsloth_has_no_int8_on_a_cpu_and_says_so(run: Run) -> None:
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
+def test_unsloth_does_not_stretch_the_models_positions(run: Run) -> None:
+    with pytest.raises(TrainerError, match="maxLength is 1024, the base model has positions for 512 tokens") as caught:
+        run(source={"max_length": 1024}, backend="unsloth")
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [

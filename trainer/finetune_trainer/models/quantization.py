@@ -20,8 +20,6 @@ def settings(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
     if config.model.quantization == "none":
         return None
     if config.model.quantization == "int8":
-        # It says of every layer, in every step, that inputs are cast to 16 bits; which is what was asked for.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -38,6 +36,9 @@ def check(config: TrainerConfig, base: PreTrainedModel) -> None:
         return
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
     from torch.nn import Linear
+
+    # It says of every layer, in every step, that inputs are cast to 16 bits; which is what int8 is.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
     kind = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
     head = base.get_output_embeddings()

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unsloth import FastLanguageModel
+from unsloth import FastLanguageModel  # before transformers
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import model_errors
 from finetune_trainer.models import quantization
 from finetune_trainer.models.lora import lora_alpha, lora_targets
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+_SPARE = 2048
+"""Tokens of texts that evaluation brings along."""
+
 
 def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
     """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
@@ -26,7 +30,7 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
     with model_errors():
         base, _ = FastLanguageModel.from_pretrained(
             model_name=str(model_dir),
-            max_seq_length=config.model.max_length,
+            max_seq_length=_room(config, model_dir),
             dtype=dtype,
             load_in_4bit=config.model.quantization == "nf4",  # its default is True
             load_in_8bit=config.model.quantization == "int8",
@@ -51,5 +55,26 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
         bias="none",
         use_gradient_checkpointing=recompute,
         random_state=config.training.seed,
-        max_seq_length=config.model.max_length,
+        max_seq_length=_room(config, model_dir),
     )
+
+
+def _room(config: TrainerConfig, model_dir: Path) -> int:
+    """Tokens of the longest text that the model may be given: Unsloth cuts longer ones off with no more than a warning,
+    and evaluation asks for more than rows have. Beyond the model's own positions it would stretch them, which is in no
+    file of the adapter, so that whoever loads it would have another model.
+
+    Raises `CONFIG_INVALID` if the rows may be longer than the model's positions.
+    """
+    from transformers import AutoConfig
+
+    positions: int = AutoConfig.from_pretrained(
+        str(model_dir), trust_remote_code=False, local_files_only=True
+    ).max_position_embeddings
+    length = config.model.max_length
+    if length > positions:
+        message = (
+            f"model.maxLength is {length}, the base model has positions for {positions} tokens: lower it, or take "
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message + "training.backend: transformers")
+    return min(positions, max(length, _SPARE) + config.evaluation.max_new_tokens)
