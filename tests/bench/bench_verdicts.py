@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -193,7 +194,9 @@ def _apart(name: str, seed: int, folder: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     line = [sys.executable, "-W", "ignore", "-m", "tests.bench.bench_verdicts", "--one", str(seed), str(own), name]
     done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True)
-    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"failed: {done.stderr[-300:]}"
+    said = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"failed: {done.stderr[-300:]}"
+    print(f"{name}, seed {seed}: {said}", file=sys.stderr, flush=True)
+    return said
 
 
 def _row(name: str, said: Sequence[str]) -> str:
@@ -217,7 +220,8 @@ def main() -> None:
         return
     smollm2.ensure()
     print(HEAD + "\n|" + " --- |" * (HEAD.count("|") - 1))
-    with TemporaryDirectory(prefix="verdicts-", dir=asked.keep) as scratch, ThreadPoolExecutor(asked.parallel) as pool:
+    kept = nullcontext(asked.keep) if asked.keep else TemporaryDirectory(prefix="verdicts-")
+    with kept as scratch, ThreadPoolExecutor(asked.parallel) as pool:
         for name in asked.cases or CASES:
             said = pool.map(lambda seed, name=name: _apart(name, seed, Path(scratch)), range(asked.seeds))
             print(_row(name, list(said)), flush=True)

@@ -92,7 +92,7 @@ def starved(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
     import torch
 
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(5e-4)
+    torch.cuda.set_per_process_memory_fraction(1e-4)
     shape = {**LEARN, "backend": backend, "batchSize": 64, "maxSteps": 2}
     found = tried(Asked(shape, {"max_length": 512}, [{**REVIEWS[0], "prompt": "lamp " * 200}] * 64), model_dir, folder)
     torch.cuda.set_per_process_memory_fraction(1.0)
