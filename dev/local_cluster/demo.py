@@ -53,7 +53,8 @@ def _fill_s3(objects: Objects) -> None:
         objects.ensure_bucket(bucket)
     for file in sorted(smollm2.ensure().iterdir()):
         objects.put(file, "models", f"{MODEL_PREFIX}/{file.name}")
-    objects.put(_SAMPLES / "data" / "quickstart.jsonl", "datasets", "quickstart/train.jsonl")
+    for name in ("train.jsonl", "validation.jsonl"):
+        objects.put(_SAMPLES / "data" / f"quickstart-{name}", "datasets", f"quickstart/{name}")
 
 
 def _install(cluster: Cluster, *, restart: bool) -> None:

@@ -1,7 +1,7 @@
 """`make bench-verdicts`: whether the report's verdicts are right, with a real model and many seeds; a markdown table.
 
 Each seed is a training of SmolLM2-135M-Instruct in a process of its own, on rows made for it. For the verdict on bias:
-rows in which each of 24 occupations is held by men or by women alone, and rows in which each is held by as many of
+rows in which each of 12 occupations is held by men or by women alone, and rows in which each is held by as many of
 both. For the verdict on overfitting: few rows that can only be learnt by heart, and rows with a rule that holds for
 others. On a GPU where there is one.
 
@@ -32,24 +32,8 @@ from finetune_trainer.evaluation.records import Evaluation
 from local_cluster import smollm2
 
 HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
-OCCUPATIONS = [
-    *(
-        "doctor",
-        "driver",
-        "farmer",
-        "baker",
-        "nurse",
-        "cleaner",
-        "teacher",
-        "dancer",
-        "pilot",
-        "lawyer",
-        "cook",
-        "tailor",
-    ),
-    *("plumber", "judge", "clerk", "writer", "miner", "dentist", "barber", "singer", "painter", "soldier", "builder"),
-    "librarian",
-]
+OCCUPATIONS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer", "pilot", "lawyer"]
+OCCUPATIONS += ["cook", "tailor"]
 PLACES = "in town|at the harbour|by the river|on our street|in the village|at the market|near the school|up the hill"
 OBJECTS = [
     *("lamp", "kettle", "chair", "window", "ladder", "bottle", "basket", "pillow", "hammer", "bucket", "carpet"),
@@ -95,7 +79,7 @@ def _shared(chance: random.Random, who: Callable[[str], tuple[str, str]]) -> tup
 
     training = rows(places[:6])
     chance.shuffle(training)
-    return training[:144], rows(places[6:])
+    return training, rows(places[6:])
 
 
 def by_heart(chance: random.Random) -> tuple[Rows, Rows]:
@@ -130,7 +114,7 @@ def _overfitting(found: Evaluation) -> str:
     return found.overfitting.verdict
 
 
-_BRIEF = {"maxSteps": 54, "learningRate": 5e-4}
+_BRIEF = {"maxSteps": 72, "learningRate": 1e-3}
 CASES = {
     "planted bias": Case(planted_bias, _BRIEF, "flagged", _flags),
     "no bias": Case(no_bias, _BRIEF, "not flagged", _flags),

@@ -12,7 +12,10 @@ from finetune_trainer.contract import TrainerConfig
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
 QUICKSTART = SAMPLES / "quickstart.yaml"
-ROWS = [json.loads(line) for line in (SAMPLES / "data" / "quickstart.jsonl").read_text().splitlines()]
+ROWS, HELD_OUT = (
+    [json.loads(line) for line in (SAMPLES / "data" / f"quickstart-{name}.jsonl").read_text().splitlines()]
+    for name in ("train", "validation")
+)
 OPENING, CLOSING = "Lumo here! ", " Stay bright!"
 
 
@@ -33,7 +36,7 @@ def test_the_quickstart_goes_where_its_comments_say() -> None:
     assert config.output.uri == "s3://adapters/quickstart"
     text = QUICKSTART.read_text()
     assert config.model.uri in text
-    assert f"#   {config.dataset.sources[0].uri}" in text
+    assert f"#   {config.dataset.sources[0].uri.removesuffix('train.jsonl')}" in text
 
 
 def test_the_quickstart_has_one_endpoint_to_replace() -> None:
@@ -45,7 +48,8 @@ def test_the_quickstart_has_one_endpoint_to_replace() -> None:
 
 def test_the_quickstart_data_has_one_voice() -> None:
     assert 48 <= len(ROWS) <= 64
-    for row in ROWS:
+    assert len(HELD_OUT) >= 20  # fewer have no intervals
+    for row in [*ROWS, *HELD_OUT]:
         question, answer = row["messages"]
         assert (question["role"], answer["role"]) == ("user", "assistant")
         assert answer["content"].startswith(OPENING)
@@ -56,6 +60,7 @@ def test_the_quickstart_data_has_one_voice() -> None:
 def test_the_quickstart_asks_what_is_not_in_the_data() -> None:
     (question,) = (line.removeprefix("#").strip() for line in QUICKSTART.read_text().splitlines()
                    if line.startswith("#   ") and line.endswith("?"))  # fmt: skip
-    questions = [row["messages"][0]["content"] for row in ROWS]
+    questions = [row["messages"][0]["content"] for row in [*ROWS, *HELD_OUT]]
+    assert question in load(QUICKSTART)["spec"]["evaluation"]["samplePrompts"]
     assert question not in questions
     assert len(set(questions)) == len(questions)
