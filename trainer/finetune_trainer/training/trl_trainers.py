@@ -22,9 +22,10 @@ from finetune_trainer.models.model import Loaded
 from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.fillers import filled
 from finetune_trainer.training.looks import Look
-from finetune_trainer.training.train import Session, Step, Watch
+from finetune_trainer.training.train import Session
 from finetune_trainer.training.trl_methods import Dpo, Kto, KtoCollator, Sft
 from finetune_trainer.training.trl_validation import Lookout, Validation
+from finetune_trainer.training.watch import Step, Watch
 from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)

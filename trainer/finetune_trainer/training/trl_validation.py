@@ -18,8 +18,8 @@ from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.training import looks
 from finetune_trainer.training.best import Best
 from finetune_trainer.training.looks import Look
-from finetune_trainer.training.train import Watch
 from finetune_trainer.training.trl_methods import Dpo, Kto, Sft
+from finetune_trainer.training.watch import Watch
 from finetune_trainer.workers import group, layout
 
 log = logging.getLogger(__name__)
