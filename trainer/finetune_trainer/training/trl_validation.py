@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune_trainer.contract import Training
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.training import looks
-from finetune_trainer.training.best import Best
+from finetune_trainer.training.adapter_copy import AdapterCopy
 from finetune_trainer.training.looks import Look
 from finetune_trainer.training.trl_methods import Dpo, Kto, Sft
 from finetune_trainer.training.watch import Watch
@@ -86,7 +86,7 @@ class Lookout(TrainerCallback):  # type: ignore[misc]  # transformers' types are
 
     def __init__(self, validation: Validation, watch: Watch, training: Training) -> None:
         self._validation, self._watch, self._training = validation, watch, training
-        self._best = Best(validation.trainer.model) if training.early_stopping else None
+        self._best = AdapterCopy(validation.trainer.model) if training.early_stopping else None
 
     @property
     def looks(self) -> list[Look]:

@@ -1,4 +1,4 @@
-"""The adapter as it was when the validation loss was lowest. Imports torch, so import this module after the backend."""
+"""The adapter as it once was, to be put back. Imports torch, so import this module only after the backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_trainer.checkpoints.store import BEST_NAME
 from finetune_trainer.workers import layout
 
 
-class Best:
+class AdapterCopy:
     """A copy of the trained weights, in the host's memory; each worker has its own, all the same."""
 
     def __init__(self, model: PeftModel) -> None:
