@@ -105,7 +105,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     from finetune_trainer.models import model
     from finetune_trainer.output import export, merge
     from finetune_trainer.report import writing
-    from finetune_trainer.training import train
+    from finetune_trainer.training import cross_validation
 
     _enter(Stage.LOADING, known)
     tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
@@ -113,10 +113,10 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     loaded = model.Loaded(tuned, tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
-    store = output.checkpoints(fetched.digest, fetched.start_revision)
+    store = output.checkpoints(prepared.digest, fetched.start_revision)
     keeper = saving.keeper(store, claim, known, config.training.checkpoints) if claim else following.Follower(store)
     with keeper.session(known, folder) as session:
-        trained = train.train(config, loaded, prepared, session, folder)
+        trained = cross_validation.train(config, loaded, prepared, session, folder)
     if isinstance(keeper, following.Follower):
         group.wait(known.progress)  # so that a pod ends well only when the result is whole
         return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")

@@ -13,10 +13,13 @@ from finetune_trainer.workers import group, layout
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Asks for a checkpoint when one is due, and hands it on once it is on disk. All workers do so at the same step."""
+    """Asks for a checkpoint when one is due, and hands it on once it is on disk. All workers do so at the same step.
 
-    def __init__(self, saver: Saver | Following) -> None:
-        self._saver = saver
+    Steps are counted from the run's first: `before` are those of its trainings before this one.
+    """
+
+    def __init__(self, saver: Saver | Following, before: int = 0) -> None:
+        self._saver, self._before = saver, before
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
         due = self._saver.due(state.global_step, state.max_steps)
@@ -30,7 +33,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _bring_together(folder)
-        self._saver.saved(Saved(folder, state.global_step))
+        self._saver.saved(Saved(folder, self._before + state.global_step))
 
 
 def _bring_together(folder: Path) -> None:

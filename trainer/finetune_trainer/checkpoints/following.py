@@ -44,12 +44,10 @@ class Follower:
     @contextmanager
     def session(self, known: Known, folder: Path) -> Iterator[Session]:
         """A training that goes on from the checkpoint that the first worker chose."""
-        from finetune_trainer.checkpoints.callback import CheckpointCallback
-
         step = group.from_first(0)
         if step and layout.leads_node():
             self.store.fetch(step, folder / RESTORED)
         group.wait(known.progress)
         with deferred(known) as stop:
             restored = folder / RESTORED / f"checkpoint-{step}" if step else None
-            yield Session(known.progress, [CheckpointCallback(Following(stop))], restored)
+            yield Session(known.progress, resume_from=restored, saver=Following(stop))

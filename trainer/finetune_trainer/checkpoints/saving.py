@@ -32,7 +32,7 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Saved:
-    """A state that transformers has written to the disk."""
+    """A state that transformers has written to the disk, and the steps of all the run's trainings until then."""
 
     folder: Path
     step: int
@@ -143,8 +143,6 @@ class Keeper:
     @contextmanager
     def session(self, known: Known, folder: Path) -> Iterator[Session]:
         """A training that goes on from the newest checkpoint, saves more, and is told to stop only with one saved."""
-        from finetune_trainer.checkpoints.callback import CheckpointCallback
-
         restored = self.store.newest(folder / RESTORED)
         if restored and known.log:
             known.log.restore(restored.folder)
@@ -152,7 +150,7 @@ class Keeper:
         group.wait(known.progress)
         with deferred(known) as stop:
             saver = Saver(self.uploader, stop, self.claim, known.log, self.settings.every_steps)
-            yield Session(known.progress, [CheckpointCallback(saver)], restored.folder if restored else None)
+            yield Session(known.progress, resume_from=restored.folder if restored else None, saver=saver)
             self.uploader.finish()  # before a stop takes effect, or anything else is begun
 
     def clear(self) -> None:

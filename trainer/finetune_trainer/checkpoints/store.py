@@ -41,6 +41,8 @@ MARKER = "checkpoint.json"
 FORMAT = 1
 COUNTS_NAME = "counts.json"
 """What was trained before it, and what was seen of the validation data."""
+FOLD_LOSSES = "foldLosses"
+"""In that file: of the folds of a cross-validation that were done before it."""
 BEST_NAME = "best.safetensors"
 """The adapter of the lowest validation loss so far, where the run publishes that one."""
 _FILES = re.compile(

@@ -53,7 +53,7 @@ from finetune_trainer.contract.outcome import (
     Result,
     Stage,
 )
-from finetune_trainer.contract.training import Checkpoints, EarlyStopping, Lora, Training
+from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
 
 __all__ = [
     "CA_BUNDLE_ENV",
@@ -81,6 +81,7 @@ __all__ = [
     "BiasEvaluation",
     "Checkpoints",
     "Count",
+    "CrossValidation",
     "DataSource",
     "Dataset",
     "DatasetReport",

@@ -136,8 +136,12 @@ TRAINER_RULES = (
         "evaluation.task needs dataset.validation and method sft",
     ),
     (
-        "self.evaluation.gate.size() == 0 || has(self.dataset.validation)",
-        "evaluation.gate needs dataset.validation",
+        "has(self.dataset.validation) || self.evaluation.gate.all(each, each.metric == 'crossValidationLoss')",
+        "evaluation.gate needs dataset.validation, but for crossValidationLoss",
+    ),
+    (
+        "has(self.training.crossValidation) || self.evaluation.gate.all(each, each.metric != 'crossValidationLoss')",
+        "crossValidationLoss in evaluation.gate needs training.crossValidation",
     ),
 )
 """Rules over several parts of the config, for this class and what inherits it."""

@@ -28,11 +28,15 @@ class GateRule(Model):
                 "has(self.minimum) || has(self.maximum) || has(self.minImprovement)",
                 "at least one of minimum, maximum and minImprovement must be set",
             ),
+            (
+                "self.metric != 'crossValidationLoss' || !has(self.minImprovement)",
+                "crossValidationLoss is not measured of the base model, so minImprovement does not apply to it",
+            ),
         )
     )
 
     metric: MetricName
-    """One of those that `evaluation.task` measures, `evalLoss` or `perplexity`."""
+    """One of those that `evaluation.task` measures, `evalLoss`, `perplexity`, or `crossValidationLoss`."""
     minimum: float | None = None
     """Lowest value that passes."""
     maximum: float | None = None

@@ -91,11 +91,11 @@ class Progress(Model):
     percentage: int = Field(default=0, ge=0, le=100)
     """Optimizer steps done, of all; 100 only when the result is published."""
     step: Count | None = None
-    """Optimizer steps done."""
+    """Optimizer steps done; with `training.crossValidation` those of all folds and of the last training together."""
     total_steps: Count | None = None
-    """Optimizer steps in all."""
+    """Optimizer steps in all, counted as `step` is."""
     epoch: float | None = Field(default=None, ge=0)
-    """Passes over the data done."""
+    """Passes over the data done; with `training.crossValidation` by the training under way."""
     loss: float | None = None
     """Mean loss per learnt token of the last step that was logged."""
     eval_loss: float | None = None
@@ -105,7 +105,7 @@ class Progress(Model):
     estimated_remaining_seconds: Count | None = None
     """Seconds of training left at the pace of this attempt."""
     last_checkpoint_step: Count | None = None
-    """Optimizer step of the newest checkpoint that is whole in the store."""
+    """Optimizer step of the newest checkpoint that is whole in the store, counted as `step` is."""
     last_checkpoint_time: Annotated[str, StringConstraints(max_length=64)] | None = None
     """When that checkpoint was whole (RFC 3339)."""
     last_update_time: Annotated[str, StringConstraints(max_length=64)]

@@ -53,6 +53,15 @@ class EarlyStopping(Model):
     """How much lower than the lowest before it a loss must be to count."""
 
 
+class CrossValidation(Model):
+    """Trains once more for each fold, on all rows but its part, and measures the loss on that part."""
+
+    folds: int = Field(ge=2, le=10)
+    """Parts that the rows to train on are divided into, by `training.seed`. Rows that resemble each other stay in one.
+    The result's metrics `crossValidationLoss` and `crossValidationDeviation` are mean and sample standard deviation of
+    the folds' losses; `evaluation.gate` may ask for the first."""
+
+
 class Training(Model):
     """How to train."""
 
@@ -114,8 +123,12 @@ class Training(Model):
     early_stopping: EarlyStopping | None = None
     """Ends the training when the validation loss does not fall any more, and publishes the adapter of the lowest. Needs
     `dataset.validation`. Absent trains to the end, and publishes the last."""
+    cross_validation: CrossValidation | None = None
+    """Trains once more for each fold, on all rows but its part, and measures the loss on that part: how well the
+    training does on rows that it has not seen, and how much that depends on which it sees. The published adapter is
+    that of a last training on all rows, the same as without. Costs `folds` + 1 trainings. Absent means none."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    """Seed of the adapter's start, the order of rows and dropout."""
+    """Seed of the adapter's start, the order of rows, dropout and the folds."""
     lora: Lora = Lora()
     """The adapter."""
     checkpoints: Checkpoints = Checkpoints()

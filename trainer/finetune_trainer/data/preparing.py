@@ -2,23 +2,24 @@
 
 Rows of `validation.sources` go first, so that training rows that also stand there are known. Each row is read,
 cleaned, redacted, compared with those before it, tokenised and written, one batch at a time. Memory does not grow with
-the rows but for what groups them: 8 bytes per row for `validation.fraction`, and a few KB for near-duplicates, up to
-`duplicates.NEAR_LIMIT` rows.
+the rows but for what groups them: 8 bytes per row for `validation.fraction` and `crossValidation`, and a few KB for
+near-duplicates, up to `duplicates.NEAR_LIMIT` rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
-from finetune_trainer.data import split
+from finetune_trainer.data import folds, split
 from finetune_trainer.data.account import Account
 from finetune_trainer.data.columns import Limits
 from finetune_trainer.data.duplicates import NEAR_LIMIT, Groups, Hashes, Near
+from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.labels import Labeller
 from finetune_trainer.data.rows import Reader, SourceFile
 from finetune_trainer.data.side import Context, Known, Side
@@ -54,15 +55,31 @@ class PreparedData:
     """A few rows that were left out, for each reason."""
     lengths: Sequence[Bar] = ()
     """How many rows have so many tokens, those set aside for validation too."""
+    folds: Folds | None = None
+    """Parts of `dataset` for cross-validation, if there is any."""
+    left_out: datasets.Dataset | None = None
+    """Rows that the loss is measured on once the training has ended."""
+
+    @property
+    def digest(self) -> str:
+        """Of all files, and of how the rows were divided, if they were."""
+        return f"{self.report.digest} {self.folds.digest}" if self.folds else self.report.digest
+
+    def without(self, part: int) -> PreparedData:
+        """What a fold trains on: all but this part, from 0, which is left out."""
+        if self.folds is None:
+            raise ValueError("the rows were not divided")
+        rest, left_out = (self.dataset.select(rows) for rows in (self.folds.rest(part), self.folds.left_out(part)))
+        return replace(self, dataset=rest, folds=None, left_out=left_out)
 
 
 def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> PreparedData:
     """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`.
 
     The report accounts for every row: rows = kept + validation + the sum of rejected.
-    Raises `DATA_INVALID` naming the first wrong rows and how many there are, `DATASET_EMPTY` if none is left,
-    `CONFIG_INVALID` if there are too many rows to look for near-duplicates, `MODEL_INVALID` if the tokenizer cannot
-    do it.
+    Raises `DATA_INVALID` naming the first wrong rows and how many there are, and for rows that cannot be divided as
+    asked, `DATASET_EMPTY` if none is left, `CONFIG_INVALID` if there are too many rows to look for near-duplicates,
+    `MODEL_INVALID` if the tokenizer cannot do it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     few = _few(config, files)
@@ -80,7 +97,8 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     report = context.account.report(context.reader.rows, validation_rows, training.facts.totals(chosen), files.digest)
     dataset, validation = _divided(training, chosen, set_aside)
     examples = context.account.examples(context.reader)
-    return PreparedData(dataset, report, _held_out(files, held_out) or validation, examples, training.facts.lengths())
+    validation, parts = _held_out(files, held_out) or validation, _folds(config, training, chosen)
+    return PreparedData(dataset, report, validation, examples, training.facts.lengths(), parts)
 
 
 def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase) -> Context:
@@ -97,7 +115,7 @@ def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizer
 def _few(config: TrainerConfig, files: Files) -> bool:
     """Whether rows are few enough for signatures of all. Raises `CONFIG_INVALID` where they have to be."""
     near = config.dataset.preparation.deduplicate == "near"
-    if not near and not _fraction(config):
+    if not near and not _grouped(config):
         return False
     rows = Reader(config.training.method).read([*files.validation, *files.sources])
     few = sum(1 for _ in islice(rows, NEAR_LIMIT + 1)) <= NEAR_LIMIT
@@ -114,6 +132,11 @@ def _fraction(config: TrainerConfig) -> float | None:
     return config.dataset.validation.fraction if config.dataset.validation else None
 
 
+def _grouped(config: TrainerConfig) -> bool:
+    """Whether the rows are divided."""
+    return _fraction(config) is not None or config.training.cross_validation is not None
+
+
 def _known(config: TrainerConfig, work_dir: Path, *, needed: bool = False) -> Known:
     preparation = config.dataset.preparation
     near = Near(preparation.near_threshold) if preparation.deduplicate == "near" else None
@@ -121,7 +144,7 @@ def _known(config: TrainerConfig, work_dir: Path, *, needed: bool = False) -> Kn
 
 
 def _groups(config: TrainerConfig, *, few: bool) -> Groups | None:
-    if not _fraction(config):
+    if not _grouped(config):
         return None
     return Groups(Near(config.dataset.preparation.near_threshold) if few else None)
 
@@ -135,6 +158,18 @@ def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     seed = config.dataset.validation.seed if config.dataset.validation else 0
     return split.choose(training.groups.keys(), fraction, seed)
+
+
+def _folds(config: TrainerConfig, training: Side, chosen: NDArray[np.int64]) -> Folds | None:
+    """Of the rows to train on, all but the chosen ones."""
+    import numpy as np
+
+    asked = config.training.cross_validation
+    if not asked or not training.groups:
+        return None
+    rows = np.setdiff1d(np.arange(training.facts.rows), chosen, assume_unique=True)
+    keys = np.frombuffer(training.groups.keys(), dtype=np.uint64)[rows]
+    return folds.divide(keys, training.facts.augmented(rows), asked.folds, config.training.seed)
 
 
 def _divided(

@@ -33,7 +33,8 @@ _BY_TASK = {
 def metrics(config: TrainerConfig) -> list[str]:
     """Names of all that will be measured."""
     flags = ["biasFlags"] if config.evaluation.bias else []
-    return [*_BY_METHOD[config.training.method], *_BY_TASK[config.evaluation.task], *flags]
+    folds = ["crossValidationLoss"] if config.training.cross_validation else []
+    return [*_BY_METHOD[config.training.method], *_BY_TASK[config.evaluation.task], *flags, *folds]
 
 
 def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,7 +17,7 @@ from finetune_trainer.evaluation.curves import thin
 from finetune_trainer.evaluation.forgetting import forgetting
 from finetune_trainer.evaluation.groups import Groups
 from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.losses import cross_validated, fold_measures, loss_measures
 from finetune_trainer.evaluation.pairs import SentencePair, own_pairs
 from finetune_trainer.evaluation.records import (
     Bias,
@@ -131,6 +131,7 @@ def _summary(subject: Subject, found: _Findings) -> Evaluation:
     training = thin([Point(step=step, loss=loss) for step, loss in trained.losses if math.isfinite(loss)])
     validation = [Point(step=look.step, loss=look.loss) for look in trained.looks if math.isfinite(look.loss)]
     verdict = Overfitting(verdict="unknown", message="It could not be judged.")
+    folds = cross_validated(trained.fold_losses)
     with found.part("overfitting"):
         verdict = _verdict(subject, found, training, validation)
     return Evaluation(
@@ -142,7 +143,8 @@ def _summary(subject: Subject, found: _Findings) -> Evaluation:
         validation_losses=thin(validation),
         overfitting=verdict,
         bias=found.bias,
-        gate=gate.check(asked.gate, found.measures),
+        cross_validation=folds,
+        gate=gate.check(asked.gate, [*found.measures, *fold_measures(folds)]),
         examples=list(subject.prepared.examples),
         lengths=list(subject.prepared.lengths),
         energy=trained.energy,

@@ -1,13 +1,14 @@
-"""Loss and perplexity of both models from each row's total loss and number of learnt tokens."""
+"""Loss and perplexity of both models from each row's total loss and number of learnt tokens, and losses of folds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.intervals import resampled, weighted_mean
-from finetune_trainer.evaluation.records import Estimate, Measure
+from finetune_trainer.evaluation.records import CrossValidation, Estimate, Measure
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.intervals import Rows
@@ -19,6 +20,21 @@ def loss_measures(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[
     change = weighted_mean([b - a for a, b in zip(base, tuned, strict=True)], tokens)
     loss = Measure(name="evalLoss", higher_is_better=False, base=before, tuned=after, change=change)
     return [loss, _perplexity(tokens, base, tuned)]
+
+
+def cross_validated(folds: Sequence[float]) -> CrossValidation | None:
+    """What the losses of the folds, of which there are two or more, come to; `None` if there was none."""
+    if not folds:
+        return None
+    return CrossValidation(metric="evalLoss", folds=list(folds), mean=fmean(folds), deviation=stdev(folds))
+
+
+def fold_measures(found: CrossValidation | None) -> list[Measure]:
+    """For the gate alone: `crossValidationLoss` is no measure of the adapter that is published."""
+    if found is None:
+        return []
+    mean = Estimate(value=found.mean, samples=len(found.folds))
+    return [Measure(name="crossValidationLoss", higher_is_better=False, tuned=mean)]
 
 
 def _perplexity(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,13 @@ from finetune_trainer.models.precision import resolve_precision
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.training import looks
 from finetune_trainer.training.looks import Look
-from finetune_trainer.training.watch import Watch
+from finetune_trainer.training.watch import Position, Watch
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from finetune_trainer.checkpoints.following import Following
+    from finetune_trainer.checkpoints.saving import Saver
     from finetune_trainer.data.preparing import PreparedData
 
 
@@ -34,24 +36,30 @@ def total_steps(training: Training, rows: int, workers: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Session:
-    """What accompanies a training: who hears of its progress, who else looks on, and where it goes on from.
+    """What accompanies a training: who hears of its progress, who else looks on, where it goes on from, and where it
+    stands among those of its run.
 
     A callback may ask for a checkpoint (`control.should_save = True`): it lies at `<args.output_dir>/checkpoint-<step>`
-    when `on_save` is called. `resume_from` is such a folder of an earlier attempt.
+    when `on_save` is called. `resume_from` is such a folder of an earlier attempt. `saver` decides about checkpoints
+    that are kept for another attempt.
     """
 
     progress: ProgressReporter
     callbacks: Sequence[TrainerCallback] = ()
     resume_from: Path | None = None
+    saver: Saver | Following | None = None
+    position: Position = field(default_factory=Position)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Numbers of the whole run, the loss of each step, each look at the validation data, and the GPUs' energy."""
+    """Numbers of the training, the loss of each step, each look at the validation data, what came of the folds before
+    it, and the GPUs' energy."""
 
     metrics: dict[str, float]
     losses: Sequence[tuple[int, float]] = ()
     looks: Sequence[Look] = ()
+    fold_losses: Sequence[float] = ()
     energy: Energy = field(default_factory=Energy)
 
 
@@ -60,15 +68,16 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
 
     The metrics are `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens`
     (trained, padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU,
-    `energyWattHours` and `peakMemoryBytes` (of this attempt; all else is of the whole run); with validation data
+    `energyWattHours` and `peakMemoryBytes` (of this attempt; all else is of the whole training); with validation data
     `baseEvalLoss` (before the first step), `evalLoss` (of the adapter that is taken), of `dpo` also
-    `evalRewardAccuracy`, and `bestStep`, whose loss was lowest.
+    `evalRewardAccuracy`, and `bestStep`, whose loss was lowest; with rows left out `leftOutLoss`, which is to them what
+    `evalLoss` is to validation data.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
     from finetune_trainer.training import trl_trainers
 
     check_vocabulary(loaded)
-    watch = Watch(session.progress, scaled=resolve_precision(config) == "fp16")
+    watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position)
     with memory_errors(_advice(config)):
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
     last = watch.end()
@@ -86,7 +95,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
         metrics["peakMemoryBytes"] = float(result.peak_memory)
     if result.energy.watt_hours is not None:
         metrics["energyWattHours"] = round(result.energy.watt_hours, 3)
-    return Trained(metrics, result.losses, result.looks, result.energy)
+    if result.left_out_loss is not None:
+        metrics["leftOutLoss"] = watch.left_out(result.left_out_loss)
+    return Trained(metrics, result.losses, result.looks, energy=result.energy)
 
 
 def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from finetune_trainer.checkpoints.store import COUNTS_NAME
+from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.training.energy import Meter
 from finetune_trainer.training.fillers import FillersLast
@@ -30,6 +30,7 @@ class Counts:
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         self.looks: list[Look] = []
         self.energy = Meter()
+        self.fold_losses: Sequence[float] = ()
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
@@ -63,6 +64,7 @@ class Counts:
             "seconds": self.seconds,
             "looks": [look.to_json() for look in self.looks],
             "wattHours": self.energy.taken().watt_hours,
+            FOLD_LOSSES: list(self.fold_losses),
         }
         if layout.is_first():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")

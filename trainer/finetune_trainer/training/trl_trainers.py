@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from finetune_trainer.checkpoints.callback import CheckpointCallback
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.preparing import PreparedData
 from finetune_trainer.evaluation.records import Energy
@@ -43,6 +44,8 @@ class Result:
     looks: list[Look]
     peak_memory: int | None
     energy: Energy
+    left_out_loss: float | None
+    """Of rows that were left out to measure it, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer = build(job)
+    trainer.counts.fold_losses = session.position.fold_losses
     lookout = _look_on(trainer, job, session, watch)
     if session.resume_from is None:
         trainer.train()
@@ -80,7 +84,9 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     log.info("energy: %s", energy.message if energy.watt_hours is None else f"{energy.watt_hours:.1f} Wh")
     peak = torch.cuda.max_memory_reserved() if gpu else None
     losses = [(int(each["step"]), float(each["loss"])) for each in trainer.state.log_history if "loss" in each]
-    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy)
+    left_out = job.prepared.left_out
+    loss = None if left_out is None else Validation(trainer, left_out, job.collator(), watch.progress.alive).loss()
+    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy, loss)
 
 
 def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path, lookout: Lookout | None) -> None:
@@ -158,11 +164,13 @@ def _look_on(trainer: Sft | Dpo | Kto, job: Job, session: Session, watch: Watch)
     trainer.add_callback(_Reporter(watch, trainer))
     lookout = None
     if job.prepared.validation is not None:
-        validation = Validation(trainer, job.prepared.validation, job.collator())
+        validation = Validation(trainer, job.prepared.validation, job.collator(), watch.progress.alive)
         lookout = Lookout(validation, watch, job.config.training)
         trainer.add_callback(lookout)
     for callback in session.callbacks:
         trainer.add_callback(callback)
+    if session.saver:
+        trainer.add_callback(CheckpointCallback(session.saver, session.position.before))
     return lookout
 
 

@@ -32,6 +32,8 @@ class Validation:
     trainer: Sft | Dpo | Kto
     rows: datasets.Dataset
     collate: Callable[[Any], Any]
+    alive: Callable[[], None]
+    """Called after each batch."""
     _own: int = 0
 
     def look(self) -> dict[str, float]:
@@ -49,6 +51,10 @@ class Validation:
         weight = group.total(sums[:, 1].sum()).item()
         loss = group.total(sums.prod(1).sum()).item() / weight if weight else math.nan
         return {"evalLoss": loss} | ({"evalRewardAccuracy": sum(seen) / len(seen)} if seen else {})
+
+    def loss(self) -> float:
+        """`evalLoss` alone."""
+        return self.look()["evalLoss"]
 
     def _loader(self) -> torch.utils.data.DataLoader[Any]:
         """This worker's share of the batches. All take as many, since TRL has them wait for each other in each."""
@@ -74,7 +80,9 @@ class Validation:
             weight = int((inputs["labels"][:, 1:] != IGNORED).sum())
         inputs = self.trainer._prepare_inputs(inputs)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            return float(self.trainer.compute_loss(self.trainer.model, inputs)), weight
+            loss = float(self.trainer.compute_loss(self.trainer.model, inputs))
+        self.alive()
+        return loss, weight
 
 
 class Lookout(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed

@@ -36,6 +36,29 @@ class Step:
         return float(self.logs["loss"])
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands among those of its run."""
+
+    name: str = ""
+    """As the log calls it; empty if it is the only one."""
+    before: int = 0
+    """Optimizer steps of those before it, as many as they may take."""
+    total: int | None = None
+    """Optimizer steps of all; absent if it is the only one."""
+    fold_losses: tuple[float, ...] = ()
+    """What came of the folds before it."""
+
+    def done(self, step: int, total: int) -> dict[str, int]:
+        """What to report after that step of this training, which has so many, in terms of the whole run."""
+        done, of = self.before + step, self.total or total
+        return {"percentage": min(99, 100 * done // max(of, 1)), "step": done, "total_steps": of}
+
+    def left(self, step: int, total: int) -> int:
+        """Steps that are left of the whole run."""
+        return (self.total or total) - self.before - step
+
+
 @dataclass
 class Watch:
     """Reports each step, and ends a run whose loss is no number any more."""
@@ -43,6 +66,7 @@ class Watch:
     progress: ProgressReporter
     scaled: bool = False
     """Gradients are scaled (fp16), so that an infinite norm is no more than a scale that was too high."""
+    position: Position = Position()
     clock: Callable[[], float] = time.monotonic
     last: Step | None = None
     _started: float = field(init=False)
@@ -53,26 +77,21 @@ class Watch:
     def begin(self, total: int, done: int = 0, tokens: int = 0) -> None:
         """Training starts now, or goes on after `done` steps and `tokens` tokens of an earlier attempt."""
         self._started, self._before = self.clock(), (done, tokens)
-        self.progress.update(
-            stage=Stage.TRAINING, percentage=min(99, 100 * done // max(total, 1)), step=done, total_steps=total
-        )
+        self.progress.update(stage=Stage.TRAINING, **self.position.done(done, total))
 
     def step(self, step: Step) -> None:
         """A step is done. Raises `NON_FINITE_LOSS` after the third in a row without a finite loss."""
         self.last = step
         seconds = max(self.clock() - self._started, 1e-9)
         pace = self._pace(step, seconds)
-        percentage = min(99, 100 * step.number // max(step.total, 1))
         self.progress.update(
-            percentage=percentage,
-            step=step.number,
-            total_steps=step.total,
+            **self.position.done(step.number, step.total),
             epoch=round(step.epoch, 3),
             loss=step.loss if math.isfinite(step.loss) else None,
             tokens_per_second=round(pace[0], 1),
             estimated_remaining_seconds=round(pace[1]),
         )
-        self._log(step, percentage, seconds, pace)
+        self._log(step, seconds, pace)
         self._check_finite(step)
 
     def evaluated(self, number: int, loss: float) -> None:
@@ -80,26 +99,35 @@ class Watch:
         self.progress.update(eval_loss=loss if math.isfinite(loss) else None)
         log.info("validation loss %.4f after %d steps", loss, number)
 
+    def left_out(self, loss: float) -> float:
+        """That of the rows left out. Raises `NON_FINITE_LOSS` if it is no number."""
+        if math.isfinite(loss):
+            return loss
+        message = f"the loss on the rows that {self.position.name} leaves out is {loss}; lower training.learningRate"
+        raise TrainerError(Reason.NON_FINITE_LOSS, message)
+
     def end(self) -> Step:
         """The last step. Raises `NON_FINITE_LOSS` if its loss is no number."""
         if self.last is None:
             raise TrainerError(Reason.INTERNAL_ERROR, "training ended without a step")
         if not math.isfinite(self.last.loss):
-            raise _non_finite(self.last)
+            raise self._is_non_finite(self.last)
         return self.last
 
     def _pace(self, step: Step, seconds: float) -> tuple[float, float]:
-        """Tokens per second and seconds that are left, by what this attempt did."""
+        """Tokens per second and seconds that are left of the run, by what this attempt did."""
         done, tokens = self._before
-        return (step.tokens - tokens) / seconds, seconds / max(step.number - done, 1) * (step.total - step.number)
+        left = self.position.left(step.number, step.total)
+        return (step.tokens - tokens) / seconds, seconds / max(step.number - done, 1) * left
 
-    def _log(self, step: Step, percentage: int, seconds: float, pace: tuple[float, float]) -> None:
-        when, part = self._logged
+    def _log(self, step: Step, seconds: float, pace: tuple[float, float]) -> None:
+        (when, part), percentage = self._logged, 100 * step.number // max(step.total, 1)
         if seconds - when < _LOG_SECONDS and percentage - part < _LOG_PERCENT and step.number < step.total:
             return
         self._logged = (seconds, percentage)
         log.info(
-            "step %d/%d loss %.4f learning rate %.2e, %.0f tokens/s, %.0f s left",
+            "%sstep %d/%d loss %.4f learning rate %.2e, %.0f tokens/s, %.0f s left",
+            f"{self.position.name}: " if self.position.name else "",
             step.number,
             step.total,
             step.loss,
@@ -111,12 +139,12 @@ class Watch:
         norm = 0.0 if self.scaled else float(step.logs.get("grad_norm", 0.0))
         self._non_finite = 0 if math.isfinite(step.loss) and math.isfinite(norm) else self._non_finite + 1
         if self._non_finite >= _NON_FINITE_STEPS:
-            raise _non_finite(step)
+            raise self._is_non_finite(step)
 
-
-def _non_finite(step: Step) -> TrainerError:
-    return TrainerError(
-        Reason.NON_FINITE_LOSS,
-        f"the loss or its gradient is no finite number up to step {step.number} of {step.total}; "
-        "lower training.learningRate or training.maxGradNorm, or set training.precision to bf16 or fp32",
-    )
+    def _is_non_finite(self, step: Step) -> TrainerError:
+        where = f" in {self.position.name}" if self.position.name else ""
+        return TrainerError(
+            Reason.NON_FINITE_LOSS,
+            f"the loss or its gradient is no finite number up to step {step.number} of {step.total}{where}; "
+            "lower training.learningRate or training.maxGradNorm, or set training.precision to bf16 or fp32",
+        )
