@@ -63,6 +63,8 @@ if os.environ["RANK"] == "0":
 else:
     group.wait(ProgressReporter())
 """
+APART = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
+"""Rows that do not resemble each other."""
 PLAIN = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
@@ -233,6 +235,22 @@ class TestSeveralWorkers:
             [whole.first.metrics()[name] for name in COMPARED[:5]]
         )
         assert not [key for key in s3.keys(parted.first.output) if "/." in key]
+
+    def test_cross_validate_together(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
+        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in APART).encode())
+        data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
+        asked = {**PLAIN, "crossValidation": {"folds": 2}}
+        one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
+        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
+        asked |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+        processes = two.start(**asked)
+        two.reach("fold 2/2: step 2/")
+        os.kill(processes[1], signal.SIGTERM)
+        assert [self.ended(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
+        assert two.run(**asked) == [0, 0], two.logs
+        assert "fold 1/2: trains on" not in two.logs
+        for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
+            assert two.first.metrics()[name] == pytest.approx(one.first.metrics()[name], abs=1e-4), name
 
     def test_one_of_a_node_writes_the_counts(self, tmp_path: Path) -> None:
         # They share the folder, and a file that two write at once is torn.

@@ -99,6 +99,11 @@ class TestPreparation:
         assert len(set(found.parts[:3].tolist())) == 1
         assert len(found.parts) == len(rows)
 
+    def test_rows_divided_otherwise_are_other_data_to_a_checkpoint(self, tmp_path: Path) -> None:
+        rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
+        two, again, three = (prepared(tmp_path, rows, count).digest for count in (2, 2, 3))
+        assert two == again != three
+
     def test_rows_set_aside_for_validation_are_in_no_part(self, tmp_path: Path) -> None:
         rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
         made = prepared(tmp_path, rows, 3, validation={"fraction": 0.25})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.trainer.tiny_model import config, write_rows
 
-from finetune_trainer.contract import DatasetReport, Evaluation, Progress, TrainerConfig
+from finetune_trainer.contract import CrossValidation, DatasetReport, Evaluation, Progress, TrainerConfig
 from finetune_trainer.evaluation import records
 from finetune_trainer.progress import ProgressReporter
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+    from finetune_trainer.data.folds import Folds
     from finetune_trainer.data.preparing import PreparedData
     from finetune_trainer.models.model import Loaded
 
@@ -65,6 +66,8 @@ class Asked:
     """Rows to prepare; absent: the method's `ROWS`."""
     validate: bool = False
     """Whether to look at the same rows."""
+    without: int | None = None
+    """A part of the rows that cross-validation divides them into: not to train on, but to look at, by hand."""
     adapter: str | None = None
     resume: str | None = None
     evaluation: dict[str, Any] | None = None
@@ -79,13 +82,30 @@ class Asked:
         return made.model_copy(update={"model": made.model.model_copy(update=self.source), "evaluation": evaluation})
 
     def prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+        made = self._prepared(tokenizer, folder)
+        if self.without is None:
+            return made
+        fold = made.without(self.without)
+        return replace(fold, validation=fold.left_out, left_out=None)
+
+    def _prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
         from finetune_trainer.data import preparing
 
         if self.rows is None:
-            return prepared(self.config.training.method, self.validate)
+            asked = self.config.training
+            made = prepared(asked.method, self.validate)
+            return replace(made, folds=divided(len(made.dataset), asked.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
         made = preparing.prepare(self.config, preparing.Files(sources, "sha256:0"), tokenizer, folder)
         return replace(made, validation=made.dataset) if self.validate else made
+
+
+def divided(rows: int, asked: CrossValidation | None) -> Folds | None:
+    import numpy as np
+
+    from finetune_trainer.data.folds import divide
+
+    return asked and divide(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
 
 
 def prepared(method: str, validate: bool = False) -> PreparedData:
@@ -112,6 +132,7 @@ class Trained:
     trainable: int
     loaded: Loaded | None = None
     evaluation: records.Evaluation | None = None
+    fold_losses: list[float] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:
@@ -136,14 +157,16 @@ class Trained:
         """All but the model."""
         plain = {"progress": [each.to_json() for each in self.progress], "report": self.report.to_json()}
         evaluation = self.evaluation and self.evaluation.to_json()
-        return {**plain, "metrics": self.metrics, "trainable": self.trainable, "evaluation": evaluation}
+        plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
+        return {**plain, "evaluation": evaluation}
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
         progress = [Progress.model_validate(each) for each in content["progress"]]
         report = DatasetReport.model_validate(content["report"])
         found = content["evaluation"] and records.Evaluation.model_validate(content["evaluation"])
-        return cls(folder, content["metrics"], progress, report, content["trainable"], None, found)
+        known = content["metrics"], progress, report, content["trainable"], None, found, content["fold_losses"]
+        return cls(folder, *known)
 
 
 Run = Callable[..., Trained]
@@ -158,7 +181,9 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     settings, recorder = asked.config, progress or Recorder()
     backend = model.choose_backend(settings)
     model.import_backend(backend)
-    from finetune_trainer.evaluation import evaluate  # only now: it imports what the backend changes
+    # Only now: they import what the backend changes.
+    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.training import cross_validation
 
     words = model.load_tokenizer(model_dir)
     rows = asked.prepared(words, folder)
@@ -166,13 +191,14 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     loaded = model.Loaded(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
     session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None)
-    made = train.train(settings, loaded, rows, session, folder)
+    made = cross_validation.train(settings, loaded, rows, session, folder)
     found = None
     if asked.evaluation is not None:
         found = evaluate.evaluate(evaluate.Subject(settings, loaded, rows, made), recorder)
     export.export(settings, loaded, folder / "adapter", "sha256:0")
     trainable, _ = tuned.get_nb_trainable_parameters()
-    return Trained(folder, made.metrics, recorder.seen, rows.report, trainable, loaded, found)
+    known = made.metrics, recorder.seen, rows.report, trainable, loaded, found, list(made.fold_losses)
+    return Trained(folder, *known)
 
 
 def saver(step: int) -> TrainerCallback:

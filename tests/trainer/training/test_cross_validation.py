@@ -1,0 +1,142 @@
+"""Cross-validation of a training: what each fold is, what is left of it, and that the last training is a plain one."""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.training.trainings import Recorder, Run, Trained
+
+from finetune_trainer.contract import Reason, Stage
+from finetune_trainer.errors import TrainerError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+FOLDS = 3
+SHAPE = {"maxSteps": None, "epochs": 1, "batchSize": 2, "crossValidation": {"folds": FOLDS}}
+"""Of eight rows, folds train on five, five and six."""
+PLAIN = {**SHAPE, "crossValidation": None}
+CASES: dict[str, dict[str, Any]] = {
+    "sft": {"lora": {"dropout": 0.2}},
+    "packed": {"packing": True, "gradientCheckpointing": True},
+    "dpo": {"method": "dpo"},
+    "kto": {"method": "kto"},
+    "dora on nf4": {"lora": {"variant": "dora", "rank": 4}, "source": {"quantization": "nf4"}},
+}
+
+
+def same(one: Trained, other: Trained) -> bool:
+    return all((weight == other.weights[name]).all() for name, weight in one.weights.items())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_each_fold_is_a_training_by_hand_and_the_last_a_plain_one(run: Run, case: dict[str, Any]) -> None:
+    found, plain, by_hand = run(**SHAPE, **case), run(**PLAIN, **case), run(**SHAPE, **case, without=1)
+    assert found.fold_losses[1] == by_hand.metrics["evalLoss"]
+    assert len(set(found.fold_losses)) == FOLDS
+    assert found.metrics["crossValidationLoss"] == pytest.approx(mean(found.fold_losses))
+    assert found.metrics["crossValidationDeviation"] == pytest.approx(stdev(found.fold_losses))
+    assert same(found, plain)
+    assert found.losses[-len(plain.losses) :] == plain.losses
+    for name in ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens"):
+        assert found.metrics[name] == plain.metrics[name]
+    assert {*found.metrics} - {*plain.metrics} == {"crossValidationLoss", "crossValidationDeviation"}
+
+
+def test_unsloth_does_the_same(run: Run) -> None:
+    shape = SHAPE | {"backend": "unsloth"}
+    found, plain = run(**shape), run(**PLAIN, backend="unsloth")
+    assert found.fold_losses[1] == run(**shape, without=1).metrics["evalLoss"]
+    assert same(found, plain)
+
+
+def test_with_an_adapter_to_go_on_from_each_fold_does(run: Run) -> None:
+    adapter = str(run(maxSteps=3).folder / "adapter")
+    found, plain = run(**SHAPE, adapter=adapter), run(**PLAIN, adapter=adapter)
+    assert found.fold_losses[2] == run(**SHAPE, adapter=adapter, without=2).metrics["evalLoss"]
+    assert same(found, plain)
+
+
+def test_folds_stop_early_as_the_last_training_does(run: Run) -> None:
+    stopping = {"earlyStopping": {"patience": 1, "minDelta": 1000}, "evalSteps": 1, "validate": True}
+    found = run(maxSteps=6, crossValidation={"folds": 2}, **stopping)
+    assert found.metrics["steps"] == 2
+    steps = list(dict.fromkeys(each.step for each in found.progress if each.total_steps))
+    assert steps == [0, 1, 2, 6, 7, 8, 12, 13, 14]
+
+
+def test_a_fold_is_measured_with_the_adapter_that_was_best(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "finetune_trainer")
+    wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1}
+    asked = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
+    found = run(**asked, earlyStopping={"patience": 100}, evaluation={})
+    step = int(next(match[1] for each in caplog.messages if (match := re.match(r"the adapter of step (\d+)", each))))
+    assert step < 3, "the data has to be learnt badly at the end for this test"
+    assert found.fold_losses[0] == run(**asked | {"maxSteps": step}).fold_losses[0]
+    assert found.evaluation
+    assert found.evaluation.cross_validation
+    assert found.evaluation.cross_validation.folds == found.fold_losses
+
+
+def test_progress_never_goes_back_and_counts_the_steps_of_all(run: Run) -> None:
+    seen = [each for each in run(**SHAPE).progress if each.stage is Stage.TRAINING]
+    steps = [each.step or 0 for each in seen]
+    assert {each.total_steps for each in seen} == {steps[-1]} == {3 + 3 + 3 + 4}
+    assert all(before <= after <= before + 1 for before, after in pairwise(steps))
+    percentages = [each.percentage for each in seen]
+    assert percentages == sorted(percentages)
+    assert percentages[-1] == 99
+    assert [each.estimated_remaining_seconds for each in seen][-1] == 0
+
+
+def test_the_log_says_which_fold_it_is(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "finetune_trainer")
+    found = run(**SHAPE)
+    assert "fold 2/3: trains on 5 rows, without 3" in caplog.messages
+    assert any(each.startswith("fold 2/3: step 1/") for each in caplog.messages)
+    assert f"fold 2/3: loss {found.fold_losses[1]:.4f} on the 3 rows left out" in caplog.messages
+    assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
+
+
+class Alive(Recorder):
+    """Counts optimizers when a training begins."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[int] = []
+        super().__init__()
+
+    def update(self, **fields: Any) -> None:
+        import torch
+
+        super().update(**fields)
+        if "stage" in fields:
+            kinds = [type(each) for each in gc.get_objects()]
+            self.optimizers.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
+
+
+def test_nothing_is_left_of_a_fold(run: Run) -> None:
+    gc.collect()
+    progress = Alive()
+    run(**SHAPE, progress=progress)
+    assert len(progress.optimizers) == FOLDS + 1
+    assert len(set(progress.optimizers)) == 1
+
+
+def test_a_loss_that_is_no_number_names_the_fold(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainerError, match=r"up to step 3 of 9 in fold 1/3; lower training\.learningRate") as caught:
+        run(maxSteps=9, crossValidation={"folds": 3}, base=broken)
+    assert caught.value.reason is Reason.NON_FINITE_LOSS
