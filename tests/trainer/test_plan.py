@@ -118,6 +118,23 @@ class TestBesideARun:
         planned = estimates.checkpoint_bytes(describe(asked.config, model_dir), steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
+    @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+    def test_all_trainings_of_a_cross_validation_count(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, packing: bool
+    ) -> None:
+        rows = [
+            chat(f"What is {word}?", f"{word} " * size) for size, word in enumerate(("ink", "oak", "tin", "fog"), 1)
+        ]
+        asked = load(job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing))
+        found = plan(asked, tmp_path)
+        known = Known(ProgressReporter())
+        assert run(asked, tmp_path, known).reason is Reason.COMPLETED
+        assert known.progress.latest().step == known.progress.latest().total_steps == found.steps
+        assert found.trainings == 4
+        if not packing:  # each row is trained on twice in all trainings but one
+            assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
+        assert f"{found.steps} of 4 trainings, 3 of them of folds" in to_text(found)
+
     def test_an_adapter_that_the_run_would_refuse(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
         start = f"s3://models/{tmp_path.name}-adapter"
         settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}

@@ -54,7 +54,11 @@ class Plan(Model):
     batch: int
     """Examples that an optimizer step sees, of all workers."""
     steps_per_epoch: int
+    """Of the training on all rows."""
+    trainings: int
+    """One, and with `training.crossValidation` one more for each fold."""
     steps: int
+    """Of all trainings."""
     tokens_trained: int
     """Over all steps, padding not counted."""
     model_parameters: int
@@ -98,37 +102,44 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
 
 def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
     from finetune_trainer.planning import estimates
-    from finetune_trainer.training.train import total_steps
 
-    rows, training = _sequences(config, prepared), config.training
-    once = training.model_copy(update={"epochs": 1.0, "max_steps": None})
-    steps, per_epoch = total_steps(training, rows, workers), total_steps(once, rows, workers)
-    tokens = round(prepared.report.tokens * steps / per_epoch)
+    training = config.training
+    steps, per_epoch, tokens = _lengths_of_all(config, prepared, workers)
     memory, seconds = estimates.memory(config, shape), estimates.seconds(config, shape, tokens)
     return Plan(
         workers=workers,
         batch=training.batch_size * training.gradient_accumulation * workers,
         dataset=prepared.report,
         token_percentiles=_percentiles(prepared.dataset),
-        steps_per_epoch=per_epoch,
-        steps=steps,
+        steps_per_epoch=per_epoch[-1],
+        trainings=len(steps),
+        steps=sum(steps),
         tokens_trained=tokens,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
         adapter_bytes=shape.trainable * 4,
-        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape, steps),
+        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape, steps[-1]),
         estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
         estimated_seconds={gpu: round(each / workers, 1) for gpu, each in seconds.items()},
     )
 
 
-def _sequences(config: TrainerConfig, prepared: PreparedData) -> int:
-    """What a batch is made of: rows, or with packing several of them together."""
-    from finetune_trainer.training import packing
+def _lengths_of_all(config: TrainerConfig, prepared: PreparedData, workers: int) -> tuple[list[int], list[int], int]:
+    """Of each training its steps and those of an epoch, that on all rows last; and the tokens of all together."""
+    from finetune_trainer.training.cross_validation import rows_of_all, sequences
+    from finetune_trainer.training.train import total_steps
 
-    if not config.training.packing:
-        return len(prepared.dataset)
-    return len(packing.packed(prepared.dataset, config.model.max_length))
+    once = config.training.model_copy(update={"epochs": 1.0, "max_steps": None})
+    all_rows = list(rows_of_all(prepared))
+    counts = [sequences(config, rows) for rows in all_rows]
+    steps, per_epoch = ([total_steps(how, count, workers) for count in counts] for how in (config.training, once))
+    passes = zip(all_rows, steps, per_epoch, strict=True)
+    return steps, per_epoch, round(sum(_tokens(rows) * taken / epoch for rows, taken, epoch in passes))
+
+
+def _tokens(rows: datasets.Dataset) -> int:
+    names = [name for name in rows.column_names if name.endswith("_ids")]
+    return sum(len(ids) for batch in rows.iter(_BATCH) for name in names for ids in batch[name])
 
 
 def _percentiles(rows: datasets.Dataset) -> dict[int, int]:

@@ -28,7 +28,8 @@ def _data(report: DatasetReport) -> Iterator[tuple[str, str]]:
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     shares = (f"{'longest' if part == 100 else f'p{part}'} {size:,}" for part, size in plan.token_percentiles.items())
     yield "tokens per row", ", ".join(shares)
-    yield "steps", f"{plan.steps:,}, in an epoch {plan.steps_per_epoch:,}"
+    folds = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
+    yield "steps", f"{plan.steps:,}{folds}, in an epoch {plan.steps_per_epoch:,}"
     yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {_size(plan.adapter_bytes)}"
