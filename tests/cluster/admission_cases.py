@@ -50,6 +50,9 @@ SECRET = {"name": "hub-token"}
 
 # name: (changes to the good manifest, field in the answer, words in the answer)
 HELD_OUT = {"spec.dataset.validation": {"fraction": 0.1}}
+FOLDED = "spec.training.crossValidation"
+FOLDS = {FOLDED: {"folds": 5}}
+FOLD_LOSS = {"metric": "crossValidationLoss", "maximum": 2.5}
 PREFERENCES = {
     "spec.training": {"epochs": 1, "method": "dpo"}, f"{SOURCE}.format": "preference", **HELD_OUT,
 }  # fmt: skip
@@ -270,6 +273,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a gate with nothing to measure on": (
         {"spec.evaluation.gate": [{"metric": "evalLoss", "maximum": 1}]}, "spec", "evaluation.gate needs",
     ),
+    "one fold": ({FOLDED: {"folds": 1}}, f"{FOLDED}.folds", "greater than or equal to 2"),
+    "11 folds": ({FOLDED: {"folds": 11}}, f"{FOLDED}.folds", "less than or equal to 10"),
+    "cross-validation of no folds": ({FOLDED: {}}, f"{FOLDED}.folds", "Required value"),
+    "a gate on folds that are not there": (
+        {**HELD_OUT, "spec.evaluation.gate": [FOLD_LOSS]}, "spec", "needs training.crossValidation",
+    ),
+    "a gate on folds and on what is not measured": (
+        {**FOLDS, "spec.evaluation.gate": [FOLD_LOSS, {"metric": "evalLoss", "maximum": 1}]}, "spec",
+        "needs dataset.validation, but for crossValidationLoss",
+    ),
+    "folds better than a base that is not measured": (
+        {**FOLDS, "spec.evaluation.gate": [{"metric": "crossValidationLoss", "minImprovement": 0}]},
+        "spec.evaluation.gate[0]", "minImprovement does not apply to it",
+    ),
     "a gate without a limit": (
         {**HELD_OUT, "spec.evaluation.gate": [{"metric": "evalLoss"}]}, "spec.evaluation.gate[0]", "at least one of",
     ),
@@ -316,6 +333,14 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "an adapter to go on from": {
         "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
         "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
+    },
+    "folds alone": {**FOLDS, "spec.evaluation.gate": [FOLD_LOSS]},
+    "folds with all that goes with them": {
+        **HELD_OUT, **PREFERENCES, "spec.compute": {"nodes": 2, "gpusPerNode": 8},
+        "spec.training": {
+            "epochs": 1, "method": "dpo", "crossValidation": {"folds": 10}, "earlyStopping": {},
+        },
+        "spec.evaluation.gate": [FOLD_LOSS, {"metric": "evalLoss", "minImprovement": 0}],
     },
     "stopped early": {**HELD_OUT, "spec.training.earlyStopping": {}},
     "all that can be found out": {

@@ -39,6 +39,8 @@ def test_what_is_stored_reads_back_the_same() -> None:
         ({"training": {"epochs": 1, "lora": {"rank": 16}}}, True),
         ({"training": {"epochs": 1, "checkpoints": {"everySteps": 5}, "stallSeconds": 60}}, True),
         ({"training": {"epochs": 1, "packing": True}}, False),
+        ({"training": {"epochs": 1, "crossValidation": {"folds": 5}}}, False),
+        ({"training": {"epochs": 1, "crossValidation": None}}, True),
         ({"training": {"epochs": 2}}, False),
         ({"model": {"uri": "hf://org/name", "revision": "v1"}}, False),
         ({"dataset": {"sources": [{"uri": "s3://data/a.jsonl", "limit": 5}]}}, False),
@@ -46,6 +48,10 @@ def test_what_is_stored_reads_back_the_same() -> None:
 )
 def test_the_digest_is_of_what_affects_the_result(changes: dict[str, Any], same: bool) -> None:
     assert (config(**changes).digest() == config().digest()) == same
+
+
+def test_results_of_configs_written_before_there_were_more_fields_are_found() -> None:
+    assert config().digest() == "sha256:f73a1b7d11fed55f2b5d56dac1a5e782cfa79ae0987ed1294dc1a0c1573b5877"
 
 
 @pytest.mark.parametrize(

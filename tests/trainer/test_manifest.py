@@ -84,6 +84,21 @@ def test_how_many_train_together(tmp_path: Path, compute: str, expected: int) ->
             spec("epochs: 1", "epochs: 1\n  lora: {targetModules: [all-linear, q_proj]}"),
             "spec.training.lora: targetModules is either ['all-linear'] or a list of module names",
         ),
+        (
+            spec(
+                "epochs: 1",
+                "epochs: 1\n  crossValidation: {folds: 3}\nevaluation: {gate: [{metric: evalLoss, maximum: 1}]}",
+            ),
+            "spec: evaluation.gate needs dataset.validation, but for crossValidationLoss",
+        ),
+        (
+            spec("epochs: 1", "epochs: 1\nevaluation: {gate: [{metric: crossValidationLoss, maximum: 1}]}"),
+            "spec: crossValidationLoss in evaluation.gate needs training.crossValidation",
+        ),
+        (
+            spec("epochs: 1", "epochs: 1\n  crossValidation: {folds: 11}"),
+            "spec.training.crossValidation.folds: Input should be less than or equal to 10",
+        ),
         (spec("s3://data/a.jsonl", "/data/a.jsonl"), "spec.dataset.sources[0].uri: String should match"),
         (spec("s3://data/a.jsonl", "/data/a.jsonl"), "(it is '/data/a.jsonl') (line 8)"),
         (spec("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),

@@ -59,6 +59,10 @@ def test_headline(measures: list[Measure], tone: str, text: str) -> None:
     assert (verdict.tone, verdict.text) == (tone, text)
 
 
+def test_headline_of_folds_alone() -> None:
+    assert verdicts.quality(measured(cross_validation=SPREAD)).text == "Not compared with the base model"
+
+
 OVERFITTED = Overfitting(verdict="overfitting", message="it did", best_step=40)
 FORGETFUL = FINE.model_copy(update={"forgetting": runs.measure("perplexity", 10, 20, 1, higher=False)})
 FALLING = [Point(step=each, loss=4.0 - each) for each in range(3)]
@@ -74,6 +78,7 @@ ADVICE = {
     "longer": (measured(validation_losses=FALLING), "still falling at the end: train longer"),
     "forgetting": (measured(overfitting=FORGETFUL), "mix general rows into the data"),
     "nothing measured": (measured(), "Compare its answers with the base model's yourself"),
+    "folds alone": (measured(cross_validation=SPREAD), "only folds were measured"),
     "worse": (measured(DOWN), "Find out what got worse (BLEU)"),
     "too few": (measured(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "learnt little": (measured(SAME), "It learnt little that can be measured"),
@@ -100,6 +105,12 @@ DATA = {
 def test_advice_on_data(changes: dict[str, Any], expected: str) -> None:
     report = runs.DATASET.model_copy(update=changes)
     assert expected in " ".join(advice(measured(UP), runs.manifest(dataset=report)))
+
+
+def test_with_folds_something_says_how_it_does_on_new_rows() -> None:
+    report = runs.DATASET.model_copy(update={"validation": 0, "kept": 10_963})
+    advised = " ".join(advice(measured(cross_validation=SPREAD), runs.manifest(dataset=report)))
+    assert "Set rows aside" not in advised
 
 
 def test_no_advice_where_nothing_stands_out() -> None:

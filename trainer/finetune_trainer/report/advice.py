@@ -53,7 +53,7 @@ def _overfitting(evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[
     found = evaluation.overfitting
     if found.verdict == "overfitting":
         yield _train_shorter(found.best_step, manifest)
-    elif not manifest.dataset.validation:
+    elif not manifest.dataset.validation and not evaluation.cross_validation:
         yield "Set rows aside (dataset.validation.fraction: 0.05): without them nothing says how it does on new rows."
     elif _still_falling(evaluation):
         yield "The validation loss was still falling at the end: train longer (training.epochs or training.maxSteps)."
@@ -85,7 +85,8 @@ def _forgetting(evaluation: Evaluation) -> Iterator[str]:
 
 def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[str]:
     if not evaluation.measures:
-        yield "Compare its answers with the base model's yourself before it is used: nothing was measured."
+        what = "only folds were" if evaluation.cross_validation else "nothing was"
+        yield f"Compare its answers with the base model's yourself before it is used: {what} measured."
     if found["worse"]:
         yield f"Find out what got worse ({', '.join(found['worse'])}) in the samples before the adapter is used."
     compared = [measure for measure in evaluation.measures if measure.change]

@@ -50,6 +50,8 @@ def by_direction(evaluation: Evaluation) -> dict[Direction, list[str]]:
 
 def quality(evaluation: Evaluation) -> Verdict:
     """Did it get better? In one line, with the names of the metrics below it."""
+    if evaluation.cross_validation and not evaluation.measures:
+        return Verdict("Quality", "unsure", "Not compared with the base model", "Cross-validation alone measured it.")
     found = by_direction(evaluation)
     tone, text = _quality(found, bool(evaluation.measures))
     words = {"better": "Better", "worse": "Worse", "unclear": "No clear change", "unknown": "Not compared"}
