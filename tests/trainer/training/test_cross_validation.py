@@ -26,7 +26,8 @@ SHAPE = {"maxSteps": None, "epochs": 1, "batchSize": 2, "crossValidation": {"fol
 PLAIN = {**SHAPE, "crossValidation": None}
 CASES: dict[str, dict[str, Any]] = {
     "sft": {"lora": {"dropout": 0.2}},
-    "packed": {"packing": True, "gradientCheckpointing": True},
+    "bf16": {"precision": "bf16", "gradientCheckpointing": True},
+    "packed": {"packing": True},
     "dpo": {"method": "dpo"},
     "kto": {"method": "kto"},
     "dora on nf4": {"lora": {"variant": "dora", "rank": 4}, "source": {"quantization": "nf4"}},
