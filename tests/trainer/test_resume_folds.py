@@ -43,17 +43,21 @@ def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[[str], Pods]:
 
     def made(name: str) -> Pods:
         pods = make(name)
-        pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}}
+        gate = [{"metric": "crossValidationLoss", "maximum": 100}]
+        pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}, "evaluation": {"gate": gate}}
         return pods
 
     return made
 
 
 @pytest.fixture
-def whole(pods: Callable[[str], Pods], forks: Forks) -> Pods:
+def whole(s3: S3Server, pods: Callable[[str], Pods], forks: Forks) -> Pods:
     found = pods("whole")
     assert forks.run(found, **TRAINING) is Reason.COMPLETED, found.log
     assert len(losses(found)) == 4 * STEPS
+    evaluation = json.loads(s3.get(f"{found.output}/evaluation.json"))
+    assert len(evaluation["crossValidation"]["folds"]) == 3
+    assert evaluation["crossValidation"]["mean"] == evaluation["gate"][0]["value"]
     return found
 
 

@@ -78,13 +78,16 @@ def test_a_fold_is_measured_with_the_adapter_that_was_best(run: Run, caplog: pyt
     caplog.set_level("INFO", "finetune_trainer")
     wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1}
     asked = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
-    found = run(**asked, earlyStopping={"patience": 100}, evaluation={})
+    gate = [{"metric": "crossValidationLoss", "maximum": 100}, {"metric": "crossValidationLoss", "maximum": 0.1}]
+    found = run(**asked, earlyStopping={"patience": 100}, evaluation={"gate": gate})
     step = int(next(match[1] for each in caplog.messages if (match := re.match(r"the adapter of step (\d+)", each))))
     assert step < 3, "the data has to be learnt badly at the end for this test"
     assert found.fold_losses[0] == run(**asked | {"maxSteps": step}).fold_losses[0]
     assert found.evaluation
     assert found.evaluation.cross_validation
     assert found.evaluation.cross_validation.folds == found.fold_losses
+    assert [check.passed for check in found.evaluation.gate] == [True, False]
+    assert found.evaluation.gate[0].value == found.metrics["crossValidationLoss"]
 
 
 def test_progress_never_goes_back_and_counts_the_steps_of_all(run: Run) -> None:
@@ -108,11 +111,16 @@ def test_the_log_says_which_fold_it_is(run: Run, caplog: pytest.LogCaptureFixtur
 
 
 class Alive(Recorder):
-    """Counts optimizers when a training begins."""
+    """Counts optimizers when a training begins, and signs of life."""
 
     def __init__(self) -> None:
         self.optimizers: list[int] = []
+        self.signs = 0
         super().__init__()
+
+    def alive(self) -> None:
+        super().alive()
+        self.signs += 1
 
     def update(self, **fields: Any) -> None:
         import torch
@@ -123,12 +131,13 @@ class Alive(Recorder):
             self.optimizers.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 
 
-def test_nothing_is_left_of_a_fold(run: Run) -> None:
+def test_nothing_is_left_of_a_fold_and_measuring_it_counts_as_moving(run: Run) -> None:
     gc.collect()
     progress = Alive()
     run(**SHAPE, progress=progress)
     assert len(progress.optimizers) == FOLDS + 1
     assert len(set(progress.optimizers)) == 1
+    assert progress.signs == 2 + 2 + 1, "of each batch of rows left out"
 
 
 def test_a_loss_that_is_no_number_names_the_fold(run: Run, model_dir: Path, tmp_path: Path) -> None:
