@@ -57,7 +57,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     position = Position("refit", sum(steps[:-1]), sum(steps), tuple(losses))
     found = _metrics(losses)
     trained = train_once(config, loaded, prepared, replace(session, position=position), work_dir)
-    return replace(trained, metrics={**trained.metrics, **found}, fold_losses=losses)
+    alone = {"message": f"{trained.energy.message}; of the training on all rows, without the folds"}
+    energy = trained.energy.model_copy(update=alone if trained.energy.watt_hours is not None else {})
+    return replace(trained, metrics={**trained.metrics, **found}, fold_losses=losses, energy=energy)
 
 
 def _metrics(losses: list[float]) -> dict[str, float]:
