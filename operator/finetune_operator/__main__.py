@@ -9,8 +9,11 @@ import kopf
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from finetune_operator import logs
 from finetune_operator.handlers import Operator
 from finetune_operator.settings import Settings
+
+log = logging.getLogger("finetune_operator")
 
 
 def main() -> None:
@@ -19,16 +22,17 @@ def main() -> None:
         settings = Settings()
     except (SettingsError, ValidationError) as error:
         sys.exit(f"FINETUNE_OPERATOR_…: {error}")
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
-    kopf.run(
-        registry=Operator(settings).registry(),
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
-        liveness_endpoint=settings.liveness_endpoint or None,
-        standalone=True,
-    )
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        kopf.run(
+            registry=Operator(settings).registry(),
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+            standalone=True,
+        )
+    except Exception:  # a log line like all others
+        log.exception("the operator has ended")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,22 @@
-"""The only module that talks to the API server. Bodies go in and out as plain objects.
-
-It calls the generated client's transport rather than its typed methods: turning each object into the client's models
-costs more than the call, and drops fields that this version of the client does not know.
-"""
+"""The only module that knows what is called of the API server. Bodies go in and out as plain objects."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
-
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_operator import kueue
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.resources import JOB_LABEL
+from finetune_operator.transport import MERGE_PATCH, ApiError, Transport
 
 Body = dict[str, Any]
 _PAGE = 500
-_MERGE_PATCH = "application/merge-patch+json"
 
 
-class ApiError(Exception):
-    """The API server's refusal."""
-
-    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0) -> None:
-        super().__init__(f"{status} {reason}: {message}")
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.retry_after = retry_after
-        """Seconds that the server asks to wait."""
+class NotLeadingError(Exception):
+    """Another replica may lead by now: nothing was written."""
 
 
 class Resource(NamedTuple):
@@ -55,27 +38,12 @@ EVENTS = Resource("/api/v1", "events")
 WORKLOADS = tuple(Resource(f"/apis/{kueue.GROUP}/{version}", "workloads") for version in kueue.VERSIONS)
 
 
-async def load_configuration() -> Configuration:
-    """From the service account in a pod, else from `KUBECONFIG`; the order that kopf has too."""
-    # Without it each request reads ~/.netrc in a thread.
-    configuration = Configuration(client_session_kwargs={"trust_env": False})
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
-    return configuration
-
-
 class Cluster:
     """Calls of the API server. Any may raise `ApiError`, or aiohttp's errors if there is no answer."""
 
-    def __init__(self, configuration: Configuration, timeout: float) -> None:
-        self._client = ApiClient(configuration)
-        self._timeout = timeout
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()  # type: ignore[no-untyped-call]
+    def __init__(self, transport: Transport, may_write: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._may_write = may_write
 
     async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> tuple[list[Body], int]:
         """All objects of a kind, and the version that the list is of at least. No namespaces means all of them."""
@@ -126,7 +94,7 @@ class Cluster:
         meta = job["metadata"]
         body = {**change, "metadata": {"uid": meta["uid"]}}
         path = f"{JOBS.path(meta['namespace'])}/{meta['name']}"
-        return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+        return await self._call("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def delete_job(self, job: Body) -> Body | None:
         """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
@@ -151,7 +119,7 @@ class Cluster:
     async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
         """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
         path = f"{FINETUNEJOBS.path(namespace)}/{name}/status"
-        return await self._call("PATCH", path, body=patch, content_type=_MERGE_PATCH)
+        return await self._call("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def events_about(self, namespace: str, uid: str) -> list[Body]:
         """What others reported about an object."""
@@ -193,29 +161,7 @@ class Cluster:
         body: Body | None = None,
         content_type: str = "application/json",
     ) -> Body:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        request = await self._client.param_serialize(
-            method,
-            path,
-            query_params=[(key, value) for key, value in (query or {}).items() if value],
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        response = await self._client.call_api(*request, _request_timeout=self._timeout)
-        text = await response.read()  # type: ignore[no-untyped-call]
-        if response.status >= 400:
-            raise _error(response.status, response.headers.get("Retry-After"), text)
-        answer: Body = json.loads(text)
-        return answer
-
-
-def _error(status: int, retry_after: str | None, text: bytes) -> ApiError:
-    """Proxies answer with pages of their own, so anything may stand in an error's body."""
-    try:
-        said = json.loads(text)
-    except ValueError:
-        said = {}
-    reason, message = (said.get("reason"), said.get("message")) if isinstance(said, dict) else (None, None)
-    wait = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-    return ApiError(status, str(reason or "Unknown"), str(message or text[:200].decode(errors="replace")), wait)
+        # A process that was frozen wakes in the middle of its work, long after another has taken over.
+        if method != "GET" and not self._may_write():
+            raise NotLeadingError(f"not the leader any more: {method} {path} was not sent")
+        return await self._transport.call(method, path, query=query, body=body, content_type=content_type)

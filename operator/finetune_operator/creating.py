@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from finetune_operator import children, nodes
 from finetune_operator.api import FineTuneJob, OperatorReason
-from finetune_operator.cluster import ApiError, Cluster
+from finetune_operator.cluster import Cluster
 from finetune_operator.refusals import refusals
 from finetune_operator.resources import desired_job
 from finetune_operator.seen import Obstacle
 from finetune_operator.settings import Settings
 from finetune_operator.store import Key, Store, version_of
+from finetune_operator.transport import ApiError
 
 Body = dict[str, Any]
 
@@ -47,7 +48,7 @@ class JobCreator:
             job = await self._cluster.create_job(desired)
         except ApiError as error:
             return await self._not_created(key, body, error)
-        log.info("created Job %s/%s", *key)
+        log.info("created the Job")
         self._store.jobs.put(key, job)
         return job
 

@@ -7,24 +7,27 @@ annotations, which any tenant can write, and its watches miss deletions across a
 from __future__ import annotations
 
 import asyncio
-import logging
+import secrets
+import socket
 import time
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
-import aiohttp
 import kopf
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
-from finetune_operator import children, progress
+from finetune_operator import gauges, metrics
 from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, ApiError, Cluster, Resource, load_configuration
-from finetune_operator.reconcile import Reconciler
+from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Resource
+from finetune_operator.election import Election
+from finetune_operator.lease import Lease
 from finetune_operator.resources import JOB_LABEL
+from finetune_operator.serving import Server
 from finetune_operator.settings import Settings
-from finetune_operator.store import Body, Heard, Key, Shelf, Store, key_of, name_key
-from finetune_operator.work_queue import WorkQueue
-
-log = logging.getLogger(__name__)
+from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
+from finetune_operator.transport import Transport, load_configuration
+from finetune_operator.workers import Workers, every
 
 _FINETUNEJOBS = (GROUP, VERSION, PLURAL)
 _JOBS = ("batch", "v1", "jobs")
@@ -50,17 +53,23 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 class Operator:
-    """Store, queue, workers and loops of one process."""
+    """One replica: its store and watches, its part in the election, and its work while it leads."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store()
-        self.queue = WorkQueue()
         self._kinds: tuple[tuple[Resource, Shelf, Callable[[Body], Key]], ...] = (
             (FINETUNEJOBS, self.store.finetunejobs, name_key),
             (JOBS, self.store.jobs, key_of),
             (PODS, self.store.pods, key_of),
         )
+        self._transport = Transport(settings.request_timeout)
+        lease = Lease(self._transport, settings.lease_namespace, settings.lease_name)
+        identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        self.election = Election(lease, identity, settings.lease_seconds)
+        self._cluster = Cluster(self._transport, self.election.is_leader)
+        self.workers = Workers(self.store, self._cluster, settings)
+        self._server = Server()
         self._tasks: list[asyncio.Task[None]] = []
         self._listed = time.monotonic()
 
@@ -68,9 +77,9 @@ class Operator:
         """kopf's registry with our handlers, and no others."""
         registry = kopf.OperatorRegistry()
         kopf.on.startup(registry=registry, id="configure")(self.configure)
+        kopf.on.startup(registry=registry, id="serve", errors=kopf.ErrorsMode.PERMANENT)(self.serve)
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
-        kopf.on.probe(registry=registry, id="progress", errors=kopf.ErrorsMode.PERMANENT)(self.probe)
         kopf.on.login(registry=registry, id="service-account")(kopf.login_with_service_account)
         kopf.on.login(registry=registry, id="kubeconfig")(kopf.login_with_kubeconfig)
         kopf.on.event(*_FINETUNEJOBS, registry=registry, id="finetunejob")(self._watcher(self._kinds[0]))
@@ -96,43 +105,68 @@ class Operator:
         settings.persistence.finalizer = f"{GROUP}/never-set"  # kopf takes its own off objects: nolar/kopf#664
         settings.queueing.idle_timeout = 1  # handlers are instant; each waiting worker is memory
 
+    async def serve(self, **_: object) -> None:
+        """Answer probes from the first moment on; a port that is taken ends the operator."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        await self._server.serve_health(self.settings.health_port, self.liveness, self.readiness)
+        await self._server.serve_metrics(self.settings.metrics_port, registry)
+
     async def start(self, **_: object) -> None:
-        """List everything once, then work. Without the CRD or the rights this raises, and kopf tries again."""
-        self._cluster = Cluster(await load_configuration(), self.settings.request_timeout)
+        """List everything once, then stand for election. Without the CRD or the rights this raises, and kopf tries
+        again."""
+        self._transport.open(await load_configuration())
         try:
             await self.resync()
         except BaseException:
-            await self._cluster.close()
+            await self._transport.close()
             raise
-        self._client = progress.session()
-        reconciler = Reconciler(self.store, self._cluster, self.settings, lambda: datetime.now(UTC))
-        loops = [self._work(reconciler) for _ in range(self.settings.workers)]
-        loops.append(
-            _every(self.settings.resync_interval, self.resync, first=min(_SETTLED, self.settings.resync_interval))
-        )
-        loops.append(_every(self.settings.progress_interval, self.poll))
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        interval = self.settings.resync_interval
+        loops = {
+            "election": self.election.run(self.workers.run),
+            "resync": every(interval, self.resync, first=min(_SETTLED, interval)),
+        }
+        self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
     async def stop(self, **_: object) -> None:
-        """Cancel everything; what was begun is found again by the next start."""
+        """Cancel everything, then give the Lease back; what was begun is found again by the next leader."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.queue.close()
         if self._tasks:
-            await self._client.close()
-            await self._cluster.close()
+            await self.election.resign()
+            await self._transport.close()
+        await self._server.close()
 
-    def probe(self, **_: object) -> dict[str, float]:
+    def liveness(self) -> dict[str, Any]:
         """Lists succeed and work ends; that the process is up says less: https://github.com/nolar/kopf/issues/1276."""
-        age, work = time.monotonic() - self._listed, self.queue.longest_work()
+        age = time.monotonic() - self._listed
+        work = self.workers.queue.longest_work() if self.workers.queue else 0.0
         if age > 3 * self.settings.resync_interval + 60:
             raise RuntimeError(f"no list has succeeded for {age:.0f} s")
         if work > 10 * self.settings.request_timeout:
             raise RuntimeError(f"a worker has been busy with one object for {work:.0f} s")
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("a worker has ended")
-        return {"listedSecondsAgo": round(age, 1), "longestWorkSeconds": round(work, 1)}
+        if ended := [task.get_name() for task in self._tasks if task.done()]:
+            raise RuntimeError(f"has ended: {', '.join(ended)}")
+        role = "leader" if self.election.is_leader() else "standby"
+        return {"role": role, "listedSecondsAgo": round(age, 1), "longestWorkSeconds": round(work, 1)}
+
+    def readiness(self) -> dict[str, Any]:
+        """Leads, or could at once: the store is filled, and the API server tells of the Lease."""
+        if not self._tasks:
+            raise RuntimeError("the first list has not succeeded yet")
+        silence = time.monotonic() - self.election.answered
+        if silence > 3 * self.settings.lease_seconds:
+            raise RuntimeError(f"no word about the Lease for {silence:.0f} s")
+        return self.liveness()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics. Those of FineTuneJobs are the leader's alone, so that sums over replicas are right."""
+        yield from metrics.REGISTRY.collect()
+        listed = time.time() - (time.monotonic() - self._listed)
+        yield from gauges.operator_gauges(self.store, self.workers.queue, self.election.is_leader(), listed)
+        if self.election.is_leader():
+            yield from gauges.job_gauges(self.store, self.settings.metrics_max_jobs)
 
     async def resync(self) -> None:
         """Repair what the watches missed, and look at everything again."""
@@ -141,58 +175,19 @@ class Operator:
             shelf.replace(((key(body), body) for body in bodies), version)
         self._listed = time.monotonic()
         for each in self.store.finetunejobs.all_keys():
-            self.queue.add(each, routine=True)
-
-    async def poll(self) -> None:
-        """Ask all running trainers at once how far they are, and queue those that moved."""
-        await asyncio.gather(*(self._ask(pod) for pod in children.leaders(self.store.pods) if children.is_running(pod)))
-
-    async def _ask(self, pod: Body) -> None:
-        key, url = key_of(pod), progress.address(pod)
-        found = await progress.fetch(self._client, url) if url else None
-        if found and progress.differs(found, self.store.heard(key, pod)):
-            self.store.progress[key] = Heard(pod["metadata"]["uid"], found)
-            self.queue.add(key)
+            self.workers.add(each, routine=True)
 
     def _watcher(self, kind: tuple[Resource, Shelf, Callable[[Body], Key]]) -> Callable[..., Awaitable[None]]:
-        _, shelf, key = kind
+        resource, shelf, key = kind
+        events = metrics.WATCH_EVENTS.labels(resource.plural)
 
         async def seen(event: kopf.RawEvent, **_: object) -> None:
+            events.inc()
             body: Body = {**event["object"]}
             if event["type"] == "DELETED":
                 shelf.remove(body)
             elif not shelf.put(key(body), body):
                 return
-            self.queue.add(key(body))
+            self.workers.add(key(body))
 
         return seen
-
-    async def _work(self, reconciler: Reconciler) -> None:
-        while True:
-            key = await self.queue.get()
-            try:
-                again = await reconciler.reconcile(key)
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
-                log.warning("%s/%s: %s: %s", *key, type(error).__name__, error)
-                self.queue.retry(key, error.retry_after if isinstance(error, ApiError) else 0)
-            except Exception:  # one poisoned object must not stop the others
-                log.exception("%s/%s", *key)
-                self.queue.retry(key)
-            else:
-                self.queue.forget(key)
-                if again is not None:
-                    self.queue.add_after(key, again)
-            finally:
-                self.queue.done(key)
-
-
-async def _every(seconds: float, act: Callable[[], Awaitable[None]], first: float | None = None) -> None:
-    """Act again and again, `first` after so many seconds."""
-    wait = seconds if first is None else first
-    while True:
-        await asyncio.sleep(wait)
-        wait = seconds
-        try:
-            await act()
-        except Exception:  # the next turn may do better; the probe tells if none does
-            log.exception("%s failed", act)

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import aiohttp
-
-from finetune_operator import adjusting, children, clocks, events, kueue
+from finetune_operator import adjusting, children, clocks, events, kueue, metrics
 from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.cluster import ApiError, Cluster
+from finetune_operator.cluster import Cluster
 from finetune_operator.creating import JobCreator
 from finetune_operator.seen import Obstacle, Seen
 from finetune_operator.settings import Settings
 from finetune_operator.status import is_terminal, next_status
 from finetune_operator.store import Key, Store, name_key
+from finetune_operator.transport import NO_ANSWER, ApiError
 from finetune_operator.wanted import Wanted, wanted
 
 Body = dict[str, Any]
@@ -105,7 +104,7 @@ class Reconciler:
     async def _delete(self, key: Key, job: Body) -> Body | None:
         """In the foreground: the Job is there until its pods have saved and left."""
         deleted = await self._cluster.delete_job(job)
-        log.info("deleted Job %s/%s", *key)
+        log.info("deleted the Job")
         if deleted:
             self._store.jobs.put(key, deleted)
         return deleted
@@ -152,17 +151,18 @@ class Reconciler:
                 return  # it was deleted
             raise
         self._store.finetunejobs.put(name_key(stored), stored)
+        metrics.count(run.meta, run.previous, status)
         await self._report(run, status)
 
     async def _report(self, run: Run, status: FineTuneJobStatus) -> None:
         event = events.transition(run.meta, run.previous, status, self._text())
         if event is None:
             return
-        log.info("%s/%s: %s: %s", *run.key, event["reason"], event["message"])
+        log.info("%s: %s", event["reason"], event["message"])
         try:
             await self._cluster.create_event(event)
-        except (ApiError, aiohttp.ClientError, TimeoutError) as error:  # the status says it all
-            log.warning("%s/%s: no event: %s", *run.key, error)
+        except (ApiError, *NO_ANSWER) as error:  # the status says it all
+            log.warning("no event: %s: %s", type(error).__name__, error)
 
     def _text(self) -> str:
         return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -34,7 +34,19 @@ class Settings(BaseSettings):
     """FineTuneJobs that are worked on at the same time."""
     request_timeout: float = Field(default=30, gt=0)
     """Seconds that one call of the API server may take."""
-    liveness_endpoint: str = "http://0.0.0.0:8080/healthz"
-    """Where the kubelet asks whether the operator makes progress. Empty serves nothing."""
+    lease_namespace: str = Field(default="default", min_length=1, max_length=63)
+    """Namespace of the Lease by which replicas elect the one that works."""
+    lease_name: str = Field(default="finetune-operator", min_length=1, max_length=253)
+    """Name of that Lease; installations that share a namespace need one each."""
+    lease_seconds: int = Field(default=10, ge=1, le=3600)
+    """Seconds after which a leader that is not heard of is replaced."""
+    health_port: int = Field(default=8080, ge=0, le=65535)
+    """Port of `/healthz` and `/readyz`. 0 serves none."""
+    metrics_port: int = Field(default=9090, ge=0, le=65535)
+    """Port of `/metrics`. 0 serves none."""
+    metrics_max_jobs: int = Field(default=1000, ge=0)
+    """Running FineTuneJobs that have metrics of their own, such as their loss."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line."""

@@ -49,6 +49,9 @@ class Shelf:
         """All keys that something belongs to."""
         return list(self._by_key)
 
+    def __len__(self) -> int:
+        return len(self._bodies)
+
     def __iter__(self) -> Iterator[Body]:
         return iter(list(self._bodies.values()))
 

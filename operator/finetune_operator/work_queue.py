@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 
+from finetune_operator import metrics
 from finetune_operator.store import Key
 
 RETRY_BASE = 0.5
@@ -21,7 +22,7 @@ class WorkQueue:
     def __init__(self) -> None:
         self._fresh: deque[Key] = deque()
         self._routine: deque[Key] = deque()
-        self._waiting: set[Key] = set()
+        self._waiting: dict[Key, float] = {}  # since when
         self._working: dict[Key, float] = {}
         self._again: set[Key] = set()
         self._failures: dict[Key, int] = {}
@@ -34,7 +35,7 @@ class WorkQueue:
         if key in self._working:
             self._again.add(key)
         elif key not in self._waiting:
-            self._waiting.add(key)
+            self._waiting[key] = time.monotonic()
             (self._routine if routine else self._fresh).append(key)
             self._wake.set()
 
@@ -64,8 +65,9 @@ class WorkQueue:
             self._wake.clear()
             await self._wake.wait()
         key = self._lane().popleft()
-        self._waiting.discard(key)
-        self._working[key] = time.monotonic()
+        now = time.monotonic()
+        metrics.QUEUE_SECONDS.observe(now - self._waiting.pop(key))
+        self._working[key] = now
         return key
 
     def done(self, key: Key) -> None:
@@ -74,6 +76,15 @@ class WorkQueue:
         if key in self._again:
             self._again.discard(key)
             self.add(key)
+
+    def depth(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._waiting)
+
+    def longest_wait(self) -> float:
+        """Seconds for which the key that came first has waited."""
+        now = time.monotonic()
+        return now - next(iter(self._waiting.values()), now)
 
     def longest_work(self) -> float:
         """Seconds that the slowest worker has spent on its key."""

@@ -12,7 +12,7 @@ import pytest
 from tests.operator import api_server as api
 from tests.operator.bodies import Body, Build
 from tests.operator.proxies import Proxy, Trainer
-from tests.operator.world import RULES, World
+from tests.operator.world import LEASE, RULES, World, lease_rules
 
 from finetune_operator.settings import Settings
 from local_cluster import tools
@@ -63,11 +63,12 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv("KUBECONFIG", str(_kubeconfig(tmp_path, f"http://127.0.0.1:{proxy.port}")))
             namespace = f"test-{secrets.token_hex(4)}"
             settings = Settings(
-                watch_namespaces=[namespace], resync_interval=30, progress_interval=0.2, request_timeout=5, workers=2
-            )
+                watch_namespaces=[namespace], resync_interval=30, progress_interval=0.2, request_timeout=5, workers=2,
+                lease_namespace=namespace, lease_name=LEASE, lease_seconds=5, health_port=0, metrics_port=0,
+            )  # fmt: skip
             world = World(session, proxy, namespace, settings)
             await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
-            await world.allow(RULES)
+            await world.allow([*RULES, *lease_rules(LEASE)])
             yield world
 
 

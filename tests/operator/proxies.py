@@ -78,6 +78,7 @@ def right(request: web.Request) -> tuple[str, str, str] | None:
     return VERBS.get(request.method, read), group, "/".join([parts[0], *parts[2:]])
 
 
+_LEASES = "/leases"
 Trouble = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 """What happens to a request before it is passed on; an answer is given instead."""
 
@@ -107,7 +108,9 @@ class Proxy(Served):
         self.selectors: dict[str, set[str]] = {}
         """Which label selectors each collection was read with."""
         self.calls = 0
-        """Requests but for watches."""
+        """Requests but for watches and the Lease, which is asked for by the clock."""
+        self.leases: list[str] = []
+        """Methods of the requests for the Lease."""
         self.dies_at: int | None = None
         """The call whose answer the operator does not live to see."""
         self.died = threading.Event()
@@ -131,10 +134,7 @@ class Proxy(Served):
         return [each for each in self.seen if each[0] != "GET" and not each[1].endswith("/events")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append((request.method, request.path))
-        if needed := right(request):
-            self.rights.add(needed)
-        self.calls += "watch" not in request.query
+        self._note(request)
         if answer := await self.trouble(request):
             return answer
         if request.method == "GET":
@@ -163,7 +163,18 @@ class Proxy(Served):
                     await response.write(chunk)
             return response
 
+    def _note(self, request: web.Request) -> None:
+        if needed := right(request):
+            self.rights.add(needed)
+        if _LEASES in request.path:
+            self.leases.append(request.method)
+            return
+        self.seen.append((request.method, request.path))
+        self.calls += "watch" not in request.query
+
     def _dies(self, request: web.Request) -> bool:
+        if _LEASES in request.path:
+            return False
         return self.died.is_set() or ("watch" not in request.query and self.calls == self.dies_at)
 
     def _fault(self, request: web.Request) -> Fault | None:

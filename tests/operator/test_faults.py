@@ -231,7 +231,7 @@ async def _kept_alive(world: World, trouble: Trouble, done: asyncio.Event) -> No
 
 def _is_well(operator: Operator) -> bool:
     try:
-        operator.probe()
+        operator.liveness()
     except RuntimeError:
         return False
     return True

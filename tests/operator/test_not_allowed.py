@@ -72,7 +72,7 @@ async def test_a_job_that_was_not_seen_yet_was_made_within_bounds(world: World) 
     _bounded(world, Bounds(max_gpus=0))
     async with world.operator() as operator:
         operator.store.jobs.replace([], 0)
-        operator.queue.add((world.namespace, "bot"))
+        operator.workers.add((world.namespace, "bot"))
         await world.pod()
         await world.kubelet(RUNNING)
         status = await world.reason("PodRunning")

@@ -148,13 +148,11 @@ async def test_pods_that_never_answer_do_not_hold_up_those_that_do(
         pod = build.pod(f"pod-{number}", {"running": {"startedAt": build.now}}, "Running", podIP=address)
         operator.store.pods.put(("team", pod["metadata"]["name"]), pod)
     with socket.create_server(("127.0.0.2", trainer.port), backlog=512):  # takes connections and says nothing
-        operator._client = progress.session()
-        round_ = asyncio.create_task(operator.poll())
+        round_ = asyncio.create_task(operator.workers.poll())
         begun = time.monotonic()
         while not operator.store.progress:
             assert time.monotonic() - begun < progress.TIMEOUT, "it had to wait for the others"
             await asyncio.sleep(0.02)
         await round_
-        await operator._client.close()
     assert time.monotonic() - begun < progress.TIMEOUT + 4
     assert len(operator.store.progress) == 1

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.world import RULES
+from tests.operator.world import LEASE, RULES, lease_rules
 
 from finetune_operator.cluster import WORKLOADS
 
@@ -41,7 +41,7 @@ async def test_every_right_is_used_and_none_is_missing(world: World) -> None:
         await _slow_start_and_suspension(world)
         await _several_nodes_and_an_end(world)
         await _queued(world)
-    assert world.proxy.rights - KUEUE == _rights(RULES) - BY_ADMISSION
+    assert world.proxy.rights - KUEUE == _rights([*RULES, *lease_rules(LEASE)]) - BY_ADMISSION
 
 
 async def _slow_start_and_suspension(world: World) -> None:

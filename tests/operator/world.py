@@ -25,6 +25,15 @@ RULES = [  # all that the operator may do; the chart's Role is the same
     {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "create"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "create"]},
 ]
+LEASE = "operator"
+
+
+def lease_rules(name: str) -> list[Body]:
+    """In the operator's own namespace; the name of what is created cannot be told."""
+    leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
+    return [{**leases, "verbs": ["create"]}, {**leases, "resourceNames": [name], "verbs": ["get", "update"]}]
+
+
 T = TypeVar("T")
 
 
@@ -146,9 +155,9 @@ class World:
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
 
     @asynccontextmanager
-    async def operator(self) -> AsyncIterator[Operator]:
+    async def operator(self, **settings: Any) -> AsyncIterator[Operator]:
         """The operator, in this process, with kopf and all."""
-        operator = Operator(self.settings)
+        operator = Operator(self.settings.model_copy(update=settings))
         stop, ready = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(
             kopf.operator(

@@ -1,0 +1,68 @@
+"""Log lines, for people or for programs. What is logged while an object is worked on says which one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+_REFERENCE = ("namespace", "name", "uid")
+_object: ContextVar[dict[str, str] | None] = ContextVar("object", default=None)
+
+
+@contextmanager
+def about(namespace: str, name: str, uid: str) -> Iterator[None]:
+    """What is logged meanwhile, by whatever module, is about this object."""
+    token = _object.set({"namespace": namespace, "name": name, "uid": uid})
+    try:
+        yield
+    finally:
+        _object.reset(token)
+
+
+def configure(level: str, style: Literal["text", "json"]) -> None:
+    """Log to standard error. Warnings of Python itself are log lines too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    logging.basicConfig(level=logging.getLevelNamesMapping()[level.upper()], handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
+
+
+class TextFormatter(logging.Formatter):
+    """For people; the object stands before the message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        where = _reference(record)
+        if where:
+            record.message = f"{where.get('namespace')}/{where.get('name')}: {record.message}"
+        return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message; namespace, name, uid and exception where there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_reference(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _reference(record: logging.LogRecord) -> dict[str, str]:
+    """The object that a line is about; kopf attaches it to the record."""
+    found = record.__dict__.get("k8s_ref") or _object.get() or {}
+    return {key: found[key] for key in _REFERENCE if found.get(key)}

@@ -1,0 +1,124 @@
+"""What the leader alone does: workers on a queue of keys, and questions to running trainers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import aiohttp
+
+from finetune_operator import children, logs, metrics, progress
+from finetune_operator.cluster import Cluster, NotLeadingError
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Settings
+from finetune_operator.store import Body, Heard, Key, Store, key_of, name_key
+from finetune_operator.transport import NO_ANSWER, ApiError
+from finetune_operator.work_queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+
+class Workers:
+    """Reconciles, as long as `run` runs. Of what came before it looks at everything anew."""
+
+    def __init__(self, store: Store, cluster: Cluster, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._reconciler = Reconciler(store, cluster, settings, lambda: datetime.now(UTC))
+        self.queue: WorkQueue | None = None
+        """While it runs."""
+
+    def add(self, key: Key, *, routine: bool = False) -> None:
+        """Have a key worked on; who does not lead has no work."""
+        if self.queue:
+            self.queue.add(key, routine=routine)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        self._store.progress.clear()  # another may have heard and written more since
+        self.queue = WorkQueue()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._settings.workers):
+                    tasks.create_task(self._work(self.queue))
+                await self._look_at_everything()
+                tasks.create_task(every(self._settings.progress_interval, self.poll))
+        finally:
+            self.queue.close()
+            self.queue = None
+
+    async def _look_at_everything(self) -> None:
+        """New work at once; the rest when trainers were asked, lest their progress be taken for lost."""
+        for body in self._store.finetunejobs:
+            if not body.get("status", {}).get("conditions"):
+                self.add(name_key(body))
+        await self.poll()
+        for key in self._store.finetunejobs.all_keys():
+            self.add(key, routine=True)
+
+    async def poll(self) -> None:
+        """Ask all running trainers at once how far they are, and queue those that moved."""
+        running = [pod for pod in children.leaders(self._store.pods) if children.is_running(pod)]
+        if running:
+            async with progress.session() as client:
+                await asyncio.gather(*(self._ask(client, pod) for pod in running))
+
+    async def _ask(self, client: aiohttp.ClientSession, pod: Body) -> None:
+        key, url = key_of(pod), progress.address(pod)
+        found = await progress.fetch(client, url) if url else None
+        if found and progress.differs(found, self._store.heard(key, pod)):
+            self._store.progress[key] = Heard(pod["metadata"]["uid"], found)
+            self.add(key)
+
+    async def _work(self, queue: WorkQueue) -> None:
+        while True:
+            key = await queue.get()
+            began = time.perf_counter()
+            with logs.about(*key, self._uid(key)):
+                result = await self._reconcile(queue, key)
+            metrics.RECONCILES.labels(result).inc()
+            metrics.RECONCILE_SECONDS.observe(time.perf_counter() - began)
+
+    async def _reconcile(self, queue: WorkQueue, key: Key) -> str:
+        """Work on one key, and see to it that it is worked on again if need be. How it went."""
+        try:
+            again = await self._reconciler.reconcile(key)
+        except (ApiError, NotLeadingError, *NO_ANSWER) as error:
+            log.warning("%s: %s", type(error).__name__, error)
+            queue.retry(key, error.retry_after if isinstance(error, ApiError) else 0)
+            return _result(error)
+        except Exception:  # one poisoned object must not stop the others
+            log.exception("this is a bug of the operator, or an object that it should have refused")
+            queue.retry(key)
+            return "exception"
+        finally:
+            queue.done(key)
+        queue.forget(key)
+        if again is not None:
+            queue.add_after(key, again)
+        return "success"
+
+    def _uid(self, key: Key) -> str:
+        body = next(reversed(self._store.finetunejobs.of(key)), None)
+        return body["metadata"]["uid"] if body else ""
+
+
+def _result(error: Exception) -> str:
+    if isinstance(error, ApiError):
+        return "conflict" if error.status == 409 else "refused"
+    return "deposed" if isinstance(error, NotLeadingError) else "unanswered"
+
+
+async def every(seconds: float, act: Callable[[], Awaitable[None]], first: float | None = None) -> None:
+    """Act again and again, `first` after so many seconds."""
+    wait = seconds if first is None else first
+    while True:
+        await asyncio.sleep(wait)
+        wait = seconds
+        try:
+            await act()
+        except Exception:  # the next turn may do better; the probe tells if none does
+            log.exception("%s failed", act)
