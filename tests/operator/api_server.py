@@ -103,3 +103,17 @@ async def session(token: str = TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), headers=headers) as session:
         yield session
     await asyncio.sleep(0.1)  # https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    """A file that leads to that server."""
+    path = folder / "kubeconfig"
+    path.write_text(f"""
+apiVersion: v1
+kind: Config
+current-context: test
+contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
+clusters: [{{name: test, cluster: {{server: "{server}"}}}}]
+users: [{{name: test, user: {{}}}}]
+""")
+    return path

@@ -60,7 +60,7 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """An empty namespace, reached by the operator through a proxy."""
     async with api.session() as session:
         with Proxy(api_server) as proxy:
-            monkeypatch.setenv("KUBECONFIG", str(_kubeconfig(tmp_path, f"http://127.0.0.1:{proxy.port}")))
+            monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path, f"http://127.0.0.1:{proxy.port}")))
             namespace = f"test-{secrets.token_hex(4)}"
             settings = Settings(
                 watch_namespaces=[namespace], resync_interval=30, progress_interval=0.2, request_timeout=5, workers=2,
@@ -70,16 +70,3 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
             await world.allow([*RULES, *lease_rules(LEASE)])
             yield world
-
-
-def _kubeconfig(folder: Path, server: str) -> Path:
-    path = folder / "kubeconfig"
-    path.write_text(f"""
-apiVersion: v1
-kind: Config
-current-context: test
-contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
-clusters: [{{name: test, cluster: {{server: "{server}"}}}}]
-users: [{{name: test, user: {{}}}}]
-""")
-    return path

@@ -1,0 +1,130 @@
+"""Replicas of the operator as processes of their own, each behind a proxy of its own, to be killed and frozen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from tests.operator.api_server import free_port, kubeconfig
+from tests.operator.proxies import Proxy
+from tests.operator.world import LEASE, World
+
+
+class Replica:
+    """One process."""
+
+    def __init__(self, world: World, folder: Path, settings: dict[str, Any]) -> None:
+        self.proxy = Proxy(world.proxy.target)
+        self.health_port, self.metrics_port = free_port(), free_port()
+        self.log = folder / "operator.log"
+        self._folder = folder
+        self._settings = {
+            "watch_namespaces": json.dumps([world.namespace]),
+            "progress_interval": 1,
+            "resync_interval": 30,
+            "request_timeout": 5,
+            "lease_namespace": world.namespace,
+            "lease_name": LEASE,
+            "health_port": self.health_port,
+            "metrics_port": self.metrics_port,
+            **settings,
+        }
+
+    def start(self) -> None:
+        """Reaches the API server through its proxy alone."""
+        environment = {f"FINETUNE_OPERATOR_{key.upper()}": str(value) for key, value in self._settings.items()}
+        path = kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_operator"],
+                env={**os.environ, **environment, "KUBECONFIG": str(path)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def send(self, number: signal.Signals) -> float:
+        """Send a signal; returns when."""
+        self.process.send_signal(number)
+        return time.monotonic()
+
+    def writes(self) -> list[tuple[str, str]]:
+        """All that it changed or wanted to change, Events too, the Lease not."""
+        return [each for each in self.proxy.seen if each[0] != "GET"]
+
+    async def ask(self, path: str, port: int = 0) -> tuple[int, str]:
+        """Status and body of what it serves; (0, "") if it does not answer."""
+        url = f"http://127.0.0.1:{port or self.health_port}{path}"
+        limit = aiohttp.ClientTimeout(total=1)
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with aiohttp.ClientSession(timeout=limit) as session, session.get(url) as response:
+                return response.status, await response.text()
+        return 0, ""
+
+    async def role(self) -> str:
+        """`leader` or `standby` once it is ready, else empty."""
+        status, text = await self.ask("/readyz")
+        return str(json.loads(text)["role"]) if status == 200 else ""
+
+
+@contextmanager
+def _running(replica: Replica) -> Iterator[None]:
+    with replica.proxy:
+        replica.start()
+        try:
+            yield
+        finally:
+            replica.process.kill()
+            replica.process.wait()
+
+
+class Pair:
+    """The leader and the one that stands by."""
+
+    def __init__(self, world: World, replicas: list[Replica]) -> None:
+        self.world = world
+        self.replicas = replicas
+
+    async def settle(self) -> tuple[Replica, Replica]:
+        """Wait until one leads and all others stand by."""
+
+        async def probe() -> list[Replica] | None:
+            roles = [await each.role() for each in self.replicas]
+            ready = sorted(roles) == ["leader"] + ["standby"] * (len(roles) - 1)
+            return sorted(self.replicas, key=lambda each: roles[self.replicas.index(each)]) if ready else None
+
+        leader, standby = await self.world.until(probe, 40)
+        return leader, standby
+
+    async def leads(self, replica: Replica, seconds: float = 20) -> float:
+        """When it leads."""
+
+        async def probe() -> bool:
+            return await replica.role() == "leader"
+
+        await self.world.until(probe, seconds)
+        return time.monotonic()
+
+
+@asynccontextmanager
+async def pair(world: World, folder: Path, **settings: Any) -> AsyncIterator[Pair]:
+    """Two replicas."""
+    replicas = []
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        replicas.append(Replica(world, folder / name, settings))
+    with _running(replicas[0]), _running(replicas[1]):
+        yield Pair(world, replicas)
+
+
+def once(found: list[Any], key: Callable[[Any], object]) -> bool:
+    """Whether no two of them say the same."""
+    return len({key(each) for each in found}) == len(found)
