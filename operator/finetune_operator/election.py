@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 _DEADLINE = 0.7
 """Of a Lease's duration, after which a leader that could not renew it stops: the rest is for writes on their way."""
 _RETRY = 0.2
-"""Of a Lease's duration, between the beginnings of two attempts."""
+"""Of a Lease's duration, between the beginnings of two attempts; no longer than a free Lease may stay so."""
+_LONGEST_RETRY = 2.0
 _PATIENCE = 0.3
 """Of a Lease's duration, for one attempt."""
 
@@ -35,6 +36,7 @@ class Election:
         self._lease = lease
         self._identity = identity
         self._seconds = seconds
+        self._retry = min(seconds * _RETRY, _LONGEST_RETRY)
         self._mine: Body | None = None
         """The Lease as this replica last wrote it; none if it does not lead, or does not know."""
         self._seen: Body | None = None
@@ -84,7 +86,7 @@ class Election:
 
     def _pause(self, began: float) -> float:
         """Until the next attempt, or until another's Lease expires if that is sooner."""
-        now, due = time.monotonic(), began + self._seconds * _RETRY
+        now, due = time.monotonic(), began + self._retry
         wake = min(due, self._expiry()) if self._expiry() > now else due
         return max(0.05, wake - now)
 
@@ -92,7 +94,7 @@ class Election:
         """Until the Lease is lost. Raises if what leads has ended by itself."""
         began = time.monotonic()
         while self.is_leader():
-            pause = min(began + self._seconds * _RETRY, self._until) - time.monotonic()
+            pause = min(began + self._retry, self._until) - time.monotonic()
             done, _ = await asyncio.wait({term}, timeout=max(0.05, pause))
             if done:
                 term.result()

@@ -47,13 +47,13 @@ FINISHED = Counter(
     "finetune_jobs_finished", "FineTuneJobs that ended.", ["namespace", "phase", "reason"], registry=REGISTRY
 )
 WAITED = Histogram(
-    "finetune_job_queue_seconds",
+    "finetune_job_queue_duration_seconds",
     "From the creation of a FineTuneJob to the start of its first trainer.",
     buckets=_LONG,
     registry=REGISTRY,
 )
 RAN = Histogram(
-    "finetune_job_run_seconds",
+    "finetune_job_run_duration_seconds",
     "Seconds that the trainers of an ended FineTuneJob ran, all attempts together.",
     ["phase"],
     buckets=_LONG,
@@ -66,6 +66,8 @@ RECONCILES = Counter(
     ["result"],
     registry=REGISTRY,
 )
+for _result in ("success", "conflict", "refused", "unanswered", "deposed", "exception"):
+    RECONCILES.labels(_result)  # at 0, for `increase` does not see a series begin
 RECONCILE_SECONDS = Histogram(
     "finetune_operator_reconcile_duration_seconds",
     "Time for one look at one FineTuneJob.",

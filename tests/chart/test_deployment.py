@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.settings import Settings
+
 Manifest = dict[str, Any]
 
 
@@ -22,18 +24,36 @@ def test_restricted_pod_security(deployment: Callable[..., Manifest]) -> None:
     assert all("hostPort" not in port for port in container["ports"])
 
 
-def test_one_replica_that_is_never_two(deployment: Callable[..., Manifest]) -> None:
+def test_one_replica_that_stands_by_before_another_goes(deployment: Callable[..., Manifest]) -> None:
     spec = deployment()["spec"]
     assert spec["replicas"] == 1
-    assert spec["strategy"] == {"type": "Recreate"}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert "topologySpreadConstraints" not in spec["template"]["spec"]
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
 
 
-@pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])
-def test_probes_ask_the_health_port(deployment: Callable[..., Manifest], probe: str) -> None:
+def test_several_replicas_are_spread_and_never_evicted_together(render: Callable[..., list[Manifest]]) -> None:
+    objects = {each["kind"]: each for each in render({"replicas": 2})}
+    spec = objects["Deployment"]["spec"]
+    selector = spec["selector"]["matchLabels"]
+    spread = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spec["replicas"] == 2
+    assert {each["topologyKey"] for each in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert all(each["whenUnsatisfiable"] == "ScheduleAnyway" for each in spread)
+    assert all(each["labelSelector"]["matchLabels"] == selector for each in spread)
+    budget = objects["PodDisruptionBudget"]["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": selector}}
+
+
+def test_one_replica_has_no_budget_that_would_block_a_drain(render: Callable[..., list[Manifest]]) -> None:
+    assert "PodDisruptionBudget" not in {each["kind"] for each in render()}
+
+
+@pytest.mark.parametrize(("probe", "path"), [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")])
+def test_probes_ask_the_health_port(deployment: Callable[..., Manifest], probe: str, path: str) -> None:
     (container,) = deployment()["spec"]["template"]["spec"]["containers"]
-    assert container["ports"] == [{"name": "health", "containerPort": 8080}]
-    assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container["ports"][0] == {"name": "health", "containerPort": Settings().health_port}
+    assert container[probe]["httpGet"] == {"path": path, "port": "health"}
 
 
 def test_memory_is_bounded_and_cpu_is_not_throttled(deployment: Callable[..., Manifest]) -> None:
@@ -50,7 +70,7 @@ def test_images_are_taken_as_they_are_written(deployment: Callable[..., Manifest
 
 def test_no_empty_fields_by_default(deployment: Callable[..., Manifest]) -> None:
     pod = deployment()["spec"]["template"]["spec"]
-    assert not {"imagePullSecrets", "nodeSelector", "tolerations", "priorityClassName"} & set(pod)
+    assert not {"imagePullSecrets", "nodeSelector", "tolerations", "priorityClassName", "affinity"} & set(pod)
 
 
 def test_namespaced_objects_name_their_namespace(render: Callable[..., list[Manifest]]) -> None:

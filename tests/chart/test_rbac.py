@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.operator.world import RULES
+from tests.operator.world import RULES, lease_rules
 
 Manifest = dict[str, Any]
 
@@ -29,6 +29,7 @@ TENANT_RIGHTS = {
         ("finetune.dev", "finetunejobs/status"): {"get"},
     },
 }  # fmt: skip
+LEASE = ("finetune-system", "finetune-operator-lease")
 FORBIDDEN_RESOURCES = ("secrets", "configmaps", "nodes", "pods/exec", "pods/attach", "pods/log", "serviceaccounts", "*")
 VARIANTS = {"whole cluster": {}, "two namespaces": {"watchNamespaces": ["team-a", "team-b"]}}
 
@@ -37,7 +38,7 @@ def rights(role: Manifest) -> dict[tuple[str, str], set[str]]:
     """(group, resource) → verbs."""
     found: dict[tuple[str, str], set[str]] = {}
     for rule in role["rules"]:
-        assert set(rule) == {"apiGroups", "resources", "verbs"}, rule
+        assert set(rule) - {"resourceNames"} == {"apiGroups", "resources", "verbs"}, rule
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
                 found.setdefault((group, resource), set()).update(rule["verbs"])
@@ -58,13 +59,26 @@ def test_the_whole_cluster_by_one_cluster_role(render: Callable[..., list[Manife
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": "finetune-system"}
     ]
-    assert not of_kind(objects, "Role")
-    assert not of_kind(objects, "RoleBinding")
+    assert set(of_kind(objects, "Role")) == set(of_kind(objects, "RoleBinding")) == {LEASE}
 
 
 def test_the_rights_are_those_that_the_operator_is_tested_with() -> None:
     """By a real API server that refuses all else, and that sees each of them used: tests/operator/test_rights.py."""
     assert rights({"rules": RULES}) == OPERATOR_RIGHTS
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_of_leases_its_own_alone(
+    render: Callable[..., list[Manifest]], deployment: Callable[..., Manifest], variant: str
+) -> None:
+    """With the rules that the operator is tested with, and the name that it is told."""
+    objects = render(VARIANTS[variant])
+    assert of_kind(objects, "Role")[LEASE]["rules"] == lease_rules("finetune-operator")
+    assert of_kind(objects, "RoleBinding")[LEASE]["roleRef"]["name"] == LEASE[1]
+    (container,) = deployment(VARIANTS[variant])["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert environment["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "finetune-system"
+    assert environment["FINETUNE_OPERATOR_LEASE_NAME"] == "finetune-operator"
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("whole cluster", "ClusterRole"), ("two namespaces", "Role")])
@@ -80,8 +94,8 @@ def test_kueues_workloads_are_read_only_where_asked_for(
 def test_named_namespaces_by_roles_in_them_alone(render: Callable[..., list[Manifest]]) -> None:
     objects = render(VARIANTS["two namespaces"])
     expected = {("team-a", "finetune-operator"), ("team-b", "finetune-operator")}
-    assert set(of_kind(objects, "Role")) == set(of_kind(objects, "RoleBinding")) == expected
-    assert all(rights(role) == OPERATOR_RIGHTS for role in of_kind(objects, "Role").values())
+    assert set(of_kind(objects, "Role")) == set(of_kind(objects, "RoleBinding")) == expected | {LEASE}
+    assert all(rights(of_kind(objects, "Role")[each]) == OPERATOR_RIGHTS for each in expected)
     for binding in of_kind(objects, "RoleBinding").values():
         assert binding["roleRef"]["kind"] == "Role"
         assert binding["subjects"][0]["namespace"] == "finetune-system"

@@ -14,9 +14,10 @@ from finetune_operator.settings import Settings
 Manifest = dict[str, Any]
 PREFIX = "FINETUNE_OPERATOR_"
 # Settings for developers; the chart leaves them at their defaults.
-NOT_IN_THE_CHART = {"liveness_endpoint", "request_timeout"}
+NOT_IN_THE_CHART = {"health_port", "lease_seconds", "request_timeout"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
+    "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
     "namespaces": ({"watchNamespaces": ["team-a", "team-b"]}, {"watch_namespaces": ["team-a", "team-b"]}),
     "trainer": (
         {"trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"}},
@@ -52,8 +53,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "numbers": (
-        {"settings": {"progressInterval": 3, "resyncInterval": 60, "workers": 2, "logLevel": "debug"}},
-        {"progress_interval": 3, "resync_interval": 60, "workers": 2, "log_level": "debug"},
+        {
+            "settings": {
+                "progressInterval": 3,
+                "resyncInterval": 60,
+                "workers": 2,
+                "logLevel": "debug",
+                "logFormat": "json",
+            }
+        },
+        {"progress_interval": 3, "resync_interval": 60, "workers": 2, "log_level": "debug", "log_format": "json"},
     ),
 }
 
@@ -72,7 +81,7 @@ def test_settings_start_from_the_rendered_environment(
     built_in = Settings().model_dump()
     for name, value in environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
-    assert Settings().model_dump() == {**built_in, **expected}
+    assert Settings().model_dump() == {**built_in, "lease_namespace": "finetune-system", **expected}
 
 
 @pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])

@@ -18,6 +18,7 @@ OTHER_VALUES: dict[str, Any] = {
     "image": "registry.example/finetune-operator:1.2.3",
     "imagePullPolicy": "Always",
     "imagePullSecrets": [{"name": "registry"}],
+    "replicas": 2,
     "trainer.image": "registry.example/finetune-trainer:1.2.3",
     "trainer.imagePullPolicy": "Always",
     "watchNamespaces": ["team-a"],
@@ -55,6 +56,16 @@ OTHER_VALUES: dict[str, Any] = {
     "settings.resyncInterval": 601,
     "settings.workers": 5,
     "settings.logLevel": "debug",
+    "settings.logFormat": "json",
+    "metrics.port": 9100,
+    "metrics.maxJobs": 10,
+    "metrics.labels": {"release": "prometheus"},
+    "metrics.interval": 15,
+    "metrics.serviceMonitor.enabled": True,
+    "metrics.podMonitor.enabled": True,
+    "metrics.prometheusRule.enabled": True,
+    "metrics.grafanaDashboard.enabled": True,
+    "metrics.grafanaDashboard.labels.grafana_dashboard": "yes",
     "crds.enabled": False,
     "rbac.aggregateToDefaultRoles": False,
     "kueue.enabled": True,
@@ -64,9 +75,13 @@ OTHER_VALUES: dict[str, Any] = {
     "nodeSelector": {"disk": "ssd"},
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
     "priorityClassName": "infrastructure",
+    "affinity": {"nodeAffinity": {}},
 }
 # What a value needs beside it to be used.
 BESIDE: dict[str, dict[str, Any]] = {
+    "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
+    "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},
+    "metrics.grafanaDashboard.labels.grafana_dashboard": {"metrics": {"grafanaDashboard": {"enabled": True}}},
     "networkPolicy.enabled": {"watchNamespaces": ["team-a"]},
     **{
         f"networkPolicy.{name}": {"watchNamespaces": ["team-a"], "networkPolicy": {"enabled": True}}
@@ -75,7 +90,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "networkPolicy.namespaces": {"watchNamespaces": ["team-b"], "networkPolicy": {"enabled": True}},
 }
 WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
-    "misspelt at the root": ({"replicas": 2}, "replicas"),
+    "misspelt at the root": ({"replica": 2}, "replica"),
     "misspelt below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
     "image with a space": ({"image": "finetune operator"}, "image"),
     "image left empty": ({"image": ""}, "image"),
@@ -93,6 +108,8 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "crds as a flag": ({"crds": True}, "crds"),
     "kueue as a flag": ({"kueue": True}, "kueue"),
     "claims in resources": ({"resources": {"claims": []}}, "claims"),
+    "no replica": ({"replicas": 0}, "replicas"),
+    "metrics on the port of health": ({"metrics": {"port": 8080}}, "port"),
     "misspelt bound": ({"bounds": {"allowedImage": ["a"]}}, "allowedImage"),
     "bound as a string": ({"bounds": {"allowedImages": "a"}}, "allowedImages"),
     "image of any registry": ({"bounds": {"allowedImages": ["registry*/a"]}}, "allowedImages"),
@@ -180,13 +197,13 @@ def test_schema_and_values_have_the_same_keys(chart: Path) -> None:
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.validate(defaults(chart), schema)
     assert set(schema["properties"]) - {"global", "enabled"} == set(defaults(chart))
-    for key in ("trainer", "bounds", "defaults", "networkPolicy", "settings", "crds", "rbac"):
+    for key in ("trainer", "bounds", "defaults", "networkPolicy", "settings", "metrics", "crds", "rbac"):
         assert set(schema["properties"][key]["properties"]) == set(defaults(chart)[key])
 
 
 def test_values_are_few_and_each_has_a_comment(chart: Path) -> None:
     lines = (chart / "values.yaml").read_text().splitlines()
-    assert len(lines) <= 140
+    assert len(lines) <= 180
     for number, line in enumerate(lines):
         if re.match(r" {0,2}[A-Za-z]+: +\S", line):
             assert lines[number - 1].strip().startswith("#"), line

@@ -76,7 +76,8 @@ class Replica:
 
 
 @contextmanager
-def _running(replica: Replica) -> Iterator[None]:
+def running(replica: Replica) -> Iterator[None]:
+    """From its start to its end."""
     with replica.proxy:
         replica.start()
         try:
@@ -121,7 +122,7 @@ async def pair(world: World, folder: Path, **settings: Any) -> AsyncIterator[Pai
     for name in ("one", "two"):
         (folder / name).mkdir()
         replicas.append(Replica(world, folder / name, settings))
-    with _running(replicas[0]), _running(replicas[1]):
+    with running(replicas[0]), running(replicas[1]):
         yield Pair(world, replicas)
 
 

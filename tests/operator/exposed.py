@@ -1,0 +1,63 @@
+"""What the operator exposes, as Prometheus sees it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import Metric
+from tests.operator.bodies import stored
+
+from finetune_operator import gauges, metrics
+from finetune_operator.store import Store
+from finetune_operator.work_queue import WorkQueue
+
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
+
+
+@functools.cache
+def families() -> dict[str, tuple[str, set[str]]]:
+    """Name as the documentation has it → kind and labels."""
+    found = {}
+    for each in _collected():
+        suffix = "" if each.type == "histogram" else _SUFFIXES.get(each.type, ("",))[0]
+        found[each.name + suffix] = (each.type, _labels(each))
+    return found
+
+
+@functools.cache
+def exposed() -> dict[str, set[str]]:
+    """Name of each series → its labels."""
+    found = {}
+    for each in _collected():
+        for suffix in _SUFFIXES.get(each.type, ("",)):
+            found[each.name + suffix] = _labels(each) | ({"le"} if suffix == "_bucket" else set())
+    return found
+
+
+def _collected() -> Iterator[Metric]:
+    progress = {
+        "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
+        "estimatedRemainingSeconds": 60,
+    }  # fmt: skip
+    store = Store()
+    body = stored()
+    body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
+    store.finetunejobs.put(("team", "bot"), body)
+    pod = {
+        "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
+        "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
+    }
+    store.pods.put(("team", "bot"), pod)
+    yield from metrics.REGISTRY.collect()
+    yield from gauges.operator_gauges(store, WorkQueue(), True, 0.0)
+    yield from gauges.job_gauges(store, 10)
+
+
+def _labels(family: Metric) -> set[str]:
+    counted = [each for each in vars(metrics).values() if isinstance(each, Counter | Histogram)]
+    names = {each._name: set(each._labelnames) for each in counted}
+    if family.name in names:
+        return names[family.name]
+    return {label for sample in family.samples for label in sample.labels}

@@ -1,0 +1,93 @@
+"""Logs: one JSON object a line, whoever speaks and whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from tests.operator.proxies import healthy
+from tests.operator.replicas import Replica, running
+
+from finetune_operator import logs
+
+if TYPE_CHECKING:
+    from tests.operator.world import World
+
+
+def _record(message: str = "said", **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord("some.logger", logging.WARNING, "", 0, message, (), None)
+    record.__dict__.update(more)
+    return record
+
+
+def test_a_line_is_about_the_object_that_is_worked_on() -> None:
+    with logs.about("team", "bot", "uid-1"):
+        line = json.loads(logs.JsonFormatter().format(_record()))
+        text = logs.TextFormatter().format(_record())
+    assert {key: line[key] for key in ("level", "logger", "message", "namespace", "name", "uid")} == {
+        "level": "warning", "logger": "some.logger", "message": "said",
+        "namespace": "team", "name": "bot", "uid": "uid-1",
+    }  # fmt: skip
+    assert text.endswith("WARNING some.logger: team/bot: said")
+    assert set(json.loads(logs.JsonFormatter().format(_record()))) == {"time", "level", "logger", "message"}
+
+
+def test_kopfs_own_lines_name_their_object() -> None:
+    reference = {"apiVersion": "v1", "kind": "FineTuneJob", "namespace": "team", "name": "bot", "uid": "u"}
+    line = json.loads(logs.JsonFormatter().format(_record(k8s_ref=reference)))
+    assert (line["namespace"], line["name"], line["uid"]) == ("team", "bot", "u")
+
+
+def test_exceptions_and_line_breaks_stay_in_their_line() -> None:
+    try:
+        int("several\nlines")
+    except ValueError as error:
+        text = logs.JsonFormatter().format(_record("a\nb \ud800", exc_info=(ValueError, error, error.__traceback__)))
+    assert "\n" not in text
+    assert "Traceback" in json.loads(text)["exception"]
+
+
+@pytest.mark.cluster
+async def test_every_line_of_a_life_is_json(world: World, tmp_path: Path) -> None:
+    """An API server that is away at first, kopf's tracebacks, a run, and the end."""
+    replica = Replica(world, tmp_path, {"log_format": "json"})
+    replica.proxy.trouble = _away
+    with running(replica):
+        await world.until(lambda: _has(replica, "Traceback"))
+        replica.proxy.trouble = healthy
+        await world.apply()
+        body = await world.until(lambda: world.get("finetunejobs"))
+        await world.reason("JobCreated")
+        replica.send(signal.SIGTERM)
+        await asyncio.to_thread(replica.process.wait, 10)
+    lines = [json.loads(line) for line in replica.log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    about = [line for line in lines if line.get("uid") == body["metadata"]["uid"]]
+    assert {(line["namespace"], line["name"]) for line in about} == {(world.namespace, "bot")}
+    assert {"created the Job"} < {line["message"] for line in about}
+    assert any(line["logger"].startswith("kopf") for line in lines)
+
+
+async def _away(_: web.Request) -> None:
+    raise ConnectionResetError
+
+
+async def _has(replica: Replica, word: str) -> bool:
+    return word in replica.log.read_text()
+
+
+@pytest.mark.cluster
+async def test_what_ends_the_operator_is_a_line_too(world: World, tmp_path: Path) -> None:
+    replica = Replica(world, tmp_path, {"log_format": "json"})
+    with socket.create_server(("", replica.metrics_port)), running(replica):
+        assert await asyncio.to_thread(replica.process.wait, 20) == 1
+    lines = [json.loads(line) for line in replica.log.read_text().splitlines()]
+    assert "the operator has ended" in {line["message"] for line in lines}
+    assert str(replica.metrics_port) in json.dumps(lines)
