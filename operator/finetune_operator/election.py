@@ -71,8 +71,8 @@ class Election:
         with suppress(ApiError, *NO_ANSWER):
             async with asyncio.timeout(self._seconds * _PATIENCE):
                 found = await self._lease.read()
-                if found and found["spec"].get("holderIdentity") == self._identity:
-                    spec = {key: value for key, value in found["spec"].items() if key != "holderIdentity"}
+                spec = dict(found.get("spec", {})) if found else {}
+                if spec.pop("holderIdentity", None) == self._identity:
                     await self._lease.write(found, spec)
                     log.info("%s has given the Lease back", self._identity)
 
@@ -122,6 +122,7 @@ class Election:
         """The Lease as it was written; None if it is another's."""
         found = self._mine or await self._lease.read()
         if found and not self._mine and not self._is_free(found):
+            self._until = 0.0  # somebody deleted or edited it
             return None
         return await self._lease.write(found, self._claim(found.get("spec", {}) if found else {}))
 

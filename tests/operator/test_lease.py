@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,19 @@ async def test_a_lease_that_is_deleted_is_made_again(world: World) -> None:
         await asyncio.sleep(SECONDS)
         assert (candidate.election.is_leader(), candidate.terms) == (True, 1)
     assert await world.call("GET", _path(world, LEASE))
+
+
+async def test_a_lease_that_was_given_to_another_by_hand_is_believed(world: World) -> None:
+    async with _candidate(world) as candidate:
+        await world.until(candidate.is_leader)
+        await world.call("PATCH", _path(world, LEASE), {"spec": _spec(timedelta())})
+        await world.until(lambda: _not(candidate.is_leader()), SECONDS)
+        await world.until(candidate.is_leader)
+        assert candidate.terms == 2
+
+
+async def _not(value: Awaitable[bool]) -> bool:
+    return not await value
 
 
 async def test_of_many_candidates_one_leads(world: World) -> None:

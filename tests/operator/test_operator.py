@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -331,6 +332,13 @@ async def test_the_probe_tells_progress_from_standstill(world: World) -> None:
         with pytest.raises(RuntimeError, match="no list"):
             operator.liveness()
         await operator.resync()
+        await world.until(lambda: _lead(operator))
+        assert operator.liveness()["role"] == "leader"
+        assert operator.workers.queue
+        operator.workers.queue._working["team", "hangs"] = time.monotonic() - 3600
+        with pytest.raises(RuntimeError, match="busy"):
+            operator.liveness()
+        del operator.workers.queue._working["team", "hangs"]
         operator._tasks[0].cancel()
         await asyncio.sleep(0.1)
         with pytest.raises(RuntimeError, match="election"):
