@@ -7,11 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract import Model, rules
+from finetune_trainer.contract import Model, ObjectName, SecretRef, rules
 
-ObjectName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
-]
 Quantity = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
@@ -46,13 +43,6 @@ def is_reserved(key: str) -> bool:
 def _unreserved(field: str) -> tuple[str, str]:
     rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
     return rule, f"{field}: a key is reserved for Kubernetes, a mesh or an injector; see docs/multi-tenancy.md"
-
-
-class SecretRef(Model):
-    """A Secret in the FineTuneJob's own namespace."""
-
-    name: ObjectName
-    """Name of the Secret."""
 
 
 class ResourceRequirements(Model):

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from finetune_operator.api import FineTuneJob, StorageSpec
-from finetune_operator.compute import Compute, LabelValue, ObjectName, QualifiedName, Scratch, SecretRef, Toleration
-from finetune_trainer.contract import Model
+from finetune_operator.compute import Compute, LabelValue, QualifiedName, Scratch, Toleration
+from finetune_trainer.contract import Model, ObjectName, SecretRef
 
 Part = TypeVar("Part", StorageSpec, Compute, Scratch)
 

@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeVar
 from finetune_operator import kueue
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob
 from finetune_operator.bounds import Bounds, matches
-from finetune_operator.compute import Compute, SecretRef
+from finetune_operator.compute import Compute
 from finetune_operator.defaults import Defaults
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import Model
+from finetune_trainer.contract import Model, SecretRef
 
 AWS = "aws"
 """What `allowedStorageEndpoints` calls AWS, the store of those who name none."""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator import nodes
+from finetune_operator import nodes, volumes
 from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, Metadata
-from finetune_operator.compute import Compute, Scratch, is_reserved
+from finetune_operator.compute import Compute, is_reserved
 from finetune_operator.defaults import with_defaults
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
@@ -20,16 +20,8 @@ CONTAINER = "trainer"
 JOB_LABEL = f"{GROUP}/job"
 """Names the FineTuneJob on its Job and pods; the watches select by it."""
 
-SCRATCH_DIR = "/scratch"
-CREDENTIALS_DIR = "/etc/finetune/s3"
-HUB_DIR = "/etc/finetune/hub"
-CA_DIR = "/etc/finetune/ca"
-CLAIMS_DIR = "/var/lib/finetune/claims"
-
 _KUEUE = "kueue.x-k8s.io/"
-_CLAIM = "pvc://"
 _USER = 65532  # "nonroot"; also the trainer image's user
-_FILE_MODE = 0o440
 _ENDED_FOR_GOOD, _PREEMPTED = (
     {"containerName": CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
     for codes in ((ExitCode.PERMANENT,), (ExitCode.PREEMPTED, ExitCode.PEER_LOST))
@@ -105,7 +97,7 @@ def _unreserved(values: Mapping[str, str]) -> dict[str, str]:
 
 def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
     compute = job.spec.compute
-    mounts = _mounts(job)
+    mounts = volumes.mounts(job.spec) + nodes.mounts(compute)
     spec: Body = {
         "restartPolicy": "Never",
         "subdomain": job.metadata.name if compute.nodes > 1 else None,
@@ -157,26 +149,13 @@ def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Bo
 
 def _environment(job: FineTuneJob) -> dict[str, str]:
     """A closed list: no field of a FineTuneJob can set a variable of its own."""
-    storage = job.spec.storage
-    environment = {
+    own = {
         contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
         contract.RUN_ID_ENV: job.metadata.uid,
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
-        contract.SCRATCH_ENV: SCRATCH_DIR,
-        # The root is read-only; an image may have other ideas of where to write.
-        "HOME": SCRATCH_DIR,
-        "TMPDIR": SCRATCH_DIR,
     }
-    if storage.credentials_secret_ref:
-        environment[contract.S3_CREDENTIALS_DIR_ENV] = CREDENTIALS_DIR
-        environment["AWS_EC2_METADATA_DISABLED"] = "true"  # never fall back to the node's identity
-    if storage.ca_config_map_ref:
-        environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/ca.crt"
-    if job.spec.model.token_secret_ref:
-        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
-    if job.spec.model.uri.startswith(_CLAIM):
-        environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
-    return environment | nodes.environment(job.metadata.name, job.spec.compute)
+    compute = job.spec.compute
+    return own | volumes.environment(job.spec) | nodes.environment(job.metadata.name, compute)
 
 
 def _resources(compute: Compute) -> Body:
@@ -185,54 +164,3 @@ def _resources(compute: Compute) -> Body:
         "requests": dict(compute.resources.requests) | gpus,
         "limits": dict(compute.resources.limits) | gpus,
     }
-
-
-def _mounts(job: FineTuneJob) -> list[tuple[Body, Body]]:
-    """Pairs of a volume mount and its volume's source. All but scratch are read-only."""
-    spec = job.spec
-    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _scratch(spec.compute.scratch))]
-    if spec.storage.credentials_secret_ref:
-        source = _credentials(spec.storage.credentials_secret_ref.name)
-        mounts.append((_read_only("s3-credentials", CREDENTIALS_DIR), source))
-    if spec.storage.ca_config_map_ref:
-        reference = spec.storage.ca_config_map_ref
-        source = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
-        mounts.append((_read_only("ca", CA_DIR), source))
-    if spec.model.token_secret_ref:
-        items = [_item(contract.HUB_TOKEN_KEY)]
-        secret = {"secretName": spec.model.token_secret_ref.name, "items": items, "defaultMode": _FILE_MODE}
-        mounts.append((_read_only("hub-token", HUB_DIR), {"secret": secret}))
-    if spec.model.uri.startswith(_CLAIM):
-        claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
-        source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        mounts.append((_read_only("model", f"{CLAIMS_DIR}/{claim}"), source))
-    return mounts + nodes.mounts(spec.compute)
-
-
-def _read_only(name: str, path: str) -> Body:
-    return {"name": name, "mountPath": path, "readOnly": True}
-
-
-def _item(key: str) -> Body:
-    return {"key": key, "path": key}
-
-
-def _scratch(scratch: Scratch) -> Body:
-    if scratch.storage_class_name is None:
-        return {"emptyDir": {"sizeLimit": scratch.size}}
-    claim = {
-        "accessModes": ["ReadWriteOnce"],
-        "storageClassName": scratch.storage_class_name,
-        "resources": {"requests": {"storage": scratch.size}},
-    }
-    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
-
-
-def _credentials(secret: str) -> Body:
-    """The two keys must be there, or the pod waits and says so; the session token may be."""
-    required, session = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
-    sources = [
-        {"secret": {"name": secret, "items": [_item(key) for key in required]}},
-        {"secret": {"name": secret, "items": [_item(key) for key in session], "optional": True}},
-    ]
-    return {"projected": {"sources": sources, "defaultMode": _FILE_MODE}}

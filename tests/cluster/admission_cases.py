@@ -305,6 +305,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a quantised model to merge": (
         {"spec.model.quantization": "nf4", "spec.output.merged": True}, "spec", "output.merged needs",
     ),
+    "signed by any key": (
+        {"spec.output.signing": {"keySecretRef": {"name": "keys", "key": "tls.key"}}},
+        "spec.output.signing.keySecretRef.key", "unknown field",
+    ),
+    "signed by another namespace": (
+        {"spec.output.signing": {"keySecretRef": {"name": "a/b"}}},
+        "spec.output.signing.keySecretRef.name", "should match",
+    ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
 
@@ -380,6 +388,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "terminationGracePeriodSeconds": 300,
         },
     },
+    "signed": {"spec.output.signing": {"keySecretRef": {"name": "team-key"}}},
     "null is absent": {"spec.model": {"uri": "hf://a/b", "revision": None}},
     "no second attempt": {"spec.backoffLimit": 0},
     "suspended from the start": {"spec.suspend": True},

@@ -159,6 +159,19 @@ def test_hub_token_ca_and_claim_are_mounted_read_only(build: type[Build]) -> Non
     assert mount["mountPath"] == _environment(job)["FINETUNE_CLAIMS_DIR"] + "/models.big"
 
 
+def test_the_key_to_sign_with_is_a_file(build: type[Build]) -> None:
+    job = _job(build, {"output": {"signing": {"keySecretRef": {"name": "team-key"}}}})
+    assert _pod(job)["volumes"][1]["secret"] == {
+        "secretName": "team-key",
+        "items": [{"key": "signing-key.pem", "path": "signing-key.pem"}],
+        "defaultMode": 0o440,
+    }  # fmt: skip
+    assert _container(job)["volumeMounts"][1] == {
+        "name": "signing", "mountPath": "/etc/finetune/signing", "readOnly": True,
+    }  # fmt: skip
+    assert _environment(job)["FINETUNE_SIGNING_KEY_FILE"] == "/etc/finetune/signing/signing-key.pem"
+
+
 def test_scratch_may_be_a_volume_of_a_class(build: type[Build]) -> None:
     job = _job(build, {"compute": {"scratch": {"size": "1Ti", "storageClassName": "fast"}}})
     claim = _pod(job)["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"]

@@ -119,7 +119,7 @@ def test_weights_go_first_and_the_manifest_last(s3: S3Server, prefix: str, tmp_p
     publish(config_for(s3, prefix), tmp_path)
     written = [path.rpartition("/")[2] for path in proxy.written]
     assert written[0] == "adapter_model.safetensors"
-    assert written[-3:] == ["adapter_config.json", "finetune_config.json", "manifest.json"]
+    assert written[-2:] == ["adapter_config.json", "manifest.json"]
     assert sorted(written) == sorted([*EXPORTED, "finetune_config.json", "manifest.json"])
 
 
@@ -145,9 +145,9 @@ ORDER = [
     "adapter_model.safetensors",
     "README.md",
     "chat_template.jinja",
+    "finetune_config.json",
     "tokenizer.json",
     "adapter_config.json",
-    "finetune_config.json",
     "manifest.json",
 ]
 

@@ -15,7 +15,7 @@ from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, Tra
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Inputs, Located
 from finetune_trainer.outcome import Known
-from finetune_trainer.output import publish
+from finetune_trainer.output import publish, signing
 from finetune_trainer.output.claim import Claim
 from finetune_trainer.output.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
 from finetune_trainer.progress import now
@@ -38,6 +38,8 @@ def run(
 
     A result that is not there yet is made here, or by `make`, which has it made by several processes.
     """
+    if config.output.signing and layout.is_first():
+        signing.check_key(config.output.signing)
     s3 = S3(config.storage)
     output = publish.Output(s3, config)
     earlier = output.existing()

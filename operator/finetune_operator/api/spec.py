@@ -7,8 +7,17 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.compute import Compute, ObjectName, SecretRef
-from finetune_trainer.contract import TRAINER_RULES, Model, ModelSource, Storage, TrainerConfig, rules
+from finetune_operator.compute import Compute
+from finetune_trainer.contract import (
+    TRAINER_RULES,
+    Model,
+    ModelSource,
+    ObjectName,
+    SecretRef,
+    Storage,
+    TrainerConfig,
+    rules,
+)
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"

@@ -11,7 +11,9 @@ from finetune_trainer.contract.base import (
     Model,
     ModelUri,
     ModuleName,
+    ObjectName,
     S3Uri,
+    SecretRef,
     rules,
 )
 from finetune_trainer.contract.config import (
@@ -19,6 +21,7 @@ from finetune_trainer.contract.config import (
     TRAINER_RULES,
     ModelSource,
     Output,
+    Signing,
     Storage,
     TrainerConfig,
 )
@@ -42,6 +45,8 @@ from finetune_trainer.contract.environment import (
     S3_CREDENTIALS_DIR_ENV,
     S3_CREDENTIALS_KEYS,
     SCRATCH_ENV,
+    SIGNING_KEY,
+    SIGNING_KEY_FILE_ENV,
 )
 from finetune_trainer.contract.evaluation import BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
@@ -77,6 +82,8 @@ __all__ = [
     "S3_CREDENTIALS_KEYS",
     "SCRATCH_ENV",
     "SHORT_IN_BYTES",
+    "SIGNING_KEY",
+    "SIGNING_KEY_FILE_ENV",
     "TRAINER_RULES",
     "BiasEvaluation",
     "Checkpoints",
@@ -94,6 +101,7 @@ __all__ = [
     "ModelSource",
     "ModelUri",
     "ModuleName",
+    "ObjectName",
     "Outcome",
     "Output",
     "Preparation",
@@ -101,7 +109,9 @@ __all__ = [
     "Reason",
     "Result",
     "S3Uri",
+    "SecretRef",
     "SensitiveKind",
+    "Signing",
     "Stage",
     "Storage",
     "Task",

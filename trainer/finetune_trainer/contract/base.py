@@ -52,4 +52,15 @@ ModelUri = Annotated[
 ]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of things that every JSON parser keeps exact."""
+ObjectName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
+]
+"""Of a Kubernetes object."""
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", min_length=1, max_length=128)]
+
+
+class SecretRef(Model):
+    """A Secret in the FineTuneJob's own namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, rules
+from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, SecretRef, rules
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import Evaluation
 from finetune_trainer.contract.training import Training
@@ -70,6 +70,14 @@ class ModelSource(Model):
     adapter."""
 
 
+class Signing(Model):
+    """Who vouches for the result."""
+
+    key_secret_ref: SecretRef
+    """Secret with a private key under the key `signing-key.pem`: PEM, unencrypted, on the elliptic curve P-256, P-384
+    or P-521."""
+
+
 class Output(Model):
     """Where the result goes."""
 
@@ -87,6 +95,9 @@ class Output(Model):
     merged: bool = False
     """Also publish the whole model with the adapter worked into its weights, below `merged/`, for servers that load no
     adapters. As large as the base model; needs `model.quantization` none."""
+    signing: Signing | None = None
+    """Also publish `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF) checks. Absent
+    means unsigned."""
 
 
 class Storage(Model):

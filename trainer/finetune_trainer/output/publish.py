@@ -16,9 +16,10 @@ from finetune_trainer.checkpoints.store import CheckpointStore, Origin
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Located
+from finetune_trainer.output import signing
 from finetune_trainer.output.claim import Claim, clear, run_id
 from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
-from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
+from finetune_trainer.storage import S3, Location, put_file, put_if_absent, read, size_of
 from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class Existing:
 
     manifest: AdapterManifest
     content: bytes
+
+    @classmethod
+    def made(cls, manifest: AdapterManifest) -> Existing:
+        """One that is about to."""
+        return cls(manifest, manifest.to_bytes())
 
     def outcome(self, output: str) -> Outcome:
         """It is this run's own: say what was published, as if this attempt had done it."""
@@ -98,6 +104,8 @@ class Output:
             raise self._taken("a manifest.json that this trainer did not write or cannot read") from error
         if manifest.config_digest != self.digest:
             raise self._taken(f"the result of another config, published {manifest.created_at}")
+        if self._config.output.signing and read(self._s3, self._prefix.below(signing.SIGNATURE_NAME)) is None:
+            raise self._taken(f"this config's result, published {manifest.created_at}, which is not signed")
         return Existing(manifest, content)
 
     def check_inputs(self, existing: Existing, located: Located) -> None:
@@ -110,15 +118,21 @@ class Output:
             raise TrainerError(Reason.INPUTS_CHANGED, message)
 
     def publish(self, folder: Path, manifest: AdapterManifest) -> Outcome:
-        """Upload the export and then the manifest, which makes it a result; `manifest.files` is filled in here."""
+        """Upload the export and then the manifest, which makes it a result; `manifest.files` is filled in here.
+
+        The signature is of all these files, the manifest too, so it is in no list.
+        """
         earlier = self.existing()
         if earlier:  # another attempt was faster: leave its files as its manifest says they are
             return earlier.outcome(self.uri)
+        (folder / CONFIG_NAME).write_bytes(json.dumps(self._config.to_json(), indent=2).encode() + b"\n")
         files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
-        files.append(self._upload_config())
-        manifest = manifest.model_copy(update={"files": files})
+        made = Existing.made(manifest.model_copy(update={"files": files}))
+        if self._config.output.signing:
+            (folder / MANIFEST_NAME).write_bytes(made.content)
+            files = [*files, self._upload(signing.sign(folder, self._config.output.signing), signing.SIGNATURE_NAME)]
         self._verify(files)
-        outcome = self._finish(Existing(manifest, manifest.to_bytes()))
+        outcome = self._finish(made)
         total = sum(file.size for file in files)
         log.info("publish: %d files, %d bytes, at %s: %s", len(files), total, self.uri, outcome.reason)
         return outcome
@@ -127,11 +141,6 @@ class Output:
         self._check()
         digest = put_file(self._s3, self._prefix.below(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
-
-    def _upload_config(self) -> FileRecord:
-        content = json.dumps(self._config.to_json(), indent=2).encode() + b"\n"
-        put_bytes(self._s3, self._prefix.below(CONFIG_NAME), content)
-        return FileRecord(path=CONFIG_NAME, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     def _verify(self, files: list[FileRecord]) -> None:
         for file in files:
