@@ -26,6 +26,8 @@ ModelPattern = Annotated[str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|
 """URI of a model. Organisation, bucket or claim in full, or `**` for all of a scheme."""
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^(aws|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
 """URL of a store, with `*.` at most for what stands before a domain; or `aws`."""
+TrackerPattern = Annotated[str, StringConstraints(pattern=r"^(wandb|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
+"""URL of a tracker's server without a path, with `*.` at most for what stands before a domain; or `wandb`."""
 
 
 class Bounds(Model):
@@ -48,6 +50,8 @@ class Bounds(Model):
     """Every ConfigMap that a FineTuneJob names."""
     allowed_storage_endpoints: list[EndpointPattern] = Field(default=[], max_length=100)
     """`storage.endpoint`; absent asks for `aws`."""
+    allowed_trackers: list[TrackerPattern] = Field(default=[], max_length=100)
+    """`tracking.uri`, without its path; absent with tool wandb asks for `wandb`."""
     allowed_models: list[ModelPattern] = Field(default=[], max_length=100)
     """`model.uri`, and so also which volume claims are read."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)

@@ -14,10 +14,12 @@ from finetune_operator.bounds import Bounds, matches
 from finetune_operator.compute import Compute
 from finetune_operator.defaults import Defaults
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import Model, SecretRef
+from finetune_trainer.contract import Model, SecretRef, Tracking
 
 AWS = "aws"
 """What `allowedStorageEndpoints` calls AWS, the store of those who name none."""
+WANDB = "wandb"
+"""What `allowedTrackers` calls wandb.ai."""
 
 _EVERY_KEY = "(every key)"
 """What a toleration without a key asks for; of all patterns `**` alone matches it."""
@@ -70,6 +72,7 @@ def _names(job: FineTuneJob, settings: Settings) -> Iterator[_Asked]:
     rows = (
         ("spec.model.uri", spec.model.uri, bounds.allowed_models, None),
         ("spec.storage.endpoint", _url(endpoint), bounds.allowed_storage_endpoints, defaults.storage.endpoint),
+        ("spec.tracking.uri", _tracker(spec.tracking), bounds.allowed_trackers, None),
         ("spec.compute.image", spec.compute.image, bounds.allowed_images, settings.trainer_image),
         ("spec.compute.serviceAccountName", account, bounds.allowed_service_accounts, defaults.service_account_name),
         ("spec.compute.priorityClassName", spec.compute.priority_class_name, classes, defaults.priority_class_name),
@@ -119,6 +122,13 @@ def _with(allowed: Iterable[str], own: Sequence[str]) -> list[str]:
     """The bound, if there is one, with what the operator's settings name."""
     listed = list(allowed)
     return [*listed, *own] if listed else []
+
+
+def _tracker(tracking: Tracking | None) -> str | None:
+    """Its server: scheme and host of an address of its own, which may have a path."""
+    if tracking is None or tracking.tool == "tensorboard":
+        return None
+    return "/".join(_url(tracking.uri).split("/")[:3]) if tracking.uri else WANDB
 
 
 def _url(text: str) -> str:

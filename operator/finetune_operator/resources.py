@@ -152,6 +152,7 @@ def _environment(job: FineTuneJob) -> dict[str, str]:
     own = {
         contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
         contract.RUN_ID_ENV: job.metadata.uid,
+        contract.JOB_ENV: f"{job.metadata.namespace}/{job.metadata.name}",
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
     }
     compute = job.spec.compute

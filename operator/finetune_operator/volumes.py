@@ -5,6 +5,7 @@ Of a Secret only keys with fixed names are there, so that none of another use ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator.api import FineTuneJobSpec
@@ -18,6 +19,7 @@ CREDENTIALS_DIR = "/etc/finetune/s3"
 HUB_DIR = "/etc/finetune/hub"
 CA_DIR = "/etc/finetune/ca"
 SIGNING_DIR = "/etc/finetune/signing"
+TRACKING_DIR = "/etc/finetune/tracking"
 CLAIMS_DIR = "/var/lib/finetune/claims"
 
 _CLAIM = "pvc://"
@@ -42,6 +44,8 @@ def environment(spec: FineTuneJobSpec) -> dict[str, str]:
         environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
     if spec.output.signing:
         environment[contract.SIGNING_KEY_FILE_ENV] = f"{SIGNING_DIR}/{contract.SIGNING_KEY}"
+    if spec.tracking and spec.tracking.secret_ref:
+        environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
     if spec.model.uri.startswith(_CLAIM):
         environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
     return environment
@@ -63,6 +67,10 @@ def mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     if spec.output.signing:
         source = _secret(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
         mounts.append((_read_only("signing", SIGNING_DIR), source))
+    if spec.tracking and spec.tracking.secret_ref:
+        keys = contract.TRACKING_KEYS[spec.tracking.tool]
+        source = _some_keys(spec.tracking.secret_ref.name, keys)
+        mounts.append((_read_only("tracking", TRACKING_DIR), source))
     if spec.model.uri.startswith(_CLAIM):
         claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
         source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
@@ -76,6 +84,12 @@ def _read_only(name: str, path: str) -> Body:
 
 def _secret(name: str, key: str) -> Body:
     return {"secret": {"secretName": name, "items": [{"key": key, "path": key}], "defaultMode": _FILE_MODE}}
+
+
+def _some_keys(name: str, keys: Sequence[str]) -> Body:
+    """Those of the keys that the Secret has; the trainer says whether they are enough."""
+    items = [{"key": key, "path": key} for key in keys]
+    return {"secret": {"secretName": name, "items": items, "optional": True, "defaultMode": _FILE_MODE}}
 
 
 def _scratch(scratch: Scratch) -> Body:

@@ -313,6 +313,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"spec.output.signing": {"keySecretRef": {"name": "a/b"}}},
         "spec.output.signing.keySecretRef.name", "should match",
     ),
+    # tracking
+    "tracked by nothing": ({"spec.tracking": {"uri": "http://a"}}, "spec.tracking.tool", "Required value"),
+    "tracked by something else": ({"spec.tracking": {"tool": "neptune"}}, "spec.tracking.tool", "Unsupported value"),
+    "MLflow nowhere": ({"spec.tracking": {"tool": "mlflow"}}, "spec.tracking", "tool mlflow needs uri"),
+    "MLflow in a folder": (
+        {"spec.tracking": {"tool": "mlflow", "uri": "file:///tmp"}}, "spec.tracking.uri", "should match",
+    ),
+    "a password in the address": (
+        {"spec.tracking": {"tool": "mlflow", "uri": "https://me:word@mlflow"}}, "spec.tracking.uri", "should match",
+    ),
+    "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "tool wandb needs secretRef"),
+    "TensorBoard with an address": (
+        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "leave uri and experiment out",
+    ),
+    "TensorBoard with a key": (
+        {"spec.tracking": {"tool": "tensorboard", "secretRef": {"name": "k"}}}, "spec.tracking", "needs no secretRef",
+    ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
 
@@ -389,6 +406,14 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         },
     },
     "signed": {"spec.output.signing": {"keySecretRef": {"name": "team-key"}}},
+    "MLflow": {
+        "spec.tracking": {
+            "tool": "mlflow", "uri": "https://example.com:5000/mlflow/", "experiment": "/Shared/Support bot",
+            "secretRef": {"name": "mlflow"},
+        },
+    },
+    "W&B": {"spec.tracking": {"tool": "wandb", "experiment": "company/bots", "secretRef": {"name": "wandb"}}},
+    "TensorBoard": {"spec.tracking": {"tool": "tensorboard"}},
     "null is absent": {"spec.model": {"uri": "hf://a/b", "revision": None}},
     "no second attempt": {"spec.backoffLimit": 0},
     "suspended from the start": {"spec.suspend": True},
@@ -408,6 +433,7 @@ IMMUTABLE: dict[str, tuple[dict[str, Any], str]] = {
     "another rank": ({"training": {"lora": {"rank": 8}}}, "training is immutable"),
     "a lower gate": ({"evaluation": {"maxSamples": 5}}, "evaluation is immutable"),
     "another output": ({"output": {"uri": "s3://adapters/b"}}, "output is immutable"),
+    "a tracker that was absent": ({"tracking": {"tool": "tensorboard"}}, "tracking is immutable"),
     "storage that was absent": ({"storage": {"endpoint": "http://s3"}}, "storage is immutable"),
 }  # fmt: skip
 

@@ -62,6 +62,28 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
         "spec.storage.endpoint: aws is not allowed; allowed: https://s3.example.",
     ),
     "AWS of the list": ({}, {"allowedStorageEndpoints": ["aws"]}, None),
+    "a tracker": (
+        {"tracking": {"tool": "mlflow", "uri": "https://evil.example/mlflow"}},
+        {"allowedTrackers": ["https://mlflow.example"]},
+        "spec.tracking.uri: https://evil.example is not allowed; allowed: https://mlflow.example.",
+    ),
+    "a tracker, written otherwise": (
+        {"tracking": {"tool": "mlflow", "uri": "https://A.MLflow.example/path/"}},
+        {"allowedTrackers": ["https://*.mlflow.example"]}, None,
+    ),
+    "W&B": (
+        {"tracking": {"tool": "wandb", "secretRef": {"name": "a"}}}, {"allowedTrackers": ["https://mlflow.example"]},
+        "spec.tracking.uri: wandb is not allowed; allowed: https://mlflow.example.",
+    ),
+    "TensorBoard": ({"tracking": {"tool": "tensorboard"}}, {"allowedTrackers": ["https://mlflow.example"]}, None),
+    "a key to sign with": (
+        {"output": {"signing": {"keySecretRef": {"name": "db"}}}}, {"allowedSecrets": ["finetune-*"]},
+        "spec.output.signing.keySecretRef.name: db is not allowed; allowed: finetune-*.",
+    ),
+    "a tracker's key": (
+        {"tracking": {"tool": "wandb", "secretRef": {"name": "db"}}}, {"allowedSecrets": ["finetune-*"]},
+        "spec.tracking.secretRef.name: db is not allowed; allowed: finetune-*.",
+    ),
     "a model": (
         {"model": {"uri": "hf://evil/x"}}, {"allowedModels": ["hf://org/*", "s3://models/**"]},
         "spec.model.uri: hf://evil/x is not allowed; allowed: hf://org/*, s3://models/**.",

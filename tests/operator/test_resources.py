@@ -172,6 +172,25 @@ def test_the_key_to_sign_with_is_a_file(build: type[Build]) -> None:
     assert _environment(job)["FINETUNE_SIGNING_KEY_FILE"] == "/etc/finetune/signing/signing-key.pem"
 
 
+def test_a_trackers_secret_is_files_and_its_address_is_config(build: type[Build]) -> None:
+    tracking = {"tool": "mlflow", "uri": "http://mlflow:5000", "secretRef": {"name": "mlflow"}}
+    job = _job(build, {"tracking": tracking})
+    environment = _environment(job)
+    config = TrainerConfig.model_validate_json(environment["FINETUNE_CONFIG"])
+    assert config.tracking
+    assert config.tracking.to_json() == {"tool": "mlflow", "uri": "http://mlflow:5000"}
+    assert environment["FINETUNE_JOB"] == "team/bot"
+    folder = environment["FINETUNE_TRACKING_CREDENTIALS_DIR"]
+    assert {"name": "tracking", "mountPath": folder, "readOnly": True} in _container(job)["volumeMounts"]
+    secret = _pod(job)["volumes"][1]["secret"]
+    assert (secret["secretName"], secret["optional"]) == ("mlflow", True)
+    assert [each["key"] for each in secret["items"]] == [
+        "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+    ]  # fmt: skip
+    del tracking["secretRef"]
+    assert "FINETUNE_TRACKING_CREDENTIALS_DIR" not in _environment(_job(build, {"tracking": tracking}))
+
+
 def test_scratch_may_be_a_volume_of_a_class(build: type[Build]) -> None:
     job = _job(build, {"compute": {"scratch": {"size": "1Ti", "storageClassName": "fast"}}})
     claim = _pod(job)["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"]
@@ -220,7 +239,7 @@ def test_users_labels_and_annotations_never_override_ours(build: type[Build]) ->
 
 
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
-    names = {"CONFIG", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE"}
+    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE"}
     assert set(_environment(_job(build))) == {"HOME", "TMPDIR", *(f"FINETUNE_{name}" for name in names)}
 
 

@@ -32,6 +32,7 @@ def test_what_is_stored_reads_back_the_same() -> None:
         ({"output": {"uri": "s3://results/elsewhere"}}, True),
         ({"output": {"uri": "s3://results/elsewhere", "merged": True}}, False),
         ({"output": {"uri": "s3://results/x", "signing": {"keySecretRef": {"name": "a"}}}}, True),
+        ({"tracking": {"tool": "mlflow", "uri": "http://mlflow"}}, True),
         ({"evaluation": {"maxSamples": 200}}, True),
         ({"evaluation": {"maxSamples": 5}}, False),
         ({"storage": {"endpoint": "http://127.0.0.1:1"}}, True),

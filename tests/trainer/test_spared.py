@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTTrainer
 shape = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
 get_peft_model(LlamaForCausalLM(shape), LoraConfig(target_modules="all-linear"))
-print(*sorted({"bitsandbytes", "scipy", "torchao", "torchvision"}.intersection(sys.modules)))
+print(*sorted({"bitsandbytes", "mlflow", "scipy", "torchao", "torchvision", "wandb"}.intersection(sys.modules)))
 import datasketch, scipy
 """
 

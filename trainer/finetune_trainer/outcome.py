@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.runlog import RunLog
+from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.workers import layout
 
 _ELLIPSIS = " …"
@@ -22,6 +23,12 @@ class Known:
     backend: str | None = None
     dataset: DatasetReport | None = None
     log: RunLog | None = None
+    tracker: Tracker | None = None
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Let the tracker know, if there is one."""
+        if self.tracker:
+            self.tracker.log(step, metrics)
 
     def complete(self, outcome: Outcome) -> Outcome:
         """The outcome with what it does not say itself."""

@@ -21,6 +21,7 @@ from finetune_trainer.output.records import AdapterManifest, InputRecord, ModelR
 from finetune_trainer.progress import now
 from finetune_trainer.stall import watched
 from finetune_trainer.storage import S3
+from finetune_trainer.tracking import attempt, credentials, event_files
 from finetune_trainer.workers import group, layout
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def run(
 
     A result that is not there yet is made here, or by `make`, which has it made by several processes.
     """
-    if config.output.signing and layout.is_first():
-        signing.check_key(config.output.signing)
+    if layout.is_first():
+        _check_secrets(config)
     s3 = S3(config.storage)
     output = publish.Output(s3, config)
     earlier = output.existing()
@@ -57,6 +58,14 @@ def run(
     return ended
 
 
+def _check_secrets(config: TrainerConfig) -> None:
+    """Those that are needed late. Raises `AUTH_FAILED`."""
+    if config.output.signing:
+        signing.check_key(config.output.signing)
+    if config.tracking and config.tracking.tool != "tensorboard":
+        credentials.read(config.tracking)
+
+
 def _make(located: Located, output: publish.Output, scratch: Path, known: Known) -> Outcome:
     """While the output is ours, and as long as something moves."""
     seconds = located.config.training.stall_seconds
@@ -64,6 +73,7 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
         output.claimed() if layout.is_first() else nullcontext() as claim,
         _folder(scratch) as folder,
         _log_kept(folder, known),
+        attempt.tracked(located.config, output.digest, folder, known),
         watched(known, folder, seconds, lambda: located.s3.moved),
         group.peer_errors(),
     ):
@@ -96,6 +106,8 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     config = located.config
     downloading = inputs.start(located, folder) if layout.leads_node() else Future()
     backend = known.backend = _import_backend(config)  # seconds of imports, while the download goes on
+    if known.tracker:
+        known.tracker.start()
     group.join(known.progress)
     fetched, prepared = group.once_per_node(
         lambda: _prepare(config, downloading, folder, known), folder, known.progress
@@ -139,14 +151,15 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     record = record.model_copy(update={"config_digest": output.digest})
     if known.log:
         known.log.save(adapter)
+    event_files.write(config, trained, metrics, adapter)
     writing.write(adapter, record, evaluation, facts)
 
     _enter(Stage.UPLOADING, known)
     ended = output.publish(adapter, record)
     group.release()
     keeper.clear()
-    few = evaluation.too_few()
-    return ended.model_copy(update={"message": f"{ended.message}; {few}"}) if few else ended
+    lost = attempt.end(known, record, ended)
+    return ended.model_copy(update={"message": "; ".join(filter(None, (ended.message, evaluation.too_few(), lost)))})
 
 
 def _prepare(

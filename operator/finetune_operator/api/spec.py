@@ -9,12 +9,14 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.compute import Compute
 from finetune_trainer.contract import (
+    TRACKING_RULES,
     TRAINER_RULES,
     Model,
     ModelSource,
     ObjectName,
     SecretRef,
     Storage,
+    Tracking,
     TrainerConfig,
     rules,
 )
@@ -54,6 +56,25 @@ class StorageSpec(Storage):
     """ConfigMap with the PEM certificates that the endpoint's certificate is checked against."""
 
 
+class TrackingSpec(Tracking):
+    """Where losses and metrics can be followed and compared with other runs'."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *TRACKING_RULES,
+            (
+                "self.tool != 'tensorboard' || !has(self.secretRef)",
+                "tool tensorboard needs no secretRef",
+            ),
+            ("self.tool != 'wandb' || has(self.secretRef)", "tool wandb needs secretRef"),
+        )
+    )
+
+    secret_ref: SecretRef | None = None
+    """Secret with the server's credentials. `mlflow`: the key `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME`
+    and `MLFLOW_TRACKING_PASSWORD`; absent means that it asks for none. `wandb`: the key `WANDB_API_KEY`."""
+
+
 _YEAR = 365 * 24 * 3600
 _IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"
 
@@ -71,6 +92,11 @@ class FineTuneJobSpec(TrainerConfig):
             ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
             ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
             (
+                "has(self.tracking) == has(oldSelf.tracking) "
+                "&& (!has(self.tracking) || self.tracking == oldSelf.tracking)",
+                f"tracking {_IMMUTABLE}",
+            ),
+            (
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
                 "model.tokenSecretRef applies to hf:// models only",
             ),
@@ -85,6 +111,9 @@ class FineTuneJobSpec(TrainerConfig):
     """The base model to start from."""
     storage: StorageSpec = StorageSpec()
     """How to reach S3."""
+    tracking: TrackingSpec | None = None
+    """Where losses and metrics can be followed and compared with other runs'. Absent means nowhere but in the status
+    and the report."""
     compute: Compute = Compute()
     """The pod that trains."""
     suspend: bool = False

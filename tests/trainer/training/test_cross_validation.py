@@ -107,6 +107,15 @@ def test_progress_never_goes_back_and_the_log_says_which_fold_it_is(run: Run, ca
     assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
 
 
+def test_a_tracker_has_the_folds_apart_and_one_count_of_steps(run: Run) -> None:
+    recorder = Recorder()
+    found = run(progress=recorder, **SHAPE)
+    losses = [(step, name, value) for step, each in recorder.tracked for name, value in each.items() if "loss" in name]
+    names = ["fold1/loss"] * 3 + ["fold2/loss"] * 3 + ["fold3/loss"] * 3 + ["loss"] * 4
+    assert [(step, name) for step, name, _ in losses] == list(enumerate(names, start=1))
+    assert [value for *_, value in losses[-4:]] == [pytest.approx(each) for each in found.losses[-4:]]
+
+
 class Signs(Recorder):
     """Counts signs of life."""
 

@@ -44,6 +44,16 @@ def test_the_time_left_is_right_at_once_after_a_resume(progress: Recorder) -> No
     assert progress.latest().estimated_remaining_seconds == 6  # three steps of two seconds, not of what came before
 
 
+def test_a_tracker_hears_of_each_step(progress: Recorder) -> None:
+    watch = Watch(progress, track=progress.track)
+    watch.begin(10)
+    watch.step(step(1, learning_rate=0.5))
+    watch.evaluated(1, 2.5)
+    (first, metrics), second = progress.tracked
+    assert (first, metrics.pop("tokensPerSecond") > 0) == (1, True)
+    assert (metrics, second) == ({"loss": 1.0, "learningRate": 0.5}, (1, {"evalLoss": 2.5}))
+
+
 def test_is_at_99_percent_until_published(progress: Recorder) -> None:
     watch = Watch(progress)
     watch.begin(1)

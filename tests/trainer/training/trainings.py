@@ -48,11 +48,16 @@ class Recorder(ProgressReporter):
 
     def __init__(self) -> None:
         self.seen: list[Progress] = []
+        self.tracked: list[tuple[int, dict[str, float]]] = []
         super().__init__()
 
     def update(self, **fields: Any) -> None:
         super().update(**fields)
         self.seen.append(self.latest())
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What a tracker is told."""
+        self.tracked.append((step, dict(metrics)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     tuned = model.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
     loaded = model.Loaded(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
-    session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None)
+    session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None, track=recorder.track)
     made = cross_validation.train(settings, loaded, rows, session, folder)
     found = None
     if asked.evaluation is not None:

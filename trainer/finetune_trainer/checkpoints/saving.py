@@ -150,7 +150,8 @@ class Keeper:
         group.wait(known.progress)
         with deferred(known) as stop:
             saver = Saver(self.uploader, stop, self.claim, known.log, self.settings.every_steps)
-            yield Session(known.progress, resume_from=restored.folder if restored else None, saver=saver)
+            before = restored.folder if restored else None
+            yield Session(known.progress, resume_from=before, saver=saver, track=known.track)
             self.uploader.finish()  # before a stop takes effect, or anything else is begun
 
     def clear(self) -> None:

@@ -33,6 +33,7 @@ from finetune_trainer.contract.environment import (
     HUB_TOKEN_FILE_ENV,
     HUB_TOKEN_KEY,
     IMAGE_ENV,
+    JOB_ENV,
     NODE_RANK_ENV,
     NODES_ENV,
     OUTCOME_MAX_BYTES,
@@ -47,6 +48,8 @@ from finetune_trainer.contract.environment import (
     SCRATCH_ENV,
     SIGNING_KEY,
     SIGNING_KEY_FILE_ENV,
+    TRACKING_CREDENTIALS_DIR_ENV,
+    TRACKING_KEYS,
 )
 from finetune_trainer.contract.evaluation import BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
@@ -58,6 +61,7 @@ from finetune_trainer.contract.outcome import (
     Result,
     Stage,
 )
+from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
     "IMAGE_ENV",
+    "JOB_ENV",
     "NODES_ENV",
     "NODE_RANK_ENV",
     "NO_PARENT",
@@ -84,6 +89,9 @@ __all__ = [
     "SHORT_IN_BYTES",
     "SIGNING_KEY",
     "SIGNING_KEY_FILE_ENV",
+    "TRACKING_CREDENTIALS_DIR_ENV",
+    "TRACKING_KEYS",
+    "TRACKING_RULES",
     "TRAINER_RULES",
     "BiasEvaluation",
     "Checkpoints",
@@ -115,6 +123,7 @@ __all__ = [
     "Stage",
     "Storage",
     "Task",
+    "Tracking",
     "TrainerConfig",
     "Training",
     "Validation",

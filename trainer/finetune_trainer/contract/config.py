@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, SecretRef, rules
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import Evaluation
+from finetune_trainer.contract.tracking import Tracking
 from finetune_trainer.contract.training import Training
 
 CLUSTER_ONLY_FIELDS = (
@@ -24,6 +25,7 @@ CLUSTER_ONLY_FIELDS = (
     "model.tokenSecretRef",
     "storage.credentialsSecretRef",
     "storage.caConfigMapRef",
+    "tracking.secretRef",
 )
 """Fields of a FineTuneJob's spec that only a cluster can honour; the trainer run by hand sets them aside."""
 
@@ -175,6 +177,9 @@ class TrainerConfig(Model):
     """Where the result goes."""
     storage: Storage = Storage()
     """How to reach S3."""
+    tracking: Tracking | None = None
+    """Where losses and metrics can be followed and compared with other runs'. Absent means nowhere but in the status
+    and the report."""
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:

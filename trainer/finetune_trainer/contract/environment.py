@@ -4,6 +4,8 @@ CONFIG_ENV = "FINETUNE_CONFIG"
 """The environment variable that carries a `TrainerConfig` as JSON."""
 RUN_ID_ENV = "FINETUNE_RUN_ID"
 """What all attempts of one run have in common, the FineTuneJob's uid; unset means a run of its own."""
+JOB_ENV = "FINETUNE_JOB"
+"""The FineTuneJob's `namespace/name`, for trackers."""
 OUTCOME_PATH_ENV = "FINETUNE_OUTCOME_PATH"
 """Where the trainer writes its `Outcome`; in a pod the container's termination message."""
 SCRATCH_ENV = "FINETUNE_SCRATCH"
@@ -20,6 +22,14 @@ SIGNING_KEY_FILE_ENV = "FINETUNE_SIGNING_KEY_FILE"
 """A file that holds the private key of `output.signing`."""
 SIGNING_KEY = "signing-key.pem"
 """The key of a Secret that holds it. A name that Secrets of other uses do not have, such as `tls.key`."""
+TRACKING_CREDENTIALS_DIR_ENV = "FINETUNE_TRACKING_CREDENTIALS_DIR"
+"""A folder with files of `TRACKING_KEYS`; unset means what the tracker's library finds itself."""
+TRACKING_KEYS = {
+    "mlflow": ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "wandb": ("WANDB_API_KEY",),
+    "tensorboard": (),
+}
+"""Keys of a tracker's Secret: the libraries' own environment variables. MLflow takes a token, or the other two."""
 CA_BUNDLE_ENV = "AWS_CA_BUNDLE"
 """A PEM file of certificate authorities that the storage endpoint is checked against; botocore's own name."""
 CLAIMS_DIR_ENV = "FINETUNE_CLAIMS_DIR"

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 _UNUSED = ("scipy", "sklearn", "torchao", "torchaudio", "torchvision")
 """With bitsandbytes a quarter of the time that the imports take, and 100 MiB."""
+_TRACKERS = ("mlflow", "wandb")
+"""TRL imports them in case somebody uses its own reports; ours are in `tracking`."""
 
 
 @contextmanager
@@ -16,8 +18,8 @@ def spared(backend: str, quantization: str) -> Iterator[None]:
 
     transformers, PEFT and TRL look once and remember; Unsloth needs some of them.
     """
-    unused = [*_UNUSED, *(["bitsandbytes"] if quantization == "none" else [])]
-    names = [name for name in unused if name not in sys.modules and backend != "unsloth"]
+    unused = [*_UNUSED, *(["bitsandbytes"] if quantization == "none" else [])] if backend != "unsloth" else []
+    names = [name for name in (*unused, *_TRACKERS) if name not in sys.modules]
     for name in names:
         sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say so
     try:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from finetune_trainer.training import packing
 from finetune_trainer.training.adapter_copy import AdapterCopy
 from finetune_trainer.training.train import Session, Trained, total_steps
 from finetune_trainer.training.train import train as train_once
-from finetune_trainer.training.watch import Position
+from finetune_trainer.training.watch import Position, Track
 from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     while (done := len(losses)) < folds.count:
         position = Position(f"fold {done + 1}/{folds.count}", sum(steps[:done]), sum(steps), tuple(losses))
         fold = prepared.without(done)
-        losses.append(_train_fold(config, loaded, fold, replace(session, position=position), work_dir))
+        track = partial(_track_fold, session.track, done + 1)
+        own = replace(session, position=position, track=track)
+        losses.append(_train_fold(config, loaded, fold, own, work_dir))
         session = replace(session, resume_from=None)  # it was of that fold
         _free()
         start.put_back()
@@ -86,6 +89,11 @@ def _train_fold(config: TrainerConfig, loaded: Loaded, fold: PreparedData, sessi
     loss = trained.metrics["leftOutLoss"]
     log.info("%s: loss %.4f on the %d rows left out", name, loss, left_out)
     return loss
+
+
+def _track_fold(track: Track, number: int, step: int, metrics: Mapping[str, float]) -> None:
+    """Apart from those of the training on all rows, under the same tracker."""
+    track(step, {f"fold{number}/{name}": value for name, value in metrics.items()})
 
 
 def _losses_before(checkpoint: Path | None) -> list[float]:

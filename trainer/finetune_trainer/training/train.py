@@ -16,7 +16,7 @@ from finetune_trainer.models.precision import resolve_precision
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.training import looks
 from finetune_trainer.training.looks import Look
-from finetune_trainer.training.watch import Position, Watch
+from finetune_trainer.training.watch import Position, Track, Watch, nowhere
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -49,6 +49,7 @@ class Session:
     resume_from: Path | None = None
     saver: Saver | Following | None = None
     position: Position = field(default_factory=Position)
+    track: Track = nowhere
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Trained:
     looks: Sequence[Look] = ()
     fold_losses: Sequence[float] = ()
     energy: Energy = field(default_factory=Energy)
+    learning_rates: Sequence[tuple[int, float]] = ()
 
 
 def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path) -> Trained:
@@ -77,7 +79,7 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     from finetune_trainer.training import trl_trainers
 
     check_vocabulary(loaded)
-    watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position)
+    watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position, session.track)
     with memory_errors(_advice(config)):
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
     last = watch.end()
@@ -97,7 +99,7 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
         metrics["energyWattHours"] = round(result.energy.watt_hours, 3)
     if result.left_out_loss is not None:
         metrics["leftOutLoss"] = watch.left_out(result.left_out_loss)
-    return Trained(metrics, result.losses, result.looks, energy=result.energy)
+    return Trained(metrics, result.losses, result.looks, energy=result.energy, learning_rates=result.learning_rates)
 
 
 def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:

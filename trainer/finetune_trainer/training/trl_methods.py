@@ -89,6 +89,9 @@ class _Counting:
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenise, cut and drop
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Not for each checkpoint: nobody stores it, and TRL's imports a tracker."""
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         self.counts.add(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args)  # type: ignore[misc]

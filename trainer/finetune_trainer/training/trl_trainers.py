@@ -34,10 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What was trained, by earlier attempts too: the loss of each step, tokens without padding, those learnt and
-    seconds, and what was seen of the validation data; peak bytes of GPU memory of this attempt, if there is one."""
+    """What was trained, by earlier attempts too: loss and learning rate of each step, tokens without padding, those
+    learnt and seconds, and what was seen of the validation data; peak bytes of GPU memory of this attempt, if there is
+    one."""
 
     losses: list[tuple[int, float]]
+    learning_rates: list[tuple[int, float]]
     tokens: int
     supervised: int
     seconds: float
@@ -83,10 +85,14 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     energy = counts.energy.taken()
     log.info("energy: %s", energy.message if energy.watt_hours is None else f"{energy.watt_hours:.1f} Wh")
     peak = torch.cuda.max_memory_reserved() if gpu else None
-    losses = [(int(each["step"]), float(each["loss"])) for each in trainer.state.log_history if "loss" in each]
+    losses, rates = _logged(trainer.state, "loss"), _logged(trainer.state, "learning_rate")
     left_out = job.prepared.left_out
     loss = None if left_out is None else Validation(trainer, left_out, job.collator(), watch.progress.alive).loss()
-    return Result(losses, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy, loss)
+    return Result(losses, rates, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy, loss)
+
+
+def _logged(state: TrainerState, name: str) -> list[tuple[int, float]]:
+    return [(int(each["step"]), float(each[name])) for each in state.log_history if name in each]
 
 
 def _go_on(trainer: Sft | Dpo | Kto, checkpoint: Path, lookout: Lookout | None) -> None:

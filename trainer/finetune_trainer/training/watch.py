@@ -59,6 +59,14 @@ class Position:
         return (self.total or total) - self.before - step
 
 
+Track = Callable[[int, Mapping[str, float]], None]
+"""Takes metrics after so many optimizer steps of the run."""
+
+
+def nowhere(_: int, __: Mapping[str, float]) -> None:
+    """Nobody takes them."""
+
+
 @dataclass
 class Watch:
     """Reports each step, and ends a run whose loss is no number any more."""
@@ -67,6 +75,7 @@ class Watch:
     scaled: bool = False
     """Gradients are scaled (fp16), so that an infinite norm is no more than a scale that was too high."""
     position: Position = Position()
+    track: Track = nowhere
     clock: Callable[[], float] = time.monotonic
     last: Step | None = None
     _started: float = field(init=False)
@@ -91,12 +100,16 @@ class Watch:
             tokens_per_second=round(pace[0], 1),
             estimated_remaining_seconds=round(pace[1]),
         )
+        rate = step.logs.get("learning_rate", math.nan)
+        now = {"loss": step.loss, "learningRate": rate, "tokensPerSecond": pace[0]}
+        self.track(self.position.before + step.number, now)
         self._log(step, seconds, pace)
         self._check_finite(step)
 
     def evaluated(self, number: int, loss: float) -> None:
         """The validation data's loss after that many steps."""
         self.progress.update(eval_loss=loss if math.isfinite(loss) else None)
+        self.track(self.position.before + number, {"evalLoss": loss})
         log.info("validation loss %.4f after %d steps", loss, number)
 
     def left_out(self, loss: float) -> float:

@@ -1,0 +1,94 @@
+"""What a tracker is told of a run: enough to find it and to compare it, and nobody's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract import JOB_ENV, RUN_ID_ENV, TRACKING_CREDENTIALS_DIR_ENV, Reason, Tracking, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.tracking import credentials
+from finetune_trainer.tracking.described import describe
+
+CONFIG = TrainerConfig.model_validate(
+    {
+        "model": {"uri": "s3://models/tiny", "chatTemplate": "canary {{ messages }}"},
+        "dataset": {"sources": [{"uri": "s3://data/a", "fields": {"prompt": "q"}}, {"uri": "s3://data/b"}]},
+        "training": {"maxSteps": 7, "lora": {"targetModules": ["q_proj", "v_proj"]}},
+        "evaluation": {"samplePrompts": ["canary?"], "bias": {"terms": [["canary", "finch"]]}},
+        "output": {"uri": "s3://results/team/bot/"},
+        "tracking": {"tool": "mlflow", "uri": "http://mlflow.example"},
+    }
+)
+
+
+def test_a_run_is_found_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_ID_ENV, "uid-1")
+    monkeypatch.setenv(JOB_ENV, "team/bot")
+    described = describe(CONFIG, "sha256:1")
+    assert (described.id, described.name) == ("uid-1", "team/bot")
+    assert described.tags == {
+        "finetune.runId": "uid-1",
+        "finetune.namespace": "team",
+        "finetune.name": "bot",
+        "finetune.resultURI": "s3://results/team/bot",
+        "finetune.configDigest": "sha256:1",
+    }
+
+
+def test_by_hand_it_has_the_name_of_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (RUN_ID_ENV, JOB_ENV):
+        monkeypatch.delenv(name, raising=False)
+    described = describe(CONFIG, "sha256:1")
+    assert described.name == "bot"
+    assert "finetune.name" not in described.tags
+    assert described.id.startswith("by-hand-")
+
+
+def test_the_config_is_told_without_texts() -> None:
+    params = describe(CONFIG, "sha256:1").params
+    assert params["training.maxSteps"] == "7"
+    assert params["training.lora.targetModules"] == "q_proj, v_proj"
+    assert params["dataset.sources.0.fields.prompt"] == "q"
+    assert params["dataset.sources.1.uri"] == "s3://data/b"
+    assert "canary" not in str(params)
+    assert not [name for name in params if name.startswith("tracking")]
+
+
+TOKEN, NAME, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+MLFLOW = {"tool": "mlflow", "uri": "http://mlflow.example"}
+SECRETS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str] | None]] = {
+    "a token": (MLFLOW, {TOKEN: "t\n"}, {TOKEN: "t"}),
+    "a name and a password": (MLFLOW, {NAME: "u", PASSWORD: "p"}, {NAME: "u", PASSWORD: "p"}),
+    "a name alone": (MLFLOW, {NAME: "u"}, None),
+    "something else": (MLFLOW, {"WANDB_API_KEY": "k"}, None),
+    "an empty token": (MLFLOW, {TOKEN: ""}, None),
+    "W&B's key": ({"tool": "wandb"}, {"WANDB_API_KEY": "k"}, {"WANDB_API_KEY": "k"}),
+    "none of W&B's": ({"tool": "wandb"}, {TOKEN: "t"}, None),
+}
+
+
+@pytest.mark.parametrize(("asked", "files", "expected"), SECRETS.values(), ids=SECRETS)
+def test_what_a_secret_holds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, str],
+    files: dict[str, str],
+    expected: dict[str, str] | None,
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv(TRACKING_CREDENTIALS_DIR_ENV, str(tmp_path))
+    tracking = Tracking.model_validate(asked)
+    if expected is not None:
+        assert credentials.read(tracking) == expected
+        return
+    with pytest.raises(TrainerError, match=r"the Secret of tracking\.secretRef is not there, or has no ") as error:
+        credentials.read(tracking)
+    assert error.value.reason is Reason.AUTH_FAILED
+
+
+def test_without_a_secret_the_library_looks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRACKING_CREDENTIALS_DIR_ENV, raising=False)
+    assert credentials.read(Tracking.model_validate(MLFLOW)) == {}

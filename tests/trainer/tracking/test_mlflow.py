@@ -1,0 +1,107 @@
+"""MLflow's own server has one run per FineTuneJob, with each step once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+
+import pytest
+from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.tracking.servers import Mlflow, hanging, refusing
+
+from finetune_trainer.tracking.described import RUN_TAG, Described
+from finetune_trainer.tracking.mlflow_sink import MlflowSink
+from finetune_trainer.tracking.tracker import End, Status, Timing, Tracker
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+PARAMS = {f"p{number:03}": "x" * 600 for number in range(150)} | {"training.maxSteps": "6"}
+PATIENT = Timing(gather=0.01, retry=0.1, last=60, stopping=60)
+HURRIED = Timing(gather=0.01, retry=0.1, last=1, stopping=0.5)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """MLflow's client is told things by the environment of the process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def sink(uri: str, run: str = "uid-1", who: Mapping[str, str] | None = None) -> MlflowSink:
+    described = Described(run, "team/bot", PARAMS, {RUN_TAG: run, "finetune.name": "bot"})
+    return MlflowSink(uri, f"about-{run}", described, who or {})
+
+
+def attempt(sink: MlflowSink, steps: range, end: End, timing: Timing = PATIENT) -> str | None:
+    tracker = Tracker(sink, timing)
+    tracker.start()
+    for step in steps:
+        tracker.log(step, {"loss": 1 / step, "tokensPerSecond": 10.0})
+        if step % 2 == 0:
+            tracker.log(step, {"evalLoss": 2 / step})
+    return tracker.close(end)
+
+
+def test_attempts_share_a_run(mlflow: Mlflow) -> None:
+    assert attempt(sink(mlflow.uri), range(1, 5), End(Status.STOPPED)) is None
+    run = mlflow.run("about-uid-1")
+    assert run.info.status == "KILLED"
+    metrics = {"evalLoss": 0.25, "accuracy": 0.9, "baseAccuracy": 0.4, "steps": 6.0}
+    end = End(Status.FINISHED, metrics, {"finetune.resultDigest": "sha256:2"})
+    assert attempt(sink(mlflow.uri), range(3, 7), end) is None
+
+    run = mlflow.run("about-uid-1")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "team/bot")
+    assert mlflow.history(run, "loss") == [(step, 1 / step) for step in range(1, 7)]
+    assert [step for step, _ in mlflow.history(run, "tokensPerSecond")] == list(range(1, 7))
+    assert mlflow.history(run, "evalLoss") == [(2, 1.0), (4, 0.5), (6, 0.25), (6, 2 / 6)]
+    assert {name: run.data.metrics[name] for name in metrics} == metrics
+    assert run.data.params == {name: value[:500] for name, value in PARAMS.items()}
+    tags = {RUN_TAG: "uid-1", "finetune.name": "bot", "finetune.resultDigest": "sha256:2"}
+    assert tags.items() <= run.data.tags.items()
+
+
+def test_another_job_is_another_run(mlflow: Mlflow) -> None:
+    for run in ("uid-2", "uid-3"):
+        described = Described(run, run, {}, {RUN_TAG: run})
+        attempt(MlflowSink(mlflow.uri, "shared", described, {}), range(1, 3), End(Status.FAILED))
+    experiment = mlflow.client().get_experiment_by_name("shared").experiment_id
+    assert {each.info.run_name for each in mlflow.client().search_runs([experiment])} == {"uid-2", "uid-3"}
+    assert {each.info.status for each in mlflow.client().search_runs([experiment])} == {"FAILED"}
+
+
+def test_thousands_of_steps_at_once(mlflow: Mlflow) -> None:
+    assert attempt(sink(mlflow.uri, "uid-4"), range(1, 3000), End(Status.FINISHED)) is None
+    assert len(mlflow.history(mlflow.run("about-uid-4"), "loss")) == 2999
+
+
+def test_nobody_there() -> None:
+    lost = attempt(sink("http://127.0.0.1:9"), range(1, 4), End(Status.FINISHED), HURRIED)
+    assert lost == "tracking: 4 of 4 points were lost: mlflow at http://127.0.0.1:9: Connection refused"
+
+
+def test_somebody_who_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with hanging() as uri:
+        lost = attempt(sink(uri), range(1, 4), End(Status.FINISHED), PATIENT)
+    assert lost == f"tracking: 4 of 4 points were lost: mlflow at {uri}: it did not answer in time"
+
+
+WHO = {
+    "a token": ({"MLFLOW_TRACKING_TOKEN": "token-canary"}, "Bearer token-canary"),
+    "a name": ({"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "canary"}, "Basic dTpjYW5hcnk="),
+}
+
+
+@pytest.mark.parametrize(("who", "shown"), WHO.values(), ids=WHO)
+def test_somebody_who_lets_nobody_in(who: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with refusing() as (uri, seen):
+        lost = attempt(sink(uri, who=who), range(1, 4), End(Status.FINISHED), PATIENT)
+    assert set(seen) == {shown}
+    assert lost is not None
+    assert "401" in lost
+    assert "canary" not in lost + caplog.text

@@ -1,0 +1,117 @@
+"""Whatever a server does, the run goes on at its pace and ends in time, and says what was lost."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from finetune_trainer.tracking.tracker import End, Point, Refused, Status, Timing, Tracker
+
+QUICK = Timing(gather=0.01, retry=0.05, last=0.5, stopping=0.2)
+
+
+@dataclass
+class Server:
+    """Somebody's server, in this process."""
+
+    where: str = "somewhere"
+    fails: dict[str, int] = field(default_factory=dict)
+    """How often each call is refused before it is done."""
+    hangs: str = ""
+    """The call that never comes back."""
+    calls: int = 0
+    got: list[Point] = field(default_factory=list)
+    ended: list[End] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def _call(self, name: str) -> None:
+        self.calls += 1
+        if self.hangs == name:
+            self.released.wait(60)
+        if self.fails.get(name, 0) > 0:
+            self.fails[name] -= 1
+            raise Refused(f"no {name}")
+
+    def open(self) -> str:
+        self._call("open")
+        return "http://somewhere/run"
+
+    def send(self, points: Sequence[Point]) -> None:
+        self._call("send")
+        self.got += points
+
+    def end(self, end: End) -> None:
+        self._call("end")
+        self.ended.append(end)
+
+
+FINISHED = End(Status.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
+FARES: dict[str, tuple[Server, int, str | None]] = {
+    "it takes all": (Server(), 5, None),
+    "it comes up late": (Server(fails={"open": 3}), 5, None),
+    "it stumbles": (Server(fails={"send": 2}), 5, None),
+    "it is never there": (Server(fails={"open": 10**6}), 0, "5 of 5 points were lost: somewhere: no open"),
+    "it takes no points": (Server(fails={"send": 10**6}), 0, "5 of 5 points were lost: somewhere: no send"),
+    "it takes no end": (
+        Server(fails={"end": 10**6}, calls=4), 5, "the end of the run is not noted there: somewhere: no end",
+    ),
+    "it hangs at once": (Server(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
+    "it hangs later": (Server(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
+    "it hangs at the end": (
+        Server(hangs="end"), 5, "the end of the run is not noted there: somewhere: it did not answer in time",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("server", "got", "said"), FARES.values(), ids=FARES)
+def test_how_a_server_fares(server: Server, got: int, said: str | None) -> None:
+    tracker = Tracker(server, QUICK)
+    tracker.start()
+    for step in range(5):
+        tracker.log(step, {"loss": 1.0, "learningRate": math.nan})
+    wait_for(lambda: server.calls > 3 or not server.fails)
+    begun = time.monotonic()
+    lost = tracker.close(FINISHED)
+    assert time.monotonic() - begun < 1.5
+    assert lost == (said and f"tracking: {said}")
+    assert [(each.step, each.metrics) for each in server.got] == [(step, {"loss": 1.0}) for step in range(got)]
+    assert server.ended == ([FINISHED] if said is None else [])
+    server.released.set()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_what_finds_no_room_is_dropped_and_never_waited_for() -> None:
+    server = Server(hangs="open")
+    tracker = Tracker(server, QUICK, room=10)
+    tracker.start()
+    begun = time.monotonic()
+    for step in range(10_000):
+        tracker.log(step, {"loss": 1.0})
+    assert time.monotonic() - begun < 2
+    server.released.set()
+    assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: there was no room for them"
+    assert [each.step for each in server.got] == list(range(10))
+    assert server.ended == [FINISHED]
+
+
+def test_a_run_that_is_told_to_stop_waits_hardly_at_all() -> None:
+    tracker = Tracker(Server(hangs="send"), Timing(gather=0.01, last=60, stopping=0.1))
+    tracker.start()
+    tracker.log(1, {"loss": 1.0})
+    begun = time.monotonic()
+    tracker.close(End(Status.STOPPED))
+    assert time.monotonic() - begun < 1
+
+
+def test_a_run_that_failed_before_it_began_has_nothing_to_say() -> None:
+    assert Tracker(Server(), QUICK).close(End(Status.FAILED)) is None
