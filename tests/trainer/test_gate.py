@@ -81,7 +81,12 @@ def test_a_model_that_does_not_pass_is_not_published(s3: S3Server, pods: Callabl
     assert forks.run(job, maxSteps=6, checkpoints={"everySteps": 2}) is Reason.EVALUATION_GATE, job.log
     assert "evalLoss at most 0.001, it is " in job.outcome.message
     assert "perplexity" not in job.outcome.message, "that one it passes"
-    assert s3.keys(job.output) == []
+    assert [key for key in s3.keys(job.output) if "/.rejected/" not in key] == []
+    uri = job.outcome.message.rpartition("; the report is ")[2]
+    assert uri.startswith(f"{job.output}/.rejected/")
+    assert "Do not deploy this adapter: it breaks 1 rule of the gate" in s3.get(uri).decode()
+    found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
+    assert [check["passed"] for check in found["gate"]] == [False, True]
 
 
 def test_a_model_that_passes_is_published_with_what_was_found(

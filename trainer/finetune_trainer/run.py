@@ -138,17 +138,16 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     _enter(Stage.EVALUATING, known)
     subject = evaluate.Subject(config, loaded, prepared, trained, asked.pairs(fetched.pairs))
     evaluation = evaluate.evaluate(subject, known.progress)
-    _check_gate(evaluation, keeper)
+    metrics, facts = {**evaluation.metrics(), **trained.metrics}, export.facts(config, loaded)
+    record = describe(config, fetched, backend, prepared.report, metrics)
+    record = record.model_copy(update={"config_digest": output.digest})
+    _check_gate(evaluation, keeper, lambda kept: writing.explain(kept, record, evaluation, facts), output)
 
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision)
-    facts = export.facts(config, loaded)
     if config.output.merged:
         merge.merge(config, loaded, adapter)
-    metrics = {**evaluation.metrics(), **trained.metrics}
-    record = describe(config, fetched, backend, prepared.report, metrics)
-    record = record.model_copy(update={"config_digest": output.digest})
     if known.log:
         known.log.save(adapter)
     event_files.write(config, trained, metrics, adapter)
@@ -182,19 +181,33 @@ def _prepare(
     return fetched, prepared
 
 
-def _check_gate(evaluation: Evaluation, keeper: Keeper) -> None:
-    """Raises `EVALUATION_GATE` if the model is not what was asked for. Nothing of it is published."""
+def _check_gate(
+    evaluation: Evaluation, keeper: Keeper, explain: Callable[[Path], None], output: publish.Output
+) -> None:
+    """Raises `EVALUATION_GATE` if the model is not what was asked for. Nothing of it is published but the report."""
     failed = [check for check in evaluation.gate if not check.passed]
     if not failed:
         return
+    report = _report_kept(explain, output)
     keeper.clear()
     group.release()
     found = "; ".join(f"{check.rule}, it is {_number(check.value)}" for check in failed)
     raise TrainerError(
         Reason.EVALUATION_GATE,
         f"the tuned model does not pass evaluation.gate and is not published: {found}; train on more or better data, "
-        "or change the training, under a new name",
+        f"or change the training, under a new name{report}",
     )
+
+
+def _report_kept(explain: Callable[[Path], None], output: publish.Output) -> str:
+    """Where the report of a model that is not published lies, as the end of a sentence."""
+    with TemporaryDirectory(prefix="rejected-") as folder:
+        explain(Path(folder))
+        try:
+            return f"; the report is {output.keep_report(Path(folder))}"
+        except TrainerError as error:
+            log.warning("the report could not be stored: %s", error.message)
+            return ""
 
 
 def _number(value: float | None) -> str:

@@ -18,7 +18,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Located
 from finetune_trainer.output import signing
 from finetune_trainer.output.claim import Claim, clear, run_id
-from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, FileRecord, installed_versions
+from finetune_trainer.output.records import MANIFEST_NAME, REPORT_NAME, AdapterManifest, FileRecord, installed_versions
 from finetune_trainer.storage import S3, Location, put_file, put_if_absent, read, size_of
 from finetune_trainer.workers import layout
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "finetune_config.json"
 """The config as run. Not `config.json`: beside an adapter, loaders would take that for a whole model's."""
+REJECTED = ".rejected/"
+"""Below the output: reports of models that did not pass `evaluation.gate`, by config digest."""
 _MANIFEST_ATTEMPTS = 3
 
 
@@ -136,6 +138,13 @@ class Output:
         total = sum(file.size for file in files)
         log.info("publish: %d files, %d bytes, at %s: %s", len(files), total, self.uri, outcome.reason)
         return outcome
+
+    def keep_report(self, folder: Path) -> str:
+        """Store what was found of a model that is not published; returns the report's URI. No loader looks there."""
+        place = f"{REJECTED}{self.digest.removeprefix('sha256:')[:12]}/"
+        for path in sorted(folder.iterdir()):
+            self._upload(path, place + path.name)
+        return f"{self.uri}/{place}{REPORT_NAME}"
 
     def _upload(self, path: Path, name: str) -> FileRecord:
         self._check()

@@ -30,9 +30,14 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeEr
 def write(folder: Path, manifest: AdapterManifest, evaluation: Evaluation, facts: AdapterFacts) -> None:
     """Card, page and evaluation into `folder`, then the provenance of all files that are there."""
     _attempt(folder / CARD_NAME, lambda: card(manifest, evaluation, facts))
+    explain(folder, manifest, evaluation, facts)
+    _attempt(folder / PROVENANCE_NAME, lambda: json.dumps(_provenance(folder, manifest), indent=2))
+
+
+def explain(folder: Path, manifest: AdapterManifest, evaluation: Evaluation, facts: AdapterFacts) -> None:
+    """Page and evaluation alone: what was found, of a model that is not published too."""
     _attempt(folder / REPORT_NAME, lambda: page(manifest, evaluation, facts))
     _attempt(folder / EVALUATION_NAME, lambda: evaluation.model_dump_json(by_alias=True, exclude_none=True, indent=2))
-    _attempt(folder / PROVENANCE_NAME, lambda: json.dumps(_provenance(folder, manifest), indent=2))
 
 
 def _attempt(path: Path, make: Callable[[], str]) -> None:
