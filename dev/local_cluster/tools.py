@@ -56,6 +56,7 @@ MODULES = (
     GoModule("versitygw", ("github.com/versity/versitygw/cmd/versitygw",), ("versitygw",)),
     GoModule("helm", ("helm.sh/helm/v3/cmd/helm",), ("helm",), _HELM_STAMP),
     GoModule("kstatus", (".",), ("kstatus",)),  # for tests
+    GoModule("argocd", (".",), ("argocd-health",)),  # for tests
 )
 KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))  # for `make test-kueue` alone: it takes long
 

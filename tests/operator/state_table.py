@@ -1,0 +1,152 @@
+"""The table of states: what is seen, and the phase, conditions, reason and message that follow."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.operator.bodies import Build
+
+from finetune_operator.api import Metadata, OperatorReason
+from finetune_operator.children import Said
+from finetune_operator.seen import Obstacle, Seen
+from finetune_operator.wanted import Wanted
+from finetune_trainer.contract import OUTCOME_MAX_BYTES
+
+META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
+RUNNING = {"running": {"startedAt": NOW}}
+WAITING = ("Pending", {"Running": "False", "Reconciling": "True"})
+STARTING = ("Pending", {"Running": "False"})
+RUNS = ("Running", {"Running": "True"})
+SUSPENDED = ("Suspended", {"Suspended": "True", "Running": "False"})
+COMPLETE = ("Complete", {"Complete": "True", "Running": "False"})
+FAILED = ("Failed", {"Failed": "True", "Running": "False", "Stalled": "True"})
+BACKOFF = {"Failed": ("BackoffLimitExceeded", "Job has reached the specified backoff limit")}
+POLICY = {"Failed": ("PodFailurePolicy", "Container trainer failed with exit code 42")}
+COMPLETED = {"Complete": ("CompletionsReached", "")}
+
+
+def word(reason: str, message: str = "words", **more: Any) -> str:
+    return json.dumps({"reason": reason, "message": message, **more})
+
+
+def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
+    """Everything that may be seen → phase, conditions, reason, and a part of the message."""
+    job, pod, ended = Build.job, Build.pod, Build.ended
+
+    def attempt(
+        code: int,
+        text: str = "",
+        why: str = "Error",
+        conditions: dict[str, tuple[str, str]] | None = None,
+        **status: Any,
+    ) -> Seen:
+        phase = "Succeeded" if code == 0 else "Failed"
+        return Seen(job(conditions, **status), (pod(state=ended(code, text, why), phase=phase),))
+
+    def waiting(reason: str, message: str = "words", warning: Said | None = None) -> Seen:
+        state = {"waiting": {"reason": reason, "message": message}}
+        return Seen(job(active=1), (pod(state=state),), warning=warning)
+
+    def obstacle(reason: OperatorReason, final: bool = False) -> Seen:
+        return Seen(obstacle=Obstacle(reason, "words", final))
+
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    first = pod(state=ended(75, word("StorageUnreachable", "no route")), phase="Failed")
+    second = {"name": "bot-2", "created": LATER}
+    deleted = job()
+    deleted["metadata"]["deletionTimestamp"] = NOW
+    lost = pod(state=RUNNING, phase="Running")
+    lost["metadata"]["deletionTimestamp"] = "2026-11-23T07:58:00Z"
+    leaving = pod(state=RUNNING, phase="Running")
+    stop = Wanted(suspend=True)
+    late = Wanted(startup_deadline=60)
+    started = {"startTime": "2026-11-23T07:59:00Z"}
+    over = {"Failed": ("DeadlineExceeded", "Job was active longer than specified deadline")}
+    huge = word("DataInvalid", "x" * OUTCOME_MAX_BYTES)
+    gone = "OutcomeUnavailable"
+    return {
+        "nothing yet": (Seen(), WAITING, "JobPending", "about to be created"),
+        "Job refused": (obstacle(OperatorReason.JOB_REFUSED), WAITING, "JobRefused", "words"),
+        "earlier Job": (obstacle(OperatorReason.JOB_PENDING), WAITING, "JobPending", "words"),
+        "foreign Job": (obstacle(OperatorReason.NAME_CONFLICT, True), FAILED, "NameConflict", "words"),
+        "bad spec": (obstacle(OperatorReason.INVALID_SPEC, True), FAILED, "InvalidSpec", "words"),
+        "bad spec but a Job": (
+            Seen(job(), obstacle=Obstacle(OperatorReason.INVALID_SPEC, "", True)), STARTING, "JobCreated", "exists"),
+        "Job, no pod": (Seen(job()), STARTING, "JobCreated", "exists"),
+        "Job queued": (Seen(job(suspend=True)), STARTING, "Queued", "suspended"),
+        "pod refused": (Seen(job(), warning=Said("FailedCreate", "exceeded quota")), STARTING, "JobRefused", "quota"),
+        "Job being deleted": (Seen(deleted), STARTING, "JobPending", "deleted"),
+        "pod without status": (Seen(job(), (pod(),)), STARTING, "PodPending", "starting"),
+        "no node": (Seen(job(), (pod(conditions=[unscheduled]),)), STARTING, "Unschedulable", "0/3 nodes"),
+        "pulling": (waiting("ContainerCreating", ""), STARTING, "PodPending", "bot-1"),
+        "image": (waiting("ImagePullBackOff"), STARTING, "ImagePullFailed", "words"),
+        "image, first try": (waiting("ErrImagePull"), STARTING, "ImagePullFailed", "words"),
+        "image's name": (waiting("InvalidImageName"), STARTING, "ImagePullFailed", "words"),
+        "config": (waiting("CreateContainerConfigError"), STARTING, "ContainerConfigError", "words"),
+        "runtime": (waiting("RunContainerError"), STARTING, "ContainerConfigError", "words"),
+        "missing Secret": (
+            waiting("ContainerCreating", warning=Said("FailedMount", 'secret "k" not found')),
+            STARTING, "ContainerConfigError", 'secret "k" not found'),
+        "other warning": (
+            waiting("ContainerCreating", warning=Said("NetworkNotReady", "cni")), STARTING, "PodPending", "cni"),
+        "running": (Seen(job(active=1), (pod(state=RUNNING, phase="Running"),)), RUNS, "PodRunning", "bot-1"),
+        "pod done, Job not": (attempt(0, word("Completed")), RUNS, "PodRunning", "done"),
+        "container done, pod not": (
+            Seen(job(active=1), (pod(state=ended(0, word("Completed")), phase="Running"),)),
+            RUNS, "PodRunning", "done"),
+        "container failed, pod not": (
+            Seen(job(active=1), (pod(state=ended(75, word("StorageUnreachable")), phase="Running"),)),
+            STARTING, "Retrying", "StorageUnreachable"),
+        "first attempt lost": (attempt(75, word("StorageUnreachable")), STARTING, "Retrying", "StorageUnreachable"),
+        "preempted": (attempt(143, word("Preempted")), STARTING, "Retrying", "Preempted"),
+        "evicted": (
+            Seen(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),
+            STARTING, "Retrying", "Evicted: low on memory"),
+        "second attempt pending": (Seen(job(), (first, pod(**second))), STARTING, "Retrying", "no route"),
+        "second attempt, no node": (
+            Seen(job(), (first, pod(conditions=[unscheduled], **second))), STARTING, "Unschedulable", "no route"),
+        "second attempt runs": (
+            Seen(job(), (first, pod(state=RUNNING, phase="Running", **second))), RUNS, "PodRunning", "bot-2"),
+        "complete": (attempt(0, word("Completed"), conditions=COMPLETED), COMPLETE, "Completed", "words"),
+        "was complete": (attempt(0, word("AlreadyComplete"), conditions=COMPLETED), COMPLETE, "AlreadyComplete", ""),
+        "complete, pod gone": (Seen(job(COMPLETED)), COMPLETE, gone, "spec.output.uri"),
+        "complete, no word": (attempt(0, conditions=COMPLETED), COMPLETE, gone, "gone"),
+        "complete, says failed": (attempt(0, word("DataInvalid"), conditions=COMPLETED), COMPLETE, gone, "gone"),
+        "complete, deleted": (Seen({**deleted, **job(COMPLETED)}), COMPLETE, gone, "gone"),
+        "permanent": (attempt(42, word("DataInvalid"), conditions=POLICY), FAILED, "DataInvalid", "words"),
+        "permanent, no word": (attempt(42, conditions=POLICY), FAILED, gone, "exit status 42"),
+        "permanent, garbage": (attempt(42, '{"reason":', conditions=POLICY), FAILED, gone, "exit status 42"),
+        "permanent, huge": (attempt(42, huge, conditions=POLICY), FAILED, gone, "exit status 42"),
+        "permanent, unknown word": (attempt(42, word("Hacked"), conditions=POLICY), FAILED, gone, "exit status 42"),
+        "failed, says completed": (attempt(42, word("Completed"), conditions=POLICY), FAILED, gone, "42"),
+        "attempts used up": (
+            attempt(75, word("StorageUnreachable"), conditions=BACKOFF), FAILED, "StorageUnreachable", "words"),
+        "attempts used up, no word": (
+            attempt(1, conditions=BACKOFF), FAILED, "BackoffLimitExceeded", "exit status 1"),
+        "attempts used up, memory": (
+            attempt(137, why="OOMKilled", conditions=BACKOFF), FAILED, "OOMKilled", "limits.memory"),
+        "to stop, nothing there": (Seen(wanted=stop), SUSPENDED, "Suspended", "spec.suspend"),
+        "to stop, pod saves": (Seen(deleted, (leaving,), wanted=stop), RUNS, "Suspending", "bot-1"),
+        "to stop, pod pends": (Seen(deleted, (pod(),), wanted=stop), STARTING, "Suspending", "bot-1"),
+        "to stop, pod has left": (
+            Seen(deleted, (pod(phase="Failed"),), wanted=stop), STARTING, "Suspending", "being deleted"),
+        "to stop, pod of a Job that is gone": (Seen(leaving="bot-7", wanted=stop), STARTING, "Suspending", "bot-7"),
+        "to stop, but complete": (
+            Seen(job(COMPLETED), (pod(state=ended(0, word("Completed")), phase="Succeeded"),), wanted=stop),
+            COMPLETE, "Completed", "words"),
+        "too late to start": (
+            Seen(job(**started), (pod(conditions=[unscheduled]),), wanted=late),
+            FAILED, "StartupDeadlineExceeded", "0/3"),
+        "too late, queued": (Seen(job(suspend=True, **started), wanted=late), STARTING, "Queued", "suspended"),
+        "too late, but it runs": (Seen(job(**started), (leaving,), wanted=late), RUNS, "PodRunning", "bot-1"),
+        "too late, but it ran": (
+            Seen(job(**started), (first, pod(**second)), wanted=late), STARTING, "Retrying", "no route"),
+        "ran too long": (
+            attempt(143, word("Preempted"), conditions=over), FAILED, "DeadlineExceeded", "activeDeadlineSeconds"),
+        "node lost": (Seen(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
+        "queued after an attempt": (
+            Seen(job(suspend=True), (first,), waits=Said("Preempted", "by another")), STARTING, "Queued", "by another"),
+        "failed, pod gone": (Seen(job(BACKOFF)), FAILED, "BackoffLimitExceeded", "backoff limit"),
+    }  # fmt: skip
