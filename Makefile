@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test test-kueue generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare bench-verdicts test-gpu
+.PHONY: help setup check test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare bench-verdicts test-gpu
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,7 +24,7 @@ $(CACHE)/uv/bin/uv:
 
 check: setup ## lint, types, architecture, fast tests: seconds
 	@$(RUN) ruff check && $(RUN) ruff format --check && $(RUN) mypy && $(RUN) lint-imports
-	@$(RUN) pytest --quiet --ignore=tests/chart -m "not s3 and not training and not cluster and not gpu"
+	@$(RUN) pytest --quiet --ignore=tests/chart -m "not s3 and not training and not cluster and not gpu and not upgrade"
 
 test: check ## everything, in order; needs root for the local cluster
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.generate --check
@@ -33,6 +33,9 @@ test: check ## everything, in order; needs root for the local cluster
 
 test-kueue: setup ## the real Kueue, built from source, in a cluster of its own; 11 minutes of CPU time the first time
 	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
+
+test-upgrade: setup ## helm upgrade and rollback from the first version with runs under way; needs the whole history
+	@$(LOCAL) tools && $(RUN) pytest -m upgrade
 
 bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer

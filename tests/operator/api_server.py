@@ -106,7 +106,7 @@ async def session(token: str = TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def kubeconfig(folder: Path, server: str) -> Path:
-    """A file that leads to that server."""
+    """A kubeconfig for a server that asks for no token, as the proxy is."""
     path = folder / "kubeconfig"
     path.write_text(f"""
 apiVersion: v1
