@@ -1,5 +1,6 @@
 """What Kustomize, as kubectl has it, makes of the base and of FineTuneJobs."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,7 @@ Manifest = dict[str, Any]
 Build = Callable[[Manifest], list[Manifest]]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
+GUIDE = MANIFESTS.parent / "docs" / "gitops.md"
 CONFIGURATION = MANIFESTS / "gitops" / "kustomize" / "finetunejob.yaml"
 ACCOUNT: Manifest = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}
 PRIORITY: Manifest = {
@@ -71,28 +73,16 @@ def test_the_base_is_what_install_yaml_is() -> None:
     assert sorted(kustomize(MANIFESTS), key=_name) == sorted(plain, key=_name)
 
 
-def test_an_overlay_changes_image_namespace_and_settings(overlay: Build) -> None:
-    variable = {"name": "FINETUNE_OPERATOR_TRAINER_IMAGE", "value": "registry.example/trainer:2"}
-    container = {"name": "operator", "env": [variable]}
-    patch = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "finetune-operator", "namespace": "finetune-system"},
-        "spec": {"template": {"spec": {"containers": [container]}}},
-    }
-    made = overlay(
-        {
-            "resources": ["manifests"],
-            "namespace": "ml",
-            "images": [{"name": "finetune-operator", "newName": "registry.example/operator", "newTag": "2"}],
-            "patches": [{"patch": yaml.safe_dump(patch)}],
-        }
-    )
+def test_the_overlay_of_the_guide_changes_image_namespace_and_settings(overlay: Build) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (content,) = (each for each in map(yaml.safe_load, blocks) if each.get("resources") == ["manifests"])
+    made = overlay(content)
     found = {_name(each): each for each in made}
     (container,) = found["Deployment", "finetune-operator"]["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "registry.example/operator:2"
-    assert variable in container["env"]
-    assert len(container["env"]) > 1
+    assert container["image"] == "registry.example/finetune-operator:0.1.0"
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example/finetune-trainer:0.1.0"
+    assert len(variables) > 1
     assert {each["metadata"].get("namespace", "ml") for each in made} == {"ml"}
     (subject,) = found["ClusterRoleBinding", "finetune-operator"]["subjects"]
     assert (subject["name"], subject["namespace"]) == ("finetune-operator", "ml")
