@@ -84,13 +84,16 @@ def _names(job: FineTuneJob, settings: Settings) -> Iterator[_Asked]:
 
 
 def _secrets(job: FineTuneJob, bounds: Bounds, defaults: Defaults) -> Iterator[_Asked]:
-    """Every Secret and ConfigMap, whatever field names it."""
-    own = [each.name for _, each in references(defaults, SecretRef, "defaults")]
-    for path, secret in references(job.spec, SecretRef, "spec"):
-        yield _Asked(f"{path}.name", secret.name, _with(bounds.allowed_secrets, own))
-    own = [each.name for _, each in references(defaults, ConfigMapKeyRef, "defaults")]
-    for path, config_map in references(job.spec, ConfigMapKeyRef, "spec"):
-        yield _Asked(f"{path}.name", config_map.name, _with(bounds.allowed_config_maps, own))
+    """Every Secret and ConfigMap, whatever field names it. Nothing is looked for where there is no bound."""
+    kinds: list[tuple[type[SecretRef | ConfigMapKeyRef], Sequence[str]]] = [
+        (SecretRef, bounds.allowed_secrets),
+        (ConfigMapKeyRef, bounds.allowed_config_maps),
+    ]
+    for kind, allowed in kinds:
+        if allowed:
+            own = [each.name for _, each in references(defaults, kind, "defaults")]
+            for path, found in references(job.spec, kind, "spec"):
+                yield _Asked(f"{path}.name", found.name, _with(allowed, own))
 
 
 def _keys(compute: Compute, bounds: Bounds) -> Iterator[_Asked]:
