@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tests.trainer.conftest import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
+TWICE = [["nurse", "doctor"], ["Nurse", "driver"]]
 LLAMA_8B = Architecture(
     parameters=8_030_261_248,
     packable=6_979_321_856,
@@ -52,7 +53,9 @@ def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a manifest whose model and data are in the store."""
     name = tmp_path.name
 
-    def write(rows: list[Any], uri: str = f"s3://models/{name}", **training: Any) -> Path:
+    def write(
+        rows: list[Any], uri: str = f"s3://models/{name}", evaluation: dict[str, Any] | None = None, **training: Any
+    ) -> Path:
         for path in model_dir.iterdir():
             s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
         s3.put(f"s3://data/{name}.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
@@ -60,6 +63,7 @@ def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
             "model": {"uri": uri, "maxLength": 128},
             "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}]},
             "training": {"epochs": 2, "backend": "transformers", **training},
+            "evaluation": evaluation or {},
             "output": {"uri": f"s3://results/{name}"},
             "storage": {"endpoint": s3.endpoint},
         }
@@ -161,8 +165,9 @@ class TestBesideARun:
             ({"rows": [chat("x", "y " * 400)]}, Reason.DATASET_EMPTY),
             ({"rows": ROWS, "uri": "s3://models/none"}, Reason.MODEL_NOT_FOUND),
             ({"rows": ROWS, "lora": {"targetModules": ["nothing"]}}, Reason.CONFIG_INVALID),
+            ({"rows": ROWS, "evaluation": {"bias": {"terms": TWICE}}}, Reason.CONFIG_INVALID),
         ],
-        ids=["unreadable row", "nothing left", "no model", "no such target"],
+        ids=["unreadable row", "nothing left", "no model", "no such target", "a term with two counterparts"],
     )
     def test_it_fails_as_the_run_would(
         self, job: Callable[..., Path], tmp_path: Path, change: dict[str, Any], reason: Reason

@@ -88,6 +88,7 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
     # Seconds of imports, while the download goes on.
     model.import_backend("transformers", located.config.model.quantization)
     fetched = downloading.result()
+    from finetune_trainer.evaluation import asked
     from finetune_trainer.models import adapters, model_files
     from finetune_trainer.planning import architecture
 
@@ -97,7 +98,10 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
     tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
     shape = architecture.describe(located.config, fetched.model_dir)
     files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
-    return preparing.prepare(located.config, files, tokenizer, folder), shape
+    prepared = preparing.prepare(located.config, files, tokenizer, folder)
+    asked.check(located.config, prepared, tokenizer)
+    asked.pairs(fetched.pairs)
+    return prepared, shape
 
 
 def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
