@@ -44,7 +44,7 @@ def environment(spec: FineTuneJobSpec) -> dict[str, str]:
         environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
     if spec.output.signing:
         environment[contract.SIGNING_KEY_FILE_ENV] = f"{SIGNING_DIR}/{contract.SIGNING_KEY}"
-    if spec.tracking and spec.tracking.secret_ref:
+    if spec.tracking and spec.tracking.credentials_secret_ref:
         environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
     if spec.model.uri.startswith(_CLAIM):
         environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
@@ -67,9 +67,9 @@ def mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     if spec.output.signing:
         source = _secret(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
         mounts.append((_read_only("signing", SIGNING_DIR), source))
-    if spec.tracking and spec.tracking.secret_ref:
+    if spec.tracking and spec.tracking.credentials_secret_ref:
         keys = contract.TRACKING_KEYS[spec.tracking.tool]
-        source = _some_keys(spec.tracking.secret_ref.name, keys)
+        source = _some_keys(spec.tracking.credentials_secret_ref.name, keys)
         mounts.append((_read_only("tracking", TRACKING_DIR), source))
     if spec.model.uri.startswith(_CLAIM):
         claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]

@@ -323,12 +323,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a password in the address": (
         {"spec.tracking": {"tool": "mlflow", "uri": "https://me:word@mlflow"}}, "spec.tracking.uri", "should match",
     ),
-    "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "tool wandb needs secretRef"),
+    "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "wandb needs credentialsSecretRef"),
     "TensorBoard with an address": (
         {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "leave uri and experiment out",
     ),
     "TensorBoard with a key": (
-        {"spec.tracking": {"tool": "tensorboard", "secretRef": {"name": "k"}}}, "spec.tracking", "needs no secretRef",
+        {"spec.tracking": {"tool": "tensorboard", "credentialsSecretRef": {"name": "k"}}}, "spec.tracking",
+        "needs no credentialsSecretRef",
     ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
@@ -409,10 +410,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "MLflow": {
         "spec.tracking": {
             "tool": "mlflow", "uri": "https://example.com:5000/mlflow/", "experiment": "/Shared/Support bot",
-            "secretRef": {"name": "mlflow"},
+            "credentialsSecretRef": {"name": "mlflow"},
         },
     },
-    "W&B": {"spec.tracking": {"tool": "wandb", "experiment": "company/bots", "secretRef": {"name": "wandb"}}},
+    "W&B": {
+        "spec.tracking": {"tool": "wandb", "experiment": "company/bots", "credentialsSecretRef": {"name": "wandb"}},
+    },
     "TensorBoard": {"spec.tracking": {"tool": "tensorboard"}},
     "null is absent": {"spec.model": {"uri": "hf://a/b", "revision": None}},
     "no second attempt": {"spec.backoffLimit": 0},

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
         {"allowedTrackers": ["https://*.mlflow.example"]}, None,
     ),
     "W&B": (
-        {"tracking": {"tool": "wandb", "secretRef": {"name": "a"}}}, {"allowedTrackers": ["https://mlflow.example"]},
+        {"tracking": {"tool": "wandb", "credentialsSecretRef": {"name": "a"}}}, {"allowedTrackers": ["https://mlflow.example"]},
         "spec.tracking.uri: wandb is not allowed; allowed: https://mlflow.example.",
     ),
     "TensorBoard": ({"tracking": {"tool": "tensorboard"}}, {"allowedTrackers": ["https://mlflow.example"]}, None),
@@ -81,8 +81,8 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
         "spec.output.signing.keySecretRef.name: db is not allowed; allowed: finetune-*.",
     ),
     "a tracker's key": (
-        {"tracking": {"tool": "wandb", "secretRef": {"name": "db"}}}, {"allowedSecrets": ["finetune-*"]},
-        "spec.tracking.secretRef.name: db is not allowed; allowed: finetune-*.",
+        {"tracking": {"tool": "wandb", "credentialsSecretRef": {"name": "db"}}}, {"allowedSecrets": ["finetune-*"]},
+        "spec.tracking.credentialsSecretRef.name: db is not allowed; allowed: finetune-*.",
     ),
     "a model": (
         {"model": {"uri": "hf://evil/x"}}, {"allowedModels": ["hf://org/*", "s3://models/**"]},

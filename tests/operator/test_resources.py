@@ -173,7 +173,7 @@ def test_the_key_to_sign_with_is_a_file(build: type[Build]) -> None:
 
 
 def test_a_trackers_secret_is_files_and_its_address_is_config(build: type[Build]) -> None:
-    tracking = {"tool": "mlflow", "uri": "http://mlflow:5000", "secretRef": {"name": "mlflow"}}
+    tracking = {"tool": "mlflow", "uri": "http://mlflow:5000", "credentialsSecretRef": {"name": "mlflow"}}
     job = _job(build, {"tracking": tracking})
     environment = _environment(job)
     config = TrainerConfig.model_validate_json(environment["FINETUNE_CONFIG"])
@@ -187,7 +187,7 @@ def test_a_trackers_secret_is_files_and_its_address_is_config(build: type[Build]
     assert [each["key"] for each in secret["items"]] == [
         "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
     ]  # fmt: skip
-    del tracking["secretRef"]
+    del tracking["credentialsSecretRef"]
     assert "FINETUNE_TRACKING_CREDENTIALS_DIR" not in _environment(_job(build, {"tracking": tracking}))
 
 

@@ -63,14 +63,14 @@ class TrackingSpec(Tracking):
         json_schema_extra=rules(
             *TRACKING_RULES,
             (
-                "self.tool != 'tensorboard' || !has(self.secretRef)",
-                "tool tensorboard needs no secretRef",
+                "self.tool != 'tensorboard' || !has(self.credentialsSecretRef)",
+                "tool tensorboard needs no credentialsSecretRef",
             ),
-            ("self.tool != 'wandb' || has(self.secretRef)", "tool wandb needs secretRef"),
+            ("self.tool != 'wandb' || has(self.credentialsSecretRef)", "tool wandb needs credentialsSecretRef"),
         )
     )
 
-    secret_ref: SecretRef | None = None
+    credentials_secret_ref: SecretRef | None = None
     """Secret with the server's credentials. `mlflow`: the key `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME`
     and `MLFLOW_TRACKING_PASSWORD`; absent means that it asks for none. `wandb`: the key `WANDB_API_KEY`."""
 

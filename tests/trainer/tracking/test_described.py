@@ -84,7 +84,9 @@ def test_what_a_secret_holds(
     if expected is not None:
         assert credentials.read(tracking) == expected
         return
-    with pytest.raises(TrainerError, match=r"the Secret of tracking\.secretRef is not there, or has no ") as error:
+    with pytest.raises(
+        TrainerError, match=r"Secret of tracking\.credentialsSecretRef is not there, or has no "
+    ) as error:
         credentials.read(tracking)
     assert error.value.reason is Reason.AUTH_FAILED
 

@@ -25,7 +25,7 @@ CLUSTER_ONLY_FIELDS = (
     "model.tokenSecretRef",
     "storage.credentialsSecretRef",
     "storage.caConfigMapRef",
-    "tracking.secretRef",
+    "tracking.credentialsSecretRef",
 )
 """Fields of a FineTuneJob's spec that only a cluster can honour; the trainer run by hand sets them aside."""
 

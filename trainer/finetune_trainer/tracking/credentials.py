@@ -22,7 +22,7 @@ def read(asked: Tracking) -> Mapping[str, str]:
     first, *others = TRACKING_KEYS[asked.tool]
     if first not in found and not (others and all(name in found for name in others)):
         wanted = " and no ".join([first, " and ".join(others)] if others else [first])
-        message = f"the Secret of tracking.secretRef is not there, or has no {wanted} (mounted at {folder})"
+        message = f"the Secret of tracking.credentialsSecretRef is not there, or has no {wanted} (mounted at {folder})"
         raise TrainerError(Reason.AUTH_FAILED, message)
     return found
 
