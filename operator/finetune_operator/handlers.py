@@ -103,7 +103,7 @@ class Operator:
         settings.scanning.disabled = True  # it would list CRDs and namespaces
         settings.persistence.diffbase_storage = _NoDiffBase()
         settings.persistence.finalizer = f"{GROUP}/never-set"  # kopf takes its own off objects: nolar/kopf#664
-        settings.queueing.idle_timeout = 1  # handlers are instant; each waiting worker is memory
+        settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
 
     async def serve(self, **_: object) -> None:
         """Answer probes from the first moment on; a port that is taken ends the operator."""

@@ -10,6 +10,10 @@ from finetune_operator.resources import JOB_LABEL
 from finetune_trainer.contract import Progress
 
 Body = dict[str, Any]
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_JOB_FIELDS = frozenset({"suspend", "backoffLimit", "activeDeadlineSeconds"})
+_POD_FIELDS = frozenset({"nodeName", "hostNetwork"})
+
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
 
@@ -32,9 +36,13 @@ def version_of(body: Body) -> int:
 
 
 class Shelf:
-    """The bodies of one kind of object, by uid and by key."""
+    """The bodies of one kind of object, by uid and by key; of their specs only some fields, if these are named.
 
-    def __init__(self) -> None:
+    A finished run's Job and pod lie in the cluster as long as it does: whole, they would take most of the memory.
+    """
+
+    def __init__(self, spec_fields: frozenset[str] | None = None) -> None:
+        self._spec_fields = spec_fields
         self._bodies: dict[str, Body] = {}
         self._keys: dict[str, Key] = {}
         self._by_key: defaultdict[Key, set[str]] = defaultdict(set)
@@ -62,11 +70,18 @@ class Shelf:
         if uid in self._gone | self._long_gone or (known and version_of(known) >= version_of(body) > 0):
             return False
         self._drop(uid)  # its label may have changed
-        body["metadata"].pop("managedFields", None)  # half of the memory, never read
+        self._trim(body)
         self._bodies[uid] = body
         self._keys[uid] = key
         self._by_key[key].add(uid)
         return True
+
+    def _trim(self, body: Body) -> None:
+        """Take from a body what is never read."""
+        body["metadata"].pop("managedFields", None)
+        body["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
+        if self._spec_fields is not None:
+            body["spec"] = {key: value for key, value in body.get("spec", {}).items() if key in self._spec_fields}
 
     def remove(self, body: Body) -> None:
         """Forget a deleted object; uids never come back, so a late event or list cannot revive it."""
@@ -104,8 +119,8 @@ class Store:
 
     def __init__(self) -> None:
         self.finetunejobs = Shelf()
-        self.jobs = Shelf()
-        self.pods = Shelf()
+        self.jobs = Shelf(_JOB_FIELDS)
+        self.pods = Shelf(_POD_FIELDS)
         self.progress: dict[Key, Heard] = {}
         """What running pods last said of themselves."""
 

@@ -152,3 +152,13 @@ def test_keys_come_from_our_label_but_for_a_finetunejob(build: type[Build]) -> N
     body = build.stored("a", labels={"finetune.dev/job": "b"})
     assert key_of(body) == ("team", "b")
     assert name_key(body) == ("team", "a")
+
+
+def test_a_shelf_keeps_nothing_that_is_never_read() -> None:
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
+    meta = {"uid": "1", "name": "bot", "namespace": "team", "managedFields": [{}], "annotations": applied}
+    shelf = Shelf(frozenset({"suspend"}))
+    shelf.put(("team", "bot"), {"metadata": meta, "spec": {"suspend": True, "template": {"spec": {}}}})
+    (kept,) = shelf.of(("team", "bot"))
+    assert kept["spec"] == {"suspend": True}
+    assert (kept["metadata"]["annotations"], "managedFields" in kept["metadata"]) == ({"team": "a"}, False)
