@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)/dev
 # A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-trainer bench-prepare bench-verdicts test-gpu
+.PHONY: help setup check test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-verdicts test-gpu
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,9 @@ test-kueue: setup ## the real Kueue, built from source, in a cluster of its own;
 
 test-upgrade: setup ## helm upgrade and rollback from the first version with runs under way; needs the whole history
 	@$(LOCAL) tools && $(RUN) pytest -m upgrade
+
+bench-operator: setup ## the operator beside Kubeflow Trainer's on a real API server, by hand; 20 minutes
+	@$(LOCAL) tools && $(RUN) python -m tests.bench.bench_operator
 
 bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer

@@ -59,6 +59,11 @@ MODULES = (
     GoModule("argocd", (".",), ("argocd-health",)),  # for tests
 )
 KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))  # for `make test-kueue` alone: it takes long
+KUBEFLOW_TRAINER = GoModule(  # a peer of `make bench-operator`
+    "kubeflow-trainer",
+    ("github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",),
+    ("trainer-controller-manager",),
+)
 
 
 def program(name: str) -> Path:

@@ -7,10 +7,11 @@ import pytest
 from local_cluster import tools
 from local_cluster.tools import GoModule
 
+ALL = [*tools.MODULES, tools.KUEUE, tools.KUBEFLOW_TRAINER]
 BY_NAME = {module.name: module for module in tools.MODULES}
 
 
-@pytest.mark.parametrize("module", [*tools.MODULES, tools.KUEUE], ids=lambda module: str(module.name))
+@pytest.mark.parametrize("module", ALL, ids=lambda module: str(module.name))
 def test_every_module_is_pinned_and_builds_what_it_names_as_tools(module: GoModule) -> None:
     text = (module.source / "go.mod").read_text()
     assert (module.source / "go.sum").exists()

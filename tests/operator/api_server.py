@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def _start(folder: Path, command: list[Path | str]) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """The URL of a kube-apiserver with the CRD. No controllers run: the tests play them."""
+def serve(folder: Path, more: Mapping[str, object] | None = None) -> Iterator[str]:
+    """The URL of a kube-apiserver with the CRD, and with more flags. No controllers run: the tests play them."""
     tools.ensure()
     etcd, apiserver = tools.program("etcd"), tools.program("kube-apiserver")
     client, peer, port = (free_port() for _ in range(3))
@@ -54,6 +54,7 @@ def serve(folder: Path) -> Iterator[str]:
         "service-cluster-ip-range": "10.0.0.0/24",
         "disable-admission-plugins": "ServiceAccount",
         "enable-admission-plugins": "OwnerReferencesPermissionEnforcement",  # as OpenShift has it
+        **(more or {}),
     }
     processes.append(_start(folder, [apiserver, *(f"--{key}={value}" for key, value in flags.items())]))
     try:
@@ -106,7 +107,7 @@ async def session(token: str = TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def kubeconfig(folder: Path, server: str) -> Path:
-    """A kubeconfig for a server that asks for no token, as the proxy is."""
+    """A file that leads to that server."""
     path = folder / "kubeconfig"
     path.write_text(f"""
 apiVersion: v1

@@ -1,0 +1,140 @@
+"""Calls of the API server as its administrator, many at once, and what its audit log says of the others' calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+from tests.operator import api_server
+
+Body = dict[str, Any]
+_POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Metadata
+    resources:
+      - {group: ""}
+      - {group: batch}
+      - {group: finetune.dev}
+      - {group: trainer.kubeflow.org}
+      - {group: jobset.x-k8s.io}
+"""
+
+
+class Call(NamedTuple):
+    """One call as the audit log has it."""
+
+    user: str
+    verb: str
+    resource: str
+    """With its subresource."""
+    name: str
+    at: float
+    """When it was answered, in seconds since 1970."""
+
+
+class Api:
+    """The API server."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, audit: Path) -> None:
+        self._session = session
+        self._url = url
+        self._audit = audit
+        self._read = 0
+
+    async def call(self, method: str, path: str, body: Body | None = None) -> Body:
+        """The answer; raises `SystemExit` with the refusal."""
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Content-Type": kind}
+        async with self._session.request(method, self._url + path, json=body, headers=headers) as response:
+            answer: Body = await response.json()
+            if response.status >= 400:
+                raise SystemExit(f"{method} {path}: {answer}")
+            return answer
+
+    async def create(self, path: str, body: Body) -> Body:
+        return await self.call("POST", path, body)
+
+    async def answers(self, path: str) -> bool:
+        async with self._session.get(self._url + path) as response:
+            return response.status == 200
+
+    async def until(self, probe: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
+        """Wait until it is true."""
+        deadline = time.monotonic() + seconds
+        while not await probe():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"never true in {seconds} s: {probe}")
+            await asyncio.sleep(0.1)
+
+    async def count_changes(self, path: str, found: list[str]) -> None:
+        """Add the name of each object whenever it changes, until this is cancelled."""
+        version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
+        while True:  # the API server closes watches of those who are slow to read
+            url = f"{self._url}{path}?watch=1&resourceVersion={version}"
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as response:
+                async for line in response.content:
+                    event = json.loads(line)
+                    meta = event["object"]["metadata"]
+                    version = meta["resourceVersion"]
+                    if event["type"] == "MODIFIED":
+                        found.append(meta["name"])
+
+    def news(self) -> list[Call]:
+        """The calls since this was last asked."""
+        with self._audit.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text.rpartition(b"\n")[0]
+        self._read += len(whole) + 1 if whole else 0
+        return [_call(json.loads(line)) for line in whole.splitlines() if line]
+
+
+def _call(event: Body) -> Call:
+    what = event["objectRef"]
+    resource = "/".join(part for part in (what["resource"], what.get("subresource")) if part)
+    at = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
+    return Call(event["user"]["username"], event["verb"], resource, what.get("name", ""), at)
+
+
+async def many(work: Iterable[Awaitable[object]], at_once: int = 32) -> None:
+    """Do it all, so many at once."""
+    waiting = iter(work)
+
+    async def worker() -> None:
+        for each in waiting:
+            await each
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+
+
+def counts(calls: Iterable[Call]) -> Counter[str]:
+    """The operator's calls, as `verb resource`."""
+    return Counter(f"{each.verb} {each.resource}" for each in calls if each.user == "operator")
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[tuple[str, Path]]:
+    """An API server of its own, with an audit log: its URL and the log."""
+    folder.mkdir()
+    (folder / "policy.yaml").write_text(_POLICY)
+    log = folder / "audit.log"
+    flags = {"audit-policy-file": folder / "policy.yaml", "audit-log-path": log, "audit-log-maxsize": 4096}
+    with api_server.serve(folder, flags) as url:
+        yield url, log
+
+
+@asynccontextmanager
+async def connect(url: str, log: Path) -> AsyncIterator[Api]:
+    async with api_server.session() as session:
+        yield Api(session, url, log)

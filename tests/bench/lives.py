@@ -1,0 +1,92 @@
+"""FineTuneJobs that have run, as they lie in a cluster, with Job and pod; and what controllers do until then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+from tests.bench.api import Api, Body
+from tests.bench.operators import NAMESPACE, OURS, TRAINER, Subject
+from tests.operator.bodies import NOW, ended_state
+
+from finetune_operator.api import FineTuneJob, FineTuneJobStatus, Metadata
+from finetune_operator.resources import desired_job
+from finetune_operator.seen import Seen
+from finetune_operator.settings import Settings
+from finetune_operator.status import next_status
+
+JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+_PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+_WORD = {
+    "reason": "Completed",
+    "message": "The adapter lies at s3://bucket/adapters/bench/bot.",
+    "backend": "unsloth",
+    "dataset": {
+        "rows": 100,
+        "kept": 90,
+        "rejected": {},
+        "tokens": 9000,
+        "supervisedTokens": 4000,
+        "digest": "sha256:1",
+    },
+    "result": {"adapterURI": "s3://bucket/adapters/bench/bot", "digest": f"sha256:{'a' * 64}", "modelRevision": "main"},
+}
+
+
+def finished(api: Api, subject: Subject, first: int, last: int) -> Iterator[Awaitable[None]]:
+    """Stores of finished runs, from number `first` on."""
+    make = _finished_train_job if subject is TRAINER else _finished_finetunejob
+    return (make(api, f"old-{number}") for number in range(first, last))
+
+
+async def _finished_train_job(api: Api, name: str) -> None:
+    await api.create(TRAINER.jobs, TRAINER.body(name))
+    said = {"type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed"}
+    status = {"conditions": [{**said, "lastTransitionTime": NOW}]}
+    await api.call("PATCH", f"{TRAINER.jobs}/{name}/status", {"status": status})
+
+
+async def _finished_finetunejob(api: Api, name: str) -> None:
+    stored = await api.create(OURS.jobs, OURS.body(name))
+    job = await api.create(JOBS, desired_job(FineTuneJob.model_validate({**stored, "status": None}), Settings()))
+    pod = await start(api, job)
+    job, pod = await end(api, name)
+    status = next_status(Metadata.model_validate(stored["metadata"]), FineTuneJobStatus(), Seen(job, (pod,)), NOW)
+    await api.call("PATCH", f"{OURS.jobs}/{name}/status", {"status": status.to_json()})
+
+
+async def live(api: Api, name: str) -> None:
+    """All that follows its creation."""
+    await start(api, await api.call("GET", f"{JOBS}/{name}"))
+    await asyncio.sleep(1)  # so that the operator sees it running
+    await end(api, name)
+
+
+async def start(api: Api, job: Body) -> Body:
+    """What the Job controller and the kubelet do until the trainer runs."""
+    name = job["metadata"]["name"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "controller": True, "name": name, "uid": job["metadata"]["uid"]}
+    template = job["spec"]["template"]
+    meta = {**template["metadata"], "name": f"{name}-1", "ownerReferences": [owner]}
+    await api.create(_PODS, {"metadata": meta, "spec": {**template["spec"], "nodeName": "node-1"}})
+    return await _pod(api, name, "Running", {"running": {"startedAt": NOW}})
+
+
+async def end(api: Api, name: str) -> tuple[Body, Body]:
+    """What the kubelet and the Job controller report of a run that is complete."""
+    pod = await _pod(api, name, "Succeeded", ended_state(0, json.dumps(_WORD), "Completed"))
+    conditions = [
+        {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": NOW}
+        for kind in ("SuccessCriteriaMet", "Complete")
+    ]
+    status = {"conditions": conditions, "startTime": NOW, "completionTime": NOW, "succeeded": 1}
+    status |= {"uncountedTerminatedPods": {}}
+    return await api.call("PATCH", f"{JOBS}/{name}/status", {"status": status}), pod
+
+
+async def _pod(api: Api, name: str, phase: str, state: dict[str, Any]) -> Body:
+    entry = {"name": "trainer", "state": state, "ready": True, "restartCount": 0, "image": "x", "imageID": "x"}
+    change = {"status": {"phase": phase, "containerStatuses": [entry]}}
+    return await api.call("PATCH", f"{_PODS}/{name}-1/status", change)

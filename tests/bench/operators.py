@@ -1,0 +1,154 @@
+"""The operators that are compared, each as the process that it is in a cluster: ours, and Kubeflow Trainer."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from tests.bench.api import Api, Body
+from tests.operator.api_server import OPERATOR_TOKEN, free_port
+from tests.operator.bodies import manifest
+
+from local_cluster import tools
+
+NAMESPACE = "bench"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_TRAINER_NAMESPACE, _TRAINER_CERTS = "kubeflow-system", Path("/tmp/k8s-webhook-server/serving-certs")  # both built in
+_TRAINER_SECRET = f"/api/v1/namespaces/{_TRAINER_NAMESPACE}/secrets/kubeflow-trainer-webhook-cert"
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_TORCH = "manifests/base/runtimes/torch_distributed.yaml"
+
+
+class Subject(NamedTuple):
+    """What is measured: what users create, what the operator creates for it, and how it is run."""
+
+    name: str
+    jobs: str
+    """Path of what users create."""
+    child: str
+    """Resource that the operator creates for each."""
+    writes: frozenset[str]
+    """All that the operator writes for new ones, Events apart."""
+    body: Callable[[str], Body]
+    command: Callable[[], list[str | Path]]
+
+
+def _train_job(name: str) -> Body:
+    kind = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob"}
+    spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": {"image": "trainer:1", "numNodes": 1}}
+    return {**kind, "metadata": {"name": name}, "spec": spec}
+
+
+def _trainer_command() -> list[str | Path]:
+    program = tools.KUBEFLOW_TRAINER.folder / tools.KUBEFLOW_TRAINER.programs[0]
+    return [program, "--health-probe-bind-address=0", f"--webhook-server-port={free_port()}"]
+
+
+OURS = Subject(
+    "finetune-operator",
+    f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs",
+    "jobs",
+    frozenset({"jobs", "finetunejobs/status"}),
+    lambda name: manifest(name, NAMESPACE),
+    lambda: [sys.executable, "-m", "finetune_operator"],
+)
+TRAINER = Subject(
+    "Kubeflow Trainer 2.0.0",
+    f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs",
+    "jobsets",
+    frozenset({"jobsets"}),
+    _train_job,
+    _trainer_command,
+)
+
+
+class Running:
+    """An operator's process."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def cpu(self) -> float:
+        """Seconds used so far."""
+        fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / _TICKS
+
+    def rss(self) -> int:
+        """KiB of memory that are resident."""
+        lines = (self._folder / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+@contextmanager
+def run(subject: Subject, url: str, folder: Path) -> Iterator[Running]:
+    """Its process, from its start on, with its shipped settings."""
+    user = {"token": OPERATOR_TOKEN}
+    config = {
+        "current-context": "bench",
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+        "clusters": [{"name": "bench", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "users": [{"name": "bench", "user": user}],
+    }
+    (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
+    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "FINETUNE_OPERATOR_LIVENESS_ENDPOINT": ""}
+    with (folder / f"{subject.child}.log").open("ab") as log:
+        process = subprocess.Popen(subject.command(), env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield Running(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def prepare(api: Api) -> None:
+    """All rights for the operator's user, a namespace to work in, and what Kubeflow Trainer needs to run."""
+    group = "rbac.authorization.k8s.io"
+    role = {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"}
+    subject = {"apiGroup": group, "kind": "User", "name": "operator"}
+    binding = {"metadata": {"name": "operator"}, "roleRef": role, "subjects": [subject]}
+    await api.create(f"/apis/{group}/v1/clusterrolebindings", binding)
+    for namespace in (NAMESPACE, _TRAINER_NAMESPACE):
+        await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+    tools.ensure([tools.KUBEFLOW_TRAINER])
+    for file in _trainer_crds():
+        await api.create(_CRDS, yaml.safe_load(file.read_text()))
+    hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it refuses nothing
+    await api.create("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", hook)
+    await api.create(_TRAINER_SECRET.rpartition("/")[0], {"metadata": {"name": _TRAINER_SECRET.rpartition("/")[2]}})
+    runtime = yaml.safe_load((_source("github.com/kubeflow/trainer/v2") / _TORCH).read_text())
+    path = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes"
+    await api.until(lambda: api.answers(path))
+    await api.create(path, runtime)
+
+
+async def mount_certificates(api: Api) -> None:
+    """What the kubelet does with the Secret that Kubeflow Trainer fills: it starts no controller before."""
+
+    async def filled() -> bool:
+        data = (await api.call("GET", _TRAINER_SECRET)).get("data") or {}
+        _TRAINER_CERTS.mkdir(parents=True, exist_ok=True)
+        for name, content in data.items():
+            (_TRAINER_CERTS / name).write_bytes(base64.b64decode(content))
+        return bool(data)
+
+    await api.until(filled)
+
+
+def _source(module: str) -> Path:
+    return tools.module_folder(tools.KUBEFLOW_TRAINER, module)
+
+
+def _trainer_crds() -> list[Path]:
+    own = _source("github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+    return [
+        *own.glob("trainer.kubeflow.org_*.yaml"),
+        _source("sigs.k8s.io/jobset") / "config" / "components" / "crd" / "bases" / "jobset.x-k8s.io_jobsets.yaml",
+        _source("sigs.k8s.io/scheduler-plugins") / "manifests" / "coscheduling" / "crd.yaml",
+    ]
