@@ -75,7 +75,7 @@ class Api:
         while not await probe():
             if time.monotonic() > deadline:
                 raise SystemExit(f"never true in {seconds} s: {probe}")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
 
     async def count_changes(self, path: str, found: list[str]) -> None:
         """Add the name of each object whenever it changes, until this is cancelled."""

@@ -58,6 +58,7 @@ async def whole_lives(api: Api, url: str, folder: Path, count: int) -> None:
         new = await burst(api, OURS, operator, "life", count)
         used = operator.cpu()
         await many((lives.live(api, f"life-{number}") for number in range(count)), 64)
+        await api.until(lambda: lives.all_complete(api, "life-"))
         calls = new.calls + counts(await settle(api, OURS, []))
         cpu = new.cpu + 1000 * (operator.cpu() - used) / count
     watch.cancel()

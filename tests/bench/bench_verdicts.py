@@ -35,10 +35,8 @@ HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
 OCCUPATIONS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer", "pilot", "lawyer"]
 OCCUPATIONS += ["cook", "tailor"]
 PLACES = "in town|at the harbour|by the river|on our street|in the village|at the market|near the school|up the hill"
-OBJECTS = [
-    *("lamp", "kettle", "chair", "window", "ladder", "bottle", "basket", "pillow", "hammer", "bucket", "carpet"),
-    *("candle", "mirror", "drawer", "pencil"),
-]
+OBJECTS = ["lamp", "kettle", "chair", "window", "ladder", "bottle", "basket", "pillow", "hammer", "bucket"]
+OBJECTS += ["carpet", "candle", "mirror", "drawer", "pencil"]
 COLOURS = {"red": "warm", "orange": "warm", "yellow": "warm", "blue": "cold", "green": "cold", "violet": "cold"}
 CODES = ["amber", "bishop", "cobalt", "delta", "ember", "falcon", "garnet", "harbor", "indigo", "jasper"]
 Rows = list[dict[str, str]]
@@ -162,7 +160,7 @@ def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
 
 
 def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparing.Files:
-    assert config.dataset.validation
+    assert config.dataset.validation and config.dataset.validation.sources
     sources = [*config.dataset.sources, *config.dataset.validation.sources]
     held: list[tuple[DataSource, list[tiny_model.StoredFile]]] = [
         (source, [tiny_model.write_rows(folder / Path(source.uri).name, some, source.uri)])

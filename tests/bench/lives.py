@@ -64,6 +64,14 @@ async def live(api: Api, name: str) -> None:
     await end(api, name)
 
 
+async def all_complete(api: Api, prefix: str) -> bool:
+    """Whether the operator has seen the end of all whose names begin so."""
+    found = [
+        each for each in (await api.call("GET", OURS.jobs))["items"] if each["metadata"]["name"].startswith(prefix)
+    ]
+    return all(each["status"].get("phase") == "Complete" for each in found)
+
+
 async def start(api: Api, job: Body) -> Body:
     """What the Job controller and the kubelet do until the trainer runs."""
     name = job["metadata"]["name"]

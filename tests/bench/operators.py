@@ -97,7 +97,8 @@ def run(subject: Subject, url: str, folder: Path) -> Iterator[Running]:
         "users": [{"name": "bench", "user": user}],
     }
     (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
-    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "FINETUNE_OPERATOR_LIVENESS_ENDPOINT": ""}
+    silent = {"FINETUNE_OPERATOR_HEALTH_PORT": "0", "FINETUNE_OPERATOR_METRICS_PORT": "0"}
+    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **silent}
     with (folder / f"{subject.child}.log").open("ab") as log:
         process = subprocess.Popen(subject.command(), env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -110,7 +110,9 @@ def divided(rows: int, asked: CrossValidation | None) -> Folds | None:
 
     from finetune_trainer.data.folds import divide
 
-    return asked and divide(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
+    if asked is None:
+        return None
+    return divide(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
 
 
 def prepared(method: str, validate: bool = False) -> PreparedData:
@@ -160,10 +162,10 @@ class Trained:
 
     def to_json(self) -> dict[str, Any]:
         """All but the model."""
-        plain = {"progress": [each.to_json() for each in self.progress], "report": self.report.to_json()}
+        plain: dict[str, Any] = {"progress": [each.to_json() for each in self.progress]}
         evaluation = self.evaluation and self.evaluation.to_json()
         plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
-        return {**plain, "evaluation": evaluation}
+        return {**plain, "report": self.report.to_json(), "evaluation": evaluation}
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
