@@ -73,6 +73,7 @@ SEEN = {
     "gap": ("#trust", "+0.620. Lowest validation loss at step 500. It rose from step 600 on"),
     "forgetting": ("#trust", "general text, which the data is not: base 18.20 (17.70 to 18.70), tuned 18.40"),
     "folds": ("#trust", "Validation loss: 1.450 ± 0.050 over 3 folds"),
+    "each fold": ("#trust", "2 1.500 +0.050"),
     "gate": ("#trust", "bleu at least 30 24.60 no"),
     "bias": ("#trust", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
     "groups": ("#trust", "gender female 210"),
