@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
+
+import msgspec
 
 from finetune_operator import kueue
 from finetune_operator.api import GROUP, PLURAL, VERSION
@@ -12,7 +15,6 @@ from finetune_operator.resources import JOB_LABEL
 from finetune_operator.transport import MERGE_PATCH, ApiError, Transport
 
 Body = dict[str, Any]
-_PAGE = 500
 
 
 class NotLeadingError(Exception):
@@ -31,6 +33,26 @@ class Resource(NamedTuple):
         return f"{self.api}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api}/{self.plural}"
 
 
+class _ListMeta(TypedDict, total=False):
+    resourceVersion: str
+
+
+class _List(TypedDict):
+    metadata: _ListMeta
+    items: list[msgspec.Raw]
+
+
+class Listed(NamedTuple):
+    """All objects of a kind."""
+
+    items: list[msgspec.Raw]
+    """Each as it came: of thousands, few are looked into."""
+    version: int
+    """Resource version that the list is of at least."""
+
+
+_LIST = msgspec.json.Decoder(_List)
+
 FINETUNEJOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
 JOBS = Resource("/apis/batch/v1", "jobs", JOB_LABEL)
 PODS = Resource("/api/v1", "pods", JOB_LABEL)
@@ -45,19 +67,22 @@ class Cluster:
         self._transport = transport
         self._may_write = may_write
 
-    async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> tuple[list[Body], int]:
-        """All objects of a kind, and the version that the list is of at least. No namespaces means all of them."""
-        items: list[Body] = []
-        versions = []
+    async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> Listed:
+        """All objects of a kind. No namespaces means all of them.
+
+        Not in pages, which the API server reads from etcd one by one; a whole list it has in memory, as for client-go.
+        """
+        items, version = list[msgspec.Raw](), sys.maxsize
         for namespace in namespaces or (None,):
-            page, version = await self._pages(resource.path(namespace), {"labelSelector": resource.selector})
-            items += page
-            versions.append(version)
-        return items, min(versions)
+            query = {"labelSelector": resource.selector}
+            found = _LIST.decode(await self._transport.ask("GET", resource.path(namespace), query=query))
+            items += found["items"]
+            version = min(version, _number(found["metadata"].get("resourceVersion", "")))
+        return Listed(items, version)
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
         """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
-        found, _ = await self._pages(FINETUNEJOBS.path(namespace), {"fieldSelector": f"metadata.name={name}"})
+        found = await self._list(FINETUNEJOBS.path(namespace), {"fieldSelector": f"metadata.name={name}"})
         return found[0] if found else None
 
     async def read_job(self, namespace: str, name: str) -> Body | None:
@@ -71,8 +96,7 @@ class Cluster:
 
     async def read_pods(self, namespace: str, name: str) -> list[Body]:
         """The pods of a FineTuneJob as they are stored now."""
-        found, _ = await self._pages(PODS.path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
-        return found
+        return await self._list(PODS.path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
 
     async def create_job(self, job: Body) -> Body:
         """Create a Job; 409 if there is one of that name."""
@@ -123,15 +147,14 @@ class Cluster:
 
     async def events_about(self, namespace: str, uid: str) -> list[Body]:
         """What others reported about an object."""
-        events, _ = await self._pages(EVENTS.path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
-        return events
+        return await self._list(EVENTS.path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
         """What Kueue keeps of a Job; nothing where it is missing, silent or not to be read, for it only tells why."""
         for resource in WORKLOADS:
             with suppress(ApiError):
                 query = {"labelSelector": f"{kueue.JOB_UID_LABEL}={job_uid}"}
-                return (await self._pages(resource.path(namespace), query))[0]
+                return await self._list(resource.path(namespace), query)
         return []
 
     async def create_event(self, event: Body) -> None:
@@ -142,15 +165,9 @@ class Cluster:
             if error.status != 409:
                 raise
 
-    async def _pages(self, path: str, query: dict[str, str]) -> tuple[list[Body], int]:
-        items: list[Body] = []
-        token = None
-        while token != "":
-            page = await self._call("GET", path, query={**query, "limit": str(_PAGE), "continue": token or ""})
-            items += page["items"]
-            token = page["metadata"].get("continue", "")
-        version = page["metadata"].get("resourceVersion", "")
-        return items, int(version) if version.isdigit() else 0
+    async def _list(self, path: str, query: dict[str, str]) -> list[Body]:
+        found: list[Body] = (await self._call("GET", path, query=query))["items"]
+        return found
 
     async def _call(
         self,
@@ -165,3 +182,7 @@ class Cluster:
         if method != "GET" and not self._may_write():
             raise NotLeadingError(f"not the leader any more: {method} {path} was not sent")
         return await self._transport.call(method, path, query=query, body=body, content_type=content_type)
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0

@@ -11,13 +11,15 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import kopf
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from finetune_operator import gauges, metrics
+from finetune_operator import gauges, metrics, trimming
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Resource
 from finetune_operator.election import Election
@@ -26,7 +28,7 @@ from finetune_operator.resources import JOB_LABEL
 from finetune_operator.serving import Server
 from finetune_operator.settings import Settings
 from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
-from finetune_operator.transport import Transport, load_configuration
+from finetune_operator.transport import Transport
 from finetune_operator.workers import Workers, every
 
 _FINETUNEJOBS = (GROUP, VERSION, PLURAL)
@@ -36,6 +38,18 @@ _PODS = ("", "v1", "pods")
 
 _SETTLED = 15.0
 """Seconds after which the watches run: what was deleted between the first list and their own is missed until then."""
+
+
+_NEW_WORK_FIRST = 3.0
+"""Seconds at most, by which the watches begin later; one who does not lead has no work and waits in vain."""
+
+
+def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
+    """By the service account in a pod, else by the kubeconfig."""
+    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise kopf.PermanentError("neither a service account nor a kubeconfig is here: set KUBECONFIG")
+    return found
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
@@ -80,8 +94,7 @@ class Operator:
         kopf.on.startup(registry=registry, id="serve", errors=kopf.ErrorsMode.PERMANENT)(self.serve)
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
-        kopf.on.login(registry=registry, id="service-account")(kopf.login_with_service_account)
-        kopf.on.login(registry=registry, id="kubeconfig")(kopf.login_with_kubeconfig)
+        kopf.on.login(registry=registry, id="log-in")(log_in)
         kopf.on.event(*_FINETUNEJOBS, registry=registry, id="finetunejob")(self._watcher(self._kinds[0]))
         kopf.on.event(*_JOBS, registry=registry, id="job")(self._watcher(self._kinds[1]))
         kopf.on.event(*_PODS, registry=registry, id="pod")(self._watcher(self._kinds[2]))
@@ -112,10 +125,10 @@ class Operator:
         await self._server.serve_health(self.settings.health_port, self.liveness, self.readiness)
         await self._server.serve_metrics(self.settings.metrics_port, registry)
 
-    async def start(self, **_: object) -> None:
+    async def start(self, settings: kopf.OperatorSettings, **_: object) -> None:
         """List everything once, then stand for election. Without the CRD or the rights this raises, and kopf tries
-        again."""
-        self._transport.open(await load_configuration())
+        again. The watches begin afterwards, by listing everything once more; new work goes before that."""
+        self._transport.open(lambda: log_in(settings))
         try:
             await self.resync()
         except BaseException:
@@ -127,6 +140,8 @@ class Operator:
             "resync": every(interval, self.resync, first=min(_SETTLED, interval)),
         }
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.workers.new_work_is_done(), _NEW_WORK_FIRST)
 
     async def stop(self, **_: object) -> None:
         """Cancel everything, then give the Lease back; what was begun is found again by the next leader."""
@@ -170,12 +185,20 @@ class Operator:
 
     async def resync(self) -> None:
         """Repair what the watches missed, and look at everything again."""
-        for resource, shelf, key in self._kinds:
-            bodies, version = await self._cluster.list_all(resource, self.settings.watch_namespaces)
-            shelf.replace(((key(body), body) for body in bodies), version)
+        for kind in self._kinds:
+            await self._list(*kind)
         self._listed = time.monotonic()
-        for each in self.store.finetunejobs.all_keys():
+        for each in self.store.open_keys():
             self.workers.add(each, routine=True)
+
+    async def _list(self, resource: Resource, shelf: Shelf, key: Callable[[Body], Key]) -> None:
+        listed = await self._cluster.list_all(resource, self.settings.watch_namespaces)
+        uids = set[str]()
+        for raw in listed.items:
+            head = trimming.head(raw)
+            shelf.offer(key(head), head, partial(trimming.whole, raw))
+            uids.add(head["metadata"]["uid"])
+        shelf.keep_only(uids, listed.version)
 
     def _watcher(self, kind: tuple[Resource, Shelf, Callable[[Body], Key]]) -> Callable[..., Awaitable[None]]:
         resource, shelf, key = kind

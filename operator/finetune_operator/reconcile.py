@@ -22,6 +22,7 @@ Body = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 SLOW_START = 5.0
 """Seconds after which events are asked why nothing happens; a pod that waits for a Secret says so nowhere else."""
 
@@ -34,6 +35,8 @@ class Run(NamedTuple):
     meta: Metadata
     wanted: Wanted
     previous: FineTuneJobStatus
+    now: str
+    """One moment for the whole look."""
 
 
 class Reconciler:
@@ -47,18 +50,19 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Work on one key once; returns the seconds after which to look again, if no event is to be expected."""
-        body = next(reversed(self._store.finetunejobs.of(key)), None)
+        body = self._store.finetunejob(key)
         if body is None or children.is_being_deleted(body):
-            self._store.progress.pop(key, None)
+            self._store.forget_run(key)
             return None
-        run = Run(key, body, Metadata.model_validate(body["metadata"]), wanted(body), _previous_status(body))
+        meta, now = Metadata.model_validate(body["metadata"]), self._now().astimezone(UTC).strftime(_TIME)
+        run = Run(key, body, meta, wanted(body), _previous_status(body), now)
         seen = Seen() if is_terminal(run.previous) else await self._observe(run)
-        status = next_status(run.meta, run.previous, seen, self._text())
+        status = next_status(run.meta, run.previous, seen, now)
         await self._publish(run, status)
         if is_terminal(status):
             return await self._clear_up(run, status)
         await self._adjust(run, seen, status)
-        return clocks.next_look(seen, status, self._text())
+        return clocks.next_look(seen, status, now)
 
     async def _observe(self, run: Run) -> Seen:
         job = self._job(run)
@@ -81,7 +85,7 @@ class Reconciler:
             job=job,
             pods=pods,
             progress=self._store.heard(run.key, children.newest(children.leaders(pods))),
-            warning=await self._warning(clocks.slow_start(job, pods)),
+            warning=await self._warning(clocks.slow_start(job, pods), run.now),
             wanted=run.wanted,
             waits=await self._waits(job),
         )
@@ -117,18 +121,18 @@ class Reconciler:
 
     async def _clear_up(self, run: Run, status: FineTuneJobStatus) -> float | None:
         """After the end: no Job goes on, and the FineTuneJob itself goes when its time has come."""
-        self._store.progress.pop(run.key, None)
+        self._store.forget_run(run.key)
         job = self._job(run)
         if job and not children.has_ended(job) and not children.is_being_deleted(job):
             await self._delete(run.key, job)
         due = clocks.ttl_due(run.wanted, status)
-        if clocks.is_due(due, self._text()):
+        if clocks.is_due(due, run.now):
             await self._cluster.delete_finetunejob(run.body)
             return None
-        return clocks.until(due, self._text())
+        return clocks.until(due, run.now)
 
-    async def _warning(self, slow: Body | None) -> children.Said | None:
-        if slow is None or clocks.age(slow, self._text()) < SLOW_START:
+    async def _warning(self, slow: Body | None, now: str) -> children.Said | None:
+        if slow is None or clocks.age(slow, now) < SLOW_START:
             return None
         meta = slow["metadata"]
         return children.newest_warning(await self._cluster.events_about(meta["namespace"], meta["uid"]))
@@ -155,7 +159,7 @@ class Reconciler:
         await self._report(run, status)
 
     async def _report(self, run: Run, status: FineTuneJobStatus) -> None:
-        event = events.transition(run.meta, run.previous, status, self._text())
+        event = events.transition(run.meta, run.previous, status, run.now)
         if event is None:
             return
         log.info("%s: %s", event["reason"], event["message"])
@@ -163,9 +167,6 @@ class Reconciler:
             await self._cluster.create_event(event)
         except (ApiError, *NO_ANSWER) as error:  # the status says it all
             log.warning("no event: %s: %s", type(error).__name__, error)
-
-    def _text(self) -> str:
-        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _previous_status(body: Body) -> FineTuneJobStatus:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from finetune_operator import children, trimming
 from finetune_operator.resources import JOB_LABEL
 from finetune_trainer.contract import Progress
 
 Body = dict[str, Any]
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_JOB_FIELDS = frozenset({"suspend", "backoffLimit", "activeDeadlineSeconds"})
-_POD_FIELDS = frozenset({"nodeName", "hostNetwork"})
 
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
@@ -36,13 +34,13 @@ def version_of(body: Body) -> int:
 
 
 class Shelf:
-    """The bodies of one kind of object, by uid and by key; of their specs only some fields, if these are named.
+    """The bodies of one kind of object, by uid and by key: trimmed, and without those that are not needed."""
 
-    A finished run's Job and pod lie in the cluster as long as it does: whole, they would take most of the memory.
-    """
-
-    def __init__(self, spec_fields: frozenset[str] | None = None) -> None:
-        self._spec_fields = spec_fields
+    def __init__(
+        self, trim: Callable[[Body], Body], is_needed: Callable[[Key, Body], bool] = lambda _key, _body: True
+    ) -> None:
+        self._trim = trim
+        self._is_needed = is_needed
         self._bodies: dict[str, Body] = {}
         self._keys: dict[str, Key] = {}
         self._by_key: defaultdict[Key, set[str]] = defaultdict(set)
@@ -65,36 +63,37 @@ class Shelf:
 
     def put(self, key: Key, body: Body) -> bool:
         """Keep a body unless a newer one is here or the object is gone, for events come late and in any order."""
-        uid = body["metadata"]["uid"]
+        return self.offer(key, body, lambda: body)
+
+    def offer(self, key: Key, head: Body, whole: Callable[[], Body]) -> bool:
+        """The same, of a body that is read only if it is kept."""
+        uid = head["metadata"]["uid"]
         known = self._bodies.get(uid)
-        if uid in self._gone | self._long_gone or (known and version_of(known) >= version_of(body) > 0):
+        if uid in self._gone or uid in self._long_gone or (known and version_of(known) >= version_of(head) > 0):
             return False
         self._drop(uid)  # its label may have changed
-        self._trim(body)
-        self._bodies[uid] = body
+        if not self._is_needed(key, head):
+            return False
+        self._bodies[uid] = self._trim(whole())
         self._keys[uid] = key
         self._by_key[key].add(uid)
         return True
 
-    def _trim(self, body: Body) -> None:
-        """Take from a body what is never read."""
-        body["metadata"].pop("managedFields", None)
-        body["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
-        if self._spec_fields is not None:
-            body["spec"] = {key: value for key, value in body.get("spec", {}).items() if key in self._spec_fields}
+    def clear_out(self, key: Key) -> None:
+        """Let go what is not needed any more of a key."""
+        for body in self.of(key):
+            if not self._is_needed(key, body):
+                self._drop(body["metadata"]["uid"])
 
     def remove(self, body: Body) -> None:
         """Forget a deleted object; uids never come back, so a late event or list cannot revive it."""
         self._gone.add(body["metadata"]["uid"])
         self._drop(body["metadata"]["uid"])
 
-    def replace(self, bodies: Iterable[tuple[Key, Body]], version: int) -> None:
-        """Make it equal to a list that was taken at `version`; what is newer than the list stays."""
-        listed = {body["metadata"]["uid"]: (key, body) for key, body in bodies}
+    def keep_only(self, listed: set[str], version: int) -> None:
+        """Drop what is not among the uids of a whole list that was taken at `version`; what is newer stays."""
         for uid in [uid for uid, body in self._bodies.items() if uid not in listed and version_of(body) <= version]:
             self._drop(uid)
-        for key, body in listed.values():
-            self.put(key, body)
         self._gone, self._long_gone = set(), self._gone
 
     def _drop(self, uid: str) -> None:
@@ -115,14 +114,40 @@ class Heard(NamedTuple):
 
 
 class Store:
-    """All shelves."""
+    """All shelves. Of a run that has ended, with all that belongs to it, nothing but the end is kept."""
 
     def __init__(self) -> None:
-        self.finetunejobs = Shelf()
-        self.jobs = Shelf(_JOB_FIELDS)
-        self.pods = Shelf(_POD_FIELDS)
+        self.finetunejobs = Shelf(trimming.finetunejob)
+        self.jobs = Shelf(trimming.job, lambda key, job: not (children.has_ended(job) and self.has_ended(key)))
+        self.pods = Shelf(trimming.pod, lambda key, pod: children.is_alive(pod) or not self.has_ended(key))
         self.progress: dict[Key, Heard] = {}
         """What running pods last said of themselves."""
+
+    def finetunejob(self, key: Key) -> Body | None:
+        """The newest of that name; one that is being deleted may be there beside it."""
+        return next(reversed(self.finetunejobs.of(key)), None)
+
+    def has_ended(self, key: Key) -> bool:
+        """Whether the FineTuneJob has a terminal condition."""
+        body = self.finetunejob(key)
+        return body is not None and children.has_ended(body)
+
+    def open_keys(self) -> list[Key]:
+        """FineTuneJobs that may need something: all but those that have ended for good and left nothing to clear up."""
+        return [key for key in self.finetunejobs.all_keys() if not self._is_closed(key)]
+
+    def _is_closed(self, key: Key) -> bool:
+        body = self.finetunejob(key)
+        if body is None or not children.has_ended(body) or "ttlSecondsAfterFinished" in body["spec"]:
+            return False
+        current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
+        return current and not self.jobs.of(key) and not self.pods.of(key)
+
+    def forget_run(self, key: Key) -> None:
+        """A FineTuneJob has ended or is gone: let go what nobody will ask for."""
+        self.progress.pop(key, None)
+        self.jobs.clear_out(key)
+        self.pods.clear_out(key)
 
     def heard(self, key: Key, pod: Body | None) -> Progress | None:
         """What this pod, and none before it, last said."""

@@ -1,25 +1,26 @@
 """One request of the API server: sent, measured, and its answer understood.
 
-It calls the generated client's transport rather than its typed methods: turning each object into the client's models
-costs more than the call, and drops fields that this version of the client does not know.
+Bodies stay plain objects: turning each into a client library's models costs more than the call, and drops fields that
+its version does not know.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import ssl
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import aiohttp
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
+import msgspec
 
 from finetune_operator import metrics
 
 Body = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 
+_FRESH = 60.0
+"""Seconds that a token is used before it is read anew: kubelets replace those of service accounts."""
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -39,30 +40,36 @@ NO_ANSWER = (aiohttp.ClientError, TimeoutError)
 """What is raised where the API server does not answer."""
 
 
-async def load_configuration() -> Configuration:
-    """From the service account in a pod, else from `KUBECONFIG`; the order that kopf has too."""
-    # Without it each request reads ~/.netrc in a thread.
-    configuration = Configuration(client_session_kwargs={"trust_env": False})
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
-    return configuration
+class Access(Protocol):
+    """How the API server is reached, by which right."""
+
+    @property
+    def server(self) -> str: ...
+
+    def as_http_headers(self) -> dict[str, str]: ...
+
+    def as_ssl_context(self) -> ssl.SSLContext: ...
 
 
 class Transport:
     """Connections to the API server."""
 
     def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
 
-    def open(self, configuration: Configuration) -> None:
-        """To be done before the first call."""
-        self._client = ApiClient(configuration)
+    def open(self, log_in: Callable[[], Access]) -> None:
+        """To be done before the first call. `log_in` is asked again now and then."""
+        access = log_in()
+        self._log_in = log_in
+        self._server = access.server.rstrip("/")
+        self._headers, self._read = access.as_http_headers(), time.monotonic()
+        headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
+        connector = aiohttp.TCPConnector(ssl=access.as_ssl_context())
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._session.close()
 
     async def call(
         self,
@@ -74,6 +81,20 @@ class Transport:
         content_type: str = "application/json",
     ) -> Body:
         """The answer's body. Raises `ApiError`, or one of `NO_ANSWER`."""
+        text = await self.ask(method, path, query=query, body=body, content_type=content_type)
+        answer: Body = msgspec.json.decode(text)
+        return answer
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Body | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        """The same, as it came."""
         verb, resource = verb_and_resource(method, path)
         began, code = time.perf_counter(), "none"
         try:
@@ -84,22 +105,22 @@ class Transport:
             metrics.API_SECONDS.labels(verb, resource).observe(time.perf_counter() - began)
         if status >= 400:
             raise _error(status, retry_after, text)
-        answer: Body = json.loads(text)
-        return answer
+        return text
 
     async def _send(
         self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
     ) -> tuple[int, str | None, bytes]:
-        request = await self._client.param_serialize(
-            method,
-            path,
-            query_params=[(key, value) for key, value in (query or {}).items() if value],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        response = await self._client.call_api(*request, _request_timeout=self._timeout)
-        return response.status, response.headers.get("Retry-After"), await response.read()  # type: ignore[no-untyped-call]
+        headers = self._authorization() if body is None else {**self._authorization(), "Content-Type": content_type}
+        data = None if body is None else msgspec.json.encode(body)
+        asked = {key: value for key, value in (query or {}).items() if value}
+        url = f"{self._server}{path}"
+        async with self._session.request(method, url, params=asked, data=data, headers=headers) as response:
+            return response.status, response.headers.get("Retry-After"), await response.read()
+
+    def _authorization(self) -> dict[str, str]:
+        if time.monotonic() - self._read > _FRESH:
+            self._headers, self._read = self._log_in().as_http_headers(), time.monotonic()
+        return self._headers
 
 
 def verb_and_resource(method: str, path: str) -> tuple[str, str]:
@@ -115,7 +136,7 @@ def verb_and_resource(method: str, path: str) -> tuple[str, str]:
 def _error(status: int, retry_after: str | None, text: bytes) -> ApiError:
     """Proxies answer with pages of their own, so anything may stand in an error's body."""
     try:
-        said = json.loads(text)
+        said = msgspec.json.decode(text)
     except ValueError:
         said = {}
     reason, message = (said.get("reason"), said.get("message")) if isinstance(said, dict) else (None, None)

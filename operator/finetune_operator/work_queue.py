@@ -81,6 +81,10 @@ class WorkQueue:
         """Keys that wait for a worker."""
         return len(self._waiting)
 
+    def has_fresh(self) -> bool:
+        """Whether a key waits that is not routine."""
+        return bool(self._fresh)
+
     def longest_wait(self) -> float:
         """Seconds for which the key that came first has waited."""
         now = time.monotonic()

@@ -50,13 +50,18 @@ class Workers:
             self.queue.close()
             self.queue = None
 
+    async def new_work_is_done(self) -> None:
+        """Wait until this replica leads and no key waits that is new."""
+        while self.queue is None or self.queue.has_fresh():
+            await asyncio.sleep(0.02)
+
     async def _look_at_everything(self) -> None:
         """New work at once; the rest when trainers were asked, lest their progress be taken for lost."""
         for body in self._store.finetunejobs:
             if not body.get("status", {}).get("conditions"):
                 self.add(name_key(body))
         await self.poll()
-        for key in self._store.finetunejobs.all_keys():
+        for key in self._store.open_keys():
             self.add(key, routine=True)
 
     async def poll(self) -> None:
@@ -102,7 +107,7 @@ class Workers:
         return "success"
 
     def _uid(self, key: Key) -> str:
-        body = next(reversed(self._store.finetunejobs.of(key)), None)
+        body = self._store.finetunejob(key)
         return body["metadata"]["uid"] if body else ""
 
 

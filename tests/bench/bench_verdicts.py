@@ -160,7 +160,8 @@ def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
 
 
 def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparing.Files:
-    assert config.dataset.validation and config.dataset.validation.sources
+    assert config.dataset.validation
+    assert config.dataset.validation.sources
     sources = [*config.dataset.sources, *config.dataset.validation.sources]
     held: list[tuple[DataSource, list[tiny_model.StoredFile]]] = [
         (source, [tiny_model.write_rows(folder / Path(source.uri).name, some, source.uri)])

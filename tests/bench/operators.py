@@ -98,6 +98,7 @@ def run(subject: Subject, url: str, folder: Path) -> Iterator[Running]:
     }
     (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
     silent = {"FINETUNE_OPERATOR_HEALTH_PORT": "0", "FINETUNE_OPERATOR_METRICS_PORT": "0"}
+    silent |= {"MALLOC_MMAP_THRESHOLD_": "262144"}  # as in its image
     environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **silent}
     with (folder / f"{subject.child}.log").open("ab") as log:
         process = subprocess.Popen(subject.command(), env=environment, stdout=log, stderr=subprocess.STDOUT)

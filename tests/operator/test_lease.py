@@ -9,13 +9,15 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import kopf
 import pytest
 from tests.operator.world import LEASE
 
 from finetune_operator.cluster import NotLeadingError
 from finetune_operator.election import Election
+from finetune_operator.handlers import log_in
 from finetune_operator.lease import Lease
-from finetune_operator.transport import Transport, load_configuration
+from finetune_operator.transport import Transport
 
 if TYPE_CHECKING:
     from tests.operator.world import World
@@ -43,7 +45,7 @@ class Candidate:
 @asynccontextmanager
 async def _candidate(world: World, identity: str = "me") -> AsyncIterator[Candidate]:
     transport = Transport(5)
-    transport.open(await load_configuration())
+    transport.open(lambda: log_in(kopf.OperatorSettings()))
     candidate = Candidate(Election(Lease(transport, world.namespace, LEASE), identity, SECONDS))
     task = asyncio.create_task(candidate.election.run(candidate.lead))
     try:

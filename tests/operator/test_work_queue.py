@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from finetune_operator import work_queue
+from finetune_operator import trimming, work_queue
 from finetune_operator.store import Shelf, key_of, name_key
 from finetune_operator.work_queue import WorkQueue
 
@@ -114,7 +114,7 @@ def _body(build: type[Build], version: int, uid: str = "u", name: str = "a") -> 
 
 
 def test_an_older_event_changes_nothing(build: type[Build]) -> None:
-    shelf = Shelf()
+    shelf = Shelf(trimming.pod)
     assert shelf.put(A, _body(build, 5))
     assert not shelf.put(A, _body(build, 4))
     assert not shelf.put(A, _body(build, 5))
@@ -122,25 +122,27 @@ def test_an_older_event_changes_nothing(build: type[Build]) -> None:
 
 
 def test_what_is_gone_stays_gone(build: type[Build]) -> None:
-    shelf = Shelf()
+    shelf = Shelf(trimming.pod)
     shelf.put(A, _body(build, 5))
     shelf.remove(_body(build, 6))
     assert not shelf.put(A, _body(build, 5))
-    shelf.replace([(A, _body(build, 5))], 5)  # a list that was on its way
+    shelf.put(A, _body(build, 5))  # by a list that was on its way
+    shelf.keep_only({"u"}, 5)
     assert shelf.of(A) == []
     assert shelf.all_keys() == []
 
 
 def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
-    shelf = Shelf()
+    shelf = Shelf(trimming.pod)
     shelf.put(A, _body(build, 1, "gone"))
     shelf.put(B, _body(build, 9, "newer than the list"))
-    shelf.replace([(C, _body(build, 3, "missed"))], 5)
+    shelf.put(C, _body(build, 3, "missed"))
+    shelf.keep_only({"missed"}, 5)
     assert set(shelf.all_keys()) == {B, C}
 
 
 def test_a_name_used_again_is_another_object(build: type[Build]) -> None:
-    shelf = Shelf()
+    shelf = Shelf(trimming.pod)
     shelf.put(A, _body(build, 1, "old"))
     shelf.put(A, _body(build, 2, "new"))
     assert [body["metadata"]["uid"] for body in shelf.of(A)] == ["old", "new"]
@@ -152,13 +154,3 @@ def test_keys_come_from_our_label_but_for_a_finetunejob(build: type[Build]) -> N
     body = build.stored("a", labels={"finetune.dev/job": "b"})
     assert key_of(body) == ("team", "b")
     assert name_key(body) == ("team", "a")
-
-
-def test_a_shelf_keeps_nothing_that_is_never_read() -> None:
-    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
-    meta = {"uid": "1", "name": "bot", "namespace": "team", "managedFields": [{}], "annotations": applied}
-    shelf = Shelf(frozenset({"suspend"}))
-    shelf.put(("team", "bot"), {"metadata": meta, "spec": {"suspend": True, "template": {"spec": {}}}})
-    (kept,) = shelf.of(("team", "bot"))
-    assert kept["spec"] == {"suspend": True}
-    assert (kept["metadata"]["annotations"], "managedFields" in kept["metadata"]) == ({"team": "a"}, False)

@@ -1,0 +1,96 @@
+"""How the API server is reached: by a token that is read anew, with answers as they come."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from finetune_operator import transport
+from finetune_operator.transport import ApiError, Transport
+
+
+class Access:
+    """A service account whose token is replaced now and then."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self._tokens: Iterator[str] = iter(["first", "second", "third"])
+
+    def as_http_headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {next(self._tokens)}"}
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+@asynccontextmanager
+async def _opened(answer: Callable[[], web.Response]) -> AsyncIterator[tuple[Transport, list[web.Request]]]:
+    asked: list[web.Request] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request)
+        return answer()
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    access = Access(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+    opened = Transport(5)
+    opened.open(lambda: access)
+    try:
+        yield opened, asked
+    finally:
+        await opened.close()
+        await runner.cleanup()
+
+
+PATH = "/api/v1/namespaces/team/pods"
+
+
+async def test_the_token_is_read_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _opened(lambda: web.json_response({"items": []})) as (opened, asked):
+        for seconds in (60.0, 60.0, 0.0):
+            monkeypatch.setattr(transport, "_FRESH", seconds)
+            await opened.call("GET", PATH)
+    tokens = [each.headers["Authorization"] for each in asked]
+    assert tokens == ["Bearer first", "Bearer first", "Bearer second"]
+
+
+async def test_a_query_without_value_is_not_sent() -> None:
+    async with _opened(lambda: web.json_response({})) as (opened, asked):
+        await opened.call("GET", PATH, query={"labelSelector": "a=b,c", "continue": ""})
+    assert dict(asked[0].query) == {"labelSelector": "a=b,c"}
+
+
+REFUSALS = {
+    "a Status": (
+        lambda: web.json_response({"reason": "Conflict", "message": "changed"}, status=409),
+        "409 Conflict: changed",
+    ),
+    "a proxy's page": (lambda: web.Response(text="<html>busy</html>", status=503), "503 Unknown: <html>busy</html>"),
+    "nothing": (lambda: web.Response(status=500), "500 Unknown: "),
+    "a list": (lambda: web.json_response([1], status=400), "400 Unknown: [1]"),
+    "no UTF-8": (lambda: web.Response(body=b"\xff\xfe", status=502), "502 Unknown: \ufffd\ufffd"),
+}
+
+
+@pytest.mark.parametrize(("answer", "message"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refusal_says_what_was_said(answer: Callable[[], web.Response], message: str) -> None:
+    async with _opened(answer) as (opened, _):
+        with pytest.raises(ApiError) as error:
+            await opened.call("GET", PATH)
+    assert str(error.value) == message
+
+
+async def test_a_server_that_asks_to_wait_is_heard() -> None:
+    async with _opened(lambda: web.json_response({}, status=429, headers={"Retry-After": "7"})) as (opened, _):
+        with pytest.raises(ApiError) as error:
+            await opened.call("GET", PATH)
+    assert error.value.retry_after == 7

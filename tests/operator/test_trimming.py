@@ -1,0 +1,170 @@
+"""What the store keeps: of a run that has ended as good as nothing, and all that is asked for of any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from finetune_operator import trimming
+from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.events import merge_patch
+from finetune_operator.seen import Seen
+from finetune_operator.status import is_terminal, next_status
+from finetune_operator.store import Key, Shelf, Store, key_of, name_key
+from finetune_operator.wanted import wanted
+
+if TYPE_CHECKING:
+    from tests.operator.bodies import Build
+
+Make = Callable[[type["Build"]], dict[str, Any]]
+KEY: Key = ("team", "bot")
+ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Failed")}
+
+
+def _ended(build: type[Build], kind: str, **metadata: Any) -> dict[str, Any]:
+    """A FineTuneJob as it is stored after its end, by the operator's own status."""
+    condition, code, phase = ENDS[kind]
+    reason = {"complete": "Completed", "failed": "DataInvalid"}[kind]
+    word = json.dumps({"reason": reason, "message": "done", "dataset": {"rows": 5, "kept": 4}})
+    job = build.job({condition: ("x", "y")})
+    pod = build.pod(state=build.ended(code, word), phase=phase)
+    body = build.stored(spec={"ttlSecondsAfterFinished": 60}, managedFields=[{"manager": "kubectl"}], **metadata)
+    status = next_status(Metadata.model_validate(body["metadata"]), FineTuneJobStatus(), Seen(job, (pod,)), build.now)
+    return {**body, "status": status.to_json()}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_ended_finetunejob_keeps_what_its_end_needs(build: type[Build], kind: str) -> None:
+    body = _ended(build, kind)
+    size = len(json.dumps(body))
+    kept = trimming.finetunejob(body)
+    assert len(json.dumps(kept)) < 0.6 * size
+    assert name_key(kept) == KEY
+    assert wanted(kept).ttl == 60
+    status = FineTuneJobStatus.model_validate(kept["status"])
+    assert is_terminal(status)
+    assert status.completion_time
+    assert "model" not in kept["spec"]
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_new_generation_of_an_ended_finetunejob_changes_that_number_alone(build: type[Build], kind: str) -> None:
+    kept = trimming.finetunejob(_ended(build, kind, generation=1))
+    kept["metadata"]["generation"] = 2
+    before = FineTuneJobStatus.model_validate(kept["status"])
+    after = next_status(Metadata.model_validate(kept["metadata"]), before, Seen(), build.now)
+    assert merge_patch(before.to_json(), after.to_json()) == {"observedGeneration": 2}
+
+
+def test_a_finetunejob_that_runs_is_kept_whole_but_for_its_history(build: type[Build]) -> None:
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
+    body = build.stored(managedFields=[{}], annotations=applied)
+    kept = trimming.finetunejob(body)
+    assert kept["spec"] == build.stored()["spec"]
+    assert (kept["metadata"]["annotations"], "managedFields" in kept["metadata"]) == ({"team": "a"}, False)
+
+
+def _store(build: type[Build], kind: str | None) -> Store:
+    store = Store()
+    body = _ended(build, kind) if kind else build.stored()
+    store.finetunejobs.put(KEY, body)
+    return store
+
+
+CHILDREN = {
+    "an ended Job": ("jobs", lambda build: build.job({"Complete": ("x", "y")}), False),
+    "a Job that failed": ("jobs", lambda build: build.job({"Failed": ("x", "y")}), False),
+    "a Job that goes on": ("jobs", lambda build: build.job(), True),
+    "an ended pod": ("pods", lambda build: build.pod(state=build.ended(0), phase="Succeeded"), False),
+    "a pod that runs": ("pods", lambda build: build.pod(state={"running": {}}, phase="Running"), True),
+}
+
+
+@pytest.mark.parametrize(("shelf", "make", "stays"), CHILDREN.values(), ids=CHILDREN)
+def test_of_an_ended_finetunejob_only_what_still_lives_is_kept(
+    build: type[Build], shelf: str, make: Make, stays: bool
+) -> None:
+    shelves: dict[str, Shelf] = vars(_store(build, "complete"))
+    assert shelves[shelf].put(KEY, make(build)) is stays
+    assert bool(shelves[shelf].of(KEY)) is stays
+    shelves = vars(_store(build, None))
+    assert shelves[shelf].put(KEY, make(build)), "of one that goes on, all is kept"
+
+
+def test_what_an_end_leaves_is_let_go(build: type[Build]) -> None:
+    store = _store(build, None)
+    store.jobs.put(KEY, build.job({"Complete": ("x", "y")}))
+    store.pods.put(KEY, build.pod(state=build.ended(0), phase="Succeeded"))
+    store.pods.put(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
+    body = _ended(build, "complete")
+    body["metadata"]["resourceVersion"] = "11"
+    store.finetunejobs.put(KEY, body)
+    store.forget_run(KEY)
+    assert store.jobs.of(KEY) == []
+    assert [pod["metadata"]["name"] for pod in store.pods.of(KEY)] == ["bot-2"]
+
+
+OPEN = {
+    "new": (lambda build: build.stored(), True),
+    "ended, to be deleted some day": (lambda build: _ended(build, "complete"), True),
+    "ended": (lambda build: _without_ttl(_ended(build, "complete")), False),
+    "ended, changed since": (lambda build: _without_ttl(_ended(build, "complete", generation=2)), True),
+}
+
+
+def _without_ttl(body: dict[str, Any]) -> dict[str, Any]:
+    del body["spec"]["ttlSecondsAfterFinished"]
+    body["status"]["observedGeneration"] = 1
+    return body
+
+
+@pytest.mark.parametrize(("make", "is_open"), OPEN.values(), ids=OPEN)
+def test_who_has_ended_for_good_is_not_looked_at_again(build: type[Build], make: Make, is_open: bool) -> None:
+    store = Store()
+    store.finetunejobs.put(KEY, make(build))
+    assert store.open_keys() == ([KEY] if is_open else [])
+
+
+def test_a_job_that_goes_on_after_the_end_is_looked_at(build: type[Build]) -> None:
+    store = Store()
+    store.finetunejobs.put(KEY, _without_ttl(_ended(build, "complete")))
+    store.jobs.put(KEY, build.job())
+    assert store.open_keys() == [KEY]
+
+
+HEADS = {
+    "FineTuneJob": lambda build: _ended(build, "failed"),
+    "Job": lambda build: build.job({"Complete": ("x", "y")}),
+    "pod": lambda build: {**build.pod(phase="Failed"), "extra": [{"deep": None}]},
+}
+
+
+@pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
+def test_a_head_tells_whose_it_is_and_whether_it_has_ended(build: type[Build], make: Make) -> None:
+    body = make(build)
+    raw = msgspec.Raw(json.dumps(body).encode())
+    head = trimming.head(raw)
+    assert key_of(head) == key_of(body)
+    assert head["metadata"]["uid"] == body["metadata"]["uid"]
+    assert head["status"].get("phase") == body["status"].get("phase")
+    kinds = {each["type"] for each in body["status"].get("conditions", [])}
+    assert {each["type"] for each in head["status"].get("conditions", [])} == kinds
+    assert trimming.whole(raw) == body
+
+
+def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> None:
+    store = _store(build, None)
+    read: list[int] = []
+
+    def whole() -> dict[str, Any]:
+        read.append(1)
+        return build.stored(resourceVersion="11")
+
+    assert not store.finetunejobs.offer(KEY, build.stored(), whole)
+    assert read == []
+    assert store.finetunejobs.offer(KEY, build.stored(resourceVersion="11"), whole)
+    assert read == [1]
