@@ -13,9 +13,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import kopf
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
@@ -66,16 +67,26 @@ class _NoDiffBase(kopf.DiffBaseStorage):
         pass
 
 
+class Kind(NamedTuple):
+    """A kind of object that is watched and listed."""
+
+    resource: Resource
+    shelf: Shelf
+    key: Callable[[Body], Key]
+    read: Callable[[msgspec.Raw, Body], Body]
+    """From a list, whose head is known."""
+
+
 class Operator:
     """One replica: its store and watches, its part in the election, and its work while it leads."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store()
-        self._kinds: tuple[tuple[Resource, Shelf, Callable[[Body], Key]], ...] = (
-            (FINETUNEJOBS, self.store.finetunejobs, name_key),
-            (JOBS, self.store.jobs, key_of),
-            (PODS, self.store.pods, key_of),
+        self._kinds = (
+            Kind(FINETUNEJOBS, self.store.finetunejobs, name_key, trimming.read_finetunejob),
+            Kind(JOBS, self.store.jobs, key_of, trimming.read),
+            Kind(PODS, self.store.pods, key_of, trimming.read),
         )
         self._transport = Transport(settings.request_timeout)
         lease = Lease(self._transport, settings.lease_namespace, settings.lease_name)
@@ -186,23 +197,23 @@ class Operator:
     async def resync(self) -> None:
         """Repair what the watches missed, and look at everything again."""
         for kind in self._kinds:
-            await self._list(*kind)
+            await self._list(kind)
         self._listed = time.monotonic()
         for each in self.store.open_keys():
             self.workers.add(each, routine=True)
 
-    async def _list(self, resource: Resource, shelf: Shelf, key: Callable[[Body], Key]) -> None:
-        listed = await self._cluster.list_all(resource, self.settings.watch_namespaces)
+    async def _list(self, kind: Kind) -> None:
+        listed = await self._cluster.list_all(kind.resource, self.settings.watch_namespaces)
         uids = set[str]()
         for raw in listed.items:
             head = trimming.head(raw)
-            shelf.offer(key(head), head, partial(trimming.whole, raw))
+            kind.shelf.offer(kind.key(head), head, partial(kind.read, raw, head))
             uids.add(head["metadata"]["uid"])
-        shelf.keep_only(uids, listed.version)
+        kind.shelf.keep_only(uids, listed.version)
 
-    def _watcher(self, kind: tuple[Resource, Shelf, Callable[[Body], Key]]) -> Callable[..., Awaitable[None]]:
-        resource, shelf, key = kind
-        events = metrics.WATCH_EVENTS.labels(resource.plural)
+    def _watcher(self, kind: Kind) -> Callable[..., Awaitable[None]]:
+        shelf, key = kind.shelf, kind.key
+        events = metrics.WATCH_EVENTS.labels(kind.resource.plural)
 
         async def seen(event: kopf.RawEvent, **_: object) -> None:
             events.inc()

@@ -16,9 +16,6 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _JOB_SPEC = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC = ("nodeName", "hostNetwork")
 _POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
-_ENDED_META = ("namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
-_ENDED_SPEC = ("ttlSecondsAfterFinished",)
-_ENDED_STATUS = ("observedGeneration", "phase", "conditions", "completionTime")
 
 
 class _Meta(TypedDict, total=False):
@@ -44,7 +41,34 @@ class _Head(TypedDict, total=False):
     status: _Status
 
 
-_HEAD = msgspec.json.Decoder(_Head)
+class _EndedMeta(TypedDict, total=False):
+    namespace: str
+    name: str
+    uid: str
+    resourceVersion: str
+    generation: int
+    creationTimestamp: str
+    deletionTimestamp: str
+
+
+class _EndedSpec(TypedDict, total=False):
+    ttlSecondsAfterFinished: int
+
+
+class _EndedStatus(TypedDict, total=False):
+    observedGeneration: int
+    phase: str
+    conditions: list[Body]
+    completionTime: str
+
+
+class _Ended(TypedDict):
+    metadata: _EndedMeta
+    spec: _EndedSpec
+    status: _EndedStatus
+
+
+_HEAD, _ENDED = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_Ended)
 
 
 def head(raw: msgspec.Raw) -> Body:
@@ -52,20 +76,24 @@ def head(raw: msgspec.Raw) -> Body:
     return dict(_HEAD.decode(raw))
 
 
-def whole(raw: msgspec.Raw) -> Body:
-    """All of it."""
+def read(raw: msgspec.Raw, _head: Body) -> Body:
+    """All of a body."""
     body: Body = msgspec.json.decode(raw)
     return body
+
+
+def read_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
+    """All of one that goes on; of one that has ended, what is kept of it."""
+    return dict(_ENDED.decode(raw)) if children.has_ended(head) else read(raw, head)
 
 
 def finetunejob(body: Body) -> Body:
     """Whole as long as a Job may be made of it; then only what its end needs."""
     if not children.has_ended(body):
         return _without_history(body)
-    status = _only(_ENDED_STATUS, body["status"])
-    status["conditions"] = [each for each in status["conditions"] if each["status"] == "True"]
-    spec = _only(_ENDED_SPEC, body.get("spec", {}))
-    return {"metadata": _only(_ENDED_META, body["metadata"]), "spec": spec, "status": status}
+    ended: Body = dict(msgspec.convert(body, _Ended))
+    ended["status"]["conditions"] = [each for each in ended["status"]["conditions"] if each["status"] == "True"]
+    return ended
 
 
 def job(body: Body) -> Body:

@@ -153,7 +153,19 @@ def test_a_head_tells_whose_it_is_and_whether_it_has_ended(build: type[Build], m
     assert head["status"].get("phase") == body["status"].get("phase")
     kinds = {each["type"] for each in body["status"].get("conditions", [])}
     assert {each["type"] for each in head["status"].get("conditions", [])} == kinds
-    assert trimming.whole(raw) == body
+    assert trimming.read(raw, head) == body
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_from_a_list_an_ended_one_is_read_as_it_is_kept(build: type[Build], kind: str) -> None:
+    raw = msgspec.Raw(json.dumps(_ended(build, kind)).encode())
+    read = trimming.finetunejob(trimming.read_finetunejob(raw, trimming.head(raw)))
+    assert read == trimming.finetunejob(_ended(build, kind))
+
+
+def test_from_a_list_one_that_goes_on_is_read_whole(build: type[Build]) -> None:
+    raw = msgspec.Raw(json.dumps(build.stored()).encode())
+    assert trimming.read_finetunejob(raw, trimming.head(raw)) == build.stored()
 
 
 def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> None:
