@@ -137,6 +137,8 @@ def _attempt(last: Body, seen: Seen, past: Past) -> State:
     status = children.ended(last).exit_code  # the pod's phase follows a moment after its container's end
     if status == 0 or last.get("status", {}).get("phase") == "Succeeded":
         return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
+    if status == ExitCode.PERMANENT:  # so the Job will end too, in a moment
+        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, describe(children.ended(last)))
     if status is not None or not children.is_alive(last):
         return _retrying(last, seen)
     state = _pending(last, seen.warning)

@@ -99,6 +99,7 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "container failed, pod not": (
             Seen(job(active=1), (pod(state=ended(75, word("StorageUnreachable")), phase="Running"),)),
             STARTING, "Retrying", "StorageUnreachable"),
+        "in vain for good, Job not": (attempt(42, word("DataInvalid")), RUNS, "PodRunning", "DataInvalid: words"),
         "first attempt lost": (attempt(75, word("StorageUnreachable")), STARTING, "Retrying", "StorageUnreachable"),
         "preempted": (attempt(143, word("Preempted")), STARTING, "Retrying", "Preempted"),
         "evicted": (
