@@ -39,7 +39,11 @@ def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, listed: 
         ("last_list_timestamp_seconds", "When everything was last listed.", listed),
     ):
         yield GaugeMetricFamily(f"finetune_operator_{name}", text, value)
-    family = GaugeMetricFamily("finetune_operator_stored_objects", "Objects kept in memory.", labels=["resource"])
+    family = GaugeMetricFamily(
+        "finetune_operator_stored_objects",
+        "Objects kept in memory; of a run that has ended the FineTuneJob alone.",
+        labels=["resource"],
+    )
     for resource, shelf in (("finetunejobs", store.finetunejobs), ("jobs", store.jobs), ("pods", store.pods)):
         family.add_metric([resource], len(shelf))
     yield family
