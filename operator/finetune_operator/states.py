@@ -10,7 +10,7 @@ from finetune_operator.accounting import MAX_INTERRUPTIONS
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.children import Body, Ended, Said
 from finetune_operator.seen import Obstacle, Past, Seen
-from finetune_trainer.contract import ExitCode, Reason
+from finetune_trainer.contract import ExitCode, Reason, Stage
 
 
 class Kind(Enum):
@@ -133,7 +133,7 @@ def _attempt(last: Body, seen: Seen, past: Past) -> State:
     if children.is_running(last):
         if clocks.is_due(clocks.stall_due(seen.wanted, past.progress, past.started, seen.progress), past.now):
             return State(Kind.RUNNING, OperatorReason.PROGRESS_STALLED, _stalled(name, seen, past))
-        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} trains.")
+        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} {_doing(past)}.")
     status = children.ended(last).exit_code  # the pod's phase follows a moment after its container's end
     if status == 0 or last.get("status", {}).get("phase") == "Succeeded":
         return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
@@ -147,6 +147,20 @@ def _attempt(last: Body, seen: Seen, past: Past) -> State:
         return state
     reason = OperatorReason.RETRYING if state.reason is OperatorReason.POD_PENDING else state.reason
     return State(state.kind, reason, f"{state.message} This is a retry. {describe(children.ended(before))}")
+
+
+_DOING = {
+    Stage.DOWNLOADING: "downloads model and data",
+    Stage.PREPARING: "prepares the data",
+    Stage.LOADING: "loads the model",
+    Stage.EVALUATING: "evaluates the model",
+    Stage.EXPORTING: "exports the result",
+    Stage.UPLOADING: "uploads the result",
+}
+
+
+def _doing(past: Past) -> str:
+    return _DOING.get(past.progress.stage, "trains") if past.progress else "runs"
 
 
 def _retrying(last: Body, seen: Seen) -> State:

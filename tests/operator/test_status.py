@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from finetune_operator.children import parse_outcome
 from finetune_operator.seen import Seen
 from finetune_operator.status import is_terminal, next_status
 from finetune_operator.wanted import Wanted
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import Progress, Stage
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -57,6 +58,19 @@ def test_transition_time_moves_only_with_the_status(build: type[Build]) -> None:
     assert queued.conditions[0].last_transition_time == NOW
     running = Seen(build.job(), (build.pod(state=RUNNING, phase="Running"),))
     assert next_status(META, queued, running, LATER).conditions[0].last_transition_time == LATER
+
+
+DOING = {"Downloading": "downloads model and data", "Training": "trains", "Evaluating": "evaluates the model"}
+
+
+@pytest.mark.parametrize(("stage", "words"), DOING.items())
+def test_what_a_pod_does_is_said(build: type[Build], stage: str, words: str) -> None:
+    said = Progress(stage=Stage(stage), percentage=5, last_update_time=NOW)
+    running = Seen(build.job(), (build.pod(state=RUNNING, phase="Running"),), progress=said)
+    status = next_status(META, FineTuneJobStatus(), running, NOW)
+    assert status.conditions[0].message == f"Pod bot-1 {words}."
+    unheard = dataclasses.replace(running, progress=None)
+    assert next_status(META, status, unheard, NOW) == status, "one question without an answer changes nothing"
 
 
 def test_what_the_outcome_reports_is_kept(build: type[Build]) -> None:
