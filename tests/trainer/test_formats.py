@@ -164,7 +164,7 @@ _TURNS = st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "v
 _TYPES = (Chat, Pair, Text, Preference, Judged)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(_KEYS, _LEAVES | _TURNS, max_size=4), st.sampled_from(["sft", "dpo", "kto"]))
 def test_any_row_is_read_or_refused(row: dict[str, Any], method: str) -> None:
     parsed: list[Row] = []

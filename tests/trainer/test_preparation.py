@@ -140,7 +140,7 @@ PREPARATIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(ROWS, max_size=12), st.lists(ROWS, max_size=3), PREPARATIONS, st.booleans())
 def test_the_account_balances_for_any_rows(
     rows: list[Any], held_out: list[Any], preparation: dict[str, Any], by_fraction: bool

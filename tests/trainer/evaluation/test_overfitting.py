@@ -108,7 +108,7 @@ FORGETTING = {
 def test_forgetting(measured: Measure, said: bool) -> None:
     found = judge([], points([2.0, 1.5, 1.2]), None, None, measured)
     assert found.forgetting == measured
-    assert ("perplexity of general text rose from 10 to 14" in found.message) == said
+    assert ("Perplexity of general text rose from 10 to 14" in found.message) == said
 
 
 Losses = st.floats(min_value=0.01, max_value=20)

@@ -58,7 +58,7 @@ def test_questions_are_answered_in_order(run: str, request: pytest.FixtureReques
 
 
 SEEN = {
-    "headline": ("h1", "Better in some ways than the base model, worse in others"),
+    "headline": ("h1", "Not published: better in some ways than the base model, worse in others"),
     "better names": (
         "#better",
         "Better: Validation loss, Perplexity, Accuracy. Worse: BLEU. No clear change: Macro F1.",

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from tests.trainer.report import runs
 
-from finetune_trainer.evaluation.records import CrossValidation, Estimate, Evaluation, Measure, Overfitting, Point
+from finetune_trainer.evaluation.records import (
+    Check,
+    CrossValidation,
+    Estimate,
+    Evaluation,
+    Measure,
+    Overfitting,
+    Point,
+)
 from finetune_trainer.report import verdicts
 from finetune_trainer.report.advice import advice
 
@@ -57,6 +65,13 @@ QUALITIES = {
 def test_headline(measures: list[Measure], tone: str, text: str) -> None:
     verdict = verdicts.quality(measured(*measures))
     assert (verdict.tone, verdict.text) == (tone, text)
+
+
+def test_the_headline_of_a_model_that_fails_its_gate_says_so_first() -> None:
+    rules = [Check(metric="bleu", rule="bleu at least 30", value=24.6, passed=passed) for passed in (True, False)]
+    verdict = verdicts.quality(measured(UP, gate=rules))
+    assert (verdict.tone, verdict.text) == ("bad", "Not published: better than the base model")
+    assert verdicts.quality(measured(UP, gate=rules[:1])).text == "Better than the base model"
 
 
 def test_headline_of_folds_alone() -> None:

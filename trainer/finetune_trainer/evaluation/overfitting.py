@@ -112,6 +112,4 @@ def _forgot(forgetting: Measure | None) -> list[str]:
     ):
         return []
     base, tuned = forgetting.base.value, forgetting.tuned.value
-    return [
-        f"The {forgetting.name} of general text rose from {base:.4g} to {tuned:.4g}: the model forgets; train less."
-    ]
+    return [f"Perplexity of general text rose from {base:.4g} to {tuned:.4g}: the model forgets; train less."]

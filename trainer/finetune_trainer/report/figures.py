@@ -15,6 +15,8 @@ _NAMES = {
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
     "chrf": "chrF",
+    "generalPerplexity": "Perplexity",  # what it is of is said beside it
+    "biasFlags": "Bias flags",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.evaluation.records import Estimate, Evaluation, Measure
+from finetune_trainer.evaluation.records import Check, Estimate, Evaluation, Measure
 from finetune_trainer.report.figures import measure_name, plural
 from finetune_trainer.report.text import one_line
 
@@ -54,6 +54,8 @@ def quality(evaluation: Evaluation) -> Verdict:
         return Verdict("Quality", "unsure", "Not compared with the base model", "Cross-validation alone measured it.")
     found = by_direction(evaluation)
     tone, text = _quality(found, bool(evaluation.measures))
+    if _broken(evaluation):
+        tone, text = "bad", f"Not published: {text[0].lower()}{text[1:]}"
     words = {"better": "Better", "worse": "Worse", "unclear": "No clear change", "unknown": "Not compared"}
     detail = ". ".join(f"{words[way]}: {', '.join(names)}" for way, names in found.items() if names)
     return Verdict("Quality", tone, text, f"{detail}." if detail else "")
@@ -71,6 +73,10 @@ def _quality(found: dict[Direction, list[str]], measured: bool) -> tuple[Tone, s
     if found["unclear"]:
         return "unsure", "No clear difference from the base model"
     return "unsure", "Measured, but not compared with the base model"
+
+
+def _broken(evaluation: Evaluation) -> list[Check]:
+    return [check for check in evaluation.gate if not check.passed]
 
 
 def overfitting(evaluation: Evaluation) -> Verdict:
@@ -101,7 +107,7 @@ def gate(evaluation: Evaluation) -> Verdict:
     """Whether it passed what was asked of it."""
     if not evaluation.gate:
         return Verdict("Gate", "unsure", "No gate was set")
-    failed = [check for check in evaluation.gate if not check.passed]
+    failed = _broken(evaluation)
     if failed:
         return Verdict("Gate", "bad", "Gate failed", f"{len(failed)} of {plural(len(evaluation.gate), 'rule')} broken.")
     return Verdict("Gate", "good", "Gate passed", f"{plural(len(evaluation.gate), 'rule')} kept.")
