@@ -117,12 +117,17 @@ async def cluster(own_server: str) -> AsyncIterator[World]:
             await world.until(lambda: _is_gone(world))
             for namespace in (NAMESPACE, world.namespace):
                 await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
-            group = "rbac.authorization.k8s.io"
-            role = {"apiGroup": group, "kind": "ClusterRole", "name": NAME}
-            subjects = [{"apiGroup": group, "kind": "User", "name": "operator"}]
-            binding = {"metadata": {"name": "process"}, "roleRef": role, "subjects": subjects}
-            await world.call("POST", f"/apis/{group}/v1/clusterrolebindings", binding)
+            await _bind(world, "clusterrolebindings", {"kind": "ClusterRole", "name": NAME})
+            await _bind(world, f"namespaces/{NAMESPACE}/rolebindings", {"kind": "Role", "name": f"{NAME}-lease"})
             yield world
+
+
+async def _bind(world: World, path: str, role: Body) -> None:
+    """Give the process what the chart gives its service account."""
+    group = "rbac.authorization.k8s.io"
+    subjects = [{"apiGroup": group, "kind": "User", "name": "operator"}]
+    binding = {"metadata": {"name": "process"}, "roleRef": {"apiGroup": group, **role}, "subjects": subjects}
+    await world.call("POST", f"/apis/{group}/v1/{path}", binding)
 
 
 async def _is_gone(world: World) -> bool:
