@@ -1,11 +1,11 @@
-"""Keys that wait for a worker: each at most once, never two workers on one, new work before old."""
+"""Keys that wait for a worker: each at most once, never two workers on one, new work before old, namespaces in turn."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections import deque
+from collections import OrderedDict, deque
 
 from finetune_operator import metrics
 from finetune_operator.store import Key
@@ -16,12 +16,32 @@ _ROUTINE_TURN = 8
 _JITTER = random.SystemRandom()
 
 
+class _Lane:
+    """Keys as they came within a namespace, and namespaces in turn: who has thousands waits for them alone."""
+
+    def __init__(self) -> None:
+        self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._namespaces)
+
+    def append(self, key: Key) -> None:
+        self._namespaces.setdefault(key[0], deque()).append(key)
+
+    def popleft(self) -> Key:
+        namespace, keys = self._namespaces.popitem(last=False)
+        key = keys.popleft()
+        if keys:
+            self._namespaces[namespace] = keys  # behind all others
+        return key
+
+
 class WorkQueue:
     """Like client-go's rate-limited queue, with a second lane. For one event loop."""
 
     def __init__(self) -> None:
-        self._fresh: deque[Key] = deque()
-        self._routine: deque[Key] = deque()
+        self._fresh = _Lane()
+        self._routine = _Lane()
         self._waiting: dict[Key, float] = {}  # since when
         self._working: dict[Key, float] = {}
         self._again: set[Key] = set()
@@ -104,7 +124,7 @@ class WorkQueue:
         del self._timers[key]
         self.add(key, routine=True)
 
-    def _lane(self) -> deque[Key]:
+    def _lane(self) -> _Lane:
         """Fresh keys first, but now and then a routine one, so that it waits long at most."""
         self._turn = (self._turn + 1) % _ROUTINE_TURN
         preferred, other = (self._fresh, self._routine) if self._turn else (self._routine, self._fresh)

@@ -1,0 +1,110 @@
+"""Namespaces take turns in the work queue: who floods it waits alone, and nothing is lost, doubled or passed over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_operator.store import Key
+from finetune_operator.work_queue import WorkQueue
+
+Step = tuple[Key, bool] | str
+
+A, B = ("ns", "a"), ("ns", "b")
+NAMESPACES = ("one", "two", "three")
+KEYS = st.tuples(st.sampled_from(NAMESPACES), st.sampled_from("12345"))
+STEPS = st.one_of(st.tuples(KEYS, st.booleans()), st.sampled_from(["get", "done"]))
+
+
+@pytest.mark.parametrize("routine", [False, True])
+async def test_who_floods_the_queue_waits_alone(routine: bool) -> None:
+    queue = WorkQueue()
+    flood = [("flood", str(index)) for index in range(10_000)]
+    for key in flood:
+        queue.add(key, routine=routine)
+    first = await queue.get()
+    queue.add(A, routine=routine)
+    queue.add(B, routine=routine)
+    order = [first, *[await queue.get() for _ in range(queue.depth())]]
+    assert order[:5] == [flood[0], flood[1], A, flood[2], B]
+    assert [key for key in order if key not in (A, B)] == flood
+
+
+async def test_the_longest_wait_is_that_of_whoever_came_first() -> None:
+    queue = WorkQueue()
+    queue.add(("flood", "1"))
+    queue.add(("flood", "2"))
+    await asyncio.sleep(0.05)
+    queue.add(A)
+    queue.add(B)
+    assert [await queue.get(), await queue.get()] == [("flood", "1"), A]
+    assert queue.longest_wait() >= 0.05
+
+
+class Model:
+    """What must hold of a queue, by what was done with it."""
+
+    def __init__(self) -> None:
+        self.queue = WorkQueue()
+        self.waiting: dict[Key, bool] = {}
+        """Whether it is routine; in the order of coming."""
+        self.working: list[Key] = []
+        self.again: set[Key] = set()
+        self.passed: defaultdict[tuple[bool, str], set[str]] = defaultdict(set)
+        """Namespaces that were served while another waited for its turn in the same lane."""
+
+    def add(self, key: Key, routine: bool) -> None:
+        self.queue.add(key, routine=routine)
+        self._waits(key, routine)
+
+    async def get(self) -> None:
+        key = await asyncio.wait_for(self.queue.get(), 2)
+        lane, namespace = self.waiting[key], key[0]
+        peers = [each for each, routine in self.waiting.items() if routine == lane]
+        assert key == next(each for each in peers if each[0] == namespace)
+        del self.waiting[key]
+        self.working.append(key)
+        self._took_turn(lane, namespace, {each[0] for each in peers})
+
+    def _took_turn(self, lane: bool, namespace: str, waiting: set[str]) -> None:
+        self.passed.pop((lane, namespace), None)
+        for each in waiting - {namespace}:
+            assert namespace not in self.passed[lane, each], f"{namespace} had two turns while {each} waited"
+            self.passed[lane, each].add(namespace)
+
+    def done(self) -> None:
+        key = self.working.pop(0)
+        self.queue.done(key)
+        if key in self.again:
+            self.again.remove(key)
+            self._waits(key, False)
+
+    def check(self) -> None:
+        assert self.queue.depth() == len(self.waiting)
+        assert self.queue.has_fresh() == (False in self.waiting.values())
+
+    def _waits(self, key: Key, routine: bool) -> None:
+        if key in self.working:
+            self.again.add(key)
+        else:
+            self.waiting.setdefault(key, routine)
+
+
+@settings(deadline=None)
+@given(st.lists(STEPS, max_size=60))
+async def test_nothing_is_lost_nor_doubled_and_nobody_is_passed_twice(steps: list[Step]) -> None:
+    model = Model()
+    for step in [*steps, *["get", "done"] * 2 * len(steps)]:
+        if isinstance(step, tuple):
+            model.add(*step)
+        elif step == "get" and model.waiting:
+            await model.get()
+        elif step == "done" and model.working:
+            model.done()
+        model.check()
+    assert not model.waiting
+    assert not model.working
