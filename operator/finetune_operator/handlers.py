@@ -198,6 +198,7 @@ class Operator:
         """Repair what the watches missed, and look at everything again."""
         for kind in self._kinds:
             await self._list(kind)
+        self.store.forget_gone()
         self._listed = time.monotonic()
         for each in self.store.open_keys():
             self.workers.add(each, routine=True)

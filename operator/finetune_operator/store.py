@@ -149,6 +149,11 @@ class Store:
         self.jobs.clear_out(key)
         self.pods.clear_out(key)
 
+    def forget_gone(self) -> None:
+        """Let go what is kept of FineTuneJobs that are gone, though no event told so."""
+        for key in self.progress.keys() - set(self.finetunejobs.all_keys()):
+            self.forget_run(key)
+
     def heard(self, key: Key, pod: Body | None) -> Progress | None:
         """What this pod, and none before it, last said."""
         said = self.progress.get(key)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 from kopf._cogs.clients.errors import APIError
+from tests.operator.life import jobs_created, live
 from tests.operator.proxies import failure, healthy
 
 if TYPE_CHECKING:
@@ -24,89 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-PATIENCE = 100.0
 CALLS = 34  # of an undisturbed life; a test holds it against the real number
-Status = dict[str, Any]
-
-
-def _running(minute: int) -> dict[str, Any]:
-    return {"running": {"startedAt": f"2026-11-23T08:{minute:02}:05Z"}}
-
-
-def _ended(code: int, minute: int, reason: str) -> dict[str, Any]:
-    word = json.dumps({"reason": reason, "message": "said"})
-    times = {"startedAt": f"2026-11-23T08:{minute:02}:05Z", "finishedAt": f"2026-11-23T08:{minute + 1:02}:05Z"}
-    return {"terminated": {"exitCode": code, "message": word, **times}}
-
-
-async def _until(world: World, what: Callable[[World], Awaitable[bool]]) -> None:
-    await world.until(lambda: what(world), PATIENCE)
-
-
-async def _life(world: World) -> Status:
-    """Started, changed, suspended, resumed, completed; waits for what stands in the cluster, not for its status."""
-    await world.apply()
-    await _until(world, _has_job)
-    await world.pod()
-    await world.kubelet(_running(0))
-    await _until(world, _runs)
-    await world.change({"backoffLimit": 5})
-    await _until(world, _has_five_attempts)
-    await world.change({"suspend": True})
-    await _until(world, _is_leaving)
-    await world.kubelet(_ended(143, 0, "Preempted"), "Failed")
-    await asyncio.sleep(0.1)
-    await world.collect()
-    await _until(world, _is_suspended)
-    await world.change({"suspend": False})
-    await _until(world, _has_job)
-    await world.pod(index=2)
-    await world.kubelet(_running(4), name="bot-2")
-    await _until(world, _runs)
-    await world.kubelet(_ended(0, 4, "Completed"), "Succeeded", "bot-2")
-    await world.job_ends("Complete")
-    await _until(world, _is_complete)
-    return _lasting((await world.get("finetunejobs"))["status"])
-
-
-def _lasting(status: Status) -> Status:
-    """Without the times at which the operator saw it, and what follows from them."""
-    seen = {"lastTransitionTime"}
-    conditions = [{key: value for key, value in each.items() if key not in seen} for each in status["conditions"]]
-    times = {"accountedTime", "completionTime", "activeSeconds", "gpuSeconds", "progress"}
-    return {**{key: value for key, value in status.items() if key not in times}, "conditions": conditions}
-
-
-async def _has_job(world: World) -> bool:
-    return "deletionTimestamp" not in (await world.get("jobs"))["metadata"]
-
-
-async def _has_five_attempts(world: World) -> bool:
-    return bool((await world.get("jobs"))["spec"]["backoffLimit"] == 5)
-
-
-async def _is_leaving(world: World) -> bool:
-    return "deletionTimestamp" in (await world.get("jobs"))["metadata"]
-
-
-async def _phase(world: World) -> str:
-    return str((await world.get("finetunejobs")).get("status", {}).get("phase"))
-
-
-async def _runs(world: World) -> bool:
-    return await _phase(world) == "Running"
-
-
-async def _is_suspended(world: World) -> bool:
-    return await _phase(world) == "Suspended"
-
-
-async def _is_complete(world: World) -> bool:
-    return await _phase(world) == "Complete"
-
-
-def _created(world: World) -> int:
-    return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.seen)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +35,8 @@ def undisturbed() -> dict[str, Any]:
 
 async def test_undisturbed(world: World, undisturbed: dict[str, Any]) -> None:
     async with world.operator():
-        undisturbed.update(await _life(world))
-    assert _created(world) == 2
+        undisturbed.update(await live(world))
+    assert jobs_created(world) == 2
     assert abs(world.proxy.calls - CALLS) < 8, "CALLS no longer covers a life"
     assert (undisturbed["attempts"], undisturbed["phase"]) == (2, "Complete")
 
@@ -150,7 +68,7 @@ async def _lives(world: World, done: asyncio.Event) -> None:
 @pytest.mark.parametrize("call", range(4, CALLS))  # the first three are lists
 async def test_killed_between_any_two_calls(world: World, undisturbed: dict[str, Any], call: int) -> None:
     async with _mortal(world, call):
-        assert await _life(world) == undisturbed
+        assert await live(world) == undisturbed
     names = [each["metadata"]["name"] for each in await world.all("jobs")]
     assert names == ["bot"]
 
@@ -206,7 +124,7 @@ async def test_an_api_server_in_trouble(world: World, undisturbed: dict[str, Any
     done = asyncio.Event()
     living = asyncio.create_task(_kept_alive(world, TROUBLES[trouble](Troubles()), done))
     try:
-        assert await _life(world) == undisturbed
+        assert await live(world) == undisturbed
     finally:
         world.proxy.trouble = healthy
         done.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -96,6 +97,21 @@ class World:
         with suppress(Refused):
             await self.call("DELETE", self.path("pods", f"{name}-{index}"), {"gracePeriodSeconds": 0})
         await self.call("PATCH", self.path("jobs", name), {"metadata": {"finalizers": None}})
+
+    @asynccontextmanager
+    async def history(self) -> AsyncIterator[list[Body]]:
+        """Every status that FineTuneJobs have from now on, one after the other."""
+        seen, url = list[Body](), f"{self.proxy.target}{self.path('finetunejobs')}?watch=1"
+        async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+
+            async def follow() -> None:
+                async for line in answer.content:
+                    seen.append(json.loads(line)["object"].get("status", {}))
+
+            task = asyncio.create_task(follow())
+            yield seen
+            await asyncio.sleep(0.1)  # for the last
+            task.cancel()
 
     async def until(self, probe: Callable[[], Awaitable[T | None]], seconds: float = 15) -> T:
         """The first answer of `probe` that is true."""

@@ -1,0 +1,225 @@
+"""Watches that are cut, stall in silence, or tell late, twice and in disorder: the store follows the cluster anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.operator import api_server as api
+from tests.operator.life import jobs_created, live
+from tests.operator.proxies import healthy
+
+if TYPE_CHECKING:
+    from tests.operator.proxies import Trainer
+    from tests.operator.world import World
+
+    from finetune_operator.handlers import Operator
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+RUNNING = {"running": {"startedAt": "2026-11-23T08:00:05Z"}}
+
+
+@asynccontextmanager
+async def _asked(target: str, request: web.Request) -> AsyncIterator[aiohttp.StreamReader]:
+    """What the API server answers; runs in the proxy's thread."""
+    limit = aiohttp.ClientTimeout(total=None)
+    async with (
+        api.session(api.OPERATOR_TOKEN) as session,
+        session.get(target + request.path_qs, timeout=limit) as answer,
+    ):
+        yield answer.content
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    return response
+
+
+class Watches:
+    """Passes watches on, holds back what they say, or ends them as expired."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.mode: Literal["open", "held", "expired"] = "open"
+
+    async def trouble(self, request: web.Request) -> web.StreamResponse | None:
+        if "watch" not in request.query:
+            return None
+        if self.mode == "expired":
+            return web.json_response({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
+        async with _asked(self._target, request) as lines:
+            response = await _begun(request)
+            async for line in lines:
+                while self.mode == "held":
+                    await asyncio.sleep(0.02)
+                if self.mode == "expired":
+                    break
+                await response.write(line)
+            return response
+
+
+class Disordered:
+    """Tells every event late, together with events of before, in any order."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._chance = random.Random(7)
+
+    async def trouble(self, request: web.Request) -> web.StreamResponse | None:
+        if "watch" not in request.query:
+            return None
+        async with _asked(self._target, request) as lines:
+            response, told = await _begun(request), list[bytes]()
+            async for line in lines:
+                told.append(line)
+                again = [line, *self._chance.sample(told, min(4, len(told)))]
+                self._chance.shuffle(again)
+                with suppress(ConnectionResetError):  # the operator has ended
+                    for each in again:
+                        await asyncio.sleep(self._chance.uniform(0, 0.1))
+                        await response.write(each)
+            return response
+
+
+async def _start(world: World, name: str) -> None:
+    await world.apply(name)
+    await world.pod(name)
+    await world.kubelet(RUNNING, name=f"{name}-1")
+    await world.reason("PodRunning", name)
+
+
+async def _vanishes(world: World, name: str) -> None:
+    """Deleted by a person, and what it owned by the garbage collector."""
+    await world.delete("finetunejobs", name)
+    await world.delete("jobs", name)
+    await world.call("DELETE", world.path("pods", f"{name}-1"), {"gracePeriodSeconds": 0})
+
+
+async def _is_followed(world: World, operator: Operator) -> bool:
+    """Whether the store holds what the cluster does, each at its version, and nothing else."""
+    shelves = {"finetunejobs": operator.store.finetunejobs, "jobs": operator.store.jobs, "pods": operator.store.pods}
+    for plural, shelf in shelves.items():
+        wanted = {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in await world.all(plural)}
+        if {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in shelf} != wanted:
+            return False
+    return set(operator.store.progress) <= set(operator.store.finetunejobs.all_keys())
+
+
+def _paths(world: World, name: str, since: int) -> list[str]:
+    return [path for method, path in world.proxy.seen[since:] if method != "GET" and name in path]
+
+
+async def test_what_was_deleted_while_the_operator_was_away_is_left_alone(world: World) -> None:
+    async with world.operator():
+        for name in ("kept", "gone", "jobless"):
+            await _start(world, name)
+    await _vanishes(world, "gone")
+    await world.delete("jobs", "jobless")
+    await world.call("DELETE", world.path("pods", "jobless-1"), {"gracePeriodSeconds": 0})
+    since = len(world.proxy.seen)
+    async with world.operator() as operator:
+        await world.reason("JobCreated", "jobless")
+        await world.until(lambda: _is_followed(world, operator))
+    assert {path for _, path in world.proxy.writes()[since:] if "gone" in path or "kept" in path} == set()
+    assert _paths(world, "gone", since) == _paths(world, "kept", since) == []
+    assert {each["metadata"]["name"] for each in await world.all("jobs")} == {"kept", "jobless"}
+
+
+async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list(
+    world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
+) -> None:
+    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": "t"}
+    watches = Watches(world.proxy.target)
+    world.proxy.trouble = watches.trouble
+    async with world.operator() as operator:
+        for name in ("kept", "gone"):
+            await _start(world, name)
+        await world.until(lambda: _is_heard(operator, world, "gone"))
+        watches.mode = "expired"
+        await _vanishes(world, "gone")
+        since = len(world.proxy.seen)
+        await world.until(lambda: _listed_again(world, since))
+        watches.mode = "open"
+        assert operator.store.finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
+        since = len(world.proxy.seen)
+        await operator.resync()
+        await world.until(lambda: _is_followed(world, operator), 2)
+        await asyncio.sleep(0.3)
+    assert _paths(world, "gone", since) == []
+
+
+async def _is_heard(operator: Operator, world: World, name: str) -> bool:
+    return (world.namespace, name) in operator.store.progress
+
+
+async def _listed_again(world: World, since: int) -> bool:
+    return world.proxy.seen[since:].count(("GET", world.path("finetunejobs"))) >= 3
+
+
+async def test_watches_that_stall_in_silence_cost_time_only(world: World) -> None:
+    watches = Watches(world.proxy.target)
+    world.proxy.trouble = watches.trouble
+    async with world.operator(resync_interval=1.0):
+        await _start(world, "before")
+        watches.mode = "held"
+        await _start(world, "meanwhile")
+        await _vanishes(world, "before")
+        await world.change({"suspend": True}, "meanwhile")
+        await world.reason("Suspending", "meanwhile")
+        watches.mode = "open"
+    assert len(await world.all("jobs")) == 1
+
+
+async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
+    async def held(request: web.Request) -> None:
+        while stalled and request.method == "GET":
+            await asyncio.sleep(0.02)
+
+    stalled = True
+    async with world.operator(resync_interval=1.0, request_timeout=1.0) as operator:
+        await world.apply("before")
+        await world.reason("JobCreated", "before")
+        world.proxy.trouble = held
+        operator._listed -= 60  # as if a minute had passed
+        assert operator.liveness()
+        await world.until(lambda: _is_unwell(operator))
+        stalled, world.proxy.trouble = False, healthy
+        await world.until(lambda: _is_well(operator))
+        await world.apply("after")
+        await world.reason("JobCreated", "after")
+
+
+async def _is_well(operator: Operator) -> bool:
+    return not await _is_unwell(operator)
+
+
+async def _is_unwell(operator: Operator) -> bool:
+    try:
+        operator.liveness()
+    except RuntimeError as error:
+        return "no list" in str(error)
+    return False
+
+
+async def test_late_repeated_and_disordered_events_make_nothing_twice_and_nothing_undone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
+    world.proxy.trouble = Disordered(world.proxy.target).trouble
+    async with world.history() as history, world.operator(resync_interval=3600.0):
+        end = await live(world)
+    assert (end["phase"], end["attempts"], jobs_created(world)) == ("Complete", 2, 2)
+    phases = [phase for phase, _ in itertools.groupby(status["phase"] for status in history if "phase" in status)]
+    assert [each for each in phases if each != "Pending"] == ["Running", "Suspended", "Running", "Complete"]
+    attempts = [status.get("attempts", 0) for status in history]
+    assert attempts == sorted(attempts)
