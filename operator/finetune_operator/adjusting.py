@@ -5,11 +5,12 @@ from __future__ import annotations
 from finetune_operator import children, clocks
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.children import Body
+from finetune_operator.resources import JOB_LABEL
 from finetune_operator.seen import Seen
 
 
 def job_change(seen: Seen, status: FineTuneJobStatus) -> Body:
-    """A merge patch of the Job's spec; empty if it is as it should be."""
+    """A merge patch of the Job; empty if it is as it should be."""
     job = seen.job
     if job is None or children.has_ended(job) or children.is_being_deleted(job):
         return {}
@@ -21,4 +22,6 @@ def job_change(seen: Seen, status: FineTuneJobStatus) -> Body:
         spec["activeDeadlineSeconds"] = deadline
     if seen.wanted.active_deadline is None and "activeDeadlineSeconds" in job["spec"]:
         spec["activeDeadlineSeconds"] = None
-    return {"spec": spec} if spec else {}
+    name = job["metadata"]["name"]
+    label = {} if job["metadata"].get("labels", {}).get(JOB_LABEL) == name else {"labels": {JOB_LABEL: name}}
+    return {key: each for key, each in (("spec", spec), ("metadata", label)) if each}

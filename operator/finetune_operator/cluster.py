@@ -116,7 +116,7 @@ class Cluster:
     async def patch_job(self, job: Body, change: Body) -> Body:
         """Merge into a Job; 409 if it is not this one any more."""
         meta = job["metadata"]
-        body = {**change, "metadata": {"uid": meta["uid"]}}
+        body = {**change, "metadata": {**change.get("metadata", {}), "uid": meta["uid"]}}
         path = f"{JOBS.path(meta['namespace'])}/{meta['name']}"
         return await self._call("PATCH", path, body=body, content_type=MERGE_PATCH)
 

@@ -52,6 +52,11 @@ class JobCreator:
         self._store.jobs.put(key, job)
         return job
 
+    async def find(self, key: Key, body: Body) -> Body | None:
+        """The FineTuneJob's own Job, though no watch shows it: somebody may have taken its label off."""
+        job = await self._cluster.read_job(*key)
+        return job and self._own(key, body, job)
+
     def still_runs(self, key: Key) -> str | None:
         """A pod of a deleted Job of this name that still trains: two at once would write the same output."""
         pods = (pod for pod in self._store.pods.of(key) if children.is_alive(pod))
@@ -69,8 +74,7 @@ class JobCreator:
 
     async def _refused(self, key: Key, body: Body, message: str) -> Body | Obstacle:
         """Out of bounds, unless a Job that the store has not seen yet was made within them: that one goes on."""
-        job = await self._cluster.read_job(*key)
-        return (job and self._own(key, body, job)) or Obstacle(OperatorReason.NOT_ALLOWED, message, final=True)
+        return await self.find(key, body) or Obstacle(OperatorReason.NOT_ALLOWED, message, final=True)
 
     def _own(self, key: Key, body: Body, job: Body) -> Body | None:
         if not children.is_owned_by(job, body["metadata"]["uid"]):

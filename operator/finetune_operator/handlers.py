@@ -85,7 +85,7 @@ class Operator:
         self.store = Store()
         self._kinds = (
             Kind(FINETUNEJOBS, self.store.finetunejobs, name_key, trimming.read_finetunejob),
-            Kind(JOBS, self.store.jobs, key_of, trimming.read),
+            Kind(JOBS, self.store.jobs, name_key, trimming.read),
             Kind(PODS, self.store.pods, key_of, trimming.read),
         )
         self._transport = Transport(settings.request_timeout)

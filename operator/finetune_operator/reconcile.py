@@ -67,6 +67,8 @@ class Reconciler:
     async def _observe(self, run: Run) -> Seen:
         job = self._job(run)
         leaving = self._creator.still_runs(run.key) if job is None else None
+        if leaving:
+            job = await self._creator.find(run.key, run.body)
         if run.wanted.suspend:
             if job and not children.has_ended(job) and not children.is_being_deleted(job):
                 job = await self._delete(run.key, job)

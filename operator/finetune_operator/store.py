@@ -44,8 +44,8 @@ class Shelf:
         self._bodies: dict[str, Body] = {}
         self._keys: dict[str, Key] = {}
         self._by_key: defaultdict[Key, set[str]] = defaultdict(set)
-        self._gone: set[str] = set()
-        self._long_gone: set[str] = set()
+        self._gone: dict[str, int] = {}
+        self._long_gone: dict[str, int] = {}
 
     def of(self, key: Key) -> list[Body]:
         """What belongs to a key, oldest version first."""
@@ -69,7 +69,8 @@ class Shelf:
         """The same, of a body that is read only if it is kept."""
         uid = head["metadata"]["uid"]
         known = self._bodies.get(uid)
-        if uid in self._gone or uid in self._long_gone or (known and version_of(known) >= version_of(head) > 0):
+        gone = self._gone.get(uid, self._long_gone.get(uid))
+        if (known and version_of(known) >= version_of(head) > 0) or (gone is not None and gone >= version_of(head)):
             return False
         self._drop(uid)  # its label may have changed
         if not self._is_needed(key, head):
@@ -86,15 +87,16 @@ class Shelf:
                 self._drop(body["metadata"]["uid"])
 
     def remove(self, body: Body) -> None:
-        """Forget a deleted object; uids never come back, so a late event or list cannot revive it."""
-        self._gone.add(body["metadata"]["uid"])
+        """Forget a deleted object; no late event or list of before can revive it. One that only lost the label by
+        which we look for it is newer when it comes back."""
+        self._gone[body["metadata"]["uid"]] = version_of(body)
         self._drop(body["metadata"]["uid"])
 
     def keep_only(self, listed: set[str], version: int) -> None:
         """Drop what is not among the uids of a whole list that was taken at `version`; what is newer stays."""
         for uid in [uid for uid, body in self._bodies.items() if uid not in listed and version_of(body) <= version]:
             self._drop(uid)
-        self._gone, self._long_gone = set(), self._gone
+        self._gone, self._long_gone = {}, self._gone
 
     def _drop(self, uid: str) -> None:
         self._bodies.pop(uid, None)
