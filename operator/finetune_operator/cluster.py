@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple, TypedDict
 
 import msgspec
@@ -66,6 +67,10 @@ class Cluster:
     def __init__(self, transport: Transport, may_write: Callable[[], bool]) -> None:
         self._transport = transport
         self._may_write = may_write
+
+    def now(self) -> datetime:
+        """The time, as the cluster has it."""
+        return self._transport.now()
 
     async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> Listed:
         """All objects of a kind. No namespaces means all of them.

@@ -9,6 +9,9 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import aiohttp
@@ -56,6 +59,8 @@ class Transport:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._told = (datetime.now(UTC), time.monotonic())
+        """The API server's time, and when it told it."""
 
     def open(self, log_in: Callable[[], Access]) -> None:
         """To be done before the first call. `log_in` is asked again now and then."""
@@ -66,6 +71,11 @@ class Transport:
         headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
         connector = aiohttp.TCPConnector(ssl=access.as_ssl_context())
         self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
+
+    def now(self) -> datetime:
+        """By the API server's clock, which writes the times in objects; that of this machine may be wrong."""
+        told, when = self._told
+        return told + timedelta(seconds=time.monotonic() - when)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -115,6 +125,8 @@ class Transport:
         asked = {key: value for key, value in (query or {}).items() if value}
         url = f"{self._server}{path}"
         async with self._session.request(method, url, params=asked, data=data, headers=headers) as response:
+            with suppress(ValueError):
+                self._told = (parsedate_to_datetime(response.headers.get("Date", "")), time.monotonic())
             return response.status, response.headers.get("Retry-After"), await response.read()
 
     def _authorization(self) -> dict[str, str]:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 import aiohttp
 
@@ -27,7 +26,7 @@ class Workers:
     def __init__(self, store: Store, cluster: Cluster, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._reconciler = Reconciler(store, cluster, settings, lambda: datetime.now(UTC))
+        self._reconciler = Reconciler(store, cluster, settings, cluster.now)
         self.queue: WorkQueue | None = None
         """While it runs."""
 

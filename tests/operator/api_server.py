@@ -106,7 +106,7 @@ async def session(token: str = TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
     await asyncio.sleep(0.1)  # https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown
 
 
-def kubeconfig(folder: Path, server: str) -> Path:
+def kubeconfig(folder: Path, server: str, token: str = "unused") -> Path:
     """A file that leads to that server."""
     path = folder / "kubeconfig"
     path.write_text(f"""
@@ -115,6 +115,6 @@ kind: Config
 current-context: test
 contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
 clusters: [{{name: test, cluster: {{server: "{server}"}}}}]
-users: [{{name: test, user: {{}}}}]
+users: [{{name: test, user: {{token: "{token}"}}}}]
 """)
     return path

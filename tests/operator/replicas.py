@@ -26,6 +26,8 @@ class Replica:
         self.proxy = Proxy(world.proxy.target)
         self.health_port, self.metrics_port = free_port(), free_port()
         self.log = folder / "operator.log"
+        self.token = "unused"
+        """With which it goes to its proxy."""
         self._folder = folder
         self._settings = {
             "watch_namespaces": json.dumps([world.namespace]),
@@ -42,7 +44,7 @@ class Replica:
     def start(self) -> None:
         """Reaches the API server through its proxy alone."""
         environment = {f"FINETUNE_OPERATOR_{key.upper()}": str(value) for key, value in self._settings.items()}
-        path = kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}")
+        path = kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}", self.token)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_operator"],

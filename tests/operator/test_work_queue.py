@@ -132,6 +132,15 @@ def test_what_is_gone_stays_gone(build: type[Build]) -> None:
     assert shelf.all_keys() == []
 
 
+def test_what_only_lost_its_label_may_come_back(build: type[Build]) -> None:
+    """To a watch by label that is a deletion, and the object goes on under the same uid."""
+    shelf = Shelf(trimming.pod)
+    shelf.put(A, _body(build, 5))
+    shelf.remove(_body(build, 6))
+    assert not shelf.put(A, _body(build, 6))
+    assert shelf.put(A, _body(build, 7))
+
+
 def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
     shelf = Shelf(trimming.pod)
     shelf.put(A, _body(build, 1, "gone"))
