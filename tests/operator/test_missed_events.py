@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import aiohttp
@@ -138,7 +139,8 @@ async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list
     world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
 ) -> None:
     monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
-    trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": "t"}
+    moved = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
+    trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": moved}
     watches = Watches(world.proxy.target)
     world.proxy.trouble = watches.trouble
     async with world.operator() as operator:
