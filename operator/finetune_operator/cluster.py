@@ -80,7 +80,7 @@ class Cluster:
         items, version = list[msgspec.Raw](), sys.maxsize
         for namespace in namespaces or (None,):
             query = {"labelSelector": resource.selector}
-            found = _LIST.decode(await self._transport.ask("GET", resource.path(namespace), query=query))
+            found = _LIST.decode(await self._transport.read(resource.path(namespace), query))
             items += found["items"]
             version = min(version, _number(found["metadata"].get("resourceVersion", "")))
         return Listed(items, version)

@@ -91,20 +91,16 @@ class Transport:
         content_type: str = "application/json",
     ) -> Body:
         """The answer's body. Raises `ApiError`, or one of `NO_ANSWER`."""
-        text = await self.ask(method, path, query=query, body=body, content_type=content_type)
-        answer: Body = msgspec.json.decode(text)
+        answer: Body = msgspec.json.decode(await self._ask(method, path, query, body, content_type))
         return answer
 
-    async def ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Body | None = None,
-        content_type: str = "application/json",
+    async def read(self, path: str, query: dict[str, str]) -> bytes:
+        """What lies there, as it came. Raises the same."""
+        return await self._ask("GET", path, query, None, "application/json")
+
+    async def _ask(
+        self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
     ) -> bytes:
-        """The same, as it came."""
         verb, resource = verb_and_resource(method, path)
         began, code = time.perf_counter(), "none"
         try:

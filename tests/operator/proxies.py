@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Fault:
     headers: dict[str, str]
 
 
-class Served:
+class Served(ABC):
     """A web server in a thread of its own: when kopf stops, it cancels every task of its loop, whoever made it."""
 
     def __init__(self) -> None:
@@ -33,8 +34,9 @@ class Served:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
+    @abstractmethod
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        raise NotImplementedError
+        """Answer any request."""
 
     async def open(self) -> None:
         app = web.Application(client_max_size=2**24)
