@@ -68,13 +68,13 @@ class Shelf:
     def offer(self, key: Key, head: Body, whole: Callable[[], Body]) -> bool:
         """The same, of a body that is read only if it is kept."""
         uid = head["metadata"]["uid"]
-        known = self._bodies.get(uid)
-        gone = self._gone.get(uid, self._long_gone.get(uid))
+        if not self._is_needed(key, head):
+            self._drop(uid)  # also one that is known, for what it belongs to may have ended since
+            return False
+        known, gone = self._bodies.get(uid), self._gone.get(uid, self._long_gone.get(uid))
         if (known and version_of(known) >= version_of(head) > 0) or (gone is not None and gone >= version_of(head)):
             return False
         self._drop(uid)  # its label may have changed
-        if not self._is_needed(key, head):
-            return False
         self._bodies[uid] = self._trim(whole())
         self._keys[uid] = key
         self._by_key[key].add(uid)

@@ -108,6 +108,17 @@ def test_what_an_end_leaves_is_let_go(build: type[Build]) -> None:
     assert [pod["metadata"]["name"] for pod in store.pods.of(KEY)] == ["bot-2"]
 
 
+def test_a_standby_lets_it_go_with_the_next_list(build: type[Build]) -> None:
+    store, job = _store(build, None), build.job({"Complete": ("x", "y")})
+    job["metadata"]["resourceVersion"] = "20"
+    assert store.jobs.put(KEY, job)
+    body = _ended(build, "complete")
+    body["metadata"]["resourceVersion"] = "21"
+    store.finetunejobs.put(KEY, body)
+    assert not store.jobs.put(KEY, job)
+    assert len(store.jobs) == 0
+
+
 OPEN = {
     "new": (lambda build: build.stored(), True),
     "ended, to be deleted some day": (lambda build: _ended(build, "complete"), True),
