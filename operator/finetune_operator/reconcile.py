@@ -129,7 +129,7 @@ class Reconciler:
             await self._delete(run.key, job)
         due = clocks.ttl_due(run.wanted, status)
         if clocks.is_due(due, run.now):
-            await self._cluster.delete_finetunejob(run.body)
+            await self._cluster.delete_finetunejob(self._store.finetunejob(run.key) or run.body)  # with its new status
             return None
         return clocks.until(due, run.now)
 

@@ -69,11 +69,16 @@ class _Ended(TypedDict):
 
 
 _HEAD, _ENDED = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_Ended)
+_UNREADABLE = {"phase": "Unreadable"}
+"""No status that the operator takes for one: it may be an end, so nothing is done."""
 
 
 def head(raw: msgspec.Raw) -> Body:
     """What tells whose a body is, and whether it has ended: a tenth of the work of reading all of it."""
-    return dict(_HEAD.decode(raw))
+    try:
+        return dict(_HEAD.decode(raw))
+    except msgspec.ValidationError:  # one poisoned body must not hide all others of its list
+        return {"metadata": msgspec.json.decode(raw)["metadata"]}
 
 
 def read(raw: msgspec.Raw, _head: Body) -> Body:
@@ -84,16 +89,35 @@ def read(raw: msgspec.Raw, _head: Body) -> Body:
 
 def read_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
     """All of one that goes on; of one that has ended, what is kept of it."""
-    return dict(_ENDED.decode(raw)) if children.has_ended(head) else read(raw, head)
+    if not children.has_ended(head):
+        return read(raw, head)
+    try:
+        return dict(_ENDED.decode(raw))
+    except msgspec.ValidationError:
+        return read(raw, head)
 
 
 def finetunejob(body: Body) -> Body:
     """Whole as long as a Job may be made of it; then only what its end needs."""
+    body = _well_formed(body)
     if not children.has_ended(body):
         return _without_history(body)
-    ended: Body = dict(msgspec.convert(body, _Ended))
+    try:
+        ended: Body = dict(msgspec.convert(body, _Ended))
+    except msgspec.ValidationError:
+        return _without_history(body)
     ended["status"]["conditions"] = [each for each in ended["status"]["conditions"] if each["status"] == "True"]
     return ended
+
+
+def _well_formed(body: Body) -> Body:
+    """As its CRD promises. Of another version, or without a schema, it promises nothing."""
+    spec, status = body.get("spec"), body.get("status") or {}
+    try:
+        msgspec.convert(status, _Status)
+    except msgspec.ValidationError:
+        status = _UNREADABLE
+    return {**body, "spec": spec if isinstance(spec, dict) else {}, "status": status}
 
 
 def job(body: Body) -> Body:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
+
 Body = dict[str, Any]
 
 
@@ -22,15 +24,36 @@ class Wanted(NamedTuple):
     """`training.stallSeconds`."""
 
 
+class _Compute(msgspec.Struct, rename="camel"):
+    gpus_per_node: int = Wanted().gpus
+
+
+class _Training(msgspec.Struct, rename="camel"):
+    stall_seconds: int = Wanted().stall
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    suspend: bool = Wanted().suspend
+    backoff_limit: int = Wanted().backoff_limit
+    startup_deadline_seconds: int | None = None
+    active_deadline_seconds: int | None = None
+    ttl_seconds_after_finished: int | None = None
+    compute: _Compute = msgspec.field(default_factory=_Compute)
+    training: _Training = msgspec.field(default_factory=_Training)
+
+
 def wanted(body: Body) -> Wanted:
-    """Of a stored FineTuneJob."""
-    spec, default = body["spec"], Wanted()
+    """Of a stored FineTuneJob. One that cannot be read asks for nothing: no Job is ever made of it."""
+    try:
+        spec = msgspec.convert(body["spec"], _Spec)
+    except msgspec.ValidationError:
+        return Wanted()
     return Wanted(
-        suspend=spec.get("suspend", default.suspend),
-        backoff_limit=spec.get("backoffLimit", default.backoff_limit),
-        startup_deadline=spec.get("startupDeadlineSeconds"),
-        active_deadline=spec.get("activeDeadlineSeconds"),
-        ttl=spec.get("ttlSecondsAfterFinished"),
-        gpus=spec.get("compute", {}).get("gpusPerNode", default.gpus),
-        stall=spec.get("training", {}).get("stallSeconds", default.stall),
+        suspend=spec.suspend,
+        backoff_limit=spec.backoff_limit,
+        startup_deadline=spec.startup_deadline_seconds,
+        active_deadline=spec.active_deadline_seconds,
+        ttl=spec.ttl_seconds_after_finished,
+        gpus=spec.compute.gpus_per_node,
+        stall=spec.training.stall_seconds,
     )
