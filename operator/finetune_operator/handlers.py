@@ -22,7 +22,7 @@ from prometheus_client.core import Metric
 
 from finetune_operator import gauges, metrics, trimming
 from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Resource
+from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Listed, Resource
 from finetune_operator.election import Election
 from finetune_operator.lease import Lease
 from finetune_operator.resources import JOB_LABEL
@@ -196,21 +196,14 @@ class Operator:
 
     async def resync(self) -> None:
         """Repair what the watches missed, and look at everything again."""
-        for kind in self._kinds:
-            await self._list(kind)
+        namespaces = self.settings.watch_namespaces
+        lists = await asyncio.gather(*(self._cluster.list_all(kind.resource, namespaces) for kind in self._kinds))
+        for kind, listed in zip(self._kinds, lists, strict=True):  # in this order, for a run's end tells what is needed
+            _take(kind, listed)
         self.store.forget_gone()
         self._listed = time.monotonic()
         for each in self.store.open_keys():
             self.workers.add(each, routine=True)
-
-    async def _list(self, kind: Kind) -> None:
-        listed = await self._cluster.list_all(kind.resource, self.settings.watch_namespaces)
-        uids = set[str]()
-        for raw in listed.items:
-            head = trimming.head(raw)
-            kind.shelf.offer(kind.key(head), head, partial(kind.read, raw, head))
-            uids.add(head["metadata"]["uid"])
-        kind.shelf.keep_only(uids, listed.version)
 
     def _watcher(self, kind: Kind) -> Callable[..., Awaitable[None]]:
         shelf, key = kind.shelf, kind.key
@@ -226,3 +219,13 @@ class Operator:
             self.workers.add(key(body))
 
         return seen
+
+
+def _take(kind: Kind, listed: Listed) -> None:
+    """What a whole list tells."""
+    uids = set[str]()
+    for raw in listed.items:
+        head = trimming.head(raw)
+        kind.shelf.offer(kind.key(head), head, partial(kind.read, raw, head))
+        uids.add(head["metadata"]["uid"])
+    kind.shelf.keep_only(uids, listed.version)

@@ -94,13 +94,13 @@ class Transport:
         answer: Body = msgspec.json.decode(await self._ask(method, path, query, body, content_type))
         return answer
 
-    async def read(self, path: str, query: dict[str, str]) -> bytes:
+    async def read(self, path: str, query: dict[str, str]) -> bytearray:
         """What lies there, as it came. Raises the same."""
         return await self._ask("GET", path, query, None, "application/json")
 
     async def _ask(
         self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
-    ) -> bytes:
+    ) -> bytearray:
         verb, resource = verb_and_resource(method, path)
         began, code = time.perf_counter(), "none"
         try:
@@ -115,7 +115,7 @@ class Transport:
 
     async def _send(
         self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
-    ) -> tuple[int, str | None, bytes]:
+    ) -> tuple[int, str | None, bytearray]:
         headers = self._authorization() if body is None else {**self._authorization(), "Content-Type": content_type}
         data = None if body is None else msgspec.json.encode(body)
         asked = {key: value for key, value in (query or {}).items() if value}
@@ -123,7 +123,10 @@ class Transport:
         async with self._session.request(method, url, params=asked, data=data, headers=headers) as response:
             with suppress(ValueError):
                 self._told = (parsedate_to_datetime(response.headers.get("Date", "")), time.monotonic())
-            return response.status, response.headers.get("Retry-After"), await response.read()
+            text = bytearray()
+            async for chunk in response.content.iter_any():  # `read` keeps all chunks until the last one has come
+                text += chunk
+            return response.status, response.headers.get("Retry-After"), text
 
     def _authorization(self) -> dict[str, str]:
         if time.monotonic() - self._read > _FRESH:
@@ -141,7 +144,7 @@ def verb_and_resource(method: str, path: str) -> tuple[str, str]:
     return verb, "/".join([parts[0], *parts[2:]])
 
 
-def _error(status: int, retry_after: str | None, text: bytes) -> ApiError:
+def _error(status: int, retry_after: str | None, text: bytearray) -> ApiError:
     """Proxies answer with pages of their own, so anything may stand in an error's body."""
     try:
         said = msgspec.json.decode(text)
