@@ -41,6 +41,10 @@ _SETTLED = 15.0
 """Seconds after which the watches run: what was deleted between the first list and their own is missed until then."""
 
 
+_SILENCE = 70.0
+"""Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
+
+
 _NEW_WORK_FIRST = 3.0
 """Seconds at most, by which the watches begin later; one who does not lead has no work and waits in vain."""
 
@@ -116,6 +120,7 @@ class Operator:
         # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
+        settings.watching.inactivity_timeout = _SILENCE
         settings.watching.connect_timeout = 30
         settings.networking.request_timeout = self.settings.request_timeout
         settings.networking.connect_timeout = 10

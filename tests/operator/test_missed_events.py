@@ -17,6 +17,8 @@ from tests.operator import api_server as api
 from tests.operator.life import jobs_created, live
 from tests.operator.proxies import healthy
 
+from finetune_operator import handlers
+
 if TYPE_CHECKING:
     from tests.operator.proxies import Trainer
     from tests.operator.world import World
@@ -46,11 +48,11 @@ async def _begun(request: web.Request) -> web.StreamResponse:
 
 
 class Watches:
-    """Passes watches on, holds back what they say, or ends them as expired."""
+    """Passes watches on, holds back what they say (those of before, or all), or ends them as expired."""
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self.mode: Literal["open", "held", "expired"] = "open"
+        self.mode: Literal["open", "held", "old ones held", "expired"] = "open"
 
     async def trouble(self, request: web.Request) -> web.StreamResponse | None:
         if "watch" not in request.query:
@@ -58,9 +60,9 @@ class Watches:
         if self.mode == "expired":
             return web.json_response({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
         async with _asked(self._target, request) as lines:
-            response = await _begun(request)
+            response, mode = await _begun(request), self.mode
             async for line in lines:
-                while self.mode == "held":
+                while self.mode == "held" or (self.mode == "old ones held" != mode):
                     await asyncio.sleep(0.02)
                 if self.mode == "expired":
                     break
@@ -180,6 +182,19 @@ async def test_watches_that_stall_in_silence_cost_time_only(world: World) -> Non
         await world.reason("Suspending", "meanwhile")
         watches.mode = "open"
     assert len(await world.all("jobs")) == 1
+
+
+async def test_watches_that_stall_are_begun_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert handlers._SILENCE <= 75
+    monkeypatch.setattr("finetune_operator.handlers._SILENCE", 2.0)
+    monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
+    watches = Watches(world.proxy.target)
+    world.proxy.trouble = watches.trouble
+    async with world.operator(resync_interval=3600.0):
+        await _start(world, "before")
+        watches.mode = "old ones held"
+        await _vanishes(world, "before")
+        await _start(world, "meanwhile")
 
 
 async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
