@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 CALLS = 34  # of an undisturbed life; a test holds it against the real number
+FORBIDDEN_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,13 @@ class Troubles:
             raise ConnectionResetError
         return None
 
+    async def forbidding(self, request: web.Request) -> web.StreamResponse | None:
+        """All but the lists and watches, from the moment on when there is work."""
+        if request.method == "GET" or "/leases" in request.path:
+            return None
+        self._begun = self._begun or time.monotonic()
+        return failure(403) if time.monotonic() - self._begun < FORBIDDEN_SECONDS else None
+
     async def slow(self, request: web.Request) -> None:
         if "watch" not in request.query:
             await asyncio.sleep(0.4)
@@ -114,6 +122,7 @@ TROUBLES = {
     "slow": lambda troubles: troubles.slow,
     "refusing": lambda troubles: troubles.refusing,
     "watches are cut": lambda troubles: troubles.cutting,
+    "forbidding": lambda troubles: troubles.forbidding,
     "gone for a minute": lambda troubles: troubles.gone_for_a_minute,
 }
 
