@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 
 from tests.bench import lives
 from tests.bench.api import Api, connect, counts, many, serve
-from tests.bench.bursts import Burst, burst, settle, warm_up
+from tests.bench.bursts import Burst, burst, clear, settle, warm_up
+from tests.bench.floods import flood
 from tests.bench.operators import OURS, TRAINER, Subject, prepare, run
 from tests.bench.restarts import restarts
 
@@ -34,6 +35,7 @@ async def beside(api: Api, url: str, folder: Path, rounds: int, count: int) -> N
                 await warm_up(api, subject, number)
                 new = await burst(api, subject, operator, f"round-{number}", count)
                 found[subject.name].append((new, operator.rss()))
+            await clear(api, subject)
     for name, all_ in found.items():
         rates = [each.rate for each, _ in all_]
         latencies = sorted(each for new, _ in all_ for each in new.latencies)
@@ -77,8 +79,11 @@ async def measure(url: str, log: Path, folder: Path, asked: argparse.Namespace) 
     """All tables."""
     async with connect(url, log) as api:
         await prepare(api)
-        await beside(api, url, folder, asked.rounds, asked.jobs)
-        await whole_lives(api, url, folder, asked.jobs)
+        if asked.rounds:
+            await beside(api, url, folder, asked.rounds, asked.jobs)
+            await whole_lives(api, url, folder, asked.jobs)
+        if asked.flood:
+            await flood(api, url, folder, asked.flood)
 
 
 async def measure_restarts(url: str, log: Path, folder: Path, case: tuple[Subject, Sequence[int]]) -> None:
@@ -92,9 +97,10 @@ def main() -> None:
     """Everything; half an hour, most of it to store finished jobs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=500, help="new jobs in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 skips this and the next")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 5000, 10000], help="finished jobs at a restart")
     parser.add_argument("--peer-sizes", type=int, nargs="*", default=[1000, 5000], help="the same, of the peer")
+    parser.add_argument("--flood", type=int, default=5000, help="jobs of one namespace, while another has few")
     asked = parser.parse_args()
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

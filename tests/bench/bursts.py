@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from tests.bench.api import Api, Call, counts, many
@@ -65,6 +66,17 @@ async def settle(api: Api, subject: Subject, names: Sequence[str]) -> list[Call]
         missing -= {(each.name, each.resource) for each in written}
         quiet = 0 if written else quiet + 1
     return calls
+
+
+async def clear(api: Api, subject: Subject) -> None:
+    """Delete all that was made: it waits for pods in vain, and who starts next would look after it."""
+    for path in (subject.jobs, subject.children):
+        await api.call("DELETE", path, {"propagationPolicy": "Background"})
+        await api.until(partial(_is_empty, api, path))
+
+
+async def _is_empty(api: Api, path: str) -> bool:
+    return not (await api.call("GET", path))["items"]
 
 
 async def warm_up(api: Api, subject: Subject, number: int) -> None:

@@ -17,7 +17,7 @@ from finetune_operator.seen import Seen
 from finetune_operator.settings import Settings
 from finetune_operator.status import next_status
 
-JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+JOBS = OURS.children
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _WORD = {
     "reason": "Completed",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.bench.api import Api, Body
 from tests.operator.api_server import OPERATOR_TOKEN, free_port
 from tests.operator.bodies import manifest
 
-from local_cluster import tools
+from local_cluster import paths, tools
 
 NAMESPACE = "bench"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -32,12 +31,17 @@ class Subject(NamedTuple):
     name: str
     jobs: str
     """Path of what users create."""
-    child: str
-    """Resource that the operator creates for each."""
+    children: str
+    """Path of what the operator creates for each."""
     writes: frozenset[str]
     """All that the operator writes for new ones, Events apart."""
     body: Callable[[str], Body]
     command: Callable[[], list[str | Path]]
+
+    @property
+    def child(self) -> str:
+        """Resource of the children."""
+        return self.children.rpartition("/")[2]
 
 
 def _train_job(name: str) -> Body:
@@ -51,18 +55,26 @@ def _trainer_command() -> list[str | Path]:
     return [program, "--health-probe-bind-address=0", f"--webhook-server-port={free_port()}"]
 
 
+def _our_command() -> list[str | Path]:
+    """With what its image has and no more: kopf imports clients that it finds, which takes most of a second."""
+    folder = paths.cache() / "bench-operator"
+    command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator"]
+    subprocess.run(command, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
+    return [folder / "bin" / "python", "-m", "finetune_operator"]
+
+
 OURS = Subject(
     "finetune-operator",
     f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs",
-    "jobs",
+    f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs",
     frozenset({"jobs", "finetunejobs/status"}),
     lambda name: manifest(name, NAMESPACE),
-    lambda: [sys.executable, "-m", "finetune_operator"],
+    _our_command,
 )
 TRAINER = Subject(
     "Kubeflow Trainer 2.0.0",
     f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs",
-    "jobsets",
+    f"/apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets",
     frozenset({"jobsets"}),
     _train_job,
     _trainer_command,
