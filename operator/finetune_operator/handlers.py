@@ -11,7 +11,6 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,8 +155,13 @@ class Operator:
             "resync": every(interval, self.resync, first=min(_SETTLED, interval)),
         }
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
-        with suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self.workers.new_work_is_done(), _NEW_WORK_FIRST)
+        except asyncio.CancelledError:  # kopf cleans nothing up after a start that was cut short
+            await self.stop()
+            raise
+        except TimeoutError:
+            pass  # the watches begin all the same
 
     async def stop(self, **_: object) -> None:
         """Cancel everything, then give the Lease back; what was begun is found again by the next leader."""

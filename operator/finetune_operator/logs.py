@@ -31,6 +31,13 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     logging.basicConfig(level=logging.getLevelNamesMapping()[level.upper()], handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """kopf 1.45, stopped while it lists, leaves that to the loop to close, which logs an error with a traceback."""
+    message = record.getMessage()
+    return not ("closing of asynchronous generator" in message and "infinite_watch" in message)
 
 
 class TextFormatter(logging.Formatter):

@@ -84,6 +84,22 @@ async def _has(replica: Replica, word: str) -> bool:
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("seconds", [0.5, 2.5], ids=["before the watches", "as the watches list"])
+async def test_a_stop_soon_after_the_start_is_no_error(world: World, tmp_path: Path, seconds: float) -> None:
+    replica = Replica(world, tmp_path, {"log_format": "json"})
+    for number in range(300):
+        await world.apply(f"bot-{number}", {"suspend": True})
+    with running(replica):
+        await world.until(lambda: _has(replica, "Suspended"))
+        await asyncio.sleep(seconds)
+        replica.send(signal.SIGTERM)
+        await asyncio.to_thread(replica.process.wait, 10)
+    lines = [json.loads(line) for line in replica.log.read_text().splitlines()]
+    assert [line for line in lines if line["level"] in ("error", "critical") or "exception" in line] == []
+    assert any("has given the Lease back" in line["message"] for line in lines)
+
+
+@pytest.mark.cluster
 async def test_what_ends_the_operator_is_a_line_too(world: World, tmp_path: Path) -> None:
     replica = Replica(world, tmp_path, {"log_format": "json"})
     with socket.create_server(("", replica.metrics_port)), running(replica):
