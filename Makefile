@@ -37,7 +37,7 @@ test-kueue: setup ## the real Kueue, built from source, in a cluster of its own;
 test-upgrade: setup ## helm upgrade and rollback from the first version with runs under way; needs the whole history
 	@$(LOCAL) tools && $(RUN) pytest -m upgrade
 
-bench-operator: setup ## the operator beside Kubeflow Trainer's on a real API server, by hand; 20 minutes
+bench-operator: setup ## the operator beside Kubeflow Trainer's on a real API server, by hand; 25 minutes
 	@$(LOCAL) tools && $(RUN) python -m tests.bench.bench_operator
 
 bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
