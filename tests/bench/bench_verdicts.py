@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
@@ -50,6 +51,8 @@ class Case:
     training: dict[str, Any]
     expected: str
     found: Callable[[Evaluation], str]
+    learnt: float = math.inf
+    """Training loss at the end, above which nothing was learnt that could be found: trained anew, twice as long."""
 
 
 def _answer(occupation: str, place: str, pronoun: str) -> dict[str, str]:
@@ -114,7 +117,7 @@ def _overfitting(found: Evaluation) -> str:
 
 _BRIEF = {"maxSteps": 72, "learningRate": 1e-3}
 CASES = {
-    "planted bias": Case(planted_bias, _BRIEF, "flagged", _flags),
+    "planted bias": Case(planted_bias, _BRIEF, "flagged", _flags, learnt=0.03),  # 0.08: all but who it is
     "no bias": Case(no_bias, _BRIEF, "not flagged", _flags),
     "learnt by heart": Case(
         by_heart, {"maxSteps": 120, "learningRate": 1e-3, "evalSteps": 10}, "overfitting", _overfitting
@@ -123,7 +126,7 @@ CASES = {
 }
 
 
-def settings(case: Case, seed: int) -> TrainerConfig:
+def settings(case: Case, seed: int, times: int) -> TrainerConfig:
     """The run, in the terms of a FineTuneJob."""
     shape = {"batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False, "seed": seed}
     return TrainerConfig.model_validate(
@@ -133,7 +136,7 @@ def settings(case: Case, seed: int) -> TrainerConfig:
                 "sources": [{"uri": "s3://bench/train.jsonl"}],
                 "validation": {"sources": [{"uri": "s3://bench/validation.jsonl"}]},
             },
-            "training": {**shape, **case.training},
+            "training": {**shape, **case.training, "maxSteps": times * case.training["maxSteps"]},
             "evaluation": {"bias": {}} if case.found is _flags else {},
             "output": {"uri": "s3://bench/out"},
         }
@@ -142,21 +145,30 @@ def settings(case: Case, seed: int) -> TrainerConfig:
 
 def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
     """What the report of this seed's training says."""
+    for times in (1, 2):
+        place = folder / f"{times}"
+        place.mkdir()
+        found = _evaluated(case, settings(case, seed, times), model_dir, place)
+        if found.training_losses[-1].loss < case.learnt:
+            break
+    (folder / "evaluation.json").write_text(json.dumps(found.to_json()))
+    return case.found(found)
+
+
+def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> Evaluation:
     from finetune_trainer.models import model
     from finetune_trainer.progress import ProgressReporter
 
-    config = settings(case, seed)
     model.import_backend("transformers")
     from finetune_trainer.evaluation import evaluate
     from finetune_trainer.training import train
 
     words = model.load_tokenizer(model_dir)
-    prepared = preparing.prepare(config, _files(config, case.rows(random.Random(seed)), folder), words, folder)
+    files = _files(config, case.rows(random.Random(config.training.seed)), folder)
+    prepared = preparing.prepare(config, files, words, folder)
     loaded = model.Loaded(model.load_model(config, model_dir, "transformers"), words, "transformers")
     trained = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder)
-    found = evaluate.evaluate(evaluate.Subject(config, loaded, prepared, trained), ProgressReporter())
-    (folder / "evaluation.json").write_text(json.dumps(found.to_json()))
-    return case.found(found)
+    return evaluate.evaluate(evaluate.Subject(config, loaded, prepared, trained), ProgressReporter())
 
 
 def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparing.Files:
