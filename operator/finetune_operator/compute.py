@@ -19,6 +19,12 @@ QualifiedName = Annotated[
         pattern=r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
     ),
 ]
+DeviceName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
+    ),
+]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
 
 
@@ -99,8 +105,8 @@ class Compute(Model):
     `training.gradientAccumulation` x GPUs of all pods examples."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
     """GPUs of each pod, with a worker process each. 0 trains on the CPU, for trials with tiny models."""
-    gpu_resource: QualifiedName = "nvidia.com/gpu"
-    """Resource name that the cluster's device plugin announces."""
+    gpu_resource: DeviceName = "nvidia.com/gpu"
+    """Resource name that the cluster's device plugin announces, with its domain."""
     resources: ResourceRequirements = ResourceRequirements()
     """CPU and memory of the pod."""
     scratch: Scratch = Scratch()

@@ -231,6 +231,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "negative GPUs": ({"spec.compute.gpusPerNode": -1}, "spec.compute.gpusPerNode", "greater than or equal to 0"),
     "GPU resource with a space": ({"spec.compute.gpuResource": "n v"}, "spec.compute.gpuResource", "should match"),
+    "CPUs for GPUs": ({"spec.compute.gpuResource": "cpu"}, "spec.compute.gpuResource", "should match"),
     "memory in gigabyte": (
         {"spec.compute.resources.requests": {"memory": "4GB"}}, "spec.compute.resources.requests.memory",
         "should match",

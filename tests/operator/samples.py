@@ -14,7 +14,7 @@ Json = dict[str, Any] | list[Any]
 Path = tuple[str | int, ...]
 
 # One of these fits the pattern of any string; add one if a field brings a pattern of its own.
-STRINGS = ("s3://bucket/key", "https://store.example", "name", "1", "nurse", "2026-11-23T08:00:00Z")
+STRINGS = ("s3://bucket/key", "https://store.example", "name", "1", "nurse", "2026-11-23T08:00:00Z", "example.com/gpu")
 KEY = "prompt"  # a column's name, a label, a resource
 
 
