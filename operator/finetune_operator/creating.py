@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
-from finetune_operator import children, nodes
+from finetune_operator import children, nodes, wanted
 from finetune_operator.api import FineTuneJob, OperatorReason
 from finetune_operator.cluster import Cluster
 from finetune_operator.refusals import refusals
@@ -38,8 +39,11 @@ class JobCreator:
         try:
             asked = FineTuneJob.model_validate({**body, "status": None})
             desired = desired_job(asked, self._settings)
+            wanted.read(body)
         except ValidationError as error:
             return Obstacle(OperatorReason.INVALID_SPEC, _explain(error), final=True)
+        except msgspec.ValidationError as error:  # pydantic takes "true" for true; a lifecycle that is guessed is none
+            return Obstacle(OperatorReason.INVALID_SPEC, f"spec: {error}", final=True)
         if refused := refusals(asked, self._settings):
             return await self._refused(key, body, " ".join(refused))
         try:

@@ -43,11 +43,16 @@ class _Spec(msgspec.Struct, rename="camel"):
 
 
 def wanted(body: Body) -> Wanted:
-    """Of a stored FineTuneJob. One that cannot be read asks for nothing: no Job is ever made of it."""
+    """Of a stored FineTuneJob. One that cannot be read asks for nothing: no Job is made of it."""
     try:
-        spec = msgspec.convert(body["spec"], _Spec)
+        return read(body)
     except msgspec.ValidationError:
         return Wanted()
+
+
+def read(body: Body) -> Wanted:
+    """The same, of one that a Job is made of. Raises `msgspec.ValidationError` if it cannot be read."""
+    spec = msgspec.convert(body["spec"], _Spec)
     return Wanted(
         suspend=spec.suspend,
         backoff_limit=spec.backoff_limit,

@@ -212,6 +212,17 @@ async def test_a_finished_run_is_deleted_when_its_time_has_come(world: World) ->
     assert ("DELETE", world.path("finetunejobs", "kept")) not in world.proxy.seen
 
 
+async def test_one_that_asks_for_it_is_deleted_at_its_end_by_one_request(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"ttlSecondsAfterFinished": 0})
+        await world.apply("kept")
+        await world.pod()
+        await world.kubelet(_ended(0, reason="Completed"), "Succeeded")
+        await world.job_ends("Complete", at=_ago(0))
+        await world.until(lambda: _only(world, "kept"))
+    assert world.proxy.seen.count(("DELETE", world.path("finetunejobs", "bot"))) == 1
+
+
 async def _only(world: World, name: str) -> bool:
     return [each["metadata"]["name"] for each in await world.all("finetunejobs")] == [name]
 

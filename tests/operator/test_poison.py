@@ -47,7 +47,6 @@ def _paths(value: object, path: samples.Path = ()) -> Iterator[samples.Path]:
         yield from _paths(each, (*path, key))
 
 
-PATHS = list(_paths(samples.full_spec()))
 STATUS: Body = {
     "phase": "Running", "attempts": 1, "jobName": "bot", "observedGeneration": 1, "progress": {"step": 1},
     "conditions": [{"type": "Complete", "status": "True", "reason": "x", "message": "", "lastTransitionTime": "x"}],
@@ -55,11 +54,11 @@ STATUS: Body = {
 
 
 @st.composite
-def _changed(draw: st.DrawFn, whole: Body) -> Body:
+def _changed(draw: st.DrawFn, whole: samples.Json) -> samples.Json:
     """A good one, of which up to three values are of any kind."""
     for path in draw(st.lists(st.sampled_from(list(_paths(whole))), min_size=1, max_size=3, unique=True)):
         try:
-            whole = samples.replaced(whole, path, draw(JSON))  # type: ignore[assignment]
+            whole = samples.replaced(whole, path, draw(JSON))
         except (KeyError, TypeError, AttributeError, IndexError):
             continue  # the one before has taken its place away
     return whole
@@ -139,6 +138,22 @@ async def test_each_is_refused_or_run_and_the_next_is_served(world: World, data:
             assert operator.liveness()["role"] == "leader"
             list(operator.collect())
     await _clear(world)
+
+
+IN_TWO_WAYS: dict[str, Body] = {
+    "a word for true": {"suspend": "true"},
+    "a number as text": {"backoffLimit": "2"},
+    "a number as text, below": {"training": {"stallSeconds": "60"}},
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("spec", IN_TWO_WAYS.values(), ids=IN_TWO_WAYS)
+async def test_what_may_be_read_in_two_ways_is_refused(world: World, spec: Body) -> None:
+    async with world.operator():
+        await world.apply(spec=spec)
+        await world.reason("InvalidSpec")
+    assert await world.all("jobs") == []
 
 
 async def _are_settled(world: World, names: list[str]) -> bool:
