@@ -13,18 +13,9 @@ Quantity = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
 ]
-QualifiedName = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
-    ),
-]
-DeviceName = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=317
-    ),
-]
+_DOMAIN, _NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/", r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+QualifiedName = Annotated[str, StringConstraints(pattern=f"^({_DOMAIN})?{_NAME}$", max_length=317)]
+DeviceName = Annotated[str, StringConstraints(pattern=f"^{_DOMAIN}{_NAME}$", max_length=317)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
 
 

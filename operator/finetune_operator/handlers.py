@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,12 +157,11 @@ class Operator:
         }
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         try:
-            await asyncio.wait_for(self.workers.new_work_is_done(), _NEW_WORK_FIRST)
+            with suppress(TimeoutError):  # the watches begin all the same
+                await asyncio.wait_for(self.workers.new_work_is_done(), _NEW_WORK_FIRST)
         except asyncio.CancelledError:  # kopf cleans nothing up after a start that was cut short
             await self.stop()
             raise
-        except TimeoutError:
-            pass  # the watches begin all the same
 
     async def stop(self, **_: object) -> None:
         """Cancel everything, then give the Lease back; what was begun is found again by the next leader."""

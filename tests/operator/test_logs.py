@@ -7,6 +7,8 @@ import json
 import logging
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,39 @@ def test_exceptions_and_line_breaks_stay_in_their_line() -> None:
         text = logs.JsonFormatter().format(_record("a\nb \ud800", exc_info=(ValueError, error, error.__traceback__)))
     assert "\n" not in text
     assert "Traceback" in json.loads(text)["exception"]
+
+
+LEFT_OPEN = """
+import asyncio
+from finetune_operator import logs
+
+async def infinite_watch():
+    try:
+        yield
+    finally:
+        raise RuntimeError("kopf's")
+
+async def another():
+    try:
+        yield
+    finally:
+        raise RuntimeError("another's")
+
+async def main():
+    global kept
+    kept = [infinite_watch(), another()]
+    for each in kept:
+        await anext(each)
+
+logs.configure("info", "text")
+asyncio.run(main())
+"""
+
+
+def test_only_a_watch_that_kopf_leaves_open_is_no_news() -> None:
+    said = subprocess.run([sys.executable, "-c", LEFT_OPEN], check=True, capture_output=True, text=True).stderr
+    assert "another's" in said
+    assert "kopf's" not in said
 
 
 @pytest.mark.cluster

@@ -70,6 +70,14 @@ class Watches:
             return response
 
 
+@pytest.fixture
+def watches(world: World) -> Watches:
+    """Between the operator and its watches."""
+    between = Watches(world.proxy.target)
+    world.proxy.trouble = between.trouble
+    return between
+
+
 class Disordered:
     """Tells every event late, together with events of before, in any order."""
 
@@ -138,13 +146,11 @@ async def test_what_was_deleted_while_the_operator_was_away_is_left_alone(world:
 
 
 async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list(
-    world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
+    world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
 ) -> None:
     monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
     moved = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
     trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": moved}
-    watches = Watches(world.proxy.target)
-    world.proxy.trouble = watches.trouble
     async with world.operator() as operator:
         for name in ("kept", "gone"):
             await _start(world, name)
@@ -170,9 +176,7 @@ async def _listed_again(world: World, since: int) -> bool:
     return world.proxy.seen[since:].count(("GET", world.path("finetunejobs"))) >= 3
 
 
-async def test_watches_that_stall_in_silence_cost_time_only(world: World) -> None:
-    watches = Watches(world.proxy.target)
-    world.proxy.trouble = watches.trouble
+async def test_watches_that_stall_in_silence_cost_time_only(world: World, watches: Watches) -> None:
     async with world.operator(resync_interval=1.0):
         await _start(world, "before")
         watches.mode = "held"
@@ -184,12 +188,12 @@ async def test_watches_that_stall_in_silence_cost_time_only(world: World) -> Non
     assert len(await world.all("jobs")) == 1
 
 
-async def test_watches_that_stall_are_begun_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watches_that_stall_are_begun_anew(
+    world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert handlers._SILENCE <= 75
     monkeypatch.setattr("finetune_operator.handlers._SILENCE", 2.0)
     monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
-    watches = Watches(world.proxy.target)
-    world.proxy.trouble = watches.trouble
     async with world.operator(resync_interval=3600.0):
         await _start(world, "before")
         watches.mode = "old ones held"
