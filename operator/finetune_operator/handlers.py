@@ -29,7 +29,7 @@ from finetune_operator.resources import JOB_LABEL
 from finetune_operator.serving import Server
 from finetune_operator.settings import Settings
 from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
-from finetune_operator.transport import Transport
+from finetune_operator.transport import NO_ANSWER, ApiError, Transport
 from finetune_operator.workers import Workers, every
 
 _FINETUNEJOBS = (GROUP, VERSION, PLURAL)
@@ -147,8 +147,10 @@ class Operator:
         self._transport.open(lambda: log_in(settings))
         try:
             await self.resync()
-        except BaseException:
+        except BaseException as error:
             await self._transport.close()
+            if isinstance(error, (ApiError, *NO_ANSWER)):  # told in a line, without a traceback
+                raise kopf.TemporaryError(f"the first list: {type(error).__name__}: {error}", delay=5) from error
             raise
         interval = self.settings.resync_interval
         loops = {
