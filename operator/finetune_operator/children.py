@@ -49,6 +49,13 @@ def is_owned_by(body: Body, uid: str) -> bool:
     return bool(controller(body).get("uid") == uid)
 
 
+def is_of_a_job_of(pod: Body, finetunejob: Body) -> bool:
+    """Whether a Job that is gone, and with it what tells whose it was, was this one's and not an earlier namesake's."""
+    owner, meta = controller(pod), finetunejob["metadata"]
+    named = (owner.get("kind"), owner.get("name")) == ("Job", meta["name"])
+    return named and bool(pod["metadata"].get("creationTimestamp", "") >= meta.get("creationTimestamp", ""))
+
+
 def is_of_a_finetunejob(body: Body, name: str) -> bool:
     """Whether some FineTuneJob of that name controls it, maybe one that is gone."""
     owner = controller(body)

@@ -129,9 +129,9 @@ class Cluster:
         """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
         return await self._delete(JOBS, job, "Foreground")
 
-    async def delete_finetunejob(self, body: Body) -> None:
-        """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed."""
-        await self._delete(FINETUNEJOBS, body, "Background")
+    async def delete_finetunejob(self, body: Body) -> Body | None:
+        """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed. What is left of it, if anything."""
+        return await self._delete(FINETUNEJOBS, body, "Background")
 
     async def _delete(self, resource: Resource, body: Body, policy: str) -> Body | None:
         meta = body["metadata"]

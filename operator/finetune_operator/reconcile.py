@@ -73,7 +73,7 @@ class Reconciler:
             if job and not children.has_ended(job) and not children.is_being_deleted(job):
                 job = await self._delete(run.key, job)
             if job is None:
-                return Seen(wanted=run.wanted, leaving=leaving)
+                return Seen(wanted=run.wanted, leaving=leaving, pods=self._left_pods(run))
         if job is None:
             made = await self._creator.create(run.key, run.body)
             if isinstance(made, Obstacle):
@@ -95,7 +95,11 @@ class Reconciler:
     def _pods(self, run: Run, job: Body) -> tuple[Body, ...]:
         """Its Job's."""
         uid = job["metadata"]["uid"]
-        return tuple(pod for pod in self._store.pods.of(run.key) if children.is_owned_by(pod, uid))
+        return tuple(pod for pod in self._store.pods.with_left(run.key) if children.is_owned_by(pod, uid))
+
+    def _left_pods(self, run: Run) -> tuple[Body, ...]:
+        """Those of its Job that is gone."""
+        return tuple(pod for pod in self._store.pods.with_left(run.key) if children.is_of_a_job_of(pod, run.body))
 
     async def _read_pods(self, run: Run) -> None:
         """The watches are not in step: a Job may be seen to have ended before its pod, and with it the last word."""
@@ -129,9 +133,17 @@ class Reconciler:
             await self._delete(run.key, job)
         due = clocks.ttl_due(run.wanted, status)
         if clocks.is_due(due, run.now):
-            await self._cluster.delete_finetunejob(self._store.finetunejob(run.key) or run.body)  # with its new status
+            await self._delete_finetunejob(run.key, self._store.finetunejob(run.key) or run.body)  # with its new status
             return None
         return clocks.until(due, run.now)
+
+    async def _delete_finetunejob(self, key: Key, body: Body) -> None:
+        """Once: what is seen before the watch tells of it asks for no other."""
+        left = await self._cluster.delete_finetunejob(body)
+        if left:
+            self._store.finetunejobs.put(key, left)
+        else:
+            self._store.finetunejobs.remove(body)
 
     async def _warning(self, slow: Body | None, now: str) -> children.Said | None:
         if slow is None or clocks.age(slow, now) < SLOW_START:

@@ -107,6 +107,39 @@ class Shelf:
                 del self._by_key[key]
 
 
+class Pods(Shelf):
+    """Those that are there, and of each open run the last one that has ended and is gone.
+
+    Its last word may stand in no other event than that of its deletion.
+    """
+
+    def __init__(self, has_ended: Callable[[Key], bool]) -> None:
+        super().__init__(trimming.pod, lambda key, pod: children.is_alive(pod) or not has_ended(key))
+        self._has_ended = has_ended
+        self._left: dict[Key, Body] = {}
+
+    def with_left(self, key: Key) -> list[Body]:
+        """What belongs to a key, with the one that is gone."""
+        left = self._left.get(key)
+        return self.of(key) if left is None else [left, *self.of(key)]
+
+    def left_keys(self) -> list[Key]:
+        """Keys of which one is kept that is gone."""
+        return list(self._left)
+
+    def remove(self, body: Body) -> None:
+        """Forget a deleted pod, unless it has said its last word."""
+        super().remove(body)
+        key = key_of(body)
+        if children.finished_at(body) and not self._has_ended(key):
+            self._left[key] = self._trim(body)
+
+    def clear_out(self, key: Key) -> None:
+        """Also the one that is gone."""
+        super().clear_out(key)
+        self._left.pop(key, None)
+
+
 class Heard(NamedTuple):
     """What a pod last said of itself."""
 
@@ -121,7 +154,7 @@ class Store:
     def __init__(self) -> None:
         self.finetunejobs = Shelf(trimming.finetunejob)
         self.jobs = Shelf(trimming.job, lambda key, job: not (children.has_ended(job) and self.has_ended(key)))
-        self.pods = Shelf(trimming.pod, lambda key, pod: children.is_alive(pod) or not self.has_ended(key))
+        self.pods = Pods(self.has_ended)
         self.progress: dict[Key, Heard] = {}
         """What running pods last said of themselves."""
 
@@ -152,9 +185,10 @@ class Store:
         self.pods.clear_out(key)
 
     def forget_gone(self) -> None:
-        """Let go what is kept of FineTuneJobs that are gone, though no event told so."""
-        for key in self.progress.keys() - set(self.finetunejobs.all_keys()):
-            self.forget_run(key)
+        """Let go what is kept of runs that are over, though no event told so, or none to this replica's workers."""
+        for key in [*self.progress, *self.pods.left_keys()]:
+            if self.finetunejob(key) is None or self.has_ended(key):
+                self.forget_run(key)
 
     def heard(self, key: Key, pod: Body | None) -> Progress | None:
         """What this pod, and none before it, last said."""

@@ -12,6 +12,7 @@ import pytest
 from tests.operator import api_server as api
 from tests.operator.bodies import Body, Build
 from tests.operator.proxies import Proxy, Trainer
+from tests.operator.watches import Watches
 from tests.operator.world import LEASE, RULES, World, lease_rules
 
 from finetune_operator.settings import Settings
@@ -70,3 +71,11 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
             await world.allow([*RULES, *lease_rules(LEASE)])
             yield world
+
+
+@pytest.fixture
+def watches(world: World) -> Watches:
+    """Between the operator and its watches."""
+    between = Watches(world.proxy.target)
+    world.proxy.trouble = between.trouble
+    return between
