@@ -43,12 +43,26 @@ class Election:
         self._seen_at = 0.0
         """When what is seen of the Lease was first seen so."""
         self._until = 0.0
+        self._looked: Body | None = None
+        """The Lease as `look` found it."""
+        self._replaced: Body | None = None
+        """The Lease as it was when this replica took it."""
         self.answered = time.monotonic()
         """When the API server last told of the Lease."""
 
     def is_leader(self) -> bool:
         """Whether nobody else can lead now."""
         return time.monotonic() < self._until
+
+    async def look(self) -> None:
+        """Note who leads, before what they did is looked at."""
+        with suppress(ApiError, *NO_ANSWER):
+            self._looked = _spec(await self._lease.read())
+
+    def nobody_led(self) -> bool:
+        """Whether nobody else has led from that look until this replica did."""
+        looked = self._looked
+        return looked is not None and looked == self._replaced and not looked.get("holderIdentity")
 
     async def run(self, lead: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Lead whenever elected; what leads is cancelled when the Lease is lost. Ends only with an error of `lead`."""
@@ -71,7 +85,7 @@ class Election:
         with suppress(ApiError, *NO_ANSWER):
             async with asyncio.timeout(self._seconds * _PATIENCE):
                 found = await self._lease.read()
-                spec = dict(found.get("spec", {})) if found else {}
+                spec = dict(_spec(found))
                 if spec.pop("holderIdentity", None) == self._identity:
                     await self._lease.write(found, spec)
                     log.info("%s has given the Lease back", self._identity)
@@ -124,10 +138,13 @@ class Election:
         if found and not self._mine and not self._is_free(found):
             self._until = 0.0  # somebody deleted or edited it
             return None
-        return await self._lease.write(found, self._claim(found.get("spec", {}) if found else {}))
+        written = await self._lease.write(found, self._claim(_spec(found)))
+        if not self._mine:
+            self._replaced = _spec(found)
+        return written
 
     def _is_free(self, found: Body) -> bool:
-        spec: Body = found.get("spec", {})
+        spec = _spec(found)
         if spec != self._seen:
             self._seen, self._seen_at = spec, time.monotonic()
         holder = spec.get("holderIdentity")
@@ -148,3 +165,8 @@ class Election:
             "renewTime": now,
             "leaseTransitions": before.get("leaseTransitions", 0) + (0 if stays or not before else 1),
         }
+
+
+def _spec(lease: Body | None) -> Body:
+    spec: Body = lease.get("spec", {}) if lease else {}
+    return spec

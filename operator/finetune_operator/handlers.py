@@ -1,4 +1,4 @@
-"""When to look: the only module that knows kopf, which gives process, login, watches and probes.
+"""When to look: with `kopf_setup` all that knows kopf, which gives process, login, watches and probes.
 
 Handlers only feed the store and queue a key. kopf's high-level handlers are not used: they keep their state in
 annotations, which any tenant can write, and its watches miss deletions across a re-list.
@@ -7,6 +7,7 @@ annotations, which any tenant can write, and its watches miss deletions across a
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 import time
@@ -20,55 +21,25 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from finetune_operator import gauges, metrics, trimming
-from finetune_operator.api import GROUP, PLURAL, VERSION
+from finetune_operator import gauges, kopf_setup, metrics, trimming
 from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Listed, Resource
 from finetune_operator.election import Election
+from finetune_operator.kopf_setup import log_in
 from finetune_operator.lease import Lease
-from finetune_operator.resources import JOB_LABEL
 from finetune_operator.serving import Server
 from finetune_operator.settings import Settings
 from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
 from finetune_operator.transport import NO_ANSWER, ApiError, Transport
 from finetune_operator.workers import Workers, every
 
-_FINETUNEJOBS = (GROUP, VERSION, PLURAL)
-_JOBS = ("batch", "v1", "jobs")
-_PODS = ("", "v1", "pods")
-
+log = logging.getLogger(__name__)
 
 _SETTLED = 15.0
 """Seconds after which the watches run: what was deleted between the first list and their own is missed until then."""
 
 
-_SILENCE = 70.0
-"""Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
-
-
 _NEW_WORK_FIRST = 3.0
 """Seconds at most, by which the watches begin later; one who does not lead has no work and waits in vain."""
-
-
-def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
-    """By the service account in a pod, else by the kubeconfig."""
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
-    if found is None:
-        raise kopf.PermanentError("neither a service account nor a kubeconfig is here: set KUBECONFIG")
-    return found
-
-
-class _NoDiffBase(kopf.DiffBaseStorage):
-    """kopf reads its last-handled state for handlers that never use it: an annotation that any tenant may forge, so
-    that a malformed one stops an object's events, and a deep copy of each body, half of the CPU time."""
-
-    def build(self, **_: object) -> kopf.BodyEssence:
-        return kopf.BodyEssence()
-
-    def fetch(self, **_: object) -> None:
-        return None
-
-    def store(self, **_: object) -> None:
-        pass
 
 
 class Kind(NamedTuple):
@@ -101,38 +72,21 @@ class Operator:
         self._server = Server()
         self._tasks: list[asyncio.Task[None]] = []
         self._listed = time.monotonic()
+        self._lists = 0
 
     def registry(self) -> kopf.OperatorRegistry:
         """kopf's registry with our handlers, and no others."""
         registry = kopf.OperatorRegistry()
-        kopf.on.startup(registry=registry, id="configure")(self.configure)
+        configure = partial(kopf_setup.configure, request_timeout=self.settings.request_timeout)
+        kopf.on.startup(registry=registry, id="configure")(configure)
         kopf.on.startup(registry=registry, id="serve", errors=kopf.ErrorsMode.PERMANENT)(self.serve)
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
         kopf.on.login(registry=registry, id="log-in")(log_in)
-        kopf.on.event(*_FINETUNEJOBS, registry=registry, id="finetunejob")(self._watcher(self._kinds[0]))
-        kopf.on.event(*_JOBS, registry=registry, id="job")(self._watcher(self._kinds[1]))
-        kopf.on.event(*_PODS, registry=registry, id="pod")(self._watcher(self._kinds[2]))
+        kopf.on.event(*kopf_setup.FINETUNEJOBS, registry=registry, id="finetunejob")(self._watcher(self._kinds[0]))
+        kopf.on.event(*kopf_setup.JOBS, registry=registry, id="job")(self._watcher(self._kinds[1]))
+        kopf.on.event(*kopf_setup.PODS, registry=registry, id="pod")(self._watcher(self._kinds[2]))
         return registry
-
-    def configure(self, settings: kopf.OperatorSettings, **_: object) -> None:
-        """Everything of kopf that would wait for ever, write, or need more rights."""
-        # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
-        settings.watching.server_timeout = 300
-        settings.watching.client_timeout = 330
-        settings.watching.inactivity_timeout = _SILENCE
-        settings.watching.connect_timeout = 30
-        settings.networking.request_timeout = self.settings.request_timeout
-        settings.networking.connect_timeout = 10
-        settings.watching.chunk_size = 500
-        settings.watching.label_selectors[_JOBS] = JOB_LABEL
-        settings.watching.label_selectors[_PODS] = JOB_LABEL
-        settings.posting.enabled = False
-        settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
-        settings.scanning.disabled = True  # it would list CRDs and namespaces
-        settings.persistence.diffbase_storage = _NoDiffBase()
-        settings.persistence.finalizer = f"{GROUP}/never-set"  # kopf takes its own off objects: nolar/kopf#664
-        settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
 
     async def serve(self, **_: object) -> None:
         """Answer probes from the first moment on; a port that is taken ends the operator."""
@@ -146,6 +100,7 @@ class Operator:
         again. The watches begin afterwards, by listing everything once more; new work goes before that."""
         self._transport.open(lambda: log_in(settings))
         try:
+            await self.election.look()
             await self.resync()
         except BaseException as error:
             await self._transport.close()
@@ -154,7 +109,7 @@ class Operator:
             raise
         interval = self.settings.resync_interval
         loops = {
-            "election": self.election.run(self.workers.run),
+            "election": self.election.run(self.lead),
             "resync": every(interval, self.resync, first=min(_SETTLED, interval)),
         }
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -164,6 +119,16 @@ class Operator:
         except asyncio.CancelledError:  # kopf cleans nothing up after a start that was cut short
             await self.stop()
             raise
+
+    async def lead(self) -> None:
+        """Work. What another leader did between the first list and the watches no watch told, so it is listed first."""
+        while self._lists < 2 and not self.election.nobody_led():
+            try:
+                await self.resync()
+            except (ApiError, *NO_ANSWER) as error:
+                log.warning("the list before the work: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(1)
+        await self.workers.run()
 
     async def stop(self, **_: object) -> None:
         """Cancel everything, then give the Lease back; what was begun is found again by the next leader."""
@@ -213,6 +178,7 @@ class Operator:
             _take(kind, listed)
         self.store.forget_gone()
         self._listed = time.monotonic()
+        self._lists += 1
         for each in self.store.open_keys():
             self.workers.add(each, routine=True)
 

@@ -121,6 +121,41 @@ async def test_a_leader_that_is_stopped_is_replaced_at_once(
     assert seconds < SECONDS / 2
 
 
+class Blindfold:
+    """Holds back what kopf asks of Jobs and pods; the operator's own lists pass."""
+
+    def __init__(self) -> None:
+        self.is_off = False
+
+    async def trouble(self, request: web.Request) -> None:
+        """Runs in the proxy's thread."""
+        while request.query.keys() & {"limit", "watch"} and request.path.endswith(("/jobs", "/pods")):
+            if self.is_off:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_one_that_follows_before_its_watches_run_undoes_nothing(world: World, tmp_path: Path) -> None:
+    """As in a rolling update: the new replica is ready, so the old one is stopped."""
+    async with pair(world, tmp_path) as replicas:
+        leader, standby = await replicas.settle()
+        blindfold = Blindfold()
+        standby.proxy.trouble = blindfold.trouble
+        await _start(world, "before")
+        await world.until(lambda: _lists_again(standby, world.path("finetunejobs")))
+        leader.send(signal.SIGTERM)
+        await replicas.leads(standby)
+        await asyncio.sleep(1)
+        blindfold.is_off = True
+        await _start(world, "after")
+        await _nothing_was_done_twice(world, ["before", "after"])
+    assert [path for _, path in standby.writes() if "before" in path] == []
+
+
+async def _lists_again(replica: Replica, path: str) -> bool:
+    return replica.proxy.seen.count(("GET", path)) > 1
+
+
 async def test_an_api_server_that_was_away_finds_one_leader_again(world: World, tmp_path: Path) -> None:
     async with pair(world, tmp_path, lease_seconds=4) as replicas:
         leader, standby = await replicas.settle()

@@ -15,7 +15,7 @@ from tests.operator.world import LEASE
 
 from finetune_operator.cluster import NotLeadingError
 from finetune_operator.election import Election
-from finetune_operator.handlers import log_in
+from finetune_operator.kopf_setup import log_in
 from finetune_operator.lease import Lease
 from finetune_operator.transport import Transport
 

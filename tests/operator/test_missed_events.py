@@ -12,7 +12,7 @@ from tests.operator.life import jobs_created, live
 from tests.operator.proxies import healthy
 from tests.operator.watches import Disordered
 
-from finetune_operator import handlers
+from finetune_operator import kopf_setup
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -117,8 +117,8 @@ async def test_watches_that_stall_in_silence_cost_time_only(world: World, watche
 async def test_watches_that_stall_are_begun_anew(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert handlers._SILENCE <= 75
-    monkeypatch.setattr("finetune_operator.handlers._SILENCE", 2.0)
+    assert kopf_setup._SILENCE <= 75
+    monkeypatch.setattr("finetune_operator.kopf_setup._SILENCE", 2.0)
     monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
     async with world.operator(resync_interval=3600.0):
         await _start(world, "before")
