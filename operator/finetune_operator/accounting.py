@@ -45,7 +45,8 @@ def checkpoint(previous: FineTuneJobStatus, said: Iterable[Progress | None], now
     known += [Checkpoint(each.last_checkpoint_time, each.last_checkpoint_step) for each in said if each]
     latest = (moment(now) or 0.0) + _CLOCK_SKEW
     past = [each for each in known if 0 < (moment(each.time) or 0.0) <= latest]
-    return max(past, key=lambda each: moment(each.time) or 0.0, default=Checkpoint())
+    # Times are whole seconds, in which there may be several.
+    return max(past, key=lambda each: (moment(each.time) or 0.0, each.step or 0), default=Checkpoint())
 
 
 def attempts(previous: FineTuneJobStatus, pods: Iterable[Body], newest: Checkpoint) -> Attempts:

@@ -180,3 +180,17 @@ def test_suspension_forgives_interruptions(build: type[Build]) -> None:
     assert story.see(6, *pods).interruptions == 2
     story.status = next_status(META, story.status, Seen(wanted=Wanted(suspend=True)), _at(8))
     assert (story.reason(), story.status.interruptions, story.status.attempts) == ("Suspended", None, 3)
+
+
+@pytest.mark.parametrize("steps", [(70, 75), (75, 70)], ids=["the last word is newer", "the last word is older"])
+def test_of_two_checkpoints_of_one_second_that_with_more_steps_is_the_newer(
+    build: type[Build], steps: tuple[int, int]
+) -> None:
+    """Times are whole seconds, and a small model saves several times in one."""
+    status = FineTuneJobStatus()
+    for step in steps:
+        said = Progress(
+            stage="Training", last_checkpoint_step=step, last_checkpoint_time=_at(1), last_update_time=_at(1)
+        )
+        status = next_status(META, status, Seen(job=build.job(active=1), progress=said), _at(2))
+    assert status.last_checkpoint_step == 75
