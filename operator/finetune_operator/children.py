@@ -181,9 +181,10 @@ def parse_outcome(text: str) -> Outcome | None:
 def newest_warning(events: Iterable[Body]) -> Said | None:
     """What the last warning says."""
     warnings = [event for event in events if event.get("type") == "Warning"]
-    last = max(warnings, key=_event_time, default=None)
+    last = max(warnings, key=event_time, default=None)
     return Said(last.get("reason", ""), last.get("message", "")) if last else None
 
 
-def _event_time(event: Body) -> str:
+def event_time(event: Body) -> str:
+    """When it was last seen."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from finetune_operator import children
 from finetune_operator.accounting import moment
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
-from finetune_operator.children import Body
+from finetune_operator.children import Body, Said
 from finetune_operator.seen import Seen
 from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import Progress
 
+SLOW_START = 5.0
+"""Seconds after which events are asked why nothing happens; a pod that waits for a Secret says so nowhere else."""
+BACK_OFF = 30.0
+"""The same after an attempt has ended, for a Job waits some time before the next."""
 _LOST_AFTER = 60.0  # seconds after its grace period, in which a living kubelet would have ended the pod
 
 
@@ -24,28 +29,58 @@ def next_look(seen: Seen, status: FineTuneJobStatus, now: str) -> float | None:
     if last and children.is_running(last):
         dues.append(stall_due(seen.wanted, status.progress, status.last_attempt_time, seen.progress))
     waits = [until(due, now) for due in dues if due and not is_due(due, now)]
-    slow = slow_start(seen.job, seen.pods)
-    if slow:
-        waits.append(_patience(age(slow, now)))
+    if slow := slow_start(seen.job, seen.pods):
+        waits.append(slow.next_look(now))
     if seen.obstacle or _is_queued(seen.job):
         waits.append(_patience(_waited(status, now)))
     return min((each for each in waits if each), default=None)
 
 
-def slow_start(job: Body | None, pods: Iterable[Body]) -> Body | None:
-    """The object whose events say why nothing happens: a pod on a node that does not start, a Job without a pod."""
-    if job is None or children.has_ended(job) or _is_queued(job):
+class Slow(NamedTuple):
+    """What does not start."""
+
+    body: Body
+    """The object whose events say why."""
+    since: float
+    """When it began to be waited for."""
+    grace: float
+    """Seconds that are nothing unusual."""
+
+    def is_due(self, now: str) -> bool:
+        """Whether to ask."""
+        return self._waited(now) >= self.grace
+
+    def next_look(self, now: str) -> float:
+        """Seconds until the next time to ask."""
+        waited = self._waited(now)
+        return _patience(waited) if waited >= self.grace else max(1.0, self.grace - waited)
+
+    def told(self, events: Iterable[Body]) -> Said | None:
+        """The last warning since then."""
+        return children.newest_warning(
+            each for each in events if (moment(children.event_time(each)) or 0.0) >= self.since
+        )
+
+    def _waited(self, now: str) -> float:
+        return (moment(now) or 0.0) - self.since
+
+
+def slow_start(job: Body | None, pods: Iterable[Body]) -> Slow | None:
+    """A pod on a node that does not start, or a Job without a pod, or without the next one."""
+    if job is None or children.has_ended(job) or children.is_being_deleted(job) or _is_queued(job):
         return None
     last = children.newest(children.leaders(pods))
     if last is None:
-        return job
-    pending = children.is_alive(last) and children.is_scheduled(last) and not children.is_running(last)
-    return last if pending else None
+        return Slow(job, _created(job), SLOW_START)
+    if not children.is_alive(last):
+        end = moment(children.finished_at(last))
+        return Slow(job, end, BACK_OFF) if end else None
+    pending = children.is_scheduled(last) and not children.is_running(last)
+    return Slow(last, _created(last), SLOW_START) if pending else None
 
 
-def age(body: Body, now: str) -> float:
-    """Seconds since the object was created."""
-    return (moment(now) or 0.0) - (moment(body["metadata"]["creationTimestamp"]) or 0.0)
+def _created(body: Body) -> float:
+    return moment(body["metadata"]["creationTimestamp"]) or 0.0
 
 
 def until(due: float | None, now: str) -> float | None:

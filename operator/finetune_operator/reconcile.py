@@ -23,8 +23,6 @@ Body = dict[str, Any]
 log = logging.getLogger(__name__)
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-SLOW_START = 5.0
-"""Seconds after which events are asked why nothing happens; a pod that waits for a Secret says so nowhere else."""
 
 
 class Run(NamedTuple):
@@ -145,11 +143,11 @@ class Reconciler:
         else:
             self._store.finetunejobs.remove(body)
 
-    async def _warning(self, slow: Body | None, now: str) -> children.Said | None:
-        if slow is None or clocks.age(slow, now) < SLOW_START:
+    async def _warning(self, slow: clocks.Slow | None, now: str) -> children.Said | None:
+        if slow is None or not slow.is_due(now):
             return None
-        meta = slow["metadata"]
-        return children.newest_warning(await self._cluster.events_about(meta["namespace"], meta["uid"]))
+        meta = slow.body["metadata"]
+        return slow.told(await self._cluster.events_about(meta["namespace"], meta["uid"]))
 
     async def _waits(self, job: Body) -> children.Said | None:
         if not kueue.holds(job):

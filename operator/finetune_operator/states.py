@@ -167,6 +167,8 @@ def _retrying(last: Body, seen: Seen) -> State:
     said = describe(children.ended(last))
     if seen.job and seen.job["spec"].get("suspend"):
         return State(Kind.STARTING, OperatorReason.QUEUED, f"{_queued(seen)} {said}")
+    if seen.warning:
+        return State(Kind.STARTING, OperatorReason.JOB_REFUSED, f"{seen.warning.reason}: {seen.warning.message} {said}")
     return State(Kind.STARTING, OperatorReason.RETRYING, f"Another attempt follows. {said}")
 
 

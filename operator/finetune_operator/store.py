@@ -132,7 +132,8 @@ class Pods(Shelf):
         super().remove(body)
         key = key_of(body)
         if children.finished_at(body) and not self._has_ended(key):
-            self._left[key] = self._trim(body)
+            left = self._trim(body)
+            self._left[key] = {**left, "status": {**left["status"], "phase": "Failed"}}  # it cannot run any more
 
     def clear_out(self, key: Key) -> None:
         """Also the one that is gone."""

@@ -101,6 +101,9 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
             STARTING, "Retrying", "StorageUnreachable"),
         "in vain for good, Job not": (attempt(42, word("DataInvalid")), RUNS, "PodRunning", "DataInvalid: words"),
         "first attempt lost": (attempt(75, word("StorageUnreachable")), STARTING, "Retrying", "StorageUnreachable"),
+        "next attempt refused": (
+            Seen(job(), (pod(phase="Failed", reason="Evicted"),), warning=Said("FailedCreate", "exceeded quota")),
+            STARTING, "JobRefused", "exceeded quota"),
         "preempted": (attempt(143, word("Preempted")), STARTING, "Retrying", "Preempted"),
         "evicted": (
             Seen(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),

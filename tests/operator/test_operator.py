@@ -312,19 +312,6 @@ async def _progress(world: World, percentage: int) -> dict[str, Any] | None:
     return progress if progress.get("percentage") == percentage else None
 
 
-async def test_why_a_pod_does_not_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.reconcile.SLOW_START", 1.0)
-    async with world.operator():
-        await world.apply()
-        pod = await world.pod()
-        reference = {"kind": "Pod", "name": "bot-1", "namespace": world.namespace, "uid": pod["metadata"]["uid"]}
-        event = {"metadata": {"name": "e"}, "involvedObject": reference, "type": "Warning", "reason": "FailedMount"}
-        await world.call("POST", world.path("events"), {**event, "message": 'secret "keys" not found'})
-        await world.kubelet({"waiting": {"reason": "ContainerCreating"}}, "Pending")
-        status = await world.reason("ContainerConfigError")
-    assert 'secret "keys" not found' in status["conditions"][0]["message"]
-
-
 async def test_the_probe_tells_progress_from_standstill(world: World) -> None:
     async with world.operator() as operator:
         assert operator.liveness()["listedSecondsAgo"] < 20
