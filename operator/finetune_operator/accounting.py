@@ -118,5 +118,5 @@ def moment(text: str | None) -> float | None:
     """Seconds since 1970 of a time as Kubernetes writes it; None if it is none, for it may be a stranger's word."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else None
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         return None

@@ -83,7 +83,7 @@ def _gpus(store: Store) -> Metric:
 
 
 def _running(bodies: list[Body]) -> Iterator[Metric]:
-    said = [(name_key(body), body["status"].get("progress", {}), body["status"]) for body in bodies]
+    said = [(name_key(body), _numbers(body["status"].get("progress")), body["status"]) for body in bodies]
     ratio = _family("progress_ratio", "Optimizer steps done, of all.")
     checkpoint = _family("last_checkpoint_timestamp_seconds", "When the newest checkpoint in the store was whole.")
     for key, progress, status in said:
@@ -98,6 +98,12 @@ def _running(bodies: list[Body]) -> Iterator[Metric]:
             if field in progress:
                 family.add_metric(key, progress[field])
         yield family
+
+
+def _numbers(progress: object) -> dict[str, float]:
+    """Of what was stored, which no schema may have looked at."""
+    found = progress.items() if isinstance(progress, dict) else ()
+    return {name: value for name, value in found if isinstance(value, int | float)}
 
 
 def _family(name: str, text: str) -> GaugeMetricFamily:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.operator import api_server as api
 from tests.operator import samples
@@ -48,7 +48,8 @@ def _paths(value: object, path: samples.Path = ()) -> Iterator[samples.Path]:
 
 
 STATUS: Body = {
-    "phase": "Running", "attempts": 1, "jobName": "bot", "observedGeneration": 1, "progress": {"step": 1},
+    "phase": "Running", "attempts": 1, "jobName": "bot", "observedGeneration": 1,
+    "progress": {"step": 1, "percentage": 4, "loss": 0.5}, "lastCheckpointTime": "2026-11-23T08:00:00Z",
     "conditions": [{"type": "Complete", "status": "True", "reason": "x", "message": "", "lastTransitionTime": "x"}],
 }  # fmt: skip
 
@@ -81,6 +82,9 @@ def _from_a_watch(store: Store, body: Body) -> None:
 
 @pytest.mark.parametrize("take", [_from_a_list, _from_a_watch])
 @given(SPECS, STATUSES)
+@example(None, {**STATUS, "progress": None})
+@example(None, {**STATUS, "progress": {"percentage": "x"}})
+@example(None, {**STATUS, "lastCheckpointTime": 4})
 def test_the_store_takes_in_whatever_it_is_given(
     take: Callable[[Store, Body], None], spec: object, status: object
 ) -> None:
