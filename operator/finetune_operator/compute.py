@@ -121,4 +121,5 @@ class Compute(Model):
     """Annotations added to the pod. Keys of Kubernetes, and those by which meshes, injectors and container runtimes
     take orders, are reserved."""
     termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
-    """Time between being asked to stop and being killed."""
+    """Seconds between being asked to stop and being killed. The trainer takes all but 20 of them to finish its step and
+    to store a checkpoint."""

@@ -26,6 +26,7 @@ class _Section(NamedTuple):
 def markdown(root: Schema) -> str:
     """The whole page."""
     parts = [_HEAD.format(version=API_VERSION, kind=KIND, description=root["description"])]
+    parts.append("".join(f"- {rule['message']}\n" for rule in root["x-kubernetes-validations"]))
     for part in ("spec", "status"):
         for section in _sections(part, root["properties"][part]):
             parts.append(_table(section))

@@ -20,6 +20,8 @@ CONTAINER = "trainer"
 JOB_LABEL = f"{GROUP}/job"
 """Names the FineTuneJob on its Job and pods; the watches select by it."""
 
+_LAST_WORDS = 20
+"""Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
 _KUEUE = "kueue.x-k8s.io/"
 _USER = 65532  # "nonroot"; also the trainer image's user
 _ENDED_FOR_GOOD, _PREEMPTED = (
@@ -149,13 +151,14 @@ def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Bo
 
 def _environment(job: FineTuneJob) -> dict[str, str]:
     """A closed list: no field of a FineTuneJob can set a variable of its own."""
+    compute = job.spec.compute
     own = {
         contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
         contract.RUN_ID_ENV: job.metadata.uid,
         contract.JOB_ENV: f"{job.metadata.namespace}/{job.metadata.name}",
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
+        contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _LAST_WORDS)),
     }
-    compute = job.spec.compute
     return own | volumes.environment(job.spec) | nodes.environment(job.metadata.name, compute)
 
 

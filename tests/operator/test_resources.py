@@ -239,8 +239,16 @@ def test_users_labels_and_annotations_never_override_ours(build: type[Build]) ->
 
 
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
-    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE"}
+    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS"}
     assert set(_environment(_job(build))) == {"HOME", "TMPDIR", *(f"FINETUNE_{name}" for name in names)}
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(None, "100"), (900, "880"), (30, "10"), (5, "1")])
+def test_the_trainer_knows_how_long_it_may_save(build: type[Build], grace: int | None, seconds: str) -> None:
+    compute = {} if grace is None else {"terminationGracePeriodSeconds": grace}
+    job = _job(build, {"compute": compute})
+    assert _environment(job)["FINETUNE_STOP_SECONDS"] == seconds
+    assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
 
 
 def test_the_pull_policy_is_the_installations(build: type[Build]) -> None:

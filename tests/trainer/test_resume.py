@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.pods import STEPS, Pods, make_pods, rows
 
-from finetune_trainer.contract import Reason
-from finetune_trainer.stopping import GRACE_ENV
+from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 
 if TYPE_CHECKING:
     from tests.trainer.conftest import FaultyProxy, S3Server
@@ -74,7 +73,7 @@ def test_a_stop_that_cannot_save_in_time_is_a_stop_all_the_same(
     s3: S3Server, pods: Callable[[str], Pods], proxy: FaultyProxy
 ) -> None:
     job = pods("job")
-    job.environment |= {GRACE_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
+    job.environment |= {STOP_SECONDS_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
     job.environment |= {"no_proxy": "", "NO_PROXY": ""}
     proxy.stalls = "optimizer.pt"
     with job.start(checkpoints={"everySteps": 1000}) as process:

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from finetune_trainer import outcome
-from finetune_trainer.contract import Reason
+from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 from finetune_trainer.outcome import Known
 from finetune_trainer.stall import end_now
 from finetune_trainer.workers import layout
 
-GRACE_ENV = "FINETUNE_STOP_SECONDS"
-"""Seconds from SIGTERM until the process leaves with or without a checkpoint; below the pod's own grace period."""
-_DEFAULT_GRACE = "100"
+_DEFAULT_SECONDS = "100"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -62,7 +60,7 @@ class StopRequest:
         if self.made:
             return
         self._number = number
-        grace = float(os.environ.get(GRACE_ENV, _DEFAULT_GRACE)) + self._spare
+        grace = float(os.environ.get(STOP_SECONDS_ENV, _DEFAULT_SECONDS)) + self._spare
         self._timer = threading.Timer(grace, self._give_up, [grace])
         self._timer.daemon = True
         self._timer.start()

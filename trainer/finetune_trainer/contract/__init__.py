@@ -48,6 +48,7 @@ from finetune_trainer.contract.environment import (
     SCRATCH_ENV,
     SIGNING_KEY,
     SIGNING_KEY_FILE_ENV,
+    STOP_SECONDS_ENV,
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "SHORT_IN_BYTES",
     "SIGNING_KEY",
     "SIGNING_KEY_FILE_ENV",
+    "STOP_SECONDS_ENV",
     "TRACKING_CREDENTIALS_DIR_ENV",
     "TRACKING_KEYS",
     "TRACKING_RULES",
