@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from finetune_operator.settings import Settings
+
 Manifest = dict[str, Any]
 Template = Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]
 
@@ -31,7 +33,5 @@ def test_the_crd_stays_when_the_release_goes(render: Callable[..., list[Manifest
 
 def test_versions_agree(chart: Path, repository: Path) -> None:
     meta = yaml.safe_load((chart / "Chart.yaml").read_text())
-    values = yaml.safe_load((chart / "values.yaml").read_text())
     assert f'version = "{meta["appVersion"]}"' in (repository / "pyproject.toml").read_text()
-    assert values["image"].endswith(f":{meta['appVersion']}")
-    assert values["trainer"]["image"].endswith(f":{meta['appVersion']}")
+    assert Settings().trainer_image.endswith(f":{meta['appVersion']}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.chart.environment import environment
 
 from finetune_operator.settings import Settings
 
@@ -62,10 +63,25 @@ def test_memory_is_bounded_and_cpu_is_not_throttled(deployment: Callable[..., Ma
     assert set(container["resources"]["limits"]) == {"memory"}
 
 
-def test_images_are_taken_as_they_are_written(deployment: Callable[..., Manifest]) -> None:
-    digest = "registry.example:5000/team/finetune-operator@sha256:" + "0" * 64
-    (container,) = deployment({"image": digest})["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == digest
+DIGEST = "sha256:" + "0" * 64
+# As it is written, and as it is used.
+IMAGES = {
+    "digest": (f"registry.example:5000/team/x@{DIGEST}", f"registry.example:5000/team/x@{DIGEST}"),
+    "tag": ("registry.example/x:2.0", "registry.example/x:2.0"),
+    "tag and digest": (f"x:2.0@{DIGEST}", f"x:2.0@{DIGEST}"),
+    "neither": ("registry.example/team/x", "registry.example/team/x:0.1.0"),
+    "neither, but a port": ("localhost:5000/x", "localhost:5000/x:0.1.0"),
+}
+
+
+@pytest.mark.parametrize(("written", "used"), IMAGES.values(), ids=IMAGES)
+def test_images_have_the_charts_version_unless_they_name_one(
+    deployment: Callable[..., Manifest], written: str, used: str
+) -> None:
+    found = deployment({"image": written, "trainer": {"image": written}})
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == used
+    assert environment(found)["FINETUNE_OPERATOR_TRAINER_IMAGE"] == used
 
 
 def test_no_empty_fields_by_default(deployment: Callable[..., Manifest]) -> None:

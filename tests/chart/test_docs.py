@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.chart.environment import environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
 from finetune_operator.bounds import Bounds
@@ -69,9 +70,8 @@ def test_the_strict_values_are_values(
     deployment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (block,) = re.findall(r"```yaml\n# values.yaml\n(.*?)```", TENANCY.read_text(), re.DOTALL)
-    (container,) = deployment(yaml.safe_load(block))["spec"]["template"]["spec"]["containers"]
-    for each in container["env"]:
-        monkeypatch.setenv(each["name"], each["value"])
+    for name, value in environment(deployment(yaml.safe_load(block))).items():
+        monkeypatch.setenv(name, value)
     job = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())
     job["metadata"] |= {"namespace": "team-a", "uid": "1"}
     del job["spec"]["storage"]
@@ -94,3 +94,18 @@ def _is_part_of(part: object, whole: object) -> bool:
     if isinstance(part, dict) and isinstance(whole, dict):
         return all(key in whole and _is_part_of(value, whole[key]) for key, value in part.items())
     return part == whole
+
+
+# Folder of dev/tools, and what tells the version there.
+TESTED = {
+    "Kubernetes": ("kubernetes", r"k8s\.io/kubernetes v(1\.\d+)"),
+    "Helm": ("helm", r"helm\.sh/helm/v3 v(3\.\d+)"),
+}
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_the_guide_names_the_versions_that_are_tested(name: str) -> None:
+    folder, pattern = TESTED[name]
+    (version,) = set(re.findall(pattern, (ROOT / "dev" / "tools" / folder / "go.mod").read_text()))
+    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "install.md").read_text())
+    assert f"{name} {version}" in tested

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.chart.environment import environment
 from tests.operator.samples import references
 
 from finetune_operator.crd import root_schema
@@ -80,9 +81,9 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_settings(overlay: 
     found = {_name(each): each for each in made}
     (container,) = found["Deployment", "finetune-operator"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/finetune-operator:0.1.0"
-    variables = {each["name"]: each["value"] for each in container["env"]}
+    variables = environment(found["Deployment", "finetune-operator"])
     assert variables["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example/finetune-trainer:0.1.0"
-    assert len(variables) > 1
+    assert variables["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "ml"  # where its Role is
     assert {each["metadata"].get("namespace", "ml") for each in made} == {"ml"}
     (subject,) = found["ClusterRoleBinding", "finetune-operator"]["subjects"]
     assert (subject["name"], subject["namespace"]) == ("finetune-operator", "ml")

@@ -116,7 +116,12 @@ def test_trainers_are_scraped_where_they_are(
     objects = {each["kind"]: each for each in render({**ALL, "watchNamespaces": watched})}
     spec = objects["PodMonitor"]["spec"]
     assert spec["namespaceSelector"] == selected
-    assert spec["podMetricsEndpoints"][0]["port"] == "progress"
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] == "progress"
+    (kept,) = [each for each in endpoint["relabelings"] if each.get("action") == "keep"]
+    indices = {"0": True, "": True, "1": False, "10": False}  # of a Job of one pod there is none
+    assert {each: bool(re.fullmatch(kept["regex"], each)) for each in indices} == indices
+    assert kept["sourceLabels"] == ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"]
 
 
 def test_rules_and_dashboard_arrive_whole(render: Callable[..., list[Manifest]]) -> None:

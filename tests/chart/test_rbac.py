@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.chart.environment import environment
 from tests.operator.world import RULES, lease_rules
 
 Manifest = dict[str, Any]
@@ -75,10 +76,9 @@ def test_of_leases_its_own_alone(
     objects = render(VARIANTS[variant])
     assert of_kind(objects, "Role")[LEASE]["rules"] == lease_rules("finetune-operator")
     assert of_kind(objects, "RoleBinding")[LEASE]["roleRef"]["name"] == LEASE[1]
-    (container,) = deployment(VARIANTS[variant])["spec"]["template"]["spec"]["containers"]
-    environment = {each["name"]: each["value"] for each in container["env"]}
-    assert environment["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "finetune-system"
-    assert environment["FINETUNE_OPERATOR_LEASE_NAME"] == "finetune-operator"
+    variables = environment(deployment(VARIANTS[variant]))
+    assert variables["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "finetune-system"
+    assert variables["FINETUNE_OPERATOR_LEASE_NAME"] == "finetune-operator"
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("whole cluster", "ClusterRole"), ("two namespaces", "Role")])
@@ -118,8 +118,16 @@ def test_admins_are_editors(render: Callable[..., list[Manifest]]) -> None:
 
 
 def test_roles_for_people_can_be_left_out(render: Callable[..., list[Manifest]]) -> None:
-    objects = render({**VARIANTS["two namespaces"], "rbac": {"aggregateToDefaultRoles": False}})
+    objects = render({**VARIANTS["two namespaces"], "rbac": {"userRoles": False}})
     assert not of_kind(objects, "ClusterRole")
+
+
+def test_roles_for_people_can_be_bound_by_themselves(render: Callable[..., list[Manifest]]) -> None:
+    found = of_kind(render({"rbac": {"aggregateToDefaultRoles": False}}), "ClusterRole")
+    for role, expected in TENANT_RIGHTS.items():
+        body = found["", f"finetune-operator-{role}"]
+        assert rights(body) == expected
+        assert not [label for label in body["metadata"]["labels"] if "aggregate" in label]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chart.environment import environment
 
 from finetune_operator.bounds import Bounds
 from finetune_operator.defaults import Defaults
@@ -65,12 +66,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"progress_interval": 3, "resync_interval": 60, "workers": 2, "log_level": "debug", "log_format": "json"},
     ),
 }
-
-
-def environment(deployment: Manifest) -> dict[str, str]:
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert all(set(each) == {"name", "value"} for each in container["env"]), "plain values only"
-    return {each["name"]: each["value"] for each in container["env"]}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

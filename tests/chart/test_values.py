@@ -68,6 +68,7 @@ OTHER_VALUES: dict[str, Any] = {
     "metrics.grafanaDashboard.enabled": True,
     "metrics.grafanaDashboard.labels.grafana_dashboard": "yes",
     "crds.enabled": False,
+    "rbac.userRoles": False,
     "rbac.aggregateToDefaultRoles": False,
     "kueue.enabled": True,
     "resources.requests.cpu": "1",

@@ -64,7 +64,7 @@ class Release:
         """The operator of a tree, from its start until it works, with what the chart's Deployment gives it."""
         path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
         (container,) = (await self._world.call("GET", path))["spec"]["template"]["spec"]["containers"]
-        environment = {each["name"]: each["value"] for each in container["env"]}
+        environment = {each["name"]: each.get("value", NAMESPACE) for each in container["env"]}
         environment |= {
             "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
             "KUBECONFIG": str(api.kubeconfig(self._folder, f"http://127.0.0.1:{self._world.proxy.port}")),

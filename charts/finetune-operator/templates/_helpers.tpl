@@ -19,6 +19,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* An image, with the chart's version as its tag if it has neither tag nor digest: an upgrade upgrades it too. */}}
+{{- define "finetune-operator.image" -}}
+{{- if regexMatch "[:@][^/]*$" .reference -}}
+{{- .reference -}}
+{{- else -}}
+{{- printf "%s:%s" .reference .version -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The defaults that are set, as JSON. */}}
 {{- define "finetune-operator.defaults" -}}
 {{- $set := dict -}}
