@@ -67,10 +67,10 @@ class JobCreator:
         return next((pod["metadata"]["name"] for pod in pods if children.controller(pod).get("kind") == "Job"), None)
 
     async def _not_created(self, key: Key, body: Body, error: ApiError) -> Body | Obstacle:
+        if error.status in (400, 403) or _is_of_admission(error):  # by quota, policy or a webhook
+            return Obstacle(OperatorReason.JOB_REFUSED, error.message)
         if error.status == 422:  # by the Job's own validation: the spec cannot change, so it stays so
             return Obstacle(OperatorReason.INVALID_SPEC, error.message, final=True)
-        if error.status in (400, 403):  # by quota, policy or a webhook
-            return Obstacle(OperatorReason.JOB_REFUSED, error.message)
         job = await self._cluster.read_job(*key) if error.status == 409 else None
         if job is None:
             raise error
@@ -100,6 +100,12 @@ class JobCreator:
             if stored:
                 self._store.finetunejobs.put(key, stored)
             raise ApiError(409, "Conflict", "the FineTuneJob has changed")
+
+
+def _is_of_admission(error: ApiError) -> bool:
+    """Whether a policy or webhook refused, or a webhook does not answer: any status may say so, and it may pass."""
+    said = error.message
+    return " denied request: " in said or said.startswith("admission webhook ") or "failed calling webhook" in said
 
 
 def _taken(kind: str, found: Body) -> Obstacle:

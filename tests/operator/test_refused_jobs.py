@@ -1,0 +1,47 @@
+"""What the API server says to a Job that may not be: final only where nothing else than a new FineTuneJob helps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from tests.operator.proxies import healthy
+
+if TYPE_CHECKING:
+    from tests.operator.world import World
+
+pytestmark = pytest.mark.cluster
+
+POLICY = "ValidatingAdmissionPolicy 'limits' with binding 'limits' denied request: no GPUs at night"
+WEBHOOK = 'admission webhook "jobs.example" denied the request: unsigned image'
+AWAY = 'Internal error occurred: failed calling webhook "mjob.kb.io": no endpoints available for service "kueue"'
+# status, message, and the reason and phase of the FineTuneJob
+ANSWERS: dict[str, tuple[int, str, str, str]] = {
+    "a quota": (403, 'jobs.batch "bot" is forbidden: exceeded quota: jobs', "JobRefused", "Pending"),
+    "a policy": (422, f'jobs.batch "bot" is forbidden: {POLICY}', "JobRefused", "Pending"),
+    "a webhook": (403, WEBHOOK, "JobRefused", "Pending"),
+    "a webhook that calls it invalid": (422, WEBHOOK, "JobRefused", "Pending"),
+    "a webhook that does not answer": (500, AWAY, "JobRefused", "Pending"),
+    "the Job's own rules": (422, 'Job.batch "bot" is invalid: spec.template: required', "InvalidSpec", "Failed"),
+}
+
+
+@pytest.mark.parametrize(("code", "message", "reason", "phase"), ANSWERS.values(), ids=ANSWERS)
+async def test_a_refusal_is_told_and_is_final_only_if_it_stays(
+    world: World, code: int, message: str, reason: str, phase: str
+) -> None:
+    async def refuse(request: web.Request) -> web.Response | None:
+        if (request.method, request.path.rpartition("/")[2]) != ("POST", "jobs"):
+            return None
+        return web.json_response({"kind": "Status", "reason": "x", "message": message, "code": code}, status=code)
+
+    world.proxy.trouble = refuse
+    async with world.operator():
+        await world.apply()
+        status = await world.reason(reason)
+        assert status["phase"] == phase
+        assert message in status["conditions"][0]["message"]
+        world.proxy.trouble = healthy
+        if phase == "Pending":
+            await world.reason("JobCreated")
