@@ -18,10 +18,11 @@ def job_change(seen: Seen, status: FineTuneJobStatus) -> Body:
     if job["spec"].get("backoffLimit") != seen.wanted.backoff_limit:
         spec["backoffLimit"] = seen.wanted.backoff_limit
     deadline = clocks.active_deadline(seen.wanted, job, children.leaders(seen.pods), status)
-    if deadline and abs(deadline - job["spec"].get("activeDeadlineSeconds", 0)) > 1:  # whole seconds are rounded
+    current = job["spec"].get("activeDeadlineSeconds")
+    if deadline and abs(deadline - (current or 0)) > 1:  # whole seconds are rounded
         spec["activeDeadlineSeconds"] = deadline
-    if seen.wanted.active_deadline is None and "activeDeadlineSeconds" in job["spec"]:
-        spec["activeDeadlineSeconds"] = None
+    if deadline is None and current is not None and not children.is_ending(job):
+        spec["activeDeadlineSeconds"] = None  # the Job would go on counting while no trainer runs
     name = job["metadata"]["name"]
     label = {} if job["metadata"].get("labels", {}).get(JOB_LABEL) == name else {"labels": {JOB_LABEL: name}}
     return {key: each for key, each in (("spec", spec), ("metadata", label)) if each}

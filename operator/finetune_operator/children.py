@@ -19,7 +19,8 @@ IMAGE_REASONS = frozenset(
     | {"RegistryUnavailable", "SignatureValidationFailed"}
 )
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_INDEX = "batch.kubernetes.io/job-completion-index"
+_NOT_COUNTED = frozenset({ExitCode.PREEMPTED, ExitCode.PEER_LOST})
+INDEX = "batch.kubernetes.io/job-completion-index"
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "ProvisioningFailed"})
 
 
@@ -73,6 +74,11 @@ def has_ended(job: Body) -> bool:
     return bool(condition(job, "Complete") or condition(job, "Failed"))
 
 
+def is_ending(job: Body) -> bool:
+    """Whether the Job starts no more pods, and says how it ended when the last of them has."""
+    return bool(condition(job, "FailureTarget") or condition(job, "SuccessCriteriaMet"))
+
+
 def ended_at(job: Body | None) -> str | None:
     """When the Job ended."""
     end = job and (condition(job, "Complete") or condition(job, "Failed"))
@@ -115,17 +121,42 @@ def finished_at(pod: Body) -> str | None:
 
 def leaders(pods: Iterable[Body]) -> list[Body]:
     """The pods that speak for their attempt: of several nodes, the first."""
-    return [pod for pod in pods if _index(pod) == "0"]
+    return [pod for pod in pods if index(pod) == "0"]
 
 
 def telling(pods: Iterable[Body]) -> list[Body]:
     """The leaders, and any other whose end is the end of all."""
     every = list(pods)
-    return leaders(every) + [pod for pod in every if _index(pod) != "0" and ended(pod).exit_code == ExitCode.PERMANENT]
+    return leaders(every) + [pod for pod in every if index(pod) != "0" and ended(pod).exit_code == ExitCode.PERMANENT]
 
 
-def _index(pod: Body) -> str:
-    return str(pod["metadata"].get("annotations", {}).get(_INDEX, "0"))
+def cause(pods: Iterable[Body]) -> Body | None:
+    """The pod whose end explains how an attempt has ended: a leader that only lost its peers does not."""
+    told = telling(pods)
+    last = newest(pod for pod in told if ended(pod).exit_code == ExitCode.PERMANENT) or newest(told)
+    if last is None or ended(last).exit_code != ExitCode.PEER_LOST:
+        return last
+    return newest(failed_peers(last, pods)) or last
+
+
+def failed_peers(leader: Body, pods: Iterable[Body]) -> list[Body]:
+    """Those of the same attempt whose own end counts."""
+    since, until = started_at(leader) or "", finished_at(leader) or ""
+    others = (pod for pod in pods if index(pod) != "0" and ended(pod).exit_code and not is_interrupted(pod))
+    return [pod for pod in others if (started_at(pod) or "") <= until and (finished_at(pod) or "") >= since]
+
+
+def is_interrupted(pod: Body) -> bool:
+    """Whether the Job starts another one without counting this, as its `podFailurePolicy` says."""
+    conditions = pod.get("status", {}).get("conditions") or []
+    if any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions):
+        return True
+    return ended(pod).exit_code in _NOT_COUNTED
+
+
+def index(pod: Body) -> str:
+    """Which of the pods of an attempt it is."""
+    return str(pod["metadata"].get("annotations", {}).get(INDEX, "0"))
 
 
 def started_at(pod: Body) -> str | None:

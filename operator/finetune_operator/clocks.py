@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from finetune_operator import children
-from finetune_operator.accounting import moment
+from finetune_operator.accounting import CLOCK_SKEW, moment
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
 from finetune_operator.children import Body, Said
 from finetune_operator.seen import Seen
@@ -23,7 +23,7 @@ _LOST_AFTER = 60.0  # seconds after its grace period, in which a living kubelet 
 def next_look(seen: Seen, status: FineTuneJobStatus, now: str) -> float | None:
     """Seconds until the next of all that may be due."""
     last = children.newest(children.leaders(seen.pods))
-    dues = [lost_due(last)] if last else []
+    dues = [lost_due(pod) for pod in (*seen.left, *seen.pods)]
     if seen.job:
         dues.append(startup_due(seen.wanted, seen.job, status.last_attempt_time))
     if last and children.is_running(last):
@@ -73,8 +73,7 @@ def slow_start(job: Body | None, pods: Iterable[Body]) -> Slow | None:
     if last is None:
         return Slow(job, _created(job), SLOW_START)
     if not children.is_alive(last):
-        end = moment(children.finished_at(last))
-        return Slow(job, end, BACK_OFF) if end else None
+        return Slow(job, moment(children.finished_at(last)) or _created(last), BACK_OFF)
     pending = children.is_scheduled(last) and not children.is_running(last)
     return Slow(last, _created(last), SLOW_START) if pending else None
 
@@ -113,7 +112,8 @@ def startup_due(wanted: Wanted, job: Body, started: str | None) -> float | None:
     begun = moment(job.get("status", {}).get("startTime"))
     if wanted.startup_deadline is None or begun is None or job["spec"].get("suspend"):
         return None
-    return None if (moment(started) or 0.0) >= begun else begun + wanted.startup_deadline
+    has_started = (moment(started) or 0.0) >= begun - CLOCK_SKEW  # by the node's clock
+    return None if has_started else begun + wanted.startup_deadline
 
 
 def lost_due(pod: Body) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ Body = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
+_AFTER_A_CHANGE = 1.0
+"""Seconds after which to look again: what others changed is in the answer, so no event tells of it any more."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -59,7 +61,8 @@ class Reconciler:
         await self._publish(run, status)
         if is_terminal(status):
             return await self._clear_up(run, status)
-        await self._adjust(run, seen, status)
+        if await self._adjust(run, seen, status):
+            return _AFTER_A_CHANGE
         return clocks.next_look(seen, status, now)
 
     async def _observe(self, run: Run) -> Seen:
@@ -68,22 +71,26 @@ class Reconciler:
         if leaving:
             job = await self._creator.find(run.key, run.body)
         if run.wanted.suspend:
-            if job and not children.has_ended(job) and not children.is_being_deleted(job):
+            if job and _may_be_deleted(job):
                 job = await self._delete(run.key, job)
             if job is None:
-                return Seen(wanted=run.wanted, leaving=leaving, pods=self._left_pods(run))
+                return Seen(wanted=run.wanted, leaving=leaving, left=self._left_pods(run))
         if job is None:
             made = await self._creator.create(run.key, run.body)
             if isinstance(made, Obstacle):
-                return Seen(obstacle=made, wanted=run.wanted)
+                return Seen(obstacle=made, wanted=run.wanted, left=self._left_pods(run))
             job = made
+        return await self._see(run, job)
+
+    async def _see(self, run: Run, job: Body) -> Seen:
         pods = self._pods(run, job)
-        if children.has_ended(job) and all(map(children.is_alive, children.leaders(pods))):
+        if children.has_ended(job) and _is_untold(job, pods):
             await self._read_pods(run)
             pods = self._pods(run, job)
         return Seen(
             job=job,
             pods=pods,
+            left=tuple(each for each in self._left_pods(run) if not children.is_owned_by(each, job["metadata"]["uid"])),
             progress=self._store.heard(run.key, children.newest(children.leaders(pods))),
             warning=await self._warning(clocks.slow_start(job, pods), run.now),
             wanted=run.wanted,
@@ -117,11 +124,13 @@ class Reconciler:
             self._store.jobs.put(key, deleted)
         return deleted
 
-    async def _adjust(self, run: Run, seen: Seen, status: FineTuneJobStatus) -> None:
-        """The few fields of a Job that follow its FineTuneJob."""
+    async def _adjust(self, run: Run, seen: Seen, status: FineTuneJobStatus) -> bool:
+        """The few fields of a Job that follow its FineTuneJob; whether one was changed."""
         change = adjusting.job_change(seen, status)
-        if seen.job and change:
-            self._store.jobs.put(run.key, await self._cluster.patch_job(seen.job, change))
+        if seen.job is None or not change:
+            return False
+        self._store.jobs.put(run.key, await self._cluster.patch_job(seen.job, change))
+        return True
 
     async def _clear_up(self, run: Run, status: FineTuneJobStatus) -> float | None:
         """After the end: no Job goes on, and the FineTuneJob itself goes when its time has come."""
@@ -179,6 +188,19 @@ class Reconciler:
             await self._cluster.create_event(event)
         except (ApiError, *NO_ANSWER) as error:  # the status says it all
             log.warning("no event: %s: %s", type(error).__name__, error)
+
+
+def _may_be_deleted(job: Body) -> bool:
+    """One that is about to say how it ended is let."""
+    return not (children.has_ended(job) or children.is_ending(job) or children.is_being_deleted(job))
+
+
+def _is_untold(job: Body, pods: Sequence[Body]) -> bool:
+    """Whether the Job has ended and the pods that are known do not say how: its watch is ahead of theirs."""
+    last = children.newest(children.leaders(pods))
+    if last is None or children.is_alive(last):
+        return True
+    return children.condition(job, "Complete") is not None and children.ended(last).exit_code != 0
 
 
 def _previous_status(body: Body) -> FineTuneJobStatus:

@@ -38,6 +38,8 @@ class Seen:
     """A pod of a deleted Job that has not ended."""
     waits: Said | None = None
     """Why a queue holds the Job, in the queue's words."""
+    left: tuple[Body, ...] = ()
+    """Pods of its Jobs that are gone: they tell what was used and saved, and nothing of where the run is."""
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,12 @@ def state_of(seen: Seen, past: Past) -> State:
     if job and children.condition(job, "Complete"):
         return _complete(last)
     if job and (failed := children.condition(job, "Failed")):
-        return _failed(Said(failed.get("reason", ""), failed.get("message", "")), last, seen)
-    if seen.wanted.suspend:
-        return _suspended(seen, last)
-    if job is None:
-        return _without_job(seen.obstacle)
+        return _failed(Said(failed.get("reason", ""), failed.get("message", "")), children.cause(seen.pods), seen)
+    if job is None or children.is_being_deleted(job) or seen.wanted.suspend:
+        return _lost_while_leaving(seen, past) or _leaving(seen, last)
+    if (failing := children.condition(job, "FailureTarget")) and not (last and children.is_running(last)):
+        said = describe(children.ended(last)) if last else failing.get("message", "")
+        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"The Job ends. {said}")
     if past.in_vain >= MAX_INTERRUPTIONS:
         return _no_progress(last)
     state = _going_on(job, last, seen, past)
@@ -56,9 +57,22 @@ def state_of(seen: Seen, past: Past) -> State:
     return state
 
 
+def _leaving(seen: Seen, last: Body | None) -> State:
+    if seen.wanted.suspend:
+        return _suspended(seen, last)
+    if seen.job is None:
+        return _without_job(seen.obstacle)
+    return State(Kind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone.")
+
+
+def _lost_while_leaving(seen: Seen, past: Past) -> State | None:
+    """A pod whose node does not let it go, so that the run neither stops nor starts again."""
+    late = (pod for pod in (*seen.left, *seen.pods) if clocks.is_due(clocks.lost_due(pod), past.now))
+    pod = next(late, None)
+    return State(Kind.STARTING, OperatorReason.NODE_LOST, _lost(pod)) if pod else None
+
+
 def _going_on(job: Body, last: Body | None, seen: Seen, past: Past) -> State:
-    if children.is_being_deleted(job):
-        return State(Kind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone.")
     if last is None:
         return _without_pod(job, seen)
     return _attempt(last, seen, past)
@@ -81,7 +95,7 @@ def _without_job(obstacle: Obstacle | None) -> State:
 
 def _complete(last: Body | None) -> State:
     outcome = children.ended(last).outcome if last else None
-    if outcome:
+    if outcome and outcome.reason.exit_code is ExitCode.OK:  # else it is the word of an earlier attempt
         return State(Kind.COMPLETE, outcome.reason, outcome.message)
     message = "The Job succeeded, but its pod's last word is gone; the result lies at spec.output.uri."
     return State(Kind.COMPLETE, OperatorReason.OUTCOME_UNAVAILABLE, message)
@@ -164,7 +178,7 @@ def _doing(past: Past) -> str:
 
 
 def _retrying(last: Body, seen: Seen) -> State:
-    said = describe(children.ended(last))
+    said = describe(children.ended(children.cause(seen.pods) or last))
     if seen.job and seen.job["spec"].get("suspend"):
         return State(Kind.STARTING, OperatorReason.QUEUED, f"{_queued(seen)} {said}")
     if seen.warning:

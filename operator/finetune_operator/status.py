@@ -20,12 +20,12 @@ def next_status(meta: Metadata, previous: FineTuneJobStatus, seen: Seen, now: st
     """The status after `previous`, by what is seen now."""
     if is_terminal(previous):
         return previous.model_copy(update={"observed_generation": meta.generation})
-    leaders = children.leaders(seen.pods)
-    outcomes = [children.ended(pod).outcome for pod in leaders]
+    pods = (*seen.left, *seen.pods)
+    outcomes = [children.ended(pod).outcome for pod in children.leaders(pods)]
     words = [seen.progress, *(each.progress for each in outcomes if each)]
     newest = accounting.checkpoint(previous, words, now)
-    ran = accounting.attempts(previous, leaders, newest)
-    past = Past(now, accounting.in_vain(ran, leaders, newest), ran.last, _heard(seen, previous))
+    ran = accounting.attempts(previous, seen, newest)
+    past = Past(now, accounting.in_vain(ran, seen.pods, newest), ran.last, _heard(seen, previous))
     state = state_of(seen, past)
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
@@ -61,7 +61,7 @@ def _told(state: State, seen: Seen, previous: FineTuneJobStatus, now: str) -> di
 
 def _with_account(status: FineTuneJobStatus, previous: FineTuneJobStatus, seen: Seen, now: str) -> FineTuneJobStatus:
     """With the seconds used. Only beside another change, so that counting alone writes nothing."""
-    used = accounting.used(previous, seen.pods, seen.wanted.gpus, now)
+    used = accounting.used(previous, (*seen.left, *seen.pods), seen.wanted.gpus, now)
     if status.last_attempt_time is None:
         return status
     account = {"active_seconds": used.active, "gpu_seconds": used.held, "accounted_time": used.until}
@@ -69,7 +69,7 @@ def _with_account(status: FineTuneJobStatus, previous: FineTuneJobStatus, seen: 
 
 
 def _outcome(seen: Seen) -> Outcome | None:
-    last = children.newest(children.leaders(seen.pods))
+    last = children.newest(children.leaders(seen.pods or seen.left))
     return children.ended(last).outcome if last else None
 
 

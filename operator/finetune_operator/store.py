@@ -108,23 +108,22 @@ class Shelf:
 
 
 class Pods(Shelf):
-    """Those that are there, and of each open run the last one that has ended and is gone.
+    """Those that are there, and of each open run the last ones, by index, that have ended and are gone.
 
-    Its last word may stand in no other event than that of its deletion.
+    Their last words may stand in no other events than those of their deletion.
     """
 
     def __init__(self, has_ended: Callable[[Key], bool]) -> None:
         super().__init__(trimming.pod, lambda key, pod: children.is_alive(pod) or not has_ended(key))
         self._has_ended = has_ended
-        self._left: dict[Key, Body] = {}
+        self._left: dict[Key, dict[str, Body]] = {}
 
     def with_left(self, key: Key) -> list[Body]:
-        """What belongs to a key, with the one that is gone."""
-        left = self._left.get(key)
-        return self.of(key) if left is None else [left, *self.of(key)]
+        """What belongs to a key, with those that are gone."""
+        return [*self._left.get(key, {}).values(), *self.of(key)]
 
     def left_keys(self) -> list[Key]:
-        """Keys of which one is kept that is gone."""
+        """Keys of which some are kept that are gone."""
         return list(self._left)
 
     def remove(self, body: Body) -> None:
@@ -132,11 +131,15 @@ class Pods(Shelf):
         super().remove(body)
         key = key_of(body)
         if children.finished_at(body) and not self._has_ended(key):
-            left = self._trim(body)
-            self._left[key] = {**left, "status": {**left["status"], "phase": "Failed"}}  # it cannot run any more
+            self._keep(key, self._trim(body))
+
+    def _keep(self, key: Key, gone: Body) -> None:
+        left, index = self._left.setdefault(key, {}), children.index(gone)
+        ended = {**gone, "status": {**gone["status"], "phase": "Failed"}}  # it cannot run any more
+        left[index] = children.newest([ended, *filter(None, [left.get(index)])]) or ended
 
     def clear_out(self, key: Key) -> None:
-        """Also the one that is gone."""
+        """Also those that are gone."""
         super().clear_out(key)
         self._left.pop(key, None)
 

@@ -9,10 +9,12 @@ from typing import Any, TypedDict
 import msgspec
 
 from finetune_operator import children
+from finetune_operator.resources import JOB_LABEL
 
 Body = dict[str, Any]
 
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_META = ("namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+_KUEUE = "kueue.x-k8s.io/"
 _JOB_SPEC = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC = ("nodeName", "hostNetwork")
 _POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
@@ -101,11 +103,11 @@ def finetunejob(body: Body) -> Body:
     """Whole as long as a Job may be made of it; then only what its end needs."""
     body = _well_formed(body)
     if not children.has_ended(body):
-        return _without_history(body)
+        return _with_few_words(body)
     try:
         ended: Body = dict(msgspec.convert(body, _Ended))
     except msgspec.ValidationError:
-        return _without_history(body)
+        return _with_few_words(body)
     ended["status"]["conditions"] = [each for each in ended["status"]["conditions"] if each["status"] == "True"]
     return ended
 
@@ -122,19 +124,23 @@ def _well_formed(body: Body) -> Body:
 
 def job(body: Body) -> Body:
     """Without its pods' template."""
-    return {**_without_history(body), "spec": _only(_JOB_SPEC, body.get("spec", {}))}
+    return {**_with_few_words(body), "spec": _only(_JOB_SPEC, body.get("spec", {}))}
 
 
 def pod(body: Body) -> Body:
     """Without what the kubelet alone needs."""
     kept = {"spec": _only(_POD_SPEC, body.get("spec", {})), "status": _only(_POD_STATUS, body.get("status", {}))}
-    return {**_without_history(body), **kept}
+    return {**_with_few_words(body), **kept}
 
 
-def _without_history(body: Body) -> Body:
-    body["metadata"].pop("managedFields", None)
-    body["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
-    return body
+def _with_few_words(body: Body) -> Body:
+    """Of its metadata what is read: what its owner adds may be a quarter of a megabyte."""
+    meta = body["metadata"]
+    kept = _only((*_META, "ownerReferences"), meta)
+    labels = {key: each for key, each in (meta.get("labels") or {}).items() if key == JOB_LABEL or _KUEUE in key}
+    annotations = _only((children.INDEX,), meta.get("annotations") or {})
+    words = {"labels": labels, "annotations": annotations}
+    return {**body, "metadata": kept | {key: each for key, each in words.items() if each}}
 
 
 def _only(names: Iterable[str], body: Body) -> Body:

@@ -31,6 +31,13 @@ def word(reason: str, message: str = "words", **more: Any) -> str:
     return json.dumps({"reason": reason, "message": message, **more})
 
 
+def _worker(index: int, state: dict[str, Any]) -> dict[str, Any]:
+    """Another pod than the leader's."""
+    pod = Build.pod(f"bot-{index}-x", state, "Failed")
+    pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return pod
+
+
 def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
     """Everything that may be seen → phase, conditions, reason, and a part of the message."""
     job, pod, ended = Build.job, Build.pod, Build.ended
@@ -61,6 +68,8 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
     lost["metadata"]["deletionTimestamp"] = "2026-11-23T07:58:00Z"
     leaving = pod(state=RUNNING, phase="Running")
     stop = Wanted(suspend=True)
+    peer_lost = pod(state=ended(76, word("PeerLost", "a peer")), phase="Failed", **second)
+    ending = {**job(active=1), "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "m"}]}}
     late = Wanted(startup_deadline=60)
     started = {"startTime": "2026-11-23T07:59:00Z"}
     over = {"Failed": ("DeadlineExceeded", "Job was active longer than specified deadline")}
@@ -119,6 +128,18 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "complete, no word": (attempt(0, conditions=COMPLETED), COMPLETE, gone, "gone"),
         "complete, says failed": (attempt(0, word("DataInvalid"), conditions=COMPLETED), COMPLETE, gone, "gone"),
         "complete, deleted": (Seen({**deleted, **job(COMPLETED)}), COMPLETE, gone, "gone"),
+        "complete, and the word is of the attempt before": (
+            Seen(job(COMPLETED), (first,)), COMPLETE, gone, "pod's last word is gone"),
+        "permanent, of a worker whose pod is older than the leader's": (
+            Seen(job(POLICY), (_worker(1, ended(42, word("OutOfMemory"))), peer_lost)), FAILED, "OutOfMemory", "words"),
+        "attempts used up, by a worker": (
+            Seen(job(BACKOFF), (_worker(1, ended(137, reason="OOMKilled")), peer_lost)), FAILED, "OOMKilled", "memory"),
+        "a worker failed, another attempt follows": (
+            Seen(job(), (_worker(1, ended(75, word("StorageUnreachable"))), peer_lost)),
+            STARTING, "Retrying", "StorageUnreachable"),
+        "about to fail": (
+            Seen(ending, (pod(state=ended(143, word("Preempted")), phase="Failed"),)),
+            RUNS, "PodRunning", "The Job ends."),
         "permanent": (attempt(42, word("DataInvalid"), conditions=POLICY), FAILED, "DataInvalid", "words"),
         "permanent, no word": (attempt(42, conditions=POLICY), FAILED, gone, "exit status 42"),
         "permanent, garbage": (attempt(42, '{"reason":', conditions=POLICY), FAILED, gone, "exit status 42"),
@@ -150,6 +171,12 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "ran too long": (
             attempt(143, word("Preempted"), conditions=over), FAILED, "DeadlineExceeded", "activeDeadlineSeconds"),
         "node lost": (Seen(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
+        "node lost while the run is suspended": (
+            Seen(deleted, (lost,), wanted=stop), STARTING, "NodeLost", "out-of-service"),
+        "node lost while the Job is deleted": (Seen(deleted, (lost,)), STARTING, "NodeLost", "out-of-service"),
+        "node lost, and the Job is gone": (
+            Seen(obstacle=Obstacle(OperatorReason.JOB_PENDING, "words"), left=(lost,)),
+            STARTING, "NodeLost", "out-of-service"),
         "queued after an attempt": (
             Seen(job(suspend=True), (first,), waits=Said("Preempted", "by another")), STARTING, "Queued", "by another"),
         "failed, pod gone": (Seen(job(BACKOFF)), FAILED, "BackoffLimitExceeded", "backoff limit"),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.seen import Seen
+from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
+from finetune_operator.seen import Obstacle, Seen
 from finetune_operator.status import next_status
 from finetune_operator.wanted import Wanted
 from finetune_trainer.contract import Progress
@@ -116,10 +116,11 @@ def test_counting_alone_writes_nothing(build: type[Build]) -> None:
     assert story.see(9, story.running(1)) == once
 
 
-def test_a_clock_that_runs_backwards_takes_nothing_back(build: type[Build]) -> None:
+def test_a_clock_that_runs_backwards_takes_nothing_back_and_counts_nothing_twice(build: type[Build]) -> None:
     story = Story(build)
     story.see(9, story.running(1))
     assert story.see(5, story.running(1), checkpoint=4).active_seconds == 480
+    assert story.see(11, story.running(1), checkpoint=10).active_seconds == 600
 
 
 INTERRUPTIONS: dict[str, tuple[list[tuple[int, int | None, bool]], str]] = {  # (exit status, checkpoint, evicted)
@@ -194,3 +195,55 @@ def test_of_two_checkpoints_of_one_second_that_with_more_steps_is_the_newer(
         )
         status = next_status(META, status, Seen(job=build.job(active=1), progress=said), _at(2))
     assert status.last_checkpoint_step == 75
+
+
+def test_what_was_suspended_was_not_interrupted(build: type[Build]) -> None:
+    """Its pod has left with its Job; the next one is of another Job."""
+    story = Story(build)
+    story.see(1, story.running(1))
+    seen = Seen(wanted=Wanted(suspend=True))
+    story.status = next_status(META, story.status, seen, _at(3))
+    resumed = build.job(active=1)
+    resumed["metadata"]["creationTimestamp"] = _at(5)
+    story.status = next_status(META, story.status, Seen(resumed, (story.running(6),)), _at(7))
+    assert (story.status.attempts, story.status.interruptions) == (2, None)
+
+
+def _of_a_group(pod: Pod, index: int) -> Pod:
+    pod["metadata"] |= {
+        "name": f"bot-{index}-x",
+        "annotations": {"batch.kubernetes.io/job-completion-index": f"{index}"},
+    }
+    return pod
+
+
+# exit status of another worker, and how often three attempts whose leader lost it were interrupted
+PEERS = {"killed for memory": (137, None), "failed": (75, None), "was told to stop": (143, 3)}
+
+
+@pytest.mark.parametrize(("code", "interruptions"), PEERS.values(), ids=PEERS)
+def test_a_leader_that_lost_a_worker_that_failed_was_not_interrupted(
+    build: type[Build], code: int, interruptions: int | None
+) -> None:
+    story, pods = Story(build), list[Pod]()
+    for start in (1, 5, 9):
+        running = _of_a_group(story.running(start), 0)
+        story.see(start, *pods, running)
+        ends = (story.ended(start, start + 2, 76), 0), (story.ended(start, start + 2, code), 1)
+        pods += [_of_a_group(pod, index) for pod, index in ends]
+    story.see(14, *pods, _of_a_group(story.running(13), 0))
+    assert story.status.interruptions == interruptions
+
+
+def test_what_a_pod_used_and_saved_counts_though_its_job_is_gone(build: type[Build]) -> None:
+    story = Story(build, gpus=2)
+    story.see(1, story.running(1))
+    left = (story.ended(1, 6, 143, checkpoint=5),)
+    waits = Seen(obstacle=Obstacle(OperatorReason.JOB_PENDING, "words"), left=left, wanted=Wanted(gpus=2))
+    story.status = next_status(META, story.status, waits, _at(8))
+    again = build.job(active=1)
+    again["metadata"]["creationTimestamp"] = _at(8)
+    story.status = next_status(META, story.status, Seen(again, (story.running(9),), left=left), _at(10))
+    status = story.status
+    assert (status.attempts, status.interruptions, status.last_checkpoint_step) == (2, None, 5)
+    assert (status.active_seconds, status.gpu_seconds) == ((5 + 1) * 60, (5 * 2 + 1) * 60)

@@ -118,3 +118,42 @@ async def test_one_that_is_deleted_at_its_end_is_not_deleted_again(world: World,
 
 async def _was_seen(world: World, request: tuple[str, str]) -> bool:
     return request in world.proxy.seen
+
+
+async def test_the_result_of_a_second_attempt_is_read_though_its_pod_is_not_seen_to_end(
+    world: World, watches: Watches
+) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.pod()
+        await world.kubelet(_saved(8, _ago(9)), "Failed")
+        await world.reason("Retrying")
+        await world.pod(index=2)
+        await world.kubelet({"running": {"startedAt": _ago(0)}}, name="bot-2")
+        await world.reason("PodRunning")
+        watches.held_kind, watches.mode = "pods", "held"
+        word = json.dumps({"reason": "Completed", "message": "published"})
+        end = {"exitCode": 0, "message": word, "startedAt": _ago(0), "finishedAt": _ago(0)}
+        await world.kubelet({"terminated": end}, "Succeeded", "bot-2")
+        await world.job_ends("Complete", at=_ago(0))
+        status = await world.reason("Completed")
+        watches.mode = "open"
+    assert (status["phase"], status["attempts"]) == ("Complete", 2)
+
+
+async def test_a_pod_whose_job_was_deleted_by_hand_is_accounted_for(world: World) -> None:
+    """Deleted in the background the Job is gone at once, and the pod saves its work."""
+    async with world.operator():
+        start = await _runs(world)
+        await world.delete("jobs")
+        await world.reason("JobPending")
+        await asyncio.sleep(2)
+        await world.kubelet(_saved(8, start), "Failed")
+        await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
+        await world.pod(index=2)
+        await world.kubelet({"running": {"startedAt": _ago(0)}}, name="bot-2")
+        status = await world.reason("PodRunning")
+        while status["attempts"] < 2:
+            status = await world.reason("PodRunning")
+    assert (status["lastCheckpointStep"], status.get("interruptions", 0)) == (8, 0)
+    assert status["activeSeconds"] >= 6

@@ -60,12 +60,14 @@ def test_a_new_generation_of_an_ended_finetunejob_changes_that_number_alone(buil
     assert merge_patch(before.to_json(), after.to_json()) == {"observedGeneration": 2}
 
 
-def test_a_finetunejob_that_runs_is_kept_whole_but_for_its_history(build: type[Build]) -> None:
-    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
-    body = build.stored(managedFields=[{}], annotations=applied)
+def test_a_finetunejob_that_runs_is_kept_whole_but_for_what_its_owner_wrote_beside_it(build: type[Build]) -> None:
+    """Annotations alone may be 256 KiB, and a tenant may make many FineTuneJobs."""
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "a"}
+    body = build.stored(managedFields=[{}], annotations={"team": "a" * 10_000}, labels=labels, finalizers=["a/b"])
     kept = trimming.finetunejob(body)
     assert kept["spec"] == build.stored()["spec"]
-    assert (kept["metadata"]["annotations"], "managedFields" in kept["metadata"]) == ({"team": "a"}, False)
+    assert kept["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpus"}
+    assert not {"managedFields", "annotations", "finalizers"} & kept["metadata"].keys()
 
 
 def _store(build: type[Build], kind: str | None) -> Store:
@@ -191,3 +193,22 @@ def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> No
     assert read == []
     assert store.finetunejobs.offer(KEY, build.stored(resourceVersion="11"), whole)
     assert read == [1]
+
+
+def _gone(build: type[Build], name: str, index: int, minute: int) -> dict[str, Any]:
+    """The body of a pod's deletion."""
+    pod = build.pod(name, build.ended(143), "Failed", created=f"2026-11-23T08:{minute:02}:00Z")
+    annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return {**pod, "metadata": {**pod["metadata"], "annotations": annotations, "labels": {"finetune.dev/job": "bot"}}}
+
+
+def test_of_each_index_the_youngest_pod_that_is_gone_is_kept(build: type[Build]) -> None:
+    store = Store()
+    store.finetunejobs.put(KEY, build.stored())
+    for name, index, minute in (("new-0", 0, 5), ("new-1", 1, 5), ("old-0", 0, 1)):
+        store.pods.remove(_gone(build, name, index, minute))
+    assert {pod["metadata"]["name"] for pod in store.pods.with_left(KEY)} == {"new-0", "new-1"}
+    assert (len(store.pods), store.pods.of(KEY)) == (0, [])
+    store.finetunejobs.keep_only(set(), 10**9)
+    store.forget_gone()
+    assert store.pods.with_left(KEY) == []

@@ -1,0 +1,66 @@
+"""Deadlines count what they say and nothing else, whatever runs, waits, or has a clock of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_operator.adjusting import job_change
+from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.seen import Seen
+from finetune_operator.status import next_status
+from finetune_operator.wanted import Wanted
+
+if TYPE_CHECKING:
+    from tests.operator.bodies import Build
+
+META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+RUNS, PENDS, ENDED = "runs", "pends", "has ended"
+FAILING = [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]
+
+
+def _at(minute: int) -> str:
+    return f"2026-11-23T08:{minute:02}:00Z"
+
+
+def _pod(build: type[Build], what: str) -> dict[str, Any]:
+    states = {RUNS: {"running": {"startedAt": _at(0)}}, PENDS: None, ENDED: build.ended(143)}
+    return build.pod(state=states[what], phase={RUNS: "Running", PENDS: "Pending", ENDED: "Failed"}[what])
+
+
+# activeDeadlineSeconds of the Job, what its pod does, the Job's conditions, and what is changed
+LIMITS: dict[str, tuple[int | None, str, list[dict[str, str]], dict[str, Any]]] = {
+    "a trainer starts": (None, RUNS, [], {"activeDeadlineSeconds": 3600}),
+    "it runs": (3600, RUNS, [], {}),
+    "it has ended, the next one pends": (3600, PENDS, [], {"activeDeadlineSeconds": None}),
+    "it has ended, there is no next one": (3600, ENDED, [], {"activeDeadlineSeconds": None}),
+    "it has ended because of this": (3600, ENDED, FAILING, {}),
+}
+
+
+@pytest.mark.parametrize(("limit", "pod", "conditions", "change"), LIMITS.values(), ids=LIMITS)
+def test_the_job_counts_only_while_a_trainer_runs(
+    build: type[Build], limit: int | None, pod: str, conditions: list[dict[str, str]], change: dict[str, Any]
+) -> None:
+    job = build.job(startTime=_at(0))
+    job["status"]["conditions"] = conditions
+    job["spec"] |= {"backoffLimit": 3} | ({"activeDeadlineSeconds": limit} if limit else {})
+    job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
+    status = FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))
+    seen = Seen(job, (_pod(build, pod),), wanted=Wanted(active_deadline=3600))
+    assert job_change(seen, status).get("spec", {}) == change
+
+
+# minute by the node's clock at which the trainer started, and the reason an hour later
+STARTS = {"as the Job did": (10, "Retrying"), "earlier, by a clock that is slow": (9, "Retrying")}
+
+
+@pytest.mark.parametrize(("minute", "reason"), STARTS.values(), ids=STARTS)
+def test_a_trainer_that_ran_has_started_whatever_its_nodes_clock_said(
+    build: type[Build], minute: int, reason: str
+) -> None:
+    job = build.job(startTime=_at(10))
+    end = {"exitCode": 75, "startedAt": _at(minute), "finishedAt": _at(12), "message": "", "reason": "Error"}
+    seen = Seen(job, (build.pod(state={"terminated": end}, phase="Failed"),), wanted=Wanted(startup_deadline=60))
+    assert next_status(META, FineTuneJobStatus(), seen, _at(40)).conditions[0].reason == reason
