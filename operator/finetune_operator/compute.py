@@ -20,15 +20,19 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9
 
 
 # Keys by which the cluster's own parts know pods, and by which meshes, injectors and runtimes take orders: more
-# containers, volumes, identities, devices, networks. Both are read by CEL, too: no backslashes.
+# containers, volumes, identities, devices, networks. Some runtimes turn annotations into properties of a systemd unit,
+# which may run commands as root: https://nvd.nist.gov/vuln/detail/CVE-2024-3154
+# Both are read by CEL, too: no backslashes.
 _RESERVED = (
     "^(([a-z0-9.-]*[.])?(finetune[.]dev|kubernetes[.]io|k8s[.]io|x-k8s[.]io|istio[.]io|linkerd[.]io|dapr[.]io|hashicorp[.]com"
-    "|opentelemetry[.]io|datadoghq[.]com|iam[.]amazonaws[.]com|cncf[.]io|projectcalico[.]org|ovn[.]org)/"
-    "|io[.](kubernetes|katacontainers)[.]|(controller-uid|job-name|pod-template-hash)$)"
+    "|opentelemetry[.]io|datadoghq[.]com|iam[.]amazonaws[.]com|cncf[.]io|projectcalico[.]org|ovn[.]org"
+    "|multus-cni[.]io|kuma[.]io|gke[.]io|azure[.]workload[.]identity|cri-o[.]io|crio[.]io|containerd[.]io|nri[.]io"
+    "|noderesource[.]dev)(/|$)|gke-gcsfuse/|io[.](kubernetes|katacontainers|containers|containerd)[.]"
+    "|org[.](systemd[.]property|criu)[.]|run[.]oci[.]|dev[.]gvisor[.]|(controller-uid|job-name|pod-template-hash)$)"
 )
 _HARMLESS = (
     "^(cluster-autoscaler[.]kubernetes[.]io/safe-to-evict|kueue[.]x-k8s[.]io/podset-[a-z-]+"
-    "|(sidecar[.]istio|linkerd)[.]io/inject)$"
+    "|(sidecar[.]istio|linkerd)[.]io/inject|azure[.]workload[.]identity/use)$"
 )
 
 
@@ -39,7 +43,8 @@ def is_reserved(key: str) -> bool:
 
 def _unreserved(field: str) -> tuple[str, str]:
     rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
-    return rule, f"{field}: a key is reserved for Kubernetes, a mesh or an injector; see docs/multi-tenancy.md"
+    whose = "Kubernetes, a mesh, an injector or a runtime"
+    return rule, f"{field}: a key is reserved for {whose}; see docs/multi-tenancy.md"
 
 
 class ResourceRequirements(Model):

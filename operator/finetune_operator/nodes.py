@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_operator.api import Metadata
 from finetune_operator.compute import Compute
 from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT
 
@@ -20,12 +21,17 @@ def job_fields(compute: Compute) -> Body:
     return {"completionMode": "Indexed", "completions": compute.nodes, "parallelism": compute.nodes}
 
 
-def environment(name: str, compute: Compute) -> dict[str, str]:
-    """What tells the trainers how many they are; Kubernetes adds which of them each is."""
+def environment(meta: Metadata, compute: Compute) -> dict[str, str]:
+    """What tells the trainers how many they are; Kubernetes adds which of them each is.
+
+    The first pod's name has its namespace in it: by a pod's search path `bot-0.bot` may also be a Service `bot-0` in
+    somebody's namespace `bot`. https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
+    """
     processes = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
     if compute.nodes == 1:
         return processes
-    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{name}-0.{name}:{RENDEZVOUS_PORT}", **processes}
+    first = f"{meta.name}-0.{meta.name}.{meta.namespace}.svc"
+    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{first}:{RENDEZVOUS_PORT}", **processes}
 
 
 def mounts(compute: Compute) -> list[tuple[Body, Body]]:

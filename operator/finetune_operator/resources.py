@@ -22,7 +22,8 @@ JOB_LABEL = f"{GROUP}/job"
 
 _LAST_WORDS = 20
 """Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
-_KUEUE = "kueue.x-k8s.io/"
+_FOR_KUEUE = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+"""Of Kueue's labels those that ask; others are said by Kueue itself, such as whose Workload a Job takes over."""
 _USER = 65532  # "nonroot"; also the trainer image's user
 _ENDED_FOR_GOOD, _PREEMPTED = (
     {"containerName": CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
@@ -43,7 +44,7 @@ def desired_job(job: FineTuneJob, settings: Settings) -> Body:
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
-            "labels": {key: value for key, value in meta.labels.items() if key.startswith(_KUEUE)} | _labels(meta),
+            "labels": {key: meta.labels[key] for key in _FOR_KUEUE if key in meta.labels} | _labels(meta),
             "ownerReferences": [_owner_reference(meta)],
         },
         "spec": {
@@ -159,7 +160,7 @@ def _environment(job: FineTuneJob) -> dict[str, str]:
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
         contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _LAST_WORDS)),
     }
-    return own | volumes.environment(job.spec) | nodes.environment(job.metadata.name, compute)
+    return own | volumes.environment(job.spec) | nodes.environment(job.metadata, compute)
 
 
 def _resources(compute: Compute) -> Body:

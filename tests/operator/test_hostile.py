@@ -185,26 +185,3 @@ def test_every_secret_of_the_api_is_bounded(build: type[Build]) -> None:
     job = FineTuneJob.model_validate({**build.stored(), "spec": samples.full_spec()})
     refused = [each for each in refusals(job, settings) if "allowed: none" in each]
     assert len(refused) == len(list(samples.references(schema))) >= 3
-
-
-RESERVED: dict[str, bool] = {
-    "team": False, "app": False, "example.com/team": False, "azure.workload.identity/use": False,
-    "karpenter.sh/do-not-disrupt": False, "prometheus.io/scrape": False, "mykubernetes.io/x": False,
-    "cluster-autoscaler.kubernetes.io/safe-to-evict": False, "sidecar.istio.io/inject": False,
-    "linkerd.io/inject": False, "kueue.x-k8s.io/podset-required-topology": False, "finetune.device/x": False,
-    "finetune.dev/job": True, "sub.finetune.dev/x": True, "app.kubernetes.io/name": True, "kubernetes.io/x": True,
-    "k8s.io/x": True, "kueue.x-k8s.io/queue-name": True, "kueue.x-k8s.io/managed": True,
-    "cluster-autoscaler.kubernetes.io/safe-to-evict-x": True, "sidecar.istio.io/inject/x": True,
-    "sidecar.istio.io/userVolume": True, "inject.istio.io/templates": True, "config.linkerd.io/proxy-image": True,
-    "vault.hashicorp.com/agent-inject": True, "consul.hashicorp.com/connect-inject": True, "dapr.io/enabled": True,
-    "instrumentation.opentelemetry.io/inject-python": True, "admission.datadoghq.com/enabled": True,
-    "iam.amazonaws.com/role": True, "cdi.k8s.io/x": True, "k8s.v1.cni.cncf.io/networks": True,
-    "cni.projectcalico.org/ipAddrs": True, "io.kubernetes.cri-o.Devices": True,
-    "io.katacontainers.config.hypervisor.path": True, "controller-uid": True, "job-name": True,
-    "container.apparmor.security.beta.kubernetes.io/trainer": True, "pod-security.kubernetes.io/enforce": True,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("key", "reserved"), RESERVED.items(), ids=RESERVED)
-def test_which_keys_are_reserved(key: str, reserved: bool) -> None:
-    assert is_reserved(key) == reserved

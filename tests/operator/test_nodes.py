@@ -25,12 +25,12 @@ GROUPS: dict[str, tuple[Body, Body, dict[str, str]]] = {
     "two pods on CPUs": (
         {"nodes": 2, "gpusPerNode": 0},
         {"completionMode": "Indexed", "completions": 2, "parallelism": 2},
-        {"FINETUNE_NODES": "2", "FINETUNE_RENDEZVOUS": "bot-0.bot:29400"},
+        {"FINETUNE_NODES": "2", "FINETUNE_RENDEZVOUS": "bot-0.bot.team.svc:29400"},
     ),
     "four pods with two GPUs each": (
         {"nodes": 4, "gpusPerNode": 2},
         {"completionMode": "Indexed", "completions": 4, "parallelism": 4},
-        {"FINETUNE_NODES": "4", "FINETUNE_RENDEZVOUS": "bot-0.bot:29400", "FINETUNE_PROCESSES_PER_NODE": "2"},
+        {"FINETUNE_NODES": "4", "FINETUNE_RENDEZVOUS": "bot-0.bot.team.svc:29400", "FINETUNE_PROCESSES_PER_NODE": "2"},
     ),
 }
 
@@ -102,6 +102,22 @@ PODS = {
 def test_who_speaks_for_all(build: type[Build], index: int | None, status: int | None, tells: bool) -> None:
     pod = _numbered(build, index, {"running": {}} if status is None else build.ended(status))
     assert children.telling([pod]) == ([pod] if tells else [])
+
+
+def test_the_pods_meet_in_their_own_namespace(build: type[Build]) -> None:
+    """Every name that a pod's resolver may make of the address, by Kubernetes' search path, says so."""
+    job = _job(build, {"nodes": 2})
+    (address,) = (each["value"] for each in _pod(job)["containers"][0]["env"] if each["name"] == "FINETUNE_RENDEZVOUS")
+    host, _, port = address.rpartition(":")
+    assert port == "29400"
+    for domain in ("team.svc.cluster.local", "svc.cluster.local", "cluster.local"):
+        service, zone = f"{host}.{domain}".split(".svc", 1)
+        if zone == ".cluster.local":
+            assert service == f"{_pod(job)['subdomain']}-0.bot.team"
+
+
+def _pod(job: Body) -> Body:
+    return dict(job["spec"]["template"]["spec"])
 
 
 @pytest.mark.cluster

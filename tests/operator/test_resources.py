@@ -214,30 +214,6 @@ def test_pod_fields_are_passed_on(build: type[Build]) -> None:
     assert "serviceAccountName" not in _pod(_job(build))
 
 
-def test_kueues_labels_go_to_the_job_and_others_do_not(build: type[Build]) -> None:
-    labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "nlp", "finetune.dev/job": "other"}
-    job = _job(build, labels=labels)
-    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
-    assert job["metadata"]["labels"]["finetune.dev/job"] == "bot"
-    assert "team" not in job["metadata"]["labels"]
-
-
-def test_users_labels_and_annotations_never_override_ours(build: type[Build]) -> None:
-    labels = {"finetune.dev/job": "x", "finetune.dev/y": "x", "app.kubernetes.io/managed-by": "x", "job-name": "x"}
-    annotations = {
-        "container.apparmor.security.beta.kubernetes.io/trainer": "unconfined",
-        "sidecar.istio.io/inject": "false",
-    }
-    compute = {
-        "podLabels": {**labels, "batch.kubernetes.io/job-name": "x", "team": "nlp"},
-        "podAnnotations": annotations,
-    }
-    meta = _job(build, {"compute": compute})["spec"]["template"]["metadata"]
-    ours = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
-    assert meta["labels"] == {"team": "nlp", **ours}
-    assert meta["annotations"] == {"sidecar.istio.io/inject": "false"}
-
-
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
     names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS"}
     assert set(_environment(_job(build))) == {"HOME", "TMPDIR", *(f"FINETUNE_{name}" for name in names)}
