@@ -41,13 +41,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """For people; the object stands before the message."""
+    """For people; the object stands before the message.
+
+    Messages quote what pods say: whatever moves the cursor or the reader's eye is written out, so that no message looks
+    like two lines. Tracebacks keep their lines.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         where = _reference(record)
+        record.message = _visible(record.message)
         if where:
             record.message = f"{where.get('namespace')}/{where.get('name')}: {record.message}"
         return super().formatMessage(record)
@@ -67,6 +72,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _visible(text: str) -> str:
+    """Line breaks, escapes and other characters without a shape, as Python writes them."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _reference(record: logging.LogRecord) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from typing import Any
 
 import aiohttp
@@ -11,15 +13,40 @@ from yarl import URL
 from finetune_trainer.contract import PROGRESS_PORT, Progress
 
 TIMEOUT = 2.0
+"""Seconds that a pod has for its answer."""
 MAX_BYTES = 64 * 1024
+CONNECTIONS = 512
+"""At a time, of all namespaces."""
+SHARE = 64
+"""At a time, of one namespace."""
+ROUND = 3 * TIMEOUT
+"""Seconds after which those that were not asked yet are left for another time."""
+
+
+class Round:
+    """A question to each of many pods.
+
+    A namespace full of silent ones holds up itself: it has no more than its share of the connections at a time, and a
+    pod's time begins when it has one.
+    """
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self._client = client
+        self._all = asyncio.Semaphore(CONNECTIONS)
+        self._own: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(SHARE))
+
+    async def ask(self, namespace: str, url: URL) -> Progress | None:
+        """What `fetch` says, in turn."""
+        async with self._own[namespace], self._all:
+            return await fetch(self._client, url)
 
 
 def session() -> aiohttp.ClientSession:
-    """Connections that carry nothing from one pod to another."""
+    """Connections that carry nothing from one pod to another; as many as are asked for."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(limit=512, force_close=True),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         auto_decompress=False,
     )
 

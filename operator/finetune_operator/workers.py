@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable
-
-import aiohttp
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 
 from finetune_operator import children, logs, metrics, progress
 from finetune_operator.cluster import Cluster, NotLeadingError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
-from finetune_operator.store import Body, Heard, Key, Store, key_of, name_key
+from finetune_operator.store import Body, Heard, Key, Store, name_key
 from finetune_operator.transport import NO_ANSWER, ApiError
 from finetune_operator.work_queue import WorkQueue
 
@@ -64,15 +64,35 @@ class Workers:
             self.add(key, routine=True)
 
     async def poll(self) -> None:
-        """Ask all running trainers at once how far they are, and queue those that moved."""
-        running = [pod for pod in children.leaders(self._store.pods) if children.is_running(pod)]
-        if running:
-            async with progress.session() as client:
-                await asyncio.gather(*(self._ask(client, pod) for pod in running))
+        """Ask all running trainers how far they are, and queue those that moved."""
+        running = list(self._running())
+        if not running:
+            return
+        secrets.SystemRandom().shuffle(running)  # lest it be the same for whom there is no time
+        async with progress.session() as client:
+            round_ = progress.Round(client)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(progress.ROUND):
+                    await asyncio.gather(*(self._ask(round_, key, pod) for key, pod in running))
 
-    async def _ask(self, client: aiohttp.ClientSession, pod: Body) -> None:
-        key, url = key_of(pod), progress.address(pod)
-        found = await progress.fetch(client, url) if url else None
+    def _running(self) -> Iterator[tuple[Key, Body]]:
+        """Of each run that goes on, the one pod that speaks for it."""
+        for key in self._store.jobs.all_keys():
+            body = self._store.finetunejob(key)
+            if body and not children.has_ended(body):
+                pod = children.newest(children.leaders(self._pods(key, body)))
+                if pod and children.is_running(pod):
+                    yield key, pod
+
+    def _pods(self, key: Key, body: Body) -> list[Body]:
+        """Those of its Job: anybody may set our label on pods."""
+        jobs = [job for job in self._store.jobs.of(key) if children.is_owned_by(job, body["metadata"]["uid"])]
+        uids = {job["metadata"]["uid"] for job in jobs}
+        return [pod for pod in self._store.pods.of(key) if children.controller(pod).get("uid") in uids]
+
+    async def _ask(self, round_: progress.Round, key: Key, pod: Body) -> None:
+        url = progress.address(pod)
+        found = await round_.ask(key[0], url) if url else None
         if found and progress.differs(found, self._store.heard(key, pod)):
             self._store.progress[key] = Heard(pod["metadata"]["uid"], found)
             self.add(key)

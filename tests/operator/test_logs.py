@@ -56,6 +56,37 @@ def test_exceptions_and_line_breaks_stay_in_their_line() -> None:
     assert "Traceback" in json.loads(text)["exception"]
 
 
+# what a pod says of itself, and how the line ends
+SAID = {
+    "a forged line": ("no\n2026-11-26 INFO x: created the Job", "bot: no\\n2026-11-26 INFO x: created the Job"),
+    "a line of Windows": ("no\r\nmore", "bot: no\\r\\nmore"),
+    "an order to the terminal": ("no\x1b[2K\x9b2K\x7f", "bot: no\\x1b[2K\\x9b2K\\x7f"),
+    "other ends of lines": ("a\x0bb\x0cc\x85d\u2028e", "bot: a\\x0bb\\x0cc\\x85d\\u2028e"),
+    "right to left": ("a\u202eb\u2066", "bot: a\\u202eb\\u2066"),
+    "half a character": ("a\ud800", "bot: a\\ud800"),
+    "no harm": ("données, \U0001f600 \\n", "bot: données, \U0001f600 \\n"),
+}
+
+
+@pytest.mark.parametrize(("message", "end"), SAID.values(), ids=SAID)
+def test_no_message_looks_like_another_line(message: str, end: str) -> None:
+    with logs.about("team", "bot", "uid-1"):
+        text = logs.TextFormatter().format(_record(message))
+    assert text.endswith(end)
+    assert len(text.splitlines()) == 1
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    try:
+        int("x")
+    except ValueError as error:
+        text = logs.TextFormatter().format(_record(exc_info=(ValueError, error, error.__traceback__)))
+    first, second, *_, last = text.splitlines()
+    assert first.endswith("WARNING some.logger: said")
+    assert second == "Traceback (most recent call last):"
+    assert last.startswith("ValueError: ")
+
+
 LEFT_OPEN = """
 import asyncio
 from finetune_operator import logs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from aiohttp import web
 from yarl import URL
 
 from finetune_operator import progress
-from finetune_operator.handlers import Operator
-from finetune_operator.settings import Settings
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
@@ -135,24 +132,3 @@ def test_only_numbers_count_as_a_difference() -> None:
     assert progress.differs(old, None)
     assert not progress.differs(old.model_copy(update={"last_update_time": "later"}), old)
     assert progress.differs(old.model_copy(update={"step": 5}), old)
-
-
-async def test_pods_that_never_answer_do_not_hold_up_those_that_do(
-    build: type[Build], monkeypatch: pytest.MonkeyPatch, trainer: Trainer
-) -> None:
-    trainer.answer = GOOD
-    monkeypatch.setattr(progress, "PROGRESS_PORT", trainer.port)
-    operator = Operator(Settings())
-    for number in range(300):
-        address = "127.0.0.1" if number == 299 else "127.0.0.2"
-        pod = build.pod(f"pod-{number}", {"running": {"startedAt": build.now}}, "Running", podIP=address)
-        operator.store.pods.put(("team", pod["metadata"]["name"]), pod)
-    with socket.create_server(("127.0.0.2", trainer.port), backlog=512):  # takes connections and says nothing
-        round_ = asyncio.create_task(operator.workers.poll())
-        begun = time.monotonic()
-        while not operator.store.progress:
-            assert time.monotonic() - begun < progress.TIMEOUT, "it had to wait for the others"
-            await asyncio.sleep(0.02)
-        await round_
-    assert time.monotonic() - begun < progress.TIMEOUT + 4
-    assert len(operator.store.progress) == 1
