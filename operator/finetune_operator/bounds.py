@@ -51,17 +51,19 @@ class Bounds(Model):
     allowed_storage_endpoints: list[EndpointPattern] = Field(default=[], max_length=100)
     """`storage.endpoint`; absent asks for `aws`."""
     allowed_trackers: list[TrackerPattern] = Field(default=[], max_length=100)
-    """`tracking.uri`, without its path; absent with tool wandb asks for `wandb`."""
+    """`tracking.uri`, without its path; absent with tool wandb asks for `wandb`. Where this is empty and
+    `allowed_secrets` is not, an address of one's own gets no Secret."""
     allowed_models: list[ModelPattern] = Field(default=[], max_length=100)
-    """`model.uri`, and so also which volume claims are read."""
+    """`model.uri`, and so also which volume claims are read, and `model.adapterURI`: the repository, not the commit."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)
     """`compute.priorityClassName`, and Kueue's label for its own."""
     allowed_tolerations: list[KeyPattern] = Field(default=[], max_length=100)
     """Keys of taints in `compute.tolerations`; only `**` allows one without a key."""
     allowed_gpu_resources: list[KeyPattern] = Field(default=[], max_length=100, alias="allowedGPUResources")
-    """`compute.gpuResource`."""
+    """`compute.gpuResource`. `compute.resources` may then name no devices but those of `allowedResources`."""
     allowed_resources: list[KeyPattern] = Field(default=[], max_length=100)
-    """Devices that `compute.resources` may name, such as `rdma/hca`; GPUs are none of them."""
+    """Devices that `compute.resources` may name, such as `rdma/hca`; GPUs are none of them. Without
+    `allowedGPUResources` it bounds `compute.gpuResource` too, but for the default."""
     allowed_pod_labels: list[KeyPattern] = Field(default=[], max_length=100)
     """Keys of `compute.podLabels`. Reserved ones never may."""
     allowed_pod_annotations: list[KeyPattern] = Field(default=[], max_length=100)

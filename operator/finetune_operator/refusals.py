@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from finetune_operator import kueue
-from finetune_operator.api import ConfigMapKeyRef, FineTuneJob
+from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.bounds import Bounds, matches
 from finetune_operator.compute import Compute
 from finetune_operator.defaults import Defaults
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import Model, SecretRef, Tracking
+from finetune_trainer.contract import Model, ModelSource, SecretRef, Tracking
 
 AWS = "aws"
 """What `allowedStorageEndpoints` calls AWS, the store of those who name none."""
@@ -46,6 +46,8 @@ def refusals(job: FineTuneJob, settings: Settings) -> list[str]:
     return [
         *_namespace(job.metadata.namespace, bounds),
         *(refusal for each in asked if (refusal := _refusal(each))),
+        *_own_tracker(job.spec, bounds),
+        *_pull_request(job.spec.model, bounds),
         *_node_selector(job.spec.compute.node_selector or defaults.node_selector, bounds),
         *_sizes(job.spec.compute, bounds),
     ]
@@ -71,6 +73,7 @@ def _names(job: FineTuneJob, settings: Settings) -> Iterator[_Asked]:
     classes = bounds.allowed_priority_classes
     rows = (
         ("spec.model.uri", spec.model.uri, bounds.allowed_models, None),
+        ("spec.model.adapterURI", spec.model.adapter_uri, bounds.allowed_models, None),
         ("spec.storage.endpoint", _url(endpoint), bounds.allowed_storage_endpoints, defaults.storage.endpoint),
         ("spec.tracking.uri", _tracker(spec.tracking), bounds.allowed_trackers, None),
         ("spec.compute.image", spec.compute.image, bounds.allowed_images, settings.trainer_image),
@@ -102,7 +105,7 @@ def _keys(compute: Compute, bounds: Bounds) -> Iterator[_Asked]:
         "podLabels": (compute.pod_labels, bounds.allowed_pod_labels),
         "podAnnotations": (compute.pod_annotations, bounds.allowed_pod_annotations),
         "tolerations": ([each.key or _EVERY_KEY for each in compute.tolerations], bounds.allowed_tolerations),
-        "gpuResource": ([compute.gpu_resource] if compute.gpus_per_node else [], bounds.allowed_gpu_resources),
+        "gpuResource": ([compute.gpu_resource] if compute.gpus_per_node else [], _counted_devices(bounds)),
         "resources": (_devices(compute), bounds.allowed_resources or _none_beside_gpus(bounds)),
     }
     for field, (asked, allowed) in keys.items():
@@ -117,8 +120,15 @@ def _devices(compute: Compute) -> list[str]:
     return [name for name in names if "/" in name and name not in counted]
 
 
+def _counted_devices(bounds: Bounds) -> list[str]:
+    """What `gpusPerNode` may count: without a bound of its own, no device that `resources` may not name, either."""
+    return bounds.allowed_gpu_resources or _with(bounds.allowed_resources, [Compute().gpu_resource])
+
+
 def _none_beside_gpus(bounds: Bounds) -> list[str]:
-    return [] if bounds.max_gpus is None else ["no devices; set compute.gpusPerNode for GPUs"]
+    """Nor is there a bound on GPUs of which `resources` would be the side door."""
+    bounded = bounds.max_gpus is not None or bounds.allowed_gpu_resources
+    return ["no devices; set compute.gpusPerNode for GPUs"] if bounded else []
 
 
 def _with(allowed: Iterable[str], own: Sequence[str]) -> list[str]:
@@ -132,6 +142,24 @@ def _tracker(tracking: Tracking | None) -> str | None:
     if tracking is None or tracking.tool == "tensorboard":
         return None
     return "/".join(_url(tracking.uri).split("/")[:3]) if tracking.uri else WANDB
+
+
+def _own_tracker(spec: FineTuneJobSpec, bounds: Bounds) -> Iterator[str]:
+    """Trackers get their credentials as they are, so an address of one's own would read any Secret that is allowed."""
+    tracking = spec.tracking
+    if not bounds.allowed_secrets or bounds.allowed_trackers or tracking is None:
+        return
+    if tracking.uri and tracking.credentials_secret_ref:
+        yield (
+            f"spec.tracking.uri: {_tracker(tracking)} is not allowed with spec.tracking.credentialsSecretRef; "
+            "set bounds.allowedTrackers."
+        )
+
+
+def _pull_request(model: ModelSource, bounds: Bounds) -> Iterator[str]:
+    """Anybody may open one in anybody's repository: https://huggingface.co/docs/hub/repositories-pull-requests-discussions"""
+    if bounds.allowed_models and model.revision and model.revision.startswith("refs/"):
+        yield f"spec.model.revision: {model.revision} is not allowed; allowed: a branch, a tag or a commit."
 
 
 def _url(text: str) -> str:

@@ -20,6 +20,7 @@ WRITTEN = [each for each in sorted((ROOT / "docs").rglob("*.md")) if each.name !
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *WRITTEN]
 TENANCY = ROOT / "docs" / "multi-tenancy.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}
 AGAIN = {
     ExitCode.OK: "no",
     ExitCode.PERMANENT: "no",
@@ -66,8 +67,28 @@ def test_manifests_in_guides_are_valid(guide: Path) -> None:
             FineTuneJobSpec.model_validate(document["spec"])
 
 
-def test_the_strict_values_are_values(
-    deployment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+# what is added to the quickstart, and the field that is refused
+STRICT: dict[str, tuple[dict[str, Any], str | None]] = {
+    "the quickstart": ({}, None),
+    "a Secret for the company's tracker": (
+        {"tracking": {"uri": "https://mlflow.internal.example"}}, None,
+    ),
+    "a Secret for a collector": ({"tracking": {"uri": "https://evil.example"}}, "spec.tracking.uri"),
+    "W&B": ({"tracking": {"tool": "wandb"}}, "spec.tracking.uri"),
+    "a device of the host": (
+        {"compute": {"resources": {"limits": {"smarter-devices/fuse": "1"}}}}, "spec.compute.resources",
+    ),
+    "an adapter of somebody else": ({"model": {"adapterURI": "s3://evil/x"}}, "spec.model.adapterURI"),
+    "a pull request": ({"model": {"revision": "refs/pr/7"}}, "spec.model.revision"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("added", "refused"), STRICT.values(), ids=STRICT)
+def test_the_strict_values_are_strict(
+    deployment: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    added: dict[str, Any],
+    refused: str | None,
 ) -> None:
     (block,) = re.findall(r"```yaml\n# values.yaml\n(.*?)```", TENANCY.read_text(), re.DOTALL)
     for name, value in environment(deployment(yaml.safe_load(block))).items():
@@ -75,7 +96,10 @@ def test_the_strict_values_are_values(
     job = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())
     job["metadata"] |= {"namespace": "team-a", "uid": "1"}
     del job["spec"]["storage"]
-    assert refusals(FineTuneJob.model_validate(job), Settings()) == []
+    for part, fields in added.items():
+        job["spec"][part] = {**job["spec"].get(part, OWN_TRACKER if part == "tracking" else {}), **fields}
+    found = refusals(FineTuneJob.model_validate(job), Settings())
+    assert [each.partition(":")[0] for each in found] == ([refused] if refused else [])
 
 
 def test_every_bound_is_explained() -> None:

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from tests.operator.exposed import exposed
 
+from finetune_trainer.contract import Progress, Stage
+from finetune_trainer.metrics import exposition
+
 Manifest = dict[str, Any]
 ALL = {
     "metrics": {
@@ -122,6 +125,25 @@ def test_trainers_are_scraped_where_they_are(
     indices = {"0": True, "": True, "1": False, "10": False}  # of a Job of one pod there is none
     assert {each: bool(re.fullmatch(kept["regex"], each)) for each in indices} == indices
     assert kept["sourceLabels"] == ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"]
+
+
+def _kept(endpoint: Manifest, name: str) -> bool:
+    (rule,) = endpoint["metricRelabelings"]
+    assert (rule["sourceLabels"], rule["action"]) == (["__name__"], "keep")
+    return re.fullmatch(rule["regex"], name) is not None
+
+
+def test_a_pod_can_neither_speak_as_the_operator_nor_flood(render: Callable[..., list[Manifest]]) -> None:
+    spec = next(each for each in render(ALL) if each["kind"] == "PodMonitor")["spec"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    text = exposition(Progress(stage=Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")).decode()
+    samples = [re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")]
+    assert [name for name in samples if not _kept(endpoint, name)] == []
+    assert [name for name in [*exposed(), "up", "ALERTS"] if _kept(endpoint, name)] == []
+    assert len(samples) < spec["sampleLimit"] / 2
+    assert spec["sampleLimit"] < 1000
+    assert spec["bodySizeLimit"] == "256KB"
+    assert "honorLabels" not in endpoint
 
 
 def test_rules_and_dashboard_arrive_whole(render: Callable[..., list[Manifest]]) -> None:
