@@ -56,6 +56,12 @@ class JobCreator:
         self._store.jobs.put(key, job)
         return job
 
+    async def keep_service(self, body: Body) -> None:
+        """See to it that the pods of the next attempt can meet: somebody may have deleted what they meet by."""
+        desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
+        if service := nodes.service(desired):
+            await self._service(body, service)
+
     async def find(self, key: Key, body: Body) -> Body | None:
         """The FineTuneJob's own Job, though no watch shows it: somebody may have taken its label off."""
         job = await self._cluster.read_job(*key)

@@ -87,6 +87,8 @@ class Reconciler:
         if children.has_ended(job) and _is_untold(job, pods):
             await self._read_pods(run)
             pods = self._pods(run, job)
+        if run.wanted.nodes > 1 and _is_between_attempts(job, pods):
+            await self._creator.keep_service(run.body)
         return Seen(
             job=job,
             pods=pods,
@@ -201,6 +203,11 @@ def _is_untold(job: Body, pods: Sequence[Body]) -> bool:
     if last is None or children.is_alive(last):
         return True
     return children.condition(job, "Complete") is not None and children.ended(last).exit_code != 0
+
+
+def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
+    last = children.newest(children.leaders(pods))
+    return last is not None and not children.is_alive(last) and _may_be_deleted(job)
 
 
 def _previous_status(body: Body) -> FineTuneJobStatus:

@@ -22,9 +22,11 @@ class Wanted(NamedTuple):
     """Of each pod."""
     stall: int = 1800
     """`training.stallSeconds`."""
+    nodes: int = 1
 
 
 class _Compute(msgspec.Struct, rename="camel"):
+    nodes: int = Wanted().nodes
     gpus_per_node: int = Wanted().gpus
 
 
@@ -61,4 +63,5 @@ def read(body: Body) -> Wanted:
         ttl=spec.ttl_seconds_after_finished,
         gpus=spec.compute.gpus_per_node,
         stall=spec.training.stall_seconds,
+        nodes=spec.compute.nodes,
     )

@@ -143,6 +143,21 @@ async def test_a_service_of_that_name_is_never_touched(world: World) -> None:
 
 
 @pytest.mark.cluster
+async def test_a_service_that_was_deleted_is_there_again_for_the_next_attempt(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"compute": {"nodes": 2}})
+        await world.pod()
+        await world.kubelet({"running": {"startedAt": "2026-11-23T08:00:05Z"}})
+        await world.reason("PodRunning")
+        await world.delete("services")
+        end = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
+        await world.kubelet({"terminated": end}, "Failed")
+        service = await world.until(lambda: world.get("services"))
+        await world.reason("Retrying")
+    assert service["metadata"]["ownerReferences"][0]["name"] == "bot"
+
+
+@pytest.mark.cluster
 async def test_one_pod_needs_no_service(world: World) -> None:
     async with world.operator():
         await world.apply()
