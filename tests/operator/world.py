@@ -55,9 +55,9 @@ class World:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         url = self.proxy.target + path
         async with self._session.request(method, url, json=body, headers={"Content-Type": kind}) as response:
+            if response.status >= 400:  # by words alone where a path is not served yet
+                raise Refused(await response.text())
             answer: Body = await response.json()
-            if response.status >= 400:
-                raise Refused(str(answer))
             return answer
 
     def path(self, plural: str, name: str = "", sub: str = "") -> str:
