@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_trainer import __main__ as command
-from finetune_trainer import outcome, server
+from finetune_trainer import outcome, runlog, server
 from finetune_trainer.contract import (
     CONFIG_ENV,
     OUTCOME_MAX_BYTES,
@@ -190,6 +191,15 @@ class TestOutcome:
         assert read.message.startswith("what went wrong: ")
         assert read.message.endswith("…")
 
+    def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
+        hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
+        made = outcome.make(Reason.DATA_INVALID, hostile)
+        later = outcome.Known(ProgressReporter()).complete(Outcome(reason=Reason.COMPLETED, message=hostile))
+        for said in (made.message, later.message):
+            assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
+            assert said.endswith(",\n\tthe rest")
+            assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
+
     def test_everything_at_its_longest(self) -> None:
         report = DatasetReport(
             rows=1,
@@ -207,6 +217,14 @@ class TestOutcome:
         assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result
         assert (read.result.adapter_uri, read.dataset) == (result.adapter_uri, report)
+
+
+def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "finetune_trainer")
+    with runlog.kept(tmp_path) as kept:
+        logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")
+        kept.save(tmp_path)
+    assert (tmp_path / runlog.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")
 
 
 class TestServer:

@@ -341,6 +341,42 @@ def test_models_that_are_not_there(
     assert error.value.reason is reason, error.value.message
 
 
+LINKS = {
+    "a file that leaves it": ("chat_template.jinja", "../../../secret", Reason.MODEL_INVALID),
+    "an absolute one": ("chat_template.jinja", "/etc/hostname", Reason.MODEL_INVALID),
+    "a folder that leaves it": ("additional_chat_templates", "../../..", Reason.MODEL_INVALID),
+    "to nothing": ("chat_template.jinja", "../../../none", Reason.MODEL_INVALID),
+    "within the volume": ("chat_template.jinja", "../blobs/template", None),
+}
+
+
+@pytest.mark.parametrize(("name", "target", "reason"), LINKS.values(), ids=LINKS)
+def test_a_link_in_a_model_on_a_volume(
+    s3: S3Server,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    target: str,
+    reason: Reason | None,
+) -> None:
+    model, blobs = tmp_path / "claims" / "models" / "tiny", tmp_path / "claims" / "models" / "blobs"
+    model.mkdir(parents=True)
+    blobs.mkdir()
+    (tmp_path / "secret").write_text("of the node")
+    (blobs / "template").write_text("{{ messages }}")
+    (model / "model.safetensors").write_bytes(b"base")
+    (model / name).symlink_to(target)
+    monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
+    config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
+    if reason is None:
+        assert publish(config, tmp_path).reason is Reason.COMPLETED
+        return
+    with pytest.raises(TrainerError, match=f"pvc://models/tiny: '{name}' is a link that leaves the volume") as error:
+        attempt(config, tmp_path)
+    assert error.value.reason is reason
+
+
 def test_a_result_with_a_damaged_file_is_not_used(s3: S3Server, prefix: str, tmp_path: Path) -> None:
     config = config_for(s3, prefix)
     publish(config, tmp_path)

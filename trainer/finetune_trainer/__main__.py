@@ -162,13 +162,16 @@ def _attempt(work: Callable[[], Outcome]) -> Outcome:
 
 def _log_to(stream: TextIO) -> None:
     """Plain lines with the time; only bugs go to stderr, with their traceback. One worker of each node says it all."""
+    from finetune_trainer.runlog import PlainFormatter
     from finetune_trainer.workers import layout
 
-    form = f"%(asctime)s {_worker()}%(message)s"
-    logging.basicConfig(stream=stream, format=form, datefmt="%H:%M:%S", level=logging.WARNING)
+    lines, traces = logging.StreamHandler(stream), logging.StreamHandler(sys.stderr)
+    lines.setFormatter(PlainFormatter(f"%(asctime)s {_worker()}%(message)s", "%H:%M:%S"))
+    traces.setFormatter(PlainFormatter())
+    logging.basicConfig(handlers=[lines], level=logging.WARNING)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO if layout.leads_node() else logging.WARNING)
     bugs = logging.getLogger(_BUGS)
-    bugs.addHandler(logging.StreamHandler(sys.stderr))
+    bugs.addHandler(traces)
     bugs.propagate = False
 
 

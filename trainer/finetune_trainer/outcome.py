@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.report.text import visible
 from finetune_trainer.runlog import RunLog
 from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.workers import layout
@@ -34,6 +35,7 @@ class Known:
         """The outcome with what it does not say itself."""
         return outcome.model_copy(
             update={
+                "message": _shortened(visible(outcome.message), _MESSAGE_BYTES[0]),
                 "backend": outcome.backend or self.backend,
                 "dataset": outcome.dataset or self.dataset,
                 "progress": self.progress.latest(),
@@ -42,8 +44,9 @@ class Known:
 
 
 def make(reason: Reason, message: str) -> Outcome:
-    """An outcome whose message fits its field."""
-    return Outcome(reason=reason, message=_shortened(message, _MESSAGE_BYTES[0]))
+    """An outcome whose message fits its field, and holds nothing that a terminal or a reader of logs would obey: what
+    an error says may come from the data."""
+    return Outcome(reason=reason, message=_shortened(visible(message), _MESSAGE_BYTES[0]))
 
 
 def to_json(outcome: Outcome) -> str:

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.report.text import visible
+
 LOG_NAME = "run.log"
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines with nothing in them that a terminal would obey: what an error says may come from the data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with such characters named."""
+        return visible(super().format(record))
 
 
 @dataclass
@@ -33,7 +43,7 @@ def kept(folder: Path) -> Iterator[RunLog]:
     """Write what the trainer says to a file in `folder` too, in this block."""
     path = folder / f"this-{LOG_NAME}"
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
     logger = logging.getLogger("finetune_trainer")
     logger.addHandler(handler)
     try:

@@ -163,9 +163,18 @@ def _claim_folder(uri: str) -> Path:
     folder = (volume / path).resolve()
     if not folder.is_relative_to(volume):
         raise TrainerError(Reason.MODEL_INVALID, f"{uri}: this path leaves the volume")
+    outside = next((name for name in _links(folder) if not (folder / name).resolve().is_relative_to(volume)), None)
+    if outside:
+        raise TrainerError(Reason.MODEL_INVALID, f"{uri}: {outside!r} is a link that leaves the volume")
     if not folder.is_dir() or not any(_files(folder)):
         raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the claim's content")
     return folder
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """To folders too: a library may read what lies in them, though `_files` does not."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
+    return (name for name in names if is_needed(name))
 
 
 def _files(folder: Path) -> Iterator[str]:
