@@ -206,6 +206,29 @@ class TestSeveralWorkers:
         assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
         assert job.first.metrics()["steps"] == 3
 
+    def test_look_at_preferences_as_one_does(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
+        # Five rows in batches of two: one worker has a batch less, the other a smaller one.
+        held_out = [
+            {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
+            if n % 2
+            else {"prompt": f"What is {n}?", "chosen": "No idea.", "rejected": f"It is {n}."}
+            for n in range(20, 25)
+        ]
+        made = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
+        for name, content in (("pairs", made), ("held-out-pairs", held_out)):
+            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(each) + "\n" for each in content).encode())
+        data = {
+            "sources": [{"uri": "s3://data/pairs.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://data/held-out-pairs.jsonl"}]},
+        }
+        one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
+        asked = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
+        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
+        assert two.run(**asked, gradientAccumulation=1) == [0, 0], two.logs
+        for name in ("evalLoss", "evalRewardAccuracy"):
+            assert two.first.metrics()[name] == pytest.approx(one.first.metrics()[name], abs=1e-4), name
+        assert one.first.metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
+
     def test_stop_together_and_go_on_together(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
         whole, parted = workers("whole", 2), workers("parted", 2)
         assert whole.run() == [0, 0], whole.logs

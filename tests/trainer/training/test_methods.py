@@ -6,7 +6,7 @@ import math
 
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Run
+from tests.trainer.training.trainings import BAD, GOOD, PROMPTS, ROWS, Run
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -19,6 +19,15 @@ def test_dpo_prefers_the_chosen_answer(run: Run, backend: str) -> None:
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)  # at first it is the base model
     assert trained.metrics["evalLoss"] < 0.5 * trained.metrics["baseEvalLoss"]
     assert trained.metrics["evalRewardAccuracy"] == 1.0
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_the_accuracy_of_rewards_is_that_of_rows(run: Run, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    # The last two rows say the contrary of the first two, so that two are wrong, and the last batch is a smaller one.
+    prompts, good, bad = ([*each[:6], *other[:2]] for each, other in ((PROMPTS, PROMPTS), (GOOD, BAD), (BAD, GOOD)))
+    monkeypatch.setitem(ROWS, "dpo", {"prompt_ids": prompts, "chosen_ids": good, "rejected_ids": bad})
+    trained = run(method="dpo", maxSteps=8, validate=True, batchSize=batch)
+    assert trained.metrics["evalRewardAccuracy"] == pytest.approx(6 / 8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

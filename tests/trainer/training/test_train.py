@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,19 @@ def test_a_loss_that_is_no_number_ends_the_run(run: Run, model_dir: Path, tmp_pa
         run(maxSteps=9, base=broken, progress=progress)
     assert caught.value.reason is Reason.NON_FINITE_LOSS
     assert [each.loss for each in progress.seen if each.step] == [None] * 3  # no made-up number is shown
+
+
+def test_a_step_whose_loss_is_no_number_is_no_part_of_the_mean(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.training import trl_methods
+
+    steps, step = count(1), trl_methods.Sft.training_step
+    monkeypatch.setattr(
+        trl_methods.Sft, "training_step", lambda *given: step(*given) * (math.nan if next(steps) == 2 else 1)
+    )
+    trained = run(maxSteps=4)
+    assert len(trained.losses) == 3
+    assert trained.metrics["trainLoss"] == pytest.approx(sum(trained.losses) / 3)
+    assert all(math.isfinite(each) for each in trained.metrics.values()), "a manifest holds no other numbers"
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,10 @@ class Trained:
 def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path) -> Trained:
     """Train the adapter in place on prepared rows, every one of them in every epoch.
 
-    The metrics are `trainLoss` (mean over all steps), `finalLoss` (of the last), `trainSeconds`, `steps`, `tokens`
-    (trained, padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a GPU,
-    `energyWattHours` and `peakMemoryBytes` (of this attempt; all else is of the whole training); with validation data
-    `baseEvalLoss` (before the first step), `evalLoss` (of the adapter that is taken), of `dpo` also
+    The metrics are `trainLoss` (mean over all steps whose loss is a number), `finalLoss` (of the last), `trainSeconds`,
+    `steps`, `tokens` (trained, padding not counted, over all epochs), `supervisedTokens`, `tokensPerSecond` and, on a
+    GPU, `energyWattHours` and `peakMemoryBytes` (of this attempt; all else is of the whole training); with validation
+    data `baseEvalLoss` (before the first step), `evalLoss` (of the adapter that is taken), of `dpo` also
     `evalRewardAccuracy`, and `bestStep`, whose loss was lowest; with rows left out `leftOutLoss`, which is to them what
     `evalLoss` is to validation data.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
@@ -83,8 +83,9 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     with memory_errors(_advice(config)):
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
     last = watch.end()
+    finite = [loss for _, loss in result.losses if math.isfinite(loss)]
     metrics = {
-        "trainLoss": math.fsum(loss for _, loss in result.losses) / max(len(result.losses), 1),
+        "trainLoss": math.fsum(finite) / max(len(finite), 1),
         "finalLoss": last.loss,
         "trainSeconds": round(result.seconds, 3),
         "steps": float(last.number),

@@ -82,6 +82,9 @@ class Counts:
 class _Counting:
     """What all three have in common; stands before TRL's class."""
 
+    _tr_loss: torch.Tensor
+    """transformers' own, of the steps that were not logged yet."""
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.counts = Counts(kwargs["args"].device)
@@ -96,6 +99,12 @@ class _Counting:
         self.counts.add(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args)  # type: ignore[misc]
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A step's loss. transformers subtracts it from itself to begin the next with nothing, which leaves NaN there
+        for good after a step whose loss is no number."""
+        super().log(logs, start_time)  # type: ignore[misc]
+        self._tr_loss.zero_()
 
 
 class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published without types

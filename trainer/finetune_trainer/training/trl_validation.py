@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ class Validation:
     collate: Callable[[Any], Any]
     alive: Callable[[], None]
     """Called after each batch."""
-    _own: int = 0
 
     def look(self) -> dict[str, float]:
         """`evalLoss`, the mean over learnt tokens for `sft` and over rows for the others, without dropout; of `dpo`
@@ -42,27 +42,23 @@ class Validation:
         model, trainer = self.trainer.model, self.trainer
         model.eval()
         # A loader draws from the generator that dropout draws from; looking must not change the training.
-        with torch.random.fork_rng(devices=[]):
-            weighed = [self._batch(inputs) for inputs in self._loader()]
+        with torch.random.fork_rng(devices=[]), _alone(trainer):
+            seen = [self._batch(inputs) for inputs in self._loader()]
         model.train()
-        seen = trainer._metrics["eval"].pop("rewards/accuracies", [])
         trainer._metrics["eval"].clear()
-        sums = torch.tensor(weighed[: self._own], dtype=torch.float64).reshape(-1, 2)
-        weight = group.total(sums[:, 1].sum()).item()
-        loss = group.total(sums.prod(1).sum()).item() / weight if weight else math.nan
-        return {"evalLoss": loss} | ({"evalRewardAccuracy": sum(seen) / len(seen)} if seen else {})
+        sums = torch.tensor(seen, dtype=torch.float64).reshape(-1, 3)
+        weight, loss, right = group.total(sums.sum(0)).tolist()
+        mean = {"evalLoss": loss / weight if weight else math.nan}
+        return mean | ({"evalRewardAccuracy": right / weight} if isinstance(trainer, Dpo) and weight else {})
 
     def loss(self) -> float:
         """`evalLoss` alone."""
         return self.look()["evalLoss"]
 
     def _loader(self) -> torch.utils.data.DataLoader[Any]:
-        """This worker's share of the batches. All take as many, since TRL has them wait for each other in each."""
-        batches = self._batches()
-        own = batches[layout.rank() :: layout.size()]
-        self._own = len(own)
-        spare = [batches[0]] * (math.ceil(len(batches) / layout.size()) - len(own))
-        return torch.utils.data.DataLoader(self.rows, batch_sampler=[*own, *spare], collate_fn=self.collate)
+        """This worker's share of the batches."""
+        own = self._batches()[layout.rank() :: layout.size()]
+        return torch.utils.data.DataLoader(self.rows, batch_sampler=own, collate_fn=self.collate)
 
     def _batches(self) -> list[list[int]]:
         """Rows in their order. `kto` compares the rows of a batch with each other, so it gets pairs whatever the batch
@@ -74,7 +70,11 @@ class Validation:
             del starts[-1]
         return [list(range(start, end)) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
-    def _batch(self, inputs: dict[str, torch.Tensor]) -> tuple[float, int]:
+    def _batch(self, inputs: dict[str, torch.Tensor]) -> tuple[int, float, float]:
+        """What it weighs, and, each times that weight, its loss and the share of rows whose right answer is preferred.
+
+        In a batch of `dpo` there are two answers to each row.
+        """
         weight = len(inputs["input_ids"])
         if "labels" in inputs:
             weight = int((inputs["labels"][:, 1:] != IGNORED).sum())
@@ -82,7 +82,23 @@ class Validation:
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             loss = float(self.trainer.compute_loss(self.trainer.model, inputs))
         self.alive()
-        return loss, weight
+        preferred = self.trainer._metrics["eval"].get("rewards/accuracies", [0.0])[-1]
+        return weight, loss * weight, preferred * weight
+
+
+@contextmanager
+def _alone(trainer: Sft | Dpo | Kto) -> Iterator[None]:
+    """Has TRL exchange nothing with other workers while it computes a loss.
+
+    It would gather numbers of each row for metrics, which takes batches of one size in all workers, and for `kto` a
+    mean that the loss depends on: the same rows would have another loss where more workers look at them.
+    """
+    accelerator = trainer.accelerator
+    accelerator.gather = accelerator.gather_for_metrics = lambda own: own
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
 
 
 class Lookout(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
