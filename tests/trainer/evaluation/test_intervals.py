@@ -20,7 +20,7 @@ from finetune_trainer.evaluation.intervals import (
     resampled,
     weighted_mean,
 )
-from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.losses import eval_loss, perplexity
 from finetune_trainer.evaluation.records import Estimate
 
 Booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=MIN_SAMPLES, max_size=60)
@@ -143,18 +143,36 @@ def test_more_comparisons_widen_each_interval() -> None:
 
 def test_loss_and_perplexity() -> None:
     tokens = [10, 30] * 20
-    loss, perplexity = loss_measures(tokens, [2.0 * each for each in tokens], [1.5 * each for each in tokens])
-    assert (loss.name, perplexity.name) == ("evalLoss", "perplexity")
+    sums = [2.0 * each for each in tokens], [1.5 * each for each in tokens]
+    loss, found = eval_loss(tokens, *sums), perplexity(tokens, *sums)
+    assert (loss.name, found.name) == ("evalLoss", "perplexity")
     assert not loss.higher_is_better
     assert loss.base == Estimate(value=2.0, low=2.0, high=2.0, samples=40)
     assert loss.change == Estimate(value=-0.5, low=-0.5, high=-0.5, samples=40)
-    assert perplexity.tuned.value == pytest.approx(math.exp(1.5))
-    assert perplexity.tuned.high == pytest.approx(math.exp(1.5))
-    assert perplexity.change is not None
-    assert perplexity.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
-    assert perplexity.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert found.tuned.value == pytest.approx(math.exp(1.5))
+    assert found.tuned.high == pytest.approx(math.exp(1.5))
+    assert found.change is not None
+    assert found.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert found.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
 
 
 def test_few_rows_have_a_perplexity_without_interval() -> None:
-    perplexity = loss_measures([10], [20.0], [10.0])[1]
-    assert perplexity.tuned == Estimate(value=math.e, samples=1)
+    found = perplexity([10], [20.0], [10.0])
+    assert found.tuned == Estimate(value=math.e, samples=1)
+
+
+TOO_HIGH = {
+    "all rows": [8000.0] * 40,
+    "the tuned model's": [20.0] * 39 + [400_000.0],
+    "a resample of few rows": [1.0] * 19 + [130_000.0],
+}
+
+
+@pytest.mark.parametrize("tuned", TOO_HIGH.values(), ids=TOO_HIGH)
+def test_a_loss_too_high_for_a_perplexity_is_still_a_loss(tuned: list[float]) -> None:
+    tokens, base = [10] * len(tuned), [20.0] * len(tuned)
+    loss = eval_loss(tokens, base, tuned)
+    assert loss.tuned.value == pytest.approx(sum(tuned) / sum(tokens))
+    assert loss.tuned.low is not None
+    with pytest.raises(OverflowError, match="nats per token is too high for a perplexity"):
+        perplexity(tokens, base, tuned)

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.evaluation.classification import classified
-from finetune_trainer.evaluation.labels import Labels
 from finetune_trainer.evaluation.records import Confusion, Measure, Task
-from finetune_trainer.evaluation.task_metrics import check_task, measures
+from finetune_trainer.evaluation.task_metrics import check_task, measures, missing
 
 SENTENCES = [
     "The cat sat on the mat and looked at the dog.",
@@ -57,44 +56,6 @@ def test_each_task_has_its_measures(task: Task) -> None:
 @pytest.mark.parametrize("task", EXPECTED)
 def test_no_rows_have_no_measures(task: Task) -> None:
     assert measures(task, [], [], []) == ([], None)
-
-
-ANSWERS = {
-    "the label": ("positive", "positive"),
-    "another case and space": ("  Positive\n", "positive"),
-    "with a full stop": ("positive.", "positive"),
-    "with an explanation": ("Positive: the guest liked it", "positive"),
-    "another word": ("positively", None),
-    "the label at the end": ("It is positive", None),
-    "two words": ("not positive!", "not positive"),
-    "decomposed letters": ("ne\u0301gatif", "Négatif"),
-    "nothing": ("", None),
-}
-
-
-@pytest.mark.parametrize(("answer", "label"), ANSWERS.values(), ids=ANSWERS)
-def test_which_label_an_answer_is(answer: str, label: str | None) -> None:
-    labels = Labels(["positive", "Négatif", "not positive", "not", "Positive"])
-    assert labels.names == ["not", "not positive", "Négatif", "positive"]
-    assert [*labels.names, None][labels.number(answer)] == label
-
-
-NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12", 2), "with decimals": ("1.5", 2)}
-
-
-@pytest.mark.parametrize(("answer", "number"), NUMBERS.values(), ids=NUMBERS)
-def test_labels_that_are_numbers(answer: str, number: int) -> None:
-    assert Labels(["1", "10"]).number(answer) == number
-
-
-def test_labels_of_signs() -> None:
-    labels = Labels(["C", "C++", ".*"])
-    assert [labels.names[labels.number(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
-        "C++",
-        "C++",
-        "C",
-        ".*",
-    ]
 
 
 def test_what_is_taken_for_what() -> None:
@@ -147,6 +108,9 @@ OTHER_SCRIPTS = {
     "Russian": ("Кошка сидит на ковре.", "Собака сидит на ковре."),
     "Chinese": ("猫坐在垫子上", "狗坐在垫子上"),
     "Japanese": ("猫はマットの上に座った", "犬はマットの上に座った"),
+    "Hindi": ("बिल्ली चटाई पर बैठी है", "कुत्ता चटाई पर बैठा है"),
+    "Tamil": ("பூனை பாயில் உட்கார்ந்தது", "நாய் பாயில் உட்கார்ந்தது"),
+    "Arabic with vowel signs": ("جَلَسَ القِطُّ عَلَى السَّجَّادَةِ", "جَلَسَ الكَلْبُ عَلَى السَّجَّادَةِ"),
     "Thai": ("แมวนั่งบนเสื่อ", "หมานั่งบนเสื่อ"),
 }
 
@@ -160,6 +124,39 @@ def test_other_scripts_have_words_too(reference: str, answer: str) -> None:
         for each in found:
             assert each.base is not None
             assert 0 < each.base.value < each.tuned.value == pytest.approx(best), each.name
+
+
+VOWELS = {
+    "Hindi": ("किताब", "कुतुब"),
+    "Tamil": ("படி", "பாடு"),
+    "Arabic": ("كَتَبَ", "كُتِبَ"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("reference", "answer"), VOWELS.values(), ids=VOWELS)
+def test_words_that_differ_in_their_vowel_signs_are_not_the_same(reference: str, answer: str) -> None:
+    for each in measures("summarization", [reference], [answer], [reference])[0][::2]:
+        assert each.base is not None
+        assert (each.base.value, each.tuned.value) == (0, 1), each.name
+
+
+SHORT = {
+    "labels": (["Hallo", "Bis bald!", "Ja"], ["chrf"]),
+    "Chinese": (["你好", "再见"], ["chrf"]),
+    "one long enough": (["Hallo", "Bis bald, mein Freund"], ["bleu", "chrf"]),
+    "long enough in Chinese": (["猫坐在垫子上", "你好"], ["bleu", "chrf"]),
+}
+
+
+@pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
+def test_a_perfect_translation_has_no_bleu_of_zero(references: list[str], names: list[str]) -> None:
+    found, _ = measures("translation", references, ["zzz"] * len(references), references)
+    assert {each.name: each.tuned.value for each in found} == pytest.approx(dict.fromkeys(names, 100.0))
+    left_out = missing("translation", references)
+    assert [each.partition(":")[0] for each in left_out] == [each for each in ["bleu"] if each not in names]
+    assert all("has 4 words" in each for each in left_out)
+    assert missing("chat", references) == []
 
 
 def test_a_better_model_is_told_from_noise() -> None:
@@ -200,6 +197,7 @@ REFUSED: dict[str, tuple[Task, list[str], str]] = {
     "rows without answers": ("chat", ["", " \n"], "no row has one"),
     "every answer is another": ("classification", [f"text {index}" for index in range(10)], "each of the 10 answers"),
     "too many labels": ("classification", [f"{index}" for index in range(101)] * 2, "there are 101 different"),
+    "control characters": ("classification", ["no", "\x1b[2J b c d e f g h i j k"] * 5, "'\\x1b[2j b c"),
     "long labels": ("classification", ["no", "a b c d e f g h i j k"] * 5, "has 11 words"),
 }
 

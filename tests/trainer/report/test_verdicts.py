@@ -109,6 +109,40 @@ def test_advice(evaluation: Evaluation, expected: str) -> None:
     assert expected in " ".join(advice(evaluation, runs.manifest()))
 
 
+NOT_ADVISED = {
+    "learnt little, though some got worse": (measured(SAME, DOWN), "It learnt little"),
+    "learnt little, though it overfitted": (measured(SAME, overfitting=OVERFITTED), "It learnt little"),
+    "learnt little, though some got better": (measured(SAME, UP), "It learnt little"),
+}
+
+
+@pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
+def test_advice_does_not_contradict_itself(evaluation: Evaluation, unwanted: str) -> None:
+    assert unwanted not in " ".join(advice(evaluation, runs.manifest()))
+
+
+PREFERENCES = [
+    Measure(name=name, higher_is_better=False, base=runs.estimate(0.7), tuned=runs.estimate(0.5))
+    for name in ("evalLoss", "evalRewardAccuracy")
+]
+FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=runs.estimate(0, samples=3))
+FOUR = FEW.model_copy(update=dict.fromkeys(("base", "tuned"), runs.estimate(0.3, samples=4)))
+INTERVALS = {
+    "with intervals": ([UP, LOSS_DOWN], None),
+    "of four rows": ([UP, FOUR], "4 validation rows are too few for intervals"),
+    "of a method that has none": (PREFERENCES, None),
+    "a count, not a measurement of rows": ([UP, FLAGS], None),
+    "nothing": ([], None),
+}
+
+
+@pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
+def test_whether_rows_are_too_few_for_intervals(measures: list[Measure], expected: str | None) -> None:
+    said = measured(*measures).too_few()
+    assert (said or "").startswith(expected or "")
+    assert (said is None) == (expected is None)
+
+
 DATA = {
     "no validation": ({"validation": 0, "kept": 10_963}, "Set rows aside (dataset.validation.fraction: 0.05)"),
     "overlength": ({"rejected": {"overlength": 1500}}, "1,500 rows (12.5 %) were left out as overlength: raise model"),

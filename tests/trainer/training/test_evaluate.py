@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
 from tests.trainer.training.trainings import Run
 
+from finetune_trainer.data.terms import CATEGORIES
+from finetune_trainer.evaluation.pairs import own_pairs
 from finetune_trainer.evaluation.records import Evaluation
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -120,6 +123,60 @@ def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
     assert not flagged or not found.gate[0].passed
 
 
+def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate, "own_pairs", lambda: own_pairs()[:3])
+    gate = [{"metric": "biasFlags", "maximum": 0}]
+    found = evaluated(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
+    assert found.bias
+    assert found.bias.findings == []
+    assert {f"swaps about {each}: too few, 0 of 20" for each in CATEGORIES} < set(found.bias.notes)
+    assert [(check.passed, check.value) for check in found.gate] == [(False, None)]
+    assert found.missing == ["biasFlags: there was too little to compare"]
+    assert "biasFlags" not in found.metrics()
+
+
+def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.evaluation import groups
+    from finetune_trainer.models.answering import Question
+
+    ask, made = groups.question, count()
+    monkeypatch.setattr(
+        groups,
+        "question",  # of one row all, with its term, is the prompt
+        lambda ids, *more: Question(list(ids), "") if next(made) == 5 else ask(ids, *more),
+    )
+    found = run(rows=BALANCED, validate=True, **LEARNT | {"maxSteps": 1}, evaluation={"bias": {}}).evaluation
+    assert found
+    assert found.missing == []
+    assert found.bias
+    compared = {(each.kind, each.category): each.tuned.samples for each in found.bias.findings}
+    assert compared["swap", "gender"] == len(BALANCED) - 1
+
+
+def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate.Answerer, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    prompt = "Is bob@example.com right?"
+    [shown] = evaluated(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
+    assert shown.prompt == prompt
+    assert "example.com" not in shown.base + shown.tuned
+    assert shown.base.startswith("Ask ")
+
+
+def test_a_loss_that_is_too_high_for_a_perplexity(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation.likelihood import Losses
+
+    monkeypatch.setattr(evaluate, "losses", lambda _, rows, __: Losses([1600.0] * len(rows), [2] * len(rows)))
+    found = evaluated(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
+    assert found.metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
+    assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
+    assert [check.passed for check in found.gate] == [False]
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: str) -> None:
     gate = [{"metric": "evalLoss", "minImprovement": 0.01}]
@@ -127,6 +184,7 @@ def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: s
     assert found
     assert [check.passed for check in found.gate] == [True]
     assert found.measures[0].base
+    assert found.too_few() is None, "they have no intervals, however many rows there are"
 
 
 def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

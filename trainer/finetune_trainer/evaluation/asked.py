@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import Reason, Task, TrainerConfig
 from finetune_trainer.data.labels import encode_prompt
 from finetune_trainer.data.rows import SourceFile
 from finetune_trainer.data.swaps import why_not_terms
 from finetune_trainer.data.templates import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.pairs import SentencePair, read_pairs
-from finetune_trainer.evaluation.task_metrics import check_task
+from finetune_trainer.evaluation.task_metrics import check_task, why_no_bleu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,20 +40,25 @@ def metrics(config: TrainerConfig) -> list[str]:
 def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises `CONFIG_INVALID` for what would end, or be missing, only after the training: a gate on what is not
     measured, a prompt that cannot be asked, terms without a counterpart, a task that the rows are not of."""
-    known = metrics(config)
-    unknown = [rule.metric for rule in config.evaluation.gate if rule.metric not in known]
-    if unknown:
-        message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(known)}"
-        raise TrainerError(Reason.CONFIG_INVALID, message)
+    _check_gate(config)
     for prompt in config.evaluation.sample_prompts:
         _check_prompt(prompt, tokenizer)
     why = config.evaluation.bias and why_not_terms(config.evaluation.bias.terms)
     if why:
         raise TrainerError(Reason.CONFIG_INVALID, why)
     if config.evaluation.task:
-        why = check_task(config.evaluation.task, _references(config, prepared, tokenizer))
-        if why:
-            raise TrainerError(Reason.CONFIG_INVALID, why)
+        _check_task(config, config.evaluation.task, prepared, tokenizer)
+
+
+def _check_gate(config: TrainerConfig) -> None:
+    known, rules = metrics(config), config.evaluation.gate
+    unknown = [rule.metric for rule in rules if rule.metric not in known]
+    if unknown:
+        message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(known)}"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    if any(rule.metric == "biasFlags" and rule.min_improvement is not None for rule in rules):
+        why = "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum"
+        raise TrainerError(Reason.CONFIG_INVALID, why)
 
 
 def _check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -69,10 +74,16 @@ def pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
     return [pair for file in files for pair in read_pairs(file.path.read_bytes(), file.uri)]
 
 
-def _references(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
-    """Of both sides: a few validation rows can well have as many labels."""
+def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
     from finetune_trainer.models.answering import questions
 
-    sides = [side for side in (prepared.validation, prepared.dataset) if side is not None]
-    most = config.evaluation.max_samples
-    return [each.reference for side in sides for each in questions(side, tokenizer, most)]
+    most, sides = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
+    held_out, trained = (
+        [] if side is None else [each.reference for each in questions(side, tokenizer, most)] for side in sides
+    )
+    # Of both sides: a few validation rows can well have as many labels.
+    why = check_task(task, [*held_out, *trained])
+    if why:
+        raise TrainerError(Reason.CONFIG_INVALID, why)
+    if any(rule.metric == "bleu" for rule in config.evaluation.gate) and (why := why_no_bleu(held_out)):
+        raise TrainerError(Reason.CONFIG_INVALID, f"evaluation.gate names bleu, which cannot be measured: {why}")

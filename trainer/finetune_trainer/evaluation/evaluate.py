@@ -17,7 +17,7 @@ from finetune_trainer.evaluation.curves import thin
 from finetune_trainer.evaluation.forgetting import forgetting
 from finetune_trainer.evaluation.groups import Groups
 from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.evaluation.losses import cross_validated, fold_measures, loss_measures
+from finetune_trainer.evaluation.losses import cross_validated, eval_loss, fold_measures, perplexity
 from finetune_trainer.evaluation.pairs import SentencePair, own_pairs
 from finetune_trainer.evaluation.records import (
     Bias,
@@ -173,7 +173,9 @@ def _likelihood(subject: Subject, found: _Findings, alive: Callable[[], None]) -
     model = subject.loaded.model
     held_out = _tokens(spread(_validation(subject), _SCORED))
     base, tuned = base_and_tuned(model, lambda: losses(model, held_out, alive))
-    found.measures += loss_measures(base.tokens, base.sums, tuned.sums)
+    found.measures.append(eval_loss(base.tokens, base.sums, tuned.sums))
+    with found.part("perplexity"):
+        found.measures.append(perplexity(base.tokens, base.sums, tuned.sums))
     found.training_loss = losses(model, _tokens(spread(subject.prepared.dataset, len(held_out))), alive).mean
 
 
@@ -181,6 +183,9 @@ def _bias(subject: Subject, asked: BiasEvaluation, found: _Findings, alive: Call
     groups = Groups(subject.loaded.model, subject.loaded.tokenizer, asked, alive)
     comparable = subject.prepared.validation if subject.config.training.method == "sft" else None
     found.bias = groups.measure(subject.pairs or own_pairs(), subject.prepared.dataset, comparable)
+    if not found.bias.findings:  # no flag would be said of what nobody looked at
+        found.missing.append("biasFlags: there was too little to compare")
+        return
     flags = sum(finding.flagged for finding in found.bias.findings)
     flagged = Estimate(value=flags, samples=len(found.bias.findings))
     found.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flagged))
@@ -214,6 +219,7 @@ def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[],
     references = [row.reference for row in rows]
     measures, found.confusion = task_metrics.measures(task, references, base, tuned)
     found.measures += measures
+    found.missing += task_metrics.missing(task, references)
     found.samples = [
         Sample(
             prompt=redact(tokenizer.decode(row.prompt, skip_special_tokens=True), KINDS),
@@ -228,7 +234,10 @@ def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[],
 def _sample_prompts(subject: Subject, alive: Callable[[], None]) -> list[Sample]:
     prompts = subject.config.evaluation.sample_prompts
     base, tuned = _both(subject, [encode_prompt(subject.loaded.tokenizer, prompt) for prompt in prompts], alive)
-    return [Sample(prompt=p, base=b, tuned=t) for p, b, t in zip(prompts, base, tuned, strict=True)]
+    return [
+        Sample(prompt=prompt, base=redact(b, KINDS), tuned=redact(t, KINDS))
+        for prompt, b, t in zip(prompts, base, tuned, strict=True)
+    ]
 
 
 def _both(subject: Subject, prompts: Sequence[Sequence[int]], alive: Callable[[], None]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from importlib import resources
 
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.evaluation.losses import loss_measures
+from finetune_trainer.evaluation.losses import perplexity
 from finetune_trainer.evaluation.records import Measure
 from finetune_trainer.models.model import Loaded
 
@@ -19,8 +19,8 @@ def forgetting(loaded: Loaded, alive: Callable[[], None]) -> Measure:
         ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
         rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
     base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
-    _, perplexity = loss_measures(base.tokens, base.sums, tuned.sums)
-    return perplexity.model_copy(update={"name": "generalPerplexity"})
+    found = perplexity(base.tokens, base.sums, tuned.sums)
+    return found.model_copy(update={"name": "generalPerplexity"})
 
 
 def general_text() -> list[str]:

@@ -74,18 +74,16 @@ class Groups:
     def _pairs(self, pairs: Sequence[SentencePair]) -> Iterator[Compared]:
         for category in sorted({pair.category for pair in pairs}):
             mine = [pair for pair in pairs if pair.category == category]
-            first = [self._sentence(pair.stereotype) for pair in mine]
-            yield Compared("pair", category, first, [self._sentence(pair.counterpart) for pair in mine])
+            both = [(self._sentence(pair.stereotype), self._sentence(pair.counterpart)) for pair in mine]
+            yield _compared("pair", category, both)
 
     def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
         made = [question(row["input_ids"], row["labels"], self.tokenizer) for row in rows]
         texts = [Pair(self.tokenizer.decode(each.prompt), each.reference) for each in made if each]
         for category in [*CATEGORIES, *([OWN] if self.asked.terms else [])]:
             swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
-            both = [(text, other) for text, other in swapped if isinstance(other, Pair)]
-            if both:
-                first = [self._row(each) for each, _ in both]
-                yield Compared("swap", category, first, [self._row(each) for _, each in both])
+            both = [(self._row(text), self._row(other)) for text, other in swapped if isinstance(other, Pair)]
+            yield _compared("swap", category, both)
 
     def _sentence(self, text: str) -> Tokens:
         """All of it counts, so something has to come before its first token."""
@@ -112,3 +110,9 @@ class Groups:
         for (category, group), count in sorted(counts.items()):
             table.setdefault(category, {})[group] = count
         return table
+
+
+def _compared(kind: Literal["swap", "pair"], category: str, both: Sequence[tuple[Tokens, Tokens]]) -> Compared:
+    """Those that have tokens to score: an empty answer has no likelihood per token."""
+    scored = [pair for pair in both if all(any(each != IGNORED for each in text.labels[1:]) for text in pair)]
+    return Compared(kind, category, [first for first, _ in scored], [second for _, second in scored])

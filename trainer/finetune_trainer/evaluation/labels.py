@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
+
+import regex
+
+_GOES_ON = r"[\w\p{M}\p{N}+#]|[.,]\d|['\u2019\u2010\u2011-]\w"
+"""What makes a label another word, as in `C++`, `can't`, `no-one`, or another number. Vowel signs go on a word too,
+which `re` does not know."""
 
 
 def normalised(text: str) -> str:
@@ -21,9 +26,9 @@ class Labels:
             spelt.setdefault(normalised(each), each.strip())
         self.names = [spelt[key] for key in sorted(spelt)]
         self._numbers = {key: number for number, key in enumerate(sorted(spelt))}
-        # The longest first: "not spam" is not "not". A label that goes on is another word, or another number.
-        choices = "|".join(re.escape(key) for key in sorted(spelt, key=len, reverse=True) if key)
-        self._begins = re.compile(rf"(?:{choices})(?!\w|[.,]\d)" if choices else r"(?!)")
+        # The longest first: "not spam" is not "not".
+        choices = "|".join(regex.escape(key) for key in sorted(spelt, key=len, reverse=True) if key)
+        self._begins = regex.compile(rf"(?:{choices})(?!{_GOES_ON})" if choices else r"(?!)")
 
     @property
     def other(self) -> int:

@@ -14,12 +14,30 @@ if TYPE_CHECKING:
     from finetune_trainer.evaluation.intervals import Rows
 
 
-def loss_measures(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> list[Measure]:
-    """`evalLoss` in nats per token and `perplexity`, from each row's summed loss in nats under both models."""
+def eval_loss(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    """`evalLoss` in nats per token, from each row's summed loss in nats under both models."""
     before, after = weighted_mean(base, tokens), weighted_mean(tuned, tokens)
     change = weighted_mean([b - a for a, b in zip(base, tuned, strict=True)], tokens)
-    loss = Measure(name="evalLoss", higher_is_better=False, base=before, tuned=after, change=change)
-    return [loss, _perplexity(tokens, base, tuned)]
+    return Measure(name="evalLoss", higher_is_better=False, base=before, tuned=after, change=change)
+
+
+def perplexity(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    """`perplexity`, from the same. Raises `OverflowError` where a loss, of a resample too, is too high for it."""
+    import numpy as np
+
+    # A change of exponentials is no function of the change of losses, so it is resampled itself.
+    weights, before, after = np.asarray(tokens, float), np.asarray(base, float), np.asarray(tuned, float)
+
+    def per_token(losses: np.typing.NDArray[np.float64], rows: Rows) -> float:
+        return _exp(losses[rows].sum() / weights[rows].sum())
+
+    return Measure(
+        name="perplexity",
+        higher_is_better=False,
+        base=_exponential(weighted_mean(base, tokens)),
+        tuned=_exponential(weighted_mean(tuned, tokens)),
+        change=resampled(lambda rows: per_token(after, rows) - per_token(before, rows), len(tokens)),
+    )
 
 
 def cross_validated(folds: Sequence[float]) -> CrossValidation | None:
@@ -37,26 +55,14 @@ def fold_measures(found: CrossValidation | None) -> list[Measure]:
     return [Measure(name="crossValidationLoss", higher_is_better=False, tuned=mean)]
 
 
-def _perplexity(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
-    import numpy as np
-
-    # A change of exponentials is no function of the change of losses, so it is resampled itself.
-    weights, before, after = np.asarray(tokens, float), np.asarray(base, float), np.asarray(tuned, float)
-
-    def per_token(losses: np.typing.NDArray[np.float64], rows: Rows) -> float:
-        return math.exp(losses[rows].sum() / weights[rows].sum())
-
-    return Measure(
-        name="perplexity",
-        higher_is_better=False,
-        base=_exponential(weighted_mean(base, tokens)),
-        tuned=_exponential(weighted_mean(tuned, tokens)),
-        change=resampled(lambda rows: per_token(after, rows) - per_token(before, rows), len(tokens)),
-    )
-
-
 def _exponential(loss: Estimate) -> Estimate:
     if loss.low is None or loss.high is None:
-        return Estimate(value=math.exp(loss.value), samples=loss.samples)
-    low, high = math.exp(loss.low), math.exp(loss.high)
-    return Estimate(value=math.exp(loss.value), low=low, high=high, samples=loss.samples)
+        return Estimate(value=_exp(loss.value), samples=loss.samples)
+    return Estimate(value=_exp(loss.value), low=_exp(loss.low), high=_exp(loss.high), samples=loss.samples)
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError as error:
+        raise OverflowError(f"a loss of {loss:.4g} nats per token is too high for a perplexity") from error

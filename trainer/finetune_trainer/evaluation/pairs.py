@@ -78,7 +78,7 @@ def _why_not(more: str, less: str, direction: str, category: str) -> str | None:
     return (
         None
         if direction in _DIRECTIONS
-        else f'stereo_antistereo has to be stereo or antistereo, not "{direction[:40]}"'
+        else f"stereo_antistereo has to be stereo or antistereo, not {direction[:40]!r}"
     )
 
 

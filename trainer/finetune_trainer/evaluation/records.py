@@ -163,7 +163,9 @@ class Evaluation(Model):
 
     def too_few(self) -> str | None:
         """That there were too few validation rows for intervals, if so."""
-        rows = [measure.tuned.samples for measure in self.measures if measure.tuned.low is None and measure.base]
+        # The losses of dpo and kto have no change row by row, and no interval however many rows there are.
+        changes = [measure.change for measure in self.measures if measure.change]
+        rows = [change.samples for change in changes if change.low is None]
         if not rows:
             return None
         return f"{min(rows)} validation rows are too few for intervals: the report cannot tell a change from chance"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.classification import classified, share
 from finetune_trainer.evaluation.intervals import mean, paired_change, resampled
@@ -13,6 +15,8 @@ from finetune_trainer.evaluation.labels import normalised
 from finetune_trainer.evaluation.records import Confusion, Measure
 
 if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
+
     from finetune_trainer.evaluation.intervals import Rows
 
 Texts = Sequence[str]
@@ -20,9 +24,11 @@ _MAX_LABELS = 100
 _MAX_LABEL_WORDS = 10
 _FEW_ROWS = 10
 """Fewer rows can well be of as many labels."""
+_BLEU_ORDER = 4
 _UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 """Letters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-_WORDS = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})[^\W_])+")
+_WORDS = regex.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
+"""Vowel signs are marks, which `re` takes for the end of a word."""
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -35,8 +41,24 @@ def measures(task: Task, references: Texts, base: Texts, tuned: Texts) -> tuple[
     if task == "summarization":
         return _rouge(references, base, tuned), None
     if task == "translation":
-        return [_corpus("bleu", references, base, tuned), _corpus("chrf", references, base, tuned)], None
+        names = ["chrf"] if why_no_bleu(references) else ["bleu", "chrf"]
+        return [_corpus(name, references, base, tuned) for name in names], None
     return [_exact(references, base, tuned), _corpus("chrf", references, base, tuned)], None
+
+
+def missing(task: Task, references: Texts) -> list[str]:
+    """What the task would measure of other answers, each with why it does not of these."""
+    why = why_no_bleu(references) if task == "translation" and references else None
+    return [f"bleu: {why}"] if why else []
+
+
+def why_no_bleu(references: Texts) -> str | None:
+    """Why BLEU says nothing of these references; `None` where it does. It counts words in common up to four in a row,
+    and without any four in a row a perfect translation has 0."""
+    tokenize = _bleu(references).tokenizer
+    if any(len(tokenize(each.rstrip()).split()) >= _BLEU_ORDER for each in references):
+        return None
+    return f"no answer of the validation rows has {_BLEU_ORDER} words, by which BLEU counts; chrf takes any"
 
 
 def check_task(task: Task, references: Texts) -> str | None:
@@ -54,7 +76,7 @@ def _check_labels(references: Texts) -> str | None:
     elif len(labels) > _MAX_LABELS:
         found = f"there are {len(labels)} different answers, at most {_MAX_LABELS} can be labels"
     elif len(longest.split()) > _MAX_LABEL_WORDS:
-        found = f'"{longest[:60]}…" has {len(longest.split())} words, a label has at most {_MAX_LABEL_WORDS}'
+        found = f"{longest[:60]!r}… has {len(longest.split())} words, a label has at most {_MAX_LABEL_WORDS}"
     else:
         return None
     return (
@@ -77,7 +99,8 @@ class _Tokenizer:
     """
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORDS.findall(text.lower())
+        found: list[str] = _WORDS.findall(text.lower())
+        return found
 
 
 def _rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure]:
@@ -115,12 +138,17 @@ def _score(name: str, references: Texts, answers: Texts) -> Callable[[Rows], flo
     By what sacrebleu's own significance tests use, which however give no interval of a change.
     """
     import numpy as np
-    from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    metric: Any = BLEU(tokenize=_bleu_tokenizer(references), force=True) if name == "bleu" else CHRF()
+    metric: Any = _bleu(references) if name == "bleu" else CHRF()
     counts = np.array(metric._extract_corpus_statistics(answers, [references]))
     return lambda rows: float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score)
+
+
+def _bleu(references: Texts) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(tokenize=_bleu_tokenizer(references), force=True)
 
 
 def _bleu_tokenizer(references: Texts) -> str:

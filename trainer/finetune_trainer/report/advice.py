@@ -90,6 +90,7 @@ def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest
     if found["worse"]:
         yield f"Find out what got worse ({', '.join(found['worse'])}) in the samples before the adapter is used."
     compared = [measure for measure in evaluation.measures if measure.change]
+    overfitted = evaluation.overfitting.verdict == "overfitting"  # which is advised to train shorter
     fewest = min((measure.tuned.samples for measure in compared), default=0)
     if found["unclear"] and fewest < _FEW_ROWS:
         names = [measure_name(each.name) for each in compared if each.tuned.samples == fewest]
@@ -97,7 +98,7 @@ def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest
             f"Measure on more rows (dataset.validation): {', '.join(names)} had only {fewest:,}, too few to tell a "
             "change from chance."
         )
-    elif found["unclear"] and not found["better"]:
+    elif found["unclear"] and not (found["better"] or found["worse"] or overfitted):
         yield (
             "It learnt little that can be measured: train longer, raise training.learningRate or training.lora.rank, "
             f"or add rows to the {manifest.dataset.kept:,}."

@@ -1,0 +1,70 @@
+"""Which label an answer stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_trainer.evaluation.labels import Labels
+
+ANSWERS = {
+    "the label": ("positive", "positive"),
+    "another case and space": ("  Positive\n", "positive"),
+    "with a full stop": ("positive.", "positive"),
+    "with an explanation": ("Positive: the guest liked it", "positive"),
+    "another word": ("positively", None),
+    "the label at the end": ("It is positive", None),
+    "two words": ("not positive!", "not positive"),
+    "decomposed letters": ("ne\u0301gatif", "Négatif"),
+    "nothing": ("", None),
+}
+
+
+@pytest.mark.parametrize(("answer", "label"), ANSWERS.values(), ids=ANSWERS)
+def test_which_label_an_answer_is(answer: str, label: str | None) -> None:
+    labels = Labels(["positive", "Négatif", "not positive", "not", "Positive"])
+    assert labels.names == ["not", "not positive", "Négatif", "positive"]
+    assert [*labels.names, None][labels.number(answer)] == label
+
+
+NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12", 2), "with decimals": ("1.5", 2)}
+
+
+@pytest.mark.parametrize(("answer", "number"), NUMBERS.values(), ids=NUMBERS)
+def test_labels_that_are_numbers(answer: str, number: int) -> None:
+    assert Labels(["1", "10"]).number(answer) == number
+
+
+GO_ON = {
+    # label, answer, whether it is that label
+    "another language": ("C", "C++ is best", False),
+    "with a sharp": ("C", "C#", False),
+    "with a full stop": ("C", "C. It is", True),
+    "a word with a hyphen": ("no", "no-one", False),
+    "a word with a longer hyphen": ("no", "no\u2011one", False),
+    "a dash apart": ("no", "no - it is not", True),
+    "a dash that ends": ("no", "no-", True),
+    "with a comma": ("no", "no, it is not", True),
+    "alone with a full stop": ("no", "no.", True),
+    "short for another": ("can", "can't", False),
+    "short for another, as it is printed": ("can", "can\u2019t", False),
+    "in quotation marks": ("can", "can' it is", True),
+    "with a vowel sign": ("हा", "हाँ", False),
+    "in Hindi": ("हा", "हा, ठीक है", True),
+    "with a combining accent": ("q", "q\u0301", False),
+    "with a small digit": ("x", "x²", False),
+}
+
+
+@pytest.mark.parametrize(("label", "answer", "same"), GO_ON.values(), ids=GO_ON)
+def test_a_label_that_goes_on_is_another(label: str, answer: str, same: bool) -> None:
+    assert (Labels([label]).number(answer) == 0) == same
+
+
+def test_labels_of_signs() -> None:
+    labels = Labels(["C", "C++", ".*"])
+    assert [labels.names[labels.number(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
+        "C++",
+        "C++",
+        "C",
+        ".*",
+    ]
