@@ -346,6 +346,7 @@ LINKS = {
     "an absolute one": ("chat_template.jinja", "/etc/hostname", Reason.MODEL_INVALID),
     "a folder that leaves it": ("additional_chat_templates", "../../..", Reason.MODEL_INVALID),
     "to nothing": ("chat_template.jinja", "../../../none", Reason.MODEL_INVALID),
+    "a folder that nobody reads": ("original", "/mnt/elsewhere", None),
     "within the volume": ("chat_template.jinja", "../blobs/template", None),
 }
 

@@ -52,6 +52,8 @@ GO_ON = {
     "in Hindi": ("हा", "हा, ठीक है", True),
     "with a combining accent": ("q", "q\u0301", False),
     "with a small digit": ("x", "x²", False),
+    "an emoji in colour": ("\u2764", "\u2764\ufe0f", True),
+    "an emoji as text": ("\u2764\ufe0f", "\u2764 it", True),
 }
 
 

@@ -13,8 +13,9 @@ which `re` does not know."""
 
 
 def normalised(text: str) -> str:
-    """Without case and surrounding space, and with each letter written in one way."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).strip()
+    """Without case and surrounding space, and with each letter and each emoji written in one way."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return folded.replace("\ufe0e", "").replace("\ufe0f", "").strip()  # as text or in colour
 
 
 class Labels:

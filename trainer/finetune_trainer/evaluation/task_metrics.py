@@ -27,8 +27,8 @@ _FEW_ROWS = 10
 _BLEU_ORDER = 4
 _UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 """Letters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-_WORDS = regex.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
-"""Vowel signs are marks, which `re` takes for the end of a word."""
+_WORDS = regex.compile(rf"{_UNSPACED}|(?!{_UNSPACED})[\p{{L}}\p{{N}}](?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])*")
+"""Vowel signs are marks, which `re` takes for the end of a word. None begins with one, which is an emoji's."""
 _LETTER = re.compile(r"[^\W\d_]")
 
 

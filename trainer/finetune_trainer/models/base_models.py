@@ -174,7 +174,7 @@ def _claim_folder(uri: str) -> Path:
 def _links(folder: Path) -> Iterator[str]:
     """To folders too: a library may read what lies in them, though `_files` does not."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
-    return (name for name in names if is_needed(name))
+    return (name for name in names if is_needed(name) and is_needed(f"{name}/x"))  # it may be a folder
 
 
 def _files(folder: Path) -> Iterator[str]:
