@@ -118,12 +118,12 @@ def test_admins_are_editors(render: Callable[..., list[Manifest]]) -> None:
 
 
 def test_roles_for_people_can_be_left_out(render: Callable[..., list[Manifest]]) -> None:
-    objects = render({**VARIANTS["two namespaces"], "rbac": {"userRoles": False}})
+    objects = render({**VARIANTS["two namespaces"], "rbac": {"aggregateToDefaultRoles": False}})
     assert not of_kind(objects, "ClusterRole")
 
 
 def test_roles_for_people_can_be_bound_by_themselves(render: Callable[..., list[Manifest]]) -> None:
-    found = of_kind(render({"rbac": {"aggregateToDefaultRoles": False}}), "ClusterRole")
+    found = of_kind(render({"rbac": {"aggregateToDefaultRoles": False, "userRoles": True}}), "ClusterRole")
     for role, expected in TENANT_RIGHTS.items():
         body = found["", f"finetune-operator-{role}"]
         assert rights(body) == expected
