@@ -18,7 +18,7 @@ from finetune_trainer.contract import Progress
 
 MAX_INTERRUPTIONS = 3
 """Attempts in a row that may be interrupted without a newer checkpoint."""
-CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
+_CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
 
 
 class Checkpoint(NamedTuple):
@@ -43,7 +43,7 @@ def checkpoint(previous: FineTuneJobStatus, said: Iterable[Progress | None], now
     """The newest that was ever spoken of, but for the future's: a trainer's word may be forged."""
     known = [Checkpoint(previous.last_checkpoint_time, previous.last_checkpoint_step)]
     known += [Checkpoint(each.last_checkpoint_time, each.last_checkpoint_step) for each in said if each]
-    latest = (moment(now) or 0.0) + CLOCK_SKEW
+    latest = (moment(now) or 0.0) + _CLOCK_SKEW
     past = [each for each in known if 0 < (moment(each.time) or 0.0) <= latest]
     # Times are whole seconds, in which there may be several.
     return max(past, key=lambda each: (moment(each.time) or 0.0, each.step or 0), default=Checkpoint())

@@ -17,7 +17,7 @@ def job_change(seen: Seen, status: FineTuneJobStatus) -> Body:
     spec: Body = {}
     if job["spec"].get("backoffLimit") != seen.wanted.backoff_limit:
         spec["backoffLimit"] = seen.wanted.backoff_limit
-    deadline = clocks.active_deadline(seen.wanted, job, children.leaders(seen.pods), status)
+    deadline = clocks.active_deadline(seen.wanted, job, list(seen.pods), status)
     current = job["spec"].get("activeDeadlineSeconds")
     if deadline and abs(deadline - (current or 0)) > 1:  # whole seconds are rounded
         spec["activeDeadlineSeconds"] = deadline

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from finetune_operator import children
-from finetune_operator.accounting import CLOCK_SKEW, moment
+from finetune_operator.accounting import moment
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
 from finetune_operator.children import Body, Said
 from finetune_operator.seen import Seen
@@ -25,7 +25,7 @@ def next_look(seen: Seen, status: FineTuneJobStatus, now: str) -> float | None:
     last = children.newest(children.leaders(seen.pods))
     dues = [lost_due(pod) for pod in (*seen.left, *seen.pods)]
     if seen.job:
-        dues.append(startup_due(seen.wanted, seen.job, status.last_attempt_time))
+        dues.append(startup_due(seen.wanted, seen.job, status.last_attempt_time, seen.pods))
     if last and children.is_running(last):
         dues.append(stall_due(seen.wanted, status.progress, status.last_attempt_time, seen.progress))
     waits = [until(due, now) for due in dues if due and not is_due(due, now)]
@@ -107,13 +107,14 @@ def is_due(due: float | None, now: str) -> bool:
     return due is not None and due <= (moment(now) or 0.0)
 
 
-def startup_due(wanted: Wanted, job: Body, started: str | None) -> float | None:
+def startup_due(wanted: Wanted, job: Body, started: str | None, pods: Iterable[Body]) -> float | None:
     """When a trainer must have started. The Job's start moves when a queue lets it go on."""
     begun = moment(job.get("status", {}).get("startTime"))
     if wanted.startup_deadline is None or begun is None or job["spec"].get("suspend"):
         return None
-    has_started = (moment(started) or 0.0) >= begun - CLOCK_SKEW  # by the node's clock
-    return None if has_started else begun + wanted.startup_deadline
+    # By its node's clock a pod may have started before its Job; when it was created tells of which start it is.
+    started_since = any(children.started_at(pod) and _created(pod) >= begun - SLOW_START for pod in pods)
+    return None if started_since or (moment(started) or 0.0) >= begun else begun + wanted.startup_deadline
 
 
 def lost_due(pod: Body) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -58,9 +59,10 @@ class JobCreator:
 
     async def keep_service(self, body: Body) -> None:
         """See to it that the pods of the next attempt can meet: somebody may have deleted what they meet by."""
-        desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
-        if service := nodes.service(desired):
-            await self._service(body, service)
+        with suppress(ApiError, ValidationError):  # most likely it is there, and what else is to be done must go on
+            desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
+            if service := nodes.service(desired):
+                await self._service(body, service)
 
     async def find(self, key: Key, body: Body) -> Body | None:
         """The FineTuneJob's own Job, though no watch shows it: somebody may have taken its label off."""

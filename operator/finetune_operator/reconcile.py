@@ -14,7 +14,7 @@ from finetune_operator.creating import JobCreator
 from finetune_operator.seen import Obstacle, Seen
 from finetune_operator.settings import Settings
 from finetune_operator.status import is_terminal, next_status
-from finetune_operator.store import Key, Store, name_key
+from finetune_operator.store import Key, Store, name_key, version_of
 from finetune_operator.transport import NO_ANSWER, ApiError
 from finetune_operator.wanted import Wanted, wanted
 
@@ -127,12 +127,14 @@ class Reconciler:
         return deleted
 
     async def _adjust(self, run: Run, seen: Seen, status: FineTuneJobStatus) -> bool:
-        """The few fields of a Job that follow its FineTuneJob; whether one was changed."""
+        """The few fields of a Job that follow its FineTuneJob; whether one was changed, and not changed back by a
+        webhook: then no other look would help."""
         change = adjusting.job_change(seen, status)
         if seen.job is None or not change:
             return False
-        self._store.jobs.put(run.key, await self._cluster.patch_job(seen.job, change))
-        return True
+        patched = await self._cluster.patch_job(seen.job, change)
+        self._store.jobs.put(run.key, patched)
+        return version_of(patched) > version_of(seen.job)
 
     async def _clear_up(self, run: Run, status: FineTuneJobStatus) -> float | None:
         """After the end: no Job goes on, and the FineTuneJob itself goes when its time has come."""

@@ -46,15 +46,23 @@ def state_of(seen: Seen, past: Past) -> State:
     if job is None or children.is_being_deleted(job) or seen.wanted.suspend:
         return _lost_while_leaving(seen, past) or _leaving(seen, last)
     if (failing := children.condition(job, "FailureTarget")) and not (last and children.is_running(last)):
-        said = describe(children.ended(last)) if last else failing.get("message", "")
-        return State(Kind.RUNNING, OperatorReason.POD_RUNNING, f"The Job ends. {said}")
+        return _lost_while_leaving(seen, past) or _failing(failing.get("message", ""), last, past)
     if past.in_vain >= MAX_INTERRUPTIONS:
         return _no_progress(last)
     state = _going_on(job, last, seen, past)
-    if state.kind is Kind.STARTING and clocks.is_due(clocks.startup_due(seen.wanted, job, past.started), past.now):
+    due = clocks.startup_due(seen.wanted, job, past.started, seen.pods)
+    if state.kind is Kind.STARTING and clocks.is_due(due, past.now):
         message = f"No trainer ran within startupDeadlineSeconds ({seen.wanted.startup_deadline}). {state.message}"
         return State(Kind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
     return state
+
+
+def _failing(message: str, last: Body | None, past: Past) -> State:
+    """The Job has given up, and says so when the last pod is gone."""
+    said = f"The Job ends. {describe(children.ended(last)) if last else message}"
+    if past.started is None:
+        return State(Kind.STARTING, OperatorReason.JOB_PENDING, said)
+    return State(Kind.RUNNING, OperatorReason.POD_RUNNING, said)
 
 
 def _leaving(seen: Seen, last: Body | None) -> State:

@@ -120,7 +120,9 @@ class Pods(Shelf):
 
     def with_left(self, key: Key) -> list[Body]:
         """What belongs to a key, with those that are gone."""
-        return [*self._left.get(key, {}).values(), *self.of(key)]
+        here = self.of(key)
+        uids = {pod["metadata"]["uid"] for pod in here}  # one that only lost our label for a while is here again
+        return [*(pod for pod in self._left.get(key, {}).values() if pod["metadata"]["uid"] not in uids), *here]
 
     def left_keys(self) -> list[Key]:
         """Keys of which some are kept that are gone."""

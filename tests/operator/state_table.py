@@ -38,6 +38,11 @@ def _worker(index: int, state: dict[str, Any]) -> dict[str, Any]:
     return pod
 
 
+def _late(pod: dict[str, Any]) -> dict[str, Any]:
+    """Its grace period is over."""
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T07:50:00Z"}}
+
+
 def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
     """Everything that may be seen → phase, conditions, reason, and a part of the message."""
     job, pod, ended = Build.job, Build.pod, Build.ended
@@ -140,6 +145,11 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "about to fail": (
             Seen(ending, (pod(state=ended(143, word("Preempted")), phase="Failed"),)),
             RUNS, "PodRunning", "The Job ends."),
+        "about to fail, though nothing ran": (
+            Seen(ending, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
+            STARTING, "JobPending", "UnexpectedAdmissionError"),
+        "about to fail, but for a pod on a lost node": (
+            Seen(ending, (_late(pod()),)), STARTING, "NodeLost", "out-of-service"),
         "permanent": (attempt(42, word("DataInvalid"), conditions=POLICY), FAILED, "DataInvalid", "words"),
         "permanent, no word": (attempt(42, conditions=POLICY), FAILED, gone, "exit status 42"),
         "permanent, garbage": (attempt(42, '{"reason":', conditions=POLICY), FAILED, gone, "exit status 42"),

@@ -52,15 +52,31 @@ def test_the_job_counts_only_while_a_trainer_runs(
     assert job_change(seen, status).get("spec", {}) == change
 
 
-# minute by the node's clock at which the trainer started, and the reason an hour later
-STARTS = {"as the Job did": (10, "Retrying"), "earlier, by a clock that is slow": (9, "Retrying")}
+# minute at which the pod was created, that at which its trainer started by its node's clock, and the reason later
+STARTS = {
+    "as the Job did": (10, 10, "Retrying"),
+    "earlier, by a clock that is slow": (10, 9, "Retrying"),
+    "before a queue let the Job go on": (8, 9, "StartupDeadlineExceeded"),
+}
 
 
-@pytest.mark.parametrize(("minute", "reason"), STARTS.values(), ids=STARTS)
+@pytest.mark.parametrize(("created", "minute", "reason"), STARTS.values(), ids=STARTS)
 def test_a_trainer_that_ran_has_started_whatever_its_nodes_clock_said(
-    build: type[Build], minute: int, reason: str
+    build: type[Build], created: int, minute: int, reason: str
 ) -> None:
     job = build.job(startTime=_at(10))
     end = {"exitCode": 75, "startedAt": _at(minute), "finishedAt": _at(12), "message": "", "reason": "Error"}
-    seen = Seen(job, (build.pod(state={"terminated": end}, phase="Failed"),), wanted=Wanted(startup_deadline=60))
+    pod = build.pod(state={"terminated": end}, phase="Failed", created=_at(created))
+    seen = Seen(job, (pod,), wanted=Wanted(startup_deadline=60))
     assert next_status(META, FineTuneJobStatus(), seen, _at(40)).conditions[0].reason == reason
+
+
+def test_the_job_counts_as_long_as_any_pod_of_several_runs(build: type[Build]) -> None:
+    """The leader is replaced and pends, and the others hold their GPUs and wait for it."""
+    job = build.job(startTime=_at(0))
+    job["spec"] |= {"backoffLimit": 3, "activeDeadlineSeconds": 3600}
+    job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
+    other = _pod(build, RUNS)
+    other["metadata"] |= {"name": "bot-1-x", "annotations": {"batch.kubernetes.io/job-completion-index": "1"}}
+    seen = Seen(job, (_pod(build, PENDS), other), wanted=Wanted(active_deadline=3600))
+    assert job_change(seen, FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))) == {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
+from tests.operator.proxies import failure
 
 from finetune_operator import children, nodes
 from finetune_operator.api import FineTuneJob
@@ -155,6 +157,21 @@ async def test_a_service_that_was_deleted_is_there_again_for_the_next_attempt(wo
         service = await world.until(lambda: world.get("services"))
         await world.reason("Retrying")
     assert service["metadata"]["ownerReferences"][0]["name"] == "bot"
+
+
+@pytest.mark.cluster
+async def test_services_that_are_refused_hold_up_no_word(world: World) -> None:
+    async def refuse(request: web.Request) -> web.Response | None:
+        is_service = (request.method, request.path.rpartition("/")[2]) == ("POST", "services")
+        return failure(403) if is_service else None
+
+    async with world.operator():
+        await world.apply(spec={"compute": {"nodes": 2}})
+        await world.pod()
+        world.proxy.trouble = refuse
+        end = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
+        await world.kubelet({"terminated": end}, "Failed")
+        await world.reason("Retrying")
 
 
 @pytest.mark.cluster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,3 +46,23 @@ async def test_a_refusal_is_told_and_is_final_only_if_it_stays(
         world.proxy.trouble = healthy
         if phase == "Pending":
             await world.reason("JobCreated")
+
+
+async def test_a_policy_that_undoes_what_is_changed_is_not_argued_with(world: World) -> None:
+    """Or each look would ask for another at once."""
+    asked = list[str]()
+
+    async def undo(request: web.Request) -> web.Response | None:
+        if (request.method, request.path) != ("PATCH", world.path("jobs", "bot")):
+            return None
+        asked.append(request.path)
+        return web.json_response(job)
+
+    async with world.operator():
+        await world.apply()
+        await world.reason("JobCreated")
+        job = await world.get("jobs")
+        world.proxy.trouble = undo
+        await world.change({"backoffLimit": 9})
+        await asyncio.sleep(3.5)
+    assert len(asked) == 1

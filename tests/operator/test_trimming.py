@@ -212,3 +212,12 @@ def test_of_each_index_the_youngest_pod_that_is_gone_is_kept(build: type[Build])
     store.finetunejobs.keep_only(set(), 10**9)
     store.forget_gone()
     assert store.pods.with_left(KEY) == []
+
+
+def test_a_pod_whose_label_comes_back_is_there_once(build: type[Build]) -> None:
+    store, pod = Store(), _gone(build, "bot-0", 0, 5)
+    pod["metadata"]["resourceVersion"] = "7"
+    store.finetunejobs.put(KEY, build.stored())
+    store.pods.remove(pod)
+    store.pods.put(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
+    assert len(store.pods.with_left(KEY)) == 1
