@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -161,7 +162,21 @@ def queue(cluster: Cluster, operator: str, flow: Flow) -> None:
         {"kind": "LocalQueue", "metadata": {"name": "team"}, "spec": {"clusterQueue": name}},
         {"kind": "WorkloadPriorityClass", "metadata": {"name": "urgent"}, "value": 1000},
     ):
-        flow.kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "kueue.x-k8s.io/v1beta2", **body}))
+        _apply(flow, json.dumps({"apiVersion": "kueue.x-k8s.io/v1beta2", **body}))
+
+
+def _apply(flow: Flow, body: str) -> None:
+    """Kueue's Deployment is ready some time before its webhooks answer."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            flow.kubectl("apply", "--filename=-", stdin=body)
+        except Problem:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        else:
+            return
 
 
 @pytest.mark.kueue
