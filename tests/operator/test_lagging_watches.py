@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from finetune_operator.clocks import SLOW_START
+
 if TYPE_CHECKING:
     from tests.operator.watches import Watches
     from tests.operator.world import World
@@ -129,11 +131,12 @@ async def test_the_result_of_a_second_attempt_is_read_though_its_pod_is_not_seen
         await world.kubelet(_saved(8, _ago(9)), "Failed")
         await world.reason("Retrying")
         await world.pod(index=2)
-        await world.kubelet({"running": {"startedAt": _ago(0)}}, name="bot-2")
+        start = _ago(0)
+        await world.kubelet({"running": {"startedAt": start}}, name="bot-2")
         await world.reason("PodRunning")
         watches.held_kind, watches.mode = "pods", "held"
         word = json.dumps({"reason": "Completed", "message": "published"})
-        end = {"exitCode": 0, "message": word, "startedAt": _ago(0), "finishedAt": _ago(0)}
+        end = {"exitCode": 0, "message": word, "startedAt": start, "finishedAt": _ago(0)}
         await world.kubelet({"terminated": end}, "Succeeded", "bot-2")
         await world.job_ends("Complete", at=_ago(0))
         status = await world.reason("Completed")
@@ -157,3 +160,23 @@ async def test_a_pod_whose_job_was_deleted_by_hand_is_accounted_for(world: World
             status = await world.reason("PodRunning")
     assert (status["lastCheckpointStep"], status.get("interruptions", 0)) == (8, 0)
     assert status["activeSeconds"] >= 6
+
+
+async def test_an_end_that_only_the_answer_to_a_change_told_is_seen(world: World, watches: Watches) -> None:
+    """The watch then tells of nothing that is newer."""
+    key = world.namespace, "bot"
+    async with world.operator() as operator:
+        start = await _runs(world)
+        await asyncio.sleep(SLOW_START + 1)  # by then no look is due that was planned before
+        word = json.dumps({"reason": "Completed", "message": "published"})
+        end = {"exitCode": 0, "message": word, "startedAt": start, "finishedAt": _ago(0)}
+        await world.kubelet({"terminated": end}, "Succeeded")
+        watches.held_kind, watches.mode = "jobs", "held"
+        edited = await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"backoffLimit": 9}})
+        await world.job_ends("Complete", at=_ago(0))
+        operator.store.jobs.put(key, edited)
+        operator.workers.add(key)
+        async with asyncio.timeout(4):
+            status = await world.reason("Completed")
+        watches.mode = "open"
+    assert status["phase"] == "Complete"
