@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -130,7 +130,7 @@ def telling(pods: Iterable[Body]) -> list[Body]:
     return leaders(every) + [pod for pod in every if index(pod) != "0" and ended(pod).exit_code == ExitCode.PERMANENT]
 
 
-def cause(pods: Iterable[Body]) -> Body | None:
+def cause(pods: Sequence[Body]) -> Body | None:
     """The pod whose end explains how an attempt has ended: a leader that only lost its peers does not."""
     told = telling(pods)
     last = newest(pod for pod in told if ended(pod).exit_code == ExitCode.PERMANENT) or newest(told)
@@ -139,7 +139,7 @@ def cause(pods: Iterable[Body]) -> Body | None:
     return newest(failed_peers(last, pods)) or last
 
 
-def failed_peers(leader: Body, pods: Iterable[Body]) -> list[Body]:
+def failed_peers(leader: Body, pods: Sequence[Body]) -> list[Body]:
     """Those of the same attempt whose own end counts."""
     since, until = started_at(leader) or "", finished_at(leader) or ""
     others = (pod for pod in pods if index(pod) != "0" and ended(pod).exit_code and not is_interrupted(pod))

@@ -43,13 +43,14 @@ def state_of(seen: Seen, past: Past) -> State:
         return _complete(last)
     if job and (failed := children.condition(job, "Failed")):
         return _failed(Said(failed.get("reason", ""), failed.get("message", "")), children.cause(seen.pods), seen)
+    lost = _lost(seen, past)
     if job is None or children.is_being_deleted(job) or seen.wanted.suspend:
-        return _lost_while_leaving(seen, past) or _leaving(seen, last)
+        return lost or _leaving(seen, last)
     if (failing := children.condition(job, "FailureTarget")) and not (last and children.is_running(last)):
-        return _lost_while_leaving(seen, past) or _failing(failing.get("message", ""), last, past)
+        return lost or _failing(failing.get("message", ""), children.cause(seen.pods), past)
     if past.in_vain >= MAX_INTERRUPTIONS:
         return _no_progress(last)
-    state = _going_on(job, last, seen, past)
+    state = lost or _going_on(job, last, seen, past)
     due = clocks.startup_due(seen.wanted, job, past.started, seen.pods)
     if state.kind is Kind.STARTING and clocks.is_due(due, past.now):
         message = f"No trainer ran within startupDeadlineSeconds ({seen.wanted.startup_deadline}). {state.message}"
@@ -73,11 +74,19 @@ def _leaving(seen: Seen, last: Body | None) -> State:
     return State(Kind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone.")
 
 
-def _lost_while_leaving(seen: Seen, past: Past) -> State | None:
+def _lost(seen: Seen, past: Past) -> State | None:
     """A pod whose node does not let it go, so that the run neither stops nor starts again."""
     late = (pod for pod in (*seen.left, *seen.pods) if clocks.is_due(clocks.lost_due(pod), past.now))
     pod = next(late, None)
-    return State(Kind.STARTING, OperatorReason.NODE_LOST, _lost(pod)) if pod else None
+    if pod is None:
+        return None
+    name, node = pod["metadata"]["name"], pod["spec"].get("nodeName", "")
+    message = (
+        f"Pod {name} had to end and has not: node {node} does not answer. "
+        "The run goes no further until the node is back or is known to be gone: if it is shut down for good, taint it "
+        "with node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node."
+    )
+    return State(Kind.STARTING, OperatorReason.NODE_LOST, message)
 
 
 def _going_on(job: Body, last: Body | None, seen: Seen, past: Past) -> State:
@@ -150,8 +159,6 @@ def _queued(seen: Seen) -> str:
 
 def _attempt(last: Body, seen: Seen, past: Past) -> State:
     name = last["metadata"]["name"]
-    if clocks.is_due(clocks.lost_due(last), past.now):
-        return State(Kind.STARTING, OperatorReason.NODE_LOST, _lost(last))
     if children.is_running(last):
         if clocks.is_due(clocks.stall_due(seen.wanted, past.progress, past.started, seen.progress), past.now):
             return State(Kind.RUNNING, OperatorReason.PROGRESS_STALLED, _stalled(name, seen, past))
@@ -192,15 +199,6 @@ def _retrying(last: Body, seen: Seen) -> State:
     if seen.warning:
         return State(Kind.STARTING, OperatorReason.JOB_REFUSED, f"{seen.warning.reason}: {seen.warning.message} {said}")
     return State(Kind.STARTING, OperatorReason.RETRYING, f"Another attempt follows. {said}")
-
-
-def _lost(pod: Body) -> str:
-    node = pod["spec"].get("nodeName", "")
-    return (
-        f"Pod {pod['metadata']['name']} had to end and has not: node {node} does not answer. Another attempt follows "
-        "when the node is back or is known to be gone: if it is shut down for good, taint it with "
-        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node."
-    )
 
 
 def _stalled(name: str, seen: Seen, past: Past) -> str:

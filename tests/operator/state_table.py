@@ -31,9 +31,9 @@ def word(reason: str, message: str = "words", **more: Any) -> str:
     return json.dumps({"reason": reason, "message": message, **more})
 
 
-def _worker(index: int, state: dict[str, Any]) -> dict[str, Any]:
+def _worker(index: int, state: dict[str, Any], phase: str = "Failed") -> dict[str, Any]:
     """Another pod than the leader's."""
-    pod = Build.pod(f"bot-{index}-x", state, "Failed")
+    pod = Build.pod(f"bot-{index}-x", state, phase)
     pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
     return pod
 
@@ -181,6 +181,8 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "ran too long": (
             attempt(143, word("Preempted"), conditions=over), FAILED, "DeadlineExceeded", "activeDeadlineSeconds"),
         "node lost": (Seen(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
+        "node of another worker lost, which the next attempt waits for": (
+            Seen(job(), (first, _late(_worker(1, RUNNING, "Running")))), STARTING, "NodeLost", "Pod bot-1-x"),
         "node lost while the run is suspended": (
             Seen(deleted, (lost,), wanted=stop), STARTING, "NodeLost", "out-of-service"),
         "node lost while the Job is deleted": (Seen(deleted, (lost,)), STARTING, "NodeLost", "out-of-service"),
