@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from finetune_operator.children import Body, Said
+from finetune_operator.resources import QUEUE_LABEL
 
 GROUP = "kueue.x-k8s.io"
 VERSIONS = ("v1beta2", "v1beta1")
 """Of its API, newest first; what is read here is the same in both."""
-QUEUE_LABEL = f"{GROUP}/queue-name"
-PRIORITY_LABEL = f"{GROUP}/priority-class"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from finetune_operator import kueue
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.bounds import Bounds, matches
 from finetune_operator.compute import Compute
 from finetune_operator.defaults import Defaults
+from finetune_operator.resources import PRIORITY_LABEL
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import Model, ModelSource, SecretRef, Tracking
 
@@ -79,7 +79,7 @@ def _names(job: FineTuneJob, settings: Settings) -> Iterator[_Asked]:
         ("spec.compute.image", spec.compute.image, bounds.allowed_images, settings.trainer_image),
         ("spec.compute.serviceAccountName", account, bounds.allowed_service_accounts, defaults.service_account_name),
         ("spec.compute.priorityClassName", spec.compute.priority_class_name, classes, defaults.priority_class_name),
-        (f"metadata.labels[{kueue.PRIORITY_LABEL}]", job.metadata.labels.get(kueue.PRIORITY_LABEL), classes, None),
+        (f"metadata.labels[{PRIORITY_LABEL}]", job.metadata.labels.get(PRIORITY_LABEL), classes, None),
     )
     for field, value, allowed, own in rows:
         if value:

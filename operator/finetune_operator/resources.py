@@ -22,7 +22,7 @@ JOB_LABEL = f"{GROUP}/job"
 
 _LAST_WORDS = 20
 """Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
-_FOR_KUEUE = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+QUEUE_LABEL, PRIORITY_LABEL = KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Of Kueue's labels those that ask; others are said by Kueue itself, such as whose Workload a Job takes over."""
 _USER = 65532  # "nonroot"; also the trainer image's user
 _ENDED_FOR_GOOD, _PREEMPTED = (
@@ -44,7 +44,7 @@ def desired_job(job: FineTuneJob, settings: Settings) -> Body:
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
-            "labels": {key: meta.labels[key] for key in _FOR_KUEUE if key in meta.labels} | _labels(meta),
+            "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _labels(meta),
             "ownerReferences": [_owner_reference(meta)],
         },
         "spec": {

@@ -9,12 +9,11 @@ from typing import Any, TypedDict
 import msgspec
 
 from finetune_operator import children
-from finetune_operator.resources import JOB_LABEL
+from finetune_operator.resources import JOB_LABEL, KUEUE_LABELS
 
 Body = dict[str, Any]
 
 _META = ("namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
-_KUEUE = "kueue.x-k8s.io/"
 _JOB_SPEC = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC = ("nodeName", "hostNetwork")
 _POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
@@ -137,7 +136,7 @@ def _with_few_words(body: Body) -> Body:
     """Of its metadata what is read: what its owner adds may be a quarter of a megabyte."""
     meta = body["metadata"]
     kept = _only((*_META, "ownerReferences"), meta)
-    labels = {key: each for key, each in (meta.get("labels") or {}).items() if key == JOB_LABEL or _KUEUE in key}
+    labels = _only((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
     annotations = _only((children.INDEX,), meta.get("annotations") or {})
     words = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": kept | {key: each for key, each in words.items() if each}}

@@ -9,6 +9,7 @@ import pytest
 from finetune_operator import kueue
 from finetune_operator.api import FineTuneJobStatus, Metadata
 from finetune_operator.children import Said
+from finetune_operator.resources import QUEUE_LABEL
 from finetune_operator.seen import Seen
 from finetune_operator.status import next_status
 
@@ -57,7 +58,7 @@ def test_the_reason_for_waiting(workloads: list[dict[str, Any]], said: Said | No
 
 @pytest.mark.parametrize(
     ("suspend", "labels", "held"),
-    [(True, {kueue.QUEUE_LABEL: "gpus"}, True), (False, {kueue.QUEUE_LABEL: "gpus"}, False), (True, {}, False)],
+    [(True, {QUEUE_LABEL: "gpus"}, True), (False, {QUEUE_LABEL: "gpus"}, False), (True, {}, False)],
 )
 def test_a_job_is_held_if_it_is_suspended_and_has_a_queue(
     build: type[Build], suspend: bool, labels: dict[str, str], held: bool
