@@ -66,7 +66,7 @@ class Reconciler:
         return clocks.next_look(seen, status, now)
 
     async def _observe(self, run: Run) -> Seen:
-        job = self._job(run)
+        job = self._store.job(run.body)
         leaving = self._creator.still_runs(run.key) if job is None else None
         if leaving:
             job = await self._creator.find(run.key, run.body)
@@ -113,11 +113,6 @@ class Reconciler:
         for pod in await self._cluster.read_pods(*run.key):
             self._store.pods.put(run.key, pod)
 
-    def _job(self, run: Run) -> Body | None:
-        """Its own."""
-        jobs = (job for job in self._store.jobs.of(run.key) if children.is_owned_by(job, run.meta.uid))
-        return next((job for job in jobs if job["metadata"]["name"] == run.meta.name), None)
-
     async def _delete(self, key: Key, job: Body) -> Body | None:
         """In the foreground: the Job is there until its pods have saved and left."""
         deleted = await self._cluster.delete_job(job)
@@ -139,8 +134,8 @@ class Reconciler:
     async def _clear_up(self, run: Run, status: FineTuneJobStatus) -> float | None:
         """After the end: no Job goes on, and the FineTuneJob itself goes when its time has come."""
         self._store.forget_run(run.key)
-        job = self._job(run)
-        if job and not children.has_ended(job) and not children.is_being_deleted(job):
+        job = self._store.job(run.body)
+        if job and _may_be_deleted(job):
             await self._delete(run.key, job)
         due = clocks.ttl_due(run.wanted, status)
         if clocks.is_due(due, run.now):

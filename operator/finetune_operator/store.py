@@ -168,6 +168,12 @@ class Store:
         """The newest of that name; one that is being deleted may be there beside it."""
         return next(reversed(self.finetunejobs.of(key)), None)
 
+    def job(self, body: Body) -> Body | None:
+        """The Job that this FineTuneJob made."""
+        meta = body["metadata"]
+        found = (job for job in self.jobs.of(name_key(body)) if children.is_owned_by(job, meta["uid"]))
+        return next((job for job in found if job["metadata"]["name"] == meta["name"]), None)
+
     def has_ended(self, key: Key) -> bool:
         """Whether the FineTuneJob has a terminal condition."""
         body = self.finetunejob(key)

@@ -76,19 +76,16 @@ class Workers:
                     await asyncio.gather(*(self._ask(round_, key, pod) for key, pod in running))
 
     def _running(self) -> Iterator[tuple[Key, Body]]:
-        """Of each run that goes on, the one pod that speaks for it."""
+        """Of each run that goes on, the one pod that speaks for it. Anybody may set our label on pods."""
         for key in self._store.jobs.all_keys():
             body = self._store.finetunejob(key)
-            if body and not children.has_ended(body):
-                pod = children.newest(children.leaders(self._pods(key, body)))
-                if pod and children.is_running(pod):
-                    yield key, pod
-
-    def _pods(self, key: Key, body: Body) -> list[Body]:
-        """Those of its Job: anybody may set our label on pods."""
-        jobs = [job for job in self._store.jobs.of(key) if children.is_owned_by(job, body["metadata"]["uid"])]
-        uids = {job["metadata"]["uid"] for job in jobs}
-        return [pod for pod in self._store.pods.of(key) if children.controller(pod).get("uid") in uids]
+            job = self._store.job(body) if body and not children.has_ended(body) else None
+            if job is None:
+                continue
+            own = (pod for pod in self._store.pods.of(key) if children.is_owned_by(pod, job["metadata"]["uid"]))
+            pod = children.newest(children.leaders(own))
+            if pod and children.is_running(pod):
+                yield key, pod
 
     async def _ask(self, round_: progress.Round, key: Key, pod: Body) -> None:
         url = progress.address(pod)
