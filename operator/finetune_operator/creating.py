@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -59,10 +58,12 @@ class JobCreator:
 
     async def keep_service(self, body: Body) -> None:
         """See to it that the pods of the next attempt can meet: somebody may have deleted what they meet by."""
-        with suppress(ApiError, ValidationError):  # most likely it is there, and what else is to be done must go on
+        try:
             desired = desired_job(FineTuneJob.model_validate({**body, "status": None}), self._settings)
             if service := nodes.service(desired):
                 await self._service(body, service)
+        except (ApiError, ValidationError) as error:  # most likely it is there, and what else is to be done must go on
+            log.warning("not known whether the Service is there: %s: %s", type(error).__name__, error)
 
     async def find(self, key: Key, body: Body) -> Body | None:
         """The FineTuneJob's own Job, though no watch shows it: somebody may have taken its label off."""
