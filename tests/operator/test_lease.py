@@ -22,6 +22,8 @@ from finetune_operator.transport import Transport
 if TYPE_CHECKING:
     from tests.operator.world import World
 
+    from finetune_operator.handlers import Operator
+
 pytestmark = pytest.mark.cluster
 
 SECONDS = 2
@@ -153,3 +155,21 @@ async def test_a_leader_that_slept_past_its_time_writes_nothing(world: World) ->
         await world.until(is_leader)
         await world.apply()
         await world.reason("JobCreated")
+
+
+async def test_who_leads_after_nobody_lists_once(world: World) -> None:
+    """What was given back before the first list is told by it whole, and a list of thousands takes seconds."""
+    async with world.operator() as before:
+        await world.until(lambda: _leads(before))
+    async with world.operator() as operator:
+        await world.until(lambda: _leads(operator))
+        await world.until(lambda: _works(operator))
+        assert operator._lists == 1
+
+
+async def _leads(operator: Operator) -> bool:
+    return operator.election.is_leader()
+
+
+async def _works(operator: Operator) -> bool:
+    return operator.workers.queue is not None

@@ -221,3 +221,12 @@ def test_a_pod_whose_label_comes_back_is_there_once(build: type[Build]) -> None:
     store.pods.remove(pod)
     store.pods.put(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
     assert len(store.pods.with_left(KEY)) == 1
+
+
+def test_a_replica_without_work_keeps_nothing_of_a_run_that_has_ended(build: type[Build]) -> None:
+    store = Store()
+    store.finetunejobs.put(KEY, build.stored())
+    store.pods.remove(_gone(build, "bot-0", 0, 5))
+    store.finetunejobs.put(KEY, _ended(build, "complete", resourceVersion="11"))
+    store.forget_gone()
+    assert store.pods.with_left(KEY) == []
