@@ -6,16 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kubernetes.client import ApiException
-from tests.cluster.admission_cases import (
-    ACCEPTED,
-    ALLOWED_PATCHES,
-    COMPUTE,
-    IMMUTABLE,
-    REFUSED,
-    Manifest,
-    changed,
-    good,
-)
+from tests.cluster.admission_cases import ACCEPTED, ALLOWED_PATCHES, COMPUTE, IMMUTABLE, REFUSED
+from tests.cluster.manifests import Manifest, changed, good
 
 from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
 

@@ -1,32 +1,20 @@
-"""The whole flow: real images, a real kubelet, a real S3 server. All runs start at once; a test waits for its own."""
+"""The whole flow, each run from manifest to result. All start at once; a test waits for its own."""
 
 import hashlib
 import json
-import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
-from botocore.config import Config
-
-from finetune_operator.api import API_VERSION, KIND
+from tests.cluster.flows import ROWS, UNKNOWN_SECRET, WRONG_SECRET, Flow, Manifest, condition, dump, new_flow
 
 if TYPE_CHECKING:
-    from types_boto3_s3.client import S3Client
-
     from local_cluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-Manifest = dict[str, Any]
-ROWS = [{"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"Gladly: {n}."}]}
-        for n in range(16)]  # fmt: skip
-OTHER_ROWS = [{"question": "What is it?", "answer": "Something else."}]
-SECRET, WRONG_SECRET, UNKNOWN_SECRET = "s3-credentials", "wrong-secret-key", "unknown-key-id"
 # What kopf itself would believe: "this object was handled, nothing is left to do".
 FORGED = {
     "kopf.zalando.org/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
@@ -70,173 +58,25 @@ BAD_RUNS = {
 }  # fmt: skip
 
 
-class Flow:
-    """One namespace, one bucket, and the FineTuneJobs in it."""
-
-    def __init__(self, cluster: "Cluster", s3: "S3Client") -> None:
-        self.token = secrets.token_hex(4)
-        self.namespace = self.bucket = f"flow-{self.token}"
-        self.s3 = s3
-        self._cluster = cluster
-
-    def fill(self, model: Path) -> None:
-        """Data and base model in the bucket; a namespace of the restricted kind; keys in Secrets."""
-        self.s3.create_bucket(Bucket=self.bucket)
-        for key, body in _objects().items():
-            self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
-        for file in sorted(model.iterdir()):
-            self.s3.upload_file(str(file), self.bucket, f"base/{file.name}")
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        self._cluster.kubectl("create", "--filename=-", stdin=_dump("v1", "Namespace", self.namespace, labels=labels))
-        keys = self._cluster.s3
-        pairs = {
-            SECRET: (keys.access_key, keys.secret_key),
-            WRONG_SECRET: (keys.access_key, "wrong"),
-            UNKNOWN_SECRET: ("unknown", keys.secret_key),
-        }
-        for name, (key_id, key) in pairs.items():
-            self.create(
-                _dump("v1", "Secret", name, stringData={"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": key})
-            )
-
-    def empty(self) -> None:
-        self._cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
-
-    def text(self, template: str) -> str:
-        return template.replace("{bucket}", self.bucket).replace("{token}", self.token)
-
-    def manifest(self, name: str, **changes: Any) -> str:
-        """A FineTuneJob that succeeds, unless the changes say otherwise."""
-        spec = {
-            "model": {"uri": self.text(changes.get("model", "s3://{bucket}/base/")), "maxLength": 128},
-            "dataset": {"sources": [
-                {"uri": self.text(changes.get("source", "s3://{bucket}/train.jsonl")), "format": "messages"},
-            ]},
-            "training": {
-                "maxSteps": changes.get("steps", 4), "batchSize": 2, "gradientAccumulation": 1,
-                "learningRate": 1e-3, "lora": {"rank": 4, "alpha": 8}, **changes.get("training", {}),
-            },
-            "output": {"uri": f"s3://{self.bucket}/out/{{name}}"},
-            "storage": {
-                "endpoint": changes.get("endpoint", self._cluster.s3.url),
-                "credentialsSecretRef": {"name": changes.get("secret", SECRET)},
-            },
-            "compute": {
-                "nodes": changes.get("nodes", 1), "gpusPerNode": 0, "scratch": {"size": "4Gi"},
-                "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
-                "terminationGracePeriodSeconds": 30,
-            },
-            "backoffLimit": changes.get("backoffLimit", 3),
-        }  # fmt: skip
-        return _dump(API_VERSION, KIND, name, annotations=changes.get("annotations", {}), spec=spec)
-
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        return self._cluster.kubectl("--namespace", self.namespace, *arguments, stdin=stdin)
-
-    def create(self, manifest: str) -> None:
-        self.kubectl("create", "--filename=-", stdin=manifest)
-
-    def start(self, name: str, **changes: Any) -> None:
-        self.create(self.manifest(name, **changes))
-
-    def get(self, kind: str, name: str) -> Manifest:
-        return dict(json.loads(self.kubectl("get", kind, name, "--output=json")))
-
-    def status(self, name: str) -> Manifest:
-        return dict(self.get("ftj", name).get("status", {}))
-
-    def wait(self, name: str, done: Callable[[Manifest], bool], seconds: int = 900) -> Manifest:
-        """The status once `done` holds."""
-        deadline = time.monotonic() + seconds
-        while not done(status := self.status(name)):
-            assert time.monotonic() < deadline, f"{name} after {seconds} s: {status}"
-            time.sleep(2)
-        return status
-
-    def running(self, name: str) -> None:
-        """Wait until the trainer runs."""
-        self.wait(name, lambda status: status.get("phase") == "Running")
-
-    def ended(self, name: str) -> Manifest:
-        """The status of a run that is over."""
-        return self.wait(name, lambda status: status.get("phase") in ("Complete", "Failed"))
-
-    def pods(self, name: str, more: str = "") -> list[str]:
-        """Oldest first."""
-        selector = f"--selector=finetune.dev/job={name}{more}"
-        return self.kubectl("get", "pods", selector, "--sort-by=.metadata.creationTimestamp", "--output=name").split()
-
-    def gone(self, name: str, seconds: int = 180) -> None:
-        """Wait until a deleted run's Job and pods are gone."""
-        deadline = time.monotonic() + seconds
-        while self.pods(name) or self.kubectl("get", "job", name, "--ignore-not-found", "--output=name"):
-            assert time.monotonic() < deadline, f"Job and pods of {name} are still there after {seconds} s"
-            time.sleep(2)
-
-    def keys(self, prefix: str) -> set[str]:
-        """What lies below a prefix of the bucket, without the prefix."""
-        found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
-        return {each["Key"].removeprefix(prefix) for each in found}
-
-    def read(self, key: str) -> bytes:
-        return self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-
-
-def _dump(
-    api_version: str,
-    kind: str,
-    name: str,
-    *,
-    labels: Manifest | None = None,
-    annotations: Manifest | None = None,
-    **fields: Any,
-) -> str:
-    metadata = {"name": name, "labels": labels or {}, "annotations": annotations or {}}
-    return json.dumps({"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields})
-
-
-def _objects() -> dict[str, bytes]:
-    good = [json.dumps(row) for row in ROWS]
-    return {
-        "train.jsonl": "\n".join(good).encode(),
-        "other.jsonl": "\n".join(json.dumps(row) for row in OTHER_ROWS).encode(),
-        "broken.jsonl": "\n".join([*good[:2], '{"messages": [', *good[3:]]).encode(),
-        "empty.jsonl": b"\n\n",
-    }
-
-
-def condition(status: Manifest, kind: str) -> Manifest:
-    found: Manifest = next((each for each in status["conditions"] if each["type"] == kind), {})
-    return found
-
-
 @pytest.fixture(scope="module")
 def flow(cluster: "Cluster", operator: str, tiny_model: Path) -> Iterator[Flow]:
     """All runs, started."""
     assert operator
-    keys = cluster.s3
-    s3 = boto3.client(
-        "s3", endpoint_url=keys.url, region_name=keys.region,
-        aws_access_key_id=keys.access_key, aws_secret_access_key=keys.secret_key,
-        config=Config(proxies={}),
-    )  # fmt: skip
-    started = Flow(cluster, s3)
-    started.fill(tiny_model)
-    started.create(_foreign_job("name-conflict"))
-    for name in ("good", "twice", "name-conflict"):
-        started.start(name)
-    started.start("no-secret", secret="no-such-secret")
-    started.start("forged", annotations=FORGED, source="s3://{bucket}/no-such-key.jsonl")
-    for name, bad in BAD_RUNS.items():
-        started.start(name, **bad.changes)
-    yield started
-    started.empty()
+    with new_flow(cluster, tiny_model) as started:
+        started.create(_foreign_job("name-conflict"))
+        for name in ("good", "twice", "name-conflict"):
+            started.start(name)
+        started.start("no-secret", secret="no-such-secret")
+        started.start("forged", annotations=FORGED, source="s3://{bucket}/no-such-key.jsonl")
+        for name, bad in BAD_RUNS.items():
+            started.start(name, **bad.changes)
+        yield started
 
 
 def _foreign_job(name: str) -> str:
     """Somebody else's; it is suspended, so it costs nothing."""
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
-    return _dump("batch/v1", "Job", name, spec={"suspend": True, "template": template})
+    return dump("batch/v1", "Job", name, spec={"suspend": True, "template": template})
 
 
 def test_a_good_run_completes(flow: Flow) -> None:

@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from tests.cluster.test_flow import Flow, condition
+from tests.cluster.flows import Flow, condition, new_flow
 
 from local_cluster import kueue, paths, tools
 from local_cluster.errors import Problem
@@ -39,16 +37,8 @@ _TAKEN_UP = re.compile(r"checkpoint: going on from step (\d+)")
 def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
     """A namespace with data, a base model and keys."""
     assert operator
-    keys = cluster.s3
-    s3 = boto3.client(
-        "s3", endpoint_url=keys.url, region_name=keys.region,
-        aws_access_key_id=keys.access_key, aws_secret_access_key=keys.secret_key,
-        config=Config(proxies={}),
-    )  # fmt: skip
-    made = Flow(cluster, s3)
-    made.fill(tiny_model)
-    yield made
-    made.empty()
+    with new_flow(cluster, tiny_model) as made:
+        yield made
 
 
 def _start(flow: Flow, name: str, steps: int, labels: Manifest = LABELS, **spec: Any) -> None:

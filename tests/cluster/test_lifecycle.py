@@ -8,10 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from tests.cluster.test_flow import Flow, condition
+from tests.cluster.flows import Flow, condition, new_flow
 
 if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
@@ -52,21 +50,13 @@ def _merged(base: Manifest, changes: Manifest) -> Manifest:
 def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[Flow]:
     """All runs, started."""
     assert operator
-    keys = cluster.s3
-    s3 = boto3.client(
-        "s3", endpoint_url=keys.url, region_name=keys.region,
-        aws_access_key_id=keys.access_key, aws_secret_access_key=keys.secret_key,
-        config=Config(proxies={}),
-    )  # fmt: skip
-    started = Flow(cluster, s3)
-    started.fill(tiny_model)
-    hard = {"hard": {"requests.memory": "800Gi"}}
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "memory"}, "spec": hard}
-    started.create(json.dumps(quota))
-    for name, changes in {**SPECS, **{name: changes for name, (changes, *_) in WAITING.items()}}.items():
-        _start(started, name, changes)
-    yield started
-    started.empty()
+    with new_flow(cluster, tiny_model) as started:
+        hard = {"hard": {"requests.memory": "800Gi"}}
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "memory"}, "spec": hard}
+        started.create(json.dumps(quota))
+        for name, changes in {**SPECS, **{name: changes for name, (changes, *_) in WAITING.items()}}.items():
+            _start(started, name, changes)
+        yield started
 
 
 def _start(flow: Flow, name: str, changes: Manifest) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from tests.cluster.admission_cases import ACCEPTED, changed, good
+from tests.cluster.admission_cases import ACCEPTED
+from tests.cluster.manifests import changed, good
 from tests.operator import api_server as api
 from tests.operator.bodies import ended_state
 
