@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.world import lease_rules
 
 if TYPE_CHECKING:
     from tests.operator.proxies import Trainer
@@ -192,24 +190,6 @@ async def test_forged_annotations_and_labels_change_nothing(world: World) -> Non
     assert (await world.get("finetunejobs"))["metadata"]["annotations"] == forged
 
 
-async def test_a_job_that_the_api_server_finds_invalid_is_final(world: World) -> None:
-    async with world.operator():
-        await world.apply(spec={"compute": {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "1"}}}})
-        status = await world.reason("InvalidSpec")
-    assert status["phase"] == "Failed"
-    assert "cpu" in status["conditions"][0]["message"]
-
-
-async def test_a_refused_job_is_tried_again(world: World) -> None:
-    for _ in range(2):  # the second, 5 s before the third attempt, is long enough to be seen
-        world.proxy.fail("POST", "/jobs", 403)
-    async with world.operator():
-        await world.apply()
-        status = await world.reason("JobRefused")
-        assert {each["type"] for each in status["conditions"]} == {"Running", "Reconciling"}
-        await world.reason("JobCreated")
-
-
 async def test_a_job_that_is_seen_to_end_before_its_pod_still_tells_the_outcome(world: World) -> None:
     async with world.operator() as operator:
         await world.apply()
@@ -223,69 +203,6 @@ async def test_a_job_that_is_seen_to_end_before_its_pod_still_tells_the_outcome(
         operator.store.pods.put = lambda key, body: put(operator.store.pods, key, body)  # type: ignore[method-assign]
         await world.job_ends("Complete")
         await world.reason("Completed")
-
-
-FAULTS = {
-    "create fails": ("POST", "/jobs", 500, False, {}),
-    "create is told to wait": ("POST", "/jobs", 429, False, {"Retry_After": "1"}),
-    "create's answer is lost": ("POST", "/jobs", 500, True, {}),
-    "create conflicts with nothing": ("POST", "/jobs", 409, False, {}),
-    "status fails": ("PATCH", "/status", 500, False, {}),
-    "status is told to wait": ("PATCH", "/status", 429, False, {"Retry_After": "1"}),
-    "status conflicts": ("PATCH", "/status", 409, False, {}),
-    "status' answer is lost": ("PATCH", "/status", 500, True, {}),
-    "event fails": ("POST", "/events", 500, False, {}),
-}
-
-
-@pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS.keys())
-async def test_a_fault_at_each_write_costs_a_retry(world: World, case: tuple[Any, ...]) -> None:
-    method, part, status, late, headers = case
-    world.proxy.fail(method, part, status, late, **headers)
-    async with world.operator():
-        await world.apply()
-        await world.reason("JobCreated")
-    assert len(await world.all("jobs")) == 1
-    assert world.proxy.faults == []
-
-
-@pytest.mark.parametrize("writes", range(1, 4))
-async def test_an_operator_that_dies_after_a_write_leaves_no_harm(world: World, writes: int) -> None:
-    async with world.operator():
-        await world.apply()
-        await world.until(lambda: _written(world, writes))
-    async with world.operator():
-        await world.reason("JobCreated")
-    assert len(await world.all("jobs")) == 1
-
-
-async def _written(world: World, count: int) -> bool:
-    return sum(method != "GET" for method, _ in world.proxy.seen) >= count
-
-
-async def test_two_operators_at_once_do_the_work_once(world: World) -> None:
-    """Never so with one Lease; what an election cannot rule out is writes that are on their way."""
-    await world.allow(lease_rules("other"), "other")
-    async with world.operator() as one, world.operator(lease_name="other") as other:
-        await world.until(lambda: _lead(one, other))
-        await world.apply()
-        await world.pod()
-        await world.kubelet(_ended(42, reason="DataInvalid", message="row 7"), "Failed")
-        await world.job_ends("Failed", "PodFailurePolicy")
-        await world.reason("DataInvalid")
-    assert len(await world.all("jobs")) == 1
-
-
-async def _lead(*operators: Operator) -> bool:
-    return all(each.election.is_leader() for each in operators)
-
-
-async def test_what_the_operator_itself_finds_invalid_is_final(world: World) -> None:
-    async with world.operator():
-        await world.apply(spec={"output": {"uri": "s3://bucket/" + "{namespace}" * 90}})
-        await world.apply("good")
-        await world.reason("InvalidSpec")
-        await world.reason("JobCreated", "good")
 
 
 async def test_the_pods_progress_is_shown(world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
@@ -310,23 +227,3 @@ async def test_the_pods_progress_is_shown(world: World, monkeypatch: pytest.Monk
 async def _progress(world: World, percentage: int) -> dict[str, Any] | None:
     progress = (await world.get("finetunejobs")).get("status", {}).get("progress", {})
     return progress if progress.get("percentage") == percentage else None
-
-
-async def test_the_probe_tells_progress_from_standstill(world: World) -> None:
-    async with world.operator() as operator:
-        assert operator.liveness()["listedSecondsAgo"] < 20
-        operator._listed -= 3600
-        with pytest.raises(RuntimeError, match="no list"):
-            operator.liveness()
-        await operator.resync()
-        await world.until(lambda: _lead(operator))
-        assert operator.liveness()["role"] == "leader"
-        assert operator.workers.queue
-        operator.workers.queue._working["team", "hangs"] = time.monotonic() - 3600
-        with pytest.raises(RuntimeError, match="busy"):
-            operator.liveness()
-        del operator.workers.queue._working["team", "hangs"]
-        operator._tasks[0].cancel()
-        await asyncio.sleep(0.1)
-        with pytest.raises(RuntimeError, match="election"):
-            operator.liveness()

@@ -1,4 +1,4 @@
-"""What the API server says to a Job that may not be: final only where nothing else than a new FineTuneJob helps."""
+"""Jobs that may not be, as the API server or the operator finds: final only where a new FineTuneJob alone helps."""
 
 from __future__ import annotations
 
@@ -73,3 +73,29 @@ async def test_a_policy_that_undoes_what_is_changed_is_not_argued_with(world: Wo
 
 async def _found(asked: list[str]) -> bool:
     return bool(asked)
+
+
+async def test_a_job_that_the_api_server_finds_invalid_is_final(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"compute": {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "1"}}}})
+        status = await world.reason("InvalidSpec")
+    assert status["phase"] == "Failed"
+    assert "cpu" in status["conditions"][0]["message"]
+
+
+async def test_a_refused_job_is_tried_again(world: World) -> None:
+    for _ in range(2):  # the second, 5 s before the third attempt, is long enough to be seen
+        world.proxy.fail("POST", "/jobs", 403)
+    async with world.operator():
+        await world.apply()
+        status = await world.reason("JobRefused")
+        assert {each["type"] for each in status["conditions"]} == {"Running", "Reconciling"}
+        await world.reason("JobCreated")
+
+
+async def test_what_the_operator_itself_finds_invalid_is_final(world: World) -> None:
+    async with world.operator():
+        await world.apply(spec={"output": {"uri": "s3://bucket/" + "{namespace}" * 90}})
+        await world.apply("good")
+        await world.reason("InvalidSpec")
+        await world.reason("JobCreated", "good")
