@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.trainer import applications
-from tests.trainer.conftest import KEY_ID, SECRET, S3Server, serve
+from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
 from finetune_trainer.evaluation.records import Estimate, Evaluation, Measure
 from finetune_trainer.report.verdicts import direction

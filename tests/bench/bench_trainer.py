@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.trainer.conftest import KEY_ID, SECRET, S3Server, serve
+from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
 ROUNDS = 5
 ALONE = "sha256 alone"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.conftest import KEY_ID, SECRET, S3Server
+from tests.trainer.s3_server import KEY_ID, SECRET, S3Server
 from tests.trainer.tiny_model import build, chat
 
 ROUNDS = 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 SAMPLES = Path(__file__).parents[2] / "manifests" / "samples"
 NAMES = ("chatbot", "classification", "summarization", "translation", "generation")

@@ -27,7 +27,7 @@ from finetune_trainer.contract import (
 )
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20

@@ -29,7 +29,7 @@ from finetune_trainer.storage import (
 )
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 CANARY = "body-canary"
 TERABYTE = 2**40

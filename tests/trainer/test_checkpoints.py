@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.conftest import Fault
+from tests.trainer.faulty_proxy import Fault
 from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries
 
 from finetune_trainer.checkpoints.store import CheckpointStore, Origin
@@ -20,7 +20,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3, Location
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.conftest import Fault
+from tests.trainer.faulty_proxy import Fault
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -19,7 +19,8 @@ from finetune_trainer.output.claim import Claim, Timing
 from finetune_trainer.storage import S3, Location
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.conftest import free_port
 from tests.trainer.pods import STEPS, Forks, Pods, forking, make_pods, rows
+from tests.trainer.s3_server import free_port
 
 from finetune_trainer import outcome
 from finetune_trainer.contract import (
@@ -36,7 +36,7 @@ from finetune_trainer.training.train import total_steps
 from finetune_trainer.workers import launcher, layout
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 trains = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 UNEVEN = 18

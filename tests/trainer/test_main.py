@@ -38,7 +38,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.progress import ProgressReporter
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

@@ -16,7 +16,7 @@ from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, Outcome, Reason, TrainerConfig
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 BUILD = """
 import sys

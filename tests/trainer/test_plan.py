@@ -27,7 +27,7 @@ from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.run import run
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
 TWICE = [["nurse", "doctor"], ["Nurse", "driver"]]

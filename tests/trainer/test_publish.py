@@ -25,7 +25,8 @@ from finetune_trainer.run import describe, run
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
 

@@ -14,7 +14,8 @@ from tests.trainer.pods import STEPS, Pods, make_pods, rows
 from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 

@@ -17,8 +17,8 @@ from tests.trainer.pods import Pods, make_pods
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
     from tests.trainer.forked_pods import Forks
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 

@@ -16,8 +16,8 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.evaluation import asked
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
     from tests.trainer.forked_pods import Forks
+    from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 

@@ -27,7 +27,8 @@ from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.run import run
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 __all__ = ["prefix"]
 SIGNED = {"keySecretRef": {"name": "team-key"}}

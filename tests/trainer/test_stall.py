@@ -18,7 +18,7 @@ import pytest
 from finetune_trainer.contract import OUTCOME_PATH_ENV, Outcome, Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import S3Server
+    from tests.trainer.s3_server import S3Server
 
 RUN = """
 import pathlib, sys, time

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import obstore
 import pytest
-from tests.trainer.conftest import Fault
+from tests.trainer.faulty_proxy import Fault
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
@@ -38,7 +38,8 @@ from finetune_trainer.storage import (
 from finetune_trainer.storage.listing import S3Object
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
 
 SECRET = "test-secret-canary"
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.trainer.conftest import free_port
+from tests.trainer.s3_server import free_port
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.conftest import Fault
+from tests.trainer.faulty_proxy import Fault
 from tests.trainer.pods import STEPS, Pods, make_pods
 from tests.trainer.test_signing import SIGNED, download, public_key, verify
 from tests.trainer.tracking.servers import Mlflow, hanging
@@ -19,8 +19,9 @@ from tests.trainer.tracking.servers import Mlflow, hanging
 from finetune_trainer.contract import JOB_ENV, Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.conftest import FaultyProxy, S3Server
+    from tests.trainer.faulty_proxy import FaultyProxy
     from tests.trainer.forked_pods import Forks
+    from tests.trainer.s3_server import S3Server
 
 __all__ = ["public_key"]
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
