@@ -1,0 +1,96 @@
+"""What a URI means, against a real server: which objects are found, and which names are refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+import pytest
+from tests.trainer.fetching import fetch
+from tests.trainer.s3_server import SECRET
+
+from finetune_trainer.contract import Reason, Storage
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage import DATA, MODEL, S3, Location, download, find, name_problem
+from finetune_trainer.storage.listing import S3Object
+
+if TYPE_CHECKING:
+    from tests.trainer.s3_server import S3Server
+
+
+def found(server: S3Server, uri: str) -> list[str]:
+    return [each.location.key for each in find(S3(server.storage), Location.parse(uri), DATA)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("one.jsonl", ["one.jsonl"]),
+        ("deep/", ["deep/a.jsonl", "deep/b.txt", "deep/er/c.jsonl"]),
+        ("deep/*", ["deep/a.jsonl", "deep/b.txt"]),
+        ("*.jsonl", ["one.jsonl", "x1.jsonl", "x22.jsonl"]),
+        ("**/*.jsonl", ["deep/a.jsonl", "deep/er/c.jsonl", "one.jsonl", "x1.jsonl", "x22.jsonl"]),
+        ("deep/**/*.jsonl", ["deep/a.jsonl", "deep/er/c.jsonl"]),
+        ("deep/**", ["deep/a.jsonl", "deep/b.txt", "deep/er/c.jsonl"]),
+        ("x?.jsonl", ["x1.jsonl"]),
+        ("deep/[ab].jsonl*", ["deep/[ab].jsonl"]),
+    ],
+)
+@pytest.mark.s3
+def test_find(s3: S3Server, pattern: str, expected: list[str]) -> None:
+    names = {name for name in expected if "[" in name}
+    for name in ["one.jsonl", "x1.jsonl", "x22.jsonl", "deep/a.jsonl", "deep/b.txt", "deep/er/c.jsonl", *names]:
+        s3.put(f"s3://data/glob-{len(names)}/{name}", b"{}")
+    prefix = f"glob-{len(names)}/"
+    assert found(s3, f"s3://data/{prefix}{pattern}") == [prefix + name for name in expected]
+
+
+@pytest.mark.s3
+def test_find_tells_size_and_etag_and_names_below_the_uri(s3: S3Server) -> None:
+    s3.put("s3://data/named/a/b.jsonl", b"12345")
+    etag = hashlib.md5(b"12345").hexdigest()
+    for uri, name in [("s3://data/named/**", "a/b.jsonl"), ("s3://data/named/a/b.jsonl", "b.jsonl")]:
+        (only,) = find(S3(s3.storage), Location.parse(uri), DATA)
+        assert (only.name, only.size, only.etag, only.uri) == (name, 5, etag, "s3://data/named/a/b.jsonl")
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(180)
+def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
+    connection = S3(s3.storage)
+    store = connection.bucket("data").store
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: obstore.put(store, f"10k/{number:05}.jsonl", b"{}"), range(10_000)))
+    objects = find(connection, Location.parse("s3://data/10k/*.jsonl"), DATA)
+    assert [each.name for each in objects] == [f"{number:05}.jsonl" for number in range(10_000)]
+    assert {(each.size, len(each.etag)) for each in objects} == {(2, 32)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../../x", "/abs", "a//b", "./x", "a/.", "a\\..\\x", "nul\0", "x" * 256, ""],
+)
+def test_names_that_would_escape_are_refused(name: str, tmp_path: Path, credentials: Callable[..., Path]) -> None:
+    credentials("id", SECRET)
+    assert name_problem(name)
+    planted = S3Object(Location("data", "p/" + name), name, 1, "e")
+    with pytest.raises(TrainerError) as refused:  # before any request: the endpoint does not exist
+        download(S3(Storage(endpoint="http://127.0.0.1:9")), [planted], tmp_path / "target", MODEL, lambda _: None)
+    assert refused.value.reason is Reason.MODEL_INVALID
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.jsonl", "..a/b..", "uni-é漢.txt", "sp ace+%2e%2e.txt", "x" * 255])
+def test_names_that_are_fine(name: str) -> None:
+    assert name_problem(name) is None
+
+
+def test_an_object_that_is_also_a_folder_is_refused(tmp_path: Path, credentials: Callable[..., Path]) -> None:
+    credentials("id", SECRET)
+    planted = [S3Object(Location("data", name), name, 1, "e") for name in ("a", "a/b")]
+    with pytest.raises(TrainerError, match="a disk cannot hold both"):
+        fetch(S3(Storage(endpoint="http://127.0.0.1:9")), planted, tmp_path)
