@@ -9,36 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import STEPS, Forks, Pods, forking, make_pods, rows
+from tests.trainer.pods import Forks, forking, rows
 from tests.trainer.s3_server import free_port
+from tests.trainer.workers import Workers, adapter, make_workers, numbers
 
-from finetune_trainer import outcome
-from finetune_trainer.contract import (
-    NODE_RANK_ENV,
-    NODES_ENV,
-    PROCESSES_ENV,
-    RENDEZVOUS_ENV,
-    RUN_ID_ENV,
-    ExitCode,
-    Outcome,
-    Reason,
-    TrainerConfig,
-    Training,
-)
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import model
-from finetune_trainer.training.train import total_steps
-from finetune_trainer.workers import launcher, layout
+from finetune_trainer.contract import ExitCode
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-trains = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
+
 UNEVEN = 18
 """Rows that no group of workers can share evenly."""
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
@@ -68,60 +53,6 @@ APART = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 
 PLAIN = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
-@dataclass
-class DataPods(Pods):
-    """Pods whose run has other data."""
-
-    dataset: dict[str, Any] | None = None
-
-    def config(self, **training: Any) -> TrainerConfig:
-        made = super().config(**training).to_json()
-        return TrainerConfig.model_validate({**made, "dataset": self.dataset or made["dataset"]})
-
-    @property
-    def outcome(self) -> Outcome:
-        """What it told its launcher, or the cluster where it has none."""
-        rank, folder = self.environment.get("RANK"), self.environment.get(layout.FOLDER_ENV)
-        path = Path(folder) / f"outcome-{rank}" if folder else self.folder / "outcome"
-        return Outcome.model_validate_json(path.read_bytes())
-
-
-@dataclass
-class Workers:
-    """The workers of one run, as torchrun would start them: so many on each node."""
-
-    forks: Forks
-    pods: list[Pods]
-    per_node: int
-
-    def start(self, **training: Any) -> list[int]:
-        attempt = str(free_port())
-        for rank, each in enumerate(self.pods):
-            if len(self.pods) > 1:
-                folder = each.folder.parent / f"node-{rank // self.per_node}-{attempt}"
-                folder.mkdir(exist_ok=True)
-                each.environment |= {"MASTER_PORT": attempt, layout.FOLDER_ENV: str(folder)}
-        return [self.forks.start(each, **training) for each in self.pods]
-
-    def run(self, **training: Any) -> list[int]:
-        return [self.forks.wait(each) for each in self.start(**training)]
-
-    @property
-    def first(self) -> Pods:
-        return self.pods[0]
-
-    @property
-    def logs(self) -> str:
-        return "\n".join(each.log for each in self.pods)
-
-    def reach(self, text: str) -> None:
-        deadline = time.monotonic() + 240
-        while text not in self.first.log:
-            assert time.monotonic() < deadline, self.logs
-            assert "Error" not in self.first.log, self.logs
-            time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
     with forking() as made:
@@ -130,43 +61,10 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture
 def workers(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Workers]:
-    make = make_pods(s3, tmp_path)
-
-    def made(name: str, nodes: int, per_node: int = 1, dataset: dict[str, Any] | None = None) -> Workers:
-        pods: list[Pods] = []
-        for rank in range(nodes * per_node):
-            pod = make(f"{name}/{rank}")
-            pod.output = pods[0].output if pods else pod.output
-            pod.environment |= {RUN_ID_ENV: "uid-" + name}
-            if nodes * per_node > 1:
-                pod.environment |= {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(nodes * per_node),
-                    "LOCAL_RANK": "0",
-                    "LOCAL_WORLD_SIZE": str(per_node),
-                    "MASTER_ADDR": "127.0.0.1",
-                }
-            pods.append(DataPods(**vars(pod), dataset=dataset))
-        return Workers(forks, pods, per_node)
-
-    return made
-
-
-def adapter(s3: S3Server, pods: Pods, folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    path = folder / "adapter.safetensors"
-    path.write_bytes(s3.get(f"{pods.output}/adapter_model.safetensors"))
-    return dict(load_file(path))
-
-
-def numbers(pods: Pods) -> dict[int, float]:
-    return {step: float(loss) for step, loss in pods.losses().items()}
+    return make_workers(s3, tmp_path, forks)
 
 
 class TestSeveralWorkers:
-    pytestmark = trains
-
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
     def test_make_what_one_makes_with_batches_as_large_as_all_of_theirs(
         self, s3: S3Server, workers: Callable[..., Workers], tmp_path: Path, packing: bool
@@ -295,143 +193,3 @@ class TestSeveralWorkers:
 
     def ended(self, group: Workers, child: int) -> int:
         return group.forks.wait(child)
-
-
-class TestLauncher:
-    pytestmark = trains
-
-    @pytest.fixture
-    def node(self, s3: S3Server, tmp_path: Path) -> Pods:
-        pods = make_pods(s3, tmp_path)("job")
-        pods.environment |= {NODES_ENV: "2", RENDEZVOUS_ENV: f"127.0.0.1:{free_port()}", launcher.MEETING_ENV: "3"}
-        return pods
-
-    def test_one_node_by_hand(self, node: Pods) -> None:
-        node.environment |= {NODES_ENV: "1", PROCESSES_ENV: "2"}
-        with node.start(checkpoints={"everySteps": 1000}) as process:
-            node.wait_for(process, "step 6/")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(120) == ExitCode.PREEMPTED, node.log
-        progress = node.outcome.progress
-        assert progress
-        assert progress.last_checkpoint_step == progress.step
-        assert node.run().reason is Reason.COMPLETED, node.log
-        assert node.metrics()["steps"] == STEPS
-        assert f"going on from step {progress.step}" in node.log
-
-        # A pod that was lost after the result was published waits for nobody.
-        node.environment |= {NODES_ENV: "2", PROCESSES_ENV: "1", NODE_RANK_ENV: "1"}
-        assert node.run().reason is Reason.ALREADY_COMPLETE, node.log
-
-    def test_the_cause_is_told_and_not_that_others_ended(self, s3: S3Server, node: Pods) -> None:
-        s3.put("s3://data/wrong.jsonl", rows(3) + b'{"other": 1}\n')
-        job = DataPods(**vars(node), dataset={"sources": [{"uri": "s3://data/wrong.jsonl"}]})
-        job.environment |= {NODES_ENV: "1", PROCESSES_ENV: "2"}
-        assert job.run().reason is Reason.DATA_INVALID, job.log
-
-    @pytest.mark.parametrize(
-        ("number", "reason"), [("0", Reason.PEERS_MISSING), ("1", Reason.PEER_LOST)], ids=["the first", "another"]
-    )
-    def test_others_are_not_waited_for_for_ever(self, node: Pods, number: str, reason: Reason) -> None:
-        node.environment[NODE_RANK_ENV] = number
-        assert node.run().reason is reason, node.log
-        assert "2 nodes did not come together" in node.outcome.message
-
-    def test_a_wait_for_others_can_be_stopped(self, node: Pods) -> None:
-        node.environment[launcher.MEETING_ENV] = "600"
-        with node.start() as process:
-            node.wait_for(process, "they meet at")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == ExitCode.PREEMPTED, node.log
-
-
-@pytest.mark.training
-@pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
-def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    where = layout.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
-    if own is None:
-        with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
-            launcher._config(where)
-    else:
-        assert launcher._config(where).virtual_local_rank is own
-
-
-def made(reason: Reason) -> Outcome:
-    return outcome.make(reason, reason)
-
-
-SUMS: dict[str, tuple[dict[int, Outcome], launcher.Ended, Reason]] = {
-    "all is well": ({0: made(Reason.COMPLETED), 1: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
-    "the result is whole": ({0: made(Reason.COMPLETED), 1: made(Reason.PEER_LOST)}, launcher.Ended(), Reason.COMPLETED),
-    "another node's": ({2: made(Reason.COMPLETED), 3: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
-    "a cause": (
-        {0: made(Reason.PEER_LOST), 1: made(Reason.OUT_OF_MEMORY), 2: made(Reason.PREEMPTED)},
-        launcher.Ended({0: 76}),
-        Reason.OUT_OF_MEMORY,
-    ),
-    "a stop": ({0: made(Reason.PEER_LOST), 1: made(Reason.PREEMPTED)}, launcher.Ended({0: 76}), Reason.PREEMPTED),
-    "killed": ({0: made(Reason.PEER_LOST)}, launcher.Ended({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR),
-    "aborted by NCCL": ({}, launcher.Ended({0: -signal.SIGABRT}), Reason.PEER_LOST),
-    "killed because it did not end": ({0: made(Reason.PEER_LOST)}, launcher.Ended({0: 76}), Reason.PEER_LOST),
-    "not met": ({}, launcher.Ended(error=RuntimeError("no answer")), Reason.PEERS_MISSING),
-}
-
-
-@pytest.mark.parametrize(("said", "ended", "expected"), SUMS.values(), ids=SUMS)
-def test_one_outcome_of_many(said: dict[int, Outcome], ended: launcher.Ended, expected: Reason) -> None:
-    where = layout.Layout(nodes=2, per_node=2, node=0, rendezvous="first:29400")
-    assert launcher._summed_up(where, said, ended).reason is expected
-
-
-LAYOUTS: dict[str, tuple[dict[str, str], layout.Layout | None]] = {
-    "nothing is asked": ({}, layout.Layout(1, 1, 0, "127.0.0.1:29400")),
-    "GPUs of one node": ({PROCESSES_ENV: "8"}, layout.Layout(1, 8, 0, "127.0.0.1:29400")),
-    "a second node": (
-        {NODES_ENV: "2", PROCESSES_ENV: "4", NODE_RANK_ENV: "1", RENDEZVOUS_ENV: "job-0.job:29400"},
-        layout.Layout(2, 4, 1, "job-0.job:29400"),
-    ),
-    "no such node": ({NODES_ENV: "2", NODE_RANK_ENV: "2", RENDEZVOUS_ENV: "job-0.job:29400"}, None),
-    "nowhere to meet": ({NODES_ENV: "2"}, None),
-    "no port": ({NODES_ENV: "2", RENDEZVOUS_ENV: "job-0.job"}, None),
-    "no number": ({PROCESSES_ENV: "two"}, None),
-}
-
-
-@pytest.mark.parametrize(("environment", "expected"), LAYOUTS.values(), ids=LAYOUTS)
-def test_what_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: layout.Layout | None
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if expected:
-        assert layout.asked() == expected
-    else:
-        with pytest.raises(TrainerError) as raised:
-            layout.asked()
-        assert raised.value.reason is Reason.CONFIG_INVALID
-
-
-@pytest.mark.parametrize(
-    ("asked", "chosen"), [("auto", "transformers"), ("transformers", "transformers"), ("unsloth", None)]
-)
-def test_unsloth_trains_alone(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, chosen: str | None
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = Pods(s3, tmp_path, "s3://results/out", {}).config(backend=asked)
-    if chosen:
-        assert model.choose_backend(config) == chosen
-    else:
-        with pytest.raises(TrainerError, match="unsloth trains in one process"):
-            model.choose_backend(config)
-
-
-# rows, batchSize, gradientAccumulation, workers → steps of two epochs
-STEPS_OF = {"one": (18, 1, 4, 1, 10), "two": (18, 1, 2, 2, 10), "four": (18, 1, 1, 4, 10), "few rows": (3, 2, 4, 8, 2)}
-
-
-@pytest.mark.parametrize(("count", "batch", "accumulation", "size", "steps"), STEPS_OF.values(), ids=STEPS_OF)
-def test_steps_are_those_of_all_workers(count: int, batch: int, accumulation: int, size: int, steps: int) -> None:
-    training = Training(epochs=2, batch_size=batch, gradient_accumulation=accumulation)
-    assert total_steps(training, count, size) == steps

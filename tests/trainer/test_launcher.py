@@ -1,0 +1,109 @@
+"""The launcher of a node's workers: whom it waits for, and what it tells of their end."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.trainer.pods import STEPS, Pods, make_pods, rows
+from tests.trainer.s3_server import free_port
+from tests.trainer.workers import DataPods
+
+from finetune_trainer import outcome
+from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, ExitCode, Outcome, Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.workers import launcher, layout
+
+if TYPE_CHECKING:
+    from tests.trainer.s3_server import S3Server
+
+trains = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
+
+
+class TestLauncher:
+    pytestmark = trains
+
+    @pytest.fixture
+    def node(self, s3: S3Server, tmp_path: Path) -> Pods:
+        pods = make_pods(s3, tmp_path)("job")
+        pods.environment |= {NODES_ENV: "2", RENDEZVOUS_ENV: f"127.0.0.1:{free_port()}", launcher.MEETING_ENV: "3"}
+        return pods
+
+    def test_one_node_by_hand(self, node: Pods) -> None:
+        node.environment |= {NODES_ENV: "1", PROCESSES_ENV: "2"}
+        with node.start(checkpoints={"everySteps": 1000}) as process:
+            node.wait_for(process, "step 6/")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == ExitCode.PREEMPTED, node.log
+        progress = node.outcome.progress
+        assert progress
+        assert progress.last_checkpoint_step == progress.step
+        assert node.run().reason is Reason.COMPLETED, node.log
+        assert node.metrics()["steps"] == STEPS
+        assert f"going on from step {progress.step}" in node.log
+
+        # A pod that was lost after the result was published waits for nobody.
+        node.environment |= {NODES_ENV: "2", PROCESSES_ENV: "1", NODE_RANK_ENV: "1"}
+        assert node.run().reason is Reason.ALREADY_COMPLETE, node.log
+
+    def test_the_cause_is_told_and_not_that_others_ended(self, s3: S3Server, node: Pods) -> None:
+        s3.put("s3://data/wrong.jsonl", rows(3) + b'{"other": 1}\n')
+        job = DataPods(**vars(node), dataset={"sources": [{"uri": "s3://data/wrong.jsonl"}]})
+        job.environment |= {NODES_ENV: "1", PROCESSES_ENV: "2"}
+        assert job.run().reason is Reason.DATA_INVALID, job.log
+
+    @pytest.mark.parametrize(
+        ("number", "reason"), [("0", Reason.PEERS_MISSING), ("1", Reason.PEER_LOST)], ids=["the first", "another"]
+    )
+    def test_others_are_not_waited_for_for_ever(self, node: Pods, number: str, reason: Reason) -> None:
+        node.environment[NODE_RANK_ENV] = number
+        assert node.run().reason is reason, node.log
+        assert "2 nodes did not come together" in node.outcome.message
+
+    def test_a_wait_for_others_can_be_stopped(self, node: Pods) -> None:
+        node.environment[launcher.MEETING_ENV] = "600"
+        with node.start() as process:
+            node.wait_for(process, "they meet at")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == ExitCode.PREEMPTED, node.log
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
+def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    where = layout.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
+    if own is None:
+        with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
+            launcher._config(where)
+    else:
+        assert launcher._config(where).virtual_local_rank is own
+
+
+def made(reason: Reason) -> Outcome:
+    return outcome.make(reason, reason)
+
+
+SUMS: dict[str, tuple[dict[int, Outcome], launcher.Ended, Reason]] = {
+    "all is well": ({0: made(Reason.COMPLETED), 1: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
+    "the result is whole": ({0: made(Reason.COMPLETED), 1: made(Reason.PEER_LOST)}, launcher.Ended(), Reason.COMPLETED),
+    "another node's": ({2: made(Reason.COMPLETED), 3: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
+    "a cause": (
+        {0: made(Reason.PEER_LOST), 1: made(Reason.OUT_OF_MEMORY), 2: made(Reason.PREEMPTED)},
+        launcher.Ended({0: 76}),
+        Reason.OUT_OF_MEMORY,
+    ),
+    "a stop": ({0: made(Reason.PEER_LOST), 1: made(Reason.PREEMPTED)}, launcher.Ended({0: 76}), Reason.PREEMPTED),
+    "killed": ({0: made(Reason.PEER_LOST)}, launcher.Ended({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR),
+    "aborted by NCCL": ({}, launcher.Ended({0: -signal.SIGABRT}), Reason.PEER_LOST),
+    "killed because it did not end": ({0: made(Reason.PEER_LOST)}, launcher.Ended({0: 76}), Reason.PEER_LOST),
+    "not met": ({}, launcher.Ended(error=RuntimeError("no answer")), Reason.PEERS_MISSING),
+}
+
+
+@pytest.mark.parametrize(("said", "ended", "expected"), SUMS.values(), ids=SUMS)
+def test_one_outcome_of_many(said: dict[int, Outcome], ended: launcher.Ended, expected: Reason) -> None:
+    where = layout.Layout(nodes=2, per_node=2, node=0, rendezvous="first:29400")
+    assert launcher._summed_up(where, said, ended).reason is expected

@@ -1,0 +1,108 @@
+"""The workers of one run as processes, and what they make."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.trainer.pods import Forks, Pods, make_pods
+from tests.trainer.s3_server import free_port
+
+from finetune_trainer.contract import RUN_ID_ENV, Outcome, TrainerConfig
+from finetune_trainer.workers import layout
+
+if TYPE_CHECKING:
+    from tests.trainer.s3_server import S3Server
+
+
+@dataclass
+class DataPods(Pods):
+    """Pods whose run has other data."""
+
+    dataset: dict[str, Any] | None = None
+
+    def config(self, **training: Any) -> TrainerConfig:
+        made = super().config(**training).to_json()
+        return TrainerConfig.model_validate({**made, "dataset": self.dataset or made["dataset"]})
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it told its launcher, or the cluster where it has none."""
+        rank, folder = self.environment.get("RANK"), self.environment.get(layout.FOLDER_ENV)
+        path = Path(folder) / f"outcome-{rank}" if folder else self.folder / "outcome"
+        return Outcome.model_validate_json(path.read_bytes())
+
+
+@dataclass
+class Workers:
+    """The workers of one run, as torchrun would start them: so many on each node."""
+
+    forks: Forks
+    pods: list[Pods]
+    per_node: int
+
+    def start(self, **training: Any) -> list[int]:
+        attempt = str(free_port())
+        for rank, each in enumerate(self.pods):
+            if len(self.pods) > 1:
+                folder = each.folder.parent / f"node-{rank // self.per_node}-{attempt}"
+                folder.mkdir(exist_ok=True)
+                each.environment |= {"MASTER_PORT": attempt, layout.FOLDER_ENV: str(folder)}
+        return [self.forks.start(each, **training) for each in self.pods]
+
+    def run(self, **training: Any) -> list[int]:
+        return [self.forks.wait(each) for each in self.start(**training)]
+
+    @property
+    def first(self) -> Pods:
+        return self.pods[0]
+
+    @property
+    def logs(self) -> str:
+        return "\n".join(each.log for each in self.pods)
+
+    def reach(self, text: str) -> None:
+        deadline = time.monotonic() + 240
+        while text not in self.first.log:
+            assert time.monotonic() < deadline, self.logs
+            assert "Error" not in self.first.log, self.logs
+            time.sleep(0.02)
+
+
+def make_workers(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Workers]:
+    """By a run's name, and how many: its workers."""
+    make = make_pods(s3, tmp_path)
+
+    def made(name: str, nodes: int, per_node: int = 1, dataset: dict[str, Any] | None = None) -> Workers:
+        pods: list[Pods] = []
+        for rank in range(nodes * per_node):
+            pod = make(f"{name}/{rank}")
+            pod.output = pods[0].output if pods else pod.output
+            pod.environment |= {RUN_ID_ENV: "uid-" + name}
+            if nodes * per_node > 1:
+                pod.environment |= {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(nodes * per_node),
+                    "LOCAL_RANK": "0",
+                    "LOCAL_WORLD_SIZE": str(per_node),
+                    "MASTER_ADDR": "127.0.0.1",
+                }
+            pods.append(DataPods(**vars(pod), dataset=dataset))
+        return Workers(forks, pods, per_node)
+
+    return made
+
+
+def adapter(s3: S3Server, pods: Pods, folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    path = folder / "adapter.safetensors"
+    path.write_bytes(s3.get(f"{pods.output}/adapter_model.safetensors"))
+    return dict(load_file(path))
+
+
+def numbers(pods: Pods) -> dict[int, float]:
+    return {step: float(loss) for step, loss in pods.losses().items()}
