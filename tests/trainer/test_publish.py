@@ -1,4 +1,4 @@
-"""What lies at the output before and after a run, and what a run makes of it."""
+"""A result is whole or there is none, whenever a run dies and however many publish at once."""
 
 from __future__ import annotations
 
@@ -10,75 +10,32 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.trainer.publishing import EXPORTED, REPORT, config_for, prefix, publish
 
-from finetune_trainer import inputs
-from finetune_trainer.contract import CLAIMS_DIR_ENV, RUN_ID_ENV, DatasetReport, Outcome, Reason, TrainerConfig
+from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
-from finetune_trainer.outcome import Known
 from finetune_trainer.output.publish import Output
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import describe, run
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
     from tests.trainer.s3_server import S3Server
 
+__all__ = ["prefix"]
 pytestmark = pytest.mark.s3
-
-REPORT = DatasetReport(rows=3, kept=2, rejected={"overlength": 1}, tokens=20, supervised_tokens=9, digest="sha256:d")
-EXPORTED = {
-    "README.md": b"card",
-    "adapter_config.json": b"{}",
-    "adapter_model.safetensors": b"weights" * 1000,
-    "tokenizer.json": b"{}",
-    "chat_template.jinja": b"{{ x }}",
-}
 
 DIES = """
 import json, pathlib, sys
-from tests.trainer.test_publish import Output, S3, TrainerConfig, publish
+from tests.trainer.publishing import Output, S3, TrainerConfig, publish
 
 config = TrainerConfig.model_validate(json.loads(sys.argv[1]))
 with Output(S3(config.storage), config).claimed():
     publish(config, pathlib.Path(sys.argv[2]))
 """
-
-
-def config_for(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
-    content = {
-        "model": {"uri": "s3://models/tiny"},
-        "dataset": {"sources": [{"uri": "s3://data/rows/"}]},
-        "training": {"maxSteps": 1},
-        "output": {"uri": output},
-        "storage": {"endpoint": s3.endpoint},
-    }
-    return TrainerConfig.model_validate(content | changes)
-
-
-@pytest.fixture
-def prefix(s3: S3Server, tmp_path: Path) -> str:
-    """A fresh output, and inputs as no test has left them."""
-    s3.put("s3://data/rows/a.jsonl", b'{"prompt": "a", "completion": "b"}\n')
-    s3.put("s3://data/rows/b.jsonl", b'{"prompt": "c", "completion": "d"}\n')
-    s3.put("s3://models/tiny/config.json", b"{}")
-    s3.put("s3://models/tiny/model.safetensors", b"base")
-    return f"s3://results/{tmp_path.name}"
-
-
-def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, more: bytes = b"") -> Outcome:
-    """Everything but the training."""
-    s3 = S3(config.storage)
-    export = folder / "export"
-    export.mkdir(exist_ok=True)
-    for name, content in EXPORTED.items():
-        (export / name).write_bytes(content + more)
-    fetched = inputs.start(inputs.locate(config, s3), folder).result()
-    return Output(s3, config).publish(export, describe(config, fetched, "transformers", REPORT, metrics or {"x": 1.5}))
 
 
 def test_a_result_is_complete_and_its_manifest_describes_it(s3: S3Server, prefix: str, tmp_path: Path) -> None:
@@ -208,181 +165,3 @@ def test_of_24_attempts_that_publish_at_once_one_does(s3: S3Server, prefix: str,
     assert {each.result.digest for each in ends if each.result} == {
         "sha256:" + hashlib.sha256(s3.get(f"{prefix}/manifest.json")).hexdigest()
     }
-
-
-# --- what a run finds there; training is never reached, since the tiny "model" is none
-
-
-def attempt(config: TrainerConfig, scratch: Path) -> Outcome:
-    return run(config, scratch, Known(ProgressReporter()))
-
-
-def test_the_same_run_again_is_already_complete(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config = config_for(s3, prefix)
-    first = publish(config, tmp_path)
-    again = attempt(config, tmp_path)
-    assert again.reason is Reason.ALREADY_COMPLETE
-    assert (again.result, again.dataset, again.backend) == (first.result, first.dataset, first.backend)
-
-
-LEFT = {
-    "by this run": ({"runId": "me", "configDigest": "sha256:old"}, False),
-    "by another run of this config": ({"runId": "other", "configDigest": "{digest}"}, False),
-    "by a run of another config": ({"runId": "other", "configDigest": "sha256:other"}, True),
-    "by who knows whom": ({}, True),
-}
-
-
-@pytest.mark.parametrize(("note", "stays"), LEFT.values(), ids=LEFT)
-def test_a_claim_left_beside_a_result(
-    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: dict[str, str], stays: bool
-) -> None:
-    monkeypatch.setenv(RUN_ID_ENV, "me")
-    config = config_for(s3, prefix)
-    publish(config, tmp_path)
-    s3.put(f"{prefix}/.claim.json", json.dumps(note).replace("{digest}", config.digest()).encode())
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
-    assert any(key.endswith(".claim.json") for key in s3.keys(prefix)) is stays
-
-
-@pytest.mark.parametrize(
-    ("uri", "content"),
-    [
-        ("s3://data/rows/a.jsonl", b"another"),
-        ("s3://data/rows/c.jsonl", b"new"),
-        ("s3://models/tiny/model.safetensors", b"other"),
-        ("s3://models/tiny/extra.json", b"{}"),
-    ],
-)
-def test_the_same_config_with_other_inputs(s3: S3Server, prefix: str, tmp_path: Path, uri: str, content: bytes) -> None:
-    config = config_for(s3, prefix)
-    publish(config, tmp_path)
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    s3.put(uri, content)
-    try:
-        with pytest.raises(TrainerError, match="model or data have changed since") as error:
-            attempt(config, tmp_path)
-    finally:
-        s3.client.delete_object(Bucket=bucket, Key=key)
-    assert error.value.reason is Reason.INPUTS_CHANGED
-
-
-def test_another_config_never_overwrites(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    publish(config_for(s3, prefix), tmp_path)
-    before = {key: s3.get(f"s3://results/{key}") for key in s3.keys(prefix)}
-    with pytest.raises(TrainerError, match="the result of another config") as error:
-        attempt(config_for(s3, prefix, training={"maxSteps": 2}), tmp_path)
-    assert error.value.reason is Reason.OUTPUT_EXISTS
-    assert {key: s3.get(f"s3://results/{key}") for key in s3.keys(prefix)} == before
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"no json", b'{"kind": "Other"}'])
-def test_a_manifest_that_is_not_ours(s3: S3Server, prefix: str, tmp_path: Path, content: bytes) -> None:
-    s3.put(f"{prefix}/manifest.json", content)
-    with pytest.raises(TrainerError, match="did not write or cannot read") as error:
-        attempt(config_for(s3, prefix), tmp_path)
-    assert error.value.reason is Reason.OUTPUT_EXISTS
-
-
-def test_a_newer_trainers_manifest_is_understood(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config = config_for(s3, prefix)
-    publish(config, tmp_path)
-    content = json.loads(s3.get(f"{prefix}/manifest.json")) | {"somethingNew": {"a": 1}}
-    s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
-
-
-def test_an_output_that_cannot_be_written_is_told_before_the_work(s3: S3Server, tmp_path: Path, prefix: str) -> None:
-    with pytest.raises(TrainerError, match=r"s3://no-such-bucket/x/.* the bucket does not exist"):
-        attempt(config_for(s3, "s3://no-such-bucket/x"), tmp_path)
-    config = config_for(s3, prefix)
-    with Output(S3(config.storage), config).claimed():
-        assert json.loads(s3.get(f"{prefix}/.claim.json"))["configDigest"] == config.digest()
-    assert not [key for key in s3.keys(prefix) if "claim" in key]
-
-
-def test_a_model_on_a_volume_is_known_by_its_content(
-    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tmp_path / "claims" / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_bytes(b"{}")
-    (model / "model.safetensors").write_bytes(b"base")
-    (model / "README.md").write_bytes(b"clutter")
-    monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
-    config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
-    outcome = publish(config, tmp_path)
-    in_bucket = inputs.start(inputs.locate(config_for(s3, prefix), S3(config.storage)), tmp_path / "export").result()
-    assert outcome.result
-    assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
-    (model / "model.safetensors").write_bytes(b"else")
-    with pytest.raises(TrainerError) as error:
-        attempt(config, tmp_path)
-    assert error.value.reason is Reason.INPUTS_CHANGED
-
-
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        ("pvc://models/missing", Reason.MODEL_NOT_FOUND),
-        ("pvc://missing/tiny", Reason.MODEL_NOT_FOUND),
-        ("pvc://models/link", Reason.MODEL_INVALID),
-        ("s3://models/missing", Reason.MODEL_NOT_FOUND),
-    ],
-)
-def test_models_that_are_not_there(
-    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: Reason
-) -> None:
-    (tmp_path / "claims" / "models").mkdir(parents=True)
-    (tmp_path / "claims" / "models" / "link").symlink_to("/etc")
-    monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
-    with pytest.raises(TrainerError) as error:
-        attempt(config_for(s3, prefix, model={"uri": uri}), tmp_path)
-    assert error.value.reason is reason, error.value.message
-
-
-LINKS = {
-    "a file that leaves it": ("chat_template.jinja", "../../../secret", Reason.MODEL_INVALID),
-    "an absolute one": ("chat_template.jinja", "/etc/hostname", Reason.MODEL_INVALID),
-    "a folder that leaves it": ("additional_chat_templates", "../../..", Reason.MODEL_INVALID),
-    "to nothing": ("chat_template.jinja", "../../../none", Reason.MODEL_INVALID),
-    "a folder that nobody reads": ("original", "/mnt/elsewhere", None),
-    "within the volume": ("chat_template.jinja", "../blobs/template", None),
-}
-
-
-@pytest.mark.parametrize(("name", "target", "reason"), LINKS.values(), ids=LINKS)
-def test_a_link_in_a_model_on_a_volume(
-    s3: S3Server,
-    prefix: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    target: str,
-    reason: Reason | None,
-) -> None:
-    model, blobs = tmp_path / "claims" / "models" / "tiny", tmp_path / "claims" / "models" / "blobs"
-    model.mkdir(parents=True)
-    blobs.mkdir()
-    (tmp_path / "secret").write_text("of the node")
-    (blobs / "template").write_text("{{ messages }}")
-    (model / "model.safetensors").write_bytes(b"base")
-    (model / name).symlink_to(target)
-    monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
-    config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
-    if reason is None:
-        assert publish(config, tmp_path).reason is Reason.COMPLETED
-        return
-    with pytest.raises(TrainerError, match=f"pvc://models/tiny: '{name}' is a link that leaves the volume") as error:
-        attempt(config, tmp_path)
-    assert error.value.reason is reason
-
-
-def test_a_result_with_a_damaged_file_is_not_used(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config = config_for(s3, prefix)
-    publish(config, tmp_path)
-    s3.put(f"{prefix}/adapter_model.safetensors", b"damaged")
-    with pytest.raises(TrainerError, match=r"adapter_model\.safetensors is not what manifest\.json says") as error:
-        answer(Question("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
-    assert error.value.reason is Reason.STORAGE_CORRUPT

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from tests.trainer.test_publish import config_for, prefix, publish
+from tests.trainer.publishing import config_for, prefix, publish
 
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Signing, TrainerConfig
 from finetune_trainer.errors import TrainerError

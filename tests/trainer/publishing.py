@@ -1,0 +1,65 @@
+"""Runs without their training: what they publish, and what they make of what they find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_trainer import inputs
+from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
+from finetune_trainer.outcome import Known
+from finetune_trainer.output.publish import Output
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.run import describe, run
+from finetune_trainer.storage import S3
+
+if TYPE_CHECKING:
+    from tests.trainer.s3_server import S3Server
+
+REPORT = DatasetReport(rows=3, kept=2, rejected={"overlength": 1}, tokens=20, supervised_tokens=9, digest="sha256:d")
+EXPORTED = {
+    "README.md": b"card",
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"weights" * 1000,
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ x }}",
+}
+
+
+def config_for(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
+    content = {
+        "model": {"uri": "s3://models/tiny"},
+        "dataset": {"sources": [{"uri": "s3://data/rows/"}]},
+        "training": {"maxSteps": 1},
+        "output": {"uri": output},
+        "storage": {"endpoint": s3.endpoint},
+    }
+    return TrainerConfig.model_validate(content | changes)
+
+
+@pytest.fixture
+def prefix(s3: S3Server, tmp_path: Path) -> str:
+    """A fresh output, and inputs as no test has left them."""
+    s3.put("s3://data/rows/a.jsonl", b'{"prompt": "a", "completion": "b"}\n')
+    s3.put("s3://data/rows/b.jsonl", b'{"prompt": "c", "completion": "d"}\n')
+    s3.put("s3://models/tiny/config.json", b"{}")
+    s3.put("s3://models/tiny/model.safetensors", b"base")
+    return f"s3://results/{tmp_path.name}"
+
+
+def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, more: bytes = b"") -> Outcome:
+    """Everything but the training."""
+    s3 = S3(config.storage)
+    export = folder / "export"
+    export.mkdir(exist_ok=True)
+    for name, content in EXPORTED.items():
+        (export / name).write_bytes(content + more)
+    fetched = inputs.start(inputs.locate(config, s3), folder).result()
+    return Output(s3, config).publish(export, describe(config, fetched, "transformers", REPORT, metrics or {"x": 1.5}))
+
+
+def attempt(config: TrainerConfig, scratch: Path) -> Outcome:
+    """Training is never reached, since the tiny "model" is none."""
+    return run(config, scratch, Known(ProgressReporter()))
