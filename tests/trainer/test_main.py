@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_trainer import __main__ as command
-from finetune_trainer import outcome, runlog, server
-from finetune_trainer.contract import (
-    CONFIG_ENV,
-    OUTCOME_MAX_BYTES,
-    OUTCOME_PATH_ENV,
-    SCRATCH_ENV,
-    DatasetReport,
-    Outcome,
-    Reason,
-    Result,
-    Stage,
-    TrainerConfig,
-)
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer import server
+from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, SCRATCH_ENV, Outcome, Reason, Stage, TrainerConfig
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -160,125 +141,6 @@ def test_a_bug_shows_its_traceback_in_the_log_alone(
     assert written(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"
     assert "Traceback" in err
     assert "Traceback" not in out
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (TrainerError(Reason.DATASET_EMPTY, "none"), Reason.DATASET_EMPTY),
-        (MemoryError(), Reason.OUT_OF_MEMORY),
-        (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), Reason.DISK_FULL),
-        (OSError(errno.EACCES, "no"), Reason.INTERNAL_ERROR),
-        (command.Stopped("SIGTERM"), Reason.PREEMPTED),
-        (KeyError("x"), Reason.INTERNAL_ERROR),
-    ],
-)
-def test_every_exception_has_a_reason(error: BaseException, reason: Reason) -> None:
-    def work() -> Outcome:
-        raise error
-
-    assert command._attempt(work).reason is reason
-
-
-class TestOutcome:
-    """It fits into a termination message."""
-
-    @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
-    def test_long_messages(self, character: str) -> None:
-        made = outcome.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
-        text = outcome.to_json(made)
-        assert len(text.encode()) <= OUTCOME_MAX_BYTES
-        read = Outcome.model_validate_json(text)
-        assert read.message.startswith("what went wrong: ")
-        assert read.message.endswith("…")
-
-    def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
-        hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
-        made = outcome.make(Reason.DATA_INVALID, hostile)
-        later = outcome.Known(ProgressReporter()).complete(Outcome(reason=Reason.COMPLETED, message=hostile))
-        for said in (made.message, later.message):
-            assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
-            assert said.endswith(",\n\tthe rest")
-            assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
-
-    def test_everything_at_its_longest(self) -> None:
-        report = DatasetReport(
-            rows=1,
-            kept=1,
-            rejected={"r" * 60 + str(n): 10**9 for n in range(16)},
-            tokens=1,
-            supervised_tokens=1,
-            digest="d" * 80,
-        )
-        metrics = {"m" * 60 + str(n): 0.123456789 for n in range(32)}
-        result = Result(adapter_uri="s" * 1024, digest="d" * 80, model_revision="r" * 255, metrics=metrics)
-        made = outcome.make(Reason.COMPLETED, "漢" * 5000).model_copy(update={"dataset": report, "result": result})
-        text = outcome.Known(ProgressReporter()).complete(made)
-        read = Outcome.model_validate_json(outcome.to_json(text))
-        assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
-        assert read.result
-        assert (read.result.adapter_uri, read.dataset) == (result.adapter_uri, report)
-
-
-def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "finetune_trainer")
-    with runlog.kept(tmp_path) as kept:
-        logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")
-        kept.save(tmp_path)
-    assert (tmp_path / runlog.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")
-
-
-class TestServer:
-    """What the operator asks."""
-
-    @pytest.fixture
-    def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:
-        monkeypatch.setenv(server.PORT_ENV, "0")
-        return ProgressReporter()
-
-    def test_progress(self, progress: ProgressReporter) -> None:
-        port = server.start(progress)
-        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
-            content = json.load(answer)
-        assert {key: content[key] for key in ("stage", "step", "totalSteps", "percentage")} == {
-            "stage": "Training",
-            "step": 3,
-            "totalSteps": 10,
-            "percentage": 30,
-        }
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
-            assert answer.status == 200
-        with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/other")
-        with error.value:
-            assert error.value.code == 404
-
-    def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
-        port = server.start(progress)
-        saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
-        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
-        values = {name: each.samples[0].value for name, each in families.items() if name != "finetune_trainer_stage"}
-        assert values.pop("finetune_trainer_last_update_timestamp_seconds") > 1e9
-        assert values == {
-            "finetune_trainer_progress_ratio": 0.3,
-            "finetune_trainer_step": 3,
-            "finetune_trainer_steps": 10,
-            "finetune_trainer_loss": 1.25,
-            "finetune_trainer_last_checkpoint_step": 2,
-            "finetune_trainer_last_checkpoint_timestamp_seconds": 60,
-        }  # the evaluation loss and others are not known: absent, not zero
-        stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
-        assert {stage for stage, value in stages.items() if value} == {"Training"}
-
-    def test_a_taken_port_does_not_end_the_run(
-        self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with socket.create_server(("", 0)) as taken:
-            monkeypatch.setenv(server.PORT_ENV, str(taken.getsockname()[1]))
-            assert server.start(progress) is None
 
 
 @pytest.fixture

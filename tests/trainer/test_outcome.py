@@ -1,0 +1,81 @@
+"""What a run says of its end: a reason for whatever happened, in words that fit and command no terminal."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import __main__ as command
+from finetune_trainer import outcome, runlog
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason, Result
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.progress import ProgressReporter
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainerError(Reason.DATASET_EMPTY, "none"), Reason.DATASET_EMPTY),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), Reason.DISK_FULL),
+        (OSError(errno.EACCES, "no"), Reason.INTERNAL_ERROR),
+        (command.Stopped("SIGTERM"), Reason.PREEMPTED),
+        (KeyError("x"), Reason.INTERNAL_ERROR),
+    ],
+)
+def test_every_exception_has_a_reason(error: BaseException, reason: Reason) -> None:
+    def work() -> Outcome:
+        raise error
+
+    assert command._attempt(work).reason is reason
+
+
+class TestOutcome:
+    """It fits into a termination message."""
+
+    @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
+    def test_long_messages(self, character: str) -> None:
+        made = outcome.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
+        text = outcome.to_json(made)
+        assert len(text.encode()) <= OUTCOME_MAX_BYTES
+        read = Outcome.model_validate_json(text)
+        assert read.message.startswith("what went wrong: ")
+        assert read.message.endswith("…")
+
+    def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
+        hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
+        made = outcome.make(Reason.DATA_INVALID, hostile)
+        later = outcome.Known(ProgressReporter()).complete(Outcome(reason=Reason.COMPLETED, message=hostile))
+        for said in (made.message, later.message):
+            assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
+            assert said.endswith(",\n\tthe rest")
+            assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
+
+    def test_everything_at_its_longest(self) -> None:
+        report = DatasetReport(
+            rows=1,
+            kept=1,
+            rejected={"r" * 60 + str(n): 10**9 for n in range(16)},
+            tokens=1,
+            supervised_tokens=1,
+            digest="d" * 80,
+        )
+        metrics = {"m" * 60 + str(n): 0.123456789 for n in range(32)}
+        result = Result(adapter_uri="s" * 1024, digest="d" * 80, model_revision="r" * 255, metrics=metrics)
+        made = outcome.make(Reason.COMPLETED, "漢" * 5000).model_copy(update={"dataset": report, "result": result})
+        text = outcome.Known(ProgressReporter()).complete(made)
+        read = Outcome.model_validate_json(outcome.to_json(text))
+        assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
+        assert read.result
+        assert (read.result.adapter_uri, read.dataset) == (result.adapter_uri, report)
+
+
+def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "finetune_trainer")
+    with runlog.kept(tmp_path) as kept:
+        logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")
+        kept.save(tmp_path)
+    assert (tmp_path / runlog.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")

@@ -1,0 +1,68 @@
+"""The port at which a run tells how far it is."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from finetune_trainer import server
+from finetune_trainer.contract import Stage
+from finetune_trainer.progress import ProgressReporter
+
+
+class TestServer:
+    """What the operator asks."""
+
+    @pytest.fixture
+    def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:
+        monkeypatch.setenv(server.PORT_ENV, "0")
+        return ProgressReporter()
+
+    def test_progress(self, progress: ProgressReporter) -> None:
+        port = server.start(progress)
+        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
+            content = json.load(answer)
+        assert {key: content[key] for key in ("stage", "step", "totalSteps", "percentage")} == {
+            "stage": "Training",
+            "step": 3,
+            "totalSteps": 10,
+            "percentage": 30,
+        }
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/other")
+        with error.value:
+            assert error.value.code == 404
+
+    def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
+        port = server.start(progress)
+        saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
+        progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
+        values = {name: each.samples[0].value for name, each in families.items() if name != "finetune_trainer_stage"}
+        assert values.pop("finetune_trainer_last_update_timestamp_seconds") > 1e9
+        assert values == {
+            "finetune_trainer_progress_ratio": 0.3,
+            "finetune_trainer_step": 3,
+            "finetune_trainer_steps": 10,
+            "finetune_trainer_loss": 1.25,
+            "finetune_trainer_last_checkpoint_step": 2,
+            "finetune_trainer_last_checkpoint_timestamp_seconds": 60,
+        }  # the evaluation loss and others are not known: absent, not zero
+        stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
+        assert {stage for stage, value in stages.items() if value} == {"Training"}
+
+    def test_a_taken_port_does_not_end_the_run(
+        self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.create_server(("", 0)) as taken:
+            monkeypatch.setenv(server.PORT_ENV, str(taken.getsockname()[1]))
+            assert server.start(progress) is None
