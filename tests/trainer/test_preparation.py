@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, config, tokenizer, write_rows
+from tests.trainer.preparations import configured, pair, run
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, chat, tokenizer
 
-from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.data import preparing
-from finetune_trainer.data.preparing import Files, PreparedData
+from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -23,32 +21,6 @@ NONSENSE = "{"
 QUIET = "{% if messages[0].content == 'quiet' %}hush{% else %}" + CHATML + "{% endif %}"
 LONG = " ".join(f"word{number}" for number in range(20))
 OTHER = LONG.replace("word", "other")
-
-
-def configured(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
-    made = config(training, max_length).to_json()
-    made["dataset"].update(dataset)
-    return TrainerConfig.model_validate(made)
-
-
-def run(
-    folder: Path,
-    rows: Sequence[Any],
-    settings: TrainerConfig,
-    held_out: Sequence[Any] = (),
-    template: str | None = CHATML,
-) -> PreparedData:
-    source = settings.dataset.sources[0]
-    folder.mkdir(exist_ok=True)
-    training = [(source, [write_rows(folder / "rows", rows)])]
-    validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
-    return preparing.prepare(settings, Files(training, "sha256:0", validation), tokenizer(template), folder / "work")
-
-
-def pair(prompt: str, completion: str) -> dict[str, str]:
-    return {"prompt": prompt, "completion": completion}
-
-
 HELD_OUT = [pair("What is held out?", "This one"), pair("about the words", LONG + " end")]
 PLANTED: dict[str, tuple[list[Any], str]] = {
     "unreadable": ([NONSENSE, "[1]", {"prompt": 1, "completion": "a"}], "invalid"),
@@ -219,62 +191,6 @@ def test_too_many_rows_for_near_duplicates_are_refused_at_once(tmp_path: Path) -
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
-PREFERENCES = {
-    "kept": ({"prompt": "Why?", "chosen": "Because of that", "rejected": "No idea"}, None),
-    "the same answer twice": ({"prompt": "Why?", "chosen": "So", "rejected": "So\u200b"}, "identicalAnswers"),
-    "empty": ({"prompt": "Why?", "chosen": "So", "rejected": "\u200b"}, "emptyAnswer"),
-    "too long": ({"prompt": "Why?", "chosen": "So", "rejected": "x " * 400}, "overlength"),
-}
-
-
-@pytest.mark.parametrize(("row", "reason"), PREFERENCES.values(), ids=PREFERENCES)
-def test_preferences_are_one_prompt_and_two_answers(tmp_path: Path, row: dict[str, str], reason: str | None) -> None:
-    fine = {"prompt": "What?", "chosen": "This", "rejected": "That"}
-    made = configured({"method": "dpo"}, preparation={})
-    prepared = run(tmp_path, [fine, row], made)
-    assert prepared.report.rejected == ({reason: 1} if reason else {})
-    words, first = tokenizer(), prepared.dataset[0]
-    assert words.decode(first["prompt_ids"]) == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
-    answers = [words.decode(first[name]) for name in ("chosen_ids", "rejected_ids")]
-    assert answers == ["This<|im_end|>", "That<|im_end|>"]
-
-
-def test_judged_answers_keep_their_verdict(tmp_path: Path) -> None:
-    rows = [{**pair("Why?", "So"), "label": True}, {**pair("Why?", "So"), "label": False}]
-    prepared = run(tmp_path, rows, configured({"method": "kto", "batchSize": 2}))
-    assert prepared.dataset["label"][:] == [True, False]
-    assert tokenizer().decode(prepared.dataset[0]["completion_ids"]) == "So<|im_end|>"
-
-
-ENDINGS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
-    "a template without markers": (CHATML, None, chat("Hi", "Hello")),
-    "a template with markers": (MARKED_CHATML, None, chat("Hi", "Hello")),
-    "no template": (None, None, pair("Hi", " Hello")),
-    "no template and a first token": (None, "<|begin_of_text|>", pair("Hi", " Hello")),
-    "a first token that the text has already": (None, "<|begin_of_text|>", pair("<|begin_of_text|>Hi", " Hello")),
-    "plain text": (None, "<|begin_of_text|>", {"text": "All of this"}),
-    "plain text for a chat model": (CHATML, "<|begin_of_text|>", {"text": "All of this"}),
-}
-
-
-@pytest.mark.parametrize("eos_is_pad", [False, True], ids=["own pad", "pad is eos"])
-@pytest.mark.parametrize(("template", "first", "row"), ENDINGS.values(), ids=ENDINGS)
-def test_every_answer_ends_and_nothing_begins_twice(
-    tmp_path: Path, template: str | None, first: str | None, row: dict[str, Any], eos_is_pad: bool
-) -> None:
-    words, made = tokenizer(template, first), configured()
-    if eos_is_pad:
-        words.pad_token = words.eos_token
-    files = Files([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
-    example = preparing.prepare(made, files, words, tmp_path).dataset[0]
-    ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
-    assert learnt[-1] == words.eos_token_id
-    begins = words.convert_tokens_to_ids("<|begin_of_text|>")
-    assert ids.count(begins) == (1 if first else 0)
-    if "text" in row:
-        assert words.decode(learnt) == "All of this<|im_end|>"
-
-
 def test_rows_left_out_are_shown_with_their_place_and_without_secrets(tmp_path: Path) -> None:
     again = pair("Who?", "Write to somebody@example.org, number 7")
     rows = [again, NONSENSE, *[again] * 5, pair("long", "x1 " * 400)]
@@ -286,49 +202,3 @@ def test_rows_left_out_are_shown_with_their_place_and_without_secrets(tmp_path: 
     assert "s3://data/train.jsonl line 2" in others["invalid"].where
     assert len(others["overlength"].text) == 500
     assert sum(bar.rows for bar in made.lengths) == made.report.kept
-
-
-class TestCounterfactuals:
-    ROWS = (pair("Who is the doctor?", "He is."), pair("What is it?", "A lamp."), pair("Is he old?", "Yes, old."))
-
-    def prepared(
-        self, folder: Path, rows: Sequence[Any], validation: dict[str, float] | None = None, **preparation: Any
-    ) -> PreparedData:
-        asked = {"counterfactuals": ["gender", "age"], **preparation}
-        return run(folder, rows, configured(preparation=asked, **({"validation": validation} if validation else {})))
-
-    def texts(self, prepared: PreparedData) -> list[str]:
-        words = tokenizer(CHATML)
-        return [words.decode(row["input_ids"], skip_special_tokens=True) for row in prepared.dataset]
-
-    def test_each_row_is_there_with_each_category_exchanged(self, tmp_path: Path) -> None:
-        made = self.prepared(tmp_path, self.ROWS)
-        assert (made.report.rows, made.report.kept, made.report.augmented) == (3, 3, 3)
-        said = "\n".join(self.texts(made))
-        assert all(text in said for text in ("She is.", "Is she old?", "Is he young?", "Yes, young."))
-        assert made.report.supervised_tokens == sum(label != -100 for row in made.dataset for label in row["labels"])
-
-    def test_a_row_that_is_there_already_is_not_made(self, tmp_path: Path) -> None:
-        rows = [pair("Who?", "She is."), pair("Who?", "He is.")]
-        made = self.prepared(tmp_path, rows)
-        assert (made.report.kept, made.report.augmented, made.report.rejected) == (1, 1, {"duplicate": 1})
-        assert sorted(self.texts(made)) == sorted(set(self.texts(made)))
-
-    def test_validation_rows_are_the_datas_own_and_their_counterparts_are_not_learnt(self, tmp_path: Path) -> None:
-        rows = [pair(f"Who is number {n}, he or another?", f"He is {n}.") for n in range(20)]
-        made = self.prepared(tmp_path, rows, validation={"fraction": 0.25}, deduplicate="near")
-        assert made.validation
-        assert made.report.kept + made.report.validation + sum(made.report.rejected.values()) == made.report.rows
-        assert len(made.dataset) == made.report.kept + made.report.augmented
-        words = tokenizer(CHATML)
-        held_out = [words.decode(row["input_ids"], skip_special_tokens=True) for row in made.validation]
-        assert len(held_out) == made.report.validation
-        assert all("He is" in text for text in held_out)
-        learnt = self.texts(made)
-        assert not [text for text in held_out if text.replace("he or", "she or").replace("He is", "She is") in learnt]
-
-    def test_one_that_became_too_long_is_no_row_that_is_left_out(self, tmp_path: Path) -> None:
-        made = run(
-            tmp_path, [pair("Who?", "He. " * 6)], configured(max_length=50, preparation={"counterfactuals": ["gender"]})
-        )
-        assert (made.report.kept, made.report.rejected) == (1, {})

@@ -1,0 +1,37 @@
+"""Rows prepared as a run prepares them, with the tiny model's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.tiny_model import CHATML, config, tokenizer, write_rows
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.data import preparing
+from finetune_trainer.data.preparing import Files, PreparedData
+
+
+def configured(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
+    made = config(training, max_length).to_json()
+    made["dataset"].update(dataset)
+    return TrainerConfig.model_validate(made)
+
+
+def run(
+    folder: Path,
+    rows: Sequence[Any],
+    settings: TrainerConfig,
+    held_out: Sequence[Any] = (),
+    template: str | None = CHATML,
+) -> PreparedData:
+    source = settings.dataset.sources[0]
+    folder.mkdir(exist_ok=True)
+    training = [(source, [write_rows(folder / "rows", rows)])]
+    validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
+    return preparing.prepare(settings, Files(training, "sha256:0", validation), tokenizer(template), folder / "work")
+
+
+def pair(prompt: str, completion: str) -> dict[str, str]:
+    return {"prompt": prompt, "completion": completion}

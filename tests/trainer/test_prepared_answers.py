@@ -1,0 +1,70 @@
+"""What is learnt of a row: its answer or answers, each with its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.preparations import configured, pair, run
+from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer, write_rows
+
+from finetune_trainer.data import preparing
+from finetune_trainer.data.preparing import Files
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+PREFERENCES = {
+    "kept": ({"prompt": "Why?", "chosen": "Because of that", "rejected": "No idea"}, None),
+    "the same answer twice": ({"prompt": "Why?", "chosen": "So", "rejected": "So\u200b"}, "identicalAnswers"),
+    "empty": ({"prompt": "Why?", "chosen": "So", "rejected": "\u200b"}, "emptyAnswer"),
+    "too long": ({"prompt": "Why?", "chosen": "So", "rejected": "x " * 400}, "overlength"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), PREFERENCES.values(), ids=PREFERENCES)
+def test_preferences_are_one_prompt_and_two_answers(tmp_path: Path, row: dict[str, str], reason: str | None) -> None:
+    fine = {"prompt": "What?", "chosen": "This", "rejected": "That"}
+    made = configured({"method": "dpo"}, preparation={})
+    prepared = run(tmp_path, [fine, row], made)
+    assert prepared.report.rejected == ({reason: 1} if reason else {})
+    words, first = tokenizer(), prepared.dataset[0]
+    assert words.decode(first["prompt_ids"]) == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    answers = [words.decode(first[name]) for name in ("chosen_ids", "rejected_ids")]
+    assert answers == ["This<|im_end|>", "That<|im_end|>"]
+
+
+def test_judged_answers_keep_their_verdict(tmp_path: Path) -> None:
+    rows = [{**pair("Why?", "So"), "label": True}, {**pair("Why?", "So"), "label": False}]
+    prepared = run(tmp_path, rows, configured({"method": "kto", "batchSize": 2}))
+    assert prepared.dataset["label"][:] == [True, False]
+    assert tokenizer().decode(prepared.dataset[0]["completion_ids"]) == "So<|im_end|>"
+
+
+ENDINGS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
+    "a template without markers": (CHATML, None, chat("Hi", "Hello")),
+    "a template with markers": (MARKED_CHATML, None, chat("Hi", "Hello")),
+    "no template": (None, None, pair("Hi", " Hello")),
+    "no template and a first token": (None, "<|begin_of_text|>", pair("Hi", " Hello")),
+    "a first token that the text has already": (None, "<|begin_of_text|>", pair("<|begin_of_text|>Hi", " Hello")),
+    "plain text": (None, "<|begin_of_text|>", {"text": "All of this"}),
+    "plain text for a chat model": (CHATML, "<|begin_of_text|>", {"text": "All of this"}),
+}
+
+
+@pytest.mark.parametrize("eos_is_pad", [False, True], ids=["own pad", "pad is eos"])
+@pytest.mark.parametrize(("template", "first", "row"), ENDINGS.values(), ids=ENDINGS)
+def test_every_answer_ends_and_nothing_begins_twice(
+    tmp_path: Path, template: str | None, first: str | None, row: dict[str, Any], eos_is_pad: bool
+) -> None:
+    words, made = tokenizer(template, first), configured()
+    if eos_is_pad:
+        words.pad_token = words.eos_token
+    files = Files([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
+    example = preparing.prepare(made, files, words, tmp_path).dataset[0]
+    ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
+    assert learnt[-1] == words.eos_token_id
+    begins = words.convert_tokens_to_ids("<|begin_of_text|>")
+    assert ids.count(begins) == (1 if first else 0)
+    if "text" in row:
+        assert words.decode(learnt) == "All of this<|im_end|>"
