@@ -1,0 +1,154 @@
+"""Checkpoints that are damaged, that would do damage, or whose store is in trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.trainer.checkpoint_stores import prefix, save, saved, steps_in, store
+from tests.trainer.faulty_proxy import Fault
+from tests.trainer.tiny_model import TRAINING_SECONDS
+
+from finetune_trainer.checkpoints.store import CheckpointStore
+
+if TYPE_CHECKING:
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
+
+__all__ = ["prefix", "store"]
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+Change = Callable[["S3Server", str], None]
+
+
+def flip(name: str) -> Change:
+    def change(s3: S3Server, step: str) -> None:
+        content = bytearray(s3.get(step + name))
+        content[len(content) // 2] ^= 1
+        s3.put(step + name, bytes(content))
+
+    return change
+
+
+def drop(name: str) -> Change:
+    def change(s3: S3Server, step: str) -> None:
+        s3.client.delete_object(Bucket="results", Key=(step + name).removeprefix("s3://results/"))
+
+    return change
+
+
+def cut(name: str) -> Change:
+    return lambda s3, step: s3.put(step + name, s3.get(step + name)[:-1])
+
+
+def mark(**fields: object) -> Change:
+    def change(s3: S3Server, step: str) -> None:
+        marker = json.loads(s3.get(step + "checkpoint.json")) | fields
+        s3.put(step + "checkpoint.json", json.dumps(marker).encode())
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param(drop("checkpoint.json"), "it is incomplete", id="died before the marker"),
+        pytest.param(drop("optimizer.pt"), "optimizer.pt is missing", id="a file is gone"),
+        pytest.param(cut("scheduler.pt"), "scheduler.pt has", id="a file is cut"),
+        pytest.param(flip("adapter_model.safetensors"), "adapter_model.safetensors is damaged", id="a bit is flipped"),
+        pytest.param(cut("checkpoint.json"), "checkpoint.json cannot be read", id="the marker is cut"),
+        pytest.param(mark(formatVersion=2), "it has format 2", id="a later trainer's"),
+        pytest.param(mark(files=[]), "it names no files", id="the marker is empty"),
+        pytest.param(
+            mark(files=[{"path": "../../x", "size": 1, "sha256": ""}]), "names ../../x", id="a name that leads outside"
+        ),
+        pytest.param(
+            mark(files=[{"path": "training_args.bin", "size": 1, "sha256": ""}]),
+            "names training_args.bin",
+            id="a pickle",
+        ),
+    ],
+)
+def test_one_that_is_not_whole_is_passed_over(
+    s3: S3Server,
+    prefix: str,
+    store: CheckpointStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Change,
+    why: str,
+) -> None:
+    save(store, tmp_path, 5, 10)
+    change(s3, f"{prefix}.checkpoints/config/step-10/")
+    restored = store.newest(tmp_path / "restored")
+    assert restored
+    assert restored.step == 5
+    assert "the one of step 10 is not used" in caplog.text
+    assert why in caplog.text
+    save(store, tmp_path, 7)  # what comes after it replaces what came to nothing
+    assert steps_in(s3, prefix) == ["step-5", "step-7"]
+
+
+class Attack:
+    """A pickle that runs code where it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
+def test_a_pickle_is_never_run(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    import torch
+
+    save(store, tmp_path, 5)
+    folder, trace = saved(tmp_path, 10), tmp_path / "trace"
+    torch.save(Attack(trace), folder / name)
+    store.save(folder, 10, lambda: None)
+    restored = store.newest(tmp_path / "restored")
+    assert restored
+    assert restored.step == 5
+    assert f"{name} holds more than numbers" in caplog.text
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    [
+        pytest.param(Fault("503", "GET", "optimizer.pt"), 10, id="busy once"),
+        pytest.param(Fault("500", "GET", "optimizer.pt", 2), 10, id="broken twice"),
+        pytest.param(Fault("reset", "GET", "optimizer.pt"), 10, id="connection reset"),
+        pytest.param(Fault("delay", "GET", "optimizer.pt"), 10, id="slow"),
+        pytest.param(Fault("412", "GET", "optimizer.pt"), 5, id="replaced while it is read"),
+        pytest.param(Fault("flip", "GET", "step-10/optimizer.pt"), 5, id="a bit flips on the way"),
+    ],
+)
+def test_faults_while_fetching(
+    store: CheckpointStore, tmp_path: Path, proxy: FaultyProxy, fault: Fault, step: int
+) -> None:
+    save(store, tmp_path, 5, 10)
+    proxy.faults = [replace(fault)]
+    restored = store.newest(tmp_path / "restored")
+    assert restored
+    assert restored.step == step
+    assert proxy.faults[0].times == 0
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "checkpoint.json"])
+@pytest.mark.parametrize("kind", ["503", "500", "reset", "delay", "late"])
+def test_faults_while_saving(store: CheckpointStore, tmp_path: Path, proxy: FaultyProxy, kind: str, name: str) -> None:
+    proxy.faults = [Fault(kind, "PUT", name)]
+    save(store, tmp_path, 10)
+    assert proxy.faults[0].times == 0
+    restored = store.newest(tmp_path / "restored")
+    assert restored
+    assert restored.step == 10
