@@ -48,6 +48,7 @@ def with_defaults(job: FineTuneJob, defaults: Defaults) -> FineTuneJob:
 
 def _filled(asked: Part, defaults: dict[str, Any]) -> Part:
     """A field at the API's own default is open: the API server writes those, so nobody can tell."""
-    own = {name: field.get_default() for name, field in type(asked).model_fields.items()}
-    is_open = {name for name, value in asked if name in defaults and value == own[name]}
-    return asked.model_copy(update={name: defaults[name] for name in is_open})
+    fields, values = type(asked).model_fields, dict(asked)
+    given = {name: value for name, value in defaults.items() if value and name in fields}
+    open_ = {name: value for name, value in given.items() if values[name] == fields[name].get_default()}
+    return asked.model_copy(update=open_)
