@@ -61,6 +61,8 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._told = (datetime.now(UTC), time.monotonic())
         """The API server's time, and when it told it."""
+        self._date = ""
+        """The same as it stood in the answer, which tells whole seconds."""
 
     def open(self, log_in: Callable[[], Access]) -> None:
         """To be done before the first call. `log_in` is asked again now and then."""
@@ -121,12 +123,17 @@ class Transport:
         asked = {key: value for key, value in (query or {}).items() if value}
         url = f"{self._server}{path}"
         async with self._session.request(method, url, params=asked, data=data, headers=headers) as response:
-            with suppress(ValueError):
-                self._told = (parsedate_to_datetime(response.headers.get("Date", "")), time.monotonic())
+            self._note(response.headers.get("Date", ""))
             text = bytearray()
             async for chunk in response.content.iter_any():  # `read` keeps all chunks until the last one has come
                 text += chunk
             return response.status, response.headers.get("Retry-After"), text
+
+    def _note(self, date: str) -> None:
+        """Of the answers of one second the first tells best when it began."""
+        if date != self._date:
+            with suppress(ValueError):
+                self._date, self._told = date, (parsedate_to_datetime(date), time.monotonic())
 
     def _authorization(self) -> dict[str, str]:
         if time.monotonic() - self._read > _FRESH:
