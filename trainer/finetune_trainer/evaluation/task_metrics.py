@@ -142,7 +142,8 @@ def _score(name: str, references: Texts, answers: Texts) -> Callable[[Rows], flo
 
     metric: Any = _bleu(references) if name == "bleu" else CHRF()
     counts = np.array(metric._extract_corpus_statistics(answers, [references]))
-    return lambda rows: float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score)
+    # At most 100: BLEU of equal texts is a hair above it, by its logarithms.
+    return lambda rows: min(100.0, float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score))
 
 
 def _bleu(references: Texts) -> BLEU:
