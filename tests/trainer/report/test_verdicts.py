@@ -40,7 +40,7 @@ DIRECTIONS = {
     "lower": (DOWN, "worse"),
     "higher loss": (LOSS_UP, "worse"),
     "within chance": (SAME, "unclear"),
-    "too few for an interval": (FEW, "unclear"),
+    "too few for an interval": (FEW, "few"),
     "no base": (ALONE, "unknown"),
 }
 
@@ -56,6 +56,7 @@ QUALITIES = {
     "worse": ([DOWN, SAME], "bad", "Worse than the base model"),
     "both": ([UP, DOWN], "unsure", "Better in some ways than the base model, worse in others"),
     "unclear": ([SAME, ALONE], "unsure", "No clear difference from the base model"),
+    "too few rows": ([FEW, ALONE], "unsure", "Too few rows to tell it from the base model"),
     "alone": ([ALONE], "unsure", "Measured, but not compared with the base model"),
     "nothing": ([], "unsure", "Nothing was measured"),
 }

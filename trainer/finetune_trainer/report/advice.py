@@ -92,7 +92,7 @@ def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest
     compared = [measure for measure in evaluation.measures if measure.change]
     overfitted = evaluation.overfitting.verdict == "overfitting"  # which is advised to train shorter
     fewest = min((measure.tuned.samples for measure in compared), default=0)
-    if found["unclear"] and fewest < _FEW_ROWS:
+    if (found["unclear"] or found["few"]) and fewest < _FEW_ROWS:
         names = [measure_name(each.name) for each in compared if each.tuned.samples == fewest]
         yield (
             f"Measure on more rows (dataset.validation): {', '.join(names)} had only {fewest:,}, too few to tell a "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES
 from finetune_trainer.evaluation.records import Check, Estimate, Evaluation, Measure
 from finetune_trainer.report.figures import measure_name, plural
 from finetune_trainer.report.text import one_line
 
-Direction = Literal["better", "worse", "unclear", "unknown"]
+Direction = Literal["better", "worse", "unclear", "few", "unknown"]
 Tone = Literal["good", "bad", "unsure"]
 
 
@@ -24,11 +25,14 @@ class Verdict:
 
 
 def direction(measure: Measure) -> Direction:
-    """Which way the metric went; `unclear` unless the whole interval of the change lies on one side of zero."""
+    """Which way the metric went; `unclear` unless the whole interval of the change lies on one side of zero, and `few`
+    where there are too few rows for an interval."""
     change = measure.change
     if change is None:
         return "unknown"
-    if change.low is None or change.high is None or change.low <= 0 <= change.high:
+    if change.low is None or change.high is None:
+        return "few"
+    if change.low <= 0 <= change.high:
         return "unclear"
     return "better" if (change.low > 0) == measure.higher_is_better else "worse"
 
@@ -42,7 +46,7 @@ def moved(change: Estimate | None) -> bool:
 
 def by_direction(evaluation: Evaluation) -> dict[Direction, list[str]]:
     """Names of the metrics that went each way."""
-    found: dict[Direction, list[str]] = {"better": [], "worse": [], "unclear": [], "unknown": []}
+    found: dict[Direction, list[str]] = {"better": [], "worse": [], "unclear": [], "few": [], "unknown": []}
     for measure in evaluation.measures:
         found[direction(measure)].append(one_line(measure_name(measure.name), 60))
     return found
@@ -56,7 +60,10 @@ def quality(evaluation: Evaluation) -> Verdict:
     tone, text = _quality(found, bool(evaluation.measures))
     if _broken(evaluation):
         tone, text = "bad", f"Not published: {text[0].lower()}{text[1:]}"
-    words = {"better": "Better", "worse": "Worse", "unclear": "No clear change", "unknown": "Not compared"}
+    words = {
+        "better": "Better", "worse": "Worse", "unclear": "No clear change",
+        "few": f"Measured on fewer than {MIN_SAMPLES} rows", "unknown": "Not compared",
+    }  # fmt: skip
     detail = ". ".join(f"{words[way]}: {', '.join(names)}" for way, names in found.items() if names)
     return Verdict("Quality", tone, text, f"{detail}." if detail else "")
 
@@ -72,6 +79,8 @@ def _quality(found: dict[Direction, list[str]], measured: bool) -> tuple[Tone, s
         return "good", "Better than the base model"
     if found["unclear"]:
         return "unsure", "No clear difference from the base model"
+    if found["few"]:
+        return "unsure", "Too few rows to tell it from the base model"
     return "unsure", "Measured, but not compared with the base model"
 
 
