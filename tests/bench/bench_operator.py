@@ -19,7 +19,7 @@ from tests.bench import lives
 from tests.bench.api import Api, connect, counts, many, serve
 from tests.bench.bursts import Burst, burst, clear, settle, warm_up
 from tests.bench.floods import flood
-from tests.bench.operators import OURS, TRAINER, Subject, prepare, run
+from tests.bench.operators import OURS, TRAINER, Subject, interpreter, prepare, run
 from tests.bench.restarts import restarts
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     asked = parser.parse_args()
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        print(f"{os.cpu_count()} cores; load average at the start: {os.getloadavg()[0]:.1f}")
+        print(f"{os.cpu_count()} cores; load average at the start: {os.getloadavg()[0]:.1f}; ours by {interpreter()}")
         with serve(folder / "beside") as (url, log):
             asyncio.run(measure(url, log, folder, asked))
         for subject, sizes in ((OURS, asked.sizes), (TRAINER, asked.peer_sizes)):
