@@ -22,6 +22,7 @@ Manifest = dict[str, Any]
 ROWS = [{"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"Gladly: {n}."}]}
         for n in range(16)]  # fmt: skip
 OTHER_ROWS = [{"question": "What is it?", "answer": "Something else."}]
+ENDED = ("Complete", "Failed")
 SECRET, WRONG_SECRET, UNKNOWN_SECRET = "s3-credentials", "wrong-secret-key", "unknown-key-id"
 
 
@@ -101,10 +102,11 @@ class Flow:
         return dict(self.get("ftj", name).get("status", {}))
 
     def wait(self, name: str, done: Callable[[Manifest], bool], seconds: int = 900) -> Manifest:
-        """The status once `done` holds."""
+        """The status once `done` holds, which is not waited for when the run is over."""
         deadline = time.monotonic() + seconds
         while not done(status := self.status(name)):
             assert time.monotonic() < deadline, f"{name} after {seconds} s: {status}"
+            assert status.get("phase") not in ENDED, f"{name} has ended: {status}"
             time.sleep(2)
         return status
 
@@ -114,7 +116,7 @@ class Flow:
 
     def ended(self, name: str) -> Manifest:
         """The status of a run that is over."""
-        return self.wait(name, lambda status: status.get("phase") in ("Complete", "Failed"))
+        return self.wait(name, lambda status: status.get("phase") in ENDED)
 
     def pods(self, name: str, more: str = "") -> list[str]:
         """Oldest first."""

@@ -172,7 +172,7 @@ def _apply(flow: Flow, body: str) -> None:
 @pytest.mark.kueue
 @pytest.mark.usefixtures("queue")
 def test_queue_preemption_and_return(cluster: Cluster, operator: str, flow: Flow) -> None:
-    _start(flow, "first", 400, backoffLimit=0, activeDeadlineSeconds=3600)
+    _start(flow, "first", 2000, backoffLimit=0, activeDeadlineSeconds=3600)  # longer than the operator's restart takes
     saved = _saved(flow, "first")
     _start(flow, "second", 4)
     assert _queued(flow, "second", "insufficient unused quota for cpu").startswith("Kueue holds the Job. ")
