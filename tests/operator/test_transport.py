@@ -94,3 +94,16 @@ async def test_a_server_that_asks_to_wait_is_heard() -> None:
         with pytest.raises(ApiError) as error:
             await opened.call("GET", PATH)
     assert error.value.retry_after == 7
+
+
+async def test_the_time_is_the_api_servers() -> None:
+    """The answers' own words, whichever come: a proxy may tell none, and what is no date tells none."""
+    told = iter(
+        ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT"]
+    )
+    wanted = [(6, 0), (6, 0), (6, 0), (7, 0)]
+    async with _opened(lambda: web.json_response({}, headers={"Date": next(told)})) as (opened, _):
+        for each in wanted:
+            await opened.call("GET", PATH)
+            now = opened.now()
+            assert (now.year, now.hour, now.minute) == (2020, *each)
