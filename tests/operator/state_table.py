@@ -145,6 +145,8 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "about to fail": (
             Seen(ending, (pod(state=ended(143, word("Preempted")), phase="Failed"),)),
             RUNS, "PodRunning", "The Job ends."),
+        "about to fail, by a worker": (
+            Seen(ending, (_worker(1, ended(137, reason="OOMKilled")), peer_lost)), RUNS, "PodRunning", "memory"),
         "about to fail, though nothing ran": (
             Seen(ending, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
             STARTING, "JobPending", "UnexpectedAdmissionError"),

@@ -32,7 +32,8 @@ LOSS_DOWN = runs.measure("evalLoss", 2, 1, 0.1, higher=False)
 LOSS_UP = runs.measure("evalLoss", 1, 2, 0.1, higher=False)
 SAME = runs.measure("chrf", 50, 50.1, 1)
 ALONE = Measure(name="rouge1", higher_is_better=True, tuned=runs.estimate(0.3, 0.1))
-FEW = Measure(name="rougeL", higher_is_better=True, tuned=runs.estimate(0.3), change=Estimate(value=0.1, samples=4))
+FOUR_ROWS = Estimate(value=0.1, samples=4)
+FEW = Measure(name="rougeL", higher_is_better=True, tuned=FOUR_ROWS, change=FOUR_ROWS)
 
 DIRECTIONS = {
     "higher is better": (UP, "better"),
@@ -75,6 +76,10 @@ def test_the_headline_of_a_model_that_fails_its_gate_says_so_first() -> None:
     assert verdicts.quality(measured(UP, gate=rules[:1])).text == "Better than the base model"
 
 
+def test_the_headline_names_what_was_measured_on_too_few_rows() -> None:
+    assert verdicts.quality(measured(UP, FEW)).detail == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
+
+
 def test_headline_of_folds_alone() -> None:
     assert verdicts.quality(measured(cross_validation=SPREAD)).text == "Not compared with the base model"
 
@@ -97,6 +102,7 @@ ADVICE = {
     "folds alone": (measured(cross_validation=SPREAD), "only folds were measured"),
     "worse": (measured(DOWN), "Find out what got worse (BLEU)"),
     "too few": (measured(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
+    "too few for an interval": (measured(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
     "learnt little": (measured(SAME), "It learnt little that can be measured"),
     "folds": (measured(cross_validation=SPREAD), "folds differ by 46.7 %"),
     "gate": (runs.full(), "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)"),

@@ -1,0 +1,32 @@
+"""What the store takes for a FineTuneJob's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_operator.store import Store
+
+if TYPE_CHECKING:
+    from tests.operator.bodies import Build
+
+KEY = ("team", "bot")
+LABEL = {"finetune.dev/job": "bot"}
+OWNER = {"kind": "FineTuneJob", "name": "bot", "uid": "uid-bot", "controller": True}
+
+# how its metadata differ, and whether it is the FineTuneJob's
+JOBS: dict[str, tuple[dict[str, Any], bool]] = {
+    "its own": ({}, True),
+    "one of a FineTuneJob of that name before it": ({"ownerReferences": [{**OWNER, "uid": "uid-old"}]}, False),
+    "nobody's, with its label": ({"ownerReferences": []}, False),
+    "of another name, by which somebody says that it is its": ({"name": "other"}, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
+def test_the_job_that_a_finetunejob_made(build: type[Build], changes: dict[str, Any], own: bool) -> None:
+    store, job = Store(), build.job()
+    meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
+    store.jobs.put(KEY, {**job, "metadata": meta})
+    assert (store.job(build.stored()) is not None) == own
