@@ -19,6 +19,7 @@ from finetune_trainer.output import publish, signing
 from finetune_trainer.output.claim import Claim
 from finetune_trainer.output.records import AdapterManifest, InputRecord, ModelRecord, installed_versions
 from finetune_trainer.progress import now
+from finetune_trainer.recipe import RECIPE
 from finetune_trainer.stall import watched
 from finetune_trainer.storage import S3
 from finetune_trainer.tracking import attempt, credentials, event_files
@@ -237,6 +238,7 @@ def describe(
         created_at=now(),
         config_digest=config.digest(),
         config=config.to_json(),
+        recipe=RECIPE,
         model=ModelRecord(uri=config.model.uri, revision=fetched.model_revision, files=model_files),
         inputs=[InputRecord.read(file) for file in (*fetched.files, *adapter)],
         backend=backend,

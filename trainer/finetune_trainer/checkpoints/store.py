@@ -19,6 +19,7 @@ from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.output.records import FileRecord
 from finetune_trainer.progress import now
+from finetune_trainer.recipe import FIRST_RECIPE, RECIPE
 from finetune_trainer.runlog import LOG_NAME
 from finetune_trainer.storage import (
     OUTPUT,
@@ -69,6 +70,7 @@ class Marker(Model):
     model_config = ConfigDict(extra="ignore")
 
     format_version: int
+    recipe: int = FIRST_RECIPE
     step: int
     created_at: str
     config_digest: str
@@ -106,7 +108,9 @@ class CheckpointStore:
         prefix = self._own.below(f"step-{step}/")
         remove(self._s3, [prefix.below(MARKER)])  # of an earlier attempt, whose files are about to be replaced
         files = [self._upload(prefix, folder, path) for path in sorted(files_of(folder))]
-        marker = Marker(format_version=FORMAT, step=step, created_at=now(), files=files, **vars(self._origin))
+        marker = Marker(
+            format_version=FORMAT, recipe=RECIPE, step=step, created_at=now(), files=files, **vars(self._origin)
+        )
         check()
         put_bytes(self._s3, prefix.below(MARKER), marker.to_bytes())
         self._prune(step)
@@ -186,6 +190,8 @@ class CheckpointStore:
     def _unfit(self, marker: Marker) -> str | None:
         if marker.format_version != FORMAT:
             return f"it has format {marker.format_version}, this trainer knows {FORMAT}"
+        if marker.recipe != RECIPE:
+            return f"it was trained by recipe {marker.recipe}, this trainer uses recipe {RECIPE}"
         if marker.data_digest != self._origin.data_digest:
             return "the data has changed since"
         if marker.model_revision != self._origin.model_revision:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import ConfigDict, Field
 
 from finetune_trainer.contract import DatasetReport, Model, Result
+from finetune_trainer.recipe import FIRST_RECIPE
 
 if TYPE_CHECKING:
     from finetune_trainer.storage import InputFile, S3Object
@@ -80,6 +81,8 @@ class AdapterManifest(_Record):
     config_digest: str
     config: dict[str, Any]
     """As run."""
+    recipe: int = FIRST_RECIPE
+    """How the config was trained; see `finetune_trainer.recipe`."""
     model: ModelRecord
     inputs: list[InputRecord]
     backend: str

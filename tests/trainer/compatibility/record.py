@@ -1,0 +1,63 @@
+"""Records what this version writes, for later versions to be tested with. A recorded folder is never changed.
+
+python -m tests.trainer.compatibility.record result recipe-2-something '{"output": {"merged": true}}'
+python -m tests.trainer.compatibility.record checkpoint recipe-2
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.compatibility.recorded import FOLDER, MODEL, OUTPUT, ROWS, config_for, store_inputs, trainer
+from tests.trainer.s3_server import S3Server, serve
+from tests.trainer.tiny_model import build
+
+_SAVED = "step 2 is stored"
+
+
+def record_inputs() -> None:
+    """The base model and the rows that every recorded run has, once for all."""
+    build(MODEL, hidden=16, layers=1)
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(8)]
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record_result(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
+    """The manifest of a whole run."""
+    with tempfile.TemporaryDirectory() as folder, trainer(config_for(s3, changes), Path(folder)) as process:
+        process.wait(600)
+    (target / "manifest.json").write_bytes(s3.get(f"{OUTPUT}/manifest.json"))
+
+
+def record_checkpoint(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
+    """The saved state of a run that is killed after its second step."""
+    with tempfile.TemporaryDirectory() as folder, trainer(config_for(s3, changes), Path(folder)) as process:
+        log = Path(folder) / "log"
+        while _SAVED not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+    for key in s3.keys(f"{OUTPUT}/.checkpoints/"):
+        name = key.partition("/step-2/")[2]
+        if name:
+            (target / name).write_bytes(s3.get(f"s3://results/{key}"))
+
+
+def main() -> None:
+    """What the command line asks for."""
+    kind, name, *changes = sys.argv[1:]
+    record = {"result": record_result, "checkpoint": record_checkpoint}[kind]
+    target = FOLDER / f"{kind}s" / name
+    target.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for s3 in serve(Path(folder)):
+            store_inputs(s3)
+            record(s3, target, json.loads(changes[0]) if changes else {})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The digest of a stored config never changes: by it results are found and checkpoints are resumed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.trainer.compatibility.recorded import FOLDER
+
+from finetune_trainer.contract import TrainerConfig
+
+RECORDED: dict[str, dict[str, Any]] = json.loads((FOLDER / "digests.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_digest_of_stored_config_is_the_recorded_one(name: str) -> None:
+    assert TrainerConfig.model_validate(RECORDED[name]["config"]).digest() == RECORDED[name]["digest"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_digest_without_the_defaults_is_the_recorded_one(name: str) -> None:
+    """A later version may add a field: absent and default have to mean the same."""
+    config = TrainerConfig.model_validate(RECORDED[name]["config"])
+    sparse = config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    assert TrainerConfig.model_validate(sparse).digest() == RECORDED[name]["digest"]

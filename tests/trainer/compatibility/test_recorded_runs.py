@@ -1,0 +1,73 @@
+"""What earlier versions wrote is found, and resumed or not, as docs/design/0010-compatibility.md says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.trainer.compatibility.recorded import FOLDER, OUTPUT, config_for, store_inputs, trainer
+from tests.trainer.publishing import attempt
+from tests.trainer.tiny_model import TRAINING_SECONDS
+
+from finetune_trainer.contract import Outcome, Reason
+from finetune_trainer.recipe import RECIPE
+
+if TYPE_CHECKING:
+    from tests.trainer.s3_server import S3Server
+
+pytestmark = pytest.mark.s3
+
+RESULTS = sorted(path.name for path in (FOLDER / "results").iterdir())
+CHECKPOINTS = sorted(path.name for path in (FOLDER / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def output(s3: S3Server) -> Iterator[str]:
+    """The output of the recorded runs, empty before and after."""
+    store_inputs(s3)
+    yield OUTPUT
+    for key in s3.keys(f"{OUTPUT}/"):
+        s3.client.delete_object(Bucket="results", Key=key)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_run_with_recorded_result_is_already_complete(s3: S3Server, output: str, tmp_path: Path, name: str) -> None:
+    content = (FOLDER / "results" / name / "manifest.json").read_bytes()
+    recorded = json.loads(content)
+    s3.put(f"{output}/manifest.json", content)
+    ended = attempt(config_for(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
+    assert ended.reason is Reason.ALREADY_COMPLETE
+    assert ended.result
+    assert ended.result.digest == "sha256:" + hashlib.sha256(content).hexdigest()
+    assert ended.result.metrics == recorded["metrics"]
+
+
+def test_checkpoint_of_the_current_recipe_is_recorded() -> None:
+    assert f"recipe-{RECIPE}" in CHECKPOINTS
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_run_with_recorded_checkpoint_resumes_only_its_own_recipe(
+    s3: S3Server, output: str, tmp_path: Path, name: str
+) -> None:
+    config = config_for(s3)
+    folder = FOLDER / "checkpoints" / name
+    for path in folder.iterdir():
+        s3.put(f"{output}/.checkpoints/{config.digest().removeprefix('sha256:')}/step-2/{path.name}", path.read_bytes())
+    with trainer(config, tmp_path) as process:
+        process.wait(TRAINING_SECONDS)
+    log = (tmp_path / "log").read_text()
+    outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
+    assert outcome.reason is Reason.COMPLETED, log
+    recipe = int(name.removeprefix("recipe-"))
+    if recipe == RECIPE:
+        assert "going on from step 2" in log
+    else:
+        assert f"it was trained by recipe {recipe}, this trainer uses recipe {RECIPE}" in log
+        assert "training starts afresh" in log
