@@ -1,0 +1,89 @@
+"""The names that users, dashboards and scripts depend on, read from the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.operator.exposed import families
+
+from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.settings import Settings
+from finetune_trainer import contract, server
+from finetune_trainer.checkpoints import store as checkpoints
+from finetune_trainer.metrics import exposition
+from finetune_trainer.output import claim, merge, publish, records, signing
+from finetune_trainer.report import writing
+from finetune_trainer.runlog import LOG_NAME
+
+_PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")
+
+
+def public_names() -> dict[str, dict[str, str]]:
+    """By kind of name: each name, with what belongs to it (labels of a metric, value of an exit code)."""
+    return {
+        "conditions": _plain(ConditionType),
+        "phases": _plain(Phase),
+        "reasons of the operator": _plain(OperatorReason),
+        "reasons of a run": {each.value: each.exit_code.name for each in contract.Reason},
+        "exit codes": {each.name: str(each.value) for each in contract.ExitCode},
+        "stages": _plain(contract.Stage),
+        "metrics of the operator": _operator_metrics(),
+        "metrics of a trainer": _trainer_metrics(),
+        "environment of the operator": _plain(f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields),
+        "environment of a trainer": _plain({*_environment(), server.PORT_ENV}),
+        "keys of Secrets": _plain(
+            {
+                *contract.S3_CREDENTIALS_KEYS,
+                contract.HUB_TOKEN_KEY,
+                contract.SIGNING_KEY,
+                *(key for keys in contract.TRACKING_KEYS.values() for key in keys),
+            }
+        ),
+        "keys in S3 below output.uri": _plain(_keys()),
+    }
+
+
+def _plain(names: Iterable[str]) -> dict[str, str]:
+    return {str(name): "" for name in names}
+
+
+def _labels(labels: set[str]) -> str:
+    return " ".join(sorted(labels))
+
+
+def _environment() -> set[str]:
+    return {value for name, value in vars(contract).items() if name.endswith("_ENV")}
+
+
+def _operator_metrics() -> dict[str, str]:
+    return {name: _labels(labels) for name, (_, labels) in families().items() if name.startswith("finetune_")}
+
+
+def _trainer_metrics() -> dict[str, str]:
+    numbers = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
+    progress = _PROGRESS.model_copy(update=dict.fromkeys(_numbers(), 1) | numbers)
+    lines = exposition(progress).decode().splitlines()
+    samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
+    return {name: labels.partition("=")[0] for name, _, labels in samples}
+
+
+def _numbers() -> set[str]:
+    return {name for name in contract.Progress.model_fields if name not in {"stage", "last_update_time"}}
+
+
+def _keys() -> set[str]:
+    return {
+        claim.CLAIM_NAME,
+        checkpoints.CHECKPOINTS,
+        checkpoints.MARKER,
+        publish.CONFIG_NAME,
+        publish.REJECTED,
+        records.MANIFEST_NAME,
+        records.REPORT_NAME,
+        signing.SIGNATURE_NAME,
+        writing.CARD_NAME,
+        writing.EVALUATION_NAME,
+        writing.PROVENANCE_NAME,
+        LOG_NAME,
+        f"{merge.MERGED}/",
+    }

@@ -1,0 +1,19 @@
+"""Requests of people are fields of `spec`: an annotation of ours changes nothing."""
+
+from __future__ import annotations
+
+from tests.operator.bodies import stored
+
+from finetune_operator.api import FineTuneJob
+from finetune_operator.resources import desired_job
+from finetune_operator.settings import Settings
+from finetune_operator.wanted import wanted
+
+ANNOTATIONS = {f"finetune.dev/{name}": "true" for name in ("suspend", "cancel", "retry", "stop", "skip-reconcile")}
+
+
+def test_job_of_annotated_finetunejob_is_the_same() -> None:
+    plain, annotated = stored(), stored(annotations=ANNOTATIONS)
+    jobs = [desired_job(FineTuneJob.model_validate(body), Settings()) for body in (plain, annotated)]
+    assert jobs[0] == jobs[1]
+    assert wanted(plain) == wanted(annotated)
