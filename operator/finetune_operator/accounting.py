@@ -14,10 +14,12 @@ from finetune_operator import children
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.children import Body
 from finetune_operator.seen import Seen
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import Progress, StoredCheckpoint
 
 MAX_INTERRUPTIONS = 3
-"""Attempts in a row that may be interrupted without a newer checkpoint."""
+"""Attempts that may be interrupted without a newer checkpoint, by their termination messages."""
+MAX_UNREPORTED = 30
+"""Attempts whose end nobody reports, so that nobody knows what they saved: pods and nodes that vanish."""
 _CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
 
 
@@ -28,6 +30,15 @@ class Checkpoint(NamedTuple):
     step: int | None = None
 
 
+class Streak(NamedTuple):
+    """Attempts since the last termination message that named a newer checkpoint. Progress has no part in it."""
+
+    interruptions: int = 0
+    """Those that were interrupted, and whose termination message names no newer one."""
+    unreported: int = 0
+    """Those whose end was never reported."""
+
+
 @dataclass(frozen=True)
 class Attempts:
     """How often a trainer was started, and how often in vain."""
@@ -35,65 +46,79 @@ class Attempts:
     count: int | None
     last: str | None
     """When the last one started."""
-    interruptions: int | None
-    """In a row, without a newer checkpoint."""
+    streak: Streak
+    """Of those before the last."""
 
 
-def checkpoint(previous: FineTuneJobStatus, said: Iterable[Progress | None], now: str) -> Checkpoint:
-    """The newest that was ever spoken of, but for the future's: a trainer's word may be forged."""
+def checkpoint(
+    previous: FineTuneJobStatus, said: Progress | None, recorded: Iterable[StoredCheckpoint | None], now: str
+) -> Checkpoint:
+    """The newest that was ever spoken of, for people to see; not one of the future, for a trainer's word may be forged.
+
+    Nothing is decided by it: a run whose progress cannot be reached ends as any other.
+    """
     known = [Checkpoint(previous.last_checkpoint_time, previous.last_checkpoint_step)]
-    known += [Checkpoint(each.last_checkpoint_time, each.last_checkpoint_step) for each in said if each]
+    known += [Checkpoint(said.last_checkpoint_time, said.last_checkpoint_step)] if said else []
+    known += [Checkpoint(each.time, each.step) for each in recorded if each]
     latest = (moment(now) or 0.0) + _CLOCK_SKEW
     past = [each for each in known if 0 < (moment(each.time) or 0.0) <= latest]
     # Times are whole seconds, in which there may be several.
     return max(past, key=lambda each: (moment(each.time) or 0.0, each.step or 0), default=Checkpoint())
 
 
-def attempts(previous: FineTuneJobStatus, seen: Seen, newest: Checkpoint) -> Attempts:
+def attempts(previous: FineTuneJobStatus, seen: Seen) -> Attempts:
     """Add the pods that started after the last one that is counted."""
     pods = children.leaders((*seen.left, *seen.pods))
-    last, interruptions = previous.last_attempt_time, previous.interruptions or 0
+    last = previous.last_attempt_time
+    streak = Streak(previous.interruptions or 0, previous.unreported_interruptions or 0)
     new = sorted({start for pod in pods if (start := children.started_at(pod)) and start > (last or "")})
     count = max(previous.attempts or 0, len(new)) if last is None else (previous.attempts or 0) + len(new)
     for start in new:
         if last:
-            interruptions = _next(interruptions, last, seen, newest)
+            streak = _next(streak, last, seen)
         last = start
-    return Attempts(count or None, last, interruptions or None)
+    return Attempts(count or None, last, streak)
 
 
-def _next(interruptions: int, last: str, seen: Seen, newest: Checkpoint) -> int:
-    """Interruptions in a row when another attempt starts after the one that started at `last`.
+def _next(streak: Streak, last: str, seen: Seen) -> Streak:
+    """The streak when another attempt starts after the one that started at `last`.
 
     One of an earlier Job was not interrupted: it was suspended, or its Job was deleted by hand.
     """
-    pod = next((pod for pod in children.leaders(seen.pods) if children.started_at(pod) == last), None)
+    pod = _started(last, seen.pods)
     made = seen.job["metadata"].get("creationTimestamp", "") if seen.job else ""
-    if pod is None and (last < made or last in map(children.started_at, children.leaders(seen.left))):
-        return 0
-    return _after(interruptions, last, _interrupted(pod, seen.pods), newest)
+    if pod is None and (last < made or _started(last, seen.left)):
+        return Streak()
+    return _after(streak, pod, seen.pods)
 
 
-def in_vain(ran: Attempts, pods: Sequence[Body], newest: Checkpoint) -> int:
-    """Interruptions in a row, with the last attempt's if it was one."""
-    pod = next((pod for pod in children.leaders(pods) if ran.last and children.started_at(pod) == ran.last), None)
-    if pod is None or children.is_alive(pod):
-        return ran.interruptions or 0
-    return _after(ran.interruptions or 0, str(ran.last), _interrupted(pod, pods), newest)
+def in_vain(ran: Attempts, pods: Sequence[Body]) -> Streak:
+    """The streak with the last attempt in it, if that has ended."""
+    pod = _started(ran.last, pods) if ran.last else None
+    return ran.streak if pod is None or children.is_alive(pod) else _after(ran.streak, pod, pods)
 
 
-def _after(interruptions: int, start: str, interrupted: bool, newest: Checkpoint) -> int:
-    """Interruptions in a row after an attempt has ended."""
-    if (moment(newest.time) or 0.0) > (moment(start) or 0.0):
-        return 0
-    return interruptions + int(interrupted)
+def _started(at: str, pods: Iterable[Body]) -> Body | None:
+    return next((pod for pod in children.leaders(pods) if children.started_at(pod) == at), None)
 
 
-def _interrupted(leader: Body | None, pods: Sequence[Body]) -> bool:
-    """One whose pod is gone was taken away; one that lost a peer was not interrupted if that peer failed."""
-    if leader is None:
-        return True
-    return children.is_interrupted(leader) and not children.failed_peers(leader, pods)
+def _after(streak: Streak, leader: Body | None, pods: Sequence[Body]) -> Streak:
+    """The streak after an attempt that has ended; without a leader its pod is gone."""
+    if leader is None or not children.is_reported(leader):
+        return streak._replace(unreported=streak.unreported + 1)
+    if _has_saved(leader):
+        return Streak()
+    # One that lost a peer was not interrupted if that peer failed.
+    interrupted = children.is_interrupted(leader) and not children.failed_peers(leader, pods)
+    return streak._replace(interruptions=streak.interruptions + int(interrupted))
+
+
+def _has_saved(pod: Body) -> bool:
+    """Whether its termination message names a checkpoint of this attempt, by the clock of its own node."""
+    saved = children.ended(pod).checkpoint
+    time = moment(saved.time) if saved else None
+    start, end = moment(children.started_at(pod)), moment(children.finished_at(pod))
+    return time is not None and start is not None and start < time <= (end or start) + _CLOCK_SKEW
 
 
 class Used(NamedTuple):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api import API_VERSION, KIND
 from finetune_operator.resources import CONTAINER
-from finetune_trainer.contract import OUTCOME_MAX_BYTES, ExitCode, Outcome
+from finetune_trainer.contract import OUTCOME_MAX_BYTES, CheckpointRecord, ExitCode, Outcome, StoredCheckpoint
 
 Body = dict[str, Any]
 
@@ -37,6 +37,8 @@ class Ended(NamedTuple):
     outcome: Outcome | None
     exit_code: int | None
     said: Said
+    checkpoint: StoredCheckpoint | None = None
+    """The newest that its termination message names."""
 
 
 def controller(body: Body) -> Body:
@@ -109,8 +111,13 @@ def trainer(pod: Body) -> Body:
 
 
 def is_running(pod: Body) -> bool:
-    """Whether the trainer container runs."""
-    return "running" in trainer(pod).get("state", {})
+    """Whether the trainer container runs. A pod of a node that is gone fails with its container's last known state."""
+    return is_alive(pod) and "running" in trainer(pod).get("state", {})
+
+
+def is_reported(pod: Body) -> bool:
+    """Whether the kubelet has reported that the trainer container ended, and with it the termination message."""
+    return "terminated" in trainer(pod).get("state", {})
 
 
 def finished_at(pod: Body) -> str | None:
@@ -191,12 +198,30 @@ def ended(pod: Body) -> Ended:
     status = pod.get("status", {})
     if not state:
         return Ended(None, None, Said(status.get("reason", ""), status.get("message", "")))
-    outcome = parse_outcome(state.get("message", ""))
+    text = state.get("message", "")
+    outcome = parse_outcome(text)
+    checkpoint = _checkpoint_of(outcome) if outcome else parse_record(text)
     if outcome and outcome.reason.exit_code != state["exitCode"]:
         outcome = None
-    return Ended(
-        outcome, state["exitCode"], Said(status.get("reason") or state.get("reason", ""), status.get("message", ""))
-    )
+    said = Said(status.get("reason") or state.get("reason", ""), status.get("message", ""))
+    return Ended(outcome, state["exitCode"], said, checkpoint)
+
+
+def _checkpoint_of(outcome: Outcome) -> StoredCheckpoint | None:
+    progress = outcome.progress
+    if progress is None or progress.last_checkpoint_time is None:
+        return None
+    return StoredCheckpoint(time=progress.last_checkpoint_time, step=progress.last_checkpoint_step or 0)
+
+
+def parse_record(text: str) -> StoredCheckpoint | None:
+    """The checkpoint that a termination message names which is no outcome; None if it names none."""
+    if len(text.encode(errors="replace")) > OUTCOME_MAX_BYTES:
+        return None
+    try:
+        return CheckpointRecord.model_validate_json(text, extra="ignore").checkpoint
+    except ValidationError:
+        return None
 
 
 def parse_outcome(text: str) -> Outcome | None:

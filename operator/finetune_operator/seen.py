@@ -8,7 +8,7 @@ from typing import NamedTuple
 from finetune_operator.api import ObservedProgress, OperatorReason
 from finetune_operator.children import Body, Said
 from finetune_operator.wanted import Wanted
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import Progress, Stage
 
 
 class Obstacle(NamedTuple):
@@ -48,8 +48,12 @@ class Past:
 
     now: str
     in_vain: int = 0
-    """Interruptions in a row without a newer checkpoint."""
+    """Interruptions without a newer checkpoint."""
+    unreported: int = 0
+    """Attempts since the last known checkpoint whose end was never reported."""
     started: str | None = None
     """When a trainer last started."""
     progress: ObservedProgress | None = None
     """Its `lastUpdateTime` is that of the last change."""
+    stage: Stage | None = None
+    """What the running pod does; None if it has reported nothing yet."""

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator import children, clocks
-from finetune_operator.accounting import MAX_INTERRUPTIONS
+from finetune_operator.accounting import MAX_INTERRUPTIONS, MAX_UNREPORTED
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.children import Body, Ended, Said
 from finetune_operator.seen import Obstacle, Past, Seen
@@ -50,6 +50,8 @@ def state_of(seen: Seen, past: Past) -> State:
         return lost or _failing(failing.get("message", ""), children.cause(seen.pods), past)
     if past.in_vain >= MAX_INTERRUPTIONS:
         return _no_progress(last)
+    if past.unreported >= MAX_UNREPORTED:
+        return State(Kind.FAILED, OperatorReason.NO_PROGRESS, _UNREPORTED)
     state = lost or _going_on(job, last, seen, past)
     due = clocks.startup_due(seen.wanted, job, past.started, seen.pods)
     if state.kind is Kind.STARTING and clocks.is_due(due, past.now):
@@ -137,10 +139,17 @@ _GO_ON = "A new FineTuneJob with the same model, data, training and output goes 
 
 def _no_progress(last: Body | None) -> State:
     said = f" {describe(children.ended(last))}" if last and not children.is_alive(last) else ""
-    message = f"{MAX_INTERRUPTIONS} attempts in a row were interrupted before they had saved a newer checkpoint.{said}"
+    message = f"{MAX_INTERRUPTIONS} attempts were interrupted before they had saved a newer checkpoint.{said}"
     return State(
         Kind.FAILED, OperatorReason.NO_PROGRESS, f"{message} Lower training.checkpoints.everySteps, or find them nodes."
     )
+
+
+_UNREPORTED = (
+    f"The pods of {MAX_UNREPORTED} attempts disappeared before their nodes had reported how they ended, so it is not "
+    "known whether these attempts saved a checkpoint. Find out why nodes or pods disappear. A new FineTuneJob with the "
+    "same model, data, training and output continues from the newest checkpoint, if there is one."
+)
 
 
 def _without_pod(job: Body, seen: Seen) -> State:
@@ -189,7 +198,7 @@ _DOING = {
 
 
 def _doing(past: Past) -> str:
-    return _DOING.get(past.progress.stage, "trains") if past.progress else "runs"
+    return _DOING.get(past.stage, "trains") if past.stage else "runs"
 
 
 def _retrying(last: Body, seen: Seen) -> State:
@@ -228,8 +237,9 @@ def describe(end: Ended) -> str:
     """How the last attempt ended."""
     if end.outcome:
         return f"The last attempt ended with {end.outcome.reason}: {end.outcome.message}"
+    saved = f" A checkpoint of step {end.checkpoint.step} is stored." if end.checkpoint else ""
     if end.said.reason == "OOMKilled":
-        return "The last attempt used more memory than its limit; raise spec.compute.resources.limits.memory."
+        return f"The last attempt used more memory than its limit; raise spec.compute.resources.limits.memory.{saved}"
     said = ": ".join(part for part in end.said if part)
     code = "" if end.exit_code is None else f" with exit status {end.exit_code}"
-    return f"The last attempt ended{code}{f' ({said})' if said else ''} and left no word of its own."
+    return f"The last attempt ended{code}{f' ({said})' if said else ''} and left no word of its own.{saved}"

@@ -21,19 +21,19 @@ def next_status(meta: Metadata, previous: FineTuneJobStatus, seen: Seen, now: st
     if is_terminal(previous):
         return previous.model_copy(update={"observed_generation": meta.generation})
     pods = (*seen.left, *seen.pods)
-    outcomes = [children.ended(pod).outcome for pod in children.leaders(pods)]
-    words = [seen.progress, *(each.progress for each in outcomes if each)]
-    newest = accounting.checkpoint(previous, words, now)
-    ran = accounting.attempts(previous, seen, newest)
-    past = Past(now, accounting.in_vain(ran, seen.pods, newest), ran.last, _heard(seen, previous))
-    state = state_of(seen, past)
+    recorded = [children.ended(pod).checkpoint for pod in children.leaders(pods)]
+    newest = accounting.checkpoint(previous, seen.progress, recorded, now)
+    ran = accounting.attempts(previous, seen)
+    state = state_of(seen, _past(ran, seen, previous, now))
+    streak = accounting.Streak() if state.kind is Kind.SUSPENDED else ran.streak
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
         phase=state.kind.value[0],
         conditions=_conditions(state, meta, previous, now),
         attempts=ran.count,
         last_attempt_time=ran.last,
-        interruptions=None if state.kind is Kind.SUSPENDED else ran.interruptions,
+        interruptions=streak.interruptions or None,
+        unreported_interruptions=streak.unreported or None,
         job_name=seen.job["metadata"]["name"] if seen.job else previous.job_name,
         last_checkpoint_time=newest.time,
         last_checkpoint_step=newest.step,
@@ -43,6 +43,19 @@ def next_status(meta: Metadata, previous: FineTuneJobStatus, seen: Seen, now: st
         **_told(state, seen, previous, now),
     )
     return status if status == previous else _with_account(status, previous, seen, now)
+
+
+def _past(ran: accounting.Attempts, seen: Seen, previous: FineTuneJobStatus, now: str) -> Past:
+    streak = accounting.in_vain(ran, seen.pods)
+    progress = _heard(seen, previous)
+    stage = progress.stage if progress and _is_of_this_attempt(progress, ran.last, seen) else None
+    return Past(now, streak.interruptions, streak.unreported, ran.last, progress, stage)
+
+
+def _is_of_this_attempt(progress: ObservedProgress, started: str | None, seen: Seen) -> bool:
+    """Whether the running pod reported it, also to an operator that has restarted since; by its node's clock."""
+    updated, begun = accounting.moment(progress.last_update_time), accounting.moment(started)
+    return bool(seen.progress) or (updated is not None and begun is not None and updated >= begun)
 
 
 def _told(state: State, seen: Seen, previous: FineTuneJobStatus, now: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from finetune_operator.accounting import MAX_UNREPORTED
 from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
 from finetune_operator.seen import Obstacle, Seen
 from finetune_operator.status import next_status
@@ -22,7 +23,7 @@ Pod = dict[str, Any]
 
 
 def _at(minute: int) -> str:
-    return f"2026-11-23T08:{minute:02}:00Z"
+    return f"2026-11-23T{8 + minute // 60:02}:{minute % 60:02}:00Z"
 
 
 class Story:
@@ -47,6 +48,8 @@ class Story:
             said |= {"lastCheckpointStep": checkpoint, "lastCheckpointTime": _at(checkpoint)}
         reason = {143: "Preempted", 75: "StorageUnreachable"}.get(code)
         word = json.dumps({"reason": reason, "message": "", "progress": said}) if reason else ""
+        if not reason and checkpoint is not None:
+            word = json.dumps({"checkpoint": {"step": checkpoint, "time": _at(checkpoint)}})
         state = {"exitCode": code, "message": word, "startedAt": _at(start), "finishedAt": _at(end)}
         conditions = [DISRUPTED] if evicted else []
         return self._build.pod(
@@ -126,7 +129,14 @@ def test_a_clock_that_runs_backwards_takes_nothing_back_and_counts_nothing_twice
 INTERRUPTIONS: dict[str, tuple[list[tuple[int, int | None, bool]], str]] = {  # (exit status, checkpoint, evicted)
     "three in vain": ([(143, None, False)] * 3, "NoProgress"),
     "three evicted": ([(137, None, True)] * 3, "NoProgress"),
-    "three vanished": ([(-1, None, False)] * 3, "NoProgress"),
+    "three vanished": ([(-1, None, False)] * 3, "PodRunning"),
+    "as many vanished as may": ([(-1, None, False)] * (MAX_UNREPORTED - 1), "PodRunning"),
+    "one more vanished": ([(-1, None, False)] * MAX_UNREPORTED, "NoProgress"),
+    "each was killed and left a record": ([(137, 1, True)] * 5, "Retrying"),
+    "each was killed and left the record that it resumed from": ([(137, -1, True)] * 3, "NoProgress"),
+    "vanished ones do not excuse": ([*[(143, None, False), (-1, None, False)] * 2, (143, None, False)], "NoProgress"),
+    "a saved one forgives vanished ones": (
+        [*[(-1, None, False)] * (MAX_UNREPORTED - 1), (137, 1, True), (-1, None, False)], "PodRunning"),
     "two in vain": ([(143, None, False)] * 2, "Retrying"),
     "the second saved": ([(143, None, False), (143, 1, False), (143, None, False)], "Retrying"),
     "each saved": ([(143, 1, False)] * 5, "Retrying"),
@@ -150,18 +160,59 @@ def test_interruptions_end_a_run_only_without_progress(build: type[Build], case:
         pods.append(story.ended(start, start + 2, code, saved, evicted))
         story.see(start + 2, *pods)
     if attempts[-1][0] < 0:  # whose end nobody saw; it is known when the next one starts
-        story.see(50, *pods, story.running(49))
+        story.see(1 + 4 * len(attempts), *pods, story.running(1 + 4 * len(attempts)))
     assert story.reason() == expected
 
 
-def test_a_checkpoint_that_was_only_seen_while_running_counts(build: type[Build]) -> None:
+@pytest.mark.parametrize("heard", [True, False], ids=["progress is heard", "progress is unreachable"])
+@pytest.mark.parametrize("case", INTERRUPTIONS)
+def test_progress_decides_nothing(build: type[Build], case: str, heard: bool) -> None:
+    """A trainer that reports an ever newer checkpoint over the network, and one that cannot be reached, end alike."""
+    attempts, expected = INTERRUPTIONS[case]
+    story, pods = Story(build), list[Pod]()
+    for number, (code, checkpoint, evicted) in enumerate(attempts):
+        start = 1 + 4 * number
+        story.see(start + 1, *pods, story.running(start), checkpoint=start + 1 if heard else None)
+        if code >= 0:
+            saved = None if checkpoint is None else start + checkpoint
+            pods.append(story.ended(start, start + 2, code, saved, evicted))
+        story.see(start + 2, *pods)
+    if attempts[-1][0] < 0:
+        story.see(1 + 4 * len(attempts), *pods, story.running(1 + 4 * len(attempts)))
+    assert story.reason() == expected
+
+
+def test_a_checkpoint_that_was_only_seen_while_running_is_shown(build: type[Build]) -> None:
     story = Story(build)
     for start in (1, 5, 9, 13):
         story.see(start, story.running(start))
         story.see(start + 2, story.running(start), checkpoint=start + 1)
         story.see(start + 3)  # the pod is gone before it could say a word
-    assert (story.status.attempts, story.reason()) == (4, "JobCreated")
+    assert (story.status.attempts, story.status.unreported_interruptions, story.reason()) == (4, 3, "JobCreated")
     assert (story.status.last_checkpoint_step, story.status.last_checkpoint_time) == (14, _at(14))
+
+
+def test_a_pod_that_failed_without_its_nodes_report_is_unreported(build: type[Build]) -> None:
+    """The garbage collector fails the pods of a node that is gone; their containers' last state stays `running`."""
+    story = Story(build)
+    for start in (1, 5, 9, 13):
+        gone = story.running(start)
+        gone["status"] |= {"phase": "Failed", "conditions": [DISRUPTED]}
+        story.see(start, story.running(start))
+        story.see(start + 2, gone)
+    assert (story.reason(), story.status.interruptions) == ("Retrying", None)
+    assert story.see(18, story.running(17)).unreported_interruptions == 4
+
+
+def test_no_progress_says_which_bound_was_reached(build: type[Build]) -> None:
+    known, unknown = Story(build), Story(build)
+    known.see(9, *(known.ended(start, start + 1, 137, evicted=True) for start in (1, 3, 5)))
+    assert "3 attempts were interrupted before they had saved" in known.status.conditions[0].message
+    for start in range(MAX_UNREPORTED + 1):
+        unknown.see(start, unknown.running(start))
+    message = unknown.status.conditions[0].message
+    assert "pods of 30 attempts disappeared" in message
+    assert "interrupted before they had saved" not in message
 
 
 def test_a_checkpoint_from_the_future_or_of_no_time_is_none(build: type[Build]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.operator.state_table import COMPLETED, LATER, META, NOW, POLICY, RUNNING, cases, word
 
 from finetune_operator.api import FineTuneJobStatus
-from finetune_operator.children import parse_outcome
+from finetune_operator.children import parse_outcome, parse_record
 from finetune_operator.seen import Seen
 from finetune_operator.status import is_terminal, next_status
 from finetune_operator.wanted import Wanted
@@ -71,6 +72,53 @@ def test_what_a_pod_does_is_said(build: type[Build], stage: str, words: str) -> 
     assert status.conditions[0].message == f"Pod bot-1 {words}."
     unheard = dataclasses.replace(running, progress=None)
     assert next_status(META, status, unheard, NOW) == status, "one question without an answer changes nothing"
+
+
+def test_message_before_the_new_pod_was_heard_names_no_stage_of_the_attempt_before(build: type[Build]) -> None:
+    said = Progress(stage="Training", percentage=5, last_update_time=NOW)
+    first = build.pod(state=RUNNING, phase="Running")
+    status = next_status(META, FineTuneJobStatus(), Seen(build.job(), (first,), said), NOW)
+    ended = build.pod(state=build.ended(137), phase="Failed")
+    again = build.pod("bot-2", {"running": {"startedAt": LATER}}, "Running", created=LATER)
+    status = next_status(META, status, Seen(build.job(), (ended, again)), LATER)
+    assert status.conditions[0].message == "Pod bot-2 runs."
+    loads = Progress(stage="Loading", last_update_time=LATER)
+    status = next_status(META, status, Seen(build.job(), (ended, again), loads), LATER)
+    assert status.conditions[0].message == "Pod bot-2 loads the model."
+
+
+KILLED = {
+    "killed": ("Error", "BackoffLimitExceeded", "The last attempt ended with exit status 137 (Error) and left no word"),
+    "out of memory": ("OOMKilled", "OOMKilled", "The last attempt used more memory than its limit; raise spec.compute"),
+}
+
+
+@pytest.mark.parametrize(("said", "reason", "message"), KILLED.values(), ids=KILLED)
+def test_reason_of_a_killed_attempt_is_the_same_with_a_checkpoint_record(
+    build: type[Build], said: str, reason: str, message: str
+) -> None:
+    record = json.dumps({"checkpoint": {"step": 5, "time": NOW, "invented": 1}, "invented": 1}) + " " * 20
+    job = build.job({"FailureTarget": ("BackoffLimitExceeded", "x"), "Failed": ("BackoffLimitExceeded", "x")})
+    bare, with_record = (
+        next_status(META, FineTuneJobStatus(), Seen(job, (build.pod(state=state, phase="Failed"),)), NOW)
+        for state in (build.ended(137, "", said), build.ended(137, record, said))
+    )
+    assert {each.reason for each in with_record.conditions} == {each.reason for each in bare.conditions} == {reason}
+    assert message in bare.conditions[0].message
+    assert with_record.conditions[0].message == bare.conditions[0].message + " A checkpoint of step 5 is stored."
+    assert (with_record.last_checkpoint_step, with_record.result, with_record.backend) == (5, None, None)
+
+
+FORGED_RECORDS = [
+    "", "null", "[]", '{"checkpoint":null}', '{"checkpoint":{"step":5}}', '{"checkpoint":{"step":-1,"time":"t"}}',
+    '{"checkpoint":{"step":1e999,"time":"t"}}', '{"checkpoint":{"step":5,"time":"' + "t" * 65 + '"}}',
+    '{"checkpoint":{"step":5,"time":"t"}}' + " " * 4096,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORGED_RECORDS)
+def test_record_of_another_form_names_no_checkpoint(text: str) -> None:
+    assert parse_record(text) is None
 
 
 def test_what_the_outcome_reports_is_kept(build: type[Build]) -> None:

@@ -1,19 +1,36 @@
-"""The run's last word: where it is written, and what gives way when it is too long for Kubernetes."""
+"""The termination message: a record of the newest checkpoint, then the outcome, shortened to what Kubernetes keeps."""
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason
+from finetune_trainer.contract import (
+    OUTCOME_MAX_BYTES,
+    CheckpointRecord,
+    DatasetReport,
+    Outcome,
+    Progress,
+    Reason,
+    StoredCheckpoint,
+)
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.report.text import visible
 from finetune_trainer.runlog import RunLog
 from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.workers import layout
 
+log = logging.getLogger(__name__)
+
 _ELLIPSIS = " …"
 _MESSAGE_BYTES = (2048, 1024, 256)
+_writing = threading.Lock()
+_final: set[Path | None] = set()
+"""Termination messages of runs that have ended: no record replaces the outcome while an upload still finishes."""
 
 
 @dataclass
@@ -61,8 +78,40 @@ def to_json(outcome: Outcome) -> str:
 def write(outcome: Outcome) -> None:
     """To the termination message, where there is one; of a worker to its launcher."""
     path = layout.outcome_path()
-    if path:
-        path.write_text(to_json(outcome), encoding="utf-8")
+    with _writing:
+        _final.add(layout.termination_message_path())
+        if path:
+            _replace(path, to_json(outcome))
+
+
+def record_checkpoint(progress: Progress) -> None:
+    """Write the newest checkpoint to the termination message, which the kubelet reads after SIGKILL too."""
+    path, time, step = layout.termination_message_path(), progress.last_checkpoint_time, progress.last_checkpoint_step
+    if path is None or time is None or step is None:
+        return
+    record = CheckpointRecord(checkpoint=StoredCheckpoint(time=time, step=step))
+    try:
+        with _writing:
+            if path not in _final:
+                _replace(path, record.model_dump_json(by_alias=True))
+    except OSError as error:  # the checkpoint itself is stored
+        log.warning("checkpoint: its record could not be written to %s: %s", path, error)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file's content in place: a termination message is a mount, which nothing can be renamed to.
+
+    One write, padded over what was there, so that a kill at any moment leaves JSON that can be read.
+    """
+    content = text.encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        os.write(file, content.ljust(size))
+        if size > len(content):
+            os.ftruncate(file, len(content))
+    finally:
+        os.close(file)
 
 
 def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +31,16 @@ class ProgressReporter:
             merged = {**self._latest.model_dump(), **fields, "last_update_time": now()}
             self._latest = Progress.model_validate(merged)
             self.updates += 1
+
+    @contextmanager
+    def during(self, stage: Stage) -> Iterator[None]:
+        """Report this stage in the block, and the one before when the block ends."""
+        before = self.latest().stage
+        self.update(stage=stage)
+        try:
+            yield
+        finally:
+            self.update(stage=before)
 
     def alive(self) -> None:
         """Others move, and this process waits for them."""

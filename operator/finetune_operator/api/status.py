@@ -105,8 +105,11 @@ class FineTuneJobStatus(Model):
     last_attempt_time: Time | None = None
     """When the trainer was last started (RFC 3339)."""
     interruptions: int | None = Field(default=None, ge=0)
-    """Attempts in a row that were evicted, preempted or lost before they had saved a newer checkpoint. The third ends
-    the run."""
+    """Attempts since the last newer checkpoint that were evicted, preempted or killed before they had saved one, by
+    their termination messages. The third ends the run."""
+    unreported_interruptions: int | None = Field(default=None, ge=0)
+    """Attempts since the last newer checkpoint whose end no node reported, so that nobody knows what they saved. The
+    thirtieth ends the run."""
     active_seconds: int | None = Field(default=None, ge=0)
     """Seconds that a trainer ran, all attempts together, up to `accountedTime`."""
     gpu_seconds: int | None = Field(default=None, ge=0)

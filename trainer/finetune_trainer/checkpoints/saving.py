@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_trainer import outcome
 from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.contract import Checkpoints
 from finetune_trainer.errors import TrainerError
@@ -85,10 +86,16 @@ class Uploader:
         except (TrainerError, OSError) as error:  # an earlier one is still there, and the next may succeed
             log.warning("checkpoint: the one of step %d could not be stored: %s", saved.step, error)
         else:
-            self._progress.update(last_checkpoint_step=saved.step, last_checkpoint_time=now())
+            report_checkpoint(self._progress, saved.step, now())
             log.info("checkpoint: step %d is stored, after %.1f s", saved.step, time.monotonic() - begun)
         finally:
             shutil.rmtree(saved.folder, ignore_errors=True)
+
+
+def report_checkpoint(progress: ProgressReporter, step: int, time: str) -> None:
+    """Report a checkpoint that is complete in the store, where it is asked for and where it outlasts a kill."""
+    progress.update(last_checkpoint_step=step, last_checkpoint_time=time)
+    outcome.record_checkpoint(progress.latest())
 
 
 @dataclass
@@ -144,8 +151,10 @@ class Keeper:
     def session(self, known: Known, folder: Path) -> Iterator[Session]:
         """A training that goes on from the newest checkpoint, saves more, and is told to stop only with one saved."""
         restored = self.store.newest(folder / RESTORED)
-        if restored and known.log:
-            known.log.restore(restored.folder)
+        if restored:
+            report_checkpoint(known.progress, restored.step, restored.created_at)
+            if known.log:
+                known.log.restore(restored.folder)
         group.from_first(restored.step if restored else 0)
         group.wait(known.progress)
         with deferred(known) as stop:

@@ -11,9 +11,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import AfterValidator, ConfigDict, StringConstraints, ValidationError
 
 from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
@@ -64,6 +66,12 @@ class Origin:
     versions: dict[str, str]
 
 
+def _readable(time: str) -> str:
+    """It is reported as the run's progress, and whoever may write to the bucket wrote it. Raises `ValueError`."""
+    datetime.fromisoformat(time)
+    return time
+
+
 class Marker(Model):
     """`checkpoint.json`."""
 
@@ -72,7 +80,7 @@ class Marker(Model):
     format_version: int
     recipe: int = FIRST_RECIPE
     step: int
-    created_at: str
+    created_at: Annotated[str, StringConstraints(max_length=64), AfterValidator(_readable)]
     config_digest: str
     data_digest: str
     model_revision: str
@@ -90,6 +98,7 @@ class Restored:
 
     folder: Path
     step: int
+    created_at: str
 
 
 class CheckpointStore:
@@ -151,21 +160,21 @@ class CheckpointStore:
         steps = self._steps()
         for step in sorted(steps, reverse=True):
             folder = target / f"checkpoint-{step}"  # the name that transformers expects
-            problem = self._fetch(steps[step], folder)
-            if problem is None:
+            fetched = self._fetch(steps[step], folder)
+            if isinstance(fetched, Marker):
                 log.info("checkpoint: going on from step %d", step)
-                return Restored(folder, step)
+                return Restored(folder, step, fetched.created_at)
             shutil.rmtree(folder, ignore_errors=True)
-            log.warning("checkpoint: the one of step %d is not used: %s", step, problem)
+            log.warning("checkpoint: the one of step %d is not used: %s", step, fetched)
         if steps:
             log.warning("checkpoint: training starts afresh, since none of those found can be used")
         return None
 
     def fetch(self, step: int, target: Path) -> None:
         """The one of this step, which another worker goes on from. Raises `STORAGE_CORRUPT` if it cannot be used."""
-        problem = self._fetch(self._steps().get(step, {}), target / f"checkpoint-{step}")
-        if problem is not None:
-            raise TrainerError(Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {problem}")
+        fetched = self._fetch(self._steps().get(step, {}), target / f"checkpoint-{step}")
+        if not isinstance(fetched, Marker):
+            raise TrainerError(Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {fetched}")
 
     def _mention_others(self) -> None:
         names = {each.location.key.removeprefix(self._all.key) for each in listed(self._s3, self._all)}
@@ -175,8 +184,8 @@ class CheckpointStore:
             shown = ", ".join(each[:12] for each in others[:5])
             log.info("checkpoint: %d other configs have some here, which are left alone: %s", len(others), shown)
 
-    def _fetch(self, objects: dict[str, S3Object], folder: Path) -> str | None:
-        """Download one, verified. Returns why it cannot be used; None if it can."""
+    def _fetch(self, objects: dict[str, S3Object], folder: Path) -> Marker | str:
+        """Download one, verified. Returns its marker, or why it cannot be used."""
         if MARKER not in objects:
             return "it is incomplete"
         content = read(self._s3, objects[MARKER].location)
@@ -185,7 +194,7 @@ class CheckpointStore:
         except ValidationError:
             return f"its {MARKER} cannot be read"
         problem = self._unfit(marker) or _incomplete(marker, objects)
-        return problem or self._download(marker, objects, folder)
+        return problem or self._download(marker, objects, folder) or marker
 
     def _unfit(self, marker: Marker) -> str | None:
         if marker.format_version != FORMAT:

@@ -1,4 +1,4 @@
-"""All that operator and trainer say to each other: `TrainerConfig` in, `Progress` and `Outcome` out.
+"""All that operator and trainer say to each other: `TrainerConfig` in, `Progress`, `CheckpointRecord`, `Outcome` out.
 
 The CRD is generated from these classes, so a field's docstring is what `kubectl explain` prints, its limits are what
 the API server enforces, and its default is what a stored object shows. Needs pydantic and nothing else.
@@ -54,6 +54,7 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.evaluation import BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
+    CheckpointRecord,
     DatasetReport,
     ExitCode,
     Outcome,
@@ -61,6 +62,7 @@ from finetune_trainer.contract.outcome import (
     Reason,
     Result,
     Stage,
+    StoredCheckpoint,
 )
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
@@ -96,6 +98,7 @@ __all__ = [
     "TRACKING_RULES",
     "TRAINER_RULES",
     "BiasEvaluation",
+    "CheckpointRecord",
     "Checkpoints",
     "Count",
     "CrossValidation",
@@ -124,6 +127,7 @@ __all__ = [
     "Signing",
     "Stage",
     "Storage",
+    "StoredCheckpoint",
     "Task",
     "Tracking",
     "TrainerConfig",

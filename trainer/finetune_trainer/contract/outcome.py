@@ -1,4 +1,4 @@
-"""What a run says: `Progress` while it goes on, `Outcome` at its end."""
+"""What a run reports: `Progress` and `CheckpointRecord` while it runs, `Outcome` at its end."""
 
 from __future__ import annotations
 
@@ -154,6 +154,25 @@ class Result(Model):
     """The hub commit, or a digest of the base model's files."""
     metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=32)
     """Numbers of the whole run: `trainLoss`, `trainSeconds`, `tokens`, …"""
+
+
+class StoredCheckpoint(Model):
+    """A checkpoint that is complete in the store."""
+
+    time: Annotated[str, StringConstraints(max_length=64)]
+    """When it was complete (RFC 3339)."""
+    step: Count
+    """Its optimizer step, counted as `Progress.step` is."""
+
+
+class CheckpointRecord(Model):
+    """The termination message of a run that has not ended: what is left of it if it is killed.
+
+    No field of `Outcome` is in it, so no reader takes one for the other.
+    """
+
+    checkpoint: StoredCheckpoint
+    """The newest."""
 
 
 class Outcome(Model):

@@ -84,6 +84,12 @@ def outcome_path() -> Path | None:
     return folder / f"outcome-{rank()}" if folder else Path(path) if path else None
 
 
+def termination_message_path() -> Path | None:
+    """The pod's termination message, which belongs to the first worker until its launcher writes the outcome there."""
+    path = os.environ.get(OUTCOME_PATH_ENV)
+    return Path(path) if path and is_first() else None
+
+
 def die_with_launcher() -> None:
     """A worker that outlives its launcher would go on writing, and nobody could stop it."""
     if shared_folder():
