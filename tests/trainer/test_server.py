@@ -9,7 +9,9 @@ import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
+from finetune_operator import progress as asking
 from finetune_trainer import server
 from finetune_trainer.contract import Stage
 from finetune_trainer.progress import ProgressReporter
@@ -59,6 +61,23 @@ class TestServer:
         }  # the evaluation loss and others are not known: absent, not zero
         stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
         assert {stage for stage, value in stages.items() if value} == {"Training"}
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+    async def test_progress_is_served_to_the_operator_on_both_families(
+        self, progress: ProgressReporter, host: str
+    ) -> None:
+        url = URL.build(scheme="http", host=host, port=server.start(progress), path="/progress")
+        async with asking.session() as client:
+            found = await asking.fetch(client, url)
+        assert found == progress.latest()
+
+    async def test_progress_on_a_host_without_ipv6_is_served_on_ipv4(
+        self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+        port = server.start(progress)
+        async with asking.session() as client:
+            assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
 
     def test_a_taken_port_does_not_end_the_run(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

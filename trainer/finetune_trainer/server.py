@@ -3,9 +3,11 @@ them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,12 +23,30 @@ PORT_ENV = "FINETUNE_PROGRESS_PORT"
 _CLIENT_SECONDS = 5  # a client that says nothing must not hold a thread
 
 
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def _listen(port: int) -> socket.socket:
+    """A socket on all addresses, of both families where the host has them: a pod's own may be of either."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:  # the kernel has IPv6, this network namespace does not
+            if error.errno not in _NO_IPV6:
+                raise
+    return socket.create_server(("", port))
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, port: int, progress: ProgressReporter) -> None:
         self.progress = progress
-        super().__init__(("", port), _Handler)
+        listening = _listen(port)
+        super().__init__(("", port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_port: int = listening.getsockname()[1]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is no news."""
