@@ -33,6 +33,8 @@ class Defaults(Model):
     """`compute.priorityClassName`."""
     scratch_storage_class_name: ObjectName | None = None
     """`compute.scratch.storageClassName`."""
+    allow_node_identity: bool = False
+    """Whether trainers without a credentials Secret may use the identity of their node (EC2 instance metadata)."""
 
 
 def with_defaults(job: FineTuneJob, defaults: Defaults) -> FineTuneJob:

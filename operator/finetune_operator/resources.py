@@ -129,7 +129,8 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
 def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Body]]) -> Body:
     compute = job.spec.compute
     image = compute.image or settings.trainer_image
-    environment = _environment(job) | {contract.IMAGE_ENV: image}
+    own = _environment(job) | {contract.IMAGE_ENV: image}
+    environment = own | volumes.environment(job.spec, settings.defaults.allow_node_identity)
     container: Body = {
         "name": CONTAINER,
         "image": image,
@@ -160,7 +161,7 @@ def _environment(job: FineTuneJob) -> dict[str, str]:
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
         contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _LAST_WORDS)),
     }
-    return own | volumes.environment(job.spec) | nodes.environment(job.metadata, compute)
+    return own | nodes.environment(job.metadata, compute)
 
 
 def _resources(compute: Compute) -> Body:

@@ -27,8 +27,12 @@ _CA_FILE = "ca.crt"
 _FILE_MODE = 0o440
 
 
-def environment(spec: FineTuneJobSpec) -> dict[str, str]:
-    """Where the trainer finds what `mounts` puts there."""
+def environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
+    """Where the trainer finds what `mounts` puts there, and whether it may use its node's identity.
+
+    That one may do more than the tenant. Identities of the pod's service account do not need instance metadata:
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
+    """
     environment = {
         contract.SCRATCH_ENV: SCRATCH_DIR,
         # The root is read-only; an image may have other ideas of where to write.
@@ -37,7 +41,8 @@ def environment(spec: FineTuneJobSpec) -> dict[str, str]:
     }
     if spec.storage.credentials_secret_ref:
         environment[contract.S3_CREDENTIALS_DIR_ENV] = CREDENTIALS_DIR
-        environment["AWS_EC2_METADATA_DISABLED"] = "true"  # never fall back to the node's identity
+    if spec.storage.credentials_secret_ref or not allow_node_identity:
+        environment["AWS_EC2_METADATA_DISABLED"] = "true"
     if spec.storage.ca_config_map_ref:
         environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/{_CA_FILE}"
     if spec.model.token_secret_ref:

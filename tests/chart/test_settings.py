@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "storage": {"endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "minio"}},
                 "nodeSelector": {"pool": "gpus"},
                 "serviceAccountName": "finetune",
+                "allowNodeIdentity": True,
             }
         },
         {
@@ -49,6 +50,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                     "storage": {"endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "minio"}},
                     "nodeSelector": {"pool": "gpus"},
                     "serviceAccountName": "finetune",
+                    "allowNodeIdentity": True,
                 }
             ).model_dump()
         },

@@ -47,6 +47,7 @@ OTHER_VALUES: dict[str, Any] = {
     "defaults.imagePullSecrets": [{"name": "registry"}],
     "defaults.priorityClassName": "batch",
     "defaults.scratchStorageClassName": "fast",
+    "defaults.allowNodeIdentity": True,
     "networkPolicy.enabled": True,
     "networkPolicy.namespaces": ["team-a"],
     "networkPolicy.dns": [{"ipBlock": {"cidr": "169.254.20.10/32"}}],

@@ -30,6 +30,7 @@ DEFAULTS: Body = {
     "imagePullSecrets": [{"name": "registry"}],
     "priorityClassName": "batch",
     "scratchStorageClassName": "fast",
+    "allowNodeIdentity": True,
 }
 POD_FIELDS = ("nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets", "priorityClassName")
 

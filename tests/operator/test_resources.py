@@ -133,13 +133,26 @@ def test_credentials_are_files_with_fixed_names(build: type[Build]) -> None:
     environment, volume = _environment(job), _pod(job)["volumes"][1]
     folder = environment["FINETUNE_S3_CREDENTIALS_DIR"]
     assert {"name": "s3-credentials", "mountPath": folder, "readOnly": True} in _container(job)["volumeMounts"]
-    assert environment["AWS_EC2_METADATA_DISABLED"] == "true"
     required, optional = volume["projected"]["sources"]
     assert [each["path"] for each in required["secret"]["items"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     assert "optional" not in required["secret"]
     assert [each["path"] for each in optional["secret"]["items"]] == ["AWS_SESSION_TOKEN"]
     assert optional["secret"]["optional"] is True
-    assert "AWS_EC2_METADATA_DISABLED" not in _environment(_job(build))
+
+
+KEYS = {"storage": {"credentialsSecretRef": {"name": "keys"}}}
+
+
+@pytest.mark.parametrize("spec", [{}, KEYS], ids=["no Secret", "a Secret"])
+@pytest.mark.parametrize("default", [{}, KEYS["storage"]], ids=["no default Secret", "a default Secret"])
+@pytest.mark.parametrize("allowed", [False, True], ids=["not allowed", "allowed"])
+def test_node_identity_is_used_only_if_allowed_and_never_beside_a_secret(
+    build: type[Build], spec: Body, default: Body, allowed: bool
+) -> None:
+    settings = Settings.model_validate({"defaults": {"storage": default, "allowNodeIdentity": allowed}})
+    job = desired_job(FineTuneJob.model_validate(build.stored(spec=spec)), settings)
+    disabled = _environment(job).get("AWS_EC2_METADATA_DISABLED") == "true"
+    assert disabled is not (allowed and not spec and not default)
 
 
 def test_hub_token_ca_and_claim_are_mounted_read_only(build: type[Build]) -> None:
@@ -216,7 +229,8 @@ def test_pod_fields_are_passed_on(build: type[Build]) -> None:
 
 def test_the_environment_is_a_closed_list(build: type[Build]) -> None:
     names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS"}
-    assert set(_environment(_job(build))) == {"HOME", "TMPDIR", *(f"FINETUNE_{name}" for name in names)}
+    own = {f"FINETUNE_{name}" for name in names}
+    assert set(_environment(_job(build))) == {"HOME", "TMPDIR", "AWS_EC2_METADATA_DISABLED", *own}
 
 
 @pytest.mark.parametrize(("grace", "seconds"), [(None, "100"), (900, "880"), (30, "10"), (5, "1")])

@@ -107,7 +107,11 @@ def answered(where: str, code: str, purpose: Purpose) -> TrainerError:
 
 def no_identity(detail: str) -> TrainerError:
     """Nobody to sign requests as."""
-    advice = "set storage.credentialsSecretRef, give the pod an identity, or set AWS_ACCESS_KEY_ID and its secret"
+    advice = (
+        "set storage.credentialsSecretRef, or compute.serviceAccountName to a service account with a cloud identity, "
+        "or ask the administrator for defaults.allowNodeIdentity, which lets trainers use their node's identity; "
+        "outside of a cluster set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
     return TrainerError(Reason.AUTH_FAILED, f"no S3 credentials ({detail}); {advice}")
 
 
