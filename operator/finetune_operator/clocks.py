@@ -11,7 +11,7 @@ from finetune_operator.api import FineTuneJobStatus, ObservedProgress
 from finetune_operator.children import Body, Said
 from finetune_operator.seen import Seen
 from finetune_operator.wanted import Wanted
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import Progress, Stage
 
 SLOW_START = 5.0
 """Seconds after which events are asked why nothing happens; a pod that waits for a Secret says so nowhere else."""
@@ -126,7 +126,12 @@ def lost_due(pod: Body) -> float | None:
 def stall_due(
     wanted: Wanted, progress: ObservedProgress | None, started: str | None, said: Progress | None
 ) -> float | None:
-    """When a trainer that answers has stood still for half of the time after which it ends itself."""
+    """When a trainer that answers has stood still for half of the time after which it ends itself.
+
+    A trainer that waits for its output does not end itself for that.
+    """
+    if said and said.stage is Stage.WAITING_FOR_OUTPUT:
+        return None
     moved = max(moment(progress.last_update_time) or 0.0 if progress else 0.0, moment(started) or 0.0)
     return moved + wanted.stall / 2 if said and moved else None
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from finetune_operator import adjusting, children, clocks, events, kueue, metrics
 from finetune_operator.api import FineTuneJobStatus, Metadata
@@ -166,10 +169,8 @@ class Reconciler:
         patch = events.merge_patch(run.previous.to_json(), status.to_json())
         if not patch:
             return
-        version = run.body["metadata"]["resourceVersion"]
         try:
-            change = {"metadata": {"resourceVersion": version}, "status": patch}
-            stored = await self._cluster.patch_status(run.meta.namespace, run.meta.name, change)
+            stored = await self._patch_status(run, patch)
         except ApiError as error:
             if error.status == 404:
                 return  # it was deleted
@@ -177,6 +178,22 @@ class Reconciler:
         self._store.finetunejobs.put(name_key(stored), stored)
         metrics.count(run.meta, run.previous, status)
         await self._report(run, status)
+
+    async def _patch_status(self, run: Run, patch: Body) -> Body:
+        """Store the status; without its progress, which is only shown, if the API server refuses it.
+
+        The CRD may be of an earlier version, which does not know a stage of this one.
+        """
+        change = {"metadata": {"resourceVersion": run.body["metadata"]["resourceVersion"]}, "status": patch}
+        try:
+            return await self._cluster.patch_status(run.meta.namespace, run.meta.name, change)
+        except ApiError as error:
+            rest = {key: value for key, value in patch.items() if key != "progress"}
+            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY or rest == patch:
+                raise
+        if not rest:
+            return run.body
+        return await self._cluster.patch_status(run.meta.namespace, run.meta.name, {**change, "status": rest})
 
     async def _report(self, run: Run, status: FineTuneJobStatus) -> None:
         event = events.transition(run.meta, run.previous, status, run.now)
@@ -210,6 +227,12 @@ def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
 def _previous_status(body: Body) -> FineTuneJobStatus:
     """The stored status; a newer operator may have written fields that this one does not know.
 
-    One that cannot be read raises: it may be terminal, so nothing is done.
+    One that cannot be read raises: it may be terminal, so nothing is done. Its progress is only shown, and a newer
+    trainer may have a stage that this operator does not know: then the rest counts.
     """
-    return FineTuneJobStatus.model_validate(body.get("status") or {}, extra="ignore")
+    stored = body.get("status") or {}
+    try:
+        return FineTuneJobStatus.model_validate(stored, extra="ignore")
+    except ValidationError:
+        rest = {key: value for key, value in stored.items() if key != "progress"}
+        return FineTuneJobStatus.model_validate(rest, extra="ignore")

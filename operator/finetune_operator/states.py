@@ -10,7 +10,7 @@ from finetune_operator.accounting import MAX_INTERRUPTIONS, MAX_UNREPORTED
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.children import Body, Ended, Said
 from finetune_operator.seen import Obstacle, Past, Seen
-from finetune_trainer.contract import ExitCode, Reason, Stage
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
 
 
 class Kind(Enum):
@@ -188,6 +188,9 @@ def _attempt(last: Body, seen: Seen, past: Past) -> State:
 
 
 _DOING = {
+    Stage.WAITING_FOR_OUTPUT: (
+        f"waits until another run has released spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
+    ),
     Stage.DOWNLOADING: "downloads model and data",
     Stage.PREPARING: "prepares the data",
     Stage.LOADING: "loads the model",

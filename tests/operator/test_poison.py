@@ -171,3 +171,15 @@ async def _clear(world: World) -> None:
     for plural in ("finetunejobs", "jobs", "services"):
         for each in await world.all(plural):
             await world.delete(plural, each["metadata"]["name"])
+
+
+@pytest.mark.cluster
+async def test_stage_of_a_newer_trainer_in_a_stored_status_stops_nothing(world: World) -> None:
+    """As after a downgrade of the operator: progress is only shown, the rest of the status counts."""
+    await world.apply()
+    progress = {"stage": "Teleporting", "lastUpdateTime": "2026-11-23T08:00:00Z"}
+    stored_status = {"status": {"attempts": 2, "progress": progress}}
+    await world.call("PATCH", world.path("finetunejobs", "bot", "status"), stored_status)
+    async with world.operator():
+        status = await world.reason("JobCreated")
+    assert status["attempts"] == 2

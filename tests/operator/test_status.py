@@ -61,7 +61,12 @@ def test_transition_time_moves_only_with_the_status(build: type[Build]) -> None:
     assert next_status(META, queued, running, LATER).conditions[0].last_transition_time == LATER
 
 
-DOING = {"Downloading": "downloads model and data", "Training": "trains", "Evaluating": "evaluates the model"}
+DOING = {
+    "WaitingForOutput": "waits until another run has released spec.output.uri (at most 120 s)",
+    "Downloading": "downloads model and data",
+    "Training": "trains",
+    "Evaluating": "evaluates the model",
+}
 
 
 @pytest.mark.parametrize(("stage", "words"), DOING.items())

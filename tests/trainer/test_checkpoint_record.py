@@ -15,6 +15,7 @@ from tests.trainer.pods import Pods, make_pods
 
 from finetune_trainer import outcome, server
 from finetune_trainer.contract import OUTCOME_PATH_ENV, CheckpointRecord, Outcome, Progress, Reason, Stage
+from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ def test_outcome_replaces_the_record_and_a_late_record_does_not_replace_it(messa
     outcome.write(outcome.make(Reason.DATA_INVALID, ""))
     outcome.record_checkpoint(_progress(10))
     assert Outcome.model_validate_json(message.read_bytes()).reason is Reason.DATA_INVALID
+
+
+def test_outcome_of_a_launcher_keeps_the_record_of_its_killed_worker(message: Path) -> None:
+    outcome.record_checkpoint(_progress(5))
+    outcome.write(outcome.Known(ProgressReporter()).complete(outcome.make(Reason.PREEMPTED, "told to stop")))
+    progress = Outcome.model_validate_json(message.read_bytes()).progress
+    assert progress
+    assert (progress.last_checkpoint_step, progress.last_checkpoint_time) == (5, TIME)
 
 
 def test_record_before_its_file_is_truncated_is_readable(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:

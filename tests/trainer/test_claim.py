@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.faulty_proxy import Fault
 
-from finetune_trainer.contract import Reason
+from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.output import claim as claims
 from finetune_trainer.output.claim import Claim, Timing
+from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import S3, Location
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def refused(work: Callable[[], None]) -> str:
 
 def test_a_claim_says_whose_it_is_beats_and_goes_away(s3: S3Server, prefix: str, make: Make) -> None:
     claim = make("a")
-    claim.take()
+    claim.take(ProgressReporter())
     first = note(s3, prefix)
     assert {key: first[key] for key in ("runId", "configDigest", "attempt")} == {
         "runId": "a",
@@ -77,17 +79,59 @@ def test_a_claim_says_whose_it_is_beats_and_goes_away(s3: S3Server, prefix: str,
 
 
 def test_another_run_is_told_soon_that_one_is_at_work(make: Make) -> None:
-    make("a").take()
-    message = refused(make("b").take)
+    make("a").take(ProgressReporter())
+    message = refused(lambda: make("b").take(ProgressReporter()))
     assert "run a on " in message
     assert "is at work on this output" in message
 
 
+def test_claim_after_release_is_not_written_again_by_its_heartbeat(s3: S3Server, prefix: str, make: Make) -> None:
+    for _ in range(5):
+        claim = make("a", Timing(heartbeat=0.01))
+        claim.take(ProgressReporter())
+        time.sleep(0.05)
+        claim.release()
+        time.sleep(0.1)
+        assert s3.keys(prefix) == []
+
+
+def test_release_of_a_store_that_does_not_answer_ends_in_time(
+    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_RELEASE_SECONDS", 0.5)
+    claim = make("a", SILENT)
+    claim.take(ProgressReporter())
+    proxy.faults = [Fault("503", "GET", ".claim.json", 100), Fault("503", "HEAD", ".claim.json", 100)]
+    begun = time.monotonic()
+    claim.release()
+    assert time.monotonic() - begun < 2
+    proxy.faults = []
+
+
+def test_run_that_waits_for_another_reports_so_until_it_has_the_output(make: Make) -> None:
+    make("a", SILENT).take(ProgressReporter())
+    progress, stages = ProgressReporter(), set[Stage]()
+    waiting = threading.Thread(target=make("b").take, args=(progress,))
+    waiting.start()
+    while waiting.is_alive():
+        stages.add(progress.latest().stage)
+        time.sleep(0.02)
+    assert stages == {Stage.DOWNLOADING, Stage.WAITING_FOR_OUTPUT}
+    assert progress.latest().stage is Stage.DOWNLOADING
+
+
+def test_run_that_is_refused_does_not_end_with_the_stage_of_waiting(make: Make) -> None:
+    make("a").take(ProgressReporter())
+    progress = ProgressReporter()
+    refused(lambda: make("b").take(progress))
+    assert progress.latest().stage is Stage.DOWNLOADING  # an older reader would not understand the outcome
+
+
 def test_another_run_takes_over_what_was_left_behind(s3: S3Server, prefix: str, make: Make) -> None:
     dead = make("a", SILENT)
-    dead.take()
+    dead.take(ProgressReporter())
     begun = time.monotonic()
-    make("b").take()
+    make("b").take(ProgressReporter())
     assert time.monotonic() - begun >= QUICK.stale
     assert (note(s3, prefix)["runId"], note(s3, prefix)["attempt"]) == ("b", 2)
     assert "run b on" in refused(dead.check)  # should it come back to life
@@ -97,9 +141,9 @@ def test_another_run_takes_over_what_was_left_behind(s3: S3Server, prefix: str, 
 
 def test_the_next_attempt_of_a_run_does_not_wait_and_the_earlier_one_hears_of_it(make: Make) -> None:
     first, second = make("a"), make("a", SILENT)
-    first.take()
+    first.take(ProgressReporter())
     begun = time.monotonic()
-    second.take()
+    second.take(ProgressReporter())
     assert time.monotonic() - begun < QUICK.stale
     time.sleep(0.8)
     assert "another attempt of this run" in refused(first.check_known)  # by its own heartbeat
@@ -112,7 +156,7 @@ def test_of_24_runs_at_once_one_gets_it(s3: S3Server, prefix: str, make: Make) -
     def attempt(number: int) -> Reason | None:
         start.wait()
         try:
-            make(f"run-{number}", PATIENT).take()
+            make(f"run-{number}", PATIENT).take(ProgressReporter())
         except TrainerError as error:
             return error.reason
         return None
@@ -126,7 +170,7 @@ def test_of_24_runs_at_once_one_gets_it(s3: S3Server, prefix: str, make: Make) -
 
 def test_a_claim_that_somebody_deleted_is_written_again(s3: S3Server, prefix: str, make: Make) -> None:
     claim = make("a")
-    claim.take()
+    claim.take(ProgressReporter())
     s3.client.delete_object(Bucket="results", Key=prefix.removeprefix("s3://results/") + ".claim.json")
     time.sleep(0.8)
     assert note(s3, prefix)["runId"] == "a"
@@ -138,7 +182,7 @@ def test_a_note_that_cannot_be_read_counts_as_left_behind(
     s3: S3Server, prefix: str, make: Make, content: bytes
 ) -> None:
     s3.put(prefix + ".claim.json", content)
-    make("b").take()
+    make("b").take(ProgressReporter())
     assert note(s3, prefix)["runId"] == "b"
 
 
@@ -147,11 +191,11 @@ def test_a_store_without_conditional_writes_is_used_and_the_log_says_so(
 ) -> None:
     proxy.unconditional = True
     claim = make("a")
-    claim.take()
+    claim.take(ProgressReporter())
     assert "no conditional writes" in caplog.text
     time.sleep(0.5)
     claim.check()
-    assert "is at work" in refused(make("b").take)
+    assert "is at work" in refused(lambda: make("b").take(ProgressReporter()))
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "409", "412", "reset", "delay", "late"])
@@ -160,7 +204,7 @@ def test_a_claim_is_taken_and_kept_whatever_the_store_answers_first(
 ) -> None:
     proxy.faults = [Fault(kind, "PUT", ".claim.json")]
     claim = make("a")
-    claim.take()
+    claim.take(ProgressReporter())
     proxy.faults = [Fault(kind, "PUT", ".claim.json")]  # and for a sign of life
     time.sleep(3)
     claim.check()

@@ -19,6 +19,7 @@ from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
 from finetune_trainer.output.publish import Output
+from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ DIES = """
 import json, pathlib, sys
 from tests.trainer.publishing import Output, S3, TrainerConfig, publish
 
+from finetune_trainer.progress import ProgressReporter
+
 config = TrainerConfig.model_validate(json.loads(sys.argv[1]))
-with Output(S3(config.storage), config).claimed():
+with Output(S3(config.storage), config).claimed(ProgressReporter()):
     publish(config, pathlib.Path(sys.argv[2]))
 """
 
@@ -127,7 +130,7 @@ def test_a_run_that_is_killed_after_any_write_leaves_all_or_nothing(
     published = last == "manifest.json"
     assert (Output(S3(config.storage), config).existing() is not None) is published
 
-    with Output(S3(config.storage), config).claimed():  # at once, since it is the same run
+    with Output(S3(config.storage), config).claimed(ProgressReporter()):  # at once, since it is the same run
         again = publish(config, tmp_path, more=b" of the second attempt, which is longer")
     assert again.reason is (Reason.ALREADY_COMPLETE if published else Reason.COMPLETED)
     for file in json.loads(s3.get(f"{prefix}/manifest.json"))["files"]:

@@ -13,6 +13,7 @@ from finetune_trainer.contract import RUN_ID_ENV, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
 from finetune_trainer.output.publish import Output
+from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(s3: S3Server, 
     with pytest.raises(TrainerError, match=r"s3://no-such-bucket/x/.* the bucket does not exist"):
         attempt(config_for(s3, "s3://no-such-bucket/x"), tmp_path)
     config = config_for(s3, prefix)
-    with Output(S3(config.storage), config).claimed():
+    with Output(S3(config.storage), config).claimed(ProgressReporter()):
         assert json.loads(s3.get(f"{prefix}/.claim.json"))["configDigest"] == config.digest()
     assert not [key for key in s3.keys(prefix) if "claim" in key]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.pods import STEPS, Pods, make_pods, rows
 
-from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
+from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, Reason
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -56,6 +56,26 @@ def test_told_to_stop_it_saves_and_the_next_attempt_ends_as_if_nothing_had_happe
     assert together == whole.losses()
     assert [parted.metrics()[name] for name in COMPARED] == pytest.approx([whole.metrics()[name] for name in COMPARED])
     assert not [key for key in s3.keys(parted.output) if "/." in key]
+
+
+def test_another_run_of_the_same_output_after_a_stop_starts_at_once_from_its_checkpoint(
+    s3: S3Server, pods: Callable[[str], Pods]
+) -> None:
+    """`kubectl delete` and `kubectl apply` of the same file, in the middle of training."""
+    job = pods("job")
+    with job.start() as process:
+        job.wait_for(process, "step 6/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert job.outcome.reason is Reason.PREEMPTED, job.log
+    saved = job.outcome.progress.last_checkpoint_step if job.outcome.progress else None
+    assert saved
+    assert not [key for key in s3.keys(job.output) if key.endswith(".claim.json")]
+    job.environment[RUN_ID_ENV] = "uid-of-the-next"
+    assert job.run().reason is Reason.COMPLETED, job.log
+    assert "is held by another run" not in job.log
+    assert f"going on from step {saved}" in job.log
+    assert min(job.losses()) == saved + 1
 
 
 def test_other_data_is_trained_on_afresh(s3: S3Server, pods: Callable[[str], Pods]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_trainer.contract import (
     OUTCOME_MAX_BYTES,
     CheckpointRecord,
@@ -55,7 +57,7 @@ class Known:
                 "message": _shortened(visible(outcome.message), _MESSAGE_BYTES[0]),
                 "backend": outcome.backend or self.backend,
                 "dataset": outcome.dataset or self.dataset,
-                "progress": self.progress.latest(),
+                "progress": _with_recorded_checkpoint(self.progress.latest()),
             }
         )
 
@@ -96,6 +98,18 @@ def record_checkpoint(progress: Progress) -> None:
                 _replace(path, record.model_dump_json(by_alias=True))
     except OSError as error:  # the checkpoint itself is stored
         log.warning("checkpoint: its record could not be written to %s: %s", path, error)
+
+
+def _with_recorded_checkpoint(progress: Progress) -> Progress:
+    """A launcher knows of its first worker's checkpoints by their record alone if that worker was killed."""
+    path = layout.termination_message_path()
+    if path is None or progress.last_checkpoint_time:
+        return progress
+    try:
+        found = CheckpointRecord.model_validate_json(path.read_bytes()).checkpoint
+    except (OSError, ValidationError):  # there is none
+        return progress
+    return progress.model_copy(update={"last_checkpoint_time": found.time, "last_checkpoint_step": found.step})
 
 
 def _replace(path: Path, text: str) -> None:

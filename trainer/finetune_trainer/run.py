@@ -71,7 +71,7 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
     """While the output is ours, and as long as something moves."""
     seconds = located.config.training.stall_seconds
     with (
-        output.claimed() if layout.is_first() else nullcontext() as claim,
+        output.claimed(known.progress) if layout.is_first() else nullcontext() as claim,
         _folder(scratch) as folder,
         _log_kept(folder, known),
         attempt.tracked(located.config, output.digest, folder, known),

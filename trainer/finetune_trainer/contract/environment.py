@@ -42,6 +42,8 @@ PROGRESS_PORT = 8080
 """The pod port that serves `GET /progress`."""
 OUTCOME_MAX_BYTES = 4096
 """Kubernetes keeps this much of a termination message and drops the rest."""
+OUTPUT_WAIT_SECONDS = 120
+"""How long a run waits for another run's claim on its output, which that run renews as long as it is alive."""
 NODES_ENV = "FINETUNE_NODES"
 """How many pods train one model together; unset means one."""
 PROCESSES_ENV = "FINETUNE_PROCESSES_PER_NODE"

@@ -73,6 +73,7 @@ _EXIT_CODES = {
 class Stage(StrEnum):
     """What the trainer is doing."""
 
+    WAITING_FOR_OUTPUT = "WaitingForOutput"  # another run may still be at work on the output
     DOWNLOADING = "Downloading"
     PREPARING = "Preparing"
     LOADING = "Loading"

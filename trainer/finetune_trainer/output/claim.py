@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict, ValidationError
 
-from finetune_trainer.contract import RUN_ID_ENV, Model, Reason
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, RUN_ID_ENV, Model, Reason, Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.progress import now
+from finetune_trainer.progress import ProgressReporter, now
 from finetune_trainer.storage import (
     S3,
     Location,
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 CLAIM_NAME = ".claim.json"
 _NO_SUCH_ETAG = '"00000000000000000000000000000000"'
 _TRIES = 5
+_RELEASE_SECONDS = 5.0
+"""For the removal of a claim. A process that was told to stop has little time, and the claim expires by itself."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Timing:
     """Seconds: between two signs of life, without one until a claim counts as left behind, between two looks."""
 
     heartbeat: float = 30
-    stale: float = 120
+    stale: float = OUTPUT_WAIT_SECONDS
     look: float = 5
 
 
@@ -102,11 +104,11 @@ class Claim:
         self._over = threading.Event()
         self._lost: str | None = None
 
-    def take(self) -> None:
+    def take(self, progress: ProgressReporter) -> None:
         """Take it, after waiting for one that was left behind. `OUTPUT_BUSY` if another run is alive there."""
         for _ in range(_TRIES):
             found = read_tagged(self._s3, self._where)
-            if self._put_first() if found is None else self._take_over(found):
+            if self._put_first() if found is None else self._take_over(found, progress):
                 self._probe()
                 self.check()  # where writes are not quite atomic, the later of two creators has it
                 threading.Thread(target=self._keep, name="claim", daemon=True).start()
@@ -127,9 +129,16 @@ class Claim:
             raise _busy(self._lost)
 
     def release(self) -> None:
-        """Remove it, if it is ours; the result does not depend on it, so nothing is raised."""
+        """Remove it if it is ours, within `_RELEASE_SECONDS`. The result does not depend on it: nothing is raised."""
         self._over.set()
-        with self._lock:
+        removal = threading.Thread(target=self._remove, name="claim-release", daemon=True)
+        removal.start()
+        removal.join(_RELEASE_SECONDS)
+        if removal.is_alive():
+            log.info("claim: left behind, the store did not answer within %.0f s", _RELEASE_SECONDS)
+
+    def _remove(self) -> None:
+        with self._lock:  # after the heartbeat under way; no other follows
             try:
                 self.check()
                 remove(self._s3, [self._where])
@@ -139,10 +148,11 @@ class Claim:
     def _put_first(self) -> bool:
         return self._write(lambda content: create(self._s3, self._where, content))
 
-    def _take_over(self, found: Tagged) -> bool:
+    def _take_over(self, found: Tagged, progress: ProgressReporter) -> bool:
         theirs = Note.parse(found.content)
         if theirs.run_id != self._note.run_id:
-            self._wait_until_stale(found, theirs)
+            with progress.during(Stage.WAITING_FOR_OUTPUT):
+                self._wait_until_stale(found, theirs)
             log.info("claim: run %s on %s gave no sign of life, taking over", theirs.run_id or "unknown", theirs.host)
         self._note = self._note.model_copy(update={"attempt": theirs.attempt + 1})
         return self._write(lambda content: replace(self._s3, self._where, content, found.etag))

@@ -19,6 +19,7 @@ from finetune_trainer.inputs import Located
 from finetune_trainer.output import signing
 from finetune_trainer.output.claim import Claim, clear, run_id
 from finetune_trainer.output.records import MANIFEST_NAME, REPORT_NAME, AdapterManifest, FileRecord, installed_versions
+from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import S3, Location, put_file, put_if_absent, read, size_of
 from finetune_trainer.workers import layout
 
@@ -67,20 +68,18 @@ class Output:
         """Of config and number of workers: what makes a result this run's."""
 
     @contextmanager
-    def claimed(self) -> Iterator[Claim]:
+    def claimed(self, progress: ProgressReporter) -> Iterator[Claim]:
         """Hold the output in this block: every file that is published is preceded by a look whether it is still ours.
 
         A missing bucket or a key that may not write is told here, not after the run.
         """
         claim = Claim(self._s3, self._prefix, run_id(), self.digest)
-        claim.take()
+        claim.take(progress)
         self._check = claim.check
         try:
             yield claim
-        except Exception:
-            claim.release()
-            raise
-        claim.release()  # not when told to stop: the same run takes it over at once, and there is little time
+        finally:
+            claim.release()  # also when told to stop: another run of the same output need not wait until it is stale
 
     def checkpoints(self, data_digest: str, model_revision: str) -> CheckpointStore:
         """Where saved states of this run go, given what it was fed."""
