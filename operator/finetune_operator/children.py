@@ -121,9 +121,15 @@ def is_reported(pod: Body) -> bool:
 
 
 def finished_at(pod: Body) -> str | None:
-    """When the trainer container ended; None if it has not."""
+    """When the trainer container ended; None if it has not, or if nobody knows."""
     ended: str | None = trainer(pod).get("state", {}).get("terminated", {}).get("finishedAt")
-    return ended
+    return ended or (None if is_alive(pod) else _disrupted_at(pod))
+
+
+def _disrupted_at(pod: Body) -> str | None:
+    """When a pod was taken for lost whose node did not report its end: it held its GPUs until then at most."""
+    lost = condition(pod, "DisruptionTarget")
+    return lost.get("lastTransitionTime") if lost else None
 
 
 def leaders(pods: Iterable[Body]) -> list[Body]:

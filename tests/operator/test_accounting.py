@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.operator.story import META, Story, at
+from tests.operator.story import DISRUPTED, META, Story, at
 
 from finetune_operator.api import FineTuneJobStatus, OperatorReason
 from finetune_operator.seen import Obstacle, Seen
@@ -105,3 +105,12 @@ def test_what_a_pod_used_and_saved_counts_though_its_job_is_gone(build: type[Bui
     status = story.status
     assert (status.attempts, status.interruptions, status.last_checkpoint_step) == (2, None, 5)
     assert (status.active_seconds, status.gpu_seconds) == ((5 + 1) * 60, (5 * 2 + 1) * 60)
+
+
+def test_pod_whose_end_no_node_reported_counts_until_it_was_taken_for_lost(build: type[Build]) -> None:
+    story = Story(build, gpus=4)
+    story.see(1, story.running(1))
+    lost = story.running(1)
+    lost["status"] |= {"phase": "Failed", "conditions": [{**DISRUPTED, "lastTransitionTime": at(6)}]}
+    status = story.see(30, lost, story.running(20))
+    assert (status.attempts, status.active_seconds, status.gpu_seconds) == (2, (5 + 10) * 60, (5 + 10) * 60 * 4)

@@ -153,7 +153,6 @@ class Claim:
         if theirs.run_id != self._note.run_id:
             with progress.during(Stage.WAITING_FOR_OUTPUT):
                 self._wait_until_stale(found, theirs)
-            log.info("claim: run %s on %s gave no sign of life, taking over", theirs.run_id or "unknown", theirs.host)
         self._note = self._note.model_copy(update={"attempt": theirs.attempt + 1})
         return self._write(lambda content: replace(self._s3, self._where, content, found.etag))
 
@@ -168,7 +167,9 @@ class Claim:
                 message = f"{self._where}: run {theirs.run_id} on {theirs.host} is at work on this output"
                 raise _busy(message + "; give output.uri another place, or let it end")
             if latest is None:
+                log.info("claim: run %s on %s has released it", theirs.run_id or "unknown", theirs.host)
                 return
+        log.info("claim: run %s on %s gave no sign of life, taking over", theirs.run_id or "unknown", theirs.host)
 
     def _write(self, put: Callable[[bytes], str | None]) -> bool:
         """Write the next sign of life with `put`; False if somebody else wrote meanwhile."""
