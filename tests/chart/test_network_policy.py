@@ -65,6 +65,7 @@ def test_one_in_each_namespace_that_is_named(policies: Callable[..., dict[str, M
     assert set(policies({"namespaces": ["team-a", "team-b"]})) == {"team-a", "team-b"}
     assert set(policies({"namespaces": []}, watchNamespaces=["team-c"])) == {"team-c"}
     assert set(policies({}, watchNamespaces=["team-c"])) == {"team-a"}
+    assert set(policies({"namespaces": ["123"]})) == {"123"}
 
 
 def test_a_whole_cluster_has_to_name_its_namespaces(

@@ -103,6 +103,12 @@ def test_named_namespaces_by_roles_in_them_alone(render: Callable[..., list[Mani
     assert {name for _, name in of_kind(objects, "ClusterRole")} == {"finetune-operator-edit", "finetune-operator-view"}
 
 
+def test_namespace_of_digits_stays_a_name(render: Callable[..., list[Manifest]]) -> None:
+    """YAML reads an unquoted one as a number, which the API server refuses."""
+    roles = of_kind(render({"watchNamespaces": ["123"]}), "Role")
+    assert ("123", "finetune-operator") in roles
+
+
 @pytest.mark.parametrize("role", ["edit", "view"])
 def test_people_write_specs_but_never_a_status(render: Callable[..., list[Manifest]], role: str) -> None:
     found = of_kind(render(), "ClusterRole")["", f"finetune-operator-{role}"]
