@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import kopf
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
@@ -39,7 +41,8 @@ def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: obje
     settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
     settings.scanning.disabled = True  # it would list CRDs and namespaces
     settings.persistence.diffbase_storage = _NoDiffBase()
-    settings.persistence.finalizer = f"{GROUP}/never-set"  # kopf takes its own off objects: nolar/kopf#664
+    # kopf removes its finalizer from objects, so whoever knows the name makes it write: nolar/kopf#664
+    settings.persistence.finalizer = f"{GROUP}/{secrets.token_hex(8)}"
     settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
 
 

@@ -113,3 +113,13 @@ async def test_a_pod_deleted_by_hand_is_an_attempt(world: World) -> None:
         status = await world.reason("PodRunning")
     assert status["attempts"] == 2
     assert len(await world.all("jobs")) == 1
+
+
+async def test_finalizer_of_a_guessed_name_operator_does_not_patch_it_away(world: World) -> None:
+    """kopf takes its own finalizer off objects; that this one is refused would hold up the object's events."""
+    async with world.operator():
+        await world.apply(finalizers=["finetune.dev/never-set"])
+        await world.reason("JobCreated")
+        await world.change({"suspend": True})
+        await world.reason("Suspending")
+    assert ("PATCH", world.path("finetunejobs", "bot")) not in world.proxy.writes()
