@@ -24,12 +24,7 @@ def main() -> None:
         sys.exit(f"FINETUNE_OPERATOR_…: {error}")
     logs.configure(settings.log_level, settings.log_format)
     try:
-        kopf.run(
-            registry=Operator(settings).registry(),
-            clusterwide=not settings.watch_namespaces,
-            namespaces=settings.watch_namespaces,
-            standalone=True,
-        )
+        kopf.run(**Operator(settings).kopf_arguments())
     except Exception:  # a log line like all others
         log.exception("the operator has ended")
         sys.exit(1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple, TypedDict
@@ -44,7 +43,7 @@ class _List(TypedDict):
 
 
 class Listed(NamedTuple):
-    """All objects of a kind."""
+    """All objects of a kind, in a namespace or in the whole cluster."""
 
     items: list[msgspec.Raw]
     """Each as it came: of thousands, few are looked into."""
@@ -72,18 +71,14 @@ class Cluster:
         """The time, as the cluster has it."""
         return self._transport.now()
 
-    async def list_all(self, resource: Resource, namespaces: Sequence[str]) -> Listed:
-        """All objects of a kind. No namespaces means all of them.
+    async def list_kind(self, resource: Resource, namespace: str | None) -> Listed:
+        """All objects of a kind in a namespace; without one, in the whole cluster.
 
         Not in pages, which the API server reads from etcd one by one; a whole list it has in memory, as for client-go.
         """
-        items, version = list[msgspec.Raw](), sys.maxsize
-        for namespace in namespaces or (None,):
-            query = {"labelSelector": resource.selector}
-            found = _LIST.decode(await self._transport.read(resource.path(namespace), query))
-            items += found["items"]
-            version = min(version, _number(found["metadata"].get("resourceVersion", "")))
-        return Listed(items, version)
+        query = {"labelSelector": resource.selector}
+        found = _LIST.decode(await self._transport.read(resource.path(namespace), query))
+        return Listed(found["items"], _number(found["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
         """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""

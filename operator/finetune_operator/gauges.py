@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,6 +13,7 @@ from finetune_operator import children
 from finetune_operator.accounting import moment
 from finetune_operator.api import Phase
 from finetune_operator.children import Body
+from finetune_operator.namespaces import Namespaces
 from finetune_operator.store import Store, key_of, name_key
 from finetune_operator.wanted import wanted
 from finetune_operator.work_queue import WorkQueue
@@ -29,8 +31,9 @@ _PROGRESS = (
 )
 
 
-def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, listed: float) -> Iterator[Metric]:
+def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, namespaces: Namespaces) -> Iterator[Metric]:
     """All that is said of this replica."""
+    listed = time.time() - namespaces.silence()
     for name, text, value in (
         ("leader", "1 for the replica that works.", float(leads)),
         ("queue_depth", "FineTuneJobs that wait for a worker.", queue.depth() if queue else 0),
@@ -47,13 +50,28 @@ def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, listed: 
     for resource, shelf in (("finetunejobs", store.finetunejobs), ("jobs", store.jobs), ("pods", store.pods)):
         family.add_metric([resource], len(shelf))
     yield family
+    yield _readable(namespaces)
+
+
+def _readable(namespaces: Namespaces) -> Metric:
+    family = GaugeMetricFamily(
+        "finetune_operator_namespace_readable",
+        "1 for a namespace of watchNamespaces that the operator can list, 0 for one that it cannot.",
+        labels=["namespace"],
+    )
+    refused = namespaces.refused()
+    for name in namespaces.names():
+        family.add_metric([name], float(name not in refused))
+    return family
 
 
 def job_gauges(store: Store, limit: int) -> Iterator[Metric]:
-    """All that is said of FineTuneJobs, of at most `limit` running ones each by itself."""
-    yield _jobs(store.finetunejobs)
+    """All that is said of FineTuneJobs, of at most `limit` running ones each by itself. What cannot be read now is left
+    out: nobody knows what has become of it."""
+    known = [body for body in store.finetunejobs if body["metadata"]["namespace"] not in store.unreadable]
+    yield _jobs(known)
     yield _gpus(store)
-    running = sorted((body for body in store.finetunejobs if _phase(body) == Phase.RUNNING), key=name_key)
+    running = sorted((body for body in known if _phase(body) == Phase.RUNNING), key=name_key)
     yield from _running(list(islice(running, limit)))
     omitted = max(0, len(running) - limit)
     text = f"Running FineTuneJobs that have no gauges of their own, for only the first {limit} by name have."
@@ -75,6 +93,8 @@ def _gpus(store: Store) -> Metric:
     pods = Counter(key_of(pod) for pod in store.pods if children.is_running(pod))
     counts: Counter[str] = Counter()
     for key, count in pods.items():
+        if key[0] in store.unreadable:
+            continue
         for body in store.finetunejobs.of(key):
             counts[key[0]] += count * wanted(body).gpus
     for namespace, gpus in counts.items():

@@ -11,24 +11,25 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import kopf
-import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from finetune_operator import gauges, kopf_setup, metrics, trimming
-from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Listed, Resource
+from finetune_operator import gauges, kopf_setup, metrics
+from finetune_operator.cluster import Cluster
 from finetune_operator.election import Election
 from finetune_operator.kopf_setup import log_in
 from finetune_operator.lease import Lease
+from finetune_operator.listing import Kind, Lister
+from finetune_operator.namespaces import Namespaces, Scope
 from finetune_operator.serving import Server
 from finetune_operator.settings import Settings
-from finetune_operator.store import Body, Key, Shelf, Store, key_of, name_key
+from finetune_operator.store import Body, Store
 from finetune_operator.transport import NO_ANSWER, ApiError, Transport
 from finetune_operator.workers import Workers, every
 
@@ -37,19 +38,11 @@ log = logging.getLogger(__name__)
 _SETTLED = 15.0
 """Seconds after which the watches run: what was deleted between the first list and their own is missed until then."""
 
+_RETRY_INTERVAL = 15.0
+"""Seconds between two lists of a namespace whose last list failed."""
 
 _NEW_WORK_FIRST = 3.0
 """Seconds at most, by which the watches begin later; one who does not lead has no work and waits in vain."""
-
-
-class Kind(NamedTuple):
-    """A kind of object that is watched and listed."""
-
-    resource: Resource
-    shelf: Shelf
-    key: Callable[[Body], Key]
-    read: Callable[[msgspec.Raw, Body], Body]
-    """From a list, whose head is known."""
 
 
 class Operator:
@@ -58,21 +51,22 @@ class Operator:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store()
-        self._kinds = (
-            Kind(FINETUNEJOBS, self.store.finetunejobs, name_key, trimming.read_finetunejob),
-            Kind(JOBS, self.store.jobs, name_key, trimming.read),
-            Kind(PODS, self.store.pods, key_of, trimming.read),
-        )
+        self.namespaces = Namespaces(settings.watch_namespaces)
+        self._watched = kopf_setup.WatchedNamespaces(is_clusterwide=not settings.watch_namespaces)
         self._transport = Transport(settings.request_timeout)
         lease = Lease(self._transport, settings.lease_namespace, settings.lease_name)
         identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
         self.election = Election(lease, identity, settings.lease_seconds)
         self._cluster = Cluster(self._transport, self.election.is_leader)
+        self._lister = Lister(self._cluster, self.store, self.namespaces)
         self.workers = Workers(self.store, self._cluster, settings)
         self._server = Server()
         self._tasks: list[asyncio.Task[None]] = []
-        self._listed = time.monotonic()
         self._lists = 0
+
+    def kopf_arguments(self) -> dict[str, Any]:
+        """Arguments of `kopf.run`."""
+        return {"registry": self.registry(), "standalone": True, **self._watched.arguments()}
 
     def registry(self) -> kopf.OperatorRegistry:
         """kopf's registry with our handlers, and no others."""
@@ -83,9 +77,10 @@ class Operator:
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
         kopf.on.login(registry=registry, id="log-in")(log_in)
-        kopf.on.event(*kopf_setup.FINETUNEJOBS, registry=registry, id="finetunejob")(self._watcher(self._kinds[0]))
-        kopf.on.event(*kopf_setup.JOBS, registry=registry, id="job")(self._watcher(self._kinds[1]))
-        kopf.on.event(*kopf_setup.PODS, registry=registry, id="pod")(self._watcher(self._kinds[2]))
+        finetunejobs, jobs, pods = map(self._watcher, self._lister.kinds)
+        kopf.on.event(*kopf_setup.FINETUNEJOBS, registry=registry, id="finetunejob")(finetunejobs)
+        kopf.on.event(*kopf_setup.JOBS, registry=registry, id="job")(jobs)
+        kopf.on.event(*kopf_setup.PODS, registry=registry, id="pod")(pods)
         return registry
 
     async def serve(self, **_: object) -> None:
@@ -111,6 +106,7 @@ class Operator:
         loops = {
             "election": self.election.run(self.lead),
             "resync": every(interval, self.resync, first=min(_SETTLED, interval)),
+            "retry of lists": every(min(_RETRY_INTERVAL, interval), self.retry_lists),
         }
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         try:
@@ -142,7 +138,7 @@ class Operator:
 
     def liveness(self) -> dict[str, Any]:
         """Lists succeed and work ends; that the process is up says less: https://github.com/nolar/kopf/issues/1276."""
-        age = time.monotonic() - self._listed
+        age = self.namespaces.silence()
         work = self.workers.queue.longest_work() if self.workers.queue else 0.0
         if age > 3 * self.settings.resync_interval + 60:
             raise RuntimeError(f"no list has succeeded for {age:.0f} s")
@@ -160,27 +156,40 @@ class Operator:
         silence = time.monotonic() - self.election.answered
         if silence > 3 * self.settings.lease_seconds:
             raise RuntimeError(f"no word about the Lease for {silence:.0f} s")
+        if len(refused := self.namespaces.refused()) == len(self.namespaces.all()):
+            raise RuntimeError(f"none of the watched namespaces can be read: {', '.join(sorted(refused))}")
         return self.liveness()
 
     def collect(self) -> Iterator[Metric]:
         """All metrics. Those of FineTuneJobs are the leader's alone, so that sums over replicas are right."""
         yield from metrics.REGISTRY.collect()
-        listed = time.time() - (time.monotonic() - self._listed)
-        yield from gauges.operator_gauges(self.store, self.workers.queue, self.election.is_leader(), listed)
-        if self.election.is_leader():
+        leads = self.election.is_leader()
+        yield from gauges.operator_gauges(self.store, self.workers.queue, leads, self.namespaces)
+        if leads:
             yield from gauges.job_gauges(self.store, self.settings.metrics_max_jobs)
 
     async def resync(self) -> None:
-        """Repair what the watches missed, and look at everything again."""
-        namespaces = self.settings.watch_namespaces
-        lists = await asyncio.gather(*(self._cluster.list_all(kind.resource, namespaces) for kind in self._kinds))
-        for kind, listed in zip(self._kinds, lists, strict=True):  # in this order, for a run's end tells what is needed
-            _take(kind, listed)
-        self.store.forget_gone()
-        self._listed = time.monotonic()
+        """Repair what the watches missed, and look at everything again.
+
+        Raises if no namespace answered. That all were refused is an answer: the operator waits until one is not.
+        """
+        listed = await self._list(self.namespaces.all())
+        if not listed and (errors := self.namespaces.errors()):
+            raise errors[0]
         self._lists += 1
-        for each in self.store.open_keys():
-            self.workers.add(each, routine=True)
+
+    async def retry_lists(self) -> None:
+        """List the namespaces whose last list failed; work in those that can be read again begins by itself."""
+        if unlisted := self.namespaces.unlisted():
+            await self._list(unlisted)
+
+    async def _list(self, scopes: Collection[Scope]) -> set[Scope]:
+        listed = await self._lister.update(scopes)
+        await self._watched.replace(set(self.namespaces.names()) - self.namespaces.refused())
+        for key in self.store.open_keys() if listed else ():
+            if key[0] in listed or None in listed:
+                self.workers.add(key, routine=True)
+        return listed
 
     def _watcher(self, kind: Kind) -> Callable[..., Awaitable[None]]:
         shelf, key = kind.shelf, kind.key
@@ -196,13 +205,3 @@ class Operator:
             self.workers.add(key(body))
 
         return seen
-
-
-def _take(kind: Kind, listed: Listed) -> None:
-    """What a whole list tells."""
-    uids = set[str]()
-    for raw in listed.items:
-        head = trimming.head(raw)
-        kind.shelf.offer(kind.key(head), head, partial(kind.read, raw, head))
-        uids.add(head["metadata"]["uid"])
-    kind.shelf.keep_only(uids, listed.version)

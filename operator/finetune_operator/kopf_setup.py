@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator, Set
+from typing import Any
 
 import kopf
+from kopf._cogs.structs.references import Insights, NamespaceName
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.resources import JOB_LABEL
@@ -34,6 +37,7 @@ def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: obje
     settings.watching.connect_timeout = 30
     settings.networking.request_timeout = request_timeout
     settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = _Backoffs()
     settings.watching.chunk_size = 500
     settings.watching.label_selectors[JOBS] = JOB_LABEL
     settings.watching.label_selectors[PODS] = JOB_LABEL
@@ -44,6 +48,47 @@ def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: obje
     # kopf removes its finalizer from objects, so whoever knows the name makes it write: nolar/kopf#664
     settings.persistence.finalizer = f"{GROUP}/{secrets.token_hex(8)}"
     settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
+
+
+_FIRST_BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+_LAST_BACKOFF = 30.0
+
+
+class _Backoffs:
+    """Seconds between retries, without an end: with a finite list, kopf ends the process when one namespace refuses a
+    watch for that long. Infinite ones are documented: https://docs.kopf.dev/en/stable/configuration/."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from _FIRST_BACKOFFS
+        while True:
+            yield _LAST_BACKOFF
+
+
+class WatchedNamespaces:
+    """The namespaces that kopf watches; without any, the whole cluster.
+
+    kopf would follow namespaces that come and go only by watching all of the cluster's, for which the operator has no
+    right. So it gets a pattern, of which it watches nothing by itself, and the names through its `insights`.
+    """
+
+    def __init__(self, is_clusterwide: bool) -> None:
+        self._is_clusterwide = is_clusterwide
+        self._insights = Insights()
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `kopf.run`."""
+        if self._is_clusterwide:
+            return {"clusterwide": True}
+        return {"namespaces": ["*"], "insights": self._insights}
+
+    async def replace(self, names: Set[str]) -> None:
+        """Begin to watch those that are new, and stop watching the others."""
+        if self._is_clusterwide or self._insights.namespaces == names:
+            return
+        async with self._insights.revised:
+            self._insights.namespaces.clear()
+            self._insights.namespaces.update(map(NamespaceName, names))
+            self._insights.revised.notify_all()
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):

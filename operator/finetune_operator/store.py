@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from finetune_operator import children, trimming
@@ -31,6 +31,14 @@ def version_of(body: Body) -> int:
     """The resource version as a number; they are comparable by definition since Kubernetes 1.35 (KEP-5504)."""
     version = str(body["metadata"].get("resourceVersion", ""))
     return int(version) if version.isdigit() else 0
+
+
+class WholeList(NamedTuple):
+    """Which objects a whole list contained."""
+
+    uids: set[str]
+    version: int
+    """Resource version at which it was taken."""
 
 
 class Shelf:
@@ -67,12 +75,12 @@ class Shelf:
 
     def offer(self, key: Key, head: Body, whole: Callable[[], Body]) -> bool:
         """The same, of a body that is read only if it is kept."""
-        uid = head["metadata"]["uid"]
+        uid, version = head["metadata"]["uid"], version_of(head)
         if not self._is_needed(key, head):
             self._drop(uid)  # also one that is known, for what it belongs to may have ended since
             return False
         known, gone = self._bodies.get(uid), self._gone.get(uid, self._long_gone.get(uid))
-        if (known and version_of(known) >= version_of(head) > 0) or (gone is not None and gone >= version_of(head)):
+        if (known and version_of(known) >= version > 0) or (gone is not None and gone >= version):
             return False
         self._drop(uid)  # its label may have changed
         self._bodies[uid] = self._trim(whole())
@@ -92,11 +100,24 @@ class Shelf:
         self._gone[body["metadata"]["uid"]] = version_of(body)
         self._drop(body["metadata"]["uid"])
 
-    def keep_only(self, listed: set[str], version: int) -> None:
-        """Drop what is not among the uids of a whole list that was taken at `version`; what is newer stays."""
-        for uid in [uid for uid, body in self._bodies.items() if uid not in listed and version_of(body) <= version]:
-            self._drop(uid)
+    def keep_only(self, lists: Mapping[str | None, WholeList]) -> None:
+        """Drop what whole lists lack, each list of one namespace or, under None, of all; what is newer stays."""
+        for uid, key in list(self._keys.items()):
+            whole = lists.get(key[0]) or lists.get(None)
+            if whole and uid not in whole.uids and version_of(self._bodies[uid]) <= whole.version:
+                self._drop(uid)
         self._gone, self._long_gone = {}, self._gone
+
+    def drop_namespace(self, namespace: str) -> None:
+        """Forget everything in a namespace that does not exist any more."""
+        for uid in [uid for uid, key in self._keys.items() if key[0] == namespace]:
+            self._drop(uid)
+
+    def clear(self) -> None:
+        """Forget everything, also which objects were deleted."""
+        for uid in list(self._bodies):
+            self._drop(uid)
+        self._gone, self._long_gone = {}, {}
 
     def _drop(self, uid: str) -> None:
         self._bodies.pop(uid, None)
@@ -163,6 +184,8 @@ class Store:
         self.pods = Pods(self.has_ended)
         self.progress: dict[Key, Heard] = {}
         """What running pods last said of themselves."""
+        self.unreadable: set[str] = set()
+        """Namespaces of which the store may be out of date, because they cannot be read now: no work is done there."""
 
     def finetunejob(self, key: Key) -> Body | None:
         """The newest of that name; one that is being deleted may be there beside it."""
@@ -181,7 +204,8 @@ class Store:
 
     def open_keys(self) -> list[Key]:
         """FineTuneJobs that may need something: all but those that have ended for good and left nothing to clear up."""
-        return [key for key in self.finetunejobs.all_keys() if not self._is_closed(key)]
+        keys = self.finetunejobs.all_keys()
+        return [key for key in keys if key[0] not in self.unreadable and not self._is_closed(key)]
 
     def _is_closed(self, key: Key) -> bool:
         body = self.finetunejob(key)

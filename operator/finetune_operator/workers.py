@@ -78,6 +78,8 @@ class Workers:
     def _running(self) -> Iterator[tuple[Key, Body]]:
         """Of each run that goes on, the one pod that speaks for it. Anybody may set our label on pods."""
         for key in self._store.jobs.all_keys():
+            if key[0] in self._store.unreadable:  # the pod's address may be another pod's by now
+                continue
             body = self._store.finetunejob(key)
             job = self._store.job(body) if body and not children.has_ended(body) else None
             if job is None:
@@ -97,6 +99,10 @@ class Workers:
     async def _work(self, queue: WorkQueue) -> None:
         while True:
             key = await queue.get()
+            if key[0] in self._store.unreadable:  # all its keys are added when it can be read again
+                queue.forget(key)
+                queue.done(key)
+                continue
             began = time.perf_counter()
             with logs.about(*key, self._uid(key)):
                 result = await self._reconcile(queue, key)

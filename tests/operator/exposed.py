@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from tests.operator.bodies import stored
 
 from finetune_operator import gauges, metrics
+from finetune_operator.namespaces import Namespaces
 from finetune_operator.store import Store
 from finetune_operator.work_queue import WorkQueue
 
@@ -51,7 +52,7 @@ def _collected() -> Iterator[Metric]:
     }
     store.pods.put(("team", "bot"), pod)
     yield from metrics.REGISTRY.collect()
-    yield from gauges.operator_gauges(store, WorkQueue(), True, 0.0)
+    yield from gauges.operator_gauges(store, WorkQueue(), True, Namespaces(["team"]))
     yield from gauges.job_gauges(store, 10)
 
 

@@ -137,7 +137,7 @@ async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
         await world.apply("before")
         await world.reason("JobCreated", "before")
         world.proxy.trouble = held
-        operator._listed -= 60  # as if a minute had passed
+        operator.namespaces.states[world.namespace].answered -= 60  # as if a minute had passed
         assert operator.liveness()
         await world.until(lambda: _is_unwell(operator))
         stalled, world.proxy.trouble = False, healthy

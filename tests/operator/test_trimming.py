@@ -209,7 +209,7 @@ def test_of_each_index_the_youngest_pod_that_is_gone_is_kept(build: type[Build])
         store.pods.remove(_gone(build, name, index, minute))
     assert {pod["metadata"]["name"] for pod in store.pods.with_left(KEY)} == {"new-0", "new-1"}
     assert (len(store.pods), store.pods.of(KEY)) == (0, [])
-    store.finetunejobs.keep_only(set(), 10**9)
+    store.finetunejobs.clear()
     store.forget_gone()
     assert store.pods.with_left(KEY) == []
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from finetune_operator import trimming, work_queue
-from finetune_operator.store import Shelf, key_of, name_key
+from finetune_operator.store import Shelf, WholeList, key_of, name_key
 from finetune_operator.work_queue import WorkQueue
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def test_what_is_gone_stays_gone(build: type[Build]) -> None:
     shelf.remove(_body(build, 6))
     assert not shelf.put(A, _body(build, 5))
     shelf.put(A, _body(build, 5))  # by a list that was on its way
-    shelf.keep_only({"u"}, 5)
+    shelf.keep_only({None: WholeList({"u"}, 5)})
     assert shelf.of(A) == []
     assert shelf.all_keys() == []
 
@@ -146,7 +146,7 @@ def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
     shelf.put(A, _body(build, 1, "gone"))
     shelf.put(B, _body(build, 9, "newer than the list"))
     shelf.put(C, _body(build, 3, "missed"))
-    shelf.keep_only({"missed"}, 5)
+    shelf.keep_only({None: WholeList({"missed"}, 5)})
     assert set(shelf.all_keys()) == {B, C}
 
 

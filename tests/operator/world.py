@@ -175,15 +175,7 @@ class World:
         """The operator, in this process, with kopf and all."""
         operator = Operator(self.settings.model_copy(update=settings))
         stop, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(
-            kopf.operator(
-                registry=operator.registry(),
-                namespaces=self.settings.watch_namespaces,
-                standalone=True,
-                stop_flag=stop,
-                ready_flag=ready,
-            )
-        )
+        task = asyncio.create_task(kopf.operator(**operator.kopf_arguments(), stop_flag=stop, ready_flag=ready))
         try:
             await asyncio.wait_for(ready.wait(), 20)
             yield operator

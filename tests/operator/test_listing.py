@@ -1,0 +1,156 @@
+"""Whole lists fill the store: an error concerns its own namespace alone."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from tests.operator.proxies import Served, failure
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.listing import Lister
+from finetune_operator.namespaces import Namespaces
+from finetune_operator.store import Store
+from finetune_operator.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.operator.bodies import Body, Build
+
+TEAMS = ["team-a", "team-b"]
+KINDS = ("finetunejobs", "jobs", "pods")
+
+
+class ListServer(Served):
+    """An API server that can only list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 500
+        self.finetunejobs: dict[str, list[Body]] = {}
+        self.statuses: dict[tuple[str, str], int] = {}
+        """By namespace and plural: refuse with this status; 0 is no answer at all."""
+
+    def refuse(self, namespace: str, status: int, *plurals: str) -> None:
+        self.statuses |= {(namespace, plural): status for plural in plurals or KINDS}
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        parts = request.path.split("/")
+        namespace, plural = (parts[-2] if "namespaces" in parts else ""), parts[-1]
+        status = self.statuses.get((namespace, plural), 200)
+        if status == 0:
+            await asyncio.sleep(60)
+        if status != 200:
+            return failure(status)
+        items = self.finetunejobs.get(namespace, []) if plural == "finetunejobs" else []
+        return web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": items})
+
+    # how it is reached
+
+    @property
+    def server(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def as_http_headers(self) -> dict[str, str]:
+        return {}
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+class Listing:
+    """A lister with what it fills, and the server that it asks."""
+
+    def __init__(self, server: ListServer, transport: Transport) -> None:
+        self.server = server
+        self.transport = transport
+        self.store = Store()
+        self.watch(TEAMS)
+
+    def watch(self, names: list[str]) -> None:
+        self.namespaces = Namespaces(names)
+        self.lister = Lister(Cluster(self.transport, lambda: True), self.store, self.namespaces)
+
+    async def update(self) -> set[str | None]:
+        return await self.lister.update(self.namespaces.all())
+
+    def versions(self) -> dict[tuple[str, str], str]:
+        found = (body["metadata"] for body in self.store.finetunejobs)
+        return {(meta["namespace"], meta["name"]): meta["resourceVersion"] for meta in found}
+
+
+@pytest.fixture
+async def listing() -> AsyncIterator[Listing]:
+    with ListServer() as server:
+        transport = Transport(timeout=0.5)
+        transport.open(lambda: server)
+        yield Listing(server, transport)
+        await transport.close()
+
+
+def _body(build: type[Build], namespace: str, name: str, version: int, **spec: Any) -> Body:
+    body = build.stored(name, uid=f"{namespace}-{name}", spec=spec)
+    return {**body, "metadata": {**body["metadata"], "namespace": namespace, "resourceVersion": str(version)}}
+
+
+def _fill(listing: Listing, build: type[Build]) -> None:
+    listing.server.finetunejobs = {team: [_body(build, team, "bot", 9)] for team in TEAMS}
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 0])
+@pytest.mark.parametrize("plural", KINDS)
+async def test_update_one_kind_fails_in_one_namespace_others_are_listed(
+    listing: Listing, build: type[Build], status: int, plural: str
+) -> None:
+    _fill(listing, build)
+    listing.server.refuse("team-b", status, plural)
+    assert await listing.update() == {"team-a"}
+    assert listing.versions() == {("team-a", "bot"): "9"}
+    assert listing.namespaces.unlisted() == ["team-b"]
+    assert listing.store.unreadable == ({"team-b"} if status == 403 else set())
+
+
+async def test_update_refused_namespace_keeps_its_objects_until_it_is_listed(
+    listing: Listing, build: type[Build]
+) -> None:
+    _fill(listing, build)
+    await listing.update()
+    listing.server.refuse("team-b", 403)
+    await listing.update()
+    assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
+    listing.server.refuse("team-b", 200)
+    listing.server.finetunejobs["team-b"] = []
+    assert await listing.update() == set(TEAMS)
+    assert set(listing.versions()) == {("team-a", "bot")}
+    assert listing.store.unreadable == set()
+
+
+async def test_update_missing_namespace_is_forgotten(listing: Listing, build: type[Build]) -> None:
+    _fill(listing, build)
+    await listing.update()
+    listing.server.refuse("team-b", 404)
+    await listing.update()
+    assert set(listing.versions()) == {("team-a", "bot")}
+    assert listing.namespaces.refused() == {"team-b"}
+
+
+async def test_update_missing_crd_is_no_missing_namespace(listing: Listing, build: type[Build]) -> None:
+    _fill(listing, build)
+    await listing.update()
+    for team in TEAMS:
+        listing.server.refuse(team, 404, "finetunejobs")
+    assert await listing.update() == set()
+    assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
+    assert listing.namespaces.refused() == set()
+    assert "404" in str(listing.namespaces.errors()[0])
+
+
+async def test_update_whole_cluster_refused_is_an_error(listing: Listing) -> None:
+    listing.watch([])
+    listing.server.refuse("", 403)
+    assert await listing.update() == set()
+    assert "403" in str(listing.namespaces.errors()[0])
+    assert listing.namespaces.refused() == set()

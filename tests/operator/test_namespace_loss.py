@@ -1,0 +1,168 @@
+"""A watched namespace that is deleted, forbidden or failing stops no other, also through a restart of the operator."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.operator.proxies import failure, healthy
+from tests.operator.teams import Team
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from tests.operator.world import World
+
+    from finetune_operator.handlers import Operator
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+async def teams(world: World) -> tuple[Team, Team]:
+    """Two namespaces that the operator watches, the second one without rights; the Lease is in a third."""
+    one, other = Team(world), Team(world)
+    await one.create()
+    await other.create()
+    world.settings = world.settings.model_copy(
+        update={"watch_namespaces": [one.namespace, other.namespace], "resync_interval": 1.0}
+    )
+    return one, other
+
+
+async def _is_refused(operator: Operator, team: Team) -> bool:
+    return team.namespace in operator.namespaces.refused()
+
+
+async def _is_ready(operator: Operator) -> bool:
+    try:
+        return bool(operator.readiness())
+    except RuntimeError:
+        return False
+
+
+async def _work(team: Team, name: str) -> None:
+    """See that a new FineTuneJob gets its Job."""
+    await team.apply(name)
+    await team.reason("JobCreated", name)
+
+
+async def test_namespace_deleted_others_go_on_and_it_comes_back(world: World, teams: tuple[Team, Team]) -> None:
+    one, other = teams
+    async with world.operator() as operator:
+        await _work(one, "first")
+        await _work(other, "first")
+        await other.vanish()
+        await world.until(lambda: _is_refused(operator, other))
+        await _work(one, "second")
+        assert operator.liveness()
+        assert operator.readiness()
+    async with world.operator() as operator:
+        await world.until(lambda: _is_ready(operator))
+        assert await _is_refused(operator, other)
+        await _work(one, "third")
+        await other.create()
+        await _work(other, "first")
+        assert not operator.namespaces.refused()
+
+
+async def test_namespace_without_role_from_the_start_is_watched_once_it_has_one(
+    world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.handlers._SETTLED", HOUR)
+    monkeypatch.setattr("finetune_operator.handlers._RETRY_INTERVAL", 0.3)  # lists that failed, and no others
+    one, other = teams
+    await other.forbid()
+    await other.apply("waiting")
+    async with world.operator(resync_interval=HOUR) as operator:
+        await _work(one, "first")
+        assert await _is_refused(operator, other)
+        await other.create_rights()
+        await other.reason("JobCreated", "waiting")
+        await _work(other, "first")
+        await _work(one, "second")
+
+
+async def test_all_namespaces_refused_operator_waits_alive_and_unready(world: World, teams: tuple[Team, Team]) -> None:
+    one, other = teams
+    await one.forbid()
+    await other.forbid()
+    async with world.operator() as operator:
+        await world.until(lambda: _is_refused(operator, other))
+        with pytest.raises(RuntimeError, match="none of the watched namespaces can be read"):
+            operator.readiness()
+        for state in operator.namespaces.states.values():
+            state.answered -= HOUR
+        await operator.retry_lists()
+        assert operator.liveness()
+        await one.create_rights()
+        await world.until(lambda: _is_ready(operator))
+        await _work(one, "first")
+
+
+async def test_watch_refused_for_long_ends_no_process_and_resumes(
+    world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any list tells, only kopf knows that the namespace is forbidden."""
+    monkeypatch.setattr("finetune_operator.kopf_setup._SILENCE", 1.0)  # then a watch begins again, and is refused
+    monkeypatch.setattr("finetune_operator.kopf_setup._FIRST_BACKOFFS", (0.01,) * 8)
+    monkeypatch.setattr("finetune_operator.kopf_setup._LAST_BACKOFF", 0.01)
+    monkeypatch.setattr("finetune_operator.handlers._SETTLED", HOUR)
+    one, other = teams
+    async with world.operator(resync_interval=HOUR):
+        await _work(other, "first")
+        await other.forbid()
+        since = len(world.proxy.seen)
+        await world.until(lambda: _was_asked_often(world, other, since))
+        await _work(one, "first")
+        await other.create_rights()
+        await _work(other, "second")
+
+
+async def _was_asked_often(world: World, team: Team, since: int) -> bool:
+    return world.proxy.seen[since:].count(("GET", team.path("finetunejobs"))) > 30  # kopf's default ends after nine
+
+
+@pytest.mark.parametrize("status", [429, 500, 504])
+async def test_namespace_failing_from_the_start_delays_no_other(
+    world: World, teams: tuple[Team, Team], status: int
+) -> None:
+    one, other = teams
+
+    async def failing(request: web.Request) -> web.StreamResponse | None:
+        return failure(status) if f"/{other.namespace}/" in request.path else None
+
+    world.proxy.trouble = failing
+    async with world.operator() as operator:
+        await _work(one, "first")
+        assert operator.readiness()
+        assert operator.namespaces.refused() == set()
+        world.proxy.trouble = healthy
+        await _work(other, "first")
+
+
+async def test_unreadable_namespace_nothing_is_written_there(world: World, teams: tuple[Team, Team]) -> None:
+    """Its objects are kept as last seen, which may be wrong by now."""
+    one, other = teams
+
+    async def unlistable(request: web.Request) -> web.StreamResponse | None:
+        return failure(403) if request.method == "GET" and f"/{other.namespace}/" in request.path else None
+
+    async with world.operator() as operator:
+        await _work(other, "first")
+        world.proxy.trouble = unlistable
+        await world.until(lambda: _is_refused(operator, other))
+        await other.delete("jobs", "first")  # nobody tells the operator
+        since = len(world.proxy.writes())
+        for _ in range(5):
+            operator.workers.add((other.namespace, "first"))
+            await asyncio.sleep(0.2)
+        await _work(one, "first")
+        assert not [path for _, path in world.proxy.writes()[since:] if other.namespace in path]
+        assert operator.store.finetunejob((other.namespace, "first"))
+        assert operator.workers.queue
+        assert operator.workers.queue.depth() == 0
+        world.proxy.trouble = healthy
+        await world.until(lambda: other.get("jobs", "first"))
