@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from finetune_operator.cluster import FINETUNEJOBS, JOBS, PODS, Cluster, Listed,
 from finetune_operator.namespaces import Namespaces, Scope
 from finetune_operator.store import Body, Key, Shelf, Store, WholeList, key_of, name_key
 from finetune_operator.transport import NO_ANSWER, ApiError
+
+log = logging.getLogger(__name__)
 
 _PARALLEL = 8
 """Namespaces that are listed at the same time: one that does not answer must not hold up all others."""
@@ -51,11 +54,12 @@ class Lister:
     async def update(self, scopes: Collection[Scope]) -> set[Scope]:
         """List these namespaces into the store; returns those that were listed."""
         async with self._one_at_a_time:
+            seen = [kind.shelf.highest for kind in self.kinds]
             answers = dict(zip(scopes, await asyncio.gather(*map(self._read, scopes)), strict=True))
             lists = {scope: found for scope, each in answers.items() if (found := self._judge(scope, each))}
             self._store.unreadable = self._namespaces.refused()
             if lists:
-                self._take(lists)
+                self._take(lists, seen)
             self._store.forget_gone()
             return set(lists)
 
@@ -84,10 +88,21 @@ class Lister:
                 kind.shelf.drop_namespace(scope)
         return None
 
-    def _take(self, lists: Mapping[Scope, Sequence[Listed]]) -> None:
-        """Replace what is known of these namespaces."""
+    def _take(self, lists: Mapping[Scope, Sequence[Listed]], seen: Sequence[int]) -> None:
+        """Replace what is known of these namespaces. `seen` are the highest versions known before the requests."""
+        for found in lists.values():
+            if any(0 < each.version < known for each, known in zip(found, seen, strict=True)):
+                self._forget_rewritten()
+                break
         for index, kind in enumerate(self.kinds):
             _fill(kind, {scope: found[index] for scope, found in lists.items()})
+
+    def _forget_rewritten(self) -> None:
+        """Whole lists are of the newest version. One that is lower than before means that etcd was restored from a
+        backup: https://github.com/kubernetes/kubernetes/issues/107457."""
+        log.warning("resource versions went back, as after a restore of etcd: everything in memory is replaced")
+        for kind in self.kinds:
+            kind.shelf.clear()
 
 
 def _fill(kind: Kind, lists: Mapping[Scope, Listed]) -> None:

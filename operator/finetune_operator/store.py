@@ -54,6 +54,8 @@ class Shelf:
         self._by_key: defaultdict[Key, set[str]] = defaultdict(set)
         self._gone: dict[str, int] = {}
         self._long_gone: dict[str, int] = {}
+        self.highest = 0
+        """The highest resource version that was ever seen of this kind."""
 
     def of(self, key: Key) -> list[Body]:
         """What belongs to a key, oldest version first."""
@@ -76,6 +78,7 @@ class Shelf:
     def offer(self, key: Key, head: Body, whole: Callable[[], Body]) -> bool:
         """The same, of a body that is read only if it is kept."""
         uid, version = head["metadata"]["uid"], version_of(head)
+        self.highest = max(self.highest, version)
         if not self._is_needed(key, head):
             self._drop(uid)  # also one that is known, for what it belongs to may have ended since
             return False
@@ -106,6 +109,7 @@ class Shelf:
             whole = lists.get(key[0]) or lists.get(None)
             if whole and uid not in whole.uids and version_of(self._bodies[uid]) <= whole.version:
                 self._drop(uid)
+        self.highest = max(self.highest, *(each.version for each in lists.values()))
         self._gone, self._long_gone = {}, self._gone
 
     def drop_namespace(self, namespace: str) -> None:
@@ -117,7 +121,7 @@ class Shelf:
         """Forget everything, also which objects were deleted."""
         for uid in list(self._bodies):
             self._drop(uid)
-        self._gone, self._long_gone = {}, {}
+        self._gone, self._long_gone, self.highest = {}, {}, 0
 
     def _drop(self, uid: str) -> None:
         self._bodies.pop(uid, None)

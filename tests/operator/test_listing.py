@@ -1,4 +1,4 @@
-"""Whole lists fill the store: an error concerns its own namespace alone."""
+"""Whole lists fill the store: an error concerns its own namespace alone, and a restore of etcd is noticed."""
 
 from __future__ import annotations
 
@@ -154,3 +154,34 @@ async def test_update_whole_cluster_refused_is_an_error(listing: Listing) -> Non
     assert await listing.update() == set()
     assert "403" in str(listing.namespaces.errors()[0])
     assert listing.namespaces.refused() == set()
+
+
+async def test_update_after_etcd_was_restored_replaces_the_store(listing: Listing, build: type[Build]) -> None:
+    server = listing.server
+    server.finetunejobs = {
+        "team-a": [_body(build, "team-a", "old", 525), _body(build, "team-a", "new", 526)],
+        "team-b": [_body(build, "team-b", "bot", 9)],
+    }
+    server.version = 530
+    await listing.update()
+    server.finetunejobs["team-a"] = [_body(build, "team-a", "old", 237, suspend=True)]
+    server.version = 240
+    await listing.update()
+    assert listing.versions() == {("team-a", "old"): "237", ("team-b", "bot"): "9"}
+    server.finetunejobs["team-a"] = [_body(build, "team-a", "old", 250)]
+    server.version = 251
+    await listing.update()
+    assert listing.versions()["team-a", "old"] == "250"
+
+
+async def test_update_that_was_overtaken_by_an_event_keeps_what_the_event_brought(
+    listing: Listing, build: type[Build]
+) -> None:
+    """The list was asked for before: its lower version says nothing about etcd."""
+    _fill(listing, build)
+    await listing.update()
+    task = asyncio.create_task(listing.update())
+    await asyncio.sleep(0)
+    listing.store.finetunejobs.put(("team-a", "bot"), _body(build, "team-a", "bot", 600))
+    await task
+    assert listing.versions()["team-a", "bot"] == "600"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_operator import gauges
+from finetune_operator import gauges, trimming
 from finetune_operator.namespaces import Namespaces
-from finetune_operator.store import Store, WholeList
+from finetune_operator.store import Shelf, Store, WholeList
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -108,3 +108,14 @@ def test_unreadable_namespace_is_neither_worked_on_nor_shown(build: type[Build])
     assert len(store.finetunejobs) == 2
     (jobs, *_) = gauges.job_gauges(store, 10)
     assert [each.labels["namespace"] for each in jobs.samples] == ["team-a"]
+
+
+def test_shelf_remembers_the_highest_version_of_bodies_and_lists(build: type[Build]) -> None:
+    shelf = Shelf(trimming.finetunejob)
+    body = build.stored()
+    shelf.put(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
+    assert shelf.highest == 7
+    shelf.keep_only({None: WholeList(set(), 12)})
+    assert shelf.highest == 12
+    shelf.clear()
+    assert (shelf.highest, len(shelf)) == (0, 0)
