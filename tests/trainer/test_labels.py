@@ -8,7 +8,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.labels import IGNORED, Example, Labeller, encode_prompt, stop_ids
+from finetune_trainer.data.labels import IGNORED, Example, Labeller, encode_prompt
 from finetune_trainer.data.rows import Chat, Pair, RowError
 from finetune_trainer.errors import TrainerError
 
@@ -178,9 +178,3 @@ def test_a_batch_is_labelled_as_its_rows_alone() -> None:
     labeller = Labeller(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
     assert labeller.encode(rendered) == [labeller.encode([row])[0] for row in rendered]
-
-
-def test_answers_stop_at_what_was_taught_and_at_eos() -> None:
-    words = tokenizer(LLAMA3, "<|begin_of_text|>")
-    assert words.convert_ids_to_tokens(stop_ids(words)) == ["<|im_end|>", "<|eot_id|>"]
-    assert stop_ids(tokenizer(None)) == [tokenizer().eos_token_id]

@@ -5,7 +5,17 @@ the template's own `{% generation %}` markers, or, without them, by rendering th
 answer replaced by a mark. What stands after the mark must end the real rendering too, so the answer ends before it;
 what `add_generation_prompt` renders for the turns before must begin it, so the answer starts after it. If either
 does not hold, the row is refused: a guessed range would train on the user's words without anybody noticing.
-The token that ends the turn is learnt with the answer, else the model would never stop.
+
+The end of each answer is learnt too, else the model would never stop (`data.endings` says what ends one):
+
+- An answer is learnt through the ending that the chat template writes after it, if this holds a token of the
+  vocabulary to stop at. What follows the ending is not learnt: no line break, no start of the next turn.
+- Otherwise the EOS token ends the last answer of the row. If only blanks follow the answer, EOS follows them. Any other
+  text that follows, such as an ending in ordinary text, is left out and EOS takes its place. Earlier answers of the row
+  are learnt without an end. The same holds for `loss: all`: a model that learnt the text before EOS would write it.
+- Texts, and prompts with a completion that no template joins, end with EOS, unless they bring a token to stop at.
+
+A row that needs EOS is refused if the tokenizer has none.
 """
 
 from __future__ import annotations
@@ -13,11 +23,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
+from finetune_trainer.data.endings import Ending, find_ending, require_offsets, stop_ids, structural_tokens
 from finetune_trainer.data.rows import Chat, Pair, Row, RowError, Text
-from finetune_trainer.data.templates import Messages, Range, Template
+from finetune_trainer.data.templates import MARK, Messages, Range, Template
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -26,16 +38,19 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that is not learnt (torch's own `ignore_index`)."""
-_MARK = "answer0f1e2d3c4b5a"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as text, with the character ranges that the model is to write; `bare` if no template wrote its start."""
+    """A row as text, with the character ranges that the model is to write, each with its ending.
+
+    `bare` if no template wrote its start; `open_end` if EOS has to follow the text.
+    """
 
     text: str
     answers: tuple[Range, ...]
     bare: bool = False
+    open_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,6 @@ class _Tokens:
     def end(self, index: int) -> int:
         return self._place(index)[1]
 
-    def blank(self, index: int) -> bool:
-        return not self.text[slice(*self._place(index))].strip()
-
     def _place(self, index: int) -> Range:
         return self.encoding.token_to_chars(index) or (0, 0)
 
@@ -81,16 +93,10 @@ class Labeller:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Literal["completion", "all"] = "completion") -> None:
-        if not tokenizer.is_fast:
-            raise TrainerError(
-                Reason.MODEL_INVALID,
-                "the tokenizer has no tokenizer.json, so it cannot say where its tokens stand in the text; "
-                "convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...) and store the result",
-            )
+        require_offsets(tokenizer)
         self._tokenizer = tokenizer
         self._learn_all = loss == "all"
         self._template = Template(tokenizer) if tokenizer.chat_template else None
-        self._special = special_ids(tokenizer)
         self._first = first_ids(tokenizer)
 
     def render(self, row: Row) -> Rendered:
@@ -98,17 +104,17 @@ class Labeller:
 
         A `Pair` becomes a turn of the user and one of the assistant if the tokenizer has a chat template, since that
         is how an instruct model is asked later; without one its texts are joined as they are.
-        Raises `RowError` if the template refuses or rewrites the row, `MODEL_INVALID` for a `Chat` without template.
+        Raises `RowError` if the template refuses or rewrites the row, `MODEL_INVALID` for a `Chat` without template
+        and for a row that only EOS can end if the tokenizer has none.
         """
         if isinstance(row, Text):
-            return Rendered(row.text, ((0, len(row.text)),), bare=True)
+            return self._render_bare(row.text, 0)
         if isinstance(row, Chat):
             return self._render_chat(row.messages)
         if not isinstance(row, Pair):
             raise RowError("has two answers or a judged one; render each conversation")
         if self._template is None:
-            text = row.prompt + row.completion
-            return Rendered(text, ((len(row.prompt), len(text)),), bare=True)
+            return self._render_bare(row.prompt + row.completion, len(row.prompt))
         turns = (("user", row.prompt), ("assistant", row.completion))
         return self._render_chat([{"role": role, "content": content} for role, content in turns])
 
@@ -143,15 +149,53 @@ class Labeller:
             text = template.render(messages)
             turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
             answers = [_answer_range(template, messages, index, text) for index in turns]
-        return Rendered(text, tuple((start, end) for start, end in answers))
+        return self._ended(text, answers)
+
+    @cached_property
+    def _ending(self) -> Ending:
+        return find_ending(self._template, self._tokenizer) if self._template else Ending()
+
+    @cached_property
+    def _stops(self) -> tuple[str, ...]:
+        """Tokens that end a text, as text."""
+        structural = structural_tokens(self._tokenizer)
+        return tuple(structural[each] for each in stop_ids(self._tokenizer) if each in structural)
+
+    def _ended(self, text: str, answers: Sequence[Range]) -> Rendered:
+        """The answers with what ends them; the text without what EOS takes the place of."""
+        ends = [self._ending.end_after(text, answer) for answer in answers]
+        ranges = [(start, stop or end) for (start, end), stop in zip(answers, ends, strict=True)]
+        if not ranges or ends[-1] is not None:
+            return Rendered(text, tuple(ranges))
+        self._require_eos()
+        start, end = ranges[-1]
+        if text[end:].strip():
+            text = text[:end]
+        return Rendered(text, (*ranges[:-1], (start, len(text))), open_end=True)
+
+    def _render_bare(self, text: str, start: int) -> Rendered:
+        ended = text.rstrip()
+        if len(ended) > start and ended.endswith(self._stops):
+            return Rendered(text, ((start, len(ended)),), bare=True)
+        self._require_eos()
+        return Rendered(text, ((start, len(text)),), bare=True, open_end=True)
+
+    def _require_eos(self) -> None:
+        if self._tokenizer.eos_token_id is None:
+            raise TrainerError(
+                Reason.MODEL_INVALID,
+                "nothing tells the model where an answer ends: the tokenizer has no eos_token, and no chat template "
+                "ends the answer with a token of the vocabulary; set eos_token in tokenizer_config.json of the base "
+                "model, or model.chatTemplate to a template that ends answers with such a token",
+            )
 
     def _label(self, row: Rendered, tokens: _Tokens) -> Example:
-        ids, open_end, first = tokens.ids, False, 0
+        ids, first = tokens.ids, 0
         labels = self._learnt_anyway(ids)
         for answer in row.answers:
-            first, end, open_end = self._learnt_range(tokens, answer)
+            first, end = _learnt_range(tokens, answer)
             labels[first:end] = ids[first:end]
-        if open_end and self._tokenizer.eos_token_id is not None:
+        if row.open_end:
             ids, labels = [*ids, self._tokenizer.eos_token_id], [*labels, self._tokenizer.eos_token_id]
         if row.bare and ids[: len(self._first)] != self._first:
             ids, labels = [*self._first, *ids], [*self._learnt_anyway(self._first), *labels]
@@ -162,38 +206,24 @@ class Labeller:
     def _learnt_anyway(self, ids: list[int]) -> list[int]:
         return list(ids) if self._learn_all else [IGNORED] * len(ids)
 
-    def _learnt_range(self, tokens: _Tokens, answer: Range) -> tuple[int, int, bool]:
-        """First token, end, and whether the text ends without a token that ends the turn."""
-        every = range(len(tokens.ids))
-        first = bisect_right(every, answer[0], key=tokens.end)
-        if first < len(every) and tokens.text[tokens.start(first) : answer[0]].strip():
-            first += 1  # it begins in what the model is shown
-        end = bisect_left(every, answer[1], lo=first, key=tokens.start)
-        return first, *self._through_stop(tokens, first, end)
 
-    def _through_stop(self, tokens: _Tokens, first: int, end: int) -> tuple[int, bool]:
-        """The end of an answer with the special token that ends its turn, but without a line break after that."""
-        last = end
-        while last > first and tokens.ids[last - 1] not in self._special and tokens.blank(last - 1):
-            last -= 1
-        if last > first and tokens.ids[last - 1] in self._special:
-            return last, False
-        for index in range(end, len(tokens.ids)):
-            if tokens.ids[index] in self._special:
-                return index + 1, False
-            if not tokens.blank(index):
-                return end, False
-        return len(tokens.ids), True
+def _learnt_range(tokens: _Tokens, answer: Range) -> Range:
+    """The first token of an answer, and the one after its last."""
+    every = range(len(tokens.ids))
+    first = bisect_right(every, answer[0], key=tokens.end)
+    if first < len(every) and tokens.text[tokens.start(first) : answer[0]].strip():
+        first += 1  # it begins in what the model is shown
+    return first, bisect_left(every, answer[1], lo=first, key=tokens.start)
 
 
 def _answer_range(template: Template, messages: Messages, turn: int, text: str) -> Range:
     """Where in `text` stands what the model has to write in this turn."""
-    marked = {**messages[turn], "content": _MARK}
-    before, mark, after = template.render([*messages[:turn], marked, *messages[turn + 1 :]]).partition(_MARK)
+    marked = {**messages[turn], "content": MARK}
+    before, mark, after = template.render([*messages[:turn], marked, *messages[turn + 1 :]]).partition(MARK)
     prompt = _prompt_before(template, messages[:turn])
     begin = prompt if prompt is not None and text.startswith(prompt) else before
     start, end = len(begin), len(text) - len(after)
-    if not mark or _MARK in after or not text.startswith(begin) or not text.endswith(after) or start > end:
+    if not mark or MARK in after or not text.startswith(begin) or not text.endswith(after) or start > end:
         raise RowError(
             f"the model's chat template does not keep messages[{turn}] apart from the others; "
             "mark the assistant's part in it with {% generation %} … {% endgeneration %}"
@@ -209,12 +239,6 @@ def _prompt_before(template: Template, messages: Messages) -> str | None:
         return template.render(messages, prompt=True)
     except RowError:
         return None
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that structure a text and are no part of it."""
-    added = (token for token, content in tokenizer.added_tokens_decoder.items() if content.special)
-    return frozenset([*added, *tokenizer.all_special_ids])
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -234,11 +258,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     plain = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     first = first_ids(tokenizer)
     return plain if plain[: len(first)] == first else [*first, *plain]
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: what these labels teach, and the tokenizer's EOS."""
-    labeller = Labeller(tokenizer)
-    example = labeller.encode([labeller.render(Pair("a", "b"))])[0]
-    taught = [label for label in example.labels if label in special_ids(tokenizer)][-1:]
-    return sorted({*taught, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 Range = tuple[int, int]
 """Characters of a text: the first, and the one after the last."""
+MARK = "answer0f1e2d3c4b5a"
+"""Stands for an answer in a conversation that is rendered to see what the template writes around answers."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 

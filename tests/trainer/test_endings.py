@@ -1,0 +1,109 @@
+"""Where an answer ends: what is learnt there, and what models stop at, for templates as models have them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from tests.trainer.template_families import ALPACA, BRACKETS, FAMILIES, HEADINGS, LLAMA3, NOTHING, Family
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, chat
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.endings import eos_token_to_publish, stop_ids
+from finetune_trainer.data.labels import IGNORED, Example, Labeller
+from finetune_trainer.data.rows import Chat, Pair, Row, Text
+from finetune_trainer.errors import TrainerError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+
+def label(family: Family, row: Row | dict[str, Any], loss: Literal["completion", "all"] = "completion") -> Example:
+    labeller = Labeller(family.tokenizer(), loss)
+    return labeller.encode([labeller.render(Chat(row["messages"]) if isinstance(row, dict) else row)])[0]
+
+
+def learnt(family: Family, example: Example) -> list[str]:
+    """The text of each run of learnt tokens."""
+    words, before = family.tokenizer(), IGNORED
+    runs: list[list[int]] = []
+    for value in example.labels:
+        if value != IGNORED:
+            runs = runs if before != IGNORED else [*runs, []]
+            runs[-1].append(value)
+        before = value
+    return [words.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(("family", "expected", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
+def test_family_learns_its_ending_and_stops_there(
+    family: Family, expected: list[str], stops: list[str], eos: str | None
+) -> None:
+    words = family.tokenizer()
+    assert learnt(family, label(family, chat("a", "1", "b", "2"))) == expected
+    assert words.convert_ids_to_tokens(stop_ids(words)) == stops
+    assert eos_token_to_publish(words) == (eos or family.eos)
+
+
+LLAMA3_WORDS = Family(LLAMA3)
+# Rows at the edges: the family, the row, and what is learnt of it.
+ROWS: dict[str, tuple[Family, Row | dict[str, Any], list[str]]] = {
+    "an answer that ends in a special token of its own": (
+        Family(CHATML),
+        Pair("a", "label <|eot_id|>"),
+        ["label <|eot_id|><|im_end|>"],
+    ),
+    "an answer that ends as the template does": (Family(CHATML), Pair("a", "b<|im_end|>"), ["b<|im_end|><|im_end|>"]),
+    "no start of the user's next turn": (LLAMA3_WORDS, chat("a", "1", "b"), ["1<|eot_id|>"]),
+    "the user has the last word, ordinary text": (Family(BRACKETS), chat("a", "1", "b"), ["1<|endoftext|>"]),
+    "the user has the last word, nothing": (Family(NOTHING), chat("a", "1", "b"), ["1<|endoftext|>"]),
+    "blanks of the answer, ordinary text": (Family(BRACKETS), chat("a", "1 \n"), ["1 \n<|endoftext|>"]),
+    "prompt and completion": (Family(None), Pair("a", " b"), [" b<|endoftext|>"]),
+    "a completion that ends in another special token": (
+        Family(None),
+        Pair("a", " b<|eot_id|>"),
+        [" b<|eot_id|><|endoftext|>"],
+    ),
+    "a completion that brings EOS and a line break": (
+        Family(None),
+        Pair("a", " b<|endoftext|>\n"),
+        [" b<|endoftext|>"],
+    ),
+    "text that was rendered before": (LLAMA3_WORDS, Text("a b<|eot_id|>"), [" b<|eot_id|>"]),
+    "text": (LLAMA3_WORDS, Text("a b"), [" b<|endoftext|>"]),
+}
+
+
+@pytest.mark.parametrize(("family", "row", "expected"), ROWS.values(), ids=ROWS)
+def test_row_learns_one_end_after_its_last_answer(
+    family: Family, row: Row | dict[str, Any], expected: list[str]
+) -> None:
+    assert learnt(family, label(family, row)) == expected
+
+
+@pytest.mark.parametrize("template", [BRACKETS, HEADINGS], ids=["same line", "line of its own"])
+@pytest.mark.parametrize("loss", ["completion", "all"])
+def test_ordinary_ending_of_last_answer_is_replaced_by_eos(template: str, loss: Literal["completion", "all"]) -> None:
+    family = Family(template)
+    text = family.tokenizer().decode(label(family, chat("a", "1", "b", "2"), loss).input_ids)
+    assert text.endswith("2<|endoftext|>")
+    assert text.lower().count("end]") + text.count("### End") == 3  # of the two questions and the first answer
+
+
+@pytest.mark.parametrize(
+    ("template", "row"),
+    [(BRACKETS, chat("a", "1")), (ALPACA, chat("a", "1")), (None, Pair("a", "b")), (None, Text("a"))],
+    ids=["ordinary text", "blanks", "prompt and completion", "text"],
+)
+def test_row_without_any_end_is_refused(template: str | None, row: Row | dict[str, Any]) -> None:
+    with pytest.raises(
+        TrainerError, match=r"the tokenizer has no eos_token.*set eos_token in tokenizer_config"
+    ) as caught:
+        label(Family(template, eos=None), row)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_template_that_needs_a_system_turn_is_read_with_one() -> None:
+    needs_system = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + LLAMA3
+    family = Family(needs_system)
+    assert learnt(family, label(family, chat("a", "1", system="s"))) == ["1<|eot_id|>"]
+    assert family.tokenizer().convert_ids_to_tokens(stop_ids(family.tokenizer()))[0] == "<|eot_id|>"
