@@ -19,7 +19,7 @@ from finetune_trainer.evaluation.bias import Likelihood, Preferences, judge_bias
 from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
 from finetune_trainer.evaluation.pairs import SentencePair
 from finetune_trainer.evaluation.records import Bias
-from finetune_trainer.models.answering import question, spread
+from finetune_trainer.models.answering import AnswerDecoder, question, spread
 
 _LOOKED_AT = 5000
 """Training rows whose groups are counted, and validation rows whose terms are exchanged, evenly spread over all."""
@@ -78,7 +78,8 @@ class Groups:
             yield _compared("pair", category, both)
 
     def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
-        made = [question(row["input_ids"], row["labels"], self.tokenizer) for row in rows]
+        decoder = AnswerDecoder(self.tokenizer)
+        made = [question(row["input_ids"], row["labels"], decoder) for row in rows]
         texts = [Pair(self.tokenizer.decode(each.prompt), each.reference) for each in made if each]
         for category in [*CATEGORIES, *([OWN] if self.asked.terms else [])]:
             swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
