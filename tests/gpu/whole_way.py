@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     prepared = preparing.prepare(config, files, words, folder)
     loaded = model.Loaded(model.load_model(config, base, backend), words, backend)
     metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder).metrics
-    export.export(config, loaded, folder / "adapter", "sha256:0")
+    export.export(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))
     out = folder / "got.json"  # asked in a process that knows nothing of the training
     command = [sys.executable, "-c", ASK, str(base), str(folder / "adapter"), str(out), *ANSWERS]

@@ -46,7 +46,7 @@ def tuned(
     prepared = preparing.prepare(settings, preparing.Files(sources, "sha256:0"), words, folder)
     loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
-    export(settings, loaded, folder / "adapter", "sha256:abc")
+    export(settings, loaded, folder / "adapter", "sha256:abc", base)
     return base, folder / "adapter"
 
 

@@ -80,14 +80,20 @@ def tokenizer(template: str | None = CHATML, bos: str | None = None) -> PreTrain
     return made
 
 
-def build(folder: Path, template: str | None = CHATML, hidden: int = 64, layers: int = 2) -> Path:
-    """The model's folder, as a user stores it; the same weights each time."""
+def build(
+    folder: Path,
+    template: str | None = CHATML,
+    hidden: int = 64,
+    layers: int = 2,
+    words: PreTrainedTokenizerFast | None = None,
+) -> Path:
+    """The model's folder, as a user stores it; the same weights each time. `words` is another tokenizer to give it."""
     import_libraries()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)  # it is too small for more, and tests share their cores
-    words = tokenizer(template)
+    words = words or tokenizer(template)
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=len(words),

@@ -146,7 +146,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
 
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
-    export.export(config, loaded, adapter, fetched.model_revision)
+    export.export(config, loaded, adapter, fetched.model_revision, fetched.model_dir)
     if config.output.merged:
         merge.merge(config, loaded, adapter)
     if known.log:

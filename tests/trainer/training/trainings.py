@@ -202,7 +202,7 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     found = None
     if asked.evaluation is not None:
         found = evaluate.evaluate(evaluate.Subject(settings, loaded, rows, made), recorder)
-    export.export(settings, loaded, folder / "adapter", "sha256:0")
+    export.export(settings, loaded, folder / "adapter", "sha256:0", model_dir)
     trainable, _ = tuned.get_nb_trainable_parameters()
     known = made.metrics, recorder.seen, rows.report, trainable, loaded, found, list(made.fold_losses)
     return Trained(folder, *known)

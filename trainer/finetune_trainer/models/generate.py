@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def generate(model_dir: Path, adapter_dir: Path | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """One answer per prompt, the likeliest token each time, so always the same; it ends where the turn does.
 
-    A prompt is a user's turn if there is a chat template, else plain text. The tokenizer is the adapter's if there is
-    one. Raises `MODEL_INVALID`.
+    A prompt is a user's turn if there is a chat template, else plain text. The tokenizer and the tokens that end an
+    answer are the adapter's if there is one. Raises `MODEL_INVALID`.
     """
     from finetune_trainer.models.answering import Answerer
 
@@ -31,7 +31,7 @@ def generate(model_dir: Path, adapter_dir: Path | None, prompts: Sequence[str], 
 def _load(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     gpu = torch.cuda.is_available()
     with model_errors():
@@ -43,5 +43,7 @@ def _load(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
             use_safetensors=True,
             local_files_only=True,
         )
+        if adapter_dir is not None and (adapter_dir / "generation_config.json").is_file():
+            base.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model = base if adapter_dir is None else PeftModel.from_pretrained(base, str(adapter_dir))
     return model.eval()

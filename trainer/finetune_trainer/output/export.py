@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.data.endings import eos_token_to_publish
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.generation import end_token_ids
 from finetune_trainer.models.model import Loaded
 from finetune_trainer.models.precision import as_in_training, resolve_precision
 from finetune_trainer.report.facts import AdapterFacts
@@ -16,7 +18,7 @@ from finetune_trainer.report.facts import AdapterFacts
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +28,23 @@ _TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 are, so that the only difference is in the order of sums."""
 
 
-def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: str) -> None:
-    """Write adapter, tokenizer and chat template into the folder `target`, flat.
+GENERATION_CONFIG = "generation_config.json"
 
-    `model_revision` is the base model's commit or digest. Raises `INTERNAL_ERROR` if the adapter learnt nothing or
-    answers differently when it is loaded from `target`.
+
+def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: str, model_dir: Path) -> None:
+    """Write adapter, tokenizer, chat template and generation config into the folder `target`, flat.
+
+    `model_revision` is the base model's commit or digest, `model_dir` holds its files. Raises `INTERNAL_ERROR` if the
+    adapter learnt nothing or answers differently when it is loaded from `target`.
     """
     target.mkdir(parents=True, exist_ok=True)
     check_learnt(loaded.model)
     # save_embedding_layers: "auto" asks the hub whether the vocabulary grew; ours never does.
     loaded.model.save_pretrained(str(target), save_embedding_layers=False)
     (target / "README.md").unlink()  # a stub of PEFT's that names where the base model lay on this machine
-    loaded.tokenizer.save_pretrained(str(target))
+    export_tokenizer(loaded.tokenizer, target)
+    export_generation_config(loaded, model_dir, target)
     _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
-    _forget_loading(target / "tokenizer_config.json")
     _check_reload(loaded, target, resolve_precision(config))
 
 
@@ -69,11 +74,39 @@ def _make_portable(path: Path, config: TrainerConfig, model_revision: str, targe
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _forget_loading(path: Path) -> None:
-    """transformers stores how it was told to load a tokenizer as if that were a property of it."""
+def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer and its chat template; its EOS token is the one that ends the answers that were trained on.
+
+    Only the name of the EOS token is changed, not the vocabulary. What transformers stores of how it was told to load
+    the tokenizer is left out.
+    """
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if (eos := eos_token_to_publish(tokenizer)) != tokenizer.eos_token:
+        kept["eos_token"] = eos
+    _write_json(path, kept)
+
+
+def export_generation_config(loaded: Loaded, model_dir: Path, folder: Path) -> None:
+    """Write the base model's generation config with the tokens that end an answer.
+
+    The rest of it is kept as it is, or made of the tokens' ids if the base model has none. It is not written by
+    transformers, which refuses to store what many models bring, such as a temperature without `do_sample`.
+    """
+    tokenizer, path = loaded.tokenizer, model_dir / GENERATION_CONFIG
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("_from_model_config", None)  # it is no longer what config.json alone says
+    else:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        settings = {key: value for key, value in ids.items() if value is not None}
+    _write_json(folder / GENERATION_CONFIG, settings | {"eos_token_id": end_token_ids(loaded.model, tokenizer)})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_learnt(model: PeftModel) -> None:

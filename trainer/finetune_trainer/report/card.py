@@ -31,11 +31,12 @@ Load it on the base model named above, which is not part of this folder:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 base = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME_OF_THE_BASE_MODEL")
 model = PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")  # with the chat template that was trained on
+model.generation_config = GenerationConfig.from_pretrained("PATH_OF_THIS_FOLDER")  # with the tokens that end an answer
 ```"""
 _LIMITS = """\
 It is meant for prompts like those it was trained on. On others it may be worse than its base model, and it may repeat

@@ -1,0 +1,137 @@
+"""Whoever loads the published files gets answers that end where the training ended them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.template_families import FAMILIES, Family
+from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
+
+from finetune_trainer.data import preparing
+from finetune_trainer.models import model
+from finetune_trainer.models.generate import generate
+from finetune_trainer.models.generation import end_token_ids
+from finetune_trainer.output.export import export, export_generation_config, export_tokenizer
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.training import train
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
+# As many models have it: transformers loads it, and refuses to save it again.
+BASE_SETTINGS = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 1, "pad_token_id": 0, "x_note": "kept, très bien"}
+TRAINED = ["ChatML, base model", "ChatML, end not flagged special", "ordinary text on the same line"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A base model, and the files of an adapter that knows `ANSWERS` by heart."""
+
+    base: Path
+    adapter: Path
+    stops: list[str]
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    folder, (family, _, stops, _) = tmp_path_factory.mktemp("run"), FAMILIES[request.param]
+    base = build(folder / "base", words=family.tokenizer())
+    (base / "generation_config.json").write_text(json.dumps(BASE_SETTINGS))
+    settings = config({"maxSteps": 90, "batchSize": 3, "gradientAccumulation": 1, "gradientCheckpointing": False})
+    words = model.load_tokenizer(base)
+    several = [text for pair in ANSWERS.items() for text in pair]
+    rows = write_rows(folder / "rows", [*(chat(*pair) for pair in ANSWERS.items()), chat(*several)])
+    prepared = preparing.prepare(
+        settings, preparing.Files([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
+    )
+    loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
+    train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
+    export(settings, loaded, folder / "adapter", "sha256:abc", base)
+    return Published(base, folder / "adapter", stops)
+
+
+def ask(published: Published, **settings: Any) -> list[str]:
+    """What transformers and PEFT alone make of the published files."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    words = AutoTokenizer.from_pretrained(published.adapter)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(published.base), published.adapter)
+    tuned.generation_config = GenerationConfig.from_pretrained(published.adapter)
+    answers = []
+    for prompt in ANSWERS:
+        turns = [{"role": "user", "content": prompt}]
+        asked = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            output = tuned.generate(**asked, max_new_tokens=40, do_sample=False, **settings)
+        answers.append(words.decode(output[0, asked["input_ids"].shape[1] :]))
+    return answers
+
+
+def test_published_generation_config_ends_answers(published: Published) -> None:
+    assert ask(published) == [f"{answer}{published.stops[0]}" for answer in ANSWERS.values()]
+
+
+def test_published_eos_token_ends_answers(published: Published) -> None:
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(published.adapter)
+    assert words.eos_token == published.stops[0]
+    answers = ask(published, eos_token_id=words.eos_token_id)
+    assert answers == [f"{answer}{published.stops[0]}" for answer in ANSWERS.values()]
+
+
+def test_own_answers_end_at_the_same_place(published: Published) -> None:
+    assert generate(published.base, published.adapter, list(ANSWERS), 40) == list(ANSWERS.values())
+
+
+def test_rest_of_the_generation_config_is_the_base_models(published: Published) -> None:
+    settings = json.loads((published.adapter / "generation_config.json").read_text())
+    stops = model.load_tokenizer(published.base).convert_tokens_to_ids(published.stops)
+    assert settings == BASE_SETTINGS | {"eos_token_id": stops}
+    assert "très" in (published.adapter / "generation_config.json").read_text()
+
+
+@pytest.mark.parametrize(("family", "_learnt", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
+def test_published_tokenizer_renders_and_encodes_as_the_trained_one(
+    tmp_path: Path, family: Family, _learnt: list[str], stops: list[str], eos: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    words = family.tokenizer()
+    export_tokenizer(words, tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert read.eos_token == (eos or family.eos)
+    assert read.eos_token in stops
+    assert read.get_vocab() == words.get_vocab()
+    conversation = chat("a", "1 <|eot_id|>", "b", "2", "c")["messages"]
+    for messages, options in ((conversation, {"add_generation_prompt": True}), (conversation[:-1], {})):
+        assert read.apply_chat_template(messages, **options) == words.apply_chat_template(messages, **options)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [(None, [3, 1]), ({"eos_token_id": [9, 1, 8], "_from_model_config": True}, [3, 1, 9, 8]), ({"top_k": 5}, [3, 1])],
+    ids=["no file", "several of its own", "none of its own"],
+)
+def test_generation_config_lists_what_is_taught_then_the_base_models_own(
+    tmp_path: Path, own: dict[str, Any] | None, expected: list[int]
+) -> None:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    words = FAMILIES["ChatML, base model"][0].tokenizer()
+    base = build(tmp_path / "base", words=words)
+    (base / "generation_config.json").unlink()
+    if own is not None:
+        (base / "generation_config.json").write_text(json.dumps(own))
+    loaded = model.Loaded(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
+    export_generation_config(loaded, base, tmp_path)
+    read = GenerationConfig.from_pretrained(tmp_path)
+    assert read.eos_token_id == expected == end_token_ids(loaded.model, words)
+    assert (read.top_k, read.pad_token_id) == ((own or {}).get("top_k"), 0 if own is None else None)
+    assert "_from_model_config" not in json.loads((tmp_path / "generation_config.json").read_text())
