@@ -19,6 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_token_canary"
 NEEDED = {
     "config.json": b"{}",
+    "generation_config.json": b"{}",
     "model.safetensors": b"w" * 1000,
     "tokenizer.model": b"sentencepiece",
     "merges.txt": b"a b",

@@ -14,6 +14,7 @@ from finetune_trainer.data.preparing import Files
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
+ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 PREFERENCES = {
     "kept": ({"prompt": "Why?", "chosen": "Because of that", "rejected": "No idea"}, None),
     "the same answer twice": ({"prompt": "Why?", "chosen": "So", "rejected": "So\u200b"}, "identicalAnswers"),
@@ -32,6 +33,20 @@ def test_preferences_are_one_prompt_and_two_answers(tmp_path: Path, row: dict[st
     assert words.decode(first["prompt_ids"]) == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     answers = [words.decode(first[name]) for name in ("chosen_ids", "rejected_ids")]
     assert answers == ["This<|im_end|>", "That<|im_end|>"]
+
+
+BRACKETED = CHATML.replace("<|im_start|>", "[").replace("<|im_end|>", " [/END]")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_preferences_end_with_eos_where_the_template_writes_ordinary_text(tmp_path: Path, method: str) -> None:
+    rows = [{"prompt": "What?", "chosen": "This", "rejected": "That"}] * 2
+    settings = configured({"method": method, "batchSize": 2}, preparation={"deduplicate": "none"})
+    dataset = run(tmp_path, rows, settings, template=BRACKETED).dataset
+    words = tokenizer()
+    assert words.decode(dataset[0]["prompt_ids"]).endswith("What? [/END]\n[assistant\n")
+    answers = {words.decode(row[name]) for row in dataset for name in row if name in ANSWER_COLUMNS}
+    assert answers == {"This<|im_end|>", "That<|im_end|>"}
 
 
 def test_judged_answers_keep_their_verdict(tmp_path: Path) -> None:
