@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +32,30 @@ def test_an_upload_that_fails_half_way_leaves_nothing(s3: S3Server, tmp_path: Pa
     assert error.value.reason is Reason.AUTH_FAILED
     assert s3.keys(str(location)) == []
     assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="results", Prefix=location.key)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault("400", "DELETE", "uploadId=")],
+        [Fault("400", "DELETE", "uploadId=", times=3)],
+        [Fault("400", "DELETE", "uploadId="), Fault("delay", "PUT", "partNumber=2")],
+    ],
+    ids=["abort refused once", "abort refused three times", "part in flight"],
+)
+@pytest.mark.s3
+def test_put_file_when_its_first_abort_has_no_effect_aborts_again(
+    s3: S3Server, tmp_path: Path, proxy: FaultyProxy, faults: list[Fault]
+) -> None:
+    path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/half")
+    path.write_bytes(b"x" * 40 * 2**20)
+    other = s3.client.create_multipart_upload(Bucket="results", Key=location.key + "-of-another")["UploadId"]
+    proxy.faults = [Fault("400", "PUT", "partNumber=4"), *(replace(fault) for fault in faults)]
+    with pytest.raises(TrainerError, match="the session token is wrong or has expired"):
+        put_file(S3(s3.storage), location, path)
+    time.sleep(2)  # the part that was held back has come to its end
+    unfinished = s3.client.list_multipart_uploads(Bucket="results", Prefix=location.key)["Uploads"]
+    assert [each["UploadId"] for each in unfinished] == [other]
 
 
 @pytest.mark.s3

@@ -1,10 +1,11 @@
-"""Objects out: files whole, the last one only if nobody else's is there. Nothing is deleted here."""
+"""Objects out: files whole, the last one only if nobody else's is there. No object is deleted here."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +16,7 @@ from obstore.exceptions import AlreadyExistsError
 from finetune_trainer.storage.connection import S3
 from finetune_trainer.storage.errors import OUTPUT, explained
 from finetune_trainer.storage.locations import Location
+from finetune_trainer.storage.multipart import aborted_on_failure
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -28,14 +30,17 @@ _T = TypeVar("_T")
 
 
 def put_file(s3: S3, location: Location, path: Path) -> str:
-    """Upload a file, in parts if it is large; it appears whole or not at all. Returns the sha256 of what was sent."""
+    """Upload a file, in parts if it is large; it appears whole or not at all, and no part of it stays in the store if
+    the upload fails. Returns the sha256 of what was sent."""
     bucket, digest = s3.bucket(location.bucket), hashlib.sha256()
     put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
     with explained(location, bucket.endpoint, OUTPUT), path.open("rb", buffering=0) as file:
         pieces = _pieces(file, digest, s3)
         # An iterator would go in parts however short it is, which is three requests.
-        content = pieces if path.stat().st_size > _PART_BYTES else b"".join(pieces)
-        interruptibly(lambda: put(bucket.store, location.key, content))
+        in_parts = path.stat().st_size > _PART_BYTES
+        content = pieces if in_parts else b"".join(pieces)
+        with aborted_on_failure(bucket, location.key) if in_parts else nullcontext():
+            interruptibly(lambda: put(bucket.store, location.key, content))
     return digest.hexdigest()
 
 

@@ -1,0 +1,66 @@
+"""Unfinished multipart uploads, whose parts a store keeps and bills for until somebody aborts them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore import exceptions as boto
+from obstore.exceptions import BaseError
+
+from finetune_trainer.storage.connection import Bucket
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 8
+_PAUSE_SECONDS = 0.5
+_CLEAN_ROUNDS = 2
+"""So many listings in a row have to be empty before the key counts as clean."""
+
+
+@contextmanager
+def aborted_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
+    """Leave no unfinished upload of `key` behind if the block raises an error of the store or of the local file.
+
+    obstore aborts its upload at once, while other parts may still be in flight. Such a part can make the store keep
+    the upload, so S3 asks to list the uploads and to abort again:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html. All uploads of the key are aborted,
+    since an output has one writer.
+    """
+    try:
+        yield
+    except (BaseError, OSError):
+        try:
+            _abort_all(bucket, key)
+        except (boto.ClientError, boto.BotoCoreError) as error:
+            log.warning("s3://%s/%s: an unfinished upload may be left: %s", bucket.name, key, error)
+        raise
+
+
+def _abort_all(bucket: Bucket, key: str) -> None:
+    clean = 0
+    for _ in range(_ROUNDS):
+        unfinished = list(_unfinished(bucket, key))
+        clean = 0 if unfinished else clean + 1
+        if clean == _CLEAN_ROUNDS:
+            return
+        for upload_id in unfinished:
+            _abort(bucket, key, upload_id)
+        time.sleep(_PAUSE_SECONDS)
+    log.warning("s3://%s/%s: an unfinished upload is left", bucket.name, key)
+
+
+def _unfinished(bucket: Bucket, key: str) -> Iterator[str]:
+    pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=key)
+    for page in pages:
+        yield from (each["UploadId"] for each in page.get("Uploads", []) if each["Key"] == key)
+
+
+def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
+    """One that is gone or still busy is met again, or not, by the next listing."""
+    try:
+        bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=key, UploadId=upload_id)
+    except boto.ClientError as error:
+        log.info("s3://%s/%s: an upload could not be aborted yet: %s", bucket.name, key, error)
