@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.publishing import EXPORTED, REPORT, config_for, prefix, publish
+from tests.trainer.publishing import EXPORTED, REPORT, attempt, config_for, prefix, publish
 
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
 from finetune_trainer.errors import TrainerError
@@ -79,9 +79,10 @@ def test_a_result_is_complete_and_its_manifest_describes_it(s3: S3Server, prefix
 def test_weights_go_first_and_the_manifest_last(s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy) -> None:
     publish(config_for(s3, prefix), tmp_path)
     written = [path.rpartition("/")[2] for path in proxy.written]
-    assert written[0] == "adapter_model.safetensors"
+    assert written[:2] == [".upload.json", "adapter_model.safetensors"]
     assert written[-2:] == ["adapter_config.json", "manifest.json"]
-    assert sorted(written) == sorted([*EXPORTED, "finetune_config.json", "manifest.json"])
+    assert sorted(written) == sorted([*EXPORTED, ".upload.json", "finetune_config.json", "manifest.json"])
+    assert not [key for key in s3.keys(prefix) if "/." in key]
 
 
 @pytest.mark.parametrize("last_word", ["manifest.json", "adapter_config.json", "adapter_model.safetensors"])
@@ -103,6 +104,7 @@ def test_a_run_that_dies_while_publishing_leaves_no_result(
 
 
 ORDER = [
+    ".upload.json",
     "adapter_model.safetensors",
     "README.md",
     "chat_template.jinja",
@@ -138,7 +140,10 @@ def test_a_run_that_is_killed_after_any_write_leaves_all_or_nothing(
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"]), file["path"]
         if file["path"] in EXPORTED:
             assert content.endswith(b"longer") is not published
-    assert not [key for key in s3.keys(prefix) if "claim" in key]
+    left = {key.rpartition("/")[2] for key in s3.keys(prefix) if "/." in key}
+    assert left <= ({".upload.json"} if published else set())
+    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    assert not [key for key in s3.keys(prefix) if "/." in key]
 
 
 def test_the_slower_of_two_attempts_ends_well_and_changes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:

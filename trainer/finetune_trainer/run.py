@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from finetune_trainer import inputs, outcome, runlog
+from finetune_trainer import inputs, merging, outcome, runlog
 from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Inputs, Located
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from finetune_trainer.checkpoints.saving import Keeper
     from finetune_trainer.data.preparing import PreparedData
     from finetune_trainer.evaluation.records import Evaluation
+    from finetune_trainer.output.existing import Existing
+    from finetune_trainer.output.merge import Merged
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,10 @@ def run(
     located = inputs.locate(config, s3)
     if earlier:
         output.check_inputs(earlier, located)
+    if earlier and not _merges_here(output, earlier):
         output.tidy()  # the attempt that published may have died before it did
         ended = earlier.outcome(output.uri)
-    elif make:
+    elif make and not earlier:
         ended = make(located, scratch, known)
     else:
         ended = _make(located, output, scratch, known)
@@ -79,7 +82,44 @@ def _make(located: Located, output: publish.Output, scratch: Path, known: Known)
         group.peer_errors(),
     ):
         earlier = output.existing()  # whoever held the output before may have finished
-        return earlier.outcome(output.uri) if earlier else _train(located, output, claim, folder, known)
+        if earlier:
+            return _complete(located, output, earlier, folder, known)
+        if layout.is_first():
+            output.check_foreign()
+        return _train(located, output, claim, folder, known)
+
+
+def _merges_here(output: publish.Output, earlier: Existing) -> bool:
+    """Whether the result there lacks its merged model, and this process is the one of the run that makes it."""
+    return output.lacks_merged(earlier) and layout.is_first() and layout.asked().node == 0
+
+
+def _complete(located: Located, output: publish.Output, earlier: Existing, folder: Path, known: Known) -> Outcome:
+    """The adapter is there; make its merged model if that is missing."""
+    ended = earlier.outcome(output.uri)
+    if not _merges_here(output, earlier):
+        return ended
+    output.clear_checkpoints()
+    if layout.asked().per_node > 1:
+        layout.use_first_gpu()
+    return merging.add(ended, output, known, lambda: _merge_published(located, output, earlier, folder, known))
+
+
+def _merge_published(located: Located, output: publish.Output, earlier: Existing, folder: Path, known: Known) -> Merged:
+    """The merged model of an adapter that an earlier attempt has published."""
+    config, backend = located.config, "transformers"  # which loads the adapters of either backend
+    downloading = inputs.start(located, folder)
+    from finetune_trainer.models import model
+
+    model.import_backend(backend, config.model.quantization)
+    from finetune_trainer.output import judging, merge
+
+    fetched, prepared = _prepare(config, downloading, folder, known)
+    adapter_dir = output.fetch_adapter(earlier, folder / "adapter")
+    tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend, adapter_dir), tokenizer, backend)
+    task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, tokenizer), known.progress.alive)
+    return merge.merge(task, loaded, folder / "merged")
 
 
 @contextmanager
@@ -118,7 +158,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     from finetune_trainer.checkpoints import following, saving
     from finetune_trainer.evaluation import asked, evaluate
     from finetune_trainer.models import model
-    from finetune_trainer.output import export, merge
+    from finetune_trainer.output import export, judging, merge
     from finetune_trainer.report import writing
     from finetune_trainer.training import cross_validation
 
@@ -147,8 +187,6 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     _enter(Stage.EXPORTING, known)
     adapter = folder / "adapter"
     export.export(config, loaded, adapter, fetched.model_revision, fetched.model_dir)
-    if config.output.merged:
-        merge.merge(config, loaded, adapter)
     if known.log:
         known.log.save(adapter)
     event_files.write(config, trained, metrics, adapter)
@@ -159,7 +197,16 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     group.release()
     keeper.clear()
     lost = attempt.end(known, record, ended)
-    return ended.model_copy(update={"message": "; ".join(filter(None, (ended.message, evaluation.too_few(), lost)))})
+    said = "; ".join(filter(None, (ended.message, evaluation.too_few(), lost)))
+    ended = ended.model_copy(update={"message": said})
+    if not config.output.merged:
+        return ended
+
+    def make() -> Merged:
+        task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, tokenizer), known.progress.alive)
+        return merge.merge(task, loaded, folder / "merged")
+
+    return merging.add(ended, output, known, make)
 
 
 def _prepare(

@@ -149,6 +149,8 @@ class Result(Model):
     """The prefix that holds the adapter."""
     report_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="reportURI")
     """A page that shows the whole run: what went in, whether it got better, what to do next."""
+    merged_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="mergedURI")
+    """The prefix that holds the merged model. Absent if it was not asked for or could not be published."""
     digest: Annotated[str, StringConstraints(max_length=80)]
     """`sha256:…` of `manifest.json`, which lists every file's own digest."""
     model_revision: Annotated[str, StringConstraints(max_length=255)]

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from finetune_trainer.data.labels import IGNORED
 
@@ -45,7 +46,7 @@ def base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[T, T]:
         return measure(), tuned
 
 
-def losses(model: PeftModel, rows: Sequence[Tokens], alive: Callable[[], None]) -> Losses:
+def losses(model: PeftModel | PreTrainedModel, rows: Sequence[Tokens], alive: Callable[[], None]) -> Losses:
     """Of each row, without dropout and without gradients; `alive` is called after each batch."""
     sums, tokens = [math.nan] * len(rows), [0] * len(rows)
     model.eval()
@@ -68,7 +69,7 @@ def _batches(rows: Sequence[Tokens]) -> list[list[int]]:
     return batches
 
 
-def _batch(rows: Sequence[Tokens], model: PeftModel) -> tuple[list[float], list[int]]:
+def _batch(rows: Sequence[Tokens], model: PeftModel | PreTrainedModel) -> tuple[list[float], list[int]]:
     ids, labels = _padded([row.input_ids for row in rows], 0), _padded([row.labels for row in rows], IGNORED)
     mask = _padded([[1] * len(row.input_ids) for row in rows], 0)
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits

@@ -25,7 +25,7 @@ from finetune_trainer.workers import layout
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -184,10 +184,29 @@ def _load_with(backend: str, config: TrainerConfig, model_dir: Path, dtype: torc
     return _load_with_transformers(config, model_dir, dtype)
 
 
+def load_base(config: TrainerConfig, model_dir: Path, backend: str) -> PreTrainedModel:
+    """The model in `model_dir` alone, in the run's precision. Raises as `load_model`."""
+    dtype = dtype_of(resolve_precision(config))
+    if backend == "unsloth":
+        from finetune_trainer.models import unsloth_backend
+
+        return unsloth_backend.load_base(config, model_dir, dtype)
+    return _base_with_transformers(config, model_dir, dtype)
+
+
 def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
-    import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
+
+    base = _base_with_transformers(config, model_dir, dtype)
+    lora = lora_config(config, [name for name, _ in base.named_modules()])
+    set_seed(config.training.seed)
+    return get_peft_model(base, lora)
+
+
+def _base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
 
     with model_errors():
         base, info = AutoModelForCausalLM.from_pretrained(
@@ -204,9 +223,8 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
     check_loaded(info)
     # PEFT's prepare_model_for_kbit_training is not called: all it would add is norms and embeddings in 32 bits.
     quantization.check(config, base)
-    lora = lora_config(config, [name for name, _ in base.named_modules()])
-    set_seed(config.training.seed)
-    return get_peft_model(base, lora)
+    loaded: PreTrainedModel = base
+    return loaded
 
 
 def check_loaded(info: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ AGPL-3.0: nothing here is copied from it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unsloth import FastLanguageModel  # before transformers
 
@@ -19,6 +19,7 @@ from finetune_trainer.models.lora import lora_alpha, lora_targets
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _SPARE = 2048
 """Tokens of texts that evaluation brings along."""
@@ -26,7 +27,25 @@ _SPARE = 2048
 
 def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
     """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
-    recompute = "unsloth" if config.training.gradient_checkpointing else False
+    base = load_base(config, model_dir, dtype)
+    lora = config.training.lora
+    return FastLanguageModel.get_peft_model(
+        base,
+        r=lora.rank,
+        target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
+        lora_alpha=lora_alpha(config),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        bias="none",
+        use_gradient_checkpointing=_recompute(config),
+        random_state=config.training.seed,
+        max_seq_length=_room(config, model_dir),
+    )
+
+
+def load_base(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model alone. Errors as `load_model`."""
     with model_errors():
         base, _ = FastLanguageModel.from_pretrained(
             model_name=str(model_dir),
@@ -39,24 +58,16 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
             local_files_only=True,
             fix_tokenizer=False,  # ours is the model's own
             use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
-            use_gradient_checkpointing=recompute,
+            use_gradient_checkpointing=_recompute(config),
             random_state=config.training.seed,
         )
     quantization.check(config, base)
-    lora = config.training.lora
-    return FastLanguageModel.get_peft_model(
-        base,
-        r=lora.rank,
-        target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
-        lora_alpha=lora_alpha(config),
-        lora_dropout=lora.dropout,
-        use_rslora=lora.variant == "rslora",
-        use_dora=lora.variant == "dora",
-        bias="none",
-        use_gradient_checkpointing=recompute,
-        random_state=config.training.seed,
-        max_seq_length=_room(config, model_dir),
-    )
+    loaded: PreTrainedModel = base
+    return loaded
+
+
+def _recompute(config: TrainerConfig) -> Literal["unsloth", False]:
+    return "unsloth" if config.training.gradient_checkpointing else False
 
 
 def _room(config: TrainerConfig, model_dir: Path) -> int:

@@ -43,7 +43,7 @@ def export(config: TrainerConfig, loaded: Loaded, target: Path, model_revision: 
     loaded.model.save_pretrained(str(target), save_embedding_layers=False)
     (target / "README.md").unlink()  # a stub of PEFT's that names where the base model lay on this machine
     export_tokenizer(loaded.tokenizer, target)
-    export_generation_config(loaded, model_dir, target)
+    export_generation_config(loaded.model, loaded.tokenizer, model_dir, target)
     _make_portable(target / "adapter_config.json", config, model_revision, target_modules(loaded.model))
     _check_reload(loaded, target, resolve_precision(config))
 
@@ -89,20 +89,22 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     _write_json(path, kept)
 
 
-def export_generation_config(loaded: Loaded, model_dir: Path, folder: Path) -> None:
+def export_generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, folder: Path
+) -> None:
     """Write the base model's generation config with the tokens that end an answer.
 
     The rest of it is kept as it is, or made of the tokens' ids if the base model has none. It is not written by
     transformers, which refuses to store what many models bring, such as a temperature without `do_sample`.
     """
-    tokenizer, path = loaded.tokenizer, model_dir / GENERATION_CONFIG
+    path = model_dir / GENERATION_CONFIG
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings.pop("_from_model_config", None)  # it is no longer what config.json alone says
     else:
         ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
         settings = {key: value for key, value in ids.items() if value is not None}
-    _write_json(folder / GENERATION_CONFIG, settings | {"eos_token_id": end_token_ids(loaded.model, tokenizer)})
+    _write_json(folder / GENERATION_CONFIG, settings | {"eos_token_id": end_token_ids(model, tokenizer)})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,36 +1,107 @@
-"""The base model with the adapter worked into its weights, for servers that load no adapters."""
+"""The base model with the adapter worked into its weights, for servers that load no adapters. Imports torch."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded
+import torch
+from peft.tuners.lora import LoraLayer
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.models import model as models
+from finetune_trainer.models.generation import only_given_config
 from finetune_trainer.models.precision import resolve_precision
-from finetune_trainer.output.export import probe
+from finetune_trainer.output.export import export_generation_config, export_tokenizer
+from finetune_trainer.output.judging import Judge
+from finetune_trainer.output.records import MergedLosses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune_trainer.evaluation.likelihood import Tokens
+    from finetune_trainer.models.model import Loaded
 
 log = logging.getLogger(__name__)
 
-MERGED = "merged"
-"""The folder below the adapter's."""
-_TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
-"""Largest difference of a logit, by precision: the sum of weight and update is rounded to the weight's own format."""
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model on disk, and how it was judged."""
+
+    folder: Path
+    precision: str
+    losses: dict[str, MergedLosses]
 
 
-def merge(config: TrainerConfig, loaded: Loaded, target: Path) -> None:
-    """Write the merged model into `<target>/merged`, after the adapter itself was exported: the model in memory is
-    changed for good. Raises `INTERNAL_ERROR` if it answers differently than base and adapter did."""
-    precision = resolve_precision(config)
-    before = probe(loaded.model, precision)
-    merged = loaded.model.merge_and_unload(safe_merge=True)
-    difference = float((before - probe(merged, precision)).abs().max())
-    if not difference <= _TOLERANCE[precision]:
-        raise TrainerError(
-            Reason.INTERNAL_ERROR,
-            f"the merged model answers differently than its adapter: a logit is off by {difference:g}",
+@dataclass(frozen=True)
+class Merging:
+    """What a merged model is made from, beside the loaded model itself."""
+
+    config: TrainerConfig
+    model_dir: Path
+    """The base model's files."""
+    texts: Mapping[str, Sequence[Tokens]]
+    """To compare losses on."""
+    alive: Callable[[], None]
+    """Called as the work proceeds."""
+
+
+def merge(merging: Merging, loaded: Loaded, target: Path) -> Merged:
+    """Write the merged model into the folder `target`, load it again and compare it with base and adapter.
+
+    The model in memory is used up, so that no two models are in memory at once. Raises `INTERNAL_ERROR` if the merged
+    model is not the same as base and adapter.
+    """
+    precision = resolve_precision(merging.config)
+    judge = Judge(merging.texts, precision, merging.alive)
+    before = judge.before(loaded.model)
+    _write(merge_weights(loaded.model, merging.alive), loaded.tokenizer, merging.model_dir, target)
+    _release(loaded.model)
+    merged = models.load_base(merging.config, target, loaded.backend)
+    try:
+        found = judge.after(before, merged)
+    finally:
+        _release(merged)
+    for kind, each in found.items():
+        log.info(
+            "merged: loss on %s %.4f, base and adapter %.4f, base %.4f", kind, each.merged, each.adapter, each.base
         )
-    log.info("the merged model's logits differ from the adapter's by at most %g", difference)
-    merged.save_pretrained(str(target / MERGED))
-    loaded.tokenizer.save_pretrained(str(target / MERGED))
+    return Merged(target, precision, found)
+
+
+def merge_weights(model: PeftModel, alive: Callable[[], None]) -> PreTrainedModel:
+    """The base model with the adapter added to its weights, in place. Each sum is computed in 32 bits and rounded once,
+    where PEFT rounds the update before it adds it."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            formats = {name: weight.dtype for name, weight in base.named_parameters()}
+            module.float()
+            module.merge(safe_merge=True)
+            for name, weight in base.named_parameters():
+                weight.data = weight.data.to(formats[name])
+            alive()
+    merged: PreTrainedModel = model.unload()
+    return merged
+
+
+def _write(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, target: Path) -> None:
+    """With the generation config of the adapter: transformers loads settings of the base model that it refuses to save,
+    and weights and all with them (https://github.com/huggingface/transformers/issues/29988)."""
+    with only_given_config(merged):
+        merged.save_pretrained(str(target))
+    export_tokenizer(tokenizer, target)
+    export_generation_config(merged, tokenizer, model_dir, target)
+
+
+def _release(model: torch.nn.Module) -> None:
+    """Free the memory of a model's weights, whoever still refers to the model."""
+    model.to("meta")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

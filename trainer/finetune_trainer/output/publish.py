@@ -1,13 +1,15 @@
-"""The output prefix: is this run's result there already, may we write, and at the end the files, manifest last."""
+"""The output prefix: is this run's result there already, may we write, and at the end the files, manifest last.
+
+The adapter is a result of its own. The merged model is published after it, below `merged/`, and has its own manifest.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,9 +20,20 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import Located
 from finetune_trainer.output import signing
 from finetune_trainer.output.claim import Claim, clear, run_id
-from finetune_trainer.output.records import MANIFEST_NAME, REPORT_NAME, AdapterManifest, FileRecord, installed_versions
+from finetune_trainer.output.existing import Existing
+from finetune_trainer.output.merged import MergedOutput
+from finetune_trainer.output.records import (
+    MANIFEST_NAME,
+    MERGED,
+    REPORT_NAME,
+    AdapterManifest,
+    FileRecord,
+    digest_of,
+    installed_versions,
+)
+from finetune_trainer.output.uploads import Uploads
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.storage import S3, Location, put_file, put_if_absent, read, size_of
+from finetune_trainer.storage import S3, Location, put_if_absent, read
 from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)
@@ -30,29 +43,7 @@ CONFIG_NAME = "finetune_config.json"
 REJECTED = ".rejected/"
 """Below the output: reports of models that did not pass `evaluation.gate`, by config digest."""
 _MANIFEST_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Existing:
-    """A result that lies at the output."""
-
-    manifest: AdapterManifest
-    content: bytes
-
-    @classmethod
-    def made(cls, manifest: AdapterManifest) -> Existing:
-        """One that is about to."""
-        return cls(manifest, manifest.to_bytes())
-
-    def outcome(self, output: str) -> Outcome:
-        """It is this run's own: say what was published, as if this attempt had done it."""
-        return Outcome(
-            reason=Reason.ALREADY_COMPLETE,
-            message=f"the result at {output} was published {self.manifest.created_at} by the same config and inputs",
-            backend=self.manifest.backend,
-            dataset=self.manifest.dataset,
-            result=self.manifest.result(output, self.content),
-        )
+_NAMED = 3
 
 
 class Output:
@@ -62,10 +53,10 @@ class Output:
         self._s3 = s3
         self._config = config
         self._prefix = Location.folder(config.output.uri)
-        self._check: Callable[[], None] = lambda: None
         self.uri = config.output.uri.rstrip("/")
         self.digest = _digest(config)
         """Of config and number of workers: what makes a result this run's."""
+        self._uploads = Uploads(s3, self._prefix, self.digest)
 
     @contextmanager
     def claimed(self, progress: ProgressReporter) -> Iterator[Claim]:
@@ -75,7 +66,7 @@ class Output:
         """
         claim = Claim(self._s3, self._prefix, run_id(), self.digest)
         claim.take(progress)
-        self._check = claim.check
+        self._uploads.check = claim.check
         try:
             yield claim
         finally:
@@ -89,10 +80,18 @@ class Output:
     def tidy(self) -> None:
         """Remove what an attempt that died after it had published left: saved states, its claim. A rest is harmless."""
         try:
-            self.checkpoints("", "").clear()
+            self._uploads.close()
             clear(self._s3, self._prefix, run_id(), self.digest)
         except TrainerError as error:
             log.warning("publish: something is left behind: %s", error.message)
+        self.clear_checkpoints()
+
+    def clear_checkpoints(self) -> None:
+        """Remove this run's saved states: its result is published. A rest is harmless."""
+        try:
+            self.checkpoints("", "").clear()
+        except TrainerError as error:
+            log.warning("publish: checkpoints are left behind: %s", error.message)
 
     def existing(self) -> Existing | None:
         """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
@@ -107,7 +106,33 @@ class Output:
             raise self._taken(f"the result of another config, published {manifest.created_at}")
         if self._config.output.signing and read(self._s3, self._prefix.below(signing.SIGNATURE_NAME)) is None:
             raise self._taken(f"this config's result, published {manifest.created_at}, which is not signed")
-        return Existing(manifest, content)
+        return Existing(manifest, content, self._merged_uri(manifest, content))
+
+    def _merged_uri(self, manifest: AdapterManifest, content: bytes) -> str | None:
+        if not self._config.output.merged:
+            return None
+        merged = self.merged(digest_of(content))
+        return merged.uri if manifest.lists_merged_model or merged.is_whole() else None
+
+    def merged(self, adapter_digest: str) -> MergedOutput:
+        """The place of the merged model that belongs to the adapter whose manifest has this digest."""
+        uri = self.uri + "/" + MERGED.rstrip("/")
+        return MergedOutput(self._s3, Location.folder(uri), self._uploads, adapter_digest, self._config.output.signing)
+
+    def lacks_merged(self, existing: Existing) -> bool:
+        """Whether the result is to have a merged model and has none."""
+        return self._config.output.merged and existing.merged_uri is None
+
+    def check_foreign(self) -> None:
+        """Raise `OUTPUT_EXISTS` if publishing might replace files that no attempt of this config has uploaded."""
+        folders = ["", MERGED] if self._config.output.merged else [""]
+        names = [name for folder in folders for name in self._uploads.foreign(folder)]
+        if names:
+            raise self._taken(f"files that this run has not published ({_some(names)})")
+
+    def fetch_adapter(self, existing: Existing, target: Path) -> Path:
+        """Download the published adapter's own files."""
+        return existing.fetch_adapter(self._s3, self._prefix, target)
 
     def check_inputs(self, existing: Existing, located: Located) -> None:
         """The result there must come from the inputs as they are now, else `INPUTS_CHANGED`."""
@@ -123,44 +148,49 @@ class Output:
 
         The signature is of all these files, the manifest too, so it is in no list.
         """
-        earlier = self.existing()
+        (folder / CONFIG_NAME).write_bytes(json.dumps(self._config.to_json(), indent=2).encode() + b"\n")
+        paths = [(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
+        earlier = self._begin([FileRecord.of(path, name) for path, name in paths])
         if earlier:  # another attempt was faster: leave its files as its manifest says they are
             return earlier.outcome(self.uri)
-        (folder / CONFIG_NAME).write_bytes(json.dumps(self._config.to_json(), indent=2).encode() + b"\n")
-        files = [self._upload(path, path.relative_to(folder).as_posix()) for path in _in_order(folder)]
+        files = [self._uploads.put(path, name) for path, name in paths]
         made = Existing.made(manifest.model_copy(update={"files": files}))
         if self._config.output.signing:
             (folder / MANIFEST_NAME).write_bytes(made.content)
-            files = [*files, self._upload(signing.sign(folder, self._config.output.signing), signing.SIGNATURE_NAME)]
-        self._verify(files)
+            signature = signing.sign(folder, self._config.output.signing)
+            files = [*files, self._uploads.add(signature, signing.SIGNATURE_NAME)]
+        self._uploads.verify(files)
         outcome = self._finish(made)
+        self._uploads.close_quietly()
         total = sum(file.size for file in files)
         log.info("publish: %d files, %d bytes, at %s: %s", len(files), total, self.uri, outcome.reason)
         return outcome
+
+    def _begin(self, files: list[FileRecord]) -> Existing | None:
+        """Announce the files, unless a result is there, which is returned. Raises `OUTPUT_EXISTS` for foreign files."""
+        earlier = self.existing()
+        if earlier:
+            return earlier
+        try:
+            self.check_foreign()
+        except TrainerError:
+            earlier = self.existing()  # published meanwhile, so these are its files
+            if earlier:
+                return earlier
+            raise
+        self._uploads.announce(files)
+        return None
 
     def keep_report(self, folder: Path) -> str:
         """Store what was found of a model that is not published; returns the report's URI. No loader looks there."""
         place = f"{REJECTED}{self.digest.removeprefix('sha256:')[:12]}/"
         for path in sorted(folder.iterdir()):
-            self._upload(path, place + path.name)
+            self._uploads.put(path, place + path.name)
         return f"{self.uri}/{place}{REPORT_NAME}"
-
-    def _upload(self, path: Path, name: str) -> FileRecord:
-        self._check()
-        digest = put_file(self._s3, self._prefix.below(name), path)
-        return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
-
-    def _verify(self, files: list[FileRecord]) -> None:
-        for file in files:
-            location = self._prefix.below(file.path)
-            stored = size_of(self._s3, location)
-            if stored != file.size:
-                message = f"{location}: {file.size} bytes were uploaded, the store has {stored}"
-                raise TrainerError(Reason.STORAGE_CORRUPT, message)
 
     def _finish(self, made: Existing) -> Outcome:
         location = self._prefix.below(MANIFEST_NAME)
-        self._check()
+        self._uploads.check()
         for _ in range(_MANIFEST_ATTEMPTS):
             if put_if_absent(self._s3, location, made.content):
                 return self._completed(made)
@@ -184,6 +214,12 @@ class Output:
     def _taken(self, what: str) -> TrainerError:
         message = f"{self.uri} holds {what}; it is never overwritten: give output.uri another place or remove it"
         return TrainerError(Reason.OUTPUT_EXISTS, message)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to three of them, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _digest(config: TrainerConfig) -> str:

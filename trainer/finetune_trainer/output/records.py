@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from finetune_trainer.storage import InputFile, S3Object
 
 MANIFEST_NAME = "manifest.json"
+MERGED = "merged/"
+"""The folder of the merged model, below the adapter's."""
 REPORT_NAME = "report.html"
 _PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
@@ -95,16 +97,56 @@ class AdapterManifest(_Record):
         """As it is stored."""
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
+    @property
+    def lists_merged_model(self) -> bool:
+        """Whether the merged model was published with the adapter, as trainers before 0.1.0 did."""
+        return any(file.path.startswith(MERGED) for file in self.files)
+
     def result(self, adapter_uri: str, content: bytes) -> Result:
         """What the operator hears of it; `content` is the manifest as stored."""
         reported = REPORT_NAME in {file.path for file in self.files}
         return Result(
             adapter_uri=adapter_uri,
             report_uri=f"{adapter_uri}/{REPORT_NAME}" if reported else None,
-            digest="sha256:" + hashlib.sha256(content).hexdigest(),
+            merged_uri=f"{adapter_uri}/{MERGED.rstrip('/')}" if self.lists_merged_model else None,
+            digest=digest_of(content),
             model_revision=self.model.revision,
             metrics=self.metrics,
         )
+
+
+class MergedLosses(_Record):
+    """Mean loss per token, in nats, of one kind of text."""
+
+    base: float
+    adapter: float
+    """Of the base model with the adapter."""
+    merged: float
+    """Of the merged model as its files hold it."""
+
+
+class MergedManifest(_Record):
+    """`merged/manifest.json`. Its presence makes the merged model whole; paths are relative to its folder."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
+    kind: Literal["MergedModelManifest"] = "MergedModelManifest"
+    created_at: str
+    adapter_digest: str
+    """`sha256:…` of the adapter's `manifest.json`."""
+    precision: str
+    """The number format of the weights."""
+    losses: dict[str, MergedLosses]
+    """By kind of text."""
+    files: list[FileRecord]
+
+    def to_bytes(self) -> bytes:
+        """As it is stored."""
+        return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
+
+
+def digest_of(content: bytes) -> str:
+    """`sha256:…` of a manifest as it is stored."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def installed_versions() -> dict[str, str]:

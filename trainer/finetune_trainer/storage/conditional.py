@@ -10,7 +10,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from finetune_trainer.storage.connection import S3, Bucket
 from finetune_trainer.storage.errors import OUTPUT, code_of, explained
-from finetune_trainer.storage.listing import S3Object, list_below
+from finetune_trainer.storage.listing import S3Object, list_below, list_directly
 from finetune_trainer.storage.locations import Location
 from finetune_trainer.storage.upload import interruptibly
 
@@ -101,3 +101,10 @@ def listed(s3: S3, prefix: Location) -> list[S3Object]:
     bucket = s3.bucket(prefix.bucket)
     with explained(prefix, bucket.endpoint, OUTPUT):
         return list(list_below(bucket, prefix))
+
+
+def listed_directly(s3: S3, prefix: Location) -> list[S3Object]:
+    """The objects of a prefix of the output, without those in folders below it."""
+    bucket = s3.bucket(prefix.bucket)
+    with explained(prefix, bucket.endpoint, OUTPUT):
+        return list(list_directly(bucket, prefix))

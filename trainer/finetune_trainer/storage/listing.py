@@ -78,3 +78,13 @@ def list_below(bucket: Bucket, location: Location) -> Iterator[S3Object]:
             if not key.endswith("/") and location.matches(key):
                 found = Location(bucket.name, key)
                 yield S3Object(found, key.removeprefix(location.base), each["Size"], each["ETag"].strip('"'))
+
+
+def list_directly(bucket: Bucket, prefix: Location) -> Iterator[S3Object]:
+    """Every object of a prefix but those in folders below it, however many these hold, and folder markers."""
+    pages = bucket.client.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket.name, Prefix=prefix.key, Delimiter="/"):
+        for each in page.get("Contents", []):
+            name = each["Key"].removeprefix(prefix.key)
+            if name:
+                yield S3Object(prefix.below(name), name, each["Size"], each["ETag"].strip('"'))

@@ -71,6 +71,12 @@ def leads_node() -> bool:
     return rank() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 0
 
 
+def use_first_gpu() -> None:
+    """Show CUDA one GPU alone, in a process that does the work of all workers of its node. Call it before torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
+
+
 def shared_folder() -> Path | None:
     """The folder of this node's workers, if they have been started by `launcher`."""
     folder = os.environ.get(FOLDER_ENV)

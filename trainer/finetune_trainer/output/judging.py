@@ -1,0 +1,92 @@
+"""Whether a merged model is its adapter: by the loss of both on text. Imports torch, so import it after the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.forgetting import general_text
+from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
+from finetune_trainer.models.answering import spread
+from finetune_trainer.models.precision import as_in_training
+from finetune_trainer.output.records import MergedLosses
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune_trainer.data.preparing import PreparedData
+
+_ROWS = 16
+_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
+"""Largest difference of the losses in nats per token, by precision: merged weights are rounded to its format."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Texts to measure losses on, and the precision to measure in."""
+
+    texts: Mapping[str, Sequence[Tokens]]
+    """By their kind."""
+    precision: str
+    alive: Callable[[], None]
+    """Called after each batch."""
+
+    def before(self, model: PeftModel) -> dict[str, tuple[float, float]]:
+        """The losses of the base model and of base and adapter, by kind of text."""
+        base, tuned = base_and_tuned(model, lambda: self._losses(model))
+        return {kind: (base[kind], tuned[kind]) for kind in self.texts}
+
+    def after(self, before: Mapping[str, tuple[float, float]], merged: PreTrainedModel) -> dict[str, MergedLosses]:
+        """The losses of all three. Raises `INTERNAL_ERROR` if the merged model is not its adapter."""
+        found = {
+            kind: MergedLosses(base=before[kind][0], adapter=before[kind][1], merged=loss)
+            for kind, loss in self._losses(merged).items()
+        }
+        for kind, measured in found.items():
+            check(kind, measured, _TOLERANCE[self.precision])
+        return found
+
+    def _losses(self, model: PeftModel | PreTrainedModel) -> dict[str, float]:
+        with as_in_training(model.device, self.precision):
+            return {kind: losses(model, rows, self.alive).mean for kind, rows in self.texts.items()}
+
+
+def check(kind: str, found: MergedLosses, tolerance: float) -> None:
+    """Raise `INTERNAL_ERROR` unless the merged model's loss is the adapter's, and not the base model's."""
+    off = abs(found.merged - found.adapter)
+    tuned = abs(found.base - found.adapter) > tolerance
+    if off <= tolerance and not (tuned and off >= abs(found.merged - found.base)):
+        return
+    raise TrainerError(
+        Reason.INTERNAL_ERROR,
+        f"the merged model is not the same as base model and adapter: its loss on {kind} is {found.merged:.4f} nats "
+        f"per token, that of base model and adapter {found.adapter:.4f}, that of the base model {found.base:.4f}",
+    )
+
+
+def texts(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Tokens]]:
+    """General text, and rows of the run: validation rows, or training rows where there are none."""
+    rows = prepared.validation if prepared.validation is not None else prepared.dataset
+    return {
+        "general text": list(_general(tokenizer)),
+        "rows of the data": [_tokens(row) for row in spread(rows, _ROWS)],
+    }
+
+
+def _general(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+    for paragraph in general_text():
+        ids = tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
+        yield Tokens(ids, [IGNORED, *ids[1:]])
+
+
+def _tokens(row: Mapping[str, Any]) -> Tokens:
+    """A row of any method; of a preference the better answer."""
+    if "input_ids" in row:
+        return Tokens(row["input_ids"], row["labels"])
+    prompt, answer = row["prompt_ids"], row.get("chosen_ids") or row["completion_ids"]
+    return Tokens([*prompt, *answer], [IGNORED] * len(prompt) + list(answer))
