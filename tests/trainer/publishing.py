@@ -53,7 +53,7 @@ def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | Non
     """Everything but the training."""
     s3 = S3(config.storage)
     export = folder / "export"
-    export.mkdir(exist_ok=True)
+    export.mkdir(parents=True, exist_ok=True)
     for name, content in EXPORTED.items():
         (export / name).write_bytes(content + more)
     fetched = inputs.start(inputs.locate(config, s3), folder).result()

@@ -14,7 +14,6 @@ from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.model import Loaded, load_model, load_tokenizer
 from finetune_trainer.output.export import export, target_modules
-from finetune_trainer.output.merge import merge
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -148,28 +147,3 @@ def test_a_file_that_differs_from_memory_is_noticed(
     with pytest.raises(TrainerError, match="the adapter loaded from disk answers differently") as caught:
         export(config(), loaded, tmp_path, "sha256:abc", model_dir)
     assert caught.value.reason is Reason.INTERNAL_ERROR
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_merged_model_answers_as_base_and_adapter(model_dir: Path, tmp_path: Path, precision: str) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    settings = config({"precision": precision})
-    loaded = learnt(settings, model_dir)
-    export(settings, loaded, tmp_path, "sha256:abc", model_dir)
-    merge(settings, loaded, tmp_path)
-    tokens = torch.arange(20).reshape(2, 10)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    with torch.no_grad():
-        plain = base(input_ids=tokens).logits
-        expected = PeftModel.from_pretrained(base, tmp_path)(input_ids=tokens).logits
-        found = merged(input_ids=tokens).logits
-    assert float((found - expected).abs().max()) < (1e-4 if precision == "fp32" else 0.1)
-    assert float((plain - expected).abs().max()) > 0.2
-    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == CHATML
-    assert not [path for path in (tmp_path / "merged").iterdir() if path.name.startswith("adapter")]
-    for path in (tmp_path / "merged").iterdir():
-        assert str(model_dir).encode() not in path.read_bytes(), path.name

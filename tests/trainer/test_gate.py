@@ -67,7 +67,6 @@ def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
         pods.changes = {
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
             "evaluation": {"maxNewTokens": 4, **evaluation},
-            "output": {"merged": True},
             "model": {"chatTemplate": REFUSING},
         }
         return pods
@@ -104,7 +103,6 @@ def test_a_model_that_passes_is_published_with_what_was_found(
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
     assert {"README.md", "report.html", "evaluation.json", "provenance.json", "run.log"} <= listed.keys()
-    assert {"merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"} <= listed.keys()
     assert "6 validation rows are too few for intervals" in job.outcome.message
     assert job.outcome.result
     assert job.outcome.result.report_uri == f"{job.output}/report.html"

@@ -130,7 +130,7 @@ def test_generation_config_lists_what_is_taught_then_the_base_models_own(
     if own is not None:
         (base / "generation_config.json").write_text(json.dumps(own))
     loaded = model.Loaded(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
-    export_generation_config(loaded, base, tmp_path)
+    export_generation_config(loaded.model, loaded.tokenizer, base, tmp_path)
     read = GenerationConfig.from_pretrained(tmp_path)
     assert read.eos_token_id == expected == end_token_ids(loaded.model, words)
     assert (read.top_k, read.pad_token_id) == ((own or {}).get("top_k"), 0 if own is None else None)

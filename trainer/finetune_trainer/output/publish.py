@@ -128,7 +128,10 @@ class Output:
         folders = ["", MERGED] if self._config.output.merged else [""]
         names = [name for folder in folders for name in self._uploads.foreign(folder)]
         if names:
-            raise self._taken(f"files that this run has not published ({_some(names)})")
+            message = (
+                f"{self.uri} holds files that this run has not published ({_some(names)}); they are never overwritten"
+            )
+            raise TrainerError(Reason.OUTPUT_EXISTS, f"{message}: give output.uri another place or remove them")
 
     def fetch_adapter(self, existing: Existing, target: Path) -> Path:
         """Download the published adapter's own files."""

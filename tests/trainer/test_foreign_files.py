@@ -1,0 +1,165 @@
+"""Files of others at the output: never replaced, and named before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.trainer.publishing import EXPORTED, attempt, config_for, prefix, publish
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.output.publish import Output
+from finetune_trainer.storage import S3
+
+if TYPE_CHECKING:
+    from tests.trainer.faulty_proxy import FaultyProxy
+    from tests.trainer.s3_server import S3Server
+
+__all__ = ["prefix"]
+pytestmark = pytest.mark.s3
+
+WITH_MERGED = {"merged": True}
+
+
+def stored(s3: S3Server, uri: str) -> dict[str, bytes]:
+    return {key: s3.get(f"s3://results/{key}") for key in s3.keys(uri)}
+
+
+def refusal(config: TrainerConfig, scratch: Path) -> str:
+    with pytest.raises(TrainerError) as error:
+        attempt(config, scratch)
+    assert error.value.reason is Reason.OUTPUT_EXISTS
+    return error.value.message
+
+
+def check(config: TrainerConfig) -> None:
+    """What a run does before it trains."""
+    Output(S3(config.storage), config).check_foreign()
+
+
+def begin_to_publish(config: TrainerConfig, scratch: Path, proxy: FaultyProxy, last: str) -> None:
+    """Publishing ends, as if killed, at this file."""
+    proxy.drops = last
+    with pytest.raises(TrainerError):
+        publish(config, scratch)
+    proxy.drops = "\0"
+
+
+FOREIGN = {
+    "somebody's notes": ({"README.md": b"my notes"}, {}, "(README.md)"),
+    "another tool's adapter": ({"adapter_model.safetensors": b"other"}, {}, "(adapter_model.safetensors)"),
+    "a file of another name": ({"plan.txt": b"x"}, {}, "(plan.txt)"),
+    "an empty file": ({"empty": b""}, {}, "(empty)"),
+    "many": ({f"{n}.bin": b"x" for n in range(5)}, {}, "(0.bin, 1.bin, 2.bin and 2 more)"),
+    "merged": ({"merged/config.json": b"{}"}, WITH_MERGED, "(merged/config.json)"),
+}
+
+
+@pytest.mark.parametrize(("files", "output", "named"), FOREIGN.values(), ids=FOREIGN)
+def test_run_given_foreign_files_at_its_output_names_them_and_leaves_them(
+    s3: S3Server, prefix: str, tmp_path: Path, files: dict[str, bytes], output: dict[str, Any], named: str
+) -> None:
+    for name, content in files.items():
+        s3.put(f"{prefix}/{name}", content)
+    before = stored(s3, prefix)
+    config = config_for(s3, prefix)
+    config = config.model_copy(update={"output": config.output.model_copy(update=output)})
+    message = refusal(config, tmp_path)
+    assert message.startswith(f"{prefix} holds files that this run has not published {named}; ")
+    assert message.endswith("give output.uri another place or remove them")
+    assert stored(s3, prefix) == before
+
+
+HARMLESS = {
+    "folder markers": {"": b"", "merged/": b""},
+    "files in another folder": {"notes/README.md": b"mine", "v2/manifest.json": b"{}"},
+    "a merged model that nobody asked for": {"merged/config.json": b"{}"},
+    "control objects": {".rejected/abc/report.html": b"x", ".checkpoints/abc/step-1/checkpoint.json": b"{}"},
+}
+
+
+@pytest.mark.parametrize("files", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_run_given_files_that_it_does_not_replace_is_let_through(
+    s3: S3Server, prefix: str, files: dict[str, bytes], slash: str
+) -> None:
+    for name, content in files.items():
+        s3.put(f"{prefix}/{name}", content)
+    before = stored(s3, prefix)
+    check(config_for(s3, prefix + slash))
+    assert stored(s3, prefix) == before
+
+
+def test_run_after_its_own_half_publication_is_let_through(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    config = config_for(s3, prefix)
+    for last in ("README.md", "tokenizer.json", "manifest.json"):  # each attempt has other files than the one before
+        begin_to_publish(config, tmp_path / last, proxy, last)
+        check(config)
+    assert publish(config, tmp_path).reason is Reason.COMPLETED
+    assert not [key for key in s3.keys(prefix) if "/." in key]
+
+
+def test_run_after_its_own_half_publication_still_names_foreign_files(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    config = config_for(s3, prefix)
+    begin_to_publish(config, tmp_path, proxy, "README.md")
+    s3.put(f"{prefix}/README.md", b"notes that somebody wrote where the card had not come")
+    assert "(README.md)" in refusal(config, tmp_path)
+
+
+def test_run_after_half_a_publication_of_another_config_names_its_files(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    begin_to_publish(config_for(s3, prefix), tmp_path, proxy, "manifest.json")
+    message = refusal(config_for(s3, prefix, training={"maxSteps": 2}), tmp_path)
+    assert "(README.md, adapter_config.json, adapter_model.safetensors and 3 more)" in message
+
+
+def test_publish_given_a_foreign_file_that_appeared_meanwhile_writes_nothing(
+    s3: S3Server, prefix: str, tmp_path: Path
+) -> None:
+    config = config_for(s3, prefix)
+    check(config)
+    s3.put(f"{prefix}/.checkpoints/abc/step-1/checkpoint.json", b"{}")
+    s3.put(f"{prefix}/tokenizer.json", b"another's")
+    before = stored(s3, prefix)
+    with pytest.raises(TrainerError, match="holds files that this run has not published") as error:
+        publish(config, tmp_path)
+    assert error.value.reason is Reason.OUTPUT_EXISTS
+    assert stored(s3, prefix) == before
+
+
+def test_run_whose_output_is_a_whole_bucket_sees_its_files(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    bucket = tmp_path.name.replace("_", "-")[:60].strip("-")
+    s3.client.create_bucket(Bucket=bucket)
+    s3.put(f"s3://{bucket}/mine.txt", b"x")
+    config = config_for(s3, f"s3://{bucket}//")
+    assert "(mine.txt)" in refusal(config, tmp_path)
+    s3.client.delete_object(Bucket=bucket, Key="mine.txt")
+    assert publish(config, tmp_path).reason is Reason.COMPLETED
+    assert s3.client.get_object(Bucket=bucket, Key="README.md")["Body"].read() == EXPORTED["README.md"]
+    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+
+
+def test_run_given_a_store_without_conditional_writes_still_names_foreign_files(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    proxy.unconditional = True
+    s3.put(f"{prefix}/README.md", b"my notes")
+    assert "(README.md)" in refusal(config_for(s3, prefix), tmp_path)
+    assert s3.get(f"{prefix}/README.md") == b"my notes"
+
+
+def test_upload_record_names_config_and_files(s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy) -> None:
+    config = config_for(s3, prefix)
+    begin_to_publish(config, tmp_path, proxy, "adapter_model.safetensors")
+    record = json.loads(s3.get(f"{prefix}/.upload.json"))
+    assert record["configDigest"] == config.digest()
+    assert {file["path"] for file in record["files"]} == EXPORTED.keys() | {"finetune_config.json"}
+    assert {len(file["sha256"]) for file in record["files"]} == {64}

@@ -1,0 +1,155 @@
+"""The merged model as files: what is written, and whether a wrong one is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.model import Loaded, load_base, load_model, load_tokenizer
+from finetune_trainer.output.export import export
+from finetune_trainer.output.records import MergedLosses
+
+if TYPE_CHECKING:
+    from finetune_trainer.output.merge import Merging
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+GENERATION = {
+    "sampling numbers without do_sample": {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 3},
+    "no sampling and its numbers": {"do_sample": False, "temperature": 1e-6, "top_k": 5},
+    "beam search's early_stopping": {"early_stopping": True},
+    "beam search's length_penalty": {"length_penalty": 2.0},
+    "sampling": {"do_sample": True, "temperature": 0.7, "made_up": [1]},
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+def tuned(settings: TrainerConfig, model_dir: Path) -> Loaded:
+    """As after training: B matrices that are not zero."""
+    import torch
+
+    model = load_model(settings, model_dir, "transformers")
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return Loaded(model, load_tokenizer(model_dir), "transformers")
+
+
+def merging(settings: TrainerConfig, model_dir: Path) -> Merging:
+    from finetune_trainer.evaluation.likelihood import Tokens
+    from finetune_trainer.output.merge import Merging
+
+    ids = [number * 31 % 250 + 8 for number in range(60)]
+    rows = [Tokens(ids[start:], [IGNORED, *ids[start + 1 :]]) for start in range(8)]
+    return Merging(settings, model_dir, {"rows": rows}, lambda: None)
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_merge_writes_a_model_that_answers_as_base_and_adapter(
+    model_dir: Path, tmp_path: Path, precision: str, variant: str
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from finetune_trainer.output.merge import merge
+
+    settings = config({"precision": precision, "lora": {"variant": variant}})
+    loaded = tuned(settings, model_dir)
+    export(settings, loaded, tmp_path, "sha256:abc")
+    made = merge(merging(settings, model_dir), loaded, tmp_path / "merged")
+    tokens = torch.arange(20).reshape(2, 10)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32)
+    with torch.no_grad():
+        plain = base(input_ids=tokens).logits
+        expected = PeftModel.from_pretrained(base, tmp_path)(input_ids=tokens).logits
+        found = merged(input_ids=tokens).logits
+    assert float((found - expected).abs().max()) < (1e-4 if precision == "fp32" else 0.1)
+    assert float((plain - expected).abs().max()) > 0.2
+    assert abs(made.losses["rows"].merged - made.losses["rows"].adapter) < (1e-5 if precision == "fp32" else 0.01)
+    assert AutoTokenizer.from_pretrained(made.folder).chat_template == CHATML
+    assert not [path for path in made.folder.iterdir() if path.name.startswith("adapter")]
+    for path in made.folder.iterdir():
+        assert str(model_dir).encode() not in path.read_bytes(), path.name
+
+
+def test_merge_weights_rounds_each_weight_once(model_dir: Path) -> None:
+    import torch
+
+    from finetune_trainer.output.merge import merge_weights
+
+    settings = config({"precision": "bf16"})
+    model = tuned(settings, model_dir).model
+    name = "model.layers.0.self_attn.q_proj"
+    layer = model.get_base_model().get_submodule(name)
+    exact = layer.base_layer.weight.double() + layer.get_delta_weight("default").double()
+    merged = merge_weights(model, lambda: None)
+    assert torch.equal(merged.get_submodule(name).weight, exact.float().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("content", GENERATION.values(), ids=GENERATION)
+def test_merge_keeps_the_base_models_generation_config(tmp_path: Path, content: dict[str, Any]) -> None:
+    from finetune_trainer.output.merge import merge
+
+    base = build(tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps(content))
+    made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    assert json.loads((made.folder / "generation_config.json").read_text()) == content
+
+
+def test_merge_of_a_base_model_without_generation_config_writes_none(tmp_path: Path) -> None:
+    from finetune_trainer.output.merge import merge
+
+    base = build(tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    assert "generation_config.json" not in {path.name for path in made.folder.iterdir()}
+
+
+def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_dir: Path) -> None:
+    from finetune_trainer.output.judging import Judge
+
+    judge = Judge(merging(config(), model_dir).texts, "fp32", lambda: None)
+    before = judge.before(tuned(config(), model_dir).model)
+    with pytest.raises(TrainerError, match="not the same as base model and adapter") as error:
+        judge.after(before, load_base(config(), model_dir, "transformers"))
+    assert error.value.reason is Reason.INTERNAL_ERROR
+    for loss in before["rows"]:
+        assert f"{loss:.4f}" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "merged", "passes"),
+    [
+        (3.0, 2.0, 2.04, True),
+        (3.0, 2.0, 2.06, False),
+        (3.0, 2.0, float("nan"), False),
+        (2.06, 2.0, 2.04, False),
+        (2.06, 2.0, 2.01, True),
+        (2.01, 2.0, 2.01, True),
+    ],
+    ids=["rounded", "too far", "not a number", "nearer to the base model", "nearer to the adapter", "little learnt"],
+)
+def test_check_accepts_a_loss_near_the_adapters(base: float, adapter: float, merged: float, passes: bool) -> None:
+    from finetune_trainer.output.judging import check
+
+    found = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)
+    if passes:
+        check("rows", found, 0.05)
+        return
+    with pytest.raises(TrainerError, match="its loss on rows is"):
+        check("rows", found, 0.05)
