@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.duplicates import Groups, Hashes, Near, signature
+from finetune_trainer.data.duplicates import Groups, Hashes, Near
 from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
 from finetune_trainer.data.split import choose
 from finetune_trainer.errors import TrainerError
@@ -67,9 +67,9 @@ NEAR = {
 @pytest.mark.parametrize(("one", "other", "alike"), NEAR.values(), ids=NEAR)
 def test_rows_that_share_most_of_their_words_are_near(one: Text, other: Row | None, alike: bool) -> None:
     near = Near(0.8)
-    near.add(signature(one))
+    near.add(near.signature(one))
     again = Text(one.text[:-1] + "年") if other is None else other
-    assert bool(list(near.like(signature(again)))) is alike
+    assert bool(list(near.like(near.signature(again)))) is alike
 
 
 def test_rows_that_resemble_each_other_stay_on_one_side() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 from array import array
 from collections.abc import Iterator
 from functools import cache
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from finetune_trainer.data.row_texts import canonical, conversations, prompt, turns
+from finetune_trainer.data.row_texts import canonical, prompt
 from finetune_trainer.data.rows import Judged, Preference, Row
+from finetune_trainer.data.shingles import shingles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +29,6 @@ _RECALL = 0.95
 """Of pairs that resemble each other just as much as the threshold says, at least so many are compared."""
 _CHAIN = 32
 """Rows of one bucket that are compared; more of them alike are already of one kind."""
-# A character each of the scripts without spaces; else a word.
-_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORDS = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
 _KEY = 16
 
 
@@ -94,16 +91,29 @@ def _hash(row: Row) -> bytes:
 
 
 class Near:
-    """Rows by MinHash, to find those that share at least `threshold` of their word sequences (an estimate)."""
+    """Rows by MinHash, to find those that share at least `threshold` of their word sequences (an estimate).
 
-    def __init__(self, threshold: float) -> None:
+    The shingles of `boilerplate` do not count, but in rows that consist of nothing else.
+    """
+
+    def __init__(self, threshold: float, boilerplate: frozenset[int] = frozenset()) -> None:
         self._threshold = threshold
+        self._boilerplate = boilerplate
         self._width = _band_width(threshold)
         self._signatures: list[NDArray[np.uint32]] = []
         self._latest: dict[int, int] = {}
         """By bucket: the row that came last."""
         self._before: list[array[int]] = []
         """By row and band: the row of the same bucket that came before, or -1."""
+
+    def signature(self, row: Row) -> NDArray[np.uint32]:
+        """The row's MinHash."""
+        found = shingles(row)
+        made = _minhash()
+        made.clear()  # a copy costs as much as all the rest for a short row
+        made.update_batch(found - self._boilerplate or found)
+        values: NDArray[np.uint32] = made.hashvalues.astype("uint32")
+        return values
 
     def like(self, signature: NDArray[np.uint32]) -> Iterator[int]:
         """Rows that the signature resembles, by number."""
@@ -153,29 +163,7 @@ def _band_width(threshold: float) -> int:
 def _minhash() -> MinHash:
     from datasketch import MinHash
 
-    return MinHash(_PERMUTATIONS, hashfunc=xxhash.xxh32_intdigest)
-
-
-def signature(row: Row) -> NDArray[np.uint32]:
-    """The row's MinHash; system prompts do not count, since every row may have the same long one."""
-    made = _minhash()
-    made.clear()  # a copy costs as much as all the rest for a short row
-    made.update_batch([shingle.encode() for shingle in _shingles(row)])
-    values: NDArray[np.uint32] = made.hashvalues.astype("uint32")
-    return values
-
-
-def _shingles(row: Row) -> set[str]:
-    found: set[str] = set()
-    for number, conversation in enumerate(conversations(row)):
-        # The opposite verdict on the same words is no duplicate.
-        verdict = number or (isinstance(row, Judged) and not row.good)
-        spoken = [content for role, content in turns(conversation) if role not in ("system", "developer")]
-        words = _WORDS.findall(" ".join(spoken).casefold())
-        if len(words) < 3:
-            found.add(f"{verdict:d} {' '.join(words)}")
-        found.update([f"{verdict:d} {a} {b} {c}" for a, b, c in zip(words, words[1:], words[2:], strict=False)])
-    return found
+    return MinHash(_PERMUTATIONS, hashfunc=int)  # shingles are hashes already
 
 
 class Groups:
@@ -195,7 +183,7 @@ class Groups:
             return
         number = len(self._parents)
         self._parents.append(number)
-        mine = signature(row)
+        mine = self._near.signature(row)
         for other in self._near.like(mine):
             self._join(number, other)
         self._near.add(mine)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
+from finetune_trainer.data.split import MORE_GROUPS
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def _parts(sizes: list[int], count: int) -> list[int]:
 
 def _too_few(rows: int, groups: int, count: int) -> TrainerError:
     remedy = f"lower it to {groups} or less" if groups > 1 else "remove it"
+    found = f"{groups} group{'' if groups == 1 else 's'} of rows that resemble each other or have one prompt"
     message = (
-        f"training.crossValidation.folds is {count}, but the {rows} rows to train on are only {groups} "
-        f"group{'' if groups == 1 else 's'} of rows that resemble each other or have one prompt; {remedy}, or add rows"
+        f"training.crossValidation.folds is {count}, but the {rows} rows to train on are only {found}; {remedy}, "
+        f"or add rows; {MORE_GROUPS}"
     )
     return TrainerError(Reason.DATA_INVALID, message)

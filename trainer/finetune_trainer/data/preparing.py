@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from finetune_trainer.data.duplicates import NEAR_LIMIT, Groups, Hashes, Near
 from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.labels import Labeller
 from finetune_trainer.data.rows import Reader, SourceFile
+from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.side import Context, Known, Side
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.records import Bar, Example
@@ -82,12 +82,13 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     `MODEL_INVALID` if the tokenizer cannot do it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    few = _few(config, files)
+    boilerplate = _boilerplate(config, files)
     context = _context(config, files, tokenizer)
-    held_out = Side(context, work_dir / "validation.arrow", _known(config, work_dir, needed=bool(files.validation)))
+    known = _known(config, work_dir, boilerplate, needed=bool(files.validation))
+    held_out = Side(context, work_dir / "validation.arrow", known)
     held_out.write(context.reader.read(files.validation))
-    training = Side(context, work_dir / "dataset.arrow", _known(config, work_dir), held_out.known)
-    training.groups = _groups(config, few=few)
+    training = Side(context, work_dir / "dataset.arrow", _known(config, work_dir, boilerplate), held_out.known)
+    training.groups = _groups(config, boilerplate)
     training.write(context.reader.read(files.sources))
     context.account.check(context.reader)
 
@@ -112,20 +113,27 @@ def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizer
     )
 
 
-def _few(config: TrainerConfig, files: Files) -> bool:
-    """Whether rows are few enough for signatures of all. Raises `CONFIG_INVALID` where they have to be."""
+def _boilerplate(config: TrainerConfig, files: Files) -> frozenset[int] | None:
+    """What does not count when rows are compared; `None` if they are not compared, or too many for it.
+
+    Raises `CONFIG_INVALID` if they are too many and have to be compared.
+    """
     near = config.dataset.preparation.deduplicate == "near"
     if not near and not _grouped(config):
-        return False
+        return None
+    finder = BoilerplateFinder()
     rows = Reader(config.training.method).read([*files.validation, *files.sources])
-    few = sum(1 for _ in islice(rows, NEAR_LIMIT + 1)) <= NEAR_LIMIT
-    if near and not few:
-        raise TrainerError(
-            Reason.CONFIG_INVALID,
-            f"dataset.preparation.deduplicate: near works up to {NEAR_LIMIT} rows, the sources hold more; "
-            "use exact, or give the sources a limit",
-        )
-    return few
+    for number, (_, row) in enumerate(rows):
+        if number == NEAR_LIMIT and near:
+            raise TrainerError(
+                Reason.CONFIG_INVALID,
+                f"dataset.preparation.deduplicate: near works up to {NEAR_LIMIT} rows, the sources hold more; "
+                "use exact, or give the sources a limit",
+            )
+        if number == NEAR_LIMIT:
+            return None
+        finder.add(row)
+    return finder.boilerplate()
 
 
 def _fraction(config: TrainerConfig) -> float | None:
@@ -137,16 +145,17 @@ def _grouped(config: TrainerConfig) -> bool:
     return _fraction(config) is not None or config.training.cross_validation is not None
 
 
-def _known(config: TrainerConfig, work_dir: Path, *, needed: bool = False) -> Known:
+def _known(config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, needed: bool = False) -> Known:
     preparation = config.dataset.preparation
-    near = Near(preparation.near_threshold) if preparation.deduplicate == "near" else None
+    near = Near(preparation.near_threshold, boilerplate or frozenset()) if preparation.deduplicate == "near" else None
     return Known(Hashes(work_dir), near, needed or preparation.deduplicate != "none")
 
 
-def _groups(config: TrainerConfig, *, few: bool) -> Groups | None:
+def _groups(config: TrainerConfig, boilerplate: frozenset[int] | None) -> Groups | None:
     if not _grouped(config):
         return None
-    return Groups(Near(config.dataset.preparation.near_threshold) if few else None)
+    threshold = config.dataset.preparation.near_threshold
+    return Groups(None if boilerplate is None else Near(threshold, boilerplate))
 
 
 def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:

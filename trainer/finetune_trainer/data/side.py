@@ -15,7 +15,7 @@ from finetune_trainer.data import columns
 from finetune_trainer.data.account import Account, Facts
 from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.columns import Encoded, Limits
-from finetune_trainer.data.duplicates import Groups, Hashes, Near, signature
+from finetune_trainer.data.duplicates import Groups, Hashes, Near
 from finetune_trainer.data.labels import Example, Labeller, Rendered
 from finetune_trainer.data.row_texts import conversations, mapped, texts, why_no_example
 from finetune_trainer.data.rows import Place, Reader, Row, RowError
@@ -192,7 +192,7 @@ class Side:
         """After the tokens: a row that is too long must not stand in the way of a shorter one that is nearly it."""
         if self.known.near is None:
             return None
-        mine = signature(row)
+        mine = self.known.near.signature(row)
         if self._held_out and self._held_out.near and any(True for _ in self._held_out.near.like(mine)):
             return "leaked"
         if any(True for _ in self.known.near.like(mine)):

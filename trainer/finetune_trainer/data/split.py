@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MORE_GROUPS = (
+    "if they share a long instruction, move it to a system prompt, which is not compared, or set "
+    "dataset.preparation.nearThreshold to 1"
+)
+"""What to do when too many rows count as alike."""
+
 
 def choose(keys: array[int], fraction: float, seed: int) -> NDArray[np.int64]:
     """Numbers of the rows to set aside: as near below `fraction` as whole groups of one key allow, at least one row.
@@ -25,7 +31,7 @@ def choose(keys: array[int], fraction: float, seed: int) -> NDArray[np.int64]:
         raise TrainerError(
             Reason.DATA_INVALID,
             f"dataset.validation.fraction: all {len(keys)} rows resemble each other or have one prompt, so none can be "
-            "set aside; give validation.sources instead, or remove validation",
+            f"set aside; {MORE_GROUPS}, give validation.sources instead, or remove validation",
         )
     order = np.random.default_rng(seed).permutation(len(groups))
     taken = _fitting(sizes[order], max(1, round(fraction * len(keys))))

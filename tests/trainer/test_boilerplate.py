@@ -1,0 +1,183 @@
+"""Rows that share a long text, such as an instruction before each message, are compared by what differs in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tests.trainer.preparations import configured, run
+from tests.trainer.tiny_model import TRAINING_SECONDS
+
+from finetune_trainer.data.duplicates import Groups, Near
+from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
+from finetune_trainer.data.shingles import BoilerplateFinder
+
+VOCABULARY = [f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "sta") for second in range(60)]
+Make = Callable[[random.Random], Row]
+
+
+def words(chance: random.Random, count: int) -> str:
+    return " ".join(chance.choices(VOCABULARY, k=count))
+
+
+ONE, TWO, THREE = (words(random.Random(seed), 140) for seed in range(3))
+
+
+def message(chance: random.Random) -> str:
+    return words(chance, chance.randint(8, 18))
+
+
+def label(chance: random.Random) -> str:
+    return chance.choice(["positive", "negative", "neutral"])
+
+
+def conversation(chance: random.Random) -> Row:
+    user, assistant = f"{ONE}\n{message(chance)}", label(chance)
+    turns = [("user", user), ("assistant", assistant), ("user", "Are you sure?"), ("assistant", "Yes")]
+    return Chat([{"role": role, "content": content} for role, content in turns])
+
+
+def preference(chance: random.Random) -> Row:
+    prompt = f"{ONE} {message(chance)}"
+    return Preference(Pair(prompt, words(chance, 9)), Pair(prompt, words(chance, 9)))
+
+
+def with_examples(chance: random.Random) -> Row:
+    """An instruction with 3 of 10 examples, and a message."""
+    examples = [words(random.Random(seed), 20) for seed in range(10)]
+    return Pair(" ".join([ONE, *chance.sample(examples, 3), message(chance)]), label(chance))
+
+
+TEMPLATED: dict[str, Make] = {
+    "instruction before": lambda chance: Pair(f"{ONE} {message(chance)}", label(chance)),
+    "instruction after": lambda chance: Pair(f"{message(chance)} {ONE}", label(chance)),
+    "instruction around": lambda chance: Pair(f"{ONE} {message(chance)} {TWO}", label(chance)),
+    "three instructions": lambda chance: Pair(f"{chance.choice([ONE, TWO, THREE])} {message(chance)}", label(chance)),
+    "varying examples": with_examples,
+    "a number": lambda chance: Pair(f"{ONE} {chance.random()}", "ok"),
+    "several turns": conversation,
+    "preferences": preference,
+    "verdicts": lambda chance: Judged(Pair(f"{ONE} {message(chance)}", label(chance)), chance.random() < 0.5),
+    "text": lambda chance: Text(f"### Instruction: {ONE}\n### Input: {message(chance)}\n### Answer: {label(chance)}"),
+}
+
+
+def rows(make: Make, count: int) -> list[Row]:
+    chance = random.Random(7)
+    return [make(chance) for _ in range(count)]
+
+
+def compared(rows: Sequence[Row]) -> Near:
+    finder = BoilerplateFinder()
+    for row in rows:
+        finder.add(row)
+    return Near(0.8, finder.boilerplate())
+
+
+def near_duplicates(rows: Sequence[Row]) -> int:
+    near = compared(rows)
+    found = 0
+    for row in rows:
+        signature = near.signature(row)
+        found += any(True for _ in near.like(signature))
+        near.add(signature)
+    return found
+
+
+def groups(rows: Sequence[Row]) -> int:
+    made = Groups(compared(rows))
+    for row in rows:
+        made.add(row)
+    return len(set(made.keys()))
+
+
+@pytest.mark.parametrize("make", TEMPLATED.values(), ids=TEMPLATED)
+def test_near_duplicates_distinct_rows_of_one_instruction_none_found(make: Make) -> None:
+    distinct = rows(make, 200)
+    assert near_duplicates(distinct) == 0
+    assert groups(distinct) == 200
+
+
+@pytest.mark.parametrize("instructions", [[ONE], [ONE, TWO, THREE]], ids=["one", "three"])
+def test_near_duplicates_message_with_one_word_changed_found(instructions: list[str]) -> None:
+    chance = random.Random(3)
+    messages = [words(chance, 120) for _ in range(100)]
+    changed = [each.replace(each.split()[30], "other", 1) for each in messages[:40]]
+    prompts = [f"{instructions[number % len(instructions)]} {each}" for number, each in enumerate(messages + changed)]
+    assert near_duplicates([Pair(each, "yes") for each in prompts]) == 40
+
+
+def changed_copies(copies: int, of: int) -> list[Row]:
+    """Copies of a few texts, each with a word of its own changed."""
+    chance = random.Random(5)
+    texts = [words(chance, 120).split() for _ in range(of)]
+    made = [(text, chance.randrange(120)) for text in texts for _ in range(copies)]
+    return [Text(" ".join([*text[:at], f"new{number}", *text[at + 1 :]])) for number, (text, at) in enumerate(made)]
+
+
+@pytest.mark.parametrize(("copies", "of"), [(2, 5), (10, 1), (12, 1), (20, 10), (300, 1)])
+def test_groups_copies_with_another_word_changed_stay_together(copies: int, of: int) -> None:
+    assert groups(changed_copies(copies, of)) == of
+
+
+def test_near_duplicates_few_rows_of_one_text_found() -> None:
+    assert near_duplicates([Text(f"{ONE} {number}") for number in range(10)]) == 9
+
+
+def test_near_duplicates_rows_of_nothing_but_the_shared_text_found() -> None:
+    copies = [Text(ONE.replace(" ", "!" * number + " ", 1)) for number in range(1, 31)]
+    assert near_duplicates(copies) == 29
+
+
+def test_boilerplate_rows_in_another_order_is_the_same() -> None:
+    many: list[Row] = [
+        *rows(TEMPLATED["three instructions"], 1500),
+        *(Text(f"{number} is free") for number in range(900)),
+    ]
+    orders = [many, many[::-1], random.Random(1).sample(many, len(many)), many + many[:700]]
+    found = []
+    for order in orders:
+        finder = BoilerplateFinder()
+        for row in order:
+            finder.add(row)
+        found.append(finder.boilerplate())
+    assert found[0]
+    assert found == [found[0]] * 4
+
+
+def test_boilerplate_rows_without_a_shared_text_none() -> None:
+    finder = BoilerplateFinder()
+    for row in rows(lambda chance: Pair(f"Translate to French: {message(chance)}", message(chance)), 300):
+        finder.add(row)
+    assert not finder.boilerplate()
+
+
+ALPACA = {
+    "prompt and completion": lambda text, answer: {"prompt": f"{ONE}\n{text}", "completion": answer},
+    "alpaca": lambda text, answer: {"instruction": ONE, "input": text, "output": answer},
+    "messages": lambda text, answer: {
+        "messages": [{"role": "user", "content": f"{text}\n{ONE}"}, {"role": "assistant", "content": answer}]
+    },
+}
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.parametrize("make", ALPACA.values(), ids=ALPACA)
+def test_prepare_rows_of_one_instruction_are_kept_and_divided(
+    tmp_path: Path, make: Callable[[str, str], dict[str, object]]
+) -> None:
+    chance = random.Random(2)
+    made = [make(message(chance), label(chance)) for _ in range(100)]
+    settings = configured(
+        {"crossValidation": {"folds": 3}},
+        max_length=4096,
+        preparation={"deduplicate": "near"},
+        validation={"fraction": 0.1},
+    )
+    prepared = run(tmp_path, made, settings)
+    assert (prepared.report.kept, prepared.report.validation, prepared.report.rejected) == (90, 10, {})
+    assert prepared.folds is not None
+    assert [len(prepared.folds.left_out(part)) for part in range(3)] == [30, 30, 30]
