@@ -11,7 +11,8 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from finetune_operator.api import GROUP, KIND, NAME_MAX_LENGTH, PLURAL, VERSION, FineTuneJob
+from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJob
+from finetune_trainer.contract import DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH
 
 Schema = dict[str, Any]
 
@@ -30,11 +31,11 @@ _COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
 
 _ROOT_RULES = [
     {
-        "rule": f"self.metadata.name.size() <= {NAME_MAX_LENGTH}",
-        "message": f"metadata.name must be at most {NAME_MAX_LENGTH} characters, so that the pods' names fit",
+        "rule": f"self.metadata.name.size() <= {JOB_NAME_MAX_LENGTH}",
+        "message": f"metadata.name must be at most {JOB_NAME_MAX_LENGTH} characters, so that the pods' names fit",
     },
     {
-        "rule": "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "rule": f"self.metadata.name.matches('{DNS_LABEL_PATTERN}')",
         "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
     },
     {  # only here are spec and status seen together; before the condition a Job of the old kind may exist

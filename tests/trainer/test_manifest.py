@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from textwrap import indent
 
 import pytest
 from pydantic import ConfigDict
+from tests.trainer.manifests import HEAD, load, spec
 
 from finetune_trainer import manifest
-from finetune_trainer.contract import CONFIG_ENV, Model, Reason, TrainerConfig, rules
+from finetune_trainer.contract import CONFIG_ENV, Model, Reason, rules
 from finetune_trainer.errors import TrainerError
-
-HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
-SPEC = """\
-model: {uri: s3://models/tiny}
-dataset:
-  sources:
-    - uri: s3://data/a.jsonl
-training:
-  epochs: 1
-output: {uri: "s3://results/{namespace}/{name}"}
-"""
-
-
-def load(tmp_path: Path, text: str) -> TrainerConfig:
-    path = tmp_path / "job.yaml"
-    path.write_text(text)
-    return manifest.load(path)
-
-
-def spec(old: str = "", new: str = "") -> str:
-    assert old in SPEC
-    return HEAD + indent(SPEC.replace(old, new) if old else SPEC, "  ")
 
 
 def test_a_manifest_becomes_a_config(tmp_path: Path) -> None:

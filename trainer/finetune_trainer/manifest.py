@@ -5,7 +5,9 @@ The rules are the API server's own: types and limits from the contract's fields,
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import cel
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
-from finetune_trainer.contract import CONFIG_ENV, Reason, TrainerConfig
+from finetune_trainer.contract import CONFIG_ENV, DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 
 API_GROUP = "finetune.dev/"
@@ -24,16 +28,32 @@ KIND = "FineTuneJob"
 
 _FieldPath = tuple[str | int, ...]
 _CLEARER = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
+_TEXT_REQUIRED = "text is required: quote it"
+_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
+"""Of what a field of the metadata is the name, and how long it may be."""
+
+
+class _Constructor(RoundTripConstructor):
+    """Plain values only, each with its line. Dates are text as written, as they are for kubectl."""
+
+    def construct_text(self, node: ScalarNode) -> str:
+        """The scalar as it is written."""
+        return str(node.value)
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_text)
 
 
 def load(path: Path) -> TrainerConfig:
     """Read and check the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
     document = _read(path)
+    wrong = [_with_line(document, *each) for each in _wrong_names(document["metadata"])]
     try:
-        config = TrainerConfig.from_manifest(document)
+        config = TrainerConfig.from_manifest({**document, "metadata": {}} if wrong else document)
     except ValidationError as error:
-        raise _invalid(str(path), [_with_line(document, *each) for each in _mistakes(error)]) from error
-    broken = [_with_line(document, *each) for each in broken_rules(config)]
+        wrong += [_with_line(document, ("spec", *where), why) for where, why in _mistakes(error)]
+        raise _invalid(str(path), wrong) from error
+    broken = wrong + [_with_line(document, ("spec", *where), why) for where, why in broken_rules(config)]
     if broken:
         raise _invalid(str(path), broken)
     return config
@@ -55,8 +75,8 @@ def from_environment() -> TrainerConfig:
     try:
         config = TrainerConfig.model_validate_json(text)
     except ValidationError as error:
-        raise _invalid(CONFIG_ENV, [_line(*each) for each in _mistakes(error)]) from error
-    broken = [_line(*each) for each in broken_rules(config)]
+        raise _invalid(CONFIG_ENV, [_line(("spec", *where), why) for where, why in _mistakes(error)]) from error
+    broken = [_line(("spec", *where), why) for where, why in broken_rules(config)]
     if broken:
         raise _invalid(CONFIG_ENV, broken)
     return config
@@ -90,8 +110,9 @@ def _broken_below(value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath,
 
 def _read(path: Path) -> CommentedMap:
     try:
-        # The round-trip loader builds plain values only and knows where each one stands.
-        documents = [each for each in YAML(typ="rt").load_all(path.read_text()) if each is not None]
+        yaml = YAML(typ="rt")
+        yaml.Constructor = _Constructor
+        documents = [each for each in yaml.load_all(path.read_text()) if each is not None]
     except OSError as error:
         raise _invalid(str(path), [f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -121,26 +142,52 @@ def _yaml_mistake(error: YAMLError) -> str:
     return f"is no YAML: {error.problem} (line {error.problem_mark.line + 1})"
 
 
+def _wrong_names(metadata: CommentedMap) -> Iterator[tuple[_FieldPath, str]]:
+    if "name" not in metadata:
+        yield ("metadata", "name"), "this field is required: give it a name; generateName works in the API server only"
+    for field, (owner, longest) in _NAMES.items():
+        if field in metadata and (why := _why_no_name(metadata[field], owner, longest)):
+            yield ("metadata", field), why
+
+
+def _why_no_name(name: object, owner: str, longest: int) -> str | None:
+    if not isinstance(name, str):
+        return (_TEXT_REQUIRED if isinstance(name, int | float | None) else "text is required") + _shown(name)
+    if len(name) <= longest and re.fullmatch(DNS_LABEL_PATTERN, name):
+        return None
+    return (
+        f"the name of {owner} has 1 to {longest} characters of a-z, 0-9 and '-', no dots, and starts and ends with a "
+        f"letter or digit{_shown(name)}"
+    )
+
+
 def _mistakes(error: ValidationError) -> Iterator[tuple[_FieldPath, str]]:
     for each in error.errors(include_url=False):
-        message = _CLEARER.get(each["type"], each["msg"])
-        given = each["input"]
-        shown = f" (it is {given!r})" if isinstance(given, str | int | float) and len(repr(given)) <= 80 else ""
-        yield each["loc"], message if each["type"] in _CLEARER else message + shown
+        if each["type"] in _CLEARER:
+            yield each["loc"], _CLEARER[each["type"]]
+            continue
+        unquoted = each["type"] == "string_type" and isinstance(each["input"], int | float | None)
+        yield each["loc"], (_TEXT_REQUIRED if unquoted else each["msg"]) + _shown(each["input"])
+
+
+def _shown(given: object) -> str:
+    """The value, if it is short: text in quotes, else as YAML writes it."""
+    if given is not None and not isinstance(given, str | int | float):
+        return ""
+    text = repr(given) if isinstance(given, str) else json.dumps(given)
+    return f" (it is {text})" if len(text) <= 80 else ""
 
 
 def _line(path: _FieldPath, message: str) -> str:
-    name = "spec"
-    for part in path:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return f"{name}: {message}"
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return f"{name.removeprefix('.')}: {message}"
 
 
 def _with_line(document: CommentedMap, path: _FieldPath, message: str) -> str:
     """The same with the line of the innermost part of the path that the file has."""
     node: Any = document
     line: int | None = None
-    for part in ("spec", *path):
+    for part in path:
         if isinstance(node, CommentedMap) and part in node:
             line = node.lc.key(part)[0]
         elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):

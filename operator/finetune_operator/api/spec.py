@@ -26,8 +26,6 @@ VERSION = "v1alpha1"
 PLURAL = "finetunejobs"
 KIND = "FineTuneJob"
 API_VERSION = f"{GROUP}/{VERSION}"
-NAME_MAX_LENGTH = 52
-"""Leaves room for the suffixes of the Job's pods within a DNS label."""
 
 
 class ConfigMapKeyRef(Model):

@@ -5,6 +5,8 @@ the API server enforces, and its default is what a stored object shows. Needs py
 """
 
 from finetune_trainer.contract.base import (
+    DNS_LABEL_PATTERN,
+    JOB_NAME_MAX_LENGTH,
     NO_PARENT,
     SHORT_IN_BYTES,
     Count,
@@ -73,10 +75,12 @@ __all__ = [
     "CLAIMS_DIR_ENV",
     "CLUSTER_ONLY_FIELDS",
     "CONFIG_ENV",
+    "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
     "IMAGE_ENV",
     "JOB_ENV",
+    "JOB_NAME_MAX_LENGTH",
     "NODES_ENV",
     "NODE_RANK_ENV",
     "NO_PARENT",

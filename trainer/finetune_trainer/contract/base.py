@@ -56,6 +56,9 @@ ObjectName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
 ]
 """Of a Kubernetes object."""
+JOB_NAME_MAX_LENGTH = 52
+"""Of a FineTuneJob's name: it leaves room for the suffixes of the pods' names within a DNS label."""
+DNS_LABEL_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", min_length=1, max_length=128)]
 
 

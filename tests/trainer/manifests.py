@@ -1,0 +1,31 @@
+"""A manifest to change for a test, and its config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import indent
+
+from finetune_trainer import manifest
+from finetune_trainer.contract import TrainerConfig
+
+HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
+SPEC = """\
+model: {uri: s3://models/tiny}
+dataset:
+  sources:
+    - uri: s3://data/a.jsonl
+training:
+  epochs: 1
+output: {uri: "s3://results/{namespace}/{name}"}
+"""
+
+
+def load(tmp_path: Path, text: str) -> TrainerConfig:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return manifest.load(path)
+
+
+def spec(old: str = "", new: str = "") -> str:
+    assert old in SPEC
+    return HEAD + indent(SPEC.replace(old, new) if old else SPEC, "  ")
