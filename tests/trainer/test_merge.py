@@ -69,7 +69,7 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
 
     settings = config({"precision": precision, "lora": {"variant": variant}})
     loaded = tuned(settings, model_dir)
-    export(settings, loaded, tmp_path, "sha256:abc")
+    export(settings, loaded, tmp_path, "sha256:abc", model_dir)
     made = merge(merging(settings, model_dir), loaded, tmp_path / "merged")
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)

@@ -14,7 +14,6 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors
-from finetune_trainer.models.lora import lora_targets
 from finetune_trainer.models.model import (
     Loaded,
     check_vocabulary,
@@ -126,19 +125,6 @@ class TestLoading:
         trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
         assert len(trained) == 2 * 2
         assert all("q_proj" in name for name in trained)
-
-    @pytest.mark.parametrize(
-        ("targets", "why"),
-        [
-            (["q_proj", "wqkv"], "the model has no wqkv; use all-linear or some of .*q_proj"),
-            (["lm_head"], "lm_head cannot have"),
-        ],
-    )
-    def test_targets_that_cannot_be_are_refused(self, targets: list[str], why: str) -> None:
-        modules = ["model.layers.0.self_attn.q_proj", "lm_head"]
-        with pytest.raises(TrainerError, match=why) as caught:
-            lora_targets(config({"lora": {"targetModules": targets}}), modules)
-        assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_broken_weights_are_a_broken_model(self, model_dir: Path, tmp_path: Path) -> None:
         broken = shutil.copytree(model_dir, tmp_path / "broken")

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    import torch
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
-_WHOLE_MATRICES = ("lm_head", "embed_tokens")
+_MAMBA_FAMILIES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""PEFT refuses their `out_proj`, whose weight a fused kernel reads without the adapter:
+https://github.com/huggingface/peft/pull/2562"""
 
 
-def lora_config(config: TrainerConfig, modules: list[str]) -> LoraConfig:
-    """The adapter for a model with these modules. Raises `CONFIG_INVALID` for a target that the model lacks."""
+def with_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
+    """The base model with a new adapter. Raises `CONFIG_INVALID` for target modules that cannot have one."""
+    from peft import get_peft_model
+
+    lora = lora_config(config, base)
+    with _target_errors(config):
+        return get_peft_model(base, lora)
+
+
+def lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfig:
+    """The adapter's settings for a base model. Raises `CONFIG_INVALID` as `lora_targets` does."""
     from peft import LoraConfig
 
     lora = config.training.lora
@@ -24,7 +39,7 @@ def lora_config(config: TrainerConfig, modules: list[str]) -> LoraConfig:
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
-        target_modules=lora_targets(config, modules),
+        target_modules=lora_targets(config, base),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -36,18 +51,67 @@ def lora_alpha(config: TrainerConfig) -> float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def lora_targets(config: TrainerConfig, modules: list[str]) -> str | list[str]:
-    """`all-linear` or module names, each of which is in `modules`. Raises `CONFIG_INVALID`."""
+def lora_targets(config: TrainerConfig, base: PreTrainedModel) -> str | list[str]:
+    """`all-linear`, or the names of modules, each of which can have an adapter. Raises `CONFIG_INVALID`.
+
+    A name stands for every module whose path is the name or ends in it, as in PEFT.
+    """
     targets = config.training.lora.target_modules
     if targets == ["all-linear"]:
         return "all-linear"
-    names = {name.rsplit(".", 1)[-1] for name in modules if name}
-    missing = [target for target in targets if target not in names and target not in modules]
-    whole = [target for target in targets if target in _WHOLE_MATRICES]
-    if missing or whole:
-        why = f"the model has no {missing[0]}" if missing else f"{whole[0]} cannot have an adapter"
-        known = ", ".join(sorted(name for name in names if name.endswith(("proj", "_attn", "dense", "fc1", "fc2"))))
-        raise TrainerError(
-            Reason.CONFIG_INVALID, f"training.lora.targetModules: {why}; use all-linear or some of {known}"
-        )
+    obstacles = {path: _obstacle(base, path, module) for path, module in base.named_modules() if path}
+    for number, target in enumerate(targets):
+        why = f"{target} is named twice" if target in targets[:number] else _why_no_target(target, obstacles)
+        if why:
+            raise _invalid(f"{why}; use all-linear or some of {', '.join(_possible(obstacles))}")
     return list(targets)
+
+
+def _why_no_target(target: str, obstacles: dict[str, str | None]) -> str | None:
+    meant = [why for path, why in obstacles.items() if path == target or path.endswith(f".{target}")]
+    if not meant:
+        return f"the model has no {target}"
+    obstacle = next((why for why in meant if why), None)
+    return f"{target} cannot have an adapter, it is {obstacle}" if obstacle else None
+
+
+def _obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str | None:
+    """What a module is that cannot have an adapter."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    name, kind = path.rsplit(".", 1)[-1], type(module).__name__
+    if isinstance(module, torch.nn.Embedding):
+        return "an embedding"
+    if module is base.get_output_embeddings():
+        return "the output head"
+    # Some routers are linear layers of a class of their own, which return a tuple: PEFT's layer cannot wrap those.
+    if kind.endswith("Router") or name in ("router", "gate"):
+        return "a router, which chooses experts"
+    if not isinstance(module, torch.nn.Linear | Conv1D):
+        return f"no linear layer but {kind}"
+    if name == "out_proj" and base.config.model_type in _MAMBA_FAMILIES:
+        return "read by a kernel that leaves adapters out"
+    return None
+
+
+def _possible(obstacles: dict[str, str | None]) -> list[str]:
+    """Names that stand for modules which can all have an adapter."""
+    names = {path.rsplit(".", 1)[-1] for path in obstacles}
+    impossible = {path.rsplit(".", 1)[-1] for path, why in obstacles.items() if why}
+    return sorted(name for name in names - impossible if not name.isdigit())
+
+
+@contextmanager
+def _target_errors(config: TrainerConfig) -> Iterator[None]:
+    """PEFT has rules on combinations too, such as expert layers that it can adapt only together."""
+    try:
+        yield
+    except ValueError as error:
+        if config.training.lora.target_modules == ["all-linear"]:
+            raise
+        raise _invalid(f"these modules cannot have an adapter: {error}") from error
+
+
+def _invalid(why: str) -> TrainerError:
+    return TrainerError(Reason.CONFIG_INVALID, f"training.lora.targetModules: {why}")

@@ -17,7 +17,7 @@ from finetune_trainer.data.templates import template_errors
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import memory_errors, model_errors
 from finetune_trainer.models import adapters, quantization
-from finetune_trainer.models.lora import lora_config
+from finetune_trainer.models.lora import with_adapter
 from finetune_trainer.models.precision import dtype_of, resolve_precision
 from finetune_trainer.models.spared import spared
 from finetune_trainer.workers import layout
@@ -195,13 +195,11 @@ def load_base(config: TrainerConfig, model_dir: Path, backend: str) -> PreTraine
 
 
 def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
-    from peft import get_peft_model
     from transformers import set_seed
 
     base = _base_with_transformers(config, model_dir, dtype)
-    lora = lora_config(config, [name for name, _ in base.named_modules()])
     set_seed(config.training.seed)
-    return get_peft_model(base, lora)
+    return with_adapter(config, base)
 
 
 def _base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:

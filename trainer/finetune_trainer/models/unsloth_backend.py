@@ -32,7 +32,7 @@ def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftMode
     return FastLanguageModel.get_peft_model(
         base,
         r=lora.rank,
-        target_modules=lora_targets(config, [name for name, _ in base.named_modules()]),
+        target_modules=lora_targets(config, base),
         lora_alpha=lora_alpha(config),
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",

@@ -33,7 +33,7 @@ class Architecture:
 
 
 def describe(config: TrainerConfig, model_dir: Path) -> Architecture:
-    """Raises `MODEL_INVALID` for files that are no model, `CONFIG_INVALID` for targets that the model lacks."""
+    """Raises `MODEL_INVALID` for files that are no model, `CONFIG_INVALID` for modules that cannot have an adapter."""
     base = _skeleton(model_dir)
     shape, adapter = base.config.get_text_config(), _adapter(config, base)
     return Architecture(
@@ -68,13 +68,11 @@ def _packable(base: PreTrainedModel) -> int:
 def _adapter(config: TrainerConfig, base: PreTrainedModel) -> list[int]:
     """Parameters of each tensor that is trained."""
     import torch
-    from peft import get_peft_model
 
-    from finetune_trainer.models.lora import lora_config
+    from finetune_trainer.models.lora import with_adapter
 
-    lora = lora_config(config, [name for name, _ in base.named_modules()])
     with torch.device("meta"):
-        adapted = get_peft_model(base, lora)
+        adapted = with_adapter(config, base)
     return [each.numel() for each in adapted.parameters() if each.requires_grad]
 
 
