@@ -11,7 +11,8 @@ from finetune_operator.settings import Settings
 from finetune_trainer import contract, server
 from finetune_trainer.checkpoints import store as checkpoints
 from finetune_trainer.metrics import exposition
-from finetune_trainer.output import claim, merge, publish, records, signing
+from finetune_trainer.output import claim, merged, publish, records, signing, uploads
+from finetune_trainer.output.export import GENERATION_CONFIG
 from finetune_trainer.report import writing
 from finetune_trainer.runlog import LOG_NAME
 
@@ -30,16 +31,18 @@ def public_names() -> dict[str, dict[str, str]]:
         "metrics of the operator": _operator_metrics(),
         "metrics of a trainer": _trainer_metrics(),
         "environment of the operator": _plain(f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields),
-        "environment of a trainer": _plain({*_environment(), server.PORT_ENV}),
+        "environment of a trainer": _plain(sorted({*_environment(), server.PORT_ENV})),
         "keys of Secrets": _plain(
-            {
-                *contract.S3_CREDENTIALS_KEYS,
-                contract.HUB_TOKEN_KEY,
-                contract.SIGNING_KEY,
-                *(key for keys in contract.TRACKING_KEYS.values() for key in keys),
-            }
+            sorted(
+                {
+                    *contract.S3_CREDENTIALS_KEYS,
+                    contract.HUB_TOKEN_KEY,
+                    contract.SIGNING_KEY,
+                    *(key for keys in contract.TRACKING_KEYS.values() for key in keys),
+                }
+            )
         ),
-        "keys in S3 below output.uri": _plain(_keys()),
+        "keys in S3 below output.uri": _plain(sorted(_keys())),
     }
 
 
@@ -85,5 +88,8 @@ def _keys() -> set[str]:
         writing.EVALUATION_NAME,
         writing.PROVENANCE_NAME,
         LOG_NAME,
-        f"{merge.MERGED}/",
+        merged.ATTEMPTS_NAME,
+        uploads.UPLOAD_NAME,
+        records.MERGED,
+        GENERATION_CONFIG,
     }

@@ -41,6 +41,8 @@ def test_run_with_recorded_result_is_already_complete(s3: S3Server, output: str,
     s3.put(f"{output}/manifest.json", content)
     ended = attempt(config_for(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
     assert ended.reason is Reason.ALREADY_COMPLETE
+    recipe = recorded.get("recipe", 1)
+    assert (f"trained by recipe {recipe}" in ended.message) is (recipe != RECIPE)
     assert ended.result
     assert ended.result.digest == "sha256:" + hashlib.sha256(content).hexdigest()
     assert ended.result.metrics == recorded["metrics"]

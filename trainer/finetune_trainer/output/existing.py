@@ -9,6 +9,7 @@ from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters import FILES
 from finetune_trainer.output.records import MANIFEST_NAME, AdapterManifest, digest_of
+from finetune_trainer.recipe import RECIPE
 from finetune_trainer.storage import OUTPUT, S3, Location, download, find
 
 
@@ -36,11 +37,17 @@ class Existing:
         result = self.manifest.result(output, self.content)
         return Outcome(
             reason=Reason.ALREADY_COMPLETE,
-            message=f"the result at {output} was published {self.manifest.created_at} by the same config and inputs",
+            message=f"the result at {output} was published {self.manifest.created_at} by the same config and inputs"
+            + self._older_recipe(),
             backend=self.manifest.backend,
             dataset=self.manifest.dataset,
             result=result.model_copy(update={"merged_uri": self.merged_uri}),
         )
+
+    def _older_recipe(self) -> str:
+        if self.manifest.recipe == RECIPE:
+            return ""
+        return f", trained by recipe {self.manifest.recipe}; this trainer uses recipe {RECIPE} for new results"
 
     def fetch_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
         """Download the adapter's own files. Raises `STORAGE_CORRUPT` if they are not what the manifest lists."""
