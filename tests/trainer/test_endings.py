@@ -107,3 +107,15 @@ def test_template_that_needs_a_system_turn_is_read_with_one() -> None:
     family = Family(needs_system)
     assert learnt(family, label(family, chat("a", "1", system="s"))) == ["1<|eot_id|>"]
     assert family.tokenizer().convert_ids_to_tokens(stop_ids(family.tokenizer()))[0] == "<|eot_id|>"
+
+
+@pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}], ids=["blanks after it", "blanks before it"])
+def test_end_token_that_takes_in_blanks_is_learnt(flags: dict[str, bool]) -> None:
+    from tokenizers import AddedToken
+
+    words = FAMILIES["Phi 3"][0].tokenizer()
+    words.backend_tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, **flags)])
+    labeller = Labeller(words)
+    example = labeller.encode([labeller.render(Chat(chat("a", "1", "b", "2")["messages"]))])[0]
+    ends = [words.convert_ids_to_tokens(label) for label in example.labels if label in stop_ids(words)]
+    assert ends == ["<|end|>", "<|end|>", "<|endoftext|>"]
