@@ -100,6 +100,7 @@ def test_the_gap(training: float | None, final: Measure | None, gap: float | Non
 FORGETTING = {
     "harder": (measure(10, 14, 1, "perplexity"), True),
     "perhaps harder": (measure(10, 10.5, 1, "perplexity"), False),
+    "certainly harder, by too little to matter": (measure(57.19, 59.53, 1, "perplexity"), False),
     "easier": (measure(10, 8, 1, "perplexity"), False),
 }
 

@@ -17,6 +17,8 @@ _MIN_LOOKS = 3
 """At the validation loss: fewer show no turn."""
 _NOTICEABLE = 0.02
 """Of a loss: less is what the last batches happen to be."""
+RELEVANT_FORGETTING = 0.1
+"""Rise of the perplexity of general text, as a share of the base model's. A smaller one has no use as a warning."""
 _SHORTEST_WINDOW = 5
 _REMEDY = "Train for fewer epochs, set training.earlyStopping, raise training.lora.dropout or add rows."
 
@@ -69,7 +71,8 @@ def _too_few(looks: int) -> str:
     if not looks:
         return "There is no validation data to tell by; set dataset.validation."
     return (
-        f"The validation loss was looked at {looks} times, {_MIN_LOOKS} show whether it turned; train for more steps."
+        f"The validation loss was looked at {looks} times, {_MIN_LOOKS} show whether it turned; lower "
+        "training.evalSteps."
     )
 
 
@@ -102,14 +105,17 @@ def _gap(training_loss: float | None, validation: Sequence[Point], final: Measur
     return (final.tuned.value if final else validation[-1].loss) - training_loss
 
 
+def forgets(forgetting: Measure | None) -> bool:
+    """Whether general text has become harder, beyond chance and by a relevant amount."""
+    if forgetting is None or forgetting.base is None or forgetting.change is None:
+        return False
+    certain = forgetting.change.low is not None and forgetting.change.low > 0
+    return certain and forgetting.change.value >= RELEVANT_FORGETTING * forgetting.base.value
+
+
 def _forgot(forgetting: Measure | None) -> list[str]:
-    """A sentence where general text has become harder beyond doubt."""
-    if (
-        forgetting is None
-        or forgetting.base is None
-        or forgetting.change is None
-        or not (forgetting.change.low or 0) > 0
-    ):
+    if forgetting is None or forgetting.base is None or not forgets(forgetting):
         return []
     base, tuned = forgetting.base.value, forgetting.tuned.value
-    return [f"Perplexity of general text rose from {base:.4g} to {tuned:.4g}: the model forgets; train less."]
+    rose = f"Perplexity of general text rose from {base:.4g} to {tuned:.4g}"
+    return [f"{rose}: the model forgets. Mix general rows into the data, or lower training.learningRate."]

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.evaluation.records import Bias, Evaluation
+from finetune_trainer.evaluation.overfitting import forgets
+from finetune_trainer.evaluation.records import Bias, Evaluation, Measure
 from finetune_trainer.output.records import AdapterManifest
 from finetune_trainer.report.facts import config_of
 from finetune_trainer.report.figures import measure_name, plural, share
 from finetune_trainer.report.text import one_line
-from finetune_trainer.report.verdicts import Direction, by_direction, moved
+from finetune_trainer.report.verdicts import Direction, by_direction, direction
 
 _FEW_ROWS = 100
 _MANY_LEFT_OUT = 0.1
 _STILL = 0.99
 """A validation loss that falls by less than a hundredth is near its end."""
+_RISEN = 1.02
+"""A last validation loss that is so many times the lowest has risen."""
 _REMEDIES = {
     "overlength": "raise model.maxLength, or set dataset.preparation.overlength: truncate",
     "invalid": "mend them where they come from; the examples above say what is wrong",
@@ -34,7 +37,9 @@ def advice(evaluation: Evaluation, manifest: AdapterManifest) -> list[str]:
         *_gate(evaluation),
         *_overfitting(evaluation, manifest),
         *_forgetting(evaluation),
-        *_quality(by_direction(evaluation), evaluation, manifest),
+        *_quality(by_direction(evaluation), evaluation),
+        *_more_rows(evaluation),
+        *_learnt_little(evaluation, manifest),
         *_bias(evaluation.bias),
         *_folds(evaluation),
         *_data(manifest),
@@ -55,7 +60,7 @@ def _overfitting(evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[
         yield _train_shorter(found.best_step, manifest)
     elif not manifest.dataset.validation and not evaluation.cross_validation:
         yield "Set rows aside (dataset.validation.fraction: 0.05): without them nothing says how it does on new rows."
-    elif _still_falling(evaluation):
+    elif _still_falling(evaluation) and not _trained_too_hard(evaluation):
         yield "The validation loss was still falling at the end: train longer (training.epochs or training.maxSteps)."
 
 
@@ -74,35 +79,56 @@ def _still_falling(evaluation: Evaluation) -> bool:
     return len(losses) > 2 and losses[-1] < _STILL * losses[-2] and losses[-2] < _STILL * losses[-3]
 
 
+def _trained_too_hard(evaluation: Evaluation) -> bool:
+    """Whether other advice is to train less; then none may be to train more."""
+    losses = [point.loss for point in evaluation.validation_losses]
+    risen = bool(losses) and losses[-1] > _RISEN * min(losses)
+    return risen or evaluation.overfitting.verdict == "overfitting" or forgets(evaluation.overfitting.forgetting)
+
+
 def _forgetting(evaluation: Evaluation) -> Iterator[str]:
-    measure = evaluation.overfitting.forgetting
-    if measure and measure.change and moved(measure.change) and measure.change.value > 0:
+    if forgets(evaluation.overfitting.forgetting):
         yield (
             "It forgot some of what the base model knew of general text: mix general rows into the data, or lower "
             "training.learningRate."
         )
 
 
-def _quality(found: dict[Direction, list[str]], evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[str]:
+def _quality(found: dict[Direction, list[str]], evaluation: Evaluation) -> Iterator[str]:
     if not evaluation.measures:
         what = "only folds were" if evaluation.cross_validation else "nothing was"
         yield f"Compare its answers with the base model's yourself before it is used: {what} measured."
     if found["worse"]:
         yield f"Find out what got worse ({', '.join(found['worse'])}) in the samples before the adapter is used."
-    compared = [measure for measure in evaluation.measures if measure.change]
-    overfitted = evaluation.overfitting.verdict == "overfitting"  # which is advised to train shorter
-    fewest = min((measure.tuned.samples for measure in compared), default=0)
-    if (found["unclear"] or found["few"]) and fewest < _FEW_ROWS:
-        names = [measure_name(each.name) for each in compared if each.tuned.samples == fewest]
+
+
+def _unclear_for_few_rows(evaluation: Evaluation) -> list[Measure]:
+    unclear = [each for each in evaluation.measures if direction(each) in ("unclear", "few")]
+    return [each for each in unclear if each.tuned.samples < _FEW_ROWS]
+
+
+def _more_rows(evaluation: Evaluation) -> Iterator[str]:
+    measures = _unclear_for_few_rows(evaluation)
+    if measures:
+        names = ", ".join(one_line(measure_name(each.name), 60) for each in measures)
+        counts = sorted({each.tuned.samples for each in measures})
+        had = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         yield (
-            f"Measure on more rows (dataset.validation): {', '.join(names)} had only {fewest:,}, too few to tell a "
-            "change from chance."
+            f"Measure on more rows (dataset.validation): {names} had only {had}, too few to tell a change from chance."
         )
-    elif found["unclear"] and not (found["better"] or found["worse"] or overfitted):
-        yield (
-            "It learnt little that can be measured: train longer, raise training.learningRate or training.lora.rank, "
-            f"or add rows to the {manifest.dataset.kept:,}."
-        )
+
+
+def _learnt_little(evaluation: Evaluation, manifest: AdapterManifest) -> Iterator[str]:
+    found = by_direction(evaluation)
+    overfitted = evaluation.overfitting.verdict == "overfitting"  # which has advice of its own
+    if overfitted or not found["unclear"] or found["better"] or found["worse"] or _unclear_for_few_rows(evaluation):
+        return
+    rows = f"add rows to the {manifest.dataset.kept:,}"
+    if _trained_too_hard(evaluation):
+        yield f"It learnt little that can be measured: {rows}."
+    else:
+        harder = "train longer, raise training.learningRate or training.lora.rank"
+        yield f"It learnt little that can be measured: {harder}, or {rows}."
 
 
 def _bias(bias: Bias | None) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
-from finetune_trainer.evaluation.records import Check, Estimate, Evaluation, Measure
+from finetune_trainer.evaluation.records import Check, Evaluation, Measure
 from finetune_trainer.report.figures import measure_name, plural
 from finetune_trainer.report.text import one_line
 
@@ -35,13 +35,6 @@ def direction(measure: Measure) -> Direction:
     if change.low <= 0 <= change.high:
         return "unclear"
     return "better" if (change.low > 0) == measure.higher_is_better else "worse"
-
-
-def moved(change: Estimate | None) -> bool:
-    """Whether the change is more than chance."""
-    return (
-        change is not None and change.low is not None and change.high is not None and not change.low <= 0 <= change.high
-    )
 
 
 def by_direction(evaluation: Evaluation) -> dict[Direction, list[str]]:

@@ -1,0 +1,96 @@
+"""The advice on a page agrees with itself, with the page's verdicts and with its table."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+from tests.trainer.report import runs
+
+from finetune_trainer.evaluation.overfitting import judge
+from finetune_trainer.evaluation.records import Check, Evaluation, Measure, Point
+from finetune_trainer.report.advice import advice
+
+MORE = re.compile(r"train longer|more steps|more epochs|raise training\.(learningRate|lora\.rank)", re.IGNORECASE)
+LESS = re.compile(r"train less|train only|fewer epochs|lower training\.(learningRate|lora)", re.IGNORECASE)
+
+LOSSES = {
+    "still falling": [4.0, 3.0, 2.0, 1.0],
+    "flat": [4.0, 2.0, 2.0, 2.0],
+    "risen": [4.0, 2.0, 2.5, 3.0],
+    "two looks": [4.0, 3.0],
+    "none": [],
+}
+TRAINING = {"falling": [4.0, 3.0, 2.0, 1.0], "rising": [1.0, 2.0, 3.0, 4.0]}
+FORGETTING = {
+    "not measured": None,
+    "by 4 %": runs.measure("generalPerplexity", 57.2, 59.5, 1, higher=False),
+    "by 120 %": runs.measure("generalPerplexity", 57, 127, 1, higher=False),
+}
+CHRF = {
+    "better": (20, 30, 540),
+    "worse": (30, 20, 540),
+    "unclear": (30, 30, 540),
+    "unclear on few rows": (30, 30, 30),
+    "better on few rows": (20, 30, 30),
+}
+GATES = {
+    "no gate": [],
+    "gate passed": [Check(metric="chrf", rule="chrf at least 10", value=20, passed=True)],
+    "gate failed": [Check(metric="chrf", rule="chrf at least 99", value=20, passed=False)],
+}
+
+
+def measured(name: str, base: float, tuned: float, rows: int) -> Measure:
+    found = runs.measure(name, base, tuned, 1)
+    return found.model_copy(update={"tuned": runs.estimate(tuned, 1, samples=rows)})
+
+
+def points(losses: list[float]) -> list[Point]:
+    return [Point(step=10 * number, loss=loss) for number, loss in enumerate(losses, 1)]
+
+
+def evaluated(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> Evaluation:
+    validation = points(LOSSES[losses])
+    return Evaluation(
+        overfitting=judge(points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
+        measures=[measured("chrf", *CHRF[chrf])],
+        validation_losses=validation,
+        gate=GATES[gate],
+    )
+
+
+@pytest.mark.parametrize("case", [*product(LOSSES, TRAINING, FORGETTING, CHRF, GATES)], ids=", ".join)
+def test_advice_any_combination_of_verdicts_agrees_with_itself(case: tuple[str, str, str, str, str]) -> None:
+    evaluation = evaluated(*case)
+    given = advice(evaluation, runs.manifest())
+    page = " ".join([*given, evaluation.overfitting.message])
+    assert not (MORE.search(page) and LESS.search(page)), page
+    assert len(given) == len(set(given))
+    assert ("few rows" in case[3] and "unclear" in case[3]) == ("Measure on more rows" in page)
+    assert (case[4] == "gate failed") == page.startswith("Do not deploy")
+    assert (case[2] == "by 120 %") == ("forg" in page)
+
+
+def test_advice_one_unclear_measure_of_few_rows_is_named_alone() -> None:
+    measures = [
+        measured("evalLoss", 9, 1, 30).model_copy(update={"higher_is_better": False}),
+        measured("chrf", 20, 40, 30),
+        measured("exactMatch", 0.1, 0.1, 30),
+        measured("bleu", 30, 30, 540),
+    ]
+    evaluation = Evaluation(overfitting=judge([], points([3, 2, 2]), None, None, None), measures=measures)
+    (said,) = (each for each in advice(evaluation, runs.manifest()) if "more rows" in each)
+    assert said.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
+
+
+def test_advice_unclear_measures_of_different_rows_gives_both_counts() -> None:
+    measures = [measured("chrf", 30, 30, 30), measured("bleu", 30, 30, 45)]
+    evaluation = Evaluation(overfitting=judge([], points([3, 2, 2]), None, None, None), measures=measures)
+    assert "chrF, BLEU had only 30 to 45, too few" in " ".join(advice(evaluation, runs.manifest()))
+
+
+def test_advice_loss_still_falling_is_to_train_longer() -> None:
+    evaluation = evaluated("still falling", "falling", "by 4 %", "better", "no gate")
+    assert "train longer" in " ".join(advice(evaluation, runs.manifest()))
