@@ -157,21 +157,22 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     # Only now: the backend decides what has to be imported first.
     from finetune_trainer.checkpoints import following, saving
     from finetune_trainer.evaluation import asked, evaluate
-    from finetune_trainer.models import model
+    from finetune_trainer.models import model, positions
     from finetune_trainer.output import export, judging, merge
     from finetune_trainer.report import writing
     from finetune_trainer.training import cross_validation
 
     _enter(Stage.LOADING, known)
     tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    tuned = model.load_model(config, fetched.model_dir, backend, fetched.adapter_dir)
+    limited = positions.limit_length(config, positions.max_positions(model.load_config(fetched.model_dir)))
+    tuned = model.load_model(limited, fetched.model_dir, backend, fetched.adapter_dir)
     loaded = model.Loaded(tuned, tokenizer, backend)
 
     _enter(Stage.TRAINING, known)
     store = output.checkpoints(prepared.digest, fetched.start_revision)
     keeper = saving.keeper(store, claim, known, config.training.checkpoints) if claim else following.Follower(store)
     with keeper.session(known, folder) as session:
-        trained = cross_validation.train(config, loaded, prepared, session, folder)
+        trained = cross_validation.train(limited, loaded, prepared, session, folder)
     if isinstance(keeper, following.Follower):
         group.wait(known.progress)  # so that a pod ends well only when the result is whole
         return outcome.make(Reason.COMPLETED, "trained with the first worker, which has published")
@@ -215,14 +216,16 @@ def _prepare(
     """What is done once on each node."""
     from finetune_trainer.data import preparing
     from finetune_trainer.evaluation import asked
-    from finetune_trainer.models import model, model_files
+    from finetune_trainer.models import model, model_files, positions
 
     fetched = downloading.result()
     _enter(Stage.PREPARING, known)
     model_files.check_model_dir(fetched.model_dir)
     tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
     files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparing.prepare(config, files, tokenizer, folder)
+    shape = model.load_config(fetched.model_dir)
+    model.check_vocabulary(tokenizer, shape.get_text_config().vocab_size)
+    prepared = preparing.prepare(config, files, tokenizer, folder, positions.max_positions(shape))
     known.dataset = prepared.report
     asked.check(config, prepared, tokenizer)
     asked.pairs(fetched.pairs)  # so that a wrong line is told before training

@@ -36,7 +36,7 @@ def test_unsloth_has_no_int8_on_a_cpu_and_says_so(run: Run) -> None:
 
 
 def test_unsloth_does_not_stretch_the_models_positions(run: Run) -> None:
-    with pytest.raises(TrainerError, match="maxLength is 1024, the base model has positions for 512 tokens") as caught:
+    with pytest.raises(TrainerError, match="maxLength is 1024, Unsloth takes 512 tokens at most") as caught:
         run(source={"max_length": 1024}, backend="unsloth")
     assert caught.value.reason is Reason.CONFIG_INVALID
 

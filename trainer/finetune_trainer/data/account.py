@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
+from finetune_trainer.data.columns import Limits
 from finetune_trainer.data.rows import Offenders, Place, Reader, RowError
 from finetune_trainer.data.sensitive import KINDS, redact
 from finetune_trainer.errors import TrainerError
@@ -85,9 +86,9 @@ class Facts:
 class Account:
     """Counts rows that are left out, and says what became of all."""
 
-    def __init__(self, config: TrainerConfig, objects: Sequence[str]) -> None:
+    def __init__(self, config: TrainerConfig, objects: Sequence[str], limits: Limits) -> None:
         self._objects = objects
-        self._max_length = config.model.max_length
+        self._limits = limits
         self._preparation = config.dataset.preparation
         self._rejected: Counter[str] = Counter()
         self._examples: list[Example] = []
@@ -109,8 +110,8 @@ class Account:
     def measure(self, place: Place, length: int) -> None:
         """A row has so many tokens, whether it is kept or not."""
         self._longest = max(self._longest, length)
-        if length > self._max_length and self._preparation.overlength == "fail":
-            self._overlong.add(place, RowError(f"has {length} tokens, model.maxLength is {self._max_length}"))
+        if length > self._limits.most and self._limits.overlength == "fail":
+            self._overlong.add(place, RowError(f"has {length} tokens, {self._limits.reason}"))
 
     def check(self, reader: Reader) -> None:
         """Raises `DATA_INVALID` if more rows than allowed are wrong, or one is too long that must not be."""
@@ -140,7 +141,7 @@ class Account:
         found = ", ".join([*parts, *([f"{validation} set aside for validation"] if validation else [])])
         return (
             f"none of {rows} rows can be trained on: {found}; the longest has {self._longest} tokens, "
-            f"model.maxLength is {self._max_length}"
+            f"{self._limits.reason}"
         )
 
     def report(self, rows: int, validation: int, totals: Mapping[str, int], digest: str) -> DatasetReport:

@@ -67,17 +67,25 @@ class Writer:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the config says of length."""
+    """What the config and the model allow of length."""
 
     most: int
     least: int
     overlength: str
+    by_model: bool = False
+    """Whether `most` is the number of the model's positions, which is lower than `model.maxLength`."""
 
     @classmethod
-    def of(cls, config: TrainerConfig) -> Limits:
-        """The limits of a run."""
-        preparation = config.dataset.preparation
-        return cls(config.model.max_length, preparation.min_tokens, preparation.overlength)
+    def of(cls, config: TrainerConfig, positions: int | None) -> Limits:
+        """The limits of a run with a model of so many positions."""
+        preparation, asked = config.dataset.preparation, config.model.max_length
+        most = asked if positions is None else min(asked, positions)
+        return cls(most, preparation.min_tokens, preparation.overlength, most < asked)
+
+    @property
+    def reason(self) -> str:
+        """What sets the limit, as the end of a sentence."""
+        return f"the base model has positions for {self.most}" if self.by_model else f"model.maxLength is {self.most}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ near-duplicates, up to `duplicates.NEAR_LIMIT` rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 Sources = Sequence[tuple[DataSource, Sequence[SourceFile]]]
 
@@ -73,8 +76,15 @@ class PreparedData:
         return replace(self, dataset=rest, folds=None, left_out=left_out)
 
 
-def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> PreparedData:
-    """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`.
+def prepare(
+    config: TrainerConfig,
+    files: Files,
+    tokenizer: PreTrainedTokenizerBase,
+    work_dir: Path,
+    positions: int | None = None,
+) -> PreparedData:
+    """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`. No row is
+    longer than `model.maxLength` and the model's `positions`, if it has a limit.
 
     The report accounts for every row: rows = kept + validation + the sum of rejected.
     Raises `DATA_INVALID` naming the first wrong rows and how many there are, and for rows that cannot be divided as
@@ -83,7 +93,7 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     boilerplate = _boilerplate(config, files)
-    context = _context(config, files, tokenizer)
+    context = _context(config, files, tokenizer, Limits.of(config, positions))
     known = _known(config, work_dir, boilerplate, needed=bool(files.validation))
     held_out = Side(context, work_dir / "validation.arrow", known)
     held_out.write(context.reader.read(files.validation))
@@ -102,13 +112,15 @@ def prepare(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerB
     return PreparedData(dataset, report, validation, examples, training.facts.lengths(), parts)
 
 
-def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase) -> Context:
+def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Context:
+    if limits.by_model:
+        log.info("model.maxLength is lowered from %d to %d: %s", config.model.max_length, limits.most, limits.reason)
     return Context(
         preparation=config.dataset.preparation,
         method=config.training.method,
-        limits=Limits.of(config),
+        limits=limits,
         labeller=Labeller(tokenizer, config.training.loss),
-        account=Account(config, [file.uri for _, objects in files.sources for file in objects]),
+        account=Account(config, [file.uri for _, objects in files.sources for file in objects], limits),
         reader=Reader(config.training.method),
     )
 

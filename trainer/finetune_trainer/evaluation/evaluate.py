@@ -31,6 +31,7 @@ from finetune_trainer.evaluation.records import (
 )
 from finetune_trainer.models.answering import Answerer, questions, spread
 from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.positions import max_positions
 from finetune_trainer.models.precision import as_in_training, resolve_precision
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.training import looks
@@ -120,7 +121,7 @@ def _measure(subject: Subject, found: _Findings, progress: ProgressReporter) -> 
             _answers(subject, asked.task, found, progress.alive)
     if asked.sample_prompts:
         with found.part("sample prompts"):
-            found.samples = [*_sample_prompts(subject, progress.alive), *found.samples]
+            found.samples = [*_sample_prompts(subject, found, progress.alive), *found.samples]
     if asked.bias:
         with found.part("bias"):
             _bias(subject, asked.bias, found, progress.alive)
@@ -231,9 +232,14 @@ def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[],
     ]
 
 
-def _sample_prompts(subject: Subject, alive: Callable[[], None]) -> list[Sample]:
-    prompts = subject.config.evaluation.sample_prompts
-    base, tuned = _both(subject, [encode_prompt(subject.loaded.tokenizer, prompt) for prompt in prompts], alive)
+def _sample_prompts(subject: Subject, found: _Findings, alive: Callable[[], None]) -> list[Sample]:
+    asked, most = subject.config.evaluation.sample_prompts, max_positions(subject.loaded.model.get_base_model().config)
+    encoded = {prompt: encode_prompt(subject.loaded.tokenizer, prompt) for prompt in asked}
+    # On a GPU, a position that the model lacks ends the process; an answer needs at least one more than the prompt.
+    prompts = [prompt for prompt in asked if most is None or len(encoded[prompt]) < most]
+    if left_out := len(asked) - len(prompts):
+        found.missing.append(f"sample prompts: {left_out} of {len(asked)} do not fit the model's {most} positions")
+    base, tuned = _both(subject, [encoded[prompt] for prompt in prompts], alive)
     return [
         Sample(prompt=prompt, base=redact(b, KINDS), tuned=redact(t, KINDS))
         for prompt, b, t in zip(prompts, base, tuned, strict=True)

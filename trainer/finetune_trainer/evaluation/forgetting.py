@@ -10,13 +10,14 @@ from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losse
 from finetune_trainer.evaluation.losses import perplexity
 from finetune_trainer.evaluation.records import Measure
 from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.positions import max_positions
 
 
 def forgetting(loaded: Loaded, alive: Callable[[], None]) -> Measure:
     """`generalPerplexity`: of text that is not the data's."""
-    rows = []
+    rows, positions = [], max_positions(loaded.model.get_base_model().config)
     for paragraph in general_text():
-        ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
+        ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"][:positions]
         rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
     base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
     found = perplexity(base.tokens, base.sums, tuned.sums)

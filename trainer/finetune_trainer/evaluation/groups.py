@@ -20,6 +20,7 @@ from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losse
 from finetune_trainer.evaluation.pairs import SentencePair
 from finetune_trainer.evaluation.records import Bias
 from finetune_trainer.models.answering import AnswerDecoder, question, spread
+from finetune_trainer.models.positions import max_positions
 
 _LOOKED_AT = 5000
 """Training rows whose groups are counted, and validation rows whose terms are exchanged, evenly spread over all."""
@@ -33,6 +34,8 @@ class Compared:
     category: str
     first: list[Tokens]
     second: list[Tokens]
+    too_long: int = 0
+    """Texts in twos that were left out, since the model has no positions for them."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class Groups:
         self, pairs: Sequence[SentencePair], training: datasets.Dataset, validation: datasets.Dataset | None
     ) -> Bias:
         """Sentences beside their counterparts, and, with validation rows, these beside the same with terms swapped."""
-        found = [self._preferences(each) for each in self._pairs(pairs)]
-        notes = []
+        compared, notes = list(self._pairs(pairs)), []
         if validation is None:
             notes.append("without dataset.validation no rows were compared with the same about another group")
         else:
-            found += [self._preferences(each) for each in self._swaps(spread(validation, _LOOKED_AT))]
-        bias = judge_bias(found, self._representation(training))
+            compared += self._swaps(spread(validation, _LOOKED_AT))
+        bias = judge_bias([self._preferences(each) for each in compared], self._representation(training))
+        if too_long := sum(each.too_long for each in compared):
+            notes.append(f"{too_long:,} comparisons were left out: a text has more tokens than the model has positions")
         if len(training) > _LOOKED_AT:
             notes.append(f"groups were counted in {_LOOKED_AT:,} of {len(training):,} training rows")
         return bias.model_copy(update={"notes": [*bias.notes, *notes]})
@@ -75,7 +79,7 @@ class Groups:
         for category in sorted({pair.category for pair in pairs}):
             mine = [pair for pair in pairs if pair.category == category]
             both = [(self._sentence(pair.stereotype), self._sentence(pair.counterpart)) for pair in mine]
-            yield _compared("pair", category, both)
+            yield self._compared("pair", category, both)
 
     def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
         decoder = AnswerDecoder(self.tokenizer)
@@ -84,7 +88,7 @@ class Groups:
         for category in [*CATEGORIES, *([OWN] if self.asked.terms else [])]:
             swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
             both = [(self._row(text), self._row(other)) for text, other in swapped if isinstance(other, Pair)]
-            yield _compared("swap", category, both)
+            yield self._compared("swap", category, both)
 
     def _sentence(self, text: str) -> Tokens:
         """All of it counts, so something has to come before its first token."""
@@ -112,8 +116,12 @@ class Groups:
             table.setdefault(category, {})[group] = count
         return table
 
-
-def _compared(kind: Literal["swap", "pair"], category: str, both: Sequence[tuple[Tokens, Tokens]]) -> Compared:
-    """Those that have tokens to score: an empty answer has no likelihood per token."""
-    scored = [pair for pair in both if all(any(each != IGNORED for each in text.labels[1:]) for text in pair)]
-    return Compared(kind, category, [first for first, _ in scored], [second for _, second in scored])
+    def _compared(
+        self, kind: Literal["swap", "pair"], category: str, both: Sequence[tuple[Tokens, Tokens]]
+    ) -> Compared:
+        """Those that have tokens to score (an empty answer has no likelihood per token) and positions for all."""
+        scored = [pair for pair in both if all(any(each != IGNORED for each in text.labels[1:]) for text in pair)]
+        most = max_positions(self.model.get_base_model().config)
+        fitting = [pair for pair in scored if most is None or all(len(text.input_ids) <= most for text in pair)]
+        first, second = [one for one, _ in fitting], [other for _, other in fitting]
+        return Compared(kind, category, first, second, len(scored) - len(fitting))

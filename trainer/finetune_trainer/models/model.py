@@ -25,7 +25,7 @@ from finetune_trainer.workers import layout
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +233,21 @@ def check_loaded(info: Mapping[str, Any]) -> None:
             raise TrainerError(Reason.MODEL_INVALID, f"the base model does not match its config.json: {what}")
 
 
-def check_vocabulary(loaded: Loaded) -> None:
-    """Raise `MODEL_INVALID` if the tokenizer has tokens for which the model has no embedding."""
-    words, rows = len(loaded.tokenizer), loaded.model.get_input_embeddings().weight.shape[0]
-    if words > rows:
-        message = f"the base model has embeddings for {rows} tokens, its tokenizer has {words}"
+def load_config(model_dir: Path) -> PreTrainedConfig:
+    """What config.json says of the model. Raises `MODEL_INVALID` for what transformers does not know."""
+    from transformers import AutoConfig
+
+    with model_errors():
+        return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise `MODEL_INVALID` if the tokenizer has a token for which the model, with so many rows in its embedding, has
+    none. An embedding may have rows to spare."""
+    token, number = max(tokenizer.get_vocab().items(), key=lambda each: each[1])
+    if number >= rows:
+        message = (
+            f"the base model has embeddings for {rows} tokens, but its tokenizer's token {token!r} has the number "
+            f"{number}, counted from 0: resize the model's embeddings, or remove the token from the tokenizer"
+        )
         raise TrainerError(Reason.MODEL_INVALID, message)

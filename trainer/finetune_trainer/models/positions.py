@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.contract import TrainerConfig
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedConfig
+
+_KEY = "max_position_embeddings"
 
 
-def max_positions(config: PretrainedConfig) -> int | None:
-    """The most tokens that the model can read at once; none if its config sets no limit."""
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest text that the model was made for, or `None` if its architecture sets no limit (Mamba,
+    ALiBi).
+
+    RoPE scaling counts as it does in vLLM, which serves the result: YaRN reaches the original length times its factor,
+    `linear` and `dynamic` multiply the configured length, all others already include it.
+    """
+    text = config.get_text_config()
+    values = text.to_dict()
+    positions = values.get(text.attribute_map.get(_KEY, _KEY))
+    if not positions or values.get("alibi"):
+        return None
+    if "gemma3" in text.model_type:  # its configured length is the scaled one
+        return int(positions)
+    factor = 1.0
+    for rope in _rope_parameters(values.get("rope_parameters") or {}):
+        kind = rope.get("rope_type", "default")
+        if kind in ("linear", "dynamic", "yarn"):
+            factor = rope.get("factor") or 1.0
+        if kind == "yarn" and rope.get("factor"):
+            positions = rope.get("original_max_position_embeddings", positions)
+    return int(positions * factor)
+
+
+def _rope_parameters(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One set, or one for each kind of layer."""
+    nested = [each for each in values.values() if isinstance(each, dict)]
+    yield from nested or [values]
+
+
+def limit_length(config: TrainerConfig, positions: int | None) -> TrainerConfig:
+    """The config with `model.maxLength` lowered to the model's positions: to compute with, never to be stored."""
+    if positions is None or config.model.max_length <= positions:
+        return config
+    model = config.model.model_copy(update={"max_length": positions})
+    return config.model_copy(update={"model": model})

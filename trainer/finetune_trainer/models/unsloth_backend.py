@@ -15,6 +15,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.faults import model_errors
 from finetune_trainer.models import quantization
 from finetune_trainer.models.lora import lora_alpha, lora_targets
+from finetune_trainer.models.model import load_config
+from finetune_trainer.models.positions import max_positions
 
 if TYPE_CHECKING:
     import torch
@@ -75,17 +77,18 @@ def _room(config: TrainerConfig, model_dir: Path) -> int:
     and evaluation asks for more than rows have. Beyond the model's own positions it would stretch them, which is in no
     file of the adapter, so that whoever loads it would have another model.
 
-    Raises `CONFIG_INVALID` if the rows may be longer than the model's positions.
+    `model.maxLength` was lowered to the model's positions before. Raises `CONFIG_INVALID` if those are still more than
+    Unsloth uses without a change, as where RoPE scaling comes on top of `max_position_embeddings`.
     """
-    from transformers import AutoConfig
-
-    positions: int = AutoConfig.from_pretrained(
-        str(model_dir), trust_remote_code=False, local_files_only=True
-    ).max_position_embeddings
+    shape = load_config(model_dir).get_text_config()
+    if max_positions(shape) is None:
+        return max(config.model.max_length, _SPARE) + config.evaluation.max_new_tokens
+    positions: int = shape.max_position_embeddings
     length = config.model.max_length
     if length > positions:
         message = (
-            f"model.maxLength is {length}, the base model has positions for {positions} tokens: lower it, or take "
+            f"model.maxLength is {length}, Unsloth takes {positions} tokens at most for this base model: lower it, or "
+            "take training.backend: transformers"
         )
-        raise TrainerError(Reason.CONFIG_INVALID, message + "training.backend: transformers")
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     return min(positions, max(length, _SPARE) + config.evaluation.max_new_tokens)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.faults import model_errors
+from finetune_trainer.models.model import load_config
+from finetune_trainer.models.positions import max_positions
 from finetune_trainer.planning import weights
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class Architecture:
     hidden: int
     intermediate: int
     vocabulary: int
+    positions: int | None = None
+    """Tokens of the longest text, if there is a limit."""
 
 
 def describe(config: TrainerConfig, model_dir: Path) -> Architecture:
@@ -45,15 +49,16 @@ def describe(config: TrainerConfig, model_dir: Path) -> Architecture:
         hidden=shape.hidden_size,
         intermediate=_intermediate(shape),
         vocabulary=base.get_input_embeddings().weight.shape[0],
+        positions=max_positions(base.config),
     )
 
 
 def _skeleton(model_dir: Path) -> PreTrainedModel:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    shape = load_config(model_dir)
     with model_errors(), torch.device("meta"):
-        shape = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
         return AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
 
 

@@ -47,6 +47,11 @@ class Plan(Model):
 
     dataset: DatasetReport
     """As the run would report it."""
+    max_length: int
+    """Tokens of the longest row that is trained on: `model.maxLength`, or the base model's positions if they are
+    fewer."""
+    positions_limit_length: bool
+    """Whether it is the base model's positions."""
     token_percentiles: dict[int, int]
     """Length of the kept rows in tokens; 100 is the longest."""
     workers: int
@@ -97,16 +102,19 @@ def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architec
         adapters.check(located.config, fetched.adapter_dir)
     tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
     shape = architecture.describe(located.config, fetched.model_dir)
+    model.check_vocabulary(tokenizer, shape.vocabulary)
     files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparing.prepare(located.config, files, tokenizer, folder)
+    prepared = preparing.prepare(located.config, files, tokenizer, folder, shape.positions)
     asked.check(located.config, prepared, tokenizer)
     asked.pairs(fetched.pairs)
     return prepared, shape
 
 
 def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
+    from finetune_trainer.models.positions import limit_length
     from finetune_trainer.planning import estimates
 
+    config, asked_length = limit_length(config, shape.positions), config.model.max_length
     training = config.training
     steps, per_epoch, tokens = _lengths_of_all(config, prepared, workers)
     memory, seconds = estimates.memory(config, shape), estimates.seconds(config, shape, tokens)
@@ -114,6 +122,8 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture,
         workers=workers,
         batch=training.batch_size * training.gradient_accumulation * workers,
         dataset=prepared.report,
+        max_length=config.model.max_length,
+        positions_limit_length=config.model.max_length < asked_length,
         token_percentiles=_percentiles(prepared.dataset),
         steps_per_epoch=per_epoch[-1],
         trainings=len(steps),

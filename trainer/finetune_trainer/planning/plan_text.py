@@ -28,6 +28,8 @@ def _data(report: DatasetReport) -> Iterator[tuple[str, str]]:
 def _training(plan: Plan) -> Iterator[tuple[str, str]]:
     shares = (f"{'longest' if part == 100 else f'p{part}'} {size:,}" for part, size in plan.token_percentiles.items())
     yield "tokens per row", ", ".join(shares)
+    if plan.positions_limit_length:
+        yield "longest row", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
     folds = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
     yield "steps", f"{plan.steps:,}{folds}, in an epoch {plan.steps_per_epoch:,}"
     yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")

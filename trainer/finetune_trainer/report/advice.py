@@ -20,7 +20,8 @@ _STILL = 0.99
 _RISEN = 1.02
 """A last validation loss that is so many times the lowest has risen."""
 _REMEDIES = {
-    "overlength": "raise model.maxLength, or set dataset.preparation.overlength: truncate",
+    "overlength": "raise model.maxLength, up to the base model's positions, or set "
+    "dataset.preparation.overlength: truncate",
     "invalid": "mend them where they come from; the examples above say what is wrong",
     "noSupervisedTokens": "raise model.maxLength, so that the answers fit",
     "tooShort": "lower dataset.preparation.minTokens if they are meant",

@@ -78,7 +78,7 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     """
     from finetune_trainer.training import trl_trainers
 
-    check_vocabulary(loaded)
+    check_vocabulary(loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0])
     watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position, session.track)
     with memory_errors(_advice(config)):
         result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)

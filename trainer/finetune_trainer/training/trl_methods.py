@@ -130,11 +130,19 @@ class Kto(_Counting, KTOTrainer):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class KtoCollator:
-    """Pairs each prompt also with the answer of the row before it in the batch, as TRL does beforehand."""
+    """Pairs each prompt also with the answer of the row before it in the batch, as TRL does beforehand.
+
+    Prompt and answer of a row fit the model's positions, those of two rows together may not: such an answer is cut.
+    """
 
     pad: int
+    positions: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        turned = [{**row, "KL_completion_ids": rows[i - 1]["completion_ids"]} for i, row in enumerate(rows)]
+        turned = [{**row, "KL_completion_ids": self._answer(row, rows[i - 1])} for i, row in enumerate(rows)]
         collated: dict[str, Any] = DataCollatorForUnpairedPreference(pad_token_id=self.pad)(turned)
         return collated
+
+    def _answer(self, row: Mapping[str, Any], before: Mapping[str, Any]) -> Sequence[int]:
+        answer: Sequence[int] = before["completion_ids"]
+        return answer if self.positions is None else answer[: self.positions - len(row["prompt_ids"])]

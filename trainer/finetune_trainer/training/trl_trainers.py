@@ -20,6 +20,7 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.preparing import PreparedData
 from finetune_trainer.evaluation.records import Energy
 from finetune_trainer.models.model import Loaded
+from finetune_trainer.models.positions import max_positions
 from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.fillers import filled
 from finetune_trainer.training.looks import Look
@@ -63,7 +64,7 @@ class Job:
         """For rows of the method, as they are prepared."""
         pad = self.loaded.tokenizer.pad_token_id
         if self.config.training.method == "kto":
-            return KtoCollator(pad)
+            return KtoCollator(pad, max_positions(self.loaded.model.get_base_model().config))
         sft = self.config.training.method == "sft"
         collator: Callable[[Any], Any] = (DataCollatorForLanguageModeling if sft else DataCollatorForPreference)(pad)
         return collator

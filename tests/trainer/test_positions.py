@@ -1,0 +1,125 @@
+"""How many tokens a model has positions for, and what becomes of rows that are longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.preparations import configured, pair
+from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries, tokenizer, write_rows
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.preparing import Files, PreparedData, prepare
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.positions import limit_length, max_positions
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+OTHERS = {"original_max_position_embeddings": 1000}
+MODELS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "rotary": ("llama", {"max_position_embeddings": 4000}, 4000),
+    "yarn": ("llama", {"max_position_embeddings": 4000, "rope_parameters": YARN}, 4000),
+    "yarn on top": ("qwen3", {"max_position_embeddings": 1000, "rope_parameters": YARN}, 4000),
+    "linear": (
+        "llama",
+        {"max_position_embeddings": 1000, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        2000,
+    ),
+    "dynamic": (
+        "llama",
+        {"max_position_embeddings": 1000, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        2000,
+    ),
+    "llama3": ("llama", {"max_position_embeddings": 8000, "rope_parameters": {**LLAMA3, **OTHERS}}, 8000),
+    "longrope": ("phi3", {"max_position_embeddings": 4000, "rope_parameters": {**LONG, **OTHERS}}, 4000),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "max_position_embeddings": 4000,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default"},
+                "full_attention": {"rope_type": "linear", "factor": 8.0},
+            },
+        },
+        4000,
+    ),
+    "learned": ("gpt2", {"n_positions": 64}, 64),
+    "part of a multimodal one": ("gemma3", {"text_config": {"max_position_embeddings": 3000}}, 3000),
+    "mamba": ("mamba", {}, None),
+    "alibi": ("bloom", {}, None),
+    "alibi by a switch": ("falcon", {"alibi": True, "max_position_embeddings": 1000}, None),
+    "the same without": ("falcon", {"alibi": False, "max_position_embeddings": 1000}, 1000),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers warns of sizes that no published model has
+@pytest.mark.parametrize(("family", "shape", "expected"), MODELS.values(), ids=MODELS)
+def test_positions_are_those_of_a_server(family: str, shape: dict[str, Any], expected: int | None) -> None:
+    import_libraries()
+    from transformers import AutoConfig
+
+    assert max_positions(AutoConfig.for_model(family, **shape)) == expected
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(None, 300), (64, 64), (300, 300), (4096, 300)])
+def test_length_is_lowered_and_the_stored_config_is_not_changed(positions: int | None, expected: int) -> None:
+    asked = configured(max_length=300)
+    digest = asked.digest()
+    assert limit_length(asked, positions).model.max_length == expected
+    assert (asked.model.max_length, asked.digest()) == (300, digest)
+
+
+def limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: Any) -> PreparedData:
+    """A short row and a long one, for training and for validation, prepared for a model with 64 positions."""
+    settings = configured({"method": method, "batchSize": 2}, preparation={"overlength": overlength})
+    sides = [[{**row, **pair("Hi", f"yes {side}")}, {**row, **pair("Hello there", f"{side} " * 100)}] for side in "ab"]
+    if method == "dpo":
+        sides = [
+            [{"prompt": each["prompt"], "chosen": each["completion"], "rejected": "no"} for each in rows]
+            for rows in sides
+        ]
+    files = [write_rows(folder / f"rows {number}", rows) for number, rows in enumerate(sides)]
+    source = settings.dataset.sources[0]
+    both = Files([(source, files[:1])], "sha256:0", [(source, files[1:])])
+    return prepare(settings, both, tokenizer(), folder / "work", 64)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+def test_rows_beyond_the_positions_are_dropped(tmp_path: Path, method: str) -> None:
+    made = limited(tmp_path, method, **({"label": True} if method == "kto" else {}))
+    assert made.report.rejected == {"overlength": 2}
+    assert (len(made.dataset), len(made.validation or [])) == (1, 1)
+
+
+def test_rows_beyond_the_positions_are_cut(tmp_path: Path) -> None:
+    made = limited(tmp_path, overlength="truncate")
+    assert [max(len(row["input_ids"]) for row in rows or []) for rows in (made.dataset, made.validation)] == [64, 64]
+    assert made.report.truncated == 1
+
+
+def test_rows_beyond_the_positions_are_named_with_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"has 2\d\d tokens, the base model has positions for 64") as caught:
+        limited(tmp_path, overlength="fail")
+    assert caught.value.reason is Reason.DATA_INVALID
+
+
+def test_log_says_that_the_length_is_lowered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "finetune_trainer")
+    limited(tmp_path)
+    lines = [each for each in caplog.messages if "maxLength" in each]
+    assert lines == ["model.maxLength is lowered from 300 to 64: the base model has positions for 64"]
+
+
+def test_answer_of_another_row_is_cut_to_the_positions() -> None:
+    from finetune_trainer.training.trl_methods import KtoCollator
+
+    rows = [
+        {"prompt_ids": [1] * 6, "completion_ids": [2], "label": True},
+        {"prompt_ids": [1], "completion_ids": [3] * 6, "label": False},
+    ]
+    longest = {positions: KtoCollator(0, positions)(rows)["KL_input_ids"].shape[1] for positions in (None, 8, 12)}
+    assert longest == {None: 12, 8: 8, 12: 12}
