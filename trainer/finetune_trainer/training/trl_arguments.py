@@ -24,7 +24,8 @@ def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTCo
         packing=False,  # `packing.py` does it, and cuts nothing
         padding_free=False,
         remove_unused_columns=not config.training.packing,  # those name the rows of a sequence
-        # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own.
+        # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own. `preflight` compares
+        # it with the model's logits and changes it if the two differ.
         loss_type="nll" if backend == "unsloth" else "chunked_nll",
     )
 
@@ -62,6 +63,9 @@ def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
         "warmup_steps": min(round(steps * training.warmup_ratio), steps - 1),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
+        # TRL would add the load-balancing loss of a mixture of experts to each micro-batch, undivided: the loss would
+        # depend on the gradient accumulation, and be no cross-entropy; and it crashes for GraniteMoeHybrid.
+        "router_aux_loss_coef": 0.0,
         "optim": "adamw_torch_fused",
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
