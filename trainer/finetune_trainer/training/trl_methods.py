@@ -113,6 +113,20 @@ class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published with
     fillers = 0
     """The last rows of the data that only fill up the batches of an epoch's end."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        self._unpatched_forward = vars(kwargs["model"].get_base_model()).get("forward")
+        super().__init__(**kwargs)
+
+    def use_full_logits(self) -> None:
+        """Compute the loss from the model's logits (`nll`) instead of from its head's weights (`chunked_nll`), for
+        which TRL has replaced the `forward` of this one model object."""
+        base = self.model.get_base_model()
+        if self._unpatched_forward is None:
+            vars(base).pop("forward", None)
+        else:
+            base.forward = self._unpatched_forward
+        self.args.loss_type = "nll"
+
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler[int]:
         if not self.fillers:
             sampler: torch.utils.data.Sampler[int] = super()._get_train_sampler(train_dataset)
@@ -120,6 +134,8 @@ class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published with
         return FillersLast(len(self.train_dataset), self.fillers, self.args.data_seed)
 
 
+# TRL 1.14.2 computes the losses of DPO and KTO from the logits that the model returns; only with `use_liger_kernel`,
+# which we never set, does it read the head's weights. So there is nothing to compare with the model's own logits.
 class Dpo(_Counting, DPOTrainer):  # type: ignore[misc]
     """Direct preference optimisation."""
 

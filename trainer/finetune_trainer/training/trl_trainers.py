@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -24,6 +26,8 @@ from finetune_trainer.models.positions import max_positions
 from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.fillers import filled
 from finetune_trainer.training.looks import Look
+from finetune_trainer.training.preflight import LossCheck
+from finetune_trainer.training.preflight_packing import PackingCheck
 from finetune_trainer.training.train import Session
 from finetune_trainer.training.trl_methods import Dpo, Kto, KtoCollator, Sft
 from finetune_trainer.training.trl_validation import Lookout, Validation
@@ -72,10 +76,29 @@ class Job:
 
 def run(job: Job, session: Session, watch: Watch) -> Result:
     """Train on the rows as they are: nothing is dropped, cut or masked here."""
+    with _router_settings_kept(job.loaded.model):
+        return _run(job, session, watch)
+
+
+@contextmanager
+def _router_settings_kept(model: PeftModel) -> Iterator[None]:
+    """TRL switches the router's loss of a mixture of experts off in the model's config, which is published with a
+    merged model."""
+    values = vars(model.get_base_model().config.get_text_config())
+    kept = {name: values[name] for name in ("output_router_logits", "router_aux_loss_coef") if name in values}
+    try:
+        yield
+    finally:
+        values.update(kept)
+
+
+def _run(job: Job, session: Session, watch: Watch) -> Result:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer = build(job)
+    if isinstance(trainer, Sft):
+        _check(trainer, job, watch)
     trainer.counts.fold_losses = session.position.fold_losses
     lookout = _look_on(trainer, job, session, watch)
     if session.resume_from is None:
@@ -90,6 +113,13 @@ def run(job: Job, session: Session, watch: Watch) -> Result:
     left_out = job.prepared.left_out
     loss = None if left_out is None else Validation(trainer, left_out, job.collator(), watch.progress.alive).loss()
     return Result(losses, rates, counts.tokens, counts.supervised, counts.seconds, counts.looks, peak, energy, loss)
+
+
+def _check(trainer: Sft, job: Job, watch: Watch) -> None:
+    rows, alive = job.prepared.dataset, watch.progress.alive
+    LossCheck(trainer, job.config, rows, job.collator(), alive).run()
+    if job.config.training.packing:
+        PackingCheck(trainer, job.config, rows, job.loaded.tokenizer.pad_token_id, alive).run()
 
 
 def _logged(state: TrainerState, name: str) -> list[tuple[int, float]]:

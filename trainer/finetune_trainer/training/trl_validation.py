@@ -42,7 +42,7 @@ class Validation:
         model, trainer = self.trainer.model, self.trainer
         model.eval()
         # A loader draws from the generator that dropout draws from; looking must not change the training.
-        with torch.random.fork_rng(devices=[]), _alone(trainer):
+        with torch.random.fork_rng(devices=[]), local_computation(trainer):
             seen = [self._batch(inputs) for inputs in self._loader()]
         model.train()
         trainer._metrics["eval"].clear()
@@ -87,7 +87,7 @@ class Validation:
 
 
 @contextmanager
-def _alone(trainer: Sft | Dpo | Kto) -> Iterator[None]:
+def local_computation(trainer: Sft | Dpo | Kto) -> Iterator[None]:
     """Has TRL exchange nothing with other workers while it computes a loss.
 
     It would gather numbers of each row for metrics, which takes batches of one size in all workers, and for `kto` a
