@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from tests.operator.world import RULES, World
 
@@ -39,3 +41,19 @@ class Team(World):
                 await self.call("DELETE", self.path(plural, each["metadata"]["name"]), options)
         await self.forbid()
         await self.call("PUT", f"{path}/finalize", {"metadata": {"name": self.namespace}, "spec": {"finalizers": []}})
+
+
+@asynccontextmanager
+async def cluster_rights(world: World) -> AsyncIterator[None]:
+    """The operator's rights in the whole cluster, by a ClusterRole."""
+    api = "/apis/rbac.authorization.k8s.io/v1"
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
+    user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}
+    meta = {"metadata": {"name": "operator"}}
+    await world.call("POST", f"{api}/clusterroles", {**meta, "rules": RULES})
+    await world.call("POST", f"{api}/clusterrolebindings", {**meta, "roleRef": role, "subjects": [user]})
+    try:
+        yield
+    finally:
+        await world.call("DELETE", f"{api}/clusterrolebindings/operator")
+        await world.call("DELETE", f"{api}/clusterroles/operator")

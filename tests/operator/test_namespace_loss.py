@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import kopf
 import pytest
 from tests.operator.proxies import failure, healthy
-from tests.operator.teams import Team
+from tests.operator.teams import Team, cluster_rights
+
+from finetune_operator.handlers import Operator
 
 if TYPE_CHECKING:
     from aiohttp import web
     from tests.operator.world import World
-
-    from finetune_operator.handlers import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -167,3 +168,24 @@ async def test_namespace_readable_in_part_nothing_is_written_there(world: World,
         await other.delete("jobs", "first")
         world.proxy.trouble = healthy
         await world.until(lambda: other.get("jobs", "first"))
+
+
+async def test_whole_cluster_waits_for_the_right_and_follows_namespaces(world: World, teams: tuple[Team, Team]) -> None:
+    """With rights by a ClusterRole, a namespace that is gone has an empty list."""
+    one, other = teams
+    operator = Operator(world.settings.model_copy(update={"watch_namespaces": []}))
+    with pytest.raises(kopf.TemporaryError, match=r"403 Forbidden.*at the cluster scope"):
+        await operator.start(kopf.OperatorSettings())
+    async with cluster_rights(world), world.operator(watch_namespaces=[]) as operator:
+        await _work(one, "first")
+        await _work(other, "first")
+        await other.vanish()
+        await world.until(lambda: _is_forgotten(operator, other))
+        await _work(one, "second")
+        assert operator.readiness()
+        await other.create()
+        await _work(other, "first")
+
+
+async def _is_forgotten(operator: Operator, team: Team) -> bool:
+    return all(key[0] != team.namespace for key in operator.store.finetunejobs.all_keys())
