@@ -89,7 +89,7 @@ def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir:
     loaded = learnt(config(), model_dir)
     export(config(), loaded, tmp_path, "sha256:abc", model_dir)
     tokens = torch.arange(20).reshape(2, 10)
-    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     with torch.no_grad():
         plain = base(input_ids=tokens).logits
         again = PeftModel.from_pretrained(base, tmp_path)(input_ids=tokens).logits

@@ -18,10 +18,13 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
-    from unsloth import FastLanguageModel
+    from unsloth import FastLanguageModel  # before torch
 
+    import torch  # isort: skip
+
+    # Without a dtype Unsloth takes bf16 where the CPU has it.
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_dir, max_seq_length=256, load_in_4bit=False, use_gradient_checkpointing=False
+        model_dir, max_seq_length=256, dtype=torch.float32, load_in_4bit=False, use_gradient_checkpointing=False
     )
     model = FastLanguageModel.get_peft_model(
         model,
