@@ -26,7 +26,7 @@ _ATTEMPTS = 2
 
 
 class Begun(Model):
-    """`.merging.json`: attempts of a run that have begun to make the merged model."""
+    """`.merging.json`, beside the adapter: attempts of a run that have begun to make the merged model."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -42,15 +42,15 @@ class MergedOutput:
     """`merged/` of one adapter."""
 
     def __init__(
-        self, s3: S3, prefix: Location, uploads: Uploads, adapter_digest: str, asked_signing: Signing | None
+        self, s3: S3, output: Location, uploads: Uploads, adapter_digest: str, asked_signing: Signing | None
     ) -> None:
         self._s3 = s3
-        self._manifest = prefix.below(MANIFEST_NAME)
-        self._attempts = prefix.below(ATTEMPTS_NAME)
+        self._manifest = output.below(MERGED).below(MANIFEST_NAME)
+        self._attempts = output.below(ATTEMPTS_NAME)
         self._uploads = uploads
         self._adapter_digest = adapter_digest
         self._signing = asked_signing
-        self.uri = str(prefix).rstrip("/")
+        self.uri = str(output.below(MERGED)).rstrip("/")
 
     def is_whole(self) -> bool:
         """Whether the merged model of this very adapter is published."""

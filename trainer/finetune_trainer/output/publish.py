@@ -21,7 +21,7 @@ from finetune_trainer.inputs import Located
 from finetune_trainer.output import signing
 from finetune_trainer.output.claim import Claim, clear, run_id
 from finetune_trainer.output.existing import Existing
-from finetune_trainer.output.merged import MergedOutput
+from finetune_trainer.output.merged import ATTEMPTS_NAME, MergedOutput
 from finetune_trainer.output.records import (
     MANIFEST_NAME,
     MERGED,
@@ -33,7 +33,7 @@ from finetune_trainer.output.records import (
 )
 from finetune_trainer.output.uploads import Uploads
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.storage import S3, Location, put_if_absent, read
+from finetune_trainer.storage import S3, Location, put_if_absent, read, remove
 from finetune_trainer.workers import layout
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class Output:
         """Remove what an attempt that died after it had published left: saved states, its claim. A rest is harmless."""
         try:
             self._uploads.close()
+            remove(self._s3, [self._prefix.below(ATTEMPTS_NAME)] if self._config.output.merged else [])
             clear(self._s3, self._prefix, run_id(), self.digest)
         except TrainerError as error:
             log.warning("publish: something is left behind: %s", error.message)
@@ -116,8 +117,7 @@ class Output:
 
     def merged(self, adapter_digest: str) -> MergedOutput:
         """The place of the merged model that belongs to the adapter whose manifest has this digest."""
-        uri = self.uri + "/" + MERGED.rstrip("/")
-        return MergedOutput(self._s3, Location.folder(uri), self._uploads, adapter_digest, self._config.output.signing)
+        return MergedOutput(self._s3, self._prefix, self._uploads, adapter_digest, self._config.output.signing)
 
     def lacks_merged(self, existing: Existing) -> bool:
         """Whether the result is to have a merged model and has none."""
