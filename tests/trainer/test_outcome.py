@@ -64,13 +64,20 @@ class TestOutcome:
             digest="d" * 80,
         )
         metrics = {"m" * 60 + str(n): 0.123456789 for n in range(32)}
-        result = Result(adapter_uri="s" * 1024, digest="d" * 80, model_revision="r" * 255, metrics=metrics)
+        result = Result(
+            adapter_uri="s" * 1024,
+            report_uri="s" * 1036,
+            merged_uri="s" * 1031,
+            digest="d" * 80,
+            model_revision="r" * 255,
+            metrics=metrics,
+        )
         made = outcome.make(Reason.COMPLETED, "漢" * 5000).model_copy(update={"dataset": report, "result": result})
         text = outcome.Known(ProgressReporter()).complete(made)
         read = Outcome.model_validate_json(outcome.to_json(text))
         assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result
-        assert (read.result.adapter_uri, read.dataset) == (result.adapter_uri, report)
+        assert (read.result.adapter_uri, read.result.merged_uri) == (result.adapter_uri, result.merged_uri)
 
 
 def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

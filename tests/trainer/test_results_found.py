@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.trainer.publishing import attempt, config_for, prefix, publish
 
-from finetune_trainer.contract import RUN_ID_ENV, Reason
+from finetune_trainer.contract import (
+    NODE_RANK_ENV,
+    NODES_ENV,
+    PROCESSES_ENV,
+    RENDEZVOUS_ENV,
+    RUN_ID_ENV,
+    Outcome,
+    Reason,
+    TrainerConfig,
+)
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generating import Question, answer
+from finetune_trainer.outcome import Known
 from finetune_trainer.output.publish import Output
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.run import run
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -96,6 +108,49 @@ def test_a_newer_trainers_manifest_is_understood(s3: S3Server, prefix: str, tmp_
     content = json.loads(s3.get(f"{prefix}/manifest.json")) | {"somethingNew": {"a": 1}}
     s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
     assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+
+
+def with_merged(config: TrainerConfig) -> TrainerConfig:
+    return config.model_copy(update={"output": config.output.model_copy(update={"merged": True})})
+
+
+def test_a_result_that_lists_its_merged_model_has_one(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config = with_merged(config_for(s3, prefix))
+    publish(config, tmp_path)
+    content = json.loads(s3.get(f"{prefix}/manifest.json"))
+    content["files"].append({"path": "merged/config.json", "size": 2, "sha256": "0" * 64})
+    s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
+    again = attempt(config, tmp_path)
+    assert again.reason is Reason.ALREADY_COMPLETE
+    assert again.result
+    assert again.result.merged_uri == f"{prefix}/merged"
+    assert "merged" not in again.message
+
+
+@pytest.mark.parametrize("node", ["0", "1"])
+def test_one_process_of_a_run_of_several_workers_makes_the_missing_merged_model(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    for name, value in ((NODES_ENV, "2"), (PROCESSES_ENV, "2"), (NODE_RANK_ENV, node), (RENDEZVOUS_ENV, "node:29400")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    config = with_merged(config_for(s3, prefix))
+    publish(config, tmp_path)
+    content = json.loads(s3.get(f"{prefix}/manifest.json")) | {
+        "configDigest": Output(S3(config.storage), config).digest
+    }
+    s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
+    s3.put(f"{prefix}/merged/foreign", b"x")  # so that it ends before it loads a model
+
+    def launch(*_: object) -> Outcome:
+        pytest.fail("the result is there, so no workers are launched")
+
+    again = run(config, tmp_path, Known(ProgressReporter()), launch)
+    assert again.reason is Reason.ALREADY_COMPLETE
+    assert again.result
+    assert again.result.merged_uri is None
+    assert ("the merged model is not published" in again.message) is (node == "0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("4" if node == "0" else "4,5")
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(s3: S3Server, tmp_path: Path, prefix: str) -> None:

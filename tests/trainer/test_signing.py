@@ -23,8 +23,10 @@ from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Sig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.outcome import Known
 from finetune_trainer.output import signing
+from finetune_trainer.output.publish import Output
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.run import run
+from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -89,6 +91,23 @@ def test_a_download_verifies_and_a_changed_one_does_not(
         (folder / name).write_bytes(before)
     (folder / "code.py").write_text("print('mine')")
     assert "Extra files found" in verify(folder, public_key).stderr
+
+
+@pytest.mark.s3
+def test_merged_model_is_signed_as_a_folder_of_its_own(
+    s3: S3Server, prefix: str, tmp_path: Path, public_key: Path
+) -> None:
+    config = signed(s3, prefix)
+    result = publish(config, tmp_path).result
+    assert result
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged/config.json").write_text("{}")
+    Output(S3(config.storage), config).merged(result.digest).publish(tmp_path / "merged", "fp32", {})
+    folder = download(s3, f"{prefix}/merged", tmp_path / "downloaded")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json", "model.sig"}
+    assert verify(folder, public_key).returncode == 0
+    (folder / "config.json").write_text("{ }")
+    assert "config.json" in verify(folder, public_key).stderr
 
 
 @pytest.mark.s3

@@ -93,13 +93,14 @@ class Output(Model):
 
     uri: S3Uri
     """The prefix that the adapter will lie under, flat, known before the run. `{name}` and `{namespace}` stand for the
-    FineTuneJob's own. An existing result there is never overwritten."""
+    FineTuneJob's own. Neither an existing result nor other files there are ever overwritten."""
     merged: bool = False
     """Also publish the whole model with the adapter worked into its weights, below `merged/`, for servers that load no
-    adapters. As large as the base model; needs `model.quantization` none."""
+    adapters. As large as the base model; needs `model.quantization` none. It is made once the adapter is published; if
+    that fails, the run still completes, and its message says why."""
     signing: Signing | None = None
-    """Also publish `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF) checks. Absent
-    means unsigned."""
+    """Also publish `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF) checks. The
+    merged model has one of its own. Absent means unsigned."""
 
 
 class Storage(Model):

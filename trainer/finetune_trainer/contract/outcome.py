@@ -37,7 +37,7 @@ class Reason(StrEnum):
     ACCESS_DENIED = "AccessDenied"  # credentials are good but may not do this
     STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not answer
     STORAGE_CORRUPT = "StorageCorrupt"  # bytes differ from what the store announced
-    OUTPUT_EXISTS = "OutputExists"  # another run's result lies at the output
+    OUTPUT_EXISTS = "OutputExists"  # another run's result or foreign files are at the output
     OUTPUT_BUSY = "OutputBusy"  # another run is at work on the output
     INPUTS_CHANGED = "InputsChanged"  # this run's result lies there, made from other inputs
     EVALUATION_GATE = "EvaluationGate"  # the tuned model does not pass evaluation.gate; it is not published
