@@ -7,15 +7,11 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from heapq import heappush, heapreplace
-from typing import TYPE_CHECKING
 
 import xxhash
 
 from finetune_trainer.data.row_texts import canonical, conversations, turns
 from finetune_trainer.data.rows import Judged, Row
-
-if TYPE_CHECKING:
-    pass
 
 _SAMPLE_ROWS = 1000
 _SAMPLE_WORDS = 2048
