@@ -41,7 +41,7 @@ def asked(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
     """A run of what lies in the store: a model, and rows for training and validation."""
     name = tmp_path.name
 
-    def asked(model: Path, rows: list[Any], held_out: list[Any], **spec: dict[str, Any]) -> TrainerConfig:
+    def asked(model: Path, rows: list[Any], held_out: list[Any], **spec: Any) -> TrainerConfig:
         for path in model.iterdir():
             s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
         for side, content in (("train", rows), ("val", held_out)):
@@ -66,9 +66,14 @@ def test_run_with_rows_prompts_and_sentences_beyond_the_positions_completes(
 ) -> None:
     model = build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS)
     evaluation = {"samplePrompts": ["Hi", "word " * 90], "maxNewTokens": 4, "bias": {}}
-    config = asked(model, [*SHORT, *LONG], [chat("And you?", "I am"), *LONG], evaluation=evaluation)
+    output = {"uri": f"s3://results/{tmp_path.name}", "merged": True}  # the merge is judged by the loss on general text
+    held_out = [chat("And you?", "I am"), *LONG]
+    config = asked(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
     found = plan(config, tmp_path)
-    assert run(config, tmp_path, Known(ProgressReporter())).reason is Reason.COMPLETED
+    ended = run(config, tmp_path, Known(ProgressReporter()))
+    assert ended.reason is Reason.COMPLETED
+    assert ended.result is not None
+    assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
     stored = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
     assert stored["config"]["model"]["maxLength"] == 256
     assert stored["dataset"] == found.dataset.to_json()

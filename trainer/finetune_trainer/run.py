@@ -118,7 +118,7 @@ def _merge_published(located: Located, output: publish.Output, earlier: Existing
     adapter_dir = output.fetch_adapter(earlier, folder / "adapter")
     tokenizer = model.load_tokenizer(fetched.model_dir, config.model.chat_template)
     loaded = model.Loaded(model.load_model(config, fetched.model_dir, backend, adapter_dir), tokenizer, backend)
-    task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, tokenizer), known.progress.alive)
+    task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, loaded), known.progress.alive)
     return merge.merge(task, loaded, folder / "merged")
 
 
@@ -204,7 +204,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
         return ended
 
     def make() -> Merged:
-        task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, tokenizer), known.progress.alive)
+        task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, loaded), known.progress.alive)
         return merge.merge(task, loaded, folder / "merged")
 
     return merging.add(ended, output, known, make)

@@ -15,13 +15,19 @@ from finetune_trainer.models.positions import max_positions
 
 def forgetting(loaded: Loaded, alive: Callable[[], None]) -> Measure:
     """`generalPerplexity`: of text that is not the data's."""
+    rows = general_rows(loaded)
+    base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
+    found = perplexity(base.tokens, base.sums, tuned.sums)
+    return found.model_copy(update={"name": "generalPerplexity"})
+
+
+def general_rows(loaded: Loaded) -> list[Tokens]:
+    """The paragraphs of general text as tokens, each cut to the positions that the model has."""
     rows, positions = [], max_positions(loaded.model.get_base_model().config)
     for paragraph in general_text():
         ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"][:positions]
         rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
-    base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
-    found = perplexity(base.tokens, base.sums, tuned.sums)
-    return found.model_copy(update={"name": "generalPerplexity"})
+    return rows
 
 
 def general_text() -> list[str]:

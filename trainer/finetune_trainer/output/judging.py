@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.labels import IGNORED
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.forgetting import general_text
+from finetune_trainer.evaluation.forgetting import general_rows
 from finetune_trainer.evaluation.likelihood import Tokens, base_and_tuned, losses
 from finetune_trainer.models.answering import spread
 from finetune_trainer.models.precision import as_in_training
@@ -17,9 +17,10 @@ from finetune_trainer.output.records import MergedLosses
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.models.model import Loaded
 
 _ROWS = 16
 _TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
@@ -69,19 +70,13 @@ def check(kind: str, found: MergedLosses, tolerance: float) -> None:
     )
 
 
-def texts(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Tokens]]:
+def texts(prepared: PreparedData, loaded: Loaded) -> dict[str, list[Tokens]]:
     """General text, and rows of the run: validation rows, or training rows where there are none."""
     rows = prepared.validation if prepared.validation is not None else prepared.dataset
     return {
-        "general text": list(_general(tokenizer)),
+        "general text": general_rows(loaded),
         "rows of the data": [_tokens(row) for row in spread(rows, _ROWS)],
     }
-
-
-def _general(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
-    for paragraph in general_text():
-        ids = tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"]
-        yield Tokens(ids, [IGNORED, *ids[1:]])
 
 
 def _tokens(row: Mapping[str, Any]) -> Tokens:
