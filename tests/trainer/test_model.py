@@ -48,6 +48,11 @@ def without(*names: str, then: Callable[[Path], Any] = lambda folder: None) -> C
     return change
 
 
+def beside_shards(folder: Path) -> None:
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"")
+    with_json(INDEX, weight_map={"a": "model-00001-of-00001.safetensors"})(folder)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "code": (lambda folder: (folder / "modeling_x.py").write_text(""), "modeling_x.py is code"),
     "code further down": (
@@ -78,6 +83,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "2 of 3 weight files are missing, the first is 1.safetensors",
     ),
     "shard elsewhere": (with_json(INDEX, weight_map={"a": "../model.safetensors"}), "no safetensors file beside it"),
+    "whole model beside shards": (beside_shards, "both model.safetensors and model.safetensors.index.json"),
     "index without shards": (with_json(INDEX), "has no weight_map"),
 }
 
@@ -96,6 +102,12 @@ def test_sharded_model_is_taken(tmp_path: Path) -> None:
     folder = plain_model(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     with_json(INDEX, weight_map={"a": "model-00001-of-00001.safetensors"})(folder)
+    check_model_dir(folder)
+
+
+def test_index_of_one_whole_model_is_taken(tmp_path: Path) -> None:
+    folder = plain_model(tmp_path / "model")
+    with_json(INDEX, weight_map={"a": "model.safetensors"})(folder)
     check_model_dir(folder)
 
 

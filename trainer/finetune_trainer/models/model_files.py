@@ -73,6 +73,9 @@ def _check_shards(model_dir: Path, index: dict[str, Any]) -> None:
     missing = sorted(name for name in shards if not (model_dir / name).is_file())
     if missing:
         raise _invalid(f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}")
+    whole = "model.safetensors"
+    if whole not in shards and (model_dir / whole).is_file():  # transformers would load it and ignore the index
+        raise _invalid(f"both {whole} and {whole}.index.json, which lists other files; remove what is not the model")
 
 
 def _read_json(path: Path, purpose: str) -> dict[str, Any]:
