@@ -109,6 +109,28 @@ def test_targets_module_that_cannot_have_an_adapter_is_refused(family: str) -> N
         assert f"{name} cannot have an adapter, it is {why}" in refused(family, possible, name)
 
 
+MAMBA = {
+    "mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "falcon_mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "mamba2": (SIZES | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, {"in_proj"}),
+    "falcon_h1": (
+        SIZES | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
+        {*LLAMA, "in_proj"},
+    ),
+    "nemotron_h": (
+        SIZES | {"layers_block_type": ["linear_attention", "full_attention"], "mamba_num_heads": 4, "n_groups": 1},
+        {*ATTENTION, "in_proj"},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MAMBA)
+def test_targets_all_linear_of_a_mamba_model_leaves_out_what_cannot_have_an_adapter(family: str) -> None:
+    sizes, names = MAMBA[family]
+    FAMILIES[family] = (sizes, [], {})
+    assert adapted(family, "all-linear") == names
+
+
 def test_targets_one_name_twice_is_refused() -> None:
     assert refused("llama", "q_proj", "v_proj", "q_proj").startswith("q_proj is named twice; ")
 

@@ -57,9 +57,12 @@ def lora_targets(config: TrainerConfig, base: PreTrainedModel) -> str | list[str
     A name stands for every module whose path is the name or ends in it, as in PEFT.
     """
     targets = config.training.lora.target_modules
-    if targets == ["all-linear"]:
+    all_linear = targets == ["all-linear"]
+    if all_linear and base.config.model_type not in _MAMBA_FAMILIES:
         return "all-linear"
     obstacles = {path: _obstacle(base, path, module) for path, module in base.named_modules() if path}
+    if all_linear:  # PEFT's would name the modules that it then refuses
+        return _possible(obstacles)
     for number, target in enumerate(targets):
         why = f"{target} is named twice" if target in targets[:number] else _why_no_target(target, obstacles)
         if why:
