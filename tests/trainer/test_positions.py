@@ -51,6 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "part of a multimodal one": ("gemma3", {"text_config": {"max_position_embeddings": 3000}}, 3000),
     "mamba": ("mamba", {}, None),
     "alibi": ("bloom", {}, None),
+    "alibi of a fixed length": ("mpt", {"max_seq_len": 64}, 64),
     "alibi by a switch": ("falcon", {"alibi": True, "max_position_embeddings": 1000}, None),
     "the same without": ("falcon", {"alibi": False, "max_position_embeddings": 1000}, 1000),
 }

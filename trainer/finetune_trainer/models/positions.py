@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _KEY = "max_position_embeddings"
+_MPT_KEY = "max_seq_len"
+"""MPT computes the biases of ALiBi for so many tokens, and fails beyond them."""
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -22,7 +24,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     """
     text = config.get_text_config()
     values = text.to_dict()
-    positions = values.get(text.attribute_map.get(_KEY, _KEY))
+    positions = values.get(text.attribute_map.get(_KEY, _KEY)) or values.get(_MPT_KEY)
     if not positions or values.get("alibi"):
         return None
     if "gemma3" in text.model_type:  # its configured length is the scaled one
