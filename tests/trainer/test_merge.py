@@ -102,22 +102,27 @@ def test_merge_weights_rounds_each_weight_once(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("content", GENERATION.values(), ids=GENERATION)
-def test_merge_keeps_the_base_models_generation_config(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_merge_keeps_the_base_models_generation_config_and_names_the_end_of_answers(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    base = build(tmp_path / "base")  # imports the libraries, with their warnings off
+
     from finetune_trainer.output.merge import merge
 
-    base = build(tmp_path / "base")
     (base / "generation_config.json").write_text(json.dumps(content))
     made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
-    assert json.loads((made.folder / "generation_config.json").read_text()) == content
+    assert json.loads((made.folder / "generation_config.json").read_text()) == content | {"eos_token_id": [3]}
 
 
-def test_merge_of_a_base_model_without_generation_config_writes_none(tmp_path: Path) -> None:
+def test_merge_of_a_base_model_without_generation_config_names_the_end_of_answers(tmp_path: Path) -> None:
+    base = build(tmp_path / "base")  # imports the libraries, with their warnings off
+
     from finetune_trainer.output.merge import merge
 
-    base = build(tmp_path / "base")
     (base / "generation_config.json").unlink()
     made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
-    assert "generation_config.json" not in {path.name for path in made.folder.iterdir()}
+    stored = json.loads((made.folder / "generation_config.json").read_text())
+    assert stored == {"pad_token_id": 0, "eos_token_id": [3]}
 
 
 def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_dir: Path) -> None:
