@@ -140,21 +140,31 @@ def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_di
 @pytest.mark.parametrize(
     ("base", "adapter", "merged", "passes"),
     [
-        (3.0, 2.0, 2.04, True),
-        (3.0, 2.0, 2.06, False),
+        (3.0, 2.0, 2.14, True),
+        (3.0, 2.0, 2.16, False),
         (3.0, 2.0, float("nan"), False),
-        (2.06, 2.0, 2.04, False),
-        (2.06, 2.0, 2.01, True),
+        (2.11, 2.0, 2.11, False),
+        (2.11, 2.0, 2.06, False),
+        (2.11, 2.0, 2.04, True),
         (2.01, 2.0, 2.01, True),
     ],
-    ids=["rounded", "too far", "not a number", "nearer to the base model", "nearer to the adapter", "little learnt"],
+    ids=[
+        "rounded",
+        "too far",
+        "not a number",
+        "the base model",
+        "nearer to the base model",
+        "nearer to the adapter",
+        "little learnt",
+    ],
 )
 def test_check_accepts_a_loss_near_the_adapters(base: float, adapter: float, merged: float, passes: bool) -> None:
-    from finetune_trainer.output.judging import check
+    from finetune_trainer.output.judging import Tolerance, check
 
+    tolerance = Tolerance(off=0.15, tuned=0.1)
     found = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)
     if passes:
-        check("rows", found, 0.05)
+        check("rows", found, tolerance)
         return
     with pytest.raises(TrainerError, match="its loss on rows is"):
-        check("rows", found, 0.05)
+        check("rows", found, tolerance)

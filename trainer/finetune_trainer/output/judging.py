@@ -23,8 +23,22 @@ if TYPE_CHECKING:
     from finetune_trainer.models.model import Loaded
 
 _ROWS = 16
-_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
-"""Largest difference of the losses in nats per token, by precision: merged weights are rounded to its format."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """In nats per token."""
+
+    off: float
+    """Largest difference of the losses of the merged model and of base and adapter."""
+    tuned: float
+    """From this difference of base and adapter on, the merged model has to be nearer to the adapter."""
+
+
+_IN_16_BITS = Tolerance(0.15, 0.1)
+_TOLERANCES = {"fp32": Tolerance(1e-3, 2e-3), "bf16": _IN_16_BITS, "fp16": _IN_16_BITS}
+"""By precision. Weights in 16 bits have 8 or 11 significant ones, so rounding the sum loses a part of small updates: with
+SmolLM2-135M in bf16 0.05 nats after 6 steps, when updates have 0.07 % of the size of the weights, 0.01 after 20."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Judge:
             for kind, loss in self._losses(merged).items()
         }
         for kind, measured in found.items():
-            check(kind, measured, _TOLERANCE[self.precision])
+            check(kind, measured, _TOLERANCES[self.precision])
         return found
 
     def _losses(self, model: PeftModel | PreTrainedModel) -> dict[str, float]:
@@ -57,11 +71,11 @@ class Judge:
             return {kind: losses(model, rows, self.alive).mean for kind, rows in self.texts.items()}
 
 
-def check(kind: str, found: MergedLosses, tolerance: float) -> None:
+def check(kind: str, found: MergedLosses, tolerance: Tolerance) -> None:
     """Raise `INTERNAL_ERROR` unless the merged model's loss is the adapter's, and not the base model's."""
     off = abs(found.merged - found.adapter)
-    tuned = abs(found.base - found.adapter) > tolerance
-    if off <= tolerance and not (tuned and off >= abs(found.merged - found.base)):
+    tuned = abs(found.base - found.adapter) > tolerance.tuned
+    if off <= tolerance.off and not (tuned and off >= abs(found.merged - found.base)):
         return
     raise TrainerError(
         Reason.INTERNAL_ERROR,
