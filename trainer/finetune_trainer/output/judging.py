@@ -37,8 +37,8 @@ class Tolerance:
 
 _IN_16_BITS = Tolerance(0.15, 0.1)
 _TOLERANCES = {"fp32": Tolerance(1e-3, 2e-3), "bf16": _IN_16_BITS, "fp16": _IN_16_BITS}
-"""By precision. Weights in 16 bits have 8 or 11 significant ones, so rounding the sum loses a part of small updates: with
-SmolLM2-135M in bf16 0.05 nats after 6 steps, when updates have 0.07 % of the size of the weights, 0.01 after 20."""
+"""By precision. Weights in 16 bits have 8 or 11 significant ones, so rounding the sum loses a part of small updates:
+with SmolLM2-135M in bf16 0.05 nats after 6 steps, when updates are 0.07 % of the weights, and 0.01 after 20."""
 
 
 @dataclass(frozen=True)
