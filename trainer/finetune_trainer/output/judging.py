@@ -31,14 +31,16 @@ class Tolerance:
 
     off: float
     """Largest difference of the losses of the merged model and of base and adapter."""
+    share: float
+    """The same as a share of the difference of base and adapter; the larger of both counts."""
     tuned: float
     """From this difference of base and adapter on, the merged model has to be nearer to the adapter."""
 
 
-_IN_16_BITS = Tolerance(0.15, 0.1)
-_TOLERANCES = {"fp32": Tolerance(1e-3, 2e-3), "bf16": _IN_16_BITS, "fp16": _IN_16_BITS}
+_IN_16_BITS = Tolerance(off=0.15, share=0.25, tuned=0.1)
+_TOLERANCES = {"fp32": Tolerance(off=1e-3, share=0, tuned=2e-3), "bf16": _IN_16_BITS, "fp16": _IN_16_BITS}
 """By precision. Weights in 16 bits have 8 or 11 significant ones, so rounding the sum loses a part of small updates:
-with SmolLM2-135M in bf16 0.05 nats after 6 steps, when updates are 0.07 % of the weights, and 0.01 after 20."""
+with SmolLM2-135M in bf16 12 to 18 % of what 6 steps gained, when updates are 0.07 % of the weights, 1 % after 20."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Judge:
 
 def check(kind: str, found: MergedLosses, tolerance: Tolerance) -> None:
     """Raise `INTERNAL_ERROR` unless the merged model's loss is the adapter's, and not the base model's."""
-    off = abs(found.merged - found.adapter)
-    tuned = abs(found.base - found.adapter) > tolerance.tuned
-    if off <= tolerance.off and not (tuned and off >= abs(found.merged - found.base)):
+    off, gain = abs(found.merged - found.adapter), abs(found.base - found.adapter)
+    nearer = off < abs(found.merged - found.base) or gain <= tolerance.tuned
+    if nearer and off <= max(tolerance.off, tolerance.share * gain):
         return
     raise TrainerError(
         Reason.INTERNAL_ERROR,
