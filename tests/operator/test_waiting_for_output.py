@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-START = (datetime.now(UTC) - timedelta(seconds=45)).strftime("%Y-%m-%dT%H:%M:%SZ")
-WAITS = {"stage": "WaitingForOutput", "lastUpdateTime": START}
+WAITING = "WaitingForOutput"
 MESSAGE = "Pod bot-1 waits until another run has released spec.output.uri (at most 120 s)."
 
 
-@pytest.fixture(autouse=True)
-def _waiting_pod(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def start() -> str:
+    """Not at import, which may be long before: half of the stall watchdog's time is over."""
+    return (datetime.now(UTC) - timedelta(seconds=45)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture
+def waits(trainer: Trainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the trainer answers."""
     monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
-    trainer.answer = WAITS
+    trainer.answer = {"stage": WAITING, "lastUpdateTime": start}
+    return trainer.answer
 
 
 async def _says(world: World, message: str) -> dict[str, object] | None:
@@ -31,27 +38,31 @@ async def _says(world: World, message: str) -> dict[str, object] | None:
     return status if message in str(status.get("conditions")) else None
 
 
-async def test_message_and_stage_say_that_the_run_waits_for_its_output(world: World) -> None:
+async def test_message_and_stage_say_that_the_run_waits_for_its_output(
+    world: World, waits: dict[str, str], start: str
+) -> None:
     async with world.operator():
         await world.apply(spec={"training": {"stallSeconds": 60}})  # half of which is over
         await world.pod()
-        await world.kubelet({"running": {"startedAt": START}})
+        await world.kubelet({"running": {"startedAt": start}})
         status = await world.until(lambda: _says(world, MESSAGE))
-    assert status["progress"] == {**WAITS, "percentage": 0}
+    assert status["progress"] == {**waits, "percentage": 0}
 
 
-async def test_crd_that_does_not_know_the_stage_costs_only_the_progress(world: World, trainer: Trainer) -> None:
+async def test_crd_that_does_not_know_the_stage_costs_only_the_progress(
+    world: World, trainer: Trainer, waits: dict[str, str], start: str
+) -> None:
     async def refuse(request: web.Request) -> web.Response | None:
-        refused = request.method == "PATCH" and WAITS["stage"] in await request.text()
+        refused = request.method == "PATCH" and WAITING in await request.text()
         return failure(422) if refused else None
 
     world.proxy.trouble = refuse
     async with world.operator():
         await world.apply()
         await world.pod()
-        await world.kubelet({"running": {"startedAt": START}})
+        await world.kubelet({"running": {"startedAt": start}})
         status = await world.until(lambda: _says(world, MESSAGE))
         assert ("progress" in status, status["attempts"]) == (False, 1)
-        trainer.answer = {**WAITS, "stage": "Training"}
+        trainer.answer = {**waits, "stage": "Training"}
         status = await world.until(lambda: _says(world, "Pod bot-1 trains."))
-    assert status["progress"] == {**WAITS, "stage": "Training", "percentage": 0}
+    assert status["progress"] == {**waits, "stage": "Training", "percentage": 0}
