@@ -204,7 +204,7 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
         return ended
 
     def make() -> Merged:
-        task = merge.Merging(config, fetched.model_dir, judging.texts(prepared, loaded), known.progress.alive)
+        task = merge.Merging(limited, fetched.model_dir, judging.texts(prepared, loaded), known.progress.alive)
         return merge.merge(task, loaded, folder / "merged")
 
     return merging.add(ended, output, known, make)
