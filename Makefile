@@ -27,7 +27,7 @@ check: setup ## lint, types, architecture, fast tests: seconds
 	@$(RUN) pytest --quiet --ignore=tests/chart -m "not s3 and not training and not cluster and not gpu and not upgrade"
 
 test: check ## everything, in order; needs root for the local cluster
-	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.generate --check
+	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.codegen --check
 	@$(RUN) pytest tests/chart && $(RUN) pytest -m "(s3 or training) and not cluster and not gpu"
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && $(RUN) pytest -m "cluster and not gpu and not kueue"
 
@@ -44,7 +44,7 @@ bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd an
 	@$(RUN) python -m tests.bench.bench_trainer
 
 generate: setup ## write the CRD, install.yaml and the API reference anew
-	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.generate
+	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.codegen
 
 image: setup ## build both images, for local clusters
 	@$(LOCAL) images

@@ -9,9 +9,9 @@ import kopf
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from finetune_operator import logs
-from finetune_operator.handlers import Operator
+from finetune_operator.manager import Operator
 from finetune_operator.settings import Settings
+from finetune_operator.telemetry import logs
 
 log = logging.getLogger("finetune_operator")
 

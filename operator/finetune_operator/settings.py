@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from finetune_operator.bounds import Bounds
-from finetune_operator.defaults import Defaults
+from finetune_operator.policy.defaults import Defaults
+from finetune_operator.policy.limits import Bounds
 
 
 class Settings(BaseSettings):

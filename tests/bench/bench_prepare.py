@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from tests.trainer.tiny_model import CHATML, StoredFile, config, tokenizer
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data import preparing
+from finetune_trainer.data import preparation
 from finetune_trainer.data.rows import Reader
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _one(size: int, case: str) -> None:
 def _prepare(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:
     assert words is not None
     settings = _settings(case)
-    files = preparing.Files([(settings.dataset.sources[0], [file])], "")
-    return preparing.prepare(settings, files, words, file.path.parent).report.rows
+    files = preparation.Files([(settings.dataset.sources[0], [file])], "")
+    return preparation.prepare(settings, files, words, file.path.parent).report.rows
 
 
 def _read(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from tests.trainer import applications
 from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
-from finetune_trainer.evaluation.records import Estimate, Evaluation, Measure
-from finetune_trainer.report.verdicts import direction
+from finetune_trainer.records.evaluation import Estimate, Evaluation, Measure
+from finetune_trainer.reporting.verdicts import direction
 from local_cluster import smollm2
 
 HEAD = "| Sample | Held-out rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"

@@ -28,8 +28,8 @@ from typing import Any
 from tests.trainer import tiny_model
 
 from finetune_trainer.contract import DataSource, TrainerConfig
-from finetune_trainer.data import preparing
-from finetune_trainer.evaluation.records import Evaluation
+from finetune_trainer.data import preparation
+from finetune_trainer.records.evaluation import Evaluation
 from local_cluster import smollm2
 
 HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
@@ -156,22 +156,22 @@ def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
 
 
 def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> Evaluation:
-    from finetune_trainer.models import model
-    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.modeling import loading
+    from finetune_trainer.telemetry.progress import ProgressReporter
 
-    model.import_backend("transformers")
-    from finetune_trainer.evaluation import evaluate
+    loading.import_backend("transformers")
+    from finetune_trainer.evaluation import runner
     from finetune_trainer.training import train
 
-    words = model.load_tokenizer(model_dir)
+    words = loading.load_tokenizer(model_dir)
     files = _files(config, case.rows(random.Random(config.training.seed)), folder)
-    prepared = preparing.prepare(config, files, words, folder)
-    loaded = model.Loaded(model.load_model(config, model_dir, "transformers"), words, "transformers")
+    prepared = preparation.prepare(config, files, words, folder)
+    loaded = loading.Loaded(loading.load_model(config, model_dir, "transformers"), words, "transformers")
     trained = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder)
-    return evaluate.evaluate(evaluate.Subject(config, loaded, prepared, trained), ProgressReporter())
+    return runner.evaluate(runner.Subject(config, loaded, prepared, trained), ProgressReporter())
 
 
-def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparing.Files:
+def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparation.Files:
     assert config.dataset.validation
     assert config.dataset.validation.sources
     sources = [*config.dataset.sources, *config.dataset.validation.sources]
@@ -179,7 +179,7 @@ def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> prep
         (source, [tiny_model.write_rows(folder / Path(source.uri).name, some, source.uri)])
         for source, some in zip(sources, rows, strict=True)
     ]
-    return preparing.Files(held[:1], "sha256:0", held[1:])
+    return preparation.Files(held[:1], "sha256:0", held[1:])
 
 
 def _apart(name: str, seed: int, folder: Path) -> str:

@@ -12,10 +12,10 @@ from tests.bench.operators import NAMESPACE, OURS, TRAINER, Subject
 from tests.operator.bodies import NOW, ended_state
 
 from finetune_operator.api import FineTuneJob, FineTuneJobStatus, Metadata
-from finetune_operator.resources import desired_job
-from finetune_operator.seen import Seen
+from finetune_operator.observed.state import Seen
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
-from finetune_operator.status import next_status
+from finetune_operator.status.job_status import next_status
 
 JOBS = OURS.children
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"

@@ -68,9 +68,9 @@ def per_step(times: list[float]) -> float:
 
 def measure(backend: str, model_dir: Path, folder: Path) -> dict[str, list[float]]:
     """Both ways in turns; the first turn warms up."""
-    from finetune_trainer.models import model
+    from finetune_trainer.modeling import loading
 
-    model.import_backend(backend)
+    loading.import_backend(backend)
     found: dict[str, list[float]] = {"ours": [], "direct": []}
     for number in range(ROUNDS + 1):
         for name, way in (("ours", ours), ("direct", directly)):

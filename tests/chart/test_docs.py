@@ -10,8 +10,8 @@ import yaml
 from tests.chart.environment import environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
-from finetune_operator.bounds import Bounds
-from finetune_operator.refusals import refusals
+from finetune_operator.policy.limits import Bounds
+from finetune_operator.policy.validation import refusals
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode, Reason
 

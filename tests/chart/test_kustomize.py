@@ -12,7 +12,7 @@ import yaml
 from tests.chart.environment import environment
 from tests.operator.samples import references
 
-from finetune_operator.crd import root_schema
+from finetune_operator.codegen.crd import root_schema
 from local_cluster import tools
 
 Manifest = dict[str, Any]

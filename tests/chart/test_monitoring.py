@@ -12,7 +12,7 @@ import yaml
 from tests.operator.exposed import exposed
 
 from finetune_trainer.contract import Progress, Stage
-from finetune_trainer.metrics import exposition
+from finetune_trainer.telemetry.prometheus import exposition
 
 Manifest = dict[str, Any]
 ALL = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.chart.environment import environment
 
-from finetune_operator.bounds import Bounds
-from finetune_operator.defaults import Defaults
+from finetune_operator.policy.defaults import Defaults
+from finetune_operator.policy.limits import Bounds
 from finetune_operator.settings import Settings
 
 Manifest = dict[str, Any]

@@ -8,13 +8,15 @@ from tests.operator.exposed import families
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.settings import Settings
-from finetune_trainer import contract, server
+from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
-from finetune_trainer.metrics import exposition
-from finetune_trainer.output import claim, merged, publish, records, signing, uploads
-from finetune_trainer.output.export import GENERATION_CONFIG
-from finetune_trainer.report import writing
-from finetune_trainer.runlog import LOG_NAME
+from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
+from finetune_trainer.publishing.export import GENERATION_CONFIG
+from finetune_trainer.records import manifest
+from finetune_trainer.reporting import writer
+from finetune_trainer.telemetry import http_server
+from finetune_trainer.telemetry.prometheus import exposition
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 _PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")
 
@@ -31,7 +33,7 @@ def public_names() -> dict[str, dict[str, str]]:
         "metrics of the operator": _operator_metrics(),
         "metrics of a trainer": _trainer_metrics(),
         "environment of the operator": _plain(f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields),
-        "environment of a trainer": _plain(sorted({*_environment(), server.PORT_ENV})),
+        "environment of a trainer": _plain(sorted({*_environment(), http_server.PORT_ENV})),
         "keys of Secrets": _plain(
             sorted(
                 {
@@ -76,20 +78,20 @@ def _numbers() -> set[str]:
 
 def _keys() -> set[str]:
     return {
-        claim.CLAIM_NAME,
+        output_lock.CLAIM_NAME,
         checkpoints.CHECKPOINTS,
         checkpoints.MARKER,
         publish.CONFIG_NAME,
         publish.REJECTED,
-        records.MANIFEST_NAME,
-        records.REPORT_NAME,
+        manifest.MANIFEST_NAME,
+        manifest.REPORT_NAME,
         signing.SIGNATURE_NAME,
-        writing.CARD_NAME,
-        writing.EVALUATION_NAME,
-        writing.PROVENANCE_NAME,
+        writer.CARD_NAME,
+        writer.EVALUATION_NAME,
+        writer.PROVENANCE_NAME,
         LOG_NAME,
-        merged.ATTEMPTS_NAME,
+        merged_output.ATTEMPTS_NAME,
         uploads.UPLOAD_NAME,
-        records.MERGED,
+        manifest.MERGED,
         GENERATION_CONFIG,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_operator.crd import root_schema
+from finetune_operator.codegen.crd import root_schema
 
 Schema = dict[str, Any]
 

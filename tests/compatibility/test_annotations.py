@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.operator.bodies import stored
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources import desired_job
+from finetune_operator.api.run_policy import wanted
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
-from finetune_operator.wanted import wanted
 
 ANNOTATIONS = {f"finetune.dev/{name}": "true" for name in ("suspend", "cancel", "retry", "stop", "skip-reconcile")}
 

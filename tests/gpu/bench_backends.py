@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 from tests.gpu import by_hand, random_model
 
 from finetune_trainer.contract import DatasetReport, Progress, TrainerConfig
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     import datasets
 
-    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.data.preparation import PreparedData
 
 _SECONDS = 200
 OURS = ("transformers", "unsloth")
@@ -122,13 +122,13 @@ def run_one(arguments: argparse.Namespace, backend: str) -> Result:
 
 def _ours(config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]) -> tuple[Steps, float]:
     """As a run trains."""
-    from finetune_trainer.models import model
+    from finetune_trainer.modeling import loading
     from finetune_trainer.training import train
 
-    model.import_backend(backend, config.model.quantization)
+    loading.import_backend(backend, config.model.quantization)
     started = time.monotonic()
-    words = model.load_tokenizer(folder)
-    loaded = model.Loaded(model.load_model(config, folder, backend), words, backend)
+    words = loading.load_tokenizer(folder)
+    loaded = loading.Loaded(loading.load_model(config, folder, backend), words, backend)
     load_seconds = time.monotonic() - started
     recorder = Recorder()
     session = train.Session(recorder)
@@ -141,7 +141,7 @@ def _ours(config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, i
 
 
 def _prepared(data: datasets.Dataset) -> PreparedData:
-    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.data.preparation import PreparedData
 
     count = len(data)
     report = DatasetReport(rows=count, kept=count, rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0")

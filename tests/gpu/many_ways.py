@@ -102,9 +102,9 @@ def starved(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
 def main(backend: str, folder: Path) -> None:
     """See the module."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
-    from finetune_trainer.models import model
+    from finetune_trainer.modeling import loading
 
-    model.import_backend(backend, "nf4")
+    loading.import_backend(backend, "nf4")
     import torch
 
     model_dir = tiny_model.build(folder / "model")

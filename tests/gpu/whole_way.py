@@ -17,7 +17,7 @@ ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 ASK = """
 import json, sys
 from pathlib import Path
-from finetune_trainer.models.generate import generate
+from finetune_trainer.modeling.generate import generate
 base, adapter, out, *prompts = sys.argv[1:]
 Path(out).write_text(json.dumps(generate(Path(base), Path(adapter), prompts, 40)))
 """
@@ -26,22 +26,22 @@ Path(out).write_text(json.dumps(generate(Path(base), Path(adapter), prompts, 40)
 def main(folder: Path) -> None:
     """Raises what any step raises."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
-    from finetune_trainer.data import preparing
-    from finetune_trainer.models import model
-    from finetune_trainer.output import export
-    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.data import preparation
+    from finetune_trainer.modeling import loading
+    from finetune_trainer.publishing import export
+    from finetune_trainer.telemetry.progress import ProgressReporter
     from finetune_trainer.training import train
 
     shape = {"maxSteps": 120, "batchSize": 2, "gradientAccumulation": 1}
     config = tiny_model.config(shape)
-    backend = model.choose_backend(config)
-    model.import_backend(backend)
+    backend = loading.choose_backend(config)
+    loading.import_backend(backend)
     base = tiny_model.build(folder / "base")
-    words = model.load_tokenizer(base)
+    words = loading.load_tokenizer(base)
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
-    files = preparing.Files([(config.dataset.sources[0], [rows])], "sha256:0")
-    prepared = preparing.prepare(config, files, words, folder)
-    loaded = model.Loaded(model.load_model(config, base, backend), words, backend)
+    files = preparation.Files([(config.dataset.sources[0], [rows])], "sha256:0")
+    prepared = preparation.prepare(config, files, words, folder)
+    loaded = loading.Loaded(loading.load_model(config, base, backend), words, backend)
     metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder).metrics
     export.export(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from finetune_operator.crd import custom_resource_definition
+from finetune_operator.codegen.crd import custom_resource_definition
 from local_cluster import tools
 
 TOKEN, OPERATOR_TOKEN = secrets.token_hex(16), secrets.token_hex(16)

@@ -9,10 +9,11 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
 from tests.operator.bodies import stored
 
-from finetune_operator import gauges, metrics
-from finetune_operator.namespaces import Namespaces
-from finetune_operator.store import Store
-from finetune_operator.work_queue import WorkQueue
+from finetune_operator.controller import state_collector
+from finetune_operator.controller.work_queue import WorkQueue
+from finetune_operator.kube.cache import Store
+from finetune_operator.kube.namespace_access import Namespaces
+from finetune_operator.telemetry import counters
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
 
@@ -51,13 +52,13 @@ def _collected() -> Iterator[Metric]:
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
     store.pods.put(("team", "bot"), pod)
-    yield from metrics.REGISTRY.collect()
-    yield from gauges.operator_gauges(store, WorkQueue(), True, Namespaces(["team"]))
-    yield from gauges.job_gauges(store, 10)
+    yield from counters.REGISTRY.collect()
+    yield from state_collector.operator_gauges(store, WorkQueue(), True, Namespaces(["team"]))
+    yield from state_collector.job_gauges(store, 10)
 
 
 def _labels(family: Metric) -> set[str]:
-    counted = [each for each in vars(metrics).values() if isinstance(each, Counter | Histogram)]
+    counted = [each for each in vars(counters).values() if isinstance(each, Counter | Histogram)]
     names = {each._name: set(each._labelnames) for each in counted}
     if family.name in names:
         return names[family.name]

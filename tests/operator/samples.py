@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from finetune_operator.crd import root_schema
+from finetune_operator.codegen.crd import root_schema
 
 Schema = dict[str, Any]
 Json = dict[str, Any] | list[Any]

@@ -8,9 +8,9 @@ from typing import Any
 from tests.operator.bodies import Build
 
 from finetune_operator.api import Metadata, OperatorReason
-from finetune_operator.children import Said
-from finetune_operator.seen import Obstacle, Seen
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.observed.objects import Said
+from finetune_operator.observed.state import Obstacle, Seen
 from finetune_trainer.contract import OUTCOME_MAX_BYTES
 
 META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)

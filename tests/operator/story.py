@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.seen import Seen
-from finetune_operator.status import next_status
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.observed.state import Seen
+from finetune_operator.status.job_status import next_status
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import pytest
 from tests.operator.story import DISRUPTED, META, Story, at
 
 from finetune_operator.api import FineTuneJobStatus, OperatorReason
-from finetune_operator.seen import Obstacle, Seen
-from finetune_operator.status import next_status
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.observed.state import Obstacle, Seen
+from finetune_operator.status.job_status import next_status
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.bounds import Bounds
-from finetune_operator.refusals import refusals
+from finetune_operator.policy.limits import Bounds
+from finetune_operator.policy.validation import refusals
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:

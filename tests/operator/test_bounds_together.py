@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.refusals import refusals
+from finetune_operator.policy.validation import refusals
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:

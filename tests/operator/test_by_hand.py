@@ -12,7 +12,7 @@ from tests.operator.phases import DELETIONS, PHASES, delete, ended, nothing_is_l
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

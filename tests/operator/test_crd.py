@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from finetune_operator import generate
-from finetune_operator.crd import custom_resource_definition, root_schema
+from finetune_operator.codegen import __main__ as generate
+from finetune_operator.codegen.crd import custom_resource_definition, root_schema
 
 if TYPE_CHECKING:
     from pathlib import Path

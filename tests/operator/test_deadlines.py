@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.adjusting import job_change
 from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.seen import Seen
-from finetune_operator.status import next_status
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.controller.job_patch import job_change
+from finetune_operator.observed.state import Seen
+from finetune_operator.status.job_status import next_status
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.defaults import Defaults
-from finetune_operator.resources import desired_job
+from finetune_operator.policy.defaults import Defaults
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 

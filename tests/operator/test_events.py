@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
-from finetune_operator.events import merge_patch, transition
-from finetune_operator.seen import Obstacle, Seen
-from finetune_operator.status import next_status
+from finetune_operator.observed.state import Obstacle, Seen
+from finetune_operator.status.events import merge_patch, transition
+from finetune_operator.status.job_status import next_status
 
 META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_operator.store import Key
-from finetune_operator.work_queue import WorkQueue
+from finetune_operator.controller.work_queue import WorkQueue
+from finetune_operator.kube.cache import Key
 
 Step = tuple[Key, bool] | str
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.operator.proxies import Trouble
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import kopf
 import pytest
 
-from finetune_operator import metrics
-from finetune_operator.crd import custom_resource_definition
-from finetune_operator.handlers import Operator
+from finetune_operator.codegen.crd import custom_resource_definition
+from finetune_operator.manager import Operator
+from finetune_operator.telemetry import counters
 
 if TYPE_CHECKING:
     from tests.operator.world import World
@@ -105,7 +105,7 @@ async def test_a_finished_run_stays_finished(world: World, disturbance: str) -> 
 
 
 def _looked_at() -> float:
-    return metrics.REGISTRY.get_sample_value("finetune_operator_reconciles_total", {"result": "success"}) or 0.0
+    return counters.REGISTRY.get_sample_value("finetune_operator_reconciles_total", {"result": "success"}) or 0.0
 
 
 async def test_a_thousand_restarts_write_nothing(world: World) -> None:

@@ -16,7 +16,7 @@ from tests.operator.conftest import Kstatus
 from tests.operator.state_table import META, NOW, cases
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJobStatus
-from finetune_operator.status import next_status
+from finetune_operator.status.job_status import next_status
 from local_cluster import tools
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 from tests.operator import samples
 
-from finetune_operator import nodes
 from finetune_operator.api import FineTuneJob
-from finetune_operator.compute import is_reserved
-from finetune_operator.crd import root_schema
-from finetune_operator.refusals import refusals
-from finetune_operator.resources import desired_job
+from finetune_operator.api.compute import is_reserved
+from finetune_operator.codegen.crd import root_schema
+from finetune_operator.policy.validation import refusals
+from finetune_operator.resources import multi_node
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _fixed(job: Body) -> list[Any]:
     template = job["spec"]["template"]
     pod = template["spec"]
     (container,) = pod["containers"]
-    service = nodes.service(job) or {}
+    service = multi_node.service(job) or {}
     environment = {each["name"]: each["value"] for each in container["env"]}
     names = sorted(environment)
     said = {name: environment.pop(name, None) for name in ("FINETUNE_CONFIG", "FINETUNE_IMAGE")}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.operator.story import DISRUPTED, META, Pod, Story, at
 
-from finetune_operator.accounting import MAX_UNREPORTED
-from finetune_operator.seen import Seen
-from finetune_operator.status import next_status
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.observed.state import Seen
+from finetune_operator.status.job_status import next_status
+from finetune_operator.status.usage import MAX_UNREPORTED
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build

@@ -43,7 +43,7 @@ async def _is_killed(world: World, index: int, saves: bool) -> None:
 async def test_kills_of_a_run_that_saves_never_end_it_and_its_progress_has_no_part_in_it(
     world: World, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {}  # as unreachable as can be: no answer in form
     async with world.operator():
         await world.apply()

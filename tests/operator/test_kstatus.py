@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.bounds import Bounds
+from finetune_operator.policy.limits import Bounds
 
 if TYPE_CHECKING:
     from tests.operator.conftest import Kstatus

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator import kueue
 from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.children import Said
-from finetune_operator.resources import QUEUE_LABEL
-from finetune_operator.seen import Seen
-from finetune_operator.status import next_status
+from finetune_operator.observed import workload
+from finetune_operator.observed.objects import Said
+from finetune_operator.observed.state import Seen
+from finetune_operator.resources.job import QUEUE_LABEL
+from finetune_operator.status.job_status import next_status
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], Said | None]] = {
 
 @pytest.mark.parametrize(("workloads", "said"), CASES.values(), ids=CASES.keys())
 def test_the_reason_for_waiting(workloads: list[dict[str, Any]], said: Said | None) -> None:
-    assert kueue.waiting(workloads) == said
+    assert workload.waiting(workloads) == said
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_job_is_held_if_it_is_suspended_and_has_a_queue(
 ) -> None:
     job = build.job(suspend=suspend)
     job["metadata"]["labels"] = labels
-    assert kueue.holds(job) is held
+    assert workload.holds(job) is held
 
 
 def test_a_held_job_is_queued_whatever_its_earlier_attempts_left(build: type[Build]) -> None:

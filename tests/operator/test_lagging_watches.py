@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.clocks import SLOW_START
+from finetune_operator.status.deadlines import SLOW_START
 
 if TYPE_CHECKING:
     from tests.operator.watches import Watches
     from tests.operator.world import World
 
-    from finetune_operator.store import Shelf
+    from finetune_operator.kube.cache import Shelf
 
 pytestmark = pytest.mark.cluster
 
@@ -166,7 +166,7 @@ async def test_an_end_that_only_the_answer_to_a_change_told_is_seen(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watch then tells of nothing that is newer."""
-    monkeypatch.setattr("finetune_operator.handlers._SETTLED", 60.0)  # the list that would find it comes later
+    monkeypatch.setattr("finetune_operator.manager._SETTLED", 60.0)  # the list that would find it comes later
     key = world.namespace, "bot"
     async with world.operator() as operator:
         start = await _runs(world)

@@ -13,16 +13,16 @@ import kopf
 import pytest
 from tests.operator.world import LEASE
 
-from finetune_operator.cluster import NotLeadingError
-from finetune_operator.election import Election
-from finetune_operator.kopf_setup import log_in
-from finetune_operator.lease import Lease
-from finetune_operator.transport import Transport
+from finetune_operator.kopf_settings import log_in
+from finetune_operator.kube.client import NotLeadingError
+from finetune_operator.kube.leader_election import Election
+from finetune_operator.kube.lease import Lease
+from finetune_operator.kube.transport import Transport
 
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = pytest.mark.cluster
 

@@ -225,7 +225,7 @@ async def _only(world: World, name: str) -> bool:
 
 
 async def test_a_run_that_stands_still_says_so(world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
-    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": "Training", "step": 4, "lastUpdateTime": _ago(2)}
     async with world.operator():
         await world.apply(spec={"training": {"stallSeconds": 10}})

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from tests.operator.proxies import Served, failure
 
-from finetune_operator.cluster import Cluster
-from finetune_operator.listing import Lister
-from finetune_operator.namespaces import Namespaces
-from finetune_operator.store import Store
-from finetune_operator.transport import Transport
+from finetune_operator.kube.cache import Store
+from finetune_operator.kube.client import Cluster
+from finetune_operator.kube.lister import Lister
+from finetune_operator.kube.namespace_access import Namespaces
+from finetune_operator.kube.transport import Transport
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Body, Build

@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.operator.proxies import healthy
 from tests.operator.replicas import Replica, running
 
-from finetune_operator import logs
+from finetune_operator.telemetry import logs
 
 if TYPE_CHECKING:
     from tests.operator.world import World
@@ -89,7 +89,7 @@ def test_a_traceback_keeps_its_lines() -> None:
 
 LEFT_OPEN = """
 import asyncio
-from finetune_operator import logs
+from finetune_operator.telemetry import logs
 
 async def infinite_watch():
     try:

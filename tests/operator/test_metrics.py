@@ -12,11 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.operator.api_server import free_port
 from tests.operator.exposed import families
 
-from finetune_operator import gauges, metrics
 from finetune_operator.api import Condition, FineTuneJobStatus, Metadata, Phase
-from finetune_operator.handlers import Operator
-from finetune_operator.store import Store
-from finetune_operator.transport import verb_and_resource
+from finetune_operator.controller import state_collector
+from finetune_operator.kube.cache import Store
+from finetune_operator.kube.transport import verb_and_resource
+from finetune_operator.manager import Operator
+from finetune_operator.telemetry import counters
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -28,7 +29,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def value(name: str, **labels: str) -> float:
-    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+    return counters.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def test_the_guide_lists_what_is_exposed() -> None:
@@ -72,7 +73,7 @@ def test_a_life_is_counted_once() -> None:
     ]  # fmt: skip
     waited, ran = value("finetune_job_queue_duration_seconds_sum"), _ran()
     for old, new in zip(steps, [*steps[1:], steps[-1]], strict=True):
-        metrics.count(meta, old, new)
+        counters.count(meta, old, new)
     assert value("finetune_job_attempts_total", namespace="counted") == 2
     assert value("finetune_job_interruptions_total", namespace="counted") == 1
     assert value("finetune_job_gpu_seconds_total", namespace="counted") == 200
@@ -97,7 +98,7 @@ def _filled(build: type[Build], count: int) -> Store:
 
 
 def test_jobs_beyond_the_limit_are_counted_not_shown(build: type[Build]) -> None:
-    found = {each.name: each for each in gauges.job_gauges(_filled(build, 12), 10)}
+    found = {each.name: each for each in state_collector.job_gauges(_filled(build, 12), 10)}
     shown = [each.labels["name"] for each in found["finetune_job_loss"].samples]
     assert shown == [f"bot-{number:05}" for number in range(10)]
     assert found["finetune_running_jobs_omitted"].samples[0].value == 2
@@ -111,7 +112,7 @@ def test_what_is_not_known_is_absent_and_what_ended_is_gone(build: type[Build]) 
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
     store.finetunejobs.put(("team", "done"), body)
     store.finetunejobs.put(("team", "new"), build.stored("new", uid="n"))
-    found = {each.name: each for each in gauges.job_gauges(store, 10)}
+    found = {each.name: each for each in state_collector.job_gauges(store, 10)}
     assert found["finetune_job_eval_loss"].samples == []
     assert [each.labels["name"] for each in found["finetune_job_loss"].samples] == ["bot-00000"]
     phases = {each.labels["phase"]: each.value for each in found["finetune_jobs"].samples}
@@ -125,7 +126,7 @@ def test_gpus_are_those_of_running_pods(build: type[Build]) -> None:
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
         store.pods.put(("team", "bot"), pod)
-    (gpus,) = next(each for each in gauges.job_gauges(store, 10) if each.name == "finetune_gpus").samples
+    (gpus,) = next(each for each in state_collector.job_gauges(store, 10) if each.name == "finetune_gpus").samples
     assert (gpus.labels["namespace"], gpus.value) == ("team", 8)
 
 
@@ -133,7 +134,7 @@ def test_a_scrape_is_cheap(build: type[Build]) -> None:
     """Generously: it takes some 40 ms."""
     store = _filled(build, 5000)
     began = time.process_time()
-    list(gauges.job_gauges(store, 1000))
+    list(state_collector.job_gauges(store, 1000))
     assert time.process_time() - began < 0.5
 
 

@@ -12,7 +12,7 @@ from tests.operator.life import jobs_created, live
 from tests.operator.proxies import healthy
 from tests.operator.watches import Disordered
 
-from finetune_operator import kopf_setup
+from finetune_operator import kopf_settings
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.operator.watches import Watches
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -74,7 +74,7 @@ async def test_what_was_deleted_while_the_operator_was_away_is_left_alone(world:
 async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
 ) -> None:
-    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     moved = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
     trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": moved}
     async with world.operator() as operator:
@@ -117,9 +117,9 @@ async def test_watches_that_stall_in_silence_cost_time_only(world: World, watche
 async def test_watches_that_stall_are_begun_anew(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert kopf_setup._SILENCE <= 75
-    monkeypatch.setattr("finetune_operator.kopf_setup._SILENCE", 2.0)
-    monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
+    assert kopf_settings._SILENCE <= 75
+    monkeypatch.setattr("finetune_operator.kopf_settings._SILENCE", 2.0)
+    monkeypatch.setattr("finetune_operator.manager._SETTLED", 3600.0)  # no list helps
     async with world.operator(resync_interval=3600.0):
         await _start(world, "before")
         watches.mode = "old ones held"
@@ -161,7 +161,7 @@ async def _is_unwell(operator: Operator) -> bool:
 async def test_late_repeated_and_disordered_events_make_nothing_twice_and_nothing_undone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.handlers._SETTLED", 3600.0)  # no list helps
+    monkeypatch.setattr("finetune_operator.manager._SETTLED", 3600.0)  # no list helps
     world.proxy.trouble = Disordered(world.proxy.target).trouble
     async with world.history() as history, world.operator(resync_interval=3600.0):
         end = await live(world)

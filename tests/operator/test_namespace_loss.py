@@ -10,7 +10,7 @@ import pytest
 from tests.operator.proxies import failure, healthy
 from tests.operator.teams import Team, cluster_rights
 
-from finetune_operator.handlers import Operator
+from finetune_operator.manager import Operator
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -72,8 +72,8 @@ async def test_namespace_deleted_others_go_on_and_it_comes_back(world: World, te
 async def test_namespace_without_role_from_the_start_is_watched_once_it_has_one(
     world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.handlers._SETTLED", HOUR)
-    monkeypatch.setattr("finetune_operator.handlers._RETRY_INTERVAL", 0.3)  # lists that failed, and no others
+    monkeypatch.setattr("finetune_operator.manager._SETTLED", HOUR)
+    monkeypatch.setattr("finetune_operator.manager._RETRY_INTERVAL", 0.3)  # lists that failed, and no others
     one, other = teams
     await other.forbid()
     await other.apply("waiting")
@@ -107,10 +107,10 @@ async def test_watch_refused_for_long_ends_no_process_and_resumes(
     world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any list tells, only kopf knows that the namespace is forbidden."""
-    monkeypatch.setattr("finetune_operator.kopf_setup._SILENCE", 1.0)  # then a watch begins again, and is refused
-    monkeypatch.setattr("finetune_operator.kopf_setup._FIRST_BACKOFFS", (0.01,) * 8)
-    monkeypatch.setattr("finetune_operator.kopf_setup._LAST_BACKOFF", 0.01)
-    monkeypatch.setattr("finetune_operator.handlers._SETTLED", HOUR)
+    monkeypatch.setattr("finetune_operator.kopf_settings._SILENCE", 1.0)  # then a watch begins again, and is refused
+    monkeypatch.setattr("finetune_operator.kopf_settings._FIRST_BACKOFFS", (0.01,) * 8)
+    monkeypatch.setattr("finetune_operator.kopf_settings._LAST_BACKOFF", 0.01)
+    monkeypatch.setattr("finetune_operator.manager._SETTLED", HOUR)
     one, other = teams
     async with world.operator(resync_interval=HOUR):
         await _work(other, "first")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_operator import gauges, trimming
-from finetune_operator.namespaces import Namespaces
-from finetune_operator.store import Shelf, Store, WholeList
+from finetune_operator.controller import state_collector
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import Shelf, Store, WholeList
+from finetune_operator.kube.namespace_access import Namespaces
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -70,13 +71,13 @@ def test_unlisted_names_what_has_to_be_tried_again() -> None:
 def test_gauge_shows_each_configured_namespace() -> None:
     namespaces = Namespaces(["team-a", "team-b"])
     namespaces.record_refusal("team-b", FORBIDDEN)
-    found = {each.name: each for each in gauges.operator_gauges(Store(), None, True, namespaces)}
+    found = {each.name: each for each in state_collector.operator_gauges(Store(), None, True, namespaces)}
     samples = found["finetune_operator_namespace_readable"].samples
     assert {each.labels["namespace"]: each.value for each in samples} == {"team-a": 1, "team-b": 0}
 
 
 def test_gauge_of_the_whole_cluster_is_empty() -> None:
-    found = {each.name: each for each in gauges.operator_gauges(Store(), None, True, Namespaces([]))}
+    found = {each.name: each for each in state_collector.operator_gauges(Store(), None, True, Namespaces([]))}
     assert found["finetune_operator_namespace_readable"].samples == []
 
 
@@ -106,12 +107,12 @@ def test_unreadable_namespace_is_neither_worked_on_nor_shown(build: type[Build])
     store.unreadable = {"team-b"}
     assert store.open_keys() == [("team-a", "bot")]
     assert len(store.finetunejobs) == 2
-    (jobs, *_) = gauges.job_gauges(store, 10)
+    (jobs, *_) = state_collector.job_gauges(store, 10)
     assert [each.labels["namespace"] for each in jobs.samples] == ["team-a"]
 
 
 def test_shelf_remembers_the_highest_version_of_bodies_and_lists(build: type[Build]) -> None:
-    shelf = Shelf(trimming.finetunejob)
+    shelf = Shelf(transform.finetunejob)
     body = build.stored()
     shelf.put(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
     assert shelf.highest == 7

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.operator.proxies import Trainer
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = pytest.mark.cluster
 
@@ -206,7 +206,7 @@ async def test_a_job_that_is_seen_to_end_before_its_pod_still_tells_the_outcome(
 
 
 async def test_the_pods_progress_is_shown(world: World, monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
-    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {
         "stage": "Training",
         "percentage": 40,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from finetune_operator import bounds
-from finetune_operator.bounds import matches
+from finetune_operator.policy import limits
+from finetune_operator.policy.limits import matches
 
 DIGEST = "@sha256:" + "0" * 64
 IMAGES = "registry.example/ml/"
@@ -52,22 +52,22 @@ def test_what_a_pattern_stands_for(pattern: str, inside: list[str], outside: lis
 
 TRAPS: dict[str, tuple[object, list[str], list[str]]] = {
     "images": (
-        bounds.ImagePattern,
+        limits.ImagePattern,
         ["trainer", "trainer:*", "trainer@sha256:*", "r.example:5000/a/*:*", "r.example/**", "r.example/a-*/b:1*"],
         ["*", "**", "*/trainer", "r.example*/x", "r.example**", "r.example/a**", "r.example/***", "", "a b", "x/$y"],
     ),
     "endpoints": (
-        bounds.EndpointPattern,
+        limits.EndpointPattern,
         ["aws", "https://s3.example", "http://minio.storage:9000", "https://*.s3.example:8443/".rstrip("/")],
         ["*", "s3.example", "https://*", "https://s3.example*", "https://s3.*.example", "https://a@s3.example",
          "https://s3.example/path", "ftp://s3.example", "https://*s3.example", "AWS"],
     ),
     "models": (
-        bounds.ModelPattern,
+        limits.ModelPattern,
         ["hf://**", "hf://org/*", "s3://models/**", "pvc://models/**", "pvc://models", "s3://models/a-*/**"],
         ["**", "hf://*", "hf://org*/x", "hf://*/x", "s3://m**", "https://x/y", "s3://models/**/x"],
     ),
-    "names": (bounds.NamePattern, ["a", "*", "ml-*", "a.b"], ["", "A", "a/b", "a|b", "a b", "^a$"]),
+    "names": (limits.NamePattern, ["a", "*", "ml-*", "a.b"], ["", "A", "a/b", "a|b", "a b", "^a$"]),
 }  # fmt: skip
 
 

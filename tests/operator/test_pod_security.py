@@ -13,7 +13,7 @@ import pytest
 from tests.operator import samples
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources import desired_job
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from tests.operator import api_server as api
 from tests.operator import samples
 from tests.operator.bodies import Body, manifest, stored
 
-from finetune_operator import gauges, trimming
 from finetune_operator.api import GROUP, PLURAL
-from finetune_operator.store import Store, name_key
+from finetune_operator.controller import state_collector
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import Store, name_key
 
 if TYPE_CHECKING:
     from tests.operator.world import World
@@ -72,8 +73,8 @@ BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 def _from_a_list(store: Store, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
-    head = trimming.head(raw)
-    store.finetunejobs.offer(name_key(head), head, lambda: trimming.read_finetunejob(raw, head))
+    head = transform.head(raw)
+    store.finetunejobs.offer(name_key(head), head, lambda: transform.read_finetunejob(raw, head))
 
 
 def _from_a_watch(store: Store, body: Body) -> None:
@@ -92,7 +93,7 @@ def test_the_store_takes_in_whatever_it_is_given(
     store = Store()
     take(store, {**stored(), "spec": spec, "status": status})
     assert len(store.finetunejobs) == 1
-    list(gauges.job_gauges(store, 10))
+    list(state_collector.job_gauges(store, 10))
     store.open_keys()
 
 

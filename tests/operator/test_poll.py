@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 from tests.operator.bodies import NOW, ended_state, job_body, pod_body, stored
 
-from finetune_operator import progress
-from finetune_operator.handlers import Operator
+from finetune_operator.controller import progress_poller
+from finetune_operator.kube.cache import Store
+from finetune_operator.manager import Operator
 from finetune_operator.settings import Settings
-from finetune_operator.store import Store
 
 if TYPE_CHECKING:
     from tests.operator.proxies import Trainer
@@ -57,7 +57,7 @@ def _pod(store: Store, owner: str, name: str = "another", created: str = NOW, st
 def operator(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
     """Trainers at one address answer, those at another take connections and say nothing."""
     trainer.answer = GOOD
-    monkeypatch.setattr(progress, "PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
     with socket.create_server((SILENT, trainer.port), backlog=4096):
         yield Operator(Settings())
 
@@ -107,7 +107,7 @@ ASKED: dict[str, tuple[Callable[[Store], None], bool]] = {
 async def test_only_pods_that_our_own_jobs_made_are_asked(
     operator: Operator, monkeypatch: pytest.MonkeyPatch, put: Callable[[Store], None], heard: bool
 ) -> None:
-    monkeypatch.setattr(progress, "TIMEOUT", 0.5)
+    monkeypatch.setattr(progress_poller, "TIMEOUT", 0.5)
     put(operator.store)
     await operator.workers.poll()
     assert bool(operator.store.progress) == heard
@@ -127,14 +127,14 @@ async def test_the_silence_of_others_costs_nobody_an_answer(
 
     trainer.handler = take_half_of_the_time
     for name, value in {"TIMEOUT": 1.0, "ROUND": 5.0, "CONNECTIONS": 64, "SHARE": 8}.items():
-        monkeypatch.setattr(progress, name, value)
+        monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * each):
         _run(operator.store, f"evil-{number % namespaces}", f"bot-{number}", SILENT)
     for number in range(HEARD):
         _run(operator.store, "team", f"bot-{number}", HONEST)
     began = time.monotonic()
     await operator.workers.poll()
-    assert time.monotonic() - began < progress.ROUND + 2
+    assert time.monotonic() - began < progress_poller.ROUND + 2
     assert set(operator.store.progress) == {("team", f"bot-{number}") for number in range(HEARD)}
 
 
@@ -144,7 +144,7 @@ async def test_those_that_answer_are_heard_at_once(operator: Operator) -> None:
     _run(operator.store, "team", "bot", HONEST)
     began, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll())
     while not operator.store.progress:
-        assert time.monotonic() - began < progress.TIMEOUT, "it had to wait for the others"
+        assert time.monotonic() - began < progress_poller.TIMEOUT, "it had to wait for the others"
         await asyncio.sleep(0.02)
     round_.cancel()
 
@@ -152,8 +152,8 @@ async def test_those_that_answer_are_heard_at_once(operator: Operator) -> None:
 async def test_of_a_silent_namespace_not_always_the_same_are_left_out(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "TIMEOUT", 0.2)
-    monkeypatch.setattr(progress, "ROUND", 0.3)
+    monkeypatch.setattr(progress_poller, "TIMEOUT", 0.2)
+    monkeypatch.setattr(progress_poller, "ROUND", 0.3)
     for number in range(200):
         _run(operator.store, "team", f"bot-{number:03}", SILENT)
     _run(operator.store, "team", "last", HONEST)

@@ -8,8 +8,8 @@ import pytest
 from tests.operator.world import Refused
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.compute import is_reserved
-from finetune_operator.resources import desired_job
+from finetune_operator.api.compute import is_reserved
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:

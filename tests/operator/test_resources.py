@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources import desired_job
+from finetune_operator.resources.job import desired_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.operator.world import LEASE, RULES, lease_rules
 
-from finetune_operator.cluster import WORKLOADS
+from finetune_operator.kube.client import WORKLOADS
 
 if TYPE_CHECKING:
     from tests.operator.world import World

@@ -10,10 +10,10 @@ import pytest
 from tests.operator.state_table import COMPLETED, LATER, META, NOW, POLICY, RUNNING, cases, word
 
 from finetune_operator.api import FineTuneJobStatus
-from finetune_operator.children import parse_outcome, parse_record
-from finetune_operator.seen import Seen
-from finetune_operator.status import is_terminal, next_status
-from finetune_operator.wanted import Wanted
+from finetune_operator.api.run_policy import Wanted
+from finetune_operator.observed.objects import parse_outcome, parse_record
+from finetune_operator.observed.state import Seen
+from finetune_operator.status.job_status import is_terminal, next_status
 from finetune_trainer.contract import Progress, Stage
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.store import Store
+from finetune_operator.kube.cache import Store
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from finetune_operator import transport
-from finetune_operator.transport import ApiError, Transport
+from finetune_operator.kube import transport
+from finetune_operator.kube.transport import ApiError, Transport
 
 
 class Access:

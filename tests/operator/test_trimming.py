@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from finetune_operator import trimming
 from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.events import merge_patch
-from finetune_operator.seen import Seen
-from finetune_operator.status import is_terminal, next_status
-from finetune_operator.store import Key, Shelf, Store, key_of, name_key
-from finetune_operator.wanted import wanted
+from finetune_operator.api.run_policy import wanted
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import Key, Shelf, Store, key_of, name_key
+from finetune_operator.observed.state import Seen
+from finetune_operator.status.events import merge_patch
+from finetune_operator.status.job_status import is_terminal, next_status
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -41,7 +41,7 @@ def _ended(build: type[Build], kind: str, **metadata: Any) -> dict[str, Any]:
 def test_an_ended_finetunejob_keeps_what_its_end_needs(build: type[Build], kind: str) -> None:
     body = _ended(build, kind)
     size = len(json.dumps(body))
-    kept = trimming.finetunejob(body)
+    kept = transform.finetunejob(body)
     assert len(json.dumps(kept)) < 0.6 * size
     assert name_key(kept) == KEY
     assert wanted(kept).ttl == 60
@@ -53,7 +53,7 @@ def test_an_ended_finetunejob_keeps_what_its_end_needs(build: type[Build], kind:
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_a_new_generation_of_an_ended_finetunejob_changes_that_number_alone(build: type[Build], kind: str) -> None:
-    kept = trimming.finetunejob(_ended(build, kind, generation=1))
+    kept = transform.finetunejob(_ended(build, kind, generation=1))
     kept["metadata"]["generation"] = 2
     before = FineTuneJobStatus.model_validate(kept["status"])
     after = next_status(Metadata.model_validate(kept["metadata"]), before, Seen(), build.now)
@@ -64,7 +64,7 @@ def test_a_finetunejob_that_runs_is_kept_whole_but_for_what_its_owner_wrote_besi
     """Annotations alone may be 256 KiB, and a tenant may make many FineTuneJobs."""
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "a"}
     body = build.stored(managedFields=[{}], annotations={"team": "a" * 10_000}, labels=labels, finalizers=["a/b"])
-    kept = trimming.finetunejob(body)
+    kept = transform.finetunejob(body)
     assert kept["spec"] == build.stored()["spec"]
     assert kept["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpus"}
     assert not {"managedFields", "annotations", "finalizers"} & kept["metadata"].keys()
@@ -160,25 +160,25 @@ HEADS = {
 def test_a_head_tells_whose_it_is_and_whether_it_has_ended(build: type[Build], make: Make) -> None:
     body = make(build)
     raw = msgspec.Raw(json.dumps(body).encode())
-    head = trimming.head(raw)
+    head = transform.head(raw)
     assert key_of(head) == key_of(body)
     assert head["metadata"]["uid"] == body["metadata"]["uid"]
     assert head["status"].get("phase") == body["status"].get("phase")
     kinds = {each["type"] for each in body["status"].get("conditions", [])}
     assert {each["type"] for each in head["status"].get("conditions", [])} == kinds
-    assert trimming.read(raw, head) == body
+    assert transform.read(raw, head) == body
 
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_from_a_list_an_ended_one_is_read_as_it_is_kept(build: type[Build], kind: str) -> None:
     raw = msgspec.Raw(json.dumps(_ended(build, kind)).encode())
-    read = trimming.finetunejob(trimming.read_finetunejob(raw, trimming.head(raw)))
-    assert read == trimming.finetunejob(_ended(build, kind))
+    read = transform.finetunejob(transform.read_finetunejob(raw, transform.head(raw)))
+    assert read == transform.finetunejob(_ended(build, kind))
 
 
 def test_from_a_list_one_that_goes_on_is_read_whole(build: type[Build]) -> None:
     raw = msgspec.Raw(json.dumps(build.stored()).encode())
-    assert trimming.read_finetunejob(raw, trimming.head(raw)) == build.stored()
+    assert transform.read_finetunejob(raw, transform.head(raw)) == build.stored()
 
 
 def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> None:

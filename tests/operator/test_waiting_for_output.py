@@ -28,7 +28,7 @@ def start() -> str:
 @pytest.fixture
 def waits(trainer: Trainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the trainer answers."""
-    monkeypatch.setattr("finetune_operator.progress.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": WAITING, "lastUpdateTime": start}
     return trainer.answer
 

@@ -13,7 +13,7 @@ from tests.operator.world import lease_rules
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.handlers import Operator
+    from finetune_operator.manager import Operator
 
 pytestmark = pytest.mark.cluster
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from finetune_operator import trimming, work_queue
-from finetune_operator.store import Shelf, WholeList, key_of, name_key
-from finetune_operator.work_queue import WorkQueue
+from finetune_operator.controller import work_queue
+from finetune_operator.controller.work_queue import WorkQueue
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import Shelf, WholeList, key_of, name_key
 
 if TYPE_CHECKING:
     import pytest
@@ -114,7 +115,7 @@ def _body(build: type[Build], version: int, uid: str = "u", name: str = "a") -> 
 
 
 def test_an_older_event_changes_nothing(build: type[Build]) -> None:
-    shelf = Shelf(trimming.pod)
+    shelf = Shelf(transform.pod)
     assert shelf.put(A, _body(build, 5))
     assert not shelf.put(A, _body(build, 4))
     assert not shelf.put(A, _body(build, 5))
@@ -122,7 +123,7 @@ def test_an_older_event_changes_nothing(build: type[Build]) -> None:
 
 
 def test_what_is_gone_stays_gone(build: type[Build]) -> None:
-    shelf = Shelf(trimming.pod)
+    shelf = Shelf(transform.pod)
     shelf.put(A, _body(build, 5))
     shelf.remove(_body(build, 6))
     assert not shelf.put(A, _body(build, 5))
@@ -134,7 +135,7 @@ def test_what_is_gone_stays_gone(build: type[Build]) -> None:
 
 def test_what_only_lost_its_label_may_come_back(build: type[Build]) -> None:
     """To a watch by label that is a deletion, and the object goes on under the same uid."""
-    shelf = Shelf(trimming.pod)
+    shelf = Shelf(transform.pod)
     shelf.put(A, _body(build, 5))
     shelf.remove(_body(build, 6))
     assert not shelf.put(A, _body(build, 6))
@@ -142,7 +143,7 @@ def test_what_only_lost_its_label_may_come_back(build: type[Build]) -> None:
 
 
 def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
-    shelf = Shelf(trimming.pod)
+    shelf = Shelf(transform.pod)
     shelf.put(A, _body(build, 1, "gone"))
     shelf.put(B, _body(build, 9, "newer than the list"))
     shelf.put(C, _body(build, 3, "missed"))
@@ -151,7 +152,7 @@ def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
 
 
 def test_a_name_used_again_is_another_object(build: type[Build]) -> None:
-    shelf = Shelf(trimming.pod)
+    shelf = Shelf(transform.pod)
     shelf.put(A, _body(build, 1, "old"))
     shelf.put(A, _body(build, 2, "new"))
     assert [body["metadata"]["uid"] for body in shelf.of(A)] == ["old", "new"]

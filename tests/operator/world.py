@@ -14,7 +14,7 @@ import kopf
 from tests.operator.bodies import NOW, Body, manifest
 from tests.operator.proxies import Proxy
 
-from finetune_operator.handlers import Operator
+from finetune_operator.manager import Operator
 from finetune_operator.settings import Settings
 
 RULES = [  # all that the operator may do; the chart's Role is the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import indent
 
-from finetune_trainer import manifest
+from finetune_trainer.config import loader
 from finetune_trainer.contract import TrainerConfig
 
 HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
@@ -23,7 +23,7 @@ output: {uri: "s3://results/{namespace}/{name}"}
 def load(tmp_path: Path, text: str) -> TrainerConfig:
     path = tmp_path / "job.yaml"
     path.write_text(text)
-    return manifest.load(path)
+    return loader.load(path)
 
 
 def spec(old: str = "", new: str = "") -> str:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from tests.trainer.tiny_model import QUIET
 
-from finetune_trainer import server
 from finetune_trainer.contract import (
     CONFIG_ENV,
     OUTCOME_PATH_ENV,
@@ -25,6 +24,7 @@ from finetune_trainer.contract import (
     Outcome,
     TrainerConfig,
 )
+from finetune_trainer.telemetry import http_server
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -200,7 +200,7 @@ def make_pods(s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = buil
             OUTCOME_PATH_ENV: str(folder / "outcome"),
             SCRATCH_ENV: str(folder / "scratch"),
             RUN_ID_ENV: "uid-" + name,
-            server.PORT_ENV: "0",
+            http_server.PORT_ENV: "0",
             "OMP_NUM_THREADS": "1",
         }
         return Pods(s3, folder, f"s3://results/{tmp_path.name}/{name}", environment)

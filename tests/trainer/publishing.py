@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_trainer import inputs
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
-from finetune_trainer.outcome import Known
-from finetune_trainer.output.publish import Output
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import describe, run
+from finetune_trainer.inputs import resolve
+from finetune_trainer.pipeline import describe, run
+from finetune_trainer.publishing.publish import Output
 from finetune_trainer.storage import S3
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import Known
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -56,7 +56,7 @@ def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | Non
     export.mkdir(parents=True, exist_ok=True)
     for name, content in EXPORTED.items():
         (export / name).write_bytes(content + more)
-    fetched = inputs.start(inputs.locate(config, s3), folder).result()
+    fetched = resolve.start(resolve.locate(config, s3), folder).result()
     return Output(s3, config).publish(export, describe(config, fetched, "transformers", REPORT, metrics or {"x": 1.5}))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, import_libraries, tokenizer
 
-from finetune_trainer.models.generate import generate
+from finetune_trainer.modeling.generate import generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,7 @@ def test_answers_are_the_likeliest_tokens_whatever_the_model_asks_for(
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
-    from finetune_trainer.models.answering import Answerer
+    from finetune_trainer.modeling.inference import Answerer
 
     expected = [text(likeliest(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
@@ -105,7 +105,7 @@ def test_answer_ends_with_the_last_position() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetune_trainer.models.answering import Answerer
+    from finetune_trainer.modeling.inference import Answerer
 
     torch.manual_seed(0)
     words = tokenizer()

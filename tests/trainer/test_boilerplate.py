@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.preparations import configured, run
 from tests.trainer.tiny_model import TRAINING_SECONDS
 
-from finetune_trainer.data.duplicates import Groups, Near
+from finetune_trainer.data.deduplication import Groups, Near
 from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
 from finetune_trainer.data.shingles import BoilerplateFinder
 

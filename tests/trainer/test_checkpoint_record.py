@@ -13,10 +13,10 @@ import pytest
 from pydantic import ValidationError
 from tests.trainer.pods import Pods, make_pods
 
-from finetune_trainer import outcome, server
 from finetune_trainer.contract import OUTCOME_PATH_ENV, CheckpointRecord, Outcome, Progress, Reason, Stage
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.workers import layout
+from finetune_trainer.distributed import topology
+from finetune_trainer.telemetry import http_server, termination_message
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -43,31 +43,35 @@ def _record(path: Path) -> tuple[int, str]:
 
 
 def test_record_after_each_checkpoint_names_the_newest(message: Path) -> None:
-    outcome.record_checkpoint(_progress(None))
+    termination_message.record_checkpoint(_progress(None))
     assert message.read_bytes() == b""
     inode = message.stat().st_ino
     for step in (5, 10, 1_000_000, 7):  # a shorter one leaves nothing of a longer one
-        outcome.record_checkpoint(_progress(step))
+        termination_message.record_checkpoint(_progress(step))
         assert _record(message) == (step, TIME)
     assert message.stat().st_ino == inode  # the kubelet reads the file that it has mounted
 
 
 def test_record_is_no_outcome_for_a_reader_that_does_not_know_it(message: Path) -> None:
-    outcome.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_progress(5))
     with pytest.raises(ValidationError):
         Outcome.model_validate_json(message.read_bytes(), extra="ignore")
 
 
 def test_outcome_replaces_the_record_and_a_late_record_does_not_replace_it(message: Path) -> None:
-    outcome.record_checkpoint(_progress(5))
-    outcome.write(outcome.make(Reason.DATA_INVALID, ""))
-    outcome.record_checkpoint(_progress(10))
+    termination_message.record_checkpoint(_progress(5))
+    termination_message.write(termination_message.make(Reason.DATA_INVALID, ""))
+    termination_message.record_checkpoint(_progress(10))
     assert Outcome.model_validate_json(message.read_bytes()).reason is Reason.DATA_INVALID
 
 
 def test_outcome_of_a_launcher_keeps_the_record_of_its_killed_worker(message: Path) -> None:
-    outcome.record_checkpoint(_progress(5))
-    outcome.write(outcome.Known(ProgressReporter()).complete(outcome.make(Reason.PREEMPTED, "told to stop")))
+    termination_message.record_checkpoint(_progress(5))
+    termination_message.write(
+        termination_message.Known(ProgressReporter()).complete(
+            termination_message.make(Reason.PREEMPTED, "told to stop")
+        )
+    )
     progress = Outcome.model_validate_json(message.read_bytes()).progress
     assert progress
     assert (progress.last_checkpoint_step, progress.last_checkpoint_time) == (5, TIME)
@@ -77,7 +81,7 @@ def test_record_before_its_file_is_truncated_is_readable(message: Path, monkeypa
     """What a kill between the two system calls leaves behind."""
     message.write_text("x" * 500)
     monkeypatch.setattr(os, "ftruncate", lambda *_: None)
-    outcome.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_progress(5))
     assert message.stat().st_size == 500
     assert _record(message) == (5, TIME)
 
@@ -85,11 +89,13 @@ def test_record_before_its_file_is_truncated_is_readable(message: Path, monkeypa
 def test_record_of_another_worker_than_the_first_is_not_written(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    outcome.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_progress(5))
     assert message.read_bytes() == b""
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv(layout.FOLDER_ENV, str(message.parent))
-    outcome.record_checkpoint(_progress(5))  # a worker's outcome goes to its launcher, the record to the pod
+    monkeypatch.setenv(topology.FOLDER_ENV, str(message.parent))
+    termination_message.record_checkpoint(
+        _progress(5)
+    )  # a worker's outcome goes to its launcher, the record to the pod
     assert _record(message) == (5, TIME)
 
 
@@ -97,7 +103,7 @@ def test_record_that_cannot_be_written_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "no-such-folder" / "message"))
-    outcome.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_progress(5))
     assert "no-such-folder" in caplog.text
 
 
@@ -117,7 +123,7 @@ def taken_port() -> Iterator[int]:
 @pytest.mark.timeout(600)
 def test_record_survives_sigkill_of_a_run_that_serves_no_progress(pods: Callable[[str], Pods], taken_port: int) -> None:
     job = pods("job")
-    job.environment[server.PORT_ENV] = str(taken_port)
+    job.environment[http_server.PORT_ENV] = str(taken_port)
     with job.start(checkpoints={"everySteps": 3}) as process:
         job.wait_for(process, "step 6 is stored")
         process.kill()

@@ -15,10 +15,10 @@ from tests.trainer.faulty_proxy import Fault
 
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.output import claim as claims
-from finetune_trainer.output.claim import Claim, Timing
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.publishing import output_lock as claims
+from finetune_trainer.publishing.output_lock import Claim, Timing
 from finetune_trainer.storage import S3, Location
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy

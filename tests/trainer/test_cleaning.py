@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.data.cleaning import clean
-from finetune_trainer.data.sensitive import find, redact
+from finetune_trainer.data.pii import find, redact
 
 JOINED = "👩\u200d💻 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
 CLEANED = {

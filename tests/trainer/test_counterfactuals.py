@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.preparations import configured, pair, run
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, tokenizer
 
-from finetune_trainer.data.preparing import PreparedData
+from finetune_trainer.data.preparation import PreparedData
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

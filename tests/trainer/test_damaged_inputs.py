@@ -18,7 +18,7 @@ from tests.trainer.tiny_model import StoredFile
 from finetune_trainer.contract import DataSource, Reason
 from finetune_trainer.data.rows import Pair, Reader
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model_files import check_model_dir
+from finetune_trainer.inputs.model_files import check_model_dir
 
 GOOD = b'{"prompt": "q", "completion": "a"}\n'
 MANY = b"".join(b'{"prompt": "q%d", "completion": "a"}\n' % number for number in range(20_000))

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, StoredFile, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparing import Files, PreparedData, prepare
+from finetune_trainer.data.preparation import Files, PreparedData, prepare
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]

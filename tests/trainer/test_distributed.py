@@ -38,7 +38,7 @@ Counts(torch.device("cpu")).save(Path(sys.argv[1]))
 WAITS = """
 import os, time
 from datetime import timedelta
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.workers import group
 group.PATIENCE = timedelta(seconds=2)
 group.join(ProgressReporter())

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.duplicates import Groups, Hashes, Near
+from finetune_trainer.data.deduplication import Groups, Hashes, Near
 from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
-from finetune_trainer.data.split import choose
+from finetune_trainer.data.splits import choose
 from finetune_trainer.errors import TrainerError
 
 LONG = " ".join(f"word{number}" for number in range(60))

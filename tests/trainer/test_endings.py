@@ -9,8 +9,8 @@ from tests.trainer.template_families import ALPACA, BRACKETS, FAMILIES, HEADINGS
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, chat
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.endings import eos_token_to_publish, stop_ids
-from finetune_trainer.data.labels import IGNORED, Example, Labeller
+from finetune_trainer.data.end_of_turn import eos_token_to_publish, stop_ids
+from finetune_trainer.data.loss_masking import IGNORED, Example, Labeller
 from finetune_trainer.data.rows import Chat, Pair, Row, Text
 from finetune_trainer.errors import TrainerError
 

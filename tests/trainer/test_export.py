@@ -12,8 +12,8 @@ from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded, load_model, load_tokenizer
-from finetune_trainer.output.export import export, target_modules
+from finetune_trainer.modeling.loading import Loaded, load_model, load_tokenizer
+from finetune_trainer.publishing.export import export, target_modules
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

@@ -11,7 +11,7 @@ from tests.trainer.publishing import EXPORTED, attempt, config_for, prefix, publ
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.output.publish import Output
+from finetune_trainer.publishing.publish import Output
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
 
-from finetune_trainer.data import preparing
-from finetune_trainer.models import model
-from finetune_trainer.models.generate import generate
-from finetune_trainer.output.export import export
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.data import preparation
+from finetune_trainer.modeling import loading
+from finetune_trainer.modeling.generate import generate
+from finetune_trainer.publishing.export import export
+from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -41,10 +41,10 @@ def tuned(
         (base / "chat_template.jinja").unlink()
         rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS.items()]
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
-    words = model.load_tokenizer(base)
+    words = loading.load_tokenizer(base)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
-    prepared = preparing.prepare(settings, preparing.Files(sources, "sha256:0"), words, folder)
-    loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
+    prepared = preparation.prepare(settings, preparation.Files(sources, "sha256:0"), words, folder)
+    loaded = loading.Loaded(loading.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
     export(settings, loaded, folder / "adapter", "sha256:abc", base)
     return base, folder / "adapter"

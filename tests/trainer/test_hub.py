@@ -13,7 +13,7 @@ import pytest
 
 from finetune_trainer.contract import HUB_TOKEN_FILE_ENV, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import hub
+from finetune_trainer.inputs import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_token_canary"

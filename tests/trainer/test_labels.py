@@ -8,7 +8,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.labels import IGNORED, Example, Labeller, encode_prompt
+from finetune_trainer.data.loss_masking import IGNORED, Example, Labeller, encode_prompt
 from finetune_trainer.data.rows import Chat, Pair, RowError
 from finetune_trainer.errors import TrainerError
 

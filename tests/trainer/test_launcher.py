@@ -11,10 +11,11 @@ from tests.trainer.pods import STEPS, Pods, make_pods, rows
 from tests.trainer.s3_server import free_port
 from tests.trainer.workers import DataPods
 
-from finetune_trainer import outcome
+from finetune_trainer.cli import launcher
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, ExitCode, Outcome, Reason
+from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.workers import launcher, layout
+from finetune_trainer.telemetry import termination_message
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -74,7 +75,7 @@ class TestLauncher:
 @pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
 def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    where = layout.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
+    where = topology.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
     if own is None:
         with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
             launcher._config(where)
@@ -83,7 +84,7 @@ def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus
 
 
 def made(reason: Reason) -> Outcome:
-    return outcome.make(reason, reason)
+    return termination_message.make(reason, reason)
 
 
 SUMS: dict[str, tuple[dict[int, Outcome], launcher.Ended, Reason]] = {
@@ -105,5 +106,5 @@ SUMS: dict[str, tuple[dict[int, Outcome], launcher.Ended, Reason]] = {
 
 @pytest.mark.parametrize(("said", "ended", "expected"), SUMS.values(), ids=SUMS)
 def test_one_outcome_of_many(said: dict[int, Outcome], ended: launcher.Ended, expected: Reason) -> None:
-    where = layout.Layout(nodes=2, per_node=2, node=0, rendezvous="first:29400")
+    where = topology.Layout(nodes=2, per_node=2, node=0, rendezvous="first:29400")
     assert launcher._summed_up(where, said, ended).reason is expected

@@ -9,20 +9,20 @@ import pytest
 from tests.trainer.pods import Pods
 
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, Reason, Training
+from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import model
+from finetune_trainer.modeling import loading
 from finetune_trainer.training.train import total_steps
-from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-LAYOUTS: dict[str, tuple[dict[str, str], layout.Layout | None]] = {
-    "nothing is asked": ({}, layout.Layout(1, 1, 0, "127.0.0.1:29400")),
-    "GPUs of one node": ({PROCESSES_ENV: "8"}, layout.Layout(1, 8, 0, "127.0.0.1:29400")),
+LAYOUTS: dict[str, tuple[dict[str, str], topology.Layout | None]] = {
+    "nothing is asked": ({}, topology.Layout(1, 1, 0, "127.0.0.1:29400")),
+    "GPUs of one node": ({PROCESSES_ENV: "8"}, topology.Layout(1, 8, 0, "127.0.0.1:29400")),
     "a second node": (
         {NODES_ENV: "2", PROCESSES_ENV: "4", NODE_RANK_ENV: "1", RENDEZVOUS_ENV: "job-0.job:29400"},
-        layout.Layout(2, 4, 1, "job-0.job:29400"),
+        topology.Layout(2, 4, 1, "job-0.job:29400"),
     ),
     "no such node": ({NODES_ENV: "2", NODE_RANK_ENV: "2", RENDEZVOUS_ENV: "job-0.job:29400"}, None),
     "nowhere to meet": ({NODES_ENV: "2"}, None),
@@ -33,15 +33,15 @@ LAYOUTS: dict[str, tuple[dict[str, str], layout.Layout | None]] = {
 
 @pytest.mark.parametrize(("environment", "expected"), LAYOUTS.values(), ids=LAYOUTS)
 def test_what_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: layout.Layout | None
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: topology.Layout | None
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if expected:
-        assert layout.asked() == expected
+        assert topology.asked() == expected
     else:
         with pytest.raises(TrainerError) as raised:
-            layout.asked()
+            topology.asked()
         assert raised.value.reason is Reason.CONFIG_INVALID
 
 
@@ -54,10 +54,10 @@ def test_unsloth_trains_alone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = Pods(s3, tmp_path, "s3://results/out", {}).config(backend=asked)
     if chosen:
-        assert model.choose_backend(config) == chosen
+        assert loading.choose_backend(config) == chosen
     else:
         with pytest.raises(TrainerError, match="unsloth trains in one process"):
-            model.choose_backend(config)
+            loading.choose_backend(config)
 
 
 # rows, batchSize, gradientAccumulation, workers → steps of two epochs

@@ -11,9 +11,9 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, import_lib
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.lora import with_adapter
-from finetune_trainer.models.model import load_model
-from finetune_trainer.planning.architecture import describe
+from finetune_trainer.modeling.loading import load_model
+from finetune_trainer.modeling.lora import with_adapter
+from finetune_trainer.planning.model_shape import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

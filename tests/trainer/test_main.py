@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_trainer import server
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, SCRATCH_ENV, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.telemetry import http_server
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -43,7 +43,7 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
         monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
         monkeypatch.setenv(SCRATCH_ENV, str(tmp_path / "scratch"))
-        monkeypatch.setenv(server.PORT_ENV, "0")
+        monkeypatch.setenv(http_server.PORT_ENV, "0")
 
     return enter
 
@@ -135,7 +135,7 @@ def test_a_bug_shows_its_traceback_in_the_log_alone(
     pod: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod(CONFIG, "http://127.0.0.1:9")
-    monkeypatch.setenv(server.PORT_ENV, "no number")
+    monkeypatch.setenv(http_server.PORT_ENV, "no number")
     status, out, err = run("run")
     assert (status, written(tmp_path).reason) == (1, Reason.INTERNAL_ERROR)
     assert written(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"

@@ -34,9 +34,12 @@ words.save_pretrained(sys.argv[1])
 RUN = """
 import os, resource, sys
 from pathlib import Path
-from finetune_trainer import __main__ as command, cli, manifest, outcome
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import run
+from finetune_trainer import __main__ as command
+from finetune_trainer.cli import app
+from finetune_trainer.config import loader
+from finetune_trainer.telemetry import termination_message
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.pipeline import run
 
 class Tight(ProgressReporter):
     def update(self, **fields):
@@ -45,8 +48,8 @@ class Tight(ProgressReporter):
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
 
-known = outcome.Known(Tight())
-outcome.write(command._attempt(lambda: run(manifest.from_environment(), Path(sys.argv[3]), known)))
+known = termination_message.Known(Tight())
+termination_message.write(command._attempt(lambda: run(loader.from_environment(), Path(sys.argv[3]), known)))
 os._exit(0)
 """
 STAGES = {

@@ -10,14 +10,14 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.data.loss_masking import IGNORED
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded, load_base, load_model, load_tokenizer
-from finetune_trainer.output.export import export
-from finetune_trainer.output.records import MergedLosses
+from finetune_trainer.modeling.loading import Loaded, load_base, load_model, load_tokenizer
+from finetune_trainer.publishing.export import export
+from finetune_trainer.records.manifest import MergedLosses
 
 if TYPE_CHECKING:
-    from finetune_trainer.output.merge import Merging
+    from finetune_trainer.publishing.merge import Merging
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -48,8 +48,8 @@ def tuned(settings: TrainerConfig, model_dir: Path) -> Loaded:
 
 
 def merging(settings: TrainerConfig, model_dir: Path) -> Merging:
-    from finetune_trainer.evaluation.likelihood import Tokens
-    from finetune_trainer.output.merge import Merging
+    from finetune_trainer.modeling.likelihood import Tokens
+    from finetune_trainer.publishing.merge import Merging
 
     ids = [number * 31 % 250 + 8 for number in range(60)]
     rows = [Tokens(ids[start:], [IGNORED, *ids[start + 1 :]]) for start in range(8)]
@@ -65,7 +65,7 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_trainer.output.merge import merge
+    from finetune_trainer.publishing.merge import merge
 
     settings = config({"precision": precision, "lora": {"variant": variant}})
     loaded = tuned(settings, model_dir)
@@ -90,7 +90,7 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
 def test_merge_weights_rounds_each_weight_once(model_dir: Path) -> None:
     import torch
 
-    from finetune_trainer.output.merge import merge_weights
+    from finetune_trainer.publishing.merge import merge_weights
 
     settings = config({"precision": "bf16"})
     model = tuned(settings, model_dir).model
@@ -107,7 +107,7 @@ def test_merge_keeps_the_base_models_generation_config_and_names_the_end_of_answ
 ) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
-    from finetune_trainer.output.merge import merge
+    from finetune_trainer.publishing.merge import merge
 
     (base / "generation_config.json").write_text(json.dumps(content))
     made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
@@ -117,7 +117,7 @@ def test_merge_keeps_the_base_models_generation_config_and_names_the_end_of_answ
 def test_merge_of_a_base_model_without_generation_config_names_the_end_of_answers(tmp_path: Path) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
-    from finetune_trainer.output.merge import merge
+    from finetune_trainer.publishing.merge import merge
 
     (base / "generation_config.json").unlink()
     made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
@@ -126,7 +126,7 @@ def test_merge_of_a_base_model_without_generation_config_names_the_end_of_answer
 
 
 def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_dir: Path) -> None:
-    from finetune_trainer.output.judging import Judge
+    from finetune_trainer.publishing.merge_check import Judge
 
     judge = Judge(merging(config(), model_dir).texts, "fp32", lambda: None)
     before = judge.before(tuned(config(), model_dir).model)
@@ -163,7 +163,7 @@ def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_di
     ],
 )
 def test_check_accepts_a_loss_near_the_adapters(base: float, adapter: float, merged: float, passes: bool) -> None:
-    from finetune_trainer.output.judging import Tolerance, check
+    from finetune_trainer.publishing.merge_check import Tolerance, check
 
     tolerance = Tolerance(off=0.15, share=0.25, tuned=0.1)
     found = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)

@@ -13,15 +13,15 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.faults import memory_errors
-from finetune_trainer.models.model import (
+from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.modeling.library_errors import memory_errors
+from finetune_trainer.modeling.loading import (
     check_vocabulary,
     choose_backend,
     load_model,
     load_tokenizer,
 )
-from finetune_trainer.models.model_files import check_model_dir
-from finetune_trainer.models.precision import resolve_precision
+from finetune_trainer.modeling.precision import resolve_precision
 
 INDEX = "model.safetensors.index.json"
 

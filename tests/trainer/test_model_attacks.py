@@ -9,10 +9,10 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparing import Files, prepare
+from finetune_trainer.data.preparation import Files, prepare
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import load_model, load_tokenizer
-from finetune_trainer.models.model_files import check_model_dir
+from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.modeling.loading import load_model, load_tokenizer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

@@ -13,11 +13,11 @@ from tests.trainer.training.families import build_family
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.outcome import Known
+from finetune_trainer.pipeline import run
 from finetune_trainer.planning.plan import plan
 from finetune_trainer.planning.plan_text import to_text
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import run
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import Known
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server

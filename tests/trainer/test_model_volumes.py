@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.publishing import attempt, config_for, prefix, publish
 
-from finetune_trainer import inputs
 from finetune_trainer.contract import CLAIMS_DIR_ENV, Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs import resolve
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def test_a_model_on_a_volume_is_known_by_its_content(
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
     outcome = publish(config, tmp_path)
-    in_bucket = inputs.start(inputs.locate(config_for(s3, prefix), S3(config.storage)), tmp_path / "export").result()
+    in_bucket = resolve.start(resolve.locate(config_for(s3, prefix), S3(config.storage)), tmp_path / "export").result()
     assert outcome.result
     assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
     assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE

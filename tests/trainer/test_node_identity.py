@@ -16,7 +16,7 @@ import pytest
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3
-from finetune_trainer.storage.connection import _session
+from finetune_trainer.storage.client import _session
 
 EXPIRES = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 DISABLED = "AWS_EC2_METADATA_DISABLED"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer import __main__ as command
-from finetune_trainer import outcome, runlog
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, DatasetReport, Outcome, Reason, Result
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.telemetry import run_log, termination_message
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ class TestOutcome:
 
     @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
     def test_long_messages(self, character: str) -> None:
-        made = outcome.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
-        text = outcome.to_json(made)
+        made = termination_message.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
+        text = termination_message.to_json(made)
         assert len(text.encode()) <= OUTCOME_MAX_BYTES
         read = Outcome.model_validate_json(text)
         assert read.message.startswith("what went wrong: ")
@@ -47,8 +47,10 @@ class TestOutcome:
 
     def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
         hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
-        made = outcome.make(Reason.DATA_INVALID, hostile)
-        later = outcome.Known(ProgressReporter()).complete(Outcome(reason=Reason.COMPLETED, message=hostile))
+        made = termination_message.make(Reason.DATA_INVALID, hostile)
+        later = termination_message.Known(ProgressReporter()).complete(
+            Outcome(reason=Reason.COMPLETED, message=hostile)
+        )
         for said in (made.message, later.message):
             assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
             assert said.endswith(",\n\tthe rest")
@@ -72,17 +74,19 @@ class TestOutcome:
             model_revision="r" * 255,
             metrics=metrics,
         )
-        made = outcome.make(Reason.COMPLETED, "漢" * 5000).model_copy(update={"dataset": report, "result": result})
-        text = outcome.Known(ProgressReporter()).complete(made)
-        read = Outcome.model_validate_json(outcome.to_json(text))
-        assert len(outcome.to_json(text).encode()) <= OUTCOME_MAX_BYTES
+        made = termination_message.make(Reason.COMPLETED, "漢" * 5000).model_copy(
+            update={"dataset": report, "result": result}
+        )
+        text = termination_message.Known(ProgressReporter()).complete(made)
+        read = Outcome.model_validate_json(termination_message.to_json(text))
+        assert len(termination_message.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result
         assert (read.result.adapter_uri, read.result.merged_uri) == (result.adapter_uri, result.merged_uri)
 
 
 def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "finetune_trainer")
-    with runlog.kept(tmp_path) as kept:
+    with run_log.kept(tmp_path) as kept:
         logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")
         kept.save(tmp_path)
-    assert (tmp_path / runlog.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")
+    assert (tmp_path / run_log.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")

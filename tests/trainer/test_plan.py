@@ -13,18 +13,18 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config
 from tests.trainer.training.trainings import Asked, train
 
 from finetune_trainer.checkpoints.store import files_of
+from finetune_trainer.config.loader import load
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.manifest import load
-from finetune_trainer.models.model import load_model
-from finetune_trainer.outcome import Known
+from finetune_trainer.modeling.loading import load_model
+from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
-from finetune_trainer.planning.architecture import Architecture, describe
+from finetune_trainer.planning.model_shape import Architecture, describe
 from finetune_trainer.planning.plan import plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import parameters
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import run
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import Known
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server

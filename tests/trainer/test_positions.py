@@ -10,9 +10,9 @@ from tests.trainer.preparations import configured, pair
 from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparing import Files, PreparedData, prepare
+from finetune_trainer.data.preparation import Files, PreparedData, prepare
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.positions import limit_length, max_positions
+from finetune_trainer.modeling.positions import limit_length, max_positions
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 

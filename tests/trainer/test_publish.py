@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.publishing import EXPORTED, REPORT, attempt, config_for, prefix, publish
 
+from finetune_trainer.cli.generate import Question, answer
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.generating import Question, answer
-from finetune_trainer.output.publish import Output
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.publishing.publish import Output
 from finetune_trainer.storage import S3
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -33,7 +33,7 @@ DIES = """
 import json, pathlib, sys
 from tests.trainer.publishing import Output, S3, TrainerConfig, publish
 
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 config = TrainerConfig.model_validate(json.loads(sys.argv[1]))
 with Output(S3(config.storage), config).claimed(ProgressReporter()):

@@ -11,12 +11,12 @@ import pytest
 from tests.trainer.template_families import FAMILIES, Family
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
 
-from finetune_trainer.data import preparing
-from finetune_trainer.models import model
-from finetune_trainer.models.generate import generate
-from finetune_trainer.models.generation import end_token_ids
-from finetune_trainer.output.export import export, export_generation_config, export_tokenizer
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.data import preparation
+from finetune_trainer.modeling import loading
+from finetune_trainer.modeling.generate import generate
+from finetune_trainer.modeling.generation_config import end_token_ids
+from finetune_trainer.publishing.export import export, export_generation_config, export_tokenizer
+from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -42,13 +42,13 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     base = build(folder / "base", words=family.tokenizer())
     (base / "generation_config.json").write_text(json.dumps(BASE_SETTINGS))
     settings = config({"maxSteps": 90, "batchSize": 3, "gradientAccumulation": 1, "gradientCheckpointing": False})
-    words = model.load_tokenizer(base)
+    words = loading.load_tokenizer(base)
     several = [text for pair in ANSWERS.items() for text in pair]
     rows = write_rows(folder / "rows", [*(chat(*pair) for pair in ANSWERS.items()), chat(*several)])
-    prepared = preparing.prepare(
-        settings, preparing.Files([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
+    prepared = preparation.prepare(
+        settings, preparation.Files([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
     )
-    loaded = model.Loaded(model.load_model(settings, base, "transformers"), words, "transformers")
+    loaded = loading.Loaded(loading.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
     export(settings, loaded, folder / "adapter", "sha256:abc", base)
     return Published(base, folder / "adapter", stops)
@@ -92,7 +92,7 @@ def test_own_answers_end_at_the_same_place(published: Published) -> None:
 
 def test_rest_of_the_generation_config_is_the_base_models(published: Published) -> None:
     settings = json.loads((published.adapter / "generation_config.json").read_text())
-    stops = model.load_tokenizer(published.base).convert_tokens_to_ids(published.stops)
+    stops = loading.load_tokenizer(published.base).convert_tokens_to_ids(published.stops)
     assert settings == BASE_SETTINGS | {"eos_token_id": stops}
     assert "très" in (published.adapter / "generation_config.json").read_text()
 
@@ -129,7 +129,7 @@ def test_generation_config_lists_what_is_taught_then_the_base_models_own(
     (base / "generation_config.json").unlink()
     if own is not None:
         (base / "generation_config.json").write_text(json.dumps(own))
-    loaded = model.Loaded(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
+    loaded = loading.Loaded(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
     export_generation_config(loaded.model, loaded.tokenizer, base, tmp_path)
     read = GenerationConfig.from_pretrained(tmp_path)
     assert read.eos_token_id == expected == end_token_ids(loaded.model, words)

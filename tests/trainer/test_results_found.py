@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.publishing import attempt, config_for, prefix, publish
 
+from finetune_trainer.cli.generate import Question, answer
 from finetune_trainer.contract import (
     NODE_RANK_ENV,
     NODES_ENV,
@@ -21,12 +22,11 @@ from finetune_trainer.contract import (
     TrainerConfig,
 )
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.generating import Question, answer
-from finetune_trainer.outcome import Known
-from finetune_trainer.output.publish import Output
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import run
+from finetune_trainer.pipeline import run
+from finetune_trainer.publishing.publish import Output
 from finetune_trainer.storage import S3
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import Known
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
-from finetune_operator import progress as asking
-from finetune_trainer import server
+from finetune_operator.controller import progress_poller as asking
 from finetune_trainer.contract import Stage
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.telemetry import http_server
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 
 class TestServer:
@@ -22,11 +22,11 @@ class TestServer:
 
     @pytest.fixture
     def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:
-        monkeypatch.setenv(server.PORT_ENV, "0")
+        monkeypatch.setenv(http_server.PORT_ENV, "0")
         return ProgressReporter()
 
     def test_progress(self, progress: ProgressReporter) -> None:
-        port = server.start(progress)
+        port = http_server.start(progress)
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
             content = json.load(answer)
@@ -44,7 +44,7 @@ class TestServer:
             assert error.value.code == 404
 
     def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
-        port = server.start(progress)
+        port = http_server.start(progress)
         saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -66,7 +66,7 @@ class TestServer:
     async def test_progress_is_served_to_the_operator_on_both_families(
         self, progress: ProgressReporter, host: str
     ) -> None:
-        url = URL.build(scheme="http", host=host, port=server.start(progress), path="/progress")
+        url = URL.build(scheme="http", host=host, port=http_server.start(progress), path="/progress")
         async with asking.session() as client:
             found = await asking.fetch(client, url)
         assert found == progress.latest()
@@ -75,7 +75,7 @@ class TestServer:
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
-        port = server.start(progress)
+        port = http_server.start(progress)
         async with asking.session() as client:
             assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
 
@@ -83,5 +83,5 @@ class TestServer:
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with socket.create_server(("", 0)) as taken:
-            monkeypatch.setenv(server.PORT_ENV, str(taken.getsockname()[1]))
-            assert server.start(progress) is None
+            monkeypatch.setenv(http_server.PORT_ENV, str(taken.getsockname()[1]))
+            assert http_server.start(progress) is None

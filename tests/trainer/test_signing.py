@@ -21,12 +21,12 @@ from tests.trainer.publishing import config_for, prefix, publish
 
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Signing, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.outcome import Known
-from finetune_trainer.output import signing
-from finetune_trainer.output.publish import Output
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.run import run
+from finetune_trainer.pipeline import run
+from finetune_trainer.publishing import signing
+from finetune_trainer.publishing.publish import Output
 from finetune_trainer.storage import S3
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import Known
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy

@@ -12,7 +12,7 @@ from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS
 RUN = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from finetune_trainer.models.model import import_backend
+from finetune_trainer.modeling.loading import import_backend
 import_backend("transformers", sys.argv[1])
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM

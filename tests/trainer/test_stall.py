@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 RUN = """
 import pathlib, sys, time
 from finetune_trainer.contract import Stage
-from finetune_trainer.outcome import Known
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.stall import watched
+from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.watchdog import watched
 
 folder, moves = pathlib.Path(sys.argv[1]), sys.argv[2]
 known = Known(ProgressReporter())
@@ -66,9 +66,9 @@ def test_only_a_run_that_stands_still_is_ended(tmp_path: Path, moves: str, statu
 UPLOAD = """
 import pathlib, sys
 from finetune_trainer.contract import Storage
-from finetune_trainer.outcome import Known
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.stall import watched
+from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.watchdog import watched
 from finetune_trainer.storage import S3, Location, put_file
 
 folder, endpoint = pathlib.Path(sys.argv[1]), sys.argv[2]

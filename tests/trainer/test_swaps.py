@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_trainer.data.augment.counterfactual import CATEGORIES, OWN, groups_named, swap, swapped_row, why_not_terms
+from finetune_trainer.data.augment.lexicon import table_of, table_of_own
 from finetune_trainer.data.rows import Chat, Pair, Preference, Row, Text
-from finetune_trainer.data.swaps import CATEGORIES, OWN, groups_named, swap, swapped_row, why_not_terms
-from finetune_trainer.data.terms import table_of, table_of_own
 
 TERMS = [["nurse", "engineer"], ["data scientist", "clerk"], ["EU citizen", "migrant"]]
 

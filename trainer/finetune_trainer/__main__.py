@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from finetune_trainer.contract import Outcome
-    from finetune_trainer.outcome import Known
+    from finetune_trainer.telemetry.termination_message import Known
 
 # Nothing of ours is imported up here: signals are handled from the first moment on, and --help answers at once.
 
@@ -61,7 +61,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _command(arguments: list[str]) -> int:
-    from finetune_trainer.cli import parser
+    from finetune_trainer.cli.app import parser
 
     parsed = parser().parse_args(arguments)
     _log_to(sys.stdout if parsed.command == "run" else sys.stderr)  # the others' stdout is for answers
@@ -72,36 +72,38 @@ def _command(arguments: list[str]) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     """Train; whatever happens becomes an outcome."""
-    from finetune_trainer import outcome
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.workers import layout
+    from finetune_trainer.distributed import topology
+    from finetune_trainer.telemetry import termination_message
+    from finetune_trainer.telemetry.progress import ProgressReporter
 
-    layout.die_with_launcher()
-    known = outcome.Known(ProgressReporter())
+    topology.die_with_launcher()
+    known = termination_message.Known(ProgressReporter())
     ended = known.complete(_attempt(lambda: _train(parsed, known)))
-    outcome.write(ended)
+    termination_message.write(ended)
     print(f"{_worker()}{ended.reason}: {ended.message}")
-    if parsed.manifest is None and layout.size() == 1:
-        print(outcome.to_json(ended))
+    if parsed.manifest is None and topology.size() == 1:
+        print(termination_message.to_json(ended))
     return ended.reason.exit_code
 
 
 def _worker() -> str:
-    from finetune_trainer.workers import layout
+    from finetune_trainer.distributed import topology
 
-    return f"worker {layout.rank()}: " if layout.size() > 1 else ""
+    return f"worker {topology.rank()}: " if topology.size() > 1 else ""
 
 
 def _train(parsed: argparse.Namespace, known: Known) -> Outcome:
-    from finetune_trainer import cli, manifest, server
-    from finetune_trainer.run import run
-    from finetune_trainer.workers import launcher, layout
+    from finetune_trainer.cli import app, launcher
+    from finetune_trainer.config import loader
+    from finetune_trainer.distributed import topology
+    from finetune_trainer.pipeline import run
+    from finetune_trainer.telemetry import http_server
 
-    launches = layout.size() == 1 and layout.asked().workers > 1
-    if parsed.manifest is None and layout.is_first() and not launches:
-        server.start(known.progress)
-    config = manifest.load(parsed.manifest) if parsed.manifest else manifest.from_environment()
-    scratch = cli.scratch(parsed)
+    launches = topology.size() == 1 and topology.asked().workers > 1
+    if parsed.manifest is None and topology.is_first() and not launches:
+        http_server.start(known.progress)
+    config = loader.load(parsed.manifest) if parsed.manifest else loader.from_environment()
+    scratch = app.scratch(parsed)
     if launches:
         return run(config, scratch, known, lambda *_: launcher.launch(scratch, known, sys.argv[1:]))
     return run(config, scratch, known)
@@ -116,60 +118,63 @@ def _ask(work: Callable[[], Outcome]) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> Outcome:
-    from finetune_trainer import cli, manifest, outcome
+    from finetune_trainer.cli import app
+    from finetune_trainer.config import loader
     from finetune_trainer.contract import Reason
     from finetune_trainer.planning import plan, plan_text
+    from finetune_trainer.telemetry import termination_message
 
-    config = manifest.load(parsed.manifest)
-    found = plan.plan(config, cli.scratch(parsed), manifest.workers(parsed.manifest))
+    config = loader.load(parsed.manifest)
+    found = plan.plan(config, app.scratch(parsed), loader.workers(parsed.manifest))
     print(found.model_dump_json(by_alias=True, indent=2) if parsed.json else plan_text.to_text(found))
-    return outcome.make(Reason.COMPLETED, "planned")
+    return termination_message.make(Reason.COMPLETED, "planned")
 
 
 def _answer(parsed: argparse.Namespace) -> Outcome:
-    from finetune_trainer import cli, generating, outcome
+    from finetune_trainer.cli import app, generate
     from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
 
-    answers = generating.answer(cli.question(parsed), cli.scratch(parsed))
+    answers = generate.answer(app.question(parsed), app.scratch(parsed))
     separator = "\n" if parsed.json else "\n\n"
     print(separator.join(each.to_json() if parsed.json else each.to_text() for each in answers))
-    return outcome.make(Reason.COMPLETED, f"{len(answers)} prompts answered")
+    return termination_message.make(Reason.COMPLETED, f"{len(answers)} prompts answered")
 
 
 def _attempt(work: Callable[[], Outcome]) -> Outcome:
     """The one place where an exception of any kind gets a reason. Only a bug shows its traceback."""
-    from finetune_trainer import outcome
     from finetune_trainer.contract import Reason
     from finetune_trainer.errors import TrainerError
+    from finetune_trainer.telemetry import termination_message
 
     try:
         return work()
     except TrainerError as error:
-        return outcome.make(error.reason, error.message)
+        return termination_message.make(error.reason, error.message)
     except Stopped as error:
-        return outcome.make(
+        return termination_message.make(
             Reason.PREEMPTED, f"told to stop by {error}; the same run again goes on from its newest checkpoint"
         )
     except MemoryError:
-        return outcome.make(Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources")
+        return termination_message.make(Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources")
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             where = error.filename or "scratch"
-            return outcome.make(Reason.DISK_FULL, f"{where}: no space is left; enlarge compute.scratch")
+            return termination_message.make(Reason.DISK_FULL, f"{where}: no space is left; enlarge compute.scratch")
         logging.getLogger(_BUGS).exception("This is a bug. Please report it with what follows.")
-        return outcome.make(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+        return termination_message.make(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
 
 def _log_to(stream: TextIO) -> None:
     """Plain lines with the time; only bugs go to stderr, with their traceback. One worker of each node says it all."""
-    from finetune_trainer.runlog import PlainFormatter
-    from finetune_trainer.workers import layout
+    from finetune_trainer.distributed import topology
+    from finetune_trainer.telemetry.run_log import PlainFormatter
 
     lines, traces = logging.StreamHandler(stream), logging.StreamHandler(sys.stderr)
     lines.setFormatter(PlainFormatter(f"%(asctime)s {_worker()}%(message)s", "%H:%M:%S"))
     traces.setFormatter(PlainFormatter())
     logging.basicConfig(handlers=[lines], level=logging.WARNING)
-    logging.getLogger("finetune_trainer").setLevel(logging.INFO if layout.leads_node() else logging.WARNING)
+    logging.getLogger("finetune_trainer").setLevel(logging.INFO if topology.leads_node() else logging.WARNING)
     bugs = logging.getLogger(_BUGS)
     bugs.addHandler(traces)
     bugs.propagate = False

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from finetune_operator.api.compute import Compute
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.compute import Compute
 from finetune_trainer.contract import (
     TRACKING_RULES,
     TRAINER_RULES,

@@ -15,7 +15,7 @@ from tests.trainer.s3_server import KEY_ID, SECRET
 from tests.trainer.tiny_model import QUIET
 
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, RUN_ID_ENV, SCRATCH_ENV, TrainerConfig
-from finetune_trainer.server import PORT_ENV
+from finetune_trainer.telemetry.http_server import PORT_ENV
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.evaluation.labels import Labels
+from finetune_trainer.evaluation.class_labels import Labels
 
 ANSWERS = {
     "the label": ("positive", "positive"),

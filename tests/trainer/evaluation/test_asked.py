@@ -28,10 +28,10 @@ FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 
 
 def check(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
-    from finetune_trainer.evaluation import asked
+    from finetune_trainer.evaluation import requirements
 
     wanted, words = Asked({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
-    asked.check(wanted.config, wanted.prepared(words, folder), words)
+    requirements.check(wanted.config, wanted.prepared(words, folder), words)
 
 
 @pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from finetune_trainer.evaluation.bias import Likelihood, Preferences, judge_bias, preference
-from finetune_trainer.evaluation.records import Bias
+from finetune_trainer.evaluation.bias.analysis import Likelihood, Preferences, judge_bias, preference
+from finetune_trainer.records.evaluation import Bias
 
 CATEGORIES = ["gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"]
 Noise = Callable[[Generator, int], NDArray[np.float64]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from finetune_trainer.evaluation.gate import check
-from finetune_trainer.evaluation.records import Check, Estimate, Measure
+from finetune_trainer.records.evaluation import Check, Estimate, Measure
 
 
 @dataclass(frozen=True)

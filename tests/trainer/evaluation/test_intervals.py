@@ -21,7 +21,7 @@ from finetune_trainer.evaluation.intervals import (
     weighted_mean,
 )
 from finetune_trainer.evaluation.losses import eval_loss, perplexity
-from finetune_trainer.evaluation.records import Estimate
+from finetune_trainer.records.evaluation import Estimate
 
 Booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=MIN_SAMPLES, max_size=60)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.evaluation.overfitting import judge
-from finetune_trainer.evaluation.records import Estimate, Measure, Overfitting, Point
+from finetune_trainer.records.evaluation import Estimate, Measure, Overfitting, Point
 
 
 def points(losses: list[float], every: int = 10) -> list[Point]:

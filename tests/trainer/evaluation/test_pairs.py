@@ -9,8 +9,8 @@ import pytest
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, own_pairs, read_pairs
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
-from finetune_trainer.evaluation.pairs import SentencePair, own_pairs, read_pairs
 
 CATEGORIES = {"gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"}
 HEADER = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations\n"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.evaluation.classification import classified
-from finetune_trainer.evaluation.records import Confusion, Measure, Task
 from finetune_trainer.evaluation.task_metrics import check_task, measures, missing
+from finetune_trainer.records.evaluation import Confusion, Measure, Task
 
 SENTENCES = [
     "The cat sat on the mat and looked at the dog.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.trainer.report.runs import estimate, manifest
 
-from finetune_trainer.evaluation.records import (
+from finetune_trainer.records.evaluation import (
     Bias,
     BiasFinding,
     Check,
@@ -15,7 +15,7 @@ from finetune_trainer.evaluation.records import (
     Overfitting,
     Sample,
 )
-from finetune_trainer.output.records import AdapterManifest, InputRecord
+from finetune_trainer.records.manifest import AdapterManifest, InputRecord
 
 TEXTS = {
     "script": "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>",

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
-from finetune_trainer.evaluation.records import (
+from finetune_trainer.records.evaluation import (
     Bar,
     Bias,
     BiasFinding,
@@ -22,8 +22,8 @@ from finetune_trainer.evaluation.records import (
     Point,
     Sample,
 )
-from finetune_trainer.output.records import AdapterManifest, FileRecord, InputRecord, ModelRecord
-from finetune_trainer.report.facts import AdapterFacts
+from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
+from finetune_trainer.reporting.adapter_info import AdapterFacts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FACTS = AdapterFacts("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))

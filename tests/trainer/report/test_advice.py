@@ -9,8 +9,8 @@ import pytest
 from tests.trainer.report import runs
 
 from finetune_trainer.evaluation.overfitting import judge
-from finetune_trainer.evaluation.records import Check, Evaluation, Measure, Point
-from finetune_trainer.report.advice import advice
+from finetune_trainer.records.evaluation import Check, Evaluation, Measure, Point
+from finetune_trainer.reporting.advice import advice
 
 MORE = re.compile(r"train longer|more steps|more epochs|raise training\.(learningRate|lora\.rank)", re.IGNORECASE)
 LESS = re.compile(r"train less|train only|fewer epochs|lower training\.(learningRate|lora)", re.IGNORECASE)

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from tests.trainer.report import hostile, runs
 
-from finetune_trainer.evaluation.records import Evaluation
-from finetune_trainer.report.card import card
-from finetune_trainer.report.facts import AdapterFacts
+from finetune_trainer.records.evaluation import Evaluation
+from finetune_trainer.reporting.adapter_info import AdapterFacts
+from finetune_trainer.reporting.card import card
 
 RUNS = {"full": runs.full(), "minimal": runs.minimal()}
 

@@ -6,8 +6,8 @@ import pytest
 from tests.trainer.report import runs
 
 from finetune_trainer.evaluation import curves
-from finetune_trainer.evaluation.records import Bar, Estimate, Point
-from finetune_trainer.report import charts
+from finetune_trainer.records.evaluation import Bar, Estimate, Point
+from finetune_trainer.reporting import charts
 
 TICKS = {
     "from zero": (0, 900, [0, 200, 400, 600, 800, 1000]),

@@ -10,8 +10,8 @@ import pytest
 from lxml import html
 from tests.trainer.report import hostile, runs
 
-from finetune_trainer.evaluation.records import Bar, Evaluation, Overfitting, Point
-from finetune_trainer.report.page import page
+from finetune_trainer.records.evaluation import Bar, Evaluation, Overfitting, Point
+from finetune_trainer.reporting.page import page
 
 SECTIONS = ["better", "trust", "data", "samples", "curves", "next", "made"]
 DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -14,8 +14,8 @@ from in_toto_attestation.v1.statement import Statement
 from tests.trainer.report import runs
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.output.records import AdapterManifest
-from finetune_trainer.report.provenance import Builder, statement
+from finetune_trainer.records.manifest import AdapterManifest
+from finetune_trainer.reporting.provenance import Builder, statement
 
 DIGEST = "e" * 64
 BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGEST}", started_on="2026-03-04T03:00:00Z")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.trainer.report import runs
 
-from finetune_trainer.evaluation.records import (
+from finetune_trainer.records.evaluation import (
     Check,
     CrossValidation,
     Estimate,
@@ -16,8 +16,8 @@ from finetune_trainer.evaluation.records import (
     Overfitting,
     Point,
 )
-from finetune_trainer.report import verdicts
-from finetune_trainer.report.advice import advice
+from finetune_trainer.reporting import verdicts
+from finetune_trainer.reporting.advice import advice
 
 FINE = Overfitting(verdict="none", message="fine")
 

@@ -9,7 +9,7 @@ import pytest
 from finetune_trainer.contract import JOB_ENV, RUN_ID_ENV, TRACKING_CREDENTIALS_DIR_ENV, Reason, Tracking, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tracking import credentials
-from finetune_trainer.tracking.described import describe
+from finetune_trainer.tracking.run_metadata import describe
 
 CONFIG = TrainerConfig.model_validate(
     {

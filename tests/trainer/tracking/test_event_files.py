@@ -8,8 +8,8 @@ import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.tracking import event_files
-from finetune_trainer.training.looks import Look
+from finetune_trainer.tracking import tensorboard_files
+from finetune_trainer.training.early_stopping import Look
 from finetune_trainer.training.train import Trained
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -30,7 +30,7 @@ METRICS = {"accuracy": 0.5, "baseAccuracy": 0.25, "perplexity": float("inf")}
 
 
 def write(folder: Path, **changes: object) -> None:
-    event_files.write(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
+    tensorboard_files.write(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
 
 
 def test_what_tensorboard_reads(tmp_path: Path) -> None:

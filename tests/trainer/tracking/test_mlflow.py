@@ -10,8 +10,8 @@ import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
 from tests.trainer.tracking.servers import Mlflow, hanging, refusing
 
-from finetune_trainer.tracking.described import RUN_TAG, Described
-from finetune_trainer.tracking.mlflow_sink import MlflowSink
+from finetune_trainer.tracking.mlflow_backend import MlflowSink
+from finetune_trainer.tracking.run_metadata import RUN_TAG, Described
 from finetune_trainer.tracking.tracker import End, Status, Timing, Tracker
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]

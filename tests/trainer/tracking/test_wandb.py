@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(180)
 RUN = """
 import sys
 from pathlib import Path
-from finetune_trainer.tracking.described import Described
+from finetune_trainer.tracking.run_metadata import Described
 from finetune_trainer.tracking.tracker import End, Status, Timing, Tracker
-from finetune_trainer.tracking.wandb_sink import WandbSink
+from finetune_trainer.tracking.wandb_backend import WandbSink
 
 described = Described("uid-1", "team/bot", {"training.maxSteps": "3"}, {"finetune.name": "bot"})
 credentials = {"WANDB_API_KEY": "canary" + "0" * 34}

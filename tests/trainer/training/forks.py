@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[3]
 def serve() -> None:
     """Imports Unsloth once, then trains whatever comes on stdin, each in a process of its own."""
     warnings.simplefilter("ignore")
-    from finetune_trainer.models import model
+    from finetune_trainer.modeling import loading
 
-    model.import_backend("unsloth")
+    loading.import_backend("unsloth")
     out = os.fdopen(os.dup(1), "w")
     print("ready", file=out, flush=True)
     for line in sys.stdin:

@@ -14,8 +14,8 @@ from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS, chat, config
 from tests.trainer.training import direct
 from tests.trainer.training.trainings import ROWS, Run
 
-from finetune_trainer.manifest import broken_rules
-from finetune_trainer.models.model import choose_backend
+from finetune_trainer.config.loader import broken_rules
+from finetune_trainer.modeling.loading import choose_backend
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_SECONDS)]
 

@@ -9,9 +9,9 @@ import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
 from tests.trainer.training.trainings import Run
 
-from finetune_trainer.data.terms import CATEGORIES
-from finetune_trainer.evaluation.pairs import own_pairs
-from finetune_trainer.evaluation.records import Evaluation
+from finetune_trainer.data.augment.lexicon import CATEGORIES
+from finetune_trainer.evaluation.bias.sentence_pairs import own_pairs
+from finetune_trainer.records.evaluation import Evaluation
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -124,9 +124,9 @@ def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
 
 
 def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(evaluate, "own_pairs", lambda: own_pairs()[:3])
+    monkeypatch.setattr(runner, "own_pairs", lambda: own_pairs()[:3])
     gate = [{"metric": "biasFlags", "maximum": 0}]
     found = evaluated(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
     assert found.bias
@@ -138,12 +138,12 @@ def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: py
 
 
 def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import groups
-    from finetune_trainer.models.answering import Question
+    from finetune_trainer.evaluation.bias import scoring
+    from finetune_trainer.modeling.inference import Question
 
-    ask, made = groups.question, count()
+    ask, made = scoring.question, count()
     monkeypatch.setattr(
-        groups,
+        scoring,
         "question",  # of one row all, with its term, is the prompt
         lambda ids, *more: Question(list(ids), "") if next(made) == 5 else ask(ids, *more),
     )
@@ -156,9 +156,9 @@ def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeyp
 
 
 def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(evaluate.Answerer, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    monkeypatch.setattr(runner.Answerer, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
     prompt = "Is bob@example.com right?"
     [shown] = evaluated(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt
@@ -167,10 +167,10 @@ def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pyt
 
 
 def test_a_loss_that_is_too_high_for_a_perplexity(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import evaluate
-    from finetune_trainer.evaluation.likelihood import Losses
+    from finetune_trainer.evaluation import runner
+    from finetune_trainer.modeling.likelihood import Losses
 
-    monkeypatch.setattr(evaluate, "losses", lambda _, rows, __: Losses([1600.0] * len(rows), [2] * len(rows)))
+    monkeypatch.setattr(runner, "losses", lambda _, rows, __: Losses([1600.0] * len(rows), [2] * len(rows)))
     found = evaluated(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
     assert found.metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
@@ -188,12 +188,12 @@ def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: s
 
 
 def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation import runner
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(evaluate.task_metrics, "measures", broken)
+    monkeypatch.setattr(runner.task_metrics, "measures", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
     found = evaluated(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
     assert found.missing == ["answers for classification: RuntimeError: no such kernel"]

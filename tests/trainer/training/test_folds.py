@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.trainer.tiny_model import TRAINING_SECONDS, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.data import preparing
+from finetune_trainer.data import preparation
 from finetune_trainer.data.folds import Folds, divide
-from finetune_trainer.data.preparing import Files, PreparedData
+from finetune_trainer.data.preparation import Files, PreparedData
 from finetune_trainer.errors import TrainerError
 
 
@@ -79,7 +79,7 @@ def prepared(folder: Path, rows: Sequence[Any], count: int, **dataset: Any) -> P
     made["dataset"].update(dataset)
     asked = TrainerConfig.model_validate(made)
     files = Files([(asked.dataset.sources[0], [write_rows(folder / "rows", rows)])], "sha256:0")
-    return preparing.prepare(asked, files, tokenizer(), folder / "work")
+    return preparation.prepare(asked, files, tokenizer(), folder / "work")
 
 
 WORDS = [f"{who} {does} {what}" for who in ("Ada", "Bob", "Eve") for does in ("saw", "ate") for what in ("fish", "it")]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from finetune_trainer.contract import EarlyStopping
-from finetune_trainer.training.looks import Look, best, is_over
+from finetune_trainer.training.early_stopping import Look, best, is_over
 
 NAN = math.nan
 

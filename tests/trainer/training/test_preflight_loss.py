@@ -12,7 +12,7 @@ from tests.trainer.training.trainings import ROWS, Recorder, Run, prepared
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.model import Loaded, load_model, load_tokenizer
+from finetune_trainer.modeling.loading import Loaded, load_model, load_tokenizer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -107,14 +107,14 @@ def test_preflight_leaves_generators_and_dropout_as_they_were(model_dir: Path, t
     import numpy as np
     import torch
 
-    from finetune_trainer.training import trl_trainers
-    from finetune_trainer.training.preflight import LossCheck
+    from finetune_trainer.training import trl_trainer
+    from finetune_trainer.training.loss_preflight import LossCheck
 
     asked = config({"lora": {"dropout": 0.1}})
     loaded = Loaded(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = trl_trainers.Job(asked, loaded, prepared("sft"), tmp_path)
-    trainer = trl_trainers.build(job)
-    assert isinstance(trainer, trl_trainers.Sft)
+    job = trl_trainer.Job(asked, loaded, prepared("sft"), tmp_path)
+    trainer = trl_trainer.build(job)
+    assert isinstance(trainer, trl_trainer.Sft)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     LossCheck(trainer, asked, job.prepared.dataset, job.collator(), lambda: None).run()

@@ -11,7 +11,7 @@ from tests.trainer.training.trainings import Recorder
 
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.watch import Step, Watch
+from finetune_trainer.training.monitor import Step, Watch
 
 
 def step(number: int, total: int = 10, loss: float = 1.0, **logs: float) -> Step:
@@ -90,7 +90,7 @@ def test_a_run_that_ends_without_number_failed(progress: Recorder) -> None:
 
 
 def test_logs_every_twentieth_at_most(progress: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "finetune_trainer.training.watch")
+    caplog.set_level("INFO", "finetune_trainer.training.monitor")
     watch = Watch(progress, clock=lambda: 0.0)
     watch.begin(1000)
     for number in range(1, 1001):

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from tests.trainer.tiny_model import config, write_rows
 
 from finetune_trainer.contract import CrossValidation, DatasetReport, Evaluation, Progress, TrainerConfig
-from finetune_trainer.evaluation import records
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.records import evaluation as records
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from finetune_trainer.data.folds import Folds
-    from finetune_trainer.data.preparing import PreparedData
-    from finetune_trainer.models.model import Loaded
+    from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.modeling.loading import Loaded
 
 
 def row(start: int, length: int) -> list[int]:
@@ -94,14 +94,14 @@ class Asked:
         return replace(fold, validation=fold.left_out, left_out=None)
 
     def _prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
-        from finetune_trainer.data import preparing
+        from finetune_trainer.data import preparation
 
         if self.rows is None:
             asked = self.config.training
             made = prepared(asked.method, self.validate)
             return replace(made, folds=divided(len(made.dataset), asked.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        made = preparing.prepare(self.config, preparing.Files(sources, "sha256:0"), tokenizer, folder)
+        made = preparation.prepare(self.config, preparation.Files(sources, "sha256:0"), tokenizer, folder)
         return replace(made, validation=made.dataset) if self.validate else made
 
 
@@ -118,7 +118,7 @@ def divided(rows: int, asked: CrossValidation | None) -> Folds | None:
 def prepared(method: str, validate: bool = False) -> PreparedData:
     import datasets
 
-    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.data.preparation import PreparedData
 
     rows = datasets.Dataset.from_dict(dict(ROWS[method]))
     report = DatasetReport(
@@ -181,27 +181,27 @@ Run = Callable[..., Trained]
 
 def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None = None) -> Trained:
     """As a run does between download and upload; the result is in `<folder>/adapter`."""
-    from finetune_trainer.models import model
-    from finetune_trainer.output import export
+    from finetune_trainer.modeling import loading
+    from finetune_trainer.publishing import export
     from finetune_trainer.training import train
 
     settings, recorder = asked.config, progress or Recorder()
-    backend = model.choose_backend(settings)
-    model.import_backend(backend)
+    backend = loading.choose_backend(settings)
+    loading.import_backend(backend)
     # Only now: they import what the backend changes.
-    from finetune_trainer.evaluation import evaluate
+    from finetune_trainer.evaluation import runner
     from finetune_trainer.training import cross_validation
 
-    words = model.load_tokenizer(model_dir)
+    words = loading.load_tokenizer(model_dir)
     rows = asked.prepared(words, folder)
-    tuned = model.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
-    loaded = model.Loaded(tuned, words, backend)
+    tuned = loading.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
+    loaded = loading.Loaded(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
     session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None, track=recorder.track)
     made = cross_validation.train(settings, loaded, rows, session, folder)
     found = None
     if asked.evaluation is not None:
-        found = evaluate.evaluate(evaluate.Subject(settings, loaded, rows, made), recorder)
+        found = runner.evaluate(runner.Subject(settings, loaded, rows, made), recorder)
     export.export(settings, loaded, folder / "adapter", "sha256:0", model_dir)
     trainable, _ = tuned.get_nb_trainable_parameters()
     known = made.metrics, recorder.seen, rows.report, trainable, loaded, found, list(made.fold_losses)

@@ -19,10 +19,8 @@ from pydantic import AfterValidator, ConfigDict, StringConstraints, ValidationEr
 
 from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.output.records import FileRecord
-from finetune_trainer.progress import now
 from finetune_trainer.recipe import FIRST_RECIPE, RECIPE
-from finetune_trainer.runlog import LOG_NAME
+from finetune_trainer.records.manifest import FileRecord
 from finetune_trainer.storage import (
     OUTPUT,
     S3,
@@ -36,6 +34,8 @@ from finetune_trainer.storage import (
     read,
     remove,
 )
+from finetune_trainer.telemetry.progress import now
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.split import MORE_GROUPS
+from finetune_trainer.data.splits import MORE_GROUPS
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_trainer.contract.dataset import FieldName
+from finetune_trainer.data.conversations import answered, column, filled, names, optional_text, text, turns
 from finetune_trainer.data.preferences import parse_judged, parse_preference
 from finetune_trainer.data.row_types import Chat, Pair, Row, RowError, Text
-from finetune_trainer.data.turns import answered, column, filled, names, optional_text, text, turns
 
 Columns = Mapping[str, Any]
 _OPTIONAL = ("system", "input")

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from finetune_trainer.data.row_types import Chat, Judged, Pair, Preference, RowError
-from finetune_trainer.data.turns import (
+from finetune_trainer.data.conversations import (
     Turn,
     column,
     ends_with_answer,
@@ -18,6 +17,7 @@ from finetune_trainer.data.turns import (
     text,
     turns,
 )
+from finetune_trainer.data.row_types import Chat, Judged, Pair, Preference, RowError
 
 _PROMPTS = ("prompt", "messages", "conversations")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}

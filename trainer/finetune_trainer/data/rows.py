@@ -8,8 +8,9 @@ from itertools import islice
 from typing import Any
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.files import raw_rows
+from finetune_trainer.data.conversations import ROLES
 from finetune_trainer.data.formats import detect_format, parse, renamed
+from finetune_trainer.data.readers.files import raw_rows
 from finetune_trainer.data.row_types import (
     Chat,
     Judged,
@@ -22,7 +23,6 @@ from finetune_trainer.data.row_types import (
     SourceFile,
     Text,
 )
-from finetune_trainer.data.turns import ROLES
 
 __all__ = [
     "ROLES",

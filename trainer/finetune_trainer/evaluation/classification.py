@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from finetune_trainer.evaluation.class_labels import Labels
 from finetune_trainer.evaluation.intervals import proportion, proportion_change, resampled
-from finetune_trainer.evaluation.labels import Labels
-from finetune_trainer.evaluation.records import Confusion, Measure
+from finetune_trainer.records.evaluation import Confusion, Measure
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_trainer.evaluation.records import Point
+from finetune_trainer.records.evaluation import Point
 
 MOST_POINTS = 400
 

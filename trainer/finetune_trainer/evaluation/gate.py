@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from finetune_trainer.evaluation.records import Check, Measure
+from finetune_trainer.records.evaluation import Check, Measure
 
 _ROUNDING = 1e-9
 """0.7 is 0.1 better than 0.6, though 0.7 - 0.6 is a little less than 0.1 to a computer."""

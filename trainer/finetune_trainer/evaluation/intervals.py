@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from finetune_trainer.evaluation.records import Estimate
+from finetune_trainer.records.evaluation import Estimate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.intervals import resampled, weighted_mean
-from finetune_trainer.evaluation.records import CrossValidation, Estimate, Measure
+from finetune_trainer.records.evaluation import CrossValidation, Estimate, Measure
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.intervals import Rows

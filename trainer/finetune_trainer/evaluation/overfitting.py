@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from statistics import fmean
 
-from finetune_trainer.evaluation.records import Measure, Overfitting, Point
+from finetune_trainer.records.evaluation import Measure, Overfitting, Point
 
 _MIN_LOOKS = 3
 """At the validation loss: fewer show no turn."""

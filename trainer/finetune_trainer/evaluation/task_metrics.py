@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from finetune_trainer.contract import Task
+from finetune_trainer.evaluation.class_labels import normalised
 from finetune_trainer.evaluation.classification import classified, share
 from finetune_trainer.evaluation.intervals import mean, paired_change, resampled
-from finetune_trainer.evaluation.labels import normalised
-from finetune_trainer.evaluation.records import Confusion, Measure
+from finetune_trainer.records.evaluation import Confusion, Measure
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.planning.architecture import Architecture
+from finetune_trainer.planning.model_shape import Architecture
 
 GPU_GB = (16, 24, 40, 80, 141)
 """Memory of the usual GPUs, in 10^9 bytes as they are sold."""

@@ -8,17 +8,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from finetune_trainer import inputs
 from finetune_trainer.contract import DatasetReport, TrainerConfig
 from finetune_trainer.contract.base import Model
-from finetune_trainer.planning import headers_only
+from finetune_trainer.inputs import resolve
+from finetune_trainer.planning import safetensors_headers
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
     import datasets
 
-    from finetune_trainer.data.preparing import PreparedData
-    from finetune_trainer.planning.architecture import Architecture
+    from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.planning.model_shape import Architecture
 
 _PERCENTILES = (50, 90, 99, 100)
 _BATCH = 1000
@@ -78,40 +78,41 @@ class Plan(Model):
 
 def plan(config: TrainerConfig, scratch: Path, workers: int = 1) -> Plan:
     """Read, check and count everything. Raises what the run itself would raise for its data and model."""
-    located = inputs.locate(config, S3(config.storage))
-    located = replace(located, model=headers_only.of(located.model))
+    located = resolve.locate(config, S3(config.storage))
+    located = replace(located, model=safetensors_headers.of(located.model))
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         prepared, shape = _look(located, Path(folder))
         return _compose(config, prepared, shape, workers)
 
 
-def _look(located: inputs.Located, folder: Path) -> tuple[PreparedData, Architecture]:
-    downloading = inputs.start(located, folder)
-    from finetune_trainer.data import preparing
-    from finetune_trainer.models import model
+def _look(located: resolve.Located, folder: Path) -> tuple[PreparedData, Architecture]:
+    downloading = resolve.start(located, folder)
+    from finetune_trainer.data import preparation
+    from finetune_trainer.modeling import loading
 
     # Seconds of imports, while the download goes on.
-    model.import_backend("transformers", located.config.model.quantization)
+    loading.import_backend("transformers", located.config.model.quantization)
     fetched = downloading.result()
-    from finetune_trainer.evaluation import asked
-    from finetune_trainer.models import adapters, model_files
-    from finetune_trainer.planning import architecture
+    from finetune_trainer.evaluation import requirements
+    from finetune_trainer.inputs import model_files
+    from finetune_trainer.modeling import adapters
+    from finetune_trainer.planning import model_shape
 
     model_files.check_model_dir(fetched.model_dir)
     if fetched.adapter_dir is not None:
         adapters.check(located.config, fetched.adapter_dir)
-    tokenizer = model.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
-    shape = architecture.describe(located.config, fetched.model_dir)
-    model.check_vocabulary(tokenizer, shape.vocabulary)
-    files = preparing.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparing.prepare(located.config, files, tokenizer, folder, shape.positions)
-    asked.check(located.config, prepared, tokenizer)
-    asked.pairs(fetched.pairs)
+    tokenizer = loading.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
+    shape = model_shape.describe(located.config, fetched.model_dir)
+    loading.check_vocabulary(tokenizer, shape.vocabulary)
+    files = preparation.Files(fetched.sources, fetched.digest, fetched.validation)
+    prepared = preparation.prepare(located.config, files, tokenizer, folder, shape.positions)
+    requirements.check(located.config, prepared, tokenizer)
+    requirements.pairs(fetched.pairs)
     return prepared, shape
 
 
 def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
-    from finetune_trainer.models.positions import limit_length
+    from finetune_trainer.modeling.positions import limit_length
     from finetune_trainer.planning import estimates
 
     config, asked_length = limit_length(config, shape.positions), config.model.max_length

@@ -1,5 +1,6 @@
 """S3: connect, find, download, upload, and agree with others. boto3 knows who we are, obstore moves the bytes."""
 
+from finetune_trainer.storage.client import S3
 from finetune_trainer.storage.conditional import (
     NoConditions,
     Tagged,
@@ -11,7 +12,6 @@ from finetune_trainer.storage.conditional import (
     remove,
     replace,
 )
-from finetune_trainer.storage.connection import S3
 from finetune_trainer.storage.download import InputFile, check_space, download, read_range
 from finetune_trainer.storage.errors import DATA, MODEL, OUTPUT, Purpose
 from finetune_trainer.storage.listing import S3Object, find

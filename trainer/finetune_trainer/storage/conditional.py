@@ -8,7 +8,7 @@ import obstore
 from botocore import exceptions as boto
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from finetune_trainer.storage.connection import S3, Bucket
+from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import OUTPUT, code_of, explained
 from finetune_trainer.storage.listing import S3Object, list_below, list_directly
 from finetune_trainer.storage.locations import Location

@@ -9,7 +9,7 @@ from botocore import exceptions as boto
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.connection import S3, Bucket
+from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import Purpose, explained
 from finetune_trainer.storage.locations import Location
 

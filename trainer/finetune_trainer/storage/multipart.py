@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from botocore import exceptions as boto
 from obstore.exceptions import BaseError
 
-from finetune_trainer.storage.connection import Bucket
+from finetune_trainer.storage.client import Bucket
 
 log = logging.getLogger(__name__)
 

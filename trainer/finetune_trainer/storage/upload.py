@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError
 
-from finetune_trainer.storage.connection import S3
+from finetune_trainer.storage.client import S3
 from finetune_trainer.storage.errors import OUTPUT, explained
 from finetune_trainer.storage.locations import Location
 from finetune_trainer.storage.multipart import aborted_on_failure

@@ -19,19 +19,19 @@ import torch
 
 from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES
 from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.distributed import topology
 from finetune_trainer.evaluation.losses import cross_validated
-from finetune_trainer.models.model import Loaded
+from finetune_trainer.modeling.loading import Loaded
 from finetune_trainer.training import packing
-from finetune_trainer.training.adapter_copy import AdapterCopy
+from finetune_trainer.training.adapter_snapshot import AdapterCopy
+from finetune_trainer.training.monitor import Position, Track
 from finetune_trainer.training.train import Session, Trained, total_steps
 from finetune_trainer.training.train import train as train_once
-from finetune_trainer.training.watch import Position, Track
-from finetune_trainer.workers import layout
 
 if TYPE_CHECKING:
     import datasets
 
-    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.data.preparation import PreparedData
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
         return train_once(config, loaded, prepared, session, work_dir)
     start = AdapterCopy(loaded.model)
     start.keep()
-    steps, losses = steps_of_all(config, prepared, layout.size()), _losses_before(session.resume_from)
+    steps, losses = steps_of_all(config, prepared, topology.size()), _losses_before(session.resume_from)
     while (done := len(losses)) < folds.count:
         position = Position(f"fold {done + 1}/{folds.count}", sum(steps[:done]), sum(steps), tuple(losses))
         fold = prepared.without(done)

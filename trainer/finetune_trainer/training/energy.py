@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import pynvml
 import torch
 
-from finetune_trainer.evaluation.records import Energy
-from finetune_trainer.workers import group
+from finetune_trainer.distributed import collectives
+from finetune_trainer.records.evaluation import Energy
 
 Counters = Mapping[str, int]
 """Millijoules since the driver was loaded, by the GPU's UUID."""
@@ -39,7 +39,7 @@ class Meter:
             self._why = "a GPU's counter began anew"
         mine = self._earlier + sum(spent.values()) / _MILLIJOULES
         numbers = torch.tensor([mine, len(spent), bool(self._why)], dtype=torch.float64)
-        watt_hours, gpus, missing = group.total(numbers).tolist()
+        watt_hours, gpus, missing = collectives.total(numbers).tolist()
         if missing:
             return Energy(message=f"not measured: {self._why or 'another worker could not read its GPU'}")
         return Energy(watt_hours=watt_hours, message=_covered(int(gpus)))

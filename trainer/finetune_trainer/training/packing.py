@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.data.loss_masking import IGNORED
 
 if TYPE_CHECKING:
     import datasets

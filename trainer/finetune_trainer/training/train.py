@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig, Training
-from finetune_trainer.evaluation.records import Energy
-from finetune_trainer.faults import memory_errors
-from finetune_trainer.models.model import Loaded, check_vocabulary
-from finetune_trainer.models.precision import resolve_precision
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.training import looks
-from finetune_trainer.training.looks import Look
-from finetune_trainer.training.watch import Position, Track, Watch, nowhere
+from finetune_trainer.modeling.library_errors import memory_errors
+from finetune_trainer.modeling.loading import Loaded, check_vocabulary
+from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.records.evaluation import Energy
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.training import early_stopping
+from finetune_trainer.training.early_stopping import Look
+from finetune_trainer.training.monitor import Position, Track, Watch, nowhere
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from finetune_trainer.checkpoints.following import Following
-    from finetune_trainer.checkpoints.saving import Saver
-    from finetune_trainer.data.preparing import PreparedData
+    from finetune_trainer.checkpoints.follower import Following
+    from finetune_trainer.checkpoints.manager import Saver
+    from finetune_trainer.data.preparation import PreparedData
 
 
 def total_steps(training: Training, rows: int, workers: int = 1) -> int:
@@ -76,12 +76,12 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     `evalLoss` is to validation data.
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` for a tokenizer that is not the model's.
     """
-    from finetune_trainer.training import trl_trainers
+    from finetune_trainer.training import trl_trainer
 
     check_vocabulary(loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0])
     watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position, session.track)
     with memory_errors(_advice(config)):
-        result = trl_trainers.run(trl_trainers.Job(config, loaded, prepared, work_dir), session, watch)
+        result = trl_trainer.run(trl_trainer.Job(config, loaded, prepared, work_dir), session, watch)
     last = watch.end()
     finite = [loss for _, loss in result.losses if math.isfinite(loss)]
     metrics = {
@@ -107,7 +107,7 @@ def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:
     """What is said of the validation data."""
     if not all_looks:
         return {}
-    first, best = all_looks[0], looks.best(all_looks)
+    first, best = all_looks[0], early_stopping.best(all_looks)
     base = {"baseEvalLoss": first.loss} if first.step == 0 else {}
     lowest = {"bestStep": float(best.step)} if best else {}
     taken = best if best and training.early_stopping else all_looks[-1]

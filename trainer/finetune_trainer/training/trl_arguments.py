@@ -9,9 +9,9 @@ import torch
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.models.precision import resolve_precision
+from finetune_trainer.distributed import topology
+from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.training.train import total_steps
-from finetune_trainer.workers import layout
 
 
 def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTConfig:
@@ -48,7 +48,7 @@ def kto(config: TrainerConfig, rows: int, work_dir: Path) -> KTOConfig:
 def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
     """What all methods have in common."""
     training, precision, gpu = config.training, resolve_precision(config), torch.cuda.is_available()
-    steps = total_steps(training, rows, layout.size())
+    steps = total_steps(training, rows, topology.size())
     return {
         "output_dir": str(work_dir / "trainer"),
         "num_train_epochs": training.epochs or 1.0,

@@ -15,11 +15,11 @@ from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES
-from finetune_trainer.data.labels import IGNORED
+from finetune_trainer.data.loss_masking import IGNORED
+from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.training.early_stopping import Look
 from finetune_trainer.training.energy import Meter
-from finetune_trainer.training.fillers import FillersLast
-from finetune_trainer.training.looks import Look
-from finetune_trainer.workers import group, layout
+from finetune_trainer.training.padding_rows import FillersLast
 
 
 class Counts:
@@ -44,12 +44,12 @@ class Counts:
     @property
     def tokens(self) -> int:
         """Trained so far by all workers, without padding. All have to ask at once."""
-        return int(group.total(self._sums)[0])
+        return int(collectives.total(self._sums)[0])
 
     @property
     def supervised(self) -> int:
         """Learnt so far by all workers. All have to ask at once."""
-        return int(group.total(self._sums)[1])
+        return int(collectives.total(self._sums)[1])
 
     @property
     def seconds(self) -> float:
@@ -66,13 +66,13 @@ class Counts:
             "wattHours": self.energy.taken().watt_hours,
             FOLD_LOSSES: list(self.fold_losses),
         }
-        if layout.is_first():
+        if topology.is_first():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
         """Go on counting where the checkpoint was saved, in one worker."""
         content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
-        if layout.is_first():
+        if topology.is_first():
             self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
             self.energy.restore(content.get("wattHours"))
         self._begun -= content["seconds"]

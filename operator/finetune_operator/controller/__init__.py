@@ -1,0 +1,1 @@
+"""Reconciles FineTuneJobs: work queue, workers, reconciler and progress polling."""

@@ -1,0 +1,105 @@
+"""How kopf is set up: everything of it that would wait for ever, write, or need more rights is off or bounded."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Set
+from typing import Any
+
+import kopf
+from kopf._cogs.structs.references import Insights, NamespaceName
+
+from finetune_operator.api import GROUP, PLURAL, VERSION
+from finetune_operator.resources.job import JOB_LABEL
+
+FINETUNEJOBS = (GROUP, VERSION, PLURAL)
+JOBS = ("batch", "v1", "jobs")
+PODS = ("", "v1", "pods")
+
+_SILENCE = 70.0
+"""Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
+
+
+def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
+    """By the service account in a pod, else by the kubeconfig."""
+    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise kopf.PermanentError("neither a service account nor a kubeconfig is here: set KUBECONFIG")
+    return found
+
+
+def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: object) -> None:
+    """Set kopf's own settings."""
+    # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.inactivity_timeout = _SILENCE
+    settings.watching.connect_timeout = 30
+    settings.networking.request_timeout = request_timeout
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = _Backoffs()
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors[JOBS] = JOB_LABEL
+    settings.watching.label_selectors[PODS] = JOB_LABEL
+    settings.posting.enabled = False
+    settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
+    settings.scanning.disabled = True  # it would list CRDs and namespaces
+    settings.persistence.diffbase_storage = _NoDiffBase()
+    # kopf removes its finalizer from objects, so whoever knows the name makes it write: nolar/kopf#664
+    settings.persistence.finalizer = f"{GROUP}/{secrets.token_hex(8)}"
+    settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
+
+
+_FIRST_BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+_LAST_BACKOFF = 30.0
+
+
+class _Backoffs:
+    """Seconds between retries, without an end: with a finite list, kopf ends the process when one namespace refuses a
+    watch for that long. Infinite ones are documented: https://docs.kopf.dev/en/stable/configuration/."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from _FIRST_BACKOFFS
+        while True:
+            yield _LAST_BACKOFF
+
+
+class WatchedNamespaces:
+    """The namespaces that kopf watches; without any, the whole cluster.
+
+    kopf would follow namespaces that come and go only by watching all of the cluster's, for which the operator has no
+    right. So it gets a pattern, of which it watches nothing by itself, and the names through its `insights`.
+    """
+
+    def __init__(self, is_clusterwide: bool) -> None:
+        self._is_clusterwide = is_clusterwide
+        self._insights = Insights()
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `kopf.run`."""
+        if self._is_clusterwide:
+            return {"clusterwide": True}
+        return {"namespaces": ["*"], "insights": self._insights}
+
+    async def replace(self, names: Set[str]) -> None:
+        """Begin to watch those that are new, and stop watching the others."""
+        if self._is_clusterwide or self._insights.namespaces == names:
+            return
+        async with self._insights.revised:
+            self._insights.namespaces.clear()
+            self._insights.namespaces.update(map(NamespaceName, names))
+            self._insights.revised.notify_all()
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """kopf reads its last-handled state for handlers that never use it: an annotation that any tenant may forge, so
+    that a malformed one stops an object's events, and a deep copy of each body, half of the CPU time."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        pass

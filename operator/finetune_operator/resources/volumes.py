@@ -1,0 +1,118 @@
+"""What a training pod finds in its file system, and the variables that say where. Pure.
+
+Of a Secret only keys with fixed names are there, so that none of another use can be taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune_operator.api import FineTuneJobSpec
+from finetune_operator.api.compute import Scratch
+from finetune_trainer import contract
+
+Body = dict[str, Any]
+
+SCRATCH_DIR = "/scratch"
+CREDENTIALS_DIR = "/etc/finetune/s3"
+HUB_DIR = "/etc/finetune/hub"
+CA_DIR = "/etc/finetune/ca"
+SIGNING_DIR = "/etc/finetune/signing"
+TRACKING_DIR = "/etc/finetune/tracking"
+CLAIMS_DIR = "/var/lib/finetune/claims"
+
+_CLAIM = "pvc://"
+_CA_FILE = "ca.crt"
+_FILE_MODE = 0o440
+
+
+def environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
+    """Where the trainer finds what `mounts` puts there, and whether it may use its node's identity.
+
+    That one may do more than the tenant. Identities of the pod's service account do not need instance metadata:
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
+    """
+    environment = {
+        contract.SCRATCH_ENV: SCRATCH_DIR,
+        # The root is read-only; an image may have other ideas of where to write.
+        "HOME": SCRATCH_DIR,
+        "TMPDIR": SCRATCH_DIR,
+    }
+    if spec.storage.credentials_secret_ref:
+        environment[contract.S3_CREDENTIALS_DIR_ENV] = CREDENTIALS_DIR
+    if spec.storage.credentials_secret_ref or not allow_node_identity:
+        environment["AWS_EC2_METADATA_DISABLED"] = "true"
+    if spec.storage.ca_config_map_ref:
+        environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/{_CA_FILE}"
+    if spec.model.token_secret_ref:
+        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
+    if spec.output.signing:
+        environment[contract.SIGNING_KEY_FILE_ENV] = f"{SIGNING_DIR}/{contract.SIGNING_KEY}"
+    if spec.tracking and spec.tracking.credentials_secret_ref:
+        environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
+    if spec.model.uri.startswith(_CLAIM):
+        environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
+    return environment
+
+
+def mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+    """Pairs of a volume mount and its volume's source. All but scratch are read-only."""
+    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _scratch(spec.compute.scratch))]
+    if spec.storage.credentials_secret_ref:
+        source = _credentials(spec.storage.credentials_secret_ref.name)
+        mounts.append((_read_only("s3-credentials", CREDENTIALS_DIR), source))
+    if spec.storage.ca_config_map_ref:
+        reference = spec.storage.ca_config_map_ref
+        source = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": _CA_FILE}]}}
+        mounts.append((_read_only("ca", CA_DIR), source))
+    if spec.model.token_secret_ref:
+        source = _secret(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
+        mounts.append((_read_only("hub-token", HUB_DIR), source))
+    if spec.output.signing:
+        source = _secret(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
+        mounts.append((_read_only("signing", SIGNING_DIR), source))
+    if spec.tracking and spec.tracking.credentials_secret_ref:
+        keys = contract.TRACKING_KEYS[spec.tracking.tool]
+        source = _some_keys(spec.tracking.credentials_secret_ref.name, keys)
+        mounts.append((_read_only("tracking", TRACKING_DIR), source))
+    if spec.model.uri.startswith(_CLAIM):
+        claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
+        source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        mounts.append((_read_only("model", f"{CLAIMS_DIR}/{claim}"), source))
+    return mounts
+
+
+def _read_only(name: str, path: str) -> Body:
+    return {"name": name, "mountPath": path, "readOnly": True}
+
+
+def _secret(name: str, key: str) -> Body:
+    return {"secret": {"secretName": name, "items": [{"key": key, "path": key}], "defaultMode": _FILE_MODE}}
+
+
+def _some_keys(name: str, keys: Sequence[str]) -> Body:
+    """Those of the keys that the Secret has; the trainer says whether they are enough."""
+    items = [{"key": key, "path": key} for key in keys]
+    return {"secret": {"secretName": name, "items": items, "optional": True, "defaultMode": _FILE_MODE}}
+
+
+def _scratch(scratch: Scratch) -> Body:
+    if scratch.storage_class_name is None:
+        return {"emptyDir": {"sizeLimit": scratch.size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": scratch.storage_class_name,
+        "resources": {"requests": {"storage": scratch.size}},
+    }
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def _credentials(secret: str) -> Body:
+    """The two keys must be there, or the pod waits and says so; the session token may be."""
+    required, session = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
+    sources = [
+        {"secret": {"name": secret, "items": [{"key": key, "path": key} for key in required]}},
+        {"secret": {"name": secret, "items": [{"key": key, "path": key} for key in session], "optional": True}},
+    ]
+    return {"projected": {"sources": sources, "defaultMode": _FILE_MODE}}

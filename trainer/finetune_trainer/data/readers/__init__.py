@@ -1,0 +1,1 @@
+"""Readers of data files: JSON Lines, JSON, CSV and Parquet, optionally compressed."""

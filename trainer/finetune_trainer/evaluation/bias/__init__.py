@@ -1,0 +1,1 @@
+"""Bias evaluation: sentence pairs, scoring and analysis."""

@@ -1,0 +1,1 @@
+"""Resolves and downloads the inputs of a run: data, base model and adapter."""

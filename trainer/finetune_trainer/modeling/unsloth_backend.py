@@ -1,0 +1,94 @@
+"""Everything that touches Unsloth. Importing this module imports it, which patches transformers, TRL and PEFT for the
+whole process; so `import_backend` imports it before them, and only when Unsloth was chosen. Parts of Unsloth are
+AGPL-3.0: nothing here is copied from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from unsloth import FastLanguageModel  # before transformers
+
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling import quantization
+from finetune_trainer.modeling.library_errors import model_errors
+from finetune_trainer.modeling.loading import load_config
+from finetune_trainer.modeling.lora import lora_alpha, lora_targets
+from finetune_trainer.modeling.positions import max_positions
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+_SPARE = 2048
+"""Tokens of texts that evaluation brings along."""
+
+
+def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+    """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
+    base = load_base(config, model_dir, dtype)
+    lora = config.training.lora
+    return FastLanguageModel.get_peft_model(
+        base,
+        r=lora.rank,
+        target_modules=lora_targets(config, base),
+        lora_alpha=lora_alpha(config),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        bias="none",
+        use_gradient_checkpointing=_recompute(config),
+        random_state=config.training.seed,
+        max_seq_length=_room(config, model_dir),
+    )
+
+
+def load_base(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model alone. Errors as `load_model`."""
+    with model_errors():
+        base, _ = FastLanguageModel.from_pretrained(
+            model_name=str(model_dir),
+            max_seq_length=_room(config, model_dir),
+            dtype=dtype,
+            load_in_4bit=config.model.quantization == "nf4",  # its default is True
+            load_in_8bit=config.model.quantization == "int8",
+            full_finetuning=False,
+            trust_remote_code=False,
+            local_files_only=True,
+            fix_tokenizer=False,  # ours is the model's own
+            use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
+            use_gradient_checkpointing=_recompute(config),
+            random_state=config.training.seed,
+        )
+    quantization.check(config, base)
+    loaded: PreTrainedModel = base
+    return loaded
+
+
+def _recompute(config: TrainerConfig) -> Literal["unsloth", False]:
+    return "unsloth" if config.training.gradient_checkpointing else False
+
+
+def _room(config: TrainerConfig, model_dir: Path) -> int:
+    """Tokens of the longest text that the model may be given: Unsloth cuts longer ones off with no more than a warning,
+    and evaluation asks for more than rows have. Beyond the model's own positions it would stretch them, which is in no
+    file of the adapter, so that whoever loads it would have another model.
+
+    `model.maxLength` was lowered to the model's positions before. Raises `CONFIG_INVALID` if those are still more than
+    Unsloth uses without a change, as where RoPE scaling comes on top of `max_position_embeddings`.
+    """
+    shape = load_config(model_dir).get_text_config()
+    if max_positions(shape) is None:
+        return max(config.model.max_length, _SPARE) + config.evaluation.max_new_tokens
+    positions: int = shape.max_position_embeddings
+    length = config.model.max_length
+    if length > positions:
+        message = (
+            f"model.maxLength is {length}, Unsloth takes {positions} tokens at most for this base model: lower it, or "
+            "take training.backend: transformers"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    return min(positions, max(length, _SPARE) + config.evaluation.max_new_tokens)

@@ -1,0 +1,1 @@
+"""What a running trainer reports: progress, metrics, logs and the termination message."""

@@ -1,0 +1,148 @@
+"""The termination message: a record of the newest checkpoint, then the outcome, shortened to what Kubernetes keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.contract import (
+    OUTCOME_MAX_BYTES,
+    CheckpointRecord,
+    DatasetReport,
+    Outcome,
+    Progress,
+    Reason,
+    StoredCheckpoint,
+)
+from finetune_trainer.distributed import topology
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.run_log import RunLog
+from finetune_trainer.text import visible
+from finetune_trainer.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_ELLIPSIS = " …"
+_MESSAGE_BYTES = (2048, 1024, 256)
+_writing = threading.Lock()
+_final: set[Path | None] = set()
+"""Termination messages of runs that have ended: no record replaces the outcome while an upload still finishes."""
+
+
+@dataclass
+class Known:
+    """What is known of a run while it goes on; a failure reports it too."""
+
+    progress: ProgressReporter
+    backend: str | None = None
+    dataset: DatasetReport | None = None
+    log: RunLog | None = None
+    tracker: Tracker | None = None
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Let the tracker know, if there is one."""
+        if self.tracker:
+            self.tracker.log(step, metrics)
+
+    def complete(self, outcome: Outcome) -> Outcome:
+        """The outcome with what it does not say itself."""
+        return outcome.model_copy(
+            update={
+                "message": _shortened(visible(outcome.message), _MESSAGE_BYTES[0]),
+                "backend": outcome.backend or self.backend,
+                "dataset": outcome.dataset or self.dataset,
+                "progress": _with_recorded_checkpoint(self.progress.latest()),
+            }
+        )
+
+
+def make(reason: Reason, message: str) -> Outcome:
+    """An outcome whose message fits its field, and holds nothing that a terminal or a reader of logs would obey: what
+    an error says may come from the data."""
+    return Outcome(reason=reason, message=_shortened(visible(message), _MESSAGE_BYTES[0]))
+
+
+def to_json(outcome: Outcome) -> str:
+    """At most `OUTCOME_MAX_BYTES` of UTF-8: Kubernetes cuts the rest off, and half a JSON object says nothing."""
+    for candidate in _ever_shorter(outcome):
+        text = candidate.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= OUTCOME_MAX_BYTES:
+            return text
+    raise AssertionError("an outcome of a reason and a short message fits")
+
+
+def write(outcome: Outcome) -> None:
+    """To the termination message, where there is one; of a worker to its launcher."""
+    path = topology.outcome_path()
+    with _writing:
+        _final.add(topology.termination_message_path())
+        if path:
+            _replace(path, to_json(outcome))
+
+
+def record_checkpoint(progress: Progress) -> None:
+    """Write the newest checkpoint to the termination message, which the kubelet reads after SIGKILL too."""
+    path, time, step = topology.termination_message_path(), progress.last_checkpoint_time, progress.last_checkpoint_step
+    if path is None or time is None or step is None:
+        return
+    record = CheckpointRecord(checkpoint=StoredCheckpoint(time=time, step=step))
+    try:
+        with _writing:
+            if path not in _final:
+                _replace(path, record.model_dump_json(by_alias=True))
+    except OSError as error:  # the checkpoint itself is stored
+        log.warning("checkpoint: its record could not be written to %s: %s", path, error)
+
+
+def _with_recorded_checkpoint(progress: Progress) -> Progress:
+    """A launcher knows of its first worker's checkpoints by their record alone if that worker was killed."""
+    path = topology.termination_message_path()
+    if path is None or progress.last_checkpoint_time:
+        return progress
+    try:
+        found = CheckpointRecord.model_validate_json(path.read_bytes()).checkpoint
+    except (OSError, ValidationError):  # there is none
+        return progress
+    return progress.model_copy(update={"last_checkpoint_time": found.time, "last_checkpoint_step": found.step})
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file's content in place: a termination message is a mount, which nothing can be renamed to.
+
+    One write, padded over what was there, so that a kill at any moment leaves JSON that can be read.
+    """
+    content = text.encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        os.write(file, content.ljust(size))
+        if size > len(content):
+            os.ftruncate(file, len(content))
+    finally:
+        os.close(file)
+
+
+def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:
+    """First the message gives way, then numbers that also stand in the manifest, then all but the reason."""
+    for limit in _MESSAGE_BYTES:
+        outcome = outcome.model_copy(update={"message": _shortened(outcome.message, limit)})
+        yield outcome
+    if outcome.result:
+        outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"metrics": {}})})
+        yield outcome
+    yield outcome.model_copy(update={"progress": None, "dataset": None})
+    yield Outcome(reason=outcome.reason, message=outcome.message)
+
+
+def _shortened(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8, cut between characters."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    return encoded[: limit - len(_ELLIPSIS.encode())].decode(errors="ignore") + _ELLIPSIS
