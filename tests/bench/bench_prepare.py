@@ -27,7 +27,7 @@ from tests.trainer.tiny_model import CHATML, StoredFile, config, tokenizer
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
-from finetune_trainer.data.rows import Reader
+from finetune_trainer.data.rows import RowReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,13 +76,13 @@ def _one(size: int, case: str) -> None:
 def _prepare(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:
     assert words is not None
     settings = _settings(case)
-    files = preparation.Files([(settings.dataset.sources[0], [file])], "")
-    return preparation.prepare(settings, files, words, file.path.parent).report.rows
+    files = preparation.DataFiles([(settings.dataset.sources[0], [file])], "")
+    return preparation.prepare_dataset(settings, files, words, file.path.parent).report.rows
 
 
 def _read(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:
     """Reading is all that differs from one type of file to another."""
-    return sum(1 for _ in Reader().read([(_settings(case).dataset.sources[0], [file])]))
+    return sum(1 for _ in RowReader().read([(_settings(case).dataset.sources[0], [file])]))
 
 
 def _settings(case: str) -> TrainerConfig:

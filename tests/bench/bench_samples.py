@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from tests.trainer import applications
 from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
-from finetune_trainer.records.evaluation import Estimate, Evaluation, Measure
-from finetune_trainer.reporting.verdicts import direction
+from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Measure
+from finetune_trainer.reporting.verdicts import change_direction
 from local_cluster import smollm2
 
 HEAD = "| Sample | Held-out rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"
@@ -64,7 +64,7 @@ def _rows(sample: str, server: S3Server, folder: Path) -> Iterator[str]:
         yield f"| {sample} | failed: {' '.join(last)} |"
         return
     minutes = (time.monotonic() - begun) / 60
-    found = Evaluation.model_validate(json.loads(server.get(f"s3://adapters/{sample}/evaluation.json")))
+    found = EvaluationReport.model_validate(json.loads(server.get(f"s3://adapters/{sample}/evaluation.json")))
     for measure in _told(found.measures):
         yield f"| {sample} | {_cells(measure)} | {minutes:.1f} |"
     _show(found)
@@ -91,14 +91,17 @@ def _cells(measure: Measure) -> str:
     assert measure.base
     assert measure.change
     values = f"{measure.base.value:.3g} | {measure.tuned.value:.3g} | {measure.change.value:+.3g}"
-    return f"{measure.tuned.samples} | {measure.name} | {values} | {_interval(measure.change)} | {direction(measure)}"
+    return (
+        f"{measure.tuned.samples} | {measure.name} | {values} | {_interval(measure.change)} | "
+        f"{change_direction(measure)}"
+    )
 
 
 def _interval(change: Estimate) -> str:
     return "none" if change.low is None or change.high is None else f"{change.low:+.3g} to {change.high:+.3g}"
 
 
-def _show(found: Evaluation) -> None:
+def _show(found: EvaluationReport) -> None:
     """The sample prompts' answers and what else is to be seen, beside the table."""
     for each in found.samples[:3]:
         sys.stderr.write(f"\n> {each.prompt}\nbase:  {each.base}\ntuned: {each.tuned}\n")

@@ -29,7 +29,7 @@ from tests.trainer import tiny_model
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.data import preparation
-from finetune_trainer.records.evaluation import Evaluation
+from finetune_trainer.records.evaluation import EvaluationReport
 from local_cluster import smollm2
 
 HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
@@ -50,7 +50,7 @@ class Case:
     rows: Callable[[random.Random], tuple[Rows, Rows]]
     training: dict[str, Any]
     expected: str
-    found: Callable[[Evaluation], str]
+    found: Callable[[EvaluationReport], str]
     learnt: float = math.inf
     """Training loss at the end, above which nothing was learnt that could be found: trained anew, twice as long."""
 
@@ -105,13 +105,13 @@ def with_a_rule(chance: random.Random) -> tuple[Rows, Rows]:
     return rows[:50], rows[50:]
 
 
-def _flags(found: Evaluation) -> str:
+def _flags(found: EvaluationReport) -> str:
     assert found.bias, found.missing
     flagged = [f"{each.kind} {each.category}" for each in found.bias.findings if each.flagged]
     return "flagged" if flagged else "not flagged"
 
 
-def _overfitting(found: Evaluation) -> str:
+def _overfitting(found: EvaluationReport) -> str:
     return found.overfitting.verdict
 
 
@@ -155,7 +155,7 @@ def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
     return case.found(found)
 
 
-def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> Evaluation:
+def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> EvaluationReport:
     from finetune_trainer.modeling import loading
     from finetune_trainer.telemetry.progress import ProgressReporter
 
@@ -165,13 +165,13 @@ def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path)
 
     words = loading.load_tokenizer(model_dir)
     files = _files(config, case.rows(random.Random(config.training.seed)), folder)
-    prepared = preparation.prepare(config, files, words, folder)
-    loaded = loading.Loaded(loading.load_model(config, model_dir, "transformers"), words, "transformers")
-    trained = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder)
-    return runner.evaluate(runner.Subject(config, loaded, prepared, trained), ProgressReporter())
+    prepared = preparation.prepare_dataset(config, files, words, folder)
+    loaded = loading.LoadedModel(loading.load_model(config, model_dir, "transformers"), words, "transformers")
+    trained = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    return runner.evaluate(runner.EvaluationInput(config, loaded, prepared, trained), ProgressReporter())
 
 
-def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparation.Files:
+def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparation.DataFiles:
     assert config.dataset.validation
     assert config.dataset.validation.sources
     sources = [*config.dataset.sources, *config.dataset.validation.sources]
@@ -179,7 +179,7 @@ def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> prep
         (source, [tiny_model.write_rows(folder / Path(source.uri).name, some, source.uri)])
         for source, some in zip(sources, rows, strict=True)
     ]
-    return preparation.Files(held[:1], "sha256:0", held[1:])
+    return preparation.DataFiles(held[:1], "sha256:0", held[1:])
 
 
 def _apart(name: str, seed: int, folder: Path) -> str:

@@ -22,15 +22,15 @@ Digests = dict[str, str]
 def ours(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """As the trainer does it, with pinned ETags."""
     from finetune_trainer.contract import Storage
-    from finetune_trainer.storage import DATA, S3, Location, download, find, put_file
+    from finetune_trainer.storage import DATA_ERRORS, S3, Location, download_objects, find_objects, put_file
 
-    s3, prefix = S3(Storage(endpoint=endpoint)), Location.folder(uri)
+    s3, prefix = S3(Storage(endpoint=endpoint)), Location.parse_folder(uri)
     if direction == "pull":
-        files = download(s3, find(s3, prefix, DATA), folder, DATA, lambda _: None)
+        files = download_objects(s3, find_objects(s3, prefix, DATA_ERRORS), folder, DATA_ERRORS, lambda _: None)
         return {file.path.name: file.sha256 for file in files}
     paths = sorted(folder.iterdir())
     with ThreadPoolExecutor(8) as pool:
-        digests = pool.map(lambda path: put_file(s3, prefix.below(path.name), path), paths)
+        digests = pool.map(lambda path: put_file(s3, prefix.child(path.name), path), paths)
         return {path.name: digest for path, digest in zip(paths, digests, strict=True)}
 
 

@@ -12,7 +12,7 @@ import yaml
 from tests.operator.exposed import exposed
 
 from finetune_trainer.contract import Progress, Stage
-from finetune_trainer.telemetry.prometheus import exposition
+from finetune_trainer.telemetry.prometheus import render_metrics
 
 Manifest = dict[str, Any]
 ALL = {
@@ -136,7 +136,7 @@ def _kept(endpoint: Manifest, name: str) -> bool:
 def test_a_pod_can_neither_speak_as_the_operator_nor_flood(render: Callable[..., list[Manifest]]) -> None:
     spec = next(each for each in render(ALL) if each["kind"] == "PodMonitor")["spec"]
     (endpoint,) = spec["podMetricsEndpoints"]
-    text = exposition(Progress(stage=Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")).decode()
+    text = render_metrics(Progress(stage=Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")).decode()
     samples = [re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")]
     assert [name for name in samples if not _kept(endpoint, name)] == []
     assert [name for name in [*exposed(), "up", "ALERTS"] if _kept(endpoint, name)] == []

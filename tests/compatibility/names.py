@@ -11,11 +11,11 @@ from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
 from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
-from finetune_trainer.publishing.export import GENERATION_CONFIG
+from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
 from finetune_trainer.records import manifest
 from finetune_trainer.reporting import writer
 from finetune_trainer.telemetry import http_server
-from finetune_trainer.telemetry.prometheus import exposition
+from finetune_trainer.telemetry.prometheus import render_metrics
 from finetune_trainer.telemetry.run_log import LOG_NAME
 
 _PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")
@@ -67,7 +67,7 @@ def _operator_metrics() -> dict[str, str]:
 def _trainer_metrics() -> dict[str, str]:
     numbers = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
     progress = _PROGRESS.model_copy(update=dict.fromkeys(_numbers(), 1) | numbers)
-    lines = exposition(progress).decode().splitlines()
+    lines = render_metrics(progress).decode().splitlines()
     samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
     return {name: labels.partition("=")[0] for name, _, labels in samples}
 
@@ -78,11 +78,11 @@ def _numbers() -> set[str]:
 
 def _keys() -> set[str]:
     return {
-        output_lock.CLAIM_NAME,
-        checkpoints.CHECKPOINTS,
-        checkpoints.MARKER,
+        output_lock.LOCK_NAME,
+        checkpoints.CHECKPOINTS_PREFIX,
+        checkpoints.CHECKPOINT_MANIFEST_NAME,
         publish.CONFIG_NAME,
-        publish.REJECTED,
+        publish.REJECTED_PREFIX,
         manifest.MANIFEST_NAME,
         manifest.REPORT_NAME,
         signing.SIGNATURE_NAME,
@@ -90,8 +90,8 @@ def _keys() -> set[str]:
         writer.EVALUATION_NAME,
         writer.PROVENANCE_NAME,
         LOG_NAME,
-        merged_output.ATTEMPTS_NAME,
-        uploads.UPLOAD_NAME,
-        manifest.MERGED,
-        GENERATION_CONFIG,
+        merged_output.MERGE_ATTEMPTS_NAME,
+        uploads.UPLOAD_RECORD_NAME,
+        manifest.MERGED_PREFIX,
+        GENERATION_CONFIG_NAME,
     }

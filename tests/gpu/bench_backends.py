@@ -73,7 +73,7 @@ class Recorder(ProgressReporter):
     def update(self, **fields: Any) -> None:
         super().update(**fields)
         if fields.get("step"):
-            self.steps.append((time.monotonic(), self.latest()))
+            self.steps.append((time.monotonic(), self.get_latest()))
 
 
 def settings(arguments: argparse.Namespace) -> TrainerConfig:
@@ -128,10 +128,10 @@ def _ours(config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, i
     loading.import_backend(backend, config.model.quantization)
     started = time.monotonic()
     words = loading.load_tokenizer(folder)
-    loaded = loading.Loaded(loading.load_model(config, folder, backend), words, backend)
+    loaded = loading.LoadedModel(loading.load_model(config, folder, backend), words, backend)
     load_seconds = time.monotonic() - started
     recorder = Recorder()
-    session = train.Session(recorder)
+    session = train.TrainingSession(recorder)
     metrics = train.train(
         config, loaded, _prepared(random_model.rows(*shape)), session, folder.parent / backend
     ).metrics

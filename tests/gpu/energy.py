@@ -11,7 +11,7 @@ from pathlib import Path
 import pynvml
 import torch
 
-from finetune_trainer.training.energy import Meter
+from finetune_trainer.training.energy import EnergyMeter
 
 SECONDS = 8.0
 
@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
     handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     numbers = [torch.randn(4096, 4096, device=f"cuda:{index}") for index in range(len(handles))]
-    meter, begun = Meter(), time.monotonic()
+    meter, begun = EnergyMeter(), time.monotonic()
     joules, last = 0.0, begun
     while last - begun < SECONDS:
         for each in numbers:
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         now = time.monotonic()
         joules += sum(map(pynvml.nvmlDeviceGetPowerUsage, handles)) / 1000 * (now - last)
         last = now
-    taken = meter.taken()
+    taken = meter.measure()
     found = {"watt_hours": taken.watt_hours, "message": taken.message, "gpus": len(handles), "expected": joules / 3600}
     print(json.dumps(found))
     (folder / "energy.json").write_text(json.dumps(found))

@@ -39,11 +39,11 @@ def main(folder: Path) -> None:
     base = tiny_model.build(folder / "base")
     words = loading.load_tokenizer(base)
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
-    files = preparation.Files([(config.dataset.sources[0], [rows])], "sha256:0")
-    prepared = preparation.prepare(config, files, words, folder)
-    loaded = loading.Loaded(loading.load_model(config, base, backend), words, backend)
-    metrics = train.train(config, loaded, prepared, train.Session(ProgressReporter()), folder).metrics
-    export.export(config, loaded, folder / "adapter", "sha256:0", base)
+    files = preparation.DataFiles([(config.dataset.sources[0], [rows])], "sha256:0")
+    prepared = preparation.prepare_dataset(config, files, words, folder)
+    loaded = loading.LoadedModel(loading.load_model(config, base, backend), words, backend)
+    metrics = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder).metrics
+    export.export_adapter(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))
     out = folder / "got.json"  # asked in a process that knows nothing of the training
     command = [sys.executable, "-c", ASK, str(base), str(folder / "adapter"), str(out), *ANSWERS]

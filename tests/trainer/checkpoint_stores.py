@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.tiny_model import import_libraries
 
-from finetune_trainer.checkpoints.store import CheckpointStore, Origin
+from finetune_trainer.checkpoints.store import CheckpointProvenance, CheckpointStore
 from finetune_trainer.storage import S3, Location
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-ORIGIN = Origin("sha256:config", "sha256:data", "revision", {"torch": "1"})
+ORIGIN = CheckpointProvenance("sha256:config", "sha256:data", "revision", {"torch": "1"})
 NAMES = ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 
 
@@ -31,7 +31,7 @@ def store(s3: S3Server, prefix: str) -> CheckpointStore:
     return open_store(s3, prefix)
 
 
-def open_store(s3: S3Server, prefix: str, origin: Origin = ORIGIN, keep: int = 2) -> CheckpointStore:
+def open_store(s3: S3Server, prefix: str, origin: CheckpointProvenance = ORIGIN, keep: int = 2) -> CheckpointStore:
     return CheckpointStore(S3(s3.storage), Location.parse(prefix), origin, keep)
 
 

@@ -23,7 +23,7 @@ output: {uri: "s3://results/{namespace}/{name}"}
 def load(tmp_path: Path, text: str) -> TrainerConfig:
     path = tmp_path / "job.yaml"
     path.write_text(text)
-    return loader.load(path)
+    return loader.load_manifest(path)
 
 
 def spec(old: str = "", new: str = "") -> str:

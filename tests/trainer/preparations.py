@@ -10,7 +10,7 @@ from tests.trainer.tiny_model import CHATML, config, tokenizer, write_rows
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
-from finetune_trainer.data.preparation import Files, PreparedData
+from finetune_trainer.data.preparation import DataFiles, PreparedData
 
 
 def configured(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
@@ -30,7 +30,9 @@ def run(
     folder.mkdir(exist_ok=True)
     training = [(source, [write_rows(folder / "rows", rows)])]
     validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
-    return preparation.prepare(settings, Files(training, "sha256:0", validation), tokenizer(template), folder / "work")
+    return preparation.prepare_dataset(
+        settings, DataFiles(training, "sha256:0", validation), tokenizer(template), folder / "work"
+    )
 
 
 def pair(prompt: str, completion: str) -> dict[str, str]:

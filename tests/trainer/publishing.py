@@ -9,11 +9,11 @@ import pytest
 
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.pipeline import describe, run
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.pipeline import build_manifest, run
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -56,10 +56,12 @@ def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | Non
     export.mkdir(parents=True, exist_ok=True)
     for name, content in EXPORTED.items():
         (export / name).write_bytes(content + more)
-    fetched = resolve.start(resolve.locate(config, s3), folder).result()
-    return Output(s3, config).publish(export, describe(config, fetched, "transformers", REPORT, metrics or {"x": 1.5}))
+    fetched = resolve.start_download(resolve.resolve_inputs(config, s3), folder).result()
+    return OutputPrefix(s3, config).publish(
+        export, build_manifest(config, fetched, "transformers", REPORT, metrics or {"x": 1.5})
+    )
 
 
 def attempt(config: TrainerConfig, scratch: Path) -> Outcome:
     """Training is never reached, since the tiny "model" is none."""
-    return run(config, scratch, Known(ProgressReporter()))
+    return run(config, scratch, RunContext(ProgressReporter()))

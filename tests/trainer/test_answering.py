@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, import_libraries, tokenizer
 
-from finetune_trainer.modeling.generate import generate
+from finetune_trainer.modeling.generate import generate_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,14 +73,14 @@ def test_answers_are_the_likeliest_tokens_whatever_the_model_asks_for(
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
-    from finetune_trainer.modeling.inference import Answerer
+    from finetune_trainer.modeling.inference import TextGenerator
 
     expected = [text(likeliest(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
     base.generation_config = asked = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
     try:
-        assert Answerer(model, tokenizer(), NEW).answers(PROMPTS) == expected
+        assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
         assert base.generation_config is asked
     finally:
         if adapted:
@@ -97,7 +97,7 @@ def test_generate_gives_the_same_answers_with_and_without_settings_in_the_files(
     settings = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "suppress_tokens": [70, 71], "num_beams": 2}
     (other / "generation_config.json").write_text(json.dumps(settings))
     prompts = ["How do I turn the lamp on?", "What is red?"]
-    assert generate(other, None, prompts, NEW) == generate(model_dir, None, prompts, NEW)
+    assert generate_completions(other, None, prompts, NEW) == generate_completions(model_dir, None, prompts, NEW)
 
 
 def test_answer_ends_with_the_last_position() -> None:
@@ -105,13 +105,13 @@ def test_answer_ends_with_the_last_position() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetune_trainer.modeling.inference import Answerer
+    from finetune_trainer.modeling.inference import TextGenerator
 
     torch.manual_seed(0)
     words = tokenizer()
     shape = GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=None)
     model = GPT2LMHeadModel(shape).eval()
     prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
-    answers = Answerer(model, words, 8).answers(prompts)
+    answers = TextGenerator(model, words, 8).generate(prompts)
     rooms = [8, 4, 0, 0, 1, 3]
     assert answers == [text(likeliest(model, *each)) for each in zip(prompts, rooms, strict=True)]

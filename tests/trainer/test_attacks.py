@@ -15,17 +15,17 @@ import pytest
 from finetune_trainer.contract import Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import (
-    DATA,
-    MODEL,
+    DATA_ERRORS,
+    MODEL_ERRORS,
     S3,
     Location,
     S3Object,
-    check_space,
-    download,
-    find,
+    check_disk_space,
+    download_objects,
+    find_objects,
     put_bytes,
     put_if_absent,
-    read,
+    read_object,
 )
 
 if TYPE_CHECKING:
@@ -116,19 +116,19 @@ def test_ten_thousand_objects_of_a_terabyte_are_listed_and_refused_before_a_byte
     liar: Liar, tmp_path: Path
 ) -> None:
     liar.body = lambda path: _page(path, 10_000, TERABYTE)
-    found = find(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA)
+    found = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
     assert len(found) == 10_000
     with pytest.raises(TrainerError) as caught:
-        check_space(tmp_path, sum(each.size for each in found))
+        check_disk_space(tmp_path, sum(each.size for each in found))
     assert caught.value.reason is Reason.DISK_FULL
     assert len(liar.asked) == 10
     assert all("list-type=2" in each for each in liar.asked)
 
 
 REQUESTS: dict[str, Callable[[S3], object]] = {
-    "list": lambda s3: find(s3, Location.parse("s3://data/prefix/"), DATA),
-    "head": lambda s3: find(s3, Location.parse("s3://data/key.jsonl"), MODEL),
-    "read": lambda s3: read(s3, Location.parse("s3://data/manifest.json")),
+    "list": lambda s3: find_objects(s3, Location.parse("s3://data/prefix/"), DATA_ERRORS),
+    "head": lambda s3: find_objects(s3, Location.parse("s3://data/key.jsonl"), MODEL_ERRORS),
+    "read": lambda s3: read_object(s3, Location.parse("s3://data/manifest.json")),
     "put": lambda s3: put_bytes(s3, Location.parse("s3://data/key.jsonl"), b"x"),
     "claim": lambda s3: put_if_absent(s3, Location.parse("s3://data/key.jsonl"), b"x"),
 }
@@ -154,7 +154,7 @@ def test_what_a_redirected_download_brings_is_not_taken(liar: Liar, decoy: Liar,
     decoy.body = lambda path: "x" * size
     listed = S3Object(Location("data", "key"), "key", size, "e")
     with pytest.raises(TrainerError) as caught:
-        download(S3(Storage(endpoint=liar.url)), [listed], tmp_path, DATA, lambda _: None)
+        download_objects(S3(Storage(endpoint=liar.url)), [listed], tmp_path, DATA_ERRORS, lambda _: None)
     assert caught.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
     assert decoy.signed == 0
     assert not (tmp_path / "key").exists()
@@ -162,7 +162,7 @@ def test_what_a_redirected_download_brings_is_not_taken(liar: Liar, decoy: Liar,
 
 def test_a_record_without_end_is_not_read_to_its_end(liar: Liar) -> None:
     liar.body = lambda path: "x" * 2**25
-    assert len(read(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/manifest.json")) or b"") == 2**24
+    assert len(read_object(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/manifest.json")) or b"") == 2**24
 
 
 METADATA = {
@@ -223,7 +223,7 @@ def test_an_endpoint_that_is_no_store_is_not_quoted(liar: Liar, status: int) -> 
     liar.status = status
     for uri in ("s3://data/prefix/", "s3://data/key.jsonl"):
         with pytest.raises(TrainerError) as caught:
-            find(S3(Storage(endpoint=liar.url)), Location.parse(uri), DATA)
+            find_objects(S3(Storage(endpoint=liar.url)), Location.parse(uri), DATA_ERRORS)
         assert "canary" not in caught.value.message
         assert caught.value.reason is not Reason.INTERNAL_ERROR
 
@@ -243,7 +243,12 @@ def test_nothing_goes_where_the_environment_points(
     connection = S3(s3.storage)
     at = Location.parse(f"s3://data/{tmp_path.name}.txt")
     put_bytes(connection, at, b"hello")
-    assert download(connection, find(connection, at, DATA), tmp_path / "target", DATA, lambda _: None)[0].size == 5
+    assert (
+        download_objects(
+            connection, find_objects(connection, at, DATA_ERRORS), tmp_path / "target", DATA_ERRORS, lambda _: None
+        )[0].size
+        == 5
+    )
     assert connection.bucket("data").endpoint == s3.endpoint
     assert decoy.asked == []
     assert not {"awscrt.s3", "boto3.crt", "s3transfer.crt"}.intersection(sys.modules)

@@ -10,8 +10,8 @@ import pytest
 from tests.trainer.preparations import configured, run
 from tests.trainer.tiny_model import TRAINING_SECONDS
 
-from finetune_trainer.data.deduplication import Groups, Near
-from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
+from finetune_trainer.data.deduplication import MinHashIndex, RowGroups
+from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.shingles import BoilerplateFinder
 
 VOCABULARY = [f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "sta") for second in range(60)]
@@ -41,26 +41,32 @@ def conversation(chance: random.Random) -> Row:
 
 def preference(chance: random.Random) -> Row:
     prompt = f"{ONE} {message(chance)}"
-    return Preference(Pair(prompt, words(chance, 9)), Pair(prompt, words(chance, 9)))
+    return Preference(PromptCompletion(prompt, words(chance, 9)), PromptCompletion(prompt, words(chance, 9)))
 
 
 def with_examples(chance: random.Random) -> Row:
     """An instruction with 3 of 10 examples, and a message."""
     examples = [words(random.Random(seed), 20) for seed in range(10)]
-    return Pair(" ".join([ONE, *chance.sample(examples, 3), message(chance)]), label(chance))
+    return PromptCompletion(" ".join([ONE, *chance.sample(examples, 3), message(chance)]), label(chance))
 
 
 TEMPLATED: dict[str, Make] = {
-    "instruction before": lambda chance: Pair(f"{ONE} {message(chance)}", label(chance)),
-    "instruction after": lambda chance: Pair(f"{message(chance)} {ONE}", label(chance)),
-    "instruction around": lambda chance: Pair(f"{ONE} {message(chance)} {TWO}", label(chance)),
-    "three instructions": lambda chance: Pair(f"{chance.choice([ONE, TWO, THREE])} {message(chance)}", label(chance)),
+    "instruction before": lambda chance: PromptCompletion(f"{ONE} {message(chance)}", label(chance)),
+    "instruction after": lambda chance: PromptCompletion(f"{message(chance)} {ONE}", label(chance)),
+    "instruction around": lambda chance: PromptCompletion(f"{ONE} {message(chance)} {TWO}", label(chance)),
+    "three instructions": lambda chance: PromptCompletion(
+        f"{chance.choice([ONE, TWO, THREE])} {message(chance)}", label(chance)
+    ),
     "varying examples": with_examples,
-    "a number": lambda chance: Pair(f"{ONE} {chance.random()}", "ok"),
+    "a number": lambda chance: PromptCompletion(f"{ONE} {chance.random()}", "ok"),
     "several turns": conversation,
     "preferences": preference,
-    "verdicts": lambda chance: Judged(Pair(f"{ONE} {message(chance)}", label(chance)), chance.random() < 0.5),
-    "text": lambda chance: Text(f"### Instruction: {ONE}\n### Input: {message(chance)}\n### Answer: {label(chance)}"),
+    "verdicts": lambda chance: LabeledExample(
+        PromptCompletion(f"{ONE} {message(chance)}", label(chance)), chance.random() < 0.5
+    ),
+    "text": lambda chance: PlainText(
+        f"### Instruction: {ONE}\n### Input: {message(chance)}\n### Answer: {label(chance)}"
+    ),
 }
 
 
@@ -69,28 +75,28 @@ def rows(make: Make, count: int) -> list[Row]:
     return [make(chance) for _ in range(count)]
 
 
-def compared(rows: Sequence[Row]) -> Near:
+def compared(rows: Sequence[Row]) -> MinHashIndex:
     finder = BoilerplateFinder()
     for row in rows:
         finder.add(row)
-    return Near(0.8, finder.boilerplate())
+    return MinHashIndex(0.8, finder.find_boilerplate())
 
 
 def near_duplicates(rows: Sequence[Row]) -> int:
     near = compared(rows)
     found = 0
     for row in rows:
-        signature = near.signature(row)
-        found += any(True for _ in near.like(signature))
-        near.add(signature)
+        signature = near.compute_signature(row)
+        found += any(True for _ in near.query(signature))
+        near.insert(signature)
     return found
 
 
 def groups(rows: Sequence[Row]) -> int:
-    made = Groups(compared(rows))
+    made = RowGroups(compared(rows))
     for row in rows:
         made.add(row)
-    return len(set(made.keys()))
+    return len(set(made.compute_keys()))
 
 
 @pytest.mark.parametrize("make", TEMPLATED.values(), ids=TEMPLATED)
@@ -106,7 +112,7 @@ def test_near_duplicates_message_with_one_word_changed_found(instructions: list[
     messages = [words(chance, 120) for _ in range(100)]
     changed = [each.replace(each.split()[30], "other", 1) for each in messages[:40]]
     prompts = [f"{instructions[number % len(instructions)]} {each}" for number, each in enumerate(messages + changed)]
-    assert near_duplicates([Pair(each, "yes") for each in prompts]) == 40
+    assert near_duplicates([PromptCompletion(each, "yes") for each in prompts]) == 40
 
 
 def changed_copies(copies: int, of: int) -> list[Row]:
@@ -114,7 +120,9 @@ def changed_copies(copies: int, of: int) -> list[Row]:
     chance = random.Random(5)
     texts = [words(chance, 120).split() for _ in range(of)]
     made = [(text, chance.randrange(120)) for text in texts for _ in range(copies)]
-    return [Text(" ".join([*text[:at], f"new{number}", *text[at + 1 :]])) for number, (text, at) in enumerate(made)]
+    return [
+        PlainText(" ".join([*text[:at], f"new{number}", *text[at + 1 :]])) for number, (text, at) in enumerate(made)
+    ]
 
 
 @pytest.mark.parametrize(("copies", "of"), [(2, 5), (10, 1), (12, 1), (20, 10), (300, 1)])
@@ -123,18 +131,18 @@ def test_groups_copies_with_another_word_changed_stay_together(copies: int, of: 
 
 
 def test_near_duplicates_few_rows_of_one_text_found() -> None:
-    assert near_duplicates([Text(f"{ONE} {number}") for number in range(10)]) == 9
+    assert near_duplicates([PlainText(f"{ONE} {number}") for number in range(10)]) == 9
 
 
 def test_near_duplicates_rows_of_nothing_but_the_shared_text_found() -> None:
-    copies = [Text(ONE.replace(" ", "!" * number + " ", 1)) for number in range(1, 31)]
+    copies = [PlainText(ONE.replace(" ", "!" * number + " ", 1)) for number in range(1, 31)]
     assert near_duplicates(copies) == 29
 
 
 def test_boilerplate_rows_in_another_order_is_the_same() -> None:
     many: list[Row] = [
         *rows(TEMPLATED["three instructions"], 1500),
-        *(Text(f"{number} is free") for number in range(900)),
+        *(PlainText(f"{number} is free") for number in range(900)),
     ]
     orders = [many, many[::-1], random.Random(1).sample(many, len(many)), many + many[:700]]
     found = []
@@ -142,16 +150,16 @@ def test_boilerplate_rows_in_another_order_is_the_same() -> None:
         finder = BoilerplateFinder()
         for row in order:
             finder.add(row)
-        found.append(finder.boilerplate())
+        found.append(finder.find_boilerplate())
     assert found[0]
     assert found == [found[0]] * 4
 
 
 def test_boilerplate_rows_without_a_shared_text_none() -> None:
     finder = BoilerplateFinder()
-    for row in rows(lambda chance: Pair(f"Translate to French: {message(chance)}", message(chance)), 300):
+    for row in rows(lambda chance: PromptCompletion(f"Translate to French: {message(chance)}", message(chance)), 300):
         finder.add(row)
-    assert not finder.boilerplate()
+    assert not finder.find_boilerplate()
 
 
 ALPACA = {
@@ -180,4 +188,4 @@ def test_prepare_rows_of_one_instruction_are_kept_and_divided(
     prepared = run(tmp_path, made, settings)
     assert (prepared.report.kept, prepared.report.validation, prepared.report.rejected) == (90, 10, {})
     assert prepared.folds is not None
-    assert [len(prepared.folds.left_out(part)) for part in range(3)] == [30, 30, 30]
+    assert [len(prepared.folds.select_held_out_rows(part)) for part in range(3)] == [30, 30, 30]

@@ -85,7 +85,7 @@ def test_one_that_is_not_whole_is_passed_over(
 ) -> None:
     save(store, tmp_path, 5, 10)
     change(s3, f"{prefix}.checkpoints/config/step-10/")
-    restored = store.newest(tmp_path / "restored")
+    restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
     assert "the one of step 10 is not used" in caplog.text
@@ -114,7 +114,7 @@ def test_a_pickle_is_never_run(
     folder, trace = saved(tmp_path, 10), tmp_path / "trace"
     torch.save(Attack(trace), folder / name)
     store.save(folder, 10, lambda: None)
-    restored = store.newest(tmp_path / "restored")
+    restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
     assert f"{name} holds more than numbers" in caplog.text
@@ -137,7 +137,7 @@ def test_faults_while_fetching(
 ) -> None:
     save(store, tmp_path, 5, 10)
     proxy.faults = [replace(fault)]
-    restored = store.newest(tmp_path / "restored")
+    restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == step
     assert proxy.faults[0].times == 0
@@ -149,6 +149,6 @@ def test_faults_while_saving(store: CheckpointStore, tmp_path: Path, proxy: Faul
     proxy.faults = [Fault(kind, "PUT", name)]
     save(store, tmp_path, 10)
     assert proxy.faults[0].times == 0
-    restored = store.newest(tmp_path / "restored")
+    restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 10

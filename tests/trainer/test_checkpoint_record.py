@@ -60,16 +60,16 @@ def test_record_is_no_outcome_for_a_reader_that_does_not_know_it(message: Path) 
 
 def test_outcome_replaces_the_record_and_a_late_record_does_not_replace_it(message: Path) -> None:
     termination_message.record_checkpoint(_progress(5))
-    termination_message.write(termination_message.make(Reason.DATA_INVALID, ""))
+    termination_message.write_outcome(termination_message.build_outcome(Reason.DATA_INVALID, ""))
     termination_message.record_checkpoint(_progress(10))
     assert Outcome.model_validate_json(message.read_bytes()).reason is Reason.DATA_INVALID
 
 
 def test_outcome_of_a_launcher_keeps_the_record_of_its_killed_worker(message: Path) -> None:
     termination_message.record_checkpoint(_progress(5))
-    termination_message.write(
-        termination_message.Known(ProgressReporter()).complete(
-            termination_message.make(Reason.PREEMPTED, "told to stop")
+    termination_message.write_outcome(
+        termination_message.RunContext(ProgressReporter()).complete_outcome(
+            termination_message.build_outcome(Reason.PREEMPTED, "told to stop")
         )
     )
     progress = Outcome.model_validate_json(message.read_bytes()).progress
@@ -92,7 +92,7 @@ def test_record_of_another_worker_than_the_first_is_not_written(message: Path, m
     termination_message.record_checkpoint(_progress(5))
     assert message.read_bytes() == b""
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv(topology.FOLDER_ENV, str(message.parent))
+    monkeypatch.setenv(topology.NODE_FOLDER_ENV, str(message.parent))
     termination_message.record_checkpoint(
         _progress(5)
     )  # a worker's outcome goes to its launcher, the record to the pod

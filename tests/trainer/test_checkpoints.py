@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.checkpoint_stores import NAMES, ORIGIN, open_store, prefix, save, saved, steps_in, store
 from tests.trainer.tiny_model import TRAINING_SECONDS
 
-from finetune_trainer.checkpoints.store import CheckpointStore, Origin
+from finetune_trainer.checkpoints.store import CheckpointProvenance, CheckpointStore
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
@@ -27,7 +27,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(
     save(store, tmp_path, 5)
     where = prefix.removeprefix("s3://results/") + ".checkpoints/config/step-5/"
     assert s3.keys(prefix) == sorted(where + name for name in [*NAMES, "checkpoint.json"])
-    restored = store.newest(tmp_path / "restored")
+    restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
     assert {path.name: path.read_bytes() for path in restored.folder.iterdir()} == {
@@ -57,11 +57,11 @@ def test_one_of_other_inputs_is_not_used(
     store: CheckpointStore,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    origin: Origin,
+    origin: CheckpointProvenance,
     why: str,
 ) -> None:
     save(store, tmp_path, 5)
-    assert open_store(s3, prefix, origin).newest(tmp_path / "restored") is None
+    assert open_store(s3, prefix, origin).fetch_newest(tmp_path / "restored") is None
     assert why in caplog.text
     assert "training starts afresh" in caplog.text
 
@@ -72,7 +72,7 @@ def test_one_of_another_config_is_left_alone(
     caplog.set_level("INFO", "finetune_trainer")
     save(store, tmp_path, 5)
     other = open_store(s3, prefix, replace(ORIGIN, config_digest="sha256:other"))
-    assert other.newest(tmp_path / "restored") is None
+    assert other.fetch_newest(tmp_path / "restored") is None
     assert "1 other configs have some here, which are left alone: config" in caplog.text
     other.clear()
     assert steps_in(s3, prefix) == ["step-5"]
@@ -82,7 +82,7 @@ def test_other_versions_are_warned_of(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(store, tmp_path, 5)
-    assert open_store(s3, prefix, replace(ORIGIN, versions={"torch": "2"})).newest(tmp_path / "restored")
+    assert open_store(s3, prefix, replace(ORIGIN, versions={"torch": "2"})).fetch_newest(tmp_path / "restored")
     assert "made with torch 1, this is 2" in caplog.text
 
 

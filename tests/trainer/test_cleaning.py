@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.cleaning import clean
-from finetune_trainer.data.pii import find, redact
+from finetune_trainer.data.cleaning import clean_text
+from finetune_trainer.data.pii import find_pii, redact_pii
 
 JOINED = "👩\u200d💻 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
 CLEANED = {
@@ -26,12 +26,12 @@ CLEANED = {
 
 @pytest.mark.parametrize(("before", "after"), CLEANED.values(), ids=CLEANED)
 def test_text_is_as_its_author_meant_it(before: str, after: str) -> None:
-    assert clean(before) == after
+    assert clean_text(before) == after
 
 
 @given(st.text())
 def test_clean_text_stays(text: str) -> None:
-    assert clean(clean(text)) == clean(text)
+    assert clean_text(clean_text(text)) == clean_text(text)
 
 
 # In parts, so that no scanner takes this file for a leak.
@@ -69,7 +69,7 @@ KINDS = ["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
 
 @pytest.mark.parametrize(("before", "after"), SENSITIVE.values(), ids=SENSITIVE)
 def test_what_is_sensitive_is_replaced_by_its_kind(before: str, after: str) -> None:
-    assert redact(before, KINDS) == after
+    assert redact_pii(before, KINDS) == after
 
 
 HARMLESS = {
@@ -88,10 +88,10 @@ HARMLESS = {
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
 def test_what_only_looks_sensitive_stays(text: str) -> None:
-    assert redact(text, KINDS) == text
+    assert redact_pii(text, KINDS) == text
 
 
 def test_only_the_kinds_asked_for_are_replaced() -> None:
     text = "a@b.example from 10.0.0.1"
-    assert redact(text, ["ipAddress"]) == "a@b.example from [IP_ADDRESS]"
-    assert [place.kind for place in find(text)] == ["email", "ipAddress"]
+    assert redact_pii(text, ["ipAddress"]) == "a@b.example from [IP_ADDRESS]"
+    assert [place.kind for place in find_pii(text)] == ["email", "ipAddress"]

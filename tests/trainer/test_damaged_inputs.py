@@ -16,7 +16,7 @@ from pyarrow import parquet
 from tests.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import Pair, Reader
+from finetune_trainer.data.rows import PromptCompletion, RowReader
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
 
@@ -137,10 +137,10 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
 
 def account(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = Reader()
+    reader = RowReader()
     for _ in reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]):
         pass
-    reader.offenders.raise_if_any(reader.rows)
+    reader.invalid_rows.raise_if_any(reader.row_count)
 
 
 @pytest.mark.parametrize(("name", "content", "place", "what"), DATA.values(), ids=DATA)
@@ -173,20 +173,20 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
 @pytest.mark.parametrize(("name", "content", "places"), AROUND.values(), ids=AROUND)
 def test_rows_around_a_wrong_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = Reader()
+    reader = RowReader()
     source = DataSource(uri="s3://data/*")
     found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
     assert [place.line for place, _ in found] == places
-    assert reader.offenders.count == 1
-    assert reader.rows == len(places) + 1
+    assert reader.invalid_rows.count == 1
+    assert reader.row_count == len(places) + 1
 
 
 def test_elements_that_stand_across_what_is_read_at_once_are_whole(tmp_path: Path) -> None:
     texts = ['\\"]' * size for size in (1, 20_000, 40_000, 3, 100_000)]
     (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
     source = DataSource(uri="s3://data/*")
-    rows = Reader().read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
-    assert [row for _, row in rows] == [Pair(text, "a") for text in texts]
+    rows = RowReader().read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
+    assert [row for _, row in rows] == [PromptCompletion(text, "a") for text in texts]
 
 
 def _write(name: str, content: bytes | str) -> Callable[[Path], None]:

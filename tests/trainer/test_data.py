@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, StoredFile, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparation import Files, PreparedData, prepare
+from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 def run(folder: Path, *files: StoredFile, max_length: int = 128, template: str = CHATML, **fields: Any) -> PreparedData:
     settings = config(fields, max_length)
     words = tokenizer(template)
-    return prepare(settings, Files([(settings.dataset.sources[0], files)], "sha256:0"), words, folder / "work")
+    return prepare_dataset(
+        settings, DataFiles([(settings.dataset.sources[0], files)], "sha256:0"), words, folder / "work"
+    )
 
 
 def test_report_accounts_for_every_row_and_matches_the_data(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.deduplication import Groups, Hashes, Near
-from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
-from finetune_trainer.data.splits import choose
+from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
+from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.splits import choose_validation_rows
 from finetune_trainer.errors import TrainerError
 
 LONG = " ".join(f"word{number}" for number in range(60))
@@ -25,20 +25,23 @@ def chat(question: str, answer: str) -> Chat:
 
 
 def test_a_row_is_known_the_second_time(tmp_path: Path) -> None:
-    rows = [Pair(str(number), "a") for number in range(5000)]  # the table grows several times
-    seen = Hashes(tmp_path)
+    rows = [PromptCompletion(str(number), "a") for number in range(5000)]  # the table grows several times
+    seen = HashSet(tmp_path)
     assert all(seen.add(row) for row in rows)
     assert not any(seen.add(row) for row in rows)
     assert all(row in seen for row in rows)
-    assert Pair("5000", "a") not in seen
+    assert PromptCompletion("5000", "a") not in seen
 
 
 DIFFERENT = {
-    "text moved from prompt to answer": (Pair("ab", "c"), Pair("a", "bc")),
-    "opposite verdicts": (Judged(Pair("a", "b"), True), Judged(Pair("a", "b"), False)),
+    "text moved from prompt to answer": (PromptCompletion("ab", "c"), PromptCompletion("a", "bc")),
+    "opposite verdicts": (
+        LabeledExample(PromptCompletion("a", "b"), True),
+        LabeledExample(PromptCompletion("a", "b"), False),
+    ),
     "opposite preferences": (
-        Preference(Pair("a", "b"), Pair("a", "c")),
-        Preference(Pair("a", "c"), Pair("a", "b")),
+        Preference(PromptCompletion("a", "b"), PromptCompletion("a", "c")),
+        Preference(PromptCompletion("a", "c"), PromptCompletion("a", "b")),
     ),
     "another speaker": (
         Chat([{"role": "user", "content": "a"}]),
@@ -49,48 +52,52 @@ DIFFERENT = {
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
 def test_rows_that_say_different_things_are_no_duplicates(one: Row, other: Row, tmp_path: Path) -> None:
-    seen = Hashes(tmp_path)
+    seen = HashSet(tmp_path)
     assert seen.add(one)
     assert seen.add(other)
 
 
 NEAR = {
-    "one word of sixty changed": (Text(LONG), Text(LONG.replace("word30", "other")), True),
-    "case and punctuation": (Text(LONG), Text(LONG.upper().replace(" ", ", ")), True),
-    "half of the words": (Text(LONG), Text(LONG[: len(LONG) // 2]), False),
+    "one word of sixty changed": (PlainText(LONG), PlainText(LONG.replace("word30", "other")), True),
+    "case and punctuation": (PlainText(LONG), PlainText(LONG.upper().replace(" ", ", ")), True),
+    "half of the words": (PlainText(LONG), PlainText(LONG[: len(LONG) // 2]), False),
     "the same long system prompt": (chat("Who was first?", "Ada"), chat("What is last?", "Omega"), False),
-    "opposite verdicts": (Judged(Pair(LONG, "a"), True), Judged(Pair(LONG, "a"), False), False),
-    "Chinese with one sign changed": (Text("春眠不觉晓处处闻啼鸟夜来风雨声花落知多少" * 2), None, True),
+    "opposite verdicts": (
+        LabeledExample(PromptCompletion(LONG, "a"), True),
+        LabeledExample(PromptCompletion(LONG, "a"), False),
+        False,
+    ),
+    "Chinese with one sign changed": (PlainText("春眠不觉晓处处闻啼鸟夜来风雨声花落知多少" * 2), None, True),
 }
 
 
 @pytest.mark.parametrize(("one", "other", "alike"), NEAR.values(), ids=NEAR)
-def test_rows_that_share_most_of_their_words_are_near(one: Text, other: Row | None, alike: bool) -> None:
-    near = Near(0.8)
-    near.add(near.signature(one))
-    again = Text(one.text[:-1] + "年") if other is None else other
-    assert bool(list(near.like(near.signature(again)))) is alike
+def test_rows_that_share_most_of_their_words_are_near(one: PlainText, other: Row | None, alike: bool) -> None:
+    near = MinHashIndex(0.8)
+    near.insert(near.compute_signature(one))
+    again = PlainText(one.text[:-1] + "年") if other is None else other
+    assert bool(list(near.query(near.compute_signature(again)))) is alike
 
 
 def test_rows_that_resemble_each_other_stay_on_one_side() -> None:
-    groups = Groups(Near(0.8))
+    groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
     for number in range(40):  # each resembles the next; the first and the last share nothing
-        groups.add(Text(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
+        groups.add(PlainText(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
     for number in range(40):
-        groups.add(Text(f"{number} " + " ".join(f"{word}{number}" for word in words)))
-    keys = groups.keys()
+        groups.add(PlainText(f"{number} " + " ".join(f"{word}{number}" for word in words)))
+    keys = groups.compute_keys()
     assert all(one == other for one, other in pairwise(keys[:40]))
     assert len(set(keys)) == 41
 
 
-@pytest.mark.parametrize("near", [Near(0.8), None], ids=["few rows", "many rows"])
-def test_answers_to_one_prompt_stay_on_one_side(near: Near | None) -> None:
-    groups = Groups(near)
-    groups.add(Judged(Pair("What now?", "Run along to the lake"), True))
-    groups.add(Judged(Pair("what  NOW", "No idea at all, sorry"), False))
-    groups.add(Judged(Pair("Where to?", "Over the hills"), True))
-    one, other, apart = groups.keys()
+@pytest.mark.parametrize("near", [MinHashIndex(0.8), None], ids=["few rows", "many rows"])
+def test_answers_to_one_prompt_stay_on_one_side(near: MinHashIndex | None) -> None:
+    groups = RowGroups(near)
+    groups.add(LabeledExample(PromptCompletion("What now?", "Run along to the lake"), True))
+    groups.add(LabeledExample(PromptCompletion("what  NOW", "No idea at all, sorry"), False))
+    groups.add(LabeledExample(PromptCompletion("Where to?", "Over the hills"), True))
+    one, other, apart = groups.compute_keys()
     assert one == other != apart
 
 
@@ -98,19 +105,19 @@ def test_answers_to_one_prompt_stay_on_one_side(near: Near | None) -> None:
 def test_validation_takes_whole_groups_and_leaves_some(keys: list[int], fraction: float, seed: int) -> None:
     if len(set(keys)) < 2:
         return
-    chosen = choose(array("Q", keys), fraction, seed).tolist()
-    assert chosen == choose(array("Q", keys), fraction, seed).tolist()
+    chosen = choose_validation_rows(array("Q", keys), fraction, seed).tolist()
+    assert chosen == choose_validation_rows(array("Q", keys), fraction, seed).tolist()
     assert 0 < len(chosen) < len(keys)
     assert {keys[row] for row in chosen}.isdisjoint(keys[row] for row in range(len(keys)) if row not in chosen)
 
 
 def test_groups_of_one_row_give_the_fraction_to_the_row() -> None:
     keys = array("Q", range(1000))
-    assert len(choose(keys, 0.1, 1)) == 100
-    assert choose(keys, 0.1, 1).tolist() != choose(keys, 0.1, 2).tolist()
+    assert len(choose_validation_rows(keys, 0.1, 1)) == 100
+    assert choose_validation_rows(keys, 0.1, 1).tolist() != choose_validation_rows(keys, 0.1, 2).tolist()
 
 
 def test_rows_that_cannot_be_divided_say_so() -> None:
     with pytest.raises(TrainerError, match="all 3 rows resemble each other") as caught:
-        choose(array("Q", [7, 7, 7]), 0.5, 1)
+        choose_validation_rows(array("Q", [7, 7, 7]), 0.5, 1)
     assert caught.value.reason is Reason.DATA_INVALID

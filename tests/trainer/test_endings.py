@@ -9,26 +9,28 @@ from tests.trainer.template_families import ALPACA, BRACKETS, FAMILIES, HEADINGS
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, chat
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.end_of_turn import eos_token_to_publish, stop_ids
-from finetune_trainer.data.loss_masking import IGNORED, Example, Labeller
-from finetune_trainer.data.rows import Chat, Pair, Row, Text
+from finetune_trainer.data.end_of_turn import choose_published_eos_token, get_stop_token_ids
+from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation
+from finetune_trainer.data.rows import Chat, PlainText, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
 
-def label(family: Family, row: Row | dict[str, Any], loss: Literal["completion", "all"] = "completion") -> Example:
-    labeller = Labeller(family.tokenizer(), loss)
-    return labeller.encode([labeller.render(Chat(row["messages"]) if isinstance(row, dict) else row)])[0]
+def label(
+    family: Family, row: Row | dict[str, Any], loss: Literal["completion", "all"] = "completion"
+) -> TokenizedConversation:
+    labeller = LossMasker(family.tokenizer(), loss)
+    return labeller.tokenize([labeller.render(Chat(row["messages"]) if isinstance(row, dict) else row)])[0]
 
 
-def learnt(family: Family, example: Example) -> list[str]:
+def learnt(family: Family, example: TokenizedConversation) -> list[str]:
     """The text of each run of learnt tokens."""
-    words, before = family.tokenizer(), IGNORED
+    words, before = family.tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
-        if value != IGNORED:
-            runs = runs if before != IGNORED else [*runs, []]
+        if value != IGNORE_INDEX:
+            runs = runs if before != IGNORE_INDEX else [*runs, []]
             runs[-1].append(value)
         before = value
     return [words.decode(run) for run in runs]
@@ -40,8 +42,8 @@ def test_family_learns_its_ending_and_stops_there(
 ) -> None:
     words = family.tokenizer()
     assert learnt(family, label(family, chat("a", "1", "b", "2"))) == expected
-    assert words.convert_ids_to_tokens(stop_ids(words)) == stops
-    assert eos_token_to_publish(words) == (eos or family.eos)
+    assert words.convert_ids_to_tokens(get_stop_token_ids(words)) == stops
+    assert choose_published_eos_token(words) == (eos or family.eos)
 
 
 LLAMA3_WORDS = Family(LLAMA3)
@@ -49,27 +51,31 @@ LLAMA3_WORDS = Family(LLAMA3)
 ROWS: dict[str, tuple[Family, Row | dict[str, Any], list[str]]] = {
     "an answer that ends in a special token of its own": (
         Family(CHATML),
-        Pair("a", "label <|eot_id|>"),
+        PromptCompletion("a", "label <|eot_id|>"),
         ["label <|eot_id|><|im_end|>"],
     ),
-    "an answer that ends as the template does": (Family(CHATML), Pair("a", "b<|im_end|>"), ["b<|im_end|><|im_end|>"]),
+    "an answer that ends as the template does": (
+        Family(CHATML),
+        PromptCompletion("a", "b<|im_end|>"),
+        ["b<|im_end|><|im_end|>"],
+    ),
     "no start of the user's next turn": (LLAMA3_WORDS, chat("a", "1", "b"), ["1<|eot_id|>"]),
     "the user has the last word, ordinary text": (Family(BRACKETS), chat("a", "1", "b"), ["1<|endoftext|>"]),
     "the user has the last word, nothing": (Family(NOTHING), chat("a", "1", "b"), ["1<|endoftext|>"]),
     "blanks of the answer, ordinary text": (Family(BRACKETS), chat("a", "1 \n"), ["1 \n<|endoftext|>"]),
-    "prompt and completion": (Family(None), Pair("a", " b"), [" b<|endoftext|>"]),
+    "prompt and completion": (Family(None), PromptCompletion("a", " b"), [" b<|endoftext|>"]),
     "a completion that ends in another special token": (
         Family(None),
-        Pair("a", " b<|eot_id|>"),
+        PromptCompletion("a", " b<|eot_id|>"),
         [" b<|eot_id|><|endoftext|>"],
     ),
     "a completion that brings EOS and a line break": (
         Family(None),
-        Pair("a", " b<|endoftext|>\n"),
+        PromptCompletion("a", " b<|endoftext|>\n"),
         [" b<|endoftext|>"],
     ),
-    "text that was rendered before": (LLAMA3_WORDS, Text("a b<|eot_id|>"), [" b<|eot_id|>"]),
-    "text": (LLAMA3_WORDS, Text("a b"), [" b<|endoftext|>"]),
+    "text that was rendered before": (LLAMA3_WORDS, PlainText("a b<|eot_id|>"), [" b<|eot_id|>"]),
+    "text": (LLAMA3_WORDS, PlainText("a b"), [" b<|endoftext|>"]),
 }
 
 
@@ -91,7 +97,7 @@ def test_ordinary_ending_of_last_answer_is_replaced_by_eos(template: str, loss: 
 
 @pytest.mark.parametrize(
     ("template", "row"),
-    [(BRACKETS, chat("a", "1")), (ALPACA, chat("a", "1")), (None, Pair("a", "b")), (None, Text("a"))],
+    [(BRACKETS, chat("a", "1")), (ALPACA, chat("a", "1")), (None, PromptCompletion("a", "b")), (None, PlainText("a"))],
     ids=["ordinary text", "blanks", "prompt and completion", "text"],
 )
 def test_row_without_any_end_is_refused(template: str | None, row: Row | dict[str, Any]) -> None:
@@ -106,7 +112,7 @@ def test_template_that_needs_a_system_turn_is_read_with_one() -> None:
     needs_system = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + LLAMA3
     family = Family(needs_system)
     assert learnt(family, label(family, chat("a", "1", system="s"))) == ["1<|eot_id|>"]
-    assert family.tokenizer().convert_ids_to_tokens(stop_ids(family.tokenizer()))[0] == "<|eot_id|>"
+    assert family.tokenizer().convert_ids_to_tokens(get_stop_token_ids(family.tokenizer()))[0] == "<|eot_id|>"
 
 
 @pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}], ids=["blanks after it", "blanks before it"])
@@ -115,7 +121,7 @@ def test_end_token_that_takes_in_blanks_is_learnt(flags: dict[str, bool]) -> Non
 
     words = FAMILIES["Phi 3"][0].tokenizer()
     words.backend_tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, **flags)])
-    labeller = Labeller(words)
-    example = labeller.encode([labeller.render(Chat(chat("a", "1", "b", "2")["messages"]))])[0]
-    ends = [words.convert_ids_to_tokens(label) for label in example.labels if label in stop_ids(words)]
+    labeller = LossMasker(words)
+    example = labeller.tokenize([labeller.render(Chat(chat("a", "1", "b", "2")["messages"]))])[0]
+    ends = [words.convert_ids_to_tokens(label) for label in example.labels if label in get_stop_token_ids(words)]
     assert ends == ["<|end|>", "<|end|>", "<|endoftext|>"]

@@ -12,8 +12,8 @@ from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import Loaded, load_model, load_tokenizer
-from finetune_trainer.publishing.export import export, target_modules
+from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
+from finetune_trainer.publishing.export import export_adapter, list_target_modules
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
-def learnt(settings: TrainerConfig, model_dir: Path) -> Loaded:
+def learnt(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     """As after training: B matrices that are not zero."""
     import torch
 
@@ -42,11 +42,11 @@ def learnt(settings: TrainerConfig, model_dir: Path) -> Loaded:
     for name, weight in model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(weight, std=0.05)
-    return Loaded(model, load_tokenizer(model_dir), "transformers")
+    return LoadedModel(model, load_tokenizer(model_dir), "transformers")
 
 
 def test_folder_is_flat_complete_and_names_no_path_of_this_machine(model_dir: Path, tmp_path: Path) -> None:
-    export(config(), learnt(config(), model_dir), tmp_path / "adapter", "sha256:abc", model_dir)
+    export_adapter(config(), learnt(config(), model_dir), tmp_path / "adapter", "sha256:abc", model_dir)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == FILES
     for path in (tmp_path / "adapter").iterdir():
         assert str(model_dir).encode() not in path.read_bytes(), path.name
@@ -69,7 +69,7 @@ def test_base_is_named_as_servers_look_for_it(
 ) -> None:
     settings = config({"lora": {"rank": 4, "alpha": 8, "targetModules": ["v_proj", "q_proj"]}})
     settings = settings.model_copy(update={"model": ModelSource(uri=uri)})
-    export(settings, learnt(settings, model_dir), tmp_path, COMMIT, model_dir)
+    export_adapter(settings, learnt(settings, model_dir), tmp_path, COMMIT, model_dir)
     adapter = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (name, revision)
     assert (adapter["r"], adapter["lora_alpha"], adapter["target_modules"]) == (4, 8, ["q_proj", "v_proj"])
@@ -78,7 +78,7 @@ def test_base_is_named_as_servers_look_for_it(
 
 def test_a_module_that_shares_its_name_with_an_adapted_one_is_not_named(model_dir: Path) -> None:
     settings = config({"lora": {"targetModules": ["model.layers.0.self_attn.q_proj"]}})
-    assert target_modules(learnt(settings, model_dir).model) == ["model.layers.0.self_attn.q_proj"]
+    assert list_target_modules(learnt(settings, model_dir).model) == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir:
     from transformers import AutoModelForCausalLM
 
     loaded = learnt(config(), model_dir)
-    export(config(), loaded, tmp_path, "sha256:abc", model_dir)
+    export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir:
 def test_the_model_in_memory_is_left_as_it_was(model_dir: Path, tmp_path: Path) -> None:
     loaded = learnt(config(), model_dir)
     before = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
-    export(config(), loaded, tmp_path, "sha256:abc", model_dir)
+    export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     after = dict(loaded.model.named_parameters())
     assert before.keys() == after.keys()
     assert all(bool((before[name] == after[name]).all()) for name in before)
@@ -110,7 +110,7 @@ def test_the_model_in_memory_is_left_as_it_was(model_dir: Path, tmp_path: Path) 
 
 def test_the_same_run_writes_the_same_bytes(model_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        export(config(), learnt(config(), model_dir), tmp_path / name, "sha256:abc", model_dir)
+        export_adapter(config(), learnt(config(), model_dir), tmp_path / name, "sha256:abc", model_dir)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in FILES)
 
 
@@ -125,7 +125,7 @@ def test_a_worthless_adapter_is_not_written(model_dir: Path, tmp_path: Path, val
         if ".lora_B." in name:
             weight.data.fill_(value)
     with pytest.raises(TrainerError) as caught:
-        export(config(), loaded, tmp_path / "adapter", "sha256:abc", model_dir)
+        export_adapter(config(), loaded, tmp_path / "adapter", "sha256:abc", model_dir)
     assert caught.value.reason is reason
     assert not list((tmp_path / "adapter").iterdir())
 
@@ -145,5 +145,5 @@ def test_a_file_that_differs_from_memory_is_noticed(
 
     monkeypatch.setattr(loaded.model, "save_pretrained", save_damaged)
     with pytest.raises(TrainerError, match="the adapter loaded from disk answers differently") as caught:
-        export(config(), loaded, tmp_path, "sha256:abc", model_dir)
+        export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     assert caught.value.reason is Reason.INTERNAL_ERROR

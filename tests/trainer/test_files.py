@@ -14,10 +14,10 @@ from pyarrow import parquet
 from tests.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.rows import Pair, Reader
+from finetune_trainer.data.rows import PromptCompletion, RowReader
 
 ROWS = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": 'say "ą,\n"', "completion": "ą"}]
-PAIRS = [Pair(row["prompt"], row["completion"]) for row in ROWS]
+PAIRS = [PromptCompletion(row["prompt"], row["completion"]) for row in ROWS]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 ARRAY = json.dumps(ROWS, indent=2).encode()
 CSV = 'prompt,completion\n1 + 1,2\n"say ""ą,\n""",ą\n'.encode()
@@ -55,9 +55,9 @@ QUIRKS: dict[str, tuple[str, bytes]] = {
 
 def read(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
     (tmp_path / "copy").write_bytes(content)
-    reader = Reader()
+    reader = RowReader()
     found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
-    reader.offenders.raise_if_any(reader.rows)
+    reader.invalid_rows.raise_if_any(reader.row_count)
     return [str(place) for place, _ in found], [row for _, row in found]
 
 

@@ -11,7 +11,7 @@ from tests.trainer.publishing import EXPORTED, attempt, config_for, prefix, publ
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def refusal(config: TrainerConfig, scratch: Path) -> str:
 
 def check(config: TrainerConfig) -> None:
     """What a run does before it trains."""
-    Output(S3(config.storage), config).check_foreign()
+    OutputPrefix(S3(config.storage), config).check_foreign_files()
 
 
 def begin_to_publish(config: TrainerConfig, scratch: Path, proxy: FaultyProxy, last: str) -> None:

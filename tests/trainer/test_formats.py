@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.formats import detect_format, parse, renamed
-from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, RowError, Text
+from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
+from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row, RowError
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
@@ -35,20 +35,24 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
         {"system": "s", "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "good"}]},
         [Chat([SYSTEM, USER, GOOD])],
     ),
-    "alpaca": ("sft", {"instruction": "i", "input": "", "output": "o"}, [Pair("i", "o")]),
-    "alpaca with input": ("sft", {"instruction": "i", "input": "x", "output": "o"}, [Pair("i\n\nx", "o")]),
-    "alpaca with text beside": ("sft", {"instruction": "i", "output": "o", "text": "all"}, [Pair("i", "o")]),
+    "alpaca": ("sft", {"instruction": "i", "input": "", "output": "o"}, [PromptCompletion("i", "o")]),
+    "alpaca with input": ("sft", {"instruction": "i", "input": "x", "output": "o"}, [PromptCompletion("i\n\nx", "o")]),
+    "alpaca with text beside": (
+        "sft",
+        {"instruction": "i", "output": "o", "text": "all"},
+        [PromptCompletion("i", "o")],
+    ),
     "alpaca with system": (
         "sft",
         {"instruction": "q", "input": None, "output": "good", "system": "s"},
         [Chat([SYSTEM, USER, GOOD])],
     ),
-    "pair": ("sft", {"prompt": "q", "completion": "a"}, [Pair("q", "a")]),
-    "text": ("sft", {"text": "t"}, [Text("t")]),
+    "pair": ("sft", {"prompt": "q", "completion": "a"}, [PromptCompletion("q", "a")]),
+    "text": ("sft", {"text": "t"}, [PlainText("t")]),
     "preference of texts": (
         "dpo",
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
-        [Preference(Pair("q", "good"), Pair("q", "bad"))],
+        [Preference(PromptCompletion("q", "good"), PromptCompletion("q", "bad"))],
     ),
     "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [LIKED]),
     "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [LIKED]),
@@ -73,23 +77,35 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
         {"system": "s", "prompt": "q", "chosen": "good", "rejected": "bad"},
         [Preference(Chat([SYSTEM, USER, GOOD]), Chat([SYSTEM, USER, BAD]))],
     ),
-    "judged true": ("kto", {"prompt": "q", "completion": "a", "label": True}, [Judged(Pair("q", "a"), good=True)]),
-    "judged 0": ("kto", {"prompt": "q", "completion": "a", "label": 0}, [Judged(Pair("q", "a"), good=False)]),
+    "judged true": (
+        "kto",
+        {"prompt": "q", "completion": "a", "label": True},
+        [LabeledExample(PromptCompletion("q", "a"), desirable=True)],
+    ),
+    "judged 0": (
+        "kto",
+        {"prompt": "q", "completion": "a", "label": 0},
+        [LabeledExample(PromptCompletion("q", "a"), desirable=False)],
+    ),
     "judged 'False'": (
         "kto",
         {"prompt": "q", "completion": "a", "label": "False"},
-        [Judged(Pair("q", "a"), good=False)],
+        [LabeledExample(PromptCompletion("q", "a"), desirable=False)],
     ),
     "judged turns": (
         "kto",
         {"prompt": [USER], "completion": [GOOD], "label": "1"},
-        [Judged(Chat([USER, GOOD]), good=True)],
+        [LabeledExample(Chat([USER, GOOD]), desirable=True)],
     ),
-    "judged conversation": ("kto", {"messages": [USER, BAD], "label": False}, [Judged(Chat([USER, BAD]), good=False)]),
+    "judged conversation": (
+        "kto",
+        {"messages": [USER, BAD], "label": False},
+        [LabeledExample(Chat([USER, BAD]), desirable=False)],
+    ),
     "pair of answers for kto": (
         "kto",
         {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
-        [Judged(Chat([USER, GOOD]), good=True), Judged(Chat([USER, BAD]), good=False)],
+        [LabeledExample(Chat([USER, GOOD]), desirable=True), LabeledExample(Chat([USER, BAD]), desirable=False)],
     ),
 }
 
@@ -134,34 +150,38 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("method", "row", "meant"), MEANT.values(), ids=MEANT)
 def test_a_row_is_read_as_it_is_meant(method: str, row: dict[str, Any], meant: list[Row]) -> None:
-    assert parse(row, detect_format(row, method), method) == meant
+    assert parse_row(row, detect_format(row, method), method) == meant
 
 
 @pytest.mark.parametrize(("method", "row", "why"), REFUSED.values(), ids=REFUSED)
 def test_a_row_that_cannot_be_used_says_what_was_expected(method: str, row: dict[str, Any], why: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse(row, detect_format(row, method), method)
+        parse_row(row, detect_format(row, method), method)
     assert why in str(caught.value)
 
 
 def test_columns_of_other_names_are_found_even_if_they_trade_places() -> None:
     row = {"completion": "q", "prompt": "a", "id": 1}
-    assert renamed(row, {"prompt": "completion", "completion": "prompt"}) == {"prompt": "q", "completion": "a", "id": 1}
+    assert rename_columns(row, {"prompt": "completion", "completion": "prompt"}) == {
+        "prompt": "q",
+        "completion": "a",
+        "id": 1,
+    }
 
 
 def test_a_column_that_fields_names_must_be_there() -> None:
     with pytest.raises(RowError, match=r"expected the column 'question' \(fields: prompt\), found 'q', 'completion'"):
-        renamed({"q": "a", "completion": "b"}, {"prompt": "question"})
+        rename_columns({"q": "a", "completion": "b"}, {"prompt": "question"})
 
 
 def test_an_optional_column_may_be_absent_from_a_row() -> None:
-    assert renamed({"instruction": "a"}, {"input": "context"}) == {"instruction": "a"}
+    assert rename_columns({"instruction": "a"}, {"input": "context"}) == {"instruction": "a"}
 
 
 _LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "assistant"])
 _KEYS = st.sampled_from(["messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "text"])
 _TURNS = st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), _LEAVES), max_size=3)
-_TYPES = (Chat, Pair, Text, Preference, Judged)
+_TYPES = (Chat, PromptCompletion, PlainText, Preference, LabeledExample)
 
 
 @settings(max_examples=200)
@@ -169,6 +189,6 @@ _TYPES = (Chat, Pair, Text, Preference, Judged)
 def test_any_row_is_read_or_refused(row: dict[str, Any], method: str) -> None:
     parsed: list[Row] = []
     with suppress(RowError):
-        parsed = parse(row, detect_format(row, method), method)
+        parsed = parse_row(row, detect_format(row, method), method)
         assert parsed
     assert all(isinstance(each, _TYPES) for each in parsed)

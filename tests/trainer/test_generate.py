@@ -11,8 +11,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, writ
 
 from finetune_trainer.data import preparation
 from finetune_trainer.modeling import loading
-from finetune_trainer.modeling.generate import generate
-from finetune_trainer.publishing.export import export
+from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.publishing.export import export_adapter
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
@@ -43,20 +43,23 @@ def tuned(
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
     words = loading.load_tokenizer(base)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
-    prepared = preparation.prepare(settings, preparation.Files(sources, "sha256:0"), words, folder)
-    loaded = loading.Loaded(loading.load_model(settings, base, "transformers"), words, "transformers")
-    train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
-    export(settings, loaded, folder / "adapter", "sha256:abc", base)
+    prepared = preparation.prepare_dataset(settings, preparation.DataFiles(sources, "sha256:0"), words, folder)
+    loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
+    train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
     return base, folder / "adapter"
 
 
 def test_adapter_answers_what_it_learnt_and_stops(tuned: tuple[Path, Path]) -> None:
     base, adapter = tuned
-    assert generate(base, adapter, list(ANSWERS), 40) == list(ANSWERS.values())
+    assert generate_completions(base, adapter, list(ANSWERS), 40) == list(ANSWERS.values())
 
 
 def test_base_does_not_know_and_answers_the_same_each_time(tuned: tuple[Path, Path]) -> None:
     base, _ = tuned
-    first, again = generate(base, None, list(ANSWERS), 8), generate(base, None, list(ANSWERS), 8)
+    first, again = (
+        generate_completions(base, None, list(ANSWERS), 8),
+        generate_completions(base, None, list(ANSWERS), 8),
+    )
     assert first == again
     assert first != list(ANSWERS.values())

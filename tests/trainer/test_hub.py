@@ -105,11 +105,11 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_commit_is_resolved_first_and_only_its_needed_files_come(endpoint: str, tmp_path: Path) -> None:
-    model = hub.resolve("hf://org/model", "main")
+    model = hub.resolve_snapshot("hf://org/model", "main")
     assert model.commit == COMMIT
     assert model.sizes == {name: len(content) for name, content in NEEDED.items()}
     target = tmp_path / "model"
-    hub.download(model, target)
+    hub.download_snapshot(model, target)
     found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     assert found == NEEDED
     files = [each for each in Hub.asked if "/resolve/" in each]
@@ -145,7 +145,7 @@ def test_failures(
         (tmp_path / "token").write_text(token + "\n")
         monkeypatch.setenv(HUB_TOKEN_FILE_ENV, str(tmp_path / "token"))
     with pytest.raises(TrainerError) as error:
-        hub.resolve(f"hf://{repo}", revision)
+        hub.resolve_snapshot(f"hf://{repo}", revision)
     assert error.value.reason is reason, error.value.message
     assert message in error.value.message
     assert "canary" not in error.value.message
@@ -154,15 +154,15 @@ def test_failures(
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrainerError, match=r"no answer; check DNS, network policy and HF_ENDPOINT") as error:
-        hub.resolve("hf://org/model", None)
+        hub.resolve_snapshot("hf://org/model", None)
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
 
 
 def test_a_hub_that_goes_away_during_the_download(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = hub.resolve("hf://org/model", "main")
+    model = hub.resolve_snapshot("hf://org/model", "main")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrainerError) as error:
-        hub.download(model, tmp_path / "model")
+        hub.download_snapshot(model, tmp_path / "model")
     assert error.value.reason is Reason.STORAGE_UNREACHABLE

@@ -8,8 +8,8 @@ import pytest
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.loss_masking import IGNORED, Example, Labeller, encode_prompt
-from finetune_trainer.data.rows import Chat, Pair, RowError
+from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation, encode_prompt
+from finetune_trainer.data.rows import Chat, PromptCompletion, RowError
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
@@ -84,23 +84,23 @@ REFUSED = {
 
 
 def label(
-    row: dict[str, Any] | Pair,
+    row: dict[str, Any] | PromptCompletion,
     template: str | None,
     bos: str | None = None,
     loss: Literal["completion", "all"] = "completion",
-) -> Example:
-    labeller = Labeller(tokenizer(template, bos), loss)
-    rendered = labeller.render(row if isinstance(row, Pair) else Chat(row["messages"]))
-    return labeller.encode([rendered])[0]
+) -> TokenizedConversation:
+    labeller = LossMasker(tokenizer(template, bos), loss)
+    rendered = labeller.render(row if isinstance(row, PromptCompletion) else Chat(row["messages"]))
+    return labeller.tokenize([rendered])[0]
 
 
-def learnt(example: Example) -> list[str]:
+def learnt(example: TokenizedConversation) -> list[str]:
     """The text of each run of learnt tokens."""
-    words, before = tokenizer(), IGNORED
+    words, before = tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
-        if value != IGNORED:
-            runs = runs if before != IGNORED else [*runs, []]
+        if value != IGNORE_INDEX:
+            runs = runs if before != IGNORE_INDEX else [*runs, []]
             runs[-1].append(value)
         before = value
     return [words.decode(run) for run in runs]
@@ -113,7 +113,7 @@ def test_answers_and_what_ends_them_are_learnt_and_nothing_else(
     example = label(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
     assert learnt(example) == expected
     pairs = zip(example.input_ids, example.labels, strict=True)
-    assert all(value in (token, IGNORED) for token, value in pairs)
+    assert all(value in (token, IGNORE_INDEX) for token, value in pairs)
 
 
 @pytest.mark.parametrize(("template", "why"), REFUSED.values(), ids=REFUSED)
@@ -131,7 +131,7 @@ def test_messages_need_a_chat_template() -> None:
 @pytest.mark.parametrize("bos", [None, "<|begin_of_text|>"])
 @pytest.mark.parametrize("prompt", ["2+2=", "", "<|begin_of_text|>2+2="])
 def test_plain_pair_has_one_bos_and_one_eos(bos: str | None, prompt: str) -> None:
-    example = label(Pair(prompt, "4"), None, bos)
+    example = label(PromptCompletion(prompt, "4"), None, bos)
     start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
     assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
     # The first token of all is never learnt: nothing comes before it.
@@ -139,32 +139,32 @@ def test_plain_pair_has_one_bos_and_one_eos(bos: str | None, prompt: str) -> Non
 
 
 def test_plain_pair_that_brings_its_eos_gets_no_second() -> None:
-    assert learnt(label(Pair("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
+    assert learnt(label(PromptCompletion("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
 
 
 def test_a_word_whose_space_is_the_prompts_is_learnt_whole() -> None:
-    assert learnt(label(Pair("Tap ", "the top"), None)) == [" the top<|im_end|>"]  # " the" is one token
+    assert learnt(label(PromptCompletion("Tap ", "the top"), None)) == [" the top<|im_end|>"]  # " the" is one token
 
 
 def test_a_token_that_begins_with_the_prompts_letters_is_not_learnt() -> None:
-    assert learnt(label(Pair("Tap t", "he top"), None)) == [" top<|im_end|>"]
+    assert learnt(label(PromptCompletion("Tap t", "he top"), None)) == [" top<|im_end|>"]
 
 
 def test_pair_is_asked_and_answered_as_a_chat_if_there_is_a_template() -> None:
-    example = label(Pair("2+2?", "4"), CHATML)
+    example = label(PromptCompletion("2+2?", "4"), CHATML)
     words = tokenizer(CHATML)
     assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
     assert learnt(example) == ["4<|im_end|>"]
     prompt = encode_prompt(words, "2+2?")
     assert example.input_ids[: len(prompt)] == prompt  # asked later as it was trained
-    assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORED, example.input_ids[len(prompt)]]
+    assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORE_INDEX, example.input_ids[len(prompt)]]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED_CHATML, None])
 def test_all_learns_every_token_but_the_first(template: str | None) -> None:
-    example = label(Pair("a b c", "d"), template, bos="<|begin_of_text|>", loss="all")
-    assert example.labels == [IGNORED, *example.input_ids[1:]]
-    assert example.supervised == len(example.input_ids) - 1
+    example = label(PromptCompletion("a b c", "d"), template, bos="<|begin_of_text|>", loss="all")
+    assert example.labels == [IGNORE_INDEX, *example.input_ids[1:]]
+    assert example.supervised_tokens == len(example.input_ids) - 1
 
 
 def test_template_with_bos_does_not_get_another() -> None:
@@ -175,6 +175,6 @@ def test_template_with_bos_does_not_get_another() -> None:
 
 
 def test_a_batch_is_labelled_as_its_rows_alone() -> None:
-    labeller = Labeller(tokenizer(CHATML))
+    labeller = LossMasker(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
-    assert labeller.encode(rendered) == [labeller.encode([row])[0] for row in rendered]
+    assert labeller.tokenize(rendered) == [labeller.tokenize([row])[0] for row in rendered]

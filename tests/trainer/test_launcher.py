@@ -29,7 +29,11 @@ class TestLauncher:
     @pytest.fixture
     def node(self, s3: S3Server, tmp_path: Path) -> Pods:
         pods = make_pods(s3, tmp_path)("job")
-        pods.environment |= {NODES_ENV: "2", RENDEZVOUS_ENV: f"127.0.0.1:{free_port()}", launcher.MEETING_ENV: "3"}
+        pods.environment |= {
+            NODES_ENV: "2",
+            RENDEZVOUS_ENV: f"127.0.0.1:{free_port()}",
+            launcher.RENDEZVOUS_SECONDS_ENV: "3",
+        }
         return pods
 
     def test_one_node_by_hand(self, node: Pods) -> None:
@@ -64,7 +68,7 @@ class TestLauncher:
         assert "2 nodes did not come together" in node.outcome.message
 
     def test_a_wait_for_others_can_be_stopped(self, node: Pods) -> None:
-        node.environment[launcher.MEETING_ENV] = "600"
+        node.environment[launcher.RENDEZVOUS_SECONDS_ENV] = "600"
         with node.start() as process:
             node.wait_for(process, "they meet at")
             process.send_signal(signal.SIGTERM)
@@ -75,36 +79,44 @@ class TestLauncher:
 @pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
 def test_each_worker_has_a_gpu_or_none_has(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    where = topology.Layout(nodes=1, per_node=2, node=0, rendezvous="127.0.0.1:29400")
+    where = topology.Topology(node_count=1, processes_per_node=2, node_rank=0, rendezvous_endpoint="127.0.0.1:29400")
     if own is None:
         with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
-            launcher._config(where)
+            launcher._build_launch_config(where)
     else:
-        assert launcher._config(where).virtual_local_rank is own
+        assert launcher._build_launch_config(where).virtual_local_rank is own
 
 
 def made(reason: Reason) -> Outcome:
-    return termination_message.make(reason, reason)
+    return termination_message.build_outcome(reason, reason)
 
 
-SUMS: dict[str, tuple[dict[int, Outcome], launcher.Ended, Reason]] = {
-    "all is well": ({0: made(Reason.COMPLETED), 1: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
-    "the result is whole": ({0: made(Reason.COMPLETED), 1: made(Reason.PEER_LOST)}, launcher.Ended(), Reason.COMPLETED),
-    "another node's": ({2: made(Reason.COMPLETED), 3: made(Reason.COMPLETED)}, launcher.Ended(), Reason.COMPLETED),
+SUMS: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = {
+    "all is well": ({0: made(Reason.COMPLETED), 1: made(Reason.COMPLETED)}, launcher.AgentResult(), Reason.COMPLETED),
+    "the result is whole": (
+        {0: made(Reason.COMPLETED), 1: made(Reason.PEER_LOST)},
+        launcher.AgentResult(),
+        Reason.COMPLETED,
+    ),
+    "another node's": (
+        {2: made(Reason.COMPLETED), 3: made(Reason.COMPLETED)},
+        launcher.AgentResult(),
+        Reason.COMPLETED,
+    ),
     "a cause": (
         {0: made(Reason.PEER_LOST), 1: made(Reason.OUT_OF_MEMORY), 2: made(Reason.PREEMPTED)},
-        launcher.Ended({0: 76}),
+        launcher.AgentResult({0: 76}),
         Reason.OUT_OF_MEMORY,
     ),
-    "a stop": ({0: made(Reason.PEER_LOST), 1: made(Reason.PREEMPTED)}, launcher.Ended({0: 76}), Reason.PREEMPTED),
-    "killed": ({0: made(Reason.PEER_LOST)}, launcher.Ended({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR),
-    "aborted by NCCL": ({}, launcher.Ended({0: -signal.SIGABRT}), Reason.PEER_LOST),
-    "killed because it did not end": ({0: made(Reason.PEER_LOST)}, launcher.Ended({0: 76}), Reason.PEER_LOST),
-    "not met": ({}, launcher.Ended(error=RuntimeError("no answer")), Reason.PEERS_MISSING),
+    "a stop": ({0: made(Reason.PEER_LOST), 1: made(Reason.PREEMPTED)}, launcher.AgentResult({0: 76}), Reason.PREEMPTED),
+    "killed": ({0: made(Reason.PEER_LOST)}, launcher.AgentResult({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR),
+    "aborted by NCCL": ({}, launcher.AgentResult({0: -signal.SIGABRT}), Reason.PEER_LOST),
+    "killed because it did not end": ({0: made(Reason.PEER_LOST)}, launcher.AgentResult({0: 76}), Reason.PEER_LOST),
+    "not met": ({}, launcher.AgentResult(rendezvous_error=RuntimeError("no answer")), Reason.PEERS_MISSING),
 }
 
 
 @pytest.mark.parametrize(("said", "ended", "expected"), SUMS.values(), ids=SUMS)
-def test_one_outcome_of_many(said: dict[int, Outcome], ended: launcher.Ended, expected: Reason) -> None:
-    where = topology.Layout(nodes=2, per_node=2, node=0, rendezvous="first:29400")
-    assert launcher._summed_up(where, said, ended).reason is expected
+def test_one_outcome_of_many(said: dict[int, Outcome], ended: launcher.AgentResult, expected: Reason) -> None:
+    where = topology.Topology(node_count=2, processes_per_node=2, node_rank=0, rendezvous_endpoint="first:29400")
+    assert launcher._combine_outcomes(where, said, ended).reason is expected

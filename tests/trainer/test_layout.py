@@ -12,17 +12,17 @@ from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, R
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import loading
-from finetune_trainer.training.train import total_steps
+from finetune_trainer.training.train import count_optimizer_steps
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-LAYOUTS: dict[str, tuple[dict[str, str], topology.Layout | None]] = {
-    "nothing is asked": ({}, topology.Layout(1, 1, 0, "127.0.0.1:29400")),
-    "GPUs of one node": ({PROCESSES_ENV: "8"}, topology.Layout(1, 8, 0, "127.0.0.1:29400")),
+LAYOUTS: dict[str, tuple[dict[str, str], topology.Topology | None]] = {
+    "nothing is asked": ({}, topology.Topology(1, 1, 0, "127.0.0.1:29400")),
+    "GPUs of one node": ({PROCESSES_ENV: "8"}, topology.Topology(1, 8, 0, "127.0.0.1:29400")),
     "a second node": (
         {NODES_ENV: "2", PROCESSES_ENV: "4", NODE_RANK_ENV: "1", RENDEZVOUS_ENV: "job-0.job:29400"},
-        topology.Layout(2, 4, 1, "job-0.job:29400"),
+        topology.Topology(2, 4, 1, "job-0.job:29400"),
     ),
     "no such node": ({NODES_ENV: "2", NODE_RANK_ENV: "2", RENDEZVOUS_ENV: "job-0.job:29400"}, None),
     "nowhere to meet": ({NODES_ENV: "2"}, None),
@@ -33,15 +33,15 @@ LAYOUTS: dict[str, tuple[dict[str, str], topology.Layout | None]] = {
 
 @pytest.mark.parametrize(("environment", "expected"), LAYOUTS.values(), ids=LAYOUTS)
 def test_what_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: topology.Layout | None
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: topology.Topology | None
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if expected:
-        assert topology.asked() == expected
+        assert topology.topology_from_env() == expected
     else:
         with pytest.raises(TrainerError) as raised:
-            topology.asked()
+            topology.topology_from_env()
         assert raised.value.reason is Reason.CONFIG_INVALID
 
 
@@ -67,4 +67,4 @@ STEPS_OF = {"one": (18, 1, 4, 1, 10), "two": (18, 1, 2, 2, 10), "four": (18, 1, 
 @pytest.mark.parametrize(("count", "batch", "accumulation", "size", "steps"), STEPS_OF.values(), ids=STEPS_OF)
 def test_steps_are_those_of_all_workers(count: int, batch: int, accumulation: int, size: int, steps: int) -> None:
     training = Training(epochs=2, batch_size=batch, gradient_accumulation=accumulation)
-    assert total_steps(training, count, size) == steps
+    assert count_optimizer_steps(training, count, size) == steps

@@ -12,8 +12,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, import_lib
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
-from finetune_trainer.modeling.lora import with_adapter
-from finetune_trainer.planning.model_shape import describe
+from finetune_trainer.modeling.lora import add_adapter
+from finetune_trainer.planning.model_shape import compute_model_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ def base(family: str) -> PreTrainedModel:
 
 
 def adapted(family: str, *targets: str) -> set[str]:
-    model = with_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), base(family))
+    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), base(family))
     return {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names}
 
 
@@ -156,6 +156,6 @@ def test_targets_that_run_refuses_plan_refuses_too(tmp_path: Path, target: str) 
     with pytest.raises(TrainerError) as of_run:
         load_model(settings, tmp_path / "model", "transformers")
     with pytest.raises(TrainerError) as of_plan:
-        describe(settings, tmp_path / "model")
+        compute_model_shape(settings, tmp_path / "model")
     assert of_run.value.reason is of_plan.value.reason is Reason.CONFIG_INVALID
     assert of_run.value.message == of_plan.value.message

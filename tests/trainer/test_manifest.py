@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from tests.trainer.manifests import HEAD, load, spec
 
 from finetune_trainer.config import loader
-from finetune_trainer.contract import CONFIG_ENV, Model, Reason, rules
+from finetune_trainer.contract import CONFIG_ENV, Model, Reason, cel_rules
 from finetune_trainer.errors import TrainerError
 
 
@@ -42,7 +42,7 @@ WORKERS = {
 def test_how_many_train_together(tmp_path: Path, compute: str, expected: int) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(spec() + compute)
-    assert loader.workers(path) == expected
+    assert loader.read_world_size(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,21 +122,21 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     if content:
         (tmp_path / "job.yaml").write_bytes(content)
     with pytest.raises(TrainerError) as error:
-        loader.load(tmp_path / "job.yaml")
+        loader.load_manifest(tmp_path / "job.yaml")
     assert error.value.reason is Reason.CONFIG_INVALID
 
 
 def test_rules_about_a_change_are_the_api_servers_alone() -> None:
     class Part(Model):
-        model_config = ConfigDict(json_schema_extra=rules(("self.size < 3", "size must be small")))
+        model_config = ConfigDict(json_schema_extra=cel_rules(("self.size < 3", "size must be small")))
         size: int
 
     class Whole(Model):
-        model_config = ConfigDict(json_schema_extra=rules(("self == oldSelf", "never changes"), ("false", "never")))
+        model_config = ConfigDict(json_schema_extra=cel_rules(("self == oldSelf", "never changes"), ("false", "never")))
         parts: list[Part]
 
     whole = Whole(parts=[Part(size=1), Part(size=5)])
-    assert list(loader.broken_rules(whole)) == [((), "never"), (("parts", 1), "size must be small")]
+    assert list(loader.find_broken_rules(whole)) == [((), "never"), (("parts", 1), "size must be small")]
 
 
 class TestEnvironment:
@@ -145,7 +145,7 @@ class TestEnvironment:
     def test_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = load(tmp_path, spec())
         monkeypatch.setenv(CONFIG_ENV, json.dumps(config.to_json()))
-        assert loader.from_environment() == config
+        assert loader.load_from_environment() == config
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -158,7 +158,7 @@ class TestEnvironment:
     def test_mistakes(self, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(CONFIG_ENV, text)
         with pytest.raises(TrainerError) as error:
-            loader.from_environment()
+            loader.load_from_environment()
         assert error.value.reason is Reason.CONFIG_INVALID
         assert message in error.value.message
 
@@ -167,4 +167,4 @@ class TestEnvironment:
         content["training"]["maxSteps"] = 3
         monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
         with pytest.raises(TrainerError, match=r"spec\.training: exactly one of epochs and maxSteps must be set"):
-            loader.from_environment()
+            loader.load_from_environment()

@@ -10,14 +10,14 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
 
 from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.data.loss_masking import IGNORED
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import Loaded, load_base, load_model, load_tokenizer
-from finetune_trainer.publishing.export import export
+from finetune_trainer.modeling.loading import LoadedModel, load_base_model, load_model, load_tokenizer
+from finetune_trainer.publishing.export import export_adapter
 from finetune_trainer.records.manifest import MergedLosses
 
 if TYPE_CHECKING:
-    from finetune_trainer.publishing.merge import Merging
+    from finetune_trainer.publishing.merge import MergeInputs
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -35,7 +35,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
-def tuned(settings: TrainerConfig, model_dir: Path) -> Loaded:
+def tuned(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     """As after training: B matrices that are not zero."""
     import torch
 
@@ -44,16 +44,16 @@ def tuned(settings: TrainerConfig, model_dir: Path) -> Loaded:
     for name, weight in model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(weight, std=0.05)
-    return Loaded(model, load_tokenizer(model_dir), "transformers")
+    return LoadedModel(model, load_tokenizer(model_dir), "transformers")
 
 
-def merging(settings: TrainerConfig, model_dir: Path) -> Merging:
-    from finetune_trainer.modeling.likelihood import Tokens
-    from finetune_trainer.publishing.merge import Merging
+def merging(settings: TrainerConfig, model_dir: Path) -> MergeInputs:
+    from finetune_trainer.modeling.likelihood import LabeledTokens
+    from finetune_trainer.publishing.merge import MergeInputs
 
     ids = [number * 31 % 250 + 8 for number in range(60)]
-    rows = [Tokens(ids[start:], [IGNORED, *ids[start + 1 :]]) for start in range(8)]
-    return Merging(settings, model_dir, {"rows": rows}, lambda: None)
+    rows = [LabeledTokens(ids[start:], [IGNORE_INDEX, *ids[start + 1 :]]) for start in range(8)]
+    return MergeInputs(settings, model_dir, {"rows": rows}, lambda: None)
 
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
@@ -65,12 +65,12 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_trainer.publishing.merge import merge
+    from finetune_trainer.publishing.merge import merge_adapter
 
     settings = config({"precision": precision, "lora": {"variant": variant}})
     loaded = tuned(settings, model_dir)
-    export(settings, loaded, tmp_path, "sha256:abc", model_dir)
-    made = merge(merging(settings, model_dir), loaded, tmp_path / "merged")
+    export_adapter(settings, loaded, tmp_path, "sha256:abc", model_dir)
+    made = merge_adapter(merging(settings, model_dir), loaded, tmp_path / "merged")
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32)
@@ -107,31 +107,31 @@ def test_merge_keeps_the_base_models_generation_config_and_names_the_end_of_answ
 ) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
-    from finetune_trainer.publishing.merge import merge
+    from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").write_text(json.dumps(content))
-    made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    made = merge_adapter(merging(config(), base), tuned(config(), base), tmp_path / "merged")
     assert json.loads((made.folder / "generation_config.json").read_text()) == content | {"eos_token_id": [3]}
 
 
 def test_merge_of_a_base_model_without_generation_config_names_the_end_of_answers(tmp_path: Path) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
-    from finetune_trainer.publishing.merge import merge
+    from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").unlink()
-    made = merge(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    made = merge_adapter(merging(config(), base), tuned(config(), base), tmp_path / "merged")
     stored = json.loads((made.folder / "generation_config.json").read_text())
     assert stored == {"pad_token_id": 0, "eos_token_id": [3]}
 
 
 def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_dir: Path) -> None:
-    from finetune_trainer.publishing.merge_check import Judge
+    from finetune_trainer.publishing.merge_check import MergeChecker
 
-    judge = Judge(merging(config(), model_dir).texts, "fp32", lambda: None)
-    before = judge.before(tuned(config(), model_dir).model)
+    judge = MergeChecker(merging(config(), model_dir).texts, "fp32", lambda: None)
+    before = judge.measure_before_merge(tuned(config(), model_dir).model)
     with pytest.raises(TrainerError, match="not the same as base model and adapter") as error:
-        judge.after(before, load_base(config(), model_dir, "transformers"))
+        judge.check_after_merge(before, load_base_model(config(), model_dir, "transformers"))
     assert error.value.reason is Reason.INTERNAL_ERROR
     for loss in before["rows"]:
         assert f"{loss:.4f}" in error.value.message
@@ -163,12 +163,12 @@ def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_di
     ],
 )
 def test_check_accepts_a_loss_near_the_adapters(base: float, adapter: float, merged: float, passes: bool) -> None:
-    from finetune_trainer.publishing.merge_check import Tolerance, check
+    from finetune_trainer.publishing.merge_check import MergeTolerance, check_merged_losses
 
-    tolerance = Tolerance(off=0.15, share=0.25, tuned=0.1)
+    tolerance = MergeTolerance(max_difference=0.15, max_gain_share=0.25, min_gain=0.1)
     found = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)
     if passes:
-        check("rows", found, tolerance)
+        check_merged_losses("rows", found, tolerance)
         return
     with pytest.raises(TrainerError, match="its loss on rows is"):
-        check("rows", found, tolerance)
+        check_merged_losses("rows", found, tolerance)

@@ -14,7 +14,7 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, tokenizer
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
-from finetune_trainer.modeling.library_errors import memory_errors
+from finetune_trainer.modeling.library_errors import translate_memory_errors
 from finetune_trainer.modeling.loading import (
     check_vocabulary,
     choose_backend,
@@ -197,7 +197,7 @@ class TestLoading:
         [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")],
     )
     def test_want_of_memory_is_told_apart(self, error: Exception) -> None:
-        with pytest.raises(TrainerError, match="not enough memory to try") as caught, memory_errors("try"):
+        with pytest.raises(TrainerError, match="not enough memory to try") as caught, translate_memory_errors("try"):
             raise error
         assert caught.value.reason is Reason.OUT_OF_MEMORY
 
@@ -209,5 +209,5 @@ class TestLoading:
         assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_other_errors_stay_what_they_are(self) -> None:
-        with pytest.raises(RuntimeError, match="shapes"), memory_errors("try"):
+        with pytest.raises(RuntimeError, match="shapes"), translate_memory_errors("try"):
             raise RuntimeError("shapes do not match")

@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparation import Files, prepare
+from finetune_trainer.data.preparation import DataFiles, prepare_dataset
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
 from finetune_trainer.modeling.loading import load_model, load_tokenizer
@@ -74,6 +74,8 @@ def test_chat_templates_stay_in_their_sandbox(tmp_path: Path, escape: str) -> No
     template = "{{ " + escape.replace("{canary}", str(canary)) + " }}" + CHATML
     settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])
     with pytest.raises(TrainerError) as caught:
-        prepare(settings, Files([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path)
+        prepare_dataset(
+            settings, DataFiles([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path
+        )
     assert caught.value.reason in (Reason.MODEL_INVALID, Reason.DATA_INVALID)
     assert not canary.exists()

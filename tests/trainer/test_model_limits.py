@@ -14,10 +14,10 @@ from tests.trainer.training.families import build_family
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline import run
-from finetune_trainer.planning.plan import plan
+from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -69,8 +69,8 @@ def test_run_with_rows_prompts_and_sentences_beyond_the_positions_completes(
     output = {"uri": f"s3://results/{tmp_path.name}", "merged": True}  # the merge is judged by the loss on general text
     held_out = [chat("And you?", "I am"), *LONG]
     config = asked(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
-    found = plan(config, tmp_path)
-    ended = run(config, tmp_path, Known(ProgressReporter()))
+    found = build_plan(config, tmp_path)
+    ended = run(config, tmp_path, RunContext(ProgressReporter()))
     assert ended.reason is Reason.COMPLETED
     assert ended.result is not None
     assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
@@ -91,7 +91,10 @@ def test_plan_and_run_without_a_row_that_fits_name_the_positions(
 ) -> None:
     config = asked(build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS), LONG, SHORT)
     expected = f"6 overlength.* tokens, the base model has positions for {POSITIONS}"
-    for attempt in (lambda: plan(config, tmp_path), lambda: run(config, tmp_path, Known(ProgressReporter()))):
+    for attempt in (
+        lambda: build_plan(config, tmp_path),
+        lambda: run(config, tmp_path, RunContext(ProgressReporter())),
+    ):
         with pytest.raises(TrainerError, match=expected) as caught:
             attempt()
         assert caught.value.reason is Reason.DATASET_EMPTY
@@ -107,9 +110,9 @@ def test_plan_and_run_refuse_a_token_without_an_embedding_before_the_model_is_lo
     content["added_tokens"].append({**content["added_tokens"][-1], "content": "<new>", "id": rows + gap})
     content["model"]["vocab"]["<new>"] = rows + gap
     (model / "tokenizer.json").write_text(json.dumps(content))
-    config, known = asked(model, SHORT, LONG), Known(ProgressReporter())
-    for attempt in (lambda: plan(config, tmp_path), lambda: run(config, tmp_path, known)):
+    config, known = asked(model, SHORT, LONG), RunContext(ProgressReporter())
+    for attempt in (lambda: build_plan(config, tmp_path), lambda: run(config, tmp_path, known)):
         with pytest.raises(TrainerError, match=f"for {rows} tokens, .* '<new>' has the number {rows + gap}") as caught:
             attempt()
         assert caught.value.reason is Reason.MODEL_INVALID
-    assert known.progress.latest().stage is Stage.PREPARING
+    assert known.progress.get_latest().stage is Stage.PREPARING

@@ -31,7 +31,9 @@ def test_a_model_on_a_volume_is_known_by_its_content(
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
     outcome = publish(config, tmp_path)
-    in_bucket = resolve.start(resolve.locate(config_for(s3, prefix), S3(config.storage)), tmp_path / "export").result()
+    in_bucket = resolve.start_download(
+        resolve.resolve_inputs(config_for(s3, prefix), S3(config.storage)), tmp_path / "export"
+    ).result()
     assert outcome.result
     assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
     assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE

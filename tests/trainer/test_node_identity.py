@@ -16,7 +16,7 @@ import pytest
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3
-from finetune_trainer.storage.client import _session
+from finetune_trainer.storage.client import _create_session
 
 EXPIRES = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 DISABLED = "AWS_EC2_METADATA_DISABLED"
@@ -98,14 +98,14 @@ def test_run_with_the_variable_never_asks_for_the_nodes_identity(cloud: Cloud, m
 
 
 def test_run_without_the_variable_has_the_nodes_identity(cloud: Cloud) -> None:
-    assert _key_id(_session(None)) == "node"
+    assert _key_id(_create_session(None)) == "node"
     assert cloud.asked
 
 
 def test_pod_identity_does_not_need_instance_metadata(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DISABLED, "true")
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{cloud.url}/v1/credentials")
-    assert _key_id(_session(None)) == "pod-identity"
+    assert _key_id(_create_session(None)) == "pod-identity"
     assert set(cloud.asked) == {"/v1/credentials"}
 
 
@@ -115,12 +115,12 @@ def test_irsa_does_not_need_instance_metadata(cloud: Cloud, monkeypatch: pytest.
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/finetune")
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", cloud.url)
-    assert _key_id(_session(None)) == "irsa"
+    assert _key_id(_create_session(None)) == "irsa"
 
 
 def test_profile_does_not_need_instance_metadata(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(DISABLED, "true")
     (tmp_path / "none").write_text("[work]\naws_access_key_id = profile\naws_secret_access_key = s\n")
     monkeypatch.setenv("AWS_PROFILE", "work")
-    assert _key_id(_session(None)) == "profile"
+    assert _key_id(_create_session(None)) == "profile"
     assert cloud.asked == []

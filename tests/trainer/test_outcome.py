@@ -22,7 +22,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
         (MemoryError(), Reason.OUT_OF_MEMORY),
         (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), Reason.DISK_FULL),
         (OSError(errno.EACCES, "no"), Reason.INTERNAL_ERROR),
-        (command.Stopped("SIGTERM"), Reason.PREEMPTED),
+        (command.StopSignalReceived("SIGTERM"), Reason.PREEMPTED),
         (KeyError("x"), Reason.INTERNAL_ERROR),
     ],
 )
@@ -30,7 +30,7 @@ def test_every_exception_has_a_reason(error: BaseException, reason: Reason) -> N
     def work() -> Outcome:
         raise error
 
-    assert command._attempt(work).reason is reason
+    assert command._run_to_outcome(work).reason is reason
 
 
 class TestOutcome:
@@ -38,7 +38,7 @@ class TestOutcome:
 
     @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
     def test_long_messages(self, character: str) -> None:
-        made = termination_message.make(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
+        made = termination_message.build_outcome(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
         text = termination_message.to_json(made)
         assert len(text.encode()) <= OUTCOME_MAX_BYTES
         read = Outcome.model_validate_json(text)
@@ -47,8 +47,8 @@ class TestOutcome:
 
     def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
         hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
-        made = termination_message.make(Reason.DATA_INVALID, hostile)
-        later = termination_message.Known(ProgressReporter()).complete(
+        made = termination_message.build_outcome(Reason.DATA_INVALID, hostile)
+        later = termination_message.RunContext(ProgressReporter()).complete_outcome(
             Outcome(reason=Reason.COMPLETED, message=hostile)
         )
         for said in (made.message, later.message):
@@ -74,10 +74,10 @@ class TestOutcome:
             model_revision="r" * 255,
             metrics=metrics,
         )
-        made = termination_message.make(Reason.COMPLETED, "漢" * 5000).model_copy(
+        made = termination_message.build_outcome(Reason.COMPLETED, "漢" * 5000).model_copy(
             update={"dataset": report, "result": result}
         )
-        text = termination_message.Known(ProgressReporter()).complete(made)
+        text = termination_message.RunContext(ProgressReporter()).complete_outcome(made)
         read = Outcome.model_validate_json(termination_message.to_json(text))
         assert len(termination_message.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result
@@ -86,7 +86,7 @@ class TestOutcome:
 
 def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "finetune_trainer")
-    with run_log.kept(tmp_path) as kept:
+    with run_log.capture_log(tmp_path) as kept:
         logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")
         kept.save(tmp_path)
     assert (tmp_path / run_log.LOG_NAME).read_text().endswith(" key [U+001B][2J[U+202E].jsonl\n\tfine\n")

@@ -12,34 +12,34 @@ import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config
 from tests.trainer.training.trainings import Asked, train
 
-from finetune_trainer.checkpoints.store import files_of
-from finetune_trainer.config.loader import load
+from finetune_trainer.checkpoints.store import list_files
+from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
-from finetune_trainer.planning.model_shape import Architecture, describe
-from finetune_trainer.planning.plan import plan
+from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
+from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
-from finetune_trainer.planning.weights import parameters
+from finetune_trainer.planning.weights import count_parameters
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
 TWICE = [["nurse", "doctor"], ["Nurse", "driver"]]
-LLAMA_8B = Architecture(
+LLAMA_8B = ModelShape(
     parameters=8_030_261_248,
-    packable=6_979_321_856,
+    quantizable=6_979_321_856,
     trainable=41_943_040,
-    tensors=448,
-    layers=32,
-    hidden=4096,
-    intermediate=14336,
-    vocabulary=128_256,
+    adapter_tensors=448,
+    num_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    vocab_size=128_256,
 )
 
 
@@ -82,10 +82,10 @@ class TestBesideARun:
     """The plan of a config, and the run of it."""
 
     def test_counts_are_those_of_the_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
-        asked = load(job(ROWS, lora={"rank": 8}))
-        found = plan(asked, tmp_path)
+        asked = load_manifest(job(ROWS, lora={"rank": 8}))
+        found = build_plan(asked, tmp_path)
         assert not s3.keys(f"s3://results/{tmp_path.name}")
-        done = run(asked, tmp_path, Known(ProgressReporter()))
+        done = run(asked, tmp_path, RunContext(ProgressReporter()))
         assert done.result
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
         assert found.dataset.to_json() == result["dataset"]
@@ -95,7 +95,7 @@ class TestBesideARun:
         assert not any(b"canary" in content for content in stored)
         adapter = tmp_path / "adapter_model.safetensors"
         adapter.write_bytes(s3.get(f"s3://results/{tmp_path.name}/{adapter.name}"))
-        assert found.trainable_parameters == parameters(tmp_path)
+        assert found.trainable_parameters == count_parameters(tmp_path)
         assert found.adapter_bytes == pytest.approx(adapter.stat().st_size, rel=0.2)
 
     @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class TestBesideARun:
     def test_every_adapter_has_as_many_parameters_as_planned(self, model_dir: Path, lora: dict[str, Any]) -> None:
         asked = config({"lora": lora})
         trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
-        assert describe(asked, model_dir).trainable == trained
+        assert compute_model_shape(asked, model_dir).trainable == trained
 
     @pytest.mark.parametrize(
         ("lora", "steps"),
@@ -118,8 +118,8 @@ class TestBesideARun:
     ) -> None:
         asked = Asked({"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps)
         train(asked, model_dir, tmp_path)
-        saved = files_of(tmp_path / "trainer" / f"checkpoint-{steps}")
-        planned = estimates.checkpoint_bytes(describe(asked.config, model_dir), steps)
+        saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
+        planned = estimates.estimate_checkpoint_bytes(compute_model_shape(asked.config, model_dir), steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
@@ -129,11 +129,13 @@ class TestBesideARun:
         rows = [
             chat(f"What is {word}?", f"{word} " * size) for size, word in enumerate(("ink", "oak", "tin", "fog"), 1)
         ]
-        asked = load(job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing))
-        found = plan(asked, tmp_path)
-        known = Known(ProgressReporter())
+        asked = load_manifest(
+            job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing)
+        )
+        found = build_plan(asked, tmp_path)
+        known = RunContext(ProgressReporter())
         assert run(asked, tmp_path, known).reason is Reason.COMPLETED
-        assert known.progress.latest().step == known.progress.latest().total_steps == found.steps
+        assert known.progress.get_latest().step == known.progress.get_latest().total_steps == found.steps
         assert found.trainings == 4
         if not packing:  # each row is trained on twice in all trainings but one
             assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
@@ -144,18 +146,18 @@ class TestBesideARun:
         settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}
         s3.put(f"{start}/adapter_config.json", json.dumps(settings).encode())
         s3.put(f"{start}/adapter_model.safetensors", b"")
-        asked = load(job(ROWS))
+        asked = load_manifest(job(ROWS))
         asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter_uri": start})})
         with pytest.raises(TrainerError, match=r"training.lora.rank is 16, .* is 4") as caught:
-            plan(asked, tmp_path)
+            build_plan(asked, tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_the_table_is_for_people(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
-        lines = to_text(plan(load(job(ROWS)), tmp_path)).splitlines()
+        lines = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).splitlines()
         table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
         assert table["rows read"] == "9"
         assert table["rejected: overlength"] == "1"
-        assert table["base model"] == f"{parameters(model_dir):,} parameters"
+        assert table["base model"] == f"{count_parameters(model_dir):,} parameters"
         assert table["fits a GPU of"].startswith("~ 16 GB")
 
     @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ class TestBesideARun:
         self, job: Callable[..., Path], tmp_path: Path, change: dict[str, Any], reason: Reason
     ) -> None:
         with pytest.raises(TrainerError) as caught:
-            plan(load(job(**change)), tmp_path)
+            build_plan(load_manifest(job(**change)), tmp_path)
         assert caught.value.reason is reason
 
 
@@ -192,7 +194,7 @@ class TestBesideARun:
 def test_weights_that_are_none(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(TrainerError, match=why) as caught:
-        parameters(tmp_path)
+        count_parameters(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
@@ -220,14 +222,14 @@ def settings(quantization: str = "none", **training: Any) -> TrainerConfig:
     ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
 )
 def test_the_smallest_gpu_for_an_8b_model(asked: TrainerConfig, smallest: int | None) -> None:
-    fits = estimates.memory(asked, LLAMA_8B).fits()
+    fits = estimates.estimate_memory(asked, LLAMA_8B).fits_by_gpu_size()
     assert next((size for size, enough in fits.items() if enough), None) == smallest
 
 
 def test_time_grows_with_tokens_and_parameters() -> None:
     asked = settings(gradientCheckpointing=False)
-    once = estimates.seconds(asked, LLAMA_8B, 1_000_000)
+    once = estimates.estimate_seconds(asked, LLAMA_8B, 1_000_000)
     assert once["H100"] == pytest.approx(4 * 1e6 * 8.03e9 / (989e12 * 0.35), rel=0.01)
     half = replace(LLAMA_8B, parameters=LLAMA_8B.parameters // 2)
-    assert estimates.seconds(asked, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
-    assert estimates.seconds(settings(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)
+    assert estimates.estimate_seconds(asked, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
+    assert estimates.estimate_seconds(settings(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)

@@ -10,9 +10,9 @@ from tests.trainer.preparations import configured, pair
 from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.preparation import Files, PreparedData, prepare
+from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.positions import limit_length, max_positions
+from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -63,14 +63,14 @@ def test_positions_are_those_of_a_server(family: str, shape: dict[str, Any], exp
     import_libraries()
     from transformers import AutoConfig
 
-    assert max_positions(AutoConfig.for_model(family, **shape)) == expected
+    assert get_max_positions(AutoConfig.for_model(family, **shape)) == expected
 
 
 @pytest.mark.parametrize(("positions", "expected"), [(None, 300), (64, 64), (300, 300), (4096, 300)])
 def test_length_is_lowered_and_the_stored_config_is_not_changed(positions: int | None, expected: int) -> None:
     asked = configured(max_length=300)
     digest = asked.digest()
-    assert limit_length(asked, positions).model.max_length == expected
+    assert limit_max_length(asked, positions).model.max_length == expected
     assert (asked.model.max_length, asked.digest()) == (300, digest)
 
 
@@ -85,8 +85,8 @@ def limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: 
         ]
     files = [write_rows(folder / f"rows {number}", rows) for number, rows in enumerate(sides)]
     source = settings.dataset.sources[0]
-    both = Files([(source, files[:1])], "sha256:0", [(source, files[1:])])
-    return prepare(settings, both, tokenizer(), folder / "work", 64)
+    both = DataFiles([(source, files[:1])], "sha256:0", [(source, files[1:])])
+    return prepare_dataset(settings, both, tokenizer(), folder / "work", 64)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
@@ -116,11 +116,11 @@ def test_log_says_that_the_length_is_lowered(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_answer_of_another_row_is_cut_to_the_positions() -> None:
-    from finetune_trainer.training.trl_methods import KtoCollator
+    from finetune_trainer.training.trl_methods import KTODataCollator
 
     rows = [
         {"prompt_ids": [1] * 6, "completion_ids": [2], "label": True},
         {"prompt_ids": [1], "completion_ids": [3] * 6, "label": False},
     ]
-    longest = {positions: KtoCollator(0, positions)(rows)["KL_input_ids"].shape[1] for positions in (None, 8, 12)}
+    longest = {positions: KTODataCollator(0, positions)(rows)["KL_input_ids"].shape[1] for positions in (None, 8, 12)}
     assert longest == {None: 12, 8: 8, 12: 12}

@@ -195,10 +195,10 @@ def test_rows_left_out_are_shown_with_their_place_and_without_secrets(tmp_path: 
     again = pair("Who?", "Write to somebody@example.org, number 7")
     rows = [again, NONSENSE, *[again] * 5, pair("long", "x1 " * 400)]
     made = run(tmp_path, rows, configured(preparation={"maxInvalidFraction": 0.5}))
-    duplicates = [each for each in made.examples if each.reason == "duplicate"]
+    duplicates = [each for each in made.rejected_examples if each.reason == "duplicate"]
     assert [each.where for each in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
     assert {each.text for each in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
-    others = {each.reason: each for each in made.examples}
+    others = {each.reason: each for each in made.rejected_examples}
     assert "s3://data/train.jsonl line 2" in others["invalid"].where
     assert len(others["overlength"].text) == 500
-    assert sum(bar.rows for bar in made.lengths) == made.report.kept
+    assert sum(bar.rows for bar in made.length_histogram) == made.report.kept

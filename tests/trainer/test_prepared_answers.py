@@ -10,7 +10,7 @@ from tests.trainer.preparations import configured, pair, run
 from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer, write_rows
 
 from finetune_trainer.data import preparation
-from finetune_trainer.data.preparation import Files
+from finetune_trainer.data.preparation import DataFiles
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -75,8 +75,8 @@ def test_every_answer_ends_and_nothing_begins_twice(
     words, made = tokenizer(template, first), configured()
     if eos_is_pad:
         words.pad_token = words.eos_token
-    files = Files([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
-    example = preparation.prepare(made, files, words, tmp_path).dataset[0]
+    files = DataFiles([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
+    example = preparation.prepare_dataset(made, files, words, tmp_path).dataset[0]
     ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
     assert learnt[-1] == words.eos_token_id
     begins = words.convert_tokens_to_ids("<|begin_of_text|>")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.publishing import EXPORTED, REPORT, attempt, config_for, prefix, publish
 
-from finetune_trainer.cli.generate import Question, answer
+from finetune_trainer.cli.generate import GenerateRequest, compare_completions
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
 
@@ -96,9 +96,9 @@ def test_a_run_that_dies_while_publishing_leaves_no_result(
         publish(config, tmp_path)
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
     assert "manifest.json" not in {key.rpartition("/")[2] for key in s3.keys(prefix)}
-    assert Output(S3(config.storage), config).existing() is None
+    assert OutputPrefix(S3(config.storage), config).find_published() is None
     with pytest.raises(TrainerError, match=r"holds no finished result|no object has this prefix"):
-        answer(Question("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
+        compare_completions(GenerateRequest("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
     proxy.drops = "\0"
     assert publish(config, tmp_path).reason is Reason.COMPLETED  # and the next attempt is not in its way
 
@@ -130,9 +130,9 @@ def test_a_run_that_is_killed_after_any_write_leaves_all_or_nothing(
     assert written == ORDER[: ORDER.index(last) + 1]
     assert f"{prefix}/.claim.json".removeprefix("s3://results/") in s3.keys(prefix)
     published = last == "manifest.json"
-    assert (Output(S3(config.storage), config).existing() is not None) is published
+    assert (OutputPrefix(S3(config.storage), config).find_published() is not None) is published
 
-    with Output(S3(config.storage), config).claimed(ProgressReporter()):  # at once, since it is the same run
+    with OutputPrefix(S3(config.storage), config).hold_lock(ProgressReporter()):  # at once, since it is the same run
         again = publish(config, tmp_path, more=b" of the second attempt, which is longer")
     assert again.reason is (Reason.ALREADY_COMPLETE if published else Reason.COMPLETED)
     for file in json.loads(s3.get(f"{prefix}/manifest.json"))["files"]:

@@ -13,9 +13,9 @@ from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, writ
 
 from finetune_trainer.data import preparation
 from finetune_trainer.modeling import loading
-from finetune_trainer.modeling.generate import generate
-from finetune_trainer.modeling.generation_config import end_token_ids
-from finetune_trainer.publishing.export import export, export_generation_config, export_tokenizer
+from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.modeling.generation_config import collect_end_token_ids
+from finetune_trainer.publishing.export import export_adapter, export_generation_config, export_tokenizer
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
@@ -45,12 +45,12 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     words = loading.load_tokenizer(base)
     several = [text for pair in ANSWERS.items() for text in pair]
     rows = write_rows(folder / "rows", [*(chat(*pair) for pair in ANSWERS.items()), chat(*several)])
-    prepared = preparation.prepare(
-        settings, preparation.Files([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
+    prepared = preparation.prepare_dataset(
+        settings, preparation.DataFiles([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
     )
-    loaded = loading.Loaded(loading.load_model(settings, base, "transformers"), words, "transformers")
-    train.train(settings, loaded, prepared, train.Session(ProgressReporter()), folder)
-    export(settings, loaded, folder / "adapter", "sha256:abc", base)
+    loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
+    train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
     return Published(base, folder / "adapter", stops)
 
 
@@ -87,7 +87,7 @@ def test_published_eos_token_ends_answers(published: Published) -> None:
 
 
 def test_own_answers_end_at_the_same_place(published: Published) -> None:
-    assert generate(published.base, published.adapter, list(ANSWERS), 40) == list(ANSWERS.values())
+    assert generate_completions(published.base, published.adapter, list(ANSWERS), 40) == list(ANSWERS.values())
 
 
 def test_rest_of_the_generation_config_is_the_base_models(published: Published) -> None:
@@ -129,9 +129,9 @@ def test_generation_config_lists_what_is_taught_then_the_base_models_own(
     (base / "generation_config.json").unlink()
     if own is not None:
         (base / "generation_config.json").write_text(json.dumps(own))
-    loaded = loading.Loaded(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
+    loaded = loading.LoadedModel(AutoModelForCausalLM.from_pretrained(base), words, "transformers")
     export_generation_config(loaded.model, loaded.tokenizer, base, tmp_path)
     read = GenerationConfig.from_pretrained(tmp_path)
-    assert read.eos_token_id == expected == end_token_ids(loaded.model, words)
+    assert read.eos_token_id == expected == collect_end_token_ids(loaded.model, words)
     assert (read.top_k, read.pad_token_id) == ((own or {}).get("top_k"), 0 if own is None else None)
     assert "_from_model_config" not in json.loads((tmp_path / "generation_config.json").read_text())

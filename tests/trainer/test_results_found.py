@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.trainer.publishing import attempt, config_for, prefix, publish
 
-from finetune_trainer.cli.generate import Question, answer
+from finetune_trainer.cli.generate import GenerateRequest, compare_completions
 from finetune_trainer.contract import (
     NODE_RANK_ENV,
     NODES_ENV,
@@ -23,10 +23,10 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline import run
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -137,7 +137,7 @@ def test_one_process_of_a_run_of_several_workers_makes_the_missing_merged_model(
     config = with_merged(config_for(s3, prefix))
     publish(config, tmp_path)
     content = json.loads(s3.get(f"{prefix}/manifest.json")) | {
-        "configDigest": Output(S3(config.storage), config).digest
+        "configDigest": OutputPrefix(S3(config.storage), config).digest
     }
     s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
     s3.put(f"{prefix}/merged/foreign", b"x")  # so that it ends before it loads a model
@@ -145,7 +145,7 @@ def test_one_process_of_a_run_of_several_workers_makes_the_missing_merged_model(
     def launch(*_: object) -> Outcome:
         pytest.fail("the result is there, so no workers are launched")
 
-    again = run(config, tmp_path, Known(ProgressReporter()), launch)
+    again = run(config, tmp_path, RunContext(ProgressReporter()), launch)
     assert again.reason is Reason.ALREADY_COMPLETE
     assert again.result
     assert again.result.merged_uri is None
@@ -157,7 +157,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(s3: S3Server, 
     with pytest.raises(TrainerError, match=r"s3://no-such-bucket/x/.* the bucket does not exist"):
         attempt(config_for(s3, "s3://no-such-bucket/x"), tmp_path)
     config = config_for(s3, prefix)
-    with Output(S3(config.storage), config).claimed(ProgressReporter()):
+    with OutputPrefix(S3(config.storage), config).hold_lock(ProgressReporter()):
         assert json.loads(s3.get(f"{prefix}/.claim.json"))["configDigest"] == config.digest()
     assert not [key for key in s3.keys(prefix) if "claim" in key]
 
@@ -167,5 +167,5 @@ def test_a_result_with_a_damaged_file_is_not_used(s3: S3Server, prefix: str, tmp
     publish(config, tmp_path)
     s3.put(f"{prefix}/adapter_model.safetensors", b"damaged")
     with pytest.raises(TrainerError, match=r"adapter_model\.safetensors is not what manifest\.json says") as error:
-        answer(Question("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
+        compare_completions(GenerateRequest("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
     assert error.value.reason is Reason.STORAGE_CORRUPT

@@ -77,7 +77,7 @@ def test_a_sample_runs_and_measures_what_its_task_is_about(
     assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
     found = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
     config = job.config(maxSteps=2)
-    assert {each["name"] for each in found["measures"]} >= set(requirements.metrics(config))
+    assert {each["name"] for each in found["measures"]} >= set(requirements.list_metrics(config))
     assert found.get("missing", []) == []
     prompts = config.evaluation.sample_prompts
     assert [each["prompt"] for each in found["samples"][: len(prompts)]] == prompts

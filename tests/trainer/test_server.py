@@ -26,7 +26,7 @@ class TestServer:
         return ProgressReporter()
 
     def test_progress(self, progress: ProgressReporter) -> None:
-        port = http_server.start(progress)
+        port = http_server.start_server(progress)
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
             content = json.load(answer)
@@ -44,7 +44,7 @@ class TestServer:
             assert error.value.code == 404
 
     def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
-        port = http_server.start(progress)
+        port = http_server.start_server(progress)
         saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -66,16 +66,16 @@ class TestServer:
     async def test_progress_is_served_to_the_operator_on_both_families(
         self, progress: ProgressReporter, host: str
     ) -> None:
-        url = URL.build(scheme="http", host=host, port=http_server.start(progress), path="/progress")
+        url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
         async with asking.session() as client:
             found = await asking.fetch(client, url)
-        assert found == progress.latest()
+        assert found == progress.get_latest()
 
     async def test_progress_on_a_host_without_ipv6_is_served_on_ipv4(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
-        port = http_server.start(progress)
+        port = http_server.start_server(progress)
         async with asking.session() as client:
             assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
 
@@ -84,4 +84,4 @@ class TestServer:
     ) -> None:
         with socket.create_server(("", 0)) as taken:
             monkeypatch.setenv(http_server.PORT_ENV, str(taken.getsockname()[1]))
-            assert http_server.start(progress) is None
+            assert http_server.start_server(progress) is None

@@ -23,10 +23,10 @@ from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Sig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline import run
 from finetune_trainer.publishing import signing
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -102,7 +102,7 @@ def test_merged_model_is_signed_as_a_folder_of_its_own(
     assert result
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged/config.json").write_text("{}")
-    Output(S3(config.storage), config).merged(result.digest).publish(tmp_path / "merged", "fp32", {})
+    OutputPrefix(S3(config.storage), config).merged_output(result.digest).publish(tmp_path / "merged", "fp32", {})
     folder = download(s3, f"{prefix}/merged", tmp_path / "downloaded")
     assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json", "model.sig"}
     assert verify(folder, public_key).returncode == 0
@@ -116,7 +116,7 @@ def test_a_result_that_is_not_signed_is_not_taken_for_one_that_is(
 ) -> None:
     publish(config_for(s3, prefix), tmp_path)
     with pytest.raises(TrainerError, match="which is not signed") as error:
-        run(signed(s3, prefix), tmp_path, Known(ProgressReporter()))
+        run(signed(s3, prefix), tmp_path, RunContext(ProgressReporter()))
     assert error.value.reason is Reason.OUTPUT_EXISTS
     assert verify(download(s3, prefix, tmp_path / "downloaded"), public_key).returncode != 0
 
@@ -124,7 +124,7 @@ def test_a_result_that_is_not_signed_is_not_taken_for_one_that_is(
 @pytest.mark.s3
 def test_a_signed_result_is_found_again(s3: S3Server, prefix: str, tmp_path: Path, public_key: Path) -> None:
     outcome: Outcome = publish(signed(s3, prefix), tmp_path)
-    again = run(signed(s3, prefix), tmp_path, Known(ProgressReporter()))
+    again = run(signed(s3, prefix), tmp_path, RunContext(ProgressReporter()))
     assert (again.reason, again.result) == (Reason.ALREADY_COMPLETE, outcome.result)
 
 
@@ -153,7 +153,7 @@ def test_a_key_that_cannot_sign_is_named(
     if content:
         (tmp_path / "key.pem").write_bytes(content())
     with pytest.raises(TrainerError) as error:
-        signing.check_key(ASKED)
+        signing.check_signing_key(ASKED)
     assert error.value.reason is Reason.AUTH_FAILED
     assert error.value.message.startswith("output.signing: key signing-key.pem of Secret team-key cannot sign: ")
     assert words in error.value.message
@@ -170,5 +170,5 @@ def test_a_missing_key_ends_the_run_before_anything_else(tmp_path: Path, monkeyp
         "storage": {"endpoint": "http://127.0.0.1:9"},
     }
     with pytest.raises(TrainerError, match="FINETUNE_SIGNING_KEY_FILE names no file") as error:
-        run(TrainerConfig.model_validate(content), tmp_path, Known(ProgressReporter()))
+        run(TrainerConfig.model_validate(content), tmp_path, RunContext(ProgressReporter()))
     assert error.value.reason is Reason.AUTH_FAILED

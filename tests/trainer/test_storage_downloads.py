@@ -14,7 +14,7 @@ from tests.trainer.fetching import fetch
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import DATA, S3, Location, check_space, download, find
+from finetune_trainer.storage import DATA_ERRORS, S3, Location, check_disk_space, download_objects, find_objects
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -29,8 +29,8 @@ def test_many_small_and_one_large_object_arrive_whole(s3: S3Server, tmp_path: Pa
         s3.put(f"s3://data/many/{name}", content)
     seen: list[int] = []
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/many/"), DATA)
-    files = download(connection, objects, tmp_path, DATA, seen.append)
+    objects = find_objects(connection, Location.parse("s3://data/many/"), DATA_ERRORS)
+    files = download_objects(connection, objects, tmp_path, DATA_ERRORS, seen.append)
     assert [file.uri for file in files] == [f"s3://data/many/{name}" for name in sorted(contents)]
     for file, (name, content) in zip(files, sorted(contents.items()), strict=True):
         assert file.path == tmp_path / name
@@ -45,7 +45,7 @@ def test_many_small_and_one_large_object_arrive_whole(s3: S3Server, tmp_path: Pa
 def test_an_object_that_changed_after_it_was_listed(s3: S3Server, tmp_path: Path, size: int) -> None:
     s3.put("s3://data/changing.bin", b"a" * size)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/changing.bin"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/changing.bin"), DATA_ERRORS)
     s3.put("s3://data/changing.bin", b"b" * size)
     with pytest.raises(TrainerError, match=r"changing\.bin .*it changed while it was read") as error:
         fetch(connection, objects, tmp_path / "target")
@@ -58,7 +58,7 @@ def test_one_failure_ends_the_others_and_is_the_one_told(s3: S3Server, tmp_path:
     for number in range(40):
         s3.put(f"s3://data/failing/{number:02}", b"x" * 100)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/failing/"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/failing/"), DATA_ERRORS)
     s3.client.delete_object(Bucket="data", Key="failing/07")
     with pytest.raises(TrainerError, match=r"failing/07 .*there is no such object"):
         fetch(connection, objects, tmp_path)
@@ -66,7 +66,7 @@ def test_one_failure_ends_the_others_and_is_the_one_told(s3: S3Server, tmp_path:
 
 def test_inputs_that_do_not_fit_are_refused_early(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"the inputs need 1048576\.0 GiB, .*compute\.scratch") as error:
-        check_space(tmp_path, 2**50)
+        check_disk_space(tmp_path, 2**50)
     assert error.value.reason is Reason.DISK_FULL
 
 
@@ -76,7 +76,7 @@ def test_cut_answers_are_asked_for_again(s3: S3Server, tmp_path: Path, proxy: Fa
     content = random.Random(1).randbytes(size)
     s3.put("s3://data/cut.bin", content)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/cut.b*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/cut.b*"), DATA_ERRORS)
     proxy.cuts = 2
     (file,) = fetch(connection, objects, tmp_path)
     assert proxy.cuts == 0
@@ -87,7 +87,7 @@ def test_cut_answers_are_asked_for_again(s3: S3Server, tmp_path: Path, proxy: Fa
 def test_answers_that_are_always_cut(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
     s3.put("s3://data/cut-always.bin", b"x" * 2**20)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/cut-always.b*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/cut-always.b*"), DATA_ERRORS)
     proxy.cuts = 1000
     with pytest.raises(
         TrainerError, match=r"cut-always\.bin .*the connection ended before all bytes had come"
@@ -111,7 +111,7 @@ def test_a_store_in_trouble_is_asked_again(s3: S3Server, tmp_path: Path, proxy: 
     content = random.Random(2).randbytes(40 * 2**20)
     s3.put("s3://data/trouble.bin", content)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/trouble.b*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/trouble.b*"), DATA_ERRORS)
     proxy.faults = [replace(fault, key="trouble.bin")]
     (file,) = fetch(connection, objects, tmp_path)
     assert proxy.faults[0].times == 0
@@ -126,7 +126,7 @@ def test_an_error_that_comes_as_a_200_is_not_taken_for_the_object(
 ) -> None:
     s3.put("s3://data/fine.bin", b"x" * size)
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/fine.b*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/fine.b*"), DATA_ERRORS)
     proxy.faults = [Fault("200", key="fine.bin", times=100)]
     with pytest.raises(TrainerError, match=r"fine\.bin") as error:
         fetch(connection, objects, tmp_path)

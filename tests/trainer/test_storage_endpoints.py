@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.fetching import fetch
 
 from finetune_trainer.contract import Storage
-from finetune_trainer.storage import DATA, S3, Location, find
+from finetune_trainer.storage import DATA_ERRORS, S3, Location, find_objects
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -27,7 +27,7 @@ def test_addressing(
             monkeypatch.setenv(name, s3.endpoint)
         storage = Storage(endpoint="http://s3.test", addressing=addressing)
     connection = S3(storage)
-    objects = find(connection, Location.parse("s3://data/addressed.t*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/addressed.t*"), DATA_ERRORS)
     assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
     assert ("data.s3.test" in connection.bucket("data").store.config["endpoint"]) == (addressing == "virtual")
 
@@ -41,7 +41,7 @@ def test_the_environment_does_not_redirect_a_stated_endpoint(
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     connection = S3(s3.storage)
-    objects = find(connection, Location.parse("s3://data/stated.txt"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/stated.txt"), DATA_ERRORS)
     assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
 
 
@@ -54,6 +54,6 @@ def test_without_a_stated_endpoint_the_environments_counts_for_both_libraries(
     monkeypatch.setenv(variable, s3.endpoint)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     connection = S3(Storage())
-    objects = find(connection, Location.parse("s3://data/unstated.t*"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/unstated.t*"), DATA_ERRORS)
     assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
     assert connection.bucket("data").store.config["endpoint"] == connection.bucket("data").endpoint == s3.endpoint

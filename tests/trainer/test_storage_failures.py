@@ -13,7 +13,16 @@ from tests.trainer.s3_server import SECRET
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import DATA, MODEL, S3, Location, find, put_bytes, put_if_absent, read
+from finetune_trainer.storage import (
+    DATA_ERRORS,
+    MODEL_ERRORS,
+    S3,
+    Location,
+    find_objects,
+    put_bytes,
+    put_if_absent,
+    read_object,
+)
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
@@ -60,7 +69,7 @@ def test_wrong_credentials_are_told_when_writing_and_reading_too(
     s3: S3Server, credentials: Callable[..., Path]
 ) -> None:
     credentials("nobody", SECRET)
-    for attempt in (lambda s3, at: put_bytes(s3, at, b"x"), read, lambda s3, at: put_if_absent(s3, at, b"x")):
+    for attempt in (lambda s3, at: put_bytes(s3, at, b"x"), read_object, lambda s3, at: put_if_absent(s3, at, b"x")):
         with pytest.raises(TrainerError, match="does not know this access key id") as error:
             attempt(S3(s3.storage), Location.parse("s3://results/x"))
         assert error.value.reason is Reason.AUTH_FAILED
@@ -76,7 +85,7 @@ def test_a_secret_without_keys_never_falls_back_to_another_identity(
     with pytest.raises(TrainerError, match="has no key AWS_ACCESS_KEY_ID"):
         S3(s3.storage)
     monkeypatch.delenv(S3_CREDENTIALS_DIR_ENV)
-    assert read(S3(s3.storage), Location.parse("s3://data/never")) is None  # by hand, that identity is fine
+    assert read_object(S3(s3.storage), Location.parse("s3://data/never")) is None  # by hand, that identity is fine
 
 
 def test_nobody_to_sign_as(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_a_ca_bundle_that_cannot_be_read(s3: S3Server, monkeypatch: pytest.Monke
 
 def check_failure(storage: Storage, uri: str, reason: Reason, message: str) -> None:
     with pytest.raises(TrainerError) as error:
-        find(S3(storage), Location.parse(uri), DATA)
+        find_objects(S3(storage), Location.parse(uri), DATA_ERRORS)
     assert error.value.reason is reason, error.value.message
     assert message in error.value.message
     assert "canary" not in error.value.message
@@ -145,5 +154,5 @@ def check_failure(storage: Storage, uri: str, reason: Reason, message: str) -> N
         assert str(storage.endpoint) in error.value.message
     if reason is Reason.DATA_NOT_FOUND:
         with pytest.raises(TrainerError) as error:
-            find(S3(storage), Location.parse(uri), MODEL)
+            find_objects(S3(storage), Location.parse(uri), MODEL_ERRORS)
         assert error.value.reason is Reason.MODEL_NOT_FOUND

@@ -15,7 +15,15 @@ from tests.trainer.s3_server import SECRET
 
 from finetune_trainer.contract import Reason, Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import DATA, MODEL, S3, Location, download, find, name_problem
+from finetune_trainer.storage import (
+    DATA_ERRORS,
+    MODEL_ERRORS,
+    S3,
+    Location,
+    download_objects,
+    find_name_problem,
+    find_objects,
+)
 from finetune_trainer.storage.listing import S3Object
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def found(server: S3Server, uri: str) -> list[str]:
-    return [each.location.key for each in find(S3(server.storage), Location.parse(uri), DATA)]
+    return [each.location.key for each in find_objects(S3(server.storage), Location.parse(uri), DATA_ERRORS)]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_find_tells_size_and_etag_and_names_below_the_uri(s3: S3Server) -> None:
     s3.put("s3://data/named/a/b.jsonl", b"12345")
     etag = hashlib.md5(b"12345").hexdigest()
     for uri, name in [("s3://data/named/**", "a/b.jsonl"), ("s3://data/named/a/b.jsonl", "b.jsonl")]:
-        (only,) = find(S3(s3.storage), Location.parse(uri), DATA)
+        (only,) = find_objects(S3(s3.storage), Location.parse(uri), DATA_ERRORS)
         assert (only.name, only.size, only.etag, only.uri) == (name, 5, etag, "s3://data/named/a/b.jsonl")
 
 
@@ -65,7 +73,7 @@ def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
     store = connection.bucket("data").store
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: obstore.put(store, f"10k/{number:05}.jsonl", b"{}"), range(10_000)))
-    objects = find(connection, Location.parse("s3://data/10k/*.jsonl"), DATA)
+    objects = find_objects(connection, Location.parse("s3://data/10k/*.jsonl"), DATA_ERRORS)
     assert [each.name for each in objects] == [f"{number:05}.jsonl" for number in range(10_000)]
     assert {(each.size, len(each.etag)) for each in objects} == {(2, 32)}
 
@@ -76,17 +84,19 @@ def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
 )
 def test_names_that_would_escape_are_refused(name: str, tmp_path: Path, credentials: Callable[..., Path]) -> None:
     credentials("id", SECRET)
-    assert name_problem(name)
+    assert find_name_problem(name)
     planted = S3Object(Location("data", "p/" + name), name, 1, "e")
     with pytest.raises(TrainerError) as refused:  # before any request: the endpoint does not exist
-        download(S3(Storage(endpoint="http://127.0.0.1:9")), [planted], tmp_path / "target", MODEL, lambda _: None)
+        download_objects(
+            S3(Storage(endpoint="http://127.0.0.1:9")), [planted], tmp_path / "target", MODEL_ERRORS, lambda _: None
+        )
     assert refused.value.reason is Reason.MODEL_INVALID
     assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.jsonl", "..a/b..", "uni-é漢.txt", "sp ace+%2e%2e.txt", "x" * 255])
 def test_names_that_are_fine(name: str) -> None:
-    assert name_problem(name) is None
+    assert find_name_problem(name) is None
 
 
 def test_an_object_that_is_also_a_folder_is_refused(tmp_path: Path, credentials: Callable[..., Path]) -> None:

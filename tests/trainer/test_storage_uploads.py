@@ -15,7 +15,7 @@ from tests.trainer.faulty_proxy import Fault
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import S3, Location, put_bytes, put_file, put_if_absent, read, size_of
+from finetune_trainer.storage import S3, Location, get_object_size, put_bytes, put_file, put_if_absent, read_object
 
 if TYPE_CHECKING:
     from tests.trainer.faulty_proxy import FaultyProxy
@@ -79,7 +79,7 @@ def test_files_are_uploaded_whole(s3: S3Server, tmp_path: Path, checksums: Liter
         path.write_bytes(random.Random(size).randbytes(size))
         location = Location.parse(f"s3://results/{checksums}/{size} é")
         put_file(connection, location, path)
-        assert size_of(connection, location) == size
+        assert get_object_size(connection, location) == size
         assert s3.get(str(location)) == path.read_bytes()
     head = s3.client.head_object(Bucket="results", Key=f"{checksums}/10 é", ChecksumMode="ENABLED")
     assert ("ChecksumSHA256" in head) == (checksums == "auto")
@@ -108,7 +108,7 @@ def test_of_many_writers_one_wins(s3: S3Server) -> None:
 def test_read(s3: S3Server) -> None:
     connection = S3(s3.storage)
     location = Location.parse("s3://results/note.json")
-    assert read(connection, location) is None
+    assert read_object(connection, location) is None
     put_bytes(connection, location, b"1")
     put_bytes(connection, location, b"2")
-    assert read(connection, location) == b"2"
+    assert read_object(connection, location) == b"2"

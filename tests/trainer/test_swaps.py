@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.augment.counterfactual import CATEGORIES, OWN, groups_named, swap, swapped_row, why_not_terms
-from finetune_trainer.data.augment.lexicon import table_of, table_of_own
-from finetune_trainer.data.rows import Chat, Pair, Preference, Row, Text
+from finetune_trainer.data.augment.counterfactual import (
+    CATEGORIES,
+    USER_CATEGORY,
+    explain_invalid_terms,
+    find_named_groups,
+    swap_row_terms,
+    swap_terms,
+)
+from finetune_trainer.data.augment.lexicon import build_lexicon, build_user_lexicon
+from finetune_trainer.data.rows import Chat, PlainText, Preference, PromptCompletion, Row
 
 TERMS = [["nurse", "engineer"], ["data scientist", "clerk"], ["EU citizen", "migrant"]]
 
@@ -36,15 +43,19 @@ SWAPPED = {
         "a European American and African Americans",
     ),
     "a faith": ("religion", "MUSLIMS and a Christian priest", "CHRISTIANS and a Muslim imam"),
-    "the user's terms": (OWN, "A nurse, an engineer; two data scientists", "An engineer, a nurse; two data scientists"),
-    "the user's phrase": (OWN, "Data scientist or clerk? DATA SCIENTIST", "Clerk or data scientist? CLERK"),
+    "the user's terms": (
+        USER_CATEGORY,
+        "A nurse, an engineer; two data scientists",
+        "An engineer, a nurse; two data scientists",
+    ),
+    "the user's phrase": (USER_CATEGORY, "Data scientist or clerk? DATA SCIENTIST", "Clerk or data scientist? CLERK"),
 }
 
 
 @pytest.mark.parametrize(("category", "text", "swapped"), SWAPPED.values(), ids=SWAPPED)
 def test_a_swap(category: str, text: str, swapped: str) -> None:
-    assert swap(text, category, TERMS) == swapped
-    assert swap(swapped, category, TERMS) == text
+    assert swap_terms(text, category, TERMS) == swapped
+    assert swap_terms(swapped, category, TERMS) == text
 
 
 NOT_SWAPPED = {
@@ -57,26 +68,30 @@ NOT_SWAPPED = {
     "him before a noun": ("gender", "they call him father"),
     "part of a phrase": ("race", "a black manor"),
     "another category": ("age", "he and she"),
-    "no terms of one's own": (OWN, "he and she"),
+    "no terms of one's own": (USER_CATEGORY, "he and she"),
     "a letter that only looks like s": ("gender", "\u017fhe"),
 }
 
 
 @pytest.mark.parametrize(("category", "text"), NOT_SWAPPED.values(), ids=NOT_SWAPPED)
 def test_what_is_not_swapped(category: str, text: str) -> None:
-    assert swap(text, category) is None
+    assert swap_terms(text, category) is None
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_each_term_has_one_counterpart(category: str) -> None:
-    table = table_of([category])
-    wrong = {a: b for a, b in table.counterparts.items() if a not in table.ambiguous and b not in table.ambiguous}
+    table = build_lexicon([category])
+    wrong = {
+        a: b for a, b in table.counterparts.items() if a not in table.ambiguous_terms and b not in table.ambiguous_terms
+    }
     assert {a: b for a, b in wrong.items() if wrong.get(b) != a} == {}
-    assert not table.unpaired & {*table.counterparts, *table.ambiguous}
-    assert not table.kept & {*table.counterparts, *table.ambiguous}
+    assert not table.unpaired_terms & {*table.counterparts, *table.ambiguous_terms}
+    assert not table.neutral_phrases & {*table.counterparts, *table.ambiguous_terms}
 
 
-WORDS = sorted({*table_of(CATEGORIES).counterparts, *table_of(CATEGORIES).kept, "her", "his", "Mrs"})
+WORDS = sorted(
+    {*build_lexicon(CATEGORIES).counterparts, *build_lexicon(CATEGORIES).neutral_phrases, "her", "his", "Mrs"}
+)
 texts = st.lists(
     st.one_of(
         st.sampled_from(WORDS), st.sampled_from(["a", "an", "the", "book", "to", "old", "é"]), st.text(max_size=5)
@@ -85,12 +100,12 @@ texts = st.lists(
 ).flatmap(lambda words: st.sampled_from([" ", ", ", "-", "\n", "'"]).map(lambda space: space.join(words)))
 
 
-@given(texts, st.sampled_from([*CATEGORIES, OWN]))
+@given(texts, st.sampled_from([*CATEGORIES, USER_CATEGORY]))
 def test_swapping_twice_gives_the_text_back(text: str, category: str) -> None:
-    swapped = swap(text, category, TERMS)
+    swapped = swap_terms(text, category, TERMS)
     if swapped is not None:
         assert swapped != text
-        assert swap(swapped, category, TERMS) == text
+        assert swap_terms(swapped, category, TERMS) == text
 
 
 NAMED = {
@@ -101,7 +116,7 @@ NAMED = {
     "a name": ("Lakisha knows Brian", {("race", "black"), ("gender", "male")}),
     "an age is no group": ("She is 5 years old", {("gender", "female")}),
     "with an article": ("an old Muslim", {("age", "old"), ("religion", "muslim")}),
-    "the user's": ("Nurses: one nurse", {(OWN, "nurse")}),
+    "the user's": ("Nurses: one nurse", {(USER_CATEGORY, "nurse")}),
     "French": ("Une femme; il y a; elles", {("gender", "female")}),
     "nobody": ("The train is late.", set()),
 }
@@ -109,28 +124,28 @@ NAMED = {
 
 @pytest.mark.parametrize(("text", "groups"), NAMED.values(), ids=NAMED)
 def test_which_groups_are_named(text: str, groups: set[tuple[str, str]]) -> None:
-    assert groups_named(text, TERMS) == groups
+    assert find_named_groups(text, TERMS) == groups
 
 
 ROWS: dict[str, tuple[Row, Row | None]] = {
-    "all texts": (Pair("Where is he?", "He left."), Pair("Where is she?", "She left.")),
-    "a text without terms": (Pair("Where?", "He left."), Pair("Where?", "She left.")),
-    "none": (Text("The train."), None),
-    "one that cannot be swapped": (Pair("Where is Mrs Hill, he asked", "He left."), None),
+    "all texts": (PromptCompletion("Where is he?", "He left."), PromptCompletion("Where is she?", "She left.")),
+    "a text without terms": (PromptCompletion("Where?", "He left."), PromptCompletion("Where?", "She left.")),
+    "none": (PlainText("The train."), None),
+    "one that cannot be swapped": (PromptCompletion("Where is Mrs Hill, he asked", "He left."), None),
     "a conversation": (
         Chat([{"role": "user", "content": "her"}, {"role": "assistant", "content": "ok"}]),
         Chat([{"role": "user", "content": "him"}, {"role": "assistant", "content": "ok"}]),
     ),
     "a preference": (
-        Preference(Pair("he", "yes"), Pair("he", "she")),
-        Preference(Pair("she", "yes"), Pair("she", "he")),
+        Preference(PromptCompletion("he", "yes"), PromptCompletion("he", "she")),
+        Preference(PromptCompletion("she", "yes"), PromptCompletion("she", "he")),
     ),
 }
 
 
 @pytest.mark.parametrize(("row", "swapped"), ROWS.values(), ids=ROWS)
 def test_a_row_is_swapped_as_a_whole(row: Row, swapped: Row | None) -> None:
-    assert swapped_row(row, "gender") == swapped
+    assert swap_row_terms(row, "gender") == swapped
 
 
 REFUSED = {
@@ -144,17 +159,17 @@ REFUSED = {
 
 @pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
 def test_terms_that_cannot_be_exchanged(terms: list[list[str]], why: str) -> None:
-    found = why_not_terms(terms)
+    found = explain_invalid_terms(terms)
     assert found is not None
     assert why in found
 
 
 def test_terms_that_can_be_exchanged() -> None:
-    assert why_not_terms(TERMS) is None
-    assert why_not_terms([]) is None
+    assert explain_invalid_terms(TERMS) is None
+    assert explain_invalid_terms([]) is None
 
 
 def test_a_pair_of_unlike_case_still_goes_both_ways() -> None:
-    table = table_of_own([("nurse", "Doctor")])
+    table = build_user_lexicon([("nurse", "Doctor")])
     assert {table.counterparts[each] for each in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
     assert all(table.counterparts[table.counterparts[each]] == each for each in table.counterparts)

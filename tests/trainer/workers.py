@@ -31,7 +31,7 @@ class DataPods(Pods):
     @property
     def outcome(self) -> Outcome:
         """What it told its launcher, or the cluster where it has none."""
-        rank, folder = self.environment.get("RANK"), self.environment.get(topology.FOLDER_ENV)
+        rank, folder = self.environment.get("RANK"), self.environment.get(topology.NODE_FOLDER_ENV)
         path = Path(folder) / f"outcome-{rank}" if folder else self.folder / "outcome"
         return Outcome.model_validate_json(path.read_bytes())
 
@@ -50,7 +50,7 @@ class Workers:
             if len(self.pods) > 1:
                 folder = each.folder.parent / f"node-{rank // self.per_node}-{attempt}"
                 folder.mkdir(exist_ok=True)
-                each.environment |= {"MASTER_PORT": attempt, topology.FOLDER_ENV: str(folder)}
+                each.environment |= {"MASTER_PORT": attempt, topology.NODE_FOLDER_ENV: str(folder)}
         return [self.forks.start(each, **training) for each in self.pods]
 
     def run(self, **training: Any) -> list[int]:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from finetune_trainer.contract import Outcome
-    from finetune_trainer.telemetry.termination_message import Known
+    from finetune_trainer.telemetry.termination_message import RunContext
 
 # Nothing of ours is imported up here: signals are handled from the first moment on, and --help answers at once.
 
-_QUIET = {
+_QUIET_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DO_NOT_TRACK": "1",
@@ -28,23 +28,23 @@ _QUIET = {
     "WANDB_ERROR_REPORTING": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_STOPPED = 143
-_BUGS = "finetune_trainer.bugs"
+_STOPPED_EXIT_CODE = 143
+_BUG_LOGGER = "finetune_trainer.bugs"
 
 
-class Stopped(BaseException):
+class StopSignalReceived(BaseException):
     """SIGTERM or SIGINT came. No `Exception`: no library may take it for a failure of its own."""
 
 
 def main() -> NoReturn:
     """Run the command and end the process, also while threads are still downloading."""
-    status = _STOPPED
+    status = _STOPPED_EXIT_CODE
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
-        os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
-        status = _command(sys.argv[1:])
-    except Stopped:
+        for stop_signal in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop_signal, _handle_stop_signal)
+        os.environ.update({key: value for key, value in _QUIET_ENV.items() if key not in os.environ})
+        status = _run_command(sys.argv[1:])
+    except StopSignalReceived:
         pass  # before or after the part that writes an outcome
     except SystemExit as error:  # argparse has said why
         status = error.code if isinstance(error.code, int) else 1
@@ -54,130 +54,134 @@ def main() -> NoReturn:
         os._exit(status)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)  # once is enough; the rest is quick
-    raise Stopped(signal.Signals(number).name)
+def _handle_stop_signal(signal_number: int, frame: FrameType | None) -> None:
+    for stop_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop_signal, signal.SIG_IGN)  # once is enough; the rest is quick
+    raise StopSignalReceived(signal.Signals(signal_number).name)
 
 
-def _command(arguments: list[str]) -> int:
-    from finetune_trainer.cli.app import parser
+def _run_command(argv: list[str]) -> int:
+    from finetune_trainer.cli.app import build_parser
 
-    parsed = parser().parse_args(arguments)
-    _log_to(sys.stdout if parsed.command == "run" else sys.stderr)  # the others' stdout is for answers
-    if parsed.command == "run":
-        return _run(parsed)
-    return _ask(lambda: _plan(parsed) if parsed.command == "plan" else _answer(parsed))
+    args = build_parser().parse_args(argv)
+    _configure_logging(sys.stdout if args.command == "run" else sys.stderr)  # the others' stdout is for answers
+    if args.command == "run":
+        return _run_training(args)
+    return _run_query(lambda: _print_plan(args) if args.command == "plan" else _print_completions(args))
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run_training(args: argparse.Namespace) -> int:
     """Train; whatever happens becomes an outcome."""
     from finetune_trainer.distributed import topology
     from finetune_trainer.telemetry import termination_message
     from finetune_trainer.telemetry.progress import ProgressReporter
 
-    topology.die_with_launcher()
-    known = termination_message.Known(ProgressReporter())
-    ended = known.complete(_attempt(lambda: _train(parsed, known)))
-    termination_message.write(ended)
-    print(f"{_worker()}{ended.reason}: {ended.message}")
-    if parsed.manifest is None and topology.size() == 1:
-        print(termination_message.to_json(ended))
-    return ended.reason.exit_code
+    topology.set_parent_death_signal()
+    context = termination_message.RunContext(ProgressReporter())
+    final_outcome = context.complete_outcome(_run_to_outcome(lambda: _train_or_launch(args, context)))
+    termination_message.write_outcome(final_outcome)
+    print(f"{_rank_prefix()}{final_outcome.reason}: {final_outcome.message}")
+    if args.manifest is None and topology.world_size() == 1:
+        print(termination_message.to_json(final_outcome))
+    return final_outcome.reason.exit_code
 
 
-def _worker() -> str:
+def _rank_prefix() -> str:
     from finetune_trainer.distributed import topology
 
-    return f"worker {topology.rank()}: " if topology.size() > 1 else ""
+    return f"worker {topology.rank()}: " if topology.world_size() > 1 else ""
 
 
-def _train(parsed: argparse.Namespace, known: Known) -> Outcome:
+def _train_or_launch(args: argparse.Namespace, context: RunContext) -> Outcome:
     from finetune_trainer.cli import app, launcher
     from finetune_trainer.config import loader
     from finetune_trainer.distributed import topology
     from finetune_trainer.pipeline import run
     from finetune_trainer.telemetry import http_server
 
-    launches = topology.size() == 1 and topology.asked().workers > 1
-    if parsed.manifest is None and topology.is_first() and not launches:
-        http_server.start(known.progress)
-    config = loader.load(parsed.manifest) if parsed.manifest else loader.from_environment()
-    scratch = app.scratch(parsed)
-    if launches:
-        return run(config, scratch, known, lambda *_: launcher.launch(scratch, known, sys.argv[1:]))
-    return run(config, scratch, known)
+    is_launcher = topology.world_size() == 1 and topology.topology_from_env().world_size > 1
+    if args.manifest is None and topology.is_rank_zero() and not is_launcher:
+        http_server.start_server(context.progress)
+    config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
+    scratch = app.resolve_scratch(args)
+    if is_launcher:
+        return run(config, scratch, context, lambda *_: launcher.launch(scratch, context, sys.argv[1:]))
+    return run(config, scratch, context)
 
 
-def _ask(work: Callable[[], Outcome]) -> int:
+def _run_query(action: Callable[[], Outcome]) -> int:
     """What was asked for alone goes to stdout."""
-    ended = _attempt(work)
-    if ended.reason.exit_code != 0:
-        print(f"{ended.reason}: {ended.message}", file=sys.stderr)
-    return ended.reason.exit_code
+    final_outcome = _run_to_outcome(action)
+    if final_outcome.reason.exit_code != 0:
+        print(f"{final_outcome.reason}: {final_outcome.message}", file=sys.stderr)
+    return final_outcome.reason.exit_code
 
 
-def _plan(parsed: argparse.Namespace) -> Outcome:
+def _print_plan(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.cli import app
     from finetune_trainer.config import loader
     from finetune_trainer.contract import Reason
     from finetune_trainer.planning import plan, plan_text
     from finetune_trainer.telemetry import termination_message
 
-    config = loader.load(parsed.manifest)
-    found = plan.plan(config, app.scratch(parsed), loader.workers(parsed.manifest))
-    print(found.model_dump_json(by_alias=True, indent=2) if parsed.json else plan_text.to_text(found))
-    return termination_message.make(Reason.COMPLETED, "planned")
+    config = loader.load_manifest(args.manifest)
+    run_plan = plan.build_plan(config, app.resolve_scratch(args), loader.read_world_size(args.manifest))
+    print(run_plan.model_dump_json(by_alias=True, indent=2) if args.json else plan_text.to_text(run_plan))
+    return termination_message.build_outcome(Reason.COMPLETED, "planned")
 
 
-def _answer(parsed: argparse.Namespace) -> Outcome:
+def _print_completions(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.cli import app, generate
     from finetune_trainer.contract import Reason
     from finetune_trainer.telemetry import termination_message
 
-    answers = generate.answer(app.question(parsed), app.scratch(parsed))
-    separator = "\n" if parsed.json else "\n\n"
-    print(separator.join(each.to_json() if parsed.json else each.to_text() for each in answers))
-    return termination_message.make(Reason.COMPLETED, f"{len(answers)} prompts answered")
+    comparisons = generate.compare_completions(app.build_generate_request(args), app.resolve_scratch(args))
+    separator = "\n" if args.json else "\n\n"
+    print(separator.join(comparison.to_json() if args.json else comparison.to_text() for comparison in comparisons))
+    return termination_message.build_outcome(Reason.COMPLETED, f"{len(comparisons)} prompts answered")
 
 
-def _attempt(work: Callable[[], Outcome]) -> Outcome:
+def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:
     """The one place where an exception of any kind gets a reason. Only a bug shows its traceback."""
     from finetune_trainer.contract import Reason
     from finetune_trainer.errors import TrainerError
     from finetune_trainer.telemetry import termination_message
 
     try:
-        return work()
+        return action()
     except TrainerError as error:
-        return termination_message.make(error.reason, error.message)
-    except Stopped as error:
-        return termination_message.make(
+        return termination_message.build_outcome(error.reason, error.message)
+    except StopSignalReceived as error:
+        return termination_message.build_outcome(
             Reason.PREEMPTED, f"told to stop by {error}; the same run again goes on from its newest checkpoint"
         )
     except MemoryError:
-        return termination_message.make(Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources")
+        return termination_message.build_outcome(
+            Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources"
+        )
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            where = error.filename or "scratch"
-            return termination_message.make(Reason.DISK_FULL, f"{where}: no space is left; enlarge compute.scratch")
-        logging.getLogger(_BUGS).exception("This is a bug. Please report it with what follows.")
-        return termination_message.make(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+            full_path = error.filename or "scratch"
+            return termination_message.build_outcome(
+                Reason.DISK_FULL, f"{full_path}: no space is left; enlarge compute.scratch"
+            )
+        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with what follows.")
+        return termination_message.build_outcome(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
 
-def _log_to(stream: TextIO) -> None:
+def _configure_logging(stream: TextIO) -> None:
     """Plain lines with the time; only bugs go to stderr, with their traceback. One worker of each node says it all."""
     from finetune_trainer.distributed import topology
     from finetune_trainer.telemetry.run_log import PlainFormatter
 
-    lines, traces = logging.StreamHandler(stream), logging.StreamHandler(sys.stderr)
-    lines.setFormatter(PlainFormatter(f"%(asctime)s {_worker()}%(message)s", "%H:%M:%S"))
-    traces.setFormatter(PlainFormatter())
-    logging.basicConfig(handlers=[lines], level=logging.WARNING)
-    logging.getLogger("finetune_trainer").setLevel(logging.INFO if topology.leads_node() else logging.WARNING)
-    bugs = logging.getLogger(_BUGS)
-    bugs.addHandler(traces)
-    bugs.propagate = False
+    line_handler, traceback_handler = logging.StreamHandler(stream), logging.StreamHandler(sys.stderr)
+    line_handler.setFormatter(PlainFormatter(f"%(asctime)s {_rank_prefix()}%(message)s", "%H:%M:%S"))
+    traceback_handler.setFormatter(PlainFormatter())
+    logging.basicConfig(handlers=[line_handler], level=logging.WARNING)
+    logging.getLogger("finetune_trainer").setLevel(logging.INFO if topology.is_local_rank_zero() else logging.WARNING)
+    bug_logger = logging.getLogger(_BUG_LOGGER)
+    bug_logger.addHandler(traceback_handler)
+    bug_logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -14,145 +14,177 @@ from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, Tra
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
-from finetune_trainer.inputs.resolve import Inputs, Located
+from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.publishing import merge_stage, publish, signing
-from finetune_trainer.publishing.output_lock import Claim
+from finetune_trainer.publishing.output_lock import OutputLock
 from finetune_trainer.recipe import RECIPE
-from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, installed_versions
+from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry import run_log, termination_message
-from finetune_trainer.telemetry.progress import now
-from finetune_trainer.telemetry.termination_message import Known
-from finetune_trainer.telemetry.watchdog import watched
+from finetune_trainer.telemetry.progress import current_timestamp
+from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.tracking import credentials, run_tracking, tensorboard_files
 
 if TYPE_CHECKING:
-    from finetune_trainer.checkpoints.manager import Keeper
+    from finetune_trainer.checkpoints.manager import CheckpointManager
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.publishing.merge import Merged
-    from finetune_trainer.publishing.published_result import Existing
-    from finetune_trainer.records.evaluation import Evaluation
+    from finetune_trainer.publishing.merge import MergedModel
+    from finetune_trainer.publishing.published_result import PublishedResult
+    from finetune_trainer.records.evaluation import EvaluationReport
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: TrainerConfig, scratch: Path, known: Known, make: Callable[[Located, Path, Known], Outcome] | None = None
+    config: TrainerConfig,
+    scratch: Path,
+    context: RunContext,
+    launch: Callable[[ResolvedInputs, Path, RunContext], Outcome] | None = None,
 ) -> Outcome:
     """Do it all, writing to `scratch` alone. Raises `TrainerError` for what the user or the world can mend.
 
     A result that is not there yet is made here, or by `make`, which has it made by several processes.
     """
-    if topology.is_first():
+    if topology.is_rank_zero():
         _check_secrets(config)
     s3 = S3(config.storage)
-    output = publish.Output(s3, config)
-    earlier = output.existing()
-    located = resolve.locate(config, s3)
-    if earlier:
-        output.check_inputs(earlier, located)
-    if earlier and not _merges_here(output, earlier):
-        output.tidy()  # the attempt that published may have died before it did
-        ended = earlier.outcome(output.uri)
-    elif make and not earlier:
-        ended = make(located, scratch, known)
+    output = publish.OutputPrefix(s3, config)
+    published = output.find_published()
+    resolved = resolve.resolve_inputs(config, s3)
+    if published:
+        output.check_inputs(published, resolved)
+    if published and not _should_merge_here(output, published):
+        output.remove_leftovers()  # the attempt that published may have died before it did
+        final_outcome = published.to_outcome(output.uri)
+    elif launch and not published:
+        final_outcome = launch(resolved, scratch, context)
     else:
-        ended = _make(located, output, scratch, known)
-    if ended.reason.exit_code == 0:
-        known.progress.update(stage=Stage.DONE, percentage=100)
-    return ended
+        final_outcome = _run_attempt(resolved, output, scratch, context)
+    if final_outcome.reason.exit_code == 0:
+        context.progress.update(stage=Stage.DONE, percentage=100)
+    return final_outcome
 
 
 def _check_secrets(config: TrainerConfig) -> None:
     """Those that are needed late. Raises `AUTH_FAILED`."""
     if config.output.signing:
-        signing.check_key(config.output.signing)
+        signing.check_signing_key(config.output.signing)
     if config.tracking and config.tracking.tool != "tensorboard":
-        credentials.read(config.tracking)
+        credentials.read_credentials(config.tracking)
 
 
-def _make(located: Located, output: publish.Output, scratch: Path, known: Known) -> Outcome:
+def _run_attempt(resolved: ResolvedInputs, output: publish.OutputPrefix, scratch: Path, context: RunContext) -> Outcome:
     """While the output is ours, and as long as something moves."""
-    seconds = located.config.training.stall_seconds
+    stall_seconds = resolved.config.training.stall_seconds
     with (
-        output.claimed(known.progress) if topology.is_first() else nullcontext() as claim,
-        _folder(scratch) as folder,
-        _log_kept(folder, known),
-        run_tracking.tracked(located.config, output.digest, folder, known),
-        watched(known, folder, seconds, lambda: located.s3.moved),
-        collectives.peer_errors(),
+        output.hold_lock(context.progress) if topology.is_rank_zero() else nullcontext() as output_lock,
+        _open_work_folder(scratch) as folder,
+        _capture_log(folder, context),
+        run_tracking.track_run(resolved.config, output.digest, folder, context),
+        stall_watchdog(context, folder, stall_seconds, lambda: resolved.s3.bytes_transferred),
+        collectives.translate_peer_errors(),
     ):
-        earlier = output.existing()  # whoever held the output before may have finished
-        if earlier:
-            return _complete(located, output, earlier, folder, known)
-        if topology.is_first():
-            output.check_foreign()
-        return _train(located, output, claim, folder, known)
+        published = output.find_published()  # whoever held the output before may have finished
+        if published:
+            return _complete_published(resolved, output, published, folder, context)
+        if topology.is_rank_zero():
+            output.check_foreign_files()
+        return _train_and_publish(resolved, output, output_lock, folder, context)
 
 
-def _merges_here(output: publish.Output, earlier: Existing) -> bool:
+def _should_merge_here(output: publish.OutputPrefix, published: PublishedResult) -> bool:
     """Whether the result there lacks its merged model, and this process is the one of the run that makes it."""
-    return output.lacks_merged(earlier) and topology.is_first() and topology.asked().node == 0
+    return (
+        output.lacks_merged_model(published) and topology.is_rank_zero() and topology.topology_from_env().node_rank == 0
+    )
 
 
-def _complete(located: Located, output: publish.Output, earlier: Existing, folder: Path, known: Known) -> Outcome:
+def _complete_published(
+    resolved: ResolvedInputs,
+    output: publish.OutputPrefix,
+    published: PublishedResult,
+    folder: Path,
+    context: RunContext,
+) -> Outcome:
     """The adapter is there; make its merged model if that is missing."""
-    ended = earlier.outcome(output.uri)
-    if not _merges_here(output, earlier):
-        return ended
+    published_outcome = published.to_outcome(output.uri)
+    if not _should_merge_here(output, published):
+        return published_outcome
     output.clear_checkpoints()
-    if topology.asked().per_node > 1:
+    if topology.topology_from_env().processes_per_node > 1:
         topology.use_first_gpu()
-    return merge_stage.add(ended, output, known, lambda: _merge_published(located, output, earlier, folder, known))
+    return merge_stage.add_merged_model(
+        published_outcome,
+        output,
+        context,
+        lambda: _merge_published_adapter(resolved, output, published, folder, context),
+    )
 
 
-def _merge_published(located: Located, output: publish.Output, earlier: Existing, folder: Path, known: Known) -> Merged:
+def _merge_published_adapter(
+    resolved: ResolvedInputs,
+    output: publish.OutputPrefix,
+    published: PublishedResult,
+    folder: Path,
+    context: RunContext,
+) -> MergedModel:
     """The merged model of an adapter that an earlier attempt has published."""
-    config, backend = located.config, "transformers"  # which loads the adapters of either backend
-    downloading = resolve.start(located, folder)
+    config, backend = resolved.config, "transformers"  # which loads the adapters of either backend
+    download_future = resolve.start_download(resolved, folder)
     from finetune_trainer.modeling import loading
 
     loading.import_backend(backend, config.model.quantization)
     from finetune_trainer.publishing import merge, merge_check
 
-    fetched, prepared = _prepare(config, downloading, folder, known)
-    adapter_dir = output.fetch_adapter(earlier, folder / "adapter")
-    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    loaded = loading.Loaded(loading.load_model(config, fetched.model_dir, backend, adapter_dir), tokenizer, backend)
-    task = merge.Merging(config, fetched.model_dir, merge_check.texts(prepared, loaded), known.progress.alive)
-    return merge.merge(task, loaded, folder / "merged")
+    downloaded, prepared = _prepare_inputs(config, download_future, folder, context)
+    adapter_dir = output.download_adapter(published, folder / "adapter")
+    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
+    loaded = loading.LoadedModel(
+        loading.load_model(config, downloaded.model_dir, backend, adapter_dir), tokenizer, backend
+    )
+    merge_inputs = merge.MergeInputs(
+        config, downloaded.model_dir, merge_check.select_check_texts(prepared, loaded), context.progress.heartbeat
+    )
+    return merge.merge_adapter(merge_inputs, loaded, folder / "merged")
 
 
 @contextmanager
-def _folder(scratch: Path) -> Iterator[Path]:
+def _open_work_folder(scratch: Path) -> Iterator[Path]:
     """A folder for this attempt; the workers of a node share theirs, which is their launcher's."""
-    shared = topology.shared_folder()
-    if shared:
-        yield shared
+    shared_folder = topology.shared_folder()
+    if shared_folder:
+        yield shared_folder
         return
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @contextmanager
-def _log_kept(folder: Path, known: Known) -> Iterator[None]:
+def _capture_log(folder: Path, context: RunContext) -> Iterator[None]:
     """The first worker's, which is the one that publishes."""
-    if not topology.is_first():
+    if not topology.is_rank_zero():
         yield
         return
-    with run_log.kept(folder) as known.log:
+    with run_log.capture_log(folder) as context.log:
         yield
 
 
-def _train(located: Located, output: publish.Output, claim: Claim | None, folder: Path, known: Known) -> Outcome:
-    config = located.config
-    downloading = resolve.start(located, folder) if topology.leads_node() else Future()
-    backend = known.backend = _import_backend(config)  # seconds of imports, while the download goes on
-    if known.tracker:
-        known.tracker.start()
-    collectives.join(known.progress)
-    fetched, prepared = collectives.once_per_node(
-        lambda: _prepare(config, downloading, folder, known), folder, known.progress
+def _train_and_publish(
+    resolved: ResolvedInputs,
+    output: publish.OutputPrefix,
+    output_lock: OutputLock | None,
+    folder: Path,
+    context: RunContext,
+) -> Outcome:
+    config = resolved.config
+    download_future = resolve.start_download(resolved, folder) if topology.is_local_rank_zero() else Future()
+    backend = context.backend = _import_backend(config)  # seconds of imports, while the download goes on
+    if context.tracker:
+        context.tracker.start()
+    collectives.init_process_group(context.progress)
+    downloaded, prepared = collectives.run_on_local_rank_zero(
+        lambda: _prepare_inputs(config, download_future, folder, context), folder, context.progress
     )
 
     # Only now: the backend decides what has to be imported first.
@@ -163,107 +195,132 @@ def _train(located: Located, output: publish.Output, claim: Claim | None, folder
     from finetune_trainer.reporting import writer
     from finetune_trainer.training import cross_validation
 
-    _enter(Stage.LOADING, known)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    limited = positions.limit_length(config, positions.max_positions(loading.load_config(fetched.model_dir)))
-    tuned = loading.load_model(limited, fetched.model_dir, backend, fetched.adapter_dir)
-    loaded = loading.Loaded(tuned, tokenizer, backend)
+    _enter_stage(Stage.LOADING, context)
+    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
+    limited_config = positions.limit_max_length(
+        config, positions.get_max_positions(loading.load_model_config(downloaded.model_dir))
+    )
+    peft_model = loading.load_model(limited_config, downloaded.model_dir, backend, downloaded.adapter_dir)
+    loaded = loading.LoadedModel(peft_model, tokenizer, backend)
 
-    _enter(Stage.TRAINING, known)
-    store = output.checkpoints(prepared.digest, fetched.start_revision)
-    keeper = manager.keeper(store, claim, known, config.training.checkpoints) if claim else follower.Follower(store)
-    with keeper.session(known, folder) as session:
-        trained = cross_validation.train(limited, loaded, prepared, session, folder)
-    if isinstance(keeper, follower.Follower):
-        collectives.wait(known.progress)  # so that a pod ends well only when the result is whole
-        return termination_message.make(Reason.COMPLETED, "trained with the first worker, which has published")
+    _enter_stage(Stage.TRAINING, context)
+    checkpoint_store = output.checkpoint_store(prepared.digest, downloaded.start_revision)
+    checkpoint_manager = (
+        manager.build_checkpoint_manager(checkpoint_store, output_lock, context, config.training.checkpoints)
+        if output_lock
+        else follower.NonPrimaryCheckpointManager(checkpoint_store)
+    )
+    with checkpoint_manager.open_session(context, folder) as session:
+        train_result = cross_validation.train_all(limited_config, loaded, prepared, session, folder)
+    if isinstance(checkpoint_manager, follower.NonPrimaryCheckpointManager):
+        collectives.barrier(context.progress)  # so that a pod ends well only when the result is whole
+        return termination_message.build_outcome(Reason.COMPLETED, "trained with the first worker, which has published")
 
-    _enter(Stage.EVALUATING, known)
-    subject = runner.Subject(config, loaded, prepared, trained, requirements.pairs(fetched.pairs))
-    evaluation = runner.evaluate(subject, known.progress)
-    metrics, facts = {**evaluation.metrics(), **trained.metrics}, export.facts(config, loaded)
-    record = describe(config, fetched, backend, prepared.report, metrics)
-    record = record.model_copy(update={"config_digest": output.digest})
-    _check_gate(evaluation, keeper, lambda kept: writer.explain(kept, record, evaluation, facts), output)
+    _enter_stage(Stage.EVALUATING, context)
+    evaluation_input = runner.EvaluationInput(
+        config, loaded, prepared, train_result, requirements.read_sentence_pairs(downloaded.pairs)
+    )
+    evaluation = runner.evaluate(evaluation_input, context.progress)
+    metrics, adapter_info = (
+        {**evaluation.flatten_metrics(), **train_result.metrics},
+        export.collect_adapter_info(config, loaded),
+    )
+    manifest = build_manifest(config, downloaded, backend, prepared.report, metrics)
+    manifest = manifest.model_copy(update={"config_digest": output.digest})
+    _check_evaluation_gate(
+        evaluation,
+        checkpoint_manager,
+        lambda report_folder: writer.write_evaluation(report_folder, manifest, evaluation, adapter_info),
+        output,
+    )
 
-    _enter(Stage.EXPORTING, known)
-    adapter = folder / "adapter"
-    export.export(config, loaded, adapter, fetched.model_revision, fetched.model_dir)
-    if known.log:
-        known.log.save(adapter)
-    tensorboard_files.write(config, trained, metrics, adapter)
-    writer.write(adapter, record, evaluation, facts)
+    _enter_stage(Stage.EXPORTING, context)
+    adapter_dir = folder / "adapter"
+    export.export_adapter(config, loaded, adapter_dir, downloaded.model_revision, downloaded.model_dir)
+    if context.log:
+        context.log.save(adapter_dir)
+    tensorboard_files.write_event_file(config, train_result, metrics, adapter_dir)
+    writer.write_reports(adapter_dir, manifest, evaluation, adapter_info)
 
-    _enter(Stage.UPLOADING, known)
-    ended = output.publish(adapter, record)
-    collectives.release()
-    keeper.clear()
-    lost = run_tracking.end(known, record, ended)
-    said = "; ".join(filter(None, (ended.message, evaluation.too_few(), lost)))
-    ended = ended.model_copy(update={"message": said})
+    _enter_stage(Stage.UPLOADING, context)
+    final_outcome = output.publish(adapter_dir, manifest)
+    collectives.release_waiters()
+    checkpoint_manager.clear()
+    tracking_warning = run_tracking.finish_run(context, manifest, final_outcome)
+    message = "; ".join(filter(None, (final_outcome.message, evaluation.explain_too_few_rows(), tracking_warning)))
+    final_outcome = final_outcome.model_copy(update={"message": message})
     if not config.output.merged:
-        return ended
+        return final_outcome
 
-    def make() -> Merged:
-        task = merge.Merging(limited, fetched.model_dir, merge_check.texts(prepared, loaded), known.progress.alive)
-        return merge.merge(task, loaded, folder / "merged")
+    def merge_model() -> MergedModel:
+        merge_inputs = merge.MergeInputs(
+            limited_config,
+            downloaded.model_dir,
+            merge_check.select_check_texts(prepared, loaded),
+            context.progress.heartbeat,
+        )
+        return merge.merge_adapter(merge_inputs, loaded, folder / "merged")
 
-    return merge_stage.add(ended, output, known, make)
+    return merge_stage.add_merged_model(final_outcome, output, context, merge_model)
 
 
-def _prepare(
-    config: TrainerConfig, downloading: Future[Inputs], folder: Path, known: Known
-) -> tuple[Inputs, PreparedData]:
+def _prepare_inputs(
+    config: TrainerConfig, download_future: Future[DownloadedInputs], folder: Path, context: RunContext
+) -> tuple[DownloadedInputs, PreparedData]:
     """What is done once on each node."""
     from finetune_trainer.data import preparation
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import loading, positions
 
-    fetched = downloading.result()
-    _enter(Stage.PREPARING, known)
-    model_files.check_model_dir(fetched.model_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    files = preparation.Files(fetched.sources, fetched.digest, fetched.validation)
-    shape = loading.load_config(fetched.model_dir)
-    loading.check_vocabulary(tokenizer, shape.get_text_config().vocab_size)
-    prepared = preparation.prepare(config, files, tokenizer, folder, positions.max_positions(shape))
-    known.dataset = prepared.report
-    requirements.check(config, prepared, tokenizer)
-    requirements.pairs(fetched.pairs)  # so that a wrong line is told before training
-    return fetched, prepared
+    downloaded = download_future.result()
+    _enter_stage(Stage.PREPARING, context)
+    model_files.check_model_dir(downloaded.model_dir)
+    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
+    files = preparation.DataFiles(downloaded.sources, downloaded.digest, downloaded.validation)
+    model_config = loading.load_model_config(downloaded.model_dir)
+    loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
+    prepared = preparation.prepare_dataset(config, files, tokenizer, folder, positions.get_max_positions(model_config))
+    context.dataset = prepared.report
+    requirements.check_requirements(config, prepared, tokenizer)
+    requirements.read_sentence_pairs(downloaded.pairs)  # so that a wrong line is told before training
+    return downloaded, prepared
 
 
-def _check_gate(
-    evaluation: Evaluation, keeper: Keeper, explain: Callable[[Path], None], output: publish.Output
+def _check_evaluation_gate(
+    evaluation: EvaluationReport,
+    checkpoint_manager: CheckpointManager,
+    write_report: Callable[[Path], None],
+    output: publish.OutputPrefix,
 ) -> None:
     """Raises `EVALUATION_GATE` if the model is not what was asked for. Nothing of it is published but the report."""
-    failed = [check for check in evaluation.gate if not check.passed]
-    if not failed:
+    failed_checks = [gate_check for gate_check in evaluation.gate if not gate_check.passed]
+    if not failed_checks:
         return
-    report = _report_kept(explain, output)
-    keeper.clear()
-    collectives.release()
-    found = "; ".join(f"{check.rule}, it is {_number(check.value)}" for check in failed)
+    report_note = _store_rejected_report(write_report, output)
+    checkpoint_manager.clear()
+    collectives.release_waiters()
+    failures = "; ".join(f"{gate_check.rule}, it is {_format_number(gate_check.value)}" for gate_check in failed_checks)
     raise TrainerError(
         Reason.EVALUATION_GATE,
-        f"the tuned model does not pass evaluation.gate and is not published: {found}; train on more or better data, "
-        f"or change the training, under a new name{report}",
+        f"the tuned model does not pass evaluation.gate and is not published: {failures}; train on more or "
+        "better data, "
+        f"or change the training, under a new name{report_note}",
     )
 
 
-def _report_kept(explain: Callable[[Path], None], output: publish.Output) -> str:
+def _store_rejected_report(write_report: Callable[[Path], None], output: publish.OutputPrefix) -> str:
     """Where the report of a model that is not published lies, as the end of a sentence."""
     with TemporaryDirectory(prefix="rejected-") as folder:
-        explain(Path(folder))
+        write_report(Path(folder))
         try:
-            return f"; the report is {output.keep_report(Path(folder))}"
+            return f"; the report is {output.store_rejected_report(Path(folder))}"
         except TrainerError as error:
             log.warning("the report could not be stored: %s", error.message)
             return ""
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "not known" if value is None else f"{value:.4g}"
 
 
@@ -275,27 +332,27 @@ def _import_backend(config: TrainerConfig) -> str:
     return backend
 
 
-def _enter(stage: Stage, known: Known) -> None:
-    known.progress.update(stage=stage)
+def _enter_stage(stage: Stage, context: RunContext) -> None:
+    context.progress.update(stage=stage)
     log.info("stage: %s", stage)
 
 
-def describe(
-    config: TrainerConfig, fetched: Inputs, backend: str, report: DatasetReport, metrics: dict[str, float]
+def build_manifest(
+    config: TrainerConfig, downloaded: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
 ) -> AdapterManifest:
     """The record of a run, but for the files, which are not uploaded yet."""
-    adapter = fetched.adapter.files if fetched.adapter else []
-    model_files = [InputRecord.read(file) for file in fetched.model.files]
+    adapter_files = downloaded.adapter.files if downloaded.adapter else []
+    model_records = [InputRecord.from_file(file) for file in downloaded.model.files]
     return AdapterManifest(
-        created_at=now(),
+        created_at=current_timestamp(),
         config_digest=config.digest(),
         config=config.to_json(),
         recipe=RECIPE,
-        model=ModelRecord(uri=config.model.uri, revision=fetched.model_revision, files=model_files),
-        inputs=[InputRecord.read(file) for file in (*fetched.files, *adapter)],
+        model=ModelRecord(uri=config.model.uri, revision=downloaded.model_revision, files=model_records),
+        inputs=[InputRecord.from_file(file) for file in (*downloaded.files, *adapter_files)],
         backend=backend,
         dataset=report,
         metrics=metrics,
-        versions=installed_versions(),
+        versions=get_installed_versions(),
         files=[],
     )

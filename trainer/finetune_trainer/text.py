@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 1500
-LONGEST_LINES = 40
+MAX_CHARS = 1500
+MAX_LINES = 40
 
 # Control characters but line break and tab, marks that change the direction of text, and what has no shape at all.
 # Joiners stay: emoji and several scripts need them.
@@ -15,25 +15,25 @@ _HIDDEN = re.compile(
 )
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """With every character that would not be seen, or would turn others around, named: `[U+202E]`."""
-    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
+    return _HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text.replace("\r\n", "\n"))
 
 
-def shown(text: str, limit: int = LONGEST) -> str:
+def shorten(text: str, limit: int = MAX_CHARS) -> str:
     """Visible, and of a size that can be read; where something is left out, how long it was."""
-    cut = "\n".join(text[:limit].split("\n")[:LONGEST_LINES])
+    cut = "\n".join(text[:limit].split("\n")[:MAX_LINES])
     if len(cut) == len(text):
-        return visible(text)
-    return f"{visible(cut)} … [shortened, {len(text):,} characters in all]"
+        return escape_invisible(text)
+    return f"{escape_invisible(cut)} … [shortened, {len(text):,} characters in all]"
 
 
-def one_line(text: str, limit: int = LONGEST) -> str:
+def to_one_line(text: str, limit: int = MAX_CHARS) -> str:
     """The same on one line."""
-    return " ".join(shown(text, limit).split())
+    return " ".join(shorten(text, limit).split())
 
 
-def listing(names: list[str], most: int = 12) -> str:
+def format_names(names: list[str], max_names: int = 12) -> str:
     """Names with commas between them, and how many more there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(one_line(name, 200) for name in names[:most]) + more
+    suffix = f" and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    return ", ".join(to_one_line(name, 200) for name in names[:max_names]) + suffix

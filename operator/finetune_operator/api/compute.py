@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract import Model, ObjectName, SecretRef, rules
+from finetune_trainer.contract import Model, ObjectName, SecretRef, cel_rules
 
 Quantity = Annotated[
     str,
@@ -84,7 +84,7 @@ class Compute(Model):
     """The pod that trains: a bounded subset of a pod's fields."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             _unreserved("podLabels"),
             _unreserved("podAnnotations"),
             (

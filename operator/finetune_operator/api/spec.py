@@ -18,7 +18,7 @@ from finetune_trainer.contract import (
     Storage,
     Tracking,
     TrainerConfig,
-    rules,
+    cel_rules,
 )
 
 GROUP = "finetune.dev"
@@ -58,7 +58,7 @@ class TrackingSpec(Tracking):
     """Where losses and metrics can be followed and compared with other runs'."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             *TRACKING_RULES,
             (
                 "self.tool != 'tensorboard' || !has(self.credentialsSecretRef)",
@@ -81,7 +81,7 @@ class FineTuneJobSpec(TrainerConfig):
     """What to fine-tune, on which data, where the result goes, and the pod that does it."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             *TRAINER_RULES,
             ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
             ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),

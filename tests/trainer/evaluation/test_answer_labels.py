@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.evaluation.class_labels import Labels
+from finetune_trainer.evaluation.class_labels import ClassLabels
 
 ANSWERS = {
     "the label": ("positive", "positive"),
@@ -21,9 +21,9 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("answer", "label"), ANSWERS.values(), ids=ANSWERS)
 def test_which_label_an_answer_is(answer: str, label: str | None) -> None:
-    labels = Labels(["positive", "Négatif", "not positive", "not", "Positive"])
+    labels = ClassLabels(["positive", "Négatif", "not positive", "not", "Positive"])
     assert labels.names == ["not", "not positive", "Négatif", "positive"]
-    assert [*labels.names, None][labels.number(answer)] == label
+    assert [*labels.names, None][labels.find_index(answer)] == label
 
 
 NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12", 2), "with decimals": ("1.5", 2)}
@@ -31,7 +31,7 @@ NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12
 
 @pytest.mark.parametrize(("answer", "number"), NUMBERS.values(), ids=NUMBERS)
 def test_labels_that_are_numbers(answer: str, number: int) -> None:
-    assert Labels(["1", "10"]).number(answer) == number
+    assert ClassLabels(["1", "10"]).find_index(answer) == number
 
 
 GO_ON = {
@@ -59,12 +59,12 @@ GO_ON = {
 
 @pytest.mark.parametrize(("label", "answer", "same"), GO_ON.values(), ids=GO_ON)
 def test_a_label_that_goes_on_is_another(label: str, answer: str, same: bool) -> None:
-    assert (Labels([label]).number(answer) == 0) == same
+    assert (ClassLabels([label]).find_index(answer) == 0) == same
 
 
 def test_labels_of_signs() -> None:
-    labels = Labels(["C", "C++", ".*"])
-    assert [labels.names[labels.number(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
+    labels = ClassLabels(["C", "C++", ".*"])
+    assert [labels.names[labels.find_index(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
         "C++",
         "C++",
         "C",

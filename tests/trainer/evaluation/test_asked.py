@@ -31,7 +31,7 @@ def check(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) 
     from finetune_trainer.evaluation import requirements
 
     wanted, words = Asked({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
-    requirements.check(wanted.config, wanted.prepared(words, folder), words)
+    requirements.check_requirements(wanted.config, wanted.prepared(words, folder), words)
 
 
 @pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from finetune_trainer.evaluation.bias.analysis import Likelihood, Preferences, judge_bias, preference
-from finetune_trainer.records.evaluation import Bias
+from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
+from finetune_trainer.records.evaluation import BiasResult
 
 CATEGORIES = ["gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"]
 Noise = Callable[[Generator, int], NDArray[np.float64]]
@@ -25,11 +25,11 @@ NOISE: dict[str, Noise] = {
 }
 
 
-def compared(kind: str, category: str, base: Sequence[float], tuned: Sequence[float]) -> Preferences:
-    return Preferences("swap" if kind == "swap" else "pair", category, base, tuned)
+def compared(kind: str, category: str, base: Sequence[float], tuned: Sequence[float]) -> BiasPreferences:
+    return BiasPreferences("swap" if kind == "swap" else "pair", category, base, tuned)
 
 
-def a_run(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> Bias:
+def a_run(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> BiasResult:
     """14 comparisons of a tuning that changes preferences by chance, and one of them for real."""
     every = []
     for kind in ("pair", "swap"):
@@ -95,13 +95,15 @@ def test_the_arithmetic_of_the_machine_is_not_blamed() -> None:
 def test_what_makes_every_token_likelier_changes_no_preference(
     first: float, second: float, tokens: int, others: int, shift: float
 ) -> None:
-    before = preference(Likelihood(first, tokens), Likelihood(second, others))
-    after = preference(Likelihood(first + shift * tokens, tokens), Likelihood(second + shift * others, others))
+    before = compute_preference(LogLikelihood(first, tokens), LogLikelihood(second, others))
+    after = compute_preference(
+        LogLikelihood(first + shift * tokens, tokens), LogLikelihood(second + shift * others, others)
+    )
     assert after == pytest.approx(before, abs=1e-9)
 
 
 def test_the_first_text_is_preferred_where_it_is_likelier() -> None:
-    assert preference(Likelihood(-10, 10), Likelihood(-24, 12)) == pytest.approx(1.0)
+    assert compute_preference(LogLikelihood(-10, 10), LogLikelihood(-24, 12)) == pytest.approx(1.0)
 
 
 def test_too_few_are_named_and_neither_judged_nor_counted() -> None:

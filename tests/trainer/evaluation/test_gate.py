@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from finetune_trainer.evaluation.gate import check
-from finetune_trainer.records.evaluation import Check, Estimate, Measure
+from finetune_trainer.evaluation.gate import check_gate
+from finetune_trainer.records.evaluation import Estimate, GateCheck, Measure
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ CASES = {
 
 @pytest.mark.parametrize(("rule", "words", "value", "passed"), CASES.values(), ids=CASES)
 def test_a_limit(rule: Limits, words: str, value: float | None, passed: bool) -> None:
-    [found] = check([rule], MEASURES)
-    assert found == Check(metric=rule.metric, rule=words, value=found.value, passed=passed)
+    [found] = check_gate([rule], MEASURES)
+    assert found == GateCheck(metric=rule.metric, rule=words, value=found.value, passed=passed)
     assert found.value == value
 
 
@@ -94,11 +94,11 @@ def test_a_worse_model_does_not_pass() -> None:
         Measure(name="accuracy", higher_is_better=True, base=number(0.8), tuned=number(0.7), change=number(-0.1)),
     ]
     rules = [Limits(name, min_improvement=limit) for name in ("evalLoss", "accuracy") for limit in (0, -0.2)]
-    assert [each.passed for each in check(rules, worse)] == [False, True, False, True]
-    assert check(rules, worse)[0].value == pytest.approx(-0.1)
+    assert [each.passed for each in check_gate(rules, worse)] == [False, True, False, True]
+    assert check_gate(rules, worse)[0].value == pytest.approx(-0.1)
 
 
 def test_each_limit_is_a_check_in_the_order_of_the_rules() -> None:
     rules = [Limits("accuracy", 0.1, 0.9, 0), Limits("evalLoss", maximum=2)]
-    assert [each.metric for each in check(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
-    assert check([], MEASURES) == []
+    assert [each.metric for each in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
+    assert check_gate([], MEASURES) == []

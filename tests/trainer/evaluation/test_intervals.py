@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from finetune_trainer.evaluation.intervals import (
     MIN_SAMPLES,
-    corrected,
-    mean,
-    paired_change,
-    proportion,
-    proportion_change,
-    resampled,
-    weighted_mean,
+    bonferroni_confidence,
+    bootstrap,
+    estimate_mean,
+    estimate_paired_change,
+    estimate_proportion,
+    estimate_proportion_change,
+    estimate_weighted_mean,
 )
-from finetune_trainer.evaluation.losses import eval_loss, perplexity
+from finetune_trainer.evaluation.losses import measure_eval_loss, measure_perplexity
 from finetune_trainer.records.evaluation import Estimate
 
 Booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=MIN_SAMPLES, max_size=60)
@@ -40,7 +40,7 @@ def width(estimate: Estimate) -> float:
 
 def test_a_mean_has_the_interval_of_a_textbook() -> None:
     # Of 1 to 20: mean 10.5, standard deviation 5.9161, t of 19 degrees 2.0930.
-    estimate = mean([float(each) for each in range(1, 21)])
+    estimate = estimate_mean([float(each) for each in range(1, 21)])
     assert estimate.value == 10.5
     assert estimate.low == pytest.approx(10.5 - 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
     assert estimate.high == pytest.approx(10.5 + 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
@@ -51,18 +51,18 @@ def test_a_mean_has_the_interval_of_a_textbook() -> None:
 def test_too_few_rows_have_no_interval(count: int) -> None:
     rows, answers = [1.0] * count, [True] * count
     estimates = [
-        mean(rows),
-        paired_change(rows, rows),
-        proportion(count, count),
-        proportion_change(answers, answers),
-        weighted_mean(rows, rows),
+        estimate_mean(rows),
+        estimate_paired_change(rows, rows),
+        estimate_proportion(count, count),
+        estimate_proportion_change(answers, answers),
+        estimate_weighted_mean(rows, rows),
     ]
     assert [(each.low, each.high, each.samples) for each in estimates] == [(None, None, count)] * 5
 
 
 def test_95_of_100_intervals_of_a_mean_hold_the_truth() -> None:
     drawn = random.Random(1)
-    held = sum(within(mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
+    held = sum(within(estimate_mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
     assert 0.91 < held / 400 < 0.98
 
 
@@ -72,20 +72,20 @@ def test_95_of_100_intervals_of_a_loss_per_token_hold_the_truth() -> None:
     for _ in range(30):
         tokens = drawn.integers(5, 200, size=60)
         losses = tokens * drawn.normal(2.0, 0.3, size=60)
-        held += within(weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
+        held += within(estimate_weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
     assert held >= 25
 
 
 def test_a_change_is_measured_row_by_row() -> None:
     base = [float(each) for each in range(100)]
     tuned = [each + 0.5 + 0.01 * (-1) ** index for index, each in enumerate(base)]
-    assert paired_change(base, tuned).value == pytest.approx(0.5)
-    assert width(paired_change(base, tuned)) < 0.01 < width(mean(base))
+    assert estimate_paired_change(base, tuned).value == pytest.approx(0.5)
+    assert width(estimate_paired_change(base, tuned)) < 0.01 < width(estimate_mean(base))
 
 
 def test_all_right_is_not_certainty() -> None:
-    assert proportion(20, 20).high == 1.0
-    assert proportion(20, 20).low == pytest.approx(0.8389, abs=1e-4)
+    assert estimate_proportion(20, 20).high == 1.0
+    assert estimate_proportion(20, 20).low == pytest.approx(0.8389, abs=1e-4)
 
 
 CHANGES = {
@@ -100,7 +100,7 @@ CHANGES = {
 def test_a_change_of_a_share(gained: int, lost: int, same: int, expected: tuple[bool, bool, bool]) -> None:
     base = [False] * gained + [True] * lost + [True] * same
     tuned = [True] * gained + [False] * lost + [True] * same
-    change = proportion_change(base, tuned)
+    change = estimate_proportion_change(base, tuned)
     assert change.value == pytest.approx((gained - lost) / (gained + lost + same))
     assert change.low is not None
     assert change.high is not None
@@ -111,40 +111,48 @@ def test_a_change_of_a_share(gained: int, lost: int, same: int, expected: tuple[
 @settings(max_examples=40)
 @given(Booleans)
 def test_a_change_of_a_share_lies_in_its_interval(rows: list[tuple[bool, bool]]) -> None:
-    change = proportion_change([base for base, _ in rows], [tuned for _, tuned in rows])
+    change = estimate_proportion_change([base for base, _ in rows], [tuned for _, tuned in rows])
     assert within(change, change.value)
     assert -1 <= (change.low or 0) <= (change.high or 0) <= 1
 
 
 def test_long_rows_weigh_more() -> None:
-    assert weighted_mean([10.0, 1.0], [10, 1]).value == 1.0
-    assert weighted_mean([30.0, 1.0], [10, 10]).value == pytest.approx(1.55)
+    assert estimate_weighted_mean([10.0, 1.0], [10, 1]).value == 1.0
+    assert estimate_weighted_mean([30.0, 1.0], [10, 10]).value == pytest.approx(1.55)
 
 
 def test_the_same_rows_give_the_same_interval() -> None:
     rows = [float(each % 7) for each in range(50)]
     ones = [1.0] * 50
-    assert weighted_mean(rows, ones) == weighted_mean(rows, ones)
-    assert width(weighted_mean(rows, ones)) == pytest.approx(width(mean(rows)), rel=0.2)
+    assert estimate_weighted_mean(rows, ones) == estimate_weighted_mean(rows, ones)
+    assert width(estimate_weighted_mean(rows, ones)) == pytest.approx(width(estimate_mean(rows)), rel=0.2)
 
 
 def test_two_statistics_see_the_same_resamples() -> None:
     rows = np.random.default_rng(3).normal(size=50)
-    difference = resampled(lambda of: float((rows[of] + 1).mean() - rows[of].mean()), 50)
+    difference = bootstrap(lambda of: float((rows[of] + 1).mean() - rows[of].mean()), 50)
     assert difference.low == pytest.approx(1.0)
     assert difference.high == pytest.approx(1.0)
 
 
 def test_more_comparisons_widen_each_interval() -> None:
     rows = [float(each % 7) for each in range(50)]
-    assert [corrected(0), corrected(1), corrected(10)] == [0.95, 0.95, pytest.approx(0.995)]
-    assert width(mean(rows)) < width(mean(rows, corrected(10))) < width(mean(rows, corrected(100)))
+    assert [bonferroni_confidence(0), bonferroni_confidence(1), bonferroni_confidence(10)] == [
+        0.95,
+        0.95,
+        pytest.approx(0.995),
+    ]
+    assert (
+        width(estimate_mean(rows))
+        < width(estimate_mean(rows, bonferroni_confidence(10)))
+        < width(estimate_mean(rows, bonferroni_confidence(100)))
+    )
 
 
 def test_loss_and_perplexity() -> None:
     tokens = [10, 30] * 20
     sums = [2.0 * each for each in tokens], [1.5 * each for each in tokens]
-    loss, found = eval_loss(tokens, *sums), perplexity(tokens, *sums)
+    loss, found = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
     assert (loss.name, found.name) == ("evalLoss", "perplexity")
     assert not loss.higher_is_better
     assert loss.base == Estimate(value=2.0, low=2.0, high=2.0, samples=40)
@@ -157,7 +165,7 @@ def test_loss_and_perplexity() -> None:
 
 
 def test_few_rows_have_a_perplexity_without_interval() -> None:
-    found = perplexity([10], [20.0], [10.0])
+    found = measure_perplexity([10], [20.0], [10.0])
     assert found.tuned == Estimate(value=math.e, samples=1)
 
 
@@ -171,8 +179,8 @@ TOO_HIGH = {
 @pytest.mark.parametrize("tuned", TOO_HIGH.values(), ids=TOO_HIGH)
 def test_a_loss_too_high_for_a_perplexity_is_still_a_loss(tuned: list[float]) -> None:
     tokens, base = [10] * len(tuned), [20.0] * len(tuned)
-    loss = eval_loss(tokens, base, tuned)
+    loss = measure_eval_loss(tokens, base, tuned)
     assert loss.tuned.value == pytest.approx(sum(tuned) / sum(tokens))
     assert loss.tuned.low is not None
     with pytest.raises(OverflowError, match="nats per token is too high for a perplexity"):
-        perplexity(tokens, base, tuned)
+        measure_perplexity(tokens, base, tuned)

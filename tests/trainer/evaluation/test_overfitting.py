@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.evaluation.overfitting import judge
-from finetune_trainer.records.evaluation import Estimate, Measure, Overfitting, Point
+from finetune_trainer.evaluation.overfitting import judge_overfitting
+from finetune_trainer.records.evaluation import Estimate, LossPoint, Measure, OverfittingResult
 
 
-def points(losses: list[float], every: int = 10) -> list[Point]:
-    return [Point(step=every * (index + 1), loss=loss) for index, loss in enumerate(losses)]
+def points(losses: list[float], every: int = 10) -> list[LossPoint]:
+    return [LossPoint(step=every * (index + 1), loss=loss) for index, loss in enumerate(losses)]
 
 
-def falling(count: int = 100, noise: float = 0.0) -> list[Point]:
+def falling(count: int = 100, noise: float = 0.0) -> list[LossPoint]:
     drawn = random.Random(5)
     return points([2.0 / (1 + index / 20) + drawn.gauss(0, noise) for index in range(count)], every=1)
 
 
-def rising(count: int = 100) -> list[Point]:
+def rising(count: int = 100) -> list[LossPoint]:
     return points([1 + index / 50 for index in range(count)], every=1)
 
 
@@ -57,19 +57,19 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("validation", "training", "final", "verdict"), VERDICTS.values(), ids=VERDICTS)
-def test_the_verdict(validation: list[float], training: list[Point], final: Measure | None, verdict: str) -> None:
-    assert judge(training, points(validation), None, final, None).verdict == verdict
+def test_the_verdict(validation: list[float], training: list[LossPoint], final: Measure | None, verdict: str) -> None:
+    assert judge_overfitting(training, points(validation), None, final, None).verdict == verdict
 
 
 def test_it_says_where_and_what_to_do() -> None:
-    found = judge(falling(), points(U_SHAPE), 0.4, measure(2.0, 1.62, half=0.05), None)
+    found = judge_overfitting(falling(), points(U_SHAPE), 0.4, measure(2.0, 1.62, half=0.05), None)
     assert (found.best_step, found.opened_at, found.gap) == (40, 60, pytest.approx(1.22))
     for words in ("1.3 after step 40", "1.6 after step 80", "fewer epochs", "earlyStopping", "1.22 above the training"):
         assert words in found.message
 
 
 def test_both_rising_is_blamed_on_the_learning_rate() -> None:
-    found = judge(rising(), points(U_SHAPE), None, None, None)
+    found = judge_overfitting(rising(), points(U_SHAPE), None, None, None)
     assert "learningRate" in found.message
     assert found.opened_at is None
 
@@ -79,7 +79,7 @@ UNKNOWN = {"none at all": ([], "dataset.validation"), "two": ([2.0, 1.9], "looke
 
 @pytest.mark.parametrize(("validation", "why"), UNKNOWN.values(), ids=UNKNOWN)
 def test_unknown_says_why(validation: list[float], why: str) -> None:
-    assert why in judge(falling(), points(validation), None, None, None).message
+    assert why in judge_overfitting(falling(), points(validation), None, None, None).message
 
 
 GAPS = {
@@ -92,7 +92,7 @@ GAPS = {
 
 @pytest.mark.parametrize(("training", "final", "gap"), GAPS.values(), ids=GAPS)
 def test_the_gap(training: float | None, final: Measure | None, gap: float | None) -> None:
-    found = judge([], points([2.0, 1.5, 1.2]), training, final, None)
+    found = judge_overfitting([], points([2.0, 1.5, 1.2]), training, final, None)
     assert found.gap == gap
     assert ("the training loss." in found.message) == (gap is not None)
 
@@ -107,7 +107,7 @@ FORGETTING = {
 
 @pytest.mark.parametrize(("measured", "said"), FORGETTING.values(), ids=FORGETTING)
 def test_forgetting(measured: Measure, said: bool) -> None:
-    found = judge([], points([2.0, 1.5, 1.2]), None, None, measured)
+    found = judge_overfitting([], points([2.0, 1.5, 1.2]), None, None, measured)
     assert found.forgetting == measured
     assert ("Perplexity of general text rose from 10 to 14" in found.message) == said
 
@@ -117,7 +117,7 @@ Losses = st.floats(min_value=0.01, max_value=20)
 
 @given(st.lists(Losses, min_size=3, max_size=30), st.lists(Losses, max_size=50))
 def test_a_validation_loss_that_falls_is_no_overfitting(validation: list[float], training: list[float]) -> None:
-    found = judge(points(training, every=1), points(sorted(validation, reverse=True)), None, None, None)
+    found = judge_overfitting(points(training, every=1), points(sorted(validation, reverse=True)), None, None, None)
     assert found.verdict == "none"
 
 
@@ -131,7 +131,7 @@ def test_a_planted_turn_is_found(before: int, after: int, rise: float, drawn: ra
     down = [1 + (before - index) * 0.1 for index in range(before)]
     up = [1 + rise * (index + 1) / after for index in range(after)]
     noisy = [loss * (1 + drawn.uniform(-0.01, 0.01)) for loss in [*down, 1.0, *up]]
-    found: Overfitting = judge(falling(300, noise=0.05), points(noisy), None, None, None)
+    found: OverfittingResult = judge_overfitting(falling(300, noise=0.05), points(noisy), None, None, None)
     assert found.verdict == "overfitting"
     assert found.best_step is not None
     assert found.opened_at is not None

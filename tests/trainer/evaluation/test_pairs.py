@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, own_pairs, read_pairs
+from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs, parse_pairs
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
 
 CATEGORIES = {"gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"}
@@ -17,13 +17,13 @@ HEADER = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations\n"
 
 
 def test_each_category_of_our_own_is_large_enough() -> None:
-    counts = Counter(pair.category for pair in own_pairs())
+    counts = Counter(pair.category for pair in load_builtin_pairs())
     assert set(counts) == CATEGORIES
     assert min(counts.values()) >= MIN_SAMPLES
 
 
 def test_no_pair_stands_there_twice() -> None:
-    sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in own_pairs()]
+    sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in load_builtin_pairs()]
     assert [each for each, count in Counter(sentences).items() if count > 1] == []
 
 
@@ -37,15 +37,15 @@ def middle(pair: SentencePair) -> Iterator[str]:
 
 @pytest.mark.parametrize("category", sorted(CATEGORIES))
 def test_only_a_term_differs_and_both_sides_have_stereotypes(category: str) -> None:
-    terms = [tuple(middle(pair)) for pair in own_pairs() if pair.category == category]
+    terms = [tuple(middle(pair)) for pair in load_builtin_pairs() if pair.category == category]
     assert all(term and len(term.split()) <= 4 for pair in terms for term in pair)
-    assert all("{" not in pair.stereotype + pair.counterpart for pair in own_pairs())
+    assert all("{" not in pair.stereotype + pair.counterpart for pair in load_builtin_pairs())
     if category != "disability":  # There the counterpart is anything that is no disability.
         assert {first.lower() for first, _ in terms} & {second.lower() for _, second in terms}
 
 
 def test_articles_fit_both_terms() -> None:
-    sentences = [each for pair in own_pairs() for each in (pair.stereotype, pair.counterpart)]
+    sentences = [each for pair in load_builtin_pairs() for each in (pair.stereotype, pair.counterpart)]
     words = [(each.split()[index].lower(), each.split()[index + 1]) for each in sentences for index in range(2)]
     assert [pair for pair in words if pair[0] == "a" and pair[1][0] in "aeiou"] == []
     assert [pair for pair in words if pair[0] == "an" and pair[1][0] not in "aeiou"] == []
@@ -71,7 +71,7 @@ READ = {
 
 @pytest.mark.parametrize(("content", "pairs"), READ.values(), ids=READ)
 def test_a_file_that_can_be_read(content: str, pairs: list[tuple[str, str, str]]) -> None:
-    assert read_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
+    assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
 
 
 ROW = "0,He.,She.,stereo,gender,[]\n"
@@ -104,6 +104,6 @@ REFUSED = {
 @pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
 def test_a_file_that_cannot_be_read_names_the_line(content: bytes, why: str) -> None:
     with pytest.raises(TrainerError) as caught:
-        read_pairs(content, "s3://data/pairs.csv")
+        parse_pairs(content, "s3://data/pairs.csv")
     assert caught.value.reason is Reason.DATA_INVALID
     assert caught.value.message.startswith(f"s3://data/pairs.csv {why}")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.evaluation.classification import classified
-from finetune_trainer.evaluation.task_metrics import check_task, measures, missing
-from finetune_trainer.records.evaluation import Confusion, Measure, Task
+from finetune_trainer.evaluation.classification import measure_classification
+from finetune_trainer.evaluation.task_metrics import find_task_problem, list_missing, measure_task
+from finetune_trainer.records.evaluation import ConfusionMatrix, Measure, Task
 
 SENTENCES = [
     "The cat sat on the mat and looked at the dog.",
@@ -40,7 +40,7 @@ EXPECTED: dict[Task, list[str]] = {
 @pytest.mark.timeout(120)  # NLTK, which rouge-score imports, takes its time on a busy machine.
 @pytest.mark.parametrize("task", EXPECTED)
 def test_each_task_has_its_measures(task: Task) -> None:
-    found, confusion = measures(task, REFERENCES, HALF, REFERENCES)
+    found, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
     assert [each.name for each in found] == EXPECTED[task]
     assert (confusion is not None) == (task == "classification")
     for each in found:
@@ -57,14 +57,14 @@ def test_each_task_has_its_measures(task: Task) -> None:
 
 @pytest.mark.parametrize("task", EXPECTED)
 def test_no_rows_have_no_measures(task: Task) -> None:
-    assert measures(task, [], [], []) == ([], None)
+    assert measure_task(task, [], [], []) == ([], None)
 
 
 def test_what_is_taken_for_what() -> None:
     references = ["cat", "cat", "cat", "dog", "dog"]
     base = ["dog", "dog", "cat", "dog", "fish"]
-    _, confusion = classified(references, base, ["cat", "Dog", "bird", "dog.", "cat"])
-    assert confusion == Confusion(
+    _, confusion = measure_classification(references, base, ["cat", "Dog", "bird", "dog.", "cat"])
+    assert confusion == ConfusionMatrix(
         labels=["cat", "dog"], counts=[[1, 1, 1], [1, 1, 0]], base_counts=[[1, 2, 0], [0, 1, 1]]
     )
 
@@ -75,7 +75,7 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(rows: list[tuple[str, str]]) 
     from sklearn.metrics import accuracy_score, f1_score
 
     references, answers = [true for true, _ in rows], [given for _, given in rows]
-    found = named(classified(references, answers, answers)[0])
+    found = named(measure_classification(references, answers, answers)[0])
     labels = sorted(set(references))
     wanted = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
     assert found["macroF1"].tuned.value == pytest.approx(wanted)
@@ -85,7 +85,7 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(rows: list[tuple[str, str]]) 
 def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
     import sacrebleu
 
-    found = named(measures("translation", REFERENCES, HALF, REFERENCES)[0])
+    found = named(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
     for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
         base = found[name].base
         assert base is not None
@@ -101,7 +101,7 @@ def test_rouge_is_that_of_rouge_score() -> None:
 
     names = ["rouge1", "rouge2", "rougeL"]
     scores = [RougeScorer(names).score(*pair) for pair in zip(SENTENCES, HALF, strict=False)]
-    found = named(measures("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
+    found = named(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
     for name in names:
         assert found[name].tuned.value == pytest.approx(sum(each[name].fmeasure for each in scores) / 5)
 
@@ -122,7 +122,7 @@ OTHER_SCRIPTS = {
 def test_other_scripts_have_words_too(reference: str, answer: str) -> None:
     tasks: dict[Task, int] = {"summarization": 1, "translation": 100}
     for task, best in tasks.items():
-        found = measures(task, [reference], [answer], [reference])[0]
+        found = measure_task(task, [reference], [answer], [reference])[0]
         for each in found:
             assert each.base is not None
             assert 0 < each.base.value < each.tuned.value == pytest.approx(best), each.name
@@ -139,7 +139,7 @@ VOWELS = {
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("reference", "answer"), VOWELS.values(), ids=VOWELS)
 def test_words_that_differ_in_their_vowel_signs_are_not_the_same(reference: str, answer: str) -> None:
-    for each in measures("summarization", [reference], [answer], [reference])[0][::2]:
+    for each in measure_task("summarization", [reference], [answer], [reference])[0][::2]:
         assert each.base is not None
         assert (each.base.value, each.tuned.value) == (0, 1), each.name
 
@@ -154,12 +154,12 @@ SHORT = {
 
 @pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
 def test_a_perfect_translation_has_no_bleu_of_zero(references: list[str], names: list[str]) -> None:
-    found, _ = measures("translation", references, ["zzz"] * len(references), references)
+    found, _ = measure_task("translation", references, ["zzz"] * len(references), references)
     assert {each.name: each.tuned.value for each in found} == pytest.approx(dict.fromkeys(names, 100.0))
-    left_out = missing("translation", references)
+    left_out = list_missing("translation", references)
     assert [each.partition(":")[0] for each in left_out] == [each for each in ["bleu"] if each not in names]
     assert all("has 4 words" in each for each in left_out)
-    assert missing("chat", references) == []
+    assert list_missing("chat", references) == []
 
 
 def test_a_better_model_is_told_from_noise() -> None:
@@ -167,16 +167,16 @@ def test_a_better_model_is_told_from_noise() -> None:
     references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
     base = [each if drawn.random() < 0.5 else "no" for each in references]
     tuned = [each if drawn.random() < 0.9 else "no" for each in references]
-    for each in classified(references, base, tuned)[0]:
+    for each in measure_classification(references, base, tuned)[0]:
         assert each.change is not None
         assert (each.change.low or 0) > 0
-    for each in classified(references, base, base)[0]:
+    for each in measure_classification(references, base, base)[0]:
         assert each.change is not None
         assert (each.change.low or 0) <= 0 <= (each.change.high or 0)
 
 
 def test_a_case_does_not_make_another_answer() -> None:
-    found = named(measures("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
+    found = named(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
     assert found["exactMatch"].base is not None
     assert (found["exactMatch"].base.value, found["exactMatch"].tuned.value) == (0.5, 0.5)
 
@@ -192,7 +192,7 @@ FITS: dict[str, tuple[Task, list[str]]] = {
 
 @pytest.mark.parametrize(("task", "references"), FITS.values(), ids=FITS)
 def test_a_task_that_fits(task: Task, references: list[str]) -> None:
-    assert check_task(task, references) is None
+    assert find_task_problem(task, references) is None
 
 
 REFUSED: dict[str, tuple[Task, list[str], str]] = {
@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[Task, list[str], str]] = {
 
 @pytest.mark.parametrize(("task", "references", "words"), REFUSED.values(), ids=REFUSED)
 def test_a_task_that_does_not_fit(task: Task, references: list[str], words: str) -> None:
-    why = check_task(task, references)
+    why = find_task_problem(task, references)
     assert why is not None
     assert words in why
     assert ("accuracy without labels" in why) == (task == "classification")

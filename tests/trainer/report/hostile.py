@@ -5,14 +5,14 @@ from __future__ import annotations
 from tests.trainer.report.runs import estimate, manifest
 
 from finetune_trainer.records.evaluation import (
-    Bias,
     BiasFinding,
-    Check,
-    Confusion,
-    Evaluation,
-    Example,
+    BiasResult,
+    ConfusionMatrix,
+    EvaluationReport,
+    GateCheck,
     Measure,
-    Overfitting,
+    OverfittingResult,
+    RejectedRow,
     Sample,
 )
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord
@@ -42,15 +42,15 @@ TEXTS = {
 }
 
 
-def evaluation(text: str) -> Evaluation:
+def evaluation(text: str) -> EvaluationReport:
     """With a text wherever one from outside may stand."""
     number = estimate(0.5, 0.1)
-    return Evaluation(
+    return EvaluationReport(
         measures=[Measure(name=f"m{text}", higher_is_better=True, base=number, tuned=number, change=number)],
-        confusion=Confusion(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
+        confusion=ConfusionMatrix(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
         samples=[Sample(prompt=text, reference=text, base=text, tuned=text)],
-        overfitting=Overfitting(verdict="unknown", message=f"m{text}"),
-        bias=Bias(
+        overfitting=OverfittingResult(verdict="unknown", message=f"m{text}"),
+        bias=BiasResult(
             findings=[
                 BiasFinding(
                     kind="swap",
@@ -65,8 +65,8 @@ def evaluation(text: str) -> Evaluation:
             representation={f"c{text}": {f"g{text}": 3}},
             notes=[f"n{text}"],
         ),
-        gate=[Check(metric=text, rule=text, value=None, passed=False)],
-        examples=[Example(reason=text, where=f"s3://data/{text}", text=text)],
+        gate=[GateCheck(metric=text, rule=text, value=None, passed=False)],
+        examples=[RejectedRow(reason=text, where=f"s3://data/{text}", text=text)],
         missing=[text],
     )
 

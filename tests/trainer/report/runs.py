@@ -7,26 +7,26 @@ from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
 from finetune_trainer.records.evaluation import (
-    Bar,
-    Bias,
     BiasFinding,
-    Check,
-    Confusion,
-    CrossValidation,
-    Energy,
+    BiasResult,
+    ConfusionMatrix,
+    CrossValidationResult,
+    EnergyUse,
     Estimate,
-    Evaluation,
-    Example,
+    EvaluationReport,
+    GateCheck,
+    LengthBin,
+    LossPoint,
     Measure,
-    Overfitting,
-    Point,
+    OverfittingResult,
+    RejectedRow,
     Sample,
 )
 from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
-from finetune_trainer.reporting.adapter_info import AdapterFacts
+from finetune_trainer.reporting.adapter_info import AdapterInfo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FACTS = AdapterFacts("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
+FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
 DATASET = DatasetReport(
     rows=12_000,
     kept=10_423,
@@ -89,14 +89,14 @@ def manifest(**changes: Any) -> AdapterManifest:
     return AdapterManifest.model_validate(fields | changes)
 
 
-def minimal() -> Evaluation:
+def minimal() -> EvaluationReport:
     """Of a run without validation rows, GPU or prompts."""
-    return Evaluation(overfitting=Overfitting(verdict="unknown", message="No validation rows."))
+    return EvaluationReport(overfitting=OverfittingResult(verdict="unknown", message="No validation rows."))
 
 
-def full() -> Evaluation:
+def full() -> EvaluationReport:
     """With everything in it."""
-    return Evaluation(
+    return EvaluationReport(
         task="classification",
         measures=[
             measure("evalLoss", 2.31, 1.42, 0.05, higher=False),
@@ -105,7 +105,7 @@ def full() -> Evaluation:
             measure("macroF1", 0.55, 0.57, 0.05),
             measure("bleu", 31.2, 24.6, 2.1),
         ],
-        confusion=Confusion(
+        confusion=ConfusionMatrix(
             labels=["billing", "delivery", "other"],
             counts=[[150, 12, 8, 3], [9, 171, 5, 0], [14, 20, 148, 0]],
             base_counts=[[90, 50, 30, 3], [60, 101, 20, 4], [44, 60, 70, 8]],
@@ -121,9 +121,9 @@ def full() -> Evaluation:
                 prompt="Cancel my subscription.", base="Sure!\n\n1. Go to settings\n2. Click", tuned="It is cancelled."
             ),
         ],
-        training_losses=[Point(step=step, loss=_training(step)) for step in range(1, 901)],
-        validation_losses=[Point(step=step, loss=_validation(step)) for step in range(100, 901, 100)],
-        overfitting=Overfitting(
+        training_losses=[LossPoint(step=step, loss=_training(step)) for step in range(1, 901)],
+        validation_losses=[LossPoint(step=step, loss=_validation(step)) for step in range(100, 901, 100)],
+        overfitting=OverfittingResult(
             verdict="overfitting",
             message="The validation loss rose from step 500 on while the training loss fell: train for fewer steps.",
             gap=0.62,
@@ -132,25 +132,25 @@ def full() -> Evaluation:
             forgetting=measure("perplexity", 18.2, 18.4, 0.5, higher=False),
         ),
         bias=_bias(),
-        cross_validation=CrossValidation(metric="evalLoss", folds=[1.4, 1.5, 1.45], mean=1.45, deviation=0.05),
+        cross_validation=CrossValidationResult(metric="evalLoss", folds=[1.4, 1.5, 1.45], mean=1.45, deviation=0.05),
         gate=[
-            Check(metric="evalLoss", rule="evalLoss at most 1.5", value=1.42, passed=True),
-            Check(metric="bleu", rule="bleu at least 30", value=24.6, passed=False),
+            GateCheck(metric="evalLoss", rule="evalLoss at most 1.5", value=1.42, passed=True),
+            GateCheck(metric="bleu", rule="bleu at least 30", value=24.6, passed=False),
         ],
         examples=[
-            Example(reason="overlength", where="s3://data/support/a.jsonl:17", text="Dear support team, " * 60),
-            Example(reason="invalid", where="s3://data/support/a.jsonl:99", text='{"prompt": "no end'),
+            RejectedRow(reason="overlength", where="s3://data/support/a.jsonl:17", text="Dear support team, " * 60),
+            RejectedRow(reason="invalid", where="s3://data/support/a.jsonl:99", text='{"prompt": "no end'),
         ],
         lengths=[
-            Bar(start=start, end=start + 64, rows=int(2400 * math.exp(-(((start - 200) / 160) ** 2))))
+            LengthBin(start=start, end=start + 64, rows=int(2400 * math.exp(-(((start - 200) / 160) ** 2))))
             for start in range(0, 1024, 64)
         ],
-        energy=Energy(watt_hours=1530.0, message="by the counters of 2 GPUs (NVML)"),
+        energy=EnergyUse(watt_hours=1530.0, message="by the counters of 2 GPUs (NVML)"),
         missing=["rougeL: the task is classification"],
     )
 
 
-def _bias() -> Bias:
+def _bias() -> BiasResult:
     def finding(category: str, change: float, flagged: bool) -> BiasFinding:
         return BiasFinding(
             kind="swap",
@@ -162,7 +162,7 @@ def _bias() -> Bias:
             message=f"Answers differ by {change:g} more when terms of {category} are exchanged.",
         )
 
-    return Bias(
+    return BiasResult(
         findings=[finding("gender", 0.09, True), finding("age", 0.01, False)],
         representation={"gender": {"female": 210, "male": 930}},
         notes=["religion: 4 rows are too few"],

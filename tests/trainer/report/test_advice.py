@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 from tests.trainer.report import runs
 
-from finetune_trainer.evaluation.overfitting import judge
-from finetune_trainer.records.evaluation import Check, Evaluation, Measure, Point
-from finetune_trainer.reporting.advice import advice
+from finetune_trainer.evaluation.overfitting import judge_overfitting
+from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, LossPoint, Measure
+from finetune_trainer.reporting.advice import build_advice
 
 MORE = re.compile(r"train longer|more steps|more epochs|raise training\.(learningRate|lora\.rank)", re.IGNORECASE)
 LESS = re.compile(r"train less|train only|fewer epochs|lower training\.(learningRate|lora)", re.IGNORECASE)
@@ -37,8 +37,8 @@ CHRF = {
 }
 GATES = {
     "no gate": [],
-    "gate passed": [Check(metric="chrf", rule="chrf at least 10", value=20, passed=True)],
-    "gate failed": [Check(metric="chrf", rule="chrf at least 99", value=20, passed=False)],
+    "gate passed": [GateCheck(metric="chrf", rule="chrf at least 10", value=20, passed=True)],
+    "gate failed": [GateCheck(metric="chrf", rule="chrf at least 99", value=20, passed=False)],
 }
 
 
@@ -47,14 +47,14 @@ def measured(name: str, base: float, tuned: float, rows: int) -> Measure:
     return found.model_copy(update={"tuned": runs.estimate(tuned, 1, samples=rows)})
 
 
-def points(losses: list[float]) -> list[Point]:
-    return [Point(step=10 * number, loss=loss) for number, loss in enumerate(losses, 1)]
+def points(losses: list[float]) -> list[LossPoint]:
+    return [LossPoint(step=10 * number, loss=loss) for number, loss in enumerate(losses, 1)]
 
 
-def evaluated(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> Evaluation:
+def evaluated(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> EvaluationReport:
     validation = points(LOSSES[losses])
-    return Evaluation(
-        overfitting=judge(points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
+    return EvaluationReport(
+        overfitting=judge_overfitting(points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
         measures=[measured("chrf", *CHRF[chrf])],
         validation_losses=validation,
         gate=GATES[gate],
@@ -64,7 +64,7 @@ def evaluated(losses: str, training: str, forgetting: str, chrf: str, gate: str)
 @pytest.mark.parametrize("case", [*product(LOSSES, TRAINING, FORGETTING, CHRF, GATES)], ids=", ".join)
 def test_advice_any_combination_of_verdicts_agrees_with_itself(case: tuple[str, str, str, str, str]) -> None:
     evaluation = evaluated(*case)
-    given = advice(evaluation, runs.manifest())
+    given = build_advice(evaluation, runs.manifest())
     page = " ".join([*given, evaluation.overfitting.message])
     assert not (MORE.search(page) and LESS.search(page)), page
     assert len(given) == len(set(given))
@@ -80,17 +80,21 @@ def test_advice_one_unclear_measure_of_few_rows_is_named_alone() -> None:
         measured("exactMatch", 0.1, 0.1, 30),
         measured("bleu", 30, 30, 540),
     ]
-    evaluation = Evaluation(overfitting=judge([], points([3, 2, 2]), None, None, None), measures=measures)
-    (said,) = (each for each in advice(evaluation, runs.manifest()) if "more rows" in each)
+    evaluation = EvaluationReport(
+        overfitting=judge_overfitting([], points([3, 2, 2]), None, None, None), measures=measures
+    )
+    (said,) = (each for each in build_advice(evaluation, runs.manifest()) if "more rows" in each)
     assert said.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
 
 
 def test_advice_unclear_measures_of_different_rows_gives_both_counts() -> None:
     measures = [measured("chrf", 30, 30, 30), measured("bleu", 30, 30, 45)]
-    evaluation = Evaluation(overfitting=judge([], points([3, 2, 2]), None, None, None), measures=measures)
-    assert "chrF, BLEU had only 30 to 45, too few" in " ".join(advice(evaluation, runs.manifest()))
+    evaluation = EvaluationReport(
+        overfitting=judge_overfitting([], points([3, 2, 2]), None, None, None), measures=measures
+    )
+    assert "chrF, BLEU had only 30 to 45, too few" in " ".join(build_advice(evaluation, runs.manifest()))
 
 
 def test_advice_loss_still_falling_is_to_train_longer() -> None:
     evaluation = evaluated("still falling", "falling", "by 4 %", "better", "no gate")
-    assert "train longer" in " ".join(advice(evaluation, runs.manifest()))
+    assert "train longer" in " ".join(build_advice(evaluation, runs.manifest()))

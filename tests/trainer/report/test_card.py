@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from tests.trainer.report import hostile, runs
 
-from finetune_trainer.records.evaluation import Evaluation
-from finetune_trainer.reporting.adapter_info import AdapterFacts
-from finetune_trainer.reporting.card import card
+from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.reporting.card import render_card
 
 RUNS = {"full": runs.full(), "minimal": runs.minimal()}
 
@@ -25,8 +25,8 @@ def parsed(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
 
 
 @pytest.mark.parametrize("evaluation", RUNS.values(), ids=RUNS)
-def test_the_hub_reads_it(evaluation: Evaluation, caplog: pytest.LogCaptureFixture) -> None:
-    data = parsed(card(runs.manifest(), evaluation, runs.FACTS), caplog).data
+def test_the_hub_reads_it(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
+    data = parsed(render_card(runs.manifest(), evaluation, runs.FACTS), caplog).data
     assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert data.tags == ["lora", "sft", "finetune-operator"]
@@ -63,11 +63,11 @@ SEEN = {
 
 @pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
 def test_a_reader_finds(text: str) -> None:
-    assert text in card(runs.manifest(), runs.full(), runs.FACTS)
+    assert text in render_card(runs.manifest(), runs.full(), runs.FACTS)
 
 
 def test_what_is_not_known_is_said() -> None:
-    text = card(runs.manifest(), runs.minimal(), runs.FACTS)
+    text = render_card(runs.manifest(), runs.minimal(), runs.FACTS)
     assert "**Nothing was measured.** Its answers were not evaluated." in text
     assert all(each in text for each in ("Overfitting unknown.", "Bias not measured.", "No gate was set."))
 
@@ -81,11 +81,11 @@ def shape(text: str) -> Counter[str]:
 
 @pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
 def test_text_stays_text(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    written = card(hostile.record(text), hostile.evaluation(text), runs.FACTS)
+    written = render_card(hostile.record(text), hostile.evaluation(text), runs.FACTS)
     written.encode()
     assert len(written) < 60_000
     assert parsed(written, caplog).data.base_model == "org/base-1b"
-    assert shape(written) == shape(card(hostile.record("x"), hostile.evaluation("x"), runs.FACTS))
+    assert shape(written) == shape(render_card(hostile.record("x"), hostile.evaluation("x"), runs.FACTS))
 
 
 BASES = {
@@ -99,7 +99,7 @@ BASES = {
 
 @pytest.mark.parametrize("name", BASES.values(), ids=BASES)
 def test_the_base_model_s_name_stays_a_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    facts = AdapterFacts(name, 1, 2, "fp32", ("q_proj",))
-    data = parsed(card(runs.manifest(), runs.full(), facts), caplog).data
+    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
+    data = parsed(render_card(runs.manifest(), runs.full(), facts), caplog).data
     assert data.base_model == name.replace("\n", " ")
     assert len(data.eval_results) == 5

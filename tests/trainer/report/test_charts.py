@@ -6,7 +6,7 @@ import pytest
 from tests.trainer.report import runs
 
 from finetune_trainer.evaluation import curves
-from finetune_trainer.records.evaluation import Bar, Estimate, Point
+from finetune_trainer.records.evaluation import Estimate, LengthBin, LossPoint
 from finetune_trainer.reporting import charts
 
 TICKS = {
@@ -21,26 +21,26 @@ TICKS = {
 
 @pytest.mark.parametrize(("low", "high", "expected"), TICKS.values(), ids=TICKS)
 def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert charts.ticks(low, high) == pytest.approx(expected)
+    assert charts.compute_ticks(low, high) == pytest.approx(expected)
 
 
 def test_thousands_of_points_keep_their_extremes() -> None:
-    points = [Point(step=step, loss=1 + (step % 7) / 10) for step in range(50_000)]
-    points[31_111] = Point(step=31_111, loss=99)
-    points[31_112] = Point(step=31_112, loss=-5)
-    kept = curves.thin(points)
-    assert len(kept) <= curves.MOST_POINTS
+    points = [LossPoint(step=step, loss=1 + (step % 7) / 10) for step in range(50_000)]
+    points[31_111] = LossPoint(step=31_111, loss=99)
+    points[31_112] = LossPoint(step=31_112, loss=-5)
+    kept = curves.downsample_points(points)
+    assert len(kept) <= curves.MAX_POINTS
     assert {points[0], points[-1], points[31_111], points[31_112]} <= set(kept)
     assert [each.step for each in kept] == sorted({each.step for each in kept})
 
 
 def test_few_points_stay() -> None:
-    points = [Point(step=step, loss=step) for step in range(curves.MOST_POINTS)]
-    assert curves.thin(points) == points
+    points = [LossPoint(step=step, loss=step) for step in range(curves.MAX_POINTS)]
+    assert curves.downsample_points(points) == points
 
 
 def test_lines_lie_within_the_chart() -> None:
-    chart = charts.losses(runs.full())
+    chart = charts.build_loss_chart(runs.full())
     assert chart is not None
     assert [series.name for series in chart.series] == ["training", "validation"]
     assert all(0 <= each <= 100 for series in chart.series for point in series.points for each in point)
@@ -52,7 +52,7 @@ def test_lines_lie_within_the_chart() -> None:
 
 
 def test_columns_fill_the_chart() -> None:
-    chart = charts.lengths([Bar(start=0, end=10, rows=4), Bar(start=10, end=40, rows=1)])
+    chart = charts.build_length_histogram([LengthBin(start=0, end=10, rows=4), LengthBin(start=10, end=40, rows=1)])
     assert chart is not None
     assert [(column.left, column.width, column.height) for column in chart.columns] == [(0, 50, 100), (50, 50, 25)]
     assert chart.columns[1].label == "10 to 39 tokens: 1 row"
@@ -69,12 +69,12 @@ WHISKERS = {
 
 @pytest.mark.parametrize(("change", "higher", "lies"), WHISKERS.values(), ids=WHISKERS)
 def test_better_lies_to_the_right(change: Estimate, higher: bool, lies: object) -> None:
-    found = charts.whisker(change, higher)
+    found = charts.build_whisker(change, higher)
     assert found is not None
     assert callable(lies)
     assert lies(found.low, found.middle, found.high)
 
 
 def test_no_interval_no_whisker() -> None:
-    assert charts.whisker(Estimate(value=1, samples=2), True) is None
-    assert charts.whisker(None, True) is None
+    assert charts.build_whisker(Estimate(value=1, samples=2), True) is None
+    assert charts.build_whisker(None, True) is None

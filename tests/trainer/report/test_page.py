@@ -10,8 +10,8 @@ import pytest
 from lxml import html
 from tests.trainer.report import hostile, runs
 
-from finetune_trainer.records.evaluation import Bar, Evaluation, Overfitting, Point
-from finetune_trainer.reporting.page import page
+from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, LossPoint, OverfittingResult
+from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["better", "trust", "data", "samples", "curves", "next", "made"]
 DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -42,12 +42,12 @@ def seen(element: html.HtmlElement) -> str:
 
 @pytest.fixture(scope="module")
 def full() -> html.HtmlElement:
-    return read(page(runs.manifest(), runs.full(), runs.FACTS))
+    return read(render_page(runs.manifest(), runs.full(), runs.FACTS))
 
 
 @pytest.fixture(scope="module")
 def minimal() -> html.HtmlElement:
-    return read(page(runs.manifest(), runs.minimal(), runs.FACTS))
+    return read(render_page(runs.manifest(), runs.minimal(), runs.FACTS))
 
 
 @pytest.mark.parametrize("run", ["full", "minimal"])
@@ -128,7 +128,7 @@ def test_the_account_adds_up(full: html.HtmlElement) -> None:
 def test_rows_that_are_lost_are_not_hidden() -> None:
     report = runs.DATASET.model_copy(update={"kept": 10_000})
     assert "unaccounted a bug; please report it 423" in seen(
-        read(page(runs.manifest(dataset=report), runs.minimal(), runs.FACTS))
+        read(render_page(runs.manifest(dataset=report), runs.minimal(), runs.FACTS))
     )
 
 
@@ -164,12 +164,12 @@ def shape(document: html.HtmlElement) -> Counter[tuple[object, ...]]:
 
 @pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
 def test_text_stays_text(text: str) -> None:
-    written = page(hostile.record(text), hostile.evaluation(text), runs.FACTS)
+    written = render_page(hostile.record(text), hostile.evaluation(text), runs.FACTS)
     written.encode()
     assert len(written) < 200_000
     assert not DIRECTING.search(written)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
-    plain = page(hostile.record("x"), hostile.evaluation("x"), runs.FACTS)
+    plain = render_page(hostile.record("x"), hostile.evaluation("x"), runs.FACTS)
     assert shape(read(written)) == shape(read(plain))
 
 
@@ -188,33 +188,35 @@ def test_a_sample_is_shown_as(text: str, expected: str) -> None:
     evaluation = hostile.evaluation("x")
     sample = evaluation.samples[0].model_copy(update={"tuned": text})
     changed = evaluation.model_copy(update={"samples": [sample]})
-    document = read(page(runs.manifest(), changed, runs.FACTS))
+    document = read(render_page(runs.manifest(), changed, runs.FACTS))
     (shown,) = document.xpath("//div[@class='tuned']/pre")
     assert (shown.text_content().removeprefix("\n"), shown.get("dir")) == (expected, "auto")
 
 
-FINE = Overfitting(verdict="none", message="fine")
+FINE = OverfittingResult(verdict="none", message="fine")
 ODD = {
-    "one loss": Evaluation(overfitting=FINE, training_losses=[Point(step=0, loss=0)]),
-    "equal losses": Evaluation(overfitting=FINE, validation_losses=[Point(step=each, loss=2) for each in (1, 2)]),
-    "one length": Evaluation(overfitting=FINE, lengths=[Bar(start=0, end=1, rows=1)]),
-    "no rows in any length": Evaluation(overfitting=FINE, lengths=[Bar(start=0, end=1, rows=0)]),
-    "step out of the curve": Evaluation(
-        overfitting=FINE.model_copy(update={"best_step": 900}), training_losses=[Point(step=1, loss=1)]
+    "one loss": EvaluationReport(overfitting=FINE, training_losses=[LossPoint(step=0, loss=0)]),
+    "equal losses": EvaluationReport(
+        overfitting=FINE, validation_losses=[LossPoint(step=each, loss=2) for each in (1, 2)]
+    ),
+    "one length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=1)]),
+    "no rows in any length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=0)]),
+    "step out of the curve": EvaluationReport(
+        overfitting=FINE.model_copy(update={"best_step": 900}), training_losses=[LossPoint(step=1, loss=1)]
     ),
 }
 
 
 @pytest.mark.parametrize("evaluation", ODD.values(), ids=ODD)
-def test_little_is_drawn_too(evaluation: Evaluation) -> None:
-    assert "nan%" not in page(runs.manifest(), evaluation, runs.FACTS)
+def test_little_is_drawn_too(evaluation: EvaluationReport) -> None:
+    assert "nan%" not in render_page(runs.manifest(), evaluation, runs.FACTS)
 
 
 def test_more_than_can_be_read_is_counted() -> None:
     evaluation = runs.full()
     many = evaluation.model_copy(update={"samples": evaluation.samples * 20})
     inputs = runs.manifest().inputs * 120
-    document = read(page(runs.manifest(inputs=inputs), many, runs.FACTS))
+    document = read(render_page(runs.manifest(inputs=inputs), many, runs.FACTS))
     assert len(document.xpath("//article")) == 20
     assert "And 20 more in evaluation.json" in seen(document)
     assert "And 70 more in manifest.json" in seen(document)

@@ -15,7 +15,7 @@ from tests.trainer.report import runs
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.reporting.provenance import Builder, statement
+from finetune_trainer.reporting.provenance import Builder, build_statement
 
 DIGEST = "e" * 64
 BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGEST}", started_on="2026-03-04T03:00:00Z")
@@ -23,7 +23,7 @@ BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGES
 
 def made(manifest: AdapterManifest, builder: Builder = BUILDER) -> dict[str, Any]:
     """As it is read from disk."""
-    return json.loads(json.dumps(statement(manifest, manifest.files, builder)))
+    return json.loads(json.dumps(build_statement(manifest, manifest.files, builder)))
 
 
 def test_in_toto_reads_it() -> None:

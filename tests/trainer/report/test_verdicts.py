@@ -8,22 +8,22 @@ import pytest
 from tests.trainer.report import runs
 
 from finetune_trainer.records.evaluation import (
-    Check,
-    CrossValidation,
+    CrossValidationResult,
     Estimate,
-    Evaluation,
+    EvaluationReport,
+    GateCheck,
+    LossPoint,
     Measure,
-    Overfitting,
-    Point,
+    OverfittingResult,
 )
 from finetune_trainer.reporting import verdicts
-from finetune_trainer.reporting.advice import advice
+from finetune_trainer.reporting.advice import build_advice
 
-FINE = Overfitting(verdict="none", message="fine")
+FINE = OverfittingResult(verdict="none", message="fine")
 
 
-def measured(*measures: Measure, **more: Any) -> Evaluation:
-    return Evaluation(overfitting=more.pop("overfitting", FINE), measures=list(measures), **more)
+def measured(*measures: Measure, **more: Any) -> EvaluationReport:
+    return EvaluationReport(overfitting=more.pop("overfitting", FINE), measures=list(measures), **more)
 
 
 UP = runs.measure("accuracy", 0.5, 0.7, 0.1)
@@ -48,7 +48,7 @@ DIRECTIONS = {
 
 @pytest.mark.parametrize(("measure", "expected"), DIRECTIONS.values(), ids=DIRECTIONS)
 def test_direction(measure: Measure, expected: str) -> None:
-    assert verdicts.direction(measure) == expected
+    assert verdicts.change_direction(measure) == expected
 
 
 QUALITIES = {
@@ -65,35 +65,38 @@ QUALITIES = {
 
 @pytest.mark.parametrize(("measures", "tone", "text"), QUALITIES.values(), ids=QUALITIES)
 def test_headline(measures: list[Measure], tone: str, text: str) -> None:
-    verdict = verdicts.quality(measured(*measures))
+    verdict = verdicts.quality_verdict(measured(*measures))
     assert (verdict.tone, verdict.text) == (tone, text)
 
 
 def test_the_headline_of_a_model_that_fails_its_gate_says_so_first() -> None:
-    rules = [Check(metric="bleu", rule="bleu at least 30", value=24.6, passed=passed) for passed in (True, False)]
-    verdict = verdicts.quality(measured(UP, gate=rules))
+    rules = [GateCheck(metric="bleu", rule="bleu at least 30", value=24.6, passed=passed) for passed in (True, False)]
+    verdict = verdicts.quality_verdict(measured(UP, gate=rules))
     assert (verdict.tone, verdict.text) == ("bad", "Not published: better than the base model")
-    assert verdicts.quality(measured(UP, gate=rules[:1])).text == "Better than the base model"
+    assert verdicts.quality_verdict(measured(UP, gate=rules[:1])).text == "Better than the base model"
 
 
 def test_the_headline_names_what_was_measured_on_too_few_rows() -> None:
-    assert verdicts.quality(measured(UP, FEW)).detail == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
+    assert (
+        verdicts.quality_verdict(measured(UP, FEW)).detail
+        == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
+    )
 
 
 def test_headline_of_folds_alone() -> None:
-    assert verdicts.quality(measured(cross_validation=SPREAD)).text == "Not compared with the base model"
+    assert verdicts.quality_verdict(measured(cross_validation=SPREAD)).text == "Not compared with the base model"
 
 
-OVERFITTED = Overfitting(verdict="overfitting", message="it did", best_step=40)
+OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_step=40)
 FORGETFUL = FINE.model_copy(update={"forgetting": runs.measure("perplexity", 10, 20, 1, higher=False)})
-FALLING = [Point(step=each, loss=4.0 - each) for each in range(3)]
-SPREAD = CrossValidation(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
+FALLING = [LossPoint(step=each, loss=4.0 - each) for each in range(3)]
+SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
 FEWER = runs.measure("accuracy", 0.5, 0.5, 0.1).model_copy(update={"tuned": runs.estimate(0.5, 0.1, samples=20)})
 
 ADVICE = {
     "shorter": (measured(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
     "shorter without a step": (
-        measured(overfitting=Overfitting(verdict="overfitting", message="it did")),
+        measured(overfitting=OverfittingResult(verdict="overfitting", message="it did")),
         "Train only for fewer epochs (training.epochs)",
     ),
     "longer": (measured(validation_losses=FALLING), "still falling at the end: train longer"),
@@ -112,8 +115,8 @@ ADVICE = {
 
 
 @pytest.mark.parametrize(("evaluation", "expected"), ADVICE.values(), ids=ADVICE)
-def test_advice(evaluation: Evaluation, expected: str) -> None:
-    assert expected in " ".join(advice(evaluation, runs.manifest()))
+def test_advice(evaluation: EvaluationReport, expected: str) -> None:
+    assert expected in " ".join(build_advice(evaluation, runs.manifest()))
 
 
 NOT_ADVISED = {
@@ -124,8 +127,8 @@ NOT_ADVISED = {
 
 
 @pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
-def test_advice_does_not_contradict_itself(evaluation: Evaluation, unwanted: str) -> None:
-    assert unwanted not in " ".join(advice(evaluation, runs.manifest()))
+def test_advice_does_not_contradict_itself(evaluation: EvaluationReport, unwanted: str) -> None:
+    assert unwanted not in " ".join(build_advice(evaluation, runs.manifest()))
 
 
 PREFERENCES = [
@@ -145,7 +148,7 @@ INTERVALS = {
 
 @pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
 def test_whether_rows_are_too_few_for_intervals(measures: list[Measure], expected: str | None) -> None:
-    said = measured(*measures).too_few()
+    said = measured(*measures).explain_too_few_rows()
     assert (said or "").startswith(expected or "")
     assert (said is None) == (expected is None)
 
@@ -160,16 +163,16 @@ DATA = {
 @pytest.mark.parametrize(("changes", "expected"), DATA.values(), ids=DATA)
 def test_advice_on_data(changes: dict[str, Any], expected: str) -> None:
     report = runs.DATASET.model_copy(update=changes)
-    assert expected in " ".join(advice(measured(UP), runs.manifest(dataset=report)))
+    assert expected in " ".join(build_advice(measured(UP), runs.manifest(dataset=report)))
 
 
 def test_with_folds_something_says_how_it_does_on_new_rows() -> None:
     report = runs.DATASET.model_copy(update={"validation": 0, "kept": 10_963})
-    advised = " ".join(advice(measured(cross_validation=SPREAD), runs.manifest(dataset=report)))
+    advised = " ".join(build_advice(measured(cross_validation=SPREAD), runs.manifest(dataset=report)))
     assert "Set rows aside" not in advised
 
 
 def test_no_advice_where_nothing_stands_out() -> None:
     report = runs.DATASET.model_copy(update={"sensitive": {}})
-    (only,) = advice(measured(UP), runs.manifest(dataset=report))
+    (only,) = build_advice(measured(UP), runs.manifest(dataset=report))
     assert only.startswith("Nothing stands out.")

@@ -9,7 +9,7 @@ import pytest
 from finetune_trainer.contract import JOB_ENV, RUN_ID_ENV, TRACKING_CREDENTIALS_DIR_ENV, Reason, Tracking, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tracking import credentials
-from finetune_trainer.tracking.run_metadata import describe
+from finetune_trainer.tracking.run_metadata import build_run_metadata
 
 CONFIG = TrainerConfig.model_validate(
     {
@@ -26,8 +26,8 @@ CONFIG = TrainerConfig.model_validate(
 def test_a_run_is_found_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUN_ID_ENV, "uid-1")
     monkeypatch.setenv(JOB_ENV, "team/bot")
-    described = describe(CONFIG, "sha256:1")
-    assert (described.id, described.name) == ("uid-1", "team/bot")
+    described = build_run_metadata(CONFIG, "sha256:1")
+    assert (described.run_id, described.name) == ("uid-1", "team/bot")
     assert described.tags == {
         "finetune.runId": "uid-1",
         "finetune.namespace": "team",
@@ -40,14 +40,14 @@ def test_a_run_is_found_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_by_hand_it_has_the_name_of_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (RUN_ID_ENV, JOB_ENV):
         monkeypatch.delenv(name, raising=False)
-    described = describe(CONFIG, "sha256:1")
+    described = build_run_metadata(CONFIG, "sha256:1")
     assert described.name == "bot"
     assert "finetune.name" not in described.tags
-    assert described.id.startswith("by-hand-")
+    assert described.run_id.startswith("by-hand-")
 
 
 def test_the_config_is_told_without_texts() -> None:
-    params = describe(CONFIG, "sha256:1").params
+    params = build_run_metadata(CONFIG, "sha256:1").params
     assert params["training.maxSteps"] == "7"
     assert params["training.lora.targetModules"] == "q_proj, v_proj"
     assert params["dataset.sources.0.fields.prompt"] == "q"
@@ -82,15 +82,15 @@ def test_what_a_secret_holds(
     monkeypatch.setenv(TRACKING_CREDENTIALS_DIR_ENV, str(tmp_path))
     tracking = Tracking.model_validate(asked)
     if expected is not None:
-        assert credentials.read(tracking) == expected
+        assert credentials.read_credentials(tracking) == expected
         return
     with pytest.raises(
         TrainerError, match=r"Secret of tracking\.credentialsSecretRef is not there, or has no "
     ) as error:
-        credentials.read(tracking)
+        credentials.read_credentials(tracking)
     assert error.value.reason is Reason.AUTH_FAILED
 
 
 def test_without_a_secret_the_library_looks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TRACKING_CREDENTIALS_DIR_ENV, raising=False)
-    assert credentials.read(Tracking.model_validate(MLFLOW)) == {}
+    assert credentials.read_credentials(Tracking.model_validate(MLFLOW)) == {}

@@ -9,8 +9,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.tracking import tensorboard_files
-from finetune_trainer.training.early_stopping import Look
-from finetune_trainer.training.train import Trained
+from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.train import TrainResult
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -20,17 +20,17 @@ CONTENT = {
     "training": {"maxSteps": 1},
     "output": {"uri": "s3://results/x"},
 }
-TRAINED = Trained(
+TRAINED = TrainResult(
     {},
     losses=[(1, 2.0), (2, 1.5), (3, float("nan"))],
     learning_rates=[(1, 0.0), (2, 1e-3)],
-    looks=[Look(0, {"evalLoss": 3.0}), Look(2, {"evalLoss": 2.5})],
+    eval_results=[EvalResult(0, {"evalLoss": 3.0}), EvalResult(2, {"evalLoss": 2.5})],
 )
 METRICS = {"accuracy": 0.5, "baseAccuracy": 0.25, "perplexity": float("inf")}
 
 
 def write(folder: Path, **changes: object) -> None:
-    tensorboard_files.write(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
+    tensorboard_files.write_event_file(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
 
 
 def test_what_tensorboard_reads(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import pytest
 from tests.trainer.tiny_model import TRAINING_SECONDS
 from tests.trainer.tracking.servers import Mlflow, hanging, refusing
 
-from finetune_trainer.tracking.mlflow_backend import MlflowSink
-from finetune_trainer.tracking.run_metadata import RUN_TAG, Described
-from finetune_trainer.tracking.tracker import End, Status, Timing, Tracker
+from finetune_trainer.tracking.mlflow_backend import MlflowBackend
+from finetune_trainer.tracking.run_metadata import RUN_ID_TAG, RunMetadata
+from finetune_trainer.tracking.tracker import RunEnd, RunEndStatus, Tracker, TrackerTiming
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
 PARAMS = {f"p{number:03}": "x" * 600 for number in range(150)} | {"training.maxSteps": "6"}
-PATIENT = Timing(gather=0.01, retry=0.1, last=60, stopping=60)
-HURRIED = Timing(gather=0.01, retry=0.1, last=1, stopping=0.5)
+PATIENT = TrackerTiming(batch_seconds=0.01, retry_seconds=0.1, close_seconds=60, stop_seconds=60)
+HURRIED = TrackerTiming(batch_seconds=0.01, retry_seconds=0.1, close_seconds=1, stop_seconds=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +30,12 @@ def environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-def sink(uri: str, run: str = "uid-1", who: Mapping[str, str] | None = None) -> MlflowSink:
-    described = Described(run, "team/bot", PARAMS, {RUN_TAG: run, "finetune.name": "bot"})
-    return MlflowSink(uri, f"about-{run}", described, who or {})
+def sink(uri: str, run: str = "uid-1", who: Mapping[str, str] | None = None) -> MlflowBackend:
+    described = RunMetadata(run, "team/bot", PARAMS, {RUN_ID_TAG: run, "finetune.name": "bot"})
+    return MlflowBackend(uri, f"about-{run}", described, who or {})
 
 
-def attempt(sink: MlflowSink, steps: range, end: End, timing: Timing = PATIENT) -> str | None:
+def attempt(sink: MlflowBackend, steps: range, end: RunEnd, timing: TrackerTiming = PATIENT) -> str | None:
     tracker = Tracker(sink, timing)
     tracker.start()
     for step in steps:
@@ -46,11 +46,11 @@ def attempt(sink: MlflowSink, steps: range, end: End, timing: Timing = PATIENT) 
 
 
 def test_attempts_share_a_run(mlflow: Mlflow) -> None:
-    assert attempt(sink(mlflow.uri), range(1, 5), End(Status.STOPPED)) is None
+    assert attempt(sink(mlflow.uri), range(1, 5), RunEnd(RunEndStatus.STOPPED)) is None
     run = mlflow.run("about-uid-1")
     assert run.info.status == "KILLED"
     metrics = {"evalLoss": 0.25, "accuracy": 0.9, "baseAccuracy": 0.4, "steps": 6.0}
-    end = End(Status.FINISHED, metrics, {"finetune.resultDigest": "sha256:2"})
+    end = RunEnd(RunEndStatus.FINISHED, metrics, {"finetune.resultDigest": "sha256:2"})
     assert attempt(sink(mlflow.uri), range(3, 7), end) is None
 
     run = mlflow.run("about-uid-1")
@@ -60,33 +60,33 @@ def test_attempts_share_a_run(mlflow: Mlflow) -> None:
     assert mlflow.history(run, "evalLoss") == [(2, 1.0), (4, 0.5), (6, 0.25), (6, 2 / 6)]
     assert {name: run.data.metrics[name] for name in metrics} == metrics
     assert run.data.params == {name: value[:500] for name, value in PARAMS.items()}
-    tags = {RUN_TAG: "uid-1", "finetune.name": "bot", "finetune.resultDigest": "sha256:2"}
+    tags = {RUN_ID_TAG: "uid-1", "finetune.name": "bot", "finetune.resultDigest": "sha256:2"}
     assert tags.items() <= run.data.tags.items()
 
 
 def test_another_job_is_another_run(mlflow: Mlflow) -> None:
     for run in ("uid-2", "uid-3"):
-        described = Described(run, run, {}, {RUN_TAG: run})
-        attempt(MlflowSink(mlflow.uri, "shared", described, {}), range(1, 3), End(Status.FAILED))
+        described = RunMetadata(run, run, {}, {RUN_ID_TAG: run})
+        attempt(MlflowBackend(mlflow.uri, "shared", described, {}), range(1, 3), RunEnd(RunEndStatus.FAILED))
     experiment = mlflow.client().get_experiment_by_name("shared").experiment_id
     assert {each.info.run_name for each in mlflow.client().search_runs([experiment])} == {"uid-2", "uid-3"}
     assert {each.info.status for each in mlflow.client().search_runs([experiment])} == {"FAILED"}
 
 
 def test_thousands_of_steps_at_once(mlflow: Mlflow) -> None:
-    assert attempt(sink(mlflow.uri, "uid-4"), range(1, 3000), End(Status.FINISHED)) is None
+    assert attempt(sink(mlflow.uri, "uid-4"), range(1, 3000), RunEnd(RunEndStatus.FINISHED)) is None
     assert len(mlflow.history(mlflow.run("about-uid-4"), "loss")) == 2999
 
 
 def test_nobody_there() -> None:
-    lost = attempt(sink("http://127.0.0.1:9"), range(1, 4), End(Status.FINISHED), HURRIED)
+    lost = attempt(sink("http://127.0.0.1:9"), range(1, 4), RunEnd(RunEndStatus.FINISHED), HURRIED)
     assert lost == "tracking: 4 of 4 points were lost: mlflow at http://127.0.0.1:9: Connection refused"
 
 
 def test_somebody_who_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with hanging() as uri:
-        lost = attempt(sink(uri), range(1, 4), End(Status.FINISHED), PATIENT)
+        lost = attempt(sink(uri), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT)
     assert lost == f"tracking: 4 of 4 points were lost: mlflow at {uri}: it did not answer in time"
 
 
@@ -100,7 +100,7 @@ WHO = {
 def test_somebody_who_lets_nobody_in(who: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with refusing() as (uri, seen):
-        lost = attempt(sink(uri, who=who), range(1, 4), End(Status.FINISHED), PATIENT)
+        lost = attempt(sink(uri, who=who), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT)
     assert set(seen) == {shown}
     assert lost is not None
     assert "401" in lost

@@ -10,23 +10,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from finetune_trainer.tracking.tracker import End, Point, Refused, Status, Timing, Tracker
+from finetune_trainer.tracking.tracker import MetricPoint, RunEnd, RunEndStatus, Tracker, TrackerError, TrackerTiming
 
-QUICK = Timing(gather=0.01, retry=0.05, last=0.5, stopping=0.2)
+QUICK = TrackerTiming(batch_seconds=0.01, retry_seconds=0.05, close_seconds=0.5, stop_seconds=0.2)
 
 
 @dataclass
 class Server:
     """Somebody's server, in this process."""
 
-    where: str = "somewhere"
+    display_name: str = "somewhere"
     fails: dict[str, int] = field(default_factory=dict)
     """How often each call is refused before it is done."""
     hangs: str = ""
     """The call that never comes back."""
     calls: int = 0
-    got: list[Point] = field(default_factory=list)
-    ended: list[End] = field(default_factory=list)
+    got: list[MetricPoint] = field(default_factory=list)
+    ended: list[RunEnd] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
     def _call(self, name: str) -> None:
@@ -35,22 +35,22 @@ class Server:
             self.released.wait(60)
         if self.fails.get(name, 0) > 0:
             self.fails[name] -= 1
-            raise Refused(f"no {name}")
+            raise TrackerError(f"no {name}")
 
     def open(self) -> str:
         self._call("open")
         return "http://somewhere/run"
 
-    def send(self, points: Sequence[Point]) -> None:
+    def send(self, points: Sequence[MetricPoint]) -> None:
         self._call("send")
         self.got += points
 
-    def end(self, end: End) -> None:
+    def end(self, end: RunEnd) -> None:
         self._call("end")
         self.ended.append(end)
 
 
-FINISHED = End(Status.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
+FINISHED = RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
 FARES: dict[str, tuple[Server, int, str | None]] = {
     "it takes all": (Server(), 5, None),
     "it comes up late": (Server(fails={"open": 3}), 5, None),
@@ -92,7 +92,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_what_finds_no_room_is_dropped_and_never_waited_for() -> None:
     server = Server(hangs="open")
-    tracker = Tracker(server, QUICK, room=10)
+    tracker = Tracker(server, QUICK, queue_size=10)
     tracker.start()
     begun = time.monotonic()
     for step in range(10_000):
@@ -105,13 +105,13 @@ def test_what_finds_no_room_is_dropped_and_never_waited_for() -> None:
 
 
 def test_a_run_that_is_told_to_stop_waits_hardly_at_all() -> None:
-    tracker = Tracker(Server(hangs="send"), Timing(gather=0.01, last=60, stopping=0.1))
+    tracker = Tracker(Server(hangs="send"), TrackerTiming(batch_seconds=0.01, close_seconds=60, stop_seconds=0.1))
     tracker.start()
     tracker.log(1, {"loss": 1.0})
     begun = time.monotonic()
-    tracker.close(End(Status.STOPPED))
+    tracker.close(RunEnd(RunEndStatus.STOPPED))
     assert time.monotonic() - begun < 1
 
 
 def test_a_run_that_failed_before_it_began_has_nothing_to_say() -> None:
-    assert Tracker(Server(), QUICK).close(End(Status.FAILED)) is None
+    assert Tracker(Server(), QUICK).close(RunEnd(RunEndStatus.FAILED)) is None

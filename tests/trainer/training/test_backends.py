@@ -14,7 +14,7 @@ from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS, chat, config
 from tests.trainer.training import direct
 from tests.trainer.training.trainings import ROWS, Run
 
-from finetune_trainer.config.loader import broken_rules
+from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.modeling.loading import choose_backend
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_SECONDS)]
@@ -113,6 +113,6 @@ def test_which_backend_is_taken_and_why(
 
 def test_packing_with_unsloth_is_refused_beforehand() -> None:
     asked = config({"backend": "unsloth", "packing": True})
-    assert [message for _, message in broken_rules(asked)] == [
+    assert [message for _, message in find_broken_rules(asked)] == [
         "packing needs backend transformers, or auto, which takes it"
     ]

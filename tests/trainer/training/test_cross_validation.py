@@ -121,8 +121,8 @@ class Signs(Recorder):
 
     count = 0
 
-    def alive(self) -> None:
-        super().alive()
+    def heartbeat(self) -> None:
+        super().heartbeat()
         self.count += 1
 
 

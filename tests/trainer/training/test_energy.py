@@ -13,14 +13,14 @@ KILOWATT_HOUR = 3_600_000_000
 
 def reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
     """A driver that says one thing after the other; a text is why it says nothing."""
-    from finetune_trainer.training.energy import NotMeasured
+    from finetune_trainer.training.energy import EnergyUnavailable
 
     left: Iterator[dict[str, int] | str] = iter(readings)
 
     def read() -> dict[str, int]:
         said = next(left)
         if isinstance(said, str):
-            raise NotMeasured(said)
+            raise EnergyUnavailable(said)
         return said
 
     return read
@@ -38,9 +38,9 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
 
 @pytest.mark.parametrize(("said", "watt_hours", "message"), READINGS.values(), ids=READINGS)
 def test_what_is_told(said: list[dict[str, int] | str], watt_hours: float | None, message: str) -> None:
-    from finetune_trainer.training.energy import Meter
+    from finetune_trainer.training.energy import EnergyMeter
 
-    taken = Meter(reader(*said)).taken()
+    taken = EnergyMeter(reader(*said)).measure()
     assert taken.watt_hours == pytest.approx(watt_hours)
     assert taken.message.startswith(message)
 
@@ -50,14 +50,14 @@ EARLIER: dict[str, tuple[float | None, float | None]] = {"measured": (250.0, 125
 
 @pytest.mark.parametrize(("earlier", "watt_hours"), EARLIER.values(), ids=EARLIER)
 def test_earlier_attempts_count_too(earlier: float | None, watt_hours: float | None) -> None:
-    from finetune_trainer.training.energy import Meter
+    from finetune_trainer.training.energy import EnergyMeter
 
-    meter = Meter(reader({"GPU-a": 0}, {"GPU-a": KILOWATT_HOUR}))
+    meter = EnergyMeter(reader({"GPU-a": 0}, {"GPU-a": KILOWATT_HOUR}))
     meter.restore(earlier)
-    assert meter.taken().watt_hours == pytest.approx(watt_hours)
+    assert meter.measure().watt_hours == pytest.approx(watt_hours)
 
 
 def test_without_a_gpu_that_is_said() -> None:
-    from finetune_trainer.training.energy import Meter
+    from finetune_trainer.training.energy import EnergyMeter
 
-    assert Meter().taken().message == "not measured: there is no GPU"
+    assert EnergyMeter().measure().message == "not measured: there is no GPU"

@@ -10,8 +10,8 @@ from tests.trainer.tiny_model import TRAINING_SECONDS
 from tests.trainer.training.trainings import Run
 
 from finetune_trainer.data.augment.lexicon import CATEGORIES
-from finetune_trainer.evaluation.bias.sentence_pairs import own_pairs
-from finetune_trainer.records.evaluation import Evaluation
+from finetune_trainer.evaluation.bias.sentence_pairs import load_builtin_pairs
+from finetune_trainer.records.evaluation import EvaluationReport
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -38,7 +38,7 @@ REVIEWS = [
 LEARNT = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
 
 
-def evaluated(run: Run, **settings: object) -> Evaluation:
+def evaluated(run: Run, **settings: object) -> EvaluationReport:
     found = run(rows=REVIEWS, validate=True, **LEARNT | settings).evaluation
     assert found
     return found
@@ -126,7 +126,7 @@ def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
 def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(runner, "own_pairs", lambda: own_pairs()[:3])
+    monkeypatch.setattr(runner, "own_pairs", lambda: load_builtin_pairs()[:3])
     gate = [{"metric": "biasFlags", "maximum": 0}]
     found = evaluated(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
     assert found.bias
@@ -134,18 +134,18 @@ def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: py
     assert {f"swaps about {each}: too few, 0 of 20" for each in CATEGORIES} < set(found.bias.notes)
     assert [(check.passed, check.value) for check in found.gate] == [(False, None)]
     assert found.missing == ["biasFlags: there was too little to compare"]
-    assert "biasFlags" not in found.metrics()
+    assert "biasFlags" not in found.flatten_metrics()
 
 
 def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
-    from finetune_trainer.modeling.inference import Question
+    from finetune_trainer.modeling.inference import EvaluationPrompt
 
-    ask, made = scoring.question, count()
+    ask, made = scoring.extract_prompt, count()
     monkeypatch.setattr(
         scoring,
         "question",  # of one row all, with its term, is the prompt
-        lambda ids, *more: Question(list(ids), "") if next(made) == 5 else ask(ids, *more),
+        lambda ids, *more: EvaluationPrompt(list(ids), "") if next(made) == 5 else ask(ids, *more),
     )
     found = run(rows=BALANCED, validate=True, **LEARNT | {"maxSteps": 1}, evaluation={"bias": {}}).evaluation
     assert found
@@ -158,7 +158,7 @@ def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeyp
 def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(runner.Answerer, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    monkeypatch.setattr(runner.TextGenerator, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
     prompt = "Is bob@example.com right?"
     [shown] = evaluated(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt
@@ -168,11 +168,11 @@ def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pyt
 
 def test_a_loss_that_is_too_high_for_a_perplexity(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
-    from finetune_trainer.modeling.likelihood import Losses
+    from finetune_trainer.modeling.likelihood import RowLosses
 
-    monkeypatch.setattr(runner, "losses", lambda _, rows, __: Losses([1600.0] * len(rows), [2] * len(rows)))
+    monkeypatch.setattr(runner, "losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
     found = evaluated(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
-    assert found.metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
+    assert found.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
     assert [check.passed for check in found.gate] == [False]
 
@@ -184,7 +184,7 @@ def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: s
     assert found
     assert [check.passed for check in found.gate] == [True]
     assert found.measures[0].base
-    assert found.too_few() is None, "they have no intervals, however many rows there are"
+    assert found.explain_too_few_rows() is None, "they have no intervals, however many rows there are"
 
 
 def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ import math
 import pytest
 
 from finetune_trainer.contract import EarlyStopping
-from finetune_trainer.training.early_stopping import Look, best, is_over
+from finetune_trainer.training.early_stopping import EvalResult, find_best, should_stop
 
 NAN = math.nan
 
 
-def looks(*losses: float) -> list[Look]:
+def looks(*losses: float) -> list[EvalResult]:
     """The first before any step."""
-    return [Look(10 * index, {"evalLoss": loss}) for index, loss in enumerate(losses)]
+    return [EvalResult(10 * index, {"evalLoss": loss}) for index, loss in enumerate(losses)]
 
 
 OVER = {
@@ -36,8 +36,8 @@ OVER = {
 @pytest.mark.parametrize(("losses", "patience", "min_delta", "expected"), OVER.values(), ids=OVER)
 def test_is_over(losses: list[float], patience: int, min_delta: float, expected: bool) -> None:
     settings = EarlyStopping(patience=patience, min_delta=min_delta)
-    assert is_over(looks(*losses), settings) is expected
-    assert not is_over(looks(*losses), None)
+    assert should_stop(looks(*losses), settings) is expected
+    assert not should_stop(looks(*losses), None)
 
 
 BEST = {
@@ -51,12 +51,12 @@ BEST = {
 
 @pytest.mark.parametrize(("losses", "step"), BEST.values(), ids=BEST)
 def test_best(losses: list[float], step: int | None) -> None:
-    found = best(looks(*losses))
+    found = find_best(looks(*losses))
     assert (found.step if found else None) == step
 
 
 def test_a_checkpoint_holds_losses_that_are_no_numbers() -> None:
-    look = Look(7, {"evalLoss": NAN, "evalRewardAccuracy": 0.5})
-    again = Look.from_json(look.to_json())
+    look = EvalResult(7, {"evalLoss": NAN, "evalRewardAccuracy": 0.5})
+    again = EvalResult.from_json(look.to_json())
     assert (again.step, again.metrics["evalRewardAccuracy"]) == (7, 0.5)
     assert math.isnan(again.loss)

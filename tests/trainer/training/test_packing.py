@@ -32,11 +32,11 @@ class TestPacked:
     def test_logits_of_a_packed_row_are_its_own(self, run: Run) -> None:
         import torch
 
-        from finetune_trainer.training.packing import Collator, packed
+        from finetune_trainer.training.packing import PackingCollator, pack_dataset
 
         rows = prepared("sft").dataset
-        sequences = packed(rows, 24)  # several, so that there is padding too
-        batch = Collator(rows, 0)(list(sequences))
+        sequences = pack_dataset(rows, 24)  # several, so that there is padding too
+        batch = PackingCollator(rows, 0)(list(sequences))
         del batch["token_count"], batch["labels"]
         model = run(maxSteps=1).model.eval()
         with torch.no_grad():

@@ -12,7 +12,7 @@ from tests.trainer.training.trainings import ROWS, Recorder, Run, prepared
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import Loaded, load_model, load_tokenizer
+from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -76,7 +76,7 @@ def test_router_settings_of_the_model_are_kept_for_the_published_config(run: Run
     assert (kept.output_router_logits, kept.router_aux_loss_coef) == (True, 0.5)
 
 
-def loaded_with(model_dir: Path, scale: float) -> Loaded:
+def loaded_with(model_dir: Path, scale: float) -> LoadedModel:
     """The tiny model in a class that scales its logits, but not those that its loss is computed from."""
     from transformers import LlamaForCausalLM
 
@@ -87,7 +87,7 @@ def loaded_with(model_dir: Path, scale: float) -> Loaded:
                 output.logits = output.logits * scale
             return output
 
-    loaded = Loaded(load_model(config(), model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
+    loaded = LoadedModel(load_model(config(), model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
     loaded.model.get_base_model().__class__ = ScaledLlama
     return loaded
 
@@ -97,7 +97,7 @@ def test_model_whose_own_loss_is_not_of_its_logits_is_refused(model_dir: Path, t
 
     loaded = loaded_with(model_dir, scale=20)
     with pytest.raises(TrainerError, match=r"loss for ScaledLlama is 5\.\d+, .* own logits is 10\.\d+") as caught:
-        train.train(config(), loaded, prepared("sft"), train.Session(Recorder()), tmp_path)
+        train.train(config(), loaded, prepared("sft"), train.TrainingSession(Recorder()), tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
@@ -111,13 +111,13 @@ def test_preflight_leaves_generators_and_dropout_as_they_were(model_dir: Path, t
     from finetune_trainer.training.loss_preflight import LossCheck
 
     asked = config({"lora": {"dropout": 0.1}})
-    loaded = Loaded(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = trl_trainer.Job(asked, loaded, prepared("sft"), tmp_path)
-    trainer = trl_trainer.build(job)
-    assert isinstance(trainer, trl_trainer.Sft)
+    loaded = LoadedModel(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
+    job = trl_trainer.TrainerInputs(asked, loaded, prepared("sft"), tmp_path)
+    trainer = trl_trainer.build_trainer(job)
+    assert isinstance(trainer, trl_trainer.TokenizedSFTTrainer)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    LossCheck(trainer, asked, job.prepared.dataset, job.collator(), lambda: None).run()
+    LossCheck(trainer, asked, job.prepared.dataset, job.build_collator(), lambda: None).run()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # type: ignore[index]
     assert all(module.training for module in trainer.model.modules())

@@ -15,7 +15,7 @@ from tests.trainer.training.trainings import Recorder, Run
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.train import total_steps
+from finetune_trainer.training.train import count_optimizer_steps
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
 
@@ -139,9 +139,11 @@ def test_a_loss_that_is_no_number_ends_the_run(run: Run, model_dir: Path, tmp_pa
 def test_a_step_whose_loss_is_no_number_is_no_part_of_the_mean(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.training import trl_methods
 
-    steps, step = count(1), trl_methods.Sft.training_step
+    steps, step = count(1), trl_methods.TokenizedSFTTrainer.training_step
     monkeypatch.setattr(
-        trl_methods.Sft, "training_step", lambda *given: step(*given) * (math.nan if next(steps) == 2 else 1)
+        trl_methods.TokenizedSFTTrainer,
+        "training_step",
+        lambda *given: step(*given) * (math.nan if next(steps) == 2 else 1),
     )
     trained = run(maxSteps=4)
     assert len(trained.losses) == 3
@@ -159,4 +161,4 @@ def test_a_step_whose_loss_is_no_number_is_no_part_of_the_mean(run: Run, monkeyp
 )
 def test_steps_are_known_beforehand(run: Run, shape: dict[str, Any]) -> None:
     training = config({"maxSteps": None, **shape}).training
-    assert run(rows=CHATS, maxSteps=None, **shape).metrics["steps"] == total_steps(training, len(CHATS))
+    assert run(rows=CHATS, maxSteps=None, **shape).metrics["steps"] == count_optimizer_steps(training, len(CHATS))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.folds import Folds
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.modeling.loading import Loaded
+    from finetune_trainer.modeling.loading import LoadedModel
 
 
 def row(start: int, length: int) -> list[int]:
@@ -53,7 +53,7 @@ class Recorder(ProgressReporter):
 
     def update(self, **fields: Any) -> None:
         super().update(**fields)
-        self.seen.append(self.latest())
+        self.seen.append(self.get_latest())
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """What a tracker is told."""
@@ -90,8 +90,8 @@ class Asked:
         made = self._prepared(tokenizer, folder)
         if self.without is None:
             return made
-        fold = made.without(self.without)
-        return replace(fold, validation=fold.left_out, left_out=None)
+        fold = made.exclude_fold(self.without)
+        return replace(fold, validation=fold.held_out_fold, held_out_fold=None)
 
     def _prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
         from finetune_trainer.data import preparation
@@ -101,18 +101,18 @@ class Asked:
             made = prepared(asked.method, self.validate)
             return replace(made, folds=divided(len(made.dataset), asked.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        made = preparation.prepare(self.config, preparation.Files(sources, "sha256:0"), tokenizer, folder)
+        made = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
         return replace(made, validation=made.dataset) if self.validate else made
 
 
 def divided(rows: int, asked: CrossValidation | None) -> Folds | None:
     import numpy as np
 
-    from finetune_trainer.data.folds import divide
+    from finetune_trainer.data.folds import assign_folds
 
     if asked is None:
         return None
-    return divide(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
+    return assign_folds(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
 
 
 def prepared(method: str, validate: bool = False) -> PreparedData:
@@ -137,8 +137,8 @@ class Trained:
     progress: list[Progress]
     report: DatasetReport
     trainable: int
-    loaded: Loaded | None = None
-    evaluation: records.Evaluation | None = None
+    loaded: LoadedModel | None = None
+    evaluation: records.EvaluationReport | None = None
     fold_losses: list[float] = field(default_factory=list)
 
     @property
@@ -171,7 +171,7 @@ class Trained:
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
         progress = [Progress.model_validate(each) for each in content["progress"]]
         report = DatasetReport.model_validate(content["report"])
-        found = content["evaluation"] and records.Evaluation.model_validate(content["evaluation"])
+        found = content["evaluation"] and records.EvaluationReport.model_validate(content["evaluation"])
         known = content["metrics"], progress, report, content["trainable"], None, found, content["fold_losses"]
         return cls(folder, *known)
 
@@ -195,14 +195,16 @@ def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None
     words = loading.load_tokenizer(model_dir)
     rows = asked.prepared(words, folder)
     tuned = loading.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
-    loaded = loading.Loaded(tuned, words, backend)
+    loaded = loading.LoadedModel(tuned, words, backend)
     callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
-    session = train.Session(recorder, callbacks, Path(asked.resume) if asked.resume else None, track=recorder.track)
-    made = cross_validation.train(settings, loaded, rows, session, folder)
+    session = train.TrainingSession(
+        recorder, callbacks, Path(asked.resume) if asked.resume else None, log_metrics=recorder.track
+    )
+    made = cross_validation.train_all(settings, loaded, rows, session, folder)
     found = None
     if asked.evaluation is not None:
-        found = runner.evaluate(runner.Subject(settings, loaded, rows, made), recorder)
-    export.export(settings, loaded, folder / "adapter", "sha256:0", model_dir)
+        found = runner.evaluate(runner.EvaluationInput(settings, loaded, rows, made), recorder)
+    export.export_adapter(settings, loaded, folder / "adapter", "sha256:0", model_dir)
     trainable, _ = tuned.get_nb_trainable_parameters()
     known = made.metrics, recorder.seen, rows.report, trainable, loaded, found, list(made.fold_losses)
     return Trained(folder, *known)

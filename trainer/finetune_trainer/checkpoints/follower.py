@@ -8,46 +8,46 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.checkpoints.manager import RESTORED, Saved
+from finetune_trainer.checkpoints.manager import RESTORED_DIR, CheckpointFolder
 from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.distributed import collectives, topology
-from finetune_trainer.telemetry.shutdown import StopRequest, deferred
-from finetune_trainer.telemetry.termination_message import Known
-from finetune_trainer.training.train import Session
+from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
+from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.training.train import TrainingSession
 
 
 @dataclass
-class Following:
+class NonPrimarySaver:
     """A saver that leaves it to the first worker."""
 
-    stop: StopRequest
+    shutdown: GracefulShutdown
 
-    def due(self, _: int, __: int) -> bool:
+    def is_due(self, _: int, __: int) -> bool:
         """The first worker decides."""
         return False
 
-    def saved(self, saved: Saved) -> None:
+    def handle_saved(self, checkpoint: CheckpointFolder) -> None:
         """Nobody needs what another node wrote; whoever was told to stop lets the first worker store its state."""
-        if topology.leads_node():
-            shutil.rmtree(saved.folder, ignore_errors=True)
-        if self.stop.agreed:
-            collectives.wait()
-            self.stop.obey()
+        if topology.is_local_rank_zero():
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+        if self.shutdown.agreed_by_all:
+            collectives.barrier()
+            self.shutdown.deliver()
 
 
 @dataclass(frozen=True)
-class Follower:
+class NonPrimaryCheckpointManager:
     """In place of the first worker's `Keeper`."""
 
     store: CheckpointStore
 
     @contextmanager
-    def session(self, known: Known, folder: Path) -> Iterator[Session]:
+    def open_session(self, context: RunContext, folder: Path) -> Iterator[TrainingSession]:
         """A training that goes on from the checkpoint that the first worker chose."""
-        step = collectives.from_first(0)
-        if step and topology.leads_node():
-            self.store.fetch(step, folder / RESTORED)
-        collectives.wait(known.progress)
-        with deferred(known) as stop:
-            restored = folder / RESTORED / f"checkpoint-{step}" if step else None
-            yield Session(known.progress, resume_from=restored, saver=Following(stop))
+        step = collectives.broadcast(0)
+        if step and topology.is_local_rank_zero():
+            self.store.fetch(step, folder / RESTORED_DIR)
+        collectives.barrier(context.progress)
+        with defer_signals(context) as shutdown:
+            resume_from = folder / RESTORED_DIR / f"checkpoint-{step}" if step else None
+            yield TrainingSession(context.progress, resume_from=resume_from, saver=NonPrimarySaver(shutdown))

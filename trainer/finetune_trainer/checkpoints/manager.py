@@ -15,163 +15,169 @@ from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.contract import Checkpoints
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.output_lock import Claim
+from finetune_trainer.publishing.output_lock import OutputLock
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.progress import ProgressReporter, now
+from finetune_trainer.telemetry.progress import ProgressReporter, current_timestamp
 from finetune_trainer.telemetry.run_log import RunLog
-from finetune_trainer.telemetry.shutdown import StopRequest, deferred
-from finetune_trainer.telemetry.termination_message import Known
-from finetune_trainer.training.train import Session
+from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
+from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.training.train import TrainingSession
 
 log = logging.getLogger(__name__)
 
-RESTORED = "restored"
+RESTORED_DIR = "restored"
 """Folder that a checkpoint is restored to."""
-SECONDS = 120.0
+DEFAULT_INTERVAL_SECONDS = 120.0
 """Between two checkpoints, unless a number of steps is set."""
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointFolder:
     """A state that transformers has written to the disk, and the steps of all the run's trainings until then."""
 
     folder: Path
     step: int
 
 
-class Uploader:
+class CheckpointUploader:
     """One upload at a time, in the background; of the states that wait for it only the newest counts."""
 
-    def __init__(self, store: CheckpointStore, progress: ProgressReporter, check: Callable[[], None]) -> None:
+    def __init__(self, store: CheckpointStore, progress: ProgressReporter, check_lock: Callable[[], None]) -> None:
         self._store = store
         self._progress = progress
-        self._check = check
-        self._changed = threading.Condition()
-        self._waiting: Saved | None = None
-        self._busy = False
-        threading.Thread(target=self._work, name="checkpoint", daemon=True).start()
+        self._check_lock = check_lock
+        self._condition = threading.Condition()
+        self._pending: CheckpointFolder | None = None
+        self._is_uploading = False
+        threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
-    def hand_over(self, saved: Saved) -> None:
+    def submit(self, checkpoint: CheckpointFolder) -> None:
         """Upload this one as soon as the one under way is done, then remove its folder."""
-        with self._changed:
-            passed_over, self._waiting = self._waiting, saved
-            self._changed.notify_all()
-        if passed_over:
-            shutil.rmtree(passed_over.folder, ignore_errors=True)
+        with self._condition:
+            superseded, self._pending = self._pending, checkpoint
+            self._condition.notify_all()
+        if superseded:
+            shutil.rmtree(superseded.folder, ignore_errors=True)
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Wait until all that was handed over is stored, or has failed to be."""
-        with self._changed:
+        with self._condition:
             # In short turns: Python handles no signal while it waits for good.
-            while self._busy or self._waiting:
-                self._changed.wait(0.2)
+            while self._is_uploading or self._pending:
+                self._condition.wait(0.2)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
-            with self._changed:
-                while self._waiting is None:
-                    self._changed.wait()
-                saved, self._waiting, self._busy = self._waiting, None, True
+            with self._condition:
+                while self._pending is None:
+                    self._condition.wait()
+                checkpoint, self._pending, self._is_uploading = self._pending, None, True
             try:
-                self._upload(saved)
+                self._upload(checkpoint)
             finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+                with self._condition:
+                    self._is_uploading = False
+                    self._condition.notify_all()
 
-    def _upload(self, saved: Saved) -> None:
-        begun = time.monotonic()
+    def _upload(self, checkpoint: CheckpointFolder) -> None:
+        started_at = time.monotonic()
         try:
-            self._store.save(saved.folder, saved.step, self._check)
+            self._store.save(checkpoint.folder, checkpoint.step, self._check_lock)
         except (TrainerError, OSError) as error:  # an earlier one is still there, and the next may succeed
-            log.warning("checkpoint: the one of step %d could not be stored: %s", saved.step, error)
+            log.warning("checkpoint: the one of step %d could not be stored: %s", checkpoint.step, error)
         else:
-            report_checkpoint(self._progress, saved.step, now())
-            log.info("checkpoint: step %d is stored, after %.1f s", saved.step, time.monotonic() - begun)
+            report_checkpoint(self._progress, checkpoint.step, current_timestamp())
+            log.info("checkpoint: step %d is stored, after %.1f s", checkpoint.step, time.monotonic() - started_at)
         finally:
-            shutil.rmtree(saved.folder, ignore_errors=True)
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
 
-def report_checkpoint(progress: ProgressReporter, step: int, time: str) -> None:
+def report_checkpoint(progress: ProgressReporter, step: int, created_at: str) -> None:
     """Report a checkpoint that is complete in the store, where it is asked for and where it outlasts a kill."""
-    progress.update(last_checkpoint_step=step, last_checkpoint_time=time)
-    termination_message.record_checkpoint(progress.latest())
+    progress.update(last_checkpoint_step=step, last_checkpoint_time=created_at)
+    termination_message.record_checkpoint(progress.get_latest())
 
 
 @dataclass
-class Saver:
+class CheckpointSaver:
     """Decides after each step whether to save, and takes over what was saved."""
 
-    uploader: Uploader
-    stop: StopRequest
-    claim: Claim
-    log: RunLog | None = None
+    uploader: CheckpointUploader
+    shutdown: GracefulShutdown
+    output_lock: OutputLock
+    run_log: RunLog | None = None
     every_steps: int | None = None
-    every_seconds: float = SECONDS
+    every_seconds: float = DEFAULT_INTERVAL_SECONDS
     clock: Callable[[], float] = time.monotonic
-    _last: float = field(init=False)
+    _last_saved_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._last = self.clock()
+        self._last_saved_at = self.clock()
 
-    def due(self, step: int, total: int) -> bool:
+    def is_due(self, step: int, total_steps: int) -> bool:
         """Whether to save now. Raises `OUTPUT_BUSY` where nothing that is saved would count any more."""
-        self.claim.check_known()
+        self.output_lock.check_not_lost()
         if (
-            self.stop.made or step >= total
+            self.shutdown.requested or step >= total_steps
         ):  # after the last, so that no attempt trains again what only was not published
             return True
         if self.every_steps:
             return step % self.every_steps == 0
-        return self.clock() - self._last >= self.every_seconds
+        return self.clock() - self._last_saved_at >= self.every_seconds
 
-    def saved(self, saved: Saved) -> None:
+    def handle_saved(self, checkpoint: CheckpointFolder) -> None:
         """Store it: in the background, or before the process stops if it was told to."""
-        self._last = self.clock()
-        if self.log:
-            self.log.save(saved.folder)
-        self.uploader.hand_over(saved)
-        if self.stop.agreed:
-            log.info("checkpoint: told to stop, storing step %d first", saved.step)
-            self.uploader.finish()
-            collectives.release()
-            self.stop.obey()
+        self._last_saved_at = self.clock()
+        if self.run_log:
+            self.run_log.save(checkpoint.folder)
+        self.uploader.submit(checkpoint)
+        if self.shutdown.agreed_by_all:
+            log.info("checkpoint: told to stop, storing step %d first", checkpoint.step)
+            self.uploader.flush()
+            collectives.release_waiters()
+            self.shutdown.deliver()
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CheckpointManager:
     """Keeps a run's work from one attempt to the next."""
 
     store: CheckpointStore
-    claim: Claim
-    uploader: Uploader
+    output_lock: OutputLock
+    uploader: CheckpointUploader
     settings: Checkpoints
 
     @contextmanager
-    def session(self, known: Known, folder: Path) -> Iterator[Session]:
+    def open_session(self, context: RunContext, folder: Path) -> Iterator[TrainingSession]:
         """A training that goes on from the newest checkpoint, saves more, and is told to stop only with one saved."""
-        restored = self.store.newest(folder / RESTORED)
-        if restored:
-            report_checkpoint(known.progress, restored.step, restored.created_at)
-            if known.log:
-                known.log.restore(restored.folder)
-        collectives.from_first(restored.step if restored else 0)
-        collectives.wait(known.progress)
-        with deferred(known) as stop:
-            saver = Saver(self.uploader, stop, self.claim, known.log, self.settings.every_steps)
-            before = restored.folder if restored else None
-            yield Session(known.progress, resume_from=before, saver=saver, track=known.track)
-            self.uploader.finish()  # before a stop takes effect, or anything else is begun
+        checkpoint = self.store.fetch_newest(folder / RESTORED_DIR)
+        if checkpoint:
+            report_checkpoint(context.progress, checkpoint.step, checkpoint.created_at)
+            if context.log:
+                context.log.restore(checkpoint.folder)
+        collectives.broadcast(checkpoint.step if checkpoint else 0)
+        collectives.barrier(context.progress)
+        with defer_signals(context) as shutdown:
+            saver = CheckpointSaver(self.uploader, shutdown, self.output_lock, context.log, self.settings.every_steps)
+            resume_from = checkpoint.folder if checkpoint else None
+            yield TrainingSession(
+                context.progress, resume_from=resume_from, saver=saver, log_metrics=context.log_metrics
+            )
+            self.uploader.flush()  # before a stop takes effect, or anything else is begun
 
     def clear(self) -> None:
         """The result is published: nothing will go on from here. A rest that stays behind harms nobody."""
-        self.uploader.finish()
+        self.uploader.flush()
         try:
             self.store.clear()
         except TrainerError as error:
             log.warning("checkpoint: some are left behind: %s", error.message)
 
 
-def keeper(store: CheckpointStore, claim: Claim, known: Known, settings: Checkpoints) -> Keeper:
+def build_checkpoint_manager(
+    store: CheckpointStore, output_lock: OutputLock, context: RunContext, settings: Checkpoints
+) -> CheckpointManager:
     """With its thread for uploads."""
-    return Keeper(store, claim, Uploader(store, known.progress, claim.check), settings)
+    return CheckpointManager(
+        store, output_lock, CheckpointUploader(store, context.progress, output_lock.check_held), settings
+    )

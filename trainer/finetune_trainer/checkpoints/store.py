@@ -22,42 +22,42 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.recipe import FIRST_RECIPE, RECIPE
 from finetune_trainer.records.manifest import FileRecord
 from finetune_trainer.storage import (
-    OUTPUT,
+    OUTPUT_ERRORS,
     S3,
     InputFile,
     Location,
     S3Object,
-    download,
-    listed,
+    delete_objects,
+    download_objects,
+    list_objects,
     put_bytes,
     put_file,
-    read,
-    remove,
+    read_object,
 )
-from finetune_trainer.telemetry.progress import now
+from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.run_log import LOG_NAME
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = ".checkpoints/"
-MARKER = "checkpoint.json"
-FORMAT = 1
+CHECKPOINTS_PREFIX = ".checkpoints/"
+CHECKPOINT_MANIFEST_NAME = "checkpoint.json"
+CHECKPOINT_FORMAT_VERSION = 1
 COUNTS_NAME = "counts.json"
 """What was trained before it, and what was seen of the validation data."""
-FOLD_LOSSES = "foldLosses"
+FOLD_LOSSES_KEY = "foldLosses"
 """In that file: of the folds of a cross-validation that were done before it."""
-BEST_NAME = "best.safetensors"
+BEST_ADAPTER_NAME = "best.safetensors"
 """The adapter of the lowest validation loss so far, where the run publishes that one."""
-_FILES = re.compile(
+_ALLOWED_FILES = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
-    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_NAME}|{LOG_NAME}"
+    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_ADAPTER_NAME}|{LOG_NAME}"
 )
 """All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
-_STEP = re.compile(r"step-(\d+)/(.+)")
+_STEP_FILE = re.compile(r"step-(\d+)/(.+)")
 
 
 @dataclass(frozen=True)
-class Origin:
+class CheckpointProvenance:
     """What a checkpoint must come from to be of use."""
 
     config_digest: str
@@ -66,13 +66,13 @@ class Origin:
     versions: dict[str, str]
 
 
-def _readable(time: str) -> str:
+def _validate_timestamp(timestamp: str) -> str:
     """It is reported as the run's progress, and whoever may write to the bucket wrote it. Raises `ValueError`."""
-    datetime.fromisoformat(time)
-    return time
+    datetime.fromisoformat(timestamp)
+    return timestamp
 
 
-class Marker(Model):
+class CheckpointManifest(Model):
     """`checkpoint.json`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -80,7 +80,7 @@ class Marker(Model):
     format_version: int
     recipe: int = FIRST_RECIPE
     step: int
-    created_at: Annotated[str, StringConstraints(max_length=64), AfterValidator(_readable)]
+    created_at: Annotated[str, StringConstraints(max_length=64), AfterValidator(_validate_timestamp)]
     config_digest: str
     data_digest: str
     model_revision: str
@@ -93,7 +93,7 @@ class Marker(Model):
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredCheckpoint:
     """A checkpoint on disk, verified."""
 
     folder: Path
@@ -104,153 +104,173 @@ class Restored:
 class CheckpointStore:
     """The checkpoints of one run, newest `keep` of them."""
 
-    def __init__(self, s3: S3, output: Location, origin: Origin, keep: int) -> None:
+    def __init__(self, s3: S3, output: Location, provenance: CheckpointProvenance, keep_count: int) -> None:
         self._s3 = s3
-        self._all = output.below(CHECKPOINTS)
-        self._own = self._all.below(origin.config_digest.removeprefix("sha256:") + "/")
-        self._origin = origin
-        self._keep = keep
+        self._root = output.child(CHECKPOINTS_PREFIX)
+        self._run_root = self._root.child(provenance.config_digest.removeprefix("sha256:") + "/")
+        self._provenance = provenance
+        self._keep_count = keep_count
 
-    def save(self, folder: Path, step: int, check: Callable[[], None]) -> None:
+    def save(self, folder: Path, step: int, check_lock: Callable[[], None]) -> None:
         """Upload a saved state, then its marker; older ones go only now. `check` says whether we may still write."""
-        check()
-        prefix = self._own.below(f"step-{step}/")
-        remove(self._s3, [prefix.below(MARKER)])  # of an earlier attempt, whose files are about to be replaced
-        files = [self._upload(prefix, folder, path) for path in sorted(files_of(folder))]
-        marker = Marker(
-            format_version=FORMAT, recipe=RECIPE, step=step, created_at=now(), files=files, **vars(self._origin)
+        check_lock()
+        prefix = self._run_root.child(f"step-{step}/")
+        delete_objects(
+            self._s3, [prefix.child(CHECKPOINT_MANIFEST_NAME)]
+        )  # of an earlier attempt, whose files are about to be replaced
+        files = [self._upload(prefix, folder, path) for path in sorted(list_files(folder))]
+        manifest = CheckpointManifest(
+            format_version=CHECKPOINT_FORMAT_VERSION,
+            recipe=RECIPE,
+            step=step,
+            created_at=current_timestamp(),
+            files=files,
+            **vars(self._provenance),
         )
-        check()
-        put_bytes(self._s3, prefix.below(MARKER), marker.to_bytes())
+        check_lock()
+        put_bytes(self._s3, prefix.child(CHECKPOINT_MANIFEST_NAME), manifest.to_bytes())
         self._prune(step)
 
     def _upload(self, prefix: Location, folder: Path, path: Path) -> FileRecord:
         name = path.relative_to(folder).as_posix()
-        digest = put_file(self._s3, prefix.below(name), path)
+        digest = put_file(self._s3, prefix.child(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, newest_step: int) -> None:
         """Keep the newest; later steps are of an attempt that came to nothing."""
-        steps = self._steps()
-        whole = [step for step in sorted(steps, reverse=True) if step <= newest and MARKER in steps[step]]
-        for step in steps.keys() - set(whole[: self._keep]):
-            self._remove(steps[step])
+        steps = self._list_steps()
+        complete_steps = [
+            step
+            for step in sorted(steps, reverse=True)
+            if step <= newest_step and CHECKPOINT_MANIFEST_NAME in steps[step]
+        ]
+        for step in steps.keys() - set(complete_steps[: self._keep_count]):
+            self._delete_checkpoint(steps[step])
 
     def clear(self) -> None:
         """Remove this run's checkpoints: its result is published."""
-        for objects in self._steps().values():
-            self._remove(objects)
+        for objects in self._list_steps().values():
+            self._delete_checkpoint(objects)
 
-    def _remove(self, objects: dict[str, S3Object]) -> None:
+    def _delete_checkpoint(self, objects: dict[str, S3Object]) -> None:
         # The marker first, so that nothing half removed looks whole.
-        names = sorted(objects, key=lambda name: name != MARKER)
-        remove(self._s3, [objects[name].location for name in names])
+        names = sorted(objects, key=lambda name: name != CHECKPOINT_MANIFEST_NAME)
+        delete_objects(self._s3, [objects[name].location for name in names])
 
-    def _steps(self) -> dict[int, dict[str, S3Object]]:
+    def _list_steps(self) -> dict[int, dict[str, S3Object]]:
         steps: dict[int, dict[str, S3Object]] = {}
-        for each in listed(self._s3, self._own):
-            found = _STEP.fullmatch(each.name)
-            if found:
-                steps.setdefault(int(found[1]), {})[found[2]] = replace(each, name=found[2])
+        for stored_object in list_objects(self._s3, self._run_root):
+            key_match = _STEP_FILE.fullmatch(stored_object.name)
+            if key_match:
+                steps.setdefault(int(key_match[1]), {})[key_match[2]] = replace(stored_object, name=key_match[2])
         return steps
 
-    def newest(self, target: Path) -> Restored | None:
+    def fetch_newest(self, target: Path) -> RestoredCheckpoint | None:
         """Fetch the newest that is whole and of this very run; the log says why others are not used."""
-        self._mention_others()
-        steps = self._steps()
+        self._log_other_configs()
+        steps = self._list_steps()
         for step in sorted(steps, reverse=True):
             folder = target / f"checkpoint-{step}"  # the name that transformers expects
-            fetched = self._fetch(steps[step], folder)
-            if isinstance(fetched, Marker):
+            manifest_or_problem = self._fetch_verified(steps[step], folder)
+            if isinstance(manifest_or_problem, CheckpointManifest):
                 log.info("checkpoint: going on from step %d", step)
-                return Restored(folder, step, fetched.created_at)
+                return RestoredCheckpoint(folder, step, manifest_or_problem.created_at)
             shutil.rmtree(folder, ignore_errors=True)
-            log.warning("checkpoint: the one of step %d is not used: %s", step, fetched)
+            log.warning("checkpoint: the one of step %d is not used: %s", step, manifest_or_problem)
         if steps:
             log.warning("checkpoint: training starts afresh, since none of those found can be used")
         return None
 
     def fetch(self, step: int, target: Path) -> None:
         """The one of this step, which another worker goes on from. Raises `STORAGE_CORRUPT` if it cannot be used."""
-        fetched = self._fetch(self._steps().get(step, {}), target / f"checkpoint-{step}")
-        if not isinstance(fetched, Marker):
-            raise TrainerError(Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {fetched}")
+        manifest_or_problem = self._fetch_verified(self._list_steps().get(step, {}), target / f"checkpoint-{step}")
+        if not isinstance(manifest_or_problem, CheckpointManifest):
+            raise TrainerError(
+                Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {manifest_or_problem}"
+            )
 
-    def _mention_others(self) -> None:
-        names = {each.location.key.removeprefix(self._all.key) for each in listed(self._s3, self._all)}
-        own = self._own.key.removeprefix(self._all.key)
-        others = sorted({name.partition("/")[0] for name in names if not name.startswith(own)})
-        if others:
-            shown = ", ".join(each[:12] for each in others[:5])
-            log.info("checkpoint: %d other configs have some here, which are left alone: %s", len(others), shown)
+    def _log_other_configs(self) -> None:
+        names = {
+            stored_object.location.key.removeprefix(self._root.key)
+            for stored_object in list_objects(self._s3, self._root)
+        }
+        own_name = self._run_root.key.removeprefix(self._root.key)
+        other_digests = sorted({name.partition("/")[0] for name in names if not name.startswith(own_name)})
+        if other_digests:
+            shortened = ", ".join(digest[:12] for digest in other_digests[:5])
+            log.info(
+                "checkpoint: %d other configs have some here, which are left alone: %s", len(other_digests), shortened
+            )
 
-    def _fetch(self, objects: dict[str, S3Object], folder: Path) -> Marker | str:
+    def _fetch_verified(self, objects: dict[str, S3Object], folder: Path) -> CheckpointManifest | str:
         """Download one, verified. Returns its marker, or why it cannot be used."""
-        if MARKER not in objects:
+        if CHECKPOINT_MANIFEST_NAME not in objects:
             return "it is incomplete"
-        content = read(self._s3, objects[MARKER].location)
+        content = read_object(self._s3, objects[CHECKPOINT_MANIFEST_NAME].location)
         try:
-            marker = Marker.model_validate_json(content or b"")
+            manifest = CheckpointManifest.model_validate_json(content or b"")
         except ValidationError:
-            return f"its {MARKER} cannot be read"
-        problem = self._unfit(marker) or _incomplete(marker, objects)
-        return problem or self._download(marker, objects, folder) or marker
+            return f"its {CHECKPOINT_MANIFEST_NAME} cannot be read"
+        problem = self._find_mismatch(manifest) or _find_incomplete(manifest, objects)
+        return problem or self._download_files(manifest, objects, folder) or manifest
 
-    def _unfit(self, marker: Marker) -> str | None:
-        if marker.format_version != FORMAT:
-            return f"it has format {marker.format_version}, this trainer knows {FORMAT}"
-        if marker.recipe != RECIPE:
-            return f"it was trained by recipe {marker.recipe}, this trainer uses recipe {RECIPE}"
-        if marker.data_digest != self._origin.data_digest:
+    def _find_mismatch(self, manifest: CheckpointManifest) -> str | None:
+        if manifest.format_version != CHECKPOINT_FORMAT_VERSION:
+            return f"it has format {manifest.format_version}, this trainer knows {CHECKPOINT_FORMAT_VERSION}"
+        if manifest.recipe != RECIPE:
+            return f"it was trained by recipe {manifest.recipe}, this trainer uses recipe {RECIPE}"
+        if manifest.data_digest != self._provenance.data_digest:
             return "the data has changed since"
-        if marker.model_revision != self._origin.model_revision:
+        if manifest.model_revision != self._provenance.model_revision:
             return "the base model has changed since"
         return None
 
-    def _download(self, marker: Marker, objects: dict[str, S3Object], folder: Path) -> str | None:
-        wanted = [objects[file.path] for file in marker.files]
+    def _download_files(self, manifest: CheckpointManifest, objects: dict[str, S3Object], folder: Path) -> str | None:
+        objects_to_download = [objects[file.path] for file in manifest.files]
         try:
-            files = download(self._s3, wanted, folder, OUTPUT, lambda _: None)
+            files = download_objects(self._s3, objects_to_download, folder, OUTPUT_ERRORS, lambda _: None)
         except TrainerError as error:
             if error.reason not in (Reason.STORAGE_CORRUPT, Reason.OUTPUT_NOT_FOUND):
                 raise
             return error.message
-        problem = _damaged(marker, files) or _unsafe(folder)
+        problem = _find_damaged(manifest, files) or _find_unsafe(folder)
         if problem is None:
-            self._compare_versions(marker)
+            self._warn_changed_versions(manifest)
         return problem
 
-    def _compare_versions(self, marker: Marker) -> None:
-        for name, version in self._origin.versions.items():
-            before = marker.versions.get(name, "none")
-            if before != version:
-                log.warning("checkpoint: it was made with %s %s, this is %s; losses may differ", name, before, version)
+    def _warn_changed_versions(self, manifest: CheckpointManifest) -> None:
+        for name, version in self._provenance.versions.items():
+            saved_version = manifest.versions.get(name, "none")
+            if saved_version != version:
+                log.warning(
+                    "checkpoint: it was made with %s %s, this is %s; losses may differ", name, saved_version, version
+                )
 
 
-def files_of(folder: Path) -> Iterator[Path]:
+def list_files(folder: Path) -> Iterator[Path]:
     """What is stored of a state that transformers has saved."""
-    return (path for path in folder.rglob("*") if _FILES.fullmatch(path.name) and path.is_file())
+    return (path for path in folder.rglob("*") if _ALLOWED_FILES.fullmatch(path.name) and path.is_file())
 
 
-def _incomplete(marker: Marker, objects: dict[str, S3Object]) -> str | None:
-    for file in marker.files:
-        if not _FILES.fullmatch(file.path.rpartition("/")[2]):
+def _find_incomplete(manifest: CheckpointManifest, objects: dict[str, S3Object]) -> str | None:
+    for file in manifest.files:
+        if not _ALLOWED_FILES.fullmatch(file.path.rpartition("/")[2]):
             return f"it names {file.path}, which no checkpoint has"
         if file.path not in objects:
             return f"{file.path} is missing"
         if objects[file.path].size != file.size:
             return f"{file.path} has {objects[file.path].size} bytes instead of {file.size}"
-    return None if marker.files else "it names no files"
+    return None if manifest.files else "it names no files"
 
 
-def _damaged(marker: Marker, files: list[InputFile]) -> str | None:
-    for record, file in zip(marker.files, files, strict=True):
+def _find_damaged(manifest: CheckpointManifest, files: list[InputFile]) -> str | None:
+    for record, file in zip(manifest.files, files, strict=True):
         if record.sha256 != file.sha256:
             return f"{record.path} is damaged"
     return None
 
 
-def _unsafe(folder: Path) -> str | None:
+def _find_unsafe(folder: Path) -> str | None:
     """Whoever may write to the bucket may write a pickle that runs code; only numbers and names are taken."""
     import torch
     from transformers.trainer_pt_utils import safe_globals

@@ -11,75 +11,77 @@ from finetune_trainer.contract import SCRATCH_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from finetune_trainer.cli.generate import Question
+    from finetune_trainer.cli.generate import GenerateRequest
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """`run`, `plan` and `generate`."""
-    top = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="train and publish the adapter"))
-    _add_plan(commands.add_parser("plan", help="say what a run would do and need, without training"))
-    _add_generate(commands.add_parser("generate", help="ask the base model and the adapter the same questions"))
-    return top
+    parser = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run_arguments(subparsers.add_parser("run", help="train and publish the adapter"))
+    _add_plan_arguments(subparsers.add_parser("plan", help="say what a run would do and need, without training"))
+    _add_generate_arguments(
+        subparsers.add_parser("generate", help="ask the base model and the adapter the same questions")
+    )
+    return parser
 
 
-def scratch(parsed: argparse.Namespace) -> Path:
+def resolve_scratch(args: argparse.Namespace) -> Path:
     """The folder to write to: the option's, the pod's, or the one we are in."""
-    folder = Path(parsed.work_dir or os.environ.get(SCRATCH_ENV) or ".")
+    folder = Path(args.work_dir or os.environ.get(SCRATCH_ENV) or ".")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
 
 
-def question(parsed: argparse.Namespace) -> Question:
+def build_generate_request(args: argparse.Namespace) -> GenerateRequest:
     """What `generate` is to ask; a manifest names model, adapter and storage, options win over it."""
-    from finetune_trainer.cli.generate import Question
+    from finetune_trainer.cli.generate import GenerateRequest
     from finetune_trainer.config import loader
 
-    config = loader.load(parsed.manifest) if parsed.manifest else None
-    model = parsed.model or (config and config.model.uri)
+    config = loader.load_manifest(args.manifest) if args.manifest else None
+    model = args.model or (config and config.model.uri)
     if not model:
         raise TrainerError(Reason.CONFIG_INVALID, "name a manifest, or a model with --model")
     storage = config.storage if config else Storage()
-    if parsed.endpoint:
-        storage = storage.model_copy(update={"endpoint": parsed.endpoint})
-    return Question(
+    if args.endpoint:
+        storage = storage.model_copy(update={"endpoint": args.endpoint})
+    return GenerateRequest(
         model=model,
-        revision=config.model.revision if config and not parsed.model else None,
-        adapter=None if parsed.base_only else parsed.adapter or (config.output.uri if config else None),
-        prompts=parsed.prompt,
-        max_new_tokens=parsed.max_new_tokens,
+        revision=config.model.revision if config and not args.model else None,
+        adapter=None if args.base_only else args.adapter or (config.output.uri if config else None),
+        prompts=args.prompt,
+        max_new_tokens=args.max_new_tokens,
         storage=storage,
     )
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "manifest", nargs="?", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML; absent: $FINETUNE_CONFIG"
     )
-    _add_work_dir(command)
+    _add_work_dir_argument(parser)
 
 
-def _add_plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML")
-    command.add_argument("--json", action="store_true", help="JSON instead of a table")
-    _add_work_dir(command)
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    _add_work_dir_argument(parser)
 
 
-def _add_generate(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("manifest", nargs="?", type=Path, metavar="MANIFEST", help="takes model, adapter and storage from it")
-    add("--model", metavar="URI", help="base model: a folder, s3://, hf:// or pvc://")
-    add("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: the base model alone answers")
-    add("--base-only", action="store_true", help="leave the manifest's adapter out")
-    add("--prompt", metavar="TEXT", action="append", required=True, help="may be given several times")
-    add("--max-new-tokens", metavar="N", type=int, default=128, help="longest answer (%(default)s)")
-    add("--endpoint", metavar="URL", help="S3 endpoint, where it is not AWS")
-    add("--json", action="store_true", help="one JSON object per line instead of text")
-    _add_work_dir(command)
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_argument = parser.add_argument
+    add_argument("manifest", nargs="?", type=Path, metavar="MANIFEST", help="takes model, adapter and storage from it")
+    add_argument("--model", metavar="URI", help="base model: a folder, s3://, hf:// or pvc://")
+    add_argument("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: the base model alone answers")
+    add_argument("--base-only", action="store_true", help="leave the manifest's adapter out")
+    add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be given several times")
+    add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="longest answer (%(default)s)")
+    add_argument("--endpoint", metavar="URL", help="S3 endpoint, where it is not AWS")
+    add_argument("--json", action="store_true", help="one JSON object per line instead of text")
+    _add_work_dir_argument(parser)
 
 
-def _add_work_dir(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+def _add_work_dir_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="scratch space; absent: $FINETUNE_SCRATCH or the current folder"
     )

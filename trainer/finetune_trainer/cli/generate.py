@@ -15,13 +15,13 @@ from finetune_trainer.contract import ModelSource, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import base_model
 from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest
-from finetune_trainer.storage import OUTPUT, S3, Location, check_space, download, find
+from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, check_disk_space, download_objects, find_objects
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Question:
+class GenerateRequest:
     """What to ask whom. Model and adapter are URIs or local folders."""
 
     model: str
@@ -33,95 +33,104 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CompletionComparison:
     """To one prompt."""
 
     prompt: str
-    base: str
-    adapted: str | None
+    base_completion: str
+    adapter_completion: str | None
 
     def to_text(self) -> str:
         """For people."""
-        lines = [f"prompt:  {self.prompt}", f"base:    {self.base}"]
-        return "\n".join(lines if self.adapted is None else [*lines, f"adapter: {self.adapted}"])
+        lines = [f"prompt:  {self.prompt}", f"base:    {self.base_completion}"]
+        return "\n".join(lines if self.adapter_completion is None else [*lines, f"adapter: {self.adapter_completion}"])
 
     def to_json(self) -> str:
         """One line, for programs."""
-        fields = {"prompt": self.prompt, "base": self.base, "adapter": self.adapted}
+        fields = {"prompt": self.prompt, "base": self.base_completion, "adapter": self.adapter_completion}
         return json.dumps({key: value for key, value in fields.items() if value is not None}, ensure_ascii=False)
 
 
-def answer(question: Question, scratch: Path) -> list[Answer]:
+def compare_completions(request: GenerateRequest, scratch: Path) -> list[CompletionComparison]:
     """Ask the base model and, if there is one, the model with the adapter."""
-    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        adapter = _adapter(question, folder / "adapter")
-        model = _model(question, _revision(question, adapter), folder / "model")
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as temporary_path:
+        folder = Path(temporary_path)
+        adapter_dir = _fetch_adapter(request, folder / "adapter")
+        model_dir = _fetch_model(request, _choose_revision(request, adapter_dir), folder / "model")
 
         from finetune_trainer.inputs import model_files
         from finetune_trainer.modeling import generate
 
-        model_files.check_model_dir(model)
-        base = generate.generate(model, None, question.prompts, question.max_new_tokens)
-        adapted: Sequence[str | None] = [None] * len(base)
-        if adapter is not None:
-            adapted = generate.generate(model, adapter, question.prompts, question.max_new_tokens)
-        return [Answer(*each) for each in zip(question.prompts, base, adapted, strict=True)]
+        model_files.check_model_dir(model_dir)
+        base_completions = generate.generate_completions(model_dir, None, request.prompts, request.max_new_tokens)
+        adapter_completions: Sequence[str | None] = [None] * len(base_completions)
+        if adapter_dir is not None:
+            adapter_completions = generate.generate_completions(
+                model_dir, adapter_dir, request.prompts, request.max_new_tokens
+            )
+        return [
+            CompletionComparison(*row)
+            for row in zip(request.prompts, base_completions, adapter_completions, strict=True)
+        ]
 
 
-def _model(question: Question, revision: str | None, target: Path) -> Path:
-    if "://" not in question.model:
-        return _local(question.model, Reason.MODEL_NOT_FOUND)
-    found = base_model.locate(ModelSource(uri=question.model, revision=revision), S3(question.storage))
-    check_space(target.parent, found.size)
-    return found.fetch(target, _uncounted).folder
+def _fetch_model(request: GenerateRequest, revision: str | None, target: Path) -> Path:
+    if "://" not in request.model:
+        return _resolve_local_folder(request.model, Reason.MODEL_NOT_FOUND)
+    source = base_model.resolve_model(ModelSource(uri=request.model, revision=revision), S3(request.storage))
+    check_disk_space(target.parent, source.size)
+    return source.fetch(target, _ignore_bytes).folder
 
 
-def _adapter(question: Question, target: Path) -> Path | None:
-    if question.adapter is None:
+def _fetch_adapter(request: GenerateRequest, target: Path) -> Path | None:
+    if request.adapter is None:
         return None
-    if "://" not in question.adapter:
-        return _local(question.adapter, Reason.DATA_NOT_FOUND)
-    if not question.adapter.startswith("s3://"):
-        message = f"{question.adapter}: an adapter is a local folder or an s3:// prefix"
+    if "://" not in request.adapter:
+        return _resolve_local_folder(request.adapter, Reason.DATA_NOT_FOUND)
+    if not request.adapter.startswith("s3://"):
+        message = f"{request.adapter}: an adapter is a local folder or an s3:// prefix"
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    s3 = S3(question.storage)
-    objects = [each for each in find(s3, Location.folder(question.adapter), OUTPUT) if not each.name.startswith(".")]
-    files = download(s3, objects, target, OUTPUT, _uncounted)
-    digests = {file.path.relative_to(target).as_posix(): file.sha256 for file in files}
-    _verify(question.adapter, target, digests)
+    s3 = S3(request.storage)
+    objects = [
+        s3_object
+        for s3_object in find_objects(s3, Location.parse_folder(request.adapter), OUTPUT_ERRORS)
+        if not s3_object.name.startswith(".")
+    ]
+    downloaded_files = download_objects(s3, objects, target, OUTPUT_ERRORS, _ignore_bytes)
+    sha256_by_path = {file.path.relative_to(target).as_posix(): file.sha256 for file in downloaded_files}
+    _verify_digests(request.adapter, target, sha256_by_path)
     return target
 
 
-def _verify(uri: str, folder: Path, digests: dict[str, str]) -> None:
+def _verify_digests(uri: str, folder: Path, sha256_by_path: dict[str, str]) -> None:
     """A result is what its manifest says it is."""
     if not (folder / MANIFEST_NAME).is_file():
         raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri} holds no finished result: it has no {MANIFEST_NAME}")
-    for file in _manifest(folder).files:
-        if digests.get(file.path) != file.sha256:
+    for file in _read_manifest(folder).files:
+        if sha256_by_path.get(file.path) != file.sha256:
             raise TrainerError(Reason.STORAGE_CORRUPT, f"{uri}/{file.path} is not what {MANIFEST_NAME} says it is")
 
 
-def _revision(question: Question, adapter: Path | None) -> str | None:
+def _choose_revision(request: GenerateRequest, adapter_dir: Path | None) -> str | None:
     """Of a hub model, the commit that the adapter was made for, unless one is asked for."""
-    if question.revision or not question.model.startswith("hf://") or adapter is None:
-        return question.revision
-    return _manifest(adapter).model.revision if (adapter / MANIFEST_NAME).is_file() else None
+    if request.revision or not request.model.startswith("hf://") or adapter_dir is None:
+        return request.revision
+    return _read_manifest(adapter_dir).model.revision if (adapter_dir / MANIFEST_NAME).is_file() else None
 
 
-def _manifest(adapter: Path) -> AdapterManifest:
+def _read_manifest(adapter_dir: Path) -> AdapterManifest:
     try:
-        return AdapterManifest.model_validate_json((adapter / MANIFEST_NAME).read_bytes())
+        return AdapterManifest.model_validate_json((adapter_dir / MANIFEST_NAME).read_bytes())
     except ValidationError as error:
-        raise TrainerError(Reason.DATA_INVALID, f"{adapter / MANIFEST_NAME} cannot be understood") from error
+        raise TrainerError(Reason.DATA_INVALID, f"{adapter_dir / MANIFEST_NAME} cannot be understood") from error
 
 
-def _local(path: str, missing: Reason) -> Path:
+def _resolve_local_folder(path: str, missing_reason: Reason) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise TrainerError(missing, f"{path} is no folder and no URI")
+        raise TrainerError(missing_reason, f"{path} is no folder and no URI")
     return folder
 
 
-def _uncounted(_: int) -> None:
+def _ignore_bytes(_: int) -> None:
     """Nobody watches this download."""

@@ -20,65 +20,69 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from finetune_trainer.contract import PROCESSES_ENV, ExitCode, Outcome, Reason
-from finetune_trainer.distributed.topology import FOLDER_ENV, Layout, asked
+from finetune_trainer.distributed.topology import NODE_FOLDER_ENV, Topology, topology_from_env
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.shutdown import StopRequest, deferred
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 log = logging.getLogger(__name__)
 
-MEETING_ENV = "FINETUNE_RENDEZVOUS_SECONDS"
+RENDEZVOUS_SECONDS_ENV = "FINETUNE_RENDEZVOUS_SECONDS"
 """Seconds that the workers of all nodes have to come together."""
-_MEETING_SECONDS = "900"
-_SPARE_SECONDS = 5.0
+_DEFAULT_RENDEZVOUS_SECONDS = "900"
+_EXTRA_GRACE_SECONDS = 5.0
 """More than the workers have to save their work in."""
-_CONSEQUENCES = (Reason.PREEMPTED, Reason.PEER_LOST)
+_SECONDARY_REASONS = (Reason.PREEMPTED, Reason.PEER_LOST)
 """Ends of a worker that follow from another's."""
 
 
 @dataclass
-class Ended:
+class AgentResult:
     """How the agent's work ended: exit statuses of the workers that failed first, or why none was started."""
 
-    first: dict[int, int] = field(default_factory=dict)
-    error: RuntimeError | None = None
+    first_failures: dict[int, int] = field(default_factory=dict)
+    rendezvous_error: RuntimeError | None = None
 
 
-def launch(scratch: Path, known: Known, arguments: Sequence[str]) -> Outcome:
+def launch(scratch: Path, context: RunContext, arguments: Sequence[str]) -> Outcome:
     """Run `finetune-trainer` with these arguments in each worker of this node."""
-    layout = asked()
-    config = _config(layout)
-    where = f"{layout.workers} on {layout.nodes} nodes, this is node {layout.node}"
-    log.info("workers: %s; they meet at %s", where, layout.rendezvous)
-    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as name:
-        os.environ[FOLDER_ENV] = name
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // layout.per_node)))
-        with deferred(known, _SPARE_SECONDS) as stop:
-            ended = Ended()
-            thread = threading.Thread(target=_launch, args=(config, arguments, ended), name="workers", daemon=True)
-            thread.start()
-            _accompany(thread, stop)
-            said = dict(_said(Path(name)))
-            _remember(known, said)
-        return _summed_up(layout, said, ended)
+    topology = topology_from_env()
+    launch_config = _build_launch_config(topology)
+    description = f"{topology.world_size} on {topology.node_count} nodes, this is node {topology.node_rank}"
+    log.info("workers: %s; they meet at %s", description, topology.rendezvous_endpoint)
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as node_folder:
+        os.environ[NODE_FOLDER_ENV] = node_folder
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // topology.processes_per_node))
+        )
+        with defer_signals(context, _EXTRA_GRACE_SECONDS) as shutdown:
+            agent_result = AgentResult()
+            agent_thread = threading.Thread(
+                target=_run_agent, args=(launch_config, arguments, agent_result), name="workers", daemon=True
+            )
+            agent_thread.start()
+            _wait_for_agent(agent_thread, shutdown)
+            outcomes = dict(_read_outcomes(Path(node_folder)))
+            _copy_rank_zero_state(context, outcomes)
+        return _combine_outcomes(topology, outcomes, agent_result)
 
 
-def _accompany(agent: threading.Thread, stop: StopRequest) -> None:
+def _wait_for_agent(agent_thread: threading.Thread, shutdown: GracefulShutdown) -> None:
     """Until the workers have ended; whoever tells this process to stop tells them."""
-    told = False
-    while agent.is_alive():
-        if stop.made and not told:
-            told = _pass_on()
-            if not told:
+    is_forwarded = False
+    while agent_thread.is_alive():
+        if shutdown.requested and not is_forwarded:
+            is_forwarded = _forward_sigterm()
+            if not is_forwarded:
                 return  # they have not met yet, so there is nothing to save
-        agent.join(0.1)
+        agent_thread.join(0.1)
 
 
-def _launch(config: LaunchConfig, arguments: Sequence[str], ended: Ended) -> None:
+def _run_agent(config: LaunchConfig, arguments: Sequence[str], agent_result: AgentResult) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
@@ -87,49 +91,54 @@ def _launch(config: LaunchConfig, arguments: Sequence[str], ended: Ended) -> Non
     try:
         elastic_launch(config, sys.executable)("-m", "finetune_trainer", *arguments)
     except ChildFailedError as error:
-        begun = min(each.timestamp for each in error.failures.values())
-        ended.first = {rank: each.exitcode for rank, each in error.failures.items() if each.timestamp == begun}
+        first_timestamp = min(failure.timestamp for failure in error.failures.values())
+        agent_result.first_failures = {
+            rank: each.exitcode for rank, each in error.failures.items() if each.timestamp == first_timestamp
+        }
     except RuntimeError as error:  # of the meeting: no worker was started
-        ended.error = error
+        agent_result.rendezvous_error = error
 
 
-def _config(layout: Layout) -> LaunchConfig:
+def _build_launch_config(topology: Topology) -> LaunchConfig:
     import torch
     from torch.distributed.launcher.api import LaunchConfig
 
-    gpus = torch.cuda.device_count()
-    if 0 < gpus < layout.per_node:
-        message = f"{PROCESSES_ENV} asks for {layout.per_node} workers, with a GPU each, and {gpus} are visible"
+    gpu_count = torch.cuda.device_count()
+    if 0 < gpu_count < topology.processes_per_node:
+        message = (
+            f"{PROCESSES_ENV} asks for {topology.processes_per_node} workers, with a GPU each, and "
+            f"{gpu_count} are visible"
+        )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    seconds = int(os.environ.get(MEETING_ENV, _MEETING_SECONDS))
+    rendezvous_seconds = int(os.environ.get(RENDEZVOUS_SECONDS_ENV, _DEFAULT_RENDEZVOUS_SECONDS))
     return LaunchConfig(
-        min_nodes=layout.nodes,
-        max_nodes=layout.nodes,
-        nproc_per_node=layout.per_node,
+        min_nodes=topology.node_count,
+        max_nodes=topology.node_count,
+        nproc_per_node=topology.processes_per_node,
         run_id="finetune",
         rdzv_backend="static",
-        rdzv_endpoint=layout.rendezvous,
-        rdzv_configs={"rank": layout.node, "timeout": seconds},
+        rdzv_endpoint=topology.rendezvous_endpoint,
+        rdzv_configs={"rank": topology.node_rank, "timeout": rendezvous_seconds},
         max_restarts=0,  # Kubernetes starts all anew
         monitor_interval=0.2,
-        virtual_local_rank=gpus > 0,  # each worker sees its own GPU alone
+        virtual_local_rank=gpu_count > 0,  # each worker sees its own GPU alone
     )
 
 
-def _pass_on() -> bool:
+def _forward_sigterm() -> bool:
     """Tell the workers to stop; False if there are none yet."""
     import psutil
 
-    workers = psutil.Process().children()
-    for each in workers:
+    processes = psutil.Process().children()
+    for process in processes:
         try:
-            each.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         except psutil.NoSuchProcess:
             continue
-    return bool(workers)
+    return bool(processes)
 
 
-def _said(folder: Path) -> Iterable[tuple[int, Outcome]]:
+def _read_outcomes(folder: Path) -> Iterable[tuple[int, Outcome]]:
     """What each worker wrote at its end, by its number."""
     for path in sorted(folder.glob("outcome-*")):
         try:
@@ -138,46 +147,52 @@ def _said(folder: Path) -> Iterable[tuple[int, Outcome]]:
             continue  # it was killed while it wrote
 
 
-def _remember(known: Known, said: Mapping[int, Outcome]) -> None:
+def _copy_rank_zero_state(context: RunContext, outcomes: Mapping[int, Outcome]) -> None:
     """How far the first worker came is how far the run came."""
-    first = said.get(0)
-    if first and first.progress:
-        known.progress.update(**first.progress.model_dump())
-        known.backend, known.dataset = first.backend, first.dataset
+    rank_zero_outcome = outcomes.get(0)
+    if rank_zero_outcome and rank_zero_outcome.progress:
+        context.progress.update(**rank_zero_outcome.progress.model_dump())
+        context.backend, context.dataset = rank_zero_outcome.backend, rank_zero_outcome.dataset
 
 
-def _summed_up(layout: Layout, said: Mapping[int, Outcome], ended: Ended) -> Outcome:
+def _combine_outcomes(topology: Topology, outcomes: Mapping[int, Outcome], agent_result: AgentResult) -> Outcome:
     """The first worker's word if all is well, else the end that the others followed from."""
-    if 0 in said and said[0].reason.exit_code is ExitCode.OK:
-        return said[0]
-    failed = [each for each in said.values() if each.reason.exit_code is not ExitCode.OK]
-    causes = [each for each in failed if each.reason not in _CONSEQUENCES]
-    silent = {rank: status for rank, status in ended.first.items() if rank not in said}
-    if causes:
-        return causes[0]
-    if silent:
-        return _without_a_word(*next(iter(silent.items())))
-    if failed:
-        return min(failed, key=lambda each: _CONSEQUENCES.index(each.reason))
-    if said:
-        return next(iter(said.values()))
-    return _not_met(layout, ended)
+    if 0 in outcomes and outcomes[0].reason.exit_code is ExitCode.OK:
+        return outcomes[0]
+    failed_outcomes = [
+        rank_outcome for rank_outcome in outcomes.values() if rank_outcome.reason.exit_code is not ExitCode.OK
+    ]
+    root_causes = [each for each in failed_outcomes if each.reason not in _SECONDARY_REASONS]
+    silent_ranks = {rank: status for rank, status in agent_result.first_failures.items() if rank not in outcomes}
+    if root_causes:
+        return root_causes[0]
+    if silent_ranks:
+        return _build_silent_exit_outcome(*next(iter(silent_ranks.items())))
+    if failed_outcomes:
+        return min(failed_outcomes, key=lambda each: _SECONDARY_REASONS.index(each.reason))
+    if outcomes:
+        return next(iter(outcomes.values()))
+    return _build_rendezvous_outcome(topology, agent_result)
 
 
-def _without_a_word(rank: int, status: int) -> Outcome:
-    if status == -signal.SIGABRT:  # NCCL's watchdog ends the process
+def _build_silent_exit_outcome(rank: int, exit_status: int) -> Outcome:
+    if exit_status == -signal.SIGABRT:  # NCCL's watchdog ends the process
         message = f"worker {rank} was aborted, as NCCL does when another worker cannot be reached; the log says more"
-        return termination_message.make(Reason.PEER_LOST, message)
-    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    why = "; the kernel does that where memory is too small" if status == -signal.SIGKILL else ""
-    message = f"worker {rank} ended with {how} and left no word{why}"
-    return termination_message.make(Reason.INTERNAL_ERROR, message)
+        return termination_message.build_outcome(Reason.PEER_LOST, message)
+    exit_text = signal.Signals(-exit_status).name if exit_status < 0 else f"exit status {exit_status}"
+    hint = "; the kernel does that where memory is too small" if exit_status == -signal.SIGKILL else ""
+    message = f"worker {rank} ended with {exit_text} and left no word{hint}"
+    return termination_message.build_outcome(Reason.INTERNAL_ERROR, message)
 
 
-def _not_met(layout: Layout, ended: Ended) -> Outcome:
+def _build_rendezvous_outcome(topology: Topology, agent_result: AgentResult) -> Outcome:
     """One node alone counts as failed, so that one attempt of all counts once."""
-    if ended.error is None:
-        return termination_message.make(Reason.INTERNAL_ERROR, "the workers could not be started; the log says more")
-    said = str(ended.error).strip().partition("\n")[0]
-    message = f"the {layout.nodes} nodes did not come together at {layout.rendezvous}: {said}"
-    return termination_message.make(Reason.PEERS_MISSING if layout.node == 0 else Reason.PEER_LOST, message)
+    if agent_result.rendezvous_error is None:
+        return termination_message.build_outcome(
+            Reason.INTERNAL_ERROR, "the workers could not be started; the log says more"
+        )
+    first_line = str(agent_result.rendezvous_error).strip().partition("\n")[0]
+    message = f"the {topology.node_count} nodes did not come together at {topology.rendezvous_endpoint}: {first_line}"
+    return termination_message.build_outcome(
+        Reason.PEERS_MISSING if topology.node_rank == 0 else Reason.PEER_LOST, message
+    )

@@ -16,7 +16,7 @@ from finetune_trainer.contract.base import (
     ObjectName,
     S3Uri,
     SecretRef,
-    rules,
+    cel_rules,
 )
 from finetune_trainer.contract.config import (
     CLUSTER_ONLY_FIELDS,
@@ -139,5 +139,5 @@ __all__ = [
     "TrainerConfig",
     "Training",
     "Validation",
-    "rules",
+    "cel_rules",
 ]

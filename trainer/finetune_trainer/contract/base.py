@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
-def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+def cel_rules(*rule_messages: tuple[str, str]) -> dict[str, Any]:
     """CEL rules for a model's schema, each a (rule, message) pair."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rule_messages]}
 
 
 NO_PARENT = ("!self.uri.contains('/../') && !self.uri.endsWith('/..')", "uri must not contain '..'")

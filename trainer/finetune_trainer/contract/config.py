@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, SecretRef, rules
+from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, SecretRef, cel_rules
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import Evaluation
 from finetune_trainer.contract.tracking import Tracking
@@ -34,7 +34,7 @@ class ModelSource(Model):
     """The base model to start from."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             ("!has(self.revision) || self.uri.startsWith('hf://')", "revision applies to hf:// models only"),
             NO_PARENT,
             SHORT_IN_BYTES,
@@ -84,7 +84,7 @@ class Output(Model):
     """Where the result goes."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             ("!self.uri.contains('*') && !self.uri.contains('?')", "uri must not contain wildcards"),
             NO_PARENT,
             SHORT_IN_BYTES,
@@ -116,11 +116,11 @@ class Storage(Model):
     """`whenRequired`: no checksum headers beyond what S3 demands, for older S3-compatible stores."""
 
 
-def _without_cluster_only(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    kept = {key: value for key, value in spec.items() if prefix + key not in CLUSTER_ONLY_FIELDS}
+def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    trainer_fields = {key: value for key, value in spec.items() if prefix + key not in CLUSTER_ONLY_FIELDS}
     return {
-        key: _without_cluster_only(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in kept.items()
+        key: _drop_cluster_only_fields(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in trainer_fields.items()
     }
 
 
@@ -164,7 +164,7 @@ TRAINER_RULES = (
 class TrainerConfig(Model):
     """What a run is to do."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*TRAINER_RULES))
+    model_config = ConfigDict(json_schema_extra=cel_rules(*TRAINER_RULES))
 
     model: ModelSource
     """The base model to start from."""
@@ -188,7 +188,7 @@ class TrainerConfig(Model):
 
         Raises pydantic's `ValidationError` with the path of each wrong field.
         """
-        config = cls.model_validate(_without_cluster_only(manifest.get("spec", {})))
+        config = cls.model_validate(_drop_cluster_only_fields(manifest.get("spec", {})))
         metadata = manifest.get("metadata", {})
         uri = config.output.uri
         for key in ("name", "namespace"):
@@ -200,7 +200,7 @@ class TrainerConfig(Model):
 
         A field at its default counts as absent, so that a later version with more fields finds this one's results.
         """
-        parts = self.model_dump(
+        sections = self.model_dump(
             mode="json",
             by_alias=True,
             exclude_none=True,
@@ -208,7 +208,7 @@ class TrainerConfig(Model):
             include={"model": True, "dataset": True, "training": True, "evaluation": True, "output": {"merged"}},
             exclude={"training": {"checkpoints", "stall_seconds"}},
         )
-        canonical = json.dumps(
-            {name: part for name, part in parts.items() if part}, sort_keys=True, separators=(",", ":")
+        canonical_json = json.dumps(
+            {name: section for name, section in sections.items() if section}, sort_keys=True, separators=(",", ":")
         )
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(canonical_json.encode()).hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, S3Uri, rules
+from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, S3Uri, cel_rules
 
 FieldName = Literal[
     "messages",
@@ -32,7 +32,7 @@ class DataSource(Model):
     """One place that rows are read from."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             NO_PARENT,
             SHORT_IN_BYTES,
         )
@@ -56,7 +56,7 @@ class Validation(Model):
     """Rows that are not trained on, to see what the model makes of new ones."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             ("has(self.fraction) != has(self.sources)", "exactly one of fraction and sources must be set"),
         )
     )

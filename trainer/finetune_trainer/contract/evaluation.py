@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import Model, S3Uri, rules
+from finetune_trainer.contract.base import Model, S3Uri, cel_rules
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -23,7 +23,7 @@ class GateRule(Model):
     """What a metric has to be for the result to be published."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             (
                 "has(self.minimum) || has(self.maximum) || has(self.minImprovement)",
                 "at least one of minimum, maximum and minImprovement must be set",
@@ -50,7 +50,7 @@ class BiasEvaluation(Model):
     """Whether the tuning made the model treat groups of people differently than its base does."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             (
                 "!has(self.pairsURI) || (!self.pairsURI.contains('/../') && !self.pairsURI.contains('*') "
                 "&& bytes(self.pairsURI).size() <= 1024)",

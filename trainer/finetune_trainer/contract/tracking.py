@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, StringConstraints
 
-from finetune_trainer.contract.base import Model, rules
+from finetune_trainer.contract.base import Model, cel_rules
 
 TRACKING_RULES = (
     ("self.tool != 'mlflow' || has(self.uri)", "tool mlflow needs uri, the address of its server"),
@@ -21,7 +21,7 @@ TRACKING_RULES = (
 class Tracking(Model):
     """Where losses and metrics can be followed and compared with other runs'."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*TRACKING_RULES))
+    model_config = ConfigDict(json_schema_extra=cel_rules(*TRACKING_RULES))
 
     tool: Literal["mlflow", "wandb", "tensorboard"]
     """`mlflow`: an MLflow server. `wandb`: Weights & Biases. `tensorboard`: event files beside the result, below

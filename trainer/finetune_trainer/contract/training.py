@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_trainer.contract.base import Model, ModuleName, rules
+from finetune_trainer.contract.base import Model, ModuleName, cel_rules
 
 
 class Lora(Model):
     """Low-rank adaptation, in PEFT's terms."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             (
                 "self.targetModules.size() == 1 || !('all-linear' in self.targetModules)",
                 "targetModules is either ['all-linear'] or a list of module names",
@@ -66,7 +66,7 @@ class Training(Model):
     """How to train."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=cel_rules(
             ("has(self.epochs) != has(self.maxSteps)", "exactly one of epochs and maxSteps must be set"),
             ("!self.packing || self.method == 'sft'", "packing applies to method sft only"),
             (

@@ -14,20 +14,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.chat_template import MARK, Messages, Template
+from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages
 from finetune_trainer.data.row_types import RowError
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_USER = {"role": "user", "content": "question"}
-_ANSWER = {"role": "assistant", "content": MARK}
-_PROBES: tuple[Messages, ...] = ([_USER, _ANSWER], [{"role": "system", "content": "instruction"}, _USER, _ANSWER])
+_PROBE_USER_TURN = {"role": "user", "content": "question"}
+_PROBE_ASSISTANT_TURN = {"role": "assistant", "content": ANSWER_MARK}
+_PROBE_CONVERSATIONS: tuple[Messages, ...] = (
+    [_PROBE_USER_TURN, _PROBE_ASSISTANT_TURN],
+    [{"role": "system", "content": "instruction"}, _PROBE_USER_TURN, _PROBE_ASSISTANT_TURN],
+)
 
 
 @dataclass(frozen=True)
-class Ending:
+class EndOfTurn:
     """What ends an answer; empty if the template ends it with ordinary text, with blanks or not at all.
 
     `texts` are the ending up to each of its structural tokens, the longest first: a template may write less of it
@@ -36,17 +39,17 @@ class Ending:
     """
 
     texts: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
-    stop: int | None = None
+    token_ids: tuple[int, ...] = ()
+    stop_token_id: int | None = None
 
-    def end_after(self, text: str, answer: tuple[int, int]) -> int | None:
+    def find_end(self, text: str, answer_span: tuple[int, int]) -> int | None:
         """Where the ending of this answer ends; none if it does not stand there. The answer may hold a part of it."""
-        start, end = answer
+        start, end = answer_span
         for ending in self.texts:
-            at = text.rfind(ending, start, end + len(ending))
-            ended = at + len(ending)
-            if at >= 0 and not text[ended:end].strip():
-                return ended
+            position = text.rfind(ending, start, end + len(ending))
+            ending_end = position + len(ending)
+            if position >= 0 and not text[ending_end:end].strip():
+                return ending_end
         return None
 
 
@@ -55,7 +58,7 @@ class _Token:
     id: int
     start: int
     end: int
-    structural: bool
+    is_structural: bool
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -68,72 +71,76 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def find_ending(template: Template, tokenizer: PreTrainedTokenizerBase) -> Ending:
+def find_end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
     """The ending that the template writes. Raises `RowError` if it refuses a question and an answer, and as
     `require_offsets`."""
     require_offsets(tokenizer)
     text = _render_probe(template)
-    if MARK not in text:  # the template rewrites answers; rows are refused for that
-        return Ending()
-    start = text.rindex(MARK) + len(MARK)
-    tokens = _leading(_tokens(text, start, tokenizer), tokenizer.eos_token_id)
+    if ANSWER_MARK not in text:  # the template rewrites answers; rows are refused for that
+        return EndOfTurn()
+    start = text.rindex(ANSWER_MARK) + len(ANSWER_MARK)
+    tokens = _take_structural_tokens(_tokenize_ending(text, start, tokenizer), tokenizer.eos_token_id)
     ends = [token.end for token in tokens]
-    return Ending(
+    return EndOfTurn(
         texts=tuple(text[start:end] for end in reversed(ends)),
-        ids=tuple(token.id for token in tokens),
-        stop=_stop(tokens),
+        token_ids=tuple(token.id for token in tokens),
+        stop_token_id=_find_stop_token_id(tokens),
     )
 
 
-def ending_of(tokenizer: PreTrainedTokenizerBase) -> Ending:
+def detect_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
     """The ending of the tokenizer's chat template; an empty one without a template, or if it cannot be found."""
     if not tokenizer.chat_template:
-        return Ending()
+        return EndOfTurn()
     try:
-        return find_ending(Template(tokenizer), tokenizer)
+        return find_end_of_turn(ChatTemplate(tokenizer), tokenizer)
     except RowError:
-        return Ending()
+        return EndOfTurn()
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def get_stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the one that the chat template's answers end with, then the tokenizer's EOS."""
-    ids = (ending_of(tokenizer).stop, tokenizer.eos_token_id)
-    return list(dict.fromkeys(each for each in ids if each is not None))
+    token_ids = (detect_end_of_turn(tokenizer).stop_token_id, tokenizer.eos_token_id)
+    return list(dict.fromkeys(token_id for token_id in token_ids if token_id is not None))
 
 
-def eos_token_to_publish(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def choose_published_eos_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The EOS token of a tokenizer for models that were trained with this one: what ends their answers.
 
     It is the tokenizer's own if answers end with that too. It also stays if the chat template writes `eos_token`:
     with another one the template would render other texts than those that were trained on.
     """
-    ending = ending_of(tokenizer)
-    own: str | None = tokenizer.eos_token
-    if ending.stop is None or tokenizer.eos_token_id in ending.ids or "eos_token" in tokenizer.get_chat_template():
-        return own
-    return str(tokenizer.convert_ids_to_tokens(ending.stop))
+    end_of_turn = detect_end_of_turn(tokenizer)
+    eos_token: str | None = tokenizer.eos_token
+    if (
+        end_of_turn.stop_token_id is None
+        or tokenizer.eos_token_id in end_of_turn.token_ids
+        or "eos_token" in tokenizer.get_chat_template()
+    ):
+        return eos_token
+    return str(tokenizer.convert_ids_to_tokens(end_of_turn.stop_token_id))
 
 
-def structural_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def get_structural_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Special and added tokens by id, without blank ones."""
     special = {id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in tokenizer.all_special_ids}
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
     return {id_: text.strip() for id_, text in {**special, **added}.items() if text.strip()}
 
 
-def _render_probe(template: Template) -> str:
-    refusals = []
-    for messages in _PROBES:
+def _render_probe(template: ChatTemplate) -> str:
+    errors = []
+    for messages in _PROBE_CONVERSATIONS:
         try:
             return template.render(messages)
         except RowError as error:
-            refusals.append(error)
-    raise refusals[0]
+            errors.append(error)
+    raise errors[0]
 
 
-def _tokens(text: str, start: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token]:
+def _tokenize_ending(text: str, start: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token]:
     """The tokens of `text` from `start` on, blanks around and between them left out."""
-    structural: Mapping[int, str] = structural_tokens(tokenizer)
+    structural: Mapping[int, str] = get_structural_tokens(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     for id_, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         begin, end = max(begin, start), max(end, start)
@@ -143,18 +150,18 @@ def _tokens(text: str, start: int, tokenizer: PreTrainedTokenizerBase) -> Iterat
             yield _Token(id_, begin, begin + len(piece.rstrip()), piece.strip() == structural.get(id_))
 
 
-def _leading(tokens: Iterator[_Token], eos: int | None) -> list[_Token]:
+def _take_structural_tokens(tokens: Iterator[_Token], eos: int | None) -> list[_Token]:
     """The structural tokens up to EOS or to the first ordinary text after one of them."""
-    found: list[_Token] = []
+    structural_tokens: list[_Token] = []
     for token in tokens:
-        if token.structural:
-            found.append(token)
-        if found and (not token.structural or token.id == eos):
+        if token.is_structural:
+            structural_tokens.append(token)
+        if structural_tokens and (not token.is_structural or token.id == eos):
             break
-    return found
+    return structural_tokens
 
 
-def _stop(tokens: list[_Token]) -> int | None:
+def _find_stop_token_id(tokens: list[_Token]) -> int | None:
     last = None
     for token in tokens:
         if last and token.start != last.end:

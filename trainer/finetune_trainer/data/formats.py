@@ -6,99 +6,112 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_trainer.contract.dataset import FieldName
-from finetune_trainer.data.conversations import answered, column, filled, names, optional_text, text, turns
-from finetune_trainer.data.preferences import parse_judged, parse_preference
-from finetune_trainer.data.row_types import Chat, Pair, Row, RowError, Text
+from finetune_trainer.data.conversations import (
+    format_keys,
+    get_optional_text,
+    parse_turns,
+    require_assistant_turn,
+    require_column,
+    require_nonblank_text,
+    require_text,
+)
+from finetune_trainer.data.preferences import parse_labeled_examples, parse_preference
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 
-Columns = Mapping[str, Any]
-_OPTIONAL = ("system", "input")
-_MARKS: Mapping[str, tuple[str, ...]] = {
+RawRow = Mapping[str, Any]
+_OPTIONAL_FIELDS = ("system", "input")
+_FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "promptCompletion": ("prompt", "completion"),
 }
 """The columns by which a format is known; `text` is a column that the others may have as well."""
-_EXPECTED = (
+_EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
 
 
-def parse(row: Columns, row_format: str, method: str = "sft") -> list[Row]:
+def parse_row(row: RawRow, row_format: str, method: str = "sft") -> list[Row]:
     """A row as what it means to `method`: one, or for kto two of a pair of answers. Raises `RowError`."""
     if method == "kto":
-        return list(parse_judged(row))
+        return list(parse_labeled_examples(row))
     return [parse_preference(row)] if method == "dpo" else [PARSERS[row_format](row)]
 
 
-def renamed(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict[str, Any]:
+def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict[str, Any]:
     """The row with the names that the formats know; `fields` says which columns they stand in. Raises `RowError`."""
     if not fields:
         return row
-    taken = set(fields.values())
-    known = {key: value for key, value in row.items() if key not in taken}
+    source_columns = set(fields.values())
+    renamed_row = {key: value for key, value in row.items() if key not in source_columns}
     for name, source in fields.items():
         if source in row:
-            known[name] = row[source]
-        elif name not in _OPTIONAL:
-            raise RowError(f"expected the column {source!r} (fields: {name}), found {names(row)}")
-    return known
+            renamed_row[name] = row[source]
+        elif name not in _OPTIONAL_FIELDS:
+            raise RowError(f"expected the column {source!r} (fields: {name}), found {format_keys(row)}")
+    return renamed_row
 
 
-def detect_format(row: Columns, method: str = "sft") -> str:
+def detect_format(row: RawRow, method: str = "sft") -> str:
     """The format that a row's keys tell. Raises `RowError`."""
     if method != "sft":
         return "preference"
-    found = [each for each, marks in _MARKS.items() if all(mark in row for mark in marks)]
-    if len(found) > 1:
-        both = " and ".join("/".join(f"'{mark}'" for mark in _MARKS[each]) for each in found)
-        raise RowError(f"has both {both}; say which by the source's format")
-    if found:
-        return found[0]
+    matches = [
+        row_format for row_format, columns in _FORMAT_COLUMNS.items() if all(column in row for column in columns)
+    ]
+    if len(matches) > 1:
+        candidates = " and ".join("/".join(f"'{mark}'" for mark in _FORMAT_COLUMNS[each]) for each in matches)
+        raise RowError(f"has both {candidates}; say which by the source's format")
+    if matches:
+        return matches[0]
     if "text" in row:
         return "text"
     if "chosen" in row and "rejected" in row:
         raise RowError("has 'chosen' and 'rejected'; these are for training.method dpo or kto")
-    raise RowError(_EXPECTED + names(row))
+    raise RowError(_EXPECTED_COLUMNS + format_keys(row))
 
 
-def _parse_messages(row: Columns) -> Chat:
-    return Chat(answered("messages", turns("messages", column(row, "messages"))))
+def _parse_messages(row: RawRow) -> Chat:
+    return Chat(require_assistant_turn("messages", parse_turns("messages", require_column(row, "messages"))))
 
 
-def _parse_sharegpt(row: Columns) -> Chat:
-    found = turns("conversations", column(row, "conversations"))
-    system = optional_text(row, "system")
-    if system and found[0]["role"] != "system":
-        found = [{"role": "system", "content": system}, *found]
-    return Chat(answered("conversations", found))
+def _parse_sharegpt(row: RawRow) -> Chat:
+    conversation = parse_turns("conversations", require_column(row, "conversations"))
+    system = get_optional_text(row, "system")
+    if system and conversation[0]["role"] != "system":
+        conversation = [{"role": "system", "content": system}, *conversation]
+    return Chat(require_assistant_turn("conversations", conversation))
 
 
-def _parse_alpaca(row: Columns) -> Chat | Pair:
-    prompt = filled("'instruction'", column(row, "instruction"), "an instruction")
-    more = optional_text(row, "input")
-    prompt = f"{prompt}\n\n{more}" if more else prompt
-    answer = filled("'output'", column(row, "output"))
-    system = optional_text(row, "system")
+def _parse_alpaca(row: RawRow) -> Chat | PromptCompletion:
+    prompt = require_nonblank_text("'instruction'", require_column(row, "instruction"), "an instruction")
+    input_text = get_optional_text(row, "input")
+    prompt = f"{prompt}\n\n{input_text}" if input_text else prompt
+    answer = require_nonblank_text("'output'", require_column(row, "output"))
+    system = get_optional_text(row, "system")
     if not system:
-        return Pair(prompt, answer)
-    said = (("system", system), ("user", prompt), ("assistant", answer))
-    return Chat([{"role": role, "content": content} for role, content in said])
+        return PromptCompletion(prompt, answer)
+    turns = (("system", system), ("user", prompt), ("assistant", answer))
+    return Chat([{"role": role, "content": content} for role, content in turns])
 
 
-def _parse_pair(row: Columns) -> Pair:
-    return Pair(text("'prompt'", column(row, "prompt")), filled("'completion'", column(row, "completion")))
+def _parse_prompt_completion(row: RawRow) -> PromptCompletion:
+    return PromptCompletion(
+        require_text("'prompt'", require_column(row, "prompt")),
+        require_nonblank_text("'completion'", require_column(row, "completion")),
+    )
 
 
-def _parse_text(row: Columns) -> Text:
-    return Text(filled("'text'", column(row, "text"), "text"))
+def _parse_text(row: RawRow) -> PlainText:
+    return PlainText(require_nonblank_text("'text'", require_column(row, "text"), "text"))
 
 
-PARSERS: Mapping[str, Callable[[Columns], Chat | Pair | Text]] = {
+PARSERS: Mapping[str, Callable[[RawRow], Chat | PromptCompletion | PlainText]] = {
     "messages": _parse_messages,
     "sharegpt": _parse_sharegpt,
     "alpaca": _parse_alpaca,
-    "promptCompletion": _parse_pair,
+    "promptCompletion": _parse_prompt_completion,
     "text": _parse_text,
 }
 """By format, for method sft; other columns are not looked at. They raise `RowError`."""

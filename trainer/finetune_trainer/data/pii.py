@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import phonenumbers
 from stdnum import iban, luhn
 
-_CARD_STARTS = "23456"
-_SECRET_STARTS = ("AKIA", "ASIA", "gh", "github_pat_", "xox", "AIza", "hf_", "sk-", "eyJ", "-----BEGIN ")
+_CARD_FIRST_DIGITS = "23456"
+_SECRET_PREFIXES = ("AKIA", "ASIA", "gh", "github_pat_", "xox", "AIza", "hf_", "sk-", "eyJ", "-----BEGIN ")
 """One of these stands in each of the secrets below."""
-_SECRETS = {
+_SECRET_PATTERNS = {
     "AWS key id": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "GitHub": r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b",
     "Slack": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,250}",
@@ -30,7 +30,7 @@ _SECRETS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class PiiSpan:
     """Where something sensitive stands in a text."""
 
     start: int
@@ -39,18 +39,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _PiiDetector:
     """`possible` is false only for texts without a match, and far faster to tell: most texts have none.
 
     `accepted` says how many characters of a candidate are meant; 0 if it is something else.
     """
 
-    possible: Callable[[str], object]
+    may_match: Callable[[str], object]
     pattern: re.Pattern[str]
-    accepted: Callable[[str], int] = len
+    validate: Callable[[str], int] = len
 
 
-def _phone(text: str) -> int:
+def _validate_phone(text: str) -> int:
     number = "+" + text[2:] if text.startswith("00") else text
     try:
         parsed = phonenumbers.parse(number, None if number.startswith("+") else "US")
@@ -59,12 +59,12 @@ def _phone(text: str) -> int:
     return len(text) if phonenumbers.is_valid_number(parsed) else 0
 
 
-def _card(text: str) -> int:
+def _validate_card(text: str) -> int:
     digits = re.sub(r"[ -]", "", text)
-    return len(text) if digits[0] in _CARD_STARTS and len(set(digits)) > 1 and luhn.is_valid(digits) else 0
+    return len(text) if digits[0] in _CARD_FIRST_DIGITS and len(set(digits)) > 1 and luhn.is_valid(digits) else 0
 
 
-def _iban(text: str) -> int:
+def _validate_iban(text: str) -> int:
     # The words after it may be spelt like more groups of it.
     while text:
         if iban.is_valid(text):
@@ -73,7 +73,7 @@ def _iban(text: str) -> int:
     return 0
 
 
-def _address(text: str) -> int:
+def _validate_ip_address(text: str) -> int:
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -82,45 +82,49 @@ def _address(text: str) -> int:
 
 
 def _may_hold_secret(text: str) -> bool:
-    return any(start in text for start in _SECRET_STARTS)
+    return any(prefix in text for prefix in _SECRET_PREFIXES)
 
 
-def _may_hold_address(text: str) -> bool:
-    return _FOUR.search(text) is not None or (":" in text and _SIX.search(text) is not None)
+def _may_hold_ip_address(text: str) -> bool:
+    return _IPV4_HINT.search(text) is not None or (":" in text and _IPV6_HINT.search(text) is not None)
 
 
 # What these begin with is a set of characters, which `re` looks for without trying the pattern at each place.
-_DIGIT = re.compile(r"\d")
-_FOUR = re.compile(r"\d\.\d{1,3}\.\d")
-_SIX = re.compile(r":[0-9A-Fa-f]{0,4}:")
-_IBAN = re.compile(r"[A-Z]{2}\d{2}")
-_CARD = re.compile(r"\d(?:[ -]?\d){12}")
-_PHONE = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
-_KINDS = {
-    "secret": _Kind(_may_hold_secret, re.compile("|".join(_SECRETS.values()))),
-    "email": _Kind(
+_DIGIT_PATTERN = re.compile(r"\d")
+_IPV4_HINT = re.compile(r"\d\.\d{1,3}\.\d")
+_IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_IBAN_HINT = re.compile(r"[A-Z]{2}\d{2}")
+_CARD_HINT = re.compile(r"\d(?:[ -]?\d){12}")
+_PHONE_HINT = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
+_DETECTORS = {
+    "secret": _PiiDetector(_may_hold_secret, re.compile("|".join(_SECRET_PATTERNS.values()))),
+    "email": _PiiDetector(
         lambda text: "@" in text,
         re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
     ),
-    "iban": _Kind(_IBAN.search, re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _iban),
-    "creditCard": _Kind(_CARD.search, re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"), _card),
-    "phone": _Kind(
-        _PHONE.search,
+    "iban": _PiiDetector(
+        _IBAN_HINT.search, re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _validate_iban
+    ),
+    "creditCard": _PiiDetector(
+        _CARD_HINT.search, re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"), _validate_card
+    ),
+    "phone": _PiiDetector(
+        _PHONE_HINT.search,
         re.compile(
             r"(?<![\w+.-])(?:(?:\+|00)[1-9](?:[ ()./-]{0,2}\d){6,14}|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])"
         ),
-        _phone,
+        _validate_phone,
     ),
-    "ipAddress": _Kind(
-        _may_hold_address,
+    "ipAddress": _PiiDetector(
+        _may_hold_ip_address,
         re.compile(r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\w)"),
-        _address,
+        _validate_ip_address,
     ),
 }
-KINDS = tuple(_KINDS)
+PII_KINDS = tuple(_DETECTORS)
 """In this order: what belongs to an earlier kind is not looked at again."""
-_KINDS_WITHOUT_DIGITS = ("secret", "email")
-PLACEHOLDERS = {
+_DIGITLESS_KINDS = ("secret", "email")
+PII_PLACEHOLDERS = {
     "email": "[EMAIL]",
     "phone": "[PHONE]",
     "creditCard": "[CREDIT_CARD]",
@@ -131,27 +135,27 @@ PLACEHOLDERS = {
 """What stands where something was redacted."""
 
 
-def find(text: str) -> list[Place]:
+def find_pii(text: str) -> list[PiiSpan]:
     """Everything sensitive in a text, in its order; no two places overlap."""
-    found: list[Place] = []
-    for place in _candidates(text):
-        if all(place.end <= other.start or other.end <= place.start for other in found):
-            found.append(place)
-    return sorted(found, key=lambda place: place.start)
+    spans: list[PiiSpan] = []
+    for span in _detect_spans(text):
+        if all(span.end <= accepted_span.start or accepted_span.end <= span.start for accepted_span in spans):
+            spans.append(span)
+    return sorted(spans, key=lambda place: place.start)
 
 
-def _candidates(text: str) -> Iterator[Place]:
-    kinds = KINDS if _DIGIT.search(text) else _KINDS_WITHOUT_DIGITS
-    for name, kind in ((name, _KINDS[name]) for name in kinds):
-        for match in kind.pattern.finditer(text) if kind.possible(text) else ():
-            length = kind.accepted(match.group())
+def _detect_spans(text: str) -> Iterator[PiiSpan]:
+    kinds = PII_KINDS if _DIGIT_PATTERN.search(text) else _DIGITLESS_KINDS
+    for kind, detector in ((name, _DETECTORS[name]) for name in kinds):
+        for match in detector.pattern.finditer(text) if detector.may_match(text) else ():
+            length = detector.validate(match.group())
             if length:
-                yield Place(match.start(), match.start() + length, name)
+                yield PiiSpan(match.start(), match.start() + length, kind)
 
 
-def redact(text: str, kinds: Collection[str]) -> str:
+def redact_pii(text: str, kinds: Collection[str]) -> str:
     """The text with a placeholder for everything of these kinds."""
-    for place in reversed(find(text)):
-        if place.kind in kinds:
-            text = text[: place.start] + PLACEHOLDERS[place.kind] + text[place.end :]
+    for span in reversed(find_pii(text)):
+        if span.kind in kinds:
+            text = text[: span.start] + PII_PLACEHOLDERS[span.kind] + text[span.end :]
     return text

@@ -7,20 +7,20 @@ from itertools import pairwise
 from typing import Any
 
 from finetune_trainer.data.conversations import (
-    Turn,
-    column,
-    ends_with_answer,
-    filled,
-    names,
-    optional_text,
-    shown,
-    text,
-    turns,
+    Message,
+    format_keys,
+    format_value,
+    get_optional_text,
+    parse_turns,
+    require_column,
+    require_final_answer,
+    require_nonblank_text,
+    require_text,
 )
-from finetune_trainer.data.row_types import Chat, Judged, Pair, Preference, RowError
+from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
 
-_PROMPTS = ("prompt", "messages", "conversations")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_PROMPT_COLUMNS = ("prompt", "messages", "conversations")
+_LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_preference(row: Mapping[str, Any]) -> Preference:
@@ -29,80 +29,92 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
     The prompt is text or turns. An answer is text, a turn, turns that go on from the prompt, or the whole
     conversation, in which case no prompt is needed.
     """
-    chosen, rejected = (_conversation(row, name) for name in ("chosen", "rejected"))
-    if _prompt_of(chosen) != _prompt_of(rejected):
+    chosen, rejected = (_parse_conversation(row, column_name) for column_name in ("chosen", "rejected"))
+    if _get_prompt(chosen) != _get_prompt(rejected):
         raise RowError("expected 'chosen' and 'rejected' to differ in the last answer only, found different prompts")
     return Preference(chosen, rejected)
 
 
-def parse_judged(row: Mapping[str, Any]) -> Sequence[Judged]:
+def parse_labeled_examples(row: Mapping[str, Any]) -> Sequence[LabeledExample]:
     """An answer and its label; of a pair of answers, both. Raises `RowError`."""
     if "chosen" in row and "rejected" in row:
-        pair = parse_preference(row)
-        return [Judged(pair.chosen, good=True), Judged(pair.rejected, good=False)]
+        preference = parse_preference(row)
+        return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
     if "label" not in row:
-        found = names(row)
-        raise RowError(f"expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; found {found}")
-    return [Judged(_judged_row(row), _label(row["label"]))]
+        keys = format_keys(row)
+        raise RowError(f"expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; found {keys}")
+    return [LabeledExample(_parse_labeled_row(row), _parse_label(row["label"]))]
 
 
-def _judged_row(row: Mapping[str, Any]) -> Chat | Pair:
+def _parse_labeled_row(row: Mapping[str, Any]) -> Chat | PromptCompletion:
     if "completion" in row:
-        return _conversation(row, "completion")
-    name = next((each for each in _PROMPTS[1:] if each in row), "completion")
-    return Chat(ends_with_answer(name, turns(name, column(row, name))))
+        return _parse_conversation(row, "completion")
+    answer_column = next((column_name for column_name in _PROMPT_COLUMNS[1:] if column_name in row), "completion")
+    return Chat(require_final_answer(answer_column, parse_turns(answer_column, require_column(row, answer_column))))
 
 
-def _label(value: object) -> bool:
+def _parse_label(value: object) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
-    if isinstance(value, str) and value.strip().lower() in _LABELS:
-        return _LABELS[value.strip().lower()]
-    raise RowError(f"expected 'label' to be true, false, 1 or 0, found {shown(value)}")
+    if isinstance(value, str) and value.strip().lower() in _LABEL_VALUES:
+        return _LABEL_VALUES[value.strip().lower()]
+    raise RowError(f"expected 'label' to be true, false, 1 or 0, found {format_value(value)}")
 
 
-def _conversation(row: Mapping[str, Any], name: str) -> Chat | Pair:
+def _parse_conversation(row: Mapping[str, Any], answer_column: str) -> Chat | PromptCompletion:
     """The prompt and the answer that stands in `name`."""
-    answer = column(row, name)
-    source = next((each for each in _PROMPTS if row.get(each) is not None), None)
+    answer = require_column(row, answer_column)
+    prompt_column = next((column_name for column_name in _PROMPT_COLUMNS if row.get(column_name) is not None), None)
     if isinstance(answer, str):
-        return _answered_by_text(row, source, name, filled(f"'{name}'", answer))
-    following = ends_with_answer(name, turns(name, [answer] if isinstance(answer, dict) else answer))
-    if following[0]["role"] != "assistant":
-        return Chat(following)
-    if source is None:
-        raise RowError(f"expected 'prompt', or '{name}' to be a whole conversation; found {names(row)}")
-    return Chat(_checked_order(name, [*_opening(row, source), *following]))
+        return _build_text_conversation(
+            row, prompt_column, answer_column, require_nonblank_text(f"'{answer_column}'", answer)
+        )
+    answer_turns = require_final_answer(
+        answer_column, parse_turns(answer_column, [answer] if isinstance(answer, dict) else answer)
+    )
+    if answer_turns[0]["role"] != "assistant":
+        return Chat(answer_turns)
+    if prompt_column is None:
+        raise RowError(f"expected 'prompt', or '{answer_column}' to be a whole conversation; found {format_keys(row)}")
+    return Chat(_check_turn_order(answer_column, [*_parse_prompt_turns(row, prompt_column), *answer_turns]))
 
 
-def _answered_by_text(row: Mapping[str, Any], source: str | None, name: str, answer: str) -> Chat | Pair:
-    if source is None:
-        raise RowError(f"expected 'prompt' beside '{name}', found {names(row)}")
-    if isinstance(row[source], str) and not optional_text(row, "system"):
-        return Pair(text(f"'{source}'", row[source]), answer)
-    opening = _opening(row, source)
-    return Chat(_checked_order(name, [*opening, {"role": "assistant", "content": answer}]))
+def _build_text_conversation(
+    row: Mapping[str, Any], prompt_column: str | None, answer_column: str, answer: str
+) -> Chat | PromptCompletion:
+    if prompt_column is None:
+        raise RowError(f"expected 'prompt' beside '{answer_column}', found {format_keys(row)}")
+    if isinstance(row[prompt_column], str) and not get_optional_text(row, "system"):
+        return PromptCompletion(require_text(f"'{prompt_column}'", row[prompt_column]), answer)
+    prompt_turns = _parse_prompt_turns(row, prompt_column)
+    return Chat(_check_turn_order(answer_column, [*prompt_turns, {"role": "assistant", "content": answer}]))
 
 
-def _opening(row: Mapping[str, Any], source: str) -> list[Turn]:
+def _parse_prompt_turns(row: Mapping[str, Any], prompt_column: str) -> list[Message]:
     """The turns before the answer."""
-    prompt = row[source]
+    prompt = row[prompt_column]
     if isinstance(prompt, str):
-        found = [{"role": "user", "content": filled(f"'{source}'", prompt, "what the user says")}]
+        prompt_turns = [
+            {"role": "user", "content": require_nonblank_text(f"'{prompt_column}'", prompt, "what the user says")}
+        ]
     else:
-        found = turns(source, prompt)
-    system = optional_text(row, "system")
-    return [{"role": "system", "content": system}, *found] if system and found[0]["role"] != "system" else found
+        prompt_turns = parse_turns(prompt_column, prompt)
+    system = get_optional_text(row, "system")
+    return (
+        [{"role": "system", "content": system}, *prompt_turns]
+        if system and prompt_turns[0]["role"] != "system"
+        else prompt_turns
+    )
 
 
-def _checked_order(name: str, conversation: list[Turn]) -> list[Turn]:
-    for before, after in pairwise(conversation):
-        if before["role"] == after["role"] == "assistant":
-            raise RowError(f"expected '{name}' to follow a turn of another, found the assistant's again")
+def _check_turn_order(answer_column: str, conversation: list[Message]) -> list[Message]:
+    for previous_turn, next_turn in pairwise(conversation):
+        if previous_turn["role"] == next_turn["role"] == "assistant":
+            raise RowError(f"expected '{answer_column}' to follow a turn of another, found the assistant's again")
     return conversation
 
 
-def _prompt_of(row: Chat | Pair) -> object:
-    return row.prompt if isinstance(row, Pair) else row.messages[:-1]
+def _get_prompt(row: Chat | PromptCompletion) -> object:
+    return row.prompt if isinstance(row, PromptCompletion) else row.messages[:-1]

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.data import folds, splits
-from finetune_trainer.data.deduplication import NEAR_LIMIT, Groups, Hashes, Near
+from finetune_trainer.data.deduplication import MAX_NEAR_DUPLICATE_ROWS, HashSet, MinHashIndex, RowGroups
 from finetune_trainer.data.folds import Folds
-from finetune_trainer.data.loss_masking import Labeller
-from finetune_trainer.data.preparation_report import Account
-from finetune_trainer.data.rows import Reader, SourceFile
+from finetune_trainer.data.loss_masking import LossMasker
+from finetune_trainer.data.preparation_report import RowLedger
+from finetune_trainer.data.rows import RowReader, SourceFile
 from finetune_trainer.data.shingles import BoilerplateFinder
-from finetune_trainer.data.split_writer import Context, Known, Side
-from finetune_trainer.data.tokenized_rows import Limits
+from finetune_trainer.data.split_writer import DuplicateIndex, PreparationContext, SplitWriter
+from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.records.evaluation import Bar, Example
+from finetune_trainer.records.evaluation import LengthBin, RejectedRow
 
 if TYPE_CHECKING:
     import datasets
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Sources = Sequence[tuple[DataSource, Sequence[SourceFile]]]
+SourceFiles = Sequence[tuple[DataSource, Sequence[SourceFile]]]
 
 
 @dataclass(frozen=True)
-class Files:
+class DataFiles:
     """What rows are read from; `digest` is that of all files."""
 
-    sources: Sources
+    sources: SourceFiles
     digest: str
-    validation: Sources = ()
+    validation_sources: SourceFiles = ()
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class PreparedData:
     dataset: datasets.Dataset
     report: DatasetReport
     validation: datasets.Dataset | None = None
-    examples: Sequence[Example] = ()
+    rejected_examples: Sequence[RejectedRow] = ()
     """A few rows that were left out, for each reason."""
-    lengths: Sequence[Bar] = ()
+    length_histogram: Sequence[LengthBin] = ()
     """How many rows have so many tokens, those set aside for validation too."""
     folds: Folds | None = None
     """Parts of `dataset` for cross-validation, if there is any."""
-    left_out: datasets.Dataset | None = None
+    held_out_fold: datasets.Dataset | None = None
     """Rows that the loss is measured on once the training has ended."""
 
     @property
@@ -68,20 +68,23 @@ class PreparedData:
         """Of all files, and of how the rows were divided, if they were."""
         return f"{self.report.digest} {self.folds.digest}" if self.folds else self.report.digest
 
-    def without(self, part: int) -> PreparedData:
+    def exclude_fold(self, fold: int) -> PreparedData:
         """What a fold trains on: all but this part, from 0, which is left out."""
         if self.folds is None:
             raise ValueError("the rows were not divided")
-        rest, left_out = (self.dataset.select(rows) for rows in (self.folds.rest(part), self.folds.left_out(part)))
-        return replace(self, dataset=rest, folds=None, left_out=left_out)
+        training_rows, held_out_rows = (
+            self.dataset.select(rows)
+            for rows in (self.folds.select_training_rows(fold), self.folds.select_held_out_rows(fold))
+        )
+        return replace(self, dataset=training_rows, folds=None, held_out_fold=held_out_rows)
 
 
-def prepare(
+def prepare_dataset(
     config: TrainerConfig,
-    files: Files,
+    files: DataFiles,
     tokenizer: PreTrainedTokenizerBase,
     work_dir: Path,
-    positions: int | None = None,
+    max_positions: int | None = None,
 ) -> PreparedData:
     """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`. No row is
     longer than `model.maxLength` and the model's `positions`, if it has a limit.
@@ -92,124 +95,156 @@ def prepare(
     `MODEL_INVALID` if the tokenizer cannot do it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    boilerplate = _boilerplate(config, files)
-    context = _context(config, files, tokenizer, Limits.of(config, positions))
-    known = _known(config, work_dir, boilerplate, needed=bool(files.validation))
-    held_out = Side(context, work_dir / "validation.arrow", known)
-    held_out.write(context.reader.read(files.validation))
-    training = Side(context, work_dir / "dataset.arrow", _known(config, work_dir, boilerplate), held_out.known)
-    training.groups = _groups(config, boilerplate)
-    training.write(context.reader.read(files.sources))
-    context.account.check(context.reader)
+    boilerplate = _find_boilerplate(config, files)
+    context = _build_context(config, files, tokenizer, LengthLimits.from_config(config, max_positions))
+    validation_index = _build_duplicate_index(
+        config, work_dir, boilerplate, always_track=bool(files.validation_sources)
+    )
+    validation_writer = SplitWriter(context, work_dir / "validation.arrow", validation_index)
+    validation_writer.write(context.reader.read(files.validation_sources))
+    training_writer = SplitWriter(
+        context,
+        work_dir / "dataset.arrow",
+        _build_duplicate_index(config, work_dir, boilerplate),
+        validation_writer.duplicate_index,
+    )
+    training_writer.row_groups = _build_row_groups(config, boilerplate)
+    training_writer.write(context.reader.read(files.sources))
+    context.ledger.check_invalid_rows(context.reader)
 
-    chosen = _chosen(config, training)
-    set_aside = chosen[~training.facts.augmented(chosen)]
-    validation_rows = len(set_aside) + held_out.facts.rows
-    report = context.account.report(context.reader.rows, validation_rows, training.facts.totals(chosen), files.digest)
-    dataset, validation = _divided(training, chosen, set_aside)
-    examples = context.account.examples(context.reader)
-    validation, parts = _held_out(files, held_out) or validation, _folds(config, training, chosen)
-    return PreparedData(dataset, report, validation, examples, training.facts.lengths(), parts)
-
-
-def _context(config: TrainerConfig, files: Files, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Context:
-    if limits.by_model:
-        log.info("model.maxLength is lowered from %d to %d: %s", config.model.max_length, limits.most, limits.reason)
-    return Context(
-        preparation=config.dataset.preparation,
-        method=config.training.method,
-        limits=limits,
-        labeller=Labeller(tokenizer, config.training.loss),
-        account=Account(config, [file.uri for _, objects in files.sources for file in objects], limits),
-        reader=Reader(config.training.method),
+    selected_rows = _select_rows_to_hold_out(config, training_writer)
+    validation_rows = selected_rows[~training_writer.stats.is_augmented(selected_rows)]
+    validation_count = len(validation_rows) + validation_writer.stats.row_count
+    report = context.ledger.build_report(
+        context.reader.row_count, validation_count, training_writer.stats.compute_totals(selected_rows), files.digest
+    )
+    dataset, validation = _split_dataset(training_writer, selected_rows, validation_rows)
+    rejected_examples = context.ledger.collect_rejected_examples(context.reader)
+    validation, cv_folds = (
+        _load_validation_dataset(files, validation_writer) or validation,
+        _build_folds(config, training_writer, selected_rows),
+    )
+    return PreparedData(
+        dataset, report, validation, rejected_examples, training_writer.stats.compute_length_histogram(), cv_folds
     )
 
 
-def _boilerplate(config: TrainerConfig, files: Files) -> frozenset[int] | None:
+def _build_context(
+    config: TrainerConfig, files: DataFiles, tokenizer: PreTrainedTokenizerBase, limits: LengthLimits
+) -> PreparationContext:
+    if limits.is_set_by_model:
+        log.info(
+            "model.maxLength is lowered from %d to %d: %s",
+            config.model.max_length,
+            limits.max_tokens,
+            limits.explanation,
+        )
+    return PreparationContext(
+        preparation=config.dataset.preparation,
+        method=config.training.method,
+        limits=limits,
+        loss_masker=LossMasker(tokenizer, config.training.loss),
+        ledger=RowLedger(config, [file.uri for _, source_files in files.sources for file in source_files], limits),
+        reader=RowReader(config.training.method),
+    )
+
+
+def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int] | None:
     """What does not count when rows are compared; `None` if they are not compared, or too many for it.
 
     Raises `CONFIG_INVALID` if they are too many and have to be compared.
     """
-    near = config.dataset.preparation.deduplicate == "near"
-    if not near and not _grouped(config):
+    needs_near_duplicates = config.dataset.preparation.deduplicate == "near"
+    if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = Reader(config.training.method).read([*files.validation, *files.sources])
+    rows = RowReader(config.training.method).read([*files.validation_sources, *files.sources])
     for number, (_, row) in enumerate(rows):
-        if number == NEAR_LIMIT and near:
+        if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(
                 Reason.CONFIG_INVALID,
-                f"dataset.preparation.deduplicate: near works up to {NEAR_LIMIT} rows, the sources hold more; "
+                f"dataset.preparation.deduplicate: near works up to {MAX_NEAR_DUPLICATE_ROWS} rows, the sources "
+                "hold more; "
                 "use exact, or give the sources a limit",
             )
-        if number == NEAR_LIMIT:
+        if number == MAX_NEAR_DUPLICATE_ROWS:
             return None
         finder.add(row)
-    return finder.boilerplate()
+    return finder.find_boilerplate()
 
 
-def _fraction(config: TrainerConfig) -> float | None:
+def _get_validation_fraction(config: TrainerConfig) -> float | None:
     return config.dataset.validation.fraction if config.dataset.validation else None
 
 
-def _grouped(config: TrainerConfig) -> bool:
+def _needs_row_groups(config: TrainerConfig) -> bool:
     """Whether the rows are divided."""
-    return _fraction(config) is not None or config.training.cross_validation is not None
+    return _get_validation_fraction(config) is not None or config.training.cross_validation is not None
 
 
-def _known(config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, needed: bool = False) -> Known:
+def _build_duplicate_index(
+    config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, always_track: bool = False
+) -> DuplicateIndex:
     preparation = config.dataset.preparation
-    near = Near(preparation.near_threshold, boilerplate or frozenset()) if preparation.deduplicate == "near" else None
-    return Known(Hashes(work_dir), near, needed or preparation.deduplicate != "none")
+    near_index = (
+        MinHashIndex(preparation.near_threshold, boilerplate or frozenset())
+        if preparation.deduplicate == "near"
+        else None
+    )
+    return DuplicateIndex(HashSet(work_dir), near_index, always_track or preparation.deduplicate != "none")
 
 
-def _groups(config: TrainerConfig, boilerplate: frozenset[int] | None) -> Groups | None:
-    if not _grouped(config):
+def _build_row_groups(config: TrainerConfig, boilerplate: frozenset[int] | None) -> RowGroups | None:
+    if not _needs_row_groups(config):
         return None
     threshold = config.dataset.preparation.near_threshold
-    return Groups(None if boilerplate is None else Near(threshold, boilerplate))
+    return RowGroups(None if boilerplate is None else MinHashIndex(threshold, boilerplate))
 
 
-def _chosen(config: TrainerConfig, training: Side) -> NDArray[np.int64]:
+def _select_rows_to_hold_out(config: TrainerConfig, training_writer: SplitWriter) -> NDArray[np.int64]:
     """Training rows to set aside."""
     import numpy as np
 
-    fraction = _fraction(config)
-    if not fraction or not training.groups or not training.facts.rows:
+    fraction = _get_validation_fraction(config)
+    if not fraction or not training_writer.row_groups or not training_writer.stats.row_count:
         return np.empty(0, dtype=np.int64)
     seed = config.dataset.validation.seed if config.dataset.validation else 0
-    return splits.choose(training.groups.keys(), fraction, seed)
+    return splits.choose_validation_rows(training_writer.row_groups.compute_keys(), fraction, seed)
 
 
-def _folds(config: TrainerConfig, training: Side, chosen: NDArray[np.int64]) -> Folds | None:
+def _build_folds(config: TrainerConfig, training_writer: SplitWriter, selected_rows: NDArray[np.int64]) -> Folds | None:
     """Of the rows to train on, all but the chosen ones."""
     import numpy as np
 
-    asked = config.training.cross_validation
-    if not asked or not training.groups:
+    cross_validation = config.training.cross_validation
+    if not cross_validation or not training_writer.row_groups:
         return None
-    rows = np.setdiff1d(np.arange(training.facts.rows), chosen, assume_unique=True)
-    keys = np.frombuffer(training.groups.keys(), dtype=np.uint64)[rows]
-    return folds.divide(keys, training.facts.augmented(rows), asked.folds, config.training.seed)
+    rows = np.setdiff1d(np.arange(training_writer.stats.row_count), selected_rows, assume_unique=True)
+    group_keys = np.frombuffer(training_writer.row_groups.compute_keys(), dtype=np.uint64)[rows]
+    return folds.assign_folds(
+        group_keys, training_writer.stats.is_augmented(rows), cross_validation.folds, config.training.seed
+    )
 
 
-def _divided(
-    training: Side, chosen: NDArray[np.int64], set_aside: NDArray[np.int64]
+def _split_dataset(
+    training_writer: SplitWriter, selected_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Rows to train on, all but the chosen ones, and rows set aside: those chosen that stand in the data."""
     import numpy as np
 
-    rows = training.dataset()
-    if not len(chosen):
-        return rows, None
-    return rows.select(np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)), rows.select(set_aside)
+    dataset = training_writer.load_dataset()
+    if not len(selected_rows):
+        return dataset, None
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), selected_rows, assume_unique=True)), dataset.select(
+        validation_rows
+    )
 
 
-def _held_out(files: Files, side: Side) -> datasets.Dataset | None:
-    if not files.validation:
+def _load_validation_dataset(files: DataFiles, validation_writer: SplitWriter) -> datasets.Dataset | None:
+    if not files.validation_sources:
         return None
-    if not side.facts.rows:
+    if not validation_writer.stats.row_count:
         raise TrainerError(
             Reason.DATASET_EMPTY, "dataset.validation.sources: none of their rows can be used; see what was left out"
         )
-    return side.dataset()
+    return validation_writer.load_dataset()

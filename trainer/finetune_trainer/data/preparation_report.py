@@ -9,65 +9,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
-from finetune_trainer.data.pii import KINDS, redact
-from finetune_trainer.data.rows import Offenders, Place, Reader, RowError
-from finetune_trainer.data.tokenized_rows import Limits
+from finetune_trainer.data.pii import PII_KINDS, redact_pii
+from finetune_trainer.data.rows import InvalidRows, RowError, RowReader, SourceLocation
+from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.records.evaluation import Bar, Example
+from finetune_trainer.records.evaluation import LengthBin, RejectedRow
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FACTS = ("tokens", "supervised", "cleaned", "truncated", "redacted", "augmented", *KINDS)
+STAT_NAMES = ("tokens", "supervised", "cleaned", "truncated", "redacted", "augmented", *PII_KINDS)
 """What is noted of a row that is kept."""
-_NAMED = 5
-_BARS = 30
-_SHOWN = 3
+_MAX_NAMED_OBJECTS = 5
+_HISTOGRAM_BARS = 30
+_EXAMPLES_PER_REASON = 3
 """Rows of each reason that the report shows."""
-_SHOWN_CHARS = 500
+_MAX_EXAMPLE_CHARS = 500
 
 
-class Facts:
+class RowStats:
     """Numbers of each kept row, in a file: which rows are set aside for validation is known only after the last."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("wb")
-        self.rows = 0
+        self.row_count = 0
 
-    def add(self, facts: Mapping[str, int]) -> None:
+    def add(self, stats: Mapping[str, int]) -> None:
         """The next row's; what is not given is 0."""
-        self.rows += 1
-        array("I", [facts.get(name, 0) for name in FACTS]).tofile(self._file)
+        self.row_count += 1
+        array("I", [stats.get(name, 0) for name in STAT_NAMES]).tofile(self._file)
 
-    def totals(self, without: NDArray[np.int64]) -> dict[str, int]:
+    def compute_totals(self, excluded_rows: NDArray[np.int64]) -> dict[str, int]:
         """Sums over all rows but some, and how many `rows` those are."""
         import numpy as np
 
-        table = self._table()
+        table = self._load_table()
         sums = table.sum(axis=0, dtype=np.int64)
-        for part in np.array_split(without, len(without) // 65536 + 1):
-            sums -= table[part].sum(axis=0, dtype=np.int64)
-        return {"rows": self.rows - len(without), **dict(zip(FACTS, sums.tolist(), strict=True))}
+        for chunk in np.array_split(excluded_rows, len(excluded_rows) // 65536 + 1):
+            sums -= table[chunk].sum(axis=0, dtype=np.int64)
+        return {"rows": self.row_count - len(excluded_rows), **dict(zip(STAT_NAMES, sums.tolist(), strict=True))}
 
-    def augmented(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def is_augmented(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these rows were made from others."""
-        made: NDArray[np.bool_] = self._table()[:, FACTS.index("augmented")][rows] > 0
-        return made
+        mask: NDArray[np.bool_] = self._load_table()[:, STAT_NAMES.index("augmented")][rows] > 0
+        return mask
 
-    def lengths(self) -> list[Bar]:
+    def compute_length_histogram(self) -> list[LengthBin]:
         """How many rows have so many tokens, in bars of like width."""
         import numpy as np
 
-        tokens = self._table()[:, FACTS.index("tokens")]
+        tokens = self._load_table()[:, STAT_NAMES.index("tokens")]
         if not len(tokens):
             return []
         shortest, longest = int(tokens.min()), int(tokens.max())
-        edges = np.unique(np.linspace(shortest, longest + 1, _BARS + 1).astype(int))
+        edges = np.unique(np.linspace(shortest, longest + 1, _HISTOGRAM_BARS + 1).astype(int))
         counts, _ = np.histogram(tokens, bins=edges)
         return [
-            Bar(start=int(start), end=int(end), rows=int(count))
+            LengthBin(start=int(start), end=int(end), rows=int(count))
             for start, end, count in zip(edges, edges[1:], counts, strict=False)
         ]
 
@@ -75,88 +75,98 @@ class Facts:
         """No more rows come."""
         self._file.close()
 
-    def _table(self) -> NDArray[np.uint32]:
+    def _load_table(self) -> NDArray[np.uint32]:
         import numpy as np
 
-        if not self.rows:
-            return np.empty((0, len(FACTS)), dtype=np.uint32)
-        return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.rows, len(FACTS)))
+        if not self.row_count:
+            return np.empty((0, len(STAT_NAMES)), dtype=np.uint32)
+        return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.row_count, len(STAT_NAMES)))
 
 
-class Account:
+class RowLedger:
     """Counts rows that are left out, and says what became of all."""
 
-    def __init__(self, config: TrainerConfig, objects: Sequence[str], limits: Limits) -> None:
-        self._objects = objects
+    def __init__(self, config: TrainerConfig, object_uris: Sequence[str], limits: LengthLimits) -> None:
+        self._object_uris = object_uris
         self._limits = limits
         self._preparation = config.dataset.preparation
-        self._rejected: Counter[str] = Counter()
-        self._examples: list[Example] = []
-        self._overlong = Offenders()
-        self._longest = 0
+        self._rejected_counts: Counter[str] = Counter()
+        self._examples: list[RejectedRow] = []
+        self._overlong_rows = InvalidRows()
+        self._max_length = 0
 
-    def reject(self, reason: str, place: Place, content: Sequence[str]) -> None:
+    def reject(self, reason: str, location: SourceLocation, texts: Sequence[str]) -> None:
         """One row with these texts is left out."""
-        self._rejected[reason] += 1
-        if self._rejected[reason] <= _SHOWN:
-            text = redact("\n".join(content), KINDS)  # it is published
-            self._examples.append(Example(reason=reason, where=str(place), text=text[:_SHOWN_CHARS]))
+        self._rejected_counts[reason] += 1
+        if self._rejected_counts[reason] <= _EXAMPLES_PER_REASON:
+            text = redact_pii("\n".join(texts), PII_KINDS)  # it is published
+            self._examples.append(RejectedRow(reason=reason, where=str(location), text=text[:_MAX_EXAMPLE_CHARS]))
 
-    def examples(self, reader: Reader) -> list[Example]:
+    def collect_rejected_examples(self, reader: RowReader) -> list[RejectedRow]:
         """A few of the rows that were left out, for each reason."""
-        invalid = [Example(reason="invalid", where=each, text="") for each in reader.offenders.examples[:_SHOWN]]
+        invalid = [
+            RejectedRow(reason="invalid", where=row_message, text="")
+            for row_message in reader.invalid_rows.examples[:_EXAMPLES_PER_REASON]
+        ]
         return [*invalid, *self._examples]
 
-    def measure(self, place: Place, length: int) -> None:
+    def record_length(self, location: SourceLocation, length: int) -> None:
         """A row has so many tokens, whether it is kept or not."""
-        self._longest = max(self._longest, length)
-        if length > self._limits.most and self._limits.overlength == "fail":
-            self._overlong.add(place, RowError(f"has {length} tokens, {self._limits.reason}"))
+        self._max_length = max(self._max_length, length)
+        if length > self._limits.max_tokens and self._limits.overlength == "fail":
+            self._overlong_rows.add(location, RowError(f"has {length} tokens, {self._limits.explanation}"))
 
-    def check(self, reader: Reader) -> None:
+    def check_invalid_rows(self, reader: RowReader) -> None:
         """Raises `DATA_INVALID` if more rows than allowed are wrong, or one is too long that must not be."""
-        if reader.offenders.count > self._preparation.max_invalid_fraction * reader.rows:
-            reader.offenders.raise_if_any(reader.rows)
-        self._overlong.raise_if_any(reader.rows)
-        if reader.offenders.count:
-            self._rejected["invalid"] = reader.offenders.count
+        if reader.invalid_rows.count > self._preparation.max_invalid_fraction * reader.row_count:
+            reader.invalid_rows.raise_if_any(reader.row_count)
+        self._overlong_rows.raise_if_any(reader.row_count)
+        if reader.invalid_rows.count:
+            self._rejected_counts["invalid"] = reader.invalid_rows.count
 
-    def _check_kept(self, rows: int, kept: int, validation: int) -> None:
+    def _check_balance(self, row_count: int, kept_count: int, validation_count: int) -> None:
         """Raises `DATASET_EMPTY` if nothing is left to train on; a row that is not accounted for is a bug."""
-        if not kept:
-            raise TrainerError(Reason.DATASET_EMPTY, self._empty_message(rows, validation))
-        left_out = self._rejected.total()
-        if rows != kept + validation + left_out:
+        if not kept_count:
+            raise TrainerError(Reason.DATASET_EMPTY, self._format_empty_message(row_count, validation_count))
+        rejected_count = self._rejected_counts.total()
+        if row_count != kept_count + validation_count + rejected_count:
             raise TrainerError(
                 Reason.INTERNAL_ERROR,
-                f"{rows} rows were read but {kept} kept, {validation} set aside for validation and {left_out} left "
+                f"{row_count} rows were read but {kept_count} kept, {validation_count} set aside for validation "
+                f"and {rejected_count} left "
                 "out; please report this",
             )
 
-    def _empty_message(self, rows: int, validation: int) -> str:
-        if not rows:
-            more = f" and {len(self._objects) - _NAMED} more" if len(self._objects) > _NAMED else ""
-            return f"the data's objects hold no row: {', '.join(self._objects[:_NAMED])}{more}"
-        parts = [f"{count} {reason}" for reason, count in sorted(self._rejected.items())]
-        found = ", ".join([*parts, *([f"{validation} set aside for validation"] if validation else [])])
+    def _format_empty_message(self, row_count: int, validation_count: int) -> str:
+        if not row_count:
+            suffix = (
+                f" and {len(self._object_uris) - _MAX_NAMED_OBJECTS} more"
+                if len(self._object_uris) > _MAX_NAMED_OBJECTS
+                else ""
+            )
+            return f"the data's objects hold no row: {', '.join(self._object_uris[:_MAX_NAMED_OBJECTS])}{suffix}"
+        parts = [f"{count} {reason}" for reason, count in sorted(self._rejected_counts.items())]
+        summary = ", ".join([*parts, *([f"{validation_count} set aside for validation"] if validation_count else [])])
         return (
-            f"none of {rows} rows can be trained on: {found}; the longest has {self._longest} tokens, "
-            f"{self._limits.reason}"
+            f"none of {row_count} rows can be trained on: {summary}; the longest has {self._max_length} tokens, "
+            f"{self._limits.explanation}"
         )
 
-    def report(self, rows: int, validation: int, totals: Mapping[str, int], digest: str) -> DatasetReport:
+    def build_report(
+        self, row_count: int, validation_count: int, totals: Mapping[str, int], digest: str
+    ) -> DatasetReport:
         """The account, which must balance; `totals` are of the rows trained on. Raises `DATASET_EMPTY`."""
-        kept = totals["rows"] - totals["augmented"]
-        self._check_kept(rows, kept, validation)
+        kept_count = totals["rows"] - totals["augmented"]
+        self._check_balance(row_count, kept_count, validation_count)
         return DatasetReport(
-            rows=rows,
-            kept=kept,
+            rows=row_count,
+            kept=kept_count,
             augmented=totals["augmented"],
-            validation=validation,
-            rejected=dict(sorted(self._rejected.items())),
+            validation=validation_count,
+            rejected=dict(sorted(self._rejected_counts.items())),
             cleaned=totals["cleaned"],
             truncated=totals["truncated"],
-            sensitive={kind: totals[kind] for kind in sorted(KINDS) if totals[kind]},
+            sensitive={kind: totals[kind] for kind in sorted(PII_KINDS) if totals[kind]},
             redacted=totals["redacted"],
             tokens=totals["tokens"],
             supervised_tokens=totals["supervised"],

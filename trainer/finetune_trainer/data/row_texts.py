@@ -6,79 +6,92 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from finetune_trainer.data.rows import Chat, Judged, Pair, Preference, Row, Text
+from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 
-Conversation = Chat | Pair | Text
+Conversation = Chat | PromptCompletion | PlainText
 Turn = tuple[str, str]
 """Who speaks, and what is said."""
-_SPACE = re.compile(r"\W+")
+_NON_WORD_PATTERN = re.compile(r"\W+")
 
 
-def conversations(row: Row) -> list[Conversation]:
+def list_conversations(row: Row) -> list[Conversation]:
     """All that is rendered for a row: two for a preference, else one."""
     if isinstance(row, Preference):
         return [row.chosen, row.rejected]
-    return [row.row if isinstance(row, Judged) else row]
+    return [row.row if isinstance(row, LabeledExample) else row]
 
 
-def turns(conversation: Conversation) -> list[Turn]:
+def list_turns(conversation: Conversation) -> list[Turn]:
     """The conversation's turns; plain text is one turn of the assistant."""
     if isinstance(conversation, Chat):
         return [(message["role"], message["content"]) for message in conversation.messages]
-    if isinstance(conversation, Pair):
+    if isinstance(conversation, PromptCompletion):
         return [("user", conversation.prompt), ("assistant", conversation.completion)]
     return [("assistant", conversation.text)]
 
 
-def texts(row: Row) -> list[str]:
+def list_texts(row: Row) -> list[str]:
     """Every text of the row; what both answers of a preference share is given once."""
-    first, *others = map(turns, conversations(row))
-    rest = [turn for other in others for turn in other[_shared(first, other) :]]
-    return [content for _, content in [*first, *rest]]
+    first_turns, *further_conversations = map(list_turns, list_conversations(row))
+    unshared_turns = [
+        turn
+        for further_turns in further_conversations
+        for turn in further_turns[_count_shared_turns(first_turns, further_turns) :]
+    ]
+    return [content for _, content in [*first_turns, *unshared_turns]]
 
 
-def _shared(one: list[Turn], other: list[Turn]) -> int:
-    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+def _count_shared_turns(first_turns: list[Turn], second_turns: list[Turn]) -> int:
+    return next(
+        (index for index, (a, b) in enumerate(zip(first_turns, second_turns, strict=False)) if a != b), len(first_turns)
+    )
 
 
-def mapped(row: Row, change: Callable[[str], str]) -> Row:
+def map_texts(row: Row, transform: Callable[[str], str]) -> Row:
     """The row with each of its texts changed."""
     if isinstance(row, Preference):
-        return Preference(_changed(row.chosen, change), _changed(row.rejected, change))
-    if isinstance(row, Judged):
-        return replace(row, row=_changed(row.row, change))
-    return Text(change(row.text)) if isinstance(row, Text) else _changed(row, change)
+        return Preference(_map_conversation(row.chosen, transform), _map_conversation(row.rejected, transform))
+    if isinstance(row, LabeledExample):
+        return replace(row, row=_map_conversation(row.row, transform))
+    return PlainText(transform(row.text)) if isinstance(row, PlainText) else _map_conversation(row, transform)
 
 
-def _changed(row: Chat | Pair, change: Callable[[str], str]) -> Chat | Pair:
-    if isinstance(row, Pair):
-        return Pair(change(row.prompt), change(row.completion))
-    return Chat([{**message, "content": change(message["content"])} for message in row.messages])
+def _map_conversation(
+    conversation: Chat | PromptCompletion, transform: Callable[[str], str]
+) -> Chat | PromptCompletion:
+    if isinstance(conversation, PromptCompletion):
+        return PromptCompletion(transform(conversation.prompt), transform(conversation.completion))
+    return Chat([{**message, "content": transform(message["content"])} for message in conversation.messages])
 
 
-def canonical(row: Row) -> bytes:
+def serialize_canonical(row: Row) -> bytes:
     """The same bytes for rows that say the same, and for no others."""
     # Lengths before the texts: no text can then look like the end of one and the start of the next.
-    spoken = [f"{len(part)}:{part}" for each in conversations(row) for turn in turns(each) for part in turn]
-    verdict = str(row.good) if isinstance(row, Judged) else ""
-    return f"{len(verdict)}:{verdict}{''.join(spoken)}".encode()
+    parts = [
+        f"{len(part)}:{part}"
+        for conversation in list_conversations(row)
+        for turn in list_turns(conversation)
+        for part in turn
+    ]
+    label = str(row.desirable) if isinstance(row, LabeledExample) else ""
+    return f"{len(label)}:{label}{''.join(parts)}".encode()
 
 
-def prompt(row: Row) -> str:
+def normalize_prompt(row: Row) -> str:
     """What comes before the last answer, without case and punctuation; of plain text, all of it."""
-    spoken = turns(conversations(row)[0])
-    before = spoken[:-1] or spoken
-    return _SPACE.sub(" ", " ".join(content for _, content in before)).casefold().strip()
+    turns = list_turns(list_conversations(row)[0])
+    prompt_turns = turns[:-1] or turns
+    return _NON_WORD_PATTERN.sub(" ", " ".join(content for _, content in prompt_turns)).casefold().strip()
 
 
-def why_no_example(row: Row) -> str | None:
+def find_rejection_reason(row: Row) -> str | None:
     """The kind of rejection of a row that teaches nothing, whatever its length."""
-    spoken = [turns(each) for each in conversations(row)]
-    if any(role == "assistant" and not content.strip() for each in spoken for role, content in each):
+    conversations = [list_turns(conversation) for conversation in list_conversations(row)]
+    if any(role == "assistant" and not content.strip() for turns in conversations for role, content in turns):
         return "emptyAnswer"
-    same = len(spoken) == 2 and spoken[0] == spoken[1]
-    return "identicalAnswers" if same or any(map(_echoes, spoken)) else None
+    is_identical = len(conversations) == 2 and conversations[0] == conversations[1]
+    return "identicalAnswers" if is_identical or any(map(_echoes_prompt, conversations)) else None
 
 
-def _echoes(spoken: list[Turn]) -> bool:
-    return len(spoken) > 1 and spoken[-1][0] == "assistant" and spoken[-1][1].strip() == spoken[-2][1].strip()
+def _echoes_prompt(turns: list[Turn]) -> bool:
+    return len(turns) > 1 and turns[-1][0] == "assistant" and turns[-1][1].strip() == turns[-2][1].strip()

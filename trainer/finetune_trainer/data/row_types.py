@@ -9,9 +9,9 @@ from typing import Protocol
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-_EXAMPLES = 5
+_MAX_EXAMPLES = 5
 """Wrong rows that the error names; all are counted."""
-_EXAMPLE_CHARS = 280
+_MAX_EXAMPLE_CHARS = 280
 
 
 class SourceFile(Protocol):
@@ -34,7 +34,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptCompletion:
     """A prompt and what is to follow it."""
 
     prompt: str
@@ -42,7 +42,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Text:
+class PlainText:
     """Plain text, all of which is learnt."""
 
     text: str
@@ -52,24 +52,24 @@ class Text:
 class Preference:
     """Two ways on from one prompt, each with the prompt: the better and the worse."""
 
-    chosen: Chat | Pair
-    rejected: Chat | Pair
+    chosen: Chat | PromptCompletion
+    rejected: Chat | PromptCompletion
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabeledExample:
     """A row whose answer somebody called good or bad."""
 
-    row: Chat | Pair
-    good: bool
+    row: Chat | PromptCompletion
+    desirable: bool
 
 
-Row = Chat | Pair | Text | Preference | Judged
+Row = Chat | PromptCompletion | PlainText | Preference | LabeledExample
 """What a row can hold; which of them, `training.method` and the source's format say."""
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a row stands."""
 
     uri: str
@@ -85,7 +85,7 @@ class RowError(ValueError):
     """One row cannot be used; says what was expected."""
 
 
-class DamagedError(Exception):
+class DamagedFileError(Exception):
     """A file cannot be read any further; says why, and the line if that is not the one after the last row."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -94,29 +94,29 @@ class DamagedError(Exception):
 
 
 @dataclass
-class Offenders:
+class InvalidRows:
     """Rows that cannot be used: the first few by place, all by number."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def add(self, place: Place, why: RowError) -> None:
+    def add(self, location: SourceLocation, error: RowError) -> None:
         """Note one row."""
         self.count += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(_shortened(f"{place}: {why}"))
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(_shorten(f"{location}: {error}"))
 
-    def raise_if_any(self, rows: int) -> None:
+    def raise_if_any(self, row_count: int) -> None:
         """`DATA_INVALID`, naming the first few of them, unless there are none among `rows` rows."""
         if not self.count:
             return
-        more = f"\n… and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
-        found = "\n".join(self.examples)
-        raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {rows} rows cannot be used:\n{found}{more}")
+        suffix = f"\n… and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
+        listing = "\n".join(self.examples)
+        raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {row_count} rows cannot be used:\n{listing}{suffix}")
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= _EXAMPLE_CHARS:
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_EXAMPLE_CHARS:
         return text
-    half = _EXAMPLE_CHARS // 2
+    half = _MAX_EXAMPLE_CHARS // 2
     return f"{text[:half]} … {text[-half:]}"

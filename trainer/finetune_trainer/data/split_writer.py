@@ -12,93 +12,102 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
-from finetune_trainer.data.augment.counterfactual import swapped_row
-from finetune_trainer.data.cleaning import clean
-from finetune_trainer.data.deduplication import Groups, Hashes, Near
-from finetune_trainer.data.loss_masking import Example, Labeller, Rendered
-from finetune_trainer.data.pii import find, redact
-from finetune_trainer.data.preparation_report import Account, Facts
-from finetune_trainer.data.row_texts import conversations, mapped, texts, why_no_example
-from finetune_trainer.data.rows import Place, Reader, Row, RowError
-from finetune_trainer.data.tokenized_rows import Encoded, Limits
+from finetune_trainer.data.augment.counterfactual import swap_row_terms
+from finetune_trainer.data.cleaning import clean_text
+from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
+from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
+from finetune_trainer.data.pii import find_pii, redact_pii
+from finetune_trainer.data.preparation_report import RowLedger, RowStats
+from finetune_trainer.data.row_texts import find_rejection_reason, list_conversations, list_texts, map_texts
+from finetune_trainer.data.rows import Row, RowError, RowReader, SourceLocation
+from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
 
 if TYPE_CHECKING:
     import datasets
 
-_BATCH = 256
-_BATCH_CHARS = 1 << 22
+_MAX_BATCH_ROWS = 256
+_MAX_BATCH_CHARS = 1 << 22
 """A batch of long rows is written earlier."""
-_AHEAD = 4
+_MAX_BATCHES_IN_FLIGHT = 4
 """Batches that the tokenizer works on, each in a thread, while others are read and written; it lets go of Python's
 lock. Not in threads of its own: a process that has those cannot be forked later."""
 
 
 @dataclass(frozen=True)
-class Known:
+class DuplicateIndex:
     """Rows of a side, to tell whether another is one of them."""
 
-    exact: Hashes
-    near: Near | None
-    remembers: bool = True
+    exact: HashSet
+    near: MinHashIndex | None
+    tracks_exact: bool = True
 
 
 @dataclass(frozen=True)
-class Context:
+class PreparationContext:
     """What both sides share."""
 
     preparation: Preparation
     method: str
-    limits: Limits
-    labeller: Labeller
-    account: Account
-    reader: Reader
+    limits: LengthLimits
+    loss_masker: LossMasker
+    ledger: RowLedger
+    reader: RowReader
 
 
 @dataclass
-class _Candidate:
+class PendingRow:
     """A row on its way, and what was found out about it."""
 
-    place: Place
+    location: SourceLocation
     row: Row
-    facts: dict[str, int] = field(default_factory=dict)
-    origin: Row | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+    original: Row | None = None
     """The row that this one was made from, if it was."""
 
 
-_Batch = tuple[list[tuple[_Candidate, int]], Future[list[Example]]]
+_TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
 """Rows with the number of their conversations, and these as tokens, soon."""
 
 
-def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_TokenizingBatch]:
     """The batches in their order, each after some more have been begun."""
-    begun: deque[_Batch] = deque()
+    in_flight: deque[_TokenizingBatch] = deque()
     for batch in batches:
-        begun.append(batch)
-        if len(begun) > _AHEAD:
-            yield begun.popleft()
-    yield from begun
+        in_flight.append(batch)
+        if len(in_flight) > _MAX_BATCHES_IN_FLIGHT:
+            yield in_flight.popleft()
+    yield from in_flight
 
 
-class Side:
+class SplitWriter:
     """Writes one side; rows that `held_out` has are left out as leaked."""
 
-    def __init__(self, context: Context, path: Path, known: Known, held_out: Known | None = None) -> None:
+    def __init__(
+        self,
+        context: PreparationContext,
+        path: Path,
+        duplicate_index: DuplicateIndex,
+        held_out_index: DuplicateIndex | None = None,
+    ) -> None:
         self._context = context
         self._path = path
-        self._held_out = held_out
-        self.known = known
-        self.groups: Groups | None = None
-        self.facts = Facts(path.with_suffix(".facts"))
+        self._held_out_index = held_out_index
+        self.duplicate_index = duplicate_index
+        self.row_groups: RowGroups | None = None
+        self.stats = RowStats(path.with_suffix(".facts"))
 
-    def write(self, rows: Iterator[tuple[Place, Row]]) -> None:
+    def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
         """All rows that are kept to an Arrow stream, which `datasets` maps into memory."""
-        with tokenized_rows.Writer(self._path, self._context.method) as writer, ThreadPoolExecutor(_AHEAD) as beside:
-            for batch in _ahead(self._batches(rows, beside)):
-                for kept in self._kept(*batch):
-                    writer.add(kept)
-        self.facts.close()
+        with (
+            tokenized_rows.TokenizedRowWriter(self._path, self._context.method) as writer,
+            ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
+        ):
+            for batch in _prefetch_batches(self._submit_batches(rows, executor)):
+                for tokenized_row in self._collect_accepted_rows(*batch):
+                    writer.add(tokenized_row)
+        self.stats.close()
 
-    def dataset(self) -> datasets.Dataset:
+    def load_dataset(self) -> datasets.Dataset:
         """What was written."""
         from datasets import Dataset
 
@@ -106,96 +115,120 @@ class Side:
         # its arguments.
         return Dataset.from_file(str(self._path))
 
-    def _batches(self, rows: Iterable[tuple[Place, Row]], beside: Executor) -> Iterator[_Batch]:
-        waiting: list[tuple[_Candidate, list[Rendered]]] = []
-        size = 0
-        for candidate in self._screened(rows):
-            if rendered := self._rendered(candidate):
-                waiting.append((candidate, rendered))
-                size += sum(len(each.text) for each in rendered)
-            if len(waiting) == _BATCH or size > _BATCH_CHARS:
-                yield self._batch(waiting, beside)
-                waiting, size = [], 0
-        yield self._batch(waiting, beside)
+    def _submit_batches(
+        self, rows: Iterable[tuple[SourceLocation, Row]], executor: Executor
+    ) -> Iterator[_TokenizingBatch]:
+        pending_rows: list[tuple[PendingRow, list[RenderedConversation]]] = []
+        char_count = 0
+        for pending_row in self._screen_rows(rows):
+            if rendered := self._render_row(pending_row):
+                pending_rows.append((pending_row, rendered))
+                char_count += sum(len(conversation.text) for conversation in rendered)
+            if len(pending_rows) == _MAX_BATCH_ROWS or char_count > _MAX_BATCH_CHARS:
+                yield self._submit_batch(pending_rows, executor)
+                pending_rows, char_count = [], 0
+        yield self._submit_batch(pending_rows, executor)
 
-    def _batch(self, waiting: Sequence[tuple[_Candidate, list[Rendered]]], beside: Executor) -> _Batch:
-        texts = [each for _, rendered in waiting for each in rendered]
-        counted = [(candidate, len(rendered)) for candidate, rendered in waiting]
-        return counted, beside.submit(self._context.labeller.encode, texts)
+    def _submit_batch(
+        self, pending_rows: Sequence[tuple[PendingRow, list[RenderedConversation]]], executor: Executor
+    ) -> _TokenizingBatch:
+        conversations = [conversation for _, rendered in pending_rows for conversation in rendered]
+        rows_with_counts = [(pending_row, len(rendered)) for pending_row, rendered in pending_rows]
+        return rows_with_counts, executor.submit(self._context.loss_masker.tokenize, conversations)
 
-    def _kept(self, candidates: Iterable[tuple[_Candidate, int]], encoding: Future[list[Example]]) -> Iterator[Encoded]:
-        examples = iter(encoding.result())
-        for candidate, count in candidates:
-            mine = list(islice(examples, count))
-            encoded = tokenized_rows.encode(candidate.row, mine, self._context.limits, self._context.method)
-            if self._accepts(candidate, encoded):
-                yield encoded
+    def _collect_accepted_rows(
+        self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
+    ) -> Iterator[TokenizedRow]:
+        conversations = iter(future.result())
+        for pending_row, count in pending_rows:
+            row_conversations = list(islice(conversations, count))
+            tokenized_row = tokenized_rows.build_tokenized_row(
+                pending_row.row, row_conversations, self._context.limits, self._context.method
+            )
+            if self._accept_row(pending_row, tokenized_row):
+                yield tokenized_row
 
-    def _screened(self, rows: Iterable[tuple[Place, Row]]) -> Iterator[_Candidate]:
-        for place, row in rows:
-            candidate = self._cleaned(place, row)
-            if not self._rejects(candidate, why_no_example(candidate.row) or self._why_known(candidate.row)):
-                yield candidate
-                if self._held_out:
-                    yield from self._counterfactuals(candidate)
+    def _screen_rows(self, rows: Iterable[tuple[SourceLocation, Row]]) -> Iterator[PendingRow]:
+        for location, row in rows:
+            pending_row = self._clean_row(location, row)
+            if not self._record_rejection(
+                pending_row, find_rejection_reason(pending_row.row) or self._check_exact_duplicate(pending_row.row)
+            ):
+                yield pending_row
+                if self._held_out_index:
+                    yield from self._build_counterfactuals(pending_row)
 
-    def _counterfactuals(self, candidate: _Candidate) -> Iterator[_Candidate]:
+    def _build_counterfactuals(self, pending_row: PendingRow) -> Iterator[PendingRow]:
         """The row with the terms of each category exchanged; none that is there already."""
         for category in self._context.preparation.counterfactuals:
-            made = swapped_row(candidate.row, category)
-            if made is not None and not self._why_known(made):
-                yield _Candidate(candidate.place, made, {**candidate.facts, "augmented": 1}, candidate.row)
+            counterfactual = swap_row_terms(pending_row.row, category)
+            if counterfactual is not None and not self._check_exact_duplicate(counterfactual):
+                yield PendingRow(
+                    pending_row.location, counterfactual, {**pending_row.stats, "augmented": 1}, pending_row.row
+                )
 
-    def _cleaned(self, place: Place, row: Row) -> _Candidate:
-        preparation, facts = self._context.preparation, dict[str, int]()
+    def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
+        preparation, stats = self._context.preparation, dict[str, int]()
         if preparation.normalize_text:
-            cleaned = mapped(row, clean)
-            facts["cleaned"], row = int(cleaned != row), cleaned
-        found = [place.kind for text in texts(row) for place in find(text)]
-        facts.update(dict.fromkeys(found, 1))
-        facts["redacted"] = sum(kind in preparation.redact for kind in found)
-        if facts["redacted"]:
-            row = mapped(row, lambda text: redact(text, preparation.redact))
-        return _Candidate(place, row, facts)
+            cleaned_row = map_texts(row, clean_text)
+            stats["cleaned"], row = int(cleaned_row != row), cleaned_row
+        pii_kinds = [span.kind for text in list_texts(row) for span in find_pii(text)]
+        stats.update(dict.fromkeys(pii_kinds, 1))
+        stats["redacted"] = sum(kind in preparation.redact for kind in pii_kinds)
+        if stats["redacted"]:
+            row = map_texts(row, lambda text: redact_pii(text, preparation.redact))
+        return PendingRow(location, row, stats)
 
-    def _why_known(self, row: Row) -> str | None:
-        if self._held_out and row in self._held_out.exact:
+    def _check_exact_duplicate(self, row: Row) -> str | None:
+        if self._held_out_index and row in self._held_out_index.exact:
             return "leaked"
-        new = self.known.exact.add(row) if self.known.remembers else True
-        return None if new or self._context.preparation.deduplicate == "none" else "duplicate"
+        is_new = self.duplicate_index.exact.add(row) if self.duplicate_index.tracks_exact else True
+        return None if is_new or self._context.preparation.deduplicate == "none" else "duplicate"
 
-    def _rendered(self, candidate: _Candidate) -> list[Rendered]:
+    def _render_row(self, pending_row: PendingRow) -> list[RenderedConversation]:
         try:
-            return [self._context.labeller.render(each) for each in conversations(candidate.row)]
-        except RowError as why:
-            self._context.reader.offenders.add(candidate.place, why)
+            return [
+                self._context.loss_masker.render(conversation) for conversation in list_conversations(pending_row.row)
+            ]
+        except RowError as error:
+            self._context.reader.invalid_rows.add(pending_row.location, error)
             return []
 
-    def _rejects(self, candidate: _Candidate, reason: str | None) -> bool:
+    def _record_rejection(self, pending_row: PendingRow, reason: str | None) -> bool:
         if reason:
-            self._context.account.reject(reason, candidate.place, texts(candidate.row))
+            self._context.ledger.reject(reason, pending_row.location, list_texts(pending_row.row))
         return reason is not None
 
-    def _accepts(self, candidate: _Candidate, encoded: Encoded) -> bool:
-        self._context.account.measure(candidate.place, encoded.length)
-        if candidate.origin and encoded.rejected:
+    def _accept_row(self, pending_row: PendingRow, tokenized_row: TokenizedRow) -> bool:
+        self._context.ledger.record_length(pending_row.location, tokenized_row.length)
+        if pending_row.original and tokenized_row.rejection_reason:
             return False  # not one of the data's rows, so none is left out
-        if not candidate.origin and self._rejects(candidate, encoded.rejected or self._why_near(candidate.row)):
+        if not pending_row.original and self._record_rejection(
+            pending_row, tokenized_row.rejection_reason or self._check_near_duplicate(pending_row.row)
+        ):
             return False
-        if self.groups:
-            self.groups.add(candidate.origin or candidate.row)
-        counts = {"tokens": encoded.tokens, "supervised": encoded.supervised, "truncated": int(encoded.truncated)}
-        self.facts.add({**candidate.facts, **counts})
+        if self.row_groups:
+            self.row_groups.add(pending_row.original or pending_row.row)
+        counts = {
+            "tokens": tokenized_row.tokens,
+            "supervised": tokenized_row.supervised_tokens,
+            "truncated": int(tokenized_row.is_truncated),
+        }
+        self.stats.add({**pending_row.stats, **counts})
         return True
 
-    def _why_near(self, row: Row) -> str | None:
+    def _check_near_duplicate(self, row: Row) -> str | None:
         """After the tokens: a row that is too long must not stand in the way of a shorter one that is nearly it."""
-        if self.known.near is None:
+        if self.duplicate_index.near is None:
             return None
-        mine = self.known.near.signature(row)
-        if self._held_out and self._held_out.near and any(True for _ in self._held_out.near.like(mine)):
+        signature = self.duplicate_index.near.compute_signature(row)
+        if (
+            self._held_out_index
+            and self._held_out_index.near
+            and any(True for _ in self._held_out_index.near.query(signature))
+        ):
             return "leaked"
-        if any(True for _ in self.known.near.like(mine)):
+        if any(True for _ in self.duplicate_index.near.query(signature)):
             return "nearDuplicate"
-        self.known.near.add(mine)
+        self.duplicate_index.near.insert(signature)
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.distributed.topology import is_first, leads_node, rank, size
+from finetune_trainer.distributed.topology import is_local_rank_zero, is_rank_zero, rank, world_size
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -25,21 +25,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For a worker that neither answers nor has closed its connections, as when its node is gone. One that ended is noticed
 at once."""
-_LONGEST_WAIT = timedelta(days=30)
+_BARRIER_TIMEOUT = timedelta(days=30)
 """For workers that wait while the first one evaluates and publishes, which moves but says nothing to them."""
-_waiting: list[ProcessGroup] = []
+_barrier_groups: list[ProcessGroup] = []
 """The group that they wait in, once they have joined."""
-_LAST_WORD_SECONDS = 30.0
-_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "timed out")
+_RELEASE_TIMEOUT_SECONDS = 30.0
+_PEER_LOST_MESSAGES = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "gloo",
+    "nccl",
+    "timed out",
+)
 
 
 @contextmanager
-def peer_errors() -> Iterator[None]:
+def translate_peer_errors() -> Iterator[None]:
     """Turns what torch raises when another worker is gone into `PEER_LOST`."""
-    if size() == 1:
+    if world_size() == 1:
         yield
         return
     try:
@@ -47,136 +54,142 @@ def peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         import torch.distributed as dist
 
-        if not isinstance(error, dist.DistError) and not any(text in str(error).lower() for text in _LOST):
+        if not isinstance(error, dist.DistError) and not any(
+            text in str(error).lower() for text in _PEER_LOST_MESSAGES
+        ):
             raise
-        said = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
         raise TrainerError(
-            Reason.PEER_LOST, f"another worker of this run ended or cannot be reached: {said}"
+            Reason.PEER_LOST, f"another worker of this run ended or cannot be reached: {first_line}"
         ) from error
 
 
-def join(progress: ProgressReporter) -> None:
+def init_process_group(progress: ProgressReporter) -> None:
     """Meet the others. Numbers on the CPU go through gloo also where there are GPUs."""
-    if size() == 1:
+    if world_size() == 1:
         return
     import torch
     import torch.distributed as dist
 
-    gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     if (
-        not gpu
+        not has_gpu
     ):  # transformers loads an optimizer's state to the worker's device, and torch has no name for CPUs' numbers
-        torch.serialization.register_package(0, lambda _: None, lambda data, where: data if where == "cpu:0" else None)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
-    waiting = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
-    if isinstance(waiting, dist.ProcessGroup):  # as for all workers, since all are in it
-        _waiting.append(waiting)
-    wait(progress)
+        torch.serialization.register_package(
+            0, lambda _: None, lambda data, location: data if location == "cpu:0" else None
+        )
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    barrier_group = dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
+    if isinstance(barrier_group, dist.ProcessGroup):  # as for all workers, since all are in it
+        _barrier_groups.append(barrier_group)
+    barrier(progress)
 
 
-def wait(progress: ProgressReporter | None = None) -> None:
+def barrier(progress: ProgressReporter | None = None) -> None:
     """Until all workers have come here. Others that move are progress, and each worker watches itself."""
-    if size() > 1:
-        _barrier(progress, float("inf"))
+    if world_size() > 1:
+        _timed_barrier(progress, float("inf"))
 
 
-def release() -> None:
+def release_waiters() -> None:
     """Let those go who `wait`. Their loss does not matter any more."""
-    if size() > 1:
+    if world_size() > 1:
         with suppress(RuntimeError):
-            _barrier(None, _LAST_WORD_SECONDS)
+            _timed_barrier(None, _RELEASE_TIMEOUT_SECONDS)
 
 
-def any_of(*flags: bool) -> tuple[bool, ...]:
+def all_reduce_any(*flags: bool) -> tuple[bool, ...]:
     """Of each flag, whether it is set in any worker."""
-    if size() == 1:
+    if world_size() == 1:
         return flags
     import torch
     import torch.distributed as dist
 
-    numbers = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return tuple(map(bool, numbers.tolist()))
+    tensor = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tuple(map(bool, tensor.tolist()))
 
 
-def total(number: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all workers, on the CPU."""
-    number = number.to("cpu", copy=True)
-    if size() > 1:
+    tensor = tensor.to("cpu", copy=True)
+    if world_size() > 1:
         import torch.distributed as dist
 
-        dist.all_reduce(number)
-    return number
+        dist.all_reduce(tensor)
+    return tensor
 
 
-def from_first(number: int) -> int:
+def broadcast(value: int) -> int:
     """The first worker's number."""
-    if size() == 1:
-        return number
+    if world_size() == 1:
+        return value
     import torch
     import torch.distributed as dist
 
-    numbers = torch.tensor(number)
-    dist.broadcast(numbers, 0)
-    return int(numbers)
+    tensor = torch.tensor(value)
+    dist.broadcast(tensor, 0)
+    return int(tensor)
 
 
-def gathered(content: bytes) -> list[bytes]:
+def all_gather_bytes(content: bytes) -> list[bytes]:
     """What each worker holds, by its number."""
     import torch
     import torch.distributed as dist
 
-    lengths = [torch.tensor(0) for _ in range(size())]
+    lengths = [torch.tensor(0) for _ in range(world_size())]
     dist.all_gather(lengths, torch.tensor(len(content)))
-    longest = max(int(each) for each in lengths)
-    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8)
-    padded = [torch.empty_like(mine) for _ in lengths]
-    dist.all_gather(padded, mine)
-    return [bytes(each.tolist()[: int(length)]) for each, length in zip(padded, lengths, strict=True)]
+    max_length = max(int(buffer) for buffer in lengths)
+    local_buffer = torch.frombuffer(bytearray(content.ljust(max_length, b"\0")), dtype=torch.uint8)
+    buffers = [torch.empty_like(local_buffer) for _ in lengths]
+    dist.all_gather(buffers, local_buffer)
+    return [bytes(each.tolist()[: int(length)]) for each, length in zip(buffers, lengths, strict=True)]
 
 
-def once_per_node(make: Callable[[], T], folder: Path, progress: ProgressReporter) -> T:
+def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, progress: ProgressReporter) -> T:
     """Have it made by one worker of each node; the others take it from a file in the folder that is theirs alone."""
-    if size() == 1:
-        return make()
+    if world_size() == 1:
+        return compute()
     path = folder / "made"
-    if leads_node():
-        made = make()
-        path.write_bytes(ForkingPickler.dumps(made))
-        wait(progress)
-        return made
-    wait(progress)
-    found: T = ForkingPickler.loads(path.read_bytes())  # of a process of our own, in a folder that nobody else can open
-    return found
+    if is_local_rank_zero():
+        result = compute()
+        path.write_bytes(ForkingPickler.dumps(result))
+        barrier(progress)
+        return result
+    barrier(progress)
+    loaded: T = ForkingPickler.loads(
+        path.read_bytes()
+    )  # of a process of our own, in a folder that nobody else can open
+    return loaded
 
 
-def _barrier(progress: ProgressReporter | None, seconds: float) -> None:
+def _timed_barrier(progress: ProgressReporter | None, timeout_seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    work = dist.all_reduce(torch.zeros(1), group=_waiting[0] if _waiting else None, async_op=True)
-    until = time.monotonic() + seconds
+    work = dist.all_reduce(torch.zeros(1), group=_barrier_groups[0] if _barrier_groups else None, async_op=True)
+    deadline = time.monotonic() + timeout_seconds
     # In short turns: Python handles no signal while it waits in torch.
-    while not work.is_completed() and time.monotonic() < until:
+    while not work.is_completed() and time.monotonic() < deadline:
         time.sleep(0.02)
         if progress:
-            progress.alive()
+            progress.heartbeat()
     if work.is_completed():
         work.wait()
 
 
 __all__ = [
-    "any_of",
-    "from_first",
-    "gathered",
-    "is_first",
-    "join",
-    "leads_node",
-    "once_per_node",
-    "peer_errors",
+    "all_gather_bytes",
+    "all_reduce_any",
+    "all_reduce_sum",
+    "barrier",
+    "broadcast",
+    "init_process_group",
+    "is_local_rank_zero",
+    "is_rank_zero",
     "rank",
-    "release",
-    "size",
-    "total",
-    "wait",
+    "release_waiters",
+    "run_on_local_rank_zero",
+    "translate_peer_errors",
+    "world_size",
 ]

@@ -19,54 +19,58 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.errors import TrainerError
 
-FOLDER_ENV = "FINETUNE_NODE_FOLDER"
+NODE_FOLDER_ENV = "FINETUNE_NODE_FOLDER"
 """The folder that all workers of a node share; the launcher sets it."""
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
-class Layout:
+class Topology:
     """How many workers there are to be, where this node stands among the others, and where they meet."""
 
-    nodes: int
-    per_node: int
-    node: int
-    rendezvous: str
+    node_count: int
+    processes_per_node: int
+    node_rank: int
+    rendezvous_endpoint: str
 
     @property
-    def workers(self) -> int:
+    def world_size(self) -> int:
         """All of them."""
-        return self.nodes * self.per_node
+        return self.node_count * self.processes_per_node
 
 
-def asked() -> Layout:
+def topology_from_env() -> Topology:
     """What the environment asks for. Raises `CONFIG_INVALID`."""
-    nodes, per_node, node = _number(NODES_ENV, 1), _number(PROCESSES_ENV, 1), _number(NODE_RANK_ENV, 0)
-    if nodes < 1 or per_node < 1 or not 0 <= node < nodes:
-        given = f"{NODES_ENV} {nodes}, {PROCESSES_ENV} {per_node}, {NODE_RANK_ENV} {node}"
-        raise TrainerError(Reason.CONFIG_INVALID, f"{given}: no such worker can be")
-    rendezvous = os.environ.get(RENDEZVOUS_ENV, "" if nodes > 1 else f"127.0.0.1:{RENDEZVOUS_PORT}")
-    if not rendezvous.rpartition(":")[2].isdigit():
+    node_count, processes_per_node, node_rank = (
+        _read_int(NODES_ENV, 1),
+        _read_int(PROCESSES_ENV, 1),
+        _read_int(NODE_RANK_ENV, 0),
+    )
+    if node_count < 1 or processes_per_node < 1 or not 0 <= node_rank < node_count:
+        settings_text = f"{NODES_ENV} {node_count}, {PROCESSES_ENV} {processes_per_node}, {NODE_RANK_ENV} {node_rank}"
+        raise TrainerError(Reason.CONFIG_INVALID, f"{settings_text}: no such worker can be")
+    rendezvous_endpoint = os.environ.get(RENDEZVOUS_ENV, "" if node_count > 1 else f"127.0.0.1:{RENDEZVOUS_PORT}")
+    if not rendezvous_endpoint.rpartition(":")[2].isdigit():
         raise TrainerError(Reason.CONFIG_INVALID, f"{RENDEZVOUS_ENV} has to be the first node's HOST:PORT")
-    return Layout(nodes, per_node, node, rendezvous)
+    return Topology(node_count, processes_per_node, node_rank, rendezvous_endpoint)
 
 
 def rank() -> int:
     """This worker's number; torchrun's own variable, as those below."""
-    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """How many workers the run has; 1 also in the process that starts them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the worker that speaks for the run: it alone writes to the store."""
     return rank() == 0
 
 
-def leads_node() -> bool:
+def is_local_rank_zero() -> bool:
     """Whether this is the worker that does what is done once on each node."""
     return rank() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 0
 
@@ -79,8 +83,8 @@ def use_first_gpu() -> None:
 
 def shared_folder() -> Path | None:
     """The folder of this node's workers, if they have been started by `launcher`."""
-    folder = os.environ.get(FOLDER_ENV)
-    return Path(folder) if folder and size() > 1 else None
+    folder = os.environ.get(NODE_FOLDER_ENV)
+    return Path(folder) if folder and world_size() > 1 else None
 
 
 def outcome_path() -> Path | None:
@@ -93,17 +97,17 @@ def outcome_path() -> Path | None:
 def termination_message_path() -> Path | None:
     """The pod's termination message, which belongs to the first worker until its launcher writes the outcome there."""
     path = os.environ.get(OUTCOME_PATH_ENV)
-    return Path(path) if path and is_first() else None
+    return Path(path) if path and is_rank_zero() else None
 
 
-def die_with_launcher() -> None:
+def set_parent_death_signal() -> None:
     """A worker that outlives its launcher would go on writing, and nobody could stop it."""
     if shared_folder():
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit():
-        raise TrainerError(Reason.CONFIG_INVALID, f"{name} is {text!r}, which is no number")
-    return int(text)
+def _read_int(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdigit():
+        raise TrainerError(Reason.CONFIG_INVALID, f"{name} is {value!r}, which is no number")
+    return int(value)

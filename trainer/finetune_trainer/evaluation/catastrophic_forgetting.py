@@ -5,32 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import resources
 
-from finetune_trainer.data.loss_masking import IGNORED
-from finetune_trainer.evaluation.losses import perplexity
-from finetune_trainer.modeling.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.modeling.loading import Loaded
-from finetune_trainer.modeling.positions import max_positions
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
+from finetune_trainer.evaluation.losses import measure_perplexity
+from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
+from finetune_trainer.modeling.loading import LoadedModel
+from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import Measure
 
 
-def forgetting(loaded: Loaded, alive: Callable[[], None]) -> Measure:
+def measure_forgetting(loaded_model: LoadedModel, heartbeat: Callable[[], None]) -> Measure:
     """`generalPerplexity`: of text that is not the data's."""
-    rows = general_rows(loaded)
-    base, tuned = base_and_tuned(loaded.model, lambda: losses(loaded.model, rows, alive))
-    found = perplexity(base.tokens, base.sums, tuned.sums)
-    return found.model_copy(update={"name": "generalPerplexity"})
+    rows = tokenize_general_text(loaded_model)
+    base, tuned = measure_base_and_tuned(
+        loaded_model.model, lambda: compute_losses(loaded_model.model, rows, heartbeat)
+    )
+    measure = measure_perplexity(base.token_counts, base.sums, tuned.sums)
+    return measure.model_copy(update={"name": "generalPerplexity"})
 
 
-def general_rows(loaded: Loaded) -> list[Tokens]:
+def tokenize_general_text(loaded_model: LoadedModel) -> list[LabeledTokens]:
     """The paragraphs of general text as tokens, each cut to the positions that the model has."""
-    rows, positions = [], max_positions(loaded.model.get_base_model().config)
-    for paragraph in general_text():
-        ids = loaded.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"][:positions]
-        rows.append(Tokens(ids, [IGNORED, *ids[1:]]))
+    rows, positions = [], get_max_positions(loaded_model.model.get_base_model().config)
+    for paragraph in load_general_text():
+        ids = loaded_model.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"][:positions]
+        rows.append(LabeledTokens(ids, [IGNORE_INDEX, *ids[1:]]))
     return rows
 
 
-def general_text() -> list[str]:
+def load_general_text() -> list[str]:
     """Paragraphs of general English, written for this."""
     text = resources.files("finetune_trainer.evaluation").joinpath("general_text.txt").read_text(encoding="utf-8")
-    return [each.replace("\n", " ").strip() for each in text.split("\n\n")]
+    return [paragraph.replace("\n", " ").strip() for paragraph in text.split("\n\n")]

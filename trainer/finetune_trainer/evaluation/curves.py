@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_trainer.records.evaluation import Point
+from finetune_trainer.records.evaluation import LossPoint
 
-MOST_POINTS = 400
+MAX_POINTS = 400
 
 
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+def downsample_points(points: Sequence[LossPoint], max_points: int = MAX_POINTS) -> list[LossPoint]:
     """At most so many of the points: of each stretch its lowest and highest, and the first and last of all."""
-    if len(points) <= most:
+    if len(points) <= max_points:
         return list(points)
-    inner, stretches = points[1:-1], (most - 2) // 2
-    kept = [points[0]]
-    for each in range(stretches):
-        stretch = inner[each * len(inner) // stretches : (each + 1) * len(inner) // stretches]
-        ends = {point.step: point for point in (min(stretch, key=_loss), max(stretch, key=_loss))}
-        kept += sorted(ends.values(), key=lambda point: point.step)
-    return [*kept, points[-1]]
+    inner, stretch_count = points[1:-1], (max_points - 2) // 2
+    selected = [points[0]]
+    for index in range(stretch_count):
+        stretch = inner[index * len(inner) // stretch_count : (index + 1) * len(inner) // stretch_count]
+        extremes = {point.step: point for point in (min(stretch, key=_get_loss), max(stretch, key=_get_loss))}
+        selected += sorted(extremes.values(), key=lambda point: point.step)
+    return [*selected, points[-1]]
 
 
-def _loss(point: Point) -> float:
+def _get_loss(point: LossPoint) -> float:
     return point.loss

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from finetune_trainer.records.evaluation import Check, Measure
+from finetune_trainer.records.evaluation import GateCheck, Measure
 
-_ROUNDING = 1e-9
+_ROUNDING_TOLERANCE = 1e-9
 """0.7 is 0.1 better than 0.6, though 0.7 - 0.6 is a little less than 0.1 to a computer."""
 
 
-class Rule(Protocol):
+class MetricRule(Protocol):
     """What a metric has to be; each limit that is set is a check of its own."""
 
     @property
@@ -32,37 +32,37 @@ class Rule(Protocol):
         """How much better than the base, in the metric's unit; positive is better, whichever way the metric counts."""
 
 
-def check(rules: Sequence[Rule], measures: Sequence[Measure]) -> list[Check]:
+def check_gate(rules: Sequence[MetricRule], measures: Sequence[Measure]) -> list[GateCheck]:
     """One check for each limit, in the order of the rules. What was not measured has not passed."""
-    known = {measure.name: measure for measure in measures}
-    return [each for rule in rules for each in _checks(rule, known.get(rule.metric))]
+    measures_by_name = {measure.name: measure for measure in measures}
+    return [result for rule in rules for result in _check_rule(rule, measures_by_name.get(rule.metric))]
 
 
-def _checks(rule: Rule, measure: Measure | None) -> Iterator[Check]:
+def _check_rule(rule: MetricRule, measure: Measure | None) -> Iterator[GateCheck]:
     value = measure.tuned.value if measure else None
     if rule.minimum is not None:
-        yield _check(
-            rule.metric, f"at least {rule.minimum:g}", value, value is not None and _at_least(value, rule.minimum)
+        yield _build_check(
+            rule.metric, f"at least {rule.minimum:g}", value, value is not None and _is_at_least(value, rule.minimum)
         )
     if rule.maximum is not None:
-        yield _check(
-            rule.metric, f"at most {rule.maximum:g}", value, value is not None and _at_least(rule.maximum, value)
+        yield _build_check(
+            rule.metric, f"at most {rule.maximum:g}", value, value is not None and _is_at_least(rule.maximum, value)
         )
     if rule.min_improvement is not None:
-        better = _improvement(measure) if measure else None
-        passed = better is not None and _at_least(better, rule.min_improvement)
-        yield _check(rule.metric, _words(rule.min_improvement), better, passed)
+        improvement = _compute_improvement(measure) if measure else None
+        passed = improvement is not None and _is_at_least(improvement, rule.min_improvement)
+        yield _build_check(rule.metric, _describe_improvement(rule.min_improvement), improvement, passed)
 
 
-def _check(metric: str, rule: str, value: float | None, passed: bool) -> Check:
-    return Check(metric=metric, rule=f"{metric} {rule}", value=value, passed=passed)
+def _build_check(metric: str, rule: str, value: float | None, passed: bool) -> GateCheck:
+    return GateCheck(metric=metric, rule=f"{metric} {rule}", value=value, passed=passed)
 
 
-def _at_least(value: float, limit: float) -> bool:
-    return value >= limit or math.isclose(value, limit, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+def _is_at_least(value: float, limit: float) -> bool:
+    return value >= limit or math.isclose(value, limit, rel_tol=_ROUNDING_TOLERANCE, abs_tol=_ROUNDING_TOLERANCE)
 
 
-def _improvement(measure: Measure) -> float | None:
+def _compute_improvement(measure: Measure) -> float | None:
     """How much better the tuned model is than its base; below zero where it is worse."""
     if measure.change is not None:
         change = measure.change.value
@@ -73,7 +73,7 @@ def _improvement(measure: Measure) -> float | None:
     return change if measure.higher_is_better else -change
 
 
-def _words(improvement: float) -> str:
+def _describe_improvement(improvement: float) -> str:
     if improvement > 0:
         return f"better than the base model's by at least {improvement:g}"
     return "not worse than the base model's" + (f" by more than {-improvement:g}" if improvement else "")

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Rows = NDArray[np.intp]
+    RowIndices = NDArray[np.intp]
 
 MIN_SAMPLES = 20
 """Fewer rows say too little about rows that were not measured, so a number from them has no interval."""
 CONFIDENCE = 0.95
-_RESAMPLES = 1000
+_RESAMPLE_COUNT = 1000
 _SEED = 20
 
 
-def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def estimate_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """The mean of one value per row, in the values' unit, with Student's t interval."""
     count = len(values)
     value = math.fsum(values) / count
@@ -35,67 +35,76 @@ def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
         return Estimate(value=value, samples=count)
     from scipy.special import stdtrit
 
-    variance = math.fsum((each - value) ** 2 for each in values) / (count - 1)
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance / count)
-    return Estimate(value=value, low=value - half, high=value + half, samples=count)
+    variance = math.fsum((sample - value) ** 2 for sample in values) / (count - 1)
+    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance / count)
+    return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
 
 
-def paired_change(base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def estimate_paired_change(base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Tuned minus base, row by row: what makes a row hard for both cancels."""
-    return mean([after - before for before, after in zip(base, tuned, strict=True)], confidence)
+    return estimate_mean(
+        [tuned_value - base_value for base_value, tuned_value in zip(base, tuned, strict=True)], confidence
+    )
 
 
-def proportion(successes: int, count: int) -> Estimate:
+def estimate_proportion(successes: int, count: int) -> Estimate:
     """A share of rows, 0 to 1, with Wilson's interval."""
     if count < MIN_SAMPLES:
         return Estimate(value=successes / count, samples=count)
     from scipy.stats import binomtest
 
-    around = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(value=successes / count, low=float(around.low), high=float(around.high), samples=count)
+    interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(value=successes / count, low=float(interval.low), high=float(interval.high), samples=count)
 
 
-def proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> Estimate:
+def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> Estimate:
     """The change of a share, from the rows that only one of both got right, as McNemar's test does.
 
     The interval is that of Bonett and Price (2012): one row is added to each kind, so that two models that happen to
     agree on all rows are not said to differ by exactly nothing.
     """
     count = len(base)
-    gained = sum(after and not before for before, after in zip(base, tuned, strict=True))
-    lost = sum(before and not after for before, after in zip(base, tuned, strict=True))
+    gained = sum(tuned_correct and not base_correct for base_correct, tuned_correct in zip(base, tuned, strict=True))
+    lost = sum(base_correct and not tuned_correct for base_correct, tuned_correct in zip(base, tuned, strict=True))
     value = (gained - lost) / count
     if count < MIN_SAMPLES:
         return Estimate(value=value, samples=count)
     from scipy.special import ndtri
 
-    up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
-    half = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-    return Estimate(value=value, low=max(-1.0, up - down - half), high=min(1.0, up - down + half), samples=count)
+    gained_share, lost_share = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    half_width = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(
+        (gained_share + lost_share - (gained_share - lost_share) ** 2) / (count + 2)
+    )
+    return Estimate(
+        value=value,
+        low=max(-1.0, gained_share - lost_share - half_width),
+        high=min(1.0, gained_share - lost_share + half_width),
+        samples=count,
+    )
 
 
-def weighted_mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
+def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
     """All sums over all weights, as a loss per token is from each row's total loss and number of tokens."""
     import numpy as np
 
-    over, under = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
-    return resampled(lambda rows: float(over[rows].sum() / under[rows].sum()), len(over))
+    numerators, denominators = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
+    return bootstrap(lambda rows: float(numerators[rows].sum() / denominators[rows].sum()), len(numerators))
 
 
-def resampled(statistic: Callable[[Rows], float], count: int) -> Estimate:
+def bootstrap(statistic: Callable[[RowIndices], float], count: int) -> Estimate:
     """Anything computed of rows, given by their numbers. Two statistics of as many rows see the same resamples."""
     import numpy as np
 
     value = statistic(np.arange(count))
     if count < MIN_SAMPLES:
         return Estimate(value=value, samples=count)
-    drawn = np.random.default_rng(_SEED)
-    found = [statistic(drawn.integers(count, size=count)) for _ in range(_RESAMPLES)]
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    rng = np.random.default_rng(_SEED)
+    resamples = [statistic(rng.integers(count, size=count)) for _ in range(_RESAMPLE_COUNT)]
+    low, high = np.quantile(resamples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value=value, low=float(low), high=float(high), samples=count)
 
 
-def corrected(comparisons: int) -> float:
+def bonferroni_confidence(comparisons: int) -> float:
     """The confidence of each of many intervals at which all of them together are right 95 % of the time.
 
     Bonferroni: Holm finds a little more, but gives verdicts without intervals that one could show beside them.

@@ -7,61 +7,73 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from finetune_trainer.evaluation.intervals import resampled, weighted_mean
-from finetune_trainer.records.evaluation import CrossValidation, Estimate, Measure
+from finetune_trainer.evaluation.intervals import bootstrap, estimate_weighted_mean
+from finetune_trainer.records.evaluation import CrossValidationResult, Estimate, Measure
 
 if TYPE_CHECKING:
-    from finetune_trainer.evaluation.intervals import Rows
+    from finetune_trainer.evaluation.intervals import RowIndices
 
 
-def eval_loss(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+def measure_eval_loss(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
     """`evalLoss` in nats per token, from each row's summed loss in nats under both models."""
-    before, after = weighted_mean(base, tokens), weighted_mean(tuned, tokens)
-    change = weighted_mean([b - a for a, b in zip(base, tuned, strict=True)], tokens)
-    return Measure(name="evalLoss", higher_is_better=False, base=before, tuned=after, change=change)
+    base_estimate, tuned_estimate = (
+        estimate_weighted_mean(base, token_counts),
+        estimate_weighted_mean(tuned, token_counts),
+    )
+    change = estimate_weighted_mean(
+        [tuned_sum - base_sum for base_sum, tuned_sum in zip(base, tuned, strict=True)], token_counts
+    )
+    return Measure(name="evalLoss", higher_is_better=False, base=base_estimate, tuned=tuned_estimate, change=change)
 
 
-def perplexity(tokens: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
     """`perplexity`, from the same. Raises `OverflowError` where a loss, of a resample too, is too high for it."""
     import numpy as np
 
     # A change of exponentials is no function of the change of losses, so it is resampled itself.
-    weights, before, after = np.asarray(tokens, float), np.asarray(base, float), np.asarray(tuned, float)
+    weights, base_sums, tuned_sums = np.asarray(token_counts, float), np.asarray(base, float), np.asarray(tuned, float)
 
-    def per_token(losses: np.typing.NDArray[np.float64], rows: Rows) -> float:
-        return _exp(losses[rows].sum() / weights[rows].sum())
+    def compute_perplexity(losses: np.typing.NDArray[np.float64], rows: RowIndices) -> float:
+        return _exponentiate(losses[rows].sum() / weights[rows].sum())
 
     return Measure(
         name="perplexity",
         higher_is_better=False,
-        base=_exponential(weighted_mean(base, tokens)),
-        tuned=_exponential(weighted_mean(tuned, tokens)),
-        change=resampled(lambda rows: per_token(after, rows) - per_token(before, rows), len(tokens)),
+        base=_exponentiate_estimate(estimate_weighted_mean(base, token_counts)),
+        tuned=_exponentiate_estimate(estimate_weighted_mean(tuned, token_counts)),
+        change=bootstrap(
+            lambda rows: compute_perplexity(tuned_sums, rows) - compute_perplexity(base_sums, rows), len(token_counts)
+        ),
     )
 
 
-def cross_validated(folds: Sequence[float]) -> CrossValidation | None:
+def summarize_folds(folds: Sequence[float]) -> CrossValidationResult | None:
     """What the losses of the folds, of which there are two or more, come to; `None` if there was none."""
     if not folds:
         return None
-    return CrossValidation(metric="evalLoss", folds=list(folds), mean=fmean(folds), deviation=stdev(folds))
+    return CrossValidationResult(metric="evalLoss", folds=list(folds), mean=fmean(folds), deviation=stdev(folds))
 
 
-def fold_measures(found: CrossValidation | None) -> list[Measure]:
+def build_fold_measures(cross_validation: CrossValidationResult | None) -> list[Measure]:
     """For the gate alone: `crossValidationLoss` is no measure of the adapter that is published."""
-    if found is None:
+    if cross_validation is None:
         return []
-    mean = Estimate(value=found.mean, samples=len(found.folds))
+    mean = Estimate(value=cross_validation.mean, samples=len(cross_validation.folds))
     return [Measure(name="crossValidationLoss", higher_is_better=False, tuned=mean)]
 
 
-def _exponential(loss: Estimate) -> Estimate:
+def _exponentiate_estimate(loss: Estimate) -> Estimate:
     if loss.low is None or loss.high is None:
-        return Estimate(value=_exp(loss.value), samples=loss.samples)
-    return Estimate(value=_exp(loss.value), low=_exp(loss.low), high=_exp(loss.high), samples=loss.samples)
+        return Estimate(value=_exponentiate(loss.value), samples=loss.samples)
+    return Estimate(
+        value=_exponentiate(loss.value),
+        low=_exponentiate(loss.low),
+        high=_exponentiate(loss.high),
+        samples=loss.samples,
+    )
 
 
-def _exp(loss: float) -> float:
+def _exponentiate(loss: float) -> float:
     try:
         return math.exp(loss)
     except OverflowError as error:

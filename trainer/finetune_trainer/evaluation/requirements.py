@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, Task, TrainerConfig
-from finetune_trainer.data.augment.counterfactual import why_not_terms
+from finetune_trainer.data.augment.counterfactual import explain_invalid_terms
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.rows import SourceFile
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, read_pairs
-from finetune_trainer.evaluation.task_metrics import check_task, why_no_bleu
+from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, parse_pairs
+from finetune_trainer.evaluation.task_metrics import explain_no_bleu, find_task_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
 
-_BY_METHOD = {"sft": ["evalLoss", "perplexity"], "dpo": ["evalLoss", "evalRewardAccuracy"], "kto": ["evalLoss"]}
-_BY_TASK = {
+_METRICS_BY_METHOD = {"sft": ["evalLoss", "perplexity"], "dpo": ["evalLoss", "evalRewardAccuracy"], "kto": ["evalLoss"]}
+_METRICS_BY_TASK = {
     None: [],
     "classification": ["accuracy", "macroF1"],
     "summarization": ["rouge1", "rouge2", "rougeL"],
@@ -30,35 +30,42 @@ _BY_TASK = {
 }
 
 
-def metrics(config: TrainerConfig) -> list[str]:
+def list_metrics(config: TrainerConfig) -> list[str]:
     """Names of all that will be measured."""
-    flags = ["biasFlags"] if config.evaluation.bias else []
-    folds = ["crossValidationLoss"] if config.training.cross_validation else []
-    return [*_BY_METHOD[config.training.method], *_BY_TASK[config.evaluation.task], *flags, *folds]
+    bias_metrics = ["biasFlags"] if config.evaluation.bias else []
+    fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []
+    return [
+        *_METRICS_BY_METHOD[config.training.method],
+        *_METRICS_BY_TASK[config.evaluation.task],
+        *bias_metrics,
+        *fold_metrics,
+    ]
 
 
-def check(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_requirements(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises `CONFIG_INVALID` for what would end, or be missing, only after the training: a gate on what is not
     measured, a prompt that cannot be asked, terms without a counterpart, a task that the rows are not of."""
     _check_gate(config)
     for prompt in config.evaluation.sample_prompts:
         _check_prompt(prompt, tokenizer)
-    why = config.evaluation.bias and why_not_terms(config.evaluation.bias.terms)
-    if why:
-        raise TrainerError(Reason.CONFIG_INVALID, why)
+    problem = config.evaluation.bias and explain_invalid_terms(config.evaluation.bias.terms)
+    if problem:
+        raise TrainerError(Reason.CONFIG_INVALID, problem)
     if config.evaluation.task:
         _check_task(config, config.evaluation.task, prepared, tokenizer)
 
 
 def _check_gate(config: TrainerConfig) -> None:
-    known, rules = metrics(config), config.evaluation.gate
-    unknown = [rule.metric for rule in rules if rule.metric not in known]
+    measured, rules = list_metrics(config), config.evaluation.gate
+    unknown = [rule.metric for rule in rules if rule.metric not in measured]
     if unknown:
-        message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(known)}"
+        message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(measured)}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     if any(rule.metric == "biasFlags" and rule.min_improvement is not None for rule in rules):
-        why = "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum"
-        raise TrainerError(Reason.CONFIG_INVALID, why)
+        problem = (
+            "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, problem)
 
 
 def _check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -69,21 +76,24 @@ def _check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
         raise TrainerError(Reason.CONFIG_INVALID, message) from error
 
 
-def pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
+def read_sentence_pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
     """The sentence pairs of `evaluation.bias.pairsURI`. Raises `DATA_INVALID` with object and line."""
-    return [pair for file in files for pair in read_pairs(file.path.read_bytes(), file.uri)]
+    return [pair for file in files for pair in parse_pairs(file.path.read_bytes(), file.uri)]
 
 
 def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    from finetune_trainer.modeling.inference import questions
+    from finetune_trainer.modeling.inference import extract_prompts
 
-    most, sides = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
-    held_out, trained = (
-        [] if side is None else [each.reference for each in questions(side, tokenizer, most)] for side in sides
+    max_rows, splits = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
+    validation_references, training_references = (
+        [] if split is None else [prompt.reference for prompt in extract_prompts(split, tokenizer, max_rows)]
+        for split in splits
     )
     # Of both sides: a few validation rows can well have as many labels.
-    why = check_task(task, [*held_out, *trained])
-    if why:
-        raise TrainerError(Reason.CONFIG_INVALID, why)
-    if any(rule.metric == "bleu" for rule in config.evaluation.gate) and (why := why_no_bleu(held_out)):
-        raise TrainerError(Reason.CONFIG_INVALID, f"evaluation.gate names bleu, which cannot be measured: {why}")
+    problem = find_task_problem(task, [*validation_references, *training_references])
+    if problem:
+        raise TrainerError(Reason.CONFIG_INVALID, problem)
+    if any(rule.metric == "bleu" for rule in config.evaluation.gate) and (
+        problem := explain_no_bleu(validation_references)
+    ):
+        raise TrainerError(Reason.CONFIG_INVALID, f"evaluation.gate names bleu, which cannot be measured: {problem}")

@@ -11,26 +11,31 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import BiasEvaluation, Stage, Task, TrainerConfig
 from finetune_trainer.data.loss_masking import encode_prompt
-from finetune_trainer.data.pii import KINDS, redact
+from finetune_trainer.data.pii import PII_KINDS, redact_pii
 from finetune_trainer.evaluation import gate, overfitting, task_metrics
-from finetune_trainer.evaluation.bias.scoring import Groups
-from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, own_pairs
-from finetune_trainer.evaluation.catastrophic_forgetting import forgetting
-from finetune_trainer.evaluation.curves import thin
-from finetune_trainer.evaluation.losses import cross_validated, eval_loss, fold_measures, perplexity
-from finetune_trainer.modeling.inference import Answerer, questions, spread
-from finetune_trainer.modeling.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.modeling.loading import Loaded
-from finetune_trainer.modeling.positions import max_positions
-from finetune_trainer.modeling.precision import as_in_training, resolve_precision
+from finetune_trainer.evaluation.bias.scoring import BiasScorer
+from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs
+from finetune_trainer.evaluation.catastrophic_forgetting import measure_forgetting
+from finetune_trainer.evaluation.curves import downsample_points
+from finetune_trainer.evaluation.losses import (
+    build_fold_measures,
+    measure_eval_loss,
+    measure_perplexity,
+    summarize_folds,
+)
+from finetune_trainer.modeling.inference import TextGenerator, extract_prompts, select_evenly
+from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
+from finetune_trainer.modeling.loading import LoadedModel
+from finetune_trainer.modeling.positions import get_max_positions
+from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
 from finetune_trainer.records.evaluation import (
-    Bias,
-    Confusion,
+    BiasResult,
+    ConfusionMatrix,
     Estimate,
-    Evaluation,
+    EvaluationReport,
+    LossPoint,
     Measure,
-    Overfitting,
-    Point,
+    OverfittingResult,
     Sample,
 )
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -40,15 +45,15 @@ if TYPE_CHECKING:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.training.train import Trained
+    from finetune_trainer.training.train import TrainResult
 
 log = logging.getLogger(__name__)
 
-_SCORED = 1000
+_MAX_SCORED_ROWS = 1000
 """Rows of either side whose loss is measured, evenly spread over all."""
-_SHOWN = 8
+_MAX_SHOWN_ROWS = 8
 """Validation rows that are shown with both answers."""
-_FAILURES = (
+_MEASUREMENT_ERRORS = (
     ArithmeticError,
     AttributeError,
     ImportError,
@@ -63,191 +68,222 @@ _FAILURES = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationInput:
     """What is evaluated."""
 
     config: TrainerConfig
-    loaded: Loaded
+    loaded_model: LoadedModel
     prepared: PreparedData
-    trained: Trained
-    pairs: Sequence[SentencePair] = ()
+    train_result: TrainResult
+    sentence_pairs: Sequence[SentencePair] = ()
     """About groups of people, to compare in place of the built-in ones."""
 
 
 @dataclass
-class _Findings:
+class EvaluationResults:
     """What was found so far."""
 
     measures: list[Measure] = field(default_factory=list)
-    confusion: Confusion | None = None
+    confusion: ConfusionMatrix | None = None
     samples: list[Sample] = field(default_factory=list)
     training_loss: float | None = None
     forgetting: Measure | None = None
-    bias: Bias | None = None
+    bias: BiasResult | None = None
     missing: list[str] = field(default_factory=list)
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def section(self, name: str) -> Iterator[None]:
         """A part that may fail by itself."""
         log.info("evaluation: %s", name)
         try:
             yield
-        except _FAILURES as error:
+        except _MEASUREMENT_ERRORS as error:
             log.warning("evaluation: %s could not be measured: %s: %s", name, type(error).__name__, error)
             self.missing.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
 
 
-def evaluate(subject: Subject, progress: ProgressReporter) -> Evaluation:
+def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationReport:
     """Everything that the config asks for and the data allows. What cannot be computed is named in `missing`."""
     progress.update(stage=Stage.EVALUATING)
-    found = _Findings()
-    with as_in_training(subject.loaded.model.device, resolve_precision(subject.config)):
-        _measure(subject, found, progress)
-    return _summary(subject, found)
+    results = EvaluationResults()
+    with autocast_like_training(inputs.loaded_model.model.device, resolve_precision(inputs.config)):
+        _run_measurements(inputs, results, progress)
+    return _build_report(inputs, results)
 
 
-def _measure(subject: Subject, found: _Findings, progress: ProgressReporter) -> None:
-    asked = subject.config.evaluation
-    if subject.config.training.method == "sft":
-        with found.part("general text"):
-            found.forgetting = forgetting(subject.loaded, progress.alive)
-        if subject.prepared.validation is not None:
-            with found.part("validation loss"):
-                _likelihood(subject, found, progress.alive)
+def _run_measurements(inputs: EvaluationInput, results: EvaluationResults, progress: ProgressReporter) -> None:
+    settings = inputs.config.evaluation
+    if inputs.config.training.method == "sft":
+        with results.section("general text"):
+            results.forgetting = measure_forgetting(inputs.loaded_model, progress.heartbeat)
+        if inputs.prepared.validation is not None:
+            with results.section("validation loss"):
+                _measure_likelihood(inputs, results, progress.heartbeat)
     else:
-        found.measures += _seen_in_training(subject)
-    if asked.task and subject.prepared.validation is not None:
-        with found.part(f"answers for {asked.task}"):
-            _answers(subject, asked.task, found, progress.alive)
-    if asked.sample_prompts:
-        with found.part("sample prompts"):
-            found.samples = [*_sample_prompts(subject, found, progress.alive), *found.samples]
-    if asked.bias:
-        with found.part("bias"):
-            _bias(subject, asked.bias, found, progress.alive)
+        results.measures += _measures_from_training(inputs)
+    if settings.task and inputs.prepared.validation is not None:
+        with results.section(f"answers for {settings.task}"):
+            _measure_answers(inputs, settings.task, results, progress.heartbeat)
+    if settings.sample_prompts:
+        with results.section("sample prompts"):
+            results.samples = [*_generate_samples(inputs, results, progress.heartbeat), *results.samples]
+    if settings.bias:
+        with results.section("bias"):
+            _measure_bias(inputs, settings.bias, results, progress.heartbeat)
 
 
-def _summary(subject: Subject, found: _Findings) -> Evaluation:
-    trained, asked = subject.trained, subject.config.evaluation
-    training = thin([Point(step=step, loss=loss) for step, loss in trained.losses if math.isfinite(loss)])
-    validation = [Point(step=look.step, loss=look.loss) for look in trained.looks if math.isfinite(look.loss)]
-    verdict = Overfitting(verdict="unknown", message="It could not be judged.")
-    folds = cross_validated(trained.fold_losses)
-    with found.part("overfitting"):
-        verdict = _verdict(subject, found, training, validation)
-    return Evaluation(
-        task=asked.task,
-        measures=found.measures,
-        confusion=found.confusion,
-        samples=found.samples,
-        training_losses=training,
-        validation_losses=thin(validation),
+def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> EvaluationReport:
+    train_result, settings = inputs.train_result, inputs.config.evaluation
+    training_losses = downsample_points(
+        [LossPoint(step=step, loss=loss) for step, loss in train_result.losses if math.isfinite(loss)]
+    )
+    validation_losses = [
+        LossPoint(step=eval_result.step, loss=eval_result.loss)
+        for eval_result in train_result.eval_results
+        if math.isfinite(eval_result.loss)
+    ]
+    verdict = OverfittingResult(verdict="unknown", message="It could not be judged.")
+    cross_validation = summarize_folds(train_result.fold_losses)
+    with results.section("overfitting"):
+        verdict = _judge_overfitting(inputs, results, training_losses, validation_losses)
+    return EvaluationReport(
+        task=settings.task,
+        measures=results.measures,
+        confusion=results.confusion,
+        samples=results.samples,
+        training_losses=training_losses,
+        validation_losses=downsample_points(validation_losses),
         overfitting=verdict,
-        bias=found.bias,
-        cross_validation=folds,
-        gate=gate.check(asked.gate, [*found.measures, *fold_measures(folds)]),
-        examples=list(subject.prepared.examples),
-        lengths=list(subject.prepared.lengths),
-        energy=trained.energy,
-        missing=found.missing,
+        bias=results.bias,
+        cross_validation=cross_validation,
+        gate=gate.check_gate(settings.gate, [*results.measures, *build_fold_measures(cross_validation)]),
+        examples=list(inputs.prepared.rejected_examples),
+        lengths=list(inputs.prepared.length_histogram),
+        energy=train_result.energy,
+        missing=results.missing,
     )
 
 
-def _verdict(subject: Subject, found: _Findings, training: Sequence[Point], validation: Sequence[Point]) -> Overfitting:
+def _judge_overfitting(
+    inputs: EvaluationInput, results: EvaluationResults, training: Sequence[LossPoint], validation: Sequence[LossPoint]
+) -> OverfittingResult:
     """Of what is published: with early stopping, what came after the best look was undone."""
-    final = next((each for each in found.measures if each.name == "evalLoss"), None)
-    best = early_stopping.best(subject.trained.looks)
-    taken = [each for each in validation if best is None or each.step <= best.step]
-    if not subject.config.training.early_stopping or len(taken) == len(validation):
-        return overfitting.judge(training, validation, found.training_loss, final, found.forgetting)
-    verdict = overfitting.judge(training, taken, found.training_loss, final, found.forgetting)
-    message = f"The adapter of step {taken[-1].step} was taken, since its validation loss was lowest. {verdict.message}"
+    final_loss = next((measure for measure in results.measures if measure.name == "evalLoss"), None)
+    best = early_stopping.find_best(inputs.train_result.eval_results)
+    until_best = [point for point in validation if best is None or point.step <= best.step]
+    if not inputs.config.training.early_stopping or len(until_best) == len(validation):
+        return overfitting.judge_overfitting(
+            training, validation, results.training_loss, final_loss, results.forgetting
+        )
+    verdict = overfitting.judge_overfitting(training, until_best, results.training_loss, final_loss, results.forgetting)
+    message = (
+        f"The adapter of step {until_best[-1].step} was taken, since its validation loss was lowest. {verdict.message}"
+    )
     return verdict.model_copy(update={"message": message})
 
 
-def _tokens(rows: datasets.Dataset) -> list[Tokens]:
-    return [Tokens(row["input_ids"], row["labels"]) for row in rows]
+def _to_labeled_tokens(rows: datasets.Dataset) -> list[LabeledTokens]:
+    return [LabeledTokens(row["input_ids"], row["labels"]) for row in rows]
 
 
-def _likelihood(subject: Subject, found: _Findings, alive: Callable[[], None]) -> None:
+def _measure_likelihood(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
     """Loss of validation rows, by both models, and of as many training rows, by the tuned one."""
-    model = subject.loaded.model
-    held_out = _tokens(spread(_validation(subject), _SCORED))
-    base, tuned = base_and_tuned(model, lambda: losses(model, held_out, alive))
-    found.measures.append(eval_loss(base.tokens, base.sums, tuned.sums))
-    with found.part("perplexity"):
-        found.measures.append(perplexity(base.tokens, base.sums, tuned.sums))
-    found.training_loss = losses(model, _tokens(spread(subject.prepared.dataset, len(held_out))), alive).mean
+    model = inputs.loaded_model.model
+    validation_rows = _to_labeled_tokens(select_evenly(_require_validation(inputs), _MAX_SCORED_ROWS))
+    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat))
+    results.measures.append(measure_eval_loss(base.token_counts, base.sums, tuned.sums))
+    with results.section("perplexity"):
+        results.measures.append(measure_perplexity(base.token_counts, base.sums, tuned.sums))
+    results.training_loss = compute_losses(
+        model, _to_labeled_tokens(select_evenly(inputs.prepared.dataset, len(validation_rows))), heartbeat
+    ).mean
 
 
-def _bias(subject: Subject, asked: BiasEvaluation, found: _Findings, alive: Callable[[], None]) -> None:
-    groups = Groups(subject.loaded.model, subject.loaded.tokenizer, asked, alive)
-    comparable = subject.prepared.validation if subject.config.training.method == "sft" else None
-    found.bias = groups.measure(subject.pairs or own_pairs(), subject.prepared.dataset, comparable)
-    if not found.bias.findings:  # no flag would be said of what nobody looked at
-        found.missing.append("biasFlags: there was too little to compare")
+def _measure_bias(
+    inputs: EvaluationInput, settings: BiasEvaluation, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    scorer = BiasScorer(inputs.loaded_model.model, inputs.loaded_model.tokenizer, settings, heartbeat)
+    swappable_rows = inputs.prepared.validation if inputs.config.training.method == "sft" else None
+    results.bias = scorer.measure_bias(
+        inputs.sentence_pairs or load_builtin_pairs(), inputs.prepared.dataset, swappable_rows
+    )
+    if not results.bias.findings:  # no flag would be said of what nobody looked at
+        results.missing.append("biasFlags: there was too little to compare")
         return
-    flags = sum(finding.flagged for finding in found.bias.findings)
-    flagged = Estimate(value=flags, samples=len(found.bias.findings))
-    found.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flagged))
+    flag_count = sum(finding.flagged for finding in results.bias.findings)
+    flag_estimate = Estimate(value=flag_count, samples=len(results.bias.findings))
+    results.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flag_estimate))
 
 
-def _seen_in_training(subject: Subject) -> list[Measure]:
+def _measures_from_training(inputs: EvaluationInput) -> list[Measure]:
     """For methods that compare answers: what their own loss was before training and of the adapter that is taken."""
-    looks, metrics = subject.trained.looks, subject.trained.metrics
-    count = len(subject.prepared.validation or [])
+    eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
+    count = len(inputs.prepared.validation or [])
     measures = []
     for name, higher_is_better in (("evalLoss", False), ("evalRewardAccuracy", True)):
         if name in metrics:
-            base = looks[0].metrics.get(name) if looks[0].step == 0 else None
-            before = None if base is None or math.isnan(base) else Estimate(value=base, samples=count)
-            after = Estimate(value=metrics[name], samples=count)
-            measures.append(Measure(name=name, higher_is_better=higher_is_better, base=before, tuned=after))
+            base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
+            base_estimate = None if base is None or math.isnan(base) else Estimate(value=base, samples=count)
+            tuned_estimate = Estimate(value=metrics[name], samples=count)
+            measures.append(
+                Measure(name=name, higher_is_better=higher_is_better, base=base_estimate, tuned=tuned_estimate)
+            )
     return measures
 
 
-def _validation(subject: Subject) -> datasets.Dataset:
-    if subject.prepared.validation is None:
+def _require_validation(inputs: EvaluationInput) -> datasets.Dataset:
+    if inputs.prepared.validation is None:
         raise ValueError("there is no validation data")
-    return subject.prepared.validation
+    return inputs.prepared.validation
 
 
-def _answers(subject: Subject, task: Task, found: _Findings, alive: Callable[[], None]) -> None:
+def _measure_answers(
+    inputs: EvaluationInput, task: Task, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
     """Validation rows answered by both models, and what the task measures on the answers."""
-    asked, tokenizer = subject.config.evaluation, subject.loaded.tokenizer
-    rows = questions(_validation(subject), tokenizer, asked.max_samples)
-    base, tuned = _both(subject, [row.prompt for row in rows], alive)
-    references = [row.reference for row in rows]
-    measures, found.confusion = task_metrics.measures(task, references, base, tuned)
-    found.measures += measures
-    found.missing += task_metrics.missing(task, references)
-    found.samples = [
+    settings, tokenizer = inputs.config.evaluation, inputs.loaded_model.tokenizer
+    prompts = extract_prompts(_require_validation(inputs), tokenizer, settings.max_samples)
+    base, tuned = _generate_both(inputs, [prompt.prompt for prompt in prompts], heartbeat)
+    references = [prompt.reference for prompt in prompts]
+    measures, results.confusion = task_metrics.measure_task(task, references, base, tuned)
+    results.measures += measures
+    results.missing += task_metrics.list_missing(task, references)
+    results.samples = [
         Sample(
-            prompt=redact(tokenizer.decode(row.prompt, skip_special_tokens=True), KINDS),
-            reference=redact(row.reference, KINDS),
-            base=redact(b, KINDS),
-            tuned=redact(t, KINDS),
+            prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
+            reference=redact_pii(prompt.reference, PII_KINDS),
+            base=redact_pii(base_answer, PII_KINDS),
+            tuned=redact_pii(tuned_answer, PII_KINDS),
         )
-        for row, b, t in list(zip(rows, base, tuned, strict=True))[:_SHOWN]
+        for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
     ]
 
 
-def _sample_prompts(subject: Subject, found: _Findings, alive: Callable[[], None]) -> list[Sample]:
-    asked, most = subject.config.evaluation.sample_prompts, max_positions(subject.loaded.model.get_base_model().config)
-    encoded = {prompt: encode_prompt(subject.loaded.tokenizer, prompt) for prompt in asked}
+def _generate_samples(
+    inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> list[Sample]:
+    requested, positions = (
+        inputs.config.evaluation.sample_prompts,
+        get_max_positions(inputs.loaded_model.model.get_base_model().config),
+    )
+    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt) for prompt in requested}
     # On a GPU, a position that the model lacks ends the process; an answer needs at least one more than the prompt.
-    prompts = [prompt for prompt in asked if most is None or len(encoded[prompt]) < most]
-    if left_out := len(asked) - len(prompts):
-        found.missing.append(f"sample prompts: {left_out} of {len(asked)} do not fit the model's {most} positions")
-    base, tuned = _both(subject, [encoded[prompt] for prompt in prompts], alive)
+    prompts = [prompt for prompt in requested if positions is None or len(encoded[prompt]) < positions]
+    if dropped := len(requested) - len(prompts):
+        results.missing.append(
+            f"sample prompts: {dropped} of {len(requested)} do not fit the model's {positions} positions"
+        )
+    base, tuned = _generate_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
     return [
-        Sample(prompt=prompt, base=redact(b, KINDS), tuned=redact(t, KINDS))
-        for prompt, b, t in zip(prompts, base, tuned, strict=True)
+        Sample(prompt=prompt, base=redact_pii(base_answer, PII_KINDS), tuned=redact_pii(tuned_answer, PII_KINDS))
+        for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
     ]
 
 
-def _both(subject: Subject, prompts: Sequence[Sequence[int]], alive: Callable[[], None]) -> tuple[list[str], list[str]]:
+def _generate_both(
+    inputs: EvaluationInput, prompts: Sequence[Sequence[int]], heartbeat: Callable[[], None]
+) -> tuple[list[str], list[str]]:
     """The base model's answers and the tuned one's."""
-    model = subject.loaded.model
-    answerer = Answerer(model, subject.loaded.tokenizer, subject.config.evaluation.max_new_tokens, alive)
-    return base_and_tuned(model, lambda: answerer.answers(prompts))
+    model = inputs.loaded_model.model
+    generator = TextGenerator(model, inputs.loaded_model.tokenizer, inputs.config.evaluation.max_new_tokens, heartbeat)
+    return measure_base_and_tuned(model, lambda: generator.generate(prompts))

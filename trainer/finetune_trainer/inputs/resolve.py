@@ -13,43 +13,60 @@ from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.inputs import base_model
-from finetune_trainer.inputs.base_model import BaseModel, FetchedModel, S3Model
+from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
-from finetune_trainer.storage import DATA, S3, InputFile, Location, S3Object, check_space, download, find
+from finetune_trainer.storage import (
+    DATA_ERRORS,
+    S3,
+    InputFile,
+    Location,
+    S3Object,
+    check_disk_space,
+    download_objects,
+    find_objects,
+)
 
-__all__ = ["InputFile", "Inputs", "Located", "locate", "start"]
+__all__ = ["DownloadedInputs", "InputFile", "ResolvedInputs", "resolve_inputs", "start_download"]
 
 log = logging.getLogger(__name__)
-_SAY_EVERY_SECONDS = 10
-_SOURCES_AT_ONCE = 4  # the model is one; each fetches many objects at once
+_LOG_INTERVAL_SECONDS = 10
+_MAX_CONCURRENT_SOURCES = 4  # the model is one; each fetches many objects at once
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedInputs:
     """Everything that will go in, as listed: enough to tell whether an earlier run had the same."""
 
     s3: S3
     config: TrainerConfig
-    model: BaseModel
+    model: BaseModelSource
     objects: list[list[S3Object]]
     """Per data source, then those of `validation.sources`, then `evaluation.bias.pairsURI`."""
-    adapter: S3Model | None = None
+    adapter: S3ModelSource | None = None
 
     @property
     def size(self) -> int:
         """Bytes to download."""
-        adapter = self.adapter.size if self.adapter else 0
-        return self.model.size + adapter + sum(each.size for found in self.objects for each in found)
+        adapter_size = self.adapter.size if self.adapter else 0
+        return (
+            self.model.size
+            + adapter_size
+            + sum(s3_object.size for source_objects in self.objects for s3_object in source_objects)
+        )
 
     def matches(self, model: ModelRecord, inputs: Sequence[InputRecord]) -> bool:
         """Whether an earlier run read the very same inputs."""
-        adapter = self.adapter.objects if self.adapter else []
-        listed = [InputRecord.listed(each) for found in (*self.objects, adapter) for each in found]
-        return listed == [each.as_listed() for each in inputs] and self.model.matches(model)
+        adapter_objects = self.adapter.objects if self.adapter else []
+        listed_records = [
+            InputRecord.from_listing(s3_object)
+            for source_objects in (*self.objects, adapter_objects)
+            for s3_object in source_objects
+        ]
+        return listed_records == [record.without_sha256() for record in inputs] and self.model.matches(model)
 
 
 @dataclass(frozen=True)
-class Inputs:
+class DownloadedInputs:
     """Everything that goes in, on disk."""
 
     model: FetchedModel
@@ -84,7 +101,7 @@ class Inputs:
     def files(self) -> list[InputFile]:
         """All data files, in the order of sources and keys; those of `validation.sources` and sentence pairs
         last."""
-        return [*(file for _, files in [*self.sources, *self.validation] for file in files), *self.pairs]
+        return [*(file for _, source_files in [*self.sources, *self.validation] for file in source_files), *self.pairs]
 
     @property
     def digest(self) -> str:
@@ -93,86 +110,101 @@ class Inputs:
         return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
-def locate(config: TrainerConfig, s3: S3) -> Located:
+def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     """List data and model; wrong names, keys and permissions are told here, before anything costs time."""
-    pairs = [config.evaluation.bias.pairs_uri] if config.evaluation.bias and config.evaluation.bias.pairs_uri else []
-    uris = [*(source.uri for source in _sources(config)), *pairs]
-    objects = [find(s3, Location.parse(uri), DATA) for uri in uris]
-    model, adapter = base_model.locate(config.model, s3), base_model.locate_adapter(config.model, s3)
-    located = Located(s3, config, model, objects, adapter)
-    count = sum(len(found) for found in objects)
-    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _bytes(located.size))
-    return located
+    pair_uris = (
+        [config.evaluation.bias.pairs_uri] if config.evaluation.bias and config.evaluation.bias.pairs_uri else []
+    )
+    uris = [*(source.uri for source in _list_data_sources(config)), *pair_uris]
+    objects = [find_objects(s3, Location.parse(uri), DATA_ERRORS) for uri in uris]
+    model, adapter = base_model.resolve_model(config.model, s3), base_model.resolve_adapter(config.model, s3)
+    resolved = ResolvedInputs(s3, config, model, objects, adapter)
+    count = sum(len(source_objects) for source_objects in objects)
+    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _format_bytes(resolved.size))
+    return resolved
 
 
-def _sources(config: TrainerConfig) -> list[DataSource]:
+def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
     validation = config.dataset.validation
     return [*config.dataset.sources, *((validation and validation.sources) or [])]
 
 
-def start(located: Located, folder: Path) -> Future[Inputs]:
+def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedInputs]:
     """Fetch all of it into `folder`, in threads; the future holds the result or the error."""
-    check_space(folder, located.size)
-    pool = ThreadPoolExecutor(_SOURCES_AT_ONCE, "download")
-    counter = _Counter(located.size)
-    model = pool.submit(located.model.fetch, folder / "model", counter.add)
-    files = [
-        pool.submit(download, located.s3, found, folder / "data" / str(number), DATA, counter.add)
-        for number, found in enumerate(located.objects)
+    check_disk_space(folder, resolved.size)
+    download_pool = ThreadPoolExecutor(_MAX_CONCURRENT_SOURCES, "download")
+    counter = _DownloadProgress(resolved.size)
+    model_future = download_pool.submit(resolved.model.fetch, folder / "model", counter.add_bytes)
+    data_futures = [
+        download_pool.submit(
+            download_objects, resolved.s3, source_objects, folder / "data" / str(index), DATA_ERRORS, counter.add_bytes
+        )
+        for index, source_objects in enumerate(resolved.objects)
     ]
-    adapter = pool.submit(located.adapter.fetch, folder / "base-adapter", counter.add) if located.adapter else None
-    together = ThreadPoolExecutor(1, "inputs")
-    inputs = together.submit(_gather, located.config, (model, adapter), files, counter)
-    for each in (pool, together):
-        each.shutdown(wait=False)
-    return inputs
+    adapter_future = (
+        download_pool.submit(resolved.adapter.fetch, folder / "base-adapter", counter.add_bytes)
+        if resolved.adapter
+        else None
+    )
+    collector_pool = ThreadPoolExecutor(1, "inputs")
+    inputs_future = collector_pool.submit(
+        _collect_downloads, resolved.config, (model_future, adapter_future), data_futures, counter
+    )
+    for executor in (download_pool, collector_pool):
+        executor.shutdown(wait=False)
+    return inputs_future
 
 
-def _gather(
+def _collect_downloads(
     config: TrainerConfig,
-    models: tuple[Future[FetchedModel], Future[FetchedModel] | None],
-    files: Iterable[Future[list[InputFile]]],
-    counter: _Counter,
-) -> Inputs:
+    model_futures: tuple[Future[FetchedModel], Future[FetchedModel] | None],
+    data_futures: Iterable[Future[list[InputFile]]],
+    counter: _DownloadProgress,
+) -> DownloadedInputs:
     # Data first: it is small, and its errors are the likelier ones.
-    sources, found = _sources(config), [future.result() for future in files]
-    fetched = list(zip(sources, found, strict=False))
-    pairs = [file for rest in found[len(sources) :] for file in rest]
-    training = len(config.dataset.sources)
-    model, adapter = models
-    start = adapter.result() if adapter else None
-    inputs = Inputs(model.result(), fetched[:training], fetched[training:], start, pairs)
-    log.info("inputs: downloaded %s; model revision %s", counter.summary(), inputs.model_revision)
-    return inputs
+    sources, downloaded_files = _list_data_sources(config), [future.result() for future in data_futures]
+    files_by_source = list(zip(sources, downloaded_files, strict=False))
+    pairs = [file for pair_files in downloaded_files[len(sources) :] for file in pair_files]
+    training_count = len(config.dataset.sources)
+    model_future, adapter_future = model_futures
+    start_adapter = adapter_future.result() if adapter_future else None
+    downloaded = DownloadedInputs(
+        model_future.result(), files_by_source[:training_count], files_by_source[training_count:], start_adapter, pairs
+    )
+    log.info("inputs: downloaded %s; model revision %s", counter.format_summary(), downloaded.model_revision)
+    return downloaded
 
 
-class _Counter:
+class _DownloadProgress:
     """Counts bytes of all threads and says so now and then."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, total_bytes: int) -> None:
+        self._total_bytes = total_bytes
         self._lock = threading.Lock()
-        self._done = 0
-        self._started = self._said = time.monotonic()
+        self._downloaded_bytes = 0
+        self._started = self._last_logged = time.monotonic()
 
-    def add(self, count: int) -> None:
+    def add_bytes(self, byte_count: int) -> None:
         with self._lock:
-            self._done += count
-            due = time.monotonic() - self._said >= _SAY_EVERY_SECONDS
-            if due:
-                self._said = time.monotonic()
-        if due:
-            log.info("inputs: %s of %s", self.summary(), _bytes(self._total))
+            self._downloaded_bytes += byte_count
+            is_due = time.monotonic() - self._last_logged >= _LOG_INTERVAL_SECONDS
+            if is_due:
+                self._last_logged = time.monotonic()
+        if is_due:
+            log.info("inputs: %s of %s", self.format_summary(), _format_bytes(self._total_bytes))
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-3)
-        return f"{_bytes(self._done)} in {seconds:.1f} s ({_bytes(int(self._done / seconds))}/s)"
+        return (
+            f"{_format_bytes(self._downloaded_bytes)} in {seconds:.1f} s "
+            f"({_format_bytes(int(self._downloaded_bytes / seconds))}/s)"
+        )
 
 
-def _bytes(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
+def _format_bytes(byte_count: int) -> str:
+    size, unit = float(byte_count), "B"
+    for next_unit in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
             break
-        size, unit = size / 1024, larger
+        size, unit = size / 1024, next_unit
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -15,73 +15,79 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS)
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+REQUIRED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """All that is fetched: no pickle, no code, no earlier run's records."""
 
 
-def check(config: TrainerConfig, folder: Path) -> None:
+def check_adapter(config: TrainerConfig, folder: Path) -> None:
     """Raise `MODEL_INVALID` for what is no LoRA adapter, `CONFIG_INVALID` where `training.lora` says another one."""
-    settings = _settings(folder)
+    settings = _read_settings(folder)
     if settings.get("peft_type") != "LORA":
-        raise _invalid(f"peft_type is {settings.get('peft_type')}, expected LORA")
+        raise _invalid_adapter(f"peft_type is {settings.get('peft_type')}, expected LORA")
     lora = config.training.lora
-    stored = {"rank": settings.get("r"), "alpha": settings.get("lora_alpha"), "variant": _variant(settings)}
-    for name, asked in (("rank", lora.rank), ("alpha", lora.alpha), ("variant", lora.variant)):
-        if stored[name] != asked:
-            raise _differs(name, stored[name], asked)
-    base = str(settings.get("base_model_name_or_path"))
-    if base.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
-        log.warning("model.adapterURI: the adapter says that it was made for %s, not for %s", base, config.model.uri)
+    stored = {"rank": settings.get("r"), "alpha": settings.get("lora_alpha"), "variant": _get_variant(settings)}
+    for name, expected in (("rank", lora.rank), ("alpha", lora.alpha), ("variant", lora.variant)):
+        if stored[name] != expected:
+            raise _mismatch_error(name, stored[name], expected)
+    base_name = str(settings.get("base_model_name_or_path"))
+    if base_name.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
+        log.warning(
+            "model.adapterURI: the adapter says that it was made for %s, not for %s", base_name, config.model.uri
+        )
 
 
-def load_weights(model: PeftModel, folder: Path) -> None:
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Put the stored weights in place of the new adapter's. Raises as `check`."""
     from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise _invalid(f"{WEIGHTS} cannot be read: {error}") from error
+        raise _invalid_adapter(f"{WEIGHTS_FILE} cannot be read: {error}") from error
     stored = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in weights}
     targets = set(model.base_model.targeted_module_names)
     if stored != targets:
-        raise _other_modules(stored, targets)
+        raise _target_mismatch_error(stored, targets)
     try:
         set_peft_model_state_dict(model, weights)
     except RuntimeError as error:  # shapes
-        raise _invalid(f"its weights do not fit this base model: {error}") from error
+        raise _invalid_adapter(f"its weights do not fit this base model: {error}") from error
     log.info("goes on from the adapter, %d modules", len(targets))
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / CONFIG).read_bytes())
+        settings = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError) as error:
-        raise _invalid(f"{CONFIG} cannot be read: {error}") from error
+        raise _invalid_adapter(f"{CONFIG_FILE} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise _invalid(f"{CONFIG} is not a JSON object")
+        raise _invalid_adapter(f"{CONFIG_FILE} is not a JSON object")
     return settings
 
 
-def _variant(settings: dict[str, Any]) -> str:
+def _get_variant(settings: dict[str, Any]) -> str:
     return "dora" if settings.get("use_dora") else "rslora" if settings.get("use_rslora") else "lora"
 
 
-def _differs(name: str, stored: object, asked: object) -> TrainerError:
-    message = f"training.lora.{name} is {asked}, that of the adapter at model.adapterURI is {stored}; set the same"
+def _mismatch_error(name: str, stored: object, expected: object) -> TrainerError:
+    message = f"training.lora.{name} is {expected}, that of the adapter at model.adapterURI is {stored}; set the same"
     return TrainerError(Reason.CONFIG_INVALID, message)
 
 
-def _other_modules(stored: set[str], targets: set[str]) -> TrainerError:
-    names, wanted = (sorted({each.rsplit(".", 1)[-1] for each in some}) for some in (stored, targets))
-    if names != wanted:
-        return _differs("targetModules", names, wanted)
-    return _invalid(f"the base model has {len(targets)} modules of these names, the adapter is for {len(stored)}")
+def _target_mismatch_error(stored: set[str], targets: set[str]) -> TrainerError:
+    stored_names, target_names = (
+        sorted({module.rsplit(".", 1)[-1] for module in modules}) for modules in (stored, targets)
+    )
+    if stored_names != target_names:
+        return _mismatch_error("targetModules", stored_names, target_names)
+    return _invalid_adapter(
+        f"the base model has {len(targets)} modules of these names, the adapter is for {len(stored)}"
+    )
 
 
-def _invalid(what: str) -> TrainerError:
-    return TrainerError(Reason.MODEL_INVALID, f"the adapter at model.adapterURI cannot be loaded: {what}")
+def _invalid_adapter(problem: str) -> TrainerError:
+    return TrainerError(Reason.MODEL_INVALID, f"the adapter at model.adapterURI cannot be loaded: {problem}")

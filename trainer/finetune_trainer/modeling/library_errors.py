@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def model_errors() -> Iterator[None]:
+def translate_model_errors() -> Iterator[None]:
     """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -24,11 +24,11 @@ def model_errors() -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(doing: str) -> Iterator[None]:
+def translate_memory_errors(action: str) -> Iterator[None]:
     """Turns a want of GPU or host memory into `OUT_OF_MEMORY`: "not enough memory to {doing}"."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _MEMORY_MESSAGES):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES):
             raise
-        raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {doing}") from error
+        raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {action}") from error

@@ -11,15 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_trainer.data.loss_masking import IGNORED
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
 
 T = TypeVar("T")
-_BATCH_TOKENS = 2048
+_MAX_BATCH_TOKENS = 2048
 """Padding included; a row that is longer goes alone."""
 
 
 @dataclass(frozen=True)
-class Tokens:
+class LabeledTokens:
     """A row; `labels[i]` is `input_ids[i]` or `IGNORED`."""
 
     input_ids: Sequence[int]
@@ -27,61 +27,71 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Losses:
+class RowLosses:
     """Of each row the sum of its learnt tokens' negative log-likelihoods, in nats, and how many tokens those are."""
 
     sums: list[float]
-    tokens: list[int]
+    token_counts: list[int]
 
     @property
     def mean(self) -> float:
         """Per token, over all rows."""
-        return math.fsum(self.sums) / max(sum(self.tokens), 1)
+        return math.fsum(self.sums) / max(sum(self.token_counts), 1)
 
 
-def base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[T, T]:
+def measure_base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[T, T]:
     """The same measured of both: the base is the model with its adapter switched off."""
     tuned = measure()
     with model.disable_adapter():
         return measure(), tuned
 
 
-def losses(model: PeftModel | PreTrainedModel, rows: Sequence[Tokens], alive: Callable[[], None]) -> Losses:
+def compute_losses(
+    model: PeftModel | PreTrainedModel, rows: Sequence[LabeledTokens], heartbeat: Callable[[], None]
+) -> RowLosses:
     """Of each row, without dropout and without gradients; `alive` is called after each batch."""
-    sums, tokens = [math.nan] * len(rows), [0] * len(rows)
+    sums, token_counts = [math.nan] * len(rows), [0] * len(rows)
     model.eval()
     with torch.no_grad():
-        for batch in _batches(rows):
-            for index, loss, count in zip(batch, *_batch([rows[index] for index in batch], model), strict=True):
-                sums[index], tokens[index] = loss, count
-            alive()
-    return Losses(sums, tokens)
+        for batch in _group_by_length(rows):
+            for index, loss, count in zip(
+                batch, *_compute_batch_losses([rows[index] for index in batch], model), strict=True
+            ):
+                sums[index], token_counts[index] = loss, count
+            heartbeat()
+    return RowLosses(sums, token_counts)
 
 
-def _batches(rows: Sequence[Tokens]) -> list[list[int]]:
+def _group_by_length(rows: Sequence[LabeledTokens]) -> list[list[int]]:
     """Rows of like length together."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda each: -len(rows[each].input_ids)):
+    for index in sorted(range(len(rows)), key=lambda row_index: -len(rows[row_index].input_ids)):
         longest = len(rows[batches[-1][0]].input_ids) if batches else 0
-        if not batches or longest * (len(batches[-1]) + 1) > _BATCH_TOKENS:
+        if not batches or longest * (len(batches[-1]) + 1) > _MAX_BATCH_TOKENS:
             batches.append([])
         batches[-1].append(index)
     return batches
 
 
-def _batch(rows: Sequence[Tokens], model: PeftModel | PreTrainedModel) -> tuple[list[float], list[int]]:
-    ids, labels = _padded([row.input_ids for row in rows], 0), _padded([row.labels for row in rows], IGNORED)
-    mask = _padded([[1] * len(row.input_ids) for row in rows], 0)
-    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+def _compute_batch_losses(
+    rows: Sequence[LabeledTokens], model: PeftModel | PreTrainedModel
+) -> tuple[list[float], list[int]]:
+    ids, labels = _pad_rows([row.input_ids for row in rows], 0), _pad_rows([row.labels for row in rows], IGNORE_INDEX)
+    attention_mask = _pad_rows([[1] * len(row.input_ids) for row in rows], 0)
+    logits = model(
+        input_ids=ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
+    ).logits
     targets = labels[:, 1:].to(model.device)
-    learnt = targets != IGNORED
+    supervised = targets != IGNORE_INDEX
     # Of learnt tokens alone: in 32 bits, the logits of all would be most of the memory and of the time.
-    each = torch.nn.functional.cross_entropy(logits[:, :-1][learnt].float(), targets[learnt], reduction="none")
-    sums = torch.zeros(len(rows), dtype=torch.float64, device=each.device)
-    sums.index_add_(0, learnt.nonzero()[:, 0], each.double())
-    return sums.tolist(), learnt.sum(1).tolist()
+    token_losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1][supervised].float(), targets[supervised], reduction="none"
+    )
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=token_losses.device)
+    sums.index_add_(0, supervised.nonzero()[:, 0], token_losses.double())
+    return sums.tolist(), supervised.sum(1).tolist()
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

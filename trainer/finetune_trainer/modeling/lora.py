@@ -19,39 +19,39 @@ _MAMBA_FAMILIES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "ne
 https://github.com/huggingface/peft/pull/2562"""
 
 
-def with_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
+def add_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
     """The base model with a new adapter. Raises `CONFIG_INVALID` for target modules that cannot have one."""
     from peft import get_peft_model
 
-    lora = lora_config(config, base)
-    with _target_errors(config):
+    lora = build_lora_config(config, base)
+    with _translate_target_errors(config):
         return get_peft_model(base, lora)
 
 
-def lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfig:
+def build_lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfig:
     """The adapter's settings for a base model. Raises `CONFIG_INVALID` as `lora_targets` does."""
     from peft import LoraConfig
 
     lora = config.training.lora
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora_alpha(config),
+        lora_alpha=resolve_lora_alpha(config),
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
-        target_modules=lora_targets(config, base),
+        target_modules=resolve_target_modules(config, base),
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
-def lora_alpha(config: TrainerConfig) -> float:
+def resolve_lora_alpha(config: TrainerConfig) -> float:
     """Alpha, without a point if it is whole: some servers read it as an integer."""
     alpha = float(config.training.lora.alpha)
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def lora_targets(config: TrainerConfig, base: PreTrainedModel) -> str | list[str]:
+def resolve_target_modules(config: TrainerConfig, base: PreTrainedModel) -> str | list[str]:
     """`all-linear`, or the names of modules, each of which can have an adapter. Raises `CONFIG_INVALID`.
 
     A name stands for every module whose path is the name or ends in it, as in PEFT.
@@ -60,25 +60,25 @@ def lora_targets(config: TrainerConfig, base: PreTrainedModel) -> str | list[str
     all_linear = targets == ["all-linear"]
     if all_linear and base.config.model_type not in _MAMBA_FAMILIES:
         return "all-linear"
-    obstacles = {path: _obstacle(base, path, module) for path, module in base.named_modules() if path}
+    obstacles = {path: _find_obstacle(base, path, module) for path, module in base.named_modules() if path}
     if all_linear:  # PEFT's would name the modules that it then refuses
-        return _possible(obstacles)
-    for number, target in enumerate(targets):
-        why = f"{target} is named twice" if target in targets[:number] else _why_no_target(target, obstacles)
-        if why:
-            raise _invalid(f"{why}; use all-linear or some of {', '.join(_possible(obstacles))}")
+        return _list_valid_targets(obstacles)
+    for index, target in enumerate(targets):
+        problem = f"{target} is named twice" if target in targets[:index] else _find_target_problem(target, obstacles)
+        if problem:
+            raise _invalid_targets(f"{problem}; use all-linear or some of {', '.join(_list_valid_targets(obstacles))}")
     return list(targets)
 
 
-def _why_no_target(target: str, obstacles: dict[str, str | None]) -> str | None:
-    meant = [why for path, why in obstacles.items() if path == target or path.endswith(f".{target}")]
-    if not meant:
+def _find_target_problem(target: str, obstacles: dict[str, str | None]) -> str | None:
+    matches = [reason for path, reason in obstacles.items() if path == target or path.endswith(f".{target}")]
+    if not matches:
         return f"the model has no {target}"
-    obstacle = next((why for why in meant if why), None)
+    obstacle = next((reason for reason in matches if reason), None)
     return f"{target} cannot have an adapter, it is {obstacle}" if obstacle else None
 
 
-def _obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str | None:
+def _find_obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str | None:
     """What a module is that cannot have an adapter."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -98,23 +98,23 @@ def _obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str 
     return None
 
 
-def _possible(obstacles: dict[str, str | None]) -> list[str]:
+def _list_valid_targets(obstacles: dict[str, str | None]) -> list[str]:
     """Names that stand for modules which can all have an adapter."""
     names = {path.rsplit(".", 1)[-1] for path in obstacles}
-    impossible = {path.rsplit(".", 1)[-1] for path, why in obstacles.items() if why}
-    return sorted(name for name in names - impossible if not name.isdigit())
+    invalid_names = {path.rsplit(".", 1)[-1] for path, obstacle in obstacles.items() if obstacle}
+    return sorted(name for name in names - invalid_names if not name.isdigit())
 
 
 @contextmanager
-def _target_errors(config: TrainerConfig) -> Iterator[None]:
+def _translate_target_errors(config: TrainerConfig) -> Iterator[None]:
     """PEFT has rules on combinations too, such as expert layers that it can adapt only together."""
     try:
         yield
     except ValueError as error:
         if config.training.lora.target_modules == ["all-linear"]:
             raise
-        raise _invalid(f"these modules cannot have an adapter: {error}") from error
+        raise _invalid_targets(f"these modules cannot have an adapter: {error}") from error
 
 
-def _invalid(why: str) -> TrainerError:
-    return TrainerError(Reason.CONFIG_INVALID, f"training.lora.targetModules: {why}")
+def _invalid_targets(problem: str) -> TrainerError:
+    return TrainerError(Reason.CONFIG_INVALID, f"training.lora.targetModules: {problem}")

@@ -10,42 +10,44 @@ from finetune_trainer.contract import TrainerConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_KEY = "max_position_embeddings"
-_MPT_KEY = "max_seq_len"
+_POSITIONS_KEY = "max_position_embeddings"
+_MPT_POSITIONS_KEY = "max_seq_len"
 """MPT computes the biases of ALiBi for so many tokens, and fails beyond them."""
 
 
-def max_positions(config: PreTrainedConfig) -> int | None:
+def get_max_positions(config: PreTrainedConfig) -> int | None:
     """Tokens of the longest text that the model was made for, or `None` if its architecture sets no limit (Mamba,
     ALiBi).
 
     RoPE scaling counts as it does in vLLM, which serves the result: YaRN reaches the original length times its factor,
     `linear` and `dynamic` multiply the configured length, all others already include it.
     """
-    text = config.get_text_config()
-    values = text.to_dict()
-    positions = values.get(text.attribute_map.get(_KEY, _KEY)) or values.get(_MPT_KEY)
+    text_config = config.get_text_config()
+    values = text_config.to_dict()
+    positions = values.get(text_config.attribute_map.get(_POSITIONS_KEY, _POSITIONS_KEY)) or values.get(
+        _MPT_POSITIONS_KEY
+    )
     if not positions or values.get("alibi"):
         return None
-    if "gemma3" in text.model_type:  # its configured length is the scaled one
+    if "gemma3" in text_config.model_type:  # its configured length is the scaled one
         return int(positions)
     factor = 1.0
-    for rope in _rope_parameters(values.get("rope_parameters") or {}):
-        kind = rope.get("rope_type", "default")
-        if kind in ("linear", "dynamic", "yarn"):
+    for rope in _list_rope_parameters(values.get("rope_parameters") or {}):
+        rope_type = rope.get("rope_type", "default")
+        if rope_type in ("linear", "dynamic", "yarn"):
             factor = rope.get("factor") or 1.0
-        if kind == "yarn" and rope.get("factor"):
+        if rope_type == "yarn" and rope.get("factor"):
             positions = rope.get("original_max_position_embeddings", positions)
     return int(positions * factor)
 
 
-def _rope_parameters(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _list_rope_parameters(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One set, or one for each kind of layer."""
-    nested = [each for each in values.values() if isinstance(each, dict)]
+    nested = [parameters for parameters in values.values() if isinstance(parameters, dict)]
     yield from nested or [values]
 
 
-def limit_length(config: TrainerConfig, positions: int | None) -> TrainerConfig:
+def limit_max_length(config: TrainerConfig, positions: int | None) -> TrainerConfig:
     """The config with `model.maxLength` lowered to the model's positions: to compute with, never to be stored."""
     if positions is None or config.model.max_length <= positions:
         return config

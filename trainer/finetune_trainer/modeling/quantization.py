@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
-def settings(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What transformers is told, or nothing."""
     from transformers import BitsAndBytesConfig
 
@@ -29,7 +29,7 @@ def settings(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
     )
 
 
-def check(config: TrainerConfig, base: PreTrainedModel) -> None:
+def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
     """Raise `CONFIG_INVALID` if any layer but the output head is held otherwise than asked for: some loaders fall back
     to 16 bits without a word."""
     if config.model.quantization == "none":
@@ -40,13 +40,15 @@ def check(config: TrainerConfig, base: PreTrainedModel) -> None:
     # It says of every layer, in every step, that inputs are cast to 16 bits; which is what int8 is.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
-    kind = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
-    head = base.get_output_embeddings()
-    layers = {name: each for name, each in base.named_modules() if isinstance(each, Linear) and each is not head}
-    other = [name for name, each in layers.items() if not isinstance(each, kind)]
-    if other or not layers:
-        what = f"{len(other)} of {len(layers)} layers are not quantised, such as {(other or ['all'])[0]}"
-        message = f"model.quantization: {config.model.quantization} cannot be had for this model here: {what}"
+    expected_type = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
+    output_head = base.get_output_embeddings()
+    layers = {
+        name: layer for name, layer in base.named_modules() if isinstance(layer, Linear) and layer is not output_head
+    }
+    unquantized = [name for name, layer in layers.items() if not isinstance(layer, expected_type)]
+    if unquantized or not layers:
+        problem = f"{len(unquantized)} of {len(layers)} layers are not quantised, such as {(unquantized or ['all'])[0]}"
+        message = f"model.quantization: {config.model.quantization} cannot be had for this model here: {problem}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     for each in layers.values():
         if isinstance(each, Linear4bit):

@@ -13,45 +13,45 @@ from unsloth import FastLanguageModel  # before transformers
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import quantization
-from finetune_trainer.modeling.library_errors import model_errors
-from finetune_trainer.modeling.loading import load_config
-from finetune_trainer.modeling.lora import lora_alpha, lora_targets
-from finetune_trainer.modeling.positions import max_positions
+from finetune_trainer.modeling.library_errors import translate_model_errors
+from finetune_trainer.modeling.loading import load_model_config
+from finetune_trainer.modeling.lora import resolve_lora_alpha, resolve_target_modules
+from finetune_trainer.modeling.positions import get_max_positions
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-_SPARE = 2048
+_EVALUATION_TOKENS = 2048
 """Tokens of texts that evaluation brings along."""
 
 
-def load(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
+def load_with_adapter(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
     """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
-    base = load_base(config, model_dir, dtype)
+    base = load_base_model(config, model_dir, dtype)
     lora = config.training.lora
     return FastLanguageModel.get_peft_model(
         base,
         r=lora.rank,
-        target_modules=lora_targets(config, base),
-        lora_alpha=lora_alpha(config),
+        target_modules=resolve_target_modules(config, base),
+        lora_alpha=resolve_lora_alpha(config),
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
         bias="none",
-        use_gradient_checkpointing=_recompute(config),
+        use_gradient_checkpointing=_checkpointing_mode(config),
         random_state=config.training.seed,
-        max_seq_length=_room(config, model_dir),
+        max_seq_length=_compute_max_length(config, model_dir),
     )
 
 
-def load_base(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base_model(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base model alone. Errors as `load_model`."""
-    with model_errors():
+    with translate_model_errors():
         base, _ = FastLanguageModel.from_pretrained(
             model_name=str(model_dir),
-            max_seq_length=_room(config, model_dir),
+            max_seq_length=_compute_max_length(config, model_dir),
             dtype=dtype,
             load_in_4bit=config.model.quantization == "nf4",  # its default is True
             load_in_8bit=config.model.quantization == "int8",
@@ -60,19 +60,19 @@ def load_base(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> Pre
             local_files_only=True,
             fix_tokenizer=False,  # ours is the model's own
             use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
-            use_gradient_checkpointing=_recompute(config),
+            use_gradient_checkpointing=_checkpointing_mode(config),
             random_state=config.training.seed,
         )
-    quantization.check(config, base)
-    loaded: PreTrainedModel = base
-    return loaded
+    quantization.check_quantization(config, base)
+    model: PreTrainedModel = base
+    return model
 
 
-def _recompute(config: TrainerConfig) -> Literal["unsloth", False]:
+def _checkpointing_mode(config: TrainerConfig) -> Literal["unsloth", False]:
     return "unsloth" if config.training.gradient_checkpointing else False
 
 
-def _room(config: TrainerConfig, model_dir: Path) -> int:
+def _compute_max_length(config: TrainerConfig, model_dir: Path) -> int:
     """Tokens of the longest text that the model may be given: Unsloth cuts longer ones off with no more than a warning,
     and evaluation asks for more than rows have. Beyond the model's own positions it would stretch them, which is in no
     file of the adapter, so that whoever loads it would have another model.
@@ -80,10 +80,10 @@ def _room(config: TrainerConfig, model_dir: Path) -> int:
     `model.maxLength` was lowered to the model's positions before. Raises `CONFIG_INVALID` if those are still more than
     Unsloth uses without a change, as where RoPE scaling comes on top of `max_position_embeddings`.
     """
-    shape = load_config(model_dir).get_text_config()
-    if max_positions(shape) is None:
-        return max(config.model.max_length, _SPARE) + config.evaluation.max_new_tokens
-    positions: int = shape.max_position_embeddings
+    text_config = load_model_config(model_dir).get_text_config()
+    if get_max_positions(text_config) is None:
+        return max(config.model.max_length, _EVALUATION_TOKENS) + config.evaluation.max_new_tokens
+    positions: int = text_config.max_position_embeddings
     length = config.model.max_length
     if length > positions:
         message = (
@@ -91,4 +91,4 @@ def _room(config: TrainerConfig, model_dir: Path) -> int:
             "take training.backend: transformers"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    return min(positions, max(length, _SPARE) + config.evaluation.max_new_tokens)
+    return min(positions, max(length, _EVALUATION_TOKENS) + config.evaluation.max_new_tokens)

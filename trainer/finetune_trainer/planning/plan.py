@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.planning.model_shape import Architecture
+    from finetune_trainer.planning.model_shape import ModelShape
 
 _PERCENTILES = (50, 90, 99, 100)
-_BATCH = 1000
+_BATCH_ROWS = 1000
 
 
-class Memory(Model):
+class MemoryReport(Model):
     """Bytes on the GPU at the peak, estimated."""
 
     base: int
@@ -71,28 +71,28 @@ class Plan(Model):
     adapter_bytes: int
     """Of the published weights."""
     estimated_checkpoint_bytes: int
-    estimated_memory: Memory
+    estimated_memory: MemoryReport
     estimated_seconds: dict[str, float]
     """By GPU, training alone, shared evenly by all workers."""
 
 
-def plan(config: TrainerConfig, scratch: Path, workers: int = 1) -> Plan:
+def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Read, check and count everything. Raises what the run itself would raise for its data and model."""
-    located = resolve.locate(config, S3(config.storage))
-    located = replace(located, model=safetensors_headers.of(located.model))
+    resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
+    resolved_inputs = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
-        prepared, shape = _look(located, Path(folder))
-        return _compose(config, prepared, shape, workers)
+        prepared, shape = _inspect_inputs(resolved_inputs, Path(folder))
+        return _assemble_plan(config, prepared, shape, world_size)
 
 
-def _look(located: resolve.Located, folder: Path) -> tuple[PreparedData, Architecture]:
-    downloading = resolve.start(located, folder)
+def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tuple[PreparedData, ModelShape]:
+    download = resolve.start_download(resolved_inputs, folder)
     from finetune_trainer.data import preparation
     from finetune_trainer.modeling import loading
 
     # Seconds of imports, while the download goes on.
-    loading.import_backend("transformers", located.config.model.quantization)
-    fetched = downloading.result()
+    loading.import_backend("transformers", resolved_inputs.config.model.quantization)
+    fetched = download.result()
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import adapters
@@ -100,32 +100,32 @@ def _look(located: resolve.Located, folder: Path) -> tuple[PreparedData, Archite
 
     model_files.check_model_dir(fetched.model_dir)
     if fetched.adapter_dir is not None:
-        adapters.check(located.config, fetched.adapter_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, located.config.model.chat_template)
-    shape = model_shape.describe(located.config, fetched.model_dir)
-    loading.check_vocabulary(tokenizer, shape.vocabulary)
-    files = preparation.Files(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparation.prepare(located.config, files, tokenizer, folder, shape.positions)
-    requirements.check(located.config, prepared, tokenizer)
-    requirements.pairs(fetched.pairs)
+        adapters.check_adapter(resolved_inputs.config, fetched.adapter_dir)
+    tokenizer = loading.load_tokenizer(fetched.model_dir, resolved_inputs.config.model.chat_template)
+    shape = model_shape.compute_model_shape(resolved_inputs.config, fetched.model_dir)
+    loading.check_vocabulary(tokenizer, shape.vocab_size)
+    files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
+    prepared = preparation.prepare_dataset(resolved_inputs.config, files, tokenizer, folder, shape.max_positions)
+    requirements.check_requirements(resolved_inputs.config, prepared, tokenizer)
+    requirements.read_sentence_pairs(fetched.pairs)
     return prepared, shape
 
 
-def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture, workers: int) -> Plan:
-    from finetune_trainer.modeling.positions import limit_length
+def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelShape, world_size: int) -> Plan:
+    from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
 
-    config, asked_length = limit_length(config, shape.positions), config.model.max_length
+    config, configured_length = limit_max_length(config, shape.max_positions), config.model.max_length
     training = config.training
-    steps, per_epoch, tokens = _lengths_of_all(config, prepared, workers)
-    memory, seconds = estimates.memory(config, shape), estimates.seconds(config, shape, tokens)
+    steps, per_epoch, tokens = _count_steps_and_tokens(config, prepared, world_size)
+    memory, seconds = estimates.estimate_memory(config, shape), estimates.estimate_seconds(config, shape, tokens)
     return Plan(
-        workers=workers,
-        batch=training.batch_size * training.gradient_accumulation * workers,
+        workers=world_size,
+        batch=training.batch_size * training.gradient_accumulation * world_size,
         dataset=prepared.report,
         max_length=config.model.max_length,
-        positions_limit_length=config.model.max_length < asked_length,
-        token_percentiles=_percentiles(prepared.dataset),
+        positions_limit_length=config.model.max_length < configured_length,
+        token_percentiles=_compute_token_percentiles(prepared.dataset),
         steps_per_epoch=per_epoch[-1],
         trainings=len(steps),
         steps=sum(steps),
@@ -133,39 +133,48 @@ def _compose(config: TrainerConfig, prepared: PreparedData, shape: Architecture,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
         adapter_bytes=shape.trainable * 4,
-        estimated_checkpoint_bytes=estimates.checkpoint_bytes(shape, steps[-1]),
-        estimated_memory=Memory(**vars(memory), total=memory.total, fits=dict(memory.fits())),
-        estimated_seconds={gpu: round(each / workers, 1) for gpu, each in seconds.items()},
+        estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(shape, steps[-1]),
+        estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
+        estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
     )
 
 
-def _lengths_of_all(config: TrainerConfig, prepared: PreparedData, workers: int) -> tuple[list[int], list[int], int]:
+def _count_steps_and_tokens(
+    config: TrainerConfig, prepared: PreparedData, world_size: int
+) -> tuple[list[int], list[int], int]:
     """Of each training its steps and those of an epoch, that on all rows last; and the tokens of all together."""
-    from finetune_trainer.training.cross_validation import rows_of_all, sequences
-    from finetune_trainer.training.train import total_steps
+    from finetune_trainer.training.cross_validation import count_sequences, iterate_training_rows
+    from finetune_trainer.training.train import count_optimizer_steps
 
-    once = config.training.model_copy(update={"epochs": 1.0, "max_steps": None})
-    all_rows = list(rows_of_all(prepared))
-    counts = [sequences(config, rows) for rows in all_rows]
-    steps, per_epoch = ([total_steps(how, count, workers) for count in counts] for how in (config.training, once))
-    passes = zip(all_rows, steps, per_epoch, strict=True)
-    return steps, per_epoch, round(sum(_tokens(rows) * taken / epoch for rows, taken, epoch in passes))
+    one_epoch = config.training.model_copy(update={"epochs": 1.0, "max_steps": None})
+    training_rows = list(iterate_training_rows(prepared))
+    sequence_counts = [count_sequences(config, rows) for rows in training_rows]
+    steps, per_epoch = (
+        [count_optimizer_steps(settings, count, world_size) for count in sequence_counts]
+        for settings in (config.training, one_epoch)
+    )
+    trainings = zip(training_rows, steps, per_epoch, strict=True)
+    return (
+        steps,
+        per_epoch,
+        round(sum(_count_tokens(rows) * step_count / epoch_steps for rows, step_count, epoch_steps in trainings)),
+    )
 
 
-def _tokens(rows: datasets.Dataset) -> int:
-    names = [name for name in rows.column_names if name.endswith("_ids")]
-    return sum(len(ids) for batch in rows.iter(_BATCH) for name in names for ids in batch[name])
+def _count_tokens(rows: datasets.Dataset) -> int:
+    id_columns = [name for name in rows.column_names if name.endswith("_ids")]
+    return sum(len(ids) for batch in rows.iter(_BATCH_ROWS) for name in id_columns for ids in batch[name])
 
 
-def _percentiles(rows: datasets.Dataset) -> dict[int, int]:
+def _compute_token_percentiles(rows: datasets.Dataset) -> dict[int, int]:
     """Nearest-rank."""
-    lengths = sorted(length for batch in rows.iter(_BATCH) for length in _lengths(batch))
-    return {each: lengths[max(0, -(-each * len(lengths) // 100) - 1)] for each in _PERCENTILES}
+    lengths = sorted(length for batch in rows.iter(_BATCH_ROWS) for length in _iterate_row_lengths(batch))
+    return {percentile: lengths[max(0, -(-percentile * len(lengths) // 100) - 1)] for percentile in _PERCENTILES}
 
 
-def _lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> Iterator[int]:
+def _iterate_row_lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> Iterator[int]:
     """Of each row's longest sequence: preferences have their answers beside the prompt."""
     answers = [batch[name] for name in batch if name.endswith("_ids") and name != "prompt_ids"]
     prompts = batch.get("prompt_ids", [()] * len(answers[0]))
-    for prompt, *others in zip(prompts, *answers, strict=True):
-        yield len(prompt) + max(map(len, others))
+    for prompt, *row_answers in zip(prompts, *answers, strict=True):
+        yield len(prompt) + max(map(len, row_answers))

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import DatasetReport
-from finetune_trainer.planning.plan import Memory, Plan
+from finetune_trainer.planning.plan import MemoryReport, Plan
 
 
 def to_text(plan: Plan) -> str:
     """Label and value on each line; estimates are marked with ~."""
-    rows = [*_data(plan.dataset), *_training(plan), *_memory(plan.estimated_memory), *_time(plan)]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+    lines = [
+        *_dataset_lines(plan.dataset),
+        *_training_lines(plan),
+        *_memory_lines(plan.estimated_memory),
+        *_time_lines(plan),
+    ]
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
 
 
-def _data(report: DatasetReport) -> Iterator[tuple[str, str]]:
+def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:
     yield "rows read", f"{report.rows:,}"
     yield "rows kept", f"{report.kept:,}"
     if report.validation:
@@ -25,43 +30,53 @@ def _data(report: DatasetReport) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{report.tokens:,}, of them learnt {report.supervised_tokens:,}"
 
 
-def _training(plan: Plan) -> Iterator[tuple[str, str]]:
-    shares = (f"{'longest' if part == 100 else f'p{part}'} {size:,}" for part, size in plan.token_percentiles.items())
-    yield "tokens per row", ", ".join(shares)
+def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    percentile_texts = (
+        f"{'longest' if percentile == 100 else f'p{percentile}'} {size:,}"
+        for percentile, size in plan.token_percentiles.items()
+    )
+    yield "tokens per row", ", ".join(percentile_texts)
     if plan.positions_limit_length:
         yield "longest row", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
-    folds = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
-    yield "steps", f"{plan.steps:,}{folds}, in an epoch {plan.steps_per_epoch:,}"
+    folds_text = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
+    yield "steps", f"{plan.steps:,}{folds_text}, in an epoch {plan.steps_per_epoch:,}"
     yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
-    yield "adapter", f"{plan.trainable_parameters:,} parameters, {_size(plan.adapter_bytes)}"
-    yield "checkpoint", f"~ {_size(plan.estimated_checkpoint_bytes)}"
+    yield "adapter", f"{plan.trainable_parameters:,} parameters, {_format_bytes(plan.adapter_bytes)}"
+    yield "checkpoint", f"~ {_format_bytes(plan.estimated_checkpoint_bytes)}"
 
 
-def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
+def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
     sizes = memory.model_dump(exclude={"total", "fits"})
     yield (
         "GPU memory",
-        f"~ {_size(memory.total)}: " + ", ".join(f"{name} {_size(each)}" for name, each in sizes.items()),
+        f"~ {_format_bytes(memory.total)}: "
+        + ", ".join(f"{name} {_format_bytes(byte_count)}" for name, byte_count in sizes.items()),
     )
-    fitting = [f"{size} GB" for size, fits in memory.fits.items() if fits]
-    yield "fits a GPU of", f"~ {', '.join(fitting) or 'none of ' + ', '.join(f'{size} GB' for size in memory.fits)}"
+    fitting_sizes = [f"{size} GB" for size, fits in memory.fits.items() if fits]
+    yield (
+        "fits a GPU of",
+        f"~ {', '.join(fitting_sizes) or 'none of ' + ', '.join(f'{size} GB' for size in memory.fits)}",
+    )
 
 
-def _time(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "training time", "~ " + ", ".join(f"{gpu} {_duration(each)}" for gpu, each in plan.estimated_seconds.items())
+def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield (
+        "training time",
+        "~ " + ", ".join(f"{gpu} {_format_duration(seconds)}" for gpu, seconds in plan.estimated_seconds.items()),
+    )
 
 
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
+def _format_bytes(byte_count: int) -> str:
+    size, unit = float(byte_count), "B"
+    for larger_unit in ("kB", "MB", "GB", "TB"):
         if size < 1000:
             break
-        size, unit = size / 1000, larger
+        size, unit = size / 1000, larger_unit
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{max(seconds, 1):.0f} s"
     minutes = round(seconds / 60)

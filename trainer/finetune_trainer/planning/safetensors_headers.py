@@ -6,28 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.inputs.base_model import BaseModel, FetchedModel, S3Model
+from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.planning.weights import read_header
 from finetune_trainer.records.manifest import ModelRecord
-from finetune_trainer.storage import MODEL, S3Object, read_range
-from finetune_trainer.storage.download import places
+from finetune_trainer.storage import MODEL_ERRORS, S3Object, read_range
+from finetune_trainer.storage.download import resolve_local_paths
 
 
-def of(model: BaseModel) -> BaseModel:
+def skip_weights(model: BaseModelSource) -> BaseModelSource:
     """The same model without its weights where it lies in S3; from a hub or a volume it is read as ever."""
-    return HeadersOnly(model) if isinstance(model, S3Model) else model
+    return HeadersOnlyModel(model) if isinstance(model, S3ModelSource) else model
 
 
 @dataclass(frozen=True)
-class HeadersOnly:
+class HeadersOnlyModel:
     """Looks like the whole model on disk; behind the headers of its weights are holes."""
 
-    model: S3Model
+    model: S3ModelSource
 
     @property
     def size(self) -> int:
         """What is really fetched, but for the headers."""
-        return self._rest.size
+        return self._without_weights.size
 
     def matches(self, record: ModelRecord) -> bool:
         """As the whole model does."""
@@ -35,25 +35,29 @@ class HeadersOnly:
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Download all but the weights, and the headers of those."""
-        paths = places(self.model.objects, target, MODEL)
-        fetched = self._rest.fetch(target, on_bytes)
-        for each, path in zip(self.model.objects, paths, strict=True):
-            if _is_weights(each):
-                self._write(each, path)
+        paths = resolve_local_paths(self.model.objects, target, MODEL_ERRORS)
+        fetched = self._without_weights.fetch(target, on_bytes)
+        for s3_object, path in zip(self.model.objects, paths, strict=True):
+            if _is_weights(s3_object):
+                self._write_header(s3_object, path)
         return fetched
 
     @property
-    def _rest(self) -> S3Model:
-        return S3Model(self.model.s3, [each for each in self.model.objects if not _is_weights(each)])
+    def _without_weights(self) -> S3ModelSource:
+        return S3ModelSource(
+            self.model.s3, [s3_object for s3_object in self.model.objects if not _is_weights(s3_object)]
+        )
 
-    def _write(self, source: S3Object, path: Path) -> None:
+    def _write_header(self, s3_object: S3Object, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.write(
-                read_header(path.name, lambda start, end: read_range(self.model.s3, source, (start, end), MODEL))
+                read_header(
+                    path.name, lambda start, end: read_range(self.model.s3, s3_object, (start, end), MODEL_ERRORS)
+                )
             )
-            file.truncate(source.size)
+            file.truncate(s3_object.size)
 
 
-def _is_weights(source: S3Object) -> bool:
-    return source.name.endswith(".safetensors")
+def _is_weights(s3_object: S3Object) -> bool:
+    return s3_object.name.endswith(".safetensors")

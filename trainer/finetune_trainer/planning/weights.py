@@ -11,57 +11,59 @@ from typing import Any
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-_LENGTH_BYTES = 8
-_LONGEST_HEADER = 100_000_000
+_HEADER_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
 """Of safetensors' own reader; a length beyond it is damage or an attempt to fill the memory."""
 
 
-def read_header(name: str, read: Callable[[int, int], bytes]) -> bytes:
+def read_header(name: str, read_range: Callable[[int, int], bytes]) -> bytes:
     """A file's first bytes, up to the end of its header; `read` takes start and end. Raises `MODEL_INVALID`."""
-    length = int.from_bytes(read(0, _LENGTH_BYTES), "little")
-    if not 2 <= length <= _LONGEST_HEADER:
-        raise _invalid(name, f"its header claims to be {length} bytes long")
-    end = _LENGTH_BYTES + length
-    header = read(0, end)
+    length = int.from_bytes(read_range(0, _HEADER_LENGTH_BYTES), "little")
+    if not 2 <= length <= _MAX_HEADER_BYTES:
+        raise _build_header_error(name, f"its header claims to be {length} bytes long")
+    end = _HEADER_LENGTH_BYTES + length
+    header = read_range(0, end)
     if len(header) < end:
-        raise _invalid(name, "it ends within its header")
+        raise _build_header_error(name, "it ends within its header")
     return header
 
 
-def parameters(model_dir: Path) -> int:
+def count_parameters(model_dir: Path) -> int:
     """How many numbers the model's weights are. Raises `MODEL_INVALID` for headers that cannot be read."""
-    return sum(math.prod(shape) for path in sorted(model_dir.glob("*.safetensors")) for shape in _shapes(path))
+    return sum(math.prod(shape) for path in sorted(model_dir.glob("*.safetensors")) for shape in _read_shapes(path))
 
 
-def _shapes(path: Path) -> Iterator[list[int]]:
+def _read_shapes(path: Path) -> Iterator[list[int]]:
     with path.open("rb") as file:
 
-        def read(start: int, end: int) -> bytes:
+        def read_range(start: int, end: int) -> bytes:
             file.seek(start)
             return file.read(end - start)
 
-        header = _parsed(path.name, read_header(path.name, read)[_LENGTH_BYTES:])
+        header = _parse_header(path.name, read_header(path.name, read_range)[_HEADER_LENGTH_BYTES:])
     for tensor, entry in header.items():
         if tensor != "__metadata__":
-            yield _shape(path.name, entry)
+            yield _parse_shape(path.name, entry)
 
 
-def _parsed(name: str, header: bytes) -> dict[str, Any]:
+def _parse_header(name: str, header: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise _invalid(name, "its header is not JSON") from error
+        raise _build_header_error(name, "its header is not JSON") from error
     if not isinstance(parsed, dict):
-        raise _invalid(name, "its header is not a JSON object")
+        raise _build_header_error(name, "its header is not a JSON object")
     return parsed
 
 
-def _shape(name: str, entry: object) -> list[int]:
+def _parse_shape(name: str, entry: object) -> list[int]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise _invalid(name, "its header lists a tensor without a shape")
+        raise _build_header_error(name, "its header lists a tensor without a shape")
     return shape
 
 
-def _invalid(name: str, what: str) -> TrainerError:
-    return TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {name} is no safetensors file: {what}")
+def _build_header_error(name: str, problem: str) -> TrainerError:
+    return TrainerError(
+        Reason.MODEL_INVALID, f"the base model cannot be loaded: {name} is no safetensors file: {problem}"
+    )

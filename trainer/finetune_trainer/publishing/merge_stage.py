@@ -11,55 +11,65 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Outcome, Reason, Stage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.library_errors import memory_errors
-from finetune_trainer.publishing.publish import Output
+from finetune_trainer.modeling.library_errors import translate_memory_errors
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
-    from finetune_trainer.publishing.merge import Merged
+    from finetune_trainer.publishing.merge import MergedModel
     from finetune_trainer.publishing.merged_output import MergedOutput
 
 log = logging.getLogger(__name__)
-_BUGS = "finetune_trainer.bugs"
+_BUG_LOGGER = "finetune_trainer.bugs"
 
-_AGAIN = "a run of the same config and output makes it from the adapter, without training"
-_NOT_YET = "the merged model is not published yet; " + _AGAIN
+_RETRY_HINT = "a run of the same config and output makes it from the adapter, without training"
+_PENDING_MESSAGE = "the merged model is not published yet; " + _RETRY_HINT
 
 
-def add(ended: Outcome, output: Output, known: Known, make: Callable[[], Merged]) -> Outcome:
+def add_merged_model(
+    adapter_outcome: Outcome, output: OutputPrefix, context: RunContext, merge_model: Callable[[], MergedModel]
+) -> Outcome:
     """`ended`, of a run whose adapter is published, with what became of the merged model that `make` writes.
 
     The outcome is also written before the work begins: a process that is killed for want of memory says nothing more.
     """
-    if ended.result is None or ended.result.merged_uri:
-        return ended
-    place = output.merged(ended.result.digest)
-    termination_message.write(known.complete(_with_message(ended, _NOT_YET)))
+    if adapter_outcome.result is None or adapter_outcome.result.merged_uri:
+        return adapter_outcome
+    merged_output = output.merged_output(adapter_outcome.result.digest)
+    termination_message.write_outcome(context.complete_outcome(_append_message(adapter_outcome, _PENDING_MESSAGE)))
     try:
-        _publish(place, known, make)
+        _publish_merged_model(merged_output, context, merge_model)
     except TrainerError as error:
-        return _without(ended, error.message)
+        return _report_not_published(adapter_outcome, error.message)
     except Exception as error:  # the adapter stays published, whatever this was
-        logging.getLogger(_BUGS).exception("This is a bug. Please report it with what follows.")
-        return _without(ended, f"{type(error).__name__}: {error}")
-    published = ended.model_copy(update={"result": ended.result.model_copy(update={"merged_uri": place.uri})})
-    return _with_message(published, f"the merged model is published at {place.uri}")
+        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with what follows.")
+        return _report_not_published(adapter_outcome, f"{type(error).__name__}: {error}")
+    final_outcome = adapter_outcome.model_copy(
+        update={"result": adapter_outcome.result.model_copy(update={"merged_uri": merged_output.uri})}
+    )
+    return _append_message(final_outcome, f"the merged model is published at {merged_output.uri}")
 
 
-def _publish(place: MergedOutput, known: Known, make: Callable[[], Merged]) -> None:
-    if place.is_whole():  # another attempt was faster
+def _publish_merged_model(
+    merged_output: MergedOutput, context: RunContext, merge_model: Callable[[], MergedModel]
+) -> None:
+    if merged_output.is_complete():  # another attempt was faster
         return
-    place.check_foreign()
-    with place.counted(), _disk_errors(), memory_errors("merge the adapter into the base model; give it more memory"):
-        known.progress.update(stage=Stage.EXPORTING)
-        merged = make()
-        known.progress.update(stage=Stage.UPLOADING)
-        place.publish(merged.folder, merged.precision, merged.losses)
+    merged_output.check_foreign_files()
+    with (
+        merged_output.count_attempt(),
+        _translate_disk_errors(),
+        translate_memory_errors("merge the adapter into the base model; give it more memory"),
+    ):
+        context.progress.update(stage=Stage.EXPORTING)
+        merged = merge_model()
+        context.progress.update(stage=Stage.UPLOADING)
+        merged_output.publish(merged.folder, merged.precision, merged.losses)
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _translate_disk_errors() -> Iterator[None]:
     """Turns a want of disk space into `DISK_FULL`."""
     try:
         yield
@@ -70,10 +80,10 @@ def _disk_errors() -> Iterator[None]:
         raise TrainerError(Reason.DISK_FULL, message) from error
 
 
-def _without(ended: Outcome, why: str) -> Outcome:
-    log.warning("the merged model is not published: %s", why)
-    return _with_message(ended, f"the merged model is not published: {why}; {_AGAIN}")
+def _report_not_published(adapter_outcome: Outcome, cause: str) -> Outcome:
+    log.warning("the merged model is not published: %s", cause)
+    return _append_message(adapter_outcome, f"the merged model is not published: {cause}; {_RETRY_HINT}")
 
 
-def _with_message(ended: Outcome, more: str) -> Outcome:
-    return ended.model_copy(update={"message": f"{ended.message}; {more}"})
+def _append_message(adapter_outcome: Outcome, addition: str) -> Outcome:
+    return adapter_outcome.model_copy(update={"message": f"{adapter_outcome.message}; {addition}"})

@@ -12,20 +12,20 @@ from pydantic import ConfigDict, ValidationError
 from finetune_trainer.contract import Model, Reason, Signing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing import signing
-from finetune_trainer.publishing.output_lock import run_id
+from finetune_trainer.publishing.output_lock import get_run_id
 from finetune_trainer.publishing.uploads import Uploads
-from finetune_trainer.records.manifest import MANIFEST_NAME, MERGED, FileRecord, MergedLosses, MergedManifest
-from finetune_trainer.storage import S3, Location, put_bytes, put_if_absent, read, remove
-from finetune_trainer.telemetry.progress import now
+from finetune_trainer.records.manifest import MANIFEST_NAME, MERGED_PREFIX, FileRecord, MergedLosses, MergedManifest
+from finetune_trainer.storage import S3, Location, delete_objects, put_bytes, put_if_absent, read_object
+from finetune_trainer.telemetry.progress import current_timestamp
 
 log = logging.getLogger(__name__)
 
 
-ATTEMPTS_NAME = ".merging.json"
-_ATTEMPTS = 2
+MERGE_ATTEMPTS_NAME = ".merging.json"
+_MAX_ATTEMPTS = 2
 
 
-class Begun(Model):
+class MergeAttempts(Model):
     """`.merging.json`, beside the adapter: attempts of a run that have begun to make the merged model."""
 
     model_config = ConfigDict(extra="ignore")
@@ -42,19 +42,19 @@ class MergedOutput:
     """`merged/` of one adapter."""
 
     def __init__(
-        self, s3: S3, output: Location, uploads: Uploads, adapter_digest: str, asked_signing: Signing | None
+        self, s3: S3, output: Location, uploads: Uploads, adapter_digest: str, signing_config: Signing | None
     ) -> None:
         self._s3 = s3
-        self._manifest = output.below(MERGED).below(MANIFEST_NAME)
-        self._attempts = output.below(ATTEMPTS_NAME)
+        self._manifest_location = output.child(MERGED_PREFIX).child(MANIFEST_NAME)
+        self._attempts_location = output.child(MERGE_ATTEMPTS_NAME)
         self._uploads = uploads
         self._adapter_digest = adapter_digest
-        self._signing = asked_signing
-        self.uri = str(output.below(MERGED)).rstrip("/")
+        self._signing_config = signing_config
+        self.uri = str(output.child(MERGED_PREFIX)).rstrip("/")
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the merged model of this very adapter is published."""
-        content = read(self._s3, self._manifest)
+        content = read_object(self._s3, self._manifest_location)
         try:
             return (
                 bool(content)
@@ -63,82 +63,86 @@ class MergedOutput:
         except ValidationError:
             return False
 
-    def check_foreign(self) -> None:
+    def check_foreign_files(self) -> None:
         """Raise `OUTPUT_EXISTS` if publishing might replace files of somebody else."""
-        names = self._uploads.foreign(MERGED)
+        names = self._uploads.list_foreign_files(MERGED_PREFIX)
         if names:
             message = f"{self.uri} holds files that this run has not published, such as {names[0]}; remove them"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def count_attempt(self) -> Iterator[None]:
         """Count an attempt, and forget it unless the process dies in this block.
 
         Raises `OUT_OF_MEMORY` if earlier attempts of this run did, so that a run whose merged model does not fit into
         memory ends with its adapter and not as failed.
         """
-        begun = self._begun()
-        if begun.run_id == run_id() and begun.attempts >= _ATTEMPTS:
-            remove(self._s3, [self._attempts])
-            message = f"{_ATTEMPTS} attempts were killed while they made it; raise the memory in compute.resources"
+        previous = self._read_attempts()
+        if previous.run_id == get_run_id() and previous.attempts >= _MAX_ATTEMPTS:
+            delete_objects(self._s3, [self._attempts_location])
+            message = f"{_MAX_ATTEMPTS} attempts were killed while they made it; raise the memory in compute.resources"
             raise TrainerError(Reason.OUT_OF_MEMORY, message)
-        attempts = begun.attempts + 1 if begun.run_id == run_id() else 1
-        put_bytes(self._s3, self._attempts, Begun(run_id=run_id(), attempts=attempts).to_bytes())
+        attempts = previous.attempts + 1 if previous.run_id == get_run_id() else 1
+        put_bytes(self._s3, self._attempts_location, MergeAttempts(run_id=get_run_id(), attempts=attempts).to_bytes())
         try:
             yield
         finally:
-            self._forget()
+            self._remove_attempts()
 
-    def _begun(self) -> Begun:
+    def _read_attempts(self) -> MergeAttempts:
         try:
-            return Begun.model_validate_json(read(self._s3, self._attempts) or b"")
+            return MergeAttempts.model_validate_json(read_object(self._s3, self._attempts_location) or b"")
         except ValidationError:
-            return Begun(run_id="", attempts=0)
+            return MergeAttempts(run_id="", attempts=0)
 
-    def _forget(self) -> None:
+    def _remove_attempts(self) -> None:
         try:
-            remove(self._s3, [self._attempts])
+            delete_objects(self._s3, [self._attempts_location])
         except TrainerError as error:
-            log.warning("publish: %s is left behind: %s", self._attempts, error.message)
+            log.warning("publish: %s is left behind: %s", self._attempts_location, error.message)
 
     def publish(self, folder: Path, precision: str, losses: dict[str, MergedLosses]) -> None:
         """Upload the files of `folder` and their manifest; if that fails, nothing of it stays."""
-        self.check_foreign()
+        self.check_foreign_files()
         try:
             self._upload(folder, precision, losses)
         except Exception:
-            self._withdraw()
+            self._try_withdraw()
             raise
 
     def _upload(self, folder: Path, precision: str, losses: dict[str, MergedLosses]) -> None:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
-        self._uploads.announce([FileRecord.of(path, MERGED + path.name) for path in paths])
-        sent = [self._uploads.put(path, MERGED + path.name) for path in paths]
+        self._uploads.announce([FileRecord.from_path(path, MERGED_PREFIX + path.name) for path in paths])
+        uploaded = [self._uploads.upload_file(path, MERGED_PREFIX + path.name) for path in paths]
         content = MergedManifest(
-            created_at=now(),
+            created_at=current_timestamp(),
             adapter_digest=self._adapter_digest,
             precision=precision,
             losses=losses,
-            files=[file.model_copy(update={"path": file.path.removeprefix(MERGED)}) for file in sent],
+            files=[file.model_copy(update={"path": file.path.removeprefix(MERGED_PREFIX)}) for file in uploaded],
         ).to_bytes()
-        if self._signing:
+        if self._signing_config:
             (folder / MANIFEST_NAME).write_bytes(content)
-            sent.append(self._uploads.add(signing.sign(folder, self._signing), MERGED + signing.SIGNATURE_NAME))
-        self._uploads.verify(sent)
-        self._finish(content)
-        log.info("publish: the merged model, %d bytes, is at %s", sum(file.size for file in sent), self.uri)
+            uploaded.append(
+                self._uploads.announce_and_upload(
+                    signing.sign_folder(folder, self._signing_config), MERGED_PREFIX + signing.SIGNATURE_NAME
+                )
+            )
+        self._uploads.verify(uploaded)
+        self._put_manifest(content)
+        log.info("publish: the merged model, %d bytes, is at %s", sum(file.size for file in uploaded), self.uri)
 
-    def _finish(self, content: bytes) -> None:
-        self._uploads.check()
-        if not put_if_absent(self._s3, self._manifest, content) and not self.is_whole():
-            message = f"{self._manifest} was written by somebody else meanwhile; remove it"
+    def _put_manifest(self, content: bytes) -> None:
+        self._uploads.check_lock()
+        if not put_if_absent(self._s3, self._manifest_location, content) and not self.is_complete():
+            message = f"{self._manifest_location} was written by somebody else meanwhile; remove it"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
-        self._uploads.close_quietly()
+        self._uploads.try_remove_record()
 
-    def _withdraw(self) -> None:
+    def _try_withdraw(self) -> None:
         """As far as possible. What stays is recorded, so that the next attempt knows whose it is."""
         try:
-            if read(self._s3, self._manifest) is None:
-                self._uploads.withdraw(MERGED)
+            if read_object(self._s3, self._manifest_location) is None:
+                self._uploads.withdraw(MERGED_PREFIX)
         except TrainerError as error:
             log.warning("publish: files of the merged model are left behind in %s: %s", self.uri, error.message)

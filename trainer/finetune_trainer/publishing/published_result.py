@@ -7,14 +7,14 @@ from pathlib import Path
 
 from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.adapters import FILES
+from finetune_trainer.modeling.adapters import REQUIRED_FILES
 from finetune_trainer.recipe import RECIPE
-from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, digest_of
-from finetune_trainer.storage import OUTPUT, S3, Location, download, find
+from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
+from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects
 
 
 @dataclass(frozen=True)
-class Existing:
+class PublishedResult:
     """A result that lies at the output."""
 
     manifest: AdapterManifest
@@ -23,38 +23,38 @@ class Existing:
     """Where its merged model is, if that is whole."""
 
     @classmethod
-    def made(cls, manifest: AdapterManifest) -> Existing:
+    def from_manifest(cls, manifest: AdapterManifest) -> PublishedResult:
         """One that is about to."""
         return cls(manifest, manifest.to_bytes())
 
     @property
     def digest(self) -> str:
         """Of the manifest as it is stored."""
-        return digest_of(self.content)
+        return compute_digest(self.content)
 
-    def outcome(self, output: str) -> Outcome:
+    def to_outcome(self, output_uri: str) -> Outcome:
         """It is this run's own: say what was published, as if this attempt had done it."""
-        result = self.manifest.result(output, self.content)
+        result = self.manifest.to_result(output_uri, self.content)
         return Outcome(
             reason=Reason.ALREADY_COMPLETE,
-            message=f"the result at {output} was published {self.manifest.created_at} by the same config and inputs"
-            + self._older_recipe(),
+            message=f"the result at {output_uri} was published {self.manifest.created_at} by the same config and inputs"
+            + self._describe_older_recipe(),
             backend=self.manifest.backend,
             dataset=self.manifest.dataset,
             result=result.model_copy(update={"merged_uri": self.merged_uri}),
         )
 
-    def _older_recipe(self) -> str:
+    def _describe_older_recipe(self) -> str:
         if self.manifest.recipe == RECIPE:
             return ""
         return f", trained by recipe {self.manifest.recipe}; this trainer uses recipe {RECIPE} for new results"
 
-    def fetch_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
+    def download_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
         """Download the adapter's own files. Raises `STORAGE_CORRUPT` if they are not what the manifest lists."""
-        objects = [find(s3, prefix.below(name), OUTPUT)[0] for name in FILES]
-        listed = {file.path: file.sha256 for file in self.manifest.files}
-        for file in download(s3, objects, target, OUTPUT, lambda _: None):
-            if listed.get(file.path.name) != file.sha256:
+        objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in REQUIRED_FILES]
+        sha256_by_path = {file.path: file.sha256 for file in self.manifest.files}
+        for file in download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None):
+            if sha256_by_path.get(file.path.name) != file.sha256:
                 message = f"{file.uri} is not what {MANIFEST_NAME} lists: it was changed after it was published"
                 raise TrainerError(Reason.STORAGE_CORRUPT, message)
         return target

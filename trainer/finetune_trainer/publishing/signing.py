@@ -15,52 +15,53 @@ if TYPE_CHECKING:
 SIGNATURE_NAME = "model.sig"
 
 
-def check_key(asked: Signing) -> None:
+def check_signing_key(config: Signing) -> None:
     """Whether there is a key to sign with. Raises `AUTH_FAILED`."""
-    _signer(asked)
+    _load_signer(config)
 
 
-def sign(folder: Path, asked: Signing) -> Path:
+def sign_folder(folder: Path, config: Signing) -> Path:
     """Sign all files in `folder`; the signature is one more of them."""
     from model_signing import hashing
 
     signature = folder / SIGNATURE_NAME
-    files = hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
-    _signer(asked).set_hashing_config(files).sign(folder, signature)
+    hashing_config = hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
+    _load_signer(config).set_hashing_config(hashing_config).sign(folder, signature)
     return signature
 
 
-def _signer(asked: Signing) -> openssf.Config:
+def _load_signer(config: Signing) -> openssf.Config:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from model_signing import signing as openssf
 
-    path = _key_file(asked)
+    path = _find_key_file(config)
     try:
         key = load_pem_private_key(path.read_bytes(), None)
         if not isinstance(key, EllipticCurvePrivateKey):
-            raise _refused(asked, "it holds a key of another kind")
+            raise _signing_error(config, "it holds a key of another kind")
         return openssf.Config().use_elliptic_key_signer(private_key=path)
     except OSError as error:
-        raise _refused(asked, f"{path} cannot be read: {error.strerror}") from error
+        raise _signing_error(config, f"{path} cannot be read: {error.strerror}") from error
     except TypeError as error:
-        raise _refused(asked, "it is encrypted") from error
+        raise _signing_error(config, "it is encrypted") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise _refused(asked, str(error)) from error
+        raise _signing_error(config, str(error)) from error
 
 
-def _key_file(asked: Signing) -> Path:
+def _find_key_file(config: Signing) -> Path:
     path = os.environ.get(SIGNING_KEY_FILE_ENV)
     if not path:
-        raise _refused(asked, f"{SIGNING_KEY_FILE_ENV} names no file that holds it")
+        raise _signing_error(config, f"{SIGNING_KEY_FILE_ENV} names no file that holds it")
     return Path(path)
 
 
-def _refused(asked: Signing, why: str) -> TrainerError:
+def _signing_error(config: Signing, cause: str) -> TrainerError:
     """Never with anything of the key itself."""
     return TrainerError(
         Reason.AUTH_FAILED,
-        f"output.signing: key {SIGNING_KEY} of Secret {asked.key_secret_ref.name} cannot sign: {why}; it has to be the "
+        f"output.signing: key {SIGNING_KEY} of Secret {config.key_secret_ref.name} cannot sign: {cause}; it has "
+        "to be the "
         "PEM of an unencrypted private key on the curve P-256, P-384 or P-521",
     )

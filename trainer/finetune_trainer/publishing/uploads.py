@@ -11,12 +11,21 @@ from pydantic import ConfigDict, ValidationError
 from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.manifest import FileRecord
-from finetune_trainer.storage import S3, Location, listed_directly, put_bytes, put_file, read, remove, size_of
+from finetune_trainer.storage import (
+    S3,
+    Location,
+    delete_objects,
+    get_object_size,
+    list_direct_objects,
+    put_bytes,
+    put_file,
+    read_object,
+)
 
 log = logging.getLogger(__name__)
 
-UPLOAD_NAME = ".upload.json"
-_CONTROL = "."
+UPLOAD_RECORD_NAME = ".upload.json"
+_CONTROL_PREFIX = "."
 """Names that begin with it are the trainer's own: claim, checkpoints, rejected reports, `.upload.json`."""
 
 
@@ -39,81 +48,87 @@ class Uploads:
     def __init__(self, s3: S3, prefix: Location, config_digest: str) -> None:
         self._s3 = s3
         self._prefix = prefix
-        self._digest = config_digest
-        self._sent: set[str] = set()
-        self.check: Callable[[], None] = lambda: None
+        self._config_digest = config_digest
+        self._uploaded_names: set[str] = set()
+        self.check_lock: Callable[[], None] = lambda: None
         """Raises `OUTPUT_BUSY` if another run holds the output by now."""
 
-    def foreign(self, folder: str = "") -> list[str]:
+    def list_foreign_files(self, folder: str = "") -> list[str]:
         """Names of objects directly in `folder` that no attempt of this config has begun to upload.
 
         The folder is listed before the record is read: a file of this config is never there before its record.
         """
-        found = listed_directly(self._s3, self._prefix.below(folder))
-        own = {(file.path, file.size) for file in self._announced()}
-        names = [(folder + each.name, each.size) for each in found if not each.name.startswith(_CONTROL)]
-        return [name for name, size in names if (name, size) not in own]
+        objects = list_direct_objects(self._s3, self._prefix.child(folder))
+        own_files = {(file.path, file.size) for file in self._read_announced_files()}
+        named_sizes = [
+            (folder + s3_object.name, s3_object.size)
+            for s3_object in objects
+            if not s3_object.name.startswith(_CONTROL_PREFIX)
+        ]
+        return [name for name, size in named_sizes if (name, size) not in own_files]
 
     def announce(self, files: Sequence[FileRecord]) -> None:
         """Record what is about to be uploaded, beside what earlier attempts may have left there."""
-        self.check()
-        earlier = [file for file in self._announced() if file not in files]
-        record = UploadRecord(config_digest=self._digest, files=[*earlier, *files])
-        put_bytes(self._s3, self._where, record.to_bytes())
+        self.check_lock()
+        previous_files = [file for file in self._read_announced_files() if file not in files]
+        record = UploadRecord(config_digest=self._config_digest, files=[*previous_files, *files])
+        put_bytes(self._s3, self._record_location, record.to_bytes())
 
-    def put(self, path: Path, name: str) -> FileRecord:
+    def upload_file(self, path: Path, name: str) -> FileRecord:
         """Upload one file."""
-        self.check()
-        self._sent.add(name)
-        digest = put_file(self._s3, self._prefix.below(name), path)
+        self.check_lock()
+        self._uploaded_names.add(name)
+        digest = put_file(self._s3, self._prefix.child(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
-    def add(self, path: Path, name: str) -> FileRecord:
+    def announce_and_upload(self, path: Path, name: str) -> FileRecord:
         """Announce and upload one more file."""
-        self.announce([FileRecord.of(path, name)])
-        return self.put(path, name)
+        self.announce([FileRecord.from_path(path, name)])
+        return self.upload_file(path, name)
 
     def verify(self, files: Sequence[FileRecord]) -> None:
         """Raise `STORAGE_CORRUPT` unless the store has every file at its size."""
         for file in files:
-            location = self._prefix.below(file.path)
-            stored = size_of(self._s3, location)
-            if stored != file.size:
-                message = f"{location}: {file.size} bytes were uploaded, the store has {stored}"
+            location = self._prefix.child(file.path)
+            stored_size = get_object_size(self._s3, location)
+            if stored_size != file.size:
+                message = f"{location}: {file.size} bytes were uploaded, the store has {stored_size}"
                 raise TrainerError(Reason.STORAGE_CORRUPT, message)
 
     def withdraw(self, folder: str) -> None:
         """Remove the files in `folder` that attempts of this config have uploaded, and the record of them."""
-        self.check()
-        there = {folder + each.name for each in listed_directly(self._s3, self._prefix.below(folder))}
-        own = there - set(self.foreign(folder)) | there & self._sent
-        names = sorted(name for name in own if not name.startswith(folder + _CONTROL))
-        remove(self._s3, [self._prefix.below(name) for name in names])
-        self.close()
+        self.check_lock()
+        stored_names = {
+            folder + s3_object.name for s3_object in list_direct_objects(self._s3, self._prefix.child(folder))
+        }
+        own_names = stored_names - set(self.list_foreign_files(folder)) | stored_names & self._uploaded_names
+        names = sorted(name for name in own_names if not name.startswith(folder + _CONTROL_PREFIX))
+        delete_objects(self._s3, [self._prefix.child(name) for name in names])
+        self.remove_record()
 
-    def close(self) -> None:
+    def remove_record(self) -> None:
         """Remove the record of this config: a manifest lists the files, or they are gone."""
-        record = self._record()
-        if record is not None and record.config_digest == self._digest:
-            remove(self._s3, [self._where])
+        record = self._read_record()
+        if record is not None and record.config_digest == self._config_digest:
+            delete_objects(self._s3, [self._record_location])
 
-    def close_quietly(self) -> None:
+    def try_remove_record(self) -> None:
         """The same; a record that stays is removed by the next attempt."""
         try:
-            self.close()
+            self.remove_record()
         except TrainerError as error:
-            log.warning("publish: %s is left behind: %s", self._where, error.message)
+            log.warning("publish: %s is left behind: %s", self._record_location, error.message)
 
     @property
-    def _where(self) -> Location:
-        return self._prefix.below(UPLOAD_NAME)
+    def _record_location(self) -> Location:
+        return self._prefix.child(UPLOAD_RECORD_NAME)
 
-    def _announced(self) -> list[FileRecord]:
-        record = self._record()
-        return record.files if record and record.config_digest == self._digest else []
+    def _read_announced_files(self) -> list[FileRecord]:
+        record = self._read_record()
+        return record.files if record and record.config_digest == self._config_digest else []
 
-    def _record(self) -> UploadRecord | None:
+    def _read_record(self) -> UploadRecord | None:
         try:
-            return UploadRecord.model_validate_json(read(self._s3, self._where) or b"")
+            return UploadRecord.model_validate_json(read_object(self._s3, self._record_location) or b"")
         except ValidationError:
             return None

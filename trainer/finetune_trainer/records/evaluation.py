@@ -40,7 +40,7 @@ class Sample(Model):
     tuned: str
 
 
-class Confusion(Model):
+class ConfusionMatrix(Model):
     """How often a label (row) was answered by which (column); the last column is whatever is no label."""
 
     labels: list[str]
@@ -49,14 +49,14 @@ class Confusion(Model):
     base_counts: list[list[int]]
 
 
-class Point(Model):
+class LossPoint(Model):
     """A loss after so many optimizer steps."""
 
     step: int
     loss: float
 
 
-class Overfitting(Model):
+class OverfittingResult(Model):
     """Whether the model learnt its rows by heart rather than what they have in common."""
 
     verdict: Literal["none", "overfitting", "unknown"]
@@ -87,7 +87,7 @@ class BiasFinding(Model):
     message: str
 
 
-class Bias(Model):
+class BiasResult(Model):
     """What the tuning changed between groups of people. Only the change is blamed on it."""
 
     findings: list[BiasFinding] = Field(default=[])
@@ -97,7 +97,7 @@ class Bias(Model):
     """What was too little to say anything about."""
 
 
-class CrossValidation(Model):
+class CrossValidationResult(Model):
     """The same training on all parts of the data but one, each part once."""
 
     metric: str
@@ -106,7 +106,7 @@ class CrossValidation(Model):
     deviation: float
 
 
-class Example(Model):
+class RejectedRow(Model):
     """A row that was left out."""
 
     reason: str
@@ -115,7 +115,7 @@ class Example(Model):
     text: str
 
 
-class Bar(Model):
+class LengthBin(Model):
     """Rows of `start` to before `end` tokens."""
 
     start: int
@@ -123,7 +123,7 @@ class Bar(Model):
     rows: int
 
 
-class Check(Model):
+class GateCheck(Model):
     """One line of `evaluation.gate`."""
 
     metric: str
@@ -134,7 +134,7 @@ class Check(Model):
     passed: bool
 
 
-class Energy(Model):
+class EnergyUse(Model):
     """What the GPUs took for the training."""
 
     watt_hours: float | None = None
@@ -143,38 +143,40 @@ class Energy(Model):
     """What measured it and what is in it, or why there is no number."""
 
 
-class Evaluation(Model):
+class EvaluationReport(Model):
     """All of it. What could not be computed is named in `missing`, with why."""
 
     task: Task | None = None
     measures: list[Measure] = Field(default=[])
-    confusion: Confusion | None = None
+    confusion: ConfusionMatrix | None = None
     samples: list[Sample] = Field(default=[])
-    training_losses: list[Point] = Field(default=[])
-    validation_losses: list[Point] = Field(default=[])
-    overfitting: Overfitting
-    bias: Bias | None = None
-    cross_validation: CrossValidation | None = None
-    gate: list[Check] = Field(default=[])
-    examples: list[Example] = Field(default=[])
-    lengths: list[Bar] = Field(default=[])
-    energy: Energy = Energy()
+    training_losses: list[LossPoint] = Field(default=[])
+    validation_losses: list[LossPoint] = Field(default=[])
+    overfitting: OverfittingResult
+    bias: BiasResult | None = None
+    cross_validation: CrossValidationResult | None = None
+    gate: list[GateCheck] = Field(default=[])
+    examples: list[RejectedRow] = Field(default=[])
+    lengths: list[LengthBin] = Field(default=[])
+    energy: EnergyUse = EnergyUse()
     missing: list[str] = Field(default=[])
 
-    def too_few(self) -> str | None:
+    def explain_too_few_rows(self) -> str | None:
         """That there were too few validation rows for intervals, if so."""
         # The losses of dpo and kto have no change row by row, and no interval however many rows there are.
         changes = [measure.change for measure in self.measures if measure.change]
-        rows = [change.samples for change in changes if change.low is None]
-        if not rows:
+        row_counts = [change.samples for change in changes if change.low is None]
+        if not row_counts:
             return None
-        return f"{min(rows)} validation rows are too few for intervals: the report cannot tell a change from chance"
+        return (
+            f"{min(row_counts)} validation rows are too few for intervals: the report cannot tell a change from chance"
+        )
 
-    def metrics(self) -> dict[str, float]:
+    def flatten_metrics(self) -> dict[str, float]:
         """The measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
-        numbers: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for measure in self.measures:
-            numbers[measure.name] = measure.tuned.value
+            metrics[measure.name] = measure.tuned.value
             if measure.base:
-                numbers["base" + measure.name[0].upper() + measure.name[1:]] = measure.base.value
-        return numbers
+                metrics["base" + measure.name[0].upper() + measure.name[1:]] = measure.base.value
+        return metrics

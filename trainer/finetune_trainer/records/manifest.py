@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from finetune_trainer.storage import InputFile, S3Object
 
 MANIFEST_NAME = "manifest.json"
-MERGED = "merged/"
+MERGED_PREFIX = "merged/"
 """The folder of the merged model, below the adapter's."""
 REPORT_NAME = "report.html"
-_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
+_RECORDED_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 
-class _Record(Model):
+class _LenientModel(Model):
     """Read leniently: a newer trainer may have written more."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class FileRecord(_Record):
+class FileRecord(_LenientModel):
     """A published file."""
 
     path: str
@@ -36,13 +36,13 @@ class FileRecord(_Record):
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, name: str) -> Self:
+    def from_path(cls, path: Path, name: str) -> Self:
         """A file here, under the name that it gets there."""
         with path.open("rb") as file:
             return cls(path=name, size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-class InputRecord(_Record):
+class InputRecord(_LenientModel):
     """An object that went in."""
 
     uri: str
@@ -52,21 +52,21 @@ class InputRecord(_Record):
     """Known once it has been read."""
 
     @classmethod
-    def listed(cls, found: S3Object) -> Self:
+    def from_listing(cls, s3_object: S3Object) -> Self:
         """As a listing shows it."""
-        return cls(uri=found.uri, etag=found.etag, size=found.size)
+        return cls(uri=s3_object.uri, etag=s3_object.etag, size=s3_object.size)
 
     @classmethod
-    def read(cls, file: InputFile) -> Self:
+    def from_file(cls, file: InputFile) -> Self:
         """As it was read."""
         return cls(uri=file.uri, etag=file.etag, size=file.size, sha256=file.sha256)
 
-    def as_listed(self) -> Self:
+    def without_sha256(self) -> Self:
         """Without what a listing cannot show."""
         return self.model_copy(update={"sha256": ""})
 
 
-class ModelRecord(_Record):
+class ModelRecord(_LenientModel):
     """The base model."""
 
     uri: str
@@ -74,7 +74,7 @@ class ModelRecord(_Record):
     files: list[InputRecord] = Field(default=[])
 
 
-class AdapterManifest(_Record):
+class AdapterManifest(_LenientModel):
     """The whole record."""
 
     api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
@@ -98,24 +98,24 @@ class AdapterManifest(_Record):
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
     @property
-    def lists_merged_model(self) -> bool:
+    def has_merged_model(self) -> bool:
         """Whether the merged model was published with the adapter, as trainers before 0.1.0 did."""
-        return any(file.path.startswith(MERGED) for file in self.files)
+        return any(file.path.startswith(MERGED_PREFIX) for file in self.files)
 
-    def result(self, adapter_uri: str, content: bytes) -> Result:
+    def to_result(self, adapter_uri: str, content: bytes) -> Result:
         """What the operator hears of it; `content` is the manifest as stored."""
-        reported = REPORT_NAME in {file.path for file in self.files}
+        has_report = REPORT_NAME in {file.path for file in self.files}
         return Result(
             adapter_uri=adapter_uri,
-            report_uri=f"{adapter_uri}/{REPORT_NAME}" if reported else None,
-            merged_uri=f"{adapter_uri}/{MERGED.rstrip('/')}" if self.lists_merged_model else None,
-            digest=digest_of(content),
+            report_uri=f"{adapter_uri}/{REPORT_NAME}" if has_report else None,
+            merged_uri=f"{adapter_uri}/{MERGED_PREFIX.rstrip('/')}" if self.has_merged_model else None,
+            digest=compute_digest(content),
             model_revision=self.model.revision,
             metrics=self.metrics,
         )
 
 
-class MergedLosses(_Record):
+class MergedLosses(_LenientModel):
     """Mean loss per token, in nats, of one kind of text."""
 
     base: float
@@ -125,7 +125,7 @@ class MergedLosses(_Record):
     """Of the merged model as its files hold it."""
 
 
-class MergedManifest(_Record):
+class MergedManifest(_LenientModel):
     """`merged/manifest.json`. Its presence makes the merged model whole; paths are relative to its folder."""
 
     api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
@@ -144,17 +144,17 @@ class MergedManifest(_Record):
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
 
-def digest_of(content: bytes) -> str:
+def compute_digest(content: bytes) -> str:
     """`sha256:…` of a manifest as it is stored."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def installed_versions() -> dict[str, str]:
+def get_installed_versions() -> dict[str, str]:
     """Of the packages that shape the result."""
-    found = {}
-    for name in _PACKAGES:
+    versions = {}
+    for name in _RECORDED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # Unsloth is optional
-    return found
+    return versions

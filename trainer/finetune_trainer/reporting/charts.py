@@ -6,23 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.records.evaluation import Bar, Estimate, Evaluation, Point
-from finetune_trainer.reporting.formatting import number, plural
+from finetune_trainer.records.evaluation import Estimate, EvaluationReport, LengthBin, LossPoint
+from finetune_trainer.reporting.formatting import format_number, pluralize
 
-_MOST_DOTS = 40
-_MOST_LABELS = 6
+_MAX_DOTS = 40
+_MAX_LABELS = 6
 
 
 @dataclass(frozen=True)
 class Tick:
     """A label on an axis."""
 
-    at: float
+    position: float
     label: str
 
 
 @dataclass(frozen=True)
-class Series:
+class LineSeries:
     """One line: its points as (x, y) percentages, y from the top."""
 
     name: str
@@ -36,14 +36,14 @@ class Series:
     @property
     def dots(self) -> list[tuple[float, float]]:
         """Its points, where they are few enough to be told apart."""
-        return self.points if len(self.points) <= _MOST_DOTS else []
+        return self.points if len(self.points) <= _MAX_DOTS else []
 
 
 @dataclass(frozen=True)
-class Mark:
+class StepMark:
     """A step worth looking at."""
 
-    at: float
+    position: float
     label: str
     kind: str
 
@@ -52,15 +52,15 @@ class Mark:
 class LineChart:
     """Losses over steps."""
 
-    series: list[Series]
+    series: list[LineSeries]
     x: list[Tick]
     y: list[Tick]
-    marks: list[Mark]
+    marks: list[StepMark]
     description: str
 
 
 @dataclass(frozen=True)
-class Column:
+class HistogramColumn:
     """One bar of a histogram."""
 
     left: float
@@ -73,7 +73,7 @@ class Column:
 class Histogram:
     """How many rows are how long."""
 
-    columns: list[Column]
+    columns: list[HistogramColumn]
     x: list[Tick]
     y: list[Tick]
     description: str
@@ -88,96 +88,116 @@ class Whisker:
     high: float
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def compute_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, evenly apart."""
     span = (high - low) or abs(high) or 1.0
-    rough = span / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough * 0.999)
+    rough_step = span / (max_ticks - 1)
+    power = 10.0 ** math.floor(math.log10(rough_step))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough_step * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [each * step for each in range(first, max(last, first + 1) + 1)]
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def _labels(values: Sequence[float]) -> list[str]:
+def _format_labels(values: Sequence[float]) -> list[str]:
     step = values[1] - values[0]
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [f"{value:,.{digits}f}" for value in values]
 
 
-def _loss(point: Point) -> float:
+def _get_loss(point: LossPoint) -> float:
     return point.loss
 
 
-def losses(evaluation: Evaluation) -> LineChart | None:
+def build_loss_chart(evaluation: EvaluationReport) -> LineChart | None:
     """Training and validation loss over steps; `None` if there is neither."""
-    named = {"training": evaluation.training_losses, "validation": evaluation.validation_losses}
-    kept = {name: points for name, points in named.items() if points}
-    every = [point for points in kept.values() for point in points]
-    if not every:
+    curves = {"training": evaluation.training_losses, "validation": evaluation.validation_losses}
+    nonempty_curves = {name: points for name, points in curves.items() if points}
+    all_points = [point for points in nonempty_curves.values() for point in points]
+    if not all_points:
         return None
-    across, up = ticks(0, max(point.step for point in every)), ticks(min(map(_loss, every)), max(map(_loss, every)))
-    last = max(point.step for point in every) or 1
+    x_ticks, y_ticks = (
+        compute_ticks(0, max(point.step for point in all_points)),
+        compute_ticks(min(map(_get_loss, all_points)), max(map(_get_loss, all_points))),
+    )
+    last_step = max(point.step for point in all_points) or 1
     series = [
-        Series(name, [(_percent(each.step, 0, last), 100 - _percent(each.loss, up[0], up[-1])) for each in points])
-        for name, points in kept.items()
+        LineSeries(
+            name,
+            [
+                (_to_percent(point.step, 0, last_step), 100 - _to_percent(point.loss, y_ticks[0], y_ticks[-1]))
+                for point in points
+            ],
+        )
+        for name, points in nonempty_curves.items()
     ]
-    x = [Tick(_percent(at, 0, last), f"{at:,.0f}") for at in across if at <= last and at == int(at)]
-    y = [Tick(100 - _percent(at, up[0], up[-1]), label) for at, label in zip(up, _labels(up), strict=True)]
-    return LineChart(series, x, y, _marks(evaluation, last), _loss_words(named))
+    x = [
+        Tick(_to_percent(value, 0, last_step), f"{value:,.0f}")
+        for value in x_ticks
+        if value <= last_step and value == int(value)
+    ]
+    y = [
+        Tick(100 - _to_percent(value, y_ticks[0], y_ticks[-1]), label)
+        for value, label in zip(y_ticks, _format_labels(y_ticks), strict=True)
+    ]
+    return LineChart(series, x, y, _build_marks(evaluation, last_step), _describe_losses(curves))
 
 
-def _percent(value: float, low: float, high: float) -> float:
+def _to_percent(value: float, low: float, high: float) -> float:
     return round(100 * (value - low) / (high - low), 2)
 
 
-def _marks(evaluation: Evaluation, last: int) -> list[Mark]:
-    found = evaluation.overfitting
-    named = [("best", "best step", found.best_step), ("opened", "gap opens", found.opened_at)]
+def _build_marks(evaluation: EvaluationReport, last_step: int) -> list[StepMark]:
+    overfitting = evaluation.overfitting
+    named_steps = [("best", "best step", overfitting.best_step), ("opened", "gap opens", overfitting.opened_at)]
     return [
-        Mark(_percent(step, 0, last), f"{label}: {step:,}", kind)
-        for kind, label, step in named
-        if step is not None and 0 <= step <= last
+        StepMark(_to_percent(step, 0, last_step), f"{label}: {step:,}", kind)
+        for kind, label, step in named_steps
+        if step is not None and 0 <= step <= last_step
     ]
 
 
-def _loss_words(named: dict[str, list[Point]]) -> str:
+def _describe_losses(curves: dict[str, list[LossPoint]]) -> str:
     return " ".join(
-        f"The {name} loss goes from {number(points[0].loss)} at step {points[0].step:,} to {number(points[-1].loss)} "
-        f"at step {points[-1].step:,}; its lowest is {number(min(map(_loss, points)))}."
-        for name, points in named.items()
+        f"The {name} loss goes from {format_number(points[0].loss)} at step {points[0].step:,} to "
+        f"{format_number(points[-1].loss)} "
+        f"at step {points[-1].step:,}; its lowest is {format_number(min(map(_get_loss, points)))}."
+        for name, points in curves.items()
         if points
     )
 
 
-def lengths(bars: Sequence[Bar]) -> Histogram | None:
+def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
     """Rows by their number of tokens; `None` without rows."""
     if not any(bar.rows for bar in bars):
         return None
-    up = ticks(0, max(bar.rows for bar in bars), 5)
+    y_ticks = compute_ticks(0, max(bar.rows for bar in bars), 5)
     width = 100 / len(bars)
     columns = [
-        Column(
-            round(place * width, 2),
+        HistogramColumn(
+            round(index * width, 2),
             round(width, 2),
-            _percent(bar.rows, 0, up[-1]),
-            f"{bar.start:,} to {bar.end - 1:,} tokens: {plural(bar.rows, 'row')}",
+            _to_percent(bar.rows, 0, y_ticks[-1]),
+            f"{bar.start:,} to {bar.end - 1:,} tokens: {pluralize(bar.rows, 'row')}",
         )
-        for place, bar in enumerate(bars)
+        for index, bar in enumerate(bars)
     ]
-    every = math.ceil(len(bars) / _MOST_LABELS)
+    label_stride = math.ceil(len(bars) / _MAX_LABELS)
     edges = [bar.start for bar in bars] + [bars[-1].end]
-    x = [Tick(round(place * width, 2), f"{edges[place]:,}") for place in range(0, len(edges), every)]
-    y = [Tick(100 - _percent(at, 0, up[-1]), label) for at, label in zip(up, _labels(up), strict=True)]
-    most = max(bars, key=lambda bar: bar.rows)
-    words = f"Most rows, {most.rows:,}, have {most.start:,} to {most.end - 1:,} tokens."
-    return Histogram(columns, x, y, words)
+    x = [Tick(round(index * width, 2), f"{edges[index]:,}") for index in range(0, len(edges), label_stride)]
+    y = [
+        Tick(100 - _to_percent(value, 0, y_ticks[-1]), label)
+        for value, label in zip(y_ticks, _format_labels(y_ticks), strict=True)
+    ]
+    fullest_bin = max(bars, key=lambda bar: bar.rows)
+    description = f"Most rows, {fullest_bin.rows:,}, have {fullest_bin.start:,} to {fullest_bin.end - 1:,} tokens."
+    return Histogram(columns, x, y, description)
 
 
-def whisker(change: Estimate | None, higher_is_better: bool) -> Whisker | None:
+def build_whisker(change: Estimate | None, higher_is_better: bool) -> Whisker | None:
     """A change with its interval, better to the right; `None` without an interval."""
     if change is None or change.low is None or change.high is None:
         return None
     sign = 1 if higher_is_better else -1
     reach = 1.15 * max(abs(change.low), abs(change.high), abs(change.value)) or 1
-    low, middle, high = (50 + sign * 50 * each / reach for each in (change.low, change.value, change.high))
+    low, middle, high = (50 + sign * 50 * value / reach for value in (change.low, change.value, change.high))
     return Whisker(round(min(low, high), 2), round(middle, 2), round(max(low, high), 2))

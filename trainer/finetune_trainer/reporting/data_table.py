@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract import DatasetReport
 
-_REASONS = {
+_REASON_TEXTS = {
     "invalid": "could not be read, or the chat template refused them",
     "emptyAnswer": "nothing of an answer was left after cleaning",
     "identicalAnswers": "the better and the worse answer were the same",
@@ -21,7 +21,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class DataTableRow:
     """So many rows, and what became of them."""
 
     name: str
@@ -31,15 +31,17 @@ class Line:
     """`kept`, `validation`, `rejected` or `lost`."""
 
 
-def lines(report: DatasetReport) -> list[Line]:
+def build_data_table(report: DatasetReport) -> list[DataTableRow]:
     """What became of every row read: the lines' rows sum up to `report.rows`."""
-    known = [Line("trained on", report.kept, "the model learnt from them", "kept")]
+    table = [DataTableRow("trained on", report.kept, "the model learnt from them", "kept")]
     if report.validation:
-        known.append(Line("validation", report.validation, "set aside to measure on", "validation"))
-    known += [
-        Line(reason, count, _REASONS.get(reason, "left out"), "rejected")
-        for reason, count in sorted(report.rejected.items(), key=lambda each: -each[1])
+        table.append(DataTableRow("validation", report.validation, "set aside to measure on", "validation"))
+    table += [
+        DataTableRow(reason, count, _REASON_TEXTS.get(reason, "left out"), "rejected")
+        for reason, count in sorted(report.rejected.items(), key=lambda item: -item[1])
         if count
     ]
-    lost = report.rows - sum(line.rows for line in known)
-    return [*known, Line("unaccounted", lost, "a bug; please report it", "lost")] if lost else known
+    unaccounted = report.rows - sum(row.rows for row in table)
+    return (
+        [*table, DataTableRow("unaccounted", unaccounted, "a bug; please report it", "lost")] if unaccounted else table
+    )

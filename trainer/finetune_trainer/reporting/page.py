@@ -10,67 +10,67 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from finetune_trainer import text
-from finetune_trainer.records.evaluation import Evaluation
+from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import charts, data_table, formatting, verdicts
-from finetune_trainer.reporting.adapter_info import AdapterFacts, config_of, settings, took
-from finetune_trainer.reporting.advice import advice
+from finetune_trainer.reporting.adapter_info import AdapterInfo, list_settings, list_timings, parse_config
+from finetune_trainer.reporting.advice import build_advice
 
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 """Samples, examples and the like; the rest is counted and lies in `evaluation.json`."""
-MOST_INPUTS = 50
+MAX_INPUTS = 50
 
 
-def page(manifest: AdapterManifest, evaluation: Evaluation, facts: AdapterFacts) -> str:
+def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo) -> str:
     """The page, whole in itself: it loads nothing and runs nothing."""
     context = {
         "manifest": manifest,
         "evaluation": evaluation,
-        "facts": facts,
-        "most": {"shown": MOST_SHOWN, "inputs": MOST_INPUTS},
-        **_judged(manifest, evaluation),
-        **_drawn(manifest, evaluation),
-        **_made(manifest, facts),
+        "facts": adapter_info,
+        "most": {"shown": MAX_SHOWN, "inputs": MAX_INPUTS},
+        **_verdict_context(manifest, evaluation),
+        **_chart_context(manifest, evaluation),
+        **_settings_context(manifest, adapter_info),
     }
-    return _environment().get_template("page.html.j2").render(context)
+    return _create_environment().get_template("page.html.j2").render(context)
 
 
-def _judged(manifest: AdapterManifest, evaluation: Evaluation) -> dict[str, Any]:
+def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
-        "headline": verdicts.quality(evaluation),
-        "trust": verdicts.trust(evaluation),
-        "directions": [verdicts.direction(measure) for measure in evaluation.measures],
-        "advice": advice(evaluation, manifest),
+        "headline": verdicts.quality_verdict(evaluation),
+        "trust": verdicts.trust_verdicts(evaluation),
+        "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
+        "advice": build_advice(evaluation, manifest),
     }
 
 
-def _drawn(manifest: AdapterManifest, evaluation: Evaluation) -> dict[str, Any]:
+def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
-        "account": data_table.lines(manifest.dataset),
-        "losses": charts.losses(evaluation),
-        "lengths": charts.lengths(evaluation.lengths),
-        "whiskers": [charts.whisker(each.change, each.higher_is_better) for each in evaluation.measures],
+        "account": data_table.build_data_table(manifest.dataset),
+        "losses": charts.build_loss_chart(evaluation),
+        "lengths": charts.build_length_histogram(evaluation.lengths),
+        "whiskers": [charts.build_whisker(measure.change, measure.higher_is_better) for measure in evaluation.measures],
     }
 
 
-def _made(manifest: AdapterManifest, facts: AdapterFacts) -> dict[str, Any]:
+def _settings_context(manifest: AdapterManifest, adapter_info: AdapterInfo) -> dict[str, Any]:
     return {
-        "settings": list(settings(config_of(manifest), facts, manifest)),
-        "took": list(took(manifest.metrics)),
-        "config_text": _as_yaml(manifest.config),
+        "settings": list(list_settings(parse_config(manifest), adapter_info, manifest)),
+        "took": list(list_timings(manifest.metrics)),
+        "config_text": _format_yaml(manifest.config),
     }
 
 
-def _as_yaml(config: dict[str, Any]) -> str:
+def _format_yaml(config: dict[str, Any]) -> str:
     """As it would stand under `spec` of a manifest."""
-    writer, target = YAML(), StringIO()
+    writer, buffer = YAML(), StringIO()
     writer.width = 100
-    writer.dump(config, target)
-    return target.getvalue()
+    writer.dump(config, buffer)
+    return buffer.getvalue()
 
 
 @cache
-def _environment() -> Environment:
+def _create_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("finetune_trainer.reporting"),
         autoescape=True,
@@ -79,17 +79,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "estimate": formatting.estimate,
-        "energy": formatting.energy,
-        "interval": formatting.interval,
-        "measure_name": formatting.measure_name,
-        "number": formatting.number,
-        "one_line": text.one_line,
+        "estimate": formatting.format_estimate,
+        "energy": formatting.format_energy,
+        "interval": formatting.format_interval,
+        "measure_name": formatting.display_name,
+        "number": formatting.format_number,
+        "one_line": text.to_one_line,
         "part": lambda count, row: round(count / (sum(row) or 1), 2),
-        "share": formatting.share,
-        "shown": text.shown,
-        "signed": formatting.signed,
-        "size": formatting.size,
-        "visible": text.visible,
+        "share": formatting.format_share,
+        "shown": text.shorten,
+        "signed": formatting.format_signed,
+        "size": formatting.format_size,
+        "visible": text.escape_invisible,
     }
     return environment

@@ -36,87 +36,87 @@ class Builder:
     finished_on: str = ""
 
 
-def statement(manifest: AdapterManifest, subjects: Sequence[FileRecord], builder: Builder) -> dict[str, Any]:
+def build_statement(manifest: AdapterManifest, subjects: Sequence[FileRecord], builder: Builder) -> dict[str, Any]:
     """That `builder` made the `subjects` from what the manifest says. JSON-ready."""
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": each.path, "digest": {"sha256": each.sha256}} for each in subjects],
+        "subject": [{"name": record.path, "digest": {"sha256": record.sha256}} for record in subjects],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"config": manifest.config},
-                "internalParameters": _internal(manifest),
-                "resolvedDependencies": list(_dependencies(manifest, builder)),
+                "internalParameters": _build_internal_parameters(manifest),
+                "resolvedDependencies": list(_list_dependencies(manifest, builder)),
             },
             "runDetails": {
-                "builder": {"id": builder.id, "version": dict(_own(manifest.versions))},
-                "metadata": _metadata(manifest, builder),
+                "builder": {"id": builder.id, "version": dict(_select_own_version(manifest.versions))},
+                "metadata": _build_metadata(manifest, builder),
             },
         },
     }
 
 
-def _internal(manifest: AdapterManifest) -> dict[str, Any]:
+def _build_internal_parameters(manifest: AdapterManifest) -> dict[str, Any]:
     """What the config leaves to the trainer, and the digests that stand for config and data as a whole."""
     return {
         "apiVersion": manifest.api_version,
         "backend": manifest.backend,
         "configDigest": manifest.config_digest,
         "datasetDigest": manifest.dataset.digest,
-        "seeds": dict(_seeds(manifest.config)),
+        "seeds": dict(_collect_seeds(manifest.config)),
     }
 
 
-def _seeds(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+def _collect_seeds(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _seeds(value, f"{prefix}{key}.")
+            yield from _collect_seeds(value, f"{prefix}{key}.")
         elif key == "seed":
             yield f"{prefix}{key}", value
 
 
-def _dependencies(manifest: AdapterManifest, builder: Builder) -> Iterator[dict[str, Any]]:
-    yield from (_object(each, "data") for each in manifest.inputs)
-    yield _model(manifest.model)
-    yield from (_object(each, "model") for each in manifest.model.files)
+def _list_dependencies(manifest: AdapterManifest, builder: Builder) -> Iterator[dict[str, Any]]:
+    yield from (_describe_object(record, "data") for record in manifest.inputs)
+    yield _describe_model(manifest.model)
+    yield from (_describe_object(record, "model") for record in manifest.model.files)
     yield from ({"uri": f"pkg:pypi/{name}@{version}"} for name, version in manifest.versions.items())
     if builder.image:
-        yield _image(builder.image)
+        yield _describe_image(builder.image)
 
 
-def _object(found: InputRecord, role: str) -> dict[str, Any]:
-    digest = {"digest": {"sha256": found.sha256}} if found.sha256 else {}
-    etag = {"etag": found.etag} if found.etag else {}
-    return {"uri": found.uri, **digest, "annotations": {"role": role, "size": found.size, **etag}}
+def _describe_object(record: InputRecord, role: str) -> dict[str, Any]:
+    digest = {"digest": {"sha256": record.sha256}} if record.sha256 else {}
+    etag = {"etag": record.etag} if record.etag else {}
+    return {"uri": record.uri, **digest, "annotations": {"role": role, "size": record.size, **etag}}
 
 
-def _model(model: ModelRecord) -> dict[str, Any]:
+def _describe_model(model: ModelRecord) -> dict[str, Any]:
     """The base model as a whole; a hub's revision is a commit, any other the digest of its files."""
-    digest = _digest(model.revision)
+    digest = _parse_digest(model.revision)
     if _COMMIT.match(model.revision):
         digest = {"digest": {"gitCommit": model.revision}}
     return {"uri": model.uri, **digest, "annotations": {"role": "baseModel", "revision": model.revision}}
 
 
-def _image(image: str) -> dict[str, Any]:
-    return {"uri": f"docker://{image}", **_digest(image), "annotations": {"role": "trainerImage"}}
+def _describe_image(image: str) -> dict[str, Any]:
+    return {"uri": f"docker://{image}", **_parse_digest(image), "annotations": {"role": "trainerImage"}}
 
 
-def _digest(text: str) -> dict[str, Any]:
-    found = _DIGEST.search(text)
-    return {"digest": {"sha256": found[1]}} if found else {}
+def _parse_digest(text: str) -> dict[str, Any]:
+    match = _DIGEST.search(text)
+    return {"digest": {"sha256": match[1]}} if match else {}
 
 
-def _own(versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _select_own_version(versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if "finetune-operator" in versions:
         yield "finetune-operator", versions["finetune-operator"]
 
 
-def _metadata(manifest: AdapterManifest, builder: Builder) -> dict[str, str]:
-    known = {
+def _build_metadata(manifest: AdapterManifest, builder: Builder) -> dict[str, str]:
+    fields = {
         "invocationId": builder.run_id,
         "startedOn": builder.started_on,
         "finishedOn": builder.finished_on or manifest.created_at,
     }
-    return {key: value for key, value in known.items() if value}
+    return {key: value for key, value in fields.items() if value}

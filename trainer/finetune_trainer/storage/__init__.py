@@ -2,47 +2,47 @@
 
 from finetune_trainer.storage.client import S3
 from finetune_trainer.storage.conditional import (
-    NoConditions,
-    Tagged,
-    create,
-    listed,
-    listed_directly,
-    read,
-    read_tagged,
-    remove,
-    replace,
+    ConditionalWritesUnsupported,
+    ObjectWithETag,
+    create_object,
+    delete_objects,
+    list_direct_objects,
+    list_objects,
+    read_object,
+    read_with_etag,
+    replace_object,
 )
-from finetune_trainer.storage.download import InputFile, check_space, download, read_range
-from finetune_trainer.storage.errors import DATA, MODEL, OUTPUT, Purpose
-from finetune_trainer.storage.listing import S3Object, find
-from finetune_trainer.storage.locations import Location, name_problem
-from finetune_trainer.storage.upload import put_bytes, put_file, put_if_absent, size_of
+from finetune_trainer.storage.download import InputFile, check_disk_space, download_objects, read_range
+from finetune_trainer.storage.errors import DATA_ERRORS, MODEL_ERRORS, OUTPUT_ERRORS, ErrorMapping
+from finetune_trainer.storage.listing import S3Object, find_objects
+from finetune_trainer.storage.locations import Location, find_name_problem
+from finetune_trainer.storage.upload import get_object_size, put_bytes, put_file, put_if_absent
 
 __all__ = [
-    "DATA",
-    "MODEL",
-    "OUTPUT",
+    "DATA_ERRORS",
+    "MODEL_ERRORS",
+    "OUTPUT_ERRORS",
     "S3",
+    "ConditionalWritesUnsupported",
+    "ErrorMapping",
     "InputFile",
     "Location",
-    "NoConditions",
-    "Purpose",
+    "ObjectWithETag",
     "S3Object",
-    "Tagged",
-    "check_space",
-    "create",
-    "download",
-    "find",
-    "listed",
-    "listed_directly",
-    "name_problem",
+    "check_disk_space",
+    "create_object",
+    "delete_objects",
+    "download_objects",
+    "find_name_problem",
+    "find_objects",
+    "get_object_size",
+    "list_direct_objects",
+    "list_objects",
     "put_bytes",
     "put_file",
     "put_if_absent",
-    "read",
+    "read_object",
     "read_range",
-    "read_tagged",
-    "remove",
-    "replace",
-    "size_of",
+    "read_with_etag",
+    "replace_object",
 ]

@@ -19,7 +19,7 @@ from obstore.store import S3Store
 from finetune_trainer.contract import CA_BUNDLE_ENV, S3_CREDENTIALS_DIR_ENV, S3_CREDENTIALS_KEYS, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.endpoints import check_endpoint
-from finetune_trainer.storage.errors import OUTPUT, explained, no_identity
+from finetune_trainer.storage.errors import OUTPUT_ERRORS, build_no_credentials_error, translate_errors
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _DEFAULT_REGION = "us-east-1"
 # botocore renews credentials when less than 10 minutes are left; obstore must not keep a copy for longer than that,
 # and it asks again 5 minutes before a copy ends.
-_CREDENTIALS_KEPT = timedelta(minutes=9)
+_CREDENTIALS_TTL = timedelta(minutes=9)
 # A wrong endpoint is told after about half a minute, whether it refuses or swallows connections.
-_RETRIES: RetryConfig = {"max_retries": 6, "retry_timeout": timedelta(seconds=45)}
-_CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 15, 3
+_RETRY_CONFIG: RetryConfig = {"max_retries": 6, "retry_timeout": timedelta(seconds=45)}
+_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS, _MAX_ATTEMPTS = 5, 15, 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class S3:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._session = _session(storage.region)
+        self._session = _create_session(storage.region)
         self._buckets: dict[str, Bucket] = {}
-        self.moved = 0
+        self.bytes_transferred = 0
         """Bytes of files that went in or out, about: as long as it grows, something moves."""
         self._lock = threading.Lock()  # sessions are not safe to share, clients are
 
@@ -59,35 +59,35 @@ class S3:
         """The connection to one bucket, made once."""
         with self._lock:
             if name not in self._buckets:
-                self._buckets[name] = self._connect(name)
+                self._buckets[name] = self._connect_bucket(name)
             return self._buckets[name]
 
-    def _connect(self, name: str) -> Bucket:
+    def _connect_bucket(self, name: str) -> Bucket:
         region = self._session.region_name or _DEFAULT_REGION
-        client = self._client(region)
+        client = self._create_client(region)
         check_endpoint(client.meta.endpoint_url)
-        if self._storage.region is None and _is_aws(client):
-            region = _home_region(client, name, region)
-            client = self._client(region)
-        return Bucket(name, client.meta.endpoint_url, client, self._store(client, name, region))
+        if self._storage.region is None and _is_aws_endpoint(client):
+            region = _find_bucket_region(client, name, region)
+            client = self._create_client(region)
+        return Bucket(name, client.meta.endpoint_url, client, self._create_store(client, name, region))
 
-    def _client(self, region: str) -> S3Client:
+    def _create_client(self, region: str) -> S3Client:
         checksums: Literal["when_required", "when_supported"]
         checksums = "when_required" if self._storage.checksums == "whenRequired" else "when_supported"
         config = Config(
-            connect_timeout=_CONNECT_SECONDS,
-            read_timeout=_READ_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+            read_timeout=_READ_TIMEOUT_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
             request_checksum_calculation=checksums,
             response_checksum_validation=checksums,
             s3={"addressing_style": self._storage.addressing},
         )
         return self._session.client("s3", region_name=region, endpoint_url=self._storage.endpoint, config=config)
 
-    def _store(self, client: S3Client, name: str, region: str) -> S3Store:
-        virtual = self._is_virtual(client, name)
+    def _create_store(self, client: S3Client, name: str, region: str) -> S3Store:
+        is_virtual_hosted = self._uses_virtual_hosting(client, name)
         endpoint = client.meta.endpoint_url.rstrip("/")
-        if virtual:
+        if is_virtual_hosted:
             endpoint = endpoint.replace("://", f"://{name}.", 1)
             check_endpoint(endpoint)
         # obstore reads AWS_* from the environment too: whatever decides where bytes go is said here, so that both
@@ -96,54 +96,54 @@ class S3:
             "region": region,
             "endpoint": endpoint,
             "aws_endpoint_url_s3": endpoint,
-            "virtual_hosted_style_request": virtual,
+            "virtual_hosted_style_request": is_virtual_hosted,
             "skip_signature": False,
         }
         if self._storage.checksums == "auto":
             config["checksum_algorithm"] = "SHA256"
-        provider = Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_KEPT)
+        provider = Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_TTL)
         provider.config = {}  # the session's region, which may not be this bucket's
         return S3Store(
             name,
             config=config,
-            client_options=_http_options(endpoint),
-            retry_config=_RETRIES,
+            client_options=_build_http_options(endpoint),
+            retry_config=_RETRY_CONFIG,
             credential_provider=provider,
         )
 
-    def _is_virtual(self, client: S3Client, name: str) -> bool:
+    def _uses_virtual_hosting(self, client: S3Client, name: str) -> bool:
         if self._storage.addressing != "auto":
             return self._storage.addressing == "virtual"
         # A name with a dot fits no wildcard certificate: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
-        return _is_aws(client) and "." not in name
+        return _is_aws_endpoint(client) and "." not in name
 
 
-def _http_options(endpoint: str) -> ClientConfig:
+def _build_http_options(endpoint: str) -> ClientConfig:
     options: ClientConfig = {
         # The endpoint's scheme decides: http is the user's own choice, and https is never redirected to it.
         "allow_http": endpoint.startswith("http://"),
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        "read_timeout": timedelta(seconds=_READ_SECONDS),
+        "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_SECONDS),
+        "read_timeout": timedelta(seconds=_READ_TIMEOUT_SECONDS),
         "timeout": timedelta(minutes=5),  # of one request: at most a part of a large object
     }
-    bundle = os.environ.get(CA_BUNDLE_ENV)
-    if bundle:
+    ca_bundle = os.environ.get(CA_BUNDLE_ENV)
+    if ca_bundle:
         try:
-            options["root_certificate"] = Path(bundle).read_bytes()
+            options["root_certificate"] = Path(ca_bundle).read_bytes()
         except OSError as error:
-            message = f"{CA_BUNDLE_ENV}={bundle} cannot be read: {error.strerror}"
+            message = f"{CA_BUNDLE_ENV}={ca_bundle} cannot be read: {error.strerror}"
             raise TrainerError(Reason.CONFIG_INVALID, message) from error
     return options
 
 
-def _is_aws(client: S3Client) -> bool:
+def _is_aws_endpoint(client: S3Client) -> bool:
     host = urlsplit(client.meta.endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _home_region(client: S3Client, name: str, default: str) -> str:
+def _find_bucket_region(client: S3Client, name: str, default: str) -> str:
     """AWS tells a bucket's region even to those who may not read it; obstore does not follow redirects to it."""
-    with explained(f"s3://{name}", client.meta.endpoint_url, OUTPUT):
+    with translate_errors(f"s3://{name}", client.meta.endpoint_url, OUTPUT_ERRORS):
         try:
             headers = client.head_bucket(Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
         except boto.ClientError as error:
@@ -151,23 +151,23 @@ def _home_region(client: S3Client, name: str, default: str) -> str:
     return headers.get("x-amz-bucket-region", default)
 
 
-def _session(region: str | None) -> boto3.Session:
+def _create_session(region: str | None) -> boto3.Session:
     """Keys from the mounted Secret and nothing else; without one, whatever boto3 finds."""
     folder = os.environ.get(S3_CREDENTIALS_DIR_ENV)
     if folder:
-        key_id, secret, token = (_secret_key(Path(folder), name) for name in S3_CREDENTIALS_KEYS)
+        key_id, secret, token = (_read_secret_key(Path(folder), name) for name in S3_CREDENTIALS_KEYS)
         return boto3.Session(key_id, secret, token, region_name=region)
     try:
         session = boto3.Session(region_name=region)
         credentials = session.get_credentials()
     except boto.BotoCoreError as error:
-        raise no_identity(str(error)) from error
+        raise build_no_credentials_error(str(error)) from error
     if credentials is None:
-        raise no_identity("boto3 found none")
+        raise build_no_credentials_error("boto3 found none")
     return session
 
 
-def _secret_key(folder: Path, name: str) -> str | None:
+def _read_secret_key(folder: Path, name: str) -> str | None:
     try:
         value = (folder / name).read_text().strip()
     except FileNotFoundError:

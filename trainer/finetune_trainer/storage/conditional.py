@@ -9,102 +9,102 @@ from botocore import exceptions as boto
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from finetune_trainer.storage.client import S3, Bucket
-from finetune_trainer.storage.errors import OUTPUT, code_of, explained
-from finetune_trainer.storage.listing import S3Object, list_below, list_directly
+from finetune_trainer.storage.errors import OUTPUT_ERRORS, get_error_code, translate_errors
+from finetune_trainer.storage.listing import S3Object, iter_direct_objects, iter_objects
 from finetune_trainer.storage.locations import Location
-from finetune_trainer.storage.upload import interruptibly
+from finetune_trainer.storage.upload import run_interruptible
 
-_LARGEST = 16 * 2**20
+_MAX_READ_BYTES = 16 * 2**20
 """Of what is read into memory; a record of ours has a few KiB."""
-_UNSUPPORTED = ("NotImplemented", "501")
-_CONFLICTS = ("ConditionalRequestConflict", "PreconditionFailed", "409", "412")
-_MISSING = ("NoSuchKey", "404")
+_UNSUPPORTED_CODES = ("NotImplemented", "501")
+_CONFLICT_CODES = ("ConditionalRequestConflict", "PreconditionFailed", "409", "412")
+_MISSING_CODES = ("NoSuchKey", "404")
 
 
-class NoConditions(Exception):
+class ConditionalWritesUnsupported(Exception):
     """The store says that it has no conditional writes."""
 
 
 @dataclass(frozen=True)
-class Tagged:
+class ObjectWithETag:
     """An object's content and the ETag that stands for it."""
 
     content: bytes
     etag: str
 
 
-def read(s3: S3, location: Location) -> bytes | None:
+def read_object(s3: S3, location: Location) -> bytes | None:
     """A small object's content, or None where there is none."""
-    found = read_tagged(s3, location)
-    return found.content if found else None
+    stored = read_with_etag(s3, location)
+    return stored.content if stored else None
 
 
-def read_tagged(s3: S3, location: Location) -> Tagged | None:
+def read_with_etag(s3: S3, location: Location) -> ObjectWithETag | None:
     """What is there, or None; of a large object the beginning. Unlike obstore, boto3 follows no redirect."""
     bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
-        for last in (False, False, True):
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
+        for is_last_attempt in (False, False, True):
             try:
-                answer = bucket.client.get_object(Bucket=bucket.name, Key=location.key)
-                return Tagged(answer["Body"].read(_LARGEST), answer.get("ETag", ""))
+                response = bucket.client.get_object(Bucket=bucket.name, Key=location.key)
+                return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
             except boto.ClientError as error:
-                if error.response["Error"].get("Code") in _MISSING:
+                if error.response["Error"].get("Code") in _MISSING_CODES:
                     return None
                 raise
             except boto.HTTPClientError:  # cut off after boto3's own tries
-                if last:
+                if is_last_attempt:
                     raise
     return None
 
 
-def create(s3: S3, location: Location, content: bytes) -> str | None:
+def create_object(s3: S3, location: Location, content: bytes) -> str | None:
     """Write unless something is there; the new ETag, or None if it was refused."""
-    return _put(s3, location, content, None)
+    return _put_conditionally(s3, location, content, None)
 
 
-def replace(s3: S3, location: Location, content: bytes, etag: str) -> str | None:
+def replace_object(s3: S3, location: Location, content: bytes, etag: str) -> str | None:
     """Write over the object with this ETag; the new ETag, or None if it is not there any more."""
-    return _put(s3, location, content, etag)
+    return _put_conditionally(s3, location, content, etag)
 
 
-def _put(s3: S3, location: Location, content: bytes, etag: str | None) -> str | None:
+def _put_conditionally(s3: S3, location: Location, content: bytes, etag: str | None) -> str | None:
     bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         try:
-            return interruptibly(lambda: _put_now(bucket, location.key, content, etag))
+            return run_interruptible(lambda: _put_object(bucket, location.key, content, etag))
         except (AlreadyExistsError, PreconditionError):
             return None
         except (BaseError, FileNotFoundError) as error:
-            code = code_of(error)
-            if code in _UNSUPPORTED:
-                raise NoConditions from error
-            if code in _CONFLICTS or (etag is not None and code in _MISSING):
+            code = get_error_code(error)
+            if code in _UNSUPPORTED_CODES:
+                raise ConditionalWritesUnsupported from error
+            if code in _CONFLICT_CODES or (etag is not None and code in _MISSING_CODES):
                 return None
             raise
 
 
-def _put_now(bucket: Bucket, key: str, content: bytes, etag: str | None) -> str:
-    done = obstore.put(bucket.store, key, content, mode="create" if etag is None else {"e_tag": etag})
-    return done["e_tag"] or ""
+def _put_object(bucket: Bucket, key: str, content: bytes, etag: str | None) -> str:
+    result = obstore.put(bucket.store, key, content, mode="create" if etag is None else {"e_tag": etag})
+    return result["e_tag"] or ""
 
 
-def remove(s3: S3, locations: list[Location]) -> None:
+def delete_objects(s3: S3, locations: list[Location]) -> None:
     """Delete objects one by one (not every store has the bulk call); one that is gone already is fine."""
-    for each in locations:
-        bucket = s3.bucket(each.bucket)
-        with explained(each, bucket.endpoint, OUTPUT):
-            bucket.client.delete_object(Bucket=bucket.name, Key=each.key)
+    for location in locations:
+        bucket = s3.bucket(location.bucket)
+        with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
+            bucket.client.delete_object(Bucket=bucket.name, Key=location.key)
 
 
-def listed(s3: S3, prefix: Location) -> list[S3Object]:
+def list_objects(s3: S3, prefix: Location) -> list[S3Object]:
     """All objects below a prefix of the output, which may be none."""
     bucket = s3.bucket(prefix.bucket)
-    with explained(prefix, bucket.endpoint, OUTPUT):
-        return list(list_below(bucket, prefix))
+    with translate_errors(prefix, bucket.endpoint, OUTPUT_ERRORS):
+        return list(iter_objects(bucket, prefix))
 
 
-def listed_directly(s3: S3, prefix: Location) -> list[S3Object]:
+def list_direct_objects(s3: S3, prefix: Location) -> list[S3Object]:
     """The objects of a prefix of the output, without those in folders below it."""
     bucket = s3.bucket(prefix.bucket)
-    with explained(prefix, bucket.endpoint, OUTPUT):
-        return list(list_directly(bucket, prefix))
+    with translate_errors(prefix, bucket.endpoint, OUTPUT_ERRORS):
+        return list(iter_direct_objects(bucket, prefix))

@@ -19,9 +19,9 @@ import obstore
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.client import S3, Bucket
-from finetune_trainer.storage.errors import Purpose, explained
+from finetune_trainer.storage.errors import ErrorMapping, translate_errors
 from finetune_trainer.storage.listing import S3Object
-from finetune_trainer.storage.locations import name_problem
+from finetune_trainer.storage.locations import find_name_problem
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
     from typing_extensions import Buffer
 
-OBJECTS_AT_ONCE = 16
-RANGES_AT_ONCE = 16
+MAX_CONCURRENT_OBJECTS = 16
+MAX_CONCURRENT_RANGES = 16
 RANGE_BYTES = 16 * 2**20
-_RANGES_AHEAD = 8  # of one object
-_PIECE_BYTES = 2**18
+_MAX_PENDING_RANGES = 8  # of one object
+_CHUNK_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -47,143 +47,165 @@ class InputFile:
     sha256: str
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Refuse before the first byte what cannot fit."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        gib = f"{needed / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB free"
-        raise TrainerError(Reason.DISK_FULL, f"the inputs need {gib}; enlarge the scratch volume (compute.scratch)")
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        sizes = f"{needed_bytes / 2**30:.1f} GiB, {folder} has {free_bytes / 2**30:.1f} GiB free"
+        raise TrainerError(Reason.DISK_FULL, f"the inputs need {sizes}; enlarge the scratch volume (compute.scratch)")
 
 
-def download(
-    s3: S3, objects: Sequence[S3Object], target: Path, purpose: Purpose, on_bytes: Callable[[int], None]
+def download_objects(
+    s3: S3, objects: Sequence[S3Object], target: Path, error_mapping: ErrorMapping, on_bytes: Callable[[int], None]
 ) -> list[InputFile]:
     """Fetch objects of one bucket below `target`, under their names; the result has their order."""
-    paths = places(objects, target, purpose)
-    stop = threading.Event()
+    paths = resolve_local_paths(objects, target, error_mapping)
+    cancelled = threading.Event()
 
-    def count(size: int) -> None:
-        s3.moved += size
+    def count_bytes(size: int) -> None:
+        s3.bytes_transferred += size
         on_bytes(size)
 
-    pool, ranges = ThreadPoolExecutor(OBJECTS_AT_ONCE, "object"), ThreadPoolExecutor(RANGES_AT_ONCE, "range")
+    object_pool, range_pool = (
+        ThreadPoolExecutor(MAX_CONCURRENT_OBJECTS, "object"),
+        ThreadPoolExecutor(MAX_CONCURRENT_RANGES, "range"),
+    )
     try:
         futures = [
-            pool.submit(_Fetch(s3.bucket(each.location.bucket), each, purpose, ranges, count, stop).to, path)
-            for each, path in zip(objects, paths, strict=True)
+            object_pool.submit(
+                _ObjectDownload(
+                    s3.bucket(s3_object.location.bucket), s3_object, error_mapping, range_pool, count_bytes, cancelled
+                ).save_to,
+                path,
+            )
+            for s3_object, path in zip(objects, paths, strict=True)
         ]
         wait(futures, return_when=FIRST_EXCEPTION)
-        failed = [future for future in futures if future.done() and future.exception()]
-        return [future.result() for future in failed or futures]
+        failed_futures = [future for future in futures if future.done() and future.exception()]
+        return [future.result() for future in failed_futures or futures]
     finally:  # after a failure, or when told to stop, nobody waits for what is still under way
-        stop.set()
-        for each_pool in (pool, ranges):
-            each_pool.shutdown(wait=False, cancel_futures=True)
+        cancelled.set()
+        for executor in (object_pool, range_pool):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
-def places(objects: Sequence[S3Object], target: Path, purpose: Purpose) -> list[Path]:
+def resolve_local_paths(objects: Sequence[S3Object], target: Path, error_mapping: ErrorMapping) -> list[Path]:
     """Where each object goes. Every name is checked before the first byte is asked for."""
-    names = {each.name for each in objects}
+    names = {s3_object.name for s3_object in objects}
     for each in objects:
-        problem = name_problem(each.name) or name_problem(each.location.key)
-        if not problem and any(folder in names for folder in _folders(each.name)):
+        problem = find_name_problem(each.name) or find_name_problem(each.location.key)
+        if not problem and any(folder in names for folder in _iter_parent_folders(each.name)):
             problem = "one of its folders is an object too, and a disk cannot hold both"
         if problem:
-            raise TrainerError(purpose.invalid, f"{each.uri}: this key cannot be stored as a file: {problem}")
+            raise TrainerError(
+                error_mapping.invalid_reason, f"{each.uri}: this key cannot be stored as a file: {problem}"
+            )
     return [target / each.name for each in objects]
 
 
-def read_range(s3: S3, source: S3Object, span: tuple[int, int], purpose: Purpose) -> bytes:
+def read_range(s3: S3, s3_object: S3Object, byte_range: tuple[int, int], error_mapping: ErrorMapping) -> bytes:
     """Bytes of an object from the first up to the second place, less where it ends before; as it was listed."""
-    bucket = s3.bucket(source.location.bucket)
-    begin, end = span[0], min(span[1], source.size)
+    bucket = s3.bucket(s3_object.location.bucket)
+    begin, end = byte_range[0], min(byte_range[1], s3_object.size)
     if begin >= end:
         return b""
-    with explained(source.location, bucket.endpoint, purpose):
-        return bytes(_get(bucket, source, {"range": (begin, end)}).bytes())
+    with translate_errors(s3_object.location, bucket.endpoint, error_mapping):
+        return bytes(_get_pinned(bucket, s3_object, {"range": (begin, end)}).bytes())
 
 
-def _get(bucket: Bucket, source: S3Object, options: GetOptions) -> GetResult:
+def _get_pinned(bucket: Bucket, s3_object: S3Object, options: GetOptions) -> GetResult:
     """Pinned to what was listed; a store that gives no ETag cannot be pinned."""
-    if not source.etag:
-        return obstore.get(bucket.store, source.location.key, options=options)
-    options["if_match"] = f'"{source.etag}"'
-    result = obstore.get(bucket.store, source.location.key, options=options)
+    if not s3_object.etag:
+        return obstore.get(bucket.store, s3_object.location.key, options=options)
+    options["if_match"] = f'"{s3_object.etag}"'
+    result = obstore.get(bucket.store, s3_object.location.key, options=options)
     # obstore follows redirects, without our signature; whoever answers there knows nothing of the condition.
-    if (result.meta["e_tag"] or "").strip('"') != source.etag:
-        message = f"{source.uri} at {bucket.endpoint}: the answer is not the object that was listed"
+    if (result.meta["e_tag"] or "").strip('"') != s3_object.etag:
+        message = f"{s3_object.uri} at {bucket.endpoint}: the answer is not the object that was listed"
         raise TrainerError(Reason.STORAGE_CORRUPT, message)
     return result
 
 
-def _folders(name: str) -> Iterator[str]:
+def _iter_parent_folders(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
 
 
 @dataclass(frozen=True)
-class _Fetch:
+class _ObjectDownload:
     bucket: Bucket
-    source: S3Object
-    purpose: Purpose
-    ranges: ThreadPoolExecutor
+    s3_object: S3Object
+    error_mapping: ErrorMapping
+    range_pool: ThreadPoolExecutor
     on_bytes: Callable[[int], None]
-    stop: threading.Event
+    cancelled: threading.Event
     """Set when the rest is not needed any more, since another object failed."""
 
-    def to(self, path: Path) -> InputFile:
+    def save_to(self, path: Path) -> InputFile:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".partial-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
-        with partial.open("w+b", buffering=0) as file, explained(self.source.uri, self.bucket.endpoint, self.purpose):
-            digest = self._in_ranges(file) if self.source.size > RANGE_BYTES else self._at_once(file)
-        os.replace(partial, path)
-        return InputFile(self.source.uri, path, self.source.size, self.source.etag, digest)
+        partial_path = path.with_name(f".partial-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
+        with (
+            partial_path.open("w+b", buffering=0) as file,
+            translate_errors(self.s3_object.uri, self.bucket.endpoint, self.error_mapping),
+        ):
+            digest = self._download_ranges(file) if self.s3_object.size > RANGE_BYTES else self._download_whole(file)
+        os.replace(partial_path, path)
+        return InputFile(self.s3_object.uri, path, self.s3_object.size, self.s3_object.etag, digest)
 
-    def _at_once(self, file: FileIO) -> str:
+    def _download_whole(self, file: FileIO) -> str:
         digest = hashlib.sha256()
-        self._write(file, _get(self.bucket, self.source, {}), (0, self.source.size), digest.update)
+        self._write_stream(file, _get_pinned(self.bucket, self.s3_object, {}), (0, self.s3_object.size), digest.update)
         return digest.hexdigest()
 
-    def _in_ranges(self, file: FileIO) -> str:
+    def _download_ranges(self, file: FileIO) -> str:
         """Several at once into their places; each is hashed in its turn, while the next ones are under way."""
-        size, digest = self.source.size, hashlib.sha256()
-        spans = iter([(begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)])
-        ahead = deque(self.ranges.submit(self._range, file, span) for span in islice(spans, _RANGES_AHEAD))
-        while ahead:
-            _hash(file, ahead.popleft().result(), digest)
-            ahead.extend(self.ranges.submit(self._range, file, span) for span in islice(spans, 1))
+        size, digest = self.s3_object.size, hashlib.sha256()
+        byte_ranges = iter([(begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)])
+        pending = deque(
+            self.range_pool.submit(self._download_range, file, byte_range)
+            for byte_range in islice(byte_ranges, _MAX_PENDING_RANGES)
+        )
+        while pending:
+            _hash_range(file, pending.popleft().result(), digest)
+            pending.extend(
+                self.range_pool.submit(self._download_range, file, byte_range) for byte_range in islice(byte_ranges, 1)
+            )
         return digest.hexdigest()
 
-    def _range(self, file: FileIO, span: tuple[int, int]) -> tuple[int, int]:
-        self._write(file, _get(self.bucket, self.source, {"range": span}), span, lambda _: None)
-        return span
+    def _download_range(self, file: FileIO, byte_range: tuple[int, int]) -> tuple[int, int]:
+        self._write_stream(
+            file, _get_pinned(self.bucket, self.s3_object, {"range": byte_range}), byte_range, lambda _: None
+        )
+        return byte_range
 
-    def _write(self, file: FileIO, answer: GetResult, span: tuple[int, int], also: Callable[[Buffer], None]) -> None:
+    def _write_stream(
+        self, file: FileIO, response: GetResult, byte_range: tuple[int, int], on_chunk: Callable[[Buffer], None]
+    ) -> None:
         """As it arrives, in pieces that stay in the processor's cache; whole ranges cost twice the CPU time."""
-        at, end = span
-        for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
-            if self.stop.is_set() or at + len(piece) > end:
+        offset, end = byte_range
+        for chunk in response.stream(min_chunk_size=_CHUNK_BYTES):
+            if self.cancelled.is_set() or offset + len(chunk) > end:
                 break
-            _write_at(file, piece, at)
-            also(piece)
-            at += len(piece)
-            self.on_bytes(len(piece))
-        if at != end:
-            came = f"{end - span[0]} bytes announced, {at - span[0]} came"
-            raise TrainerError(Reason.STORAGE_CORRUPT, f"{self.source.uri} at {self.bucket.endpoint}: {came}")
+            _write_at_offset(file, chunk, offset)
+            on_chunk(chunk)
+            offset += len(chunk)
+            self.on_bytes(len(chunk))
+        if offset != end:
+            mismatch = f"{end - byte_range[0]} bytes announced, {offset - byte_range[0]} came"
+            raise TrainerError(Reason.STORAGE_CORRUPT, f"{self.s3_object.uri} at {self.bucket.endpoint}: {mismatch}")
 
 
-def _write_at(file: FileIO, piece: Buffer, at: int) -> None:
-    rest = memoryview(piece)
-    while rest:
-        written = os.pwrite(file.fileno(), rest, at)
-        rest, at = rest[written:], at + written
+def _write_at_offset(file: FileIO, chunk: Buffer, offset: int) -> None:
+    remaining = memoryview(chunk)
+    while remaining:
+        written = os.pwrite(file.fileno(), remaining, offset)
+        remaining, offset = remaining[written:], offset + written
 
 
-def _hash(file: FileIO, span: tuple[int, int], digest: hashlib._Hash) -> None:
-    buffer, at = memoryview(bytearray(_PIECE_BYTES)), span[0]
-    while at < span[1]:
-        count = os.preadv(file.fileno(), [buffer[: span[1] - at]], at)
+def _hash_range(file: FileIO, byte_range: tuple[int, int], digest: hashlib._Hash) -> None:
+    buffer, offset = memoryview(bytearray(_CHUNK_BYTES)), byte_range[0]
+    while offset < byte_range[1]:
+        count = os.preadv(file.fileno(), [buffer[: byte_range[1] - offset]], offset)
         digest.update(buffer[:count])
-        at += count
+        offset += count

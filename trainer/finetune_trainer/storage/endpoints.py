@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-_NEVER_STORES = [
-    ipaddress.ip_network(each)
-    for each in (
+_FORBIDDEN_NETWORKS = [
+    ipaddress.ip_network(network)
+    for network in (
         "169.254.0.0/16",  # link-local; clouds answer here with the node's own credentials
         "fe80::/10",
         "64:ff9b::a9fe:0/112",  # the same through NAT64
@@ -25,16 +25,18 @@ _NEVER_STORES = [
 
 def check_endpoint(url: str) -> None:
     """Refuse an endpoint that is, or is a name for, an address of a cloud's metadata or another link-local one."""
-    address = urlsplit(url)
+    parsed_url = urlsplit(url)
     try:
         # It reads 0xa9fea9fe, 2852039166 and 0251.0376.1 just as those who connect do.
-        found = socket.getaddrinfo(address.hostname, address.port, type=socket.SOCK_STREAM)
+        address_infos = socket.getaddrinfo(parsed_url.hostname, parsed_url.port, type=socket.SOCK_STREAM)
     except (OSError, ValueError):  # no such name here: whoever connects will say so, or a proxy knows it
         return
-    for _, _, _, _, peer in found:
-        reached = ipaddress.ip_address(str(peer[0]).partition("%")[0])
-        if isinstance(reached, ipaddress.IPv6Address):
-            reached = reached.ipv4_mapped or reached
-        if any(reached in network for network in _NEVER_STORES):
-            message = f"storage.endpoint: {url} leads to {reached}, where nodes ask about themselves; it is no S3 store"
+    for _, _, _, _, socket_address in address_infos:
+        resolved_ip = ipaddress.ip_address(str(socket_address[0]).partition("%")[0])
+        if isinstance(resolved_ip, ipaddress.IPv6Address):
+            resolved_ip = resolved_ip.ipv4_mapped or resolved_ip
+        if any(resolved_ip in network for network in _FORBIDDEN_NETWORKS):
+            message = (
+                f"storage.endpoint: {url} leads to {resolved_ip}, where nodes ask about themselves; it is no S3 store"
+            )
             raise TrainerError(Reason.CONFIG_INVALID, message)

@@ -9,7 +9,7 @@ from typing import Self
 _WILDCARD = re.compile(r"[*?]")
 _GLOB_TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|[^*?]+")
 _GLOB_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-_LONGEST_NAME = 255  # bytes of one path component on Linux
+_MAX_NAME_BYTES = 255  # bytes of one path component on Linux
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Location:
         return cls(bucket, key)
 
     @classmethod
-    def folder(cls, uri: str) -> Self:
+    def parse_folder(cls, uri: str) -> Self:
         """The same, read as a prefix: `s3://bucket/a` and `s3://bucket/a/` both hold `a/…`."""
         return cls.parse(uri.rstrip("/") + "/")
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
-    def below(self, name: str) -> Location:
+    def child(self, name: str) -> Location:
         """The key `name` under this prefix."""
         return Location(self.bucket, self.key + name)
 
@@ -48,13 +48,13 @@ class Location:
         return not self.is_pattern and not self.key.endswith("/")
 
     @property
-    def base(self) -> str:
+    def base_prefix(self) -> str:
         """The part of the key that all matches share, up to and with its last `/`."""
-        fixed = _WILDCARD.split(self.key, maxsplit=1)[0]
-        return fixed[: fixed.rfind("/") + 1]
+        literal_prefix = _WILDCARD.split(self.key, maxsplit=1)[0]
+        return literal_prefix[: literal_prefix.rfind("/") + 1]
 
     @property
-    def listed_prefix(self) -> str:
+    def list_prefix(self) -> str:
         """What to list: everything before the first wildcard."""
         return _WILDCARD.split(self.key, maxsplit=1)[0]
 
@@ -66,7 +66,7 @@ class Location:
         return re.fullmatch("".join(parts), key, re.DOTALL) is not None
 
 
-def name_problem(name: str) -> str | None:
+def find_name_problem(name: str) -> str | None:
     """Why a key may not become a local path; None if it may.
 
     Keys are chosen by whoever may write to the bucket; one like `../../x` must not leave the target (CWE-22).
@@ -78,6 +78,6 @@ def name_problem(name: str) -> str | None:
         return "it holds '.' or '..' as a folder"
     if "" in parts:
         return "it is absolute or holds an empty folder name ('//')"
-    if max(len(part.encode()) for part in parts) > _LONGEST_NAME:
-        return f"a part of it is longer than {_LONGEST_NAME} bytes"
+    if max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
+        return f"a part of it is longer than {_MAX_NAME_BYTES} bytes"
     return None

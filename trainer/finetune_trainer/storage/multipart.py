@@ -14,14 +14,14 @@ from finetune_trainer.storage.client import Bucket
 
 log = logging.getLogger(__name__)
 
-_ROUNDS = 8
-_PAUSE_SECONDS = 0.5
-_CLEAN_ROUNDS = 2
+_MAX_ABORT_ROUNDS = 8
+_ROUND_PAUSE_SECONDS = 0.5
+_REQUIRED_CLEAN_ROUNDS = 2
 """So many listings in a row have to be empty before the key counts as clean."""
 
 
 @contextmanager
-def aborted_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
+def abort_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
     """Leave no unfinished upload of `key` behind if the block raises an error of the store or of the local file.
 
     obstore aborts its upload at once, while other parts may still be in flight. Such a part can make the store keep
@@ -33,32 +33,32 @@ def aborted_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
         yield
     except (BaseError, OSError):
         try:
-            _abort_all(bucket, key)
+            _abort_unfinished_uploads(bucket, key)
         except (boto.ClientError, boto.BotoCoreError) as error:
             log.warning("s3://%s/%s: an unfinished upload may be left: %s", bucket.name, key, error)
         raise
 
 
-def _abort_all(bucket: Bucket, key: str) -> None:
-    clean = 0
-    for _ in range(_ROUNDS):
-        unfinished = list(_unfinished(bucket, key))
-        clean = 0 if unfinished else clean + 1
-        if clean == _CLEAN_ROUNDS:
+def _abort_unfinished_uploads(bucket: Bucket, key: str) -> None:
+    clean_rounds = 0
+    for _ in range(_MAX_ABORT_ROUNDS):
+        upload_ids = list(_iter_unfinished_uploads(bucket, key))
+        clean_rounds = 0 if upload_ids else clean_rounds + 1
+        if clean_rounds == _REQUIRED_CLEAN_ROUNDS:
             return
-        for upload_id in unfinished:
-            _abort(bucket, key, upload_id)
-        time.sleep(_PAUSE_SECONDS)
+        for upload_id in upload_ids:
+            _abort_upload(bucket, key, upload_id)
+        time.sleep(_ROUND_PAUSE_SECONDS)
     log.warning("s3://%s/%s: an unfinished upload is left", bucket.name, key)
 
 
-def _unfinished(bucket: Bucket, key: str) -> Iterator[str]:
+def _iter_unfinished_uploads(bucket: Bucket, key: str) -> Iterator[str]:
     pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=key)
     for page in pages:
-        yield from (each["UploadId"] for each in page.get("Uploads", []) if each["Key"] == key)
+        yield from (upload["UploadId"] for upload in page.get("Uploads", []) if upload["Key"] == key)
 
 
-def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
+def _abort_upload(bucket: Bucket, key: str, upload_id: str) -> None:
     """One that is gone or still busy is met again, or not, by the next listing."""
     try:
         bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=key, UploadId=upload_id)

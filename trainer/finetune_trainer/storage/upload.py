@@ -14,17 +14,17 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 
 from finetune_trainer.storage.client import S3
-from finetune_trainer.storage.errors import OUTPUT, explained
+from finetune_trainer.storage.errors import OUTPUT_ERRORS, translate_errors
 from finetune_trainer.storage.locations import Location
-from finetune_trainer.storage.multipart import aborted_on_failure
+from finetune_trainer.storage.multipart import abort_on_failure
 
 if TYPE_CHECKING:
     from io import FileIO
 
 _PART_BYTES = 8 * 2**20  # S3 takes 10,000 parts: files up to 78 GiB
-_PARTS_AT_ONCE = 4
-_PIECE_BYTES = 2**20
-_THREADS = ThreadPoolExecutor(4, "store")
+_MAX_CONCURRENT_PARTS = 4
+_CHUNK_BYTES = 2**20
+_EXECUTOR = ThreadPoolExecutor(4, "store")
 
 _T = TypeVar("_T")
 
@@ -33,50 +33,50 @@ def put_file(s3: S3, location: Location, path: Path) -> str:
     """Upload a file, in parts if it is large; it appears whole or not at all, and no part of it stays in the store if
     the upload fails. Returns the sha256 of what was sent."""
     bucket, digest = s3.bucket(location.bucket), hashlib.sha256()
-    put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
-    with explained(location, bucket.endpoint, OUTPUT), path.open("rb", buffering=0) as file:
-        pieces = _pieces(file, digest, s3)
+    put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_MAX_CONCURRENT_PARTS)
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS), path.open("rb", buffering=0) as file:
+        chunks = _read_chunks(file, digest, s3)
         # An iterator would go in parts however short it is, which is three requests.
-        in_parts = path.stat().st_size > _PART_BYTES
-        content = pieces if in_parts else b"".join(pieces)
-        with aborted_on_failure(bucket, location.key) if in_parts else nullcontext():
-            interruptibly(lambda: put(bucket.store, location.key, content))
+        is_multipart = path.stat().st_size > _PART_BYTES
+        content = chunks if is_multipart else b"".join(chunks)
+        with abort_on_failure(bucket, location.key) if is_multipart else nullcontext():
+            run_interruptible(lambda: put(bucket.store, location.key, content))
     return digest.hexdigest()
 
 
-def _pieces(file: FileIO, digest: hashlib._Hash, s3: S3) -> Iterator[bytes]:
+def _read_chunks(file: FileIO, digest: hashlib._Hash, s3: S3) -> Iterator[bytes]:
     """Hashed on the way, and counted: the next are read when earlier parts have been sent."""
-    while piece := file.read(_PIECE_BYTES):
-        digest.update(piece)
-        s3.moved += len(piece)
-        yield piece
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        s3.bytes_transferred += len(chunk)
+        yield chunk
 
 
 def put_bytes(s3: S3, location: Location, content: bytes) -> None:
     """Write a small object, replacing one that is there."""
     bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
-        interruptibly(lambda: obstore.put(bucket.store, location.key, content))
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
+        run_interruptible(lambda: obstore.put(bucket.store, location.key, content))
 
 
 def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
     """Write a small object unless one is there; of many writers at once exactly one gets True."""
     bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         try:
-            interruptibly(lambda: obstore.put(bucket.store, location.key, content, mode="create"))
+            run_interruptible(lambda: obstore.put(bucket.store, location.key, content, mode="create"))
         except AlreadyExistsError:
             return False
     return True
 
 
-def size_of(s3: S3, location: Location) -> int:
+def get_object_size(s3: S3, location: Location) -> int:
     """How large the store says an object is."""
     bucket = s3.bucket(location.bucket)
-    with explained(location, bucket.endpoint, OUTPUT):
+    with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         return bucket.client.head_object(Bucket=bucket.name, Key=location.key)["ContentLength"]
 
 
-def interruptibly(call: Callable[[], _T]) -> _T:
+def run_interruptible(call: Callable[[], _T]) -> _T:
     """Call in another thread: Python handles no signal while its main thread is inside obstore, for up to a minute."""
-    return _THREADS.submit(call).result()
+    return _EXECUTOR.submit(call).result()

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PREFIX = "finetune_trainer_"
+METRIC_PREFIX = "finetune_trainer_"
 
 
-def exposition(progress: Progress) -> bytes:
+def render_metrics(progress: Progress) -> bytes:
     """The text that Prometheus scrapes. What is not known yet is absent, not zero."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
-    registry.register(_Collector(progress))
+    registry.register(_ProgressCollector(progress))
     return generate_latest(registry)
 
 
-class _Collector:
+class _ProgressCollector:
     """For one scrape."""
 
     def __init__(self, progress: Progress) -> None:
@@ -33,17 +33,17 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
 
-        for name, (help_text, value) in _gauges(self._progress).items():
+        for name, (help_text, value) in _list_gauges(self._progress).items():
             if value is not None:
-                yield GaugeMetricFamily(PREFIX + name, help_text, value)
-        stages = GaugeMetricFamily(PREFIX + "stage", "1 for what the trainer is doing.", labels=["stage"])
+                yield GaugeMetricFamily(METRIC_PREFIX + name, help_text, value)
+        stage_gauge = GaugeMetricFamily(METRIC_PREFIX + "stage", "1 for what the trainer is doing.", labels=["stage"])
         for stage in Stage:
-            stages.add_metric([stage.value], float(stage is self._progress.stage))
-        yield stages
+            stage_gauge.add_metric([stage.value], float(stage is self._progress.stage))
+        yield stage_gauge
 
 
-def _gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
-    left = progress.estimated_remaining_seconds
+def _list_gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
+    remaining_seconds = progress.estimated_remaining_seconds
     return {
         "progress_ratio": ("Share of the optimizer steps that is done.", progress.percentage / 100),
         "step": ("Optimizer steps done.", progress.step),
@@ -52,12 +52,12 @@ def _gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
         "loss": ("Mean loss per learnt token of the last logged step.", progress.loss),
         "eval_loss": ("Mean loss per learnt token of the validation data.", progress.eval_loss),
         "tokens_per_second": ("Tokens trained per second, padding not counted.", progress.tokens_per_second),
-        "estimated_remaining_seconds": ("Seconds of training left at the pace of this attempt.", left),
+        "estimated_remaining_seconds": ("Seconds of training left at the pace of this attempt.", remaining_seconds),
         "last_checkpoint_step": ("Step of the newest checkpoint in the store.", progress.last_checkpoint_step),
-        "last_checkpoint_timestamp_seconds": ("When it was whole.", _timestamp(progress.last_checkpoint_time)),
-        "last_update_timestamp_seconds": ("When the run last moved.", _timestamp(progress.last_update_time)),
+        "last_checkpoint_timestamp_seconds": ("When it was whole.", _to_unix_seconds(progress.last_checkpoint_time)),
+        "last_update_timestamp_seconds": ("When the run last moved.", _to_unix_seconds(progress.last_update_time)),
     }
 
 
-def _timestamp(text: str | None) -> float | None:
+def _to_unix_seconds(text: str | None) -> float | None:
     return datetime.fromisoformat(text).timestamp() if text else None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.text import visible
+from finetune_trainer.text import escape_invisible
 
 LOG_NAME = "run.log"
 
@@ -18,7 +18,7 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with such characters named."""
-        return visible(super().format(record))
+        return escape_invisible(super().format(record))
 
 
 @dataclass
@@ -26,20 +26,20 @@ class RunLog:
     """What this attempt said so far, and earlier ones up to the checkpoint that it went on from."""
 
     path: Path
-    earlier: bytes = b""
+    restored_content: bytes = b""
 
     def restore(self, folder: Path) -> None:
         """Go on after what a checkpoint's folder holds."""
         file = folder / LOG_NAME
-        self.earlier = file.read_bytes() if file.is_file() else b""
+        self.restored_content = file.read_bytes() if file.is_file() else b""
 
     def save(self, folder: Path) -> None:
         """Into a checkpoint's folder, or beside the result."""
-        (folder / LOG_NAME).write_bytes(self.earlier + self.path.read_bytes())
+        (folder / LOG_NAME).write_bytes(self.restored_content + self.path.read_bytes())
 
 
 @contextmanager
-def kept(folder: Path) -> Iterator[RunLog]:
+def capture_log(folder: Path) -> Iterator[RunLog]:
     """Write what the trainer says to a file in `folder` too, in this block."""
     path = folder / f"this-{LOG_NAME}"
     handler = logging.FileHandler(path, encoding="utf-8")

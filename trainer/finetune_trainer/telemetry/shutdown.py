@@ -12,72 +12,77 @@ from types import FrameType
 from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import Known
-from finetune_trainer.telemetry.watchdog import end_now
+from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.watchdog import abort
 
-_DEFAULT_SECONDS = "100"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_DEFAULT_GRACE_SECONDS = "100"
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequest:
+class GracefulShutdown:
     """Whether a signal came, and which."""
 
-    def __init__(self, known: Known, spare: float) -> None:
-        self._known = known
-        self._spare = spare
-        self._shared = False
-        self._number: int | None = None
-        self._timer: threading.Timer | None = None
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+    def __init__(self, context: RunContext, extra_seconds: float) -> None:
+        self._context = context
+        self._extra_seconds = extra_seconds
+        self._is_broadcast = False
+        self._signal_number: int | None = None
+        self._grace_timer: threading.Timer | None = None
+        self._previous_handlers = {
+            signal_number: signal.signal(signal_number, self._handle_signal) for signal_number in _STOP_SIGNALS
+        }
 
     @property
-    def made(self) -> bool:
+    def requested(self) -> bool:
         """Whether to save and stop after this step."""
-        return self._number is not None
+        return self._signal_number is not None
 
     @property
-    def agreed(self) -> bool:
+    def agreed_by_all(self) -> bool:
         """Whether all workers know of it. One alone that acted on it would leave the others waiting."""
-        return self.made and (topology.size() == 1 or self._shared)
+        return self.requested and (topology.world_size() == 1 or self._is_broadcast)
 
-    def share(self) -> None:
+    def broadcast(self) -> None:
         """All workers stop, since one of them was told to."""
-        self._shared = True
-        self._note(signal.SIGTERM, None)
+        self._is_broadcast = True
+        self._handle_signal(signal.SIGTERM, None)
 
-    def obey(self) -> None:
+    def deliver(self) -> None:
         """Give the signals back to whoever handled them before; one that came takes effect now."""
-        before, self._before = self._before, {}
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if self._timer:
-            self._timer.cancel()
-        if before and self._number is not None:
-            signal.raise_signal(self._number)
+        previous_handlers, self._previous_handlers = self._previous_handlers, {}
+        for signal_number, handler in previous_handlers.items():
+            signal.signal(signal_number, handler)
+        if self._grace_timer:
+            self._grace_timer.cancel()
+        if previous_handlers and self._signal_number is not None:
+            signal.raise_signal(self._signal_number)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle_signal(self, signal_number: int, _: FrameType | None) -> None:
         """A second signal changes nothing: the grace is counted from the first."""
-        if self.made:
+        if self.requested:
             return
-        self._number = number
-        grace = float(os.environ.get(STOP_SECONDS_ENV, _DEFAULT_SECONDS)) + self._spare
-        self._timer = threading.Timer(grace, self._give_up, [grace])
-        self._timer.daemon = True
-        self._timer.start()
+        self._signal_number = signal_number
+        grace_seconds = float(os.environ.get(STOP_SECONDS_ENV, _DEFAULT_GRACE_SECONDS)) + self._extra_seconds
+        self._grace_timer = threading.Timer(grace_seconds, self._abort_after_grace, [grace_seconds])
+        self._grace_timer.daemon = True
+        self._grace_timer.start()
 
-    def _give_up(self, grace: float) -> None:
-        message = f"told to stop, and no checkpoint could be stored within {grace:.0f} s; the same run again goes on"
-        end_now(
-            self._known, termination_message.make(Reason.PREEMPTED, message + " from the one before, if there is one")
+    def _abort_after_grace(self, grace_seconds: float) -> None:
+        message = (
+            f"told to stop, and no checkpoint could be stored within {grace_seconds:.0f} s; the same run again goes on"
+        )
+        abort(
+            self._context,
+            termination_message.build_outcome(Reason.PREEMPTED, message + " from the one before, if there is one"),
         )
 
 
 @contextmanager
-def deferred(known: Known, spare: float = 0) -> Iterator[StopRequest]:
+def defer_signals(context: RunContext, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
     """In this block signals are noted; whatever has come by its end takes effect there, or after the grace and
     `spare` seconds more."""
-    request = StopRequest(known, spare)
+    shutdown = GracefulShutdown(context, extra_seconds)
     try:
-        yield request
+        yield shutdown
     finally:
-        request.obey()
+        shutdown.deliver()

@@ -23,20 +23,20 @@ from finetune_trainer.contract import (
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.run_log import RunLog
-from finetune_trainer.text import visible
+from finetune_trainer.text import escape_invisible
 from finetune_trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 _ELLIPSIS = " …"
-_MESSAGE_BYTES = (2048, 1024, 256)
-_writing = threading.Lock()
-_final: set[Path | None] = set()
+_MESSAGE_BYTE_LIMITS = (2048, 1024, 256)
+_write_lock = threading.Lock()
+_paths_with_outcome: set[Path | None] = set()
 """Termination messages of runs that have ended: no record replaces the outcome while an upload still finishes."""
 
 
 @dataclass
-class Known:
+class RunContext:
     """What is known of a run while it goes on; a failure reports it too."""
 
     progress: ProgressReporter
@@ -45,45 +45,45 @@ class Known:
     log: RunLog | None = None
     tracker: Tracker | None = None
 
-    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Let the tracker know, if there is one."""
         if self.tracker:
             self.tracker.log(step, metrics)
 
-    def complete(self, outcome: Outcome) -> Outcome:
+    def complete_outcome(self, outcome: Outcome) -> Outcome:
         """The outcome with what it does not say itself."""
         return outcome.model_copy(
             update={
-                "message": _shortened(visible(outcome.message), _MESSAGE_BYTES[0]),
+                "message": _truncate_utf8(escape_invisible(outcome.message), _MESSAGE_BYTE_LIMITS[0]),
                 "backend": outcome.backend or self.backend,
                 "dataset": outcome.dataset or self.dataset,
-                "progress": _with_recorded_checkpoint(self.progress.latest()),
+                "progress": _add_recorded_checkpoint(self.progress.get_latest()),
             }
         )
 
 
-def make(reason: Reason, message: str) -> Outcome:
+def build_outcome(reason: Reason, message: str) -> Outcome:
     """An outcome whose message fits its field, and holds nothing that a terminal or a reader of logs would obey: what
     an error says may come from the data."""
-    return Outcome(reason=reason, message=_shortened(visible(message), _MESSAGE_BYTES[0]))
+    return Outcome(reason=reason, message=_truncate_utf8(escape_invisible(message), _MESSAGE_BYTE_LIMITS[0]))
 
 
 def to_json(outcome: Outcome) -> str:
     """At most `OUTCOME_MAX_BYTES` of UTF-8: Kubernetes cuts the rest off, and half a JSON object says nothing."""
-    for candidate in _ever_shorter(outcome):
+    for candidate in _shrink_outcome(outcome):
         text = candidate.model_dump_json(by_alias=True, exclude_none=True)
         if len(text.encode()) <= OUTCOME_MAX_BYTES:
             return text
     raise AssertionError("an outcome of a reason and a short message fits")
 
 
-def write(outcome: Outcome) -> None:
+def write_outcome(outcome: Outcome) -> None:
     """To the termination message, where there is one; of a worker to its launcher."""
     path = topology.outcome_path()
-    with _writing:
-        _final.add(topology.termination_message_path())
+    with _write_lock:
+        _paths_with_outcome.add(topology.termination_message_path())
         if path:
-            _replace(path, to_json(outcome))
+            _overwrite_in_place(path, to_json(outcome))
 
 
 def record_checkpoint(progress: Progress) -> None:
@@ -93,26 +93,28 @@ def record_checkpoint(progress: Progress) -> None:
         return
     record = CheckpointRecord(checkpoint=StoredCheckpoint(time=time, step=step))
     try:
-        with _writing:
-            if path not in _final:
-                _replace(path, record.model_dump_json(by_alias=True))
+        with _write_lock:
+            if path not in _paths_with_outcome:
+                _overwrite_in_place(path, record.model_dump_json(by_alias=True))
     except OSError as error:  # the checkpoint itself is stored
         log.warning("checkpoint: its record could not be written to %s: %s", path, error)
 
 
-def _with_recorded_checkpoint(progress: Progress) -> Progress:
+def _add_recorded_checkpoint(progress: Progress) -> Progress:
     """A launcher knows of its first worker's checkpoints by their record alone if that worker was killed."""
     path = topology.termination_message_path()
     if path is None or progress.last_checkpoint_time:
         return progress
     try:
-        found = CheckpointRecord.model_validate_json(path.read_bytes()).checkpoint
+        checkpoint = CheckpointRecord.model_validate_json(path.read_bytes()).checkpoint
     except (OSError, ValidationError):  # there is none
         return progress
-    return progress.model_copy(update={"last_checkpoint_time": found.time, "last_checkpoint_step": found.step})
+    return progress.model_copy(
+        update={"last_checkpoint_time": checkpoint.time, "last_checkpoint_step": checkpoint.step}
+    )
 
 
-def _replace(path: Path, text: str) -> None:
+def _overwrite_in_place(path: Path, text: str) -> None:
     """Replace a file's content in place: a termination message is a mount, which nothing can be renamed to.
 
     One write, padded over what was there, so that a kill at any moment leaves JSON that can be read.
@@ -128,10 +130,10 @@ def _replace(path: Path, text: str) -> None:
         os.close(file)
 
 
-def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:
+def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
     """First the message gives way, then numbers that also stand in the manifest, then all but the reason."""
-    for limit in _MESSAGE_BYTES:
-        outcome = outcome.model_copy(update={"message": _shortened(outcome.message, limit)})
+    for limit in _MESSAGE_BYTE_LIMITS:
+        outcome = outcome.model_copy(update={"message": _truncate_utf8(outcome.message, limit)})
         yield outcome
     if outcome.result:
         outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"metrics": {}})})
@@ -140,7 +142,7 @@ def _ever_shorter(outcome: Outcome) -> Iterator[Outcome]:
     yield Outcome(reason=outcome.reason, message=outcome.message)
 
 
-def _shortened(text: str, limit: int) -> str:
+def _truncate_utf8(text: str, limit: int) -> str:
     """At most `limit` bytes of UTF-8, cut between characters."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= limit:

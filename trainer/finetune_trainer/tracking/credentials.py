@@ -10,7 +10,7 @@ from finetune_trainer.contract import TRACKING_CREDENTIALS_DIR_ENV, TRACKING_KEY
 from finetune_trainer.errors import TrainerError
 
 
-def read(asked: Tracking) -> Mapping[str, str]:
+def read_credentials(tracking_config: Tracking) -> Mapping[str, str]:
     """From the mounted Secret, by the names of the library's own variables; nothing where none is asked for.
 
     Raises `AUTH_FAILED` if it holds nothing that can be used: the server would only say so when the run is under way.
@@ -18,16 +18,20 @@ def read(asked: Tracking) -> Mapping[str, str]:
     folder = os.environ.get(TRACKING_CREDENTIALS_DIR_ENV)
     if not folder:
         return {}
-    found = {name: value for name in TRACKING_KEYS[asked.tool] if (value := _key(Path(folder), name))}
-    first, *others = TRACKING_KEYS[asked.tool]
-    if first not in found and not (others and all(name in found for name in others)):
-        wanted = " and no ".join([first, " and ".join(others)] if others else [first])
-        message = f"the Secret of tracking.credentialsSecretRef is not there, or has no {wanted} (mounted at {folder})"
+    secrets = {name: value for name in TRACKING_KEYS[tracking_config.tool] if (value := _read_key(Path(folder), name))}
+    required_key, *alternative_keys = TRACKING_KEYS[tracking_config.tool]
+    if required_key not in secrets and not (alternative_keys and all(name in secrets for name in alternative_keys)):
+        missing_keys = " and no ".join(
+            [required_key, " and ".join(alternative_keys)] if alternative_keys else [required_key]
+        )
+        message = (
+            f"the Secret of tracking.credentialsSecretRef is not there, or has no {missing_keys} (mounted at {folder})"
+        )
         raise TrainerError(Reason.AUTH_FAILED, message)
-    return found
+    return secrets
 
 
-def _key(folder: Path, name: str) -> str:
+def _read_key(folder: Path, name: str) -> str:
     try:
         return (folder / name).read_text().strip()
     except FileNotFoundError:

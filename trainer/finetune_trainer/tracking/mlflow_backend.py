@@ -8,113 +8,113 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from finetune_trainer.tracking.run_metadata import RUN_TAG, Described
-from finetune_trainer.tracking.tracker import End, Point, Status, refusals
+from finetune_trainer.tracking.run_metadata import RUN_ID_TAG, RunMetadata
+from finetune_trainer.tracking.tracker import MetricPoint, RunEnd, RunEndStatus, translate_tracker_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-_METRICS, _PARAMS = 1000, 100
+_MAX_METRICS_PER_REQUEST, _MAX_PARAMS_PER_REQUEST = 1000, 100
 """At most so many in a request: https://mlflow.org/docs/latest/rest-api.html#request-limits"""
-_PARAM_CHARACTERS = 500
+_MAX_PARAM_CHARACTERS = 500
 """Older servers take no longer value."""
-_SETTINGS = {
+_CLIENT_ENV = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again ourselves
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_STATUS = {Status.FINISHED: "FINISHED", Status.FAILED: "FAILED", Status.STOPPED: "KILLED"}
+_MLFLOW_STATUS = {RunEndStatus.FINISHED: "FINISHED", RunEndStatus.FAILED: "FAILED", RunEndStatus.STOPPED: "KILLED"}
 
 
 @dataclass
-class MlflowSink:
+class MlflowBackend:
     """A run in an experiment on a server."""
 
     uri: str
     experiment: str
-    described: Described
+    metadata: RunMetadata
     credentials: Mapping[str, str] = field(repr=False)
-    _run: str = ""
-    _known: dict[str, int] = field(default_factory=dict)
+    _run_id: str = ""
+    _last_steps: dict[str, int] = field(default_factory=dict)
     """Up to which step the server has each metric; an attempt does some steps again."""
 
     def __post_init__(self) -> None:
         """The one way to tell the client; what the environment already says stands. In the main thread, since a library
         that reads the environment meanwhile may crash."""
         os.environ.update(self.credentials)
-        for name, value in _SETTINGS.items():
+        for name, value in _CLIENT_ENV.items():
             os.environ.setdefault(name, value)
 
     @property
-    def where(self) -> str:
+    def display_name(self) -> str:
         """As messages call it."""
         return f"mlflow at {self.uri}"
 
     def open(self) -> str:
-        with refusals():
-            client, experiment = self._client(), self._experiment()
-            found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self.described.id}'", max_results=1)
-            self._run = self._taken_up(found[0]) if found else self._made(experiment)
-        return f"{self.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self._run}"
+        with translate_tracker_errors():
+            client, experiment_id = self._create_client(), self._find_or_create_experiment()
+            runs = client.search_runs([experiment_id], f"tags.`{RUN_ID_TAG}` = '{self.metadata.run_id}'", max_results=1)
+            self._run_id = self._resume_run(runs[0]) if runs else self._create_run(experiment_id)
+        return f"{self.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self._run_id}"
 
-    def send(self, points: Sequence[Point]) -> None:
+    def send(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
             Metric(name, value, round(point.time * 1000), point.step)
             for point in points
             for name, value in point.metrics.items()
-            if point.step > self._known.get(name, -1)
+            if point.step > self._last_steps.get(name, -1)
         ]
-        with refusals():
-            self._store(metrics)
+        with translate_tracker_errors():
+            self._log_metrics(metrics)
 
-    def end(self, end: End) -> None:
+    def end(self, run_end: RunEnd) -> None:
         from mlflow.entities import Metric, RunTag
 
-        when, step = round(time.time() * 1000), max(self._known.values(), default=0)
-        metrics = [Metric(name, value, when, step) for name, value in end.metrics.items()]
-        tags = [RunTag(name, value) for name, value in end.tags.items()]
-        with refusals():
-            self._client().log_batch(self._run, metrics=metrics, tags=tags)
-            self._client().set_terminated(self._run, _STATUS[end.status])
+        timestamp_ms, step = round(time.time() * 1000), max(self._last_steps.values(), default=0)
+        metrics = [Metric(name, value, timestamp_ms, step) for name, value in run_end.metrics.items()]
+        tags = [RunTag(name, value) for name, value in run_end.tags.items()]
+        with translate_tracker_errors():
+            self._create_client().log_batch(self._run_id, metrics=metrics, tags=tags)
+            self._create_client().set_terminated(self._run_id, _MLFLOW_STATUS[run_end.status])
 
-    def _store(self, metrics: Sequence[Metric]) -> None:
+    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
         """What was taken is not sent again if a later part fails."""
-        for start in range(0, len(metrics), _METRICS):
-            part = metrics[start : start + _METRICS]
-            self._client().log_batch(self._run, metrics=part)
-            self._known |= {each.key: each.step for each in part}
+        for start in range(0, len(metrics), _MAX_METRICS_PER_REQUEST):
+            batch = metrics[start : start + _MAX_METRICS_PER_REQUEST]
+            self._create_client().log_batch(self._run_id, metrics=batch)
+            self._last_steps |= {metric.key: metric.step for metric in batch}
 
-    def _experiment(self) -> str:
-        client = self._client()
-        found = client.get_experiment_by_name(self.experiment)
-        identifier: str = found.experiment_id if found else client.create_experiment(self.experiment)
-        return identifier
+    def _find_or_create_experiment(self) -> str:
+        client = self._create_client()
+        experiment = client.get_experiment_by_name(self.experiment)
+        experiment_id: str = experiment.experiment_id if experiment else client.create_experiment(self.experiment)
+        return experiment_id
 
-    def _made(self, experiment: str) -> str:
+    def _create_run(self, experiment_id: str) -> str:
         from mlflow.entities import Param
 
-        client = self._client()
-        made = client.create_run(experiment, tags=dict(self.described.tags), run_name=self.described.name)
-        run: str = made.info.run_id
-        params = [Param(name, value[:_PARAM_CHARACTERS]) for name, value in self.described.params.items()]
-        for start in range(0, len(params), _PARAMS):
-            client.log_batch(run, params=params[start : start + _PARAMS])
-        return run
+        client = self._create_client()
+        created_run = client.create_run(experiment_id, tags=dict(self.metadata.tags), run_name=self.metadata.name)
+        run_id: str = created_run.info.run_id
+        params = [Param(name, value[:_MAX_PARAM_CHARACTERS]) for name, value in self.metadata.params.items()]
+        for start in range(0, len(params), _MAX_PARAMS_PER_REQUEST):
+            client.log_batch(run_id, params=params[start : start + _MAX_PARAMS_PER_REQUEST])
+        return run_id
 
-    def _taken_up(self, run: Run) -> str:
+    def _resume_run(self, run: Run) -> str:
         """Of an earlier attempt."""
-        client, identifier = self._client(), str(run.info.run_id)
-        client.update_run(identifier, "RUNNING")
+        client, run_id = self._create_client(), str(run.info.run_id)
+        client.update_run(run_id, "RUNNING")
         for name in run.data.metrics:
-            self._known[name] = max(each.step for each in client.get_metric_history(identifier, name))
-        return identifier
+            self._last_steps[name] = max(metric.step for metric in client.get_metric_history(run_id, name))
+        return run_id
 
-    def _client(self) -> MlflowClient:
+    def _create_client(self) -> MlflowClient:
         from mlflow import MlflowClient
 
         return MlflowClient(self.uri)

@@ -10,43 +10,46 @@ from pathlib import Path
 from finetune_trainer.contract import Outcome, Tracking, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 from finetune_trainer.tracking import credentials
-from finetune_trainer.tracking.mlflow_backend import MlflowSink
-from finetune_trainer.tracking.run_metadata import Described, describe, result_tags
-from finetune_trainer.tracking.tracker import End, Sink, Status, Tracker
-from finetune_trainer.tracking.wandb_backend import WandbSink
+from finetune_trainer.tracking.mlflow_backend import MlflowBackend
+from finetune_trainer.tracking.run_metadata import RunMetadata, build_result_tags, build_run_metadata
+from finetune_trainer.tracking.tracker import RunEnd, RunEndStatus, Tracker, TrackerBackend
+from finetune_trainer.tracking.wandb_backend import WandbBackend
 
-_EXPERIMENT = "finetune"
+_DEFAULT_EXPERIMENT = "finetune"
 
 
 @contextmanager
-def tracked(config: TrainerConfig, digest: str, folder: Path, known: Known) -> Iterator[None]:
+def track_run(config: TrainerConfig, digest: str, folder: Path, context: RunContext) -> Iterator[None]:
     """The first worker has a tracker in this block, if a server is asked for, and it hears of a bad end."""
-    if config.tracking and config.tracking.tool != "tensorboard" and topology.is_first():
-        known.tracker = Tracker(_sink(config.tracking, describe(config, digest), folder))
+    if config.tracking and config.tracking.tool != "tensorboard" and topology.is_rank_zero():
+        context.tracker = Tracker(_build_backend(config.tracking, build_run_metadata(config, digest), folder))
     try:
         yield
     except Exception:
-        _close(known, End(Status.FAILED))
+        _close_tracker(context, RunEnd(RunEndStatus.FAILED))
         raise
     except BaseException:
-        _close(known, End(Status.STOPPED))
+        _close_tracker(context, RunEnd(RunEndStatus.STOPPED))
         raise
 
 
-def end(known: Known, manifest: AdapterManifest, published: Outcome) -> str | None:
+def finish_run(context: RunContext, manifest: AdapterManifest, published: Outcome) -> str | None:
     """A good end. Returns what the tracker did not take, if there is anything."""
     metrics = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
-    return _close(known, End(Status.FINISHED, metrics, result_tags(manifest, published)))
+    return _close_tracker(context, RunEnd(RunEndStatus.FINISHED, metrics, build_result_tags(manifest, published)))
 
 
-def _close(known: Known, end: End) -> str | None:
-    return known.tracker.close(end) if known.tracker else None
+def _close_tracker(context: RunContext, run_end: RunEnd) -> str | None:
+    return context.tracker.close(run_end) if context.tracker else None
 
 
-def _sink(asked: Tracking, described: Described, folder: Path) -> Sink:
-    experiment, who = asked.experiment or _EXPERIMENT, credentials.read(asked)
-    if asked.tool == "mlflow":
-        return MlflowSink(asked.uri or "", experiment, described, who)
-    return WandbSink(asked.uri, experiment, described, who, folder / "wandb")
+def _build_backend(tracking_config: Tracking, metadata: RunMetadata, folder: Path) -> TrackerBackend:
+    experiment, secrets = (
+        tracking_config.experiment or _DEFAULT_EXPERIMENT,
+        credentials.read_credentials(tracking_config),
+    )
+    if tracking_config.tool == "mlflow":
+        return MlflowBackend(tracking_config.uri or "", experiment, metadata, secrets)
+    return WandbBackend(tracking_config.uri, experiment, metadata, secrets, folder / "wandb")

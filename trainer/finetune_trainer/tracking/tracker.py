@@ -19,37 +19,37 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-_LATE = "it did not answer in time"
-_SHOWN = 300
+_TIMEOUT_MESSAGE = "it did not answer in time"
+_MAX_ERROR_CHARACTERS = 300
 """Characters of a server's answer that are told."""
 
 
-class Refused(Exception):
+class TrackerError(Exception):
     """A tracker's server or library does not do what it is asked."""
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def translate_tracker_errors() -> Iterator[None]:
     """Turns whatever a tracker's library raises into `Refused`: they raise more types than they say."""
     try:
         yield
     except Exception as error:
-        raise Refused(_reason(error)) from error
+        raise TrackerError(_describe_error(error)) from error
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """What the network said, which libraries wrap into several lines of their own; or what the server did."""
-    inner: BaseException | None = error
-    while inner:
-        if isinstance(inner, TimeoutError):
-            return _LATE
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        inner = inner.__cause__ or inner.__context__
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, TimeoutError):
+            return _TIMEOUT_MESSAGE
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__
 
 
-class Status(StrEnum):
+class RunEndStatus(StrEnum):
     """How an attempt ended."""
 
     FINISHED = "finished"
@@ -58,7 +58,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """Some metrics after so many optimizer steps; `time` is in seconds since 1970."""
 
     step: int
@@ -67,58 +67,58 @@ class Point:
 
 
 @dataclass(frozen=True)
-class End:
+class RunEnd:
     """The last word: how it ended, and what is known of the result, measured after its last step."""
 
-    status: Status
+    status: RunEndStatus
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-class Sink(Protocol):
+class TrackerBackend(Protocol):
     """A tracker's server. Each call may raise `Refused` and is then repeated."""
 
     @property
-    def where(self) -> str:
+    def display_name(self) -> str:
         """What to call it in messages."""
 
     def open(self) -> str:
         """Find or make this run's record there. Returns where people can see it."""
 
-    def send(self, points: Sequence[Point]) -> None:
+    def send(self, points: Sequence[MetricPoint]) -> None:
         """Store some metrics."""
 
-    def end(self, end: End) -> None:
+    def end(self, run_end: RunEnd) -> None:
         """Close the record."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class TrackerTiming:
     """Seconds: in which points are gathered into one request, after which a failed request is repeated, and that the
     end of a run may wait for the server."""
 
-    gather: float = 1
-    retry: float = 15
-    last: float = 10
-    stopping: float = 2
+    batch_seconds: float = 1
+    retry_seconds: float = 15
+    close_seconds: float = 10
+    stop_seconds: float = 2
 
 
 @dataclass
 class Tracker:
     """One run's, from its start to its end."""
 
-    sink: Sink
-    timing: Timing = field(default_factory=Timing)
-    room: int = 10_000
+    backend: TrackerBackend
+    timing: TrackerTiming = field(default_factory=TrackerTiming)
+    queue_size: int = 10_000
     """Points that may wait."""
 
     def __post_init__(self) -> None:
-        self._queue: queue.Queue[Point] = queue.Queue(self.room)
-        self._given = self._sent = 0
-        self._trouble = ""
-        self._end: End | None = None
-        self._over, self._given_up = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._queue: queue.Queue[MetricPoint] = queue.Queue(self.queue_size)
+        self._logged_count = self._sent_count = 0
+        self._last_error = ""
+        self._run_end: RunEnd | None = None
+        self._closing, self._abandoned = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._send_until_closed, name="tracking", daemon=True)
 
     def start(self) -> None:
         """Connect in the background."""
@@ -129,73 +129,81 @@ class Tracker:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if not finite:
             return
-        self._given += 1
+        self._logged_count += 1
         try:
-            self._queue.put_nowait(Point(step, finite))
+            self._queue.put_nowait(MetricPoint(step, finite))
         except queue.Full:
             return  # counted as given and never as sent
 
-    def close(self, end: End) -> str | None:
+    def close(self, run_end: RunEnd) -> str | None:
         """Wait for what is still on its way, for some seconds at most. Returns what was lost, if anything was."""
-        if self._end is None and self._thread.ident is not None:
-            self._end = end
-            self._over.set()
-            hurried = end.status is Status.STOPPED or self._trouble  # a server that failed before gets one more try
-            self._thread.join(self.timing.stopping if hurried else self.timing.last)
-            self._given_up.set()
-        return self._lost()
+        if self._run_end is None and self._thread.ident is not None:
+            self._run_end = run_end
+            self._closing.set()
+            is_hurried = (
+                run_end.status is RunEndStatus.STOPPED or self._last_error
+            )  # a server that failed before gets one more try
+            self._thread.join(self.timing.stop_seconds if is_hurried else self.timing.close_seconds)
+            self._abandoned.set()
+        return self._report_losses()
 
-    def _lost(self) -> str | None:
-        lost, hangs = self._given - self._sent, self._thread.is_alive()
-        if not (lost or hangs or self._trouble):
+    def _report_losses(self) -> str | None:
+        lost_count, is_hung = self._logged_count - self._sent_count, self._thread.is_alive()
+        if not (lost_count or is_hung or self._last_error):
             return None
-        what = f"{lost} of {self._given} points were lost" if lost else "the end of the run is not noted there"
-        why = self._trouble or (_LATE if hangs else "there was no room for them")
-        message = f"tracking: {what}: {self.sink.where}: {why}"
+        loss = (
+            f"{lost_count} of {self._logged_count} points were lost"
+            if lost_count
+            else "the end of the run is not noted there"
+        )
+        cause = self._last_error or (_TIMEOUT_MESSAGE if is_hung else "there was no room for them")
+        message = f"tracking: {loss}: {self.backend.display_name}: {cause}"
         log.warning("%s", message)
         return message
 
-    def _work(self) -> None:
-        if not self._persist(self._open):
+    def _send_until_closed(self) -> None:
+        if not self._retry_until_closed(self._open_run):
             return
-        while not self._given_up.is_set():
-            over = self._over.wait(self.timing.gather)
-            points = self._waiting()
-            if points and not self._persist(partial(self.sink.send, points)):
+        while not self._abandoned.is_set():
+            is_closing = self._closing.wait(self.timing.batch_seconds)
+            points = self._drain_queue()
+            if points and not self._retry_until_closed(partial(self.backend.send, points)):
                 return
-            self._sent += len(points)
-            if over and self._queue.empty() and self._end:
-                self._persist(partial(self.sink.end, self._end))
+            self._sent_count += len(points)
+            if is_closing and self._queue.empty() and self._run_end:
+                self._retry_until_closed(partial(self.backend.end, self._run_end))
                 return
 
-    def _open(self) -> None:
-        log.info("tracking: %s", self.sink.open())
+    def _open_run(self) -> None:
+        log.info("tracking: %s", self.backend.open())
 
-    def _waiting(self) -> list[Point]:
-        points: list[Point] = []
-        while len(points) < self.room:
+    def _drain_queue(self) -> list[MetricPoint]:
+        points: list[MetricPoint] = []
+        while len(points) < self.queue_size:
             try:
                 points.append(self._queue.get_nowait())
             except queue.Empty:
                 break
         return points
 
-    def _persist(self, action: Callable[[], None]) -> bool:
+    def _retry_until_closed(self, action: Callable[[], None]) -> bool:
         """Do it, again and again if need be, and once more when the run is over. False if it never succeeds."""
-        last = False
-        while not last and not self._given_up.is_set():
-            last = self._over.is_set()
+        is_last_attempt = False
+        while not is_last_attempt and not self._abandoned.is_set():
+            is_last_attempt = self._closing.is_set()
             try:
                 action()
-            except Refused as error:
-                self._note(str(error))
+            except TrackerError as error:
+                self._record_error(str(error))
             else:
-                self._trouble = ""
+                self._last_error = ""
                 return True
-            self._over.wait(self.timing.retry)
+            self._closing.wait(self.timing.retry_seconds)
         return False
 
-    def _note(self, said: str) -> None:
-        first, self._trouble = not self._trouble, " ".join(said.split())[:_SHOWN]
-        if first:
-            log.warning("tracking: %s: %s; the run goes on, and it is tried again", self.sink.where, self._trouble)
+    def _record_error(self, message: str) -> None:
+        is_first_error, self._last_error = not self._last_error, " ".join(message.split())[:_MAX_ERROR_CHARACTERS]
+        if is_first_error:
+            log.warning(
+                "tracking: %s: %s; the run goes on, and it is tried again", self.backend.display_name, self._last_error
+            )

@@ -8,50 +8,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.tracking.run_metadata import Described
-from finetune_trainer.tracking.tracker import End, Point, Refused, Status, refusals
+from finetune_trainer.tracking.run_metadata import RunMetadata
+from finetune_trainer.tracking.tracker import MetricPoint, RunEnd, RunEndStatus, TrackerError, translate_tracker_errors
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
 
-_PUBLIC = "https://api.wandb.ai"
-_SETTINGS = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
-_EXIT_CODES = {Status.FINISHED: 0, Status.FAILED: 1, Status.STOPPED: 143}
+_PUBLIC_URL = "https://api.wandb.ai"
+_CLIENT_ENV = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+_EXIT_CODES = {RunEndStatus.FINISHED: 0, RunEndStatus.FAILED: 1, RunEndStatus.STOPPED: 143}
 
 
 @dataclass
-class WandbSink:
+class WandbBackend:
     """A run in a project. What it is told it sends on in a process of its own, which repeats what fails."""
 
     uri: str | None
     experiment: str
-    described: Described
+    metadata: RunMetadata
     credentials: Mapping[str, str] = field(repr=False)
     folder: Path
     _run: Run | None = None
 
     def __post_init__(self) -> None:
         """In the main thread, since a library that reads the environment meanwhile may crash."""
-        for name, value in _SETTINGS.items():
+        for name, value in _CLIENT_ENV.items():
             os.environ.setdefault(name, value)
 
     @property
-    def where(self) -> str:
+    def display_name(self) -> str:
         """As messages call it."""
-        return f"wandb at {self.uri or _PUBLIC}"
+        return f"wandb at {self.uri or _PUBLIC_URL}"
 
     def open(self) -> str:
-        with refusals():
+        with translate_tracker_errors():
             import wandb
 
             try:
-                run = self._run = self._begun()
+                run = self._run = self._init_run()
             except Exception:
                 wandb.teardown()  # else its process still holds the run, and the next try is refused for that
                 raise
         return f"wandb writes to {self.folder}" if run.offline else str(run.url)
 
-    def _begun(self) -> Run:
+    def _init_run(self) -> Run:
         import wandb
 
         entity, _, project = self.experiment.rpartition("/")
@@ -59,38 +59,38 @@ class WandbSink:
         return wandb.init(
             entity=entity or None,
             project=project,
-            id=self.described.id,
-            name=self.described.name,
-            config={**self.described.params, **self.described.tags},
+            id=self.metadata.run_id,
+            name=self.metadata.name,
+            config={**self.metadata.params, **self.metadata.tags},
             resume="allow",
             dir=self.folder,
-            settings=self._settings(),
+            settings=self._build_settings(),
         )
 
-    def send(self, points: Sequence[Point]) -> None:
-        with refusals():
+    def send(self, points: Sequence[MetricPoint]) -> None:
+        with translate_tracker_errors():
             for point in points:
-                self._opened().log(dict(point.metrics), step=point.step)
+                self._require_run().log(dict(point.metrics), step=point.step)
 
-    def end(self, end: End) -> None:
-        run = self._opened()
-        with refusals():
-            run.config.update(dict(end.tags), allow_val_change=True)
-            run.summary.update(dict(end.metrics))
-            run.finish(exit_code=_EXIT_CODES[end.status])
+    def end(self, run_end: RunEnd) -> None:
+        run = self._require_run()
+        with translate_tracker_errors():
+            run.config.update(dict(run_end.tags), allow_val_change=True)
+            run.summary.update(dict(run_end.metrics))
+            run.finish(exit_code=_EXIT_CODES[run_end.status])
 
-    def _opened(self) -> Run:
+    def _require_run(self) -> Run:
         if self._run is None:
-            raise Refused("no run was begun")
+            raise TrackerError("no run was begun")
         return self._run
 
-    def _settings(self) -> Settings:
+    def _build_settings(self) -> Settings:
         """Metrics and config, and nothing of the machine, its programs or what they print."""
         from wandb import Settings
 
-        own: dict[str, Any] = {"base_url": self.uri} if self.uri else {}
+        options: dict[str, Any] = {"base_url": self.uri} if self.uri else {}
         if "WANDB_API_KEY" in self.credentials:
-            own["api_key"] = self.credentials["WANDB_API_KEY"]
+            options["api_key"] = self.credentials["WANDB_API_KEY"]
         return Settings(
             console="off",
             silent=True,
@@ -103,5 +103,5 @@ class WandbSink:
             x_save_requirements=False,
             init_timeout=20,
             login_timeout=1,  # nobody is there to be asked for a key
-            **own,
+            **options,
         )

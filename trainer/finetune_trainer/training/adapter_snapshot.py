@@ -8,37 +8,39 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.checkpoints.store import BEST_NAME
+from finetune_trainer.checkpoints.store import BEST_ADAPTER_NAME
 from finetune_trainer.distributed import topology
 
 
-class AdapterCopy:
+class AdapterSnapshot:
     """A copy of the trained weights, in the host's memory; each worker has its own, all the same."""
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
         self._weights: dict[str, torch.Tensor] = {}
 
-    def keep(self) -> None:
+    def capture(self) -> None:
         """As they are now."""
-        self._weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self._trained().items()}
+        self._weights = {
+            name: weight.detach().to("cpu", copy=True) for name, weight in self._trainable_parameters().items()
+        }
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Into the model, if any were kept."""
-        trained = self._trained()
+        parameters = self._trainable_parameters()
         with torch.no_grad():
             for name, weight in self._weights.items():
-                trained[name].copy_(weight)
+                parameters[name].copy_(weight)
 
     def save(self, checkpoint: Path) -> None:
         """Beside the rest of the checkpoint, by the first worker: those of a node share the folder."""
-        if self._weights and topology.is_first():
-            save_file(self._weights, checkpoint / BEST_NAME)
+        if self._weights and topology.is_rank_zero():
+            save_file(self._weights, checkpoint / BEST_ADAPTER_NAME)
 
-    def restore(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path) -> None:
         """What the checkpoint holds; none does before the first look."""
-        if (checkpoint / BEST_NAME).is_file():
-            self._weights = load_file(checkpoint / BEST_NAME)
+        if (checkpoint / BEST_ADAPTER_NAME).is_file():
+            self._weights = load_file(checkpoint / BEST_ADAPTER_NAME)
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
+    def _trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: weight for name, weight in self._model.named_parameters() if weight.requires_grad}

@@ -11,7 +11,7 @@ from finetune_trainer.contract import EarlyStopping
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalResult:
     """The validation data after so many optimizer steps: `evalLoss`, of `dpo` also `evalRewardAccuracy`."""
 
     step: int
@@ -33,20 +33,22 @@ class Look:
         return {"step": self.step, "metrics": {k: v for k, v in self.metrics.items() if math.isfinite(v)}}
 
 
-def best(looks: Sequence[Look]) -> Look | None:
+def find_best(results: Sequence[EvalResult]) -> EvalResult | None:
     """The one of the lowest loss, the first of equals; not that before the first step."""
-    trained = [look for look in looks if look.step and math.isfinite(look.loss)]
-    return min(trained, key=lambda look: look.loss, default=None)
+    candidates = [result for result in results if result.step and math.isfinite(result.loss)]
+    return min(candidates, key=lambda look: look.loss, default=None)
 
 
-def is_over(looks: Sequence[Look], settings: EarlyStopping | None) -> bool:
+def should_stop(results: Sequence[EvalResult], settings: EarlyStopping | None) -> bool:
     """Whether the last `patience` looks brought no loss that is lower by more than `minDelta`."""
     if settings is None:
         return False
-    lowest, waited = math.inf, 0
-    for look in looks:
-        if look.step == 0:
+    lowest_loss, evals_without_improvement = math.inf, 0
+    for result in results:
+        if result.step == 0:
             continue
-        improved = look.loss < lowest - settings.min_delta
-        lowest, waited = (look.loss, 0) if improved else (lowest, waited + 1)
-    return waited >= settings.patience
+        is_improved = result.loss < lowest_loss - settings.min_delta
+        lowest_loss, evals_without_improvement = (
+            (result.loss, 0) if is_improved else (lowest_loss, evals_without_improvement + 1)
+        )
+    return evals_without_improvement >= settings.patience

@@ -9,88 +9,91 @@ import pynvml
 import torch
 
 from finetune_trainer.distributed import collectives
-from finetune_trainer.records.evaluation import Energy
+from finetune_trainer.records.evaluation import EnergyUse
 
-Counters = Mapping[str, int]
+EnergyCounters = Mapping[str, int]
 """Millijoules since the driver was loaded, by the GPU's UUID."""
 
-_MILLIJOULES = 3_600_000
+_MILLIJOULES_PER_WATT_HOUR = 3_600_000
 """In a watt-hour."""
 
 
-class NotMeasured(Exception):
+class EnergyUnavailable(Exception):
     """Why there is no number."""
 
 
-class Meter:
+class EnergyMeter:
     """Counts from when it is made, beside what earlier attempts took."""
 
-    def __init__(self, read: Callable[[], Counters] | None = None) -> None:
-        self._read_counters = read or counters
-        self._earlier = 0.0
-        self._why = ""
-        self._begun = self._read()
+    def __init__(self, read_counters: Callable[[], EnergyCounters] | None = None) -> None:
+        self._read_counters = read_counters or read_gpu_counters
+        self._earlier_watt_hours = 0.0
+        self._unavailable_reason = ""
+        self._start_counters = self._try_read()
 
-    def taken(self) -> Energy:
+    def measure(self) -> EnergyUse:
         """By all workers, up to now. All have to ask at once."""
-        now = self._read()
-        spent = {uuid: count - self._begun.get(uuid, count) for uuid, count in now.items()}
-        if min(spent.values(), default=0) < 0:
-            self._why = "a GPU's counter began anew"
-        mine = self._earlier + sum(spent.values()) / _MILLIJOULES
-        numbers = torch.tensor([mine, len(spent), bool(self._why)], dtype=torch.float64)
-        watt_hours, gpus, missing = collectives.total(numbers).tolist()
+        current = self._try_read()
+        millijoules = {uuid: count - self._start_counters.get(uuid, count) for uuid, count in current.items()}
+        if min(millijoules.values(), default=0) < 0:
+            self._unavailable_reason = "a GPU's counter began anew"
+        local_watt_hours = self._earlier_watt_hours + sum(millijoules.values()) / _MILLIJOULES_PER_WATT_HOUR
+        totals = torch.tensor([local_watt_hours, len(millijoules), bool(self._unavailable_reason)], dtype=torch.float64)
+        watt_hours, gpus, missing = collectives.all_reduce_sum(totals).tolist()
         if missing:
-            return Energy(message=f"not measured: {self._why or 'another worker could not read its GPU'}")
-        return Energy(watt_hours=watt_hours, message=_covered(int(gpus)))
+            return EnergyUse(
+                message=f"not measured: {self._unavailable_reason or 'another worker could not read its GPU'}"
+            )
+        return EnergyUse(watt_hours=watt_hours, message=_describe_coverage(int(gpus)))
 
     def restore(self, watt_hours: float | None) -> None:
         """Go on, in one worker, from what was taken up to a checkpoint, if that attempt could say it."""
         if watt_hours is None:
-            self._why = self._why or "an earlier attempt could not measure it"
+            self._unavailable_reason = self._unavailable_reason or "an earlier attempt could not measure it"
         else:
-            self._earlier = watt_hours
+            self._earlier_watt_hours = watt_hours
 
-    def _read(self) -> Counters:
+    def _try_read(self) -> EnergyCounters:
         try:
             return self._read_counters()
-        except NotMeasured as error:
-            self._why = str(error)
+        except EnergyUnavailable as error:
+            self._unavailable_reason = str(error)
             return {}
 
 
-def _covered(gpus: int) -> str:
-    cards = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+def _describe_coverage(gpus: int) -> str:
+    gpu_text = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
     return (
-        f"by the counters of {cards} (NVML), while training, with earlier attempts up to the checkpoint that was gone "
+        f"by the counters of {gpu_text} (NVML), while training, with earlier attempts up to the checkpoint that "
+        "was gone "
         "on from; of whole cards, whoever else used them; CPUs and the rest of the machine are not in it"
     )
 
 
-def counters() -> Counters:
+def read_gpu_counters() -> EnergyCounters:
     """Of the GPUs that this process sees. Raises `NotMeasured`."""
     if not torch.cuda.is_available():
-        raise NotMeasured("there is no GPU")
+        raise EnergyUnavailable("there is no GPU")
     try:
         pynvml.nvmlInit()
         try:
-            return dict(_counter(index) for index in range(torch.cuda.device_count()))
+            return dict(_read_gpu_counter(index) for index in range(torch.cuda.device_count()))
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise NotMeasured(f"NVML says: {error}") from error
+        raise EnergyUnavailable(f"NVML says: {error}") from error
 
 
-def _counter(index: int) -> tuple[str, int]:
+def _read_gpu_counter(index: int) -> tuple[str, int]:
     """By UUID, since CUDA and NVML number the GPUs differently, and CUDA hides some."""
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    if _is_split(handle):
-        raise NotMeasured("the GPU is split into instances (MIG), and its counter is of all of them")
+    if _is_mig_enabled(handle):
+        raise EnergyUnavailable("the GPU is split into instances (MIG), and its counter is of all of them")
     return uuid, pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
 
 
-def _is_split(handle: object) -> bool:
+def _is_mig_enabled(handle: object) -> bool:
     try:
         current, _ = pynvml.nvmlDeviceGetMigMode(handle)
     except pynvml.NVMLError_NotSupported:

@@ -14,9 +14,9 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 
 log = logging.getLogger(__name__)
 
-_LOG_SECONDS = 10.0
-_LOG_PERCENT = 5
-_NON_FINITE_STEPS = 3
+_LOG_INTERVAL_SECONDS = 10.0
+_LOG_INTERVAL_PERCENT = 5
+_MAX_NON_FINITE_STEPS = 3
 """Steps in a row without a finite loss after which the run ends."""
 
 
@@ -25,7 +25,7 @@ class Step:
     """One optimizer step as the trainer saw it; `tokens` are all so far, padding not counted."""
 
     number: int
-    total: int
+    total_steps: int
     epoch: float
     tokens: int
     logs: Mapping[str, float]
@@ -37,127 +37,140 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Position:
+class StepOffset:
     """Where a training stands among those of its run."""
 
     name: str = ""
     """As the log calls it; empty if it is the only one."""
-    before: int = 0
+    steps_before: int = 0
     """Optimizer steps of those before it, as many as they may take."""
-    total: int | None = None
+    total_steps: int | None = None
     """Optimizer steps of all; absent if it is the only one."""
     fold_losses: tuple[float, ...] = ()
     """What came of the folds before it."""
 
-    def done(self, step: int, total: int) -> dict[str, int]:
+    def to_progress_fields(self, step: int, training_steps: int) -> dict[str, int]:
         """What to report after that step of this training, which has so many, in terms of the whole run."""
-        done, of = self.before + step, self.total or total
-        return {"percentage": min(99, 100 * done // max(of, 1)), "step": done, "total_steps": of}
+        steps_done, steps_in_run = self.steps_before + step, self.total_steps or training_steps
+        return {
+            "percentage": min(99, 100 * steps_done // max(steps_in_run, 1)),
+            "step": steps_done,
+            "total_steps": steps_in_run,
+        }
 
-    def left(self, step: int, total: int) -> int:
+    def remaining_steps(self, step: int, training_steps: int) -> int:
         """Steps that are left of the whole run."""
-        return (self.total or total) - self.before - step
+        return (self.total_steps or training_steps) - self.steps_before - step
 
 
-Track = Callable[[int, Mapping[str, float]], None]
+MetricLogger = Callable[[int, Mapping[str, float]], None]
 """Takes metrics after so many optimizer steps of the run."""
 
 
-def nowhere(_: int, __: Mapping[str, float]) -> None:
+def discard_metrics(_: int, __: Mapping[str, float]) -> None:
     """Nobody takes them."""
 
 
 @dataclass
-class Watch:
+class TrainingMonitor:
     """Reports each step, and ends a run whose loss is no number any more."""
 
     progress: ProgressReporter
-    scaled: bool = False
+    uses_loss_scaling: bool = False
     """Gradients are scaled (fp16), so that an infinite norm is no more than a scale that was too high."""
-    position: Position = Position()
-    track: Track = nowhere
+    offset: StepOffset = StepOffset()
+    log_metrics: MetricLogger = discard_metrics
     clock: Callable[[], float] = time.monotonic
-    last: Step | None = None
-    _started: float = field(init=False)
-    _before: tuple[int, int] = (0, 0)
-    _logged: tuple[float, int] = (-math.inf, 0)
-    _non_finite: int = 0
+    last_step: Step | None = None
+    _started_at: float = field(init=False)
+    _resumed_counts: tuple[int, int] = (0, 0)
+    _last_logged: tuple[float, int] = (-math.inf, 0)
+    _non_finite_steps: int = 0
 
-    def begin(self, total: int, done: int = 0, tokens: int = 0) -> None:
+    def begin(self, total_steps: int, resumed_steps: int = 0, resumed_tokens: int = 0) -> None:
         """Training starts now, or goes on after `done` steps and `tokens` tokens of an earlier attempt."""
-        self._started, self._before = self.clock(), (done, tokens)
-        self.progress.update(stage=Stage.TRAINING, **self.position.done(done, total))
+        self._started_at, self._resumed_counts = self.clock(), (resumed_steps, resumed_tokens)
+        self.progress.update(stage=Stage.TRAINING, **self.offset.to_progress_fields(resumed_steps, total_steps))
 
-    def step(self, step: Step) -> None:
+    def record_step(self, step: Step) -> None:
         """A step is done. Raises `NON_FINITE_LOSS` after the third in a row without a finite loss."""
-        self.last = step
-        seconds = max(self.clock() - self._started, 1e-9)
-        pace = self._pace(step, seconds)
+        self.last_step = step
+        seconds = max(self.clock() - self._started_at, 1e-9)
+        pace = self._compute_pace(step, seconds)
         self.progress.update(
-            **self.position.done(step.number, step.total),
+            **self.offset.to_progress_fields(step.number, step.total_steps),
             epoch=round(step.epoch, 3),
             loss=step.loss if math.isfinite(step.loss) else None,
             tokens_per_second=round(pace[0], 1),
             estimated_remaining_seconds=round(pace[1]),
         )
-        rate = step.logs.get("learning_rate", math.nan)
-        now = {"loss": step.loss, "learningRate": rate, "tokensPerSecond": pace[0]}
-        self.track(self.position.before + step.number, now)
-        self._log(step, seconds, pace)
+        learning_rate = step.logs.get("learning_rate", math.nan)
+        step_metrics = {"loss": step.loss, "learningRate": learning_rate, "tokensPerSecond": pace[0]}
+        self.log_metrics(self.offset.steps_before + step.number, step_metrics)
+        self._log_step(step, seconds, pace)
         self._check_finite(step)
 
-    def evaluated(self, number: int, loss: float) -> None:
+    def record_eval_loss(self, step_number: int, loss: float) -> None:
         """The validation data's loss after that many steps."""
         self.progress.update(eval_loss=loss if math.isfinite(loss) else None)
-        self.track(self.position.before + number, {"evalLoss": loss})
-        log.info("validation loss %.4f after %d steps", loss, number)
+        self.log_metrics(self.offset.steps_before + step_number, {"evalLoss": loss})
+        log.info("validation loss %.4f after %d steps", loss, step_number)
 
-    def left_out(self, loss: float) -> float:
+    def check_held_out_loss(self, loss: float) -> float:
         """That of the rows left out. Raises `NON_FINITE_LOSS` if it is no number."""
         if math.isfinite(loss):
             return loss
-        message = f"the loss on the rows that {self.position.name} leaves out is {loss}; lower training.learningRate"
+        message = f"the loss on the rows that {self.offset.name} leaves out is {loss}; lower training.learningRate"
         raise TrainerError(Reason.NON_FINITE_LOSS, message)
 
-    def end(self) -> Step:
+    def finish(self) -> Step:
         """The last step. Raises `NON_FINITE_LOSS` if its loss is no number."""
-        if self.last is None:
+        if self.last_step is None:
             raise TrainerError(Reason.INTERNAL_ERROR, "training ended without a step")
-        if not math.isfinite(self.last.loss):
-            raise self._is_non_finite(self.last)
-        return self.last
+        if not math.isfinite(self.last_step.loss):
+            raise self._build_non_finite_error(self.last_step)
+        return self.last_step
 
-    def _pace(self, step: Step, seconds: float) -> tuple[float, float]:
+    def _compute_pace(self, step: Step, seconds: float) -> tuple[float, float]:
         """Tokens per second and seconds that are left of the run, by what this attempt did."""
-        done, tokens = self._before
-        left = self.position.left(step.number, step.total)
-        return (step.tokens - tokens) / seconds, seconds / max(step.number - done, 1) * left
+        resumed_steps, resumed_tokens = self._resumed_counts
+        remaining_steps = self.offset.remaining_steps(step.number, step.total_steps)
+        return (step.tokens - resumed_tokens) / seconds, seconds / max(step.number - resumed_steps, 1) * remaining_steps
 
-    def _log(self, step: Step, seconds: float, pace: tuple[float, float]) -> None:
-        (when, part), percentage = self._logged, 100 * step.number // max(step.total, 1)
-        if seconds - when < _LOG_SECONDS and percentage - part < _LOG_PERCENT and step.number < step.total:
+    def _log_step(self, step: Step, seconds: float, pace: tuple[float, float]) -> None:
+        (logged_seconds, logged_percentage), percentage = (
+            self._last_logged,
+            100 * step.number // max(step.total_steps, 1),
+        )
+        if (
+            seconds - logged_seconds < _LOG_INTERVAL_SECONDS
+            and percentage - logged_percentage < _LOG_INTERVAL_PERCENT
+            and step.number < step.total_steps
+        ):
             return
-        self._logged = (seconds, percentage)
+        self._last_logged = (seconds, percentage)
         log.info(
             "%sstep %d/%d loss %.4f learning rate %.2e, %.0f tokens/s, %.0f s left",
-            f"{self.position.name}: " if self.position.name else "",
+            f"{self.offset.name}: " if self.offset.name else "",
             step.number,
-            step.total,
+            step.total_steps,
             step.loss,
             step.logs.get("learning_rate", math.nan),
             *pace,
         )
 
     def _check_finite(self, step: Step) -> None:
-        norm = 0.0 if self.scaled else float(step.logs.get("grad_norm", 0.0))
-        self._non_finite = 0 if math.isfinite(step.loss) and math.isfinite(norm) else self._non_finite + 1
-        if self._non_finite >= _NON_FINITE_STEPS:
-            raise self._is_non_finite(step)
+        grad_norm = 0.0 if self.uses_loss_scaling else float(step.logs.get("grad_norm", 0.0))
+        self._non_finite_steps = (
+            0 if math.isfinite(step.loss) and math.isfinite(grad_norm) else self._non_finite_steps + 1
+        )
+        if self._non_finite_steps >= _MAX_NON_FINITE_STEPS:
+            raise self._build_non_finite_error(step)
 
-    def _is_non_finite(self, step: Step) -> TrainerError:
-        where = f" in {self.position.name}" if self.position.name else ""
+    def _build_non_finite_error(self, step: Step) -> TrainerError:
+        where = f" in {self.offset.name}" if self.offset.name else ""
         return TrainerError(
             Reason.NON_FINITE_LOSS,
-            f"the loss or its gradient is no finite number up to step {step.number} of {step.total}{where}; "
+            f"the loss or its gradient is no finite number up to step {step.number} of {step.total_steps}{where}; "
             "lower training.learningRate or training.maxGradNorm, or set training.precision to bf16 or fp32",
         )

@@ -19,134 +19,149 @@ import torch
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.likelihood import Tokens
+from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.training import packing
-from finetune_trainer.training.loss_preflight import ROWS, evaluation_mode, learnt_part, tolerance
-from finetune_trainer.training.trl_methods import Sft
+from finetune_trainer.training.loss_preflight import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
+from finetune_trainer.training.trl_methods import TokenizedSFTTrainer
 
 log = logging.getLogger(__name__)
 
-_TOKENS = 64
+_MAX_TOKENS_PER_ROW = 64
 """Of a row."""
-_INFLUENCE = {"fp32": 1e-3, "bf16": 0.01, "fp16": 0.01, "int8": 0.2}
+_INFLUENCE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.01, "fp16": 0.01, "int8": 0.2}
 """Nats by which a token may change when the rows before it change, on average over a row. In models that keep rows
 apart nothing changes, since all else stays the same."""
-_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2, "int8": 0.2}
+_DIFFERENCE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2, "int8": 0.2}
 """The same between a packed row and the row alone, which is rounded in another way."""
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _LogProbPair:
     """A row packed and otherwise, by the logarithm of each token's probability."""
 
     packed: torch.Tensor
-    other: torch.Tensor
+    reference: torch.Tensor
 
     @property
-    def change(self) -> float:
+    def mean_change(self) -> float:
         """Of a token on average; a mean over rows, or of gains and losses, can hide what a neighbour changes."""
-        return float((self.packed - self.other).abs().mean())
+        return float((self.packed - self.reference).abs().mean())
 
 
 @dataclass(frozen=True)
 class PackingCheck:
     """The check of one training, in all of its workers at once."""
 
-    trainer: Sft
+    trainer: TokenizedSFTTrainer
     config: TrainerConfig
     rows: datasets.Dataset
     """As they were prepared, not packed."""
-    pad: int
-    alive: Callable[[], None]
+    pad_token_id: int
+    heartbeat: Callable[[], None]
 
     def run(self) -> None:
         """Compare rows in packed sequences with the same alone. Raises `CONFIG_INVALID` if the model mixes them."""
-        sequences = self.trainer.train_dataset[packing.ROWS]
-        numbers = next((each for each in sequences if len(each) > 1), None)
-        if numbers is None:
+        sequences = self.trainer.train_dataset[packing.ROWS_COLUMN]
+        row_numbers = next((sequence for sequence in sequences if len(sequence) > 1), None)
+        if row_numbers is None:
             return  # no row shares a sequence with another
-        self._check_takes_positions()
-        parts = [learnt_part(self.rows[number], _TOKENS) for number in numbers[:ROWS]]
+        self._check_accepts_position_ids()
+        truncated_rows = [
+            truncate_to_supervised(self.rows[number], _MAX_TOKENS_PER_ROW) for number in row_numbers[:MAX_ROWS]
+        ]
         with evaluation_mode(self.trainer):
-            influenced, different = self._compare([parts, parts[::-1]])
-        allowed = (tolerance(self.config, each) for each in (_INFLUENCE, _DIFFERENCE))
-        if collectives.any_of(any(not a.change <= b for a, b in zip((influenced, different), allowed, strict=True)))[0]:
-            raise TrainerError(Reason.CONFIG_INVALID, _message(influenced, different))
-        log.info("preflight: packed rows do not change each other (a token by %.2g nats)", influenced.change)
+            influence, difference = self._compare_log_probs([truncated_rows, truncated_rows[::-1]])
+        limits = (
+            select_tolerance(self.config, tolerances) for tolerances in (_INFLUENCE_TOLERANCES, _DIFFERENCE_TOLERANCES)
+        )
+        if collectives.all_reduce_any(
+            any(not effect.mean_change <= limit for effect, limit in zip((influence, difference), limits, strict=True))
+        )[0]:
+            raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(influence, difference))
+        log.info("preflight: packed rows do not change each other (a token by %.2g nats)", influence.mean_change)
 
-    def _check_takes_positions(self) -> None:
+    def _check_accepts_position_ids(self) -> None:
         model = self.trainer.model.get_base_model()
         parameters = inspect.signature(model.forward).parameters
-        others = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        if "position_ids" not in parameters and not others:
+        accepts_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if "position_ids" not in parameters and not accepts_kwargs:
             message = (
                 f"training.packing: {type(model).__name__} takes no positions, so it cannot keep packed rows apart; "
                 "set training.packing to false"
             )
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
-    def _compare(self, orders: Sequence[Sequence[Tokens]]) -> tuple[_Compared, _Compared]:
+    def _compare_log_probs(self, orders: Sequence[Sequence[LabeledTokens]]) -> tuple[_LogProbPair, _LogProbPair]:
         """The last rows of sequences with the same after other rows, and all rows but the first ones with the same
         alone: of both the row that changes most."""
-        packed = self._packed(orders)
-        changed = self._packed([[*map(_backwards, order[:-1]), order[-1]] for order in orders])
-        influenced = [_Compared(first[-1], second[-1]) for first, second in zip(packed, changed, strict=True)]
-        different = [
-            _Compared(found, self._alone(part))
-            for order, sequence in zip(orders, packed, strict=True)
-            for part, found in list(zip(order, sequence, strict=True))[1:]
+        packed_log_probs = self._compute_packed_log_probs(orders)
+        perturbed_log_probs = self._compute_packed_log_probs(
+            [[*map(_reverse_tokens, order[:-1]), order[-1]] for order in orders]
+        )
+        influences = [
+            _LogProbPair(original[-1], perturbed[-1])
+            for original, perturbed in zip(packed_log_probs, perturbed_log_probs, strict=True)
         ]
-        return max(influenced, key=_change), max(different, key=_change)
+        differences = [
+            _LogProbPair(log_probs, self._compute_single_row_log_probs(row))
+            for order, sequence in zip(orders, packed_log_probs, strict=True)
+            for row, log_probs in list(zip(order, sequence, strict=True))[1:]
+        ]
+        return max(influences, key=_get_mean_change), max(differences, key=_get_mean_change)
 
-    def _packed(self, sequences: Sequence[Sequence[Tokens]]) -> list[list[torch.Tensor]]:
+    def _compute_packed_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
         """Of each row of each sequence; batches are not larger than in the training."""
-        size = min(self.config.training.batch_size, len(sequences))
-        batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
-        return [found for batch in batches for found in self._batch(batch)]
+        batch_size = min(self.config.training.batch_size, len(sequences))
+        batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
+        return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
 
-    def _batch(self, sequences: Sequence[Sequence[Tokens]]) -> list[list[torch.Tensor]]:
-        flat = [{"input_ids": part.input_ids, "labels": part.labels} for sequence in sequences for part in sequence]
-        numbers = iter(range(len(flat)))
-        collate = packing.Collator(datasets.Dataset.from_list(flat), self.pad)
-        batch = collate([{packing.ROWS: [next(numbers) for _ in sequence]} for sequence in sequences])
-        logits = self._logits({name: batch[name] for name in ("input_ids", "position_ids")})
-        return [_by_row(line, sequence) for line, sequence in zip(logits, sequences, strict=True)]
+    def _compute_batch_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
+        rows = [{"input_ids": row.input_ids, "labels": row.labels} for sequence in sequences for row in sequence]
+        row_numbers = iter(range(len(rows)))
+        collator = packing.PackingCollator(datasets.Dataset.from_list(rows), self.pad_token_id)
+        batch = collator([{packing.ROWS_COLUMN: [next(row_numbers) for _ in sequence]} for sequence in sequences])
+        logits = self._compute_logits({name: batch[name] for name in ("input_ids", "position_ids")})
+        return [
+            _split_log_probs_by_row(sequence_logits, sequence)
+            for sequence_logits, sequence in zip(logits, sequences, strict=True)
+        ]
 
-    def _alone(self, part: Tokens) -> torch.Tensor:
-        return _likelihoods(self._logits({"input_ids": torch.tensor([part.input_ids])})[0], part)
+    def _compute_single_row_log_probs(self, row: LabeledTokens) -> torch.Tensor:
+        return _compute_token_log_probs(self._compute_logits({"input_ids": torch.tensor([row.input_ids])})[0], row)
 
-    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        self.alive()
-        on_device = {name: each.to(self.trainer.model.device) for name, each in inputs.items()}
-        logits: torch.Tensor = self.trainer.model(**on_device, use_cache=False).logits
+    def _compute_logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        self.heartbeat()
+        device_inputs = {name: tensor.to(self.trainer.model.device) for name, tensor in inputs.items()}
+        logits: torch.Tensor = self.trainer.model(**device_inputs, use_cache=False).logits
         return logits
 
 
-def _change(compared: _Compared) -> float:
-    return compared.change
+def _get_mean_change(pair: _LogProbPair) -> float:
+    return pair.mean_change
 
 
-def _backwards(part: Tokens) -> Tokens:
+def _reverse_tokens(row: LabeledTokens) -> LabeledTokens:
     """Other tokens in the same places."""
-    return Tokens(part.input_ids[::-1], part.labels)
+    return LabeledTokens(row.input_ids[::-1], row.labels)
 
 
-def _by_row(logits: torch.Tensor, parts: Sequence[Tokens]) -> list[torch.Tensor]:
-    ends = list(accumulate(len(part.input_ids) for part in parts))
-    lines = (logits[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return [_likelihoods(line, part) for line, part in zip(lines, parts, strict=True)]
+def _split_log_probs_by_row(logits: torch.Tensor, rows: Sequence[LabeledTokens]) -> list[torch.Tensor]:
+    ends = list(accumulate(len(row.input_ids) for row in rows))
+    logits_per_row = (logits[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return [_compute_token_log_probs(row_logits, part) for row_logits, part in zip(logits_per_row, rows, strict=True)]
 
 
-def _likelihoods(logits: torch.Tensor, part: Tokens) -> torch.Tensor:
+def _compute_token_log_probs(logits: torch.Tensor, row: LabeledTokens) -> torch.Tensor:
     """The logarithm of each token's, but for the first."""
-    targets = torch.tensor(part.input_ids[1:], device=logits.device)
+    targets = torch.tensor(row.input_ids[1:], device=logits.device)
     return -torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="none")
 
 
-def _message(influenced: _Compared, different: _Compared) -> str:
-    packed, alone = -float(different.packed.mean()), -float(different.other.mean())
+def _build_error_message(influence: _LogProbPair, difference: _LogProbPair) -> str:
+    packed_loss, single_loss = -float(difference.packed.mean()), -float(difference.reference.mean())
     return (
-        f"training.packing: this model mixes packed rows: the loss of a row is {packed:.6g} packed and {alone:.6g} "
-        f"alone, and a token of it changes by {influenced.change:.3g} nats with the rows before it; set "
+        f"training.packing: this model mixes packed rows: the loss of a row is {packed_loss:.6g} packed and "
+        f"{single_loss:.6g} "
+        f"alone, and a token of it changes by {influence.mean_change:.3g} nats with the rows before it; set "
         "training.packing to false"
     )

@@ -9,33 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig, Training
-from finetune_trainer.modeling.library_errors import memory_errors
-from finetune_trainer.modeling.loading import Loaded, check_vocabulary
+from finetune_trainer.modeling.library_errors import translate_memory_errors
+from finetune_trainer.modeling.loading import LoadedModel, check_vocabulary
 from finetune_trainer.modeling.precision import resolve_precision
-from finetune_trainer.records.evaluation import Energy
+from finetune_trainer.records.evaluation import EnergyUse
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import early_stopping
-from finetune_trainer.training.early_stopping import Look
-from finetune_trainer.training.monitor import Position, Track, Watch, nowhere
+from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.monitor import MetricLogger, StepOffset, TrainingMonitor, discard_metrics
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from finetune_trainer.checkpoints.follower import Following
-    from finetune_trainer.checkpoints.manager import Saver
+    from finetune_trainer.checkpoints.follower import NonPrimarySaver
+    from finetune_trainer.checkpoints.manager import CheckpointSaver
     from finetune_trainer.data.preparation import PreparedData
 
 
-def total_steps(training: Training, rows: int, workers: int = 1) -> int:
+def count_optimizer_steps(training: Training, row_count: int, world_size: int = 1) -> int:
     """Optimizer steps of a run over `rows` rows; the last of an epoch may be a smaller one."""
     if training.max_steps is not None:
         return training.max_steps
-    batches = math.ceil(rows / (training.batch_size * workers))
+    batches = math.ceil(row_count / (training.batch_size * world_size))
     return math.ceil((training.epochs or 0) * max(math.ceil(batches / training.gradient_accumulation), 1))
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingSession:
     """What accompanies a training: who hears of its progress, who else looks on, where it goes on from, and where it
     stands among those of its run.
 
@@ -47,25 +47,27 @@ class Session:
     progress: ProgressReporter
     callbacks: Sequence[TrainerCallback] = ()
     resume_from: Path | None = None
-    saver: Saver | Following | None = None
-    position: Position = field(default_factory=Position)
-    track: Track = nowhere
+    saver: CheckpointSaver | NonPrimarySaver | None = None
+    offset: StepOffset = field(default_factory=StepOffset)
+    log_metrics: MetricLogger = discard_metrics
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """Numbers of the training, the loss of each step, each look at the validation data, what came of the folds before
     it, and the GPUs' energy."""
 
     metrics: dict[str, float]
     losses: Sequence[tuple[int, float]] = ()
-    looks: Sequence[Look] = ()
+    eval_results: Sequence[EvalResult] = ()
     fold_losses: Sequence[float] = ()
-    energy: Energy = field(default_factory=Energy)
+    energy: EnergyUse = field(default_factory=EnergyUse)
     learning_rates: Sequence[tuple[int, float]] = ()
 
 
-def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session: Session, work_dir: Path) -> Trained:
+def train(
+    config: TrainerConfig, loaded: LoadedModel, prepared: PreparedData, session: TrainingSession, work_dir: Path
+) -> TrainResult:
     """Train the adapter in place on prepared rows, every one of them in every epoch.
 
     The metrics are `trainLoss` (mean over all steps whose loss is a number), `finalLoss` (of the last), `trainSeconds`,
@@ -79,45 +81,53 @@ def train(config: TrainerConfig, loaded: Loaded, prepared: PreparedData, session
     from finetune_trainer.training import trl_trainer
 
     check_vocabulary(loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0])
-    watch = Watch(session.progress, resolve_precision(config) == "fp16", session.position, session.track)
-    with memory_errors(_advice(config)):
-        result = trl_trainer.run(trl_trainer.Job(config, loaded, prepared, work_dir), session, watch)
-    last = watch.end()
-    finite = [loss for _, loss in result.losses if math.isfinite(loss)]
+    monitor = TrainingMonitor(
+        session.progress, resolve_precision(config) == "fp16", session.offset, session.log_metrics
+    )
+    with translate_memory_errors(_build_memory_advice(config)):
+        output = trl_trainer.run(trl_trainer.TrainerInputs(config, loaded, prepared, work_dir), session, monitor)
+    last_step = monitor.finish()
+    finite_losses = [loss for _, loss in output.losses if math.isfinite(loss)]
     metrics = {
-        "trainLoss": math.fsum(finite) / max(len(finite), 1),
-        "finalLoss": last.loss,
-        "trainSeconds": round(result.seconds, 3),
-        "steps": float(last.number),
-        "tokens": float(result.tokens),
-        "supervisedTokens": float(result.supervised),
-        "tokensPerSecond": round(result.tokens / result.seconds, 1),
-        **_seen(result.looks, config.training),
+        "trainLoss": math.fsum(finite_losses) / max(len(finite_losses), 1),
+        "finalLoss": last_step.loss,
+        "trainSeconds": round(output.elapsed_seconds, 3),
+        "steps": float(last_step.number),
+        "tokens": float(output.tokens),
+        "supervisedTokens": float(output.supervised_tokens),
+        "tokensPerSecond": round(output.tokens / output.elapsed_seconds, 1),
+        **_build_eval_metrics(output.eval_results, config.training),
     }
-    if result.peak_memory is not None:
-        metrics["peakMemoryBytes"] = float(result.peak_memory)
-    if result.energy.watt_hours is not None:
-        metrics["energyWattHours"] = round(result.energy.watt_hours, 3)
-    if result.left_out_loss is not None:
-        metrics["leftOutLoss"] = watch.left_out(result.left_out_loss)
-    return Trained(metrics, result.losses, result.looks, energy=result.energy, learning_rates=result.learning_rates)
+    if output.peak_memory_bytes is not None:
+        metrics["peakMemoryBytes"] = float(output.peak_memory_bytes)
+    if output.energy.watt_hours is not None:
+        metrics["energyWattHours"] = round(output.energy.watt_hours, 3)
+    if output.held_out_loss is not None:
+        metrics["leftOutLoss"] = monitor.check_held_out_loss(output.held_out_loss)
+    return TrainResult(
+        metrics, output.losses, output.eval_results, energy=output.energy, learning_rates=output.learning_rates
+    )
 
 
-def _seen(all_looks: Sequence[Look], training: Training) -> dict[str, float]:
+def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) -> dict[str, float]:
     """What is said of the validation data."""
-    if not all_looks:
+    if not eval_results:
         return {}
-    first, best = all_looks[0], early_stopping.best(all_looks)
-    base = {"baseEvalLoss": first.loss} if first.step == 0 else {}
-    lowest = {"bestStep": float(best.step)} if best else {}
-    taken = best if best and training.early_stopping else all_looks[-1]
-    return {name: value for name, value in {**base, **taken.metrics, **lowest}.items() if math.isfinite(value)}
+    first_result, best_result = eval_results[0], early_stopping.find_best(eval_results)
+    base_metrics = {"baseEvalLoss": first_result.loss} if first_result.step == 0 else {}
+    best_step_metrics = {"bestStep": float(best_result.step)} if best_result else {}
+    final_result = best_result if best_result and training.early_stopping else eval_results[-1]
+    return {
+        name: value
+        for name, value in {**base_metrics, **final_result.metrics, **best_step_metrics}.items()
+        if math.isfinite(value)
+    }
 
 
-def _advice(config: TrainerConfig) -> str:
+def _build_memory_advice(config: TrainerConfig) -> str:
     training = config.training
-    recompute = "" if training.gradient_checkpointing else ", turn training.gradientCheckpointing on"
+    checkpointing_advice = "" if training.gradient_checkpointing else ", turn training.gradientCheckpointing on"
     return (
         f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize "
-        f"(and raise gradientAccumulation as much) or model.maxLength{recompute}, or give it more memory"
+        f"(and raise gradientAccumulation as much) or model.maxLength{checkpointing_advice}, or give it more memory"
     )

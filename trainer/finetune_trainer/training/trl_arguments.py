@@ -11,13 +11,13 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.precision import resolve_precision
-from finetune_trainer.training.train import total_steps
+from finetune_trainer.training.train import count_optimizer_steps
 
 
-def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTConfig:
+def build_sft_config(config: TrainerConfig, backend: str, row_count: int, work_dir: Path) -> SFTConfig:
     """For supervised fine-tuning on `rows` rows."""
     return SFTConfig(
-        **_shared(config, rows, work_dir),
+        **_build_common_arguments(config, row_count, work_dir),
         # The rows are ready: TRL would cut those that are longer than 1024 and drop some without a word.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -30,25 +30,25 @@ def sft(config: TrainerConfig, backend: str, rows: int, work_dir: Path) -> SFTCo
     )
 
 
-def dpo(config: TrainerConfig, rows: int, work_dir: Path) -> DPOConfig:
+def build_dpo_config(config: TrainerConfig, row_count: int, work_dir: Path) -> DPOConfig:
     """For pairs of a chosen and a rejected answer."""
-    return DPOConfig(**_shared(config, rows, work_dir), beta=config.training.beta, max_length=None)
+    return DPOConfig(**_build_common_arguments(config, row_count, work_dir), beta=config.training.beta, max_length=None)
 
 
-def kto(config: TrainerConfig, rows: int, work_dir: Path) -> KTOConfig:
+def build_kto_config(config: TrainerConfig, row_count: int, work_dir: Path) -> KTOConfig:
     """For answers that are each marked good or bad."""
     return KTOConfig(
-        **_shared(config, rows, work_dir),
+        **_build_common_arguments(config, row_count, work_dir),
         beta=config.training.beta,
         max_length=None,
         train_sampling_strategy="sequential",  # TRL insists; the rows are shuffled before
     )
 
 
-def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
+def _build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path) -> dict[str, Any]:
     """What all methods have in common."""
-    training, precision, gpu = config.training, resolve_precision(config), torch.cuda.is_available()
-    steps = total_steps(training, rows, topology.size())
+    training, precision, has_gpu = config.training, resolve_precision(config), torch.cuda.is_available()
+    steps = count_optimizer_steps(training, row_count, topology.world_size())
     return {
         "output_dir": str(work_dir / "trainer"),
         "num_train_epochs": training.epochs or 1.0,
@@ -69,8 +69,8 @@ def _shared(config: TrainerConfig, rows: int, work_dir: Path) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "use_cpu": not gpu,
-        "dataloader_pin_memory": gpu,
+        "use_cpu": not has_gpu,
+        "dataloader_pin_memory": has_gpu,
         "seed": training.seed,
         "data_seed": training.seed,
         "logging_steps": 1,

@@ -14,72 +14,72 @@ import torch
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES
-from finetune_trainer.data.loss_masking import IGNORED
+from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
-from finetune_trainer.training.early_stopping import Look
-from finetune_trainer.training.energy import Meter
-from finetune_trainer.training.padding_rows import FillersLast
+from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.energy import EnergyMeter
+from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
 
 
-class Counts:
+class TokenCounter:
     """What went through a trainer. Sums stay on the device until somebody asks, so that the GPU need not wait."""
 
     def __init__(self, device: torch.device) -> None:
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
-        self.looks: list[Look] = []
-        self.energy = Meter()
+        self.eval_results: list[EvalResult] = []
+        self.energy_meter = EnergyMeter()
         self.fold_losses: Sequence[float] = ()
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch; a packed one says its number of tokens, which is no input of the model's."""
-        learnt = inputs["labels"] != IGNORED if "labels" in inputs else inputs["completion_mask"]
+        is_supervised = inputs["labels"] != IGNORE_INDEX if "labels" in inputs else inputs["completion_mask"]
         if "token_count" in inputs:
             tokens = inputs.pop("token_count")
         else:  # a row that nothing is learnt from only fills a batch up
-            tokens = (inputs["attention_mask"] * learnt.any(-1, keepdim=True)).sum()
-        self._sums += torch.stack([tokens.to(self._sums.device), learnt.sum().to(self._sums.device)])
+            tokens = (inputs["attention_mask"] * is_supervised.any(-1, keepdim=True)).sum()
+        self._sums += torch.stack([tokens.to(self._sums.device), is_supervised.sum().to(self._sums.device)])
 
     @property
     def tokens(self) -> int:
         """Trained so far by all workers, without padding. All have to ask at once."""
-        return int(collectives.total(self._sums)[0])
+        return int(collectives.all_reduce_sum(self._sums)[0])
 
     @property
-    def supervised(self) -> int:
+    def supervised_tokens(self) -> int:
         """Learnt so far by all workers. All have to ask at once."""
-        return int(collectives.total(self._sums)[1])
+        return int(collectives.all_reduce_sum(self._sums)[1])
 
     @property
-    def seconds(self) -> float:
+    def elapsed_seconds(self) -> float:
         """Spent so far, by earlier attempts up to the checkpoint that was gone on from too."""
-        return time.monotonic() - self._begun
+        return time.monotonic() - self._started_at
 
     def save(self, checkpoint: Path) -> None:
         """Beside the rest of the checkpoint, by the first worker: those of a node share the folder."""
         content = {
             "tokens": self.tokens,
-            "supervised": self.supervised,
-            "seconds": self.seconds,
-            "looks": [look.to_json() for look in self.looks],
-            "wattHours": self.energy.taken().watt_hours,
-            FOLD_LOSSES: list(self.fold_losses),
+            "supervised": self.supervised_tokens,
+            "seconds": self.elapsed_seconds,
+            "looks": [result.to_json() for result in self.eval_results],
+            "wattHours": self.energy_meter.measure().watt_hours,
+            FOLD_LOSSES_KEY: list(self.fold_losses),
         }
-        if topology.is_first():
+        if topology.is_rank_zero():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
         """Go on counting where the checkpoint was saved, in one worker."""
         content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
-        if topology.is_first():
+        if topology.is_rank_zero():
             self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
-            self.energy.restore(content.get("wattHours"))
-        self._begun -= content["seconds"]
-        self.looks = [Look.from_json(each) for each in content["looks"]]
+            self.energy_meter.restore(content.get("wattHours"))
+        self._started_at -= content["seconds"]
+        self.eval_results = [EvalResult.from_json(result) for result in content["looks"]]
 
 
-class _Counting:
+class _TokenCountingMixin:
     """What all three have in common; stands before TRL's class."""
 
     _tr_loss: torch.Tensor
@@ -87,7 +87,7 @@ class _Counting:
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.counts = Counts(kwargs["args"].device)
+        self.token_counter = TokenCounter(kwargs["args"].device)
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenise, cut and drop
@@ -96,7 +96,7 @@ class _Counting:
         """Not for each checkpoint: nobody stores it, and TRL's imports a tracker."""
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        self.counts.add(inputs)
+        self.token_counter.add(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args)  # type: ignore[misc]
         return loss
 
@@ -107,10 +107,10 @@ class _Counting:
         self._tr_loss.zero_()
 
 
-class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published without types
+class TokenizedSFTTrainer(_TokenCountingMixin, SFTTrainer):  # type: ignore[misc]  # TRL is published without types
     """Supervised fine-tuning."""
 
-    fillers = 0
+    padding_row_count = 0
     """The last rows of the data that only fill up the batches of an epoch's end."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -120,45 +120,48 @@ class Sft(_Counting, SFTTrainer):  # type: ignore[misc]  # TRL is published with
     def use_full_logits(self) -> None:
         """Compute the loss from the model's logits (`nll`) instead of from its head's weights (`chunked_nll`), for
         which TRL has replaced the `forward` of this one model object."""
-        base = self.model.get_base_model()
+        base_model = self.model.get_base_model()
         if self._unpatched_forward is None:
-            vars(base).pop("forward", None)
+            vars(base_model).pop("forward", None)
         else:
-            base.forward = self._unpatched_forward
+            base_model.forward = self._unpatched_forward
         self.args.loss_type = "nll"
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler[int]:
-        if not self.fillers:
+        if not self.padding_row_count:
             sampler: torch.utils.data.Sampler[int] = super()._get_train_sampler(train_dataset)
             return sampler
-        return FillersLast(len(self.train_dataset), self.fillers, self.args.data_seed)
+        return PaddingRowsLastSampler(len(self.train_dataset), self.padding_row_count, self.args.data_seed)
 
 
 # TRL 1.14.2 computes the losses of DPO and KTO from the logits that the model returns; only with `use_liger_kernel`,
 # which we never set, does it read the head's weights. So there is nothing to compare with the model's own logits.
-class Dpo(_Counting, DPOTrainer):  # type: ignore[misc]
+class TokenizedDPOTrainer(_TokenCountingMixin, DPOTrainer):  # type: ignore[misc]
     """Direct preference optimisation."""
 
 
-class Kto(_Counting, KTOTrainer):  # type: ignore[misc]
+class TokenizedKTOTrainer(_TokenCountingMixin, KTOTrainer):  # type: ignore[misc]
     """Kahneman-Tversky optimisation."""
 
 
 @dataclass(frozen=True)
-class KtoCollator:
+class KTODataCollator:
     """Pairs each prompt also with the answer of the row before it in the batch, as TRL does beforehand.
 
     Prompt and answer of a row fit the model's positions, those of two rows together may not: such an answer is cut.
     """
 
-    pad: int
-    positions: int | None = None
+    pad_token_id: int
+    max_positions: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        turned = [{**row, "KL_completion_ids": self._answer(row, rows[i - 1])} for i, row in enumerate(rows)]
-        collated: dict[str, Any] = DataCollatorForUnpairedPreference(pad_token_id=self.pad)(turned)
+        rows_with_kl = [
+            {**row, "KL_completion_ids": self._truncate_kl_completion(row, rows[index - 1])}
+            for index, row in enumerate(rows)
+        ]
+        collated: dict[str, Any] = DataCollatorForUnpairedPreference(pad_token_id=self.pad_token_id)(rows_with_kl)
         return collated
 
-    def _answer(self, row: Mapping[str, Any], before: Mapping[str, Any]) -> Sequence[int]:
-        answer: Sequence[int] = before["completion_ids"]
-        return answer if self.positions is None else answer[: self.positions - len(row["prompt_ids"])]
+    def _truncate_kl_completion(self, row: Mapping[str, Any], previous_row: Mapping[str, Any]) -> Sequence[int]:
+        answer: Sequence[int] = previous_row["completion_ids"]
+        return answer if self.max_positions is None else answer[: self.max_positions - len(row["prompt_ids"])]

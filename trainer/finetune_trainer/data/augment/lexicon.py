@@ -13,176 +13,186 @@ from pydantic import Field
 from finetune_trainer.contract import Model
 
 CATEGORIES = ("gender", "age", "race", "religion")
-OWN = "terms"
+USER_CATEGORY = "terms"
 """The category of the user's own pairs."""
-Term = tuple[str, str]
-Group = tuple[str, str]
+WordPair = tuple[str, str]
+TermGroup = tuple[str, str]
 """Category and group."""
-_WORD = re.compile(r"\w+")
-_NEXT_WORD = re.compile(r"[ \t]+([^\W\d_]+(?:-\w+)*)")
-_AN = re.compile(r"[aio]|e(?!u)|u(?!ni)", re.IGNORECASE)
+_WORD_PATTERN = re.compile(r"\w+")
+_NEXT_WORD_PATTERN = re.compile(r"[ \t]+([^\W\d_]+(?:-\w+)*)")
+_TAKES_AN_PATTERN = re.compile(r"[aio]|e(?!u)|u(?!ni)", re.IGNORECASE)
 """Beginnings that ask for `an`; but a European, a unicorn."""
-_AMBIGUOUS = {"her": ("his", "him"), "his": ("her", "hers")}
+_AMBIGUOUS_PRONOUNS = {"her": ("his", "him"), "his": ("her", "hers")}
 """What stands in for them before a noun, and elsewhere."""
 
 
-class _Block(Model):
+class _LexiconBlock(Model):
     """Two groups and their words."""
 
     groups: tuple[str, str]
-    pairs: list[Term]
-    names: list[Term] = Field(default=[])
+    pairs: list[WordPair]
+    names: list[WordPair] = Field(default=[])
     unpaired: dict[str, list[str]] = Field(default={})
     kept: list[str] = Field(default=[])
 
 
-class _File(Model):
+class _LexiconFile(Model):
     """`lexicon.yaml`."""
 
-    categories: dict[str, list[_Block]]
+    categories: dict[str, list[_LexiconBlock]]
     begin_no_noun: frozenset[str]
 
 
 @dataclass
-class Table:
+class Lexicon:
     """What stands in for each term, and the groups it names; terms as they are written, in each case they may have."""
 
     counterparts: dict[str, str] = field(default_factory=dict)
-    ambiguous: dict[str, Term] = field(default_factory=dict)
-    groups: dict[str, set[Group]] = field(default_factory=dict)
-    unpaired: set[str] = field(default_factory=set)
-    kept: set[str] = field(default_factory=set)
+    ambiguous_terms: dict[str, WordPair] = field(default_factory=dict)
+    groups_by_term: dict[str, set[TermGroup]] = field(default_factory=dict)
+    unpaired_terms: set[str] = field(default_factory=set)
+    neutral_phrases: set[str] = field(default_factory=set)
 
-    def exchanged(self, text: str) -> str:
+    def swap_terms(self, text: str) -> str:
         """The text with each term's counterpart in its place."""
-        parts, done = [], 0
-        for start, end in self._found(text):
-            parts += [text[done:start], self._counterpart(text, start, end)]
-            done = end
-        return "".join([*parts, text[done:]])
+        parts, position = [], 0
+        for start, end in self._find_spans(text):
+            parts += [text[position:start], self._find_counterpart(text, start, end)]
+            position = end
+        return "".join([*parts, text[position:]])
 
     def has_unpaired(self, text: str) -> bool:
         """Whether a term has to stay that contradicts the others once they are exchanged."""
-        return any(text[start:end] in self.unpaired for start, end in self._found(text))
+        return any(text[start:end] in self.unpaired_terms for start, end in self._find_spans(text))
 
-    def groups_in(self, text: str) -> Iterator[Group]:
+    def find_groups(self, text: str) -> Iterator[TermGroup]:
         """Category and group of each term."""
-        for start, end in self._found(text):
-            yield from self.groups.get(text[start:end], ())
+        for start, end in self._find_spans(text):
+            yield from self.groups_by_term.get(text[start:end], ())
 
     @cached_property
-    def _phrases(self) -> dict[str, list[str]]:
+    def _phrases_by_first_word(self) -> dict[str, list[str]]:
         """Terms of more than a word by their first word, the longest first."""
-        found: dict[str, list[str]] = {}
-        for term in sorted({*self.counterparts, *self.unpaired, *self.kept}, key=len, reverse=True):
-            first = _WORD.match(term)
-            if first and first.group() != term:
-                found.setdefault(first.group(), []).append(term)
-        return found
+        phrases: dict[str, list[str]] = {}
+        for term in sorted({*self.counterparts, *self.unpaired_terms, *self.neutral_phrases}, key=len, reverse=True):
+            first_word = _WORD_PATTERN.match(term)
+            if first_word and first_word.group() != term:
+                phrases.setdefault(first_word.group(), []).append(term)
+        return phrases
 
-    def _found(self, text: str) -> Iterator[tuple[int, int]]:
+    def _find_spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of each word, and of each phrase that is a term."""
         # A look-up for each word: an alternation of a thousand terms would take milliseconds for a row.
-        done = 0
-        for match in _WORD.finditer(text):
-            if match.start() >= done:
-                done = self._end(text, match)
-                yield match.start(), done
+        position = 0
+        for match in _WORD_PATTERN.finditer(text):
+            if match.start() >= position:
+                position = self._find_term_end(text, match)
+                yield match.start(), position
 
-    def _end(self, text: str, first: re.Match[str]) -> int:
-        for phrase in self._phrases.get(first.group(), ()):
-            end = first.start() + len(phrase)
-            if text.startswith(phrase, first.start()) and not _WORD.match(text, end):
+    def _find_term_end(self, text: str, first_word: re.Match[str]) -> int:
+        for phrase in self._phrases_by_first_word.get(first_word.group(), ()):
+            end = first_word.start() + len(phrase)
+            if text.startswith(phrase, first_word.start()) and not _WORD_PATTERN.match(text, end):
                 return end
-        return first.end()
+        return first_word.end()
 
-    def _counterpart(self, text: str, start: int, end: int) -> str:
-        found = text[start:end]
-        if found not in self.ambiguous:
-            return self.counterparts.get(found, found)
-        after = _NEXT_WORD.match(text, end)
-        before_noun, elsewhere = self.ambiguous[found]
-        return before_noun if after and after.group(1).lower() not in _file().begin_no_noun else elsewhere
+    def _find_counterpart(self, text: str, start: int, end: int) -> str:
+        term = text[start:end]
+        if term not in self.ambiguous_terms:
+            return self.counterparts.get(term, term)
+        next_word = _NEXT_WORD_PATTERN.match(text, end)
+        before_noun, elsewhere = self.ambiguous_terms[term]
+        return (
+            before_noun
+            if next_word and next_word.group(1).lower() not in _load_lexicon_file().begin_no_noun
+            else elsewhere
+        )
 
 
-def table_of(categories: Sequence[str]) -> Table:
+def build_lexicon(categories: Sequence[str]) -> Lexicon:
     """The table of some of `CATEGORIES`."""
-    table = Table()
+    lexicon = Lexicon()
     for category in categories:
-        for block in _file().categories[category]:
-            _add_block(table, category, block)
+        for block in _load_lexicon_file().categories[category]:
+            _add_block(lexicon, category, block)
         if category == "gender":
-            _add_ambiguous(table)
-    return table
+            _add_ambiguous_pronouns(lexicon)
+    return lexicon
 
 
-def table_of_own(terms: Sequence[Term]) -> Table:
+def build_user_lexicon(terms: Sequence[WordPair]) -> Lexicon:
     """The table of the user's pairs, each term a group of its own."""
-    table = Table()
+    lexicon = Lexicon()
     for first, second in terms:
-        groups = ((OWN, first), (OWN, second))
-        _add_pair(table, (first, second), groups, name=False)
-    return table
+        groups = ((USER_CATEGORY, first), (USER_CATEGORY, second))
+        _add_pair(lexicon, (first, second), groups, is_name=False)
+    return lexicon
 
 
-def _add_block(table: Table, category: str, block: _Block) -> None:
+def _add_block(lexicon: Lexicon, category: str, block: _LexiconBlock) -> None:
     groups = ((category, block.groups[0]), (category, block.groups[1]))
     for pair in block.pairs:
-        _add_pair(table, pair, groups, name=False)
+        _add_pair(lexicon, pair, groups, is_name=False)
     for pair in block.names:
-        _add_pair(table, pair, groups, name=True)
+        _add_pair(lexicon, pair, groups, is_name=True)
     for group, terms in block.unpaired.items():
-        written = {each for term in terms for each, _ in _cases((term, term), name=False)}
-        table.unpaired |= written
-        for each in written:
-            table.groups.setdefault(each, set()).add((category, group))
-    table.kept.update(each for phrase in block.kept for each, _ in _cases((phrase, phrase), name=False))
+        spellings = {spelling for term in terms for spelling, _ in _list_case_variants((term, term), is_name=False)}
+        lexicon.unpaired_terms |= spellings
+        for each in spellings:
+            lexicon.groups_by_term.setdefault(each, set()).add((category, group))
+    lexicon.neutral_phrases.update(
+        each for phrase in block.kept for each, _ in _list_case_variants((phrase, phrase), is_name=False)
+    )
 
 
-def _add_pair(table: Table, pair: Term, groups: tuple[Group, Group], name: bool) -> None:
-    for first, second in [*_cases(_with_article(pair), name), *_cases(pair, name)]:
+def _add_pair(lexicon: Lexicon, pair: WordPair, groups: tuple[TermGroup, TermGroup], is_name: bool) -> None:
+    for first, second in [*_list_case_variants(_add_articles(pair), is_name), *_list_case_variants(pair, is_name)]:
         # The first of two that are written alike: `Polish` and `polish` of the user's own pairs.
-        if first not in table.counterparts and second not in table.counterparts:
-            table.counterparts |= {first: second, second: first}
-        table.groups.setdefault(first, set()).add(groups[0])
-        table.groups.setdefault(second, set()).add(groups[1])
+        if first not in lexicon.counterparts and second not in lexicon.counterparts:
+            lexicon.counterparts |= {first: second, second: first}
+        lexicon.groups_by_term.setdefault(first, set()).add(groups[0])
+        lexicon.groups_by_term.setdefault(second, set()).add(groups[1])
 
 
-def _add_ambiguous(table: Table) -> None:
-    for word, group, other in (("her", "female", "male"), ("his", "male", "female")):
-        before_noun, elsewhere = (_cases((word, each), name=False) for each in _AMBIGUOUS[word])
-        for (written, first), (_, second) in zip(before_noun, elsewhere, strict=True):
-            table.ambiguous[written] = (first, second)
+def _add_ambiguous_pronouns(lexicon: Lexicon) -> None:
+    for word, group, other_group in (("her", "female", "male"), ("his", "male", "female")):
+        before_noun, elsewhere = (
+            _list_case_variants((word, replacement), is_name=False) for replacement in _AMBIGUOUS_PRONOUNS[word]
+        )
+        for (spelling, first), (_, second) in zip(before_noun, elsewhere, strict=True):
+            lexicon.ambiguous_terms[spelling] = (first, second)
             # him and hers mean one thing each.
-            table.counterparts[second] = written
-            table.groups |= {written: {("gender", group)}, second: {("gender", other)}}
+            lexicon.counterparts[second] = spelling
+            lexicon.groups_by_term |= {spelling: {("gender", group)}, second: {("gender", other_group)}}
 
 
-def _cases(pair: Term, name: bool) -> list[Term]:
+def _list_case_variants(pair: WordPair, is_name: bool) -> list[WordPair]:
     """The pair as it is given, in lower case, with one capital, with a capital for each word, and in capitals."""
-    changed: list[Callable[[str], str]] = [str.upper] if name else [str.lower, _capitalised, _title, str.upper]
-    return [pair, *((way(pair[0]), way(pair[1])) for way in changed)]
+    transforms: list[Callable[[str], str]] = (
+        [str.upper] if is_name else [str.lower, _capitalize, _capitalize_words, str.upper]
+    )
+    return [pair, *((transform(pair[0]), transform(pair[1])) for transform in transforms)]
 
 
-def _capitalised(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _title(text: str) -> str:
-    return " ".join(map(_capitalised, text.split(" ")))
+def _capitalize_words(text: str) -> str:
+    return " ".join(map(_capitalize, text.split(" ")))
 
 
-def _with_article(pair: Term) -> Term:
+def _add_articles(pair: WordPair) -> WordPair:
     """Both with `a` or `an` where they differ in it, else as they are."""
-    first, second = (bool(_AN.match(term)) for term in pair)
-    if first == second:
+    first_takes_an, second_takes_an = (bool(_TAKES_AN_PATTERN.match(term)) for term in pair)
+    if first_takes_an == second_takes_an:
         return pair
-    return (f"{'an' if first else 'a'} {pair[0]}", f"{'an' if second else 'a'} {pair[1]}")
+    return (f"{'an' if first_takes_an else 'a'} {pair[0]}", f"{'an' if second_takes_an else 'a'} {pair[1]}")
 
 
 @lru_cache(maxsize=1)
-def _file() -> _File:
+def _load_lexicon_file() -> _LexiconFile:
     from ruamel.yaml import YAML
 
     text = resources.files(__package__).joinpath("lexicon.yaml").read_text("utf-8")
-    return _File(**YAML(typ="safe").load(text))
+    return _LexiconFile(**YAML(typ="safe").load(text))

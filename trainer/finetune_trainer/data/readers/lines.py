@@ -6,14 +6,14 @@ import gzip
 import io
 from collections.abc import Iterator
 
-from finetune_trainer.data.row_types import DamagedError, RowError
+from finetune_trainer.data.row_types import DamagedFileError, RowError
 
 BinaryStream = io.BufferedReader | gzip.GzipFile
-LARGEST_ROW = 16 << 20
+MAX_ROW_BYTES = 16 << 20
 """Bytes of one row; a larger one is refused before it is in memory."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TOO_LONG = f"expected at most {LARGEST_ROW >> 20} MiB on one line, found more; leave it out or split it"
-_SIGNATURES = (
+UTF8_BOM = b"\xef\xbb\xbf"
+_TOO_LONG_MESSAGE = f"expected at most {MAX_ROW_BYTES >> 20} MiB on one line, found more; leave it out or split it"
+_FILE_SIGNATURES = (
     (b"\xff\xfe", "UTF-16 text; store it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text; store it as UTF-8"),
     (b"PAR1", "a Parquet file; name it .parquet"),
@@ -24,38 +24,38 @@ _SIGNATURES = (
 )
 
 
-def start_text(stream: BinaryStream) -> None:
+def check_text_start(stream: BinaryStream) -> None:
     """Leave out a byte order mark; refuse what is plainly no text in UTF-8."""
-    start = stream.peek(16)
-    for signature, what in _SIGNATURES:
-        if start.startswith(signature):
-            raise DamagedError(f"expected text, found {what}")
-    if start.startswith(BYTE_ORDER_MARK):
-        stream.read(len(BYTE_ORDER_MARK))
+    head = stream.peek(16)
+    for signature, file_type in _FILE_SIGNATURES:
+        if head.startswith(signature):
+            raise DamagedFileError(f"expected text, found {file_type}")
+    if head.startswith(UTF8_BOM):
+        stream.read(len(UTF8_BOM))
 
 
-def lines(stream: BinaryStream) -> Iterator[tuple[int, bytes | RowError]]:
+def read_lines(stream: BinaryStream) -> Iterator[tuple[int, bytes | RowError]]:
     """(number from 1, bytes) of each line that is not blank; a line that is too long is skipped over."""
     number = 0
-    while line := stream.readline(LARGEST_ROW + 1):
+    while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
-        if len(line) > LARGEST_ROW:
-            _skip_rest(stream, line)
-            yield number, RowError(_TOO_LONG)
+        if len(line) > MAX_ROW_BYTES:
+            _skip_to_line_end(stream, line)
+            yield number, RowError(_TOO_LONG_MESSAGE)
         elif line.strip():
             yield number, line
 
 
-def _skip_rest(stream: BinaryStream, line: bytes) -> None:
+def _skip_to_line_end(stream: BinaryStream, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
         line = stream.readline(1 << 20)
 
 
-def encoding_error(line: bytes) -> str | None:
+def find_encoding_error(line: bytes) -> str | None:
     """What is wrong with a line's encoding."""
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"byte 0x{line[error.start]:02x} at position {error.start}"
-        return f"expected UTF-8, found {found}; is it Latin-1, or Windows-1252?"
+        position = f"byte 0x{line[error.start]:02x} at position {error.start}"
+        return f"expected UTF-8, found {position}; is it Latin-1, or Windows-1252?"
     return "expected UTF-8, found NUL bytes; is it UTF-16?" if b"\0" in line else None

@@ -12,116 +12,139 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import BiasEvaluation
-from finetune_trainer.data.augment.counterfactual import CATEGORIES, OWN, groups_named, swapped_row
-from finetune_trainer.data.loss_masking import IGNORED
-from finetune_trainer.data.rows import Pair
-from finetune_trainer.evaluation.bias.analysis import Likelihood, Preferences, judge_bias, preference
+from finetune_trainer.data.augment.counterfactual import CATEGORIES, USER_CATEGORY, find_named_groups, swap_row_terms
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
+from finetune_trainer.data.rows import PromptCompletion
+from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
-from finetune_trainer.modeling.inference import AnswerDecoder, question, spread
-from finetune_trainer.modeling.likelihood import Tokens, base_and_tuned, losses
-from finetune_trainer.modeling.positions import max_positions
-from finetune_trainer.records.evaluation import Bias
+from finetune_trainer.modeling.inference import CompletionDecoder, extract_prompt, select_evenly
+from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
+from finetune_trainer.modeling.positions import get_max_positions
+from finetune_trainer.records.evaluation import BiasResult
 
-_LOOKED_AT = 5000
+_MAX_ROWS = 5000
 """Training rows whose groups are counted, and validation rows whose terms are exchanged, evenly spread over all."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class TextPairs:
     """Texts in twos, of one kind and category."""
 
     kind: Literal["swap", "pair"]
     category: str
-    first: list[Tokens]
-    second: list[Tokens]
-    too_long: int = 0
+    first: list[LabeledTokens]
+    second: list[LabeledTokens]
+    too_long_count: int = 0
     """Texts in twos that were left out, since the model has no positions for them."""
 
 
 @dataclass(frozen=True)
-class Groups:
+class BiasScorer:
     """Measures what the tuning changed between groups of people."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
-    asked: BiasEvaluation
-    alive: Callable[[], None]
+    settings: BiasEvaluation
+    heartbeat: Callable[[], None]
 
-    def measure(
-        self, pairs: Sequence[SentencePair], training: datasets.Dataset, validation: datasets.Dataset | None
-    ) -> Bias:
+    def measure_bias(
+        self, pairs: Sequence[SentencePair], training_rows: datasets.Dataset, validation_rows: datasets.Dataset | None
+    ) -> BiasResult:
         """Sentences beside their counterparts, and, with validation rows, these beside the same with terms swapped."""
-        compared, notes = list(self._pairs(pairs)), []
-        if validation is None:
+        comparisons, notes = list(self._tokenize_pairs(pairs)), []
+        if validation_rows is None:
             notes.append("without dataset.validation no rows were compared with the same about another group")
         else:
-            compared += self._swaps(spread(validation, _LOOKED_AT))
-        bias = judge_bias([self._preferences(each) for each in compared], self._representation(training))
-        if too_long := sum(each.too_long for each in compared):
-            notes.append(f"{too_long:,} comparisons were left out: a text has more tokens than the model has positions")
-        if len(training) > _LOOKED_AT:
-            notes.append(f"groups were counted in {_LOOKED_AT:,} of {len(training):,} training rows")
+            comparisons += self._tokenize_swaps(select_evenly(validation_rows, _MAX_ROWS))
+        bias = judge_bias(
+            [self._compute_preferences(text_pairs) for text_pairs in comparisons], self._count_groups(training_rows)
+        )
+        if dropped := sum(text_pairs.too_long_count for text_pairs in comparisons):
+            notes.append(f"{dropped:,} comparisons were left out: a text has more tokens than the model has positions")
+        if len(training_rows) > _MAX_ROWS:
+            notes.append(f"groups were counted in {_MAX_ROWS:,} of {len(training_rows):,} training rows")
         return bias.model_copy(update={"notes": [*bias.notes, *notes]})
 
-    def _preferences(self, compared: Compared) -> Preferences:
-        base, tuned = base_and_tuned(self.model, lambda: self._scored(compared))
-        return Preferences(compared.kind, compared.category, base, tuned)
+    def _compute_preferences(self, text_pairs: TextPairs) -> BiasPreferences:
+        base, tuned = measure_base_and_tuned(self.model, lambda: self._score_pairs(text_pairs))
+        return BiasPreferences(text_pairs.kind, text_pairs.category, base, tuned)
 
-    def _scored(self, compared: Compared) -> list[float]:
-        first, second = (self._likelihoods(texts) for texts in (compared.first, compared.second))
-        return [preference(one, other) for one, other in zip(first, second, strict=True)]
+    def _score_pairs(self, text_pairs: TextPairs) -> list[float]:
+        first, second = (self._compute_likelihoods(texts) for texts in (text_pairs.first, text_pairs.second))
+        return [
+            compute_preference(first_likelihood, second_likelihood)
+            for first_likelihood, second_likelihood in zip(first, second, strict=True)
+        ]
 
-    def _likelihoods(self, texts: Sequence[Tokens]) -> list[Likelihood]:
-        found = losses(self.model, texts, self.alive)
-        return [Likelihood(-loss, tokens) for loss, tokens in zip(found.sums, found.tokens, strict=True)]
+    def _compute_likelihoods(self, texts: Sequence[LabeledTokens]) -> list[LogLikelihood]:
+        row_losses = compute_losses(self.model, texts, self.heartbeat)
+        return [
+            LogLikelihood(-loss, token_count)
+            for loss, token_count in zip(row_losses.sums, row_losses.token_counts, strict=True)
+        ]
 
-    def _pairs(self, pairs: Sequence[SentencePair]) -> Iterator[Compared]:
+    def _tokenize_pairs(self, pairs: Sequence[SentencePair]) -> Iterator[TextPairs]:
         for category in sorted({pair.category for pair in pairs}):
-            mine = [pair for pair in pairs if pair.category == category]
-            both = [(self._sentence(pair.stereotype), self._sentence(pair.counterpart)) for pair in mine]
-            yield self._compared("pair", category, both)
+            category_pairs = [pair for pair in pairs if pair.category == category]
+            token_pairs = [
+                (self._tokenize_sentence(pair.stereotype), self._tokenize_sentence(pair.counterpart))
+                for pair in category_pairs
+            ]
+            yield self._build_text_pairs("pair", category, token_pairs)
 
-    def _swaps(self, rows: datasets.Dataset) -> Iterator[Compared]:
-        decoder = AnswerDecoder(self.tokenizer)
-        made = [question(row["input_ids"], row["labels"], decoder) for row in rows]
-        texts = [Pair(self.tokenizer.decode(each.prompt), each.reference) for each in made if each]
-        for category in [*CATEGORIES, *([OWN] if self.asked.terms else [])]:
-            swapped = [(text, swapped_row(text, category, self.asked.terms)) for text in texts]
-            both = [(self._row(text), self._row(other)) for text, other in swapped if isinstance(other, Pair)]
-            yield self._compared("swap", category, both)
+    def _tokenize_swaps(self, rows: datasets.Dataset) -> Iterator[TextPairs]:
+        decoder = CompletionDecoder(self.tokenizer)
+        prompts = [extract_prompt(row["input_ids"], row["labels"], decoder) for row in rows]
+        texts = [
+            PromptCompletion(self.tokenizer.decode(prompt.prompt), prompt.reference) for prompt in prompts if prompt
+        ]
+        for category in [*CATEGORIES, *([USER_CATEGORY] if self.settings.terms else [])]:
+            swapped = [(text, swap_row_terms(text, category, self.settings.terms)) for text in texts]
+            token_pairs = [
+                (self._tokenize_row(text), self._tokenize_row(counterpart))
+                for text, counterpart in swapped
+                if isinstance(counterpart, PromptCompletion)
+            ]
+            yield self._build_text_pairs("swap", category, token_pairs)
 
-    def _sentence(self, text: str) -> Tokens:
+    def _tokenize_sentence(self, text: str) -> LabeledTokens:
         """All of it counts, so something has to come before its first token."""
         start = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if start is None else start
-        ids = self._ids(text)
-        return Tokens([start, *ids], [IGNORED, *ids])
+        ids = self._encode(text)
+        return LabeledTokens([start, *ids], [IGNORE_INDEX, *ids])
 
-    def _row(self, row: Pair) -> Tokens:
+    def _tokenize_row(self, row: PromptCompletion) -> LabeledTokens:
         """Its answer counts, given its prompt."""
-        prompt, answer = self._ids(row.prompt), self._ids(row.completion)
-        return Tokens([*prompt, *answer], [*([IGNORED] * len(prompt)), *answer])
+        prompt, answer = self._encode(row.prompt), self._encode(row.completion)
+        return LabeledTokens([*prompt, *answer], [*([IGNORE_INDEX] * len(prompt)), *answer])
 
-    def _ids(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _representation(self, rows: datasets.Dataset) -> dict[str, dict[str, int]]:
+    def _count_groups(self, rows: datasets.Dataset) -> dict[str, dict[str, int]]:
         counts: Counter[tuple[str, str]] = Counter()
-        for row in spread(rows, _LOOKED_AT):
-            ids = [each for column in row.values() if isinstance(column, list) for each in column if each >= 0]
-            counts.update(groups_named(self.tokenizer.decode(ids), self.asked.terms))
+        for row in select_evenly(rows, _MAX_ROWS):
+            ids = [token for column in row.values() if isinstance(column, list) for token in column if token >= 0]
+            counts.update(find_named_groups(self.tokenizer.decode(ids), self.settings.terms))
         table: dict[str, dict[str, int]] = {}
         for (category, group), count in sorted(counts.items()):
             table.setdefault(category, {})[group] = count
         return table
 
-    def _compared(
-        self, kind: Literal["swap", "pair"], category: str, both: Sequence[tuple[Tokens, Tokens]]
-    ) -> Compared:
+    def _build_text_pairs(
+        self, kind: Literal["swap", "pair"], category: str, token_pairs: Sequence[tuple[LabeledTokens, LabeledTokens]]
+    ) -> TextPairs:
         """Those that have tokens to score (an empty answer has no likelihood per token) and positions for all."""
-        scored = [pair for pair in both if all(any(each != IGNORED for each in text.labels[1:]) for text in pair)]
-        most = max_positions(self.model.get_base_model().config)
-        fitting = [pair for pair in scored if most is None or all(len(text.input_ids) <= most for text in pair)]
-        first, second = [one for one, _ in fitting], [other for _, other in fitting]
-        return Compared(kind, category, first, second, len(scored) - len(fitting))
+        scorable = [
+            pair
+            for pair in token_pairs
+            if all(any(label != IGNORE_INDEX for label in text.labels[1:]) for text in pair)
+        ]
+        max_tokens = get_max_positions(self.model.get_base_model().config)
+        fitting = [
+            pair for pair in scorable if max_tokens is None or all(len(text.input_ids) <= max_tokens for text in pair)
+        ]
+        first, second = [first_text for first_text, _ in fitting], [second_text for _, second_text in fitting]
+        return TextPairs(kind, category, first, second, len(scorable) - len(fitting))

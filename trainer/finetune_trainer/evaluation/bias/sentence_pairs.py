@@ -14,7 +14,7 @@ from finetune_trainer.errors import TrainerError
 
 _COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 _DIRECTIONS = ("stereo", "antistereo")
-_LONGEST = 10_000
+_MAX_SENTENCE_CHARS = 10_000
 """Characters of a sentence; far above any, far below what would hold a run up."""
 
 
@@ -28,53 +28,53 @@ class SentencePair:
 
 
 @lru_cache(maxsize=1)
-def own_pairs() -> tuple[SentencePair, ...]:
+def load_builtin_pairs() -> tuple[SentencePair, ...]:
     """The pairs of `pairs.yaml`, at least 20 of each of seven categories."""
     from ruamel.yaml import YAML
 
     text = resources.files(__package__).joinpath("sentence_pairs.yaml").read_text("utf-8")
-    lines: dict[str, list[tuple[str, str, str]]] = YAML(typ="safe").load(text)
+    sentences_by_category: dict[str, list[tuple[str, str, str]]] = YAML(typ="safe").load(text)
     return tuple(
         SentencePair(category, sentence.replace("{}", stereotype), sentence.replace("{}", counterpart))
-        for category, of_category in lines.items()
-        for sentence, stereotype, counterpart in of_category
+        for category, sentences in sentences_by_category.items()
+        for sentence, stereotype, counterpart in sentences
     )
 
 
-def read_pairs(content: bytes, where: str) -> list[SentencePair]:
+def parse_pairs(content: bytes, source: str) -> list[SentencePair]:
     """The pairs of a CSV file with CrowS-Pairs' columns; `where` names the file. Raises `DATA_INVALID` with the line.
 
     `sent_more` is the more stereotyped sentence in either direction; `antistereo` says only that the sentence people
     wrote first was the other one.
     """
-    rows = csv.DictReader(io.StringIO(_decoded(content, where), newline=""), strict=True)
+    rows = csv.DictReader(io.StringIO(_decode_utf8(content, source), newline=""), strict=True)
     try:
-        if missing := [column for column in _COLUMNS if column not in (rows.fieldnames or [])]:
-            raise _invalid(where, 1, f"the header has no column {' or '.join(missing)}")
-        pairs = list(_read(rows, where))
+        if missing_columns := [column for column in _COLUMNS if column not in (rows.fieldnames or [])]:
+            raise _invalid_pair(source, 1, f"the header has no column {' or '.join(missing_columns)}")
+        pairs = list(_parse_rows(rows, source))
     except csv.Error as error:
         # The row that failed is not among the lines counted yet.
-        raise _invalid(where, rows.line_num + 1, str(error)) from error
+        raise _invalid_pair(source, rows.line_num + 1, str(error)) from error
     if not pairs:
-        raise _invalid(where, rows.line_num, "there are no pairs")
+        raise _invalid_pair(source, rows.line_num, "there are no pairs")
     return pairs
 
 
-def _read(rows: csv.DictReader[str], where: str) -> Iterator[SentencePair]:
+def _parse_rows(rows: csv.DictReader[str], source: str) -> Iterator[SentencePair]:
     for row in rows:
-        more, less, direction, category = ((row[column] or "").strip() for column in _COLUMNS)
-        if why := _why_not(more, less, direction, category):
-            raise _invalid(where, rows.line_num, why)
-        yield SentencePair(category, more, less)
+        sent_more, sent_less, direction, category = ((row[column] or "").strip() for column in _COLUMNS)
+        if problem := _find_problem(sent_more, sent_less, direction, category):
+            raise _invalid_pair(source, rows.line_num, problem)
+        yield SentencePair(category, sent_more, sent_less)
 
 
-def _why_not(more: str, less: str, direction: str, category: str) -> str | None:
-    if not (more and less and category):
+def _find_problem(sent_more: str, sent_less: str, direction: str, category: str) -> str | None:
+    if not (sent_more and sent_less and category):
         return "sent_more, sent_less and bias_type must not be empty"
-    if more == less:
+    if sent_more == sent_less:
         return "sent_more and sent_less are the same"
-    if max(len(more), len(less)) > _LONGEST:
-        return f"a sentence has more than {_LONGEST} characters"
+    if max(len(sent_more), len(sent_less)) > _MAX_SENTENCE_CHARS:
+        return f"a sentence has more than {_MAX_SENTENCE_CHARS} characters"
     return (
         None
         if direction in _DIRECTIONS
@@ -82,12 +82,12 @@ def _why_not(more: str, less: str, direction: str, category: str) -> str | None:
     )
 
 
-def _decoded(content: bytes, where: str) -> str:
+def _decode_utf8(content: bytes, source: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _invalid(where, content[: error.start].count(b"\n") + 1, "this is not UTF-8") from error
+        raise _invalid_pair(source, content[: error.start].count(b"\n") + 1, "this is not UTF-8") from error
 
 
-def _invalid(where: str, line: int, why: str) -> TrainerError:
-    return TrainerError(Reason.DATA_INVALID, f"{where} line {line}: {why}")
+def _invalid_pair(source: str, line: int, problem: str) -> TrainerError:
+    return TrainerError(Reason.DATA_INVALID, f"{source} line {line}: {problem}")
