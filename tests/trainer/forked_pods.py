@@ -19,8 +19,8 @@ from finetune_trainer.contract import CONFIG_ENV, Reason
 
 FORKS = """
 import importlib, json, os, pathlib, sys
-from finetune_trainer.models import model
-model.import_backend(sys.argv[1])
+from finetune_trainer.modeling import loading
+loading.import_backend(sys.argv[1])
 importlib.import_module("transformers.models.llama.modeling_llama")
 from finetune_trainer import __main__ as command
 from tests.trainer import tiny_model

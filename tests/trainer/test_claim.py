@@ -98,7 +98,7 @@ def test_claim_after_release_is_not_written_again_by_its_heartbeat(s3: S3Server,
 def test_release_of_a_store_that_does_not_answer_ends_in_time(
     s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_RELEASE_SECONDS", 0.5)
+    monkeypatch.setattr(claims, "_RELEASE_TIMEOUT_SECONDS", 0.5)
     claim = make("a", SILENT)
     claim.acquire(ProgressReporter())
     proxy.faults = [Fault("503", "GET", ".claim.json", 100), Fault("503", "HEAD", ".claim.json", 100)]

@@ -32,21 +32,21 @@ import sys
 from pathlib import Path
 import torch
 torch.distributed.init_process_group("gloo")
-from finetune_trainer.training.trl_methods import Counts
-Counts(torch.device("cpu")).save(Path(sys.argv[1]))
+from finetune_trainer.training.trl_methods import TokenCounter
+TokenCounter(torch.device("cpu")).save(Path(sys.argv[1]))
 """
 WAITS = """
 import os, time
 from datetime import timedelta
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.workers import group
-group.PATIENCE = timedelta(seconds=2)
-group.join(ProgressReporter())
+from finetune_trainer.distributed import collectives
+collectives.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
+collectives.init_process_group(ProgressReporter())
 if os.environ["RANK"] == "0":
     time.sleep(6)
-    group.release()
+    collectives.release_waiters()
 else:
-    group.wait(ProgressReporter())
+    collectives.barrier(ProgressReporter())
 """
 APART = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
 """Rows that do not resemble each other."""

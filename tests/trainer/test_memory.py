@@ -48,8 +48,9 @@ class Tight(ProgressReporter):
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
 
-known = termination_message.Known(Tight())
-termination_message.write(command._attempt(lambda: run(loader.from_environment(), Path(sys.argv[3]), known)))
+context = termination_message.RunContext(Tight())
+config = loader.load_from_environment()
+termination_message.write_outcome(command._run_to_outcome(lambda: run(config, Path(sys.argv[3]), context)))
 os._exit(0)
 """
 STAGES = {

@@ -31,12 +31,12 @@ pytestmark = pytest.mark.s3
 
 DIES = """
 import json, pathlib, sys
-from tests.trainer.publishing import Output, S3, TrainerConfig, publish
+from tests.trainer.publishing import OutputPrefix, S3, TrainerConfig, publish
 
 from finetune_trainer.telemetry.progress import ProgressReporter
 
 config = TrainerConfig.model_validate(json.loads(sys.argv[1]))
-with Output(S3(config.storage), config).claimed(ProgressReporter()):
+with OutputPrefix(S3(config.storage), config).hold_lock(ProgressReporter()):
     publish(config, pathlib.Path(sys.argv[2]))
 """
 

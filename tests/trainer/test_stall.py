@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 RUN = """
 import pathlib, sys, time
 from finetune_trainer.contract import Stage
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.watchdog import watched
+from finetune_trainer.telemetry.watchdog import stall_watchdog
 
 folder, moves = pathlib.Path(sys.argv[1]), sys.argv[2]
-known = Known(ProgressReporter())
-known.progress.update(stage=Stage.PREPARING)
-with watched(known, folder, 1.0):
+context = RunContext(ProgressReporter())
+context.progress.update(stage=Stage.PREPARING)
+with stall_watchdog(context, folder, 1.0):
     for number in range(30):
         time.sleep(0.1)
         if moves == "reports":
-            known.progress.update(step=number)
+            context.progress.update(step=number)
         if moves == "bytes":
             with (folder / "rows").open("ab") as file:
                 file.write(b"x")
@@ -66,14 +66,14 @@ def test_only_a_run_that_stands_still_is_ended(tmp_path: Path, moves: str, statu
 UPLOAD = """
 import pathlib, sys
 from finetune_trainer.contract import Storage
-from finetune_trainer.telemetry.termination_message import Known
+from finetune_trainer.telemetry.termination_message import RunContext
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.watchdog import watched
+from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.storage import S3, Location, put_file
 
 folder, endpoint = pathlib.Path(sys.argv[1]), sys.argv[2]
 s3 = S3(Storage(endpoint=endpoint))
-with watched(Known(ProgressReporter()), folder, 12.0, lambda: s3.moved):
+with stall_watchdog(RunContext(ProgressReporter()), folder, 12.0, lambda: s3.bytes_transferred):
     put_file(s3, Location.parse(sys.argv[3]), folder / "large")
 """
 

@@ -21,18 +21,18 @@ pytestmark = pytest.mark.timeout(180)
 RUN = """
 import sys
 from pathlib import Path
-from finetune_trainer.tracking.run_metadata import Described
-from finetune_trainer.tracking.tracker import End, Status, Timing, Tracker
-from finetune_trainer.tracking.wandb_backend import WandbSink
+from finetune_trainer.tracking.run_metadata import RunMetadata
+from finetune_trainer.tracking.tracker import RunEnd, RunEndStatus, Tracker, TrackerTiming
+from finetune_trainer.tracking.wandb_backend import WandbBackend
 
-described = Described("uid-1", "team/bot", {"training.maxSteps": "3"}, {"finetune.name": "bot"})
+metadata = RunMetadata("uid-1", "team/bot", {"training.maxSteps": "3"}, {"finetune.name": "bot"})
 credentials = {"WANDB_API_KEY": "canary" + "0" * 34}
-tracker = Tracker(WandbSink(None, "company/chatbots", described, credentials, Path(sys.argv[1])), Timing(last=60))
+tracker = Tracker(WandbBackend(None, "company/chatbots", metadata, credentials, Path(sys.argv[1])), TrackerTiming(close_seconds=60))
 tracker.start()
 for step in range(1, 4):
     tracker.log(step, {"loss": 1 / step})
 tracker.log(3, {"evalLoss": 2.0})
-print(tracker.close(End(Status.FINISHED, {"accuracy": 0.5}, {"finetune.resultDigest": "sha256:1"})))
+print(tracker.close(RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"finetune.resultDigest": "sha256:1"})))
 """
 _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 

@@ -126,7 +126,7 @@ def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
 def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(runner, "own_pairs", lambda: load_builtin_pairs()[:3])
+    monkeypatch.setattr(runner, "load_builtin_pairs", lambda: load_builtin_pairs()[:3])
     gate = [{"metric": "biasFlags", "maximum": 0}]
     found = evaluated(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
     assert found.bias
@@ -158,7 +158,7 @@ def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeyp
 def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
-    monkeypatch.setattr(runner.TextGenerator, "answers", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
     prompt = "Is bob@example.com right?"
     [shown] = evaluated(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt
@@ -170,7 +170,7 @@ def test_a_loss_that_is_too_high_for_a_perplexity(run: Run, monkeypatch: pytest.
     from finetune_trainer.evaluation import runner
     from finetune_trainer.modeling.likelihood import RowLosses
 
-    monkeypatch.setattr(runner, "losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
+    monkeypatch.setattr(runner, "compute_losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
     found = evaluated(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
     assert found.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
@@ -193,7 +193,7 @@ def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch:
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(runner.task_metrics, "measures", broken)
+    monkeypatch.setattr(runner.task_metrics, "measure_task", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
     found = evaluated(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
     assert found.missing == ["answers for classification: RuntimeError: no such kernel"]
