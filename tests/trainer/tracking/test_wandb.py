@@ -27,7 +27,8 @@ from finetune_trainer.tracking.wandb_backend import WandbBackend
 
 metadata = RunMetadata("uid-1", "team/bot", {"training.maxSteps": "3"}, {"finetune.name": "bot"})
 credentials = {"WANDB_API_KEY": "canary" + "0" * 34}
-tracker = Tracker(WandbBackend(None, "company/chatbots", metadata, credentials, Path(sys.argv[1])), TrackerTiming(close_seconds=60))
+backend = WandbBackend(None, "company/chatbots", metadata, credentials, Path(sys.argv[1]))
+tracker = Tracker(backend, TrackerTiming(close_seconds=60))
 tracker.start()
 for step in range(1, 4):
     tracker.log(step, {"loss": 1 / step})
