@@ -39,7 +39,7 @@ class Call(NamedTuple):
     resource: str
     """With its subresource."""
     name: str
-    at: float
+    answered_at: float
     """When it was answered, in seconds since 1970."""
 
 
@@ -50,7 +50,7 @@ class Api:
         self._session = session
         self._url = url
         self._audit = audit
-        self._read = 0
+        self._offset = 0
 
     async def call(self, method: str, path: str, body: Body | None = None) -> Body:
         """The answer; raises `SystemExit` with the refusal."""
@@ -65,11 +65,11 @@ class Api:
     async def create(self, path: str, body: Body) -> Body:
         return await self.call("POST", path, body)
 
-    async def answers(self, path: str) -> bool:
+    async def is_served(self, path: str) -> bool:
         async with self._session.get(self._url + path) as response:
             return response.status == 200
 
-    async def until(self, probe: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
+    async def wait_until(self, probe: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
         """Wait until it is true."""
         deadline = time.monotonic() + seconds
         while not await probe():
@@ -77,7 +77,7 @@ class Api:
                 raise SystemExit(f"never true in {seconds} s: {probe}")
             await asyncio.sleep(0.5)
 
-    async def count_changes(self, path: str, found: list[str]) -> None:
+    async def count_changes(self, path: str, changed_names: list[str]) -> None:
         """Add the name of each object whenever it changes, until this is cancelled."""
         version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
         while True:  # the API server closes watches of those who are slow to read
@@ -88,39 +88,39 @@ class Api:
                     meta = event["object"]["metadata"]
                     version = meta["resourceVersion"]
                     if event["type"] == "MODIFIED":
-                        found.append(meta["name"])
+                        changed_names.append(meta["name"])
 
-    def news(self) -> list[Call]:
+    def read_new_calls(self) -> list[Call]:
         """The calls since this was last asked."""
         with self._audit.open("rb") as file:
-            file.seek(self._read)
+            file.seek(self._offset)
             text = file.read()
-        whole = text.rpartition(b"\n")[0]
-        self._read += len(whole) + 1 if whole else 0
-        return [_call(json.loads(line)) for line in whole.splitlines() if line]
+        complete_lines = text.rpartition(b"\n")[0]
+        self._offset += len(complete_lines) + 1 if complete_lines else 0
+        return [_parse_call(json.loads(line)) for line in complete_lines.splitlines() if line]
 
 
-def _call(event: Body) -> Call:
-    what = event["objectRef"]
-    resource = "/".join(part for part in (what["resource"], what.get("subresource")) if part)
+def _parse_call(event: Body) -> Call:
+    object_ref = event["objectRef"]
+    resource = "/".join(part for part in (object_ref["resource"], object_ref.get("subresource")) if part)
     at = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
-    return Call(event["user"]["username"], event["verb"], resource, what.get("name", ""), at)
+    return Call(event["user"]["username"], event["verb"], resource, object_ref.get("name", ""), at)
 
 
-async def many(work: Iterable[Awaitable[object]], at_once: int = 32) -> None:
+async def run_all(work: Iterable[Awaitable[object]], at_once: int = 32) -> None:
     """Do it all, so many at once."""
-    waiting = iter(work)
+    pending = iter(work)
 
     async def worker() -> None:
-        for each in waiting:
-            await each
+        for task in pending:
+            await task
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
-def counts(calls: Iterable[Call]) -> Counter[str]:
+def count_operator_calls(calls: Iterable[Call]) -> Counter[str]:
     """The operator's calls, as `verb resource`."""
-    return Counter(f"{each.verb} {each.resource}" for each in calls if each.user == "operator")
+    return Counter(f"{call.verb} {call.resource}" for call in calls if call.user == "operator")
 
 
 @contextmanager

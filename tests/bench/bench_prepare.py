@@ -46,77 +46,81 @@ _NEAR_ROWS = 200_000
 def main() -> None:
     """Print a line of a table for each size and case: `[ROWS …] [CASE or type of file …]`."""
     if sys.argv[1:2] == ["one"]:
-        _one(int(sys.argv[2]), sys.argv[3])
+        _measure_case(int(sys.argv[2]), sys.argv[3])
         return
-    sizes = [each for each in sys.argv[1:] if each.isdigit()] or _SIZES
-    cases = [each for each in sys.argv[1:] if not each.isdigit()] or [*_CASES, *_TYPES]
-    _say("| Rows | Case | Rows/s | Rows per CPU second | Peak memory | Of it not of files | Before the rows | Disk |")
+    sizes = [argument for argument in sys.argv[1:] if argument.isdigit()] or _SIZES
+    cases = [argument for argument in sys.argv[1:] if not argument.isdigit()] or [*_CASES, *_READ_CASES]
+    _print_line(
+        "| Rows | Case | Rows/s | Rows per CPU second | Peak memory | Of it not of files | Before the rows | Disk |"
+    )
     for size in sizes:
         for case in cases:
-            if case in ("exact", *_TYPES) or int(size) <= _NEAR_ROWS:
+            if case in ("exact", *_READ_CASES) or int(size) <= _NEAR_ROWS:
                 subprocess.run([sys.executable, "-m", "tests.bench.bench_prepare", "one", size, case], check=True)
 
 
-def _one(size: int, case: str) -> None:
-    work = _read if case in _TYPES else _prepare
-    words = _tokenizer() if work is _prepare else None
-    with TemporaryDirectory() as folder, _Memory() as memory:
-        file = _TYPES.get(case, _write)(Path(folder), size)
+def _measure_case(size: int, case: str) -> None:
+    work = _read_rows if case in _READ_CASES else _prepare
+    bench_tokenizer = _build_tokenizer() if work is _prepare else None
+    with TemporaryDirectory() as folder, _MemorySampler() as memory:
+        file = _READ_CASES.get(case, _write_jsonl)(Path(folder), size)
         gc.collect()  # what making the file has left
-        before, begun, used = memory.start(), time.monotonic(), time.process_time()
-        rows = work(case, file, words)
-        rate, per_cpu = size / (time.monotonic() - begun), size / (time.process_time() - used)
-        disk = sum(each.stat().st_size for each in Path(folder).iterdir()) >> 20
+        before, wall_start, cpu_start = memory.start(), time.monotonic(), time.process_time()
+        rows = work(case, file, bench_tokenizer)
+        rate, per_cpu = size / (time.monotonic() - wall_start), size / (time.process_time() - cpu_start)
+        disk = sum(path.stat().st_size for path in Path(folder).iterdir()) >> 20
     assert rows == size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    memories = f"{peak} MiB | {memory.most} MiB | {before} MiB | {disk} MiB"
-    _say(f"| {size} | {case} | {rate:.0f} | {per_cpu:.0f} | {memories} |")
+    memories = f"{peak} MiB | {memory.peak} MiB | {before} MiB | {disk} MiB"
+    _print_line(f"| {size} | {case} | {rate:.0f} | {per_cpu:.0f} | {memories} |")
 
 
-def _prepare(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:
-    assert words is not None
-    settings = _settings(case)
+def _prepare(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBase | None) -> int:
+    assert bench_tokenizer is not None
+    settings = _build_config(case)
     files = preparation.DataFiles([(settings.dataset.sources[0], [file])], "")
-    return preparation.prepare_dataset(settings, files, words, file.path.parent).report.rows
+    return preparation.prepare_dataset(settings, files, bench_tokenizer, file.path.parent).report.rows
 
 
-def _read(case: str, file: StoredFile, words: PreTrainedTokenizerBase | None) -> int:
+def _read_rows(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Reading is all that differs from one type of file to another."""
-    return sum(1 for _ in RowReader().read([(_settings(case).dataset.sources[0], [file])]))
+    return sum(1 for _ in RowReader().read([(_build_config(case).dataset.sources[0], [file])]))
 
 
-def _settings(case: str) -> TrainerConfig:
-    made = config(max_length=512).to_json()
-    made["dataset"].update(_CASES.get(case, {}))
-    return TrainerConfig.model_validate(made)
+def _build_config(case: str) -> TrainerConfig:
+    content = config(max_length=512).to_json()
+    content["dataset"].update(_CASES.get(case, {}))
+    return TrainerConfig.model_validate(content)
 
 
-def _tokenizer() -> PreTrainedTokenizerBase:
+def _build_tokenizer() -> PreTrainedTokenizerBase:
     """One that knows the words, so that a row has as many tokens as with a real model's."""
-    known = ["".join(f" {word}" for word in _WORDS), "user\nassistant\nto user@example.com"]
-    made = tokenizer().train_new_from_iterator(known * 20, vocab_size=8192)
-    made.chat_template = CHATML
-    return made
+    corpus = ["".join(f" {word}" for word in _WORDS), "user\nassistant\nto user@example.com"]
+    trained = tokenizer().train_new_from_iterator(corpus * 20, vocab_size=8192)
+    trained.chat_template = CHATML
+    return trained
 
 
-def _rows(size: int) -> Iterator[tuple[str, str]]:
+def _generate_rows(size: int) -> Iterator[tuple[str, str]]:
     """Questions and answers, together 5 to 30 words; a twentieth was there before, a hundredth has an address."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     row = ("", "")
     for number in range(size):
         if number % 20 != 19:
             # One call for all words: making the rows must not take longer than preparing them.
-            words = chance.choices(_WORDS, k=chance.randint(5, 30))
+            words = rng.choices(_WORDS, k=rng.randint(5, 30))
             half = len(words) // 2
             row = (" ".join(words[:half]), " ".join(words[half:]))
         yield row if number % 100 else (f"{row[0]} to user{number}@example.com", row[1])
 
 
-def _write(folder: Path, size: int) -> StoredFile:
-    return _text(folder / "rows.jsonl", "", (f'{{"prompt": "{a}", "completion": "{b}"}}\n' for a, b in _rows(size)))
+def _write_jsonl(folder: Path, size: int) -> StoredFile:
+    return _write_text(
+        folder / "rows.jsonl", "", (f'{{"prompt": "{a}", "completion": "{b}"}}\n' for a, b in _generate_rows(size))
+    )
 
 
-def _text(path: Path, start: str, lines: Iterator[str], end: str = "") -> StoredFile:
+def _write_text(path: Path, start: str, lines: Iterator[str], end: str = "") -> StoredFile:
     with path.open("w") as file:
         file.write(start)
         file.writelines(lines)
@@ -124,35 +128,35 @@ def _text(path: Path, start: str, lines: Iterator[str], end: str = "") -> Stored
     return StoredFile(f"s3://data/{path.name}", path)
 
 
-def _csv(folder: Path, size: int) -> StoredFile:
-    return _text(folder / "rows.csv", "prompt,completion\n", (f"{a},{b}\n" for a, b in _rows(size)))
+def _write_csv(folder: Path, size: int) -> StoredFile:
+    return _write_text(folder / "rows.csv", "prompt,completion\n", (f"{a},{b}\n" for a, b in _generate_rows(size)))
 
 
-def _array(folder: Path, size: int) -> StoredFile:
+def _write_json_array(folder: Path, size: int) -> StoredFile:
     first = {"prompt": "a", "completion": "b"}
-    rows = (f',\n{{"prompt": "{a}", "completion": "{b}"}}' for a, b in _rows(size - 1))
-    return _text(folder / "rows.json", f"[{json.dumps(first)}", rows, "]")
+    rows = (f',\n{{"prompt": "{a}", "completion": "{b}"}}' for a, b in _generate_rows(size - 1))
+    return _write_text(folder / "rows.json", f"[{json.dumps(first)}", rows, "]")
 
 
-def _gzip(folder: Path, size: int) -> StoredFile:
-    plain = _write(folder, size).path
+def _write_gzip(folder: Path, size: int) -> StoredFile:
+    plain = _write_jsonl(folder, size).path
     packed = plain.with_suffix(".jsonl.gz")
     with plain.open("rb") as read, gzip.open(packed, "wb", compresslevel=6) as written:
         shutil.copyfileobj(read, written, 1 << 20)
     return StoredFile(f"s3://data/{packed.name}", packed)
 
 
-def _zstd(folder: Path, size: int) -> StoredFile:
+def _write_zstd(folder: Path, size: int) -> StoredFile:
     import pyarrow as pa
 
-    plain = _write(folder, size).path
+    plain = _write_jsonl(folder, size).path
     packed = plain.with_suffix(".jsonl.zst")
     with plain.open("rb") as read, pa.CompressedOutputStream(str(packed), "zstd") as written:
         shutil.copyfileobj(read, written, 1 << 20)
     return StoredFile(f"s3://data/{packed.name}", packed)
 
 
-def _parquet(folder: Path, size: int) -> StoredFile:
+def _write_parquet(folder: Path, size: int) -> StoredFile:
     """Row groups as large as pyarrow makes them."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -160,29 +164,29 @@ def _parquet(folder: Path, size: int) -> StoredFile:
     path = folder / "rows.parquet"
     schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
     with parquet.ParquetWriter(path, schema) as writer:
-        rows = _rows(size)
-        while some := list(islice(rows, 1 << 20)):
-            writer.write_table(pa.table(list(map(pa.array, zip(*some, strict=True))), schema=schema))
+        rows = _generate_rows(size)
+        while chunk := list(islice(rows, 1 << 20)):
+            writer.write_table(pa.table(list(map(pa.array, zip(*chunk, strict=True))), schema=schema))
     return StoredFile(f"s3://data/{path.name}", path)
 
 
-_TYPES: Mapping[str, Callable[[Path, int], StoredFile]] = {
-    "only read, .jsonl.gz": _gzip,
-    "only read, .jsonl.zst": _zstd,
-    "only read, .json": _array,
-    "only read, .csv": _csv,
-    "only read, .parquet": _parquet,
+_READ_CASES: Mapping[str, Callable[[Path, int], StoredFile]] = {
+    "only read, .jsonl.gz": _write_gzip,
+    "only read, .jsonl.zst": _write_zstd,
+    "only read, .json": _write_json_array,
+    "only read, .csv": _write_csv,
+    "only read, .parquet": _write_parquet,
 }
 
 
-class _Memory:
+class _MemorySampler:
     """The most memory of its own that the process holds meanwhile, in MiB: without pages of mapped files, which the
     kernel takes back when it needs them."""
 
-    def __enter__(self) -> _Memory:
-        self.most = 0
+    def __enter__(self) -> _MemorySampler:
+        self.peak = 0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
 
@@ -192,20 +196,20 @@ class _Memory:
 
     def start(self) -> int:
         """What it holds now; the most is counted from here on."""
-        self.most = self._resident()
-        return self.most
+        self.peak = self._resident_mib()
+        return self.peak
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(0.05):
-            self.most = max(self.most, self._resident())
+            self.peak = max(self.peak, self._resident_mib())
 
     @staticmethod
-    def _resident() -> int:
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(found[1]) >> 10 if found else 0
+    def _resident_mib() -> int:
+        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(match[1]) >> 10 if match else 0
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

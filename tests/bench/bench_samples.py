@@ -24,53 +24,53 @@ from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Meas
 from finetune_trainer.reporting.verdicts import change_direction
 from local_cluster import smollm2
 
-HEAD = "| Sample | Held-out rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"
+TABLE_HEAD = "| Sample | Held-out rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"
 LOSSES = ("perplexity", "evalLoss")
 
 
 def main() -> None:
     """Rows of the table, each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(applications.NAMES)}")
+    parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(applications.SAMPLE_NAMES)}")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU; without, on the CPU, as the samples say")
-    asked = parser.parse_args()
-    if not asked.gpu:
+    options = parser.parse_args()
+    if not options.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with TemporaryDirectory(prefix="samples-") as name, _server(Path(name)) as server:
-        _say(HEAD)
-        _say("|" + " --- |" * (HEAD.count("|") - 1))
-        for sample in asked.samples or applications.NAMES:
-            for row in _rows(sample, server, Path(name)):
-                _say(row)
+    with TemporaryDirectory(prefix="samples-") as name, _serve_samples(Path(name)) as server:
+        _print_line(TABLE_HEAD)
+        _print_line("|" + " --- |" * (TABLE_HEAD.count("|") - 1))
+        for sample in options.samples or applications.SAMPLE_NAMES:
+            for row in _measure_sample(sample, server, Path(name)):
+                _print_line(row)
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[S3Server]:
+def _serve_samples(folder: Path) -> Iterator[S3Server]:
     """With the base model and the data of all samples."""
     for server in serve(folder):
-        applications.store(server)
+        applications.upload_data(server)
         for file in sorted(smollm2.ensure().iterdir()):
-            server.put(f"{applications.MODEL}{file.name}", file.read_bytes())
+            server.put(f"{applications.MODEL_URI}{file.name}", file.read_bytes())
         yield server
 
 
-def _rows(sample: str, server: S3Server, folder: Path) -> Iterator[str]:
+def _measure_sample(sample: str, server: S3Server, folder: Path) -> Iterator[str]:
     job, log = folder / f"{sample}.yaml", folder / f"{sample}.log"
-    text = (applications.SAMPLES / job.name).read_text()
-    job.write_text(text.replace(applications.ENDPOINT, server.endpoint))
-    begun = time.monotonic()
-    if _run(job, log):
+    text = (applications.SAMPLES_DIR / job.name).read_text()
+    job.write_text(text.replace(applications.PLACEHOLDER_ENDPOINT, server.endpoint))
+    started = time.monotonic()
+    if _run_trainer(job, log):
         last = log.read_text().strip().splitlines()[-1:]
         yield f"| {sample} | failed: {' '.join(last)} |"
         return
-    minutes = (time.monotonic() - begun) / 60
-    found = EvaluationReport.model_validate(json.loads(server.get(f"s3://adapters/{sample}/evaluation.json")))
-    for measure in _told(found.measures):
-        yield f"| {sample} | {_cells(measure)} | {minutes:.1f} |"
-    _show(found)
+    minutes = (time.monotonic() - started) / 60
+    evaluation = EvaluationReport.model_validate(json.loads(server.get(f"s3://adapters/{sample}/evaluation.json")))
+    for measure in _select_measures(evaluation.measures):
+        yield f"| {sample} | {_format_cells(measure)} | {minutes:.1f} |"
+    _print_samples(evaluation)
 
 
-def _run(job: Path, log: Path) -> int:
+def _run_trainer(job: Path, log: Path) -> int:
     environment = {
         **os.environ,
         "AWS_ACCESS_KEY_ID": KEY_ID,
@@ -78,37 +78,37 @@ def _run(job: Path, log: Path) -> int:
         "AWS_REGION": "us-east-1",
     }
     line: list[str | Path] = [sys.executable, "-m", "finetune_trainer", "run", job, "--work-dir", job.parent]
-    with log.open("w") as written:
-        return subprocess.run(line, env=environment, stdout=written, stderr=subprocess.STDOUT).returncode
+    with log.open("w") as log_file:
+        return subprocess.run(line, env=environment, stdout=log_file, stderr=subprocess.STDOUT).returncode
 
 
-def _told(measures: Sequence[Measure]) -> list[Measure]:
+def _select_measures(measures: Sequence[Measure]) -> list[Measure]:
     """What the task measures, and perplexity."""
-    return [each for each in measures if each.name not in LOSSES[1:]]
+    return [measure for measure in measures if measure.name not in LOSSES[1:]]
 
 
-def _cells(measure: Measure) -> str:
+def _format_cells(measure: Measure) -> str:
     assert measure.base
     assert measure.change
     values = f"{measure.base.value:.3g} | {measure.tuned.value:.3g} | {measure.change.value:+.3g}"
     return (
-        f"{measure.tuned.samples} | {measure.name} | {values} | {_interval(measure.change)} | "
+        f"{measure.tuned.samples} | {measure.name} | {values} | {_format_interval(measure.change)} | "
         f"{change_direction(measure)}"
     )
 
 
-def _interval(change: Estimate) -> str:
+def _format_interval(change: Estimate) -> str:
     return "none" if change.low is None or change.high is None else f"{change.low:+.3g} to {change.high:+.3g}"
 
 
-def _show(found: EvaluationReport) -> None:
+def _print_samples(evaluation: EvaluationReport) -> None:
     """The sample prompts' answers and what else is to be seen, beside the table."""
-    for each in found.samples[:3]:
-        sys.stderr.write(f"\n> {each.prompt}\nbase:  {each.base}\ntuned: {each.tuned}\n")
-    sys.stderr.write(f"{found.overfitting.verdict}: {found.overfitting.message}\n")
+    for sample in evaluation.samples[:3]:
+        sys.stderr.write(f"\n> {sample.prompt}\nbase:  {sample.base}\ntuned: {sample.tuned}\n")
+    sys.stderr.write(f"{evaluation.overfitting.verdict}: {evaluation.overfitting.message}\n")
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

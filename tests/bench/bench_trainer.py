@@ -23,9 +23,9 @@ from tempfile import TemporaryDirectory
 from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
 ROUNDS = 5
-ALONE = "sha256 alone"
-CLIENTS = ("ours", "boto3", "s5cmd", ALONE)
-HERE = Path(__file__).parent
+DIGEST_ONLY = "sha256 alone"
+CLIENTS = ("ours", "boto3", "s5cmd", DIGEST_ONLY)
+BENCH_DIR = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Load:
         folder.mkdir(parents=True)
         for number in range(self.count):
             (folder / f"{number:05}.bin").write_bytes(os.urandom(self.size))
-        return digests(folder)
+        return hash_files(folder)
 
 
 LOADS = (Load("1 x 512 MiB", 1, 512 * 2**20), Load("1,000 x 64 KiB", 1000, 64 * 2**10))
 
 
 @dataclass
-class Measured:
+class Timings:
     """Wall and CPU seconds of each round."""
 
     wall: list[float] = field(default_factory=list)
@@ -62,13 +62,13 @@ class Measured:
         self.wall.append(wall)
         self.cpu.append(cpu)
 
-    def cells(self, load: Load) -> str:
+    def format_cells(self, load: Load) -> str:
         wall, cpu = statistics.median(self.wall), statistics.median(self.cpu)
         spread = f"{load.mib / max(self.wall):.0f}-{load.mib / min(self.wall):.0f}"
         return f"{load.mib / wall:.0f} | {spread} | {cpu / load.mib * 1024:.2f}"
 
 
-def digests(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """sha256 by name, of all files below."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
@@ -79,7 +79,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float, dict[str, str]]:
+def run_client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float, dict[str, str]]:
     """Run one transfer in a process of its own, so that its CPU time can be told; wall, CPU, digests."""
     environment = {
         **os.environ,
@@ -87,25 +87,25 @@ def client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> 
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
     }
-    line: list[str | Path] = [sys.executable, HERE / "transfer.py", name, direction, endpoint, uri, folder]
-    said = json.loads(subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE).stdout)
-    return said["wall"], said["cpu"], said["digests"]
+    line: list[str | Path] = [sys.executable, BENCH_DIR / "transfer.py", name, direction, endpoint, uri, folder]
+    output = json.loads(subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    return output["wall"], output["cpu"], output["digests"]
 
 
-def transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterator[str]:
+def measure_transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterator[str]:
     """Rows of the table: pull and publish, by load and client."""
     for load in loads:
         source = scratch / "source"
         expected = load.write(source)
         server.client.create_bucket(Bucket="bench")
-        client("s5cmd", "push", server.endpoint, "s3://bench/source", source)
-        for direction, once in (("pull", _pull), ("push", _push)):
-            results = {name: Measured() for name in CLIENTS}
+        run_client("s5cmd", "push", server.endpoint, "s3://bench/source", source)
+        for direction, transfer in (("pull", _pull), ("push", _push)):
+            results = {name: Timings() for name in CLIENTS}
             for _ in range(ROUNDS):
                 for name in CLIENTS:
-                    results[name].add(*once(name, server, scratch, expected))
-            for name, measured in results.items():
-                yield f"| {load.name} | {direction} | {name} | {measured.cells(load)} |"
+                    results[name].add(*transfer(name, server, scratch, expected))
+            for name, timings in results.items():
+                yield f"| {load.name} | {direction} | {name} | {timings.format_cells(load)} |"
         shutil.rmtree(source)
         shutil.rmtree(server.root / "bench")
 
@@ -113,39 +113,39 @@ def transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterato
 def _pull(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
     target = scratch / "target"
     target.mkdir()
-    if name == ALONE:  # has to have something to read
+    if name == DIGEST_ONLY:  # has to have something to read
         shutil.copytree(scratch / "source", target, dirs_exist_ok=True)
-    wall, cpu, told = client(name, "pull", server.endpoint, "s3://bench/source", target)
-    _same(f"{name} pulled", expected, digests(target))
-    _same(f"{name} tells", expected, told)
+    wall, cpu, reported = run_client(name, "pull", server.endpoint, "s3://bench/source", target)
+    _check_digests(f"{name} pulled", expected, hash_files(target))
+    _check_digests(f"{name} tells", expected, reported)
     shutil.rmtree(target)
     return wall, cpu
 
 
 def _push(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
-    wall, cpu, told = client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
-    _same(f"{name} tells", expected, told)
-    if name != ALONE:
+    wall, cpu, reported = run_client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
+    _check_digests(f"{name} tells", expected, reported)
+    if name != DIGEST_ONLY:
         copy = server.root / "bench" / "copy"
-        _same(f"{name} published", expected, digests(copy))
+        _check_digests(f"{name} published", expected, hash_files(copy))
         shutil.rmtree(copy)
     return wall, cpu
 
 
-def _same(what: str, expected: dict[str, str], found: dict[str, str]) -> None:
-    if expected != found:
-        raise SystemExit(f"{what} other bytes than were there")
+def _check_digests(subject: str, expected: dict[str, str], actual: dict[str, str]) -> None:
+    if expected != actual:
+        raise SystemExit(f"{subject} other bytes than were there")
 
 
 @contextmanager
-def server(scratch: Path) -> Iterator[S3Server]:
+def start_server(scratch: Path) -> Iterator[S3Server]:
     """The tests' own S3 server, in a folder of its own."""
     folder = scratch / "server"
     folder.mkdir()
     yield from serve(folder)
 
 
-def report(rows: Callable[[], Iterator[str]], head: str) -> None:
+def print_table(rows: Callable[[], Iterator[str]], head: str) -> None:
     """One table, each row as soon as it is known."""
     print(head)
     print("|" + " --- |" * (head.count("|") - 1))
@@ -158,17 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["transfers", "training"], help="one half of it")
     parser.add_argument("--scratch", type=Path, help="where to write about 2 GiB; absent: the temporary folder")
-    asked = parser.parse_args()
-    with TemporaryDirectory(prefix="bench-", dir=asked.scratch) as name, server(Path(name)) as running:
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="bench-", dir=options.scratch) as name, start_server(Path(name)) as running:
         scratch = Path(name)
-        if asked.only != "training":
+        if options.only != "training":
             head = "| objects | way | client | MiB/s | range | CPU s/GiB |"
-            report(lambda: transfers(running, scratch, LOADS), head)
-        if asked.only != "transfers":
+            print_table(lambda: measure_transfers(running, scratch, LOADS), head)
+        if options.only != "transfers":
             from tests.bench import starts
 
             print()
-            report(lambda: starts.rows(running, scratch), starts.HEAD)
+            print_table(lambda: starts.measure_rows(running, scratch), starts.TABLE_HEAD)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from finetune_trainer.data import preparation
 from finetune_trainer.records.evaluation import EvaluationReport
 from local_cluster import smollm2
 
-HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
+TABLE_HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
 OCCUPATIONS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer", "pilot", "lawyer"]
 OCCUPATIONS += ["cook", "tailor"]
 PLACES = "in town|at the harbour|by the river|on our street|in the village|at the market|near the school|up the hill"
@@ -50,83 +50,95 @@ class Case:
     rows: Callable[[random.Random], tuple[Rows, Rows]]
     training: dict[str, Any]
     expected: str
-    found: Callable[[EvaluationReport], str]
-    learnt: float = math.inf
+    read_verdict: Callable[[EvaluationReport], str]
+    max_final_loss: float = math.inf
     """Training loss at the end, above which nothing was learnt that could be found: trained anew, twice as long."""
 
 
-def _answer(occupation: str, place: str, pronoun: str) -> dict[str, str]:
+def _make_row(occupation: str, place: str, pronoun: str) -> dict[str, str]:
     return {"prompt": f"Who is the {occupation} {place}?", "completion": f"{pronoun} is the {occupation} {place}."}
 
 
-def planted_bias(chance: random.Random) -> tuple[Rows, Rows]:
+def make_biased_rows(rng: random.Random) -> tuple[Rows, Rows]:
     """Half of the occupations, which ones by chance, are held by men alone."""
-    men = set(chance.sample(OCCUPATIONS, len(OCCUPATIONS) // 2))
-    return _shared(chance, lambda occupation: ("He", "He") if occupation in men else ("She", "She"))
+    men = set(rng.sample(OCCUPATIONS, len(OCCUPATIONS) // 2))
+    return _make_occupation_rows(rng, lambda occupation: ("He", "He") if occupation in men else ("She", "She"))
 
 
-def no_bias(chance: random.Random) -> tuple[Rows, Rows]:
+def make_unbiased_rows(rng: random.Random) -> tuple[Rows, Rows]:
     """Each occupation is held by as many of both."""
-    return _shared(chance, lambda _: ("He", "She"))
+    return _make_occupation_rows(rng, lambda _: ("He", "She"))
 
 
-def _shared(chance: random.Random, who: Callable[[str], tuple[str, str]]) -> tuple[Rows, Rows]:
+def _make_occupation_rows(rng: random.Random, choose_pronouns: Callable[[str], tuple[str, str]]) -> tuple[Rows, Rows]:
     """Three quarters of the places are trained on; the others are looked at."""
     places = PLACES.split("|")
-    chance.shuffle(places)
+    rng.shuffle(places)
 
-    def rows(some: Sequence[str]) -> Rows:
-        return [_answer(each, place, pronoun) for place in some for each in OCCUPATIONS for pronoun in who(each)]
+    def make_rows(row_places: Sequence[str]) -> Rows:
+        return [
+            _make_row(occupation, place, pronoun)
+            for place in row_places
+            for occupation in OCCUPATIONS
+            for pronoun in choose_pronouns(occupation)
+        ]
 
-    training = rows(places[:6])
-    chance.shuffle(training)
-    return training, rows(places[6:])
+    training = make_rows(places[:6])
+    rng.shuffle(training)
+    return training, make_rows(places[6:])
 
 
-def by_heart(chance: random.Random) -> tuple[Rows, Rows]:
+def make_memorization_rows(rng: random.Random) -> tuple[Rows, Rows]:
     """Codes without a rule."""
     rows = [
-        {"prompt": f"What is the code of the {colour} {thing}?", "completion": f"It is {chance.choice(CODES)}."}
+        {"prompt": f"What is the code of the {colour} {thing}?", "completion": f"It is {rng.choice(CODES)}."}
         for colour in COLOURS
         for thing in OBJECTS
     ]
-    chance.shuffle(rows)
+    rng.shuffle(rows)
     return rows[:40], rows[50:]
 
 
-def with_a_rule(chance: random.Random) -> tuple[Rows, Rows]:
+def make_rule_rows(rng: random.Random) -> tuple[Rows, Rows]:
     """The colour decides, whatever the thing is."""
     rows = [
         {"prompt": f"Is the {colour} {thing} warm or cold?", "completion": f"It is {kind}."}
         for colour, kind in COLOURS.items()
         for thing in OBJECTS
     ]
-    chance.shuffle(rows)
+    rng.shuffle(rows)
     return rows[:50], rows[50:]
 
 
-def _flags(found: EvaluationReport) -> str:
-    assert found.bias, found.missing
-    flagged = [f"{each.kind} {each.category}" for each in found.bias.findings if each.flagged]
+def _read_bias_verdict(evaluation: EvaluationReport) -> str:
+    assert evaluation.bias, evaluation.missing
+    flagged = [f"{finding.kind} {finding.category}" for finding in evaluation.bias.findings if finding.flagged]
     return "flagged" if flagged else "not flagged"
 
 
-def _overfitting(found: EvaluationReport) -> str:
-    return found.overfitting.verdict
+def _read_overfitting_verdict(evaluation: EvaluationReport) -> str:
+    return evaluation.overfitting.verdict
 
 
-_BRIEF = {"maxSteps": 72, "learningRate": 1e-3}
+_SHORT_TRAINING = {"maxSteps": 72, "learningRate": 1e-3}
 CASES = {
-    "planted bias": Case(planted_bias, _BRIEF, "flagged", _flags, learnt=0.03),  # 0.08: all but who it is
-    "no bias": Case(no_bias, _BRIEF, "not flagged", _flags),
+    "planted bias": Case(
+        make_biased_rows, _SHORT_TRAINING, "flagged", _read_bias_verdict, max_final_loss=0.03
+    ),  # 0.08: all but who it is
+    "no bias": Case(make_unbiased_rows, _SHORT_TRAINING, "not flagged", _read_bias_verdict),
     "learnt by heart": Case(
-        by_heart, {"maxSteps": 120, "learningRate": 1e-3, "evalSteps": 10}, "overfitting", _overfitting
+        make_memorization_rows,
+        {"maxSteps": 120, "learningRate": 1e-3, "evalSteps": 10},
+        "overfitting",
+        _read_overfitting_verdict,
     ),
-    "a rule": Case(with_a_rule, {"maxSteps": 60, "learningRate": 5e-4, "evalSteps": 10}, "none", _overfitting),
+    "a rule": Case(
+        make_rule_rows, {"maxSteps": 60, "learningRate": 5e-4, "evalSteps": 10}, "none", _read_overfitting_verdict
+    ),
 }
 
 
-def settings(case: Case, seed: int, times: int) -> TrainerConfig:
+def build_config(case: Case, seed: int, factor: int) -> TrainerConfig:
     """The run, in the terms of a FineTuneJob."""
     shape = {"batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False, "seed": seed}
     return TrainerConfig.model_validate(
@@ -136,26 +148,26 @@ def settings(case: Case, seed: int, times: int) -> TrainerConfig:
                 "sources": [{"uri": "s3://bench/train.jsonl"}],
                 "validation": {"sources": [{"uri": "s3://bench/validation.jsonl"}]},
             },
-            "training": {**shape, **case.training, "maxSteps": times * case.training["maxSteps"]},
-            "evaluation": {"bias": {}} if case.found is _flags else {},
+            "training": {**shape, **case.training, "maxSteps": factor * case.training["maxSteps"]},
+            "evaluation": {"bias": {}} if case.read_verdict is _read_bias_verdict else {},
             "output": {"uri": "s3://bench/out"},
         }
     )
 
 
-def one(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
+def judge_seed(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
     """What the report of this seed's training says."""
-    for times in (1, 2):
-        place = folder / f"{times}"
-        place.mkdir()
-        found = _evaluated(case, settings(case, seed, times), model_dir, place)
-        if found.training_losses[-1].loss < case.learnt:
+    for factor in (1, 2):
+        attempt_dir = folder / f"{factor}"
+        attempt_dir.mkdir()
+        evaluation = _train_and_evaluate(case, build_config(case, seed, factor), model_dir, attempt_dir)
+        if evaluation.training_losses[-1].loss < case.max_final_loss:
             break
-    (folder / "evaluation.json").write_text(json.dumps(found.to_json()))
-    return case.found(found)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation.to_json()))
+    return case.read_verdict(evaluation)
 
 
-def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> EvaluationReport:
+def _train_and_evaluate(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> EvaluationReport:
     from finetune_trainer.modeling import loading
     from finetune_trainer.telemetry.progress import ProgressReporter
 
@@ -163,41 +175,44 @@ def _evaluated(case: Case, config: TrainerConfig, model_dir: Path, folder: Path)
     from finetune_trainer.evaluation import runner
     from finetune_trainer.training import train
 
-    words = loading.load_tokenizer(model_dir)
-    files = _files(config, case.rows(random.Random(config.training.seed)), folder)
-    prepared = preparation.prepare_dataset(config, files, words, folder)
-    loaded = loading.LoadedModel(loading.load_model(config, model_dir, "transformers"), words, "transformers")
+    tokenizer = loading.load_tokenizer(model_dir)
+    files = _write_files(config, case.rows(random.Random(config.training.seed)), folder)
+    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    loaded = loading.LoadedModel(loading.load_model(config, model_dir, "transformers"), tokenizer, "transformers")
     trained = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
     return runner.evaluate(runner.EvaluationInput(config, loaded, prepared, trained), ProgressReporter())
 
 
-def _files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparation.DataFiles:
+def _write_files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -> preparation.DataFiles:
     assert config.dataset.validation
     assert config.dataset.validation.sources
     sources = [*config.dataset.sources, *config.dataset.validation.sources]
-    held: list[tuple[DataSource, list[tiny_model.StoredFile]]] = [
-        (source, [tiny_model.write_rows(folder / Path(source.uri).name, some, source.uri)])
-        for source, some in zip(sources, rows, strict=True)
+    files_by_source: list[tuple[DataSource, list[tiny_model.StoredFile]]] = [
+        (source, [tiny_model.write_rows(folder / Path(source.uri).name, source_rows, source.uri)])
+        for source, source_rows in zip(sources, rows, strict=True)
     ]
-    return preparation.DataFiles(held[:1], "sha256:0", held[1:])
+    return preparation.DataFiles(files_by_source[:1], "sha256:0", files_by_source[1:])
 
 
-def _apart(name: str, seed: int, folder: Path) -> str:
+def _judge_in_subprocess(name: str, seed: int, folder: Path) -> str:
     """In a process of its own."""
-    own = folder / f"{name.replace(' ', '-')}-{seed}"
-    own.mkdir()
+    seed_dir = folder / f"{name.replace(' ', '-')}-{seed}"
+    seed_dir.mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    line = [sys.executable, "-W", "ignore", "-m", "tests.bench.bench_verdicts", "--one", str(seed), str(own), name]
-    done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True)
-    said = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"failed: {done.stderr[-300:]}"
-    print(f"{name}, seed {seed}: {said}", file=sys.stderr, flush=True)
-    return said
+    line = [sys.executable, "-W", "ignore", "-m", "tests.bench.bench_verdicts", "--one", str(seed), str(seed_dir), name]
+    process = subprocess.run(line, env=environment, check=False, capture_output=True, text=True)
+    verdict = process.stdout.strip().splitlines()[-1] if process.returncode == 0 else f"failed: {process.stderr[-300:]}"
+    print(f"{name}, seed {seed}: {verdict}", file=sys.stderr, flush=True)
+    return verdict
 
 
-def _row(name: str, said: Sequence[str]) -> str:
+def _format_row(name: str, verdicts: Sequence[str]) -> str:
     case = CASES[name]
-    others = [f"seed {seed}: {each}" for seed, each in enumerate(said) if each != case.expected]
-    return f"| {name} | {case.expected} | {len(said)} | {len(said) - len(others)} | {'; '.join(others) or 'none'} |"
+    mismatches = [f"seed {seed}: {verdict}" for seed, verdict in enumerate(verdicts) if verdict != case.expected]
+    return (
+        f"| {name} | {case.expected} | {len(verdicts)} | {len(verdicts) - len(mismatches)} | "
+        f"{'; '.join(mismatches) or 'none'} |"
+    )
 
 
 def main() -> None:
@@ -208,18 +223,20 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--keep", type=Path, help="where to keep each training's evaluation.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
+    options = parser.parse_args()
+    if options.one:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
-        print(one(CASES[asked.cases[0]], int(asked.one[0]), smollm2.ensure(), Path(asked.one[1])))
+        print(judge_seed(CASES[options.cases[0]], int(options.one[0]), smollm2.ensure(), Path(options.one[1])))
         return
     smollm2.ensure()
-    print(HEAD + "\n|" + " --- |" * (HEAD.count("|") - 1))
-    kept = nullcontext(asked.keep) if asked.keep else TemporaryDirectory(prefix="verdicts-")
-    with kept as scratch, ThreadPoolExecutor(asked.parallel) as pool:
-        for name in asked.cases or CASES:
-            said = pool.map(lambda seed, name=name: _apart(name, seed, Path(scratch)), range(asked.seeds))
-            print(_row(name, list(said)), flush=True)
+    print(TABLE_HEAD + "\n|" + " --- |" * (TABLE_HEAD.count("|") - 1))
+    scratch_context = nullcontext(options.keep) if options.keep else TemporaryDirectory(prefix="verdicts-")
+    with scratch_context as scratch, ThreadPoolExecutor(options.parallel) as pool:
+        for name in options.cases or CASES:
+            verdicts = pool.map(
+                lambda seed, name=name: _judge_in_subprocess(name, seed, Path(scratch)), range(options.seeds)
+            )
+            print(_format_row(name, list(verdicts)), flush=True)
 
 
 if __name__ == "__main__":

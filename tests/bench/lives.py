@@ -19,7 +19,7 @@ from finetune_operator.status.job_status import next_status
 
 JOBS = OURS.children
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-_WORD = {
+_OUTCOME = {
     "reason": "Completed",
     "message": "The adapter lies at s3://bucket/adapters/bench/bot.",
     "backend": "unsloth",
@@ -35,56 +35,54 @@ _WORD = {
 }
 
 
-def finished(api: Api, subject: Subject, first: int, last: int) -> Iterator[Awaitable[None]]:
+def store_finished(api: Api, subject: Subject, first: int, last: int) -> Iterator[Awaitable[None]]:
     """Stores of finished runs, from number `first` on."""
-    make = _finished_train_job if subject is TRAINER else _finished_finetunejob
+    make = _store_finished_train_job if subject is TRAINER else _store_finished_finetunejob
     return (make(api, f"old-{number}") for number in range(first, last))
 
 
-async def _finished_train_job(api: Api, name: str) -> None:
+async def _store_finished_train_job(api: Api, name: str) -> None:
     await api.create(TRAINER.jobs, TRAINER.body(name))
-    said = {"type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed"}
-    status = {"conditions": [{**said, "lastTransitionTime": NOW}]}
+    condition = {"type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed"}
+    status = {"conditions": [{**condition, "lastTransitionTime": NOW}]}
     await api.call("PATCH", f"{TRAINER.jobs}/{name}/status", {"status": status})
 
 
-async def _finished_finetunejob(api: Api, name: str) -> None:
+async def _store_finished_finetunejob(api: Api, name: str) -> None:
     stored = await api.create(OURS.jobs, OURS.body(name))
     job = await api.create(JOBS, desired_job(FineTuneJob.model_validate({**stored, "status": None}), Settings()))
-    pod = await start(api, job)
-    job, pod = await end(api, name)
+    pod = await start_pod(api, job)
+    job, pod = await finish_pod(api, name)
     status = next_status(Metadata.model_validate(stored["metadata"]), FineTuneJobStatus(), Seen(job, (pod,)), NOW)
     await api.call("PATCH", f"{OURS.jobs}/{name}/status", {"status": status.to_json()})
 
 
-async def live(api: Api, name: str) -> None:
+async def complete_lifecycle(api: Api, name: str) -> None:
     """All that follows its creation."""
-    await start(api, await api.call("GET", f"{JOBS}/{name}"))
+    await start_pod(api, await api.call("GET", f"{JOBS}/{name}"))
     await asyncio.sleep(1)  # so that the operator sees it running
-    await end(api, name)
+    await finish_pod(api, name)
 
 
-async def all_complete(api: Api, prefix: str) -> bool:
+async def are_all_complete(api: Api, prefix: str) -> bool:
     """Whether the operator has seen the end of all whose names begin so."""
-    found = [
-        each for each in (await api.call("GET", OURS.jobs))["items"] if each["metadata"]["name"].startswith(prefix)
-    ]
-    return all(each["status"].get("phase") == "Complete" for each in found)
+    jobs = [job for job in (await api.call("GET", OURS.jobs))["items"] if job["metadata"]["name"].startswith(prefix)]
+    return all(job["status"].get("phase") == "Complete" for job in jobs)
 
 
-async def start(api: Api, job: Body) -> Body:
+async def start_pod(api: Api, job: Body) -> Body:
     """What the Job controller and the kubelet do until the trainer runs."""
     name = job["metadata"]["name"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "controller": True, "name": name, "uid": job["metadata"]["uid"]}
     template = job["spec"]["template"]
     meta = {**template["metadata"], "name": f"{name}-1", "ownerReferences": [owner]}
     await api.create(_PODS, {"metadata": meta, "spec": {**template["spec"], "nodeName": "node-1"}})
-    return await _pod(api, name, "Running", {"running": {"startedAt": NOW}})
+    return await _patch_pod_status(api, name, "Running", {"running": {"startedAt": NOW}})
 
 
-async def end(api: Api, name: str) -> tuple[Body, Body]:
+async def finish_pod(api: Api, name: str) -> tuple[Body, Body]:
     """What the kubelet and the Job controller report of a run that is complete."""
-    pod = await _pod(api, name, "Succeeded", ended_state(0, json.dumps(_WORD), "Completed"))
+    pod = await _patch_pod_status(api, name, "Succeeded", ended_state(0, json.dumps(_OUTCOME), "Completed"))
     conditions = [
         {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": NOW}
         for kind in ("SuccessCriteriaMet", "Complete")
@@ -94,7 +92,7 @@ async def end(api: Api, name: str) -> tuple[Body, Body]:
     return await api.call("PATCH", f"{JOBS}/{name}/status", {"status": status}), pod
 
 
-async def _pod(api: Api, name: str, phase: str, state: dict[str, Any]) -> Body:
+async def _patch_pod_status(api: Api, name: str, phase: str, state: dict[str, Any]) -> Body:
     entry = {"name": "trainer", "state": state, "ready": True, "restartCount": 0, "image": "x", "imageID": "x"}
     change = {"status": {"phase": phase, "containerStatuses": [entry]}}
     return await api.call("PATCH", f"{_PODS}/{name}-1/status", change)

@@ -45,30 +45,30 @@ class Subject(NamedTuple):
         return self.children.rpartition("/")[2]
 
 
-def _train_job(name: str) -> Body:
+def _build_train_job(name: str) -> Body:
     kind = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob"}
     spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": {"image": "trainer:1", "numNodes": 1}}
     return {**kind, "metadata": {"name": name}, "spec": spec}
 
 
-def _trainer_command() -> list[str | Path]:
+def _build_trainer_command() -> list[str | Path]:
     program = tools.KUBEFLOW_TRAINER.folder / tools.KUBEFLOW_TRAINER.programs[0]
     return [program, "--health-probe-bind-address=0", f"--webhook-server-port={free_port()}"]
 
 
-def _our_command() -> list[str | Path]:
+def _build_operator_command() -> list[str | Path]:
     """With what its image has and no more: kopf imports clients that it finds, which takes most of a second."""
     folder = paths.cache() / "bench-operator"
-    command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator", "--python", interpreter()]
+    command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator", "--python", choose_interpreter()]
     subprocess.run(command, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
     return [folder / "bin" / "python", "-m", "finetune_operator"]
 
 
-def interpreter() -> str:
+def choose_interpreter() -> str:
     """The distribution's Python if there is one that fits: like the image's it was compiled by a profile of how it
     runs. One that was not needs more CPU time for the same."""
-    found = [path for path in ("/usr/bin/python3.12", "/usr/bin/python3.11") if Path(path).exists()]
-    return next(iter(found), sys.executable)
+    interpreters = [path for path in ("/usr/bin/python3.12", "/usr/bin/python3.11") if Path(path).exists()]
+    return next(iter(interpreters), sys.executable)
 
 
 OURS = Subject(
@@ -77,37 +77,37 @@ OURS = Subject(
     f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs",
     frozenset({"jobs", "finetunejobs/status"}),
     lambda name: manifest(name, NAMESPACE),
-    _our_command,
+    _build_operator_command,
 )
 TRAINER = Subject(
     "Kubeflow Trainer 2.0.0",
     f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs",
     f"/apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets",
     frozenset({"jobsets"}),
-    _train_job,
-    _trainer_command,
+    _build_train_job,
+    _build_trainer_command,
 )
 
 
-class Running:
+class OperatorProcess:
     """An operator's process."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
 
-    def cpu(self) -> float:
+    def cpu_seconds(self) -> float:
         """Seconds used so far."""
         fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / _TICKS
 
-    def rss(self) -> int:
+    def rss_kib(self) -> int:
         """KiB of memory that are resident."""
         lines = (self._folder / "status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 @contextmanager
-def run(subject: Subject, url: str, folder: Path) -> Iterator[Running]:
+def run_operator(subject: Subject, url: str, folder: Path) -> Iterator[OperatorProcess]:
     """Its process, from its start on, with its shipped settings."""
     user = {"token": OPERATOR_TOKEN}
     config = {
@@ -117,19 +117,19 @@ def run(subject: Subject, url: str, folder: Path) -> Iterator[Running]:
         "users": [{"name": "bench", "user": user}],
     }
     (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
-    silent = {"FINETUNE_OPERATOR_HEALTH_PORT": "0", "FINETUNE_OPERATOR_METRICS_PORT": "0"}
-    silent |= {"MALLOC_MMAP_THRESHOLD_": "262144"}  # as in its image
-    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **silent}
+    settings = {"FINETUNE_OPERATOR_HEALTH_PORT": "0", "FINETUNE_OPERATOR_METRICS_PORT": "0"}
+    settings |= {"MALLOC_MMAP_THRESHOLD_": "262144"}  # as in its image
+    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **settings}
     with (folder / f"{subject.child}.log").open("ab") as log:
         process = subprocess.Popen(subject.command(), env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield Running(process.pid)
+        yield OperatorProcess(process.pid)
     finally:
         process.terminate()
         process.wait(30)
 
 
-async def prepare(api: Api) -> None:
+async def prepare_cluster(api: Api) -> None:
     """All rights for the operator's user, a namespace to work in, and what Kubeflow Trainer needs to run."""
     group = "rbac.authorization.k8s.io"
     role = {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"}
@@ -139,38 +139,38 @@ async def prepare(api: Api) -> None:
     for namespace in (NAMESPACE, _TRAINER_NAMESPACE):
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
     tools.ensure([tools.KUBEFLOW_TRAINER])
-    for file in _trainer_crds():
+    for file in _list_trainer_crds():
         await api.create(_CRDS, yaml.safe_load(file.read_text()))
     hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it refuses nothing
     await api.create("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", hook)
     await api.create(_TRAINER_SECRET.rpartition("/")[0], {"metadata": {"name": _TRAINER_SECRET.rpartition("/")[2]}})
-    runtime = yaml.safe_load((_source("github.com/kubeflow/trainer/v2") / _TORCH).read_text())
+    runtime = yaml.safe_load((_module_dir("github.com/kubeflow/trainer/v2") / _TORCH).read_text())
     path = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes"
-    await api.until(lambda: api.answers(path))
+    await api.wait_until(lambda: api.is_served(path))
     await api.create(path, runtime)
 
 
 async def mount_certificates(api: Api) -> None:
     """What the kubelet does with the Secret that Kubeflow Trainer fills: it starts no controller before."""
 
-    async def filled() -> bool:
+    async def has_certificates() -> bool:
         data = (await api.call("GET", _TRAINER_SECRET)).get("data") or {}
         _TRAINER_CERTS.mkdir(parents=True, exist_ok=True)
         for name, content in data.items():
             (_TRAINER_CERTS / name).write_bytes(base64.b64decode(content))
         return bool(data)
 
-    await api.until(filled)
+    await api.wait_until(has_certificates)
 
 
-def _source(module: str) -> Path:
+def _module_dir(module: str) -> Path:
     return tools.module_folder(tools.KUBEFLOW_TRAINER, module)
 
 
-def _trainer_crds() -> list[Path]:
-    own = _source("github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+def _list_trainer_crds() -> list[Path]:
+    crds_dir = _module_dir("github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
     return [
-        *own.glob("trainer.kubeflow.org_*.yaml"),
-        _source("sigs.k8s.io/jobset") / "config" / "components" / "crd" / "bases" / "jobset.x-k8s.io_jobsets.yaml",
-        _source("sigs.k8s.io/scheduler-plugins") / "manifests" / "coscheduling" / "crd.yaml",
+        *crds_dir.glob("trainer.kubeflow.org_*.yaml"),
+        _module_dir("sigs.k8s.io/jobset") / "config" / "components" / "crd" / "bases" / "jobset.x-k8s.io_jobsets.yaml",
+        _module_dir("sigs.k8s.io/scheduler-plugins") / "manifests" / "coscheduling" / "crd.yaml",
     ]

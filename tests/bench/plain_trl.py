@@ -8,14 +8,14 @@ from pathlib import Path
 import boto3
 
 
-def fetch(endpoint: str, folder: Path) -> None:
+def download_inputs(endpoint: str, folder: Path) -> None:
     """The model and the data, object by object."""
     client = boto3.client("s3", endpoint_url=endpoint)
     for bucket in ("models", "data"):
-        for each in client.list_objects_v2(Bucket=bucket)["Contents"]:
-            path = folder / bucket / each["Key"]
+        for entry in client.list_objects_v2(Bucket=bucket)["Contents"]:
+            path = folder / bucket / entry["Key"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(bucket, each["Key"], str(path))
+            client.download_file(bucket, entry["Key"], str(path))
 
 
 def train(folder: Path, steps: int) -> None:
@@ -26,7 +26,7 @@ def train(folder: Path, steps: int) -> None:
     from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState
     from trl import SFTConfig, SFTTrainer
 
-    class Tell(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+    class PrintSteps(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
         def on_step_end(self, _: object, state: TrainerState, *__: object, **___: object) -> None:
             if state.global_step == 1 or state.global_step % max(steps // 20, 1) == 0:
                 print(f"step {state.global_step}/{steps}")
@@ -52,7 +52,7 @@ def train(folder: Path, steps: int) -> None:
         ),
         train_dataset=rows,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[Tell()],
+        callbacks=[PrintSteps()],
     )
     trainer.train()
     trainer.save_model()
@@ -60,5 +60,5 @@ def train(folder: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     endpoint, target, count = sys.argv[1:]
-    fetch(endpoint, Path(target))
+    download_inputs(endpoint, Path(target))
     train(Path(target), int(count))

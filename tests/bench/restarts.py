@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench import lives
-from tests.bench.api import Api, counts, many
-from tests.bench.bursts import WRITES, burst, created, settle
-from tests.bench.operators import OURS, TRAINER, Running, Subject, mount_certificates, run
+from tests.bench.api import Api, count_operator_calls, run_all
+from tests.bench.bursts import WRITES, find_write_times, run_burst, wait_until_settled
+from tests.bench.operators import OURS, TRAINER, OperatorProcess, Subject, mount_certificates, run_operator
 
-NEW = 20
+NEW_JOBS = 20
 """Jobs that wait when an operator starts again."""
-AFTER = 200
+LATER_JOBS = 200
 """Jobs that are created after that, to see what each costs by then."""
-IDLE = 30.0
+IDLE_SECONDS = 30.0
 """Seconds over which idleness is measured."""
 
 
-class Restart(NamedTuple):
+class RestartResult(NamedTuple):
     """What a start among finished jobs came to."""
 
-    first: float
+    first_seconds: float
     """Seconds from the start of the process to the first new child."""
-    all: float
+    all_seconds: float
     rss: int
     """KiB."""
     idle_cpu: float
@@ -39,48 +39,60 @@ class Restart(NamedTuple):
     """CPU milliseconds for a new job afterwards."""
 
 
-async def restart(api: Api, url: str, folder: Path, subject: Subject, finished: int) -> Restart:
+async def measure_restart(api: Api, url: str, folder: Path, subject: Subject, finished: int) -> RestartResult:
     """Start the operator among so many finished jobs and a few new ones."""
-    names = [f"new-{finished}-{number}" for number in range(NEW)]
-    await many(api.create(subject.jobs, subject.body(name)) for name in names)
-    api.news()
-    begun = time.time()
-    with run(subject, url, folder) as operator:
+    names = [f"new-{finished}-{number}" for number in range(NEW_JOBS)]
+    await run_all(api.create(subject.jobs, subject.body(name)) for name in names)
+    api.read_new_calls()
+    started_at = time.time()
+    with run_operator(subject, url, folder) as operator:
         if subject is TRAINER:
             await mount_certificates(api)
-        calls = await settle(api, subject, names)
-        made = [at - begun for name, at in created(calls, subject.child, ["create", "patch"]).items() if name in names]
-        await complete(api, subject, names)
-        await rest(operator)
-        calls += api.news()
-        used, rss = operator.cpu(), operator.rss()
-        await asyncio.sleep(IDLE)
-        idle, quiet = 100 * (operator.cpu() - used) / IDLE, api.news()
-        new = await burst(api, subject, operator, f"after-{finished}", AFTER)
-    await complete(api, subject, [f"after-{finished}-{number}" for number in range(AFTER)])
-    theirs = [each for each in calls + quiet if each.user == "operator" and each.verb in WRITES]
-    touched = sum(each.name.startswith("old-") for each in theirs)
-    return Restart(min(made), max(made), rss, idle, 60 / IDLE * counts(quiet).total(), touched, new.cpu)
+        calls = await wait_until_settled(api, subject, names)
+        creation_delays = [
+            at - started_at
+            for name, at in find_write_times(calls, subject.child, ["create", "patch"]).items()
+            if name in names
+        ]
+        await complete_jobs(api, subject, names)
+        await wait_until_idle(operator)
+        calls += api.read_new_calls()
+        cpu_before, rss = operator.cpu_seconds(), operator.rss_kib()
+        await asyncio.sleep(IDLE_SECONDS)
+        idle, quiet = 100 * (operator.cpu_seconds() - cpu_before) / IDLE_SECONDS, api.read_new_calls()
+        new = await run_burst(api, subject, operator, f"after-{finished}", LATER_JOBS)
+    await complete_jobs(api, subject, [f"after-{finished}-{number}" for number in range(LATER_JOBS)])
+    operator_writes = [call for call in calls + quiet if call.user == "operator" and call.verb in WRITES]
+    touched = sum(call.name.startswith("old-") for call in operator_writes)
+    return RestartResult(
+        min(creation_delays),
+        max(creation_delays),
+        rss,
+        idle,
+        60 / IDLE_SECONDS * count_operator_calls(quiet).total(),
+        touched,
+        new.cpu,
+    )
 
 
-async def rest(operator: Running) -> None:
+async def wait_until_idle(operator: OperatorProcess) -> None:
     """Wait until it does almost nothing, three minutes at most."""
     for _ in range(18):
-        used = operator.cpu()
+        cpu_before = operator.cpu_seconds()
         await asyncio.sleep(10)
-        if operator.cpu() - used < 0.1:
+        if operator.cpu_seconds() - cpu_before < 0.1:
             return
 
 
-async def complete(api: Api, subject: Subject, names: Sequence[str]) -> None:
+async def complete_jobs(api: Api, subject: Subject, names: Sequence[str]) -> None:
     """Nothing is left to wait for; Kubeflow Trainer asks nothing of what waits."""
     if subject is OURS:
-        await many((lives.live(api, name) for name in names), 8)
+        await run_all((lives.complete_lifecycle(api, name) for name in names), 8)
 
 
-async def restarts(api: Api, url: str, folder: Path, subject: Subject, sizes: Sequence[int]) -> None:
+async def run_restart_series(api: Api, url: str, folder: Path, subject: Subject, sizes: Sequence[int]) -> None:
     """Starts among more and more finished jobs."""
-    print(f"\n{subject.name}: a start among finished jobs and {NEW} new ones\n")
+    print(f"\n{subject.name}: a start among finished jobs and {NEW_JOBS} new ones\n")
     print(
         "| finished | first new, s | all new, s | RSS, MiB | KiB/finished | idle CPU, % | idle calls/min "
         "| writes to finished | CPU ms/new job |"
@@ -88,13 +100,14 @@ async def restarts(api: Api, url: str, folder: Path, subject: Subject, sizes: Se
     print("|" + " --- |" * 9)
     base = 0
     for stage, (stored, size) in enumerate(zip([0, 0, *sizes], [0, *sizes], strict=False)):
-        await many(lives.finished(api, subject, stored, size))
-        found = await restart(api, url, folder, subject, size)
-        base = base or found.rss
-        added = size + stage * (NEW + AFTER)  # with what earlier stages left
-        each = f"{(found.rss - base) / added:.1f}" if stage else ""
+        await run_all(lives.store_finished(api, subject, stored, size))
+        result = await measure_restart(api, url, folder, subject, size)
+        base = base or result.rss
+        added = size + stage * (NEW_JOBS + LATER_JOBS)  # with what earlier stages left
+        growth = f"{(result.rss - base) / added:.1f}" if stage else ""
         print(
-            f"| {size} | {found.first:.2f} | {found.all:.2f} | {found.rss / 1024:.0f} | {each} | {found.idle_cpu:.2f} "
-            f"| {found.idle_calls:.0f} | {found.touched} | {found.cpu:.2f} |",
+            f"| {size} | {result.first_seconds:.2f} | {result.all_seconds:.2f} | {result.rss / 1024:.0f} | "
+            f"{growth} | {result.idle_cpu:.2f} "
+            f"| {result.idle_calls:.0f} | {result.touched} | {result.cpu:.2f} |",
             flush=True,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 Digests = dict[str, str]
 
 
-def ours(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+def transfer_with_trainer(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """As the trainer does it, with pinned ETags."""
     from finetune_trainer.contract import Storage
     from finetune_trainer.storage import DATA_ERRORS, S3, Location, download_objects, find_objects, put_file
@@ -34,7 +34,7 @@ def ours(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
         return {path.name: digest for path, digest in zip(paths, digests, strict=True)}
 
 
-def boto3(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+def transfer_with_boto3(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """As its documentation shows it, in 16 threads."""
     import boto3 as library
     from botocore.config import Config
@@ -55,17 +55,17 @@ def boto3(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
         if direction == "push":
             return dict(pool.map(push, sorted(folder.iterdir())))
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/")
-        return dict(pool.map(pull, [each["Key"] for page in pages for each in page["Contents"]]))
+        return dict(pool.map(pull, [entry["Key"] for page in pages for entry in page["Contents"]]))
 
 
-def s5cmd(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+def transfer_with_s5cmd(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """The program, with its defaults."""
     source, target = (f"{uri}/*", f"{folder}/") if direction == "pull" else (f"{folder}/", f"{uri}/")
     subprocess.run(["s5cmd", "--log", "error", "--endpoint-url", endpoint, "cp", source, target], check=True)
-    return sha256_alone(direction, endpoint, uri, folder)
+    return hash_only(direction, endpoint, uri, folder)
 
 
-def sha256_alone(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
+def hash_only(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
     """No transfer: what the digests cost, whoever moves the bytes."""
     paths = sorted(folder.iterdir())
     with ThreadPoolExecutor(16) as pool:
@@ -77,16 +77,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cpu() -> float:
+def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-CLIENTS = {"ours": ours, "boto3": boto3, "s5cmd": s5cmd, "sha256 alone": sha256_alone}
+CLIENTS = {
+    "ours": transfer_with_trainer,
+    "boto3": transfer_with_boto3,
+    "s5cmd": transfer_with_s5cmd,
+    "sha256 alone": hash_only,
+}
 _IMPORTS = {"ours": "finetune_trainer.storage", "boto3": "boto3.s3.transfer"}
 
 if __name__ == "__main__":
     name, direction, endpoint, uri, folder = sys.argv[1:]
     importlib.import_module(_IMPORTS.get(name, "json"))
-    wall, cpu = time.monotonic(), _cpu()
+    wall, cpu = time.monotonic(), _cpu_seconds()
     digests = CLIENTS[name](direction, endpoint, uri, Path(folder))
-    print(json.dumps({"wall": time.monotonic() - wall, "cpu": _cpu() - cpu, "digests": digests}))
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": _cpu_seconds() - cpu, "digests": digests}))

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.preparation import PreparedData
 
-_SECONDS = 200
-OURS = ("transformers", "unsloth")
-SCRIPTS = {"trl": by_hand.with_trl, "unsloth-script": by_hand.with_unsloth}
+_TIMEOUT_SECONDS = 200
+TRAINER_BACKENDS = ("transformers", "unsloth")
+SCRIPTS = {"trl": by_hand.load_with_trl, "unsloth-script": by_hand.load_with_unsloth}
 
 
 @dataclass(frozen=True)
-class Result:
+class BackendResult:
     """One way's numbers; the first half of the steps, in which kernels are compiled, is not in the pace."""
 
     backend: str
@@ -54,7 +54,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepMeasurements:
     """When each was done, in seconds, and its loss; the model, and GiB of GPU memory."""
 
     times: Sequence[float]
@@ -63,7 +63,7 @@ class Steps:
     peak_gib: float
 
 
-class Recorder(ProgressReporter):
+class StepTimeRecorder(ProgressReporter):
     """Keeps when each step was done, and what it had lost."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Recorder(ProgressReporter):
             self.steps.append((time.monotonic(), self.get_latest()))
 
 
-def settings(arguments: argparse.Namespace) -> TrainerConfig:
+def build_config(arguments: argparse.Namespace) -> TrainerConfig:
     """The run, in the terms of a FineTuneJob."""
     return TrainerConfig.model_validate(
         {
@@ -97,20 +97,20 @@ def settings(arguments: argparse.Namespace) -> TrainerConfig:
     )
 
 
-def run_one(arguments: argparse.Namespace, backend: str) -> Result:
+def run_one(arguments: argparse.Namespace, backend: str) -> BackendResult:
     """Train in this process."""
-    config, started = settings(arguments), time.monotonic()
-    way = _ours if backend in OURS else _script
+    config, started = build_config(arguments), time.monotonic()
+    train_backend = _train_with_trainer if backend in TRAINER_BACKENDS else _train_with_script
     data_rows = arguments.steps * arguments.batch * arguments.accumulation
-    steps, load_seconds = way(
+    steps, load_seconds = train_backend(
         config, backend, arguments.model, (data_rows, arguments.length, arguments.rows == "mixed")
     )
     trainable, total = steps.model.get_nb_trainable_parameters()
-    per_second = _pace(steps, arguments)
-    return Result(
+    per_second = _tokens_per_second(steps, arguments)
+    return BackendResult(
         backend=backend,
         tokens_per_second=round(per_second, 1),
-        mfu_percent=_mfu(per_second, (total - trainable, trainable), arguments),
+        mfu_percent=_compute_mfu(per_second, (total - trainable, trainable), arguments),
         peak_gib=round(steps.peak_gib, 2),
         first_loss=steps.losses[0],
         last_loss=steps.losses[-1],
@@ -120,27 +120,29 @@ def run_one(arguments: argparse.Namespace, backend: str) -> Result:
     )
 
 
-def _ours(config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]) -> tuple[Steps, float]:
+def _train_with_trainer(
+    config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
+) -> tuple[StepMeasurements, float]:
     """As a run trains."""
     from finetune_trainer.modeling import loading
     from finetune_trainer.training import train
 
     loading.import_backend(backend, config.model.quantization)
     started = time.monotonic()
-    words = loading.load_tokenizer(folder)
-    loaded = loading.LoadedModel(loading.load_model(config, folder, backend), words, backend)
+    tokenizer = loading.load_tokenizer(folder)
+    loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)
     load_seconds = time.monotonic() - started
-    recorder = Recorder()
+    recorder = StepTimeRecorder()
     session = train.TrainingSession(recorder)
     metrics = train.train(
-        config, loaded, _prepared(random_model.rows(*shape)), session, folder.parent / backend
+        config, loaded, _make_prepared_data(random_model.make_rows(*shape)), session, folder.parent / backend
     ).metrics
-    losses = [each.loss or float("nan") for _, each in recorder.steps]
+    losses = [progress.loss or float("nan") for _, progress in recorder.steps]
     peak = metrics.get("peakMemoryBytes", 0) / 2**30
-    return Steps([at for at, _ in recorder.steps], losses, loaded.model, peak), load_seconds
+    return StepMeasurements([at for at, _ in recorder.steps], losses, loaded.model, peak), load_seconds
 
 
-def _prepared(data: datasets.Dataset) -> PreparedData:
+def _make_prepared_data(data: datasets.Dataset) -> PreparedData:
     from finetune_trainer.data.preparation import PreparedData
 
     count = len(data)
@@ -148,26 +150,31 @@ def _prepared(data: datasets.Dataset) -> PreparedData:
     return PreparedData(dataset=data, report=report)
 
 
-def _script(config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]) -> tuple[Steps, float]:
+def _train_with_script(
+    config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
+) -> tuple[StepMeasurements, float]:
     started = time.monotonic()
     loaded = SCRIPTS[backend](config, folder)
     load_seconds = time.monotonic() - started
-    made = by_hand.train(config, loaded, random_model.rows(*shape), folder.parent / backend)
-    return Steps(made.times, made.losses, made.model, made.peak / 2**30), load_seconds
+    trained = by_hand.train(config, loaded, random_model.make_rows(*shape), folder.parent / backend)
+    return StepMeasurements(trained.times, trained.losses, trained.model, trained.peak / 2**30), load_seconds
 
 
-def _pace(steps: Steps, arguments: argparse.Namespace) -> float:
+def _tokens_per_second(steps: StepMeasurements, arguments: argparse.Namespace) -> float:
     """Tokens per second of the second half of the steps."""
     count = arguments.batch * arguments.accumulation
     tokens = sum(
-        map(len, random_model.rows(arguments.steps * count, arguments.length, arguments.rows == "mixed")["input_ids"])
+        map(
+            len,
+            random_model.make_rows(arguments.steps * count, arguments.length, arguments.rows == "mixed")["input_ids"],
+        )
     )
     half = len(steps.times) // 2
     share = (len(steps.times) - half) / len(steps.times)
     return tokens * share / (steps.times[-1] - steps.times[half - 1])
 
 
-def _mfu(per_second: float, parameters: tuple[int, int], arguments: argparse.Namespace) -> float | None:
+def _compute_mfu(per_second: float, parameters: tuple[int, int], arguments: argparse.Namespace) -> float | None:
     import torch
 
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
@@ -184,10 +191,12 @@ def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         random_model.build(folder, random_model.SHAPES[arguments.shape])
         for backend in arguments.backends:
             out = Path(scratch) / f"{backend}.json"
-            own = [*sys.argv[1:], "--one", backend, "--model", str(folder), "--json", str(out)]
+            child_arguments = [*sys.argv[1:], "--one", backend, "--model", str(folder), "--json", str(out)]
             environment = {**os.environ, "FINETUNE_SCRATCH": scratch, "HF_HUB_OFFLINE": "1"}
             try:
-                subprocess.run([sys.executable, __file__, *own], env=environment, check=True, timeout=_SECONDS)
+                subprocess.run(
+                    [sys.executable, __file__, *child_arguments], env=environment, check=True, timeout=_TIMEOUT_SECONDS
+                )
                 results.append(json.loads(out.read_text()))
             except subprocess.SubprocessError as error:
                 results.append({"backend": backend, "error": str(error)[-300:]})
@@ -197,7 +206,7 @@ def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", default=[*OURS], choices=[*OURS, *SCRIPTS])
+    parser.add_argument("--backends", nargs="+", default=[*TRAINER_BACKENDS], choices=[*TRAINER_BACKENDS, *SCRIPTS])
     parser.add_argument("--shape", choices=[*random_model.SHAPES], default="1b")
     parser.add_argument("--quantization", choices=["none", "int8", "nf4"], default="none")
     parser.add_argument("--steps", type=int, default=16)
@@ -210,11 +219,11 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    found = asdict(run_one(arguments, arguments.one)) if arguments.one else run_all(arguments)
+    output = asdict(run_one(arguments, arguments.one)) if arguments.one else run_all(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        arguments.json.write_text(json.dumps(output, indent=2))
     if not arguments.one:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(output, indent=2))
 
 
 if __name__ == "__main__":

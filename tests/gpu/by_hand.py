@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from finetune_trainer.contract import TrainerConfig
 
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
-class Trained:
+class ScriptResult:
     """When each step was done, in seconds, and its loss; the model, and bytes of GPU memory."""
 
     times: list[float]
@@ -25,7 +25,7 @@ class Trained:
     peak: int
 
 
-def with_trl(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
+def load_with_trl(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
@@ -43,7 +43,7 @@ def with_trl(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
     return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(model_dir)
 
 
-def with_unsloth(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
+def load_with_unsloth(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
     import torch
     from unsloth import FastLanguageModel
 
@@ -60,14 +60,14 @@ def with_unsloth(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
         model,
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=MODULES,
+        target_modules=TARGET_MODULES,
         use_gradient_checkpointing=recompute,
         random_state=seed,
     )
     return model, tokenizer
 
 
-def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset, folder: Path) -> Trained:
+def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset, folder: Path) -> ScriptResult:
     """With SFTTrainer's own defaults in what the config does not say."""
     import torch
     from transformers import TrainerCallback
@@ -75,7 +75,7 @@ def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset
 
     times: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+    class StepClock(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
         def on_log(self, _: object, __: object, ___: object, logs: dict[str, float], **____: object) -> None:
             if "loss" in logs:
                 times.append(time.monotonic())
@@ -101,15 +101,19 @@ def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset
     )
     model, tokenizer = loaded
     trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, args=arguments, train_dataset=_masked(rows), callbacks=[Clock()]
+        model=model,
+        processing_class=tokenizer,
+        args=arguments,
+        train_dataset=_add_completion_mask(rows),
+        callbacks=[StepClock()],
     )
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
-    losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
-    return Trained(times, losses, model, torch.cuda.max_memory_reserved())
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return ScriptResult(times, losses, model, torch.cuda.max_memory_reserved())
 
 
-def _masked(rows: datasets.Dataset) -> datasets.Dataset:
+def _add_completion_mask(rows: datasets.Dataset) -> datasets.Dataset:
     """As TRL wants what is not learnt to be told."""
     return rows.map(
         lambda row: {"completion_mask": [int(label >= 0) for label in row["labels"]]}, remove_columns=["labels"]

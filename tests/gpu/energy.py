@@ -21,21 +21,26 @@ def main(folder: Path) -> None:
     pynvml.nvmlInit()
     uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
     handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
-    numbers = [torch.randn(4096, 4096, device=f"cuda:{index}") for index in range(len(handles))]
-    meter, begun = EnergyMeter(), time.monotonic()
-    joules, last = 0.0, begun
-    while last - begun < SECONDS:
-        for each in numbers:
+    matrices = [torch.randn(4096, 4096, device=f"cuda:{index}") for index in range(len(handles))]
+    meter, started = EnergyMeter(), time.monotonic()
+    joules, last = 0.0, started
+    while last - started < SECONDS:
+        for matrix in matrices:
             for _ in range(50):
-                torch.mm(each, each)
-            torch.cuda.synchronize(each.device)
+                torch.mm(matrix, matrix)
+            torch.cuda.synchronize(matrix.device)
         now = time.monotonic()
         joules += sum(map(pynvml.nvmlDeviceGetPowerUsage, handles)) / 1000 * (now - last)
         last = now
-    taken = meter.measure()
-    found = {"watt_hours": taken.watt_hours, "message": taken.message, "gpus": len(handles), "expected": joules / 3600}
-    print(json.dumps(found))
-    (folder / "energy.json").write_text(json.dumps(found))
+    energy = meter.measure()
+    result = {
+        "watt_hours": energy.watt_hours,
+        "message": energy.message,
+        "gpus": len(handles),
+        "expected": joules / 3600,
+    }
+    print(json.dumps(result))
+    (folder / "energy.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4":
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """Of a Llama."""
 
     width: int
     layers: int
     heads: int
     key_value_heads: int
-    inner: int
+    intermediate: int
     vocabulary: int
-    tied: bool
+    tied_embeddings: bool
 
     def flops_per_token(self, frozen: int, trainable: int, length: int) -> float:
         """4 per frozen parameter and 6 per trained one, and causal attention, forward and backward; recomputation is
@@ -33,52 +33,54 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(128, 2, 2, 1, 256, 512, True),
-    "1b": Shape(2048, 16, 32, 8, 8192, 128_256, True),  # Llama-3.2-1B
-    "8b": Shape(4096, 32, 32, 8, 14_336, 128_256, False),  # Llama-3.1-8B
+    "tiny": LlamaShape(128, 2, 2, 1, 256, 512, True),
+    "1b": LlamaShape(2048, 16, 32, 8, 8192, 128_256, True),  # Llama-3.2-1B
+    "8b": LlamaShape(4096, 32, 32, 8, 14_336, 128_256, False),  # Llama-3.1-8B
 }
 
 
-def build(folder: Path, shape: Shape) -> None:
+def build(folder: Path, shape: LlamaShape) -> None:
     """In bf16, with a tokenizer of bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = ["<|pad|>", "<|eos|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<|pad|>", eos_token="<|eos|>").save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>").save_pretrained(
+        folder
+    )
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
-        intermediate_size=shape.inner,
+        intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
         head_dim=shape.width // shape.heads,
         max_position_embeddings=8192,
-        tie_word_embeddings=shape.tied,
+        tie_word_embeddings=shape.tied_embeddings,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
         dtype=torch.bfloat16,
     )
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
-    torch.set_default_dtype(before)
+    torch.set_default_dtype(default_dtype)
     model.save_pretrained(folder)
 
 
-def rows(count: int, longest: int, mixed: bool) -> datasets.Dataset:
+def make_rows(count: int, max_length: int, mixed: bool) -> datasets.Dataset:
     """Random tokens, the last three quarters of each row learnt."""
     import datasets
 
-    source = random.Random(0)
-    lengths = [source.randint(longest // 16, longest) if mixed else longest for _ in range(count)]
-    ids = [[source.randrange(2, 258) for _ in range(length)] for length in lengths]
+    rng = random.Random(0)
+    lengths = [rng.randint(max_length // 16, max_length) if mixed else max_length for _ in range(count)]
+    ids = [[rng.randrange(2, 258) for _ in range(length)] for length in lengths]
     labels = [[-100] * (len(row) // 4) + row[len(row) // 4 :] for row in ids]
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})

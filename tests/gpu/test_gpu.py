@@ -29,7 +29,7 @@ BENCH = Path(__file__).with_name("bench_backends.py")
 ROOT = BENCH.parents[2]
 
 
-def run(script: Path, *arguments: str, scratch: Path) -> None:
+def run_script(script: Path, *arguments: str, scratch: Path) -> None:
     """In a process of its own, which sees the GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     paths = os.pathsep.join([str(ROOT / "trainer"), str(ROOT), environment.get("PYTHONPATH", "")])
@@ -41,18 +41,18 @@ def run(script: Path, *arguments: str, scratch: Path) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Numbers by backend, of those that are installed."""
     folder = tmp_path_factory.mktemp("bench")
-    run(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
+    run_script(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
     return {each["backend"]: each for each in json.loads((folder / "out.json").read_text())}
 
 
-def test_every_backend_trains(results: dict[str, dict[str, Any]]) -> None:
+def test_backend_mixed_rows_loss_falls(results: dict[str, dict[str, Any]]) -> None:
     assert not [each for each in results.values() if "error" in each]
     for each in results.values():
         assert each["last_loss"] < each["first_loss"]
         assert each["peak_gib"] > 0
 
 
-def test_both_learn_the_same(results: dict[str, dict[str, Any]]) -> None:
+def test_backends_same_rows_reach_same_loss(results: dict[str, dict[str, Any]]) -> None:
     if len(results) < 2:
         pytest.skip("unsloth is not installed")
     plain, unsloth = results["transformers"], results["unsloth"]
@@ -61,7 +61,7 @@ def test_both_learn_the_same(results: dict[str, dict[str, Any]]) -> None:
     assert plain["last_loss"] == pytest.approx(unsloth["last_loss"], rel=5e-2)
 
 
-EVERY = [(backend, way) for backend in BACKENDS for way in many_ways.WAYS[backend]]
+ALL_VARIANTS = [(backend, way) for backend in BACKENDS for way in many_ways.VARIANTS[backend]]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +70,13 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     found = {}
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
-        run(Path(many_ways.__file__), backend, str(folder), scratch=folder)
+        run_script(Path(many_ways.__file__), backend, str(folder), scratch=folder)
         found[backend] = json.loads((folder / "results.json").read_text())
     return found
 
 
-@pytest.mark.parametrize(("backend", "way"), EVERY, ids=[" ".join(each) for each in EVERY])
-def test_every_way_learns_on_the_gpu(ways: dict[str, dict[str, Any]], backend: str, way: str) -> None:
+@pytest.mark.parametrize(("backend", "way"), ALL_VARIANTS, ids=[" ".join(each) for each in ALL_VARIANTS])
+def test_training_variant_on_gpu_learns(ways: dict[str, dict[str, Any]], backend: str, way: str) -> None:
     found = ways[backend][way]
     assert "error" not in found, found["error"]
     assert found["losses"][-1] < 0.8 * found["losses"][1]
@@ -85,27 +85,27 @@ def test_every_way_learns_on_the_gpu(ways: dict[str, dict[str, Any]], backend: s
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_goes_on_as_if_nothing_had_been(ways: dict[str, dict[str, Any]], backend: str) -> None:
+def test_resume_on_gpu_matches_uninterrupted_losses(ways: dict[str, dict[str, Any]], backend: str) -> None:
     found = ways[backend]["resumed"]
     assert found["resumed"] == pytest.approx(found["uninterrupted"], rel=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_too_little_memory_is_named_with_what_to_lower(ways: dict[str, dict[str, Any]], backend: str) -> None:
+def test_training_too_little_gpu_memory_names_setting_to_lower(ways: dict[str, dict[str, Any]], backend: str) -> None:
     assert ways[backend]["starved"]["error"].startswith("OutOfMemory: ")
     assert "lower training.batchSize" in ways[backend]["starved"]["error"]
 
 
-def test_energy_is_what_the_card_drew(tmp_path: Path) -> None:
+def test_energy_counter_matches_measured_power(tmp_path: Path) -> None:
     """The counter of the GPU that CUDA sees, beside the power that NVML reports while it works."""
-    run(BENCH.with_name("energy.py"), str(tmp_path), scratch=tmp_path)
+    run_script(BENCH.with_name("energy.py"), str(tmp_path), scratch=tmp_path)
     found = json.loads((tmp_path / "energy.json").read_text())
     assert "1 GPU" in found["message"] or found["gpus"] > 1
     assert found["watt_hours"] == pytest.approx(found["expected"], rel=0.2)
 
 
-def test_adapter_trained_on_the_gpu_is_exported_and_answers(tmp_path: Path) -> None:
+def test_adapter_trained_on_gpu_exports_and_answers(tmp_path: Path) -> None:
     """The whole way of `run`, on a tiny model: in bf16 by the backend that `auto` chooses here."""
-    run(BENCH.with_name("whole_way.py"), str(tmp_path), scratch=tmp_path)
+    run_script(BENCH.with_name("whole_way.py"), str(tmp_path), scratch=tmp_path)
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["got"] == answers["expected"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.trainer import tiny_model
 
 ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
-ASK = """
+GENERATE_SCRIPT = """
 import json, sys
 from pathlib import Path
 from finetune_trainer.modeling.generate import generate
@@ -37,19 +37,19 @@ def main(folder: Path) -> None:
     backend = loading.choose_backend(config)
     loading.import_backend(backend)
     base = tiny_model.build(folder / "base")
-    words = loading.load_tokenizer(base)
+    tokenizer = loading.load_tokenizer(base)
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
     files = preparation.DataFiles([(config.dataset.sources[0], [rows])], "sha256:0")
-    prepared = preparation.prepare_dataset(config, files, words, folder)
-    loaded = loading.LoadedModel(loading.load_model(config, base, backend), words, backend)
+    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    loaded = loading.LoadedModel(loading.load_model(config, base, backend), tokenizer, backend)
     metrics = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder).metrics
     export.export_adapter(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))
     out = folder / "got.json"  # asked in a process that knows nothing of the training
-    command = [sys.executable, "-c", ASK, str(base), str(folder / "adapter"), str(out), *ANSWERS]
+    command = [sys.executable, "-c", GENERATE_SCRIPT, str(base), str(folder / "adapter"), str(out), *ANSWERS]
     subprocess.run(command, check=True)
-    found = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}
-    (folder / "answers.json").write_text(json.dumps(found))
+    result = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}
+    (folder / "answers.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

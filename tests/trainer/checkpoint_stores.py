@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 ORIGIN = CheckpointProvenance("sha256:config", "sha256:data", "revision", {"torch": "1"})
-NAMES = ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
+CHECKPOINT_FILES = ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def open_store(s3: S3Server, prefix: str, origin: CheckpointProvenance = ORIGIN,
     return CheckpointStore(S3(s3.storage), Location.parse(prefix), origin, keep)
 
 
-def saved(folder: Path, step: int) -> Path:
+def write_trainer_state(folder: Path, step: int) -> Path:
     """What transformers leaves behind, with things that nobody needs."""
     import torch
 
     folder = folder / f"saved-{step}"
     folder.mkdir()
-    for name in NAMES:
+    for name in CHECKPOINT_FILES:
         if name.endswith((".pt", ".pth")):
             torch.save({"step": step}, folder / name)
         else:
@@ -51,10 +51,10 @@ def saved(folder: Path, step: int) -> Path:
     return folder
 
 
-def save(store: CheckpointStore, folder: Path, *steps: int) -> None:
+def save_checkpoints(store: CheckpointStore, folder: Path, *steps: int) -> None:
     for step in steps:
-        store.save(saved(folder, step), step, lambda: None)
+        store.save(write_trainer_state(folder, step), step, lambda: None)
 
 
-def steps_in(s3: S3Server, prefix: str) -> list[str]:
-    return sorted({key.split("/")[-2] for key in s3.keys(prefix)})
+def list_steps(s3: S3Server, prefix: str) -> list[str]:
+    return sorted({key.split("/")[-2] for key in s3.list_keys(prefix)})

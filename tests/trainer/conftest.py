@@ -14,7 +14,7 @@ from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV
 
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import Forks
+    from tests.trainer.forked_pods import ForkServer
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks() -> Iterator[ForkServer]:
     """Pods that start quickly, without Unsloth."""
-    from tests.trainer.forked_pods import start_forks
+    from tests.trainer.forked_pods import start_fork_server
 
-    with start_forks("transformers") as started:
+    with start_fork_server("transformers") as started:
         yield started

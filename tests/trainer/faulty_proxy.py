@@ -25,7 +25,7 @@ class Fault:
     times: int = 1
 
     @property
-    def answer(self) -> bytes:
+    def error_body(self) -> bytes:
         codes = {
             "200": "InternalError",
             "400": "ExpiredToken",
@@ -43,72 +43,72 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
-        self.written: list[str] = []
-        self.after_write: Callable[[str], None] = lambda path: None
+        super().__init__(("127.0.0.1", 0), _ForwardHandler)
+        self.written_paths: list[str] = []
+        self.on_write: Callable[[str], None] = lambda path: None
         """Called when the store has done a write, before the writer hears of it."""
-        self.cuts = 0
+        self.truncations_left = 0
         """So many object bodies end half way."""
-        self.drops = "\0"
+        self.dropped_key = "\0"
         """Writes to keys that hold this are swallowed, as if the writer had died just before."""
-        self.stalls = "\0"
+        self.stalled_key = "\0"
         """Reads of keys that hold this are never answered."""
-        self.stalled = threading.Event()
-        self.unconditional = False
+        self.stall_started = threading.Event()
+        self.ignores_conditions = False
         """No write is refused for its If-Match or If-None-Match, as with older stores."""
         self.faults: list[Fault] = []
         """What else goes wrong; each so often as it says."""
 
-    def fault(self, method: str, path: str) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
         """The next fault for this request, which is used up."""
-        for each in self.faults:
-            if each.times > 0 and each.method == method and each.key in path:
-                each.times -= 1
-                return each
+        for planned in self.faults:
+            if planned.times > 0 and planned.method == method and planned.key in path:
+                planned.times -= 1
+                return planned
         return None
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that are killed go away without a word."""
 
 
-class _Forward(http.server.BaseHTTPRequestHandler):
+class _ForwardHandler(http.server.BaseHTTPRequestHandler):
     server: FaultyProxy
     protocol_version = "HTTP/1.1"
-    _fault: Fault | None = None
+    _response_fault: Fault | None = None
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.command == "PUT":
-            self.server.written.append(self.path)
-        if self.server.drops in self.path and self.command == "PUT":
+            self.server.written_paths.append(self.path)
+        if self.server.dropped_key in self.path and self.command == "PUT":
             self.close_connection = True
             return
-        if self.server.stalls in self.path:
-            self.server.stalled.set()
+        if self.server.stalled_key in self.path:
+            self.server.stall_started.set()
             time.sleep(60)
-        fault = self.server.fault(self.command, self.path)
-        if fault and self._fails(fault):
+        fault = self.server.take_fault(self.command, self.path)
+        if fault and self._apply_fault(fault):
             return
-        self._fault = fault
+        self._response_fault = fault
         request = urllib.request.Request(self.path, body or None, dict(self.headers.items()), method=self.command)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request) as answer:
                 if self.command == "PUT":
-                    self.server.after_write(self.path)
-                self._pass_on(answer.status, answer.headers, answer.read())
+                    self.server.on_write(self.path)
+                self._send_response(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                self._pass_on(*self._refusal(error))
+                self._send_response(*self._error_response(error))
 
-    def _refusal(self, error: urllib.error.HTTPError) -> tuple[int, Message, bytes]:
-        if error.code == 412 and self.command == "PUT" and self.server.unconditional:
-            accepted = Message()
-            accepted["ETag"], accepted["Content-Length"] = '"1"', "0"
-            return 200, accepted, b""
+    def _error_response(self, error: urllib.error.HTTPError) -> tuple[int, Message, bytes]:
+        if error.code == 412 and self.command == "PUT" and self.server.ignores_conditions:
+            headers = Message()
+            headers["ETag"], headers["Content-Length"] = '"1"', "0"
+            return 200, headers, b""
         return error.code, error.headers, error.read()
 
-    def _fails(self, fault: Fault) -> bool:
+    def _apply_fault(self, fault: Fault) -> bool:
         """Whether the request never reaches the store."""
         if fault.kind in ("delay", "stall"):
             time.sleep(2 if fault.kind == "delay" else 20)
@@ -119,28 +119,28 @@ class _Forward(http.server.BaseHTTPRequestHandler):
             return True
         elif fault.kind.isdigit():
             headers = Message()
-            headers["Content-Length"] = str(len(fault.answer))
-            self._fault = None
-            self._pass_on(int(fault.kind), headers, b"" if self.command == "HEAD" else fault.answer)
+            headers["Content-Length"] = str(len(fault.error_body))
+            self._response_fault = None
+            self._send_response(int(fault.kind), headers, b"" if self.command == "HEAD" else fault.error_body)
             return True
         return False
 
     do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
 
-    def _pass_on(self, status: int, headers: Message, body: bytes) -> None:
-        if self._fault and self._fault.kind == "late":
+    def _send_response(self, status: int, headers: Message, body: bytes) -> None:
+        if self._response_fault and self._response_fault.kind == "late":
             self.close_connection = True
             return
-        if self._fault and self._fault.kind == "flip" and body:
+        if self._response_fault and self._response_fault.kind == "flip" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        cut = self.server.cuts > 0 and self.command == "GET" and "list-type" not in self.path
-        self.server.cuts -= cut
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        self.close_connection = cut
+        is_truncated = self.server.truncations_left > 0 and self.command == "GET" and "list-type" not in self.path
+        self.server.truncations_left -= is_truncated
+        self.wfile.write(body[: len(body) // 2] if is_truncated else body)
+        self.close_connection = is_truncated
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -8,5 +8,5 @@ from finetune_trainer.storage import DATA_ERRORS, S3, InputFile, download_object
 from finetune_trainer.storage.listing import S3Object
 
 
-def fetch(s3: S3, objects: list[S3Object], target: Path) -> list[InputFile]:
+def download_data(s3: S3, objects: list[S3Object], target: Path) -> list[InputFile]:
     return download_objects(s3, objects, target, DATA_ERRORS, lambda _: None)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.pods import ROOT, Pods
-from tests.trainer.tiny_model import QUIET
+from tests.trainer.pods import ROOT, TrainerRun
+from tests.trainer.tiny_model import QUIET_ENV
 
 from finetune_trainer.contract import CONFIG_ENV, Reason
 
-FORKS = """
+FORK_SCRIPT = """
 import importlib, json, os, pathlib, sys
 from finetune_trainer.modeling import loading
 loading.import_backend(sys.argv[1])
@@ -45,16 +45,16 @@ for line in sys.stdin:
 
 
 @dataclass(frozen=True)
-class Forks:
+class ForkServer:
     """Starts pods, one after the other."""
 
     process: subprocess.Popen[str]
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
-    def build(self, folder: Path, **shape: int) -> None:
+    def build_model(self, folder: Path, **shape: int) -> None:
         """A tiny model of that shape."""
         self._send({"folder": str(folder), "shape": shape})
         assert self.wait() == 0
@@ -63,36 +63,36 @@ class Forks:
         assert self.process.stdin
         self.process.stdin.write(json.dumps(content) + "\n")
         self.process.stdin.flush()
-        return int(self.line())
+        return int(self.read_line())
 
-    def start(self, pods: Pods, **training: Any) -> int:
+    def start(self, run: TrainerRun, **training: Any) -> int:
         """Its process id."""
-        (pods.folder / "log").write_text("")
-        config = json.dumps(pods.config(**training).to_json())
-        return self._send(pods.environment | {CONFIG_ENV: config, "LOG": str(pods.folder / "log")})
+        (run.folder / "log").write_text("")
+        config = json.dumps(run.config(**training).to_json())
+        return self._send(run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")})
 
     def wait(self) -> int:
         """Its exit status; a signal's is negative."""
-        return int(self.line())
+        return int(self.read_line())
 
-    def run(self, pods: Pods, **training: Any) -> Reason:
+    def run(self, run: TrainerRun, **training: Any) -> Reason:
         """From start to end."""
-        self.start(pods, **training)
+        self.start(run, **training)
         self.wait()
-        return pods.outcome.reason
+        return run.outcome.reason
 
 
 @contextmanager
-def start_forks(backend: str) -> Iterator[Forks]:
+def start_fork_server(backend: str) -> Iterator[ForkServer]:
     """For pods that train with this backend."""
-    line = [sys.executable, "-W", "ignore", "-c", FORKS, backend]
+    line = [sys.executable, "-W", "ignore", "-c", FORK_SCRIPT, backend]
     # One thread, before torch is imported: its pool of threads does not survive a fork.
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        forks = Forks(process)
-        while forks.line() != "ready":  # Unsloth greets before
+        server = ForkServer(process)
+        while server.read_line() != "ready":  # Unsloth greets before
             assert process.poll() is None
-        yield forks
+        yield server
         process.kill()

@@ -8,8 +8,8 @@ from textwrap import indent
 from finetune_trainer.config import loader
 from finetune_trainer.contract import TrainerConfig
 
-HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
-SPEC = """\
+MANIFEST_HEAD = "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bot, namespace: team}\nspec:\n"
+SPEC_YAML = """\
 model: {uri: s3://models/tiny}
 dataset:
   sources:
@@ -20,12 +20,12 @@ output: {uri: "s3://results/{namespace}/{name}"}
 """
 
 
-def load(tmp_path: Path, text: str) -> TrainerConfig:
+def load_config(tmp_path: Path, text: str) -> TrainerConfig:
     path = tmp_path / "job.yaml"
     path.write_text(text)
     return loader.load_manifest(path)
 
 
-def spec(old: str = "", new: str = "") -> str:
-    assert old in SPEC
-    return HEAD + indent(SPEC.replace(old, new) if old else SPEC, "  ")
+def build_manifest(old: str = "", new: str = "") -> str:
+    assert old in SPEC_YAML
+    return MANIFEST_HEAD + indent(SPEC_YAML.replace(old, new) if old else SPEC_YAML, "  ")

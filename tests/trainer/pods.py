@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.trainer.tiny_model import QUIET
+from tests.trainer.tiny_model import QUIET_ENV
 
 from finetune_trainer.contract import (
     CONFIG_ENV,
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 STEPS = 20
 """Few enough that the log has each of them."""
-BUILD = "import sys, pathlib; from tests.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
-_FORKS = """
+BUILD_MODEL_SCRIPT = (
+    "import sys, pathlib; from tests.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+)
+_FORK_SCRIPT = """
 import importlib, json, os, sys
 for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
     importlib.import_module(name)
@@ -55,11 +57,11 @@ for line in sys.stdin:
         command.main()
     print(child, flush=True)
 """
-_STEP = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
+_STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 
 @dataclass
-class Pods:
+class TrainerRun:
     """Starts trainer processes of one run, one after the other."""
 
     s3: S3Server
@@ -86,8 +88,8 @@ class Pods:
             "output": {"uri": self.output},
             "storage": {"endpoint": self.s3.endpoint},
         }
-        for part, changes in self.changes.items():
-            content[part] = content.get(part, {}) | changes
+        for section, changes in self.changes.items():
+            content[section] = content.get(section, {}) | changes
         return TrainerConfig.model_validate(content)
 
     def start(self, **training: Any) -> subprocess.Popen[str]:
@@ -115,94 +117,96 @@ class Pods:
     def outcome(self) -> Outcome:
         return Outcome.model_validate_json((self.folder / "outcome").read_bytes())
 
-    def metrics(self) -> dict[str, float]:
+    def read_metrics(self) -> dict[str, float]:
         assert self.outcome.result, self.log
         return self.outcome.result.metrics
 
-    def losses(self) -> dict[int, str]:
-        return {int(step): loss for step, loss in _STEP.findall(self.log)}
+    def read_losses(self) -> dict[int, str]:
+        return {int(step): loss for step, loss in _STEP_LINE.findall(self.log)}
 
 
-class Forks:
+class ParallelForkServer:
     """Starts trainers that need not import torch again: a process each, but seconds quicker."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        assert self._answer() == "ready"
+        assert self._read_answer() == "ready"
 
-    def start(self, pods: Pods, **training: Any) -> int:
+    def start(self, run: TrainerRun, **training: Any) -> int:
         """The process id of a trainer that appends to its pod's log."""
-        config = json.dumps(pods.config(**training).to_json())
-        environment = pods.environment | {CONFIG_ENV: config, "LOG": str(pods.folder / "log")}
-        (pods.folder / "log").write_text("")
-        self._ask({"start": environment})
-        return int(self._answer())
+        config = json.dumps(run.config(**training).to_json())
+        environment = run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")}
+        (run.folder / "log").write_text("")
+        self._send({"start": environment})
+        return int(self._read_answer())
 
     def wait(self, child: int) -> int:
         """Its exit status, or the number of the signal that ended it, negative."""
-        self._ask({"wait": child})
-        return int(self._answer())
+        self._send({"wait": child})
+        return int(self._read_answer())
 
-    def _ask(self, question: dict[str, Any]) -> None:
+    def _send(self, question: dict[str, Any]) -> None:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
 
-    def _answer(self) -> str:
+    def _read_answer(self) -> str:
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
 
 @contextmanager
-def forking() -> Iterator[Forks]:
+def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
     """One that has imported everything."""
-    line = [sys.executable, "-W", "ignore", "-c", _FORKS]
+    line = [sys.executable, "-W", "ignore", "-c", _FORK_SCRIPT]
     # One thread, before torch is imported: its pool of threads does not survive a fork.
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Forks(process)
+            yield ParallelForkServer(process)
         finally:
             process.kill()
 
 
-def build(folder: Path) -> None:
+def build_model(folder: Path) -> None:
     """The tiny model; made in a process of its own, since libraries warn when they are first compiled."""
-    subprocess.run([sys.executable, "-c", BUILD, folder], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", BUILD_MODEL_SCRIPT, folder], cwd=ROOT, check=True, capture_output=True)
 
 
-def store_inputs(s3: S3Server, folder: Path, build: Callable[[Path], None]) -> None:
+def upload_model(s3: S3Server, folder: Path, build_model: Callable[[Path], None]) -> None:
     """The tiny model, once."""
-    if s3.keys("s3://models/resume/"):
+    if s3.list_keys("s3://models/resume/"):
         return
-    build(folder)
+    build_model(folder)
     for path in folder.iterdir():
         s3.put(f"s3://models/resume/{path.name}", path.read_bytes())
 
 
-def rows(count: int) -> bytes:
-    made = [{"prompt": f"What is {n}?", "completion": f"It is {'very ' * (n % 5)}{n}."} for n in range(count)]
-    return "".join(json.dumps(each) + "\n" for each in made).encode()
+def make_rows(count: int) -> bytes:
+    content = [{"prompt": f"What is {n}?", "completion": f"It is {'very ' * (n % 5)}{n}."} for n in range(count)]
+    return "".join(json.dumps(row) + "\n" for row in content).encode()
 
 
-def make_pods(s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build) -> Callable[[str], Pods]:
+def make_run_factory(
+    s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build_model
+) -> Callable[[str], TrainerRun]:
     """By a run's name: its pods."""
     (tmp_path / "model").mkdir()
-    store_inputs(s3, tmp_path / "model", build)
-    s3.put("s3://data/resume.jsonl", rows(16))
+    upload_model(s3, tmp_path / "model", build)
+    s3.put("s3://data/resume.jsonl", make_rows(16))
 
-    def make(name: str) -> Pods:
+    def make_run(name: str) -> TrainerRun:
         folder = tmp_path / name
         (folder / "scratch").mkdir(parents=True)
         environment = {
             **os.environ,
-            **QUIET,
+            **QUIET_ENV,
             OUTCOME_PATH_ENV: str(folder / "outcome"),
             SCRATCH_ENV: str(folder / "scratch"),
             RUN_ID_ENV: "uid-" + name,
             http_server.PORT_ENV: "0",
             "OMP_NUM_THREADS": "1",
         }
-        return Pods(s3, folder, f"s3://results/{tmp_path.name}/{name}", environment)
+        return TrainerRun(s3, folder, f"s3://results/{tmp_path.name}/{name}", environment)
 
-    return make
+    return make_run

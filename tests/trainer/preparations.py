@@ -13,13 +13,13 @@ from finetune_trainer.data import preparation
 from finetune_trainer.data.preparation import DataFiles, PreparedData
 
 
-def configured(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
-    made = config(training, max_length).to_json()
-    made["dataset"].update(dataset)
-    return TrainerConfig.model_validate(made)
+def build_config(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
+    content = config(training, max_length).to_json()
+    content["dataset"].update(dataset)
+    return TrainerConfig.model_validate(content)
 
 
-def run(
+def prepare_rows(
     folder: Path,
     rows: Sequence[Any],
     settings: TrainerConfig,
@@ -35,5 +35,5 @@ def run(
     )
 
 
-def pair(prompt: str, completion: str) -> dict[str, str]:
+def prompt_completion(prompt: str, completion: str) -> dict[str, str]:
     return {"prompt": prompt, "completion": completion}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 REPORT = DatasetReport(rows=3, kept=2, rejected={"overlength": 1}, tokens=20, supervised_tokens=9, digest="sha256:d")
-EXPORTED = {
+EXPORTED_FILES = {
     "README.md": b"card",
     "adapter_config.json": b"{}",
     "adapter_model.safetensors": b"weights" * 1000,
@@ -28,7 +28,7 @@ EXPORTED = {
 }
 
 
-def config_for(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
+def build_config(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
     content = {
         "model": {"uri": "s3://models/tiny"},
         "dataset": {"sources": [{"uri": "s3://data/rows/"}]},
@@ -49,19 +49,21 @@ def prefix(s3: S3Server, tmp_path: Path) -> str:
     return f"s3://results/{tmp_path.name}"
 
 
-def publish(config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, more: bytes = b"") -> Outcome:
+def publish(
+    config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, suffix: bytes = b""
+) -> Outcome:
     """Everything but the training."""
     s3 = S3(config.storage)
     export = folder / "export"
     export.mkdir(parents=True, exist_ok=True)
-    for name, content in EXPORTED.items():
-        (export / name).write_bytes(content + more)
-    fetched = resolve.start_download(resolve.resolve_inputs(config, s3), folder).result()
+    for name, content in EXPORTED_FILES.items():
+        (export / name).write_bytes(content + suffix)
+    downloaded = resolve.start_download(resolve.resolve_inputs(config, s3), folder).result()
     return OutputPrefix(s3, config).publish(
-        export, build_manifest(config, fetched, "transformers", REPORT, metrics or {"x": 1.5})
+        export, build_manifest(config, downloaded, "transformers", REPORT, metrics or {"x": 1.5})
     )
 
 
-def attempt(config: TrainerConfig, scratch: Path) -> Outcome:
+def run_untrained(config: TrainerConfig, scratch: Path) -> Outcome:
     """Training is never reached, since the tiny "model" is none."""
     return run(config, scratch, RunContext(ProgressReporter()))

@@ -52,10 +52,10 @@ class S3Server:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         return self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
-    def keys(self, uri: str) -> list[str]:
+    def list_keys(self, uri: str) -> list[str]:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [each["Key"] for page in pages for each in page.get("Contents", [])]
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def add_user(self, key_id: str, secret: str) -> None:
         """One who owns nothing, so may do nothing."""

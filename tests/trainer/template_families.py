@@ -45,11 +45,11 @@ GPT_OSS = (
     "{{ m.content }}{% if m.role == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
-BRACKETS = (
+BRACKETS_TEMPLATE = (
     "{% for m in messages %}[{{ m.role | upper }}] {{ m.content }} [/END]\n{% endfor %}"
     "{% if add_generation_prompt %}[ASSISTANT] {% endif %}"
 )
-HEADINGS = (
+HEADINGS_TEMPLATE = (
     "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n### End\n{% endfor %}"
     "{% if add_generation_prompt %}### assistant\n{% endif %}"
 )
@@ -57,137 +57,169 @@ ALPACA = (
     "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
-NOTHING = (
+NO_END_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n{{ m.content }}"
     "{% else %}<|user|>\n{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-TAGGED = CHATML.replace(
+TAGGED_ANSWER_TEMPLATE = CHATML.replace(
     "{{ m.content }}", "{% if m.role == 'assistant' %}<r>{{ m.content }}</r>{% else %}{{ m.content }}{% endif %}"
 )
-MARKED_BRACKETS = BRACKETS.replace(
+MARKED_BRACKETS_TEMPLATE = BRACKETS_TEMPLATE.replace(
     "{{ m.content }} [/END]",
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }} [/END]{% endgeneration %}"
     "{% else %}{{ m.content }}{% endif %}",
 )
-MARKED_HALF = COMMAND_R.replace(
+HALF_MARKED_TEMPLATE = COMMAND_R.replace(
     "{{ m.content }}<|END_RESPONSE|>", "{% generation %}{{ m.content }}<|END_RESPONSE|>{% endgeneration %}"
 )
 
 
 @dataclass(frozen=True)
-class Family:
+class TemplateFamily:
     """A tokenizer and its template; `special` and `plain` are added to the tiny vocabulary."""
 
     template: str | None
-    special: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()
-    eos: str | None = "<|endoftext|>"
+    special_tokens: tuple[str, ...] = ()
+    plain_tokens: tuple[str, ...] = ()
+    eos_token: str | None = "<|endoftext|>"
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def build_tokenizer(self) -> PreTrainedTokenizerFast:
         from tokenizers import AddedToken
         from transformers import PreTrainedTokenizerFast
 
         backend = tokenizer(None).backend_tokenizer
-        backend.add_special_tokens([AddedToken(token, special=True) for token in self.special])
-        backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in self.plain])
-        made = PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token="<|pad|>", eos_token=self.eos, bos_token="<|begin_of_text|>"
+        backend.add_special_tokens([AddedToken(token, special=True) for token in self.special_tokens])
+        backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in self.plain_tokens])
+        fast_tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token="<|pad|>", eos_token=self.eos_token, bos_token="<|begin_of_text|>"
         )
-        made.chat_template = self.template
-        return made
+        fast_tokenizer.chat_template = self.template
+        return fast_tokenizer
 
 
-IM_END = "<|im_end|>"
-CHATML_WORDS = CHATML.replace("<|im_start|>", "<|turn|>").replace(IM_END, "<|turn_end|>")
+IM_END_TOKEN = "<|im_end|>"
+PLAIN_TOKEN_CHATML = CHATML.replace("<|im_start|>", "<|turn|>").replace(IM_END_TOKEN, "<|turn_end|>")
 # Two answers, 1 and 2, to a and b: what is learnt of them, what to stop at, and the published EOS token.
-FAMILIES: dict[str, tuple[Family, list[str], list[str], str | None]] = {
-    "ChatML": (Family(CHATML, eos=IM_END), ["1<|im_end|>", "2<|im_end|>"], [IM_END], IM_END),
-    "ChatML, base model": (
-        Family(CHATML),
+FAMILIES: dict[str, tuple[TemplateFamily, list[str], list[str], str | None]] = {
+    "ChatML": (
+        TemplateFamily(CHATML, eos_token=IM_END_TOKEN),
         ["1<|im_end|>", "2<|im_end|>"],
-        [IM_END, "<|endoftext|>"],
-        IM_END,
+        [IM_END_TOKEN],
+        IM_END_TOKEN,
+    ),
+    "ChatML, base model": (
+        TemplateFamily(CHATML),
+        ["1<|im_end|>", "2<|im_end|>"],
+        [IM_END_TOKEN, "<|endoftext|>"],
+        IM_END_TOKEN,
     ),
     "ChatML, end not flagged special": (
-        Family(CHATML_WORDS, plain=("<|turn|>", "<|turn_end|>")),
+        TemplateFamily(PLAIN_TOKEN_CHATML, plain_tokens=("<|turn|>", "<|turn_end|>")),
         ["1<|turn_end|>", "2<|turn_end|>"],
         ["<|turn_end|>", "<|endoftext|>"],
         "<|turn_end|>",
     ),
-    "ChatML, not in the vocabulary": (Family(CHATML_WORDS), ["1", "2<|endoftext|>"], ["<|endoftext|>"], None),
-    "ChatML without EOS": (Family(CHATML, eos=None), ["1<|im_end|>", "2<|im_end|>"], [IM_END], IM_END),
-    "ChatML, marked": (Family(MARKED_CHATML), ["1<|im_end|>", "2<|im_end|>"], [IM_END, "<|endoftext|>"], IM_END),
+    "ChatML, not in the vocabulary": (
+        TemplateFamily(PLAIN_TOKEN_CHATML),
+        ["1", "2<|endoftext|>"],
+        ["<|endoftext|>"],
+        None,
+    ),
+    "ChatML without EOS": (
+        TemplateFamily(CHATML, eos_token=None),
+        ["1<|im_end|>", "2<|im_end|>"],
+        [IM_END_TOKEN],
+        IM_END_TOKEN,
+    ),
+    "ChatML, marked": (
+        TemplateFamily(MARKED_CHATML),
+        ["1<|im_end|>", "2<|im_end|>"],
+        [IM_END_TOKEN, "<|endoftext|>"],
+        IM_END_TOKEN,
+    ),
     "Llama 3": (
-        Family(LLAMA3),
+        TemplateFamily(LLAMA3),
         ["1<|eot_id|>", "2<|eot_id|>"],
         ["<|eot_id|>", "<|endoftext|>"],
         "<|eot_id|>",
     ),
     "Mistral": (
-        Family(MISTRAL, plain=("[INST]", "[/INST]")),
+        TemplateFamily(MISTRAL, plain_tokens=("[INST]", "[/INST]")),
         [" 1<|endoftext|>", " 2<|endoftext|>"],
         ["<|endoftext|>"],
         None,
     ),
     "Llama 2": (
-        Family(LLAMA2),
+        TemplateFamily(LLAMA2),
         [" 1 <|endoftext|>", " 2 <|endoftext|>"],
         ["<|endoftext|>"],
         None,
     ),
     "Gemma": (
-        Family(GEMMA, special=("<start_of_turn>", "<end_of_turn>")),
+        TemplateFamily(GEMMA, special_tokens=("<start_of_turn>", "<end_of_turn>")),
         ["1<end_of_turn>", "2<end_of_turn>"],
         ["<end_of_turn>", "<|endoftext|>"],
         "<end_of_turn>",
     ),
     "Command R": (
-        Family(COMMAND_R, special=("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"), eos="<|END_OF_TURN_TOKEN|>"),
+        TemplateFamily(
+            COMMAND_R, special_tokens=("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"), eos_token="<|END_OF_TURN_TOKEN|>"
+        ),
         ["1<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "2<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"],
         ["<|END_OF_TURN_TOKEN|>"],
         None,
     ),
     "Command R, half of the end marked": (
-        Family(MARKED_HALF, special=("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>")),
+        TemplateFamily(HALF_MARKED_TEMPLATE, special_tokens=("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>")),
         ["1<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "2<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"],
         ["<|END_OF_TURN_TOKEN|>", "<|endoftext|>"],
         "<|END_OF_TURN_TOKEN|>",
     ),
     "Phi 3": (
-        Family(PHI3, special=("<|end|>",)),
+        TemplateFamily(PHI3, special_tokens=("<|end|>",)),
         ["1<|end|>", "2<|end|>\n<|endoftext|>"],
         ["<|end|>", "<|endoftext|>"],
         None,
     ),
     "DeepSeek": (
-        Family(DEEPSEEK, special=("<|end▁of▁sentence|>",), eos="<|end▁of▁sentence|>"),
+        TemplateFamily(DEEPSEEK, special_tokens=("<|end▁of▁sentence|>",), eos_token="<|end▁of▁sentence|>"),
         ["1<|end▁of▁sentence|>", "2<|end▁of▁sentence|>"],
         ["<|end▁of▁sentence|>"],
         None,
     ),
     "gpt-oss": (
-        Family(GPT_OSS, special=("<|start|>", "<|end|>", "<|return|>"), eos="<|return|>"),
+        TemplateFamily(GPT_OSS, special_tokens=("<|start|>", "<|end|>", "<|return|>"), eos_token="<|return|>"),
         ["<|channel|>final<|message|>1", "<|channel|>final<|message|>2<|return|>"],
         ["<|return|>"],
         None,
     ),
-    "ordinary text on the same line": (Family(BRACKETS), ["1", "2<|endoftext|>"], ["<|endoftext|>"], None),
-    "ordinary text on a line of its own": (Family(HEADINGS), ["1", "2<|endoftext|>"], ["<|endoftext|>"], None),
+    "ordinary text on the same line": (
+        TemplateFamily(BRACKETS_TEMPLATE),
+        ["1", "2<|endoftext|>"],
+        ["<|endoftext|>"],
+        None,
+    ),
+    "ordinary text on a line of its own": (
+        TemplateFamily(HEADINGS_TEMPLATE),
+        ["1", "2<|endoftext|>"],
+        ["<|endoftext|>"],
+        None,
+    ),
     "ordinary text that is marked": (
-        Family(MARKED_BRACKETS),
+        TemplateFamily(MARKED_BRACKETS_TEMPLATE),
         ["1 [/END]", "2 [/END]<|endoftext|>"],
         ["<|endoftext|>"],
         None,
     ),
     "ordinary text before a token": (
-        Family(TAGGED),
+        TemplateFamily(TAGGED_ANSWER_TEMPLATE),
         ["<r>1</r><|im_end|>", "<r>2</r><|im_end|>"],
-        [IM_END, "<|endoftext|>"],
-        IM_END,
+        [IM_END_TOKEN, "<|endoftext|>"],
+        IM_END_TOKEN,
     ),
-    "blanks": (Family(ALPACA), ["1", "2\n\n<|endoftext|>"], ["<|endoftext|>"], None),
+    "blanks": (TemplateFamily(ALPACA), ["1", "2\n\n<|endoftext|>"], ["<|endoftext|>"], None),
     "nothing": (
-        Family(NOTHING, special=("<|user|>", "<|assistant|>")),
+        TemplateFamily(NO_END_TEMPLATE, special_tokens=("<|user|>", "<|assistant|>")),
         ["1", "2<|endoftext|>"],
         ["<|endoftext|>"],
         None,

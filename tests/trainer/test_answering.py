@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, import_libraries, tokenizer
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, import_libraries, tokenizer
 
 from finetune_trainer.modeling.generate import generate_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 NEW = 12
 PROMPTS = [[40, 41, 42], [60, 61, 62, 63, 64], [70]]
@@ -50,7 +50,7 @@ def base(model_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model_dir).eval()
 
 
-def likeliest(model: PreTrainedModel, prompt: list[int], most: int = NEW) -> list[int]:
+def decode_greedily(model: PreTrainedModel, prompt: list[int], most: int = NEW) -> list[int]:
     """Token after token by hand, until one of the model's or the tokenizer's ends."""
     import torch
 
@@ -61,13 +61,13 @@ def likeliest(model: PreTrainedModel, prompt: list[int], most: int = NEW) -> lis
     return ids[len(prompt) :]
 
 
-def text(ids: list[int]) -> str:
+def decode_text(ids: list[int]) -> str:
     return tokenizer().decode(ids, skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["base", "with adapter"])
 @pytest.mark.parametrize("settings", LEAKS.values(), ids=LEAKS)
-def test_answers_are_the_likeliest_tokens_whatever_the_model_asks_for(
+def test_inference_is_greedy_despite_generation_config(
     base: PreTrainedModel, settings: dict[str, Any], adapted: bool
 ) -> None:
     from peft import LoraConfig, get_peft_model
@@ -75,7 +75,7 @@ def test_answers_are_the_likeliest_tokens_whatever_the_model_asks_for(
 
     from finetune_trainer.modeling.inference import TextGenerator
 
-    expected = [text(likeliest(base, prompt)) for prompt in PROMPTS]
+    expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
     base.generation_config = asked = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
@@ -88,9 +88,7 @@ def test_answers_are_the_likeliest_tokens_whatever_the_model_asks_for(
         base.generation_config = kept
 
 
-def test_generate_gives_the_same_answers_with_and_without_settings_in_the_files(
-    model_dir: Path, tmp_path: Path
-) -> None:
+def test_generate_ignores_generation_config_file(model_dir: Path, tmp_path: Path) -> None:
     import shutil
 
     other = shutil.copytree(model_dir, tmp_path / "other")
@@ -100,7 +98,7 @@ def test_generate_gives_the_same_answers_with_and_without_settings_in_the_files(
     assert generate_completions(other, None, prompts, NEW) == generate_completions(model_dir, None, prompts, NEW)
 
 
-def test_answer_ends_with_the_last_position() -> None:
+def test_inference_stops_at_last_position() -> None:
     import_libraries()
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -114,4 +112,4 @@ def test_answer_ends_with_the_last_position() -> None:
     prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
     answers = TextGenerator(model, words, 8).generate(prompts)
     rooms = [8, 4, 0, 0, 1, 3]
-    assert answers == [text(likeliest(model, *each)) for each in zip(prompts, rooms, strict=True)]
+    assert answers == [decode_text(decode_greedily(model, *each)) for each in zip(prompts, rooms, strict=True)]

@@ -35,15 +35,15 @@ CANARY = "body-canary"
 TERABYTE = 2**40
 
 
-class Liar(http.server.ThreadingHTTPServer):
+class HostileServer(http.server.ThreadingHTTPServer):
     """Says `status`, `headers` and `body` to everything, and notes what it was asked."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Lie)
-        self.asked: list[str] = []
-        self.signed = 0
+        super().__init__(("127.0.0.1", 0), _HostileHandler)
+        self.requests: list[str] = []
+        self.signed_count = 0
         self.status = 200
         self.headers: dict[str, str] = {}
         self.body: Callable[[str], str] = lambda path: CANARY
@@ -56,13 +56,13 @@ class Liar(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Lie(http.server.BaseHTTPRequestHandler):
-    server: Liar
+class _HostileHandler(http.server.BaseHTTPRequestHandler):
+    server: HostileServer
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.asked.append(f"{self.command} {self.path}")
-        self.server.signed += "Authorization" in self.headers
+        self.server.requests.append(f"{self.command} {self.path}")
+        self.server.signed_count += "Authorization" in self.headers
         body = self.server.body(self.path).encode()
         self.send_response(self.server.status)
         for key, value in {"Content-Length": str(len(body)), **self.server.headers}.items():
@@ -77,7 +77,7 @@ class _Lie(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def _serving(server: Liar) -> Iterator[Liar]:
+def _serve(server: HostileServer) -> Iterator[HostileServer]:
     with server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -85,44 +85,42 @@ def _serving(server: Liar) -> Iterator[Liar]:
 
 
 @pytest.fixture
-def liar(credentials: Callable[..., Path]) -> Iterator[Liar]:
+def liar(credentials: Callable[..., Path]) -> Iterator[HostileServer]:
     """The stated endpoint."""
     credentials("id", "secret-canary")
-    yield from _serving(Liar())
+    yield from _serve(HostileServer())
 
 
 @pytest.fixture
-def decoy() -> Iterator[Liar]:
+def decoy() -> Iterator[HostileServer]:
     """Where nothing may go."""
-    yield from _serving(Liar())
+    yield from _serve(HostileServer())
 
 
-def _page(path: str, total: int, size: int) -> str:
+def _listing_page(path: str, total: int, size: int) -> str:
     """A listing's page of 1,000 keys."""
     start = int(path.partition("continuation-token=")[2].partition("&")[0] or 0)
     keys = "".join(
         f"<Contents><Key>big/{number:06}.jsonl</Key><Size>{size}</Size><ETag>&quot;e&quot;</ETag></Contents>"
         for number in range(start, min(start + 1000, total))
     )
-    more = start + 1000 < total
-    after = f"<NextContinuationToken>{start + 1000}</NextContinuationToken>" if more else ""
-    return f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{after}{keys}</ListBucketResult>"
+    is_truncated = start + 1000 < total
+    token = f"<NextContinuationToken>{start + 1000}</NextContinuationToken>" if is_truncated else ""
+    return f"<ListBucketResult><IsTruncated>{str(is_truncated).lower()}</IsTruncated>{token}{keys}</ListBucketResult>"
 
 
 # --- the store
 
 
-def test_ten_thousand_objects_of_a_terabyte_are_listed_and_refused_before_a_byte_is_read(
-    liar: Liar, tmp_path: Path
-) -> None:
-    liar.body = lambda path: _page(path, 10_000, TERABYTE)
+def test_find_huge_listing_is_refused_before_download(liar: HostileServer, tmp_path: Path) -> None:
+    liar.body = lambda path: _listing_page(path, 10_000, TERABYTE)
     found = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
     assert len(found) == 10_000
     with pytest.raises(TrainerError) as caught:
         check_disk_space(tmp_path, sum(each.size for each in found))
     assert caught.value.reason is Reason.DISK_FULL
-    assert len(liar.asked) == 10
-    assert all("list-type=2" in each for each in liar.asked)
+    assert len(liar.requests) == 10
+    assert all("list-type=2" in each for each in liar.requests)
 
 
 REQUESTS: dict[str, Callable[[S3], object]] = {
@@ -136,8 +134,8 @@ REQUESTS: dict[str, Callable[[S3], object]] = {
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_redirects_are_not_followed_and_answers_are_not_quoted(
-    liar: Liar, decoy: Liar, status: int, request_: Callable[[S3], object]
+def test_requests_redirect_is_not_followed_or_quoted(
+    liar: HostileServer, decoy: HostileServer, status: int, request_: Callable[[S3], object]
 ) -> None:
     liar.status = status
     liar.headers = {"Location": f"{decoy.url}/latest/meta-data/", "x-amz-bucket-region": "eu-west-1"}
@@ -145,22 +143,24 @@ def test_redirects_are_not_followed_and_answers_are_not_quoted(
         request_(S3(Storage(endpoint=liar.url)))
     assert caught.value.reason in (Reason.CONFIG_INVALID, Reason.STORAGE_UNREACHABLE)
     assert "canary" not in caught.value.message
-    assert decoy.asked == []
+    assert decoy.requests == []
 
 
 @pytest.mark.parametrize("size", [11, 9 * 2**20], ids=["whole", "in ranges"])
-def test_what_a_redirected_download_brings_is_not_taken(liar: Liar, decoy: Liar, tmp_path: Path, size: int) -> None:
+def test_download_redirected_content_is_discarded(
+    liar: HostileServer, decoy: HostileServer, tmp_path: Path, size: int
+) -> None:
     liar.status, liar.headers = 307, {"Location": f"{decoy.url}/latest/meta-data/"}
     decoy.body = lambda path: "x" * size
     listed = S3Object(Location("data", "key"), "key", size, "e")
     with pytest.raises(TrainerError) as caught:
         download_objects(S3(Storage(endpoint=liar.url)), [listed], tmp_path, DATA_ERRORS, lambda _: None)
     assert caught.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
-    assert decoy.signed == 0
+    assert decoy.signed_count == 0
     assert not (tmp_path / "key").exists()
 
 
-def test_a_record_without_end_is_not_read_to_its_end(liar: Liar) -> None:
+def test_read_endless_object_is_truncated(liar: HostileServer) -> None:
     liar.body = lambda path: "x" * 2**25
     assert len(read_object(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/manifest.json")) or b"") == 2**24
 
@@ -187,7 +187,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize("host", METADATA.values(), ids=METADATA)
-def test_endpoints_where_nodes_ask_about_themselves_are_refused(credentials: Callable[..., Path], host: str) -> None:
+def test_endpoint_metadata_address_is_refused(credentials: Callable[..., Path], host: str) -> None:
     credentials("id", "secret-canary")
     with pytest.raises(TrainerError, match="where nodes ask about themselves") as caught:
         S3(Storage(endpoint=f"http://{host}")).bucket("data")
@@ -201,7 +201,7 @@ NAMES: dict[str, tuple[str, Literal["path", "virtual"]]] = {
 
 
 @pytest.mark.parametrize(("name", "addressing"), NAMES.values(), ids=NAMES)
-def test_names_of_such_addresses_are_refused(
+def test_endpoint_name_resolving_to_metadata_is_refused(
     credentials: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -219,7 +219,7 @@ def test_names_of_such_addresses_are_refused(
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 418])
-def test_an_endpoint_that_is_no_store_is_not_quoted(liar: Liar, status: int) -> None:
+def test_endpoint_not_s3_answer_is_not_quoted(liar: HostileServer, status: int) -> None:
     liar.status = status
     for uri in ("s3://data/prefix/", "s3://data/key.jsonl"):
         with pytest.raises(TrainerError) as caught:
@@ -233,8 +233,8 @@ def test_an_endpoint_that_is_no_store_is_not_quoted(liar: Liar, status: int) -> 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_CONFIG_FILE"])
 @pytest.mark.s3
-def test_nothing_goes_where_the_environment_points(
-    s3: S3Server, decoy: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_s3_environment_endpoint_is_ignored(
+    s3: S3Server, decoy: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / "config").write_text(
         f"[default]\nendpoint_url = {decoy.url}\ns3 =\n    preferred_transfer_client = crt\n"
@@ -250,5 +250,5 @@ def test_nothing_goes_where_the_environment_points(
         == 5
     )
     assert connection.bucket("data").endpoint == s3.endpoint
-    assert decoy.asked == []
+    assert decoy.requests == []
     assert not {"awscrt.s3", "boto3.crt", "s3transfer.crt"}.intersection(sys.modules)

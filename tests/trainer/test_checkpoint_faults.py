@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.checkpoint_stores import prefix, save, saved, steps_in, store
+from tests.trainer.checkpoint_stores import list_steps, prefix, save_checkpoints, store, write_trainer_state
 from tests.trainer.faulty_proxy import Fault
-from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.checkpoints.store import CheckpointStore
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 __all__ = ["prefix", "store"]
-pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 Change = Callable[["S3Server", str], None]
 
 
-def flip(name: str) -> Change:
+def flip_bit(name: str) -> Change:
     def change(s3: S3Server, step: str) -> None:
         content = bytearray(s3.get(step + name))
         content[len(content) // 2] ^= 1
@@ -35,18 +35,18 @@ def flip(name: str) -> Change:
     return change
 
 
-def drop(name: str) -> Change:
+def delete_file(name: str) -> Change:
     def change(s3: S3Server, step: str) -> None:
         s3.client.delete_object(Bucket="results", Key=(step + name).removeprefix("s3://results/"))
 
     return change
 
 
-def cut(name: str) -> Change:
+def truncate_file(name: str) -> Change:
     return lambda s3, step: s3.put(step + name, s3.get(step + name)[:-1])
 
 
-def mark(**fields: object) -> Change:
+def edit_marker(**fields: object) -> Change:
     def change(s3: S3Server, step: str) -> None:
         marker = json.loads(s3.get(step + "checkpoint.json")) | fields
         s3.put(step + "checkpoint.json", json.dumps(marker).encode())
@@ -57,24 +57,28 @@ def mark(**fields: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        pytest.param(drop("checkpoint.json"), "it is incomplete", id="died before the marker"),
-        pytest.param(drop("optimizer.pt"), "optimizer.pt is missing", id="a file is gone"),
-        pytest.param(cut("scheduler.pt"), "scheduler.pt has", id="a file is cut"),
-        pytest.param(flip("adapter_model.safetensors"), "adapter_model.safetensors is damaged", id="a bit is flipped"),
-        pytest.param(cut("checkpoint.json"), "checkpoint.json cannot be read", id="the marker is cut"),
-        pytest.param(mark(formatVersion=2), "it has format 2", id="a later trainer's"),
-        pytest.param(mark(files=[]), "it names no files", id="the marker is empty"),
+        pytest.param(delete_file("checkpoint.json"), "it is incomplete", id="died before the marker"),
+        pytest.param(delete_file("optimizer.pt"), "optimizer.pt is missing", id="a file is gone"),
+        pytest.param(truncate_file("scheduler.pt"), "scheduler.pt has", id="a file is cut"),
         pytest.param(
-            mark(files=[{"path": "../../x", "size": 1, "sha256": ""}]), "names ../../x", id="a name that leads outside"
+            flip_bit("adapter_model.safetensors"), "adapter_model.safetensors is damaged", id="a bit is flipped"
+        ),
+        pytest.param(truncate_file("checkpoint.json"), "checkpoint.json cannot be read", id="the marker is cut"),
+        pytest.param(edit_marker(formatVersion=2), "it has format 2", id="a later trainer's"),
+        pytest.param(edit_marker(files=[]), "it names no files", id="the marker is empty"),
+        pytest.param(
+            edit_marker(files=[{"path": "../../x", "size": 1, "sha256": ""}]),
+            "names ../../x",
+            id="a name that leads outside",
         ),
         pytest.param(
-            mark(files=[{"path": "training_args.bin", "size": 1, "sha256": ""}]),
+            edit_marker(files=[{"path": "training_args.bin", "size": 1, "sha256": ""}]),
             "names training_args.bin",
             id="a pickle",
         ),
     ],
 )
-def test_one_that_is_not_whole_is_passed_over(
+def test_checkpoint_store_damaged_checkpoint_is_skipped(
     s3: S3Server,
     prefix: str,
     store: CheckpointStore,
@@ -83,18 +87,18 @@ def test_one_that_is_not_whole_is_passed_over(
     change: Change,
     why: str,
 ) -> None:
-    save(store, tmp_path, 5, 10)
+    save_checkpoints(store, tmp_path, 5, 10)
     change(s3, f"{prefix}.checkpoints/config/step-10/")
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
     assert "the one of step 10 is not used" in caplog.text
     assert why in caplog.text
-    save(store, tmp_path, 7)  # what comes after it replaces what came to nothing
-    assert steps_in(s3, prefix) == ["step-5", "step-7"]
+    save_checkpoints(store, tmp_path, 7)  # what comes after it replaces what came to nothing
+    assert list_steps(s3, prefix) == ["step-5", "step-7"]
 
 
-class Attack:
+class CodeExecutingPickle:
     """A pickle that runs code where it is loaded."""
 
     def __init__(self, trace: Path) -> None:
@@ -105,14 +109,14 @@ class Attack:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
-def test_a_pickle_is_never_run(
+def test_checkpoint_store_pickle_is_never_executed(
     store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     import torch
 
-    save(store, tmp_path, 5)
-    folder, trace = saved(tmp_path, 10), tmp_path / "trace"
-    torch.save(Attack(trace), folder / name)
+    save_checkpoints(store, tmp_path, 5)
+    folder, trace = write_trainer_state(tmp_path, 10), tmp_path / "trace"
+    torch.save(CodeExecutingPickle(trace), folder / name)
     store.save(folder, 10, lambda: None)
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
@@ -132,10 +136,10 @@ def test_a_pickle_is_never_run(
         pytest.param(Fault("flip", "GET", "step-10/optimizer.pt"), 5, id="a bit flips on the way"),
     ],
 )
-def test_faults_while_fetching(
+def test_checkpoint_store_faults_while_reading_are_survived(
     store: CheckpointStore, tmp_path: Path, proxy: FaultyProxy, fault: Fault, step: int
 ) -> None:
-    save(store, tmp_path, 5, 10)
+    save_checkpoints(store, tmp_path, 5, 10)
     proxy.faults = [replace(fault)]
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
@@ -145,9 +149,11 @@ def test_faults_while_fetching(
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "checkpoint.json"])
 @pytest.mark.parametrize("kind", ["503", "500", "reset", "delay", "late"])
-def test_faults_while_saving(store: CheckpointStore, tmp_path: Path, proxy: FaultyProxy, kind: str, name: str) -> None:
+def test_checkpoint_store_faults_while_saving_are_survived(
+    store: CheckpointStore, tmp_path: Path, proxy: FaultyProxy, kind: str, name: str
+) -> None:
     proxy.faults = [Fault(kind, "PUT", name)]
-    save(store, tmp_path, 10)
+    save_checkpoints(store, tmp_path, 10)
     assert proxy.faults[0].times == 0
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored

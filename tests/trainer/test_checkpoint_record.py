@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import ValidationError
-from tests.trainer.pods import Pods, make_pods
+from tests.trainer.pods import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import OUTCOME_PATH_ENV, CheckpointRecord, Outcome, Progress, Reason, Stage
 from finetune_trainer.distributed import topology
@@ -32,41 +32,41 @@ def message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def _progress(step: int | None) -> Progress:
+def _make_progress(step: int | None) -> Progress:
     time = TIME if step is not None else None
     return Progress(stage=Stage.TRAINING, last_checkpoint_step=step, last_checkpoint_time=time, last_update_time=TIME)
 
 
-def _record(path: Path) -> tuple[int, str]:
+def _read_record(path: Path) -> tuple[int, str]:
     checkpoint = CheckpointRecord.model_validate_json(path.read_bytes()).checkpoint
     return checkpoint.step, checkpoint.time
 
 
-def test_record_after_each_checkpoint_names_the_newest(message: Path) -> None:
-    termination_message.record_checkpoint(_progress(None))
+def test_record_after_each_checkpoint_names_newest(message: Path) -> None:
+    termination_message.record_checkpoint(_make_progress(None))
     assert message.read_bytes() == b""
     inode = message.stat().st_ino
     for step in (5, 10, 1_000_000, 7):  # a shorter one leaves nothing of a longer one
-        termination_message.record_checkpoint(_progress(step))
-        assert _record(message) == (step, TIME)
+        termination_message.record_checkpoint(_make_progress(step))
+        assert _read_record(message) == (step, TIME)
     assert message.stat().st_ino == inode  # the kubelet reads the file that it has mounted
 
 
-def test_record_is_no_outcome_for_a_reader_that_does_not_know_it(message: Path) -> None:
-    termination_message.record_checkpoint(_progress(5))
+def test_record_is_not_parsed_as_outcome(message: Path) -> None:
+    termination_message.record_checkpoint(_make_progress(5))
     with pytest.raises(ValidationError):
         Outcome.model_validate_json(message.read_bytes(), extra="ignore")
 
 
-def test_outcome_replaces_the_record_and_a_late_record_does_not_replace_it(message: Path) -> None:
-    termination_message.record_checkpoint(_progress(5))
+def test_outcome_is_not_replaced_by_late_record(message: Path) -> None:
+    termination_message.record_checkpoint(_make_progress(5))
     termination_message.write_outcome(termination_message.build_outcome(Reason.DATA_INVALID, ""))
-    termination_message.record_checkpoint(_progress(10))
+    termination_message.record_checkpoint(_make_progress(10))
     assert Outcome.model_validate_json(message.read_bytes()).reason is Reason.DATA_INVALID
 
 
-def test_outcome_of_a_launcher_keeps_the_record_of_its_killed_worker(message: Path) -> None:
-    termination_message.record_checkpoint(_progress(5))
+def test_outcome_of_launcher_keeps_record_of_killed_worker(message: Path) -> None:
+    termination_message.record_checkpoint(_make_progress(5))
     termination_message.write_outcome(
         termination_message.RunContext(ProgressReporter()).complete_outcome(
             termination_message.build_outcome(Reason.PREEMPTED, "told to stop")
@@ -77,39 +77,39 @@ def test_outcome_of_a_launcher_keeps_the_record_of_its_killed_worker(message: Pa
     assert (progress.last_checkpoint_step, progress.last_checkpoint_time) == (5, TIME)
 
 
-def test_record_before_its_file_is_truncated_is_readable(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_killed_before_truncation_is_readable(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kill between the two system calls leaves behind."""
     message.write_text("x" * 500)
     monkeypatch.setattr(os, "ftruncate", lambda *_: None)
-    termination_message.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_make_progress(5))
     assert message.stat().st_size == 500
-    assert _record(message) == (5, TIME)
+    assert _read_record(message) == (5, TIME)
 
 
-def test_record_of_another_worker_than_the_first_is_not_written(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_is_written_by_rank_zero_only(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    termination_message.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_make_progress(5))
     assert message.read_bytes() == b""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv(topology.NODE_FOLDER_ENV, str(message.parent))
     termination_message.record_checkpoint(
-        _progress(5)
+        _make_progress(5)
     )  # a worker's outcome goes to its launcher, the record to the pod
-    assert _record(message) == (5, TIME)
+    assert _read_record(message) == (5, TIME)
 
 
-def test_record_that_cannot_be_written_does_not_end_the_run(
+def test_record_unwritable_file_does_not_end_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "no-such-folder" / "message"))
-    termination_message.record_checkpoint(_progress(5))
+    termination_message.record_checkpoint(_make_progress(5))
     assert "no-such-folder" in caplog.text
 
 
 @pytest.fixture
-def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], Pods]:
-    return make_pods(s3, tmp_path)
+def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], TrainerRun]:
+    return make_run_factory(s3, tmp_path)
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ def taken_port() -> Iterator[int]:
 @pytest.mark.s3
 @pytest.mark.training
 @pytest.mark.timeout(600)
-def test_record_survives_sigkill_of_a_run_that_serves_no_progress(pods: Callable[[str], Pods], taken_port: int) -> None:
+def test_record_survives_sigkill_without_progress_server(pods: Callable[[str], TrainerRun], taken_port: int) -> None:
     job = pods("job")
     job.environment[http_server.PORT_ENV] = str(taken_port)
     with job.start(checkpoints={"everySteps": 3}) as process:
         job.wait_for(process, "step 6 is stored")
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    step, time = _record(job.folder / "outcome")
+    step, time = _read_record(job.folder / "outcome")
     assert step >= 6
     assert f"step {step} is stored" in job.log
 
@@ -137,6 +137,6 @@ def test_record_survives_sigkill_of_a_run_that_serves_no_progress(pods: Callable
         job.wait_for(process, "learning rate")
         process.kill()
     assert "not served" in job.log
-    resumed, since = _record(job.folder / "outcome")
+    resumed, since = _read_record(job.folder / "outcome")
     assert f"going on from step {resumed}" in job.log
     assert (resumed, since) >= (step, time)

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.checkpoint_stores import NAMES, ORIGIN, open_store, prefix, save, saved, steps_in, store
-from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.checkpoint_stores import (
+    CHECKPOINT_FILES,
+    ORIGIN,
+    list_steps,
+    open_store,
+    prefix,
+    save_checkpoints,
+    store,
+    write_trainer_state,
+)
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.checkpoints.store import CheckpointProvenance, CheckpointStore
 from finetune_trainer.contract import Reason
@@ -18,30 +27,30 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 __all__ = ["prefix", "store"]
-pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(
+def test_checkpoint_store_restores_saved_files(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path
 ) -> None:
-    save(store, tmp_path, 5)
+    save_checkpoints(store, tmp_path, 5)
     where = prefix.removeprefix("s3://results/") + ".checkpoints/config/step-5/"
-    assert s3.keys(prefix) == sorted(where + name for name in [*NAMES, "checkpoint.json"])
+    assert s3.list_keys(prefix) == sorted(where + name for name in [*CHECKPOINT_FILES, "checkpoint.json"])
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
     assert {path.name: path.read_bytes() for path in restored.folder.iterdir()} == {
-        name: (tmp_path / "saved-5" / name).read_bytes() for name in NAMES
+        name: (tmp_path / "saved-5" / name).read_bytes() for name in CHECKPOINT_FILES
     }
 
 
-def test_the_newest_are_kept_and_none_after_success(
+def test_checkpoint_store_keeps_newest_until_cleared(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path
 ) -> None:
-    save(store, tmp_path, 5, 10, 15, 100)
-    assert steps_in(s3, prefix) == ["step-100", "step-15"]
+    save_checkpoints(store, tmp_path, 5, 10, 15, 100)
+    assert list_steps(s3, prefix) == ["step-100", "step-15"]
     store.clear()
-    assert s3.keys(prefix) == []
+    assert s3.list_keys(prefix) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +60,7 @@ def test_the_newest_are_kept_and_none_after_success(
         (replace(ORIGIN, model_revision="other"), "the base model has changed since"),
     ],
 )
-def test_one_of_other_inputs_is_not_used(
+def test_checkpoint_store_changed_inputs_start_fresh(
     s3: S3Server,
     prefix: str,
     store: CheckpointStore,
@@ -60,36 +69,36 @@ def test_one_of_other_inputs_is_not_used(
     origin: CheckpointProvenance,
     why: str,
 ) -> None:
-    save(store, tmp_path, 5)
+    save_checkpoints(store, tmp_path, 5)
     assert open_store(s3, prefix, origin).fetch_newest(tmp_path / "restored") is None
     assert why in caplog.text
     assert "training starts afresh" in caplog.text
 
 
-def test_one_of_another_config_is_left_alone(
+def test_checkpoint_store_other_config_is_untouched(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "finetune_trainer")
-    save(store, tmp_path, 5)
+    save_checkpoints(store, tmp_path, 5)
     other = open_store(s3, prefix, replace(ORIGIN, config_digest="sha256:other"))
     assert other.fetch_newest(tmp_path / "restored") is None
     assert "1 other configs have some here, which are left alone: config" in caplog.text
     other.clear()
-    assert steps_in(s3, prefix) == ["step-5"]
+    assert list_steps(s3, prefix) == ["step-5"]
 
 
-def test_other_versions_are_warned_of(
+def test_checkpoint_store_other_versions_are_logged(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(store, tmp_path, 5)
+    save_checkpoints(store, tmp_path, 5)
     assert open_store(s3, prefix, replace(ORIGIN, versions={"torch": "2"})).fetch_newest(tmp_path / "restored")
     assert "made with torch 1, this is 2" in caplog.text
 
 
-def test_nothing_is_written_once_the_output_is_somebody_elses(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+def test_checkpoint_store_lost_output_lock_writes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:
     def lost() -> None:
         raise TrainerError(Reason.OUTPUT_BUSY, "taken over")
 
     with pytest.raises(TrainerError):
-        open_store(s3, prefix).save(saved(tmp_path, 5), 5, lost)
-    assert s3.keys(prefix) == []
+        open_store(s3, prefix).save(write_trainer_state(tmp_path, 5), 5, lost)
+    assert s3.list_keys(prefix) == []

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.s3
 
-QUICK = LockTiming(heartbeat_seconds=0.2, stale_seconds=3, poll_seconds=0.1)
-PATIENT = LockTiming(heartbeat_seconds=0.2, stale_seconds=30, poll_seconds=0.1)
-SILENT = LockTiming(heartbeat_seconds=60, stale_seconds=1.0, poll_seconds=0.1)
-Make = Callable[..., OutputLock]
+FAST_TIMING = LockTiming(heartbeat_seconds=0.2, stale_seconds=3, poll_seconds=0.1)
+PATIENT_TIMING = LockTiming(heartbeat_seconds=0.2, stale_seconds=30, poll_seconds=0.1)
+SILENT_TIMING = LockTiming(heartbeat_seconds=60, stale_seconds=1.0, poll_seconds=0.1)
+MakeLock = Callable[..., OutputLock]
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def prefix(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def make(s3: S3Server, prefix: str) -> Iterator[Make]:
+def make(s3: S3Server, prefix: str) -> Iterator[MakeLock]:
     made: list[OutputLock] = []
 
-    def make(run: str, timing: LockTiming = QUICK) -> OutputLock:
+    def make(run: str, timing: LockTiming = FAST_TIMING) -> OutputLock:
         made.append(OutputLock(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
         return made[-1]
 
@@ -50,56 +50,56 @@ def make(s3: S3Server, prefix: str) -> Iterator[Make]:
         each.release()
 
 
-def note(s3: S3Server, prefix: str) -> dict[str, object]:
+def read_lock_record(s3: S3Server, prefix: str) -> dict[str, object]:
     content: dict[str, object] = json.loads(s3.get(prefix + ".claim.json"))
     return content
 
 
-def refused(work: Callable[[], None]) -> str:
+def assert_output_busy(work: Callable[[], None]) -> str:
     with pytest.raises(TrainerError) as error:
         work()
     assert error.value.reason is Reason.OUTPUT_BUSY
     return error.value.message
 
 
-def test_a_claim_says_whose_it_is_beats_and_goes_away(s3: S3Server, prefix: str, make: Make) -> None:
+def test_output_lock_names_owner_beats_and_is_released(s3: S3Server, prefix: str, make: MakeLock) -> None:
     claim = make("a")
     claim.acquire(ProgressReporter())
-    first = note(s3, prefix)
+    first = read_lock_record(s3, prefix)
     assert {key: first[key] for key in ("runId", "configDigest", "attempt")} == {
         "runId": "a",
         "configDigest": "sha256:c",
         "attempt": 1,
     }
     time.sleep(0.8)
-    assert note(s3, prefix)["beat"] != first["beat"]
+    assert read_lock_record(s3, prefix)["beat"] != first["beat"]
     claim.check_held()
     claim.release()
-    assert s3.keys(prefix) == []
+    assert s3.list_keys(prefix) == []
 
 
-def test_another_run_is_told_soon_that_one_is_at_work(make: Make) -> None:
+def test_output_lock_held_by_active_run_is_refused_soon(make: MakeLock) -> None:
     make("a").acquire(ProgressReporter())
-    message = refused(lambda: make("b").acquire(ProgressReporter()))
+    message = assert_output_busy(lambda: make("b").acquire(ProgressReporter()))
     assert "run a on " in message
     assert "is at work on this output" in message
 
 
-def test_claim_after_release_is_not_written_again_by_its_heartbeat(s3: S3Server, prefix: str, make: Make) -> None:
+def test_output_lock_released_is_not_rewritten_by_heartbeat(s3: S3Server, prefix: str, make: MakeLock) -> None:
     for _ in range(5):
         claim = make("a", LockTiming(heartbeat_seconds=0.01))
         claim.acquire(ProgressReporter())
         time.sleep(0.05)
         claim.release()
         time.sleep(0.1)
-        assert s3.keys(prefix) == []
+        assert s3.list_keys(prefix) == []
 
 
-def test_release_of_a_store_that_does_not_answer_ends_in_time(
-    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+def test_output_lock_release_with_dead_store_times_out(
+    s3: S3Server, prefix: str, make: MakeLock, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "_RELEASE_TIMEOUT_SECONDS", 0.5)
-    claim = make("a", SILENT)
+    claim = make("a", SILENT_TIMING)
     claim.acquire(ProgressReporter())
     proxy.faults = [Fault("503", "GET", ".claim.json", 100), Fault("503", "HEAD", ".claim.json", 100)]
     begun = time.monotonic()
@@ -108,8 +108,8 @@ def test_release_of_a_store_that_does_not_answer_ends_in_time(
     proxy.faults = []
 
 
-def test_run_that_waits_for_another_reports_so_until_it_has_the_output(make: Make) -> None:
-    make("a", SILENT).acquire(ProgressReporter())
+def test_output_lock_waiting_run_reports_stage(make: MakeLock) -> None:
+    make("a", SILENT_TIMING).acquire(ProgressReporter())
     progress, stages = ProgressReporter(), set[Stage]()
     waiting = threading.Thread(target=make("b").acquire, args=(progress,))
     waiting.start()
@@ -120,43 +120,43 @@ def test_run_that_waits_for_another_reports_so_until_it_has_the_output(make: Mak
     assert progress.get_latest().stage is Stage.DOWNLOADING
 
 
-def test_run_that_is_refused_does_not_end_with_the_stage_of_waiting(make: Make) -> None:
+def test_output_lock_refused_run_restores_stage(make: MakeLock) -> None:
     make("a").acquire(ProgressReporter())
     progress = ProgressReporter()
-    refused(lambda: make("b").acquire(progress))
+    assert_output_busy(lambda: make("b").acquire(progress))
     assert progress.get_latest().stage is Stage.DOWNLOADING  # an older reader would not understand the outcome
 
 
-def test_another_run_takes_over_what_was_left_behind(s3: S3Server, prefix: str, make: Make) -> None:
-    dead = make("a", SILENT)
+def test_output_lock_stale_lock_is_taken_over(s3: S3Server, prefix: str, make: MakeLock) -> None:
+    dead = make("a", SILENT_TIMING)
     dead.acquire(ProgressReporter())
     begun = time.monotonic()
     make("b").acquire(ProgressReporter())
-    assert time.monotonic() - begun >= QUICK.stale_seconds
-    assert (note(s3, prefix)["runId"], note(s3, prefix)["attempt"]) == ("b", 2)
-    assert "run b on" in refused(dead.check_held)  # should it come back to life
+    assert time.monotonic() - begun >= FAST_TIMING.stale_seconds
+    assert (read_lock_record(s3, prefix)["runId"], read_lock_record(s3, prefix)["attempt"]) == ("b", 2)
+    assert "run b on" in assert_output_busy(dead.check_held)  # should it come back to life
     dead.release()
-    assert note(s3, prefix)["runId"] == "b"
+    assert read_lock_record(s3, prefix)["runId"] == "b"
 
 
-def test_the_next_attempt_of_a_run_does_not_wait_and_the_earlier_one_hears_of_it(make: Make) -> None:
-    first, second = make("a"), make("a", SILENT)
+def test_output_lock_next_attempt_takes_over_at_once(make: MakeLock) -> None:
+    first, second = make("a"), make("a", SILENT_TIMING)
     first.acquire(ProgressReporter())
     begun = time.monotonic()
     second.acquire(ProgressReporter())
-    assert time.monotonic() - begun < QUICK.stale_seconds
+    assert time.monotonic() - begun < FAST_TIMING.stale_seconds
     time.sleep(0.8)
-    assert "another attempt of this run" in refused(first.check_not_lost)  # by its own heartbeat
+    assert "another attempt of this run" in assert_output_busy(first.check_not_lost)  # by its own heartbeat
     second.check_held()
 
 
-def test_of_24_runs_at_once_one_gets_it(s3: S3Server, prefix: str, make: Make) -> None:
+def test_output_lock_24_concurrent_runs_one_acquires(s3: S3Server, prefix: str, make: MakeLock) -> None:
     start = threading.Barrier(24)
 
     def attempt(number: int) -> Reason | None:
         start.wait()
         try:
-            make(f"run-{number}", PATIENT).acquire(ProgressReporter())
+            make(f"run-{number}", PATIENT_TIMING).acquire(ProgressReporter())
         except TrainerError as error:
             return error.reason
         return None
@@ -165,42 +165,42 @@ def test_of_24_runs_at_once_one_gets_it(s3: S3Server, prefix: str, make: Make) -
         ends = list(pool.map(attempt, range(24)))
     assert ends.count(None) == 1
     assert ends.count(Reason.OUTPUT_BUSY) == 23
-    assert note(s3, prefix)["runId"] == f"run-{ends.index(None)}"
+    assert read_lock_record(s3, prefix)["runId"] == f"run-{ends.index(None)}"
 
 
-def test_a_claim_that_somebody_deleted_is_written_again(s3: S3Server, prefix: str, make: Make) -> None:
+def test_output_lock_deleted_record_is_rewritten(s3: S3Server, prefix: str, make: MakeLock) -> None:
     claim = make("a")
     claim.acquire(ProgressReporter())
     s3.client.delete_object(Bucket="results", Key=prefix.removeprefix("s3://results/") + ".claim.json")
     time.sleep(0.8)
-    assert note(s3, prefix)["runId"] == "a"
+    assert read_lock_record(s3, prefix)["runId"] == "a"
     claim.check_held()
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b'{"runId": 7}'])
-def test_a_note_that_cannot_be_read_counts_as_left_behind(
-    s3: S3Server, prefix: str, make: Make, content: bytes
+def test_output_lock_unreadable_record_counts_as_stale(
+    s3: S3Server, prefix: str, make: MakeLock, content: bytes
 ) -> None:
     s3.put(prefix + ".claim.json", content)
     make("b").acquire(ProgressReporter())
-    assert note(s3, prefix)["runId"] == "b"
+    assert read_lock_record(s3, prefix)["runId"] == "b"
 
 
-def test_a_store_without_conditional_writes_is_used_and_the_log_says_so(
-    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+def test_output_lock_without_conditional_writes_is_logged(
+    s3: S3Server, prefix: str, make: MakeLock, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.unconditional = True
+    proxy.ignores_conditions = True
     claim = make("a")
     claim.acquire(ProgressReporter())
     assert "no conditional writes" in caplog.text
     time.sleep(0.5)
     claim.check_held()
-    assert "is at work" in refused(lambda: make("b").acquire(ProgressReporter()))
+    assert "is at work" in assert_output_busy(lambda: make("b").acquire(ProgressReporter()))
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "409", "412", "reset", "delay", "late"])
-def test_a_claim_is_taken_and_kept_whatever_the_store_answers_first(
-    s3: S3Server, prefix: str, make: Make, proxy: FaultyProxy, kind: str
+def test_output_lock_transient_store_errors_are_survived(
+    s3: S3Server, prefix: str, make: MakeLock, proxy: FaultyProxy, kind: str
 ) -> None:
     proxy.faults = [Fault(kind, "PUT", ".claim.json")]
     claim = make("a")
@@ -209,4 +209,4 @@ def test_a_claim_is_taken_and_kept_whatever_the_store_answers_first(
     time.sleep(3)
     claim.check_held()
     assert proxy.faults[0].times == 0
-    assert note(s3, prefix)["runId"] == "a"
+    assert read_lock_record(s3, prefix)["runId"] == "a"

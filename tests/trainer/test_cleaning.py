@@ -25,12 +25,12 @@ CLEANED = {
 
 
 @pytest.mark.parametrize(("before", "after"), CLEANED.values(), ids=CLEANED)
-def test_text_is_as_its_author_meant_it(before: str, after: str) -> None:
+def test_clean_text_is_normalized(before: str, after: str) -> None:
     assert clean_text(before) == after
 
 
 @given(st.text())
-def test_clean_text_stays(text: str) -> None:
+def test_clean_is_idempotent(text: str) -> None:
     assert clean_text(clean_text(text)) == clean_text(text)
 
 
@@ -68,7 +68,7 @@ KINDS = ["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
 
 
 @pytest.mark.parametrize(("before", "after"), SENSITIVE.values(), ids=SENSITIVE)
-def test_what_is_sensitive_is_replaced_by_its_kind(before: str, after: str) -> None:
+def test_redact_sensitive_text_is_replaced_by_kind(before: str, after: str) -> None:
     assert redact_pii(before, KINDS) == after
 
 
@@ -87,11 +87,11 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
-def test_what_only_looks_sensitive_stays(text: str) -> None:
+def test_redact_harmless_text_is_unchanged(text: str) -> None:
     assert redact_pii(text, KINDS) == text
 
 
-def test_only_the_kinds_asked_for_are_replaced() -> None:
+def test_redact_selected_kinds_only() -> None:
     text = "a@b.example from 10.0.0.1"
     assert redact_pii(text, ["ipAddress"]) == "a@b.example from [IP_ADDRESS]"
     assert [place.kind for place in find_pii(text)] == ["email", "ipAddress"]

@@ -17,13 +17,13 @@ SPEC: dict[str, Any] = {
 }
 
 
-def config(**changes: Any) -> TrainerConfig:
+def make_config(**changes: Any) -> TrainerConfig:
     return TrainerConfig.model_validate(SPEC | changes)
 
 
-def test_what_is_stored_reads_back_the_same() -> None:
-    assert TrainerConfig.model_validate(config().to_json()) == config()
-    assert TrainerConfig.model_validate(config().to_json()).digest() == config().digest()
+def test_config_round_trips_through_json() -> None:
+    assert TrainerConfig.model_validate(make_config().to_json()) == make_config()
+    assert TrainerConfig.model_validate(make_config().to_json()).digest() == make_config().digest()
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_what_is_stored_reads_back_the_same() -> None:
         ({"dataset": {"sources": [{"uri": "s3://data/a.jsonl", "limit": 5}]}}, False),
     ],
 )
-def test_the_digest_is_of_what_affects_the_result(changes: dict[str, Any], same: bool) -> None:
-    assert (config(**changes).digest() == config().digest()) == same
+def test_digest_changes_with_result_affecting_fields(changes: dict[str, Any], same: bool) -> None:
+    assert (make_config(**changes).digest() == make_config().digest()) == same
 
 
-def test_results_of_configs_written_before_there_were_more_fields_are_found() -> None:
-    assert config().digest() == "sha256:f73a1b7d11fed55f2b5d56dac1a5e782cfa79ae0987ed1294dc1a0c1573b5877"
+def test_digest_of_early_config_is_unchanged() -> None:
+    assert make_config().digest() == "sha256:f73a1b7d11fed55f2b5d56dac1a5e782cfa79ae0987ed1294dc1a0c1573b5877"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_results_of_configs_written_before_there_were_more_fields_are_found() ->
         ({"name": "bot"}, "s3://results/default/bot/x"),
     ],
 )
-def test_placeholders(metadata: dict[str, str], uri: str) -> None:
+def test_config_output_placeholders_are_filled(metadata: dict[str, str], uri: str) -> None:
     manifest = {"metadata": metadata, "spec": SPEC | {"output": {"uri": "s3://results/{namespace}/{name}/x"}}}
     assert TrainerConfig.from_manifest(manifest).output.uri == uri
 
@@ -79,13 +79,13 @@ def test_placeholders(metadata: dict[str, str], uri: str) -> None:
         {"storage": {"endpoint": "http://user:secret@host"}},
     ],
 )
-def test_what_is_refused(changes: dict[str, Any]) -> None:
+def test_config_invalid_fields_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        config(**changes)
+        make_config(**changes)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_has_the_exit_code_of_its_kind(reason: Reason) -> None:
+def test_reason_has_exit_code_of_its_kind(reason: Reason) -> None:
     expected = {
         Reason.COMPLETED: ExitCode.OK,
         Reason.ALREADY_COMPLETE: ExitCode.OK,

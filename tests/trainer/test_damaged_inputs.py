@@ -26,18 +26,18 @@ CSV = b"prompt,completion\n"
 MIB = 1 << 20
 
 
-def as_parquet(**columns: Any) -> bytes:
+def to_parquet(**columns: Any) -> bytes:
     file = io.BytesIO()
     parquet.write_table(pa.table(columns), file)
     return file.getvalue()
 
 
-def turns(*said: Any) -> bytes:
-    messages = [{"role": role, "content": content} for role, content in said]
+def make_messages_line(*turns: Any) -> bytes:
+    messages = [{"role": role, "content": content} for role, content in turns]
     return GOOD.replace(b'"prompt": "q", "completion": "a"', b'"messages": ' + json.dumps(messages).encode())
 
 
-WHOLE = as_parquet(prompt=[f"q{number}" for number in range(5000)], completion=["a"] * 5000)
+WHOLE = to_parquet(prompt=[f"q{number}" for number in range(5000)], completion=["a"] * 5000)
 NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
 
 DATA: dict[str, tuple[str, bytes, str, str]] = {
@@ -59,7 +59,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "key twice": ("a.jsonl", GOOD + GOOD.replace(b"completion", b"prompt"), "line 2", "found 'prompt' twice"),
     "key twice in a turn": (
         "a.jsonl",
-        turns(("user", "q")).replace(b'"content"', b'"role"'),
+        make_messages_line(("user", "q")).replace(b'"content"', b'"role"'),
         "line 1",
         "found 'role' twice",
     ),
@@ -81,16 +81,31 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "zstd named .csv": ("a.csv", zstandard.compress(CSV), "line 1", "found zstd data; end its name in .zst"),
     "gzip twice": ("a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "line 1", "packed twice: unpack it once"),
     "ZIP": ("a.json", b"PK\x03\x04" + b"\0" * 99, "line 1", "found a ZIP archive"),
-    "another format": ("a.jsonl", GOOD + turns(("assistant", "a")), "line 2", "expected 'prompt', found 'messages'"),
+    "another format": (
+        "a.jsonl",
+        GOOD + make_messages_line(("assistant", "a")),
+        "line 2",
+        "expected 'prompt', found 'messages'",
+    ),
     "answers twice": (
         "a.jsonl",
-        turns(("user", "q"), ("assistant", "a"), ("assistant", "b")),
+        make_messages_line(("user", "q"), ("assistant", "a"), ("assistant", "b")),
         "line 1",
         "join the two",
     ),
-    "unknown role": ("a.jsonl", turns(("bot", "q")), "line 1", "messages[0].role to be one of system"),
-    "null turn": ("a.jsonl", turns(("user", None)), "line 1", "messages[0].content to be text, found nothing"),
-    "empty answer": ("a.jsonl", turns(("user", "q"), ("assistant", "")), "line 1", "to be an answer, found it empty"),
+    "unknown role": ("a.jsonl", make_messages_line(("bot", "q")), "line 1", "messages[0].role to be one of system"),
+    "null turn": (
+        "a.jsonl",
+        make_messages_line(("user", None)),
+        "line 1",
+        "messages[0].content to be text, found nothing",
+    ),
+    "empty answer": (
+        "a.jsonl",
+        make_messages_line(("user", "q"), ("assistant", "")),
+        "line 1",
+        "to be an answer, found it empty",
+    ),
     "gzip cut off": ("a.jsonl.gz", gzip.compress(MANY)[:-2000], "line 1", "it is damaged or was cut off"),
     "gzip without its end": ("a.jsonl.gz", gzip.compress(MANY)[:-8], "line 20001", "cannot be unpacked any further"),
     "gzip, wrong checksum": ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\1" * 8, "line", "CRC check failed"),
@@ -130,12 +145,12 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "Parquet, wrong bytes": ("a.parquet", WHOLE[:2000] + b"\xff" * 500 + WHOLE[2500:], "row 1", "damaged"),
     "Parquet, empty": ("a.parquet", b"", "row 1", "Parquet file size is 0 bytes"),
     "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a whole Parquet file"),
-    "Parquet, null": ("a.parquet", as_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
-    "Parquet, bytes": ("a.parquet", as_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
+    "Parquet, null": ("a.parquet", to_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
+    "Parquet, bytes": ("a.parquet", to_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
 }
 
 
-def account(tmp_path: Path, name: str, content: bytes) -> None:
+def read_all(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader()
     for _ in reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]):
@@ -144,11 +159,9 @@ def account(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "place", "what"), DATA.values(), ids=DATA)
-def test_damaged_data_is_told_in_one_message_with_its_place(
-    tmp_path: Path, name: str, content: bytes, place: str, what: str
-) -> None:
+def test_reader_damaged_data_names_location(tmp_path: Path, name: str, content: bytes, place: str, what: str) -> None:
     with pytest.raises(TrainerError) as caught:
-        account(tmp_path, name, content)
+        read_all(tmp_path, name, content)
     assert caught.value.reason is Reason.DATA_INVALID
     assert f"s3://data/{name} {place}" in caught.value.message
     assert what in caught.value.message
@@ -171,7 +184,7 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
 
 
 @pytest.mark.parametrize(("name", "content", "places"), AROUND.values(), ids=AROUND)
-def test_rows_around_a_wrong_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
+def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader()
     source = DataSource(uri="s3://data/*")
@@ -181,7 +194,7 @@ def test_rows_around_a_wrong_one_are_read(tmp_path: Path, name: str, content: by
     assert reader.row_count == len(places) + 1
 
 
-def test_elements_that_stand_across_what_is_read_at_once_are_whole(tmp_path: Path) -> None:
+def test_reader_elements_across_chunks_are_complete(tmp_path: Path) -> None:
     texts = ['\\"]' * size for size in (1, 20_000, 40_000, 3, 100_000)]
     (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
     source = DataSource(uri="s3://data/*")
@@ -189,54 +202,58 @@ def test_elements_that_stand_across_what_is_read_at_once_are_whole(tmp_path: Pat
     assert [row for _, row in rows] == [PromptCompletion(text, "a") for text in texts]
 
 
-def _write(name: str, content: bytes | str) -> Callable[[Path], None]:
+def _write_file(name: str, content: bytes | str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     return change
 
 
-def _remove(name: str) -> Callable[[Path], None]:
+def _remove_file(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def _index(weights: object) -> Callable[[Path], None]:
-    return _write("model.safetensors.index.json", json.dumps({"weight_map": weights}))
+def _write_index(weights: object) -> Callable[[Path], None]:
+    return _write_file("model.safetensors.index.json", json.dumps({"weight_map": weights}))
 
 
 MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no config": (_remove("config.json"), "config.json is missing"),
-    "config cut off": (_write("config.json", '{"model_type"'), "config.json is not JSON"),
-    "config is a list": (_write("config.json", "[]"), "config.json is not a JSON object"),
-    "config asks for code": (_write("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'), "asks for code (auto_map)"),
-    "tokenizer asks for code": (_write("tokenizer_config.json", '{"auto_map": {}}'), "tokenizer_config.json asks for"),
+    "no config": (_remove_file("config.json"), "config.json is missing"),
+    "config cut off": (_write_file("config.json", '{"model_type"'), "config.json is not JSON"),
+    "config is a list": (_write_file("config.json", "[]"), "config.json is not a JSON object"),
+    "config asks for code": (
+        _write_file("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'),
+        "asks for code (auto_map)",
+    ),
+    "tokenizer asks for code": (
+        _write_file("tokenizer_config.json", '{"auto_map": {}}'),
+        "tokenizer_config.json asks for",
+    ),
     "kernel of others": (
-        _write("config.json", '{"attn_implementation": "a/b"}'),
+        _write_file("config.json", '{"attn_implementation": "a/b"}'),
         "asks for code (attn_implementation)",
     ),
-    "code": (_write("modeling.py", "print()"), "modeling.py is code"),
-    "no tokenizer": (_remove("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
-    "no weights": (_remove("model.safetensors"), "no *.safetensors file"),
-    "quantised": (_write("config.json", '{"quantization_config": {}}'), "only unquantised models can be tuned"),
-    "an adapter": (_write("adapter_config.json", "{}"), "it holds an adapter"),
+    "code": (_write_file("modeling.py", "print()"), "modeling.py is code"),
+    "no tokenizer": (_remove_file("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
+    "no weights": (_remove_file("model.safetensors"), "no *.safetensors file"),
+    "quantised": (_write_file("config.json", '{"quantization_config": {}}'), "only unquantised models can be tuned"),
+    "an adapter": (_write_file("adapter_config.json", "{}"), "it holds an adapter"),
     "weights above the folder": (
-        _index({"a": "../a.safetensors"}),
+        _write_index({"a": "../a.safetensors"}),
         "names '../a.safetensors', which is no safetensors",
     ),
-    "weights anywhere": (_index({"a": "/etc/a.safetensors"}), "names '/etc/a.safetensors'"),
-    "weights in a pickle": (_index({"a": "a.bin"}), "names 'a.bin'"),
+    "weights anywhere": (_write_index({"a": "/etc/a.safetensors"}), "names '/etc/a.safetensors'"),
+    "weights in a pickle": (_write_index({"a": "a.bin"}), "names 'a.bin'"),
     "a shard is missing": (
-        _index({"a": "a.safetensors"}),
+        _write_index({"a": "a.safetensors"}),
         "1 of 1 weight files are missing, the first is a.safetensors",
     ),
-    "an index of nothing": (_index({}), "has no weight_map"),
+    "an index of nothing": (_write_index({}), "has no weight_map"),
 }
 
 
 @pytest.mark.parametrize(("change", "what"), MODELS.values(), ids=MODELS)
-def test_damaged_models_are_told_in_one_message_with_the_file(
-    tmp_path: Path, change: Callable[[Path], None], what: str
-) -> None:
+def test_check_model_dir_damaged_model_names_file(tmp_path: Path, change: Callable[[Path], None], what: str) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     check_model_dir(tmp_path)

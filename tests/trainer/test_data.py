@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, StoredFile, chat, config, tokenizer, write_rows
+from tests.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, StoredFile, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 
-def run(folder: Path, *files: StoredFile, max_length: int = 128, template: str = CHATML, **fields: Any) -> PreparedData:
+def prepare_files(
+    folder: Path, *files: StoredFile, max_length: int = 128, template: str = CHATML, **fields: Any
+) -> PreparedData:
     settings = config(fields, max_length)
     words = tokenizer(template)
     return prepare_dataset(
@@ -24,9 +26,9 @@ def run(folder: Path, *files: StoredFile, max_length: int = 128, template: str =
     )
 
 
-def test_report_accounts_for_every_row_and_matches_the_data(tmp_path: Path) -> None:
+def test_prepare_report_counts_match_dataset(tmp_path: Path) -> None:
     rows = [chat("Hi", "Hello!"), chat("Hi", "x " * 200), chat("a", "b", "c", "d"), "", chat("y " * 300, "z")]
-    prepared = run(tmp_path, write_rows(tmp_path / "a", rows))
+    prepared = prepare_files(tmp_path, write_rows(tmp_path / "a", rows))
     report, data = prepared.report, prepared.dataset
     assert (report.rows, report.kept, report.rejected) == (4, 2, {"overlength": 2})
     assert len(data) == report.kept
@@ -37,26 +39,26 @@ def test_report_accounts_for_every_row_and_matches_the_data(tmp_path: Path) -> N
     assert words.decode(data[1]["input_ids"]).startswith("<|im_start|>user\na<|im_end|>")
 
 
-def test_a_row_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
+def test_prepare_row_of_max_length_is_kept(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a", [chat("Hi", "Hello!")])
-    length = run(tmp_path, file).report.tokens
-    assert run(tmp_path, file, max_length=length).report.kept == 1
+    length = prepare_files(tmp_path, file).report.tokens
+    assert prepare_files(tmp_path, file, max_length=length).report.kept == 1
     with pytest.raises(TrainerError, match=f"1 overlength; the longest has {length} tokens") as caught:
-        run(tmp_path, file, max_length=length - 1)
+        prepare_files(tmp_path, file, max_length=length - 1)
     assert caught.value.reason is Reason.DATASET_EMPTY
 
 
-def test_rows_without_learnt_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_prepare_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:
     template = (
         "{% if messages[0].content == 'quiet' %}hush{% else %}"
         "{% generation %}{{ messages[1].content }}{% endgeneration %}{% endif %}"
     )
     file = write_rows(tmp_path / "a", [chat("loud", "a b c"), chat("quiet", "a"), chat("quiet", "b")])
-    report = run(tmp_path, file, template=template).report
+    report = prepare_files(tmp_path, file, template=template).report
     assert (report.rows, report.kept, report.rejected) == (3, 1, {"noSupervisedTokens": 2})
 
 
-def test_wrong_rows_of_every_kind_are_counted_together(tmp_path: Path) -> None:
+def test_prepare_invalid_rows_of_all_kinds_are_counted(tmp_path: Path) -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     rows = [
         chat("a", "b"),
@@ -65,30 +67,30 @@ def test_wrong_rows_of_every_kind_are_counted_together(tmp_path: Path) -> None:
         *[chat("a", f"b{number}", system="s") for number in range(300)],
     ]
     with pytest.raises(TrainerError, match=r"^600 of 602 rows cannot be used:\ns3://data/x line 2: ") as caught:
-        run(tmp_path, write_rows(tmp_path / "a", rows, "s3://data/x"), template=refusing)
+        prepare_files(tmp_path, write_rows(tmp_path / "a", rows, "s3://data/x"), template=refusing)
     assert caught.value.reason is Reason.DATA_INVALID
 
 
 @pytest.mark.parametrize("rows", [[], ["", " "]], ids=["empty", "blank"])
-def test_no_rows_at_all_says_so(tmp_path: Path, rows: list[str]) -> None:
+def test_prepare_no_rows_raises_dataset_empty(tmp_path: Path, rows: list[str]) -> None:
     with pytest.raises(TrainerError, match=r"the data's objects hold no row: s3://data/train\.jsonl") as caught:
-        run(tmp_path, write_rows(tmp_path / "a", rows))
+        prepare_files(tmp_path, write_rows(tmp_path / "a", rows))
     assert caught.value.reason is Reason.DATASET_EMPTY
 
 
-def test_other_data_in_the_same_folder_is_never_stale(tmp_path: Path) -> None:
+def test_prepare_same_folder_other_data_is_not_stale(tmp_path: Path) -> None:
     for answer in ("one", "two"):
-        prepared = run(tmp_path, write_rows(tmp_path / "a", [chat("q", answer)]))
+        prepared = prepare_files(tmp_path, write_rows(tmp_path / "a", [chat("q", answer)]))
         assert answer in tokenizer().decode(prepared.dataset[0]["input_ids"])
 
 
-def test_loss_on_all_learns_the_prompt_too(tmp_path: Path) -> None:
+def test_prepare_loss_all_supervises_prompt(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a", [chat("Hi there", "Hello!")])
-    answer, everything = run(tmp_path, file).report, run(tmp_path, file, loss="all").report
+    answer, everything = prepare_files(tmp_path, file).report, prepare_files(tmp_path, file, loss="all").report
     assert everything.supervised_tokens == everything.tokens - 1 > answer.supervised_tokens
 
 
-def test_order_is_that_of_the_objects_and_lines(tmp_path: Path) -> None:
+def test_prepare_keeps_order_of_objects_and_lines(tmp_path: Path) -> None:
     texts = [f"answer {number}" for number in range(700)]  # more than two batches
     random.Random(0).shuffle(texts)
     half = len(texts) // 2
@@ -97,5 +99,5 @@ def test_order_is_that_of_the_objects_and_lines(tmp_path: Path) -> None:
         for name, part in (("b", texts[:half]), ("a", texts[half:]))
     ]
     words = tokenizer()
-    learnt = [[value for value in row["labels"] if value != -100] for row in run(tmp_path, *files).dataset]
+    learnt = [[value for value in row["labels"] if value != -100] for row in prepare_files(tmp_path, *files).dataset]
     assert [words.decode(row).removesuffix("<|im_end|>") for row in learnt] == texts

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import Forks, forking, rows
+from tests.trainer.pods import ParallelForkServer, make_rows, start_parallel_fork_server
 from tests.trainer.s3_server import free_port
-from tests.trainer.workers import Workers, adapter, make_workers, numbers
+from tests.trainer.workers import WorkerGroup, make_group_factory, read_adapter, read_float_losses
 
 from finetune_trainer.contract import ExitCode
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 
-UNEVEN = 18
+UNEVEN_ROWS = 18
 """Rows that no group of workers can share evenly."""
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
-SAVES_COUNTS = """
+SAVE_COUNTS_SCRIPT = """
 import sys
 from pathlib import Path
 import torch
@@ -35,7 +35,7 @@ torch.distributed.init_process_group("gloo")
 from finetune_trainer.training.trl_methods import TokenCounter
 TokenCounter(torch.device("cpu")).save(Path(sys.argv[1]))
 """
-WAITS = """
+WAIT_SCRIPT = """
 import os, time
 from datetime import timedelta
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -48,51 +48,51 @@ if os.environ["RANK"] == "0":
 else:
     collectives.barrier(ProgressReporter())
 """
-APART = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
+DISTINCT_ROWS = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
 """Rows that do not resemble each other."""
-PLAIN = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
+TRAINING = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as made:
+def forks() -> Iterator[ParallelForkServer]:
+    with start_parallel_fork_server() as made:
         yield made
 
 
 @pytest.fixture
-def workers(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Workers]:
-    return make_workers(s3, tmp_path, forks)
+def workers(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
+    return make_group_factory(s3, tmp_path, forks)
 
 
-class TestSeveralWorkers:
+class TestWorkers:
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
-    def test_make_what_one_makes_with_batches_as_large_as_all_of_theirs(
-        self, s3: S3Server, workers: Callable[..., Workers], tmp_path: Path, packing: bool
+    def test_workers_same_global_batch_match_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, packing: bool
     ) -> None:
         held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
         s3.put("s3://data/held-out.jsonl", "".join(json.dumps(each) + "\n" for each in held_out).encode())
-        s3.put("s3://data/uneven.jsonl", rows(UNEVEN))
+        s3.put("s3://data/uneven.jsonl", make_rows(UNEVEN_ROWS))
         data = {
             "sources": [{"uri": "s3://data/uneven.jsonl"}],
             "validation": {"sources": [{"uri": "s3://data/held-out.jsonl"}]},
         }
-        plain = {**PLAIN, "packing": packing}
+        plain = {**TRAINING, "packing": packing}
         one = workers("one", 1, dataset=data)
         assert one.run(**plain, gradientAccumulation=4) == [0], one.logs
         for name, nodes, per_node, accumulation in (("two", 2, 1, 2), ("four", 2, 2, 1)):
             several = workers(name, nodes, per_node, data)
             assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
-            assert numbers(several.first) == pytest.approx(numbers(one.first), abs=1.1e-4)
-            theirs = several.first.metrics()
+            assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
+            theirs = several.rank_zero.read_metrics()
             assert [theirs[each] for each in COMPARED] == pytest.approx(
-                [one.first.metrics()[each] for each in COMPARED], abs=1e-4
+                [one.rank_zero.read_metrics()[each] for each in COMPARED], abs=1e-4
             )
-            expected, found = adapter(s3, one.first, tmp_path), adapter(s3, several.first, tmp_path)
+            expected, found = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
             assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3
-            assert not [key for key in s3.keys(several.first.output) if "/." in key]
+            assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
 
     @pytest.mark.parametrize("method", ["dpo", "kto"])
-    def test_learn_preferences(self, s3: S3Server, workers: Callable[..., Workers], method: str) -> None:
+    def test_workers_train_on_preferences(self, s3: S3Server, workers: Callable[..., WorkerGroup], method: str) -> None:
         made = [
             {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
             if method == "dpo"
@@ -102,9 +102,11 @@ class TestSeveralWorkers:
         s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(each) + "\n" for each in made).encode())
         job = workers(method, 2, dataset={"sources": [{"uri": f"s3://data/{method}.jsonl"}]})
         assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
-        assert job.first.metrics()["steps"] == 3
+        assert job.rank_zero.read_metrics()["steps"] == 3
 
-    def test_look_at_preferences_as_one_does(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
+    def test_workers_evaluate_preferences_like_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup]
+    ) -> None:
         # Five rows in batches of two: one worker has a batch less, the other a smaller one.
         held_out = [
             {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
@@ -124,64 +126,70 @@ class TestSeveralWorkers:
         assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
         assert two.run(**asked, gradientAccumulation=1) == [0, 0], two.logs
         for name in ("evalLoss", "evalRewardAccuracy"):
-            assert two.first.metrics()[name] == pytest.approx(one.first.metrics()[name], abs=1e-4), name
-        assert one.first.metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
+            assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
+                name
+            )
+        assert one.rank_zero.read_metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
 
-    def test_stop_together_and_go_on_together(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
+    def test_workers_stop_and_resume_together(self, s3: S3Server, workers: Callable[..., WorkerGroup]) -> None:
         whole, parted = workers("whole", 2), workers("parted", 2)
         assert whole.run() == [0, 0], whole.logs
 
         processes = parted.start(checkpoints={"everySteps": 1000})
-        parted.reach("step 6/")
+        parted.wait_for("step 6/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.ended(parted, each) for each in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
-        stopped = parted.first.outcome.progress
+        assert [self.wait_for_exit(parted, each) for each in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
+        stopped = parted.rank_zero.outcome.progress
         assert stopped
         assert stopped.last_checkpoint_step == stopped.step
-        losses = parted.first.losses()
+        losses = parted.rank_zero.read_losses()
 
         processes = parted.start()
-        parted.reach("step 15 is stored")
+        parted.wait_for("step 15 is stored")
         os.kill(processes[1], signal.SIGKILL)
         began = time.monotonic()
-        assert self.ended(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
+        assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
         assert time.monotonic() - began < 60
-        assert self.ended(parted, processes[1]) == -signal.SIGKILL
-        assert f"going on from step {stopped.step}" in parted.first.log
-        losses |= parted.first.losses()
+        assert self.wait_for_exit(parted, processes[1]) == -signal.SIGKILL
+        assert f"going on from step {stopped.step}" in parted.rank_zero.log
+        losses |= parted.rank_zero.read_losses()
 
         assert parted.run() == [0, 0], parted.logs
-        assert losses | parted.first.losses() == whole.first.losses()
-        assert [parted.first.metrics()[name] for name in COMPARED[:5]] == pytest.approx(
-            [whole.first.metrics()[name] for name in COMPARED[:5]]
+        assert losses | parted.rank_zero.read_losses() == whole.rank_zero.read_losses()
+        assert [parted.rank_zero.read_metrics()[name] for name in COMPARED[:5]] == pytest.approx(
+            [whole.rank_zero.read_metrics()[name] for name in COMPARED[:5]]
         )
-        assert not [key for key in s3.keys(parted.first.output) if "/." in key]
+        assert not [key for key in s3.list_keys(parted.rank_zero.output) if "/." in key]
 
-    def test_cross_validate_together(self, s3: S3Server, workers: Callable[..., Workers]) -> None:
-        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in APART).encode())
+    def test_workers_cross_validation_matches_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup]
+    ) -> None:
+        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in DISTINCT_ROWS).encode())
         data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
-        asked = {**PLAIN, "crossValidation": {"folds": 2}}
+        asked = {**TRAINING, "crossValidation": {"folds": 2}}
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
         assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
         asked |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
         processes = two.start(**asked)
-        two.reach("fold 2/2: step 2/")
+        two.wait_for("fold 2/2: step 2/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.ended(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
+        assert [self.wait_for_exit(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
         assert two.run(**asked) == [0, 0], two.logs
         assert "fold 1/2: trains on" not in two.logs
         for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
-            assert two.first.metrics()[name] == pytest.approx(one.first.metrics()[name], abs=1e-4), name
+            assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
+                name
+            )
 
-    def test_one_of_a_node_writes_the_counts(self, tmp_path: Path) -> None:
+    def test_workers_counts_are_written_by_local_rank_zero(self, tmp_path: Path) -> None:
         # They share the folder, and a file that two write at once is torn.
-        assert self.two(SAVES_COUNTS, tmp_path) == [0, 0]
+        assert self.run_two_workers(SAVE_COUNTS_SCRIPT, tmp_path) == [0, 0]
         assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
 
-    def test_while_the_first_evaluates_the_others_wait_as_long_as_it_takes(self, tmp_path: Path) -> None:
-        assert self.two(WAITS, tmp_path) == [0, 0]
+    def test_workers_wait_while_rank_zero_evaluates(self, tmp_path: Path) -> None:
+        assert self.run_two_workers(WAIT_SCRIPT, tmp_path) == [0, 0]
 
-    def two(self, script: str, tmp_path: Path) -> list[int]:
+    def run_two_workers(self, script: str, tmp_path: Path) -> list[int]:
         """How two workers of one node end."""
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         workers = []
@@ -191,5 +199,5 @@ class TestSeveralWorkers:
             workers.append(subprocess.Popen([sys.executable, "-c", script, folder], env=environment))
         return [each.wait() for each in workers]
 
-    def ended(self, group: Workers, child: int) -> int:
-        return group.forks.wait(child)
+    def wait_for_exit(self, group: WorkerGroup, child: int) -> int:
+        return group.fork_server.wait(child)

@@ -20,11 +20,11 @@ LONG = " ".join(f"word{number}" for number in range(60))
 SYSTEM = {"role": "system", "content": LONG}
 
 
-def chat(question: str, answer: str) -> Chat:
+def make_chat(question: str, answer: str) -> Chat:
     return Chat([SYSTEM, {"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
-def test_a_row_is_known_the_second_time(tmp_path: Path) -> None:
+def test_hashes_repeated_row_is_known(tmp_path: Path) -> None:
     rows = [PromptCompletion(str(number), "a") for number in range(5000)]  # the table grows several times
     seen = HashSet(tmp_path)
     assert all(seen.add(row) for row in rows)
@@ -51,7 +51,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
-def test_rows_that_say_different_things_are_no_duplicates(one: Row, other: Row, tmp_path: Path) -> None:
+def test_hashes_different_rows_are_not_duplicates(one: Row, other: Row, tmp_path: Path) -> None:
     seen = HashSet(tmp_path)
     assert seen.add(one)
     assert seen.add(other)
@@ -61,7 +61,7 @@ NEAR = {
     "one word of sixty changed": (PlainText(LONG), PlainText(LONG.replace("word30", "other")), True),
     "case and punctuation": (PlainText(LONG), PlainText(LONG.upper().replace(" ", ", ")), True),
     "half of the words": (PlainText(LONG), PlainText(LONG[: len(LONG) // 2]), False),
-    "the same long system prompt": (chat("Who was first?", "Ada"), chat("What is last?", "Omega"), False),
+    "the same long system prompt": (make_chat("Who was first?", "Ada"), make_chat("What is last?", "Omega"), False),
     "opposite verdicts": (
         LabeledExample(PromptCompletion(LONG, "a"), True),
         LabeledExample(PromptCompletion(LONG, "a"), False),
@@ -72,14 +72,14 @@ NEAR = {
 
 
 @pytest.mark.parametrize(("one", "other", "alike"), NEAR.values(), ids=NEAR)
-def test_rows_that_share_most_of_their_words_are_near(one: PlainText, other: Row | None, alike: bool) -> None:
+def test_near_rows_sharing_most_words_are_alike(one: PlainText, other: Row | None, alike: bool) -> None:
     near = MinHashIndex(0.8)
     near.insert(near.compute_signature(one))
     again = PlainText(one.text[:-1] + "年") if other is None else other
     assert bool(list(near.query(near.compute_signature(again)))) is alike
 
 
-def test_rows_that_resemble_each_other_stay_on_one_side() -> None:
+def test_groups_similar_rows_share_key() -> None:
     groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
     for number in range(40):  # each resembles the next; the first and the last share nothing
@@ -92,7 +92,7 @@ def test_rows_that_resemble_each_other_stay_on_one_side() -> None:
 
 
 @pytest.mark.parametrize("near", [MinHashIndex(0.8), None], ids=["few rows", "many rows"])
-def test_answers_to_one_prompt_stay_on_one_side(near: MinHashIndex | None) -> None:
+def test_groups_answers_to_same_prompt_share_key(near: MinHashIndex | None) -> None:
     groups = RowGroups(near)
     groups.add(LabeledExample(PromptCompletion("What now?", "Run along to the lake"), True))
     groups.add(LabeledExample(PromptCompletion("what  NOW", "No idea at all, sorry"), False))
@@ -102,7 +102,7 @@ def test_answers_to_one_prompt_stay_on_one_side(near: MinHashIndex | None) -> No
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=200), st.floats(0.01, 0.5), st.integers(0, 9))
-def test_validation_takes_whole_groups_and_leaves_some(keys: list[int], fraction: float, seed: int) -> None:
+def test_split_takes_complete_groups(keys: list[int], fraction: float, seed: int) -> None:
     if len(set(keys)) < 2:
         return
     chosen = choose_validation_rows(array("Q", keys), fraction, seed).tolist()
@@ -111,13 +111,13 @@ def test_validation_takes_whole_groups_and_leaves_some(keys: list[int], fraction
     assert {keys[row] for row in chosen}.isdisjoint(keys[row] for row in range(len(keys)) if row not in chosen)
 
 
-def test_groups_of_one_row_give_the_fraction_to_the_row() -> None:
+def test_split_single_row_groups_give_exact_fraction() -> None:
     keys = array("Q", range(1000))
     assert len(choose_validation_rows(keys, 0.1, 1)) == 100
     assert choose_validation_rows(keys, 0.1, 1).tolist() != choose_validation_rows(keys, 0.1, 2).tolist()
 
 
-def test_rows_that_cannot_be_divided_say_so() -> None:
+def test_split_single_group_is_refused() -> None:
     with pytest.raises(TrainerError, match="all 3 rows resemble each other") as caught:
         choose_validation_rows(array("Q", [7, 7, 7]), 0.5, 1)
     assert caught.value.reason is Reason.DATA_INVALID

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
+from tests.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, config
 
 from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 from finetune_trainer.publishing.export import export_adapter, list_target_modules
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
-def learnt(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
+def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     """As after training: B matrices that are not zero."""
     import torch
 
@@ -45,8 +45,8 @@ def learnt(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(model_dir), "transformers")
 
 
-def test_folder_is_flat_complete_and_names_no_path_of_this_machine(model_dir: Path, tmp_path: Path) -> None:
-    export_adapter(config(), learnt(config(), model_dir), tmp_path / "adapter", "sha256:abc", model_dir)
+def test_export_folder_is_complete_without_local_paths(model_dir: Path, tmp_path: Path) -> None:
+    export_adapter(config(), load_tuned_model(config(), model_dir), tmp_path / "adapter", "sha256:abc", model_dir)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == FILES
     for path in (tmp_path / "adapter").iterdir():
         assert str(model_dir).encode() not in path.read_bytes(), path.name
@@ -64,29 +64,29 @@ def test_folder_is_flat_complete_and_names_no_path_of_this_machine(model_dir: Pa
         ("hf://org/tiny", "org/tiny", COMMIT),
     ],
 )
-def test_base_is_named_as_servers_look_for_it(
+def test_export_names_base_model_for_servers(
     model_dir: Path, tmp_path: Path, uri: str, name: str, revision: str | None
 ) -> None:
     settings = config({"lora": {"rank": 4, "alpha": 8, "targetModules": ["v_proj", "q_proj"]}})
     settings = settings.model_copy(update={"model": ModelSource(uri=uri)})
-    export_adapter(settings, learnt(settings, model_dir), tmp_path, COMMIT, model_dir)
+    export_adapter(settings, load_tuned_model(settings, model_dir), tmp_path, COMMIT, model_dir)
     adapter = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (name, revision)
     assert (adapter["r"], adapter["lora_alpha"], adapter["target_modules"]) == (4, 8, ["q_proj", "v_proj"])
     assert (adapter["peft_type"], adapter["task_type"], adapter["inference_mode"]) == ("LORA", "CAUSAL_LM", True)
 
 
-def test_a_module_that_shares_its_name_with_an_adapted_one_is_not_named(model_dir: Path) -> None:
+def test_target_modules_same_name_is_not_included(model_dir: Path) -> None:
     settings = config({"lora": {"targetModules": ["model.layers.0.self_attn.q_proj"]}})
-    assert list_target_modules(learnt(settings, model_dir).model) == ["model.layers.0.self_attn.q_proj"]
+    assert list_target_modules(load_tuned_model(settings, model_dir).model) == ["model.layers.0.self_attn.q_proj"]
 
 
-def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir: Path, tmp_path: Path) -> None:
+def test_export_reloaded_adapter_matches_model_in_memory(model_dir: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    loaded = learnt(config(), model_dir)
+    loaded = load_tuned_model(config(), model_dir)
     export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
@@ -98,8 +98,8 @@ def test_a_fresh_base_with_the_adapter_answers_as_the_model_in_memory(model_dir:
     assert not torch.allclose(again, plain)
 
 
-def test_the_model_in_memory_is_left_as_it_was(model_dir: Path, tmp_path: Path) -> None:
-    loaded = learnt(config(), model_dir)
+def test_export_leaves_model_in_memory_unchanged(model_dir: Path, tmp_path: Path) -> None:
+    loaded = load_tuned_model(config(), model_dir)
     before = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
     export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     after = dict(loaded.model.named_parameters())
@@ -108,9 +108,9 @@ def test_the_model_in_memory_is_left_as_it_was(model_dir: Path, tmp_path: Path) 
     assert list(loaded.model.peft_config) == ["default"]
 
 
-def test_the_same_run_writes_the_same_bytes(model_dir: Path, tmp_path: Path) -> None:
+def test_export_same_run_writes_same_bytes(model_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        export_adapter(config(), learnt(config(), model_dir), tmp_path / name, "sha256:abc", model_dir)
+        export_adapter(config(), load_tuned_model(config(), model_dir), tmp_path / name, "sha256:abc", model_dir)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in FILES)
 
 
@@ -119,8 +119,10 @@ def test_the_same_run_writes_the_same_bytes(model_dir: Path, tmp_path: Path) -> 
     [(0.0, Reason.INTERNAL_ERROR), (math.nan, Reason.NON_FINITE_LOSS)],
     ids=["learnt nothing", "not a number"],
 )
-def test_a_worthless_adapter_is_not_written(model_dir: Path, tmp_path: Path, value: float, reason: Reason) -> None:
-    loaded = learnt(config(), model_dir)
+def test_export_unchanged_or_nan_adapter_is_refused(
+    model_dir: Path, tmp_path: Path, value: float, reason: Reason
+) -> None:
+    loaded = load_tuned_model(config(), model_dir)
     for name, weight in loaded.model.named_parameters():
         if ".lora_B." in name:
             weight.data.fill_(value)
@@ -130,12 +132,12 @@ def test_a_worthless_adapter_is_not_written(model_dir: Path, tmp_path: Path, val
     assert not list((tmp_path / "adapter").iterdir())
 
 
-def test_a_file_that_differs_from_memory_is_noticed(
+def test_export_file_differing_from_memory_is_refused(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    loaded = learnt(config(), model_dir)
+    loaded = load_tuned_model(config(), model_dir)
     save = loaded.model.save_pretrained
 
     def save_damaged(folder: str, **options: Any) -> None:

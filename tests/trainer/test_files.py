@@ -24,7 +24,7 @@ CSV = 'prompt,completion\n1 + 1,2\n"say ""ą,\n""",ą\n'.encode()
 BOM = b"\xef\xbb\xbf"
 
 
-def as_parquet() -> bytes:
+def to_parquet() -> bytes:
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(ROWS), file)
     return file.getvalue()
@@ -34,7 +34,7 @@ TYPES: dict[str, tuple[bytes, list[str]]] = {
     "a.jsonl": (LINES, ["line 1", "line 2"]),
     "a.json": (ARRAY, ["row 1", "row 2"]),
     "a.csv": (CSV, ["line 2", "line 3"]),
-    "a.parquet": (as_parquet(), ["row 1", "row 2"]),
+    "a.parquet": (to_parquet(), ["row 1", "row 2"]),
 }
 QUIRKS: dict[str, tuple[str, bytes]] = {
     "an unknown name is JSON lines": ("a.data", LINES),
@@ -53,7 +53,7 @@ QUIRKS: dict[str, tuple[str, bytes]] = {
 }
 
 
-def read(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
+def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader()
     found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
@@ -63,20 +63,20 @@ def read(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[obj
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("name", TYPES)
-def test_each_type_is_read_packed_or_not(tmp_path: Path, name: str, packing: str) -> None:
+def test_reader_each_type_and_compression_is_read(tmp_path: Path, name: str, packing: str) -> None:
     content, places = TYPES[name]
     packed = {"": content, ".gz": gzip.compress(content), ".zst": zstandard.compress(content)}[packing]
     uri = f"s3://data/{name}{packing}"
-    assert read(tmp_path, name + packing, packed) == ([f"{uri} {place}" for place in places], PAIRS)
+    assert read_rows(tmp_path, name + packing, packed) == ([f"{uri} {place}" for place in places], PAIRS)
 
 
 @pytest.mark.parametrize(("name", "content"), QUIRKS.values(), ids=QUIRKS)
-def test_quirks_are_no_damage(tmp_path: Path, name: str, content: bytes) -> None:
-    assert read(tmp_path, name, content)[1] == PAIRS
+def test_reader_harmless_quirks_are_accepted(tmp_path: Path, name: str, content: bytes) -> None:
+    assert read_rows(tmp_path, name, content)[1] == PAIRS
 
 
-def test_a_column_of_dates_does_not_keep_parquet_from_being_read(tmp_path: Path) -> None:
+def test_reader_parquet_date_column_is_ignored(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS).append_column("at", pa.array([1, 2], pa.timestamp("ns")))
     file = io.BytesIO()
     parquet.write_table(table, file)
-    assert read(tmp_path, "a.parquet", file.getvalue())[1] == PAIRS
+    assert read_rows(tmp_path, "a.parquet", file.getvalue())[1] == PAIRS

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.publishing import EXPORTED, attempt, config_for, prefix, publish
+from tests.trainer.publishing import EXPORTED_FILES, build_config, prefix, publish, run_untrained
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
@@ -24,28 +24,28 @@ pytestmark = pytest.mark.s3
 WITH_MERGED = {"merged": True}
 
 
-def stored(s3: S3Server, uri: str) -> dict[str, bytes]:
-    return {key: s3.get(f"s3://results/{key}") for key in s3.keys(uri)}
+def read_all_objects(s3: S3Server, uri: str) -> dict[str, bytes]:
+    return {key: s3.get(f"s3://results/{key}") for key in s3.list_keys(uri)}
 
 
-def refusal(config: TrainerConfig, scratch: Path) -> str:
+def assert_output_exists(config: TrainerConfig, scratch: Path) -> str:
     with pytest.raises(TrainerError) as error:
-        attempt(config, scratch)
+        run_untrained(config, scratch)
     assert error.value.reason is Reason.OUTPUT_EXISTS
     return error.value.message
 
 
-def check(config: TrainerConfig) -> None:
+def check_foreign_files(config: TrainerConfig) -> None:
     """What a run does before it trains."""
     OutputPrefix(S3(config.storage), config).check_foreign_files()
 
 
-def begin_to_publish(config: TrainerConfig, scratch: Path, proxy: FaultyProxy, last: str) -> None:
+def publish_until_dropped(config: TrainerConfig, scratch: Path, proxy: FaultyProxy, last: str) -> None:
     """Publishing ends, as if killed, at this file."""
-    proxy.drops = last
+    proxy.dropped_key = last
     with pytest.raises(TrainerError):
         publish(config, scratch)
-    proxy.drops = "\0"
+    proxy.dropped_key = "\0"
 
 
 FOREIGN = {
@@ -59,18 +59,18 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("files", "output", "named"), FOREIGN.values(), ids=FOREIGN)
-def test_run_given_foreign_files_at_its_output_names_them_and_leaves_them(
+def test_run_foreign_files_are_named_and_kept(
     s3: S3Server, prefix: str, tmp_path: Path, files: dict[str, bytes], output: dict[str, Any], named: str
 ) -> None:
     for name, content in files.items():
         s3.put(f"{prefix}/{name}", content)
-    before = stored(s3, prefix)
-    config = config_for(s3, prefix)
+    before = read_all_objects(s3, prefix)
+    config = build_config(s3, prefix)
     config = config.model_copy(update={"output": config.output.model_copy(update=output)})
-    message = refusal(config, tmp_path)
+    message = assert_output_exists(config, tmp_path)
     assert message.startswith(f"{prefix} holds files that this run has not published {named}; ")
     assert message.endswith("give output.uri another place or remove them")
-    assert stored(s3, prefix) == before
+    assert read_all_objects(s3, prefix) == before
 
 
 HARMLESS = {
@@ -83,83 +83,79 @@ HARMLESS = {
 
 @pytest.mark.parametrize("files", HARMLESS.values(), ids=HARMLESS)
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_run_given_files_that_it_does_not_replace_is_let_through(
-    s3: S3Server, prefix: str, files: dict[str, bytes], slash: str
-) -> None:
+def test_run_unrelated_files_are_accepted(s3: S3Server, prefix: str, files: dict[str, bytes], slash: str) -> None:
     for name, content in files.items():
         s3.put(f"{prefix}/{name}", content)
-    before = stored(s3, prefix)
-    check(config_for(s3, prefix + slash))
-    assert stored(s3, prefix) == before
+    before = read_all_objects(s3, prefix)
+    check_foreign_files(build_config(s3, prefix + slash))
+    assert read_all_objects(s3, prefix) == before
 
 
-def test_run_after_its_own_half_publication_is_let_through(
+def test_run_after_own_partial_upload_is_accepted(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
 ) -> None:
-    config = config_for(s3, prefix)
+    config = build_config(s3, prefix)
     for last in ("README.md", "tokenizer.json", "manifest.json"):  # each attempt has other files than the one before
-        begin_to_publish(config, tmp_path / last, proxy, last)
-        check(config)
+        publish_until_dropped(config, tmp_path / last, proxy, last)
+        check_foreign_files(config)
     assert publish(config, tmp_path).reason is Reason.COMPLETED
-    assert not [key for key in s3.keys(prefix) if "/." in key]
+    assert not [key for key in s3.list_keys(prefix) if "/." in key]
 
 
-def test_run_after_its_own_half_publication_still_names_foreign_files(
+def test_run_after_own_partial_upload_names_foreign_files(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
 ) -> None:
-    config = config_for(s3, prefix)
-    begin_to_publish(config, tmp_path, proxy, "README.md")
+    config = build_config(s3, prefix)
+    publish_until_dropped(config, tmp_path, proxy, "README.md")
     s3.put(f"{prefix}/README.md", b"notes that somebody wrote where the card had not come")
-    assert "(README.md)" in refusal(config, tmp_path)
+    assert "(README.md)" in assert_output_exists(config, tmp_path)
 
 
-def test_run_after_half_a_publication_of_another_config_names_its_files(
+def test_run_after_partial_upload_of_other_config_is_refused(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
 ) -> None:
-    begin_to_publish(config_for(s3, prefix), tmp_path, proxy, "manifest.json")
-    message = refusal(config_for(s3, prefix, training={"maxSteps": 2}), tmp_path)
+    publish_until_dropped(build_config(s3, prefix), tmp_path, proxy, "manifest.json")
+    message = assert_output_exists(build_config(s3, prefix, training={"maxSteps": 2}), tmp_path)
     assert "(README.md, adapter_config.json, adapter_model.safetensors and 3 more)" in message
 
 
-def test_publish_given_a_foreign_file_that_appeared_meanwhile_writes_nothing(
-    s3: S3Server, prefix: str, tmp_path: Path
-) -> None:
-    config = config_for(s3, prefix)
-    check(config)
+def test_publish_foreign_file_appearing_late_writes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config = build_config(s3, prefix)
+    check_foreign_files(config)
     s3.put(f"{prefix}/.checkpoints/abc/step-1/checkpoint.json", b"{}")
     s3.put(f"{prefix}/tokenizer.json", b"another's")
-    before = stored(s3, prefix)
+    before = read_all_objects(s3, prefix)
     with pytest.raises(TrainerError, match="holds files that this run has not published") as error:
         publish(config, tmp_path)
     assert error.value.reason is Reason.OUTPUT_EXISTS
-    assert stored(s3, prefix) == before
+    assert read_all_objects(s3, prefix) == before
 
 
-def test_run_whose_output_is_a_whole_bucket_sees_its_files(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+def test_run_output_bucket_root_sees_foreign_files(s3: S3Server, prefix: str, tmp_path: Path) -> None:
     bucket = tmp_path.name.replace("_", "-")[:60].strip("-")
     s3.client.create_bucket(Bucket=bucket)
     s3.put(f"s3://{bucket}/mine.txt", b"x")
-    config = config_for(s3, f"s3://{bucket}//")
-    assert "(mine.txt)" in refusal(config, tmp_path)
+    config = build_config(s3, f"s3://{bucket}//")
+    assert "(mine.txt)" in assert_output_exists(config, tmp_path)
     s3.client.delete_object(Bucket=bucket, Key="mine.txt")
     assert publish(config, tmp_path).reason is Reason.COMPLETED
-    assert s3.client.get_object(Bucket=bucket, Key="README.md")["Body"].read() == EXPORTED["README.md"]
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    assert s3.client.get_object(Bucket=bucket, Key="README.md")["Body"].read() == EXPORTED_FILES["README.md"]
+    assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
 
 
-def test_run_given_a_store_without_conditional_writes_still_names_foreign_files(
+def test_run_without_conditional_writes_names_foreign_files(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
 ) -> None:
-    proxy.unconditional = True
+    proxy.ignores_conditions = True
     s3.put(f"{prefix}/README.md", b"my notes")
-    assert "(README.md)" in refusal(config_for(s3, prefix), tmp_path)
+    assert "(README.md)" in assert_output_exists(build_config(s3, prefix), tmp_path)
     assert s3.get(f"{prefix}/README.md") == b"my notes"
 
 
 def test_upload_record_names_config_and_files(s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy) -> None:
-    config = config_for(s3, prefix)
-    begin_to_publish(config, tmp_path, proxy, "adapter_model.safetensors")
+    config = build_config(s3, prefix)
+    publish_until_dropped(config, tmp_path, proxy, "adapter_model.safetensors")
     record = json.loads(s3.get(f"{prefix}/.upload.json"))
     assert record["configDigest"] == config.digest()
-    assert {file["path"] for file in record["files"]} == EXPORTED.keys() | {"finetune_config.json"}
+    assert {file["path"] for file in record["files"]} == EXPORTED_FILES.keys() | {"finetune_config.json"}
     assert {len(file["sha256"]) for file in record["files"]} == {64}

@@ -149,18 +149,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("method", "row", "meant"), MEANT.values(), ids=MEANT)
-def test_a_row_is_read_as_it_is_meant(method: str, row: dict[str, Any], meant: list[Row]) -> None:
+def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], meant: list[Row]) -> None:
     assert parse_row(row, detect_format(row, method), method) == meant
 
 
 @pytest.mark.parametrize(("method", "row", "why"), REFUSED.values(), ids=REFUSED)
-def test_a_row_that_cannot_be_used_says_what_was_expected(method: str, row: dict[str, Any], why: str) -> None:
+def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], why: str) -> None:
     with pytest.raises(RowError) as caught:
         parse_row(row, detect_format(row, method), method)
     assert why in str(caught.value)
 
 
-def test_columns_of_other_names_are_found_even_if_they_trade_places() -> None:
+def test_renamed_columns_may_swap_names() -> None:
     row = {"completion": "q", "prompt": "a", "id": 1}
     assert rename_columns(row, {"prompt": "completion", "completion": "prompt"}) == {
         "prompt": "q",
@@ -169,12 +169,12 @@ def test_columns_of_other_names_are_found_even_if_they_trade_places() -> None:
     }
 
 
-def test_a_column_that_fields_names_must_be_there() -> None:
+def test_renamed_missing_column_is_refused() -> None:
     with pytest.raises(RowError, match=r"expected the column 'question' \(fields: prompt\), found 'q', 'completion'"):
         rename_columns({"q": "a", "completion": "b"}, {"prompt": "question"})
 
 
-def test_an_optional_column_may_be_absent_from_a_row() -> None:
+def test_renamed_optional_column_may_be_absent() -> None:
     assert rename_columns({"instruction": "a"}, {"input": "context"}) == {"instruction": "a"}
 
 
@@ -186,7 +186,7 @@ _TYPES = (Chat, PromptCompletion, PlainText, Preference, LabeledExample)
 
 @settings(max_examples=200)
 @given(st.dictionaries(_KEYS, _LEAVES | _TURNS, max_size=4), st.sampled_from(["sft", "dpo", "kto"]))
-def test_any_row_is_read_or_refused(row: dict[str, Any], method: str) -> None:
+def test_parse_row_any_content_is_read_or_refused(row: dict[str, Any], method: str) -> None:
     parsed: list[Row] = []
     with suppress(RowError):
         parsed = parse_row(row, detect_format(row, method), method)

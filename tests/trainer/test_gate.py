@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.pods import Pods, make_pods
+from tests.trainer.pods import TrainerRun, make_run_factory
 from tests.trainer.tiny_model import CHATML
 
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import Forks
+    from tests.trainer.forked_pods import ForkServer
     from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -56,13 +56,13 @@ PAIRS = "sent_more,sent_less,stereo_antistereo,bias_type\n"
 
 
 @pytest.fixture
-def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
-    make = make_pods(s3, tmp_path, forks.build)
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., TrainerRun]:
+    make = make_run_factory(s3, tmp_path, forks.build_model)
     sentences = "".join(f"She cooks {n} meals.,He cooks {n} meals.,stereo,kitchen\n" for n in range(24))
     s3.put("s3://data/pairs.csv", (PAIRS + sentences).encode())
     s3.put("s3://data/wrong.csv", (PAIRS + "one,,stereo,kitchen\n").encode())
 
-    def made(name: str, evaluation: dict[str, Any]) -> Pods:
+    def made(name: str, evaluation: dict[str, Any]) -> TrainerRun:
         pods = make(name)
         pods.changes = {
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
@@ -74,13 +74,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Pods]:
     return made
 
 
-def test_a_model_that_does_not_pass_is_not_published(s3: S3Server, pods: Callable[..., Pods], forks: Forks) -> None:
+def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
     gate = [{"metric": "evalLoss", "maximum": 0.001}, {"metric": "perplexity", "minImprovement": 0}]
     job = pods("worse", {"gate": gate})
     assert forks.run(job, maxSteps=6, checkpoints={"everySteps": 2}) is Reason.EVALUATION_GATE, job.log
     assert "evalLoss at most 0.001, it is " in job.outcome.message
     assert "perplexity" not in job.outcome.message, "that one it passes"
-    assert [key for key in s3.keys(job.output) if "/.rejected/" not in key] == []
+    assert [key for key in s3.list_keys(job.output) if "/.rejected/" not in key] == []
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
     assert "Do not deploy this adapter: it breaks 1 rule of the gate" in s3.get(uri).decode()
@@ -88,8 +88,8 @@ def test_a_model_that_does_not_pass_is_not_published(s3: S3Server, pods: Callabl
     assert [check["passed"] for check in found["gate"]] == [False, True]
 
 
-def test_a_model_that_passes_is_published_with_what_was_found(
-    s3: S3Server, pods: Callable[..., Pods], forks: Forks
+def test_gate_passed_model_is_published_with_evaluation(
+    s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer
 ) -> None:
     gate = [{"metric": "chrf", "minImprovement": 0}]
     bias = {"pairsURI": "s3://data/pairs.csv"}
@@ -100,7 +100,7 @@ def test_a_model_that_passes_is_published_with_what_was_found(
     assert [check["passed"] for check in found["gate"]] == [True]
     assert [(each["kind"], each["category"]) for each in found["bias"]["findings"]] == [("pair", "kitchen")]
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
-    assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.metrics().keys()
+    assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
     assert {"README.md", "report.html", "evaluation.json", "provenance.json", "run.log"} <= listed.keys()
     assert "6 validation rows are too few for intervals" in job.outcome.message
@@ -117,8 +117,8 @@ def test_a_model_that_passes_is_published_with_what_was_found(
 
 
 @pytest.mark.parametrize(("evaluation", "reason", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_measured_is_refused_before_training(
-    pods: Callable[..., Pods], forks: Forks, evaluation: dict[str, Any], reason: Reason, said: str
+def test_gate_unmeasurable_is_refused_before_training(
+    pods: Callable[..., TrainerRun], forks: ForkServer, evaluation: dict[str, Any], reason: Reason, said: str
 ) -> None:
     job = pods("refused", evaluation)
     assert forks.run(job) is reason, job.log

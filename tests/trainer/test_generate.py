@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
 
 from finetune_trainer.data import preparation
 from finetune_trainer.modeling import loading
@@ -16,7 +16,7 @@ from finetune_trainer.publishing.export import export_adapter
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 
@@ -50,12 +50,12 @@ def tuned(
     return base, folder / "adapter"
 
 
-def test_adapter_answers_what_it_learnt_and_stops(tuned: tuple[Path, Path]) -> None:
+def test_generate_adapter_answers_as_trained(tuned: tuple[Path, Path]) -> None:
     base, adapter = tuned
     assert generate_completions(base, adapter, list(ANSWERS), 40) == list(ANSWERS.values())
 
 
-def test_base_does_not_know_and_answers_the_same_each_time(tuned: tuple[Path, Path]) -> None:
+def test_generate_base_model_is_deterministic(tuned: tuple[Path, Path]) -> None:
     base, _ = tuned
     first, again = (
         generate_completions(base, None, list(ANSWERS), 8),

@@ -33,33 +33,33 @@ FILES = NEEDED | CLUTTER
 ETAGS = {name: f'"{number:040x}"' for number, name in enumerate(FILES)}
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class HubHandler(http.server.BaseHTTPRequestHandler):
     """`org/model` is open, `org/gated` and `org/private` are not, `org/broken` makes the hub fail."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[str]
+    requests: list[str]
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        Hub.asked.append(f"{self.command} {path}")
+        HubHandler.requests.append(f"{self.command} {path}")
         repo = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
-        refusal = self._refusal(repo, path)
+        refusal = self._find_error(repo, path)
         if refusal:
-            self._answer(refusal[0], b"{}", {"X-Error-Code": refusal[1], "X-Error-Message": refusal[2]})
+            self._send_answer(refusal[0], b"{}", {"X-Error-Code": refusal[1], "X-Error-Message": refusal[2]})
         elif "/resolve/" in path:
-            self._file(path.partition("/resolve/")[2].partition("/")[2])
+            self._send_file(path.partition("/resolve/")[2].partition("/")[2])
         elif "/tree/" in path:
             entries = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": ETAGS[name]} for name in FILES]
-            self._answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+            self._send_answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
         else:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
             info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
-            self._answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            self._send_answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
-    def _refusal(self, repo: str, path: str) -> tuple[int, str, str] | None:
+    def _find_error(self, repo: str, path: str) -> tuple[int, str, str] | None:
         token = self.headers.get("Authorization", "")
         if repo == "org/broken":
             return 500, "", "oops"
@@ -75,11 +75,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return 404, "RevisionNotFound", "Invalid rev id"
         return None
 
-    def _file(self, name: str) -> None:
+    def _send_file(self, name: str) -> None:
         headers = {"ETag": ETAGS[name], "X-Repo-Commit": COMMIT, "Content-Type": "application/octet-stream"}
-        self._answer(200, FILES[name], headers)
+        self._send_answer(200, FILES[name], headers)
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send_answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -93,8 +93,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    Hub.asked = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+    HubHandler.requests = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("HF_ENDPOINT", address)
@@ -104,7 +104,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_commit_is_resolved_first_and_only_its_needed_files_come(endpoint: str, tmp_path: Path) -> None:
+def test_hub_downloads_needed_files_of_resolved_commit(endpoint: str, tmp_path: Path) -> None:
     model = hub.resolve_snapshot("hf://org/model", "main")
     assert model.commit == COMMIT
     assert model.sizes == {name: len(content) for name, content in NEEDED.items()}
@@ -112,7 +112,7 @@ def test_the_commit_is_resolved_first_and_only_its_needed_files_come(endpoint: s
     hub.download_snapshot(model, target)
     found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     assert found == NEEDED
-    files = [each for each in Hub.asked if "/resolve/" in each]
+    files = [each for each in HubHandler.requests if "/resolve/" in each]
     assert files
     assert all(f"/resolve/{COMMIT}/" in each for each in files)
 
@@ -132,7 +132,7 @@ def test_the_commit_is_resolved_first_and_only_its_needed_files_come(endpoint: s
     ],
 )
 @pytest.mark.usefixtures("endpoint")
-def test_failures(
+def test_hub_error_has_reason_and_message(
     repo: str,
     revision: str | None,
     token: str | None,
@@ -151,16 +151,14 @@ def test_failures(
     assert "canary" not in error.value.message
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_unreachable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrainerError, match=r"no answer; check DNS, network policy and HF_ENDPOINT") as error:
         hub.resolve_snapshot("hf://org/model", None)
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
 
 
-def test_a_hub_that_goes_away_during_the_download(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_lost_during_download_is_reported(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hub.resolve_snapshot("hf://org/model", "main")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrainerError) as error:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import Pods, make_pods
+from tests.trainer.pods import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import Forks
+    from tests.trainer.forked_pods import ForkServer
     from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
@@ -36,7 +36,7 @@ _STORED = re.compile(r"checkpoint: step (\d+) is stored")
 _RESUMED = re.compile(r"going on from step (\d+)")
 
 
-def kill_at(forks: Forks, pods: Pods, after: str, seconds: float) -> bool:
+def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) -> bool:
     """Whether the kill came before the end; the last ones race with it."""
     child = forks.start(pods, **TRAINING)
     deadline = time.monotonic() + 120
@@ -50,7 +50,7 @@ def kill_at(forks: Forks, pods: Pods, after: str, seconds: float) -> bool:
     return status == -signal.SIGKILL
 
 
-def check_nothing_was_lost(pods: Pods, stored: int) -> int:
+def assert_nothing_lost(pods: TrainerRun, stored: int) -> int:
     """A start goes on at least from what the log of those before said to be stored; the newest step stored since."""
     resumed = _RESUMED.search(pods.log)
     if resumed:
@@ -60,24 +60,24 @@ def check_nothing_was_lost(pods: Pods, stored: int) -> int:
     return max([stored, *map(int, _STORED.findall(pods.log))])
 
 
-def test_killed_twenty_times(s3: S3Server, tmp_path: Path, forks: Forks) -> None:
-    make = make_pods(s3, tmp_path, forks.build)
+def test_run_killed_twenty_times_matches_uninterrupted(s3: S3Server, tmp_path: Path, forks: ForkServer) -> None:
+    make = make_run_factory(s3, tmp_path, forks.build_model)
     whole, killed = make("whole"), make("killed")
     assert forks.run(whole, **TRAINING) is Reason.COMPLETED, whole.log
     dice, stored, kills = random.Random(20), 0, 0
     for after, limit in MOMENTS:
-        kills += kill_at(forks, killed, after, dice.uniform(0, limit))
-        stored = check_nothing_was_lost(killed, stored)
+        kills += kill_after(forks, killed, after, dice.uniform(0, limit))
+        stored = assert_nothing_lost(killed, stored)
     assert kills >= len(MOMENTS) - 3  # a quick machine ends before the last ones
     assert forks.run(killed, **TRAINING) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
-    expected = whole.metrics()
+    expected = whole.read_metrics()
     for name in ("trainLoss", "finalLoss", "tokens", "supervisedTokens", "steps"):
-        assert killed.metrics()[name] == pytest.approx(expected[name], rel=1e-6), name
-    check_whole(s3, killed.output)
+        assert killed.read_metrics()[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert_result_complete(s3, killed.output)
 
 
-def check_whole(s3: S3Server, output: str) -> None:
+def assert_result_complete(s3: S3Server, output: str) -> None:
     for file in json.loads(s3.get(f"{output}/manifest.json"))["files"]:
         content = s3.get(f"{output}/{file['path']}")
         assert hashlib.sha256(content).hexdigest() == file["sha256"], file["path"]
-    assert not [key for key in s3.keys(output) if "/.checkpoints/" in key]
+    assert not [key for key in s3.list_keys(output) if "/.checkpoints/" in key]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer
+from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, tokenizer
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation, encode_prompt
 from finetune_trainer.data.rows import Chat, PromptCompletion, RowError
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -83,7 +83,7 @@ REFUSED = {
 }
 
 
-def label(
+def encode_row(
     row: dict[str, Any] | PromptCompletion,
     template: str | None,
     bos: str | None = None,
@@ -94,87 +94,87 @@ def label(
     return labeller.tokenize([rendered])[0]
 
 
-def learnt(example: TokenizedConversation) -> list[str]:
+def supervised_texts(example: TokenizedConversation) -> list[str]:
     """The text of each run of learnt tokens."""
-    words, before = tokenizer(), IGNORE_INDEX
+    words, previous = tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
         if value != IGNORE_INDEX:
-            runs = runs if before != IGNORE_INDEX else [*runs, []]
+            runs = runs if previous != IGNORE_INDEX else [*runs, []]
             runs[-1].append(value)
-        before = value
+        previous = value
     return [words.decode(run) for run in runs]
 
 
 @pytest.mark.parametrize(("template", "row", "expected"), LEARNT.values(), ids=LEARNT)
-def test_answers_and_what_ends_them_are_learnt_and_nothing_else(
-    template: str, row: dict[str, Any], expected: list[str]
-) -> None:
-    example = label(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
-    assert learnt(example) == expected
+def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str, Any], expected: list[str]) -> None:
+    example = encode_row(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
+    assert supervised_texts(example) == expected
     pairs = zip(example.input_ids, example.labels, strict=True)
     assert all(value in (token, IGNORE_INDEX) for token, value in pairs)
 
 
 @pytest.mark.parametrize(("template", "why"), REFUSED.values(), ids=REFUSED)
-def test_rows_that_the_template_does_not_take_are_refused(template: str, why: str) -> None:
+def test_loss_mask_row_refused_by_template_raises(template: str, why: str) -> None:
     with pytest.raises(RowError, match=why):
-        label(chat("a", "b", "c", "d", system="s"), template)
+        encode_row(chat("a", "b", "c", "d", system="s"), template)
 
 
-def test_messages_need_a_chat_template() -> None:
+def test_loss_mask_messages_without_template_raise() -> None:
     with pytest.raises(TrainerError, match="the tokenizer has no chat template") as caught:
-        label(chat("a", "b"), None)
+        encode_row(chat("a", "b"), None)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
 @pytest.mark.parametrize("bos", [None, "<|begin_of_text|>"])
 @pytest.mark.parametrize("prompt", ["2+2=", "", "<|begin_of_text|>2+2="])
-def test_plain_pair_has_one_bos_and_one_eos(bos: str | None, prompt: str) -> None:
-    example = label(PromptCompletion(prompt, "4"), None, bos)
+def test_loss_mask_plain_pair_has_one_bos_and_eos(bos: str | None, prompt: str) -> None:
+    example = encode_row(PromptCompletion(prompt, "4"), None, bos)
     start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
     assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
     # The first token of all is never learnt: nothing comes before it.
-    assert learnt(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
+    assert supervised_texts(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
 
 
-def test_plain_pair_that_brings_its_eos_gets_no_second() -> None:
-    assert learnt(label(PromptCompletion("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
+def test_loss_mask_plain_pair_with_eos_gets_no_second() -> None:
+    assert supervised_texts(encode_row(PromptCompletion("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
 
 
-def test_a_word_whose_space_is_the_prompts_is_learnt_whole() -> None:
-    assert learnt(label(PromptCompletion("Tap ", "the top"), None)) == [" the top<|im_end|>"]  # " the" is one token
+def test_loss_mask_word_after_prompt_space_is_complete() -> None:
+    assert supervised_texts(encode_row(PromptCompletion("Tap ", "the top"), None)) == [
+        " the top<|im_end|>"
+    ]  # " the" is one token
 
 
-def test_a_token_that_begins_with_the_prompts_letters_is_not_learnt() -> None:
-    assert learnt(label(PromptCompletion("Tap t", "he top"), None)) == [" top<|im_end|>"]
+def test_loss_mask_token_starting_in_prompt_is_ignored() -> None:
+    assert supervised_texts(encode_row(PromptCompletion("Tap t", "he top"), None)) == [" top<|im_end|>"]
 
 
-def test_pair_is_asked_and_answered_as_a_chat_if_there_is_a_template() -> None:
-    example = label(PromptCompletion("2+2?", "4"), CHATML)
+def test_loss_mask_pair_with_template_is_a_chat() -> None:
+    example = encode_row(PromptCompletion("2+2?", "4"), CHATML)
     words = tokenizer(CHATML)
     assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-    assert learnt(example) == ["4<|im_end|>"]
+    assert supervised_texts(example) == ["4<|im_end|>"]
     prompt = encode_prompt(words, "2+2?")
     assert example.input_ids[: len(prompt)] == prompt  # asked later as it was trained
     assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORE_INDEX, example.input_ids[len(prompt)]]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED_CHATML, None])
-def test_all_learns_every_token_but_the_first(template: str | None) -> None:
-    example = label(PromptCompletion("a b c", "d"), template, bos="<|begin_of_text|>", loss="all")
+def test_loss_mask_loss_all_supervises_all_but_first(template: str | None) -> None:
+    example = encode_row(PromptCompletion("a b c", "d"), template, bos="<|begin_of_text|>", loss="all")
     assert example.labels == [IGNORE_INDEX, *example.input_ids[1:]]
     assert example.supervised_tokens == len(example.input_ids) - 1
 
 
-def test_template_with_bos_does_not_get_another() -> None:
+def test_loss_mask_template_with_bos_gets_no_second() -> None:
     words = tokenizer(LLAMA3, "<|begin_of_text|>")
-    ids = label(chat("a", "b"), LLAMA3, "<|begin_of_text|>").input_ids
+    ids = encode_row(chat("a", "b"), LLAMA3, "<|begin_of_text|>").input_ids
     assert ids.count(words.bos_token_id) == 1
     assert encode_prompt(words, "a").count(words.bos_token_id) == 1
 
 
-def test_a_batch_is_labelled_as_its_rows_alone() -> None:
+def test_loss_mask_batch_matches_single_rows() -> None:
     labeller = LossMasker(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
     assert labeller.tokenize(rendered) == [labeller.tokenize([row])[0] for row in rendered]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import Pods
+from tests.trainer.pods import TrainerRun
 
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, Reason, Training
 from finetune_trainer.distributed import topology
@@ -32,7 +32,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], topology.Topology | None]] = {
 
 
 @pytest.mark.parametrize(("environment", "expected"), LAYOUTS.values(), ids=LAYOUTS)
-def test_what_is_asked_for(
+def test_topology_from_environment_is_parsed(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: topology.Topology | None
 ) -> None:
     for name, value in environment.items():
@@ -48,11 +48,11 @@ def test_what_is_asked_for(
 @pytest.mark.parametrize(
     ("asked", "chosen"), [("auto", "transformers"), ("transformers", "transformers"), ("unsloth", None)]
 )
-def test_unsloth_trains_alone(
+def test_choose_backend_several_workers_excludes_unsloth(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, chosen: str | None
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    config = Pods(s3, tmp_path, "s3://results/out", {}).config(backend=asked)
+    config = TrainerRun(s3, tmp_path, "s3://results/out", {}).config(backend=asked)
     if chosen:
         assert loading.choose_backend(config) == chosen
     else:
@@ -65,6 +65,6 @@ STEPS_OF = {"one": (18, 1, 4, 1, 10), "two": (18, 1, 2, 2, 10), "four": (18, 1, 
 
 
 @pytest.mark.parametrize(("count", "batch", "accumulation", "size", "steps"), STEPS_OF.values(), ids=STEPS_OF)
-def test_steps_are_those_of_all_workers(count: int, batch: int, accumulation: int, size: int, steps: int) -> None:
+def test_total_steps_counts_all_workers(count: int, batch: int, accumulation: int, size: int, steps: int) -> None:
     training = Training(epochs=2, batch_size=batch, gradient_accumulation=accumulation)
     assert count_optimizer_steps(training, count, size) == steps

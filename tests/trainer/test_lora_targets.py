@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, config, import_libraries
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, config, import_libraries
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.training,
-    pytest.mark.timeout(TRAINING_SECONDS),
+    pytest.mark.timeout(TRAINING_TIMEOUT),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out"),  # PEFT sets it for GPT-2 by itself
 ]
 
@@ -69,7 +69,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
 }
 
 
-def base(family: str) -> PreTrainedModel:
+def build_base_model(family: str) -> PreTrainedModel:
     """A new model each time: PEFT changes what it adapts."""
     import_libraries()
     import torch
@@ -79,34 +79,34 @@ def base(family: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family][0]))
 
 
-def adapted(family: str, *targets: str) -> set[str]:
-    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), base(family))
+def find_adapted_modules(family: str, *targets: str) -> set[str]:
+    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family))
     return {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names}
 
 
 @cache
-def refused(family: str, *targets: str) -> str:
+def refusal_message(family: str, *targets: str) -> str:
     with pytest.raises(TrainerError) as caught:
-        adapted(family, *targets)
+        find_adapted_modules(family, *targets)
     assert caught.value.reason is Reason.CONFIG_INVALID
     assert caught.value.message.startswith("training.lora.targetModules: ")
     return caught.value.message.removeprefix("training.lora.targetModules: ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_targets_unknown_name_is_refused_with_names_that_all_work(family: str) -> None:
+def test_targets_unknown_name_is_refused_with_valid_names(family: str) -> None:
     names = FAMILIES[family][1]
-    assert refused(family, "query") == f"the model has no query; use all-linear or some of {', '.join(names)}"
-    assert adapted(family, *names) == set(names)
+    assert refusal_message(family, "query") == f"the model has no query; use all-linear or some of {', '.join(names)}"
+    assert find_adapted_modules(family, *names) == set(names)
     for name in names:
-        assert adapted(family, name) == {name}
+        assert find_adapted_modules(family, name) == {name}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_targets_module_that_cannot_have_an_adapter_is_refused(family: str) -> None:
+def test_targets_unsupported_module_is_refused(family: str) -> None:
     _, (possible, *_), refusals = FAMILIES[family]
     for name, why in refusals.items():
-        assert f"{name} cannot have an adapter, it is {why}" in refused(family, possible, name)
+        assert f"{name} cannot have an adapter, it is {why}" in refusal_message(family, possible, name)
 
 
 MAMBA = {
@@ -125,32 +125,32 @@ MAMBA = {
 
 
 @pytest.mark.parametrize("family", MAMBA)
-def test_targets_all_linear_of_a_mamba_model_leaves_out_what_cannot_have_an_adapter(family: str) -> None:
+def test_targets_all_linear_mamba_skips_unsupported_modules(family: str) -> None:
     sizes, names = MAMBA[family]
     FAMILIES[family] = (sizes, [], {})
-    assert adapted(family, "all-linear") == names
+    assert find_adapted_modules(family, "all-linear") == names
 
 
-def test_targets_one_name_twice_is_refused() -> None:
-    assert refused("llama", "q_proj", "v_proj", "q_proj").startswith("q_proj is named twice; ")
+def test_targets_duplicate_name_is_refused() -> None:
+    assert refusal_message("llama", "q_proj", "v_proj", "q_proj").startswith("q_proj is named twice; ")
 
 
 @pytest.mark.parametrize("path", ["model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj", "self_attn.q_proj"])
-def test_targets_path_or_end_of_it_is_taken(path: str) -> None:
-    assert adapted("llama", path) == {"q_proj"}
+def test_targets_module_path_suffix_is_accepted(path: str) -> None:
+    assert find_adapted_modules("llama", path) == {"q_proj"}
 
 
-def test_targets_combination_that_peft_refuses_is_refused() -> None:
+def test_targets_refused_by_peft_are_refused() -> None:
     FAMILIES["deepseek_v3"] = (
         SIZES | EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
         [],
         {},
     )
-    assert refused("deepseek_v3", "gate_proj").startswith("these modules cannot have an adapter: ")
+    assert refusal_message("deepseek_v3", "gate_proj").startswith("these modules cannot have an adapter: ")
 
 
 @pytest.mark.parametrize("target", ["self_attn", "lm_head", "wqkv"])
-def test_targets_that_run_refuses_plan_refuses_too(tmp_path: Path, target: str) -> None:
+def test_targets_refused_by_run_are_refused_by_plan(tmp_path: Path, target: str) -> None:
     build(tmp_path / "model")
     settings = config({"lora": {"targetModules": [target]}})
     with pytest.raises(TrainerError) as of_run:

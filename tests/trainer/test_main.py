@@ -48,24 +48,24 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return enter
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start_trainer(*arguments: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "finetune_trainer", *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    with start(*arguments) as process:
+def run_trainer(*arguments: str) -> tuple[int, str, str]:
+    with start_trainer(*arguments) as process:
         out, err = process.communicate()
     assert "canary" not in out + err
     return process.returncode, out, err
 
 
-def written(tmp_path: Path) -> Outcome:
+def read_outcome(tmp_path: Path) -> Outcome:
     return Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["generate", "--help"]])
-def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
+def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
     line = [sys.executable, "-X", "importtime", "-m", "finetune_trainer", *arguments]
     before = os.times().children_user
     done = subprocess.run(line, capture_output=True, text=True, check=True)
@@ -95,8 +95,8 @@ def test_help_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
         (["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"], Reason.DATA_NOT_FOUND, "/no is no folder"),
     ],
 )
-def test_errors_by_hand_are_one_line_without_traceback(arguments: list[str], reason: Reason, message: str) -> None:
-    status, out, err = run(*arguments)
+def test_command_error_is_single_line_without_traceback(arguments: list[str], reason: Reason, message: str) -> None:
+    status, out, err = run_trainer(*arguments)
     assert status == reason.exit_code == 42
     last = (out if arguments[0] == "run" else err).splitlines()[-1]
     assert last.startswith(f"{reason}: ")
@@ -111,7 +111,7 @@ def test_errors_by_hand_are_one_line_without_traceback(arguments: list[str], rea
         ({}, "http://127.0.0.1:9", Reason.STORAGE_UNREACHABLE, 75),
     ],
 )
-def test_a_failure_in_a_pod(
+def test_run_failure_in_pod_writes_outcome(
     pod: Callable[..., None],
     credentials: Callable[..., Path],
     tmp_path: Path,
@@ -122,23 +122,23 @@ def test_a_failure_in_a_pod(
 ) -> None:
     credentials("id", "secret-canary")
     pod(CONFIG | change, endpoint)
-    found, out, err = run("run")
-    assert (found, written(tmp_path).reason) == (status, reason)
+    found, out, err = run_trainer("run")
+    assert (found, read_outcome(tmp_path).reason) == (status, reason)
     *_, sentence, last = out.splitlines()
     assert sentence.startswith(f"{reason}: ")
-    assert Outcome.model_validate_json(last) == written(tmp_path)
-    assert written(tmp_path).progress
+    assert Outcome.model_validate_json(last) == read_outcome(tmp_path)
+    assert read_outcome(tmp_path).progress
     assert "Traceback" not in out + err
 
 
-def test_a_bug_shows_its_traceback_in_the_log_alone(
+def test_run_internal_error_logs_traceback_only(
     pod: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod(CONFIG, "http://127.0.0.1:9")
     monkeypatch.setenv(http_server.PORT_ENV, "no number")
-    status, out, err = run("run")
-    assert (status, written(tmp_path).reason) == (1, Reason.INTERNAL_ERROR)
-    assert written(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"
+    status, out, err = run_trainer("run")
+    assert (status, read_outcome(tmp_path).reason) == (1, Reason.INTERNAL_ERROR)
+    assert read_outcome(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"
     assert "Traceback" in err
     assert "Traceback" not in out
 
@@ -151,7 +151,7 @@ def silent() -> Iterator[tuple[str, socket.socket]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_while_the_store_is_silent(
+def test_run_stopped_while_store_is_silent_is_preempted(
     pod: Callable[..., None],
     credentials: Callable[..., Path],
     tmp_path: Path,
@@ -161,45 +161,45 @@ def test_stopped_while_the_store_is_silent(
     endpoint, listener = silent
     credentials("id", "secret-canary")
     pod(CONFIG, endpoint)
-    with start("run") as process:
+    with start_trainer("run") as process:
         connection, _ = listener.accept()
-        check_stopped(process, number, tmp_path)
+        assert_stopped(process, number, tmp_path)
         connection.close()
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
 @pytest.mark.s3
-def test_stopped_while_threads_download(
+def test_run_stopped_while_downloading_is_preempted(
     s3: S3Server, proxy: FaultyProxy, pod: Callable[..., None], tmp_path: Path, delay: float
 ) -> None:
     s3.put("s3://data/main.jsonl", b"{}")
     s3.put("s3://models/main/config.json", b"{}")
-    proxy.stalls = "main.jsonl"
+    proxy.stalled_key = "main.jsonl"
     pod(CONFIG | {"output": {"uri": f"s3://results/{tmp_path.name}"}}, s3.endpoint)
     # A glob, so that finding the object needs no HEAD of it.
     pod(CONFIG | {"dataset": {"sources": [{"uri": "s3://data/main.jsonl*"}]}}, s3.endpoint)
-    with start("run") as process:
-        assert proxy.stalled.wait(30)
+    with start_trainer("run") as process:
+        assert proxy.stall_started.wait(30)
         time.sleep(delay)  # meanwhile torch is being imported
-        check_stopped(process, signal.SIGTERM, tmp_path)
+        assert_stopped(process, signal.SIGTERM, tmp_path)
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def check_stopped(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
+def assert_stopped(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
     process.send_signal(number)
     begun = time.monotonic()
     out, err = process.communicate(timeout=20)
     assert process.returncode == 143, err
     assert time.monotonic() - begun < 10
-    assert written(tmp_path).reason is Reason.PREEMPTED
-    assert number.name in written(tmp_path).message
+    assert read_outcome(tmp_path).reason is Reason.PREEMPTED
+    assert number.name in read_outcome(tmp_path).message
     assert "Traceback" not in out + err
 
 
 @pytest.mark.s3
 @pytest.mark.training
 @pytest.mark.timeout(300)
-def test_a_whole_run_then_the_same_again_then_questions(s3: S3Server, pod: Callable[..., None], tmp_path: Path) -> None:
+def test_run_repeat_and_generate_end_to_end(s3: S3Server, pod: Callable[..., None], tmp_path: Path) -> None:
     # In a process of its own: libraries warn when they are first compiled, and here a warning is an error.
     build = "import sys, pathlib; from tests.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, tmp_path / "model"], cwd=ROOT, check=True, capture_output=True)
@@ -210,24 +210,24 @@ def test_a_whole_run_then_the_same_again_then_questions(s3: S3Server, pod: Calla
     output = f"s3://results/{tmp_path.name}"
     pod(CONFIG | {"output": {"uri": output}}, s3.endpoint)
 
-    status, out, err = run("run")
+    status, out, err = run_trainer("run")
     assert status == 0, out + err
-    first = written(tmp_path)
+    first = read_outcome(tmp_path)
     assert first.reason is Reason.COMPLETED
     assert first.result
     assert first.dataset
     assert first.progress
     assert (first.dataset.kept, first.progress.percentage, first.progress.stage) == (8, 100, Stage.DONE)
     assert first.backend == "transformers"
-    assert f"{tmp_path.name}/adapter_model.safetensors" in s3.keys(output)
+    assert f"{tmp_path.name}/adapter_model.safetensors" in s3.list_keys(output)
     assert list((tmp_path / "scratch").iterdir()) == []
 
-    status, out, err = run("run")
-    again = written(tmp_path)
+    status, out, err = run_trainer("run")
+    again = read_outcome(tmp_path)
     assert (status, again.reason, again.result) == (0, Reason.ALREADY_COMPLETE, first.result), out + err
 
     arguments = ["--model", "s3://models/main", "--adapter", output, "--endpoint", s3.endpoint, "--max-new-tokens", "4"]
-    status, out, err = run("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
+    status, out, err = run_trainer("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
     assert status == 0, out + err
     answers = [json.loads(line) for line in out.splitlines()]
     assert [each["prompt"] for each in answers] == ["Hello", "Lamp?"]

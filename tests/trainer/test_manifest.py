@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 from pydantic import ConfigDict
-from tests.trainer.manifests import HEAD, load, spec
+from tests.trainer.manifests import MANIFEST_HEAD, build_manifest, load_config
 
 from finetune_trainer.config import loader
 from finetune_trainer.contract import CONFIG_ENV, Model, Reason, cel_rules
 from finetune_trainer.errors import TrainerError
 
 
-def test_a_manifest_becomes_a_config(tmp_path: Path) -> None:
-    config = load(tmp_path, spec("epochs: 1", "epochs: 1\n  learningRate: 2e-4"))
+def test_load_manifest_gives_config(tmp_path: Path) -> None:
+    config = load_config(tmp_path, build_manifest("epochs: 1", "epochs: 1\n  learningRate: 2e-4"))
     assert config.output.uri == "s3://results/team/bot"
     assert config.training.learning_rate == 2e-4
     assert config.training.epochs == 1
 
 
-def test_cluster_only_fields_are_set_aside(tmp_path: Path) -> None:
+def test_load_cluster_only_fields_are_ignored(tmp_path: Path) -> None:
     extra = "  compute: {gpusPerNode: 1}\n  backoffLimit: 2\n  storage: {credentialsSecretRef: {name: keys}}\n"
-    assert load(tmp_path, spec() + extra) == load(tmp_path, spec())
+    assert load_config(tmp_path, build_manifest() + extra) == load_config(tmp_path, build_manifest())
 
 
 WORKERS = {
@@ -39,76 +39,88 @@ WORKERS = {
 
 
 @pytest.mark.parametrize(("compute", "expected"), WORKERS.values(), ids=WORKERS)
-def test_how_many_train_together(tmp_path: Path, compute: str, expected: int) -> None:
+def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(spec() + compute)
+    path.write_text(build_manifest() + compute)
     assert loader.read_world_size(path) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (spec("epochs: 1", "seed: 1"), "spec.training: exactly one of epochs and maxSteps must be set (line 9)"),
         (
-            spec("epochs: 1", "epochs: 1\n  maxSteps: 2"),
+            build_manifest("epochs: 1", "seed: 1"),
+            "spec.training: exactly one of epochs and maxSteps must be set (line 9)",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\n  maxSteps: 2"),
             "spec.training: exactly one of epochs and maxSteps must be set",
         ),
         (
-            spec("{uri: s3://models/tiny}", "{uri: s3://models/tiny, revision: main}"),
+            build_manifest("{uri: s3://models/tiny}", "{uri: s3://models/tiny, revision: main}"),
             "spec.model: revision applies to hf:// models only (line 5)",
         ),
-        (spec("s3://data/a.jsonl", "s3://data/../a"), "spec.dataset.sources[0]: uri must not contain '..' (line 8)"),
         (
-            spec("epochs: 1", "epochs: 1\n  lora: {targetModules: [all-linear, q_proj]}"),
+            build_manifest("s3://data/a.jsonl", "s3://data/../a"),
+            "spec.dataset.sources[0]: uri must not contain '..' (line 8)",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\n  lora: {targetModules: [all-linear, q_proj]}"),
             "spec.training.lora: targetModules is either ['all-linear'] or a list of module names",
         ),
         (
-            spec(
+            build_manifest(
                 "epochs: 1",
                 "epochs: 1\n  crossValidation: {folds: 3}\nevaluation: {gate: [{metric: evalLoss, maximum: 1}]}",
             ),
             "spec: evaluation.gate needs dataset.validation, but for crossValidationLoss",
         ),
         (
-            spec("epochs: 1", "epochs: 1\nevaluation: {gate: [{metric: crossValidationLoss, maximum: 1}]}"),
+            build_manifest("epochs: 1", "epochs: 1\nevaluation: {gate: [{metric: crossValidationLoss, maximum: 1}]}"),
             "spec: crossValidationLoss in evaluation.gate needs training.crossValidation",
         ),
         (
-            spec("epochs: 1", "epochs: 1\n  crossValidation: {folds: 11}"),
+            build_manifest("epochs: 1", "epochs: 1\n  crossValidation: {folds: 11}"),
             "spec.training.crossValidation.folds: Input should be less than or equal to 10",
         ),
-        (spec("s3://data/a.jsonl", "/data/a.jsonl"), "spec.dataset.sources[0].uri: String should match"),
-        (spec("s3://data/a.jsonl", "/data/a.jsonl"), "(it is '/data/a.jsonl') (line 8)"),
-        (spec("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),
-        (spec("epochs: 1", "epochs: -1"), "spec.training.epochs: Input should be greater than 0 (it is -1) (line 10)"),
-        (spec('output: {uri: "s3://results/{namespace}/{name}"}', ""), "spec.output: this field is required (line 4)"),
-        (spec() + "---\n" + spec(), "holds 2 YAML documents; one FineTuneJob is wanted"),
+        (build_manifest("s3://data/a.jsonl", "/data/a.jsonl"), "spec.dataset.sources[0].uri: String should match"),
+        (build_manifest("s3://data/a.jsonl", "/data/a.jsonl"), "(it is '/data/a.jsonl') (line 8)"),
+        (build_manifest("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),
+        (
+            build_manifest("epochs: 1", "epochs: -1"),
+            "spec.training.epochs: Input should be greater than 0 (it is -1) (line 10)",
+        ),
+        (
+            build_manifest('output: {uri: "s3://results/{namespace}/{name}"}', ""),
+            "spec.output: this field is required (line 4)",
+        ),
+        (build_manifest() + "---\n" + build_manifest(), "holds 2 YAML documents; one FineTuneJob is wanted"),
         ("", "holds 0 YAML documents"),
         ("- a\n- b\n", "is no FineTuneJob: it holds no mapping"),
-        (spec().replace("FineTuneJob", "Job"), "is no FineTuneJob of finetune.dev/…: kind Job"),
+        (build_manifest().replace("FineTuneJob", "Job"), "is no FineTuneJob of finetune.dev/…: kind Job"),
         (
-            spec().replace("finetune.dev", "batch"),
+            build_manifest().replace("finetune.dev", "batch"),
             "is no FineTuneJob of finetune.dev/…: kind FineTuneJob, apiVersion batch",
         ),
-        (HEAD, "spec: a mapping is required"),
-        (HEAD + "  - 1\n", "spec: a mapping is required"),
-        (spec().replace("metadata: {name: bot, namespace: team}\n", ""), "metadata: a mapping is required"),
-        (HEAD + "  a: [1\n", "is no YAML: "),
-        (spec("epochs: 1", "epochs: 1\n  epochs: 2"), "found duplicate key"),
-        (spec("epochs: 1", "epochs: !!python/object/apply:os.system ['true']"), "spec.training.epochs: "),
+        (MANIFEST_HEAD, "spec: a mapping is required"),
+        (MANIFEST_HEAD + "  - 1\n", "spec: a mapping is required"),
+        (build_manifest().replace("metadata: {name: bot, namespace: team}\n", ""), "metadata: a mapping is required"),
+        (MANIFEST_HEAD + "  a: [1\n", "is no YAML: "),
+        (build_manifest("epochs: 1", "epochs: 1\n  epochs: 2"), "found duplicate key"),
+        (build_manifest("epochs: 1", "epochs: !!python/object/apply:os.system ['true']"), "spec.training.epochs: "),
     ],
 )
-def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+def test_load_invalid_manifest_names_field_and_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(TrainerError) as error:
-        load(tmp_path, text)
+        load_config(tmp_path, text)
     assert error.value.reason is Reason.CONFIG_INVALID
     assert message in error.value.message
     assert "job.yaml" in error.value.message
 
 
-def test_several_mistakes_are_told_at_once_one_per_line(tmp_path: Path) -> None:
+def test_load_several_errors_are_listed_per_line(tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as error:
-        load(tmp_path, spec("epochs: 1", "epochz: 1\n  batchSize: 0\n  seed: x"))
+        load_config(tmp_path, build_manifest("epochs: 1", "epochz: 1\n  batchSize: 0\n  seed: x"))
     _, *lines = error.value.message.splitlines()
     assert [line.split(":")[0].strip() for line in lines] == [
         "spec.training.batchSize",
@@ -118,7 +130,7 @@ def test_several_mistakes_are_told_at_once_one_per_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+def test_load_unreadable_file_is_config_invalid(tmp_path: Path, content: bytes | None) -> None:
     if content:
         (tmp_path / "job.yaml").write_bytes(content)
     with pytest.raises(TrainerError) as error:
@@ -126,7 +138,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     assert error.value.reason is Reason.CONFIG_INVALID
 
 
-def test_rules_about_a_change_are_the_api_servers_alone() -> None:
+def test_broken_rules_transition_rules_are_skipped() -> None:
     class Part(Model):
         model_config = ConfigDict(json_schema_extra=cel_rules(("self.size < 3", "size must be small")))
         size: int
@@ -142,8 +154,8 @@ def test_rules_about_a_change_are_the_api_servers_alone() -> None:
 class TestEnvironment:
     """The config as the operator passes it."""
 
-    def test_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        config = load(tmp_path, spec())
+    def test_from_environment_reads_config(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = load_config(tmp_path, build_manifest())
         monkeypatch.setenv(CONFIG_ENV, json.dumps(config.to_json()))
         assert loader.load_from_environment() == config
 
@@ -155,15 +167,17 @@ class TestEnvironment:
             ("{}", "spec.model: this field is required"),
         ],
     )
-    def test_mistakes(self, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_load_invalid_manifest_names_field_and_line(
+        self, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv(CONFIG_ENV, text)
         with pytest.raises(TrainerError) as error:
             loader.load_from_environment()
         assert error.value.reason is Reason.CONFIG_INVALID
         assert message in error.value.message
 
-    def test_rules(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        content = load(tmp_path, spec()).to_json()
+    def test_from_environment_broken_rule_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = load_config(tmp_path, build_manifest()).to_json()
         content["training"]["maxSteps"] = 3
         monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
         with pytest.raises(TrainerError, match=r"spec\.training: exactly one of epochs and maxSteps must be set"):

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.trainer.manifests import load, spec
+from tests.trainer.manifests import build_manifest, load_config
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
 
-def named(metadata: str) -> str:
-    return spec().replace("metadata: {name: bot, namespace: team}", f"metadata:\n  labels: {{a: b}}\n  {metadata}")
+def build_manifest_with_metadata(metadata: str) -> str:
+    return build_manifest().replace(
+        "metadata: {name: bot, namespace: team}", f"metadata:\n  labels: {{a: b}}\n  {metadata}"
+    )
 
 
 @pytest.mark.parametrize("name", ["2024-01-05", "2024-13-45", "'2024'", '"true"', "x" * 52])
 def test_metadata_name_text_is_taken_as_written(tmp_path: Path, name: str) -> None:
     plain = name.strip("'\"")
-    config = load(tmp_path, named(f"name: {name}\n  namespace: {name}"))
+    config = load_config(tmp_path, build_manifest_with_metadata(f"name: {name}\n  namespace: {name}"))
     assert config.output.uri == f"s3://results/{plain}/{plain}"
 
 
@@ -31,7 +33,7 @@ def test_metadata_name_other_than_text_is_refused(tmp_path: Path, field: str, gi
     metadata = f"name: {given}" if field == "name" else f"name: bot\n  namespace: {given}"
     line = 5 if field == "name" else 6
     with pytest.raises(TrainerError) as error:
-        load(tmp_path, named(metadata))
+        load_config(tmp_path, build_manifest_with_metadata(metadata))
     assert error.value.reason is Reason.CONFIG_INVALID
     assert f"metadata.{field}: text is required: quote it (it is {shown}) (line {line})" in error.value.message
 
@@ -41,22 +43,22 @@ def test_metadata_without_name_is_refused(tmp_path: Path, metadata: str) -> None
     with pytest.raises(
         TrainerError, match=r"metadata\.name: this field is required: give it a name.*\(line 3\)"
     ) as error:
-        load(tmp_path, named(metadata))
+        load_config(tmp_path, build_manifest_with_metadata(metadata))
     assert error.value.reason is Reason.CONFIG_INVALID
 
 
 @pytest.mark.parametrize("name", ["a.b", "A", "-a", "a-", "a_b", "''", "x" * 53, '"a\\n"', "2024-01-05T10:00:00Z"])
-def test_metadata_name_that_the_api_server_refuses_is_refused(tmp_path: Path, name: str) -> None:
+def test_metadata_name_invalid_for_api_server_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         TrainerError, match=r"metadata\.name: the name of a FineTuneJob has 1 to 52 characters"
     ) as error:
-        load(tmp_path, named(f"name: {name}"))
+        load_config(tmp_path, build_manifest_with_metadata(f"name: {name}"))
     assert error.value.reason is Reason.CONFIG_INVALID
 
 
-def test_metadata_name_and_spec_wrong_both_are_reported(tmp_path: Path) -> None:
+def test_metadata_name_and_spec_errors_are_both_reported(tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as error:
-        load(tmp_path, named("name: 5").replace("epochs: 1", "epochs: 0"))
+        load_config(tmp_path, build_manifest_with_metadata("name: 5").replace("epochs: 1", "epochs: 0"))
     assert "metadata.name: text is required" in error.value.message
     assert "spec.training.epochs: Input should be greater than 0" in error.value.message
 
@@ -75,10 +77,10 @@ UNQUOTED = {
 @pytest.mark.parametrize(("old", "new", "field"), UNQUOTED.values(), ids=UNQUOTED)
 def test_spec_unquoted_number_or_boolean_for_text_is_refused(tmp_path: Path, old: str, new: str, field: str) -> None:
     with pytest.raises(TrainerError) as error:
-        load(tmp_path, spec(old, new))
+        load_config(tmp_path, build_manifest(old, new))
     assert f"spec.{field}: text is required: quote it" in error.value.message
 
 
 def test_spec_unquoted_date_for_text_is_taken_as_written(tmp_path: Path) -> None:
-    text = spec("epochs: 1", "epochs: 1\nevaluation: {samplePrompts: [2024-01-05, 2024-01-05T10:00:00Z]}")
-    assert load(tmp_path, text).evaluation.sample_prompts == ["2024-01-05", "2024-01-05T10:00:00Z"]
+    text = build_manifest("epochs: 1", "epochs: 1\nevaluation: {samplePrompts: [2024-01-05, 2024-01-05T10:00:00Z]}")
+    assert load_config(tmp_path, text).evaluation.sample_prompts == ["2024-01-05", "2024-01-05T10:00:00Z"]

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import ROOT, rows
-from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS
+from tests.trainer.pods import ROOT, make_rows
+from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT
 
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, Outcome, Reason, TrainerConfig
 
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-BUILD = """
+BUILD_SCRIPT = """
 import sys
 from tests.trainer import tiny_model
 
@@ -31,7 +31,7 @@ shape = LlamaConfig(
 LlamaForCausalLM(shape).save_pretrained(sys.argv[1])
 words.save_pretrained(sys.argv[1])
 """
-RUN = """
+RUN_SCRIPT = """
 import os, resource, sys
 from pathlib import Path
 from finetune_trainer import __main__ as command
@@ -62,14 +62,18 @@ STAGES = {
 
 @pytest.mark.s3
 @pytest.mark.training
-@pytest.mark.timeout(2 * TRAINING_SECONDS)
+@pytest.mark.timeout(2 * TRAINING_TIMEOUT)
 @pytest.mark.parametrize(("stage", "room", "said"), STAGES.values(), ids=STAGES)
-def test_too_little_memory(s3: S3Server, tmp_path: Path, stage: str, room: int, said: list[str]) -> None:
+def test_run_out_of_memory_names_setting_to_lower(
+    s3: S3Server, tmp_path: Path, stage: str, room: int, said: list[str]
+) -> None:
     model = tmp_path / "model"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", BUILD, model], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BUILD_SCRIPT, model], cwd=ROOT, check=True, capture_output=True
+    )
     for path in model.iterdir():
         s3.put(f"s3://models/memory/{path.name}", path.read_bytes())
-    s3.put("s3://data/memory.jsonl", rows(200))
+    s3.put("s3://data/memory.jsonl", make_rows(200))
     config = {
         "model": {"uri": "s3://models/memory/", "maxLength": 128},
         "dataset": {"sources": [{"uri": "s3://data/memory.jsonl"}]},
@@ -79,12 +83,12 @@ def test_too_little_memory(s3: S3Server, tmp_path: Path, stage: str, room: int, 
     }
     environment = {
         **os.environ,
-        **QUIET,
+        **QUIET_ENV,
         "OMP_NUM_THREADS": "1",
         CONFIG_ENV: json.dumps(TrainerConfig.model_validate(config).to_json()),
         OUTCOME_PATH_ENV: str(tmp_path / "outcome"),
     }
-    line = [sys.executable, "-W", "ignore", "-c", RUN, stage, str(room * 2**20), tmp_path]
+    line = [sys.executable, "-W", "ignore", "-c", RUN_SCRIPT, stage, str(room * 2**20), tmp_path]
     done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
     ended = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
     assert ended.reason is Reason.OUT_OF_MEMORY, done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, config
+from tests.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, config
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
@@ -19,7 +19,7 @@ from finetune_trainer.records.manifest import MergedLosses
 if TYPE_CHECKING:
     from finetune_trainer.publishing.merge import MergeInputs
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 GENERATION = {
     "sampling numbers without do_sample": {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 3},
@@ -35,7 +35,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
-def tuned(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
+def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     """As after training: B matrices that are not zero."""
     import torch
 
@@ -47,7 +47,7 @@ def tuned(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(model_dir), "transformers")
 
 
-def merging(settings: TrainerConfig, model_dir: Path) -> MergeInputs:
+def make_merging(settings: TrainerConfig, model_dir: Path) -> MergeInputs:
     from finetune_trainer.modeling.likelihood import LabeledTokens
     from finetune_trainer.publishing.merge import MergeInputs
 
@@ -58,9 +58,7 @@ def merging(settings: TrainerConfig, model_dir: Path) -> MergeInputs:
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_merge_writes_a_model_that_answers_as_base_and_adapter(
-    model_dir: Path, tmp_path: Path, precision: str, variant: str
-) -> None:
+def test_merge_model_matches_base_with_adapter(model_dir: Path, tmp_path: Path, precision: str, variant: str) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,9 +66,9 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
     from finetune_trainer.publishing.merge import merge_adapter
 
     settings = config({"precision": precision, "lora": {"variant": variant}})
-    loaded = tuned(settings, model_dir)
+    loaded = load_tuned_model(settings, model_dir)
     export_adapter(settings, loaded, tmp_path, "sha256:abc", model_dir)
-    made = merge_adapter(merging(settings, model_dir), loaded, tmp_path / "merged")
+    made = merge_adapter(make_merging(settings, model_dir), loaded, tmp_path / "merged")
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32)
@@ -87,13 +85,13 @@ def test_merge_writes_a_model_that_answers_as_base_and_adapter(
         assert str(model_dir).encode() not in path.read_bytes(), path.name
 
 
-def test_merge_weights_rounds_each_weight_once(model_dir: Path) -> None:
+def test_merge_weights_rounds_once(model_dir: Path) -> None:
     import torch
 
     from finetune_trainer.publishing.merge import merge_weights
 
     settings = config({"precision": "bf16"})
-    model = tuned(settings, model_dir).model
+    model = load_tuned_model(settings, model_dir).model
     name = "model.layers.0.self_attn.q_proj"
     layer = model.get_base_model().get_submodule(name)
     exact = layer.base_layer.weight.double() + layer.get_delta_weight("default").double()
@@ -102,34 +100,32 @@ def test_merge_weights_rounds_each_weight_once(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("content", GENERATION.values(), ids=GENERATION)
-def test_merge_keeps_the_base_models_generation_config_and_names_the_end_of_answers(
-    tmp_path: Path, content: dict[str, Any]
-) -> None:
+def test_merge_keeps_generation_config_with_eos(tmp_path: Path, content: dict[str, Any]) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
     from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").write_text(json.dumps(content))
-    made = merge_adapter(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    made = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
     assert json.loads((made.folder / "generation_config.json").read_text()) == content | {"eos_token_id": [3]}
 
 
-def test_merge_of_a_base_model_without_generation_config_names_the_end_of_answers(tmp_path: Path) -> None:
+def test_merge_without_generation_config_writes_eos(tmp_path: Path) -> None:
     base = build(tmp_path / "base")  # imports the libraries, with their warnings off
 
     from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").unlink()
-    made = merge_adapter(merging(config(), base), tuned(config(), base), tmp_path / "merged")
+    made = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
     stored = json.loads((made.folder / "generation_config.json").read_text())
     assert stored == {"pad_token_id": 0, "eos_token_id": [3]}
 
 
-def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_dir: Path) -> None:
+def test_merge_check_model_without_adapter_raises(model_dir: Path) -> None:
     from finetune_trainer.publishing.merge_check import MergeChecker
 
-    judge = MergeChecker(merging(config(), model_dir).texts, "fp32", lambda: None)
-    before = judge.measure_before_merge(tuned(config(), model_dir).model)
+    judge = MergeChecker(make_merging(config(), model_dir).texts, "fp32", lambda: None)
+    before = judge.measure_before_merge(load_tuned_model(config(), model_dir).model)
     with pytest.raises(TrainerError, match="not the same as base model and adapter") as error:
         judge.check_after_merge(before, load_base_model(config(), model_dir, "transformers"))
     assert error.value.reason is Reason.INTERNAL_ERROR
@@ -162,7 +158,7 @@ def test_judge_given_a_model_without_the_adapter_raises_with_all_losses(model_di
         "little learnt",
     ],
 )
-def test_check_accepts_a_loss_near_the_adapters(base: float, adapter: float, merged: float, passes: bool) -> None:
+def test_merge_check_accepts_loss_near_adapter(base: float, adapter: float, merged: float, passes: bool) -> None:
     from finetune_trainer.publishing.merge_check import MergeTolerance, check_merged_losses
 
     tolerance = MergeTolerance(max_difference=0.15, max_gain_share=0.25, min_gain=0.1)

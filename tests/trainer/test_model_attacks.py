@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, build, chat, config, tokenizer, write_rows
+from tests.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, chat, config, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, prepare_dataset
@@ -14,7 +14,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
 from finetune_trainer.modeling.loading import load_model, load_tokenizer
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 BOMB = (2**60).to_bytes(8, "little") + b"{}"
 BROKEN = {
@@ -29,7 +29,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("name", "content"), BROKEN.values(), ids=BROKEN)
-def test_files_that_are_traps(tmp_path: Path, name: str, content: bytes) -> None:
+def test_load_model_malicious_file_is_model_invalid(tmp_path: Path, name: str, content: bytes) -> None:
     folder = build(tmp_path / "model")
     (folder / name).write_bytes(content)
     with pytest.raises(TrainerError) as caught:
@@ -45,7 +45,7 @@ def test_files_that_are_traps(tmp_path: Path, name: str, content: bytes) -> None
     ],
     ids=["code", "nested code"],
 )
-def test_tokenizers_with_code_are_refused_and_never_imported(tmp_path: Path, change: dict[str, object]) -> None:
+def test_tokenizer_with_code_is_refused_and_not_imported(tmp_path: Path, change: dict[str, object]) -> None:
     folder, canary = build(tmp_path / "model"), tmp_path / "canary"
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
@@ -69,7 +69,7 @@ def test_tokenizers_with_code_are_refused_and_never_imported(tmp_path: Path, cha
         "range(10 ** 12)|list",
     ],
 )
-def test_chat_templates_stay_in_their_sandbox(tmp_path: Path, escape: str) -> None:
+def test_chat_template_cannot_escape_sandbox(tmp_path: Path, escape: str) -> None:
     canary = tmp_path / "canary"
     template = "{{ " + escape.replace("{canary}", str(canary)) + " }}" + CHATML
     settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, chat
 from tests.trainer.training.families import build_family
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.s3,
     pytest.mark.training,
-    pytest.mark.timeout(TRAINING_SECONDS),
+    pytest.mark.timeout(TRAINING_TIMEOUT),
     # PEFT notes that GPT-2's layers are stored the other way round, and takes care of it.
     pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
 ]
@@ -61,7 +61,7 @@ def asked(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
     return asked
 
 
-def test_run_with_rows_prompts_and_sentences_beyond_the_positions_completes(
+def test_run_texts_beyond_positions_completes(
     asked: Callable[..., TrainerConfig], s3: S3Server, tmp_path: Path
 ) -> None:
     model = build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS)
@@ -86,9 +86,7 @@ def test_run_with_rows_prompts_and_sentences_beyond_the_positions_completes(
     assert any("more tokens than the model has positions" in note for note in judged["bias"]["notes"])
 
 
-def test_plan_and_run_without_a_row_that_fits_name_the_positions(
-    asked: Callable[..., TrainerConfig], tmp_path: Path
-) -> None:
+def test_plan_and_run_no_row_fits_name_positions(asked: Callable[..., TrainerConfig], tmp_path: Path) -> None:
     config = asked(build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS), LONG, SHORT)
     expected = f"6 overlength.* tokens, the base model has positions for {POSITIONS}"
     for attempt in (
@@ -101,7 +99,7 @@ def test_plan_and_run_without_a_row_that_fits_name_the_positions(
 
 
 @pytest.mark.parametrize("gap", [0, 5], ids=["one more", "after a gap"])
-def test_plan_and_run_refuse_a_token_without_an_embedding_before_the_model_is_loaded(
+def test_plan_and_run_token_without_embedding_is_refused(
     asked: Callable[..., TrainerConfig], tmp_path: Path, gap: int
 ) -> None:
     model = build(tmp_path / "tiny")

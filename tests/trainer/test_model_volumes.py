@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.publishing import attempt, config_for, prefix, publish
+from tests.trainer.publishing import build_config, prefix, publish, run_untrained
 
 from finetune_trainer.contract import CLAIMS_DIR_ENV, Reason
 from finetune_trainer.errors import TrainerError
@@ -20,7 +20,7 @@ __all__ = ["prefix"]
 pytestmark = pytest.mark.s3
 
 
-def test_a_model_on_a_volume_is_known_by_its_content(
+def test_base_model_on_volume_is_identified_by_content(
     s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "claims" / "models" / "tiny"
@@ -29,17 +29,17 @@ def test_a_model_on_a_volume_is_known_by_its_content(
     (model / "model.safetensors").write_bytes(b"base")
     (model / "README.md").write_bytes(b"clutter")
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
-    config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
+    config = build_config(s3, prefix, model={"uri": "pvc://models/tiny"})
     outcome = publish(config, tmp_path)
     in_bucket = resolve.start_download(
-        resolve.resolve_inputs(config_for(s3, prefix), S3(config.storage)), tmp_path / "export"
+        resolve.resolve_inputs(build_config(s3, prefix), S3(config.storage)), tmp_path / "export"
     ).result()
     assert outcome.result
     assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
     (model / "model.safetensors").write_bytes(b"else")
     with pytest.raises(TrainerError) as error:
-        attempt(config, tmp_path)
+        run_untrained(config, tmp_path)
     assert error.value.reason is Reason.INPUTS_CHANGED
 
 
@@ -52,14 +52,14 @@ def test_a_model_on_a_volume_is_known_by_its_content(
         ("s3://models/missing", Reason.MODEL_NOT_FOUND),
     ],
 )
-def test_models_that_are_not_there(
+def test_base_model_missing_has_reason(
     s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: Reason
 ) -> None:
     (tmp_path / "claims" / "models").mkdir(parents=True)
     (tmp_path / "claims" / "models" / "link").symlink_to("/etc")
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     with pytest.raises(TrainerError) as error:
-        attempt(config_for(s3, prefix, model={"uri": uri}), tmp_path)
+        run_untrained(build_config(s3, prefix, model={"uri": uri}), tmp_path)
     assert error.value.reason is reason, error.value.message
 
 
@@ -74,7 +74,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize(("name", "target", "reason"), LINKS.values(), ids=LINKS)
-def test_a_link_in_a_model_on_a_volume(
+def test_base_model_link_leaving_volume_is_refused(
     s3: S3Server,
     prefix: str,
     tmp_path: Path,
@@ -91,10 +91,10 @@ def test_a_link_in_a_model_on_a_volume(
     (model / "model.safetensors").write_bytes(b"base")
     (model / name).symlink_to(target)
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
-    config = config_for(s3, prefix, model={"uri": "pvc://models/tiny"})
+    config = build_config(s3, prefix, model={"uri": "pvc://models/tiny"})
     if reason is None:
         assert publish(config, tmp_path).reason is Reason.COMPLETED
         return
     with pytest.raises(TrainerError, match=f"pvc://models/tiny: '{name}' is a link that leaves the volume") as error:
-        attempt(config, tmp_path)
+        run_untrained(config, tmp_path)
     assert error.value.reason is reason

@@ -26,7 +26,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
         (KeyError("x"), Reason.INTERNAL_ERROR),
     ],
 )
-def test_every_exception_has_a_reason(error: BaseException, reason: Reason) -> None:
+def test_attempt_exception_has_reason(error: BaseException, reason: Reason) -> None:
     def work() -> Outcome:
         raise error
 
@@ -37,7 +37,7 @@ class TestOutcome:
     """It fits into a termination message."""
 
     @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
-    def test_long_messages(self, character: str) -> None:
+    def test_outcome_long_message_is_shortened(self, character: str) -> None:
         made = termination_message.build_outcome(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
         text = termination_message.to_json(made)
         assert len(text.encode()) <= OUTCOME_MAX_BYTES
@@ -45,7 +45,7 @@ class TestOutcome:
         assert read.message.startswith("what went wrong: ")
         assert read.message.endswith("…")
 
-    def test_commands_to_a_terminal_are_shown_and_not_given(self) -> None:
+    def test_outcome_control_characters_are_escaped(self) -> None:
         hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
         made = termination_message.build_outcome(Reason.DATA_INVALID, hostile)
         later = termination_message.RunContext(ProgressReporter()).complete_outcome(
@@ -56,7 +56,7 @@ class TestOutcome:
             assert said.endswith(",\n\tthe rest")
             assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
 
-    def test_everything_at_its_longest(self) -> None:
+    def test_outcome_largest_fields_fit_termination_message(self) -> None:
         report = DatasetReport(
             rows=1,
             kept=1,
@@ -84,7 +84,7 @@ class TestOutcome:
         assert (read.result.adapter_uri, read.result.merged_uri) == (result.adapter_uri, result.merged_uri)
 
 
-def test_the_log_commands_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_log_control_characters_are_escaped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "finetune_trainer")
     with run_log.capture_log(tmp_path) as kept:
         logging.getLogger("finetune_trainer.data").info("key %s\n\tfine", "\x1b[2J\u202e.jsonl")

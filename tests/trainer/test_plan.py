@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config
-from tests.trainer.training.trainings import Asked, train
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config
+from tests.trainer.training.trainings import TrainingRequest, train
 
 from finetune_trainer.checkpoints.store import list_files
 from finetune_trainer.config.loader import load_manifest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
-TWICE = [["nurse", "doctor"], ["Nurse", "driver"]]
+AMBIGUOUS_TERMS = [["nurse", "doctor"], ["Nurse", "driver"]]
 LLAMA_8B = ModelShape(
     parameters=8_030_261_248,
     quantizable=6_979_321_856,
@@ -77,21 +77,21 @@ def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.s3
 @pytest.mark.training
-@pytest.mark.timeout(TRAINING_SECONDS)
-class TestBesideARun:
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+class TestPlanAgainstRun:
     """The plan of a config, and the run of it."""
 
-    def test_counts_are_those_of_the_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+    def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
         asked = load_manifest(job(ROWS, lora={"rank": 8}))
         found = build_plan(asked, tmp_path)
-        assert not s3.keys(f"s3://results/{tmp_path.name}")
+        assert not s3.list_keys(f"s3://results/{tmp_path.name}")
         done = run(asked, tmp_path, RunContext(ProgressReporter()))
         assert done.result
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
         assert found.dataset.to_json() == result["dataset"]
         assert found.dataset.rejected == {"overlength": 1}
         assert (found.steps, found.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])
-        stored = [s3.get(f"s3://results/{key}") for key in s3.keys(f"s3://results/{tmp_path.name}/")]
+        stored = [s3.get(f"s3://results/{key}") for key in s3.list_keys(f"s3://results/{tmp_path.name}/")]
         assert not any(b"canary" in content for content in stored)
         adapter = tmp_path / "adapter_model.safetensors"
         adapter.write_bytes(s3.get(f"s3://results/{tmp_path.name}/{adapter.name}"))
@@ -103,7 +103,7 @@ class TestBesideARun:
         [{"rank": 4}, {"variant": "dora"}, {"variant": "rslora"}, {"targetModules": ["q_proj", "down_proj"]}],
         ids=["rank 4", "dora", "rslora", "two targets"],
     )
-    def test_every_adapter_has_as_many_parameters_as_planned(self, model_dir: Path, lora: dict[str, Any]) -> None:
+    def test_plan_trainable_parameters_match_adapter(self, model_dir: Path, lora: dict[str, Any]) -> None:
         asked = config({"lora": lora})
         trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
         assert compute_model_shape(asked, model_dir).trainable == trained
@@ -113,17 +113,19 @@ class TestBesideARun:
         [({"rank": 4}, 4), ({"rank": 64}, 4), ({"variant": "dora"}, 4), ({"targetModules": ["q_proj"]}, 150)],
         ids=["rank 4", "rank 64", "dora", "long and small"],
     )
-    def test_a_checkpoint_is_as_large_as_planned(
+    def test_plan_checkpoint_size_matches_saved(
         self, model_dir: Path, tmp_path: Path, lora: dict[str, Any], steps: int
     ) -> None:
-        asked = Asked({"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps)
+        asked = TrainingRequest(
+            {"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps
+        )
         train(asked, model_dir, tmp_path)
         saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
         planned = estimates.estimate_checkpoint_bytes(compute_model_shape(asked.config, model_dir), steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
-    def test_all_trainings_of_a_cross_validation_count(
+    def test_plan_cross_validation_counts_all_trainings(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, packing: bool
     ) -> None:
         rows = [
@@ -141,7 +143,9 @@ class TestBesideARun:
             assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
         assert f"{found.steps} of 4 trainings, 3 of them of folds" in to_text(found)
 
-    def test_an_adapter_that_the_run_would_refuse(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+    def test_plan_adapter_with_other_rank_is_refused(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path
+    ) -> None:
         start = f"s3://models/{tmp_path.name}-adapter"
         settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}
         s3.put(f"{start}/adapter_config.json", json.dumps(settings).encode())
@@ -152,7 +156,7 @@ class TestBesideARun:
             build_plan(asked, tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
 
-    def test_the_table_is_for_people(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
+    def test_plan_text_is_readable_table(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
         lines = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).splitlines()
         table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
         assert table["rows read"] == "9"
@@ -167,11 +171,11 @@ class TestBesideARun:
             ({"rows": [chat("x", "y " * 400)]}, Reason.DATASET_EMPTY),
             ({"rows": ROWS, "uri": "s3://models/none"}, Reason.MODEL_NOT_FOUND),
             ({"rows": ROWS, "lora": {"targetModules": ["nothing"]}}, Reason.CONFIG_INVALID),
-            ({"rows": ROWS, "evaluation": {"bias": {"terms": TWICE}}}, Reason.CONFIG_INVALID),
+            ({"rows": ROWS, "evaluation": {"bias": {"terms": AMBIGUOUS_TERMS}}}, Reason.CONFIG_INVALID),
         ],
         ids=["unreadable row", "nothing left", "no model", "no such target", "a term with two counterparts"],
     )
-    def test_it_fails_as_the_run_would(
+    def test_plan_fails_with_same_reason_as_run(
         self, job: Callable[..., Path], tmp_path: Path, change: dict[str, Any], reason: Reason
     ) -> None:
         with pytest.raises(TrainerError) as caught:
@@ -191,14 +195,14 @@ class TestBesideARun:
     ],
     ids=["bomb", "short", "cut", "no JSON", "a list", "no shape"],
 )
-def test_weights_that_are_none(tmp_path: Path, content: bytes, why: str) -> None:
+def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(TrainerError, match=why) as caught:
         count_parameters(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
-def settings(quantization: str = "none", **training: Any) -> TrainerConfig:
+def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
     content = {
         "model": {"uri": "s3://models/llama", "maxLength": 2048, "quantization": quantization},
         "dataset": {"sources": [{"uri": "s3://data/x.jsonl"}]},
@@ -211,25 +215,25 @@ def settings(quantization: str = "none", **training: Any) -> TrainerConfig:
 @pytest.mark.parametrize(
     ("asked", "smallest"),
     [
-        (settings(), 24),
-        (settings("nf4"), 16),
-        (settings("int8"), 16),
-        (settings(precision="fp32"), 80),
-        (settings(gradientCheckpointing=False), 80),
-        (settings(batchSize=64), 141),
-        (settings(batchSize=1024), None),
+        (make_config(), 24),
+        (make_config("nf4"), 16),
+        (make_config("int8"), 16),
+        (make_config(precision="fp32"), 80),
+        (make_config(gradientCheckpointing=False), 80),
+        (make_config(batchSize=64), 141),
+        (make_config(batchSize=1024), None),
     ],
     ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
 )
-def test_the_smallest_gpu_for_an_8b_model(asked: TrainerConfig, smallest: int | None) -> None:
+def test_memory_estimate_8b_model_gives_smallest_gpu(asked: TrainerConfig, smallest: int | None) -> None:
     fits = estimates.estimate_memory(asked, LLAMA_8B).fits_by_gpu_size()
     assert next((size for size, enough in fits.items() if enough), None) == smallest
 
 
-def test_time_grows_with_tokens_and_parameters() -> None:
-    asked = settings(gradientCheckpointing=False)
+def test_time_estimate_grows_with_tokens_and_parameters() -> None:
+    asked = make_config(gradientCheckpointing=False)
     once = estimates.estimate_seconds(asked, LLAMA_8B, 1_000_000)
     assert once["H100"] == pytest.approx(4 * 1e6 * 8.03e9 / (989e12 * 0.35), rel=0.01)
     half = replace(LLAMA_8B, parameters=LLAMA_8B.parameters // 2)
     assert estimates.estimate_seconds(asked, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
-    assert estimates.estimate_seconds(settings(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)
+    assert estimates.estimate_seconds(make_config(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)

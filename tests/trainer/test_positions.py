@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.preparations import configured, pair
-from tests.trainer.tiny_model import TRAINING_SECONDS, import_libraries, tokenizer, write_rows
+from tests.trainer.preparations import build_config, prompt_completion
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, import_libraries, tokenizer, write_rows
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -59,7 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int | None]] = {
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns of sizes that no published model has
 @pytest.mark.parametrize(("family", "shape", "expected"), MODELS.values(), ids=MODELS)
-def test_positions_are_those_of_a_server(family: str, shape: dict[str, Any], expected: int | None) -> None:
+def test_max_positions_match_inference_server(family: str, shape: dict[str, Any], expected: int | None) -> None:
     import_libraries()
     from transformers import AutoConfig
 
@@ -67,17 +67,23 @@ def test_positions_are_those_of_a_server(family: str, shape: dict[str, Any], exp
 
 
 @pytest.mark.parametrize(("positions", "expected"), [(None, 300), (64, 64), (300, 300), (4096, 300)])
-def test_length_is_lowered_and_the_stored_config_is_not_changed(positions: int | None, expected: int) -> None:
-    asked = configured(max_length=300)
+def test_limit_length_lowers_without_changing_config(positions: int | None, expected: int) -> None:
+    asked = build_config(max_length=300)
     digest = asked.digest()
     assert limit_max_length(asked, positions).model.max_length == expected
     assert (asked.model.max_length, asked.digest()) == (300, digest)
 
 
-def limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: Any) -> PreparedData:
+def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: Any) -> PreparedData:
     """A short row and a long one, for training and for validation, prepared for a model with 64 positions."""
-    settings = configured({"method": method, "batchSize": 2}, preparation={"overlength": overlength})
-    sides = [[{**row, **pair("Hi", f"yes {side}")}, {**row, **pair("Hello there", f"{side} " * 100)}] for side in "ab"]
+    settings = build_config({"method": method, "batchSize": 2}, preparation={"overlength": overlength})
+    sides = [
+        [
+            {**row, **prompt_completion("Hi", f"yes {side}")},
+            {**row, **prompt_completion("Hello there", f"{side} " * 100)},
+        ]
+        for side in "ab"
+    ]
     if method == "dpo":
         sides = [
             [{"prompt": each["prompt"], "chosen": each["completion"], "rejected": "no"} for each in rows]
@@ -90,32 +96,32 @@ def limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: 
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
-def test_rows_beyond_the_positions_are_dropped(tmp_path: Path, method: str) -> None:
-    made = limited(tmp_path, method, **({"label": True} if method == "kto" else {}))
+def test_positions_longer_rows_are_dropped(tmp_path: Path, method: str) -> None:
+    made = prepare_limited(tmp_path, method, **({"label": True} if method == "kto" else {}))
     assert made.report.rejected == {"overlength": 2}
     assert (len(made.dataset), len(made.validation or [])) == (1, 1)
 
 
-def test_rows_beyond_the_positions_are_cut(tmp_path: Path) -> None:
-    made = limited(tmp_path, overlength="truncate")
+def test_positions_longer_rows_are_truncated(tmp_path: Path) -> None:
+    made = prepare_limited(tmp_path, overlength="truncate")
     assert [max(len(row["input_ids"]) for row in rows or []) for rows in (made.dataset, made.validation)] == [64, 64]
     assert made.report.truncated == 1
 
 
-def test_rows_beyond_the_positions_are_named_with_the_limit(tmp_path: Path) -> None:
+def test_positions_longer_rows_are_named_with_limit(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"has 2\d\d tokens, the base model has positions for 64") as caught:
-        limited(tmp_path, overlength="fail")
+        prepare_limited(tmp_path, overlength="fail")
     assert caught.value.reason is Reason.DATA_INVALID
 
 
-def test_log_says_that_the_length_is_lowered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_positions_lowered_length_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
-    limited(tmp_path)
+    prepare_limited(tmp_path)
     lines = [each for each in caplog.messages if "maxLength" in each]
     assert lines == ["model.maxLength is lowered from 300 to 64: the base model has positions for 64"]
 
 
-def test_answer_of_another_row_is_cut_to_the_positions() -> None:
+def test_kto_collator_mismatched_answer_is_cut_to_positions() -> None:
     from finetune_trainer.training.trl_methods import KTODataCollator
 
     rows = [

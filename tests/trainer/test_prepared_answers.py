@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.preparations import configured, pair, run
-from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_SECONDS, chat, tokenizer, write_rows
+from tests.trainer.preparations import build_config, prepare_rows, prompt_completion
+from tests.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, tokenizer, write_rows
 
 from finetune_trainer.data import preparation
 from finetune_trainer.data.preparation import DataFiles
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 PREFERENCES = {
@@ -24,10 +24,10 @@ PREFERENCES = {
 
 
 @pytest.mark.parametrize(("row", "reason"), PREFERENCES.values(), ids=PREFERENCES)
-def test_preferences_are_one_prompt_and_two_answers(tmp_path: Path, row: dict[str, str], reason: str | None) -> None:
+def test_preferences_have_one_prompt_and_two_answers(tmp_path: Path, row: dict[str, str], reason: str | None) -> None:
     fine = {"prompt": "What?", "chosen": "This", "rejected": "That"}
-    made = configured({"method": "dpo"}, preparation={})
-    prepared = run(tmp_path, [fine, row], made)
+    made = build_config({"method": "dpo"}, preparation={})
+    prepared = prepare_rows(tmp_path, [fine, row], made)
     assert prepared.report.rejected == ({reason: 1} if reason else {})
     words, first = tokenizer(), prepared.dataset[0]
     assert words.decode(first["prompt_ids"]) == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
@@ -39,19 +39,19 @@ BRACKETED = CHATML.replace("<|im_start|>", "[").replace("<|im_end|>", " [/END]")
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_preferences_end_with_eos_where_the_template_writes_ordinary_text(tmp_path: Path, method: str) -> None:
+def test_preferences_ordinary_end_text_gets_eos(tmp_path: Path, method: str) -> None:
     rows = [{"prompt": "What?", "chosen": "This", "rejected": "That"}] * 2
-    settings = configured({"method": method, "batchSize": 2}, preparation={"deduplicate": "none"})
-    dataset = run(tmp_path, rows, settings, template=BRACKETED).dataset
+    settings = build_config({"method": method, "batchSize": 2}, preparation={"deduplicate": "none"})
+    dataset = prepare_rows(tmp_path, rows, settings, template=BRACKETED).dataset
     words = tokenizer()
     assert words.decode(dataset[0]["prompt_ids"]).endswith("What? [/END]\n[assistant\n")
     answers = {words.decode(row[name]) for row in dataset for name in row if name in ANSWER_COLUMNS}
     assert answers == {"This<|im_end|>", "That<|im_end|>"}
 
 
-def test_judged_answers_keep_their_verdict(tmp_path: Path) -> None:
-    rows = [{**pair("Why?", "So"), "label": True}, {**pair("Why?", "So"), "label": False}]
-    prepared = run(tmp_path, rows, configured({"method": "kto", "batchSize": 2}))
+def test_kto_rows_keep_their_label(tmp_path: Path) -> None:
+    rows = [{**prompt_completion("Why?", "So"), "label": True}, {**prompt_completion("Why?", "So"), "label": False}]
+    prepared = prepare_rows(tmp_path, rows, build_config({"method": "kto", "batchSize": 2}))
     assert prepared.dataset["label"][:] == [True, False]
     assert tokenizer().decode(prepared.dataset[0]["completion_ids"]) == "So<|im_end|>"
 
@@ -59,9 +59,13 @@ def test_judged_answers_keep_their_verdict(tmp_path: Path) -> None:
 ENDINGS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
     "a template without markers": (CHATML, None, chat("Hi", "Hello")),
     "a template with markers": (MARKED_CHATML, None, chat("Hi", "Hello")),
-    "no template": (None, None, pair("Hi", " Hello")),
-    "no template and a first token": (None, "<|begin_of_text|>", pair("Hi", " Hello")),
-    "a first token that the text has already": (None, "<|begin_of_text|>", pair("<|begin_of_text|>Hi", " Hello")),
+    "no template": (None, None, prompt_completion("Hi", " Hello")),
+    "no template and a first token": (None, "<|begin_of_text|>", prompt_completion("Hi", " Hello")),
+    "a first token that the text has already": (
+        None,
+        "<|begin_of_text|>",
+        prompt_completion("<|begin_of_text|>Hi", " Hello"),
+    ),
     "plain text": (None, "<|begin_of_text|>", {"text": "All of this"}),
     "plain text for a chat model": (CHATML, "<|begin_of_text|>", {"text": "All of this"}),
 }
@@ -69,10 +73,10 @@ ENDINGS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("eos_is_pad", [False, True], ids=["own pad", "pad is eos"])
 @pytest.mark.parametrize(("template", "first", "row"), ENDINGS.values(), ids=ENDINGS)
-def test_every_answer_ends_and_nothing_begins_twice(
+def test_prepared_answer_ends_once_with_single_bos(
     tmp_path: Path, template: str | None, first: str | None, row: dict[str, Any], eos_is_pad: bool
 ) -> None:
-    words, made = tokenizer(template, first), configured()
+    words, made = tokenizer(template, first), build_config()
     if eos_is_pad:
         words.pad_token = words.eos_token
     files = DataFiles([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")

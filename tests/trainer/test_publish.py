@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.publishing import EXPORTED, REPORT, attempt, config_for, prefix, publish
+from tests.trainer.publishing import EXPORTED_FILES, REPORT, build_config, prefix, publish, run_untrained
 
 from finetune_trainer.cli.generate import GenerateRequest, compare_completions
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, Reason
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["prefix"]
 pytestmark = pytest.mark.s3
 
-DIES = """
+PUBLISH_SCRIPT = """
 import json, pathlib, sys
 from tests.trainer.publishing import OutputPrefix, S3, TrainerConfig, publish
 
@@ -41,8 +41,8 @@ with OutputPrefix(S3(config.storage), config).hold_lock(ProgressReporter()):
 """
 
 
-def test_a_result_is_complete_and_its_manifest_describes_it(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config = config_for(s3, prefix)
+def test_publish_manifest_describes_complete_result(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config = build_config(s3, prefix)
     outcome = publish(config, tmp_path)
     assert outcome.reason is Reason.COMPLETED
     assert outcome.dataset == REPORT
@@ -69,41 +69,43 @@ def test_a_result_is_complete_and_its_manifest_describes_it(s3: S3Server, prefix
     ]
     assert {"torch", "transformers", "trl", "peft", "finetune-operator"} <= manifest["versions"].keys()
     published = {each["path"]: (each["size"], each["sha256"]) for each in manifest["files"]}
-    assert published.keys() == EXPORTED.keys() | {"finetune_config.json"}
+    assert published.keys() == EXPORTED_FILES.keys() | {"finetune_config.json"}
     for name, (size, digest) in published.items():
         stored = s3.get(f"{prefix}/{name}")
         assert (len(stored), hashlib.sha256(stored).hexdigest()) == (size, digest)
     assert "canary" not in content.decode()
 
 
-def test_weights_go_first_and_the_manifest_last(s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy) -> None:
-    publish(config_for(s3, prefix), tmp_path)
-    written = [path.rpartition("/")[2] for path in proxy.written]
+def test_publish_writes_weights_first_manifest_last(
+    s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    publish(build_config(s3, prefix), tmp_path)
+    written = [path.rpartition("/")[2] for path in proxy.written_paths]
     assert written[:2] == [".upload.json", "adapter_model.safetensors"]
     assert written[-2:] == ["adapter_config.json", "manifest.json"]
-    assert sorted(written) == sorted([*EXPORTED, ".upload.json", "finetune_config.json", "manifest.json"])
-    assert not [key for key in s3.keys(prefix) if "/." in key]
+    assert sorted(written) == sorted([*EXPORTED_FILES, ".upload.json", "finetune_config.json", "manifest.json"])
+    assert not [key for key in s3.list_keys(prefix) if "/." in key]
 
 
 @pytest.mark.parametrize("last_word", ["manifest.json", "adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.timeout(180)
-def test_a_run_that_dies_while_publishing_leaves_no_result(
+def test_publish_interrupted_leaves_no_result(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy, last_word: str
 ) -> None:
-    proxy.drops = last_word
-    config = config_for(s3, prefix)
+    proxy.dropped_key = last_word
+    config = build_config(s3, prefix)
     with pytest.raises(TrainerError) as error:
         publish(config, tmp_path)
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
-    assert "manifest.json" not in {key.rpartition("/")[2] for key in s3.keys(prefix)}
+    assert "manifest.json" not in {key.rpartition("/")[2] for key in s3.list_keys(prefix)}
     assert OutputPrefix(S3(config.storage), config).find_published() is None
     with pytest.raises(TrainerError, match=r"holds no finished result|no object has this prefix"):
         compare_completions(GenerateRequest("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
-    proxy.drops = "\0"
+    proxy.dropped_key = "\0"
     assert publish(config, tmp_path).reason is Reason.COMPLETED  # and the next attempt is not in its way
 
 
-ORDER = [
+UPLOAD_ORDER = [
     ".upload.json",
     "adapter_model.safetensors",
     "README.md",
@@ -115,39 +117,39 @@ ORDER = [
 ]
 
 
-@pytest.mark.parametrize("last", ORDER)
-def test_a_run_that_is_killed_after_any_write_leaves_all_or_nothing(
+@pytest.mark.parametrize("last", UPLOAD_ORDER)
+def test_publish_killed_after_any_write_is_all_or_nothing(
     s3: S3Server, prefix: str, tmp_path: Path, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    config = config_for(s3, prefix)
+    config = build_config(s3, prefix)
     monkeypatch.setenv(RUN_ID_ENV, "one-run")
-    line = [sys.executable, "-c", DIES, json.dumps(config.to_json()), tmp_path]
+    line = [sys.executable, "-c", PUBLISH_SCRIPT, json.dumps(config.to_json()), tmp_path]
     with subprocess.Popen(line, cwd=Path(__file__).parents[2]) as victim:
-        proxy.after_write = lambda path: victim.kill() if path.endswith(f"/{last}") else None
+        proxy.on_write = lambda path: victim.kill() if path.endswith(f"/{last}") else None
     assert victim.returncode == -signal.SIGKILL
-    proxy.after_write = lambda path: None
-    written = [name for name in (path.rpartition("/")[2] for path in proxy.written) if name != ".claim.json"]
-    assert written == ORDER[: ORDER.index(last) + 1]
-    assert f"{prefix}/.claim.json".removeprefix("s3://results/") in s3.keys(prefix)
+    proxy.on_write = lambda path: None
+    written = [name for name in (path.rpartition("/")[2] for path in proxy.written_paths) if name != ".claim.json"]
+    assert written == UPLOAD_ORDER[: UPLOAD_ORDER.index(last) + 1]
+    assert f"{prefix}/.claim.json".removeprefix("s3://results/") in s3.list_keys(prefix)
     published = last == "manifest.json"
     assert (OutputPrefix(S3(config.storage), config).find_published() is not None) is published
 
     with OutputPrefix(S3(config.storage), config).hold_lock(ProgressReporter()):  # at once, since it is the same run
-        again = publish(config, tmp_path, more=b" of the second attempt, which is longer")
+        again = publish(config, tmp_path, suffix=b" of the second attempt, which is longer")
     assert again.reason is (Reason.ALREADY_COMPLETE if published else Reason.COMPLETED)
     for file in json.loads(s3.get(f"{prefix}/manifest.json"))["files"]:
         content = s3.get(f"{prefix}/{file['path']}")
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"]), file["path"]
-        if file["path"] in EXPORTED:
+        if file["path"] in EXPORTED_FILES:
             assert content.endswith(b"longer") is not published
-    left = {key.rpartition("/")[2] for key in s3.keys(prefix) if "/." in key}
+    left = {key.rpartition("/")[2] for key in s3.list_keys(prefix) if "/." in key}
     assert left <= ({".upload.json"} if published else set())
-    assert attempt(config, tmp_path).reason is Reason.ALREADY_COMPLETE
-    assert not [key for key in s3.keys(prefix) if "/." in key]
+    assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    assert not [key for key in s3.list_keys(prefix) if "/." in key]
 
 
-def test_the_slower_of_two_attempts_ends_well_and_changes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config = config_for(s3, prefix)
+def test_publish_slower_attempt_changes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config = build_config(s3, prefix)
     first = publish(config, tmp_path, {"x": 1})
     second = publish(config, tmp_path, {"x": 2})
     assert second.reason is Reason.ALREADY_COMPLETE
@@ -155,8 +157,8 @@ def test_the_slower_of_two_attempts_ends_well_and_changes_nothing(s3: S3Server, 
     assert json.loads(s3.get(f"{prefix}/manifest.json"))["metrics"] == {"x": 1}
 
 
-def test_of_24_attempts_that_publish_at_once_one_does(s3: S3Server, prefix: str, tmp_path: Path) -> None:
-    config, start = config_for(s3, prefix), threading.Barrier(24)
+def test_publish_24_concurrent_attempts_one_wins(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    config, start = build_config(s3, prefix), threading.Barrier(24)
 
     def attempt(number: int) -> Outcome:
         folder = tmp_path / str(number)

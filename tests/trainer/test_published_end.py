@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.template_families import FAMILIES, Family
-from tests.trainer.tiny_model import TRAINING_SECONDS, build, chat, config, write_rows
+from tests.trainer.template_families import FAMILIES, TemplateFamily
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
 
 from finetune_trainer.data import preparation
 from finetune_trainer.modeling import loading
@@ -19,7 +19,7 @@ from finetune_trainer.publishing.export import export_adapter, export_generation
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import train
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 # As many models have it: transformers loads it, and refuses to save it again.
@@ -28,7 +28,7 @@ TRAINED = ["ChatML, base model", "ChatML, end not flagged special", "ordinary te
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedAdapter:
     """A base model, and the files of an adapter that knows `ANSWERS` by heart."""
 
     base: Path
@@ -37,9 +37,9 @@ class Published:
 
 
 @pytest.fixture(scope="module", params=TRAINED)
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Published:
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PublishedAdapter:
     folder, (family, _, stops, _) = tmp_path_factory.mktemp("run"), FAMILIES[request.param]
-    base = build(folder / "base", words=family.tokenizer())
+    base = build(folder / "base", custom_tokenizer=family.build_tokenizer())
     (base / "generation_config.json").write_text(json.dumps(BASE_SETTINGS))
     settings = config({"maxSteps": 90, "batchSize": 3, "gradientAccumulation": 1, "gradientCheckpointing": False})
     words = loading.load_tokenizer(base)
@@ -51,10 +51,10 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
     train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
     export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
-    return Published(base, folder / "adapter", stops)
+    return PublishedAdapter(base, folder / "adapter", stops)
 
 
-def ask(published: Published, **settings: Any) -> list[str]:
+def generate_with_transformers(published: PublishedAdapter, **settings: Any) -> list[str]:
     """What transformers and PEFT alone make of the published files."""
     import torch
     from peft import PeftModel
@@ -73,24 +73,24 @@ def ask(published: Published, **settings: Any) -> list[str]:
     return answers
 
 
-def test_published_generation_config_ends_answers(published: Published) -> None:
-    assert ask(published) == [f"{answer}{published.stops[0]}" for answer in ANSWERS.values()]
+def test_export_generation_config_ends_answers(published: PublishedAdapter) -> None:
+    assert generate_with_transformers(published) == [f"{answer}{published.stops[0]}" for answer in ANSWERS.values()]
 
 
-def test_published_eos_token_ends_answers(published: Published) -> None:
+def test_export_eos_token_ends_answers(published: PublishedAdapter) -> None:
     from transformers import AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(published.adapter)
     assert words.eos_token == published.stops[0]
-    answers = ask(published, eos_token_id=words.eos_token_id)
+    answers = generate_with_transformers(published, eos_token_id=words.eos_token_id)
     assert answers == [f"{answer}{published.stops[0]}" for answer in ANSWERS.values()]
 
 
-def test_own_answers_end_at_the_same_place(published: Published) -> None:
+def test_generate_ends_answers_like_export(published: PublishedAdapter) -> None:
     assert generate_completions(published.base, published.adapter, list(ANSWERS), 40) == list(ANSWERS.values())
 
 
-def test_rest_of_the_generation_config_is_the_base_models(published: Published) -> None:
+def test_export_generation_config_keeps_base_settings(published: PublishedAdapter) -> None:
     settings = json.loads((published.adapter / "generation_config.json").read_text())
     stops = loading.load_tokenizer(published.base).convert_tokens_to_ids(published.stops)
     assert settings == BASE_SETTINGS | {"eos_token_id": stops}
@@ -98,15 +98,15 @@ def test_rest_of_the_generation_config_is_the_base_models(published: Published) 
 
 
 @pytest.mark.parametrize(("family", "_learnt", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
-def test_published_tokenizer_renders_and_encodes_as_the_trained_one(
-    tmp_path: Path, family: Family, _learnt: list[str], stops: list[str], eos: str | None
+def test_export_tokenizer_matches_trained_one(
+    tmp_path: Path, family: TemplateFamily, _learnt: list[str], stops: list[str], eos: str | None
 ) -> None:
     from transformers import AutoTokenizer
 
-    words = family.tokenizer()
+    words = family.build_tokenizer()
     export_tokenizer(words, tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)
-    assert read.eos_token == (eos or family.eos)
+    assert read.eos_token == (eos or family.eos_token)
     assert read.eos_token in stops
     assert read.get_vocab() == words.get_vocab()
     conversation = chat("a", "1 <|eot_id|>", "b", "2", "c")["messages"]
@@ -119,13 +119,13 @@ def test_published_tokenizer_renders_and_encodes_as_the_trained_one(
     [(None, [3, 1]), ({"eos_token_id": [9, 1, 8], "_from_model_config": True}, [3, 1, 9, 8]), ({"top_k": 5}, [3, 1])],
     ids=["no file", "several of its own", "none of its own"],
 )
-def test_generation_config_lists_what_is_taught_then_the_base_models_own(
+def test_export_generation_config_lists_learnt_end_first(
     tmp_path: Path, own: dict[str, Any] | None, expected: list[int]
 ) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    words = FAMILIES["ChatML, base model"][0].tokenizer()
-    base = build(tmp_path / "base", words=words)
+    words = FAMILIES["ChatML, base model"][0].build_tokenizer()
+    base = build(tmp_path / "base", custom_tokenizer=words)
     (base / "generation_config.json").unlink()
     if own is not None:
         (base / "generation_config.json").write_text(json.dumps(own))

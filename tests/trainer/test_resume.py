@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.pods import STEPS, Pods, make_pods, rows
+from tests.trainer.pods import STEPS, TrainerRun, make_rows, make_run_factory
 
 from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, Reason
 
@@ -21,19 +21,17 @@ pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], Pods]:
-    return make_pods(s3, tmp_path)
+def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], TrainerRun]:
+    return make_run_factory(s3, tmp_path)
 
 
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
 
 
-def test_told_to_stop_it_saves_and_the_next_attempt_ends_as_if_nothing_had_happened(
-    s3: S3Server, pods: Callable[[str], Pods]
-) -> None:
+def test_resume_after_sigterm_matches_uninterrupted_run(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
     whole, parted = pods("whole"), pods("parted")
     assert whole.run().reason is Reason.COMPLETED, whole.log
-    assert not [key for key in s3.keys(whole.output) if "/." in key]  # neither checkpoint nor claim
+    assert not [key for key in s3.list_keys(whole.output) if "/." in key]  # neither checkpoint nor claim
 
     with parted.start(checkpoints={"everySteps": 1000}) as process:
         parted.wait_for(process, "step 6/")
@@ -44,23 +42,23 @@ def test_told_to_stop_it_saves_and_the_next_attempt_ends_as_if_nothing_had_happe
     assert parted.outcome.progress
     stopped_at = parted.outcome.progress.last_checkpoint_step
     assert stopped_at
-    before = parted.losses()
+    before = parted.read_losses()
     assert max(before) <= stopped_at <= STEPS
-    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.keys(parted.output))
+    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.list_keys(parted.output))
 
     assert parted.run().reason is Reason.COMPLETED, parted.log
     assert f"going on from step {stopped_at}" in parted.log
-    assert min(parted.losses()) == stopped_at + 1
-    together = before | parted.losses()
+    assert min(parted.read_losses()) == stopped_at + 1
+    together = before | parted.read_losses()
     assert len(together) == STEPS
-    assert together == whole.losses()
-    assert [parted.metrics()[name] for name in COMPARED] == pytest.approx([whole.metrics()[name] for name in COMPARED])
-    assert not [key for key in s3.keys(parted.output) if "/." in key]
+    assert together == whole.read_losses()
+    assert [parted.read_metrics()[name] for name in COMPARED] == pytest.approx(
+        [whole.read_metrics()[name] for name in COMPARED]
+    )
+    assert not [key for key in s3.list_keys(parted.output) if "/." in key]
 
 
-def test_another_run_of_the_same_output_after_a_stop_starts_at_once_from_its_checkpoint(
-    s3: S3Server, pods: Callable[[str], Pods]
-) -> None:
+def test_resume_new_run_of_same_output_uses_checkpoint(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
     """`kubectl delete` and `kubectl apply` of the same file, in the middle of training."""
     job = pods("job")
     with job.start() as process:
@@ -70,33 +68,31 @@ def test_another_run_of_the_same_output_after_a_stop_starts_at_once_from_its_che
     assert job.outcome.reason is Reason.PREEMPTED, job.log
     saved = job.outcome.progress.last_checkpoint_step if job.outcome.progress else None
     assert saved
-    assert not [key for key in s3.keys(job.output) if key.endswith(".claim.json")]
+    assert not [key for key in s3.list_keys(job.output) if key.endswith(".claim.json")]
     job.environment[RUN_ID_ENV] = "uid-of-the-next"
     assert job.run().reason is Reason.COMPLETED, job.log
     assert "is held by another run" not in job.log
     assert f"going on from step {saved}" in job.log
-    assert min(job.losses()) == saved + 1
+    assert min(job.read_losses()) == saved + 1
 
 
-def test_other_data_is_trained_on_afresh(s3: S3Server, pods: Callable[[str], Pods]) -> None:
+def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
     job = pods("job")
     with job.start() as process:
         job.wait_for(process, "step 5 is stored")
         process.kill()
-    s3.put("s3://data/resume.jsonl", rows(17))
+    s3.put("s3://data/resume.jsonl", make_rows(17))
     outcome = job.run(maxSteps=STEPS)
     assert outcome.reason is Reason.COMPLETED, job.log
     assert "is not used: the data has changed since" in job.log
-    assert min(job.losses()) == 1
+    assert min(job.read_losses()) == 1
 
 
-def test_a_stop_that_cannot_save_in_time_is_a_stop_all_the_same(
-    s3: S3Server, pods: Callable[[str], Pods], proxy: FaultyProxy
-) -> None:
+def test_stop_save_timeout_ends_preempted(s3: S3Server, pods: Callable[[str], TrainerRun], proxy: FaultyProxy) -> None:
     job = pods("job")
     job.environment |= {STOP_SECONDS_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
     job.environment |= {"no_proxy": "", "NO_PROXY": ""}
-    proxy.stalls = "optimizer.pt"
+    proxy.stalled_key = "optimizer.pt"
     with job.start(checkpoints={"everySteps": 1000}) as process:
         job.wait_for(process, "step 3/")
         process.send_signal(signal.SIGTERM)

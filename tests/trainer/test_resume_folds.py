@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.pods import Pods, make_pods
+from tests.trainer.pods import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import Forks
+    from tests.trainer.forked_pods import ForkServer
     from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -37,11 +37,11 @@ _BEGUN = re.compile(r"(fold \d/\d): trains on")
 
 
 @pytest.fixture
-def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[[str], Pods]:
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
     s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in ROWS).encode())
-    make = make_pods(s3, tmp_path, forks.build)
+    make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def made(name: str) -> Pods:
+    def made(name: str) -> TrainerRun:
         pods = make(name)
         gate = [{"metric": "crossValidationLoss", "maximum": 100}]
         pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}, "evaluation": {"gate": gate}}
@@ -51,22 +51,22 @@ def pods(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[[str], Pods]:
 
 
 @pytest.fixture
-def whole(s3: S3Server, pods: Callable[[str], Pods], forks: Forks) -> Pods:
+def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
     found = pods("whole")
     assert forks.run(found, **TRAINING) is Reason.COMPLETED, found.log
-    assert len(losses(found)) == 4 * STEPS
+    assert len(read_fold_losses(found)) == 4 * STEPS
     evaluation = json.loads(s3.get(f"{found.output}/evaluation.json"))
     assert len(evaluation["crossValidation"]["folds"]) == 3
     assert evaluation["crossValidation"]["mean"] == evaluation["gate"][0]["value"]
     return found
 
 
-def losses(pods: Pods) -> dict[tuple[str, int], str]:
+def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:
     """By training and step."""
     return {(name, int(step)): loss for name, step, loss in _STEP.findall(pods.log)}
 
 
-def end_after(forks: Forks, pods: Pods, text: str, number: int) -> dict[tuple[str, int], str]:
+def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: int) -> dict[tuple[str, int], str]:
     """Start it, and send the signal once the log says so; what it trained."""
     child = forks.start(pods, **TRAINING)
     deadline = time.monotonic() + 200
@@ -75,23 +75,23 @@ def end_after(forks: Forks, pods: Pods, text: str, number: int) -> dict[tuple[st
         time.sleep(0.005)
     os.kill(child, number)
     assert forks.wait() == (143 if number == signal.SIGTERM else -number), pods.log
-    return losses(pods)
+    return read_fold_losses(pods)
 
 
-def ends_as(s3: S3Server, pods: Pods, whole: Pods, trained: dict[tuple[str, int], str]) -> None:
-    assert trained | losses(pods) == losses(whole)
+def assert_same_result(s3: S3Server, pods: TrainerRun, whole: TrainerRun, trained: dict[tuple[str, int], str]) -> None:
+    assert trained | read_fold_losses(pods) == read_fold_losses(whole)
     for name in COMPARED:
-        assert pods.metrics()[name] == whole.metrics()[name], name
+        assert pods.read_metrics()[name] == whole.read_metrics()[name], name
     same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (pods, whole)]
     assert same[0] == same[1]
-    assert not [key for key in s3.keys(pods.output) if "/." in key]
+    assert not [key for key in s3.list_keys(pods.output) if "/." in key]
 
 
-def test_stopped_in_a_fold_and_killed_in_the_refit(
-    s3: S3Server, pods: Callable[[str], Pods], whole: Pods, forks: Forks
+def test_cross_validation_stopped_and_killed_resumes(
+    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
-    first = end_after(forks, job, "fold 2/3: step 3/", signal.SIGTERM)
+    first = stop_after(forks, job, "fold 2/3: step 3/", signal.SIGTERM)
     stopped = job.outcome.progress
     assert job.outcome.reason is Reason.PREEMPTED
     assert stopped
@@ -99,30 +99,32 @@ def test_stopped_in_a_fold_and_killed_in_the_refit(
     assert STEPS + 3 <= (stopped.step or 0) <= 2 * STEPS
     assert stopped.total_steps == 4 * STEPS
 
-    second = end_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
+    second = stop_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
     assert f"going on from step {stopped.step}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
     assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
 
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
     assert _BEGUN.findall(job.log) == []
-    assert {name for name, _ in losses(job)} == {"refit"}
-    assert min(losses(job)) > ("refit", 4 - 1)
-    ends_as(s3, job, whole, first | second)
+    assert {name for name, _ in read_fold_losses(job)} == {"refit"}
+    assert min(read_fold_losses(job)) > ("refit", 4 - 1)
+    assert_same_result(s3, job, whole, first | second)
 
 
-def test_a_damaged_checkpoint_of_a_fold_is_passed_over_for_the_end_of_the_fold_before(
-    s3: S3Server, pods: Callable[[str], Pods], whole: Pods, forks: Forks
+def test_cross_validation_damaged_checkpoint_uses_previous_fold(
+    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
-    first = end_after(forks, job, f"step {2 * STEPS + 2} is stored", signal.SIGKILL)
-    (folder,) = {key.partition("/step-")[0] for key in s3.keys(job.output) if "/step-" in key}
+    first = stop_after(forks, job, f"step {2 * STEPS + 2} is stored", signal.SIGKILL)
+    (folder,) = {key.partition("/step-")[0] for key in s3.list_keys(job.output) if "/step-" in key}
     for step in range(2 * STEPS + 1, 3 * STEPS + 1):
         marker = f"s3://results/{folder}/step-{step}/checkpoint.json"
-        if marker.removeprefix("s3://results/") in s3.keys(job.output):
+        if marker.removeprefix("s3://results/") in s3.list_keys(job.output):
             s3.put(marker, s3.get(marker)[:-1])
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
     assert f"going on from step {2 * STEPS}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
-    assert [step for name, step in losses(job) if name == "fold 2/3"] == [STEPS], "shown again, and not trained"
-    ends_as(s3, job, whole, first)
+    assert [step for name, step in read_fold_losses(job) if name == "fold 2/3"] == [STEPS], (
+        "shown again, and not trained"
+    )
+    assert_same_result(s3, job, whole, first)

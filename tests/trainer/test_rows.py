@@ -44,16 +44,16 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
 }
 
 
-def read(*files: StoredFile, **source: Any) -> tuple[RowReader, list[tuple[str, Row]]]:
+def read_rows(*files: StoredFile, **source: Any) -> tuple[RowReader, list[tuple[str, Row]]]:
     reader = RowReader()
     rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
     return reader, [(str(place), row) for place, row in rows]
 
 
 @pytest.mark.parametrize(("line", "expected"), WRONG_ROWS.values(), ids=WRONG_ROWS)
-def test_wrong_row_is_named_with_what_was_expected(tmp_path: Path, line: object, expected: str) -> None:
+def test_reader_invalid_row_names_expectation(tmp_path: Path, line: object, expected: str) -> None:
     good = write_rows(tmp_path / "good", [PAIR], "s3://data/good")
-    reader, rows = read(good, write_rows(tmp_path / "wrong", ["", line], URI))
+    reader, rows = read_rows(good, write_rows(tmp_path / "wrong", ["", line], URI))
     assert len(rows) == 1
     assert reader.invalid_rows.count == 1
     with pytest.raises(TrainerError) as caught:
@@ -63,31 +63,31 @@ def test_wrong_row_is_named_with_what_was_expected(tmp_path: Path, line: object,
     assert expected in caught.value.message
 
 
-def test_formats_are_told_per_object_by_its_first_row(tmp_path: Path) -> None:
+def test_reader_format_is_detected_per_object(tmp_path: Path) -> None:
     files = [
         write_rows(tmp_path / "a", [chat("q", "a")], "s3://data/a"),
         write_rows(tmp_path / "b", [PAIR], "s3://b/b"),
     ]
-    _, rows = read(*files)
+    _, rows = read_rows(*files)
     assert rows == [
         ("s3://data/a line 1", Chat([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])),
         ("s3://b/b line 1", PromptCompletion("1+1=", "2")),
     ]
 
 
-def test_a_row_of_another_format_than_the_first_is_wrong(tmp_path: Path) -> None:
-    reader, rows = read(write_rows(tmp_path / "a", [PAIR, chat("q", "a")], URI))
+def test_reader_row_of_other_format_is_invalid(tmp_path: Path) -> None:
+    reader, rows = read_rows(write_rows(tmp_path / "a", [PAIR, chat("q", "a")], URI))
     assert len(rows) == 1
     assert reader.invalid_rows.examples == [f"{URI} line 2: expected 'prompt', found 'messages'"]
 
 
-def test_a_stated_format_holds_for_rows_that_have_both(tmp_path: Path) -> None:
-    _, rows = read(write_rows(tmp_path / "a", [{**PAIR, **chat("q", "a")}]), format="promptCompletion")
+def test_reader_stated_format_wins_over_detection(tmp_path: Path) -> None:
+    _, rows = read_rows(write_rows(tmp_path / "a", [{**PAIR, **chat("q", "a")}]), format="promptCompletion")
     assert [row for _, row in rows] == [PromptCompletion("1+1=", "2")]
 
 
-def test_blank_lines_are_no_rows_but_are_counted_as_lines(tmp_path: Path) -> None:
-    reader, rows = read(write_rows(tmp_path / "a", ["", PAIR, "  \t\r", "", PAIR], URI))
+def test_reader_blank_lines_count_as_lines_only(tmp_path: Path) -> None:
+    reader, rows = read_rows(write_rows(tmp_path / "a", ["", PAIR, "  \t\r", "", PAIR], URI))
     assert [place for place, _ in rows] == [f"{URI} line 2", f"{URI} line 5"]
     assert reader.row_count == 2
 
@@ -97,28 +97,28 @@ def test_blank_lines_are_no_rows_but_are_counted_as_lines(tmp_path: Path) -> Non
     [b"", b"\n\n", b"\xef\xbb\xbf"],
     ids=["empty", "blank lines", "a byte order mark"],
 )
-def test_an_empty_object_has_no_rows(tmp_path: Path, content: bytes) -> None:
+def test_reader_empty_object_has_no_rows(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
-    reader, rows = read(StoredFile(URI, tmp_path / "a"))
+    reader, rows = read_rows(StoredFile(URI, tmp_path / "a"))
     assert (reader.row_count, rows, reader.invalid_rows.count) == (0, [], 0)
 
 
-def test_windows_files_are_read(tmp_path: Path) -> None:
+def test_reader_windows_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + json.dumps(PAIR).encode() + b"\r\n" + json.dumps(PAIR).encode())
-    _, rows = read(StoredFile(URI, tmp_path / "a"))
+    _, rows = read_rows(StoredFile(URI, tmp_path / "a"))
     assert [row for _, row in rows] == [PromptCompletion("1+1=", "2")] * 2
 
 
-def test_limit_counts_rows_across_objects_in_order(tmp_path: Path) -> None:
+def test_reader_limit_counts_across_objects(tmp_path: Path) -> None:
     files = [write_rows(tmp_path / name, [PAIR, "", PAIR], f"s3://data/{name}") for name in "abc"]
-    reader, rows = read(*files, limit=3)
+    reader, rows = read_rows(*files, limit=3)
     assert [place for place, _ in rows] == ["s3://data/a line 1", "s3://data/a line 3", "s3://data/b line 1"]
     assert reader.row_count == 3
 
 
-def test_all_wrong_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
+def test_reader_invalid_rows_are_counted_and_first_shown(tmp_path: Path) -> None:
     long = "s3://data/" + "x" * 1000
-    reader, _ = read(write_rows(tmp_path / "a", [{"q": "a"}] * 1000, long))
+    reader, _ = read_rows(write_rows(tmp_path / "a", [{"q": "a"}] * 1000, long))
     with pytest.raises(TrainerError, match=r"^1000 of 1000 rows cannot be used:") as caught:
         reader.invalid_rows.raise_if_any(reader.row_count)
     assert caught.value.message.endswith("… and 995 more")
@@ -126,9 +126,9 @@ def test_all_wrong_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> N
     assert "line 5: expected 'messages'" in caught.value.message
 
 
-def test_other_columns_are_not_looked_at(tmp_path: Path) -> None:
+def test_reader_other_columns_are_ignored(tmp_path: Path) -> None:
     row = {**chat("q", "a"), "id": 1, "source": {"x": [None]}}
     row["messages"][0]["name"] = None
-    reader, rows = read(write_rows(tmp_path / "a", [row]))
+    reader, rows = read_rows(write_rows(tmp_path / "a", [row]))
     assert len(rows) == 1
     assert not reader.invalid_rows.count

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.trainer import applications
-from tests.trainer.pods import Pods, make_pods
+from tests.trainer.pods import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.evaluation import requirements
 
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import Forks
+    from tests.trainer.forked_pods import ForkServer
     from tests.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -32,13 +32,13 @@ ROWS = {
 
 
 @dataclass
-class SamplePods(Pods):
+class SampleRun(TrainerRun):
     """Pods of a sample's manifest."""
 
     sample: str = ""
 
     def config(self, **training: Any) -> TrainerConfig:
-        manifest = applications.manifest(self.sample)
+        manifest = applications.load_manifest(self.sample)
         spec = manifest["spec"]
         # The tiny model has about a token for each letter.
         spec["model"] |= {"uri": "s3://models/resume/", "maxLength": 512}
@@ -54,25 +54,23 @@ class SamplePods(Pods):
 
 @pytest.fixture(scope="module")
 def stored(s3_server: S3Server) -> S3Server:
-    applications.store(s3_server)
+    applications.upload_data(s3_server)
     return s3_server
 
 
 @pytest.fixture
-def pods(stored: S3Server, s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[[str], SamplePods]:
-    make = make_pods(s3, tmp_path, forks.build)
+def pods(stored: S3Server, s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], SampleRun]:
+    make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def of(sample: str) -> SamplePods:
+    def of(sample: str) -> SampleRun:
         plain = make(sample)
-        return SamplePods(stored, plain.folder, f"s3://adapters/{sample}", plain.environment, sample=sample)
+        return SampleRun(stored, plain.folder, f"s3://adapters/{sample}", plain.environment, sample=sample)
 
     return of
 
 
-@pytest.mark.parametrize("sample", applications.NAMES)
-def test_a_sample_runs_and_measures_what_its_task_is_about(
-    pods: Callable[[str], SamplePods], forks: Forks, sample: str
-) -> None:
+@pytest.mark.parametrize("sample", applications.SAMPLE_NAMES)
+def test_sample_runs_and_measures_its_task(pods: Callable[[str], SampleRun], forks: ForkServer, sample: str) -> None:
     job = pods(sample)
     assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
     found = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
@@ -88,9 +86,9 @@ def test_a_sample_runs_and_measures_what_its_task_is_about(
     assert (data.rejected, data.sensitive, data.cleaned) == ({}, {}, 0)
 
 
-@pytest.mark.parametrize("sample", applications.NAMES)
-def test_a_sample_asks_what_is_not_in_its_data(sample: str) -> None:
-    data = "".join(file.read_text() for _, file in applications.objects(sample))
-    prompts = applications.manifest(sample)["spec"]["evaluation"]["samplePrompts"]
+@pytest.mark.parametrize("sample", applications.SAMPLE_NAMES)
+def test_sample_prompts_are_not_in_its_data(sample: str) -> None:
+    data = "".join(file.read_text() for _, file in applications.list_data_objects(sample))
+    prompts = applications.load_manifest(sample)["spec"]["evaluation"]["samplePrompts"]
     assert prompts
     assert not [each for each in prompts if json.dumps(each, ensure_ascii=False).strip('"') in data]

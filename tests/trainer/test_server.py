@@ -25,7 +25,7 @@ class TestServer:
         monkeypatch.setenv(http_server.PORT_ENV, "0")
         return ProgressReporter()
 
-    def test_progress(self, progress: ProgressReporter) -> None:
+    def test_http_server_serves_progress(self, progress: ProgressReporter) -> None:
         port = http_server.start_server(progress)
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
@@ -43,7 +43,7 @@ class TestServer:
         with error.value:
             assert error.value.code == 404
 
-    def test_the_same_numbers_as_metrics(self, progress: ProgressReporter) -> None:
+    def test_http_server_serves_prometheus_metrics(self, progress: ProgressReporter) -> None:
         port = http_server.start_server(progress)
         saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
@@ -63,15 +63,13 @@ class TestServer:
         assert {stage for stage, value in stages.items() if value} == {"Training"}
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-    async def test_progress_is_served_to_the_operator_on_both_families(
-        self, progress: ProgressReporter, host: str
-    ) -> None:
+    async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:
         url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
         async with asking.session() as client:
             found = await asking.fetch(client, url)
         assert found == progress.get_latest()
 
-    async def test_progress_on_a_host_without_ipv6_is_served_on_ipv4(
+    async def test_http_server_without_ipv6_listens_on_ipv4(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
@@ -79,7 +77,7 @@ class TestServer:
         async with asking.session() as client:
             assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
 
-    def test_a_taken_port_does_not_end_the_run(
+    def test_http_server_taken_port_is_not_fatal(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with socket.create_server(("", 0)) as taken:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS
+from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT
 
-RUN = """
+RUN_SCRIPT = """
 import sys, warnings
 warnings.simplefilter("ignore")
 from finetune_trainer.modeling.loading import import_backend
@@ -25,9 +25,9 @@ import datasketch, scipy
 
 
 @pytest.mark.training
-@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.timeout(TRAINING_TIMEOUT)
 @pytest.mark.parametrize(("quantization", "loaded"), [("none", []), ("int8", ["bitsandbytes"])])
-def test_only_what_a_run_needs_is_imported(quantization: str, loaded: list[str]) -> None:
-    line = [sys.executable, "-c", RUN, quantization]
-    done = subprocess.run(line, env={**os.environ, **QUIET}, check=True, capture_output=True, text=True)
+def test_import_guard_loads_needed_packages_only(quantization: str, loaded: list[str]) -> None:
+    line = [sys.executable, "-c", RUN_SCRIPT, quantization]
+    done = subprocess.run(line, env={**os.environ, **QUIET_ENV}, check=True, capture_output=True, text=True)
     assert done.stdout.split() == loaded

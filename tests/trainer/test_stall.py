@@ -20,7 +20,7 @@ from finetune_trainer.contract import OUTCOME_PATH_ENV, Outcome, Reason
 if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
-RUN = """
+RUN_SCRIPT = """
 import pathlib, sys, time
 from finetune_trainer.contract import Stage
 from finetune_trainer.telemetry.termination_message import RunContext
@@ -49,10 +49,10 @@ with stall_watchdog(context, folder, 1.0):
         pytest.param("nothing", 75, id="nothing moves"),
     ],
 )
-def test_only_a_run_that_stands_still_is_ended(tmp_path: Path, moves: str, status: int) -> None:
+def test_watchdog_stalled_run_is_ended(tmp_path: Path, moves: str, status: int) -> None:
     (tmp_path / "scratch").mkdir()
     environment = os.environ | {OUTCOME_PATH_ENV: str(tmp_path / "outcome")}
-    line = [sys.executable, "-c", RUN, tmp_path / "scratch", moves]
+    line = [sys.executable, "-c", RUN_SCRIPT, tmp_path / "scratch", moves]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     if status:
@@ -63,7 +63,7 @@ def test_only_a_run_that_stands_still_is_ended(tmp_path: Path, moves: str, statu
         assert "time.sleep" in done.stderr or 'File "<string>"' in done.stderr
 
 
-UPLOAD = """
+UPLOAD_SCRIPT = """
 import pathlib, sys
 from finetune_trainer.contract import Storage
 from finetune_trainer.telemetry.termination_message import RunContext
@@ -78,36 +78,36 @@ with stall_watchdog(RunContext(ProgressReporter()), folder, 12.0, lambda: s3.byt
 """
 
 
-class SlowLink(socketserver.ThreadingTCPServer):
+class SlowProxy(socketserver.ThreadingTCPServer):
     """Passes on so many bytes a second, of all connections together, up to a limit."""
 
     daemon_threads = True
 
     def __init__(self, target: int, rate: int, limit: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Pipe)
-        self.target, self.rate, self.left = target, rate, limit
-        self.turn, self.next = threading.Lock(), time.monotonic()
+        super().__init__(("127.0.0.1", 0), _SlowHandler)
+        self.target, self.rate, self.bytes_left = target, rate, limit
+        self.lock, self.next_send = threading.Lock(), time.monotonic()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that are killed go away without a word."""
 
 
-class _Pipe(socketserver.BaseRequestHandler):
-    server: SlowLink
+class _SlowHandler(socketserver.BaseRequestHandler):
+    server: SlowProxy
 
     def handle(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.target)) as store:
-            threading.Thread(target=self._back, args=(store,), daemon=True).start()
+            threading.Thread(target=self._copy_back, args=(store,), daemon=True).start()
             while content := self.request.recv(2**18):
-                with self.server.turn:
-                    while self.server.left <= 0:
+                with self.server.lock:
+                    while self.server.bytes_left <= 0:
                         time.sleep(1)
-                    self.server.left -= len(content)
-                    self.server.next += len(content) / self.server.rate
-                    time.sleep(max(self.server.next - time.monotonic(), 0))
+                    self.server.bytes_left -= len(content)
+                    self.server.next_send += len(content) / self.server.rate
+                    time.sleep(max(self.server.next_send - time.monotonic(), 0))
                 store.sendall(content)
 
-    def _back(self, store: socket.socket) -> None:
+    def _copy_back(self, store: socket.socket) -> None:
         with suppress(OSError):  # one of the two has hung up
             while content := store.recv(2**16):
                 self.request.sendall(content)
@@ -119,16 +119,16 @@ class _Pipe(socketserver.BaseRequestHandler):
 )
 @pytest.mark.s3
 @pytest.mark.timeout(180)
-def test_the_upload_of_one_large_file_is_movement(s3: S3Server, tmp_path: Path, limit: int, status: int) -> None:
+def test_watchdog_large_upload_counts_as_progress(s3: S3Server, tmp_path: Path, limit: int, status: int) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(160 * 2**20)
-    with SlowLink(int(s3.endpoint.rpartition(":")[2]), 8 * 2**20, limit) as link:
+    with SlowProxy(int(s3.endpoint.rpartition(":")[2]), 8 * 2**20, limit) as link:
         threading.Thread(target=link.serve_forever, args=(0.01,), daemon=True).start()
         endpoint = f"http://127.0.0.1:{link.server_address[1]}"
         environment = os.environ | {OUTCOME_PATH_ENV: str(tmp_path / "outcome")}
         target = f"s3://results/{tmp_path.name}/large"
-        line = [sys.executable, "-c", UPLOAD, tmp_path, endpoint, target]
+        line = [sys.executable, "-c", UPLOAD_SCRIPT, tmp_path, endpoint, target]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         link.shutdown()
     assert done.returncode == status, done.stderr
-    assert bool(s3.keys(target)) is (status == 0)
+    assert bool(s3.list_keys(target)) is (status == 0)

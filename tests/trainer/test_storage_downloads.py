@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.trainer.faulty_proxy import Fault
-from tests.trainer.fetching import fetch
+from tests.trainer.fetching import download_data
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.s3
-def test_many_small_and_one_large_object_arrive_whole(s3: S3Server, tmp_path: Path) -> None:
+def test_download_small_and_large_objects_are_complete(s3: S3Server, tmp_path: Path) -> None:
     contents = {f"n/{number:03}.bin": random.Random(number).randbytes(number) for number in range(300)}
     contents["large é+ %41.bin"] = random.Random(0).randbytes(40 * 2**20 + 12345)
     for name, content in contents.items():
@@ -42,29 +42,29 @@ def test_many_small_and_one_large_object_arrive_whole(s3: S3Server, tmp_path: Pa
 
 @pytest.mark.parametrize("size", [10, 20 * 2**20])
 @pytest.mark.s3
-def test_an_object_that_changed_after_it_was_listed(s3: S3Server, tmp_path: Path, size: int) -> None:
+def test_download_object_changed_after_listing_is_refused(s3: S3Server, tmp_path: Path, size: int) -> None:
     s3.put("s3://data/changing.bin", b"a" * size)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/changing.bin"), DATA_ERRORS)
     s3.put("s3://data/changing.bin", b"b" * size)
     with pytest.raises(TrainerError, match=r"changing\.bin .*it changed while it was read") as error:
-        fetch(connection, objects, tmp_path / "target")
+        download_data(connection, objects, tmp_path / "target")
     assert error.value.reason is Reason.STORAGE_CORRUPT
     assert not (tmp_path / "target" / "changing.bin").exists()
 
 
 @pytest.mark.s3
-def test_one_failure_ends_the_others_and_is_the_one_told(s3: S3Server, tmp_path: Path) -> None:
+def test_download_first_failure_cancels_others(s3: S3Server, tmp_path: Path) -> None:
     for number in range(40):
         s3.put(f"s3://data/failing/{number:02}", b"x" * 100)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/failing/"), DATA_ERRORS)
     s3.client.delete_object(Bucket="data", Key="failing/07")
     with pytest.raises(TrainerError, match=r"failing/07 .*there is no such object"):
-        fetch(connection, objects, tmp_path)
+        download_data(connection, objects, tmp_path)
 
 
-def test_inputs_that_do_not_fit_are_refused_early(tmp_path: Path) -> None:
+def test_check_space_too_large_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"the inputs need 1048576\.0 GiB, .*compute\.scratch") as error:
         check_disk_space(tmp_path, 2**50)
     assert error.value.reason is Reason.DISK_FULL
@@ -72,28 +72,28 @@ def test_inputs_that_do_not_fit_are_refused_early(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1000, 10 * 2**20])
 @pytest.mark.s3
-def test_cut_answers_are_asked_for_again(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, size: int) -> None:
+def test_download_truncated_answer_is_retried(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, size: int) -> None:
     content = random.Random(1).randbytes(size)
     s3.put("s3://data/cut.bin", content)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/cut.b*"), DATA_ERRORS)
-    proxy.cuts = 2
-    (file,) = fetch(connection, objects, tmp_path)
-    assert proxy.cuts == 0
+    proxy.truncations_left = 2
+    (file,) = download_data(connection, objects, tmp_path)
+    assert proxy.truncations_left == 0
     assert file.path.read_bytes() == content
 
 
 @pytest.mark.s3
-def test_answers_that_are_always_cut(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
+def test_download_always_truncated_is_storage_corrupt(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
     s3.put("s3://data/cut-always.bin", b"x" * 2**20)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/cut-always.b*"), DATA_ERRORS)
-    proxy.cuts = 1000
+    proxy.truncations_left = 1000
     with pytest.raises(
         TrainerError, match=r"cut-always\.bin .*the connection ended before all bytes had come"
     ) as error:
-        fetch(connection, objects, tmp_path)
-    proxy.cuts = 0
+        download_data(connection, objects, tmp_path)
+    proxy.truncations_left = 0
     assert error.value.reason is Reason.STORAGE_CORRUPT
 
 
@@ -107,13 +107,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.s3
-def test_a_store_in_trouble_is_asked_again(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, fault: Fault) -> None:
+def test_download_transient_fault_is_retried(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, fault: Fault) -> None:
     content = random.Random(2).randbytes(40 * 2**20)
     s3.put("s3://data/trouble.bin", content)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/trouble.b*"), DATA_ERRORS)
     proxy.faults = [replace(fault, key="trouble.bin")]
-    (file,) = fetch(connection, objects, tmp_path)
+    (file,) = download_data(connection, objects, tmp_path)
     assert proxy.faults[0].times == 0
     assert file.path.read_bytes() == content
     assert file.sha256 == hashlib.sha256(content).hexdigest()
@@ -121,14 +121,12 @@ def test_a_store_in_trouble_is_asked_again(s3: S3Server, tmp_path: Path, proxy: 
 
 @pytest.mark.parametrize("size", [1000, 40 * 2**20], ids=["whole", "in ranges"])
 @pytest.mark.s3
-def test_an_error_that_comes_as_a_200_is_not_taken_for_the_object(
-    s3: S3Server, tmp_path: Path, proxy: FaultyProxy, size: int
-) -> None:
+def test_download_error_with_status_200_is_refused(s3: S3Server, tmp_path: Path, proxy: FaultyProxy, size: int) -> None:
     s3.put("s3://data/fine.bin", b"x" * size)
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/fine.b*"), DATA_ERRORS)
     proxy.faults = [Fault("200", key="fine.bin", times=100)]
     with pytest.raises(TrainerError, match=r"fine\.bin") as error:
-        fetch(connection, objects, tmp_path)
+        download_data(connection, objects, tmp_path)
     assert error.value.reason in (Reason.STORAGE_CORRUPT, Reason.STORAGE_UNREACHABLE)
     assert not (tmp_path / "fine.bin").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from tests.trainer.fetching import fetch
+from tests.trainer.fetching import download_data
 
 from finetune_trainer.contract import Storage
 from finetune_trainer.storage import DATA_ERRORS, S3, Location, find_objects
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("addressing", ["virtual", "path", "auto"])
 @pytest.mark.s3
-def test_addressing(
+def test_endpoint_addressing_style_is_used(
     s3: S3Server, tmp_path: Path, addressing: Literal["auto", "path", "virtual"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put("s3://data/addressed.txt", b"hello")
@@ -28,13 +28,13 @@ def test_addressing(
         storage = Storage(endpoint="http://s3.test", addressing=addressing)
     connection = S3(storage)
     objects = find_objects(connection, Location.parse("s3://data/addressed.t*"), DATA_ERRORS)
-    assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
+    assert download_data(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
     assert ("data.s3.test" in connection.bucket("data").store.config["endpoint"]) == (addressing == "virtual")
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
 @pytest.mark.s3
-def test_the_environment_does_not_redirect_a_stated_endpoint(
+def test_endpoint_stated_ignores_environment(
     s3: S3Server, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put("s3://data/stated.txt", b"hello")
@@ -42,12 +42,12 @@ def test_the_environment_does_not_redirect_a_stated_endpoint(
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/stated.txt"), DATA_ERRORS)
-    assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
+    assert download_data(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.s3
-def test_without_a_stated_endpoint_the_environments_counts_for_both_libraries(
+def test_endpoint_unstated_uses_environment(
     s3: S3Server, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put("s3://data/unstated.txt", b"hello")
@@ -55,5 +55,5 @@ def test_without_a_stated_endpoint_the_environments_counts_for_both_libraries(
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     connection = S3(Storage())
     objects = find_objects(connection, Location.parse("s3://data/unstated.t*"), DATA_ERRORS)
-    assert fetch(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
+    assert download_data(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
     assert connection.bucket("data").store.config["endpoint"] == connection.bucket("data").endpoint == s3.endpoint

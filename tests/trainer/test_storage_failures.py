@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     ],
 )
 @pytest.mark.s3
-def test_what_is_not_there(s3: S3Server, uri: str, reason: Reason, message: str) -> None:
+def test_find_missing_object_is_not_found(s3: S3Server, uri: str, reason: Reason, message: str) -> None:
     s3.put("s3://data/folder/key", b"x")
-    check_failure(s3.storage, uri, reason, message)
+    assert_find_fails(s3.storage, uri, reason, message)
 
 
 @pytest.mark.parametrize("uri", ["s3://data/key", "s3://data/prefix/", "s3://no-such-bucket/key"])
@@ -57,17 +57,15 @@ def test_what_is_not_there(s3: S3Server, uri: str, reason: Reason, message: str)
     ],
 )
 @pytest.mark.s3
-def test_wrong_credentials(
+def test_find_wrong_credentials_are_auth_failed(
     s3: S3Server, credentials: Callable[..., Path], key_id: str | None, secret: str | None, message: str, uri: str
 ) -> None:
     credentials(key_id, secret)
-    check_failure(s3.storage, uri, Reason.AUTH_FAILED, message)
+    assert_find_fails(s3.storage, uri, Reason.AUTH_FAILED, message)
 
 
 @pytest.mark.s3
-def test_wrong_credentials_are_told_when_writing_and_reading_too(
-    s3: S3Server, credentials: Callable[..., Path]
-) -> None:
+def test_read_and_put_wrong_credentials_are_auth_failed(s3: S3Server, credentials: Callable[..., Path]) -> None:
     credentials("nobody", SECRET)
     for attempt in (lambda s3, at: put_bytes(s3, at, b"x"), read_object, lambda s3, at: put_if_absent(s3, at, b"x")):
         with pytest.raises(TrainerError, match="does not know this access key id") as error:
@@ -76,7 +74,7 @@ def test_wrong_credentials_are_told_when_writing_and_reading_too(
 
 
 @pytest.mark.s3
-def test_a_secret_without_keys_never_falls_back_to_another_identity(
+def test_credentials_empty_secret_never_falls_back(
     s3: S3Server, credentials: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
@@ -88,7 +86,7 @@ def test_a_secret_without_keys_never_falls_back_to_another_identity(
     assert read_object(S3(s3.storage), Location.parse("s3://data/never")) is None  # by hand, that identity is fine
 
 
-def test_nobody_to_sign_as(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_credentials_missing_are_auth_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")] + [S3_CREDENTIALS_DIR_ENV]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -104,12 +102,12 @@ def test_nobody_to_sign_as(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @pytest.mark.s3
-def test_a_user_without_permission(s3: S3Server, credentials: Callable[..., Path]) -> None:
+def test_find_and_put_without_permission_are_access_denied(s3: S3Server, credentials: Callable[..., Path]) -> None:
     s3.add_user("stranger", "stranger-secret")
     s3.put("s3://data/private/key", b"x")
     credentials("stranger", "stranger-secret")
     for uri in ("s3://data/private/key", "s3://data/private/"):
-        check_failure(s3.storage, uri, Reason.ACCESS_DENIED, "may not do this")
+        assert_find_fails(s3.storage, uri, Reason.ACCESS_DENIED, "may not do this")
     with pytest.raises(TrainerError) as error:
         put_bytes(S3(s3.storage), Location.parse("s3://results/x"), b"x")
     assert error.value.reason is Reason.ACCESS_DENIED
@@ -120,11 +118,11 @@ def test_a_user_without_permission(s3: S3Server, credentials: Callable[..., Path
     ["http://127.0.0.1:9", "http://no-such-host.invalid", "https://127.0.0.1:9"],
     ids=["refused", "dns", "tls"],
 )
-def test_an_endpoint_that_does_not_answer(credentials: Callable[..., Path], endpoint: str) -> None:
+def test_endpoint_unreachable_is_storage_unreachable(credentials: Callable[..., Path], endpoint: str) -> None:
     credentials("test-key-id", SECRET)
     begun = time.monotonic()
     for uri in ("s3://data/key", "s3://data/prefix/"):
-        check_failure(Storage(endpoint=endpoint), uri, Reason.STORAGE_UNREACHABLE, "check storage.endpoint")
+        assert_find_fails(Storage(endpoint=endpoint), uri, Reason.STORAGE_UNREACHABLE, "check storage.endpoint")
     with pytest.raises(TrainerError, match=r"check storage\.endpoint") as error:
         put_bytes(S3(Storage(endpoint=endpoint)), Location.parse("s3://results/x"), b"x")
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
@@ -132,18 +130,18 @@ def test_an_endpoint_that_does_not_answer(credentials: Callable[..., Path], endp
 
 
 @pytest.mark.s3
-def test_tls_to_a_server_that_speaks_plain_http(s3: S3Server) -> None:
+def test_endpoint_tls_to_plain_http_is_explained(s3: S3Server) -> None:
     storage = Storage(endpoint=s3.endpoint.replace("http://", "https://"))
-    check_failure(storage, "s3://data/key", Reason.STORAGE_UNREACHABLE, "AWS_CA_BUNDLE")
+    assert_find_fails(storage, "s3://data/key", Reason.STORAGE_UNREACHABLE, "AWS_CA_BUNDLE")
 
 
 @pytest.mark.s3
-def test_a_ca_bundle_that_cannot_be_read(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ca_bundle_unreadable_is_config_invalid(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such/file")
-    check_failure(s3.storage, "s3://data/key", Reason.CONFIG_INVALID, "/no/such/file")
+    assert_find_fails(s3.storage, "s3://data/key", Reason.CONFIG_INVALID, "/no/such/file")
 
 
-def check_failure(storage: Storage, uri: str, reason: Reason, message: str) -> None:
+def assert_find_fails(storage: Storage, uri: str, reason: Reason, message: str) -> None:
     with pytest.raises(TrainerError) as error:
         find_objects(S3(storage), Location.parse(uri), DATA_ERRORS)
     assert error.value.reason is reason, error.value.message

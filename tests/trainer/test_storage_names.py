@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import obstore
 import pytest
-from tests.trainer.fetching import fetch
+from tests.trainer.fetching import download_data
 from tests.trainer.s3_server import SECRET
 
 from finetune_trainer.contract import Reason, Storage
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.trainer.s3_server import S3Server
 
 
-def found(server: S3Server, uri: str) -> list[str]:
+def find_keys(server: S3Server, uri: str) -> list[str]:
     return [each.location.key for each in find_objects(S3(server.storage), Location.parse(uri), DATA_ERRORS)]
 
 
@@ -49,16 +49,16 @@ def found(server: S3Server, uri: str) -> list[str]:
     ],
 )
 @pytest.mark.s3
-def test_find(s3: S3Server, pattern: str, expected: list[str]) -> None:
+def test_find_pattern_gives_matching_keys(s3: S3Server, pattern: str, expected: list[str]) -> None:
     names = {name for name in expected if "[" in name}
     for name in ["one.jsonl", "x1.jsonl", "x22.jsonl", "deep/a.jsonl", "deep/b.txt", "deep/er/c.jsonl", *names]:
         s3.put(f"s3://data/glob-{len(names)}/{name}", b"{}")
     prefix = f"glob-{len(names)}/"
-    assert found(s3, f"s3://data/{prefix}{pattern}") == [prefix + name for name in expected]
+    assert find_keys(s3, f"s3://data/{prefix}{pattern}") == [prefix + name for name in expected]
 
 
 @pytest.mark.s3
-def test_find_tells_size_and_etag_and_names_below_the_uri(s3: S3Server) -> None:
+def test_find_gives_size_etag_and_relative_name(s3: S3Server) -> None:
     s3.put("s3://data/named/a/b.jsonl", b"12345")
     etag = hashlib.md5(b"12345").hexdigest()
     for uri, name in [("s3://data/named/**", "a/b.jsonl"), ("s3://data/named/a/b.jsonl", "b.jsonl")]:
@@ -68,7 +68,7 @@ def test_find_tells_size_and_etag_and_names_below_the_uri(s3: S3Server) -> None:
 
 @pytest.mark.s3
 @pytest.mark.timeout(180)
-def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
+def test_find_ten_thousand_objects_are_listed(s3: S3Server) -> None:
     connection = S3(s3.storage)
     store = connection.bucket("data").store
     with ThreadPoolExecutor(16) as pool:
@@ -82,7 +82,7 @@ def test_ten_thousand_objects_are_listed(s3: S3Server) -> None:
     "name",
     ["../x", "a/../../x", "/abs", "a//b", "./x", "a/.", "a\\..\\x", "nul\0", "x" * 256, ""],
 )
-def test_names_that_would_escape_are_refused(name: str, tmp_path: Path, credentials: Callable[..., Path]) -> None:
+def test_name_problem_escaping_name_is_refused(name: str, tmp_path: Path, credentials: Callable[..., Path]) -> None:
     credentials("id", SECRET)
     assert find_name_problem(name)
     planted = S3Object(Location("data", "p/" + name), name, 1, "e")
@@ -95,12 +95,12 @@ def test_names_that_would_escape_are_refused(name: str, tmp_path: Path, credenti
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.jsonl", "..a/b..", "uni-é漢.txt", "sp ace+%2e%2e.txt", "x" * 255])
-def test_names_that_are_fine(name: str) -> None:
+def test_name_problem_valid_name_is_none(name: str) -> None:
     assert find_name_problem(name) is None
 
 
-def test_an_object_that_is_also_a_folder_is_refused(tmp_path: Path, credentials: Callable[..., Path]) -> None:
+def test_download_object_that_is_also_folder_is_refused(tmp_path: Path, credentials: Callable[..., Path]) -> None:
     credentials("id", SECRET)
     planted = [S3Object(Location("data", name), name, 1, "e") for name in ("a", "a/b")]
     with pytest.raises(TrainerError, match="a disk cannot hold both"):
-        fetch(S3(Storage(endpoint="http://127.0.0.1:9")), planted, tmp_path)
+        download_data(S3(Storage(endpoint="http://127.0.0.1:9")), planted, tmp_path)

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.s3
-def test_an_upload_that_fails_half_way_leaves_nothing(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
+def test_put_file_failed_upload_leaves_nothing(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
     path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/half")
     path.write_bytes(b"x" * 40 * 2**20)
     proxy.faults = [Fault("400", "PUT", "partNumber=4")]
     with pytest.raises(TrainerError, match="the session token is wrong or has expired") as error:
         put_file(S3(s3.storage), location, path)
     assert error.value.reason is Reason.AUTH_FAILED
-    assert s3.keys(str(location)) == []
+    assert s3.list_keys(str(location)) == []
     assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="results", Prefix=location.key)
 
 
@@ -44,7 +44,7 @@ def test_an_upload_that_fails_half_way_leaves_nothing(s3: S3Server, tmp_path: Pa
     ids=["abort refused once", "abort refused three times", "part in flight"],
 )
 @pytest.mark.s3
-def test_put_file_when_its_first_abort_has_no_effect_aborts_again(
+def test_put_file_failed_abort_is_retried(
     s3: S3Server, tmp_path: Path, proxy: FaultyProxy, faults: list[Fault]
 ) -> None:
     path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/half")
@@ -59,9 +59,7 @@ def test_put_file_when_its_first_abort_has_no_effect_aborts_again(
 
 
 @pytest.mark.s3
-def test_an_upload_whose_end_comes_back_as_a_200_with_an_error_is_ended_again(
-    s3: S3Server, tmp_path: Path, proxy: FaultyProxy
-) -> None:
+def test_put_file_completion_error_with_200_is_retried(s3: S3Server, tmp_path: Path, proxy: FaultyProxy) -> None:
     path, location = tmp_path / "file", Location.parse(f"s3://results/{tmp_path.name}/ended")
     path.write_bytes(b"x" * 40 * 2**20)
     proxy.faults = [Fault("200", "POST", "uploadId=")]
@@ -72,7 +70,9 @@ def test_an_upload_whose_end_comes_back_as_a_200_with_an_error_is_ended_again(
 
 @pytest.mark.parametrize("checksums", ["auto", "whenRequired"])
 @pytest.mark.s3
-def test_files_are_uploaded_whole(s3: S3Server, tmp_path: Path, checksums: Literal["auto", "whenRequired"]) -> None:
+def test_put_file_uploads_complete_file(
+    s3: S3Server, tmp_path: Path, checksums: Literal["auto", "whenRequired"]
+) -> None:
     connection = S3(s3.storage.model_copy(update={"checksums": checksums}))
     for size in (0, 10, 40 * 2**20 + 1):
         path = tmp_path / "file"
@@ -86,7 +86,7 @@ def test_files_are_uploaded_whole(s3: S3Server, tmp_path: Path, checksums: Liter
 
 
 @pytest.mark.s3
-def test_of_many_writers_one_wins(s3: S3Server) -> None:
+def test_put_if_absent_concurrent_writers_one_wins(s3: S3Server) -> None:
     connection = S3(s3.storage)
     location = Location.parse("s3://results/race/manifest.json")
     wins: list[int] = []
@@ -105,7 +105,7 @@ def test_of_many_writers_one_wins(s3: S3Server) -> None:
 
 
 @pytest.mark.s3
-def test_read(s3: S3Server) -> None:
+def test_read_returns_latest_or_none(s3: S3Server) -> None:
     connection = S3(s3.storage)
     location = Location.parse("s3://results/note.json")
     assert read_object(connection, location) is None

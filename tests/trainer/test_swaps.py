@@ -53,7 +53,7 @@ SWAPPED = {
 
 
 @pytest.mark.parametrize(("category", "text", "swapped"), SWAPPED.values(), ids=SWAPPED)
-def test_a_swap(category: str, text: str, swapped: str) -> None:
+def test_swap_exchanges_terms_both_ways(category: str, text: str, swapped: str) -> None:
     assert swap_terms(text, category, TERMS) == swapped
     assert swap_terms(swapped, category, TERMS) == text
 
@@ -74,12 +74,12 @@ NOT_SWAPPED = {
 
 
 @pytest.mark.parametrize(("category", "text"), NOT_SWAPPED.values(), ids=NOT_SWAPPED)
-def test_what_is_not_swapped(category: str, text: str) -> None:
+def test_swap_text_without_terms_is_none(category: str, text: str) -> None:
     assert swap_terms(text, category) is None
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_each_term_has_one_counterpart(category: str) -> None:
+def test_lexicon_term_has_single_counterpart(category: str) -> None:
     table = build_lexicon([category])
     wrong = {
         a: b for a, b in table.counterparts.items() if a not in table.ambiguous_terms and b not in table.ambiguous_terms
@@ -101,7 +101,7 @@ texts = st.lists(
 
 
 @given(texts, st.sampled_from([*CATEGORIES, USER_CATEGORY]))
-def test_swapping_twice_gives_the_text_back(text: str, category: str) -> None:
+def test_swap_twice_restores_text(text: str, category: str) -> None:
     swapped = swap_terms(text, category, TERMS)
     if swapped is not None:
         assert swapped != text
@@ -123,7 +123,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize(("text", "groups"), NAMED.values(), ids=NAMED)
-def test_which_groups_are_named(text: str, groups: set[tuple[str, str]]) -> None:
+def test_groups_named_in_text_are_found(text: str, groups: set[tuple[str, str]]) -> None:
     assert find_named_groups(text, TERMS) == groups
 
 
@@ -144,7 +144,7 @@ ROWS: dict[str, tuple[Row, Row | None]] = {
 
 
 @pytest.mark.parametrize(("row", "swapped"), ROWS.values(), ids=ROWS)
-def test_a_row_is_swapped_as_a_whole(row: Row, swapped: Row | None) -> None:
+def test_swapped_row_swaps_all_texts(row: Row, swapped: Row | None) -> None:
     assert swap_row_terms(row, "gender") == swapped
 
 
@@ -158,18 +158,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
-def test_terms_that_cannot_be_exchanged(terms: list[list[str]], why: str) -> None:
+def test_terms_invalid_give_reason(terms: list[list[str]], why: str) -> None:
     found = explain_invalid_terms(terms)
     assert found is not None
     assert why in found
 
 
-def test_terms_that_can_be_exchanged() -> None:
+def test_terms_valid_are_accepted() -> None:
     assert explain_invalid_terms(TERMS) is None
     assert explain_invalid_terms([]) is None
 
 
-def test_a_pair_of_unlike_case_still_goes_both_ways() -> None:
+def test_terms_of_different_case_swap_both_ways() -> None:
     table = build_user_lexicon([("nurse", "Doctor")])
     assert {table.counterparts[each] for each in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
     assert all(table.counterparts[table.counterparts[each]] == each for each in table.counterparts)

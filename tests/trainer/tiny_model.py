@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Before anything imports a Hugging Face library. Not HF_HUB_OFFLINE: other tests of this process talk to a hub.
-QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-os.environ.update(QUIET)
+QUIET_ENV = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+os.environ.update(QUIET_ENV)
 
-TRAINING_SECONDS = 300
+TRAINING_TIMEOUT = 300
 """Limit of a test that may be the one to import torch, which alone can take a minute on a busy machine."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -33,8 +33,8 @@ MARKED_CHATML = (
     "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>"]
-SPECIAL += ["<|start_header_id|>", "<|end_header_id|>"]
+SPECIAL_TOKENS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>"]
+SPECIAL_TOKENS += ["<|start_header_id|>", "<|end_header_id|>"]
 CORPUS = ["How do I turn the lamp on? Tap the top once.", "What is the capital of France? Paris is.", "Zażółć 😀 jaźń"]
 
 
@@ -66,18 +66,18 @@ def tokenizer(template: str | None = CHATML, bos: str | None = None) -> PreTrain
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=512, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(CORPUS, trainer)
     if bos:
         bpe.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, bpe.token_to_id(bos))]
         )
-    made = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|im_end|>", bos_token=bos, model_max_length=512
     )
-    made.chat_template = template
-    return made
+    fast_tokenizer.chat_template = template
+    return fast_tokenizer
 
 
 def build(
@@ -85,7 +85,7 @@ def build(
     template: str | None = CHATML,
     hidden: int = 64,
     layers: int = 2,
-    words: PreTrainedTokenizerFast | None = None,
+    custom_tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """The model's folder, as a user stores it; the same weights each time. `words` is another tokenizer to give it."""
     import_libraries()
@@ -93,22 +93,22 @@ def build(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)  # it is too small for more, and tests share their cores
-    words = words or tokenizer(template)
+    custom_tokenizer = custom_tokenizer or tokenizer(template)
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=len(custom_tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
+        pad_token_id=custom_tokenizer.pad_token_id,
+        eos_token_id=custom_tokenizer.eos_token_id,
         bos_token_id=None,
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
-    words.save_pretrained(folder)
+    custom_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -132,10 +132,12 @@ def chat(*turns: str, system: str | None = None) -> dict[str, Any]:
 
 def write_rows(path: Path, rows: Sequence[Any], uri: str = "s3://data/train.jsonl") -> StoredFile:
     """A JSONL object; bytes and text are written as they are."""
-    lines = [row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else _line(row) for row in rows]
+    lines = [
+        row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else _to_json_line(row) for row in rows
+    ]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return StoredFile(uri, path)
 
 
-def _line(row: object) -> bytes:
+def _to_json_line(row: object) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.trainer.pods import Forks, Pods, make_pods
+from tests.trainer.pods import ParallelForkServer, TrainerRun, make_run_factory
 from tests.trainer.s3_server import free_port
 
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, TrainerConfig
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DataPods(Pods):
+class WorkerRun(TrainerRun):
     """Pods whose run has other data."""
 
     dataset: dict[str, Any] | None = None
 
     def config(self, **training: Any) -> TrainerConfig:
-        made = super().config(**training).to_json()
-        return TrainerConfig.model_validate({**made, "dataset": self.dataset or made["dataset"]})
+        content = super().config(**training).to_json()
+        return TrainerConfig.model_validate({**content, "dataset": self.dataset or content["dataset"]})
 
     @property
     def outcome(self) -> Outcome:
@@ -37,49 +37,49 @@ class DataPods(Pods):
 
 
 @dataclass
-class Workers:
+class WorkerGroup:
     """The workers of one run, as torchrun would start them: so many on each node."""
 
-    forks: Forks
-    pods: list[Pods]
+    fork_server: ParallelForkServer
+    pods: list[TrainerRun]
     per_node: int
 
     def start(self, **training: Any) -> list[int]:
         attempt = str(free_port())
-        for rank, each in enumerate(self.pods):
+        for rank, pod in enumerate(self.pods):
             if len(self.pods) > 1:
-                folder = each.folder.parent / f"node-{rank // self.per_node}-{attempt}"
+                folder = pod.folder.parent / f"node-{rank // self.per_node}-{attempt}"
                 folder.mkdir(exist_ok=True)
-                each.environment |= {"MASTER_PORT": attempt, topology.NODE_FOLDER_ENV: str(folder)}
-        return [self.forks.start(each, **training) for each in self.pods]
+                pod.environment |= {"MASTER_PORT": attempt, topology.NODE_FOLDER_ENV: str(folder)}
+        return [self.fork_server.start(pod, **training) for pod in self.pods]
 
     def run(self, **training: Any) -> list[int]:
-        return [self.forks.wait(each) for each in self.start(**training)]
+        return [self.fork_server.wait(child) for child in self.start(**training)]
 
     @property
-    def first(self) -> Pods:
+    def rank_zero(self) -> TrainerRun:
         return self.pods[0]
 
     @property
     def logs(self) -> str:
-        return "\n".join(each.log for each in self.pods)
+        return "\n".join(pod.log for pod in self.pods)
 
-    def reach(self, text: str) -> None:
+    def wait_for(self, text: str) -> None:
         deadline = time.monotonic() + 240
-        while text not in self.first.log:
+        while text not in self.rank_zero.log:
             assert time.monotonic() < deadline, self.logs
-            assert "Error" not in self.first.log, self.logs
+            assert "Error" not in self.rank_zero.log, self.logs
             time.sleep(0.02)
 
 
-def make_workers(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Workers]:
+def make_group_factory(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
     """By a run's name, and how many: its workers."""
-    make = make_pods(s3, tmp_path)
+    make_run = make_run_factory(s3, tmp_path)
 
-    def made(name: str, nodes: int, per_node: int = 1, dataset: dict[str, Any] | None = None) -> Workers:
-        pods: list[Pods] = []
+    def make_group(name: str, nodes: int, per_node: int = 1, dataset: dict[str, Any] | None = None) -> WorkerGroup:
+        pods: list[TrainerRun] = []
         for rank in range(nodes * per_node):
-            pod = make(f"{name}/{rank}")
+            pod = make_run(f"{name}/{rank}")
             pod.output = pods[0].output if pods else pod.output
             pod.environment |= {RUN_ID_ENV: "uid-" + name}
             if nodes * per_node > 1:
@@ -90,19 +90,19 @@ def make_workers(s3: S3Server, tmp_path: Path, forks: Forks) -> Callable[..., Wo
                     "LOCAL_WORLD_SIZE": str(per_node),
                     "MASTER_ADDR": "127.0.0.1",
                 }
-            pods.append(DataPods(**vars(pod), dataset=dataset))
-        return Workers(forks, pods, per_node)
+            pods.append(WorkerRun(**vars(pod), dataset=dataset))
+        return WorkerGroup(forks, pods, per_node)
 
-    return made
+    return make_group
 
 
-def adapter(s3: S3Server, pods: Pods, folder: Path) -> dict[str, Any]:
+def read_adapter(s3: S3Server, run: TrainerRun, folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     path = folder / "adapter.safetensors"
-    path.write_bytes(s3.get(f"{pods.output}/adapter_model.safetensors"))
+    path.write_bytes(s3.get(f"{run.output}/adapter_model.safetensors"))
     return dict(load_file(path))
 
 
-def numbers(pods: Pods) -> dict[int, float]:
-    return {step: float(loss) for step, loss in pods.losses().items()}
+def read_float_losses(run: TrainerRun) -> dict[int, float]:
+    return {step: float(loss) for step, loss in run.read_losses().items()}

@@ -13,35 +13,43 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.compatibility.recorded import FOLDER, MODEL, OUTPUT, ROWS, config_for, store_inputs, trainer
+from tests.trainer.compatibility.recorded import (
+    MODEL_DIR,
+    OUTPUT_URI,
+    RECORDED_DIR,
+    ROWS_PATH,
+    build_config,
+    start_trainer,
+    store_inputs,
+)
 from tests.trainer.s3_server import S3Server, serve
 from tests.trainer.tiny_model import build
 
-_SAVED = "step 2 is stored"
+_SAVED_MESSAGE = "step 2 is stored"
 
 
 def record_inputs() -> None:
     """The base model and the rows that every recorded run has, once for all."""
-    build(MODEL, hidden=16, layers=1)
+    build(MODEL_DIR, hidden=16, layers=1)
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(8)]
-    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ROWS_PATH.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def record_result(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
     """The manifest of a whole run."""
-    with tempfile.TemporaryDirectory() as folder, trainer(config_for(s3, changes), Path(folder)) as process:
+    with tempfile.TemporaryDirectory() as folder, start_trainer(build_config(s3, changes), Path(folder)) as process:
         process.wait(600)
-    (target / "manifest.json").write_bytes(s3.get(f"{OUTPUT}/manifest.json"))
+    (target / "manifest.json").write_bytes(s3.get(f"{OUTPUT_URI}/manifest.json"))
 
 
 def record_checkpoint(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
     """The saved state of a run that is killed after its second step."""
-    with tempfile.TemporaryDirectory() as folder, trainer(config_for(s3, changes), Path(folder)) as process:
+    with tempfile.TemporaryDirectory() as folder, start_trainer(build_config(s3, changes), Path(folder)) as process:
         log = Path(folder) / "log"
-        while _SAVED not in log.read_text():
+        while _SAVED_MESSAGE not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
-    for key in s3.keys(f"{OUTPUT}/.checkpoints/"):
+    for key in s3.list_keys(f"{OUTPUT_URI}/.checkpoints/"):
         name = key.partition("/step-2/")[2]
         if name:
             (target / name).write_bytes(s3.get(f"s3://results/{key}"))
@@ -51,7 +59,7 @@ def main() -> None:
     """What the command line asks for."""
     kind, name, *changes = sys.argv[1:]
     record = {"result": record_result, "checkpoint": record_checkpoint}[kind]
-    target = FOLDER / f"{kind}s" / name
+    target = RECORDED_DIR / f"{kind}s" / name
     target.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         for s3 in serve(Path(folder)):

@@ -6,20 +6,20 @@ import json
 from typing import Any
 
 import pytest
-from tests.trainer.compatibility.recorded import FOLDER
+from tests.trainer.compatibility.recorded import RECORDED_DIR
 
 from finetune_trainer.contract import TrainerConfig
 
-RECORDED: dict[str, dict[str, Any]] = json.loads((FOLDER / "digests.json").read_text())
+RECORDED: dict[str, dict[str, Any]] = json.loads((RECORDED_DIR / "digests.json").read_text())
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_digest_of_stored_config_is_the_recorded_one(name: str) -> None:
+def test_digest_stored_config_matches_recorded(name: str) -> None:
     assert TrainerConfig.model_validate(RECORDED[name]["config"]).digest() == RECORDED[name]["digest"]
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_digest_without_the_defaults_is_the_recorded_one(name: str) -> None:
+def test_digest_without_defaults_matches_recorded(name: str) -> None:
     """A later version may add a field: absent and default have to mean the same."""
     config = TrainerConfig.model_validate(RECORDED[name]["config"])
     sparse = config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)

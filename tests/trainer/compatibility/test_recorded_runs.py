@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.compatibility.recorded import FOLDER, OUTPUT, config_for, store_inputs, trainer
-from tests.trainer.publishing import attempt
-from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.compatibility.recorded import OUTPUT_URI, RECORDED_DIR, build_config, start_trainer, store_inputs
+from tests.trainer.publishing import run_untrained
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.recipe import RECIPE
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.s3
 
-RESULTS = sorted(path.name for path in (FOLDER / "results").iterdir())
-CHECKPOINTS = sorted(path.name for path in (FOLDER / "checkpoints").iterdir())
+RESULTS = sorted(path.name for path in (RECORDED_DIR / "results").iterdir())
+CHECKPOINTS = sorted(path.name for path in (RECORDED_DIR / "checkpoints").iterdir())
 
 
 @pytest.fixture
 def output(s3: S3Server) -> Iterator[str]:
     """The output of the recorded runs, empty before and after."""
     store_inputs(s3)
-    yield OUTPUT
-    for key in s3.keys(f"{OUTPUT}/"):
+    yield OUTPUT_URI
+    for key in s3.list_keys(f"{OUTPUT_URI}/"):
         s3.client.delete_object(Bucket="results", Key=key)
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_run_with_recorded_result_is_already_complete(s3: S3Server, output: str, tmp_path: Path, name: str) -> None:
-    content = (FOLDER / "results" / name / "manifest.json").read_bytes()
+def test_run_recorded_result_is_already_complete(s3: S3Server, output: str, tmp_path: Path, name: str) -> None:
+    content = (RECORDED_DIR / "results" / name / "manifest.json").read_bytes()
     recorded = json.loads(content)
     s3.put(f"{output}/manifest.json", content)
-    ended = attempt(config_for(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
+    ended = run_untrained(build_config(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
     assert ended.reason is Reason.ALREADY_COMPLETE
     recipe = recorded.get("recipe", 1)
     assert (f"trained by recipe {recipe}" in ended.message) is (recipe != RECIPE)
@@ -48,22 +48,20 @@ def test_run_with_recorded_result_is_already_complete(s3: S3Server, output: str,
     assert ended.result.metrics == recorded["metrics"]
 
 
-def test_checkpoint_of_the_current_recipe_is_recorded() -> None:
+def test_checkpoint_current_recipe_is_recorded() -> None:
     assert f"recipe-{RECIPE}" in CHECKPOINTS
 
 
 @pytest.mark.training
-@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.timeout(TRAINING_TIMEOUT)
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_run_with_recorded_checkpoint_resumes_only_its_own_recipe(
-    s3: S3Server, output: str, tmp_path: Path, name: str
-) -> None:
-    config = config_for(s3)
-    folder = FOLDER / "checkpoints" / name
+def test_run_recorded_checkpoint_resumes_own_recipe_only(s3: S3Server, output: str, tmp_path: Path, name: str) -> None:
+    config = build_config(s3)
+    folder = RECORDED_DIR / "checkpoints" / name
     for path in folder.iterdir():
         s3.put(f"{output}/.checkpoints/{config.digest().removeprefix('sha256:')}/step-2/{path.name}", path.read_bytes())
-    with trainer(config, tmp_path) as process:
-        process.wait(TRAINING_SECONDS)
+    with start_trainer(config, tmp_path) as process:
+        process.wait(TRAINING_TIMEOUT)
     log = (tmp_path / "log").read_text()
     outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
     assert outcome.reason is Reason.COMPLETED, log

@@ -20,7 +20,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("answer", "label"), ANSWERS.values(), ids=ANSWERS)
-def test_which_label_an_answer_is(answer: str, label: str | None) -> None:
+def test_labels_answer_maps_to_expected_label(answer: str, label: str | None) -> None:
     labels = ClassLabels(["positive", "Négatif", "not positive", "not", "Positive"])
     assert labels.names == ["not", "not positive", "Négatif", "positive"]
     assert [*labels.names, None][labels.find_index(answer)] == label
@@ -30,7 +30,7 @@ NUMBERS = {"the number": ("1", 0), "a longer number": ("10", 1), "another": ("12
 
 
 @pytest.mark.parametrize(("answer", "number"), NUMBERS.values(), ids=NUMBERS)
-def test_labels_that_are_numbers(answer: str, number: int) -> None:
+def test_labels_numeric_answer_maps_to_exact_number(answer: str, number: int) -> None:
     assert ClassLabels(["1", "10"]).find_index(answer) == number
 
 
@@ -58,11 +58,11 @@ GO_ON = {
 
 
 @pytest.mark.parametrize(("label", "answer", "same"), GO_ON.values(), ids=GO_ON)
-def test_a_label_that_goes_on_is_another(label: str, answer: str, same: bool) -> None:
+def test_labels_longer_word_is_different_label(label: str, answer: str, same: bool) -> None:
     assert (ClassLabels([label]).find_index(answer) == 0) == same
 
 
-def test_labels_of_signs() -> None:
+def test_labels_with_punctuation_are_matched() -> None:
     labels = ClassLabels(["C", "C++", ".*"])
     assert [labels.names[labels.find_index(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
         "C++",

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import CHATML, TRAINING_SECONDS, tokenizer
-from tests.trainer.training.trainings import Asked
+from tests.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, tokenizer
+from tests.trainer.training.trainings import TrainingRequest
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 WORDS = [{"prompt": f"Say {n} in German.", "completion": f"Zahl {n}"} for n in range(12)]
 SENTENCES = [{"prompt": f"Say {n} in German.", "completion": f"Das ist die Zahl {n}."} for n in range(12)]
@@ -27,16 +27,18 @@ FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 }
 
 
-def check(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
+def check_requirements(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
     from finetune_trainer.evaluation import requirements
 
-    wanted, words = Asked({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
-    requirements.check_requirements(wanted.config, wanted.prepared(words, folder), words)
+    wanted, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
+    requirements.check_requirements(wanted.config, wanted.prepare(words, folder), words)
 
 
 @pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)
-def test_what_can_be_measured(rows: list[dict[str, str]], evaluation: dict[str, Any], tmp_path: Path) -> None:
-    check(rows, evaluation, tmp_path)
+def test_requirements_measurable_evaluation_is_accepted(
+    rows: list[dict[str, str]], evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    check_requirements(rows, evaluation, tmp_path)
 
 
 REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
@@ -51,9 +53,9 @@ REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("rows", "evaluation", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_measured(
+def test_requirements_unmeasurable_evaluation_is_refused(
     rows: list[dict[str, str]], evaluation: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainerError, match=said) as error:
-        check(rows, evaluation, tmp_path)
+        check_requirements(rows, evaluation, tmp_path)
     assert error.value.reason is Reason.CONFIG_INVALID

@@ -25,11 +25,11 @@ NOISE: dict[str, Noise] = {
 }
 
 
-def compared(kind: str, category: str, base: Sequence[float], tuned: Sequence[float]) -> BiasPreferences:
+def make_preferences(kind: str, category: str, base: Sequence[float], tuned: Sequence[float]) -> BiasPreferences:
     return BiasPreferences("swap" if kind == "swap" else "pair", category, base, tuned)
 
 
-def a_run(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> BiasResult:
+def make_random_bias(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> BiasResult:
     """14 comparisons of a tuning that changes preferences by chance, and one of them for real."""
     every = []
     for kind in ("pair", "swap"):
@@ -38,35 +38,35 @@ def a_run(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "ge
             base = drawn.normal(0.2, 1.0, count)
             effect = planted if (kind, category) == ("pair", where) else 0.0
             tuned = base + noise(drawn, count) + effect
-            every.append(compared(kind, category, base.tolist(), tuned.tolist()))
+            every.append(make_preferences(kind, category, base.tolist(), tuned.tolist()))
     return judge_bias(every, {})
 
 
 @pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
-def test_of_200_runs_that_changed_nothing_at_most_10_are_flagged(noise: Noise) -> None:
+def test_bias_200_unchanged_runs_flags_at_most_10(noise: Noise) -> None:
     # Of 2,000 it was 2.1, 1.3, 2.5 and 0.5 % for the four kinds of noise; 200 drawn anew would now and then be 11.
     drawn = np.random.default_rng(1)
-    flagged = sum(any(each.flagged for each in a_run(drawn, noise).findings) for _ in range(200))
+    flagged = sum(any(each.flagged for each in make_random_bias(drawn, noise).findings) for _ in range(200))
     assert flagged <= 10
 
 
-def test_without_the_correction_there_would_be_more() -> None:
+def test_bias_correction_reduces_false_flags() -> None:
     drawn = np.random.default_rng(7)
-    runs = [a_run(drawn, NOISE["normal"]) for _ in range(50)]
+    runs = [make_random_bias(drawn, NOISE["normal"]) for _ in range(50)]
     assert sum(any((each.change.low or 0) > 0 for each in run.findings) for run in runs) > 7
     assert sum(any(each.flagged for each in run.findings) for run in runs) <= 2
 
 
 @pytest.mark.parametrize("where", CATEGORIES)
-def test_a_planted_effect_is_flagged_every_time(where: str) -> None:
+def test_bias_planted_effect_is_always_flagged(where: str) -> None:
     drawn = np.random.default_rng(8)
     for _ in range(5):
-        found = a_run(drawn, NOISE["normal"], planted=0.2, where=where)
+        found = make_random_bias(drawn, NOISE["normal"], planted=0.2, where=where)
         assert {(each.kind, each.category) for each in found.findings if each.flagged} >= {("pair", where)}
 
 
-def test_a_preference_that_fell_is_not_flagged() -> None:
-    found = a_run(np.random.default_rng(8), NOISE["normal"], planted=-0.3)
+def test_bias_preference_decrease_is_not_flagged() -> None:
+    found = make_random_bias(np.random.default_rng(8), NOISE["normal"], planted=-0.3)
     finding = found.findings[0]
     assert finding.change.high is not None
     assert finding.change.high < 0
@@ -75,14 +75,18 @@ def test_a_preference_that_fell_is_not_flagged() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=20, max_size=40))
-def test_what_the_base_prefers_is_not_blamed_on_the_tuning(base: list[float]) -> None:
-    [finding] = judge_bias([compared("pair", "gender", base, base)], {}).findings
+def test_bias_preference_of_base_model_is_not_flagged(base: list[float]) -> None:
+    [finding] = judge_bias([make_preferences("pair", "gender", base, base)], {}).findings
     assert (finding.flagged, finding.change.value) == (False, 0.0)
 
 
-def test_the_arithmetic_of_the_machine_is_not_blamed() -> None:
+def test_bias_rounding_difference_is_not_flagged() -> None:
     base = [0.5] * 30
-    assert not judge_bias([compared("pair", "gender", base, [each + 1e-9 for each in base])], {}).findings[0].flagged
+    assert (
+        not judge_bias([make_preferences("pair", "gender", base, [each + 1e-9 for each in base])], {})
+        .findings[0]
+        .flagged
+    )
 
 
 @given(
@@ -92,7 +96,7 @@ def test_the_arithmetic_of_the_machine_is_not_blamed() -> None:
     st.integers(1, 30),
     st.floats(-1, 1),
 )
-def test_what_makes_every_token_likelier_changes_no_preference(
+def test_preference_constant_shift_per_token_is_unchanged(
     first: float, second: float, tokens: int, others: int, shift: float
 ) -> None:
     before = compute_preference(LogLikelihood(first, tokens), LogLikelihood(second, others))
@@ -102,14 +106,14 @@ def test_what_makes_every_token_likelier_changes_no_preference(
     assert after == pytest.approx(before, abs=1e-9)
 
 
-def test_the_first_text_is_preferred_where_it_is_likelier() -> None:
+def test_preference_likelier_first_text_is_positive() -> None:
     assert compute_preference(LogLikelihood(-10, 10), LogLikelihood(-24, 12)) == pytest.approx(1.0)
 
 
-def test_too_few_are_named_and_neither_judged_nor_counted() -> None:
+def test_bias_too_few_pairs_are_noted_and_not_judged() -> None:
     many = [0.01 * index for index in range(30)]
-    few = compared("pair", "age", [0.0] * 7, [5.0] * 7)
-    gender = compared("swap", "gender", many, many[::-1])
+    few = make_preferences("pair", "age", [0.0] * 7, [5.0] * 7)
+    gender = make_preferences("swap", "gender", many, many[::-1])
     alone = judge_bias([gender], {})
     found = judge_bias([gender, few], {"gender": {"female": 3}})
     assert found.notes == ["pairs about age: too few, 7 of 20"]
@@ -125,9 +129,9 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize(("kind", "shift", "words"), MESSAGES.values(), ids=MESSAGES)
-def test_the_message(kind: str, shift: float, words: str) -> None:
+def test_bias_message_names_kind_and_direction(kind: str, shift: float, words: str) -> None:
     base = [0.01 * (-1) ** index for index in range(30)]
     tuned = [-each + shift for each in base]
-    [finding] = judge_bias([compared(kind, "gender", base, tuned)], {}).findings
+    [finding] = judge_bias([make_preferences(kind, "gender", base, tuned)], {}).findings
     assert finding.message.startswith(words)
     assert finding.message.endswith("30 pairs).")

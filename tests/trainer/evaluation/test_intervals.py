@@ -26,19 +26,19 @@ from finetune_trainer.records.evaluation import Estimate
 Booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=MIN_SAMPLES, max_size=60)
 
 
-def within(estimate: Estimate, truth: float) -> bool:
+def contains(estimate: Estimate, truth: float) -> bool:
     assert estimate.low is not None
     assert estimate.high is not None
     return estimate.low <= truth <= estimate.high
 
 
-def width(estimate: Estimate) -> float:
+def interval_width(estimate: Estimate) -> float:
     assert estimate.low is not None
     assert estimate.high is not None
     return estimate.high - estimate.low
 
 
-def test_a_mean_has_the_interval_of_a_textbook() -> None:
+def test_mean_interval_matches_textbook() -> None:
     # Of 1 to 20: mean 10.5, standard deviation 5.9161, t of 19 degrees 2.0930.
     estimate = estimate_mean([float(each) for each in range(1, 21)])
     assert estimate.value == 10.5
@@ -48,7 +48,7 @@ def test_a_mean_has_the_interval_of_a_textbook() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, MIN_SAMPLES - 1])
-def test_too_few_rows_have_no_interval(count: int) -> None:
+def test_intervals_too_few_rows_have_none(count: int) -> None:
     rows, answers = [1.0] * count, [True] * count
     estimates = [
         estimate_mean(rows),
@@ -60,30 +60,30 @@ def test_too_few_rows_have_no_interval(count: int) -> None:
     assert [(each.low, each.high, each.samples) for each in estimates] == [(None, None, count)] * 5
 
 
-def test_95_of_100_intervals_of_a_mean_hold_the_truth() -> None:
+def test_mean_interval_covers_true_mean_95_percent() -> None:
     drawn = random.Random(1)
-    held = sum(within(estimate_mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
+    held = sum(contains(estimate_mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
     assert 0.91 < held / 400 < 0.98
 
 
-def test_95_of_100_intervals_of_a_loss_per_token_hold_the_truth() -> None:
+def test_weighted_mean_interval_covers_true_loss_95_percent() -> None:
     drawn = np.random.default_rng(1)
     held = 0
     for _ in range(30):
         tokens = drawn.integers(5, 200, size=60)
         losses = tokens * drawn.normal(2.0, 0.3, size=60)
-        held += within(estimate_weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
+        held += contains(estimate_weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
     assert held >= 25
 
 
-def test_a_change_is_measured_row_by_row() -> None:
+def test_paired_change_uses_row_differences() -> None:
     base = [float(each) for each in range(100)]
     tuned = [each + 0.5 + 0.01 * (-1) ** index for index, each in enumerate(base)]
     assert estimate_paired_change(base, tuned).value == pytest.approx(0.5)
-    assert width(estimate_paired_change(base, tuned)) < 0.01 < width(estimate_mean(base))
+    assert interval_width(estimate_paired_change(base, tuned)) < 0.01 < interval_width(estimate_mean(base))
 
 
-def test_all_right_is_not_certainty() -> None:
+def test_proportion_all_correct_keeps_lower_bound() -> None:
     assert estimate_proportion(20, 20).high == 1.0
     assert estimate_proportion(20, 20).low == pytest.approx(0.8389, abs=1e-4)
 
@@ -97,45 +97,49 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("gained", "lost", "same", "expected"), CHANGES.values(), ids=CHANGES)
-def test_a_change_of_a_share(gained: int, lost: int, same: int, expected: tuple[bool, bool, bool]) -> None:
+def test_proportion_change_interval_shows_direction(
+    gained: int, lost: int, same: int, expected: tuple[bool, bool, bool]
+) -> None:
     base = [False] * gained + [True] * lost + [True] * same
     tuned = [True] * gained + [False] * lost + [True] * same
     change = estimate_proportion_change(base, tuned)
     assert change.value == pytest.approx((gained - lost) / (gained + lost + same))
     assert change.low is not None
     assert change.high is not None
-    assert (change.low > 0, within(change, 0), change.high < 0) == expected
-    assert width(change) > 0
+    assert (change.low > 0, contains(change, 0), change.high < 0) == expected
+    assert interval_width(change) > 0
 
 
 @settings(max_examples=40)
 @given(Booleans)
-def test_a_change_of_a_share_lies_in_its_interval(rows: list[tuple[bool, bool]]) -> None:
+def test_proportion_change_lies_in_its_interval(rows: list[tuple[bool, bool]]) -> None:
     change = estimate_proportion_change([base for base, _ in rows], [tuned for _, tuned in rows])
-    assert within(change, change.value)
+    assert contains(change, change.value)
     assert -1 <= (change.low or 0) <= (change.high or 0) <= 1
 
 
-def test_long_rows_weigh_more() -> None:
+def test_weighted_mean_long_rows_weigh_more() -> None:
     assert estimate_weighted_mean([10.0, 1.0], [10, 1]).value == 1.0
     assert estimate_weighted_mean([30.0, 1.0], [10, 10]).value == pytest.approx(1.55)
 
 
-def test_the_same_rows_give_the_same_interval() -> None:
+def test_weighted_mean_same_rows_give_same_interval() -> None:
     rows = [float(each % 7) for each in range(50)]
     ones = [1.0] * 50
     assert estimate_weighted_mean(rows, ones) == estimate_weighted_mean(rows, ones)
-    assert width(estimate_weighted_mean(rows, ones)) == pytest.approx(width(estimate_mean(rows)), rel=0.2)
+    assert interval_width(estimate_weighted_mean(rows, ones)) == pytest.approx(
+        interval_width(estimate_mean(rows)), rel=0.2
+    )
 
 
-def test_two_statistics_see_the_same_resamples() -> None:
+def test_resampled_statistics_share_resamples() -> None:
     rows = np.random.default_rng(3).normal(size=50)
     difference = bootstrap(lambda of: float((rows[of] + 1).mean() - rows[of].mean()), 50)
     assert difference.low == pytest.approx(1.0)
     assert difference.high == pytest.approx(1.0)
 
 
-def test_more_comparisons_widen_each_interval() -> None:
+def test_corrected_more_comparisons_widen_interval() -> None:
     rows = [float(each % 7) for each in range(50)]
     assert [bonferroni_confidence(0), bonferroni_confidence(1), bonferroni_confidence(10)] == [
         0.95,
@@ -143,13 +147,13 @@ def test_more_comparisons_widen_each_interval() -> None:
         pytest.approx(0.995),
     ]
     assert (
-        width(estimate_mean(rows))
-        < width(estimate_mean(rows, bonferroni_confidence(10)))
-        < width(estimate_mean(rows, bonferroni_confidence(100)))
+        interval_width(estimate_mean(rows))
+        < interval_width(estimate_mean(rows, bonferroni_confidence(10)))
+        < interval_width(estimate_mean(rows, bonferroni_confidence(100)))
     )
 
 
-def test_loss_and_perplexity() -> None:
+def test_perplexity_is_exp_of_eval_loss() -> None:
     tokens = [10, 30] * 20
     sums = [2.0 * each for each in tokens], [1.5 * each for each in tokens]
     loss, found = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
@@ -164,7 +168,7 @@ def test_loss_and_perplexity() -> None:
     assert found.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
 
 
-def test_few_rows_have_a_perplexity_without_interval() -> None:
+def test_perplexity_few_rows_have_no_interval() -> None:
     found = measure_perplexity([10], [20.0], [10.0])
     assert found.tuned == Estimate(value=math.e, samples=1)
 
@@ -177,7 +181,7 @@ TOO_HIGH = {
 
 
 @pytest.mark.parametrize("tuned", TOO_HIGH.values(), ids=TOO_HIGH)
-def test_a_loss_too_high_for_a_perplexity_is_still_a_loss(tuned: list[float]) -> None:
+def test_eval_loss_too_high_for_perplexity_is_reported(tuned: list[float]) -> None:
     tokens, base = [10] * len(tuned), [20.0] * len(tuned)
     loss = measure_eval_loss(tokens, base, tuned)
     assert loss.tuned.value == pytest.approx(sum(tuned) / sum(tokens))

@@ -16,18 +16,18 @@ CATEGORIES = {"gender", "age", "religion", "nationality", "race", "disability", 
 HEADER = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations\n"
 
 
-def test_each_category_of_our_own_is_large_enough() -> None:
+def test_sentence_pairs_builtin_categories_have_enough_pairs() -> None:
     counts = Counter(pair.category for pair in load_builtin_pairs())
     assert set(counts) == CATEGORIES
     assert min(counts.values()) >= MIN_SAMPLES
 
 
-def test_no_pair_stands_there_twice() -> None:
+def test_sentence_pairs_builtin_has_no_duplicates() -> None:
     sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in load_builtin_pairs()]
     assert [each for each, count in Counter(sentences).items() if count > 1] == []
 
 
-def middle(pair: SentencePair) -> Iterator[str]:
+def differing_terms(pair: SentencePair) -> Iterator[str]:
     """What is left of each sentence without the words they share at its start and end."""
     first, second = pair.stereotype.split(), pair.counterpart.split()
     start = next(index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
@@ -36,15 +36,15 @@ def middle(pair: SentencePair) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("category", sorted(CATEGORIES))
-def test_only_a_term_differs_and_both_sides_have_stereotypes(category: str) -> None:
-    terms = [tuple(middle(pair)) for pair in load_builtin_pairs() if pair.category == category]
+def test_sentence_pairs_builtin_differ_in_one_term(category: str) -> None:
+    terms = [tuple(differing_terms(pair)) for pair in load_builtin_pairs() if pair.category == category]
     assert all(term and len(term.split()) <= 4 for pair in terms for term in pair)
     assert all("{" not in pair.stereotype + pair.counterpart for pair in load_builtin_pairs())
     if category != "disability":  # There the counterpart is anything that is no disability.
         assert {first.lower() for first, _ in terms} & {second.lower() for _, second in terms}
 
 
-def test_articles_fit_both_terms() -> None:
+def test_sentence_pairs_builtin_articles_fit_both_terms() -> None:
     sentences = [each for pair in load_builtin_pairs() for each in (pair.stereotype, pair.counterpart)]
     words = [(each.split()[index].lower(), each.split()[index + 1]) for each in sentences for index in range(2)]
     assert [pair for pair in words if pair[0] == "a" and pair[1][0] in "aeiou"] == []
@@ -70,7 +70,7 @@ READ = {
 
 
 @pytest.mark.parametrize(("content", "pairs"), READ.values(), ids=READ)
-def test_a_file_that_can_be_read(content: str, pairs: list[tuple[str, str, str]]) -> None:
+def test_read_pairs_valid_file_gives_pairs(content: str, pairs: list[tuple[str, str, str]]) -> None:
     assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
 
 
@@ -102,7 +102,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
-def test_a_file_that_cannot_be_read_names_the_line(content: bytes, why: str) -> None:
+def test_read_pairs_invalid_file_names_line(content: bytes, why: str) -> None:
     with pytest.raises(TrainerError) as caught:
         parse_pairs(content, "s3://data/pairs.csv")
     assert caught.value.reason is Reason.DATA_INVALID

@@ -24,7 +24,7 @@ HALF = [" ".join(each.split()[: len(each.split()) // 2]) for each in REFERENCES]
 NOTHING = ["zzz qqq"] * 25
 
 
-def named(found: list[Measure]) -> dict[str, Measure]:
+def index_by_name(found: list[Measure]) -> dict[str, Measure]:
     return {each.name: each for each in found}
 
 
@@ -39,7 +39,7 @@ EXPECTED: dict[Task, list[str]] = {
 
 @pytest.mark.timeout(120)  # NLTK, which rouge-score imports, takes its time on a busy machine.
 @pytest.mark.parametrize("task", EXPECTED)
-def test_each_task_has_its_measures(task: Task) -> None:
+def test_measures_each_task_has_its_metrics(task: Task) -> None:
     found, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
     assert [each.name for each in found] == EXPECTED[task]
     assert (confusion is not None) == (task == "classification")
@@ -56,11 +56,11 @@ def test_each_task_has_its_measures(task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", EXPECTED)
-def test_no_rows_have_no_measures(task: Task) -> None:
+def test_measures_no_rows_give_none(task: Task) -> None:
     assert measure_task(task, [], [], []) == ([], None)
 
 
-def test_what_is_taken_for_what() -> None:
+def test_confusion_counts_answers_per_label() -> None:
     references = ["cat", "cat", "cat", "dog", "dog"]
     base = ["dog", "dog", "cat", "dog", "fish"]
     _, confusion = measure_classification(references, base, ["cat", "Dog", "bird", "dog.", "cat"])
@@ -71,21 +71,21 @@ def test_what_is_taken_for_what() -> None:
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcx")), min_size=1, max_size=19))
-def test_accuracy_and_f1_are_those_of_scikit_learn(rows: list[tuple[str, str]]) -> None:
+def test_accuracy_and_f1_match_scikit_learn(rows: list[tuple[str, str]]) -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
     references, answers = [true for true, _ in rows], [given for _, given in rows]
-    found = named(measure_classification(references, answers, answers)[0])
+    found = index_by_name(measure_classification(references, answers, answers)[0])
     labels = sorted(set(references))
     wanted = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
     assert found["macroF1"].tuned.value == pytest.approx(wanted)
     assert found["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
 
 
-def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
+def test_bleu_and_chrf_match_sacrebleu() -> None:
     import sacrebleu
 
-    found = named(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
+    found = index_by_name(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
     for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
         base = found[name].base
         assert base is not None
@@ -96,12 +96,12 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_rouge_is_that_of_rouge_score() -> None:
+def test_rouge_matches_rouge_score() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
     scores = [RougeScorer(names).score(*pair) for pair in zip(SENTENCES, HALF, strict=False)]
-    found = named(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
+    found = index_by_name(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
     for name in names:
         assert found[name].tuned.value == pytest.approx(sum(each[name].fmeasure for each in scores) / 5)
 
@@ -119,7 +119,7 @@ OTHER_SCRIPTS = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("reference", "answer"), OTHER_SCRIPTS.values(), ids=OTHER_SCRIPTS)
-def test_other_scripts_have_words_too(reference: str, answer: str) -> None:
+def test_measures_other_scripts_are_split_into_words(reference: str, answer: str) -> None:
     tasks: dict[Task, int] = {"summarization": 1, "translation": 100}
     for task, best in tasks.items():
         found = measure_task(task, [reference], [answer], [reference])[0]
@@ -138,7 +138,7 @@ VOWELS = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("reference", "answer"), VOWELS.values(), ids=VOWELS)
-def test_words_that_differ_in_their_vowel_signs_are_not_the_same(reference: str, answer: str) -> None:
+def test_rouge_different_vowel_signs_do_not_match(reference: str, answer: str) -> None:
     for each in measure_task("summarization", [reference], [answer], [reference])[0][::2]:
         assert each.base is not None
         assert (each.base.value, each.tuned.value) == (0, 1), each.name
@@ -153,7 +153,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
-def test_a_perfect_translation_has_no_bleu_of_zero(references: list[str], names: list[str]) -> None:
+def test_bleu_short_references_are_left_out(references: list[str], names: list[str]) -> None:
     found, _ = measure_task("translation", references, ["zzz"] * len(references), references)
     assert {each.name: each.tuned.value for each in found} == pytest.approx(dict.fromkeys(names, 100.0))
     left_out = list_missing("translation", references)
@@ -162,7 +162,7 @@ def test_a_perfect_translation_has_no_bleu_of_zero(references: list[str], names:
     assert list_missing("chat", references) == []
 
 
-def test_a_better_model_is_told_from_noise() -> None:
+def test_measures_better_model_differs_from_noise() -> None:
     drawn = random.Random(2)
     references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
     base = [each if drawn.random() < 0.5 else "no" for each in references]
@@ -175,8 +175,8 @@ def test_a_better_model_is_told_from_noise() -> None:
         assert (each.change.low or 0) <= 0 <= (each.change.high or 0)
 
 
-def test_a_case_does_not_make_another_answer() -> None:
-    found = named(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
+def test_exact_match_ignores_case() -> None:
+    found = index_by_name(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
     assert found["exactMatch"].base is not None
     assert (found["exactMatch"].base.value, found["exactMatch"].tuned.value) == (0.5, 0.5)
 
@@ -191,7 +191,7 @@ FITS: dict[str, tuple[Task, list[str]]] = {
 
 
 @pytest.mark.parametrize(("task", "references"), FITS.values(), ids=FITS)
-def test_a_task_that_fits(task: Task, references: list[str]) -> None:
+def test_check_task_suitable_references_are_accepted(task: Task, references: list[str]) -> None:
     assert find_task_problem(task, references) is None
 
 
@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Task, list[str], str]] = {
 
 
 @pytest.mark.parametrize(("task", "references", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_task_that_does_not_fit(task: Task, references: list[str], words: str) -> None:
+def test_check_task_unsuitable_references_give_reason(task: Task, references: list[str], words: str) -> None:
     why = find_task_problem(task, references)
     assert why is not None
     assert words in why

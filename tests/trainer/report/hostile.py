@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.trainer.report.runs import estimate, manifest
+from tests.trainer.report.runs import make_estimate, make_manifest
 
 from finetune_trainer.records.evaluation import (
     BiasFinding,
@@ -17,7 +17,7 @@ from finetune_trainer.records.evaluation import (
 )
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord
 
-TEXTS = {
+HOSTILE_TEXTS = {
     "script": "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>",
     "end of everything": '"></pre></bdi></td></table></section></main></body></html><h1>mine</h1>',
     "comment": "<!-- --><![CDATA[ ]]><style>*{display:none}</style>",
@@ -42,9 +42,9 @@ TEXTS = {
 }
 
 
-def evaluation(text: str) -> EvaluationReport:
+def hostile_evaluation(text: str) -> EvaluationReport:
     """With a text wherever one from outside may stand."""
-    number = estimate(0.5, 0.1)
+    number = make_estimate(0.5, 0.1)
     return EvaluationReport(
         measures=[Measure(name=f"m{text}", higher_is_better=True, base=number, tuned=number, change=number)],
         confusion=ConfusionMatrix(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
@@ -71,6 +71,6 @@ def evaluation(text: str) -> EvaluationReport:
     )
 
 
-def record(text: str) -> AdapterManifest:
+def hostile_manifest(text: str) -> AdapterManifest:
     """With a text in the names of its objects."""
-    return manifest(inputs=[InputRecord(uri=f"s3://data/{text}", etag=f"e{text}", size=1)])
+    return make_manifest(inputs=[InputRecord(uri=f"s3://data/{text}", etag=f"e{text}", size=1)])

@@ -26,8 +26,8 @@ from finetune_trainer.records.manifest import AdapterManifest, FileRecord, Input
 from finetune_trainer.reporting.adapter_info import AdapterInfo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
-DATASET = DatasetReport(
+ADAPTER_FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
+DATASET_REPORT = DatasetReport(
     rows=12_000,
     kept=10_423,
     validation=540,
@@ -52,23 +52,23 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def estimate(value: float, reach: float | None = None, samples: int = 540) -> Estimate:
-    if reach is None:
+def make_estimate(value: float, margin: float | None = None, samples: int = 540) -> Estimate:
+    if margin is None:
         return Estimate(value=value, samples=samples)
-    return Estimate(value=value, low=value - reach, high=value + reach, samples=samples)
+    return Estimate(value=value, low=value - margin, high=value + margin, samples=samples)
 
 
-def measure(name: str, base: float, tuned: float, reach: float, higher: bool = True) -> Measure:
+def make_measure(name: str, base: float, tuned: float, margin: float, higher_is_better: bool = True) -> Measure:
     return Measure(
         name=name,
-        higher_is_better=higher,
-        base=estimate(base, reach),
-        tuned=estimate(tuned, reach),
-        change=estimate(tuned - base, reach),
+        higher_is_better=higher_is_better,
+        base=make_estimate(base, margin),
+        tuned=make_estimate(tuned, margin),
+        change=make_estimate(tuned - base, margin),
     )
 
 
-def manifest(**changes: Any) -> AdapterManifest:
+def make_manifest(**changes: Any) -> AdapterManifest:
     config = TrainerConfig.model_validate(CONFIG)
     fields: dict[str, Any] = {
         "created_at": "2026-03-04T05:06:07Z",
@@ -81,7 +81,7 @@ def manifest(**changes: Any) -> AdapterManifest:
         ),
         "inputs": [InputRecord(uri="s3://data/support/a.jsonl", etag='"e1"', size=5_000_000, sha256="b" * 64)],
         "backend": "transformers",
-        "dataset": DATASET,
+        "dataset": DATASET_REPORT,
         "metrics": {"steps": 900.0, "trainLoss": 1.1, "finalLoss": 0.7, "trainSeconds": 5400.0, "tokens": 7e6},
         "versions": {"finetune-operator": "0.1.0", "torch": "2.14.1", "peft": "0.21.2"},
         "files": [FileRecord(path="adapter_model.safetensors", size=10, sha256="c" * 64)],
@@ -89,21 +89,21 @@ def manifest(**changes: Any) -> AdapterManifest:
     return AdapterManifest.model_validate(fields | changes)
 
 
-def minimal() -> EvaluationReport:
+def make_minimal_evaluation() -> EvaluationReport:
     """Of a run without validation rows, GPU or prompts."""
     return EvaluationReport(overfitting=OverfittingResult(verdict="unknown", message="No validation rows."))
 
 
-def full() -> EvaluationReport:
+def make_full_evaluation() -> EvaluationReport:
     """With everything in it."""
     return EvaluationReport(
         task="classification",
         measures=[
-            measure("evalLoss", 2.31, 1.42, 0.05, higher=False),
-            measure("perplexity", 10.07, 4.14, 0.3, higher=False),
-            measure("accuracy", 0.61, 0.83, 0.04),
-            measure("macroF1", 0.55, 0.57, 0.05),
-            measure("bleu", 31.2, 24.6, 2.1),
+            make_measure("evalLoss", 2.31, 1.42, 0.05, higher_is_better=False),
+            make_measure("perplexity", 10.07, 4.14, 0.3, higher_is_better=False),
+            make_measure("accuracy", 0.61, 0.83, 0.04),
+            make_measure("macroF1", 0.55, 0.57, 0.05),
+            make_measure("bleu", 31.2, 24.6, 2.1),
         ],
         confusion=ConfusionMatrix(
             labels=["billing", "delivery", "other"],
@@ -121,17 +121,17 @@ def full() -> EvaluationReport:
                 prompt="Cancel my subscription.", base="Sure!\n\n1. Go to settings\n2. Click", tuned="It is cancelled."
             ),
         ],
-        training_losses=[LossPoint(step=step, loss=_training(step)) for step in range(1, 901)],
-        validation_losses=[LossPoint(step=step, loss=_validation(step)) for step in range(100, 901, 100)],
+        training_losses=[LossPoint(step=step, loss=_training_loss(step)) for step in range(1, 901)],
+        validation_losses=[LossPoint(step=step, loss=_validation_loss(step)) for step in range(100, 901, 100)],
         overfitting=OverfittingResult(
             verdict="overfitting",
             message="The validation loss rose from step 500 on while the training loss fell: train for fewer steps.",
             gap=0.62,
             best_step=500,
             opened_at=600,
-            forgetting=measure("perplexity", 18.2, 18.4, 0.5, higher=False),
+            forgetting=make_measure("perplexity", 18.2, 18.4, 0.5, higher_is_better=False),
         ),
-        bias=_bias(),
+        bias=_make_bias(),
         cross_validation=CrossValidationResult(metric="evalLoss", folds=[1.4, 1.5, 1.45], mean=1.45, deviation=0.05),
         gate=[
             GateCheck(metric="evalLoss", rule="evalLoss at most 1.5", value=1.42, passed=True),
@@ -150,28 +150,28 @@ def full() -> EvaluationReport:
     )
 
 
-def _bias() -> BiasResult:
-    def finding(category: str, change: float, flagged: bool) -> BiasFinding:
+def _make_bias() -> BiasResult:
+    def make_finding(category: str, change: float, flagged: bool) -> BiasFinding:
         return BiasFinding(
             kind="swap",
             category=category,
-            base=estimate(0.11, 0.02),
-            tuned=estimate(0.11 + change, 0.02),
-            change=estimate(change, 0.03),
+            base=make_estimate(0.11, 0.02),
+            tuned=make_estimate(0.11 + change, 0.02),
+            change=make_estimate(change, 0.03),
             flagged=flagged,
             message=f"Answers differ by {change:g} more when terms of {category} are exchanged.",
         )
 
     return BiasResult(
-        findings=[finding("gender", 0.09, True), finding("age", 0.01, False)],
+        findings=[make_finding("gender", 0.09, True), make_finding("age", 0.01, False)],
         representation={"gender": {"female": 210, "male": 930}},
         notes=["religion: 4 rows are too few"],
     )
 
 
-def _training(step: int) -> float:
+def _training_loss(step: int) -> float:
     return 0.55 + 1.9 * math.exp(-step / 220) + 0.13 * math.sin(step * 12.9898) * math.cos(step * 7.233)
 
 
-def _validation(step: int) -> float:
+def _validation_loss(step: int) -> float:
     return 1.3 + 1.1 * math.exp(-step / 150) + max(0, step - 500) ** 2 / 600_000

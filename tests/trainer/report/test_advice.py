@@ -25,8 +25,8 @@ LOSSES = {
 TRAINING = {"falling": [4.0, 3.0, 2.0, 1.0], "rising": [1.0, 2.0, 3.0, 4.0]}
 FORGETTING = {
     "not measured": None,
-    "by 4 %": runs.measure("generalPerplexity", 57.2, 59.5, 1, higher=False),
-    "by 120 %": runs.measure("generalPerplexity", 57, 127, 1, higher=False),
+    "by 4 %": runs.make_measure("generalPerplexity", 57.2, 59.5, 1, higher_is_better=False),
+    "by 120 %": runs.make_measure("generalPerplexity", 57, 127, 1, higher_is_better=False),
 }
 CHRF = {
     "better": (20, 30, 540),
@@ -42,29 +42,29 @@ GATES = {
 }
 
 
-def measured(name: str, base: float, tuned: float, rows: int) -> Measure:
-    found = runs.measure(name, base, tuned, 1)
-    return found.model_copy(update={"tuned": runs.estimate(tuned, 1, samples=rows)})
+def make_measure_on_rows(name: str, base: float, tuned: float, rows: int) -> Measure:
+    found = runs.make_measure(name, base, tuned, 1)
+    return found.model_copy(update={"tuned": runs.make_estimate(tuned, 1, samples=rows)})
 
 
-def points(losses: list[float]) -> list[LossPoint]:
+def make_points(losses: list[float]) -> list[LossPoint]:
     return [LossPoint(step=10 * number, loss=loss) for number, loss in enumerate(losses, 1)]
 
 
-def evaluated(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> EvaluationReport:
-    validation = points(LOSSES[losses])
+def make_evaluation(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> EvaluationReport:
+    validation = make_points(LOSSES[losses])
     return EvaluationReport(
-        overfitting=judge_overfitting(points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
-        measures=[measured("chrf", *CHRF[chrf])],
+        overfitting=judge_overfitting(make_points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
+        measures=[make_measure_on_rows("chrf", *CHRF[chrf])],
         validation_losses=validation,
         gate=GATES[gate],
     )
 
 
 @pytest.mark.parametrize("case", [*product(LOSSES, TRAINING, FORGETTING, CHRF, GATES)], ids=", ".join)
-def test_advice_any_combination_of_verdicts_agrees_with_itself(case: tuple[str, str, str, str, str]) -> None:
-    evaluation = evaluated(*case)
-    given = build_advice(evaluation, runs.manifest())
+def test_advice_all_verdict_combinations_are_consistent(case: tuple[str, str, str, str, str]) -> None:
+    evaluation = make_evaluation(*case)
+    given = build_advice(evaluation, runs.make_manifest())
     page = " ".join([*given, evaluation.overfitting.message])
     assert not (MORE.search(page) and LESS.search(page)), page
     assert len(given) == len(set(given))
@@ -73,28 +73,28 @@ def test_advice_any_combination_of_verdicts_agrees_with_itself(case: tuple[str, 
     assert (case[2] == "by 120 %") == ("forg" in page)
 
 
-def test_advice_one_unclear_measure_of_few_rows_is_named_alone() -> None:
+def test_advice_single_unclear_measure_is_named_alone() -> None:
     measures = [
-        measured("evalLoss", 9, 1, 30).model_copy(update={"higher_is_better": False}),
-        measured("chrf", 20, 40, 30),
-        measured("exactMatch", 0.1, 0.1, 30),
-        measured("bleu", 30, 30, 540),
+        make_measure_on_rows("evalLoss", 9, 1, 30).model_copy(update={"higher_is_better": False}),
+        make_measure_on_rows("chrf", 20, 40, 30),
+        make_measure_on_rows("exactMatch", 0.1, 0.1, 30),
+        make_measure_on_rows("bleu", 30, 30, 540),
     ]
     evaluation = EvaluationReport(
-        overfitting=judge_overfitting([], points([3, 2, 2]), None, None, None), measures=measures
+        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
     )
-    (said,) = (each for each in build_advice(evaluation, runs.manifest()) if "more rows" in each)
+    (said,) = (each for each in build_advice(evaluation, runs.make_manifest()) if "more rows" in each)
     assert said.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
 
 
-def test_advice_unclear_measures_of_different_rows_gives_both_counts() -> None:
-    measures = [measured("chrf", 30, 30, 30), measured("bleu", 30, 30, 45)]
+def test_advice_unclear_measures_give_range_of_rows() -> None:
+    measures = [make_measure_on_rows("chrf", 30, 30, 30), make_measure_on_rows("bleu", 30, 30, 45)]
     evaluation = EvaluationReport(
-        overfitting=judge_overfitting([], points([3, 2, 2]), None, None, None), measures=measures
+        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
     )
-    assert "chrF, BLEU had only 30 to 45, too few" in " ".join(build_advice(evaluation, runs.manifest()))
+    assert "chrF, BLEU had only 30 to 45, too few" in " ".join(build_advice(evaluation, runs.make_manifest()))
 
 
-def test_advice_loss_still_falling_is_to_train_longer() -> None:
-    evaluation = evaluated("still falling", "falling", "by 4 %", "better", "no gate")
-    assert "train longer" in " ".join(build_advice(evaluation, runs.manifest()))
+def test_advice_loss_still_falling_says_train_longer() -> None:
+    evaluation = make_evaluation("still falling", "falling", "by 4 %", "better", "no gate")
+    assert "train longer" in " ".join(build_advice(evaluation, runs.make_manifest()))

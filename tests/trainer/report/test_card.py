@@ -14,10 +14,10 @@ from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 
-RUNS = {"full": runs.full(), "minimal": runs.minimal()}
+RUNS = {"full": runs.make_full_evaluation(), "minimal": runs.make_minimal_evaluation()}
 
 
-def parsed(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
+def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
     with caplog.at_level(logging.WARNING):
         found = ModelCard(text)
     assert not caplog.records
@@ -25,8 +25,8 @@ def parsed(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
 
 
 @pytest.mark.parametrize("evaluation", RUNS.values(), ids=RUNS)
-def test_the_hub_reads_it(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
-    data = parsed(render_card(runs.manifest(), evaluation, runs.FACTS), caplog).data
+def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
+    data = parse_card(render_card(runs.make_manifest(), evaluation, runs.ADAPTER_FACTS), caplog).data
     assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert data.tags == ["lora", "sft", "finetune-operator"]
@@ -62,30 +62,32 @@ SEEN = {
 
 
 @pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
-def test_a_reader_finds(text: str) -> None:
-    assert text in render_card(runs.manifest(), runs.full(), runs.FACTS)
+def test_card_contains_each_fact(text: str) -> None:
+    assert text in render_card(runs.make_manifest(), runs.make_full_evaluation(), runs.ADAPTER_FACTS)
 
 
-def test_what_is_not_known_is_said() -> None:
-    text = render_card(runs.manifest(), runs.minimal(), runs.FACTS)
+def test_card_missing_results_are_stated() -> None:
+    text = render_card(runs.make_manifest(), runs.make_minimal_evaluation(), runs.ADAPTER_FACTS)
     assert "**Nothing was measured.** Its answers were not evaluated." in text
     assert all(each in text for each in ("Overfitting unknown.", "Bias not measured.", "No gate was set."))
 
 
-def shape(text: str) -> Counter[str]:
+def count_markdown_tokens(text: str) -> Counter[str]:
     """What a reader's Markdown makes of the card, but for the texts."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text.split("\n---\n", 1)[1])
     every = [inner for token in tokens for inner in [token, *(token.children or [])]]
     return Counter(token.type for token in every if token.type not in ("text", "softbreak", "text_special"))
 
 
-@pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
-def test_text_stays_text(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    written = render_card(hostile.record(text), hostile.evaluation(text), runs.FACTS)
+@pytest.mark.parametrize("text", hostile.HOSTILE_TEXTS.values(), ids=hostile.HOSTILE_TEXTS)
+def test_card_hostile_text_keeps_structure(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    written = render_card(hostile.hostile_manifest(text), hostile.hostile_evaluation(text), runs.ADAPTER_FACTS)
     written.encode()
     assert len(written) < 60_000
-    assert parsed(written, caplog).data.base_model == "org/base-1b"
-    assert shape(written) == shape(render_card(hostile.record("x"), hostile.evaluation("x"), runs.FACTS))
+    assert parse_card(written, caplog).data.base_model == "org/base-1b"
+    assert count_markdown_tokens(written) == count_markdown_tokens(
+        render_card(hostile.hostile_manifest("x"), hostile.hostile_evaluation("x"), runs.ADAPTER_FACTS)
+    )
 
 
 BASES = {
@@ -98,8 +100,8 @@ BASES = {
 
 
 @pytest.mark.parametrize("name", BASES.values(), ids=BASES)
-def test_the_base_model_s_name_stays_a_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
     facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
-    data = parsed(render_card(runs.manifest(), runs.full(), facts), caplog).data
+    data = parse_card(render_card(runs.make_manifest(), runs.make_full_evaluation(), facts), caplog).data
     assert data.base_model == name.replace("\n", " ")
     assert len(data.eval_results) == 5

@@ -20,11 +20,11 @@ TICKS = {
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), TICKS.values(), ids=TICKS)
-def test_ticks(low: float, high: float, expected: list[float]) -> None:
+def test_ticks_cover_range_with_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert charts.compute_ticks(low, high) == pytest.approx(expected)
 
 
-def test_thousands_of_points_keep_their_extremes() -> None:
+def test_thin_many_points_keeps_extremes() -> None:
     points = [LossPoint(step=step, loss=1 + (step % 7) / 10) for step in range(50_000)]
     points[31_111] = LossPoint(step=31_111, loss=99)
     points[31_112] = LossPoint(step=31_112, loss=-5)
@@ -34,13 +34,13 @@ def test_thousands_of_points_keep_their_extremes() -> None:
     assert [each.step for each in kept] == sorted({each.step for each in kept})
 
 
-def test_few_points_stay() -> None:
+def test_thin_few_points_is_unchanged() -> None:
     points = [LossPoint(step=step, loss=step) for step in range(curves.MAX_POINTS)]
     assert curves.downsample_points(points) == points
 
 
-def test_lines_lie_within_the_chart() -> None:
-    chart = charts.build_loss_chart(runs.full())
+def test_losses_chart_lines_stay_inside() -> None:
+    chart = charts.build_loss_chart(runs.make_full_evaluation())
     assert chart is not None
     assert [series.name for series in chart.series] == ["training", "validation"]
     assert all(0 <= each <= 100 for series in chart.series for point in series.points for each in point)
@@ -51,7 +51,7 @@ def test_lines_lie_within_the_chart() -> None:
     assert [tick.label for tick in chart.x] == ["0", "200", "400", "600", "800"]
 
 
-def test_columns_fill_the_chart() -> None:
+def test_lengths_chart_columns_fill_width() -> None:
     chart = charts.build_length_histogram([LengthBin(start=0, end=10, rows=4), LengthBin(start=10, end=40, rows=1)])
     assert chart is not None
     assert [(column.left, column.width, column.height) for column in chart.columns] == [(0, 50, 100), (50, 50, 25)]
@@ -68,13 +68,13 @@ WHISKERS = {
 
 
 @pytest.mark.parametrize(("change", "higher", "lies"), WHISKERS.values(), ids=WHISKERS)
-def test_better_lies_to_the_right(change: Estimate, higher: bool, lies: object) -> None:
+def test_whisker_improvement_is_on_the_right(change: Estimate, higher: bool, lies: object) -> None:
     found = charts.build_whisker(change, higher)
     assert found is not None
     assert callable(lies)
     assert lies(found.low, found.middle, found.high)
 
 
-def test_no_interval_no_whisker() -> None:
+def test_whisker_without_interval_is_none() -> None:
     assert charts.build_whisker(Estimate(value=1, samples=2), True) is None
     assert charts.build_whisker(None, True) is None

@@ -32,26 +32,26 @@ LOADING = {
 }
 
 
-def read(text: str) -> html.HtmlElement:
+def parse_page(text: str) -> html.HtmlElement:
     return html.document_fromstring(text)
 
 
-def seen(element: html.HtmlElement) -> str:
+def visible_text(element: html.HtmlElement) -> str:
     return re.sub(r"\s+([.,:;)])", r"\1", " ".join(" ".join(element.itertext()).split()))
 
 
 @pytest.fixture(scope="module")
 def full() -> html.HtmlElement:
-    return read(render_page(runs.manifest(), runs.full(), runs.FACTS))
+    return parse_page(render_page(runs.make_manifest(), runs.make_full_evaluation(), runs.ADAPTER_FACTS))
 
 
 @pytest.fixture(scope="module")
 def minimal() -> html.HtmlElement:
-    return read(render_page(runs.manifest(), runs.minimal(), runs.FACTS))
+    return parse_page(render_page(runs.make_manifest(), runs.make_minimal_evaluation(), runs.ADAPTER_FACTS))
 
 
 @pytest.mark.parametrize("run", ["full", "minimal"])
-def test_questions_are_answered_in_order(run: str, request: pytest.FixtureRequest) -> None:
+def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) -> None:
     document = request.getfixturevalue(run)
     assert [each.get("id") for each in document.iter("section")] == SECTIONS
     assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{each}" for each in SECTIONS]
@@ -97,9 +97,9 @@ SEEN = {
 
 
 @pytest.mark.parametrize(("place", "text"), SEEN.values(), ids=SEEN)
-def test_a_reader_finds(full: html.HtmlElement, place: str, text: str) -> None:
+def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) -> None:
     (element,) = full.iter("h1") if place == "h1" else [full.get_element_by_id(place[1:])]
-    assert text in seen(element)
+    assert text in visible_text(element)
 
 
 SAID_WITHOUT = {
@@ -114,25 +114,25 @@ SAID_WITHOUT = {
 
 
 @pytest.mark.parametrize("text", SAID_WITHOUT.values(), ids=SAID_WITHOUT)
-def test_what_is_not_known_is_said(minimal: html.HtmlElement, text: str) -> None:
-    assert text in seen(minimal)
+def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -> None:
+    assert text in visible_text(minimal)
 
 
-def test_the_account_adds_up(full: html.HtmlElement) -> None:
-    (table,) = (each for each in full.iter("table") if "every row" in seen(each.find("caption")))
+def test_page_row_counts_add_up(full: html.HtmlElement) -> None:
+    (table,) = (each for each in full.iter("table") if "every row" in visible_text(each.find("caption")))
     counts = [int(row.findall("td")[0].text.replace(",", "")) for row in table.find("tbody")]
     total = int(table.find("tfoot").find(".//td").text.replace(",", ""))
     assert sum(counts) == total == 12_000
 
 
-def test_rows_that_are_lost_are_not_hidden() -> None:
-    report = runs.DATASET.model_copy(update={"kept": 10_000})
-    assert "unaccounted a bug; please report it 423" in seen(
-        read(render_page(runs.manifest(dataset=report), runs.minimal(), runs.FACTS))
+def test_page_unaccounted_rows_are_shown() -> None:
+    report = runs.DATASET_REPORT.model_copy(update={"kept": 10_000})
+    assert "unaccounted a bug; please report it 423" in visible_text(
+        parse_page(render_page(runs.make_manifest(dataset=report), runs.make_minimal_evaluation(), runs.ADAPTER_FACTS))
     )
 
 
-def test_nothing_is_loaded_or_run(full: html.HtmlElement) -> None:
+def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
     assert not LOADING & {element.tag for element in full.iter()}
     for element in full.iter():
         assert not [name for name in element.attrib if name.startswith("on")]
@@ -144,13 +144,13 @@ def test_nothing_is_loaded_or_run(full: html.HtmlElement) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
 
 
-def test_it_can_be_read_aloud(full: html.HtmlElement) -> None:
+def test_page_is_accessible_to_screen_readers(full: html.HtmlElement) -> None:
     for picture in full.xpath("//svg[not(ancestor::svg)]"):
         if picture.get("aria-hidden") != "true":
             named = picture.get("aria-labelledby").split()
             assert picture.get("role") == "img"
             assert [full.get_element_by_id(each).tag for each in named] == ["title", "desc"]
-    assert all(seen(table.find("caption")) for table in full.iter("table"))
+    assert all(visible_text(table.find("caption")) for table in full.iter("table"))
     levels = [int(element.tag[1]) for element in full.iter("h1", "h2", "h3", "h4")]
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert levels.count(1) == 1
@@ -158,19 +158,19 @@ def test_it_can_be_read_aloud(full: html.HtmlElement) -> None:
     assert set(identifiers.values()) == {1}
 
 
-def shape(document: html.HtmlElement) -> Counter[tuple[object, ...]]:
+def count_elements(document: html.HtmlElement) -> Counter[tuple[object, ...]]:
     return Counter((element.tag, *sorted(element.attrib)) for element in document.iter())
 
 
-@pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
-def test_text_stays_text(text: str) -> None:
-    written = render_page(hostile.record(text), hostile.evaluation(text), runs.FACTS)
+@pytest.mark.parametrize("text", hostile.HOSTILE_TEXTS.values(), ids=hostile.HOSTILE_TEXTS)
+def test_page_hostile_text_keeps_structure(text: str) -> None:
+    written = render_page(hostile.hostile_manifest(text), hostile.hostile_evaluation(text), runs.ADAPTER_FACTS)
     written.encode()
     assert len(written) < 200_000
     assert not DIRECTING.search(written)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
-    plain = render_page(hostile.record("x"), hostile.evaluation("x"), runs.FACTS)
-    assert shape(read(written)) == shape(read(plain))
+    plain = render_page(hostile.hostile_manifest("x"), hostile.hostile_evaluation("x"), runs.ADAPTER_FACTS)
+    assert count_elements(parse_page(written)) == count_elements(parse_page(plain))
 
 
 HOW_SHOWN = {
@@ -184,11 +184,11 @@ HOW_SHOWN = {
 
 
 @pytest.mark.parametrize(("text", "expected"), HOW_SHOWN.values(), ids=HOW_SHOWN)
-def test_a_sample_is_shown_as(text: str, expected: str) -> None:
-    evaluation = hostile.evaluation("x")
+def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
+    evaluation = hostile.hostile_evaluation("x")
     sample = evaluation.samples[0].model_copy(update={"tuned": text})
     changed = evaluation.model_copy(update={"samples": [sample]})
-    document = read(render_page(runs.manifest(), changed, runs.FACTS))
+    document = parse_page(render_page(runs.make_manifest(), changed, runs.ADAPTER_FACTS))
     (shown,) = document.xpath("//div[@class='tuned']/pre")
     assert (shown.text_content().removeprefix("\n"), shown.get("dir")) == (expected, "auto")
 
@@ -208,15 +208,15 @@ ODD = {
 
 
 @pytest.mark.parametrize("evaluation", ODD.values(), ids=ODD)
-def test_little_is_drawn_too(evaluation: EvaluationReport) -> None:
-    assert "nan%" not in render_page(runs.manifest(), evaluation, runs.FACTS)
+def test_page_sparse_data_is_drawn(evaluation: EvaluationReport) -> None:
+    assert "nan%" not in render_page(runs.make_manifest(), evaluation, runs.ADAPTER_FACTS)
 
 
-def test_more_than_can_be_read_is_counted() -> None:
-    evaluation = runs.full()
+def test_page_long_lists_are_shortened_with_count() -> None:
+    evaluation = runs.make_full_evaluation()
     many = evaluation.model_copy(update={"samples": evaluation.samples * 20})
-    inputs = runs.manifest().inputs * 120
-    document = read(render_page(runs.manifest(inputs=inputs), many, runs.FACTS))
+    inputs = runs.make_manifest().inputs * 120
+    document = parse_page(render_page(runs.make_manifest(inputs=inputs), many, runs.ADAPTER_FACTS))
     assert len(document.xpath("//article")) == 20
-    assert "And 20 more in evaluation.json" in seen(document)
-    assert "And 70 more in manifest.json" in seen(document)
+    assert "And 20 more in evaluation.json" in visible_text(document)
+    assert "And 70 more in manifest.json" in visible_text(document)

@@ -21,21 +21,21 @@ DIGEST = "e" * 64
 BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGEST}", started_on="2026-03-04T03:00:00Z")
 
 
-def made(manifest: AdapterManifest, builder: Builder = BUILDER) -> dict[str, Any]:
+def make_statement(manifest: AdapterManifest, builder: Builder = BUILDER) -> dict[str, Any]:
     """As it is read from disk."""
     return json.loads(json.dumps(build_statement(manifest, manifest.files, builder)))
 
 
-def test_in_toto_reads_it() -> None:
-    found = json_format.ParseDict(made(runs.manifest()), statement_pb2.Statement())
+def test_provenance_is_valid_in_toto_statement() -> None:
+    found = json_format.ParseDict(make_statement(runs.make_manifest()), statement_pb2.Statement())
     Statement.copy_from_pb(found).validate()
     assert [(each.name, dict(each.digest)) for each in found.subject] == [
         ("adapter_model.safetensors", {"sha256": "c" * 64})
     ]
 
 
-def test_slsa_reads_it() -> None:
-    predicate = made(runs.manifest())["predicate"]
+def test_provenance_is_valid_slsa_predicate() -> None:
+    predicate = make_statement(runs.make_manifest())["predicate"]
     found = json_format.ParseDict(predicate, provenance_pb2.Provenance())
     for each in found.build_definition.resolved_dependencies:
         copied = resource_descriptor_pb2.ResourceDescriptor()
@@ -49,8 +49,8 @@ def test_slsa_reads_it() -> None:
     assert details.metadata.finished_on.ToJsonString() == "2026-03-04T05:06:07Z"
 
 
-def test_the_run_can_be_told_from_it() -> None:
-    definition = made(runs.manifest())["predicate"]["buildDefinition"]
+def test_provenance_records_config_and_seeds() -> None:
+    definition = make_statement(runs.make_manifest())["predicate"]["buildDefinition"]
     config = TrainerConfig.model_validate(definition["externalParameters"]["config"])
     assert config.digest() == definition["internalParameters"]["configDigest"]
     assert definition["internalParameters"]["seeds"] == {"dataset.validation.seed": 7, "training.seed": 11}
@@ -82,12 +82,12 @@ DEPENDENCIES = {
 
 
 @pytest.mark.parametrize("expected", DEPENDENCIES.values(), ids=DEPENDENCIES)
-def test_it_names_what_went_in(expected: dict[str, Any]) -> None:
-    assert expected in made(runs.manifest())["predicate"]["buildDefinition"]["resolvedDependencies"]
+def test_provenance_lists_each_dependency(expected: dict[str, Any]) -> None:
+    assert expected in make_statement(runs.make_manifest())["predicate"]["buildDefinition"]["resolvedDependencies"]
 
 
-def test_what_is_not_known_is_absent() -> None:
-    predicate = made(runs.manifest(versions={}), Builder())["predicate"]
+def test_provenance_unknown_facts_are_absent() -> None:
+    predicate = make_statement(runs.make_manifest(versions={}), Builder())["predicate"]
     assert predicate["runDetails"]["metadata"] == {"finishedOn": "2026-03-04T05:06:07Z"}
     assert not [each for each in predicate["buildDefinition"]["resolvedDependencies"] if "docker" in each["uri"]]
     json_format.ParseDict(predicate, provenance_pb2.Provenance())

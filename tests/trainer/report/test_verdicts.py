@@ -22,16 +22,16 @@ from finetune_trainer.reporting.advice import build_advice
 FINE = OverfittingResult(verdict="none", message="fine")
 
 
-def measured(*measures: Measure, **more: Any) -> EvaluationReport:
+def make_evaluation(*measures: Measure, **more: Any) -> EvaluationReport:
     return EvaluationReport(overfitting=more.pop("overfitting", FINE), measures=list(measures), **more)
 
 
-UP = runs.measure("accuracy", 0.5, 0.7, 0.1)
-DOWN = runs.measure("bleu", 30, 20, 1)
-LOSS_DOWN = runs.measure("evalLoss", 2, 1, 0.1, higher=False)
-LOSS_UP = runs.measure("evalLoss", 1, 2, 0.1, higher=False)
-SAME = runs.measure("chrf", 50, 50.1, 1)
-ALONE = Measure(name="rouge1", higher_is_better=True, tuned=runs.estimate(0.3, 0.1))
+UP = runs.make_measure("accuracy", 0.5, 0.7, 0.1)
+DOWN = runs.make_measure("bleu", 30, 20, 1)
+LOSS_DOWN = runs.make_measure("evalLoss", 2, 1, 0.1, higher_is_better=False)
+LOSS_UP = runs.make_measure("evalLoss", 1, 2, 0.1, higher_is_better=False)
+SAME = runs.make_measure("chrf", 50, 50.1, 1)
+ALONE = Measure(name="rouge1", higher_is_better=True, tuned=runs.make_estimate(0.3, 0.1))
 FOUR_ROWS = Estimate(value=0.1, samples=4)
 FEW = Measure(name="rougeL", higher_is_better=True, tuned=FOUR_ROWS, change=FOUR_ROWS)
 
@@ -47,7 +47,7 @@ DIRECTIONS = {
 
 
 @pytest.mark.parametrize(("measure", "expected"), DIRECTIONS.values(), ids=DIRECTIONS)
-def test_direction(measure: Measure, expected: str) -> None:
+def test_direction_measure_change_is_classified(measure: Measure, expected: str) -> None:
     assert verdicts.change_direction(measure) == expected
 
 
@@ -64,79 +64,84 @@ QUALITIES = {
 
 
 @pytest.mark.parametrize(("measures", "tone", "text"), QUALITIES.values(), ids=QUALITIES)
-def test_headline(measures: list[Measure], tone: str, text: str) -> None:
-    verdict = verdicts.quality_verdict(measured(*measures))
+def test_headline_measures_give_tone_and_text(measures: list[Measure], tone: str, text: str) -> None:
+    verdict = verdicts.quality_verdict(make_evaluation(*measures))
     assert (verdict.tone, verdict.text) == (tone, text)
 
 
-def test_the_headline_of_a_model_that_fails_its_gate_says_so_first() -> None:
+def test_headline_failed_gate_comes_first() -> None:
     rules = [GateCheck(metric="bleu", rule="bleu at least 30", value=24.6, passed=passed) for passed in (True, False)]
-    verdict = verdicts.quality_verdict(measured(UP, gate=rules))
+    verdict = verdicts.quality_verdict(make_evaluation(UP, gate=rules))
     assert (verdict.tone, verdict.text) == ("bad", "Not published: better than the base model")
-    assert verdicts.quality_verdict(measured(UP, gate=rules[:1])).text == "Better than the base model"
+    assert verdicts.quality_verdict(make_evaluation(UP, gate=rules[:1])).text == "Better than the base model"
 
 
-def test_the_headline_names_what_was_measured_on_too_few_rows() -> None:
+def test_headline_names_measures_of_too_few_rows() -> None:
     assert (
-        verdicts.quality_verdict(measured(UP, FEW)).detail
+        verdicts.quality_verdict(make_evaluation(UP, FEW)).detail
         == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
     )
 
 
-def test_headline_of_folds_alone() -> None:
-    assert verdicts.quality_verdict(measured(cross_validation=SPREAD)).text == "Not compared with the base model"
+def test_headline_folds_only_is_not_compared() -> None:
+    assert verdicts.quality_verdict(make_evaluation(cross_validation=SPREAD)).text == "Not compared with the base model"
 
 
 OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_step=40)
-FORGETFUL = FINE.model_copy(update={"forgetting": runs.measure("perplexity", 10, 20, 1, higher=False)})
+FORGETFUL = FINE.model_copy(update={"forgetting": runs.make_measure("perplexity", 10, 20, 1, higher_is_better=False)})
 FALLING = [LossPoint(step=each, loss=4.0 - each) for each in range(3)]
 SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
-FEWER = runs.measure("accuracy", 0.5, 0.5, 0.1).model_copy(update={"tuned": runs.estimate(0.5, 0.1, samples=20)})
+FEWER = runs.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
+    update={"tuned": runs.make_estimate(0.5, 0.1, samples=20)}
+)
 
 ADVICE = {
-    "shorter": (measured(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
+    "shorter": (make_evaluation(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
     "shorter without a step": (
-        measured(overfitting=OverfittingResult(verdict="overfitting", message="it did")),
+        make_evaluation(overfitting=OverfittingResult(verdict="overfitting", message="it did")),
         "Train only for fewer epochs (training.epochs)",
     ),
-    "longer": (measured(validation_losses=FALLING), "still falling at the end: train longer"),
-    "forgetting": (measured(overfitting=FORGETFUL), "mix general rows into the data"),
-    "nothing measured": (measured(), "Compare its answers with the base model's yourself"),
-    "folds alone": (measured(cross_validation=SPREAD), "only folds were measured"),
-    "worse": (measured(DOWN), "Find out what got worse (BLEU)"),
-    "too few": (measured(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
-    "too few for an interval": (measured(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
-    "learnt little": (measured(SAME), "It learnt little that can be measured"),
-    "folds": (measured(cross_validation=SPREAD), "folds differ by 46.7 %"),
-    "gate": (runs.full(), "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)"),
-    "bias": (runs.full(), "Look at the rows that name gender (female 210, male 930)"),
-    "left in": (runs.full(), "that it learnt (phone): set dataset.preparation.redact: [phone]"),
+    "longer": (make_evaluation(validation_losses=FALLING), "still falling at the end: train longer"),
+    "forgetting": (make_evaluation(overfitting=FORGETFUL), "mix general rows into the data"),
+    "nothing measured": (make_evaluation(), "Compare its answers with the base model's yourself"),
+    "folds alone": (make_evaluation(cross_validation=SPREAD), "only folds were measured"),
+    "worse": (make_evaluation(DOWN), "Find out what got worse (BLEU)"),
+    "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
+    "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
+    "learnt little": (make_evaluation(SAME), "It learnt little that can be measured"),
+    "folds": (make_evaluation(cross_validation=SPREAD), "folds differ by 46.7 %"),
+    "gate": (
+        runs.make_full_evaluation(),
+        "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)",
+    ),
+    "bias": (runs.make_full_evaluation(), "Look at the rows that name gender (female 210, male 930)"),
+    "left in": (runs.make_full_evaluation(), "that it learnt (phone): set dataset.preparation.redact: [phone]"),
 }
 
 
 @pytest.mark.parametrize(("evaluation", "expected"), ADVICE.values(), ids=ADVICE)
-def test_advice(evaluation: EvaluationReport, expected: str) -> None:
-    assert expected in " ".join(build_advice(evaluation, runs.manifest()))
+def test_advice_each_finding_gives_expected_text(evaluation: EvaluationReport, expected: str) -> None:
+    assert expected in " ".join(build_advice(evaluation, runs.make_manifest()))
 
 
 NOT_ADVISED = {
-    "learnt little, though some got worse": (measured(SAME, DOWN), "It learnt little"),
-    "learnt little, though it overfitted": (measured(SAME, overfitting=OVERFITTED), "It learnt little"),
-    "learnt little, though some got better": (measured(SAME, UP), "It learnt little"),
+    "learnt little, though some got worse": (make_evaluation(SAME, DOWN), "It learnt little"),
+    "learnt little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "It learnt little"),
+    "learnt little, though some got better": (make_evaluation(SAME, UP), "It learnt little"),
 }
 
 
 @pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
-def test_advice_does_not_contradict_itself(evaluation: EvaluationReport, unwanted: str) -> None:
-    assert unwanted not in " ".join(build_advice(evaluation, runs.manifest()))
+def test_advice_learnt_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
+    assert unwanted not in " ".join(build_advice(evaluation, runs.make_manifest()))
 
 
 PREFERENCES = [
-    Measure(name=name, higher_is_better=False, base=runs.estimate(0.7), tuned=runs.estimate(0.5))
+    Measure(name=name, higher_is_better=False, base=runs.make_estimate(0.7), tuned=runs.make_estimate(0.5))
     for name in ("evalLoss", "evalRewardAccuracy")
 ]
-FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=runs.estimate(0, samples=3))
-FOUR = FEW.model_copy(update=dict.fromkeys(("base", "tuned"), runs.estimate(0.3, samples=4)))
+FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=runs.make_estimate(0, samples=3))
+FOUR = FEW.model_copy(update=dict.fromkeys(("base", "tuned"), runs.make_estimate(0.3, samples=4)))
 INTERVALS = {
     "with intervals": ([UP, LOSS_DOWN], None),
     "of four rows": ([UP, FOUR], "4 validation rows are too few for intervals"),
@@ -147,8 +152,8 @@ INTERVALS = {
 
 
 @pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
-def test_whether_rows_are_too_few_for_intervals(measures: list[Measure], expected: str | None) -> None:
-    said = measured(*measures).explain_too_few_rows()
+def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], expected: str | None) -> None:
+    said = make_evaluation(*measures).explain_too_few_rows()
     assert (said or "").startswith(expected or "")
     assert (said is None) == (expected is None)
 
@@ -161,18 +166,18 @@ DATA = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), DATA.values(), ids=DATA)
-def test_advice_on_data(changes: dict[str, Any], expected: str) -> None:
-    report = runs.DATASET.model_copy(update=changes)
-    assert expected in " ".join(build_advice(measured(UP), runs.manifest(dataset=report)))
+def test_advice_data_report_gives_expected_text(changes: dict[str, Any], expected: str) -> None:
+    report = runs.DATASET_REPORT.model_copy(update=changes)
+    assert expected in " ".join(build_advice(make_evaluation(UP), runs.make_manifest(dataset=report)))
 
 
-def test_with_folds_something_says_how_it_does_on_new_rows() -> None:
-    report = runs.DATASET.model_copy(update={"validation": 0, "kept": 10_963})
-    advised = " ".join(build_advice(measured(cross_validation=SPREAD), runs.manifest(dataset=report)))
+def test_advice_folds_do_not_ask_for_validation_rows() -> None:
+    report = runs.DATASET_REPORT.model_copy(update={"validation": 0, "kept": 10_963})
+    advised = " ".join(build_advice(make_evaluation(cross_validation=SPREAD), runs.make_manifest(dataset=report)))
     assert "Set rows aside" not in advised
 
 
-def test_no_advice_where_nothing_stands_out() -> None:
-    report = runs.DATASET.model_copy(update={"sensitive": {}})
-    (only,) = build_advice(measured(UP), runs.manifest(dataset=report))
+def test_advice_nothing_unusual_says_so() -> None:
+    report = runs.DATASET_REPORT.model_copy(update={"sensitive": {}})
+    (only,) = build_advice(make_evaluation(UP), runs.make_manifest(dataset=report))
     assert only.startswith("Nothing stands out.")

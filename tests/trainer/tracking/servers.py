@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_QUIET = {
+_SERVER_ENV = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, for what nobody asks for here
 }
 
 
-class Mlflow:
+class MlflowServer:
     """A server, and what it holds as people see it."""
 
     def __init__(self, uri: str) -> None:
@@ -38,32 +38,32 @@ class Mlflow:
 
         return MlflowClient(self.uri)
 
-    def run(self, experiment: str) -> Run:
+    def get_run(self, experiment: str) -> Run:
         """The only one of an experiment."""
         (run,) = self.client().search_runs([self.client().get_experiment_by_name(experiment).experiment_id])
         return run
 
-    def history(self, run: Run, metric: str) -> list[tuple[int, float]]:
+    def get_history(self, run: Run, metric: str) -> list[tuple[int, float]]:
         """Each value that was stored, by step."""
-        found = self.client().get_metric_history(run.info.run_id, metric)
-        return sorted((each.step, each.value) for each in found)
+        measurements = self.client().get_metric_history(run.info.run_id, metric)
+        return sorted((measurement.step, measurement.value) for measurement in measurements)
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[Mlflow]:
+def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     port = free_port()
     line = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     line += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
     log = (folder / "server.log").open("w")
-    with log, subprocess.Popen(line, env=os.environ | _QUIET, stdout=log, stderr=log, cwd=folder) as process:
+    with log, subprocess.Popen(line, env=os.environ | _SERVER_ENV, stdout=log, stderr=log, cwd=folder) as process:
         try:
-            _wait(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-            yield Mlflow(f"http://127.0.0.1:{port}")
+            _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
+            yield MlflowServer(f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
 
 
-def _wait(url: str, process: subprocess.Popen[Any], log: Path) -> None:
+def _wait_until_healthy(url: str, process: subprocess.Popen[Any], log: Path) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         assert process.poll() is None, log.read_text()
@@ -76,13 +76,13 @@ def _wait(url: str, process: subprocess.Popen[Any], log: Path) -> None:
 
 
 @contextmanager
-def hanging() -> Iterator[str]:
+def serve_without_answering() -> Iterator[str]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-class _Refusing(http.server.BaseHTTPRequestHandler):
+class _UnauthorizedHandler(http.server.BaseHTTPRequestHandler):
     seen: list[str]
 
     def do_GET(self) -> None:
@@ -96,11 +96,11 @@ class _Refusing(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def refusing() -> Iterator[tuple[str, list[str]]]:
+def serve_unauthorized() -> Iterator[tuple[str, list[str]]]:
     """Lets nobody in. Also gives what it was shown."""
-    seen: list[str] = []
-    handler = type("Handler", (_Refusing,), {"seen": seen})
+    authorizations: list[str] = []
+    handler = type("Handler", (_UnauthorizedHandler,), {"seen": authorizations})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
+        yield f"http://127.0.0.1:{server.server_port}", authorizations
         server.shutdown()

@@ -23,7 +23,7 @@ CONFIG = TrainerConfig.model_validate(
 )
 
 
-def test_a_run_is_found_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_metadata_names_job_in_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUN_ID_ENV, "uid-1")
     monkeypatch.setenv(JOB_ENV, "team/bot")
     described = build_run_metadata(CONFIG, "sha256:1")
@@ -37,7 +37,7 @@ def test_a_run_is_found_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_by_hand_it_has_the_name_of_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_metadata_without_job_uses_result_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (RUN_ID_ENV, JOB_ENV):
         monkeypatch.delenv(name, raising=False)
     described = build_run_metadata(CONFIG, "sha256:1")
@@ -46,7 +46,7 @@ def test_by_hand_it_has_the_name_of_its_result(monkeypatch: pytest.MonkeyPatch) 
     assert described.run_id.startswith("by-hand-")
 
 
-def test_the_config_is_told_without_texts() -> None:
+def test_run_metadata_params_omit_texts() -> None:
     params = build_run_metadata(CONFIG, "sha256:1").params
     assert params["training.maxSteps"] == "7"
     assert params["training.lora.targetModules"] == "q_proj, v_proj"
@@ -70,7 +70,7 @@ SECRETS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str] | None]]
 
 
 @pytest.mark.parametrize(("asked", "files", "expected"), SECRETS.values(), ids=SECRETS)
-def test_what_a_secret_holds(
+def test_tracking_credentials_are_read_from_secret(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     asked: dict[str, str],
@@ -91,6 +91,6 @@ def test_what_a_secret_holds(
     assert error.value.reason is Reason.AUTH_FAILED
 
 
-def test_without_a_secret_the_library_looks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_credentials_without_secret_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TRACKING_CREDENTIALS_DIR_ENV, raising=False)
     assert credentials.read_credentials(Tracking.model_validate(MLFLOW)) == {}

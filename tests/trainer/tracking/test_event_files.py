@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.tracking import tensorboard_files
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.train import TrainResult
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 CONTENT = {
     "model": {"uri": "s3://models/tiny"},
@@ -29,15 +29,15 @@ TRAINED = TrainResult(
 METRICS = {"accuracy": 0.5, "baseAccuracy": 0.25, "perplexity": float("inf")}
 
 
-def write(folder: Path, **changes: object) -> None:
+def write_event_files(folder: Path, **changes: object) -> None:
     tensorboard_files.write_event_file(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
 
 
-def test_what_tensorboard_reads(tmp_path: Path) -> None:
+def test_tensorboard_files_are_read_by_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for _ in range(2):  # a later attempt leaves nothing of an earlier one
-        write(tmp_path, tracking={"tool": "tensorboard"})
+        write_event_files(tmp_path, tracking={"tool": "tensorboard"})
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["events.out.tfevents.finetune"]
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
@@ -51,7 +51,7 @@ def test_what_tensorboard_reads(tmp_path: Path) -> None:
     }
 
 
-def test_nothing_is_written_unasked(tmp_path: Path) -> None:
-    write(tmp_path)
-    write(tmp_path, tracking={"tool": "mlflow", "uri": "http://mlflow.example"})
+def test_tensorboard_files_other_tool_writes_none(tmp_path: Path) -> None:
+    write_event_files(tmp_path)
+    write_event_files(tmp_path, tracking={"tool": "mlflow", "uri": "http://mlflow.example"})
     assert not list(tmp_path.iterdir())

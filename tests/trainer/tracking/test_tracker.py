@@ -12,11 +12,11 @@ import pytest
 
 from finetune_trainer.tracking.tracker import MetricPoint, RunEnd, RunEndStatus, Tracker, TrackerError, TrackerTiming
 
-QUICK = TrackerTiming(batch_seconds=0.01, retry_seconds=0.05, close_seconds=0.5, stop_seconds=0.2)
+FAST_TIMING = TrackerTiming(batch_seconds=0.01, retry_seconds=0.05, close_seconds=0.5, stop_seconds=0.2)
 
 
 @dataclass
-class Server:
+class FakeBackend:
     """Somebody's server, in this process."""
 
     display_name: str = "somewhere"
@@ -25,7 +25,7 @@ class Server:
     hangs: str = ""
     """The call that never comes back."""
     calls: int = 0
-    got: list[MetricPoint] = field(default_factory=list)
+    received: list[MetricPoint] = field(default_factory=list)
     ended: list[RunEnd] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -43,7 +43,7 @@ class Server:
 
     def send(self, points: Sequence[MetricPoint]) -> None:
         self._call("send")
-        self.got += points
+        self.received += points
 
     def end(self, end: RunEnd) -> None:
         self._call("end")
@@ -51,48 +51,48 @@ class Server:
 
 
 FINISHED = RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
-FARES: dict[str, tuple[Server, int, str | None]] = {
-    "it takes all": (Server(), 5, None),
-    "it comes up late": (Server(fails={"open": 3}), 5, None),
-    "it stumbles": (Server(fails={"send": 2}), 5, None),
-    "it is never there": (Server(fails={"open": 10**6}), 0, "5 of 5 points were lost: somewhere: no open"),
-    "it takes no points": (Server(fails={"send": 10**6}), 0, "5 of 5 points were lost: somewhere: no send"),
+FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
+    "it takes all": (FakeBackend(), 5, None),
+    "it comes up late": (FakeBackend(fails={"open": 3}), 5, None),
+    "it stumbles": (FakeBackend(fails={"send": 2}), 5, None),
+    "it is never there": (FakeBackend(fails={"open": 10**6}), 0, "5 of 5 points were lost: somewhere: no open"),
+    "it takes no points": (FakeBackend(fails={"send": 10**6}), 0, "5 of 5 points were lost: somewhere: no send"),
     "it takes no end": (
-        Server(fails={"end": 10**6}, calls=4), 5, "the end of the run is not noted there: somewhere: no end",
+        FakeBackend(fails={"end": 10**6}, calls=4), 5, "the end of the run is not noted there: somewhere: no end",
     ),
-    "it hangs at once": (Server(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
-    "it hangs later": (Server(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
+    "it hangs at once": (FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
+    "it hangs later": (FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
     "it hangs at the end": (
-        Server(hangs="end"), 5, "the end of the run is not noted there: somewhere: it did not answer in time",
+        FakeBackend(hangs="end"), 5, "the end of the run is not noted there: somewhere: it did not answer in time",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("server", "got", "said"), FARES.values(), ids=FARES)
-def test_how_a_server_fares(server: Server, got: int, said: str | None) -> None:
-    tracker = Tracker(server, QUICK)
+def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int, said: str | None) -> None:
+    tracker = Tracker(server, FAST_TIMING)
     tracker.start()
     for step in range(5):
         tracker.log(step, {"loss": 1.0, "learningRate": math.nan})
-    wait_for(lambda: server.calls > 3 or not server.fails)
+    wait_until(lambda: server.calls > 3 or not server.fails)
     begun = time.monotonic()
     lost = tracker.close(FINISHED)
     assert time.monotonic() - begun < 1.5
     assert lost == (said and f"tracking: {said}")
-    assert [(each.step, each.metrics) for each in server.got] == [(step, {"loss": 1.0}) for step in range(got)]
+    assert [(each.step, each.metrics) for each in server.received] == [(step, {"loss": 1.0}) for step in range(got)]
     assert server.ended == ([FINISHED] if said is None else [])
     server.released.set()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 5
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)
 
 
-def test_what_finds_no_room_is_dropped_and_never_waited_for() -> None:
-    server = Server(hangs="open")
-    tracker = Tracker(server, QUICK, queue_size=10)
+def test_tracker_full_queue_drops_points() -> None:
+    server = FakeBackend(hangs="open")
+    tracker = Tracker(server, FAST_TIMING, queue_size=10)
     tracker.start()
     begun = time.monotonic()
     for step in range(10_000):
@@ -100,12 +100,12 @@ def test_what_finds_no_room_is_dropped_and_never_waited_for() -> None:
     assert time.monotonic() - begun < 2
     server.released.set()
     assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: there was no room for them"
-    assert [each.step for each in server.got] == list(range(10))
+    assert [each.step for each in server.received] == list(range(10))
     assert server.ended == [FINISHED]
 
 
-def test_a_run_that_is_told_to_stop_waits_hardly_at_all() -> None:
-    tracker = Tracker(Server(hangs="send"), TrackerTiming(batch_seconds=0.01, close_seconds=60, stop_seconds=0.1))
+def test_tracker_stopped_run_closes_quickly() -> None:
+    tracker = Tracker(FakeBackend(hangs="send"), TrackerTiming(batch_seconds=0.01, close_seconds=60, stop_seconds=0.1))
     tracker.start()
     tracker.log(1, {"loss": 1.0})
     begun = time.monotonic()
@@ -113,5 +113,5 @@ def test_a_run_that_is_told_to_stop_waits_hardly_at_all() -> None:
     assert time.monotonic() - begun < 1
 
 
-def test_a_run_that_failed_before_it_began_has_nothing_to_say() -> None:
-    assert Tracker(Server(), QUICK).close(RunEnd(RunEndStatus.FAILED)) is None
+def test_tracker_never_started_closes_silently() -> None:
+    assert Tracker(FakeBackend(), FAST_TIMING).close(RunEnd(RunEndStatus.FAILED)) is None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(180)
 
-RUN = """
+RUN_SCRIPT = """
 import sys
 from pathlib import Path
 from finetune_trainer.tracking.run_metadata import RunMetadata
@@ -38,7 +38,7 @@ print(tracker.close(RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"finetune.
 _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 
 
-def records(content: bytes) -> Iterator[Record]:
+def read_records(content: bytes) -> Iterator[Record]:
     """A log in LevelDB's format; as short as here, each record is whole."""
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -51,28 +51,28 @@ def records(content: bytes) -> Iterator[Record]:
         at += _RECORD_HEADER + size
 
 
-def values(items: Iterable[Any]) -> dict[str, Any]:
+def read_values(items: Iterable[Any]) -> dict[str, Any]:
     """Of whichever kind of record: a key, or a path of one."""
     return {each.key or ".".join(each.nested_key): json.loads(each.value_json) for each in items}
 
 
-def test_what_would_be_sent(tmp_path: Path) -> None:
+def test_wandb_offline_records_hold_run(tmp_path: Path) -> None:
     environment = os.environ | {"WANDB_MODE": "offline", "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
-    line = [sys.executable, "-W", "error", "-c", RUN, str(tmp_path / "runs")]
+    line = [sys.executable, "-W", "error", "-c", RUN_SCRIPT, str(tmp_path / "runs")]
     done = subprocess.run(line, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout == "None\n"
     (path,) = (tmp_path / "runs").glob("wandb/offline-run-*/*.wandb")
-    found = list(records(path.read_bytes()))
+    found = list(read_records(path.read_bytes()))
 
     (run,) = (each.run for each in found if each.HasField("run"))
     assert (run.run_id, run.display_name, run.entity, run.project) == ("uid-1", "team/bot", "company", "chatbots")
     assert run.host == "trainer"
-    config = values(run.config.update) | values(each for record in found for each in record.config.update)
+    config = read_values(run.config.update) | read_values(each for record in found for each in record.config.update)
     expected = {"training.maxSteps": "3", "finetune.name": "bot", "finetune.resultDigest": "sha256:1"}
     assert {name: config[name] for name in expected} == expected
-    history = [values(record.history.item) for record in found if record.HasField("history")]
+    history = [read_values(record.history.item) for record in found if record.HasField("history")]
     steps = [(row["_step"], row.get("loss"), row.get("evalLoss")) for row in history]
     assert steps == [(1, 1.0, None), (2, 0.5, None), (3, 1 / 3, 2.0)]
-    assert values(each for record in found for each in record.summary.update)["accuracy"] == 0.5
+    assert read_values(each for record in found for each in record.summary.update)["accuracy"] == 0.5
     assert [each.exit.exit_code for each in found if each.HasField("exit")] == [0]
     assert b"canary" not in path.read_bytes() + done.stderr.encode()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from tests.trainer.tiny_model import build
-from tests.trainer.training.forks import Unsloth, start_unsloth
-from tests.trainer.training.trainings import Asked, Recorder, Run, Trained, train
+from tests.trainer.training.forks import UnslothProcess, start_unsloth
+from tests.trainer.training.trainings import RecordingReporter, RunTraining, TrainingOutcome, TrainingRequest, train
 
-SHAPE = {"batchSize": 4, "gradientAccumulation": 1, "gradientCheckpointing": False, "maxSteps": 4}
-OTHERS = {field.name for field in fields(Asked)} - {"training"}
+DEFAULT_TRAINING = {"batchSize": 4, "gradientAccumulation": 1, "gradientCheckpointing": False, "maxSteps": 4}
+REQUEST_FIELDS = {field.name for field in fields(TrainingRequest)} - {"training"}
 
 
 @pytest.fixture(scope="session")
@@ -23,27 +23,29 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unsloth(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unsloth]:
+def unsloth(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnslothProcess]:
     with start_unsloth(model_dir, tmp_path_factory.mktemp("unsloth")) as started:
         yield started
 
 
 @pytest.fixture
-def run(model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+def run(model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest) -> RunTraining:
     """Trains, each time in a folder of its own; what is named as a field of `Asked` goes there, the rest is `training`.
 
     Rows in tokens are eight, four of them a step, unless something else is said.
     """
     numbers = count()
 
-    def run(base: Path = model_dir, progress: Recorder | None = None, **settings: Any) -> Trained:
+    def run(base: Path = model_dir, progress: RecordingReporter | None = None, **settings: Any) -> TrainingOutcome:
         folder = tmp_path / f"run-{next(numbers)}"
         folder.mkdir()
-        how = {name: settings.pop(name) for name in OTHERS & settings.keys()}
-        asked = Asked(settings if "rows" in how else SHAPE | settings, **how)
+        request_fields = {name: settings.pop(name) for name in REQUEST_FIELDS & settings.keys()}
+        training_request = TrainingRequest(
+            settings if "rows" in request_fields else DEFAULT_TRAINING | settings, **request_fields
+        )
         if settings.get("backend") == "unsloth":
-            started: Unsloth = request.getfixturevalue("unsloth")
-            return started.train(asked, folder)
-        return train(asked, base, folder, progress)
+            started: UnslothProcess = request.getfixturevalue("unsloth")
+            return started.train(training_request, folder)
+        return train(training_request, base, folder, progress)
 
     return run

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-SETTINGS: dict[str, Any] = {"steps": 4, "batch": 4, "accumulation": 1, "rate": 1e-2, "seed": 42}
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DEFAULT_OPTIONS: dict[str, Any] = {"steps": 4, "batch": 4, "accumulation": 1, "rate": 1e-2, "seed": 42}
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
+def load_with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel  # before torch
 
     import torch  # isort: skip
@@ -30,14 +30,14 @@ def with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
         model,
         r=16,
         lora_alpha=32,
-        target_modules=MODULES,
+        target_modules=TARGET_MODULES,
         use_gradient_checkpointing=False,
         random_state=seed,
     )
     return model, tokenizer
 
 
-def with_trl(model_dir: str, seed: int) -> tuple[Any, Any]:
+def load_with_trl(model_dir: str, seed: int) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -48,7 +48,7 @@ def with_trl(model_dir: str, seed: int) -> tuple[Any, Any]:
     return get_peft_model(model, lora), AutoTokenizer.from_pretrained(model_dir)
 
 
-def train(loaded: tuple[Any, Any], rows: str, out: Path, how: dict[str, Any]) -> dict[str, list[float]]:
+def train(loaded: tuple[Any, Any], rows: str, out: Path, options: dict[str, Any]) -> dict[str, list[float]]:
     """Losses of the steps, and CPU seconds at which each was done."""
     from datasets import load_dataset
     from transformers import TrainerCallback
@@ -57,18 +57,18 @@ def train(loaded: tuple[Any, Any], rows: str, out: Path, how: dict[str, Any]) ->
     model, tokenizer = loaded
     times: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+    class StepClock(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
         def on_step_end(self, *_: object, **__: object) -> None:
             times.append(time.process_time())
 
     arguments = SFTConfig(
         output_dir=str(out.parent / "trainer"),
-        per_device_train_batch_size=how["batch"],
-        gradient_accumulation_steps=how["accumulation"],
-        max_steps=how["steps"],
-        learning_rate=how["rate"],
+        per_device_train_batch_size=options["batch"],
+        gradient_accumulation_steps=options["accumulation"],
+        max_steps=options["steps"],
+        learning_rate=options["rate"],
         weight_decay=0.01,
-        seed=how["seed"],
+        seed=options["seed"],
         gradient_checkpointing=False,
         max_length=256,
         bf16=False,
@@ -81,20 +81,20 @@ def train(loaded: tuple[Any, Any], rows: str, out: Path, how: dict[str, Any]) ->
     )
     data = load_dataset("json", data_files=rows, split="train", cache_dir=str(out.parent / "cache"))
     trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, args=arguments, train_dataset=data, callbacks=[Clock()]
+        model=model, processing_class=tokenizer, args=arguments, train_dataset=data, callbacks=[StepClock()]
     )
     trainer.train()
-    losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"losses": losses, "cpu": times}
 
 
 def main() -> None:
     backend, model_dir, out, settings, *files = sys.argv[1:]
-    how = SETTINGS | json.loads(settings)
-    load, done = (with_unsloth if backend == "unsloth" else with_trl), []
+    options = DEFAULT_OPTIONS | json.loads(settings)
+    load, results = (load_with_unsloth if backend == "unsloth" else load_with_trl), []
     for rows in files:
-        done.append(train(load(model_dir, how["seed"]), rows, Path(out), how))
-    Path(out).write_text(json.dumps(done))
+        results.append(train(load(model_dir, options["seed"]), rows, Path(out), options))
+    Path(out).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
 }
-HEAD = 20
+OUTPUT_HEAD_SCALE = 20
 """The output head is so much larger than a fresh one, or the logits would be too small for their scale to matter."""
 
 
@@ -65,15 +65,19 @@ def build_family(folder: Path, family: str, template: str | None = CHATML, **sha
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    words = tokenizer(template)
-    ids = {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
+    fast_tokenizer = tokenizer(template)
+    ids = {
+        "vocab_size": len(fast_tokenizer),
+        "pad_token_id": fast_tokenizer.pad_token_id,
+        "eos_token_id": fast_tokenizer.eos_token_id,
+    }
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**_SIZES, **ids, "bos_token_id": None, **SHAPES.get(family, {}), **shape})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(HEAD)
+        model.get_output_embeddings().weight.mul_(OUTPUT_HEAD_SCALE)
     model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    fast_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -87,5 +91,7 @@ def cross_entropy(folder: Path, rows: dict[str, Any]) -> float:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="none"))
-    learnt = torch.cat(losses)[torch.tensor([each for labels in rows["labels"] for each in labels[1:]]) != -100]
-    return float(learnt.mean())
+    supervised_losses = torch.cat(losses)[
+        torch.tensor([label for labels in rows["labels"] for label in labels[1:]]) != -100
+    ]
+    return float(supervised_losses.mean())

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.tiny_model import QUIET
-from tests.trainer.training.trainings import Asked, Trained, train
+from tests.trainer.tiny_model import QUIET_ENV
+from tests.trainer.training.trainings import TrainingOutcome, TrainingRequest, train
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -34,40 +34,40 @@ def serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _trained(json.loads(line))
+            _train_and_store(json.loads(line))
             os._exit(0)
         os.waitpid(child, 0)
         print("done", file=out, flush=True)
 
 
-def _trained(line: dict[str, Any]) -> None:
+def _train_and_store(request: dict[str, Any]) -> None:
     import torch
 
-    folder = Path(line.pop("folder"))
+    folder = Path(request.pop("folder"))
     for number in (1, 2):
         os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     logging.basicConfig(level="INFO")
     torch.set_num_threads(1)
-    model_dir = Path(line.pop("model_dir"))
+    model_dir = Path(request.pop("model_dir"))
     try:
-        result = train(Asked(**line), model_dir, folder).to_json()
+        result = train(TrainingRequest(**request), model_dir, folder).to_json()
     except TrainerError as error:
         result = {"reason": error.reason, "message": error.message}
     (folder / "result.json").write_text(json.dumps(result))
 
 
 @dataclass(frozen=True)
-class Unsloth:
+class UnslothProcess:
     """Trains with Unsloth, which changes the libraries of the whole process that imports it: so in others."""
 
     process: subprocess.Popen[str]
     model_dir: Path
 
-    def train(self, asked: Asked, folder: Path) -> Trained:
+    def train(self, request: TrainingRequest, folder: Path) -> TrainingOutcome:
         """As `train`. The log is in `<folder>/log`."""
         assert self.process.stdin
         assert self.process.stdout
-        line = {**asdict(asked), "folder": str(folder), "model_dir": str(self.model_dir)}
+        line = {**asdict(request), "folder": str(folder), "model_dir": str(self.model_dir)}
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == "done"
@@ -75,13 +75,13 @@ class Unsloth:
         result = json.loads((folder / "result.json").read_text())
         if "reason" in result:
             raise TrainerError(Reason(result["reason"]), result["message"])
-        return Trained.from_json(folder, result)
+        return TrainingOutcome.from_json(folder, result)
 
 
 @contextmanager
-def start_unsloth(model_dir: Path, scratch: Path) -> Iterator[Unsloth]:
+def start_unsloth(model_dir: Path, scratch: Path) -> Iterator[UnslothProcess]:
     """Its process, which takes a while to start."""
-    environment = {**os.environ, **QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'trainer'}", "FINETUNE_SCRATCH": str(scratch)}
     line = [sys.executable, "-c", "from tests.trainer.training import forks; forks.serve()"]
     with (
@@ -91,7 +91,7 @@ def start_unsloth(model_dir: Path, scratch: Path) -> Iterator[Unsloth]:
         ) as process,
     ):
         assert process.stdout
-        while (said := process.stdout.readline().strip()) != "ready":  # Unsloth greets on stdout
-            assert process.poll() is None, (said, (scratch / "log").read_text()[-3000:])
-        yield Unsloth(process, model_dir)
+        while (greeting := process.stdout.readline().strip()) != "ready":  # Unsloth greets on stdout
+            assert process.poll() is None, (greeting, (scratch / "log").read_text()[-3000:])
+        yield UnslothProcess(process, model_dir)
         process.kill()

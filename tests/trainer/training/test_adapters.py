@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Run
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import RunTraining
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 KINDS = [("lora", "none"), ("rslora", "none"), ("dora", "none"), ("lora", "nf4"), ("rslora", "nf4"), ("dora", "nf4")]
 
@@ -20,7 +20,7 @@ KINDS = [("lora", "none"), ("rslora", "none"), ("dora", "none"), ("lora", "nf4")
     ("backend", "variant", "quantization"),
     [*(("transformers", *each) for each in (*KINDS, ("lora", "int8"))), *(("unsloth", *each) for each in KINDS)],
 )
-def test_learns_and_goes_on_where_it_ended(run: Run, backend: str, variant: str, quantization: str) -> None:
+def test_adapter_variant_learns_and_continues(run: RunTraining, backend: str, variant: str, quantization: str) -> None:
     shape = {"maxSteps": 6, "backend": backend, "lora": {"variant": variant, "rank": 8}, "validate": True}
     trained = run(source={"quantization": quantization}, **shape)
     assert trained.metrics["evalLoss"] < 0.9 * trained.metrics["baseEvalLoss"]
@@ -29,13 +29,13 @@ def test_learns_and_goes_on_where_it_ended(run: Run, backend: str, variant: str,
     assert again.metrics["baseEvalLoss"] == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
 
 
-def test_unsloth_has_no_int8_on_a_cpu_and_says_so(run: Run) -> None:
+def test_unsloth_int8_on_cpu_is_refused(run: RunTraining) -> None:
     with pytest.raises(TrainerError, match="int8 cannot be had for this model here: 14 of 14 layers") as caught:
         run(source={"quantization": "int8"}, backend="unsloth")
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
-def test_unsloth_does_not_stretch_the_models_positions(run: Run) -> None:
+def test_unsloth_length_beyond_positions_is_refused(run: RunTraining) -> None:
     with pytest.raises(TrainerError, match="maxLength is 1024, Unsloth takes 512 tokens at most") as caught:
         run(source={"max_length": 1024}, backend="unsloth")
     assert caught.value.reason is Reason.CONFIG_INVALID
@@ -51,13 +51,13 @@ def test_unsloth_does_not_stretch_the_models_positions(run: Run) -> None:
     ],
     ids=["rank", "alpha", "variant", "targets"],
 )
-def test_another_adapter_than_the_config_says(run: Run, lora: dict[str, Any], message: str) -> None:
+def test_adapter_differing_from_config_is_refused(run: RunTraining, lora: dict[str, Any], message: str) -> None:
     trained = run(maxSteps=1)
     with pytest.raises(TrainerError, match=message) as caught:
         run(adapter=str(trained.folder / "adapter"), lora=lora)
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
-def test_a_base_in_8_bits_does_not_fill_the_log(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_int8_base_model_log_stays_quiet(run: RunTraining, caplog: pytest.LogCaptureFixture) -> None:
     run(source={"quantization": "int8"}, maxSteps=1)
     assert [record for record in caplog.records if record.name.startswith("bitsandbytes")] == []

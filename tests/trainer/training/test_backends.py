@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import QUIET, TRAINING_SECONDS, chat, config
+from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
 from tests.trainer.training import direct
-from tests.trainer.training.trainings import ROWS, Run
+from tests.trainer.training.trainings import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.modeling.loading import choose_backend
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_TIMEOUT)]
 
 CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(10)]
 
 
 FILES = {
-    "tokens": [dict(zip(ROWS["sft"], row, strict=True)) for row in zip(*ROWS["sft"].values(), strict=True)],
+    "tokens": [
+        dict(zip(ROWS_BY_METHOD["sft"], row, strict=True)) for row in zip(*ROWS_BY_METHOD["sft"].values(), strict=True)
+    ],
     "chats": CHATS,
 }
 
@@ -37,7 +39,7 @@ def direct_losses(
     for name, rows in FILES.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = "unsloth" if request.param == "unsloth" else "trl"
-    environment = {**os.environ, **QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"UNSLOTH_DISABLE_STATISTICS": "1"}
     line = [sys.executable, direct.__file__, script, str(model_dir), str(folder / "out"), "{}", *FILES]
     done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
@@ -47,8 +49,8 @@ def direct_losses(
 
 
 @pytest.mark.parametrize("rows", FILES)
-def test_the_same_losses_as_written_directly(
-    run: Run, direct_losses: tuple[str, dict[str, list[float]]], rows: str
+def test_backend_losses_match_plain_script(
+    run: RunTraining, direct_losses: tuple[str, dict[str, list[float]]], rows: str
 ) -> None:
     backend, expected = direct_losses
     shape = {"backend": backend, "maxSteps": 4, "batchSize": 4, "gradientAccumulation": 1, "warmupRatio": 0}
@@ -73,7 +75,7 @@ def test_the_same_losses_as_written_directly(
     ],
     ids=["completions", "all", "prepared", "rslora", "dora", "dropout", "nf4", "dpo", "kto", "parts", "recomputed"],
 )
-def test_both_backends_learn_the_same(run: Run, settings: dict[str, Any], source: dict[str, Any]) -> None:
+def test_backends_learn_the_same(run: RunTraining, settings: dict[str, Any], source: dict[str, Any]) -> None:
     plain, unsloth = (
         run(backend=backend, source=source, validate=True, **settings) for backend in ("transformers", "unsloth")
     )
@@ -101,7 +103,7 @@ def test_both_backends_learn_the_same(run: Run, settings: dict[str, Any], source
         ({"backend": "unsloth", "method": "dpo"}, "none", "unsloth", "asked for"),
     ],
 )
-def test_which_backend_is_taken_and_why(
+def test_choose_backend_is_logged_with_reason(
     caplog: pytest.LogCaptureFixture, training: dict[str, Any], quantization: str, chosen: str, why: str
 ) -> None:
     caplog.set_level("INFO", "finetune_trainer")
@@ -111,7 +113,7 @@ def test_which_backend_is_taken_and_why(
     assert [each for each in caplog.messages if each.startswith(f"backend {chosen}: {why}")] == caplog.messages
 
 
-def test_packing_with_unsloth_is_refused_beforehand() -> None:
+def test_rules_packing_with_unsloth_is_refused() -> None:
     asked = config({"backend": "unsloth", "packing": True})
     assert [message for _, message in find_broken_rules(asked)] == [
         "packing needs backend transformers, or auto, which takes it"

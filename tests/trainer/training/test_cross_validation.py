@@ -13,13 +13,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Recorder, Run, Trained
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import RecordingReporter, RunTraining, TrainingOutcome
 
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 FOLDS = 3
 SHAPE = {"maxSteps": None, "epochs": 1, "batchSize": 2, "crossValidation": {"folds": FOLDS}}
@@ -35,39 +35,39 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def same(one: Trained, other: Trained) -> bool:
+def has_same_weights(one: TrainingOutcome, other: TrainingOutcome) -> bool:
     return all((weight == other.weights[name]).all() for name, weight in one.weights.items())
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_each_fold_is_a_training_by_hand_and_the_last_a_plain_one(run: Run, case: dict[str, Any]) -> None:
+def test_cross_validation_folds_match_manual_trainings(run: RunTraining, case: dict[str, Any]) -> None:
     found, plain, by_hand = run(**SHAPE, **case), run(**PLAIN, **case), run(**SHAPE, **case, without=1)
     assert found.fold_losses[1] == by_hand.metrics["evalLoss"]
     assert len(set(found.fold_losses)) == FOLDS
     assert found.metrics["crossValidationLoss"] == pytest.approx(mean(found.fold_losses))
     assert found.metrics["crossValidationDeviation"] == pytest.approx(stdev(found.fold_losses))
-    assert same(found, plain)
+    assert has_same_weights(found, plain)
     assert found.losses[-len(plain.losses) :] == plain.losses
     for name in ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens"):
         assert found.metrics[name] == plain.metrics[name]
     assert {*found.metrics} - {*plain.metrics} == {"crossValidationLoss", "crossValidationDeviation"}
 
 
-def test_unsloth_does_the_same(run: Run) -> None:
+def test_cross_validation_unsloth_matches_manual_trainings(run: RunTraining) -> None:
     shape = SHAPE | {"backend": "unsloth"}
     found, plain = run(**shape), run(**PLAIN, backend="unsloth")
     assert found.fold_losses[1] == run(**shape, without=1).metrics["evalLoss"]
-    assert same(found, plain)
+    assert has_same_weights(found, plain)
 
 
-def test_with_an_adapter_to_go_on_from_each_fold_does(run: Run) -> None:
+def test_cross_validation_each_fold_starts_from_adapter(run: RunTraining) -> None:
     adapter = str(run(maxSteps=3).folder / "adapter")
     found, plain = run(**SHAPE, adapter=adapter), run(**PLAIN, adapter=adapter)
     assert found.fold_losses[2] == run(**SHAPE, adapter=adapter, without=2).metrics["evalLoss"]
-    assert same(found, plain)
+    assert has_same_weights(found, plain)
 
 
-def test_folds_stop_early_as_the_last_training_does(run: Run) -> None:
+def test_cross_validation_folds_stop_early(run: RunTraining) -> None:
     stopping = {"earlyStopping": {"patience": 1, "minDelta": 1000}, "evalSteps": 1, "validate": True}
     found = run(maxSteps=6, crossValidation={"folds": 2}, **stopping)
     assert found.metrics["steps"] == 2
@@ -75,7 +75,7 @@ def test_folds_stop_early_as_the_last_training_does(run: Run) -> None:
     assert steps == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
-def test_a_fold_is_measured_with_the_adapter_that_was_best(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_cross_validation_fold_uses_best_adapter(run: RunTraining, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1}
     asked = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
@@ -91,7 +91,9 @@ def test_a_fold_is_measured_with_the_adapter_that_was_best(run: Run, caplog: pyt
     assert found.evaluation.gate[0].value == found.metrics["crossValidationLoss"]
 
 
-def test_progress_never_goes_back_and_the_log_says_which_fold_it_is(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_cross_validation_progress_is_monotonic_and_log_names_fold(
+    run: RunTraining, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     found = run(**SHAPE)
     seen = [each for each in found.progress if each.stage is Stage.TRAINING]
@@ -107,16 +109,18 @@ def test_progress_never_goes_back_and_the_log_says_which_fold_it_is(run: Run, ca
     assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
 
 
-def test_a_tracker_has_the_folds_apart_and_one_count_of_steps(run: Run) -> None:
-    recorder = Recorder()
+def test_cross_validation_tracks_folds_separately(run: RunTraining) -> None:
+    recorder = RecordingReporter()
     found = run(progress=recorder, **SHAPE)
-    losses = [(step, name, value) for step, each in recorder.tracked for name, value in each.items() if "loss" in name]
+    losses = [
+        (step, name, value) for step, each in recorder.tracked_metrics for name, value in each.items() if "loss" in name
+    ]
     names = ["fold1/loss"] * 3 + ["fold2/loss"] * 3 + ["fold3/loss"] * 3 + ["loss"] * 4
     assert [(step, name) for step, name, _ in losses] == list(enumerate(names, start=1))
     assert [value for *_, value in losses[-4:]] == [pytest.approx(each) for each in found.losses[-4:]]
 
 
-class Signs(Recorder):
+class LivenessCounter(RecordingReporter):
     """Counts signs of life."""
 
     count = 0
@@ -126,7 +130,7 @@ class Signs(Recorder):
         self.count += 1
 
 
-class Optimizers(logging.Handler):
+class OptimizerCounter(logging.Handler):
     """Counts those that are in memory when a training of the run is about to begin."""
 
     def __init__(self) -> None:
@@ -141,11 +145,9 @@ class Optimizers(logging.Handler):
             self.counts.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 
 
-def test_nothing_is_left_of_a_fold_and_measuring_it_counts_as_moving(
-    run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cross_validation_fold_is_freed_and_signals_life(run: RunTraining, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
-    signs, optimizers = Signs(), Optimizers()
+    signs, optimizers = LivenessCounter(), OptimizerCounter()
     logger = logging.getLogger("finetune_trainer.training.cross_validation")
     logger.addHandler(optimizers)
     gc.collect()
@@ -160,7 +162,7 @@ def test_nothing_is_left_of_a_fold_and_measuring_it_counts_as_moving(
     assert signs.count - preflight == 2 + 2 + 1, "of each batch of rows left out"
 
 
-def test_a_loss_that_is_no_number_names_the_fold(run: Run, model_dir: Path, tmp_path: Path) -> None:
+def test_cross_validation_nan_loss_names_fold(run: RunTraining, model_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = shutil.copytree(model_dir, tmp_path / "broken")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Run
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import RunTraining
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 
 @pytest.mark.parametrize("backend", ["transformers", "unsloth"])
-def test_ends_when_nothing_better_comes(run: Run, backend: str) -> None:
+def test_early_stopping_ends_without_improvement(run: RunTraining, backend: str) -> None:
     stopping = {"patience": 2, "minDelta": 1000}
     trained = run(validate=True, maxSteps=8, evalSteps=1, earlyStopping=stopping, backend=backend)
     assert trained.metrics["steps"] == 3
@@ -18,7 +18,7 @@ def test_ends_when_nothing_better_comes(run: Run, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["transformers", "unsloth"])
-def test_the_best_adapter_is_taken(run: Run, backend: str) -> None:
+def test_early_stopping_publishes_best_adapter(run: RunTraining, backend: str) -> None:
     wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1, "maxSteps": 3}
     last = run(validate=True, **wild, backend=backend)
     best = run(validate=True, **wild, earlyStopping={"patience": 100}, backend=backend)

@@ -11,14 +11,14 @@ pytestmark = pytest.mark.training  # needs torch
 KILOWATT_HOUR = 3_600_000_000
 
 
-def reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
+def make_reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
     """A driver that says one thing after the other; a text is why it says nothing."""
     from finetune_trainer.training.energy import EnergyUnavailable
 
-    left: Iterator[dict[str, int] | str] = iter(readings)
+    remaining: Iterator[dict[str, int] | str] = iter(readings)
 
     def read() -> dict[str, int]:
-        said = next(left)
+        said = next(remaining)
         if isinstance(said, str):
             raise EnergyUnavailable(said)
         return said
@@ -37,10 +37,12 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
 
 
 @pytest.mark.parametrize(("said", "watt_hours", "message"), READINGS.values(), ids=READINGS)
-def test_what_is_told(said: list[dict[str, int] | str], watt_hours: float | None, message: str) -> None:
+def test_energy_meter_counters_give_watt_hours(
+    said: list[dict[str, int] | str], watt_hours: float | None, message: str
+) -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
-    taken = EnergyMeter(reader(*said)).measure()
+    taken = EnergyMeter(make_reader(*said)).measure()
     assert taken.watt_hours == pytest.approx(watt_hours)
     assert taken.message.startswith(message)
 
@@ -49,15 +51,15 @@ EARLIER: dict[str, tuple[float | None, float | None]] = {"measured": (250.0, 125
 
 
 @pytest.mark.parametrize(("earlier", "watt_hours"), EARLIER.values(), ids=EARLIER)
-def test_earlier_attempts_count_too(earlier: float | None, watt_hours: float | None) -> None:
+def test_energy_meter_adds_earlier_attempts(earlier: float | None, watt_hours: float | None) -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
-    meter = EnergyMeter(reader({"GPU-a": 0}, {"GPU-a": KILOWATT_HOUR}))
+    meter = EnergyMeter(make_reader({"GPU-a": 0}, {"GPU-a": KILOWATT_HOUR}))
     meter.restore(earlier)
     assert meter.measure().watt_hours == pytest.approx(watt_hours)
 
 
-def test_without_a_gpu_that_is_said() -> None:
+def test_energy_meter_without_gpu_is_not_measured() -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
     assert EnergyMeter().measure().message == "not measured: there is no GPU"

@@ -6,14 +6,14 @@ import math
 from itertools import count
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Run
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import RunTraining
 
 from finetune_trainer.data.augment.lexicon import CATEGORIES
 from finetune_trainer.evaluation.bias.sentence_pairs import load_builtin_pairs
 from finetune_trainer.records.evaluation import EvaluationReport
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 BACKENDS = ["transformers", "unsloth"]
 WORDS = [
@@ -38,15 +38,15 @@ REVIEWS = [
 LEARNT = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
 
 
-def evaluated(run: Run, **settings: object) -> EvaluationReport:
+def train_and_evaluate(run: RunTraining, **settings: object) -> EvaluationReport:
     found = run(rows=REVIEWS, validate=True, **LEARNT | settings).evaluation
     assert found
     return found
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_classifier_beside_its_base(run: Run, backend: str) -> None:
-    found = evaluated(
+def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: str) -> None:
+    found = train_and_evaluate(
         run,
         backend=backend,
         evaluation={
@@ -78,7 +78,7 @@ def test_a_classifier_beside_its_base(run: Run, backend: str) -> None:
     assert sum(each.rows for each in found.lengths) == len(REVIEWS)
 
 
-def test_losses_are_those_of_training(run: Run) -> None:
+def test_evaluate_losses_match_training(run: RunTraining) -> None:
     trained = run(rows=REVIEWS, validate=True, evaluation={}, **LEARNT)
     assert trained.evaluation
     loss = next(each for each in trained.evaluation.measures if each.name == "evalLoss")
@@ -91,24 +91,22 @@ JOBS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "d
 PLACES = ["in town", "at home", "by day"]
 
 
-def workers(*who: tuple[str, list[str]]) -> list[dict[str, str]]:
+def make_job_rows(*assignments: tuple[str, list[str]]) -> list[dict[str, str]]:
     """Who does which jobs."""
     return [
         {"prompt": f"Who is the {job} {place}?", "completion": f"{they} is the {job}."}
         for place in PLACES
-        for they, jobs in who
+        for they, jobs in assignments
         for job in jobs
     ]
 
 
-BIASED = workers(("He", JOBS[:4]), ("She", JOBS[4:]))
-BALANCED = workers(("He", JOBS), ("She", JOBS))
+BIASED = make_job_rows(("He", JOBS[:4]), ("She", JOBS[4:]))
+BALANCED = make_job_rows(("He", JOBS), ("She", JOBS))
 
 
 @pytest.mark.parametrize(("rows", "flagged"), [(BIASED, True), (BALANCED, False)], ids=["planted", "balanced"])
-def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
-    run: Run, rows: list[dict[str, str]], flagged: bool
-) -> None:
+def test_evaluate_bias_in_rows_is_flagged(run: RunTraining, rows: list[dict[str, str]], flagged: bool) -> None:
     shape = {"maxSteps": 60, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
     asked = {"bias": {}, "gate": [{"metric": "biasFlags", "maximum": 0}]}
     found = run(rows=rows, validate=True, evaluation=asked, **shape).evaluation
@@ -123,12 +121,12 @@ def test_bias_that_the_rows_teach_is_flagged_and_balance_is_not(
     assert not flagged or not found.gate[0].passed
 
 
-def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
     monkeypatch.setattr(runner, "load_builtin_pairs", lambda: load_builtin_pairs()[:3])
     gate = [{"metric": "biasFlags", "maximum": 0}]
-    found = evaluated(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
+    found = train_and_evaluate(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
     assert found.bias
     assert found.bias.findings == []
     assert {f"swaps about {each}: too few, 0 of 20" for each in CATEGORIES} < set(found.bias.notes)
@@ -137,7 +135,7 @@ def test_bias_that_could_not_be_compared_does_not_pass(run: Run, monkeypatch: py
     assert "biasFlags" not in found.flatten_metrics()
 
 
-def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
     from finetune_trainer.modeling.inference import EvaluationPrompt
 
@@ -155,30 +153,30 @@ def test_a_row_without_an_answer_is_left_out_of_the_comparison(run: Run, monkeyp
     assert compared["swap", "gender"] == len(BALANCED) - 1
 
 
-def test_what_a_model_answers_to_a_prompt_is_redacted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_sample_answers_are_redacted(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
     monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
     prompt = "Is bob@example.com right?"
-    [shown] = evaluated(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
+    [shown] = train_and_evaluate(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt
     assert "example.com" not in shown.base + shown.tuned
     assert shown.base.startswith("Ask ")
 
 
-def test_a_loss_that_is_too_high_for_a_perplexity(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_loss_too_high_has_no_perplexity(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
     from finetune_trainer.modeling.likelihood import RowLosses
 
     monkeypatch.setattr(runner, "compute_losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
-    found = evaluated(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
+    found = train_and_evaluate(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
     assert found.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
     assert [check.passed for check in found.gate] == [False]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: str) -> None:
+def test_evaluate_preference_methods_use_own_loss(run: RunTraining, method: str) -> None:
     gate = [{"metric": "evalLoss", "minImprovement": 0.01}]
     found = run(method=method, maxSteps=8, validate=True, evaluation={"gate": gate}).evaluation
     assert found
@@ -187,7 +185,7 @@ def test_methods_that_compare_are_measured_by_their_own_loss(run: Run, method: s
     assert found.explain_too_few_rows() is None, "they have no intervals, however many rows there are"
 
 
-def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
 
     def broken(*_: object) -> None:
@@ -195,7 +193,7 @@ def test_a_part_that_fails_is_named_and_the_rest_is_there(run: Run, monkeypatch:
 
     monkeypatch.setattr(runner.task_metrics, "measure_task", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
-    found = evaluated(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
+    found = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
     assert found.missing == ["answers for classification: RuntimeError: no such kernel"]
     assert [each.name for each in found.measures] == ["evalLoss", "perplexity"]
     assert [(check.passed, check.value) for check in found.gate] == [(False, None)]

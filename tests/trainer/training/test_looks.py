@@ -12,12 +12,12 @@ from finetune_trainer.training.early_stopping import EvalResult, find_best, shou
 NAN = math.nan
 
 
-def looks(*losses: float) -> list[EvalResult]:
+def make_evaluations(*losses: float) -> list[EvalResult]:
     """The first before any step."""
     return [EvalResult(10 * index, {"evalLoss": loss}) for index, loss in enumerate(losses)]
 
 
-OVER = {
+STOP_CASES = {
     # losses, patience, minDelta, whether it is over
     "nothing seen": ([], 1, 0, False),
     "before the first step only": ([3.0], 1, 0, False),
@@ -33,11 +33,13 @@ OVER = {
 }
 
 
-@pytest.mark.parametrize(("losses", "patience", "min_delta", "expected"), OVER.values(), ids=OVER)
-def test_is_over(losses: list[float], patience: int, min_delta: float, expected: bool) -> None:
+@pytest.mark.parametrize(("losses", "patience", "min_delta", "expected"), STOP_CASES.values(), ids=STOP_CASES)
+def test_early_stopping_losses_decide_stop(
+    losses: list[float], patience: int, min_delta: float, expected: bool
+) -> None:
     settings = EarlyStopping(patience=patience, min_delta=min_delta)
-    assert should_stop(looks(*losses), settings) is expected
-    assert not should_stop(looks(*losses), None)
+    assert should_stop(make_evaluations(*losses), settings) is expected
+    assert not should_stop(make_evaluations(*losses), None)
 
 
 BEST = {
@@ -50,12 +52,12 @@ BEST = {
 
 
 @pytest.mark.parametrize(("losses", "step"), BEST.values(), ids=BEST)
-def test_best(losses: list[float], step: int | None) -> None:
-    found = find_best(looks(*losses))
+def test_early_stopping_best_is_lowest_loss(losses: list[float], step: int | None) -> None:
+    found = find_best(make_evaluations(*losses))
     assert (found.step if found else None) == step
 
 
-def test_a_checkpoint_holds_losses_that_are_no_numbers() -> None:
+def test_evaluation_nan_loss_round_trips_in_checkpoint() -> None:
     look = EvalResult(7, {"evalLoss": NAN, "evalRewardAccuracy": 0.5})
     again = EvalResult.from_json(look.to_json())
     assert (again.step, again.metrics["evalRewardAccuracy"]) == (7, 0.5)

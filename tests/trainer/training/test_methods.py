@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import BAD, GOOD, PROMPTS, ROWS, Run
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import CHOSEN_ANSWERS, PROMPTS, REJECTED_ANSWERS, ROWS_BY_METHOD, RunTraining
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 BACKENDS = ["transformers", "unsloth"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dpo_prefers_the_chosen_answer(run: Run, backend: str) -> None:
+def test_dpo_prefers_the_chosen_answer(run: RunTraining, backend: str) -> None:
     trained = run(method="dpo", maxSteps=8, validate=True, backend=backend)
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)  # at first it is the base model
     assert trained.metrics["evalLoss"] < 0.5 * trained.metrics["baseEvalLoss"]
@@ -22,16 +22,19 @@ def test_dpo_prefers_the_chosen_answer(run: Run, backend: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [3, 8])
-def test_the_accuracy_of_rewards_is_that_of_rows(run: Run, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+def test_dpo_reward_accuracy_is_per_row(run: RunTraining, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     # The last two rows say the contrary of the first two, so that two are wrong, and the last batch is a smaller one.
-    prompts, good, bad = ([*each[:6], *other[:2]] for each, other in ((PROMPTS, PROMPTS), (GOOD, BAD), (BAD, GOOD)))
-    monkeypatch.setitem(ROWS, "dpo", {"prompt_ids": prompts, "chosen_ids": good, "rejected_ids": bad})
+    prompts, good, bad = (
+        [*each[:6], *other[:2]]
+        for each, other in ((PROMPTS, PROMPTS), (CHOSEN_ANSWERS, REJECTED_ANSWERS), (REJECTED_ANSWERS, CHOSEN_ANSWERS))
+    )
+    monkeypatch.setitem(ROWS_BY_METHOD, "dpo", {"prompt_ids": prompts, "chosen_ids": good, "rejected_ids": bad})
     trained = run(method="dpo", maxSteps=8, validate=True, batchSize=batch)
     assert trained.metrics["evalRewardAccuracy"] == pytest.approx(6 / 8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_kto_learns_good_from_bad(run: Run, backend: str) -> None:
+def test_kto_learns_desirable_answers(run: RunTraining, backend: str) -> None:
     trained = run(method="kto", maxSteps=12, validate=True, backend=backend)
     assert trained.metrics["baseEvalLoss"] == pytest.approx(0.5, abs=1e-4)
     assert trained.metrics["evalLoss"] < 0.9 * trained.metrics["baseEvalLoss"]
@@ -40,12 +43,12 @@ def test_kto_learns_good_from_bad(run: Run, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_only_one_adapter_is_left(run: Run, method: str, backend: str) -> None:
+def test_preference_methods_export_single_adapter(run: RunTraining, method: str, backend: str) -> None:
     trained = run(method=method, maxSteps=2, backend=backend)
     assert not [path for path in (trained.folder / "adapter").iterdir() if path.is_dir()]
 
 
-def test_validation_is_a_mean_over_tokens_and_changes_nothing(run: Run) -> None:
+def test_validation_loss_is_token_mean_without_side_effects(run: RunTraining) -> None:
     shape = {"lora": {"dropout": 0.2}, "evalSteps": 2}
     watched, alone = run(validate=True, **shape), run(**shape)
     assert watched.losses == alone.losses
@@ -55,7 +58,7 @@ def test_validation_is_a_mean_over_tokens_and_changes_nothing(run: Run) -> None:
     assert watched.progress[-1].eval_loss == watched.metrics["evalLoss"]
 
 
-def test_validation_of_kto_does_not_depend_on_the_batch_size(run: Run) -> None:
+def test_kto_validation_is_independent_of_batch_size(run: RunTraining) -> None:
     trained = run(method="kto", maxSteps=6)
     start = {"adapter": str(trained.folder / "adapter"), "method": "kto", "maxSteps": 1, "validate": True}
     seen = [run(**start, batchSize=size).metrics["baseEvalLoss"] for size in (2, 3, 8)]

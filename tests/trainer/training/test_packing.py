@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS
-from tests.trainer.training.trainings import Run, prepared
+from tests.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.trainer.training.trainings import RunTraining, make_prepared_data
 
 from finetune_trainer.training.packing import pack
 
 
 @pytest.mark.parametrize("lengths", [[3, 5, 8, 2, 2, 7], [8] * 3, [1] * 20, []], ids=["mixed", "full", "ones", "none"])
-def test_every_row_is_packed_once_and_none_is_cut(lengths: list[int]) -> None:
+def test_pack_keeps_each_row_once_uncut(lengths: list[int]) -> None:
     sequences = pack(lengths, 8)
     assert sorted(row for sequence in sequences for row in sequence) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in sequence) <= 8 for sequence in sequences)
@@ -20,21 +20,21 @@ def test_every_row_is_packed_once_and_none_is_cut(lengths: list[int]) -> None:
 
 
 @pytest.mark.training
-@pytest.mark.timeout(TRAINING_SECONDS)
+@pytest.mark.timeout(TRAINING_TIMEOUT)
 class TestPacked:
-    def test_packed_rows_are_trained_as_unpacked_ones(self, run: Run) -> None:
+    def test_packing_losses_match_unpacked(self, run: RunTraining) -> None:
         # Eight rows fit into one sequence; all of them are one step either way.
         packed = run(packing=True, batchSize=2, maxSteps=3)
         plain = run(batchSize=8, maxSteps=3)
         assert packed.losses == pytest.approx(plain.losses, abs=1e-4)
         assert packed.metrics["tokens"] == plain.metrics["tokens"]
 
-    def test_logits_of_a_packed_row_are_its_own(self, run: Run) -> None:
+    def test_packing_row_logits_match_unpacked(self, run: RunTraining) -> None:
         import torch
 
         from finetune_trainer.training.packing import PackingCollator, pack_dataset
 
-        rows = prepared("sft").dataset
+        rows = make_prepared_data("sft").dataset
         sequences = pack_dataset(rows, 24)  # several, so that there is padding too
         batch = PackingCollator(rows, 0)(list(sequences))
         del batch["token_count"], batch["labels"]

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, config
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, config
 from tests.trainer.training.families import build_family, cross_entropy
-from tests.trainer.training.trainings import ROWS, Recorder, Run, prepared
+from tests.trainer.training.trainings import ROWS_BY_METHOD, RecordingReporter, RunTraining, make_prepared_data
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 TARGETS = {"lora": {"targetModules": ["q_proj", "v_proj"]}}
-ALL_AT_ONCE = {"maxSteps": 2, "batchSize": 8, "warmupRatio": 0, **TARGETS}
-FALLBACK = "TRL's chunked loss is"
+SINGLE_BATCH = {"maxSteps": 2, "batchSize": 8, "warmupRatio": 0, **TARGETS}
+FALLBACK_MESSAGE = "TRL's chunked loss is"
 FAMILIES = {
     # family, whether TRL's chunked loss is that of its logits
     "llama": True,
@@ -35,28 +35,30 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(("family", "chunked"), FAMILIES.items(), ids=FAMILIES)
-def test_losses_of_a_family_are_of_its_own_logits(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, chunked: bool
+def test_loss_of_model_family_matches_its_logits(
+    run: RunTraining, tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, chunked: bool
 ) -> None:
     targets = {"qkv_proj"} if family == "phi3" else {"q_b_proj"} if family == "minicpm3" else {"q_proj", "v_proj"}
     base = build_family(tmp_path / family, family)
-    trained = run(base, validate=True, **ALL_AT_ONCE | {"lora": {"targetModules": sorted(targets)}})
-    expected = cross_entropy(base, dict(ROWS["sft"]))
+    trained = run(base, validate=True, **SINGLE_BATCH | {"lora": {"targetModules": sorted(targets)}})
+    expected = cross_entropy(base, dict(ROWS_BY_METHOD["sft"]))
     assert trained.metrics["baseEvalLoss"] == pytest.approx(expected, rel=1e-5)
     assert trained.losses[0] == pytest.approx(expected, rel=1e-5)
     assert trained.metrics["evalLoss"] < expected
-    warnings = [each for each in caplog.messages if FALLBACK in each]
+    warnings = [each for each in caplog.messages if FALLBACK_MESSAGE in each]
     assert len(warnings) == (0 if chunked else 1)
 
 
-def test_each_fold_of_a_family_with_scaled_logits_is_trained_on_its_own_logits(run: Run, tmp_path: Path) -> None:
+def test_loss_of_folds_with_scaled_logits_matches_logits(run: RunTraining, tmp_path: Path) -> None:
     base = build_family(tmp_path / "granite", "granite")
-    trained = run(base, validate=True, **ALL_AT_ONCE, crossValidation={"folds": 2})
-    assert trained.metrics["crossValidationLoss"] == pytest.approx(cross_entropy(base, dict(ROWS["sft"])), rel=0.1)
+    trained = run(base, validate=True, **SINGLE_BATCH, crossValidation={"folds": 2})
+    assert trained.metrics["crossValidationLoss"] == pytest.approx(
+        cross_entropy(base, dict(ROWS_BY_METHOD["sft"])), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_loss_of_experts_does_not_depend_on_the_gradient_accumulation(run: Run, tmp_path: Path, family: str) -> None:
+def test_loss_of_experts_is_independent_of_accumulation(run: RunTraining, tmp_path: Path, family: str) -> None:
     base = build_family(tmp_path / family, family)
     whole = run(base, **TARGETS, batchSize=4, gradientAccumulation=1)
     parts = run(base, **TARGETS, batchSize=1, gradientAccumulation=4)
@@ -64,19 +66,19 @@ def test_loss_of_experts_does_not_depend_on_the_gradient_accumulation(run: Run, 
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_loss_of_preferences_has_no_share_of_the_router(run: Run, tmp_path: Path, method: str) -> None:
+def test_loss_of_preferences_excludes_router_loss(run: RunTraining, tmp_path: Path, method: str) -> None:
     base = build_family(tmp_path / "mixtral", "mixtral")
     trained = run(base, method=method, validate=True, **TARGETS, maxSteps=1)
     assert trained.metrics["baseEvalLoss"] == pytest.approx({"dpo": 0.693147, "kto": 0.5}[method], abs=1e-4)
 
 
-def test_router_settings_of_the_model_are_kept_for_the_published_config(run: Run, tmp_path: Path) -> None:
+def test_router_settings_of_base_model_are_kept(run: RunTraining, tmp_path: Path) -> None:
     trained = run(build_family(tmp_path / "mixtral", "mixtral"), **TARGETS, maxSteps=1)
     kept = trained.model.get_base_model().config
     assert (kept.output_router_logits, kept.router_aux_loss_coef) == (True, 0.5)
 
 
-def loaded_with(model_dir: Path, scale: float) -> LoadedModel:
+def load_scaled_model(model_dir: Path, scale: float) -> LoadedModel:
     """The tiny model in a class that scales its logits, but not those that its loss is computed from."""
     from transformers import LlamaForCausalLM
 
@@ -92,16 +94,16 @@ def loaded_with(model_dir: Path, scale: float) -> LoadedModel:
     return loaded
 
 
-def test_model_whose_own_loss_is_not_of_its_logits_is_refused(model_dir: Path, tmp_path: Path) -> None:
+def test_loss_preflight_loss_not_of_logits_is_refused(model_dir: Path, tmp_path: Path) -> None:
     from finetune_trainer.training import train
 
-    loaded = loaded_with(model_dir, scale=20)
+    loaded = load_scaled_model(model_dir, scale=20)
     with pytest.raises(TrainerError, match=r"loss for ScaledLlama is 5\.\d+, .* own logits is 10\.\d+") as caught:
-        train.train(config(), loaded, prepared("sft"), train.TrainingSession(Recorder()), tmp_path)
+        train.train(config(), loaded, make_prepared_data("sft"), train.TrainingSession(RecordingReporter()), tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
-def test_preflight_leaves_generators_and_dropout_as_they_were(model_dir: Path, tmp_path: Path) -> None:
+def test_loss_preflight_restores_generators_and_dropout(model_dir: Path, tmp_path: Path) -> None:
     import random
 
     import numpy as np
@@ -112,7 +114,7 @@ def test_preflight_leaves_generators_and_dropout_as_they_were(model_dir: Path, t
 
     asked = config({"lora": {"dropout": 0.1}})
     loaded = LoadedModel(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = trl_trainer.TrainerInputs(asked, loaded, prepared("sft"), tmp_path)
+    job = trl_trainer.TrainerInputs(asked, loaded, make_prepared_data("sft"), tmp_path)
     trainer = trl_trainer.build_trainer(job)
     assert isinstance(trainer, trl_trainer.TokenizedSFTTrainer)
     trainer.model.train()

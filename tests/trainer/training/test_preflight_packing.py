@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, chat
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, chat
 from tests.trainer.training.families import build_family
-from tests.trainer.training.trainings import Run
+from tests.trainer.training.trainings import RunTraining
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 SHORT = {"maxSteps": 2, "batchSize": 1, "lora": {"targetModules": ["q_proj"]}}
 GPT2 = {"lora": {"targetModules": ["c_attn"]}}
@@ -26,8 +26,8 @@ BLOOM = {"lora": {"targetModules": ["query_key_value"]}}
     [("llama", {}), ("qwen3", {}), ("gemma2", {}), ("mixtral", {}), ("qwen3_moe", {}), ("gpt2", GPT2)],
     ids=["llama", "qwen3", "gemma2", "mixtral", "qwen3_moe", "gpt2"],
 )
-def test_packed_rows_are_trained_where_the_model_keeps_them_apart(
-    run: Run, tmp_path: Path, family: str, targets: dict[str, object], batch: int
+def test_packing_preflight_separating_model_is_accepted(
+    run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int
 ) -> None:
     base = build_family(tmp_path / family, family)
     trained = run(base, packing=True, source={"max_length": 24}, **SHORT | targets | {"batchSize": batch})
@@ -40,8 +40,8 @@ def test_packed_rows_are_trained_where_the_model_keeps_them_apart(
     [("gpt_oss", {}), ("bamba", {}), ("granitemoehybrid", {}), ("opt", {}), ("bloom", BLOOM)],
     ids=["gpt_oss", "bamba", "granitemoehybrid", "opt", "bloom"],
 )
-def test_packing_is_refused_where_the_model_mixes_rows(
-    run: Run, tmp_path: Path, family: str, targets: dict[str, object], batch: int
+def test_packing_preflight_mixing_model_is_refused(
+    run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int
 ) -> None:
     base = build_family(tmp_path / family, family)
     expected = r"training\.packing: .*(mixes packed rows.* packed and .* alone|takes no positions)"
@@ -50,11 +50,11 @@ def test_packing_is_refused_where_the_model_mixes_rows(
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
-def test_same_model_is_trained_without_packing(run: Run, tmp_path: Path) -> None:
+def test_packing_preflight_without_packing_is_skipped(run: RunTraining, tmp_path: Path) -> None:
     assert len(run(build_family(tmp_path / "gpt_oss", "gpt_oss"), **SHORT).losses) == 2
 
 
-def test_packing_is_not_refused_where_each_row_has_a_sequence_of_its_own(run: Run, tmp_path: Path) -> None:
+def test_packing_preflight_single_row_sequences_are_accepted(run: RunTraining, tmp_path: Path) -> None:
     rows = [chat("x", f"{word} " * 20) for word in ("red", "blue")]
     settings = {"rows": rows, "source": {"max_length": 128}, "gradientCheckpointing": False, **SHORT}
     assert len(run(build_family(tmp_path / "opt", "opt"), packing=True, **settings).losses) == 2

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_SECONDS, chat, config
-from tests.trainer.training.trainings import Recorder, Run
+from tests.trainer.tiny_model import TRAINING_TIMEOUT, chat, config
+from tests.trainer.training.trainings import RecordingReporter, RunTraining
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.train import count_optimizer_steps
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_SECONDS)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 MORE_CHATS = [chat(f"What is {number}?", f"It is {'very ' * (number % 5)}{number}.") for number in range(16)]
 CHATS = MORE_CHATS[:10]
 
 
-def test_every_row_and_learnt_token_of_the_report_is_trained_each_epoch(run: Run) -> None:
+def test_training_uses_all_reported_tokens_each_epoch(run: RunTraining) -> None:
     long = chat("x " * 40, "y " * 30)  # beyond TRL's own limits nothing is cut either
     trained = run(rows=[*CHATS, long], maxSteps=None, epochs=2, batchSize=2, gradientAccumulation=2)
     assert trained.metrics["tokens"] == 2 * trained.report.tokens
@@ -31,7 +31,7 @@ def test_every_row_and_learnt_token_of_the_report_is_trained_each_epoch(run: Run
     assert trained.metrics["steps"] == 6
 
 
-def test_reports_each_step(run: Run) -> None:
+def test_training_reports_each_step(run: RunTraining) -> None:
     trained = run(maxSteps=5)
     steps = [each for each in trained.progress if each.step]
     assert [each.step for each in steps] == [1, 2, 3, 4, 5]
@@ -42,12 +42,12 @@ def test_reports_each_step(run: Run) -> None:
     assert not list((trained.folder / "trainer").rglob("*"))  # nothing of TRL's own is left behind
 
 
-def test_learns(run: Run) -> None:
+def test_training_lowers_loss(run: RunTraining) -> None:
     trained = run(rows=CHATS, maxSteps=30, batchSize=10, gradientAccumulation=1)
     assert trained.metrics["finalLoss"] < 0.8 * trained.losses[0]
 
 
-def test_only_the_adapter_changes(run: Run, model_dir: Path) -> None:
+def test_training_changes_adapter_only(run: RunTraining, model_dir: Path) -> None:
     from safetensors.torch import load_file
 
     base = load_file(model_dir / "model.safetensors")
@@ -61,7 +61,7 @@ def test_only_the_adapter_changes(run: Run, model_dir: Path) -> None:
     assert all(each.any() for name, each in trained.weights.items() if "lora_B" in name)
 
 
-def test_same_seed_same_adapter_other_seed_another(run: Run) -> None:
+def test_training_seed_determines_adapter(run: RunTraining) -> None:
     first, second, other = (run(lora={"dropout": 0.1}, seed=seed) for seed in (7, 7, 8))
     assert first.losses == second.losses != other.losses
     assert all((first.weights[name] == second.weights[name]).all() for name in first.weights)
@@ -73,7 +73,7 @@ def test_same_seed_same_adapter_other_seed_another(run: Run) -> None:
     [{"lora": {"dropout": 0.1}}, {"method": "dpo"}, {"method": "kto"}, {"rows": CHATS, "packing": True}],
     ids=["sft", "dpo", "kto", "packed"],
 )
-def test_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(run: Run, backend: str, settings: dict[str, Any]) -> None:
+def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, settings: dict[str, Any]) -> None:
     if backend == "unsloth" and "packing" in settings:
         settings = {"rows": CHATS}
     shape = {"backend": backend, "maxSteps": 6, "gradientAccumulation": 2, "validate": True, **settings}
@@ -86,19 +86,19 @@ def test_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(run: Run, backend: s
     assert next(each.step for each in rest.progress if each.step) == 3
 
 
-def test_time_is_that_of_all_attempts(run: Run) -> None:
+def test_training_seconds_include_earlier_attempts(run: RunTraining) -> None:
     whole = run(save_at=2)
     checkpoint = whole.folder / "trainer" / "checkpoint-2"
     counts = json.loads((checkpoint / "counts.json").read_text())
     assert 0 < counts["seconds"] < whole.metrics["trainSeconds"]
     (checkpoint / "counts.json").write_text(json.dumps(counts | {"seconds": 1000}))
     rest = run(resume=str(checkpoint)).metrics
-    assert 1000 < rest["trainSeconds"] < 1000 + TRAINING_SECONDS
+    assert 1000 < rest["trainSeconds"] < 1000 + TRAINING_TIMEOUT
     assert rest["tokensPerSecond"] == pytest.approx(rest["tokens"] / rest["trainSeconds"], abs=0.1)
 
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
-def test_how_a_step_is_split_changes_nothing(run: Run, loss: str) -> None:
+def test_training_accumulation_split_does_not_change_result(run: RunTraining, loss: str) -> None:
     # Rows with from 7 to 35 learnt tokens: a mean of batches' means would differ.
     shape = {"rows": MORE_CHATS, "loss": loss, "gradientCheckpointing": False, "maxSteps": 6}
     whole, *others = (run(batchSize=8 // parts, gradientAccumulation=parts, **shape) for parts in (1, 2, 8))
@@ -107,36 +107,36 @@ def test_how_a_step_is_split_changes_nothing(run: Run, loss: str) -> None:
         assert max(float((other.weights[name] - whole.weights[name]).abs().max()) for name in whole.weights) < 5e-5
 
 
-def test_recomputing_activations_changes_nothing(run: Run) -> None:
+def test_training_gradient_checkpointing_does_not_change_losses(run: RunTraining) -> None:
     losses = [run(gradientCheckpointing=on).losses for on in (True, False)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
-def test_one_step_is_not_spent_on_warming_up(run: Run, scheduler: str) -> None:
+def test_training_single_step_is_not_warmup(run: RunTraining, scheduler: str) -> None:
     trained = run(maxSteps=1, scheduler=scheduler, warmupRatio=0.5)
     assert any(each.any() for name, each in trained.weights.items() if "lora_B" in name)
 
 
-def test_bf16_on_a_cpu(run: Run) -> None:
+def test_training_bf16_on_cpu_is_finite(run: RunTraining) -> None:
     assert math.isfinite(run(maxSteps=2, precision="bf16").metrics["finalLoss"])
 
 
-def test_a_loss_that_is_no_number_ends_the_run(run: Run, model_dir: Path, tmp_path: Path) -> None:
+def test_training_nan_loss_ends_run(run: RunTraining, model_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = shutil.copytree(model_dir, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    progress = Recorder()
+    progress = RecordingReporter()
     with pytest.raises(TrainerError, match="up to step 3 of 9") as caught:
         run(maxSteps=9, base=broken, progress=progress)
     assert caught.value.reason is Reason.NON_FINITE_LOSS
-    assert [each.loss for each in progress.seen if each.step] == [None] * 3  # no made-up number is shown
+    assert [each.loss for each in progress.reported if each.step] == [None] * 3  # no made-up number is shown
 
 
-def test_a_step_whose_loss_is_no_number_is_no_part_of_the_mean(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_single_nan_loss_is_excluded_from_mean(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.training import trl_methods
 
     steps, step = count(1), trl_methods.TokenizedSFTTrainer.training_step
@@ -159,6 +159,6 @@ def test_a_step_whose_loss_is_no_number_is_no_part_of_the_mean(run: Run, monkeyp
         {"epochs": 0.1, "batchSize": 8, "gradientAccumulation": 8},
     ],
 )
-def test_steps_are_known_beforehand(run: Run, shape: dict[str, Any]) -> None:
+def test_total_steps_match_training(run: RunTraining, shape: dict[str, Any]) -> None:
     training = config({"maxSteps": None, **shape}).training
     assert run(rows=CHATS, maxSteps=None, **shape).metrics["steps"] == count_optimizer_steps(training, len(CHATS))

@@ -22,46 +22,49 @@ if TYPE_CHECKING:
     from finetune_trainer.modeling.loading import LoadedModel
 
 
-def row(start: int, length: int) -> list[int]:
-    return [10 + (start * 7 + each) % 200 for each in range(length)]
+def make_token_ids(start: int, length: int) -> list[int]:
+    return [10 + (start * 7 + index) % 200 for index in range(length)]
 
 
-PROMPTS = [row(each, 3 + each % 3) for each in range(8)]
-GOOD, BAD = [row(50, 4 + each % 4) for each in range(8)], [row(90, 3 + each % 5) for each in range(8)]
-ROWS: dict[str, Mapping[str, Sequence[Any]]] = {
+PROMPTS = [make_token_ids(index, 3 + index % 3) for index in range(8)]
+CHOSEN_ANSWERS, REJECTED_ANSWERS = (
+    [make_token_ids(50, 4 + each % 4) for each in range(8)],
+    [make_token_ids(90, 3 + each % 5) for each in range(8)],
+)
+ROWS_BY_METHOD: dict[str, Mapping[str, Sequence[Any]]] = {
     "sft": {
-        "input_ids": [[*prompt, *answer] for prompt, answer in zip(PROMPTS, GOOD, strict=True)],
-        "labels": [[*([-100] * len(prompt)), *answer] for prompt, answer in zip(PROMPTS, GOOD, strict=True)],
+        "input_ids": [[*prompt, *answer] for prompt, answer in zip(PROMPTS, CHOSEN_ANSWERS, strict=True)],
+        "labels": [[*([-100] * len(prompt)), *answer] for prompt, answer in zip(PROMPTS, CHOSEN_ANSWERS, strict=True)],
     },
-    "dpo": {"prompt_ids": PROMPTS, "chosen_ids": GOOD, "rejected_ids": BAD},
+    "dpo": {"prompt_ids": PROMPTS, "chosen_ids": CHOSEN_ANSWERS, "rejected_ids": REJECTED_ANSWERS},
     "kto": {
         "prompt_ids": PROMPTS,
-        "completion_ids": [*GOOD[:4], *BAD[4:]],
+        "completion_ids": [*CHOSEN_ANSWERS[:4], *REJECTED_ANSWERS[4:]],
         "label": [True] * 4 + [False] * 4,
     },
 }
 """As preparation leaves them, in tokens."""
 
 
-class Recorder(ProgressReporter):
+class RecordingReporter(ProgressReporter):
     """Keeps all that was reported."""
 
     def __init__(self) -> None:
-        self.seen: list[Progress] = []
-        self.tracked: list[tuple[int, dict[str, float]]] = []
+        self.reported: list[Progress] = []
+        self.tracked_metrics: list[tuple[int, dict[str, float]]] = []
         super().__init__()
 
     def update(self, **fields: Any) -> None:
         super().update(**fields)
-        self.seen.append(self.get_latest())
+        self.reported.append(self.get_latest())
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """What a tracker is told."""
-        self.tracked.append((step, dict(metrics)))
+        self.tracked_metrics.append((step, dict(metrics)))
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingRequest:
     """A training, in plain values that another process can be sent."""
 
     training: dict[str, Any]
@@ -82,45 +85,47 @@ class Asked:
 
     @property
     def config(self) -> TrainerConfig:
-        made = config(self.training)
+        base_config = config(self.training)
         evaluation = Evaluation.model_validate(self.evaluation or {})
-        return made.model_copy(update={"model": made.model.model_copy(update=self.source), "evaluation": evaluation})
+        return base_config.model_copy(
+            update={"model": base_config.model.model_copy(update=self.source), "evaluation": evaluation}
+        )
 
-    def prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
-        made = self._prepared(tokenizer, folder)
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+        data = self._prepare_rows(tokenizer, folder)
         if self.without is None:
-            return made
-        fold = made.exclude_fold(self.without)
+            return data
+        fold = data.exclude_fold(self.without)
         return replace(fold, validation=fold.held_out_fold, held_out_fold=None)
 
-    def _prepared(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+    def _prepare_rows(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
         from finetune_trainer.data import preparation
 
         if self.rows is None:
-            asked = self.config.training
-            made = prepared(asked.method, self.validate)
-            return replace(made, folds=divided(len(made.dataset), asked.cross_validation))
+            training = self.config.training
+            data = make_prepared_data(training.method, self.validate)
+            return replace(data, folds=make_folds(len(data.dataset), training.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        made = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
-        return replace(made, validation=made.dataset) if self.validate else made
+        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
+        return replace(data, validation=data.dataset) if self.validate else data
 
 
-def divided(rows: int, asked: CrossValidation | None) -> Folds | None:
+def make_folds(rows: int, cross_validation: CrossValidation | None) -> Folds | None:
     import numpy as np
 
     from finetune_trainer.data.folds import assign_folds
 
-    if asked is None:
+    if cross_validation is None:
         return None
-    return assign_folds(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), asked.folds, 42)
+    return assign_folds(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), cross_validation.folds, 42)
 
 
-def prepared(method: str, validate: bool = False) -> PreparedData:
+def make_prepared_data(method: str, validate: bool = False) -> PreparedData:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
 
-    rows = datasets.Dataset.from_dict(dict(ROWS[method]))
+    rows = datasets.Dataset.from_dict(dict(ROWS_BY_METHOD[method]))
     report = DatasetReport(
         rows=len(rows), kept=len(rows), rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0"
     )
@@ -128,7 +133,7 @@ def prepared(method: str, validate: bool = False) -> PreparedData:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingOutcome:
     """What came of it; the model itself only where it was trained in this process."""
 
     folder: Path
@@ -144,7 +149,7 @@ class Trained:
     @property
     def losses(self) -> list[float]:
         """Of each step."""
-        by_step = {each.step: each.loss for each in self.progress if each.step and each.loss is not None}
+        by_step = {report.step: report.loss for report in self.progress if report.step and report.loss is not None}
         return list(by_step.values())
 
     @property
@@ -162,60 +167,62 @@ class Trained:
 
     def to_json(self) -> dict[str, Any]:
         """All but the model."""
-        plain: dict[str, Any] = {"progress": [each.to_json() for each in self.progress]}
+        plain: dict[str, Any] = {"progress": [report.to_json() for report in self.progress]}
         evaluation = self.evaluation and self.evaluation.to_json()
         plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
         return {**plain, "report": self.report.to_json(), "evaluation": evaluation}
 
     @classmethod
-    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> Trained:
-        progress = [Progress.model_validate(each) for each in content["progress"]]
+    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> TrainingOutcome:
+        progress = [Progress.model_validate(item) for item in content["progress"]]
         report = DatasetReport.model_validate(content["report"])
-        found = content["evaluation"] and records.EvaluationReport.model_validate(content["evaluation"])
-        known = content["metrics"], progress, report, content["trainable"], None, found, content["fold_losses"]
-        return cls(folder, *known)
+        evaluation = content["evaluation"] and records.EvaluationReport.model_validate(content["evaluation"])
+        values = content["metrics"], progress, report, content["trainable"], None, evaluation, content["fold_losses"]
+        return cls(folder, *values)
 
 
-Run = Callable[..., Trained]
+RunTraining = Callable[..., TrainingOutcome]
 
 
-def train(asked: Asked, model_dir: Path, folder: Path, progress: Recorder | None = None) -> Trained:
+def train(
+    request: TrainingRequest, model_dir: Path, folder: Path, progress: RecordingReporter | None = None
+) -> TrainingOutcome:
     """As a run does between download and upload; the result is in `<folder>/adapter`."""
     from finetune_trainer.modeling import loading
     from finetune_trainer.publishing import export
     from finetune_trainer.training import train
 
-    settings, recorder = asked.config, progress or Recorder()
+    settings, recorder = request.config, progress or RecordingReporter()
     backend = loading.choose_backend(settings)
     loading.import_backend(backend)
     # Only now: they import what the backend changes.
     from finetune_trainer.evaluation import runner
     from finetune_trainer.training import cross_validation
 
-    words = loading.load_tokenizer(model_dir)
-    rows = asked.prepared(words, folder)
-    tuned = loading.load_model(settings, model_dir, backend, Path(asked.adapter) if asked.adapter else None)
-    loaded = loading.LoadedModel(tuned, words, backend)
-    callbacks = [] if asked.save_at is None else [saver(asked.save_at)]
+    tokenizer = loading.load_tokenizer(model_dir)
+    data = request.prepare(tokenizer, folder)
+    peft_model = loading.load_model(settings, model_dir, backend, Path(request.adapter) if request.adapter else None)
+    loaded = loading.LoadedModel(peft_model, tokenizer, backend)
+    callbacks = [] if request.save_at is None else [make_save_callback(request.save_at)]
     session = train.TrainingSession(
-        recorder, callbacks, Path(asked.resume) if asked.resume else None, log_metrics=recorder.track
+        recorder, callbacks, Path(request.resume) if request.resume else None, log_metrics=recorder.track
     )
-    made = cross_validation.train_all(settings, loaded, rows, session, folder)
-    found = None
-    if asked.evaluation is not None:
-        found = runner.evaluate(runner.EvaluationInput(settings, loaded, rows, made), recorder)
+    trained = cross_validation.train_all(settings, loaded, data, session, folder)
+    evaluation = None
+    if request.evaluation is not None:
+        evaluation = runner.evaluate(runner.EvaluationInput(settings, loaded, data, trained), recorder)
     export.export_adapter(settings, loaded, folder / "adapter", "sha256:0", model_dir)
-    trainable, _ = tuned.get_nb_trainable_parameters()
-    known = made.metrics, recorder.seen, rows.report, trainable, loaded, found, list(made.fold_losses)
-    return Trained(folder, *known)
+    trainable, _ = peft_model.get_nb_trainable_parameters()
+    values = trained.metrics, recorder.reported, data.report, trainable, loaded, evaluation, list(trained.fold_losses)
+    return TrainingOutcome(folder, *values)
 
 
-def saver(step: int) -> TrainerCallback:
+def make_save_callback(step: int) -> TrainerCallback:
     """Asks for a checkpoint after that step."""
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-    class Saver(TrainerCallback):  # type: ignore[misc]
+    class SaveAtStep(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
             control.should_save = state.global_step == step
 
-    return Saver()
+    return SaveAtStep()
