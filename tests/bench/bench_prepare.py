@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from tests.trainer.tiny_model import CHATML, StoredFile, config, tokenizer
+from tests.support.trainer.tiny_model import CHATML, StoredFile, config, tokenizer
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.trainer import applications
-from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
+from tests.support.trainer import sample_manifests
+from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Measure
 from finetune_trainer.reporting.verdicts import change_direction
@@ -31,7 +31,7 @@ LOSSES = ("perplexity", "evalLoss")
 def main() -> None:
     """Rows of the table, each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(applications.SAMPLE_NAMES)}")
+    parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(sample_manifests.SAMPLE_NAMES)}")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU; without, on the CPU, as the samples say")
     options = parser.parse_args()
     if not options.gpu:
@@ -39,7 +39,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="samples-") as name, _serve_samples(Path(name)) as server:
         _print_line(TABLE_HEAD)
         _print_line("|" + " --- |" * (TABLE_HEAD.count("|") - 1))
-        for sample in options.samples or applications.SAMPLE_NAMES:
+        for sample in options.samples or sample_manifests.SAMPLE_NAMES:
             for row in _measure_sample(sample, server, Path(name)):
                 _print_line(row)
 
@@ -48,16 +48,16 @@ def main() -> None:
 def _serve_samples(folder: Path) -> Iterator[S3Server]:
     """With the base model and the data of all samples."""
     for server in serve(folder):
-        applications.upload_data(server)
+        sample_manifests.upload_data(server)
         for file in sorted(smollm2.ensure().iterdir()):
-            server.put(f"{applications.MODEL_URI}{file.name}", file.read_bytes())
+            server.put(f"{sample_manifests.MODEL_URI}{file.name}", file.read_bytes())
         yield server
 
 
 def _measure_sample(sample: str, server: S3Server, folder: Path) -> Iterator[str]:
     job, log = folder / f"{sample}.yaml", folder / f"{sample}.log"
-    text = (applications.SAMPLES_DIR / job.name).read_text()
-    job.write_text(text.replace(applications.PLACEHOLDER_ENDPOINT, server.endpoint))
+    text = (sample_manifests.SAMPLES_DIR / job.name).read_text()
+    job.write_text(text.replace(sample_manifests.PLACEHOLDER_ENDPOINT, server.endpoint))
     started = time.monotonic()
     if _run_trainer(job, log):
         last = log.read_text().strip().splitlines()[-1:]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
+from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
 ROUNDS = 5
 DIGEST_ONLY = "sha256 alone"

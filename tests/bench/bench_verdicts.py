@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.trainer import tiny_model
+from tests.support.trainer import tiny_model
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.data import preparation

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.s3_server import KEY_ID, SECRET, S3Server
-from tests.trainer.tiny_model import build, chat
+from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server
+from tests.support.trainer.tiny_model import build, chat
 
 ROUNDS = 5
 STEPS = 200

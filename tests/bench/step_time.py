@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.trainer.tiny_model import QUIET_ENV, build, chat
-from tests.trainer.training import direct
-from tests.trainer.training.trainings import RecordingReporter
+from tests.support.trainer import plain_trl_training
+from tests.support.trainer.tiny_model import QUIET_ENV, build, chat
+from tests.support.trainer.tiny_training import RecordingReporter
 
 ROUNDS, STEPS, SKIPPED_STEPS = 5, 24, 4
 BATCH = 4
@@ -43,7 +43,7 @@ class CpuClock(RecordingReporter):
 
 def time_trainer(backend: str, model_dir: Path, folder: Path) -> list[float]:
     """As a run trains."""
-    from tests.trainer.training.trainings import TrainingRequest, train
+    from tests.support.trainer.tiny_training import TrainingRequest, train
 
     clock = CpuClock()
     shape = {"batchSize": BATCH, "gradientAccumulation": 1, "gradientCheckpointing": False, "maxSteps": STEPS}
@@ -56,9 +56,9 @@ def time_plain_script(backend: str, model_dir: Path, folder: Path) -> list[float
     """As a script of a few lines does."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    options = direct.DEFAULT_OPTIONS | {"steps": STEPS, "batch": BATCH}
-    load = direct.load_with_unsloth if backend == "unsloth" else direct.load_with_trl
-    return direct.train(load(str(model_dir), options["seed"]), str(rows), folder / "out", options)["cpu"]
+    options = plain_trl_training.DEFAULT_OPTIONS | {"steps": STEPS, "batch": BATCH}
+    load = plain_trl_training.load_with_unsloth if backend == "unsloth" else plain_trl_training.load_with_trl
+    return plain_trl_training.train(load(str(model_dir), options["seed"]), str(rows), folder / "out", options)["cpu"]
 
 
 def cpu_ms_per_step(times: list[float]) -> float:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=trainer:. python tests/gpu/bench_backends.py [--json OUT] [--backends transformers unsloth]
 
-`trl` and `unsloth-script` are the same training by a short script against TRL or Unsloth themselves (`by_hand.py`).
+`trl` and `unsloth-script` are the same training by a short script against TRL or Unsloth themselves (`plain_scripts.py`).
 Needs no network: the model has the shape of Llama-3.2-1B (`--shape 8b`: Llama-3.1-8B) with random weights, built on the
 spot. `--rows full` (the default) makes every row `--length` tokens long, as published numbers do; `--rows mixed` makes
 them between a sixteenth of that and all of it, as data is. MFU counts neither recomputation nor padding, against the
@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tests.gpu import by_hand, random_model
+from tests.gpu import plain_scripts, random_model
 
 from finetune_trainer.contract import DatasetReport, Progress, TrainerConfig
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 200
 TRAINER_BACKENDS = ("transformers", "unsloth")
-SCRIPTS = {"trl": by_hand.load_with_trl, "unsloth-script": by_hand.load_with_unsloth}
+SCRIPTS = {"trl": plain_scripts.load_with_trl, "unsloth-script": plain_scripts.load_with_unsloth}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _train_with_script(
     started = time.monotonic()
     loaded = SCRIPTS[backend](config, folder)
     load_seconds = time.monotonic() - started
-    trained = by_hand.train(config, loaded, random_model.make_rows(*shape), folder.parent / backend)
+    trained = plain_scripts.train(config, loaded, random_model.make_rows(*shape), folder.parent / backend)
     return StepMeasurements(trained.times, trained.losses, trained.model, trained.peak / 2**30), load_seconds
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gpu import many_ways
+from tests.gpu import training_variants
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,7 +61,7 @@ def test_backends_same_rows_reach_same_loss(results: dict[str, dict[str, Any]]) 
     assert plain["last_loss"] == pytest.approx(unsloth["last_loss"], rel=5e-2)
 
 
-ALL_VARIANTS = [(backend, way) for backend in BACKENDS for way in many_ways.VARIANTS[backend]]
+ALL_VARIANTS = [(backend, way) for backend in BACKENDS for way in training_variants.VARIANTS[backend]]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     found = {}
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
-        run_script(Path(many_ways.__file__), backend, str(folder), scratch=folder)
+        run_script(Path(training_variants.__file__), backend, str(folder), scratch=folder)
         found[backend] = json.loads((folder / "results.json").read_text())
     return found
 
@@ -106,6 +106,6 @@ def test_energy_counter_matches_measured_power(tmp_path: Path) -> None:
 
 def test_adapter_trained_on_gpu_exports_and_answers(tmp_path: Path) -> None:
     """The whole way of `run`, on a tiny model: in bf16 by the backend that `auto` chooses here."""
-    run_script(BENCH.with_name("whole_way.py"), str(tmp_path), scratch=tmp_path)
+    run_script(BENCH.with_name("end_to_end.py"), str(tmp_path), scratch=tmp_path)
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["got"] == answers["expected"]

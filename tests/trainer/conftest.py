@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.trainer.faulty_proxy import FaultyProxy
-from tests.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
+from tests.support.trainer.faulty_proxy import FaultyProxy
+from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
+from tests.support.trainer.tracking_fixtures import mlflow
+from tests.support.trainer.training_fixtures import model_dir, run, unsloth
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV
 
+__all__ = ["mlflow", "model_dir", "run", "unsloth"]
+
 if TYPE_CHECKING:
-    from tests.trainer.forked_pods import ForkServer
+    from tests.support.trainer.forked_trainer import ForkServer
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """Pods that start quickly, without Unsloth."""
-    from tests.trainer.forked_pods import start_fork_server
+    from tests.support.trainer.forked_trainer import start_fork_server
 
     with start_fork_server("transformers") as started:
         yield started

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.trainer.s3_server import S3Server, serve
+from tests.support.trainer.tiny_model import build
 from tests.trainer.compatibility.recorded import (
     MODEL_DIR,
     OUTPUT_URI,
@@ -22,8 +24,6 @@ from tests.trainer.compatibility.recorded import (
     start_trainer,
     store_inputs,
 )
-from tests.trainer.s3_server import S3Server, serve
-from tests.trainer.tiny_model import build
 
 _SAVED_MESSAGE = "step 2 is stored"
 

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.trainer.s3_server import KEY_ID, SECRET
-from tests.trainer.tiny_model import QUIET_ENV
+from tests.support.trainer.s3_server import KEY_ID, SECRET
+from tests.support.trainer.tiny_model import QUIET_ENV
 
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, RUN_ID_ENV, SCRATCH_ENV, TrainerConfig
 from finetune_trainer.telemetry.http_server import PORT_ENV
 
 if TYPE_CHECKING:
-    from tests.trainer.s3_server import S3Server
+    from tests.support.trainer.s3_server import S3Server
 
 RECORDED_DIR = Path(__file__).parent / "recorded"
 MODEL_DIR = RECORDED_DIR / "model"

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.untrained_runs import run_untrained
 from tests.trainer.compatibility.recorded import OUTPUT_URI, RECORDED_DIR, build_config, start_trainer, store_inputs
-from tests.trainer.publishing import run_untrained
-from tests.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.recipe import RECIPE
 
 if TYPE_CHECKING:
-    from tests.trainer.s3_server import S3Server
+    from tests.support.trainer.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_TIMEOUT
-from tests.trainer.training.trainings import RunTraining
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.tiny_training import RunTraining
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError

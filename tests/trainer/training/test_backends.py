@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
-from tests.trainer.training import direct
-from tests.trainer.training.trainings import ROWS_BY_METHOD, RunTraining
+from tests.support.trainer import plain_trl_training
+from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
+from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.modeling.loading import choose_backend
@@ -41,7 +41,7 @@ def direct_losses(
     script = "unsloth" if request.param == "unsloth" else "trl"
     environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"UNSLOTH_DISABLE_STATISTICS": "1"}
-    line = [sys.executable, direct.__file__, script, str(model_dir), str(folder / "out"), "{}", *FILES]
+    line = [sys.executable, plain_trl_training.__file__, script, str(model_dir), str(folder / "out"), "{}", *FILES]
     done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / "out").read_text())

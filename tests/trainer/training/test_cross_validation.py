@@ -13,8 +13,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_TIMEOUT
-from tests.trainer.training.trainings import RecordingReporter, RunTraining, TrainingOutcome
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.tiny_training import RecordingReporter, RunTraining, TrainingOutcome
 
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError

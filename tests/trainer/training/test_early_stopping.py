@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_TIMEOUT
-from tests.trainer.training.trainings import RunTraining
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.tiny_training import RunTraining
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.trainer.tiny_model import TRAINING_TIMEOUT
-from tests.trainer.training.trainings import RunTraining, make_prepared_data
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.tiny_training import RunTraining, make_prepared_data
 
 from finetune_trainer.training.packing import pack
 

@@ -1,0 +1,56 @@
+"""Prepare, train, export and ask, in one process, with what `auto` chooses here. Writes answers.json into its argument.
+
+Its model is built here, so it learns two answers by heart; a GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.trainer import tiny_model
+
+ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
+GENERATE_SCRIPT = """
+import json, sys
+from pathlib import Path
+from finetune_trainer.modeling.generate import generate
+base, adapter, out, *prompts = sys.argv[1:]
+Path(out).write_text(json.dumps(generate(Path(base), Path(adapter), prompts, 40)))
+"""
+
+
+def main(folder: Path) -> None:
+    """Raises what any step raises."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+    from finetune_trainer.data import preparation
+    from finetune_trainer.modeling import loading
+    from finetune_trainer.publishing import export
+    from finetune_trainer.telemetry.progress import ProgressReporter
+    from finetune_trainer.training import train
+
+    shape = {"maxSteps": 120, "batchSize": 2, "gradientAccumulation": 1}
+    config = tiny_model.config(shape)
+    backend = loading.choose_backend(config)
+    loading.import_backend(backend)
+    base = tiny_model.build(folder / "base")
+    tokenizer = loading.load_tokenizer(base)
+    rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
+    files = preparation.DataFiles([(config.dataset.sources[0], [rows])], "sha256:0")
+    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    loaded = loading.LoadedModel(loading.load_model(config, base, backend), tokenizer, backend)
+    metrics = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder).metrics
+    export.export_adapter(config, loaded, folder / "adapter", "sha256:0", base)
+    print(backend, json.dumps(metrics))
+    out = folder / "got.json"  # asked in a process that knows nothing of the training
+    command = [sys.executable, "-c", GENERATE_SCRIPT, str(base), str(folder / "adapter"), str(out), *ANSWERS]
+    subprocess.run(command, check=True)
+    result = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}
+    (folder / "answers.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,228 @@
+"""Trainings of the tiny model by either backend, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.trainer.tiny_model import config, write_rows
+
+from finetune_trainer.contract import CrossValidation, DatasetReport, Evaluation, Progress, TrainerConfig
+from finetune_trainer.records import evaluation as records
+from finetune_trainer.telemetry.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from finetune_trainer.data.folds import Folds
+    from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.modeling.loading import LoadedModel
+
+
+def make_token_ids(start: int, length: int) -> list[int]:
+    return [10 + (start * 7 + index) % 200 for index in range(length)]
+
+
+PROMPTS = [make_token_ids(index, 3 + index % 3) for index in range(8)]
+CHOSEN_ANSWERS, REJECTED_ANSWERS = (
+    [make_token_ids(50, 4 + each % 4) for each in range(8)],
+    [make_token_ids(90, 3 + each % 5) for each in range(8)],
+)
+ROWS_BY_METHOD: dict[str, Mapping[str, Sequence[Any]]] = {
+    "sft": {
+        "input_ids": [[*prompt, *answer] for prompt, answer in zip(PROMPTS, CHOSEN_ANSWERS, strict=True)],
+        "labels": [[*([-100] * len(prompt)), *answer] for prompt, answer in zip(PROMPTS, CHOSEN_ANSWERS, strict=True)],
+    },
+    "dpo": {"prompt_ids": PROMPTS, "chosen_ids": CHOSEN_ANSWERS, "rejected_ids": REJECTED_ANSWERS},
+    "kto": {
+        "prompt_ids": PROMPTS,
+        "completion_ids": [*CHOSEN_ANSWERS[:4], *REJECTED_ANSWERS[4:]],
+        "label": [True] * 4 + [False] * 4,
+    },
+}
+"""As preparation leaves them, in tokens."""
+
+
+class RecordingReporter(ProgressReporter):
+    """Keeps all that was reported."""
+
+    def __init__(self) -> None:
+        self.reported: list[Progress] = []
+        self.tracked_metrics: list[tuple[int, dict[str, float]]] = []
+        super().__init__()
+
+    def update(self, **fields: Any) -> None:
+        super().update(**fields)
+        self.reported.append(self.get_latest())
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What a tracker is told."""
+        self.tracked_metrics.append((step, dict(metrics)))
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A training, in plain values that another process can be sent."""
+
+    training: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
+    """What `model` holds beside the tiny model's own."""
+    rows: list[Any] | None = None
+    """Rows to prepare; absent: the method's `ROWS`."""
+    validate: bool = False
+    """Whether to look at the same rows."""
+    without: int | None = None
+    """A part of the rows that cross-validation divides them into: not to train on, but to look at, by hand."""
+    adapter: str | None = None
+    resume: str | None = None
+    evaluation: dict[str, Any] | None = None
+    """What `evaluation` holds; absent: nothing is evaluated."""
+    save_at: int | None = None
+    """The step whose state is left in `<folder>/trainer`."""
+
+    @property
+    def config(self) -> TrainerConfig:
+        base_config = config(self.training)
+        evaluation = Evaluation.model_validate(self.evaluation or {})
+        return base_config.model_copy(
+            update={"model": base_config.model.model_copy(update=self.source), "evaluation": evaluation}
+        )
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+        data = self._prepare_rows(tokenizer, folder)
+        if self.without is None:
+            return data
+        fold = data.exclude_fold(self.without)
+        return replace(fold, validation=fold.held_out_fold, held_out_fold=None)
+
+    def _prepare_rows(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+        from finetune_trainer.data import preparation
+
+        if self.rows is None:
+            training = self.config.training
+            data = make_prepared_data(training.method, self.validate)
+            return replace(data, folds=make_folds(len(data.dataset), training.cross_validation))
+        sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
+        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
+        return replace(data, validation=data.dataset) if self.validate else data
+
+
+def make_folds(rows: int, cross_validation: CrossValidation | None) -> Folds | None:
+    import numpy as np
+
+    from finetune_trainer.data.folds import assign_folds
+
+    if cross_validation is None:
+        return None
+    return assign_folds(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), cross_validation.folds, 42)
+
+
+def make_prepared_data(method: str, validate: bool = False) -> PreparedData:
+    import datasets
+
+    from finetune_trainer.data.preparation import PreparedData
+
+    rows = datasets.Dataset.from_dict(dict(ROWS_BY_METHOD[method]))
+    report = DatasetReport(
+        rows=len(rows), kept=len(rows), rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0"
+    )
+    return PreparedData(dataset=rows, report=report, validation=rows if validate else None)
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What came of it; the model itself only where it was trained in this process."""
+
+    folder: Path
+    """What the run wrote: `adapter/` is the result."""
+    metrics: dict[str, float]
+    progress: list[Progress]
+    report: DatasetReport
+    trainable: int
+    loaded: LoadedModel | None = None
+    evaluation: records.EvaluationReport | None = None
+    fold_losses: list[float] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Of each step."""
+        by_step = {report.step: report.loss for report in self.progress if report.step and report.loss is not None}
+        return list(by_step.values())
+
+    @property
+    def model(self) -> PeftModel:
+        """In memory."""
+        assert self.loaded
+        return self.loaded.model
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The adapter's, as they were published."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / "adapter" / "adapter_model.safetensors")
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the model."""
+        plain: dict[str, Any] = {"progress": [report.to_json() for report in self.progress]}
+        evaluation = self.evaluation and self.evaluation.to_json()
+        plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
+        return {**plain, "report": self.report.to_json(), "evaluation": evaluation}
+
+    @classmethod
+    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> TrainingOutcome:
+        progress = [Progress.model_validate(item) for item in content["progress"]]
+        report = DatasetReport.model_validate(content["report"])
+        evaluation = content["evaluation"] and records.EvaluationReport.model_validate(content["evaluation"])
+        values = content["metrics"], progress, report, content["trainable"], None, evaluation, content["fold_losses"]
+        return cls(folder, *values)
+
+
+RunTraining = Callable[..., TrainingOutcome]
+
+
+def train(
+    request: TrainingRequest, model_dir: Path, folder: Path, progress: RecordingReporter | None = None
+) -> TrainingOutcome:
+    """As a run does between download and upload; the result is in `<folder>/adapter`."""
+    from finetune_trainer.modeling import loading
+    from finetune_trainer.publishing import export
+    from finetune_trainer.training import train
+
+    settings, recorder = request.config, progress or RecordingReporter()
+    backend = loading.choose_backend(settings)
+    loading.import_backend(backend)
+    # Only now: they import what the backend changes.
+    from finetune_trainer.evaluation import runner
+    from finetune_trainer.training import cross_validation
+
+    tokenizer = loading.load_tokenizer(model_dir)
+    data = request.prepare(tokenizer, folder)
+    peft_model = loading.load_model(settings, model_dir, backend, Path(request.adapter) if request.adapter else None)
+    loaded = loading.LoadedModel(peft_model, tokenizer, backend)
+    callbacks = [] if request.save_at is None else [make_save_callback(request.save_at)]
+    session = train.TrainingSession(
+        recorder, callbacks, Path(request.resume) if request.resume else None, log_metrics=recorder.track
+    )
+    trained = cross_validation.train_all(settings, loaded, data, session, folder)
+    evaluation = None
+    if request.evaluation is not None:
+        evaluation = runner.evaluate(runner.EvaluationInput(settings, loaded, data, trained), recorder)
+    export.export_adapter(settings, loaded, folder / "adapter", "sha256:0", model_dir)
+    trainable, _ = peft_model.get_nb_trainable_parameters()
+    values = trained.metrics, recorder.reported, data.report, trainable, loaded, evaluation, list(trained.fold_losses)
+    return TrainingOutcome(folder, *values)
+
+
+def make_save_callback(step: int) -> TrainerCallback:
+    """Asks for a checkpoint after that step."""
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    class SaveAtStep(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+            control.should_save = state.global_step == step
+
+    return SaveAtStep()

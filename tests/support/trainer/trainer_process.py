@@ -1,0 +1,212 @@
+"""Trainer pods as processes: started, watched by their log, killed, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.trainer.tiny_model import QUIET_ENV
+
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    OUTCOME_PATH_ENV,
+    RUN_ID_ENV,
+    SCRATCH_ENV,
+    Outcome,
+    TrainerConfig,
+)
+from finetune_trainer.telemetry import http_server
+
+if TYPE_CHECKING:
+    from tests.support.trainer.s3_server import S3Server
+
+ROOT = Path(__file__).parents[3]
+STEPS = 20
+"""Few enough that the log has each of them."""
+BUILD_MODEL_SCRIPT = (
+    "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+)
+_FORK_SCRIPT = """
+import importlib, json, os, sys
+for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
+    importlib.import_module(name)
+from finetune_trainer import __main__ as command
+
+print("ready", flush=True)
+for line in sys.stdin:
+    question = json.loads(line)
+    if "wait" in question:
+        print(os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        os.environ.clear()
+        os.environ.update(question["start"])
+        for number in (1, 2):
+            os.dup2(os.open(os.environ["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.argv = ["finetune_trainer", "run"]
+        command.main()
+    print(child, flush=True)
+"""
+_STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
+
+
+@dataclass
+class TrainerRun:
+    """Starts trainer processes of one run, one after the other."""
+
+    s3: S3Server
+    folder: Path
+    output: str
+    environment: dict[str, str]
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What differs in the parts of the config beside `training`."""
+
+    def config(self, **training: Any) -> TrainerConfig:
+        content: dict[str, Any] = {
+            "model": {"uri": "s3://models/resume/", "maxLength": 64},
+            "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}]},
+            "training": {
+                "maxSteps": STEPS,
+                "backend": "transformers",
+                "batchSize": 1,
+                "gradientAccumulation": 2,
+                "learningRate": 1e-2,
+                "lora": {"dropout": 0.2, "rank": 4},
+                "checkpoints": {"everySteps": 5},
+                **training,
+            },
+            "output": {"uri": self.output},
+            "storage": {"endpoint": self.s3.endpoint},
+        }
+        for section, changes in self.changes.items():
+            content[section] = content.get(section, {}) | changes
+        return TrainerConfig.model_validate(content)
+
+    def start(self, **training: Any) -> subprocess.Popen[str]:
+        environment = self.environment | {CONFIG_ENV: json.dumps(self.config(**training).to_json())}
+        line = [sys.executable, "-m", "finetune_trainer", "run"]
+        log = (self.folder / "log").open("w")
+        with log:
+            return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def wait_for(self, process: subprocess.Popen[str], text: str) -> None:
+        while text not in self.log:
+            assert process.poll() is None, self.log
+            time.sleep(0.02)
+
+    def run(self, **training: Any) -> Outcome:
+        with self.start(**training) as process:
+            process.wait()
+        return self.outcome
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.model_validate_json((self.folder / "outcome").read_bytes())
+
+    def read_metrics(self) -> dict[str, float]:
+        assert self.outcome.result, self.log
+        return self.outcome.result.metrics
+
+    def read_losses(self) -> dict[int, str]:
+        return {int(step): loss for step, loss in _STEP_LINE.findall(self.log)}
+
+
+class ParallelForkServer:
+    """Starts trainers that need not import torch again: a process each, but seconds quicker."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._read_answer() == "ready"
+
+    def start(self, run: TrainerRun, **training: Any) -> int:
+        """The process id of a trainer that appends to its pod's log."""
+        config = json.dumps(run.config(**training).to_json())
+        environment = run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")}
+        (run.folder / "log").write_text("")
+        self._send({"start": environment})
+        return int(self._read_answer())
+
+    def wait(self, child: int) -> int:
+        """Its exit status, or the number of the signal that ended it, negative."""
+        self._send({"wait": child})
+        return int(self._read_answer())
+
+    def _send(self, question: dict[str, Any]) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+
+    def _read_answer(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
+@contextmanager
+def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
+    """One that has imported everything."""
+    line = [sys.executable, "-W", "ignore", "-c", _FORK_SCRIPT]
+    # One thread, before torch is imported: its pool of threads does not survive a fork.
+    environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield ParallelForkServer(process)
+        finally:
+            process.kill()
+
+
+def build_model(folder: Path) -> None:
+    """The tiny model; made in a process of its own, since libraries warn when they are first compiled."""
+    subprocess.run([sys.executable, "-c", BUILD_MODEL_SCRIPT, folder], cwd=ROOT, check=True, capture_output=True)
+
+
+def upload_model(s3: S3Server, folder: Path, build_model: Callable[[Path], None]) -> None:
+    """The tiny model, once."""
+    if s3.list_keys("s3://models/resume/"):
+        return
+    build_model(folder)
+    for path in folder.iterdir():
+        s3.put(f"s3://models/resume/{path.name}", path.read_bytes())
+
+
+def make_rows(count: int) -> bytes:
+    content = [{"prompt": f"What is {n}?", "completion": f"It is {'very ' * (n % 5)}{n}."} for n in range(count)]
+    return "".join(json.dumps(row) + "\n" for row in content).encode()
+
+
+def make_run_factory(
+    s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build_model
+) -> Callable[[str], TrainerRun]:
+    """By a run's name: its pods."""
+    (tmp_path / "model").mkdir()
+    upload_model(s3, tmp_path / "model", build)
+    s3.put("s3://data/resume.jsonl", make_rows(16))
+
+    def make_run(name: str) -> TrainerRun:
+        folder = tmp_path / name
+        (folder / "scratch").mkdir(parents=True)
+        environment = {
+            **os.environ,
+            **QUIET_ENV,
+            OUTCOME_PATH_ENV: str(folder / "outcome"),
+            SCRATCH_ENV: str(folder / "scratch"),
+            RUN_ID_ENV: "uid-" + name,
+            http_server.PORT_ENV: "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        return TrainerRun(s3, folder, f"s3://results/{tmp_path.name}/{name}", environment)
+
+    return make_run

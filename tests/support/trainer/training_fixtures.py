@@ -1,0 +1,51 @@
+"""The tiny model, and a way to train it by either backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.trainer.tiny_model import build
+from tests.support.trainer.tiny_training import RecordingReporter, RunTraining, TrainingOutcome, TrainingRequest, train
+from tests.support.trainer.unsloth_process import UnslothProcess, start_unsloth
+
+DEFAULT_TRAINING = {"batchSize": 4, "gradientAccumulation": 1, "gradientCheckpointing": False, "maxSteps": 4}
+REQUEST_FIELDS = {field.name for field in fields(TrainingRequest)} - {"training"}
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def unsloth(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnslothProcess]:
+    with start_unsloth(model_dir, tmp_path_factory.mktemp("unsloth")) as started:
+        yield started
+
+
+@pytest.fixture
+def run(model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest) -> RunTraining:
+    """Trains, each time in a folder of its own; what is named as a field of `Asked` goes there, the rest is `training`.
+
+    Rows in tokens are eight, four of them a step, unless something else is said.
+    """
+    numbers = count()
+
+    def run(base: Path = model_dir, progress: RecordingReporter | None = None, **settings: Any) -> TrainingOutcome:
+        folder = tmp_path / f"run-{next(numbers)}"
+        folder.mkdir()
+        request_fields = {name: settings.pop(name) for name in REQUEST_FIELDS & settings.keys()}
+        training_request = TrainingRequest(
+            settings if "rows" in request_fields else DEFAULT_TRAINING | settings, **request_fields
+        )
+        if settings.get("backend") == "unsloth":
+            started: UnslothProcess = request.getfixturevalue("unsloth")
+            return started.train(training_request, folder)
+        return train(training_request, base, folder, progress)
+
+    return run

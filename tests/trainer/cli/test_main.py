@@ -1,0 +1,236 @@
+"""The command line as a process: what it prints, writes and exits with, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, SCRATCH_ENV, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.telemetry import http_server
+
+if TYPE_CHECKING:
+    from tests.support.trainer.faulty_proxy import FaultyProxy
+    from tests.support.trainer.s3_server import S3Server
+
+ROOT = Path(__file__).parents[3]
+CONFIG = {
+    "model": {"uri": "s3://models/main/"},
+    "dataset": {"sources": [{"uri": "s3://data/main.jsonl"}]},
+    "training": {"maxSteps": 2, "backend": "transformers"},
+    "output": {"uri": "s3://results/main"},
+}
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the environment of a trainer pod, for the processes that a test starts."""
+
+    def enter(config: dict[str, Any], endpoint: str) -> None:
+        (tmp_path / "scratch").mkdir(exist_ok=True)
+        content = config | {"storage": {"endpoint": endpoint}}
+        if config["training"]:  # with every default, as a stored FineTuneJob has them
+            content = TrainerConfig.model_validate(content).to_json()
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
+        monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
+        monkeypatch.setenv(SCRATCH_ENV, str(tmp_path / "scratch"))
+        monkeypatch.setenv(http_server.PORT_ENV, "0")
+
+    return enter
+
+
+def start_trainer(*arguments: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "finetune_trainer", *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_trainer(*arguments: str) -> tuple[int, str, str]:
+    with start_trainer(*arguments) as process:
+        out, err = process.communicate()
+    assert "canary" not in out + err
+    return process.returncode, out, err
+
+
+def read_outcome(tmp_path: Path) -> Outcome:
+    return Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["generate", "--help"]])
+def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
+    line = [sys.executable, "-X", "importtime", "-m", "finetune_trainer", *arguments]
+    before = os.times().children_user
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert os.times().children_user - before < 1
+    assert "usage: finetune-trainer" in done.stdout
+    loaded = {each.rpartition("|")[2].strip() for each in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "boto3",
+        "botocore",
+        "obstore",
+        "huggingface_hub",
+        "ruamel.yaml",
+        "cel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "message"),
+    [
+        (["run", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
+        (["plan", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
+        (["generate", "--prompt", "x"], Reason.CONFIG_INVALID, "name a manifest, or a model with --model"),
+        (["generate", "--prompt", "x", "--model", "/no/such"], Reason.MODEL_NOT_FOUND, "/no/such is no folder"),
+        (["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"], Reason.DATA_NOT_FOUND, "/no is no folder"),
+    ],
+)
+def test_command_error_is_single_line_without_traceback(arguments: list[str], reason: Reason, message: str) -> None:
+    status, out, err = run_trainer(*arguments)
+    assert status == reason.exit_code == 42
+    last = (out if arguments[0] == "run" else err).splitlines()[-1]
+    assert last.startswith(f"{reason}: ")
+    assert message in last
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("change", "endpoint", "reason", "status"),
+    [
+        ({"training": {}}, "http://127.0.0.1:9", Reason.CONFIG_INVALID, 42),
+        ({}, "http://127.0.0.1:9", Reason.STORAGE_UNREACHABLE, 75),
+    ],
+)
+def test_run_failure_in_pod_writes_outcome(
+    pod: Callable[..., None],
+    credentials: Callable[..., Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+    endpoint: str,
+    reason: Reason,
+    status: int,
+) -> None:
+    credentials("id", "secret-canary")
+    pod(CONFIG | change, endpoint)
+    found, out, err = run_trainer("run")
+    assert (found, read_outcome(tmp_path).reason) == (status, reason)
+    *_, sentence, last = out.splitlines()
+    assert sentence.startswith(f"{reason}: ")
+    assert Outcome.model_validate_json(last) == read_outcome(tmp_path)
+    assert read_outcome(tmp_path).progress
+    assert "Traceback" not in out + err
+
+
+def test_run_internal_error_logs_traceback_only(
+    pod: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod(CONFIG, "http://127.0.0.1:9")
+    monkeypatch.setenv(http_server.PORT_ENV, "no number")
+    status, out, err = run_trainer("run")
+    assert (status, read_outcome(tmp_path).reason) == (1, Reason.INTERNAL_ERROR)
+    assert read_outcome(tmp_path).message == "ValueError: invalid literal for int() with base 10: 'no number'"
+    assert "Traceback" in err
+    assert "Traceback" not in out
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[str, socket.socket]]:
+    """An endpoint that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_stopped_while_store_is_silent_is_preempted(
+    pod: Callable[..., None],
+    credentials: Callable[..., Path],
+    tmp_path: Path,
+    silent: tuple[str, socket.socket],
+    number: signal.Signals,
+) -> None:
+    endpoint, listener = silent
+    credentials("id", "secret-canary")
+    pod(CONFIG, endpoint)
+    with start_trainer("run") as process:
+        connection, _ = listener.accept()
+        assert_stopped(process, number, tmp_path)
+        connection.close()
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+@pytest.mark.s3
+def test_run_stopped_while_downloading_is_preempted(
+    s3: S3Server, proxy: FaultyProxy, pod: Callable[..., None], tmp_path: Path, delay: float
+) -> None:
+    s3.put("s3://data/main.jsonl", b"{}")
+    s3.put("s3://models/main/config.json", b"{}")
+    proxy.stalled_key = "main.jsonl"
+    pod(CONFIG | {"output": {"uri": f"s3://results/{tmp_path.name}"}}, s3.endpoint)
+    # A glob, so that finding the object needs no HEAD of it.
+    pod(CONFIG | {"dataset": {"sources": [{"uri": "s3://data/main.jsonl*"}]}}, s3.endpoint)
+    with start_trainer("run") as process:
+        assert proxy.stall_started.wait(30)
+        time.sleep(delay)  # meanwhile torch is being imported
+        assert_stopped(process, signal.SIGTERM, tmp_path)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def assert_stopped(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
+    process.send_signal(number)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 143, err
+    assert time.monotonic() - begun < 10
+    assert read_outcome(tmp_path).reason is Reason.PREEMPTED
+    assert number.name in read_outcome(tmp_path).message
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.s3
+@pytest.mark.training
+@pytest.mark.timeout(300)
+def test_run_repeat_and_generate_end_to_end(s3: S3Server, pod: Callable[..., None], tmp_path: Path) -> None:
+    # In a process of its own: libraries warn when they are first compiled, and here a warning is an error.
+    build = (
+        "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", build, tmp_path / "model"], cwd=ROOT, check=True, capture_output=True)
+    for path in (tmp_path / "model").iterdir():
+        s3.put(f"s3://models/main/{path.name}", path.read_bytes())
+    rows = [{"prompt": f"How do I turn lamp {n} on?", "completion": "Tap the top once."} for n in range(8)]
+    s3.put("s3://data/main.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    output = f"s3://results/{tmp_path.name}"
+    pod(CONFIG | {"output": {"uri": output}}, s3.endpoint)
+
+    status, out, err = run_trainer("run")
+    assert status == 0, out + err
+    first = read_outcome(tmp_path)
+    assert first.reason is Reason.COMPLETED
+    assert first.result
+    assert first.dataset
+    assert first.progress
+    assert (first.dataset.kept, first.progress.percentage, first.progress.stage) == (8, 100, Stage.DONE)
+    assert first.backend == "transformers"
+    assert f"{tmp_path.name}/adapter_model.safetensors" in s3.list_keys(output)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    status, out, err = run_trainer("run")
+    again = read_outcome(tmp_path)
+    assert (status, again.reason, again.result) == (0, Reason.ALREADY_COMPLETE, first.result), out + err
+
+    arguments = ["--model", "s3://models/main", "--adapter", output, "--endpoint", s3.endpoint, "--max-new-tokens", "4"]
+    status, out, err = run_trainer("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
+    assert status == 0, out + err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [each["prompt"] for each in answers] == ["Hello", "Lamp?"]
+    assert all(each.keys() == {"prompt", "base", "adapter"} for each in answers)

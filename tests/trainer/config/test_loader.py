@@ -1,0 +1,184 @@
+"""Manifests, as people write them: what is read, and what each mistake is told as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ConfigDict
+from tests.support.trainer.manifest_files import MANIFEST_HEAD, build_manifest, load_config
+
+from finetune_trainer.config import loader
+from finetune_trainer.contract import CONFIG_ENV, Model, Reason, cel_rules
+from finetune_trainer.errors import TrainerError
+
+
+def test_load_manifest_gives_config(tmp_path: Path) -> None:
+    config = load_config(tmp_path, build_manifest("epochs: 1", "epochs: 1\n  learningRate: 2e-4"))
+    assert config.output.uri == "s3://results/team/bot"
+    assert config.training.learning_rate == 2e-4
+    assert config.training.epochs == 1
+
+
+def test_load_cluster_only_fields_are_ignored(tmp_path: Path) -> None:
+    extra = "  compute: {gpusPerNode: 1}\n  backoffLimit: 2\n  storage: {credentialsSecretRef: {name: keys}}\n"
+    assert load_config(tmp_path, build_manifest() + extra) == load_config(tmp_path, build_manifest())
+
+
+WORKERS = {
+    "not said": ("", 1),
+    "one GPU": ("  compute: {gpusPerNode: 1}\n", 1),
+    "a CPU": ("  compute: {gpusPerNode: 0}\n", 1),
+    "CPUs": ("  compute: {nodes: 3, gpusPerNode: 0}\n", 3),
+    "nodes with GPUs": ("  compute: {nodes: 2, gpusPerNode: 8}\n", 16),
+    "nodes with one GPU each": ("  compute: {nodes: 2}\n", 2),
+    "no numbers": ("  compute: {nodes: two}\n", 1),
+    "no compute": ("  compute: 7\n", 1),
+}
+
+
+@pytest.mark.parametrize(("compute", "expected"), WORKERS.values(), ids=WORKERS)
+def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(build_manifest() + compute)
+    assert loader.read_world_size(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            build_manifest("epochs: 1", "seed: 1"),
+            "spec.training: exactly one of epochs and maxSteps must be set (line 9)",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\n  maxSteps: 2"),
+            "spec.training: exactly one of epochs and maxSteps must be set",
+        ),
+        (
+            build_manifest("{uri: s3://models/tiny}", "{uri: s3://models/tiny, revision: main}"),
+            "spec.model: revision applies to hf:// models only (line 5)",
+        ),
+        (
+            build_manifest("s3://data/a.jsonl", "s3://data/../a"),
+            "spec.dataset.sources[0]: uri must not contain '..' (line 8)",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\n  lora: {targetModules: [all-linear, q_proj]}"),
+            "spec.training.lora: targetModules is either ['all-linear'] or a list of module names",
+        ),
+        (
+            build_manifest(
+                "epochs: 1",
+                "epochs: 1\n  crossValidation: {folds: 3}\nevaluation: {gate: [{metric: evalLoss, maximum: 1}]}",
+            ),
+            "spec: evaluation.gate needs dataset.validation, but for crossValidationLoss",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\nevaluation: {gate: [{metric: crossValidationLoss, maximum: 1}]}"),
+            "spec: crossValidationLoss in evaluation.gate needs training.crossValidation",
+        ),
+        (
+            build_manifest("epochs: 1", "epochs: 1\n  crossValidation: {folds: 11}"),
+            "spec.training.crossValidation.folds: Input should be less than or equal to 10",
+        ),
+        (build_manifest("s3://data/a.jsonl", "/data/a.jsonl"), "spec.dataset.sources[0].uri: String should match"),
+        (build_manifest("s3://data/a.jsonl", "/data/a.jsonl"), "(it is '/data/a.jsonl') (line 8)"),
+        (build_manifest("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),
+        (
+            build_manifest("epochs: 1", "epochs: -1"),
+            "spec.training.epochs: Input should be greater than 0 (it is -1) (line 10)",
+        ),
+        (
+            build_manifest('output: {uri: "s3://results/{namespace}/{name}"}', ""),
+            "spec.output: this field is required (line 4)",
+        ),
+        (build_manifest() + "---\n" + build_manifest(), "holds 2 YAML documents; one FineTuneJob is wanted"),
+        ("", "holds 0 YAML documents"),
+        ("- a\n- b\n", "is no FineTuneJob: it holds no mapping"),
+        (build_manifest().replace("FineTuneJob", "Job"), "is no FineTuneJob of finetune.dev/…: kind Job"),
+        (
+            build_manifest().replace("finetune.dev", "batch"),
+            "is no FineTuneJob of finetune.dev/…: kind FineTuneJob, apiVersion batch",
+        ),
+        (MANIFEST_HEAD, "spec: a mapping is required"),
+        (MANIFEST_HEAD + "  - 1\n", "spec: a mapping is required"),
+        (build_manifest().replace("metadata: {name: bot, namespace: team}\n", ""), "metadata: a mapping is required"),
+        (MANIFEST_HEAD + "  a: [1\n", "is no YAML: "),
+        (build_manifest("epochs: 1", "epochs: 1\n  epochs: 2"), "found duplicate key"),
+        (build_manifest("epochs: 1", "epochs: !!python/object/apply:os.system ['true']"), "spec.training.epochs: "),
+    ],
+)
+def test_load_invalid_manifest_names_field_and_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(TrainerError) as error:
+        load_config(tmp_path, text)
+    assert error.value.reason is Reason.CONFIG_INVALID
+    assert message in error.value.message
+    assert "job.yaml" in error.value.message
+
+
+def test_load_several_errors_are_listed_per_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError) as error:
+        load_config(tmp_path, build_manifest("epochs: 1", "epochz: 1\n  batchSize: 0\n  seed: x"))
+    _, *lines = error.value.message.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "spec.training.batchSize",
+        "spec.training.seed",
+        "spec.training.epochz",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_load_unreadable_file_is_config_invalid(tmp_path: Path, content: bytes | None) -> None:
+    if content:
+        (tmp_path / "job.yaml").write_bytes(content)
+    with pytest.raises(TrainerError) as error:
+        loader.load_manifest(tmp_path / "job.yaml")
+    assert error.value.reason is Reason.CONFIG_INVALID
+
+
+def test_broken_rules_transition_rules_are_skipped() -> None:
+    class Part(Model):
+        model_config = ConfigDict(json_schema_extra=cel_rules(("self.size < 3", "size must be small")))
+        size: int
+
+    class Whole(Model):
+        model_config = ConfigDict(json_schema_extra=cel_rules(("self == oldSelf", "never changes"), ("false", "never")))
+        parts: list[Part]
+
+    whole = Whole(parts=[Part(size=1), Part(size=5)])
+    assert list(loader.find_broken_rules(whole)) == [((), "never"), (("parts", 1), "size must be small")]
+
+
+class TestEnvironment:
+    """The config as the operator passes it."""
+
+    def test_from_environment_reads_config(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = load_config(tmp_path, build_manifest())
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(config.to_json()))
+        assert loader.load_from_environment() == config
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "FINETUNE_CONFIG is not set"),
+            ("{", "FINETUNE_CONFIG: spec: Invalid JSON"),
+            ("{}", "spec.model: this field is required"),
+        ],
+    )
+    def test_load_invalid_manifest_names_field_and_line(
+        self, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(CONFIG_ENV, text)
+        with pytest.raises(TrainerError) as error:
+            loader.load_from_environment()
+        assert error.value.reason is Reason.CONFIG_INVALID
+        assert message in error.value.message
+
+    def test_from_environment_broken_rule_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = load_config(tmp_path, build_manifest()).to_json()
+        content["training"]["maxSteps"] = 3
+        monkeypatch.setenv(CONFIG_ENV, json.dumps(content))
+        with pytest.raises(TrainerError, match=r"spec\.training: exactly one of epochs and maxSteps must be set"):
+            loader.load_from_environment()

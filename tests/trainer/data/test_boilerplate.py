@@ -1,0 +1,197 @@
+"""Rows that share a long text, such as an instruction before each message, are compared by what differs in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tests.support.trainer.data_preparation import build_config, prepare_rows
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+
+from finetune_trainer.data.deduplication import MinHashIndex, RowGroups
+from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.shingles import BoilerplateFinder
+
+VOCABULARY = [f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "sta") for second in range(60)]
+Make = Callable[[random.Random], Row]
+
+
+def random_words(chance: random.Random, count: int) -> str:
+    return " ".join(chance.choices(VOCABULARY, k=count))
+
+
+ONE, TWO, THREE = (random_words(random.Random(seed), 140) for seed in range(3))
+
+
+def random_message(chance: random.Random) -> str:
+    return random_words(chance, chance.randint(8, 18))
+
+
+def random_label(chance: random.Random) -> str:
+    return chance.choice(["positive", "negative", "neutral"])
+
+
+def make_conversation(chance: random.Random) -> Row:
+    user, assistant = f"{ONE}\n{random_message(chance)}", random_label(chance)
+    turns = [("user", user), ("assistant", assistant), ("user", "Are you sure?"), ("assistant", "Yes")]
+    return Chat([{"role": role, "content": content} for role, content in turns])
+
+
+def make_preference(chance: random.Random) -> Row:
+    prompt = f"{ONE} {random_message(chance)}"
+    return Preference(
+        PromptCompletion(prompt, random_words(chance, 9)), PromptCompletion(prompt, random_words(chance, 9))
+    )
+
+
+def make_row_with_examples(chance: random.Random) -> Row:
+    """An instruction with 3 of 10 examples, and a message."""
+    examples = [random_words(random.Random(seed), 20) for seed in range(10)]
+    return PromptCompletion(" ".join([ONE, *chance.sample(examples, 3), random_message(chance)]), random_label(chance))
+
+
+TEMPLATED: dict[str, Make] = {
+    "instruction before": lambda chance: PromptCompletion(f"{ONE} {random_message(chance)}", random_label(chance)),
+    "instruction after": lambda chance: PromptCompletion(f"{random_message(chance)} {ONE}", random_label(chance)),
+    "instruction around": lambda chance: PromptCompletion(
+        f"{ONE} {random_message(chance)} {TWO}", random_label(chance)
+    ),
+    "three instructions": lambda chance: PromptCompletion(
+        f"{chance.choice([ONE, TWO, THREE])} {random_message(chance)}", random_label(chance)
+    ),
+    "varying examples": make_row_with_examples,
+    "a number": lambda chance: PromptCompletion(f"{ONE} {chance.random()}", "ok"),
+    "several turns": make_conversation,
+    "preferences": make_preference,
+    "verdicts": lambda chance: LabeledExample(
+        PromptCompletion(f"{ONE} {random_message(chance)}", random_label(chance)), chance.random() < 0.5
+    ),
+    "text": lambda chance: PlainText(
+        f"### Instruction: {ONE}\n### Input: {random_message(chance)}\n### Answer: {random_label(chance)}"
+    ),
+}
+
+
+def make_rows(make: Make, count: int) -> list[Row]:
+    chance = random.Random(7)
+    return [make(chance) for _ in range(count)]
+
+
+def make_near_index(rows: Sequence[Row]) -> MinHashIndex:
+    finder = BoilerplateFinder()
+    for row in rows:
+        finder.add(row)
+    return MinHashIndex(0.8, finder.find_boilerplate())
+
+
+def count_near_duplicates(rows: Sequence[Row]) -> int:
+    index = make_near_index(rows)
+    count = 0
+    for row in rows:
+        signature = index.compute_signature(row)
+        count += any(True for _ in index.query(signature))
+        index.insert(signature)
+    return count
+
+
+def count_groups(rows: Sequence[Row]) -> int:
+    row_groups = RowGroups(make_near_index(rows))
+    for row in rows:
+        row_groups.add(row)
+    return len(set(row_groups.compute_keys()))
+
+
+@pytest.mark.parametrize("make", TEMPLATED.values(), ids=TEMPLATED)
+def test_near_duplicates_shared_instruction_finds_none(make: Make) -> None:
+    distinct = make_rows(make, 200)
+    assert count_near_duplicates(distinct) == 0
+    assert count_groups(distinct) == 200
+
+
+@pytest.mark.parametrize("instructions", [[ONE], [ONE, TWO, THREE]], ids=["one", "three"])
+def test_near_duplicates_one_word_changed_is_found(instructions: list[str]) -> None:
+    chance = random.Random(3)
+    messages = [random_words(chance, 120) for _ in range(100)]
+    changed = [each.replace(each.split()[30], "other", 1) for each in messages[:40]]
+    prompts = [f"{instructions[number % len(instructions)]} {each}" for number, each in enumerate(messages + changed)]
+    assert count_near_duplicates([PromptCompletion(each, "yes") for each in prompts]) == 40
+
+
+def make_changed_copies(copies: int, texts_count: int) -> list[Row]:
+    """Copies of a few texts, each with a word of its own changed."""
+    chance = random.Random(5)
+    texts = [random_words(chance, 120).split() for _ in range(texts_count)]
+    changes = [(text, chance.randrange(120)) for text in texts for _ in range(copies)]
+    return [
+        PlainText(" ".join([*text[:at], f"new{number}", *text[at + 1 :]])) for number, (text, at) in enumerate(changes)
+    ]
+
+
+@pytest.mark.parametrize(("copies", "of"), [(2, 5), (10, 1), (12, 1), (20, 10), (300, 1)])
+def test_groups_copies_with_one_word_changed_stay_together(copies: int, of: int) -> None:
+    assert count_groups(make_changed_copies(copies, of)) == of
+
+
+def test_near_duplicates_few_rows_of_same_text_are_found() -> None:
+    assert count_near_duplicates([PlainText(f"{ONE} {number}") for number in range(10)]) == 9
+
+
+def test_near_duplicates_rows_of_shared_text_only_are_found() -> None:
+    copies = [PlainText(ONE.replace(" ", "!" * number + " ", 1)) for number in range(1, 31)]
+    assert count_near_duplicates(copies) == 29
+
+
+def test_boilerplate_reordered_rows_give_same_result() -> None:
+    many: list[Row] = [
+        *make_rows(TEMPLATED["three instructions"], 1500),
+        *(PlainText(f"{number} is free") for number in range(900)),
+    ]
+    orders = [many, many[::-1], random.Random(1).sample(many, len(many)), many + many[:700]]
+    found = []
+    for order in orders:
+        finder = BoilerplateFinder()
+        for row in order:
+            finder.add(row)
+        found.append(finder.find_boilerplate())
+    assert found[0]
+    assert found == [found[0]] * 4
+
+
+def test_boilerplate_rows_without_shared_text_give_none() -> None:
+    finder = BoilerplateFinder()
+    for row in make_rows(
+        lambda chance: PromptCompletion(f"Translate to French: {random_message(chance)}", random_message(chance)), 300
+    ):
+        finder.add(row)
+    assert not finder.find_boilerplate()
+
+
+ALPACA = {
+    "prompt and completion": lambda text, answer: {"prompt": f"{ONE}\n{text}", "completion": answer},
+    "alpaca": lambda text, answer: {"instruction": ONE, "input": text, "output": answer},
+    "messages": lambda text, answer: {
+        "messages": [{"role": "user", "content": f"{text}\n{ONE}"}, {"role": "assistant", "content": answer}]
+    },
+}
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+@pytest.mark.parametrize("make", ALPACA.values(), ids=ALPACA)
+def test_prepare_shared_instruction_keeps_and_splits_rows(
+    tmp_path: Path, make: Callable[[str, str], dict[str, object]]
+) -> None:
+    chance = random.Random(2)
+    made = [make(random_message(chance), random_label(chance)) for _ in range(100)]
+    settings = build_config(
+        {"crossValidation": {"folds": 3}},
+        max_length=4096,
+        preparation={"deduplicate": "near"},
+        validation={"fraction": 0.1},
+    )
+    prepared = prepare_rows(tmp_path, made, settings)
+    assert (prepared.report.kept, prepared.report.validation, prepared.report.rejected) == (90, 10, {})
+    assert prepared.folds is not None
+    assert [len(prepared.folds.select_held_out_rows(part)) for part in range(3)] == [30, 30, 30]

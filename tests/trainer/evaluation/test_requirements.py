@@ -1,0 +1,61 @@
+"""What is asked of an evaluation and cannot be measured on the rows is refused before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, tokenizer
+from tests.support.trainer.tiny_training import TrainingRequest
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
+
+WORDS = [{"prompt": f"Say {n} in German.", "completion": f"Zahl {n}"} for n in range(12)]
+SENTENCES = [{"prompt": f"Say {n} in German.", "completion": f"Das ist die Zahl {n}."} for n in range(12)]
+BLEU = {"task": "translation", "gate": [{"metric": "bleu", "minimum": 10}]}
+FLAGS = {"metric": "biasFlags", "maximum": 0}
+
+FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
+    "BLEU of sentences": (SENTENCES, BLEU),
+    "chrF of words": (WORDS, {"task": "translation", "gate": [{"metric": "chrf", "minimum": 10}]}),
+    "words of which no BLEU is asked": (WORDS, {"task": "translation"}),
+    "no flags": (WORDS, {"bias": {}, "gate": [FLAGS]}),
+}
+
+
+def check_requirements(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
+    from finetune_trainer.evaluation import requirements
+
+    wanted, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
+    requirements.check_requirements(wanted.config, wanted.prepare(words, folder), words)
+
+
+@pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)
+def test_requirements_measurable_evaluation_is_accepted(
+    rows: list[dict[str, str]], evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    check_requirements(rows, evaluation, tmp_path)
+
+
+REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
+    "BLEU of words": (WORDS, BLEU, "evaluation.gate names bleu, which cannot be measured: no answer of the validation"),
+    "flags without bias": (WORDS, {"gate": [FLAGS]}, "evaluation.gate names biasFlags; this run measures evalLoss"),
+    "fewer flags than the base model": (
+        WORDS,
+        {"bias": {}, "gate": [FLAGS | {"minImprovement": 0}]},
+        "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "evaluation", "said"), REFUSED.values(), ids=REFUSED)
+def test_requirements_unmeasurable_evaluation_is_refused(
+    rows: list[dict[str, str]], evaluation: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainerError, match=said) as error:
+        check_requirements(rows, evaluation, tmp_path)
+    assert error.value.reason is Reason.CONFIG_INVALID

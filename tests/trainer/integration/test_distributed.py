@@ -1,0 +1,203 @@
+"""Several workers that train one model: the same result as one worker's, and none is left waiting when another ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.trainer.s3_server import free_port
+from tests.support.trainer.trainer_process import ParallelForkServer, make_rows, start_parallel_fork_server
+from tests.support.trainer.worker_processes import WorkerGroup, make_group_factory, read_adapter, read_float_losses
+
+from finetune_trainer.contract import ExitCode
+
+if TYPE_CHECKING:
+    from tests.support.trainer.s3_server import S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
+
+UNEVEN_ROWS = 18
+"""Rows that no group of workers can share evenly."""
+COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
+SAVE_COUNTS_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.distributed.init_process_group("gloo")
+from finetune_trainer.training.trl_methods import TokenCounter
+TokenCounter(torch.device("cpu")).save(Path(sys.argv[1]))
+"""
+WAIT_SCRIPT = """
+import os, time
+from datetime import timedelta
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.distributed import collectives
+collectives.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
+collectives.init_process_group(ProgressReporter())
+if os.environ["RANK"] == "0":
+    time.sleep(6)
+    collectives.release_waiters()
+else:
+    collectives.barrier(ProgressReporter())
+"""
+DISTINCT_ROWS = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
+"""Rows that do not resemble each other."""
+TRAINING = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ParallelForkServer]:
+    with start_parallel_fork_server() as made:
+        yield made
+
+
+@pytest.fixture
+def workers(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
+    return make_group_factory(s3, tmp_path, forks)
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+    def test_workers_same_global_batch_match_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, packing: bool
+    ) -> None:
+        held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
+        s3.put("s3://data/held-out.jsonl", "".join(json.dumps(each) + "\n" for each in held_out).encode())
+        s3.put("s3://data/uneven.jsonl", make_rows(UNEVEN_ROWS))
+        data = {
+            "sources": [{"uri": "s3://data/uneven.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://data/held-out.jsonl"}]},
+        }
+        plain = {**TRAINING, "packing": packing}
+        one = workers("one", 1, dataset=data)
+        assert one.run(**plain, gradientAccumulation=4) == [0], one.logs
+        for name, nodes, per_node, accumulation in (("two", 2, 1, 2), ("four", 2, 2, 1)):
+            several = workers(name, nodes, per_node, data)
+            assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
+            assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
+            theirs = several.rank_zero.read_metrics()
+            assert [theirs[each] for each in COMPARED] == pytest.approx(
+                [one.rank_zero.read_metrics()[each] for each in COMPARED], abs=1e-4
+            )
+            expected, found = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
+            assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3
+            assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
+
+    @pytest.mark.parametrize("method", ["dpo", "kto"])
+    def test_workers_train_on_preferences(self, s3: S3Server, workers: Callable[..., WorkerGroup], method: str) -> None:
+        made = [
+            {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
+            if method == "dpo"
+            else {"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0}
+            for n in range(7)
+        ]
+        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(each) + "\n" for each in made).encode())
+        job = workers(method, 2, dataset={"sources": [{"uri": f"s3://data/{method}.jsonl"}]})
+        assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
+        assert job.rank_zero.read_metrics()["steps"] == 3
+
+    def test_workers_evaluate_preferences_like_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup]
+    ) -> None:
+        # Five rows in batches of two: one worker has a batch less, the other a smaller one.
+        held_out = [
+            {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
+            if n % 2
+            else {"prompt": f"What is {n}?", "chosen": "No idea.", "rejected": f"It is {n}."}
+            for n in range(20, 25)
+        ]
+        made = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
+        for name, content in (("pairs", made), ("held-out-pairs", held_out)):
+            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(each) + "\n" for each in content).encode())
+        data = {
+            "sources": [{"uri": "s3://data/pairs.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://data/held-out-pairs.jsonl"}]},
+        }
+        one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
+        asked = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
+        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
+        assert two.run(**asked, gradientAccumulation=1) == [0, 0], two.logs
+        for name in ("evalLoss", "evalRewardAccuracy"):
+            assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
+                name
+            )
+        assert one.rank_zero.read_metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
+
+    def test_workers_stop_and_resume_together(self, s3: S3Server, workers: Callable[..., WorkerGroup]) -> None:
+        whole, parted = workers("whole", 2), workers("parted", 2)
+        assert whole.run() == [0, 0], whole.logs
+
+        processes = parted.start(checkpoints={"everySteps": 1000})
+        parted.wait_for("step 6/")
+        os.kill(processes[1], signal.SIGTERM)
+        assert [self.wait_for_exit(parted, each) for each in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
+        stopped = parted.rank_zero.outcome.progress
+        assert stopped
+        assert stopped.last_checkpoint_step == stopped.step
+        losses = parted.rank_zero.read_losses()
+
+        processes = parted.start()
+        parted.wait_for("step 15 is stored")
+        os.kill(processes[1], signal.SIGKILL)
+        began = time.monotonic()
+        assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
+        assert time.monotonic() - began < 60
+        assert self.wait_for_exit(parted, processes[1]) == -signal.SIGKILL
+        assert f"going on from step {stopped.step}" in parted.rank_zero.log
+        losses |= parted.rank_zero.read_losses()
+
+        assert parted.run() == [0, 0], parted.logs
+        assert losses | parted.rank_zero.read_losses() == whole.rank_zero.read_losses()
+        assert [parted.rank_zero.read_metrics()[name] for name in COMPARED[:5]] == pytest.approx(
+            [whole.rank_zero.read_metrics()[name] for name in COMPARED[:5]]
+        )
+        assert not [key for key in s3.list_keys(parted.rank_zero.output) if "/." in key]
+
+    def test_workers_cross_validation_matches_single_worker(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup]
+    ) -> None:
+        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in DISTINCT_ROWS).encode())
+        data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
+        asked = {**TRAINING, "crossValidation": {"folds": 2}}
+        one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
+        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
+        asked |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+        processes = two.start(**asked)
+        two.wait_for("fold 2/2: step 2/")
+        os.kill(processes[1], signal.SIGTERM)
+        assert [self.wait_for_exit(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
+        assert two.run(**asked) == [0, 0], two.logs
+        assert "fold 1/2: trains on" not in two.logs
+        for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
+            assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
+                name
+            )
+
+    def test_workers_counts_are_written_by_local_rank_zero(self, tmp_path: Path) -> None:
+        # They share the folder, and a file that two write at once is torn.
+        assert self.run_two_workers(SAVE_COUNTS_SCRIPT, tmp_path) == [0, 0]
+        assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
+
+    def test_workers_wait_while_rank_zero_evaluates(self, tmp_path: Path) -> None:
+        assert self.run_two_workers(WAIT_SCRIPT, tmp_path) == [0, 0]
+
+    def run_two_workers(self, script: str, tmp_path: Path) -> list[int]:
+        """How two workers of one node end."""
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        workers = []
+        for rank in range(2):
+            (folder := tmp_path / str(rank)).mkdir()
+            environment = os.environ | meeting | {"RANK": str(rank)}
+            workers.append(subprocess.Popen([sys.executable, "-c", script, folder], env=environment))
+        return [each.wait() for each in workers]
+
+    def wait_for_exit(self, group: WorkerGroup, child: int) -> int:
+        return group.fork_server.wait(child)

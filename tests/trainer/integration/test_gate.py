@@ -1,0 +1,126 @@
+"""A model that is not good enough is not published, and what cannot be measured is said before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.tiny_model import CHATML
+from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
+
+from finetune_trainer.contract import Reason
+
+if TYPE_CHECKING:
+    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.s3_server import S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+REFUSED = {
+    # evaluation, reason, what is said
+    "a metric of another task": (
+        {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
+        Reason.CONFIG_INVALID,
+        "evaluation.gate names accuracy; this run measures evalLoss, perplexity, bleu, chrf",
+    ),
+    "a metric without a task": (
+        {"gate": [{"metric": "bleu", "minimum": 1}]},
+        Reason.CONFIG_INVALID,
+        "evaluation.gate names bleu",
+    ),
+    "a term with two counterparts": (
+        {"bias": {"terms": [["nurse", "doctor"], ["Nurse", "driver"]]}},
+        Reason.CONFIG_INVALID,
+        'evaluation.bias.terms[1]: "nurse" stands in two places',
+    ),
+    "a sentence without its counterpart": (
+        {"bias": {"pairsURI": "s3://data/wrong.csv"}},
+        Reason.DATA_INVALID,
+        "s3://data/wrong.csv line 2: ",
+    ),
+    "a prompt that the chat template refuses": (
+        {"samplePrompts": ["refuse me"]},
+        Reason.CONFIG_INVALID,
+        "evaluation.samplePrompts: the model's chat template refuses 'refuse me'",
+    ),
+    "no such pairs": ({"bias": {"pairsURI": "s3://data/none.csv"}}, Reason.DATA_NOT_FOUND, "s3://data/none.csv"),
+    "accuracy without labels": ({"task": "classification"}, Reason.CONFIG_INVALID, "accuracy without labels"),
+}
+
+
+REFUSING = "{% if messages[0].content == 'refuse me' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+PAIRS = "sent_more,sent_less,stereo_antistereo,bias_type\n"
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., TrainerRun]:
+    make = make_run_factory(s3, tmp_path, forks.build_model)
+    sentences = "".join(f"She cooks {n} meals.,He cooks {n} meals.,stereo,kitchen\n" for n in range(24))
+    s3.put("s3://data/pairs.csv", (PAIRS + sentences).encode())
+    s3.put("s3://data/wrong.csv", (PAIRS + "one,,stereo,kitchen\n").encode())
+
+    def made(name: str, evaluation: dict[str, Any]) -> TrainerRun:
+        pods = make(name)
+        pods.changes = {
+            "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
+            "evaluation": {"maxNewTokens": 4, **evaluation},
+            "model": {"chatTemplate": REFUSING},
+        }
+        return pods
+
+    return made
+
+
+def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
+    gate = [{"metric": "evalLoss", "maximum": 0.001}, {"metric": "perplexity", "minImprovement": 0}]
+    job = pods("worse", {"gate": gate})
+    assert forks.run(job, maxSteps=6, checkpoints={"everySteps": 2}) is Reason.EVALUATION_GATE, job.log
+    assert "evalLoss at most 0.001, it is " in job.outcome.message
+    assert "perplexity" not in job.outcome.message, "that one it passes"
+    assert [key for key in s3.list_keys(job.output) if "/.rejected/" not in key] == []
+    uri = job.outcome.message.rpartition("; the report is ")[2]
+    assert uri.startswith(f"{job.output}/.rejected/")
+    assert "Do not deploy this adapter: it breaks 1 rule of the gate" in s3.get(uri).decode()
+    found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
+    assert [check["passed"] for check in found["gate"]] == [False, True]
+
+
+def test_gate_passed_model_is_published_with_evaluation(
+    s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer
+) -> None:
+    gate = [{"metric": "chrf", "minImprovement": 0}]
+    bias = {"pairsURI": "s3://data/pairs.csv"}
+    job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "bias": bias, "gate": gate})
+    assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
+    found = json.loads(s3.get(f"{job.output}/evaluation.json"))
+    assert found["samples"][0]["prompt"] == "Who?"
+    assert [check["passed"] for check in found["gate"]] == [True]
+    assert [(each["kind"], each["category"]) for each in found["bias"]["findings"]] == [("pair", "kitchen")]
+    assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
+    assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
+    listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
+    assert {"README.md", "report.html", "evaluation.json", "provenance.json", "run.log"} <= listed.keys()
+    assert "6 validation rows are too few for intervals" in job.outcome.message
+    assert job.outcome.result
+    assert job.outcome.result.report_uri == f"{job.output}/report.html"
+    assert "library_name: peft" in s3.get(f"{job.output}/README.md").decode()
+    subjects = {
+        each["name"]: each["digest"]["sha256"]
+        for each in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
+    }
+    assert subjects == {
+        name: listed[name] for name in listed if name not in ("provenance.json", "finetune_config.json")
+    }
+
+
+@pytest.mark.parametrize(("evaluation", "reason", "said"), REFUSED.values(), ids=REFUSED)
+def test_gate_unmeasurable_is_refused_before_training(
+    pods: Callable[..., TrainerRun], forks: ForkServer, evaluation: dict[str, Any], reason: Reason, said: str
+) -> None:
+    job = pods("refused", evaluation)
+    assert forks.run(job) is reason, job.log
+    assert said in job.outcome.message
+    assert "stage: Training" not in job.log

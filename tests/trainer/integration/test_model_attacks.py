@@ -1,0 +1,81 @@
+"""What a folder that passes for a model tries, and that nothing comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, chat, config, tokenizer, write_rows
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.preparation import DataFiles, prepare_dataset
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.modeling.loading import load_model, load_tokenizer
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
+
+BOMB = (2**60).to_bytes(8, "little") + b"{}"
+BROKEN = {
+    "header bomb": ("model.safetensors", BOMB),
+    "offsets beyond the end": (
+        "model.safetensors",
+        (63).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[9000],"data_offsets":[0,36000]}}  ',
+    ),
+    "config of an unknown kind": ("config.json", b'{"model_type": "__import__"}'),
+    "layers without end": ("config.json", b'{"model_type": "llama", "num_hidden_layers": "x"}'),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), BROKEN.values(), ids=BROKEN)
+def test_load_model_malicious_file_is_model_invalid(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = build(tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(TrainerError) as caught:
+        load_model(config(), folder, "transformers")
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+        {"nested": {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}},
+    ],
+    ids=["code", "nested code"],
+)
+def test_tokenizer_with_code_is_refused_and_not_imported(tmp_path: Path, change: dict[str, object]) -> None:
+    folder, canary = build(tmp_path / "model"), tmp_path / "canary"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(TrainerError) as caught:
+        check_model_dir(folder)
+    assert caught.value.reason is Reason.MODEL_INVALID
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
+    load_tokenizer(folder)  # even without that check
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "cycler.__init__.__globals__.os.system('touch {canary}')",
+        "lipsum.__globals__['os'].popen('touch {canary}').read()",
+        "self.__init__.__globals__.__builtins__.open('{canary}', 'w')",
+        "''.__class__.__mro__[1].__subclasses__()",
+        "(''|attr('__class__')).__base__.__subclasses__()",
+        "raise_exception.__globals__['__builtins__']['open']('{canary}', 'w')",
+        "range(10 ** 12)|list",
+    ],
+)
+def test_chat_template_cannot_escape_sandbox(tmp_path: Path, escape: str) -> None:
+    canary = tmp_path / "canary"
+    template = "{{ " + escape.replace("{canary}", str(canary)) + " }}" + CHATML
+    settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])
+    with pytest.raises(TrainerError) as caught:
+        prepare_dataset(
+            settings, DataFiles([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path
+        )
+    assert caught.value.reason in (Reason.MODEL_INVALID, Reason.DATA_INVALID)
+    assert not canary.exists()

@@ -1,0 +1,101 @@
+"""A run that is stopped, killed or fed other data: what it goes on from, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.trainer.trainer_process import STEPS, TrainerRun, make_rows, make_run_factory
+
+from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, Reason
+
+if TYPE_CHECKING:
+    from tests.support.trainer.faulty_proxy import FaultyProxy
+    from tests.support.trainer.s3_server import S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], TrainerRun]:
+    return make_run_factory(s3, tmp_path)
+
+
+COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
+
+
+def test_resume_after_sigterm_matches_uninterrupted_run(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+    whole, parted = pods("whole"), pods("parted")
+    assert whole.run().reason is Reason.COMPLETED, whole.log
+    assert not [key for key in s3.list_keys(whole.output) if "/." in key]  # neither checkpoint nor claim
+
+    with parted.start(checkpoints={"everySteps": 1000}) as process:
+        parted.wait_for(process, "step 6/")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert (process.returncode, parted.outcome.reason) == (143, Reason.PREEMPTED), parted.log
+    assert parted.outcome.progress
+    stopped_at = parted.outcome.progress.last_checkpoint_step
+    assert stopped_at
+    before = parted.read_losses()
+    assert max(before) <= stopped_at <= STEPS
+    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.list_keys(parted.output))
+
+    assert parted.run().reason is Reason.COMPLETED, parted.log
+    assert f"going on from step {stopped_at}" in parted.log
+    assert min(parted.read_losses()) == stopped_at + 1
+    together = before | parted.read_losses()
+    assert len(together) == STEPS
+    assert together == whole.read_losses()
+    assert [parted.read_metrics()[name] for name in COMPARED] == pytest.approx(
+        [whole.read_metrics()[name] for name in COMPARED]
+    )
+    assert not [key for key in s3.list_keys(parted.output) if "/." in key]
+
+
+def test_resume_new_run_of_same_output_uses_checkpoint(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+    """`kubectl delete` and `kubectl apply` of the same file, in the middle of training."""
+    job = pods("job")
+    with job.start() as process:
+        job.wait_for(process, "step 6/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert job.outcome.reason is Reason.PREEMPTED, job.log
+    saved = job.outcome.progress.last_checkpoint_step if job.outcome.progress else None
+    assert saved
+    assert not [key for key in s3.list_keys(job.output) if key.endswith(".claim.json")]
+    job.environment[RUN_ID_ENV] = "uid-of-the-next"
+    assert job.run().reason is Reason.COMPLETED, job.log
+    assert "is held by another run" not in job.log
+    assert f"going on from step {saved}" in job.log
+    assert min(job.read_losses()) == saved + 1
+
+
+def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+    job = pods("job")
+    with job.start() as process:
+        job.wait_for(process, "step 5 is stored")
+        process.kill()
+    s3.put("s3://data/resume.jsonl", make_rows(17))
+    outcome = job.run(maxSteps=STEPS)
+    assert outcome.reason is Reason.COMPLETED, job.log
+    assert "is not used: the data has changed since" in job.log
+    assert min(job.read_losses()) == 1
+
+
+def test_stop_save_timeout_ends_preempted(s3: S3Server, pods: Callable[[str], TrainerRun], proxy: FaultyProxy) -> None:
+    job = pods("job")
+    job.environment |= {STOP_SECONDS_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
+    job.environment |= {"no_proxy": "", "NO_PROXY": ""}
+    proxy.stalled_key = "optimizer.pt"
+    with job.start(checkpoints={"everySteps": 1000}) as process:
+        job.wait_for(process, "step 3/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert (process.returncode, job.outcome.reason) == (143, Reason.PREEMPTED), job.log
+    assert "no checkpoint could be stored within 2 s" in job.outcome.message

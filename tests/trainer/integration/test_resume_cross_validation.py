@@ -1,0 +1,130 @@
+"""A cross-validated run that is stopped, killed or loses a checkpoint ends the same, and trains no fold again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
+
+from finetune_trainer.contract import Reason
+
+if TYPE_CHECKING:
+    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.s3_server import S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+STEPS = 6
+WORDS = ("lamp", "river", "stone", "bread", "winter", "bridge", "letter", "garden", "window")
+ROWS = [{"prompt": f"Where is the {word}?", "completion": f"{word} " * (2 + len(word) % 4)} for word in WORDS]
+TRAINING: dict[str, Any] = {
+    "maxSteps": STEPS,
+    "crossValidation": {"folds": 3},
+    "checkpoints": {"everySteps": 2},
+    "lora": {"dropout": 0.2, "rank": 4},
+}
+COMPARED = ("crossValidationLoss", "crossValidationDeviation", "trainLoss", "finalLoss", "steps", "tokens")
+_STEP = re.compile(r"(fold \d/\d|refit): step (\d+)/\d+ loss ([\d.]+)")
+_BEGUN = re.compile(r"(fold \d/\d): trains on")
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
+    s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in ROWS).encode())
+    make = make_run_factory(s3, tmp_path, forks.build_model)
+
+    def made(name: str) -> TrainerRun:
+        pods = make(name)
+        gate = [{"metric": "crossValidationLoss", "maximum": 100}]
+        pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}, "evaluation": {"gate": gate}}
+        return pods
+
+    return made
+
+
+@pytest.fixture
+def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
+    found = pods("whole")
+    assert forks.run(found, **TRAINING) is Reason.COMPLETED, found.log
+    assert len(read_fold_losses(found)) == 4 * STEPS
+    evaluation = json.loads(s3.get(f"{found.output}/evaluation.json"))
+    assert len(evaluation["crossValidation"]["folds"]) == 3
+    assert evaluation["crossValidation"]["mean"] == evaluation["gate"][0]["value"]
+    return found
+
+
+def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:
+    """By training and step."""
+    return {(name, int(step)): loss for name, step, loss in _STEP.findall(pods.log)}
+
+
+def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: int) -> dict[tuple[str, int], str]:
+    """Start it, and send the signal once the log says so; what it trained."""
+    child = forks.start(pods, **TRAINING)
+    deadline = time.monotonic() + 200
+    while text not in pods.log:
+        assert time.monotonic() < deadline, pods.log
+        time.sleep(0.005)
+    os.kill(child, number)
+    assert forks.wait() == (143 if number == signal.SIGTERM else -number), pods.log
+    return read_fold_losses(pods)
+
+
+def assert_same_result(s3: S3Server, pods: TrainerRun, whole: TrainerRun, trained: dict[tuple[str, int], str]) -> None:
+    assert trained | read_fold_losses(pods) == read_fold_losses(whole)
+    for name in COMPARED:
+        assert pods.read_metrics()[name] == whole.read_metrics()[name], name
+    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (pods, whole)]
+    assert same[0] == same[1]
+    assert not [key for key in s3.list_keys(pods.output) if "/." in key]
+
+
+def test_cross_validation_stopped_and_killed_resumes(
+    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
+) -> None:
+    job = pods("job")
+    first = stop_after(forks, job, "fold 2/3: step 3/", signal.SIGTERM)
+    stopped = job.outcome.progress
+    assert job.outcome.reason is Reason.PREEMPTED
+    assert stopped
+    assert stopped.last_checkpoint_step == stopped.step
+    assert STEPS + 3 <= (stopped.step or 0) <= 2 * STEPS
+    assert stopped.total_steps == 4 * STEPS
+
+    second = stop_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
+    assert f"going on from step {stopped.step}" in job.log
+    assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
+    assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
+
+    assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
+    assert _BEGUN.findall(job.log) == []
+    assert {name for name, _ in read_fold_losses(job)} == {"refit"}
+    assert min(read_fold_losses(job)) > ("refit", 4 - 1)
+    assert_same_result(s3, job, whole, first | second)
+
+
+def test_cross_validation_damaged_checkpoint_uses_previous_fold(
+    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
+) -> None:
+    job = pods("job")
+    first = stop_after(forks, job, f"step {2 * STEPS + 2} is stored", signal.SIGKILL)
+    (folder,) = {key.partition("/step-")[0] for key in s3.list_keys(job.output) if "/step-" in key}
+    for step in range(2 * STEPS + 1, 3 * STEPS + 1):
+        marker = f"s3://results/{folder}/step-{step}/checkpoint.json"
+        if marker.removeprefix("s3://results/") in s3.list_keys(job.output):
+            s3.put(marker, s3.get(marker)[:-1])
+    assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
+    assert f"going on from step {2 * STEPS}" in job.log
+    assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
+    assert [step for name, step in read_fold_losses(job) if name == "fold 2/3"] == [STEPS], (
+        "shown again, and not trained"
+    )
+    assert_same_result(s3, job, whole, first)

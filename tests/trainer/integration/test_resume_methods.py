@@ -1,0 +1,141 @@
+"""Told to stop in the middle, or after the last step, a run of any method ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.forked_trainer import start_fork_server
+from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
+
+from finetune_trainer.contract import Reason
+
+if TYPE_CHECKING:
+    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.s3_server import S3Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
+
+STEPS = 12
+COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss", "bestStep")
+PREFERENCES = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No " * (1 + n % 5)} for n in range(16)]
+CASES: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {"method": "dpo"},
+    "kto": {"method": "kto", "batchSize": 2},
+    "packed": {"packing": True},
+    "best taken": {"earlyStopping": {"patience": 1000}, "evalSteps": 1, "learningRate": 0.3, "scheduler": "constant"},
+    "nf4 dora": {"lora": {"variant": "dora", "rank": 4, "dropout": 0.1}},
+}
+
+
+@pytest.fixture(scope="module")
+def unsloth_forks() -> Iterator[ForkServer]:
+    with start_fork_server("unsloth") as started:
+        yield started
+
+
+@pytest.fixture
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
+    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(each) + "\n" for each in PREFERENCES).encode())
+    return make_run_factory(s3, tmp_path, forks.build_model)
+
+
+def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) -> TrainerRun:
+    """With the method's rows, four of them to look at."""
+    name = "resume" if training.get("method", "sft") == "sft" else "preferences"
+    pods.changes = {
+        "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}], "validation": {"fraction": 0.25}},
+        "model": {"quantization": quantization},
+    }
+    return pods
+
+
+def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[str, Any]) -> int:
+    """Its last stored step."""
+    child = forks.start(pods, **training)
+    deadline = time.monotonic() + 200
+    while text not in pods.log:
+        assert time.monotonic() < deadline, pods.log
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert (forks.wait(), pods.outcome.reason) == (143, Reason.PREEMPTED), pods.log
+    assert pods.outcome.progress
+    assert pods.outcome.progress.last_checkpoint_step
+    return pods.outcome.progress.last_checkpoint_step
+
+
+def assert_resume_matches(
+    forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], quantization: str = "none"
+) -> None:
+    asked = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
+    whole, parted = (set_inputs(pods(name), training, quantization) for name in ("whole", "parted"))
+    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
+    stopped_at = stop_after(forks, parted, f"step {STEPS // 2}/", asked)
+    before = parted.read_losses()
+    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert f"going on from step {stopped_at}" in parted.log
+    told = parted.s3.get(f"{parted.output}/run.log").decode()
+    assert f"step {STEPS // 2}/{STEPS} " in told, "the first attempt's"
+    assert f"step {STEPS}/{STEPS} " in told
+    # Where the last step was saved, it is shown again.
+    assert before | parted.read_losses() == whole.read_losses()
+    assert len(whole.read_losses()) == STEPS
+    for name in COMPARED:
+        assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("training", CASES.values(), ids=CASES)
+def test_resume_each_method_matches_uninterrupted(
+    pods: Callable[[str], TrainerRun], forks: ForkServer, training: dict[str, Any]
+) -> None:
+    assert_resume_matches(forks, pods, training, "nf4" if training.get("lora") else "none")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_resume_unsloth_matches_uninterrupted(
+    pods: Callable[[str], TrainerRun], unsloth_forks: ForkServer, method: str
+) -> None:
+    assert_resume_matches(unsloth_forks, pods, {"backend": "unsloth", "method": method})
+
+
+def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
+    stopping = {"earlyStopping": {"patience": 2, "minDelta": 1000}, "evalSteps": 1, "maxSteps": STEPS}
+    asked = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
+    whole, parted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
+    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
+    assert whole.read_metrics()["steps"] == 3
+    assert stop_after(forks, parted, "step 3 is stored", asked) == 3
+    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert list(parted.read_losses()) == [3]
+    assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]
+    same = [each.s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("method", ["sft", "kto"])
+def test_resume_after_last_step_publishes_without_steps(
+    s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer, method: str
+) -> None:
+    training = {"method": method, "batchSize": 2, "gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+    asked = {"maxSteps": STEPS - 1, **training}  # in the middle of an epoch
+    whole, parted = (set_inputs(pods(name), training, "none") for name in ("whole", "parted"))
+    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
+    assert stop_after(forks, parted, f"step {STEPS - 1}/{STEPS - 1}", asked) == STEPS - 1
+    first = parted.log
+    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert list(parted.read_losses()) == [STEPS - 1]
+    for name in COMPARED:
+        assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), (name, first)
+    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    assert same[0] == same[1]
+    assert parted.read_metrics()["tokensPerSecond"] == pytest.approx(
+        parted.read_metrics()["tokens"] / parted.read_metrics()["trainSeconds"], rel=0.01
+    )
+    assert not [key for key in s3.list_keys(parted.output) if "/." in key]

@@ -1,0 +1,65 @@
+"""Asking base and adapter: what was trained is what is answered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
+
+from finetune_trainer.data import preparation
+from finetune_trainer.modeling import loading
+from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.publishing.export import export_adapter
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.training import train
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
+
+ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build(tmp_path_factory.mktemp("model"))
+    # As many instruct models ask for: sampling, which must not make answers differ.
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["with chat template", "plain text"])
+def tuned(
+    request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Base and adapter that knows `ANSWERS` by heart."""
+    folder = tmp_path_factory.mktemp("run")
+    base = shutil.copytree(model_dir, folder / "base")
+    rows: list[object] = [chat(*pair) for pair in ANSWERS.items()]
+    if request.param == "plain text":
+        (base / "chat_template.jinja").unlink()
+        rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS.items()]
+    settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
+    words = loading.load_tokenizer(base)
+    sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
+    prepared = preparation.prepare_dataset(settings, preparation.DataFiles(sources, "sha256:0"), words, folder)
+    loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
+    train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
+    return base, folder / "adapter"
+
+
+def test_generate_adapter_answers_as_trained(tuned: tuple[Path, Path]) -> None:
+    base, adapter = tuned
+    assert generate_completions(base, adapter, list(ANSWERS), 40) == list(ANSWERS.values())
+
+
+def test_generate_base_model_is_deterministic(tuned: tuple[Path, Path]) -> None:
+    base, _ = tuned
+    first, again = (
+        generate_completions(base, None, list(ANSWERS), 8),
+        generate_completions(base, None, list(ANSWERS), 8),
+    )
+    assert first == again
+    assert first != list(ANSWERS.values())

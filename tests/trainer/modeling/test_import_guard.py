@@ -1,0 +1,33 @@
+"""What training on text does not need is not imported, and is there for those who do need it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT
+
+RUN_SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from finetune_trainer.modeling.loading import import_backend
+import_backend("transformers", sys.argv[1])
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTTrainer
+shape = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+get_peft_model(LlamaForCausalLM(shape), LoraConfig(target_modules="all-linear"))
+print(*sorted({"bitsandbytes", "mlflow", "scipy", "torchao", "torchvision", "wandb"}.intersection(sys.modules)))
+import datasketch, scipy
+"""
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+@pytest.mark.parametrize(("quantization", "loaded"), [("none", []), ("int8", ["bitsandbytes"])])
+def test_import_guard_loads_needed_packages_only(quantization: str, loaded: list[str]) -> None:
+    line = [sys.executable, "-c", RUN_SCRIPT, quantization]
+    done = subprocess.run(line, env={**os.environ, **QUIET_ENV}, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == loaded

@@ -1,0 +1,115 @@
+"""Answers are the likeliest tokens, whatever the base model's files say, and end where they have to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, import_libraries, tokenizer
+
+from finetune_trainer.modeling.generate import generate_completions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
+
+NEW = 12
+PROMPTS = [[40, 41, 42], [60, 61, 62, 63, 64], [70]]
+LEAKS: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"repetition_penalty": 1.8},
+    "encoder_repetition_penalty": {"encoder_repetition_penalty": 3.0},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "num_beams": {"num_beams": 3},
+    "min_new_tokens": {"min_new_tokens": NEW},
+    "max_time": {"max_time": 1e-9},
+    "penalty_alpha": {"penalty_alpha": 0.9, "top_k": 4},
+    "dola_layers": {"dola_layers": "low"},
+    "prompt_lookup": {"prompt_lookup_num_tokens": 2, "repetition_penalty": 1.5},
+    "forced_eos_token_id": {"forced_eos_token_id": 5, "forced_bos_token_id": 6},
+    "sampling": {"do_sample": True, "temperature": 3.0, "top_k": 0, "num_return_sequences": 2},
+    "suppress_tokens": {"suppress_tokens": list(range(8, 512, 2))},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(8, 512, 2))},
+    "bad_words_ids": {"bad_words_ids": [[token] for token in range(9, 512, 2)]},
+    "guidance_scale": {"guidance_scale": 2.0, "exponential_decay_length_penalty": [1, 4.0]},
+    "dictionary": {"return_dict_in_generate": True, "output_scores": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def base(model_dir: Path) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_dir).eval()
+
+
+def decode_greedily(model: PreTrainedModel, prompt: list[int], most: int = NEW) -> list[int]:
+    """Token after token by hand, until one of the model's or the tokenizer's ends."""
+    import torch
+
+    ids, end = list(prompt), tokenizer().eos_token_id
+    while len(ids) < len(prompt) + most and ids[-1] != end:
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def decode_text(ids: list[int]) -> str:
+    return tokenizer().decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "with adapter"])
+@pytest.mark.parametrize("settings", LEAKS.values(), ids=LEAKS)
+def test_inference_is_greedy_despite_generation_config(
+    base: PreTrainedModel, settings: dict[str, Any], adapted: bool
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import GenerationConfig
+
+    from finetune_trainer.modeling.inference import TextGenerator
+
+    expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
+    kept = base.generation_config
+    base.generation_config = asked = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
+    try:
+        assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
+        assert base.generation_config is asked
+    finally:
+        if adapted:
+            model.unload()
+        base.generation_config = kept
+
+
+def test_generate_ignores_generation_config_file(model_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    settings = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "suppress_tokens": [70, 71], "num_beams": 2}
+    (other / "generation_config.json").write_text(json.dumps(settings))
+    prompts = ["How do I turn the lamp on?", "What is red?"]
+    assert generate_completions(other, None, prompts, NEW) == generate_completions(model_dir, None, prompts, NEW)
+
+
+def test_inference_stops_at_last_position() -> None:
+    import_libraries()
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from finetune_trainer.modeling.inference import TextGenerator
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    shape = GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=None)
+    model = GPT2LMHeadModel(shape).eval()
+    prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
+    answers = TextGenerator(model, words, 8).generate(prompts)
+    rooms = [8, 4, 0, 0, 1, 3]
+    assert answers == [decode_text(decode_greedily(model, *each)) for each in zip(prompts, rooms, strict=True)]

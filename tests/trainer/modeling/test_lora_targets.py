@@ -1,0 +1,161 @@
+"""`targetModules`: what can have an adapter in models of several families, and what is said of the rest."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, config, import_libraries
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.loading import load_model
+from finetune_trainer.modeling.lora import add_adapter
+from finetune_trainer.planning.model_shape import compute_model_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.timeout(TRAINING_TIMEOUT),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),  # PEFT sets it for GPT-2 by itself
+]
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
+FUSED = ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"]
+FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
+    "llama": (
+        SIZES,
+        LLAMA,
+        {
+            "self_attn": "no linear layer but LlamaAttention",
+            "act_fn": "no linear layer but SiLUActivation",
+            "input_layernorm": "no linear layer but LlamaRMSNorm",
+            "lm_head": "the output head",
+            "embed_tokens": "an embedding",
+        },
+    ),
+    "gpt2": (
+        GPT2 | {"bos_token_id": 1, "eos_token_id": 2},
+        ["c_attn", "c_fc", "c_proj"],
+        {"attn": "no linear layer but GPT2Attention", "wte": "an embedding", "ln_1": "no linear layer but LayerNorm"},
+    ),
+    "phi3": (SIZES, ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"], {"mlp": "no linear layer but Phi3MLP"}),
+    "mixtral": (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"gate": "a router", "experts": "no linear"}),
+    "qwen3_moe": (SIZES | EXPERTS | {"num_experts": 4}, ATTENTION, {"gate": "a router", "mlp": "no linear layer"}),
+    "phimoe": (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"router": "a router"}),
+    "gemma2": (SIZES | {"head_dim": 8}, LLAMA, {"embed_tokens": "an embedding"}),
+    "falcon": (SIZES, FUSED, {"word_embeddings": "an embedding", "lm_head": "the output head"}),
+    "bloom": (SIZES | {"n_layer": 2, "n_head": 4}, FUSED, {"gelu_impl": "no linear layer but BloomGelu"}),
+    "mamba": (SIZES, ["dt_proj", "in_proj", "x_proj"], {"conv1d": "no linear layer", "out_proj": "read by a kernel"}),
+}
+
+
+def build_base_model(family: str) -> PreTrainedModel:
+    """A new model each time: PEFT changes what it adapts."""
+    import_libraries()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family][0]))
+
+
+def find_adapted_modules(family: str, *targets: str) -> set[str]:
+    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family))
+    return {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names}
+
+
+@cache
+def refusal_message(family: str, *targets: str) -> str:
+    with pytest.raises(TrainerError) as caught:
+        find_adapted_modules(family, *targets)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert caught.value.message.startswith("training.lora.targetModules: ")
+    return caught.value.message.removeprefix("training.lora.targetModules: ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_unknown_name_is_refused_with_valid_names(family: str) -> None:
+    names = FAMILIES[family][1]
+    assert refusal_message(family, "query") == f"the model has no query; use all-linear or some of {', '.join(names)}"
+    assert find_adapted_modules(family, *names) == set(names)
+    for name in names:
+        assert find_adapted_modules(family, name) == {name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_unsupported_module_is_refused(family: str) -> None:
+    _, (possible, *_), refusals = FAMILIES[family]
+    for name, why in refusals.items():
+        assert f"{name} cannot have an adapter, it is {why}" in refusal_message(family, possible, name)
+
+
+MAMBA = {
+    "mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "falcon_mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "mamba2": (SIZES | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, {"in_proj"}),
+    "falcon_h1": (
+        SIZES | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
+        {*LLAMA, "in_proj"},
+    ),
+    "nemotron_h": (
+        SIZES | {"layers_block_type": ["linear_attention", "full_attention"], "mamba_num_heads": 4, "n_groups": 1},
+        {*ATTENTION, "in_proj"},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MAMBA)
+def test_targets_all_linear_mamba_skips_unsupported_modules(family: str) -> None:
+    sizes, names = MAMBA[family]
+    FAMILIES[family] = (sizes, [], {})
+    assert find_adapted_modules(family, "all-linear") == names
+
+
+def test_targets_duplicate_name_is_refused() -> None:
+    assert refusal_message("llama", "q_proj", "v_proj", "q_proj").startswith("q_proj is named twice; ")
+
+
+@pytest.mark.parametrize("path", ["model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj", "self_attn.q_proj"])
+def test_targets_module_path_suffix_is_accepted(path: str) -> None:
+    assert find_adapted_modules("llama", path) == {"q_proj"}
+
+
+def test_targets_refused_by_peft_are_refused() -> None:
+    FAMILIES["deepseek_v3"] = (
+        SIZES | EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        [],
+        {},
+    )
+    assert refusal_message("deepseek_v3", "gate_proj").startswith("these modules cannot have an adapter: ")
+
+
+@pytest.mark.parametrize("target", ["self_attn", "lm_head", "wqkv"])
+def test_targets_refused_by_run_are_refused_by_plan(tmp_path: Path, target: str) -> None:
+    build(tmp_path / "model")
+    settings = config({"lora": {"targetModules": [target]}})
+    with pytest.raises(TrainerError) as of_run:
+        load_model(settings, tmp_path / "model", "transformers")
+    with pytest.raises(TrainerError) as of_plan:
+        compute_model_shape(settings, tmp_path / "model")
+    assert of_run.value.reason is of_plan.value.reason is Reason.CONFIG_INVALID
+    assert of_run.value.message == of_plan.value.message

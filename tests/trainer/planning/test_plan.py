@@ -1,0 +1,239 @@
+"""What `plan` says beside what a run of the same config does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config
+from tests.support.trainer.tiny_training import TrainingRequest, train
+
+from finetune_trainer.checkpoints.store import list_files
+from finetune_trainer.config.loader import load_manifest
+from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.loading import load_model
+from finetune_trainer.pipeline import run
+from finetune_trainer.planning import estimates
+from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
+from finetune_trainer.planning.plan import build_plan
+from finetune_trainer.planning.plan_text import to_text
+from finetune_trainer.planning.weights import count_parameters
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import RunContext
+
+if TYPE_CHECKING:
+    from tests.support.trainer.s3_server import S3Server
+
+ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
+AMBIGUOUS_TERMS = [["nurse", "doctor"], ["Nurse", "driver"]]
+LLAMA_8B = ModelShape(
+    parameters=8_030_261_248,
+    quantizable=6_979_321_856,
+    trainable=41_943_040,
+    adapter_tensors=448,
+    num_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    vocab_size=128_256,
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a manifest whose model and data are in the store."""
+    name = tmp_path.name
+
+    def write(
+        rows: list[Any], uri: str = f"s3://models/{name}", evaluation: dict[str, Any] | None = None, **training: Any
+    ) -> Path:
+        for path in model_dir.iterdir():
+            s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
+        s3.put(f"s3://data/{name}.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+        spec = {
+            "model": {"uri": uri, "maxLength": 128},
+            "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}]},
+            "training": {"epochs": 2, "backend": "transformers", **training},
+            "evaluation": evaluation or {},
+            "output": {"uri": f"s3://results/{name}"},
+            "storage": {"endpoint": s3.endpoint},
+        }
+        path = tmp_path / "job.yaml"
+        content = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}}
+        path.write_text(json.dumps(content | {"spec": spec}))
+        return path
+
+    return write
+
+
+@pytest.mark.s3
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+class TestPlanAgainstRun:
+    """The plan of a config, and the run of it."""
+
+    def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+        asked = load_manifest(job(ROWS, lora={"rank": 8}))
+        found = build_plan(asked, tmp_path)
+        assert not s3.list_keys(f"s3://results/{tmp_path.name}")
+        done = run(asked, tmp_path, RunContext(ProgressReporter()))
+        assert done.result
+        result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
+        assert found.dataset.to_json() == result["dataset"]
+        assert found.dataset.rejected == {"overlength": 1}
+        assert (found.steps, found.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])
+        stored = [s3.get(f"s3://results/{key}") for key in s3.list_keys(f"s3://results/{tmp_path.name}/")]
+        assert not any(b"canary" in content for content in stored)
+        adapter = tmp_path / "adapter_model.safetensors"
+        adapter.write_bytes(s3.get(f"s3://results/{tmp_path.name}/{adapter.name}"))
+        assert found.trainable_parameters == count_parameters(tmp_path)
+        assert found.adapter_bytes == pytest.approx(adapter.stat().st_size, rel=0.2)
+
+    @pytest.mark.parametrize(
+        "lora",
+        [{"rank": 4}, {"variant": "dora"}, {"variant": "rslora"}, {"targetModules": ["q_proj", "down_proj"]}],
+        ids=["rank 4", "dora", "rslora", "two targets"],
+    )
+    def test_plan_trainable_parameters_match_adapter(self, model_dir: Path, lora: dict[str, Any]) -> None:
+        asked = config({"lora": lora})
+        trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
+        assert compute_model_shape(asked, model_dir).trainable == trained
+
+    @pytest.mark.parametrize(
+        ("lora", "steps"),
+        [({"rank": 4}, 4), ({"rank": 64}, 4), ({"variant": "dora"}, 4), ({"targetModules": ["q_proj"]}, 150)],
+        ids=["rank 4", "rank 64", "dora", "long and small"],
+    )
+    def test_plan_checkpoint_size_matches_saved(
+        self, model_dir: Path, tmp_path: Path, lora: dict[str, Any], steps: int
+    ) -> None:
+        asked = TrainingRequest(
+            {"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps
+        )
+        train(asked, model_dir, tmp_path)
+        saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
+        planned = estimates.estimate_checkpoint_bytes(compute_model_shape(asked.config, model_dir), steps)
+        assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
+
+    @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+    def test_plan_cross_validation_counts_all_trainings(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, packing: bool
+    ) -> None:
+        rows = [
+            chat(f"What is {word}?", f"{word} " * size) for size, word in enumerate(("ink", "oak", "tin", "fog"), 1)
+        ]
+        asked = load_manifest(
+            job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing)
+        )
+        found = build_plan(asked, tmp_path)
+        known = RunContext(ProgressReporter())
+        assert run(asked, tmp_path, known).reason is Reason.COMPLETED
+        assert known.progress.get_latest().step == known.progress.get_latest().total_steps == found.steps
+        assert found.trainings == 4
+        if not packing:  # each row is trained on twice in all trainings but one
+            assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
+        assert f"{found.steps} of 4 trainings, 3 of them of folds" in to_text(found)
+
+    def test_plan_adapter_with_other_rank_is_refused(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path
+    ) -> None:
+        start = f"s3://models/{tmp_path.name}-adapter"
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}
+        s3.put(f"{start}/adapter_config.json", json.dumps(settings).encode())
+        s3.put(f"{start}/adapter_model.safetensors", b"")
+        asked = load_manifest(job(ROWS))
+        asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter_uri": start})})
+        with pytest.raises(TrainerError, match=r"training.lora.rank is 16, .* is 4") as caught:
+            build_plan(asked, tmp_path)
+        assert caught.value.reason is Reason.CONFIG_INVALID
+
+    def test_plan_text_is_readable_table(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
+        lines = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).splitlines()
+        table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
+        assert table["rows read"] == "9"
+        assert table["rejected: overlength"] == "1"
+        assert table["base model"] == f"{count_parameters(model_dir):,} parameters"
+        assert table["fits a GPU of"].startswith("~ 16 GB")
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"rows": [{"prompt": "x"}]}, Reason.DATA_INVALID),
+            ({"rows": [chat("x", "y " * 400)]}, Reason.DATASET_EMPTY),
+            ({"rows": ROWS, "uri": "s3://models/none"}, Reason.MODEL_NOT_FOUND),
+            ({"rows": ROWS, "lora": {"targetModules": ["nothing"]}}, Reason.CONFIG_INVALID),
+            ({"rows": ROWS, "evaluation": {"bias": {"terms": AMBIGUOUS_TERMS}}}, Reason.CONFIG_INVALID),
+        ],
+        ids=["unreadable row", "nothing left", "no model", "no such target", "a term with two counterparts"],
+    )
+    def test_plan_fails_with_same_reason_as_run(
+        self, job: Callable[..., Path], tmp_path: Path, change: dict[str, Any], reason: Reason
+    ) -> None:
+        with pytest.raises(TrainerError) as caught:
+            build_plan(load_manifest(job(**change)), tmp_path)
+        assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ((2**60).to_bytes(8, "little"), "claims to be 1152921504606846976 bytes long"),
+        (b"\0\0", "claims to be 0 bytes long"),
+        ((50).to_bytes(8, "little") + b"{}", "ends within its header"),
+        ((4).to_bytes(8, "little") + b"nope", "is not JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "no safetensors file: its header is not a JSON object"),
+        ((10).to_bytes(8, "little") + b'{"a": [1]}', "a tensor without a shape"),
+    ],
+    ids=["bomb", "short", "cut", "no JSON", "a list", "no shape"],
+)
+def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(TrainerError, match=why) as caught:
+        count_parameters(tmp_path)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
+    content = {
+        "model": {"uri": "s3://models/llama", "maxLength": 2048, "quantization": quantization},
+        "dataset": {"sources": [{"uri": "s3://data/x.jsonl"}]},
+        "training": {"maxSteps": 1, **training},
+        "output": {"uri": "s3://results/x"},
+    }
+    return TrainerConfig.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("asked", "smallest"),
+    [
+        (make_config(), 24),
+        (make_config("nf4"), 16),
+        (make_config("int8"), 16),
+        (make_config(precision="fp32"), 80),
+        (make_config(gradientCheckpointing=False), 80),
+        (make_config(batchSize=64), 141),
+        (make_config(batchSize=1024), None),
+    ],
+    ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
+)
+def test_memory_estimate_8b_model_gives_smallest_gpu(asked: TrainerConfig, smallest: int | None) -> None:
+    fits = estimates.estimate_memory(asked, LLAMA_8B).fits_by_gpu_size()
+    assert next((size for size, enough in fits.items() if enough), None) == smallest
+
+
+def test_time_estimate_grows_with_tokens_and_parameters() -> None:
+    asked = make_config(gradientCheckpointing=False)
+    once = estimates.estimate_seconds(asked, LLAMA_8B, 1_000_000)
+    assert once["H100"] == pytest.approx(4 * 1e6 * 8.03e9 / (989e12 * 0.35), rel=0.01)
+    half = replace(LLAMA_8B, parameters=LLAMA_8B.parameters // 2)
+    assert estimates.estimate_seconds(asked, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
+    assert estimates.estimate_seconds(make_config(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)

@@ -1,0 +1,113 @@
+"""The model card, as the hub and a reader see it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from tests.support.trainer import hostile_texts, run_records
+
+from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.reporting.card import render_card
+
+RUNS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
+
+
+def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
+    with caplog.at_level(logging.WARNING):
+        found = ModelCard(text)
+    assert not caplog.records
+    return found
+
+
+@pytest.mark.parametrize("evaluation", RUNS.values(), ids=RUNS)
+def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
+    data = parse_card(render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS), caplog).data
+    assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
+    assert data.to_dict()["base_model_relation"] == "adapter"
+    assert data.tags == ["lora", "sft", "finetune-operator"]
+    found = [(each.metric_type, each.metric_value) for each in data.eval_results or []]
+    assert found == [
+        (name, measure.tuned.value)
+        for name, measure in zip(("loss", "perplexity", "accuracy", "f1", "bleu"), evaluation.measures, strict=False)
+    ]
+
+
+SEEN = {
+    "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
+    "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters beside",
+    "training": "3 epochs, 2 x 4 rows per step, learning rate 2e-05 (linear), loss on completion, bf16, seed 11",
+    "loading": 'PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")',
+    "limits": "What the base model may not be used for, the adapter may not either.",
+    "measure": "| Accuracy (higher is better) | 0.610 (0.570 to 0.650) | 0.830 (0.790 to 0.870) | +0.220 (+0.180 to",
+    "overfitting": "**Overfitted.** The validation loss rose",
+    "folds": "Validation loss 1.450 ± 0.050",
+    "gate": "| bleu at least 30 | 24.60 | no |",
+    "bias": "| gender | swap | 0.110 (0.090 to 0.130) | 0.200 (0.180 to 0.220) | +0.090 (+0.060 to +0.120) | worse |",
+    "group": "| gender | male | 930 |",
+    "missing": "**Missing:** rougeL: the task is classification",
+    "rejected": "| duplicate | 310 | the same row was there before |",
+    "total": "| **rows read** | **12,000** |",
+    "sensitive": "email 44, phone 3; 44 places redacted",
+    "digest": f"`sha256:{'d' * 64}`",
+    "input": f"`s3://data/support/a.jsonl` `sha256:{'b' * 64}`",
+    "energy": "| Energy of the GPUs | 1.53 kWh, by the counters of 2 GPUs (NVML) |",
+    "version": "| torch | 2.14.1 |",
+    "sample": "```text\nWhere is my parcel? Order 4711.\n```",
+}
+
+
+@pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
+def test_card_contains_each_fact(text: str) -> None:
+    assert text in render_card(
+        run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS
+    )
+
+
+def test_card_missing_results_are_stated() -> None:
+    text = render_card(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
+    assert "**Nothing was measured.** Its answers were not evaluated." in text
+    assert all(each in text for each in ("Overfitting unknown.", "Bias not measured.", "No gate was set."))
+
+
+def count_markdown_tokens(text: str) -> Counter[str]:
+    """What a reader's Markdown makes of the card, but for the texts."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text.split("\n---\n", 1)[1])
+    every = [inner for token in tokens for inner in [token, *(token.children or [])]]
+    return Counter(token.type for token in every if token.type not in ("text", "softbreak", "text_special"))
+
+
+@pytest.mark.parametrize("text", hostile_texts.HOSTILE_TEXTS.values(), ids=hostile_texts.HOSTILE_TEXTS)
+def test_card_hostile_text_keeps_structure(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    written = render_card(
+        hostile_texts.hostile_manifest(text), hostile_texts.hostile_evaluation(text), run_records.ADAPTER_FACTS
+    )
+    written.encode()
+    assert len(written) < 60_000
+    assert parse_card(written, caplog).data.base_model == "org/base-1b"
+    assert count_markdown_tokens(written) == count_markdown_tokens(
+        render_card(
+            hostile_texts.hostile_manifest("x"), hostile_texts.hostile_evaluation("x"), run_records.ADAPTER_FACTS
+        )
+    )
+
+
+BASES = {
+    "place": "s3://models/a b/c",
+    "number": "1.0",
+    "yaml": "a: [b, {c: d}] # e",
+    "quotes": "'\"' - |\\",
+    "end of front matter": "a\n---\n# b",
+}
+
+
+@pytest.mark.parametrize("name", BASES.values(), ids=BASES)
+def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
+    data = parse_card(render_card(run_records.make_manifest(), run_records.make_full_evaluation(), facts), caplog).data
+    assert data.base_model == name.replace("\n", " ")
+    assert len(data.eval_results) == 5

@@ -1,0 +1,236 @@
+"""The page as a reader sees it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from lxml import html
+from tests.support.trainer import hostile_texts, run_records
+
+from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, LossPoint, OverfittingResult
+from finetune_trainer.reporting.page import render_page
+
+SECTIONS = ["better", "trust", "data", "samples", "curves", "next", "made"]
+DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LOADING = {
+    "script",
+    "link",
+    "img",
+    "image",
+    "iframe",
+    "frame",
+    "object",
+    "embed",
+    "audio",
+    "video",
+    "use",
+    "base",
+    "form",
+}
+
+
+def parse_page(text: str) -> html.HtmlElement:
+    return html.document_fromstring(text)
+
+
+def visible_text(element: html.HtmlElement) -> str:
+    return re.sub(r"\s+([.,:;)])", r"\1", " ".join(" ".join(element.itertext()).split()))
+
+
+@pytest.fixture(scope="module")
+def full() -> html.HtmlElement:
+    return parse_page(
+        render_page(run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS)
+    )
+
+
+@pytest.fixture(scope="module")
+def minimal() -> html.HtmlElement:
+    return parse_page(
+        render_page(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
+    )
+
+
+@pytest.mark.parametrize("run", ["full", "minimal"])
+def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) -> None:
+    document = request.getfixturevalue(run)
+    assert [each.get("id") for each in document.iter("section")] == SECTIONS
+    assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{each}" for each in SECTIONS]
+
+
+SEEN = {
+    "headline": ("h1", "Not published: better in some ways than the base model, worse in others"),
+    "better names": (
+        "#better",
+        "Better: Validation loss, Perplexity, Accuracy. Worse: BLEU. No clear change: Macro F1.",
+    ),
+    "measure": (
+        "#better",
+        "Accuracy higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
+    ),
+    "confusion of the tuned model": ("#better", "billing 150 12 8 3"),
+    "confusion of the base model": ("#better", "billing 90 50 30 3"),
+    "overfitting": ("#trust", "Overfitted The validation loss rose from step 500 on"),
+    "gap": ("#trust", "+0.620. Lowest validation loss at step 500. It rose from step 600 on"),
+    "forgetting": ("#trust", "general text, which the data is not: base 18.20 (17.70 to 18.70), tuned 18.40"),
+    "folds": ("#trust", "Validation loss: 1.450 ± 0.050 over 3 folds"),
+    "each fold": ("#trust", "2 1.500 +0.050"),
+    "gate": ("#trust", "bleu at least 30 24.60 no"),
+    "bias": ("#trust", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
+    "groups": ("#trust", "gender female 210"),
+    "bias note": ("#trust", "religion: 4 rows are too few"),
+    "missing": ("#trust", "rougeL: the task is classification"),
+    "rows": ("#data", "Of 12,000 rows read, 10,423 were trained on: 2,345,678 tokens, of which 1,111,222 were learnt."),
+    "rejected": ("#data", "overlength longer than the longest example allowed 690 5.8 %"),
+    "sensitive": ("#data", "email 44"),
+    "example": ("#data", "invalid s3://data/support/a.jsonl:99"),
+    "sample": ("#samples", "Where is my parcel? Order 4711."),
+    "best step": ("#curves", "best step: 500"),
+    "gap opens": ("#curves", "gap opens: 600"),
+    "curve in words": ("#curves", "The validation loss goes from 1.865 at step 100 to"),
+    "advice": ("#next", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
+    "setting": ("#made", "Learning rate 2e-05, linear"),
+    "energy": ("#made", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
+    "input": ("#made", "s3://data/support/a.jsonl 5.0 MB sha256:bbbb"),
+    "config": ("#made", "maxLength: 1024"),
+    "version": ("#made", "torch 2.14.1"),
+}
+
+
+@pytest.mark.parametrize(("place", "text"), SEEN.values(), ids=SEEN)
+def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) -> None:
+    (element,) = full.iter("h1") if place == "h1" else [full.get_element_by_id(place[1:])]
+    assert text in visible_text(element)
+
+
+SAID_WITHOUT = {
+    "headline": "Nothing was measured",
+    "overfitting": "Overfitting unknown",
+    "bias": "Bias not measured",
+    "gate": "No gate was set",
+    "samples": "No samples were taken.",
+    "losses": "No losses were recorded.",
+    "energy": "Energy of the GPUs not measured",
+}
+
+
+@pytest.mark.parametrize("text", SAID_WITHOUT.values(), ids=SAID_WITHOUT)
+def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -> None:
+    assert text in visible_text(minimal)
+
+
+def test_page_row_counts_add_up(full: html.HtmlElement) -> None:
+    (table,) = (each for each in full.iter("table") if "every row" in visible_text(each.find("caption")))
+    counts = [int(row.findall("td")[0].text.replace(",", "")) for row in table.find("tbody")]
+    total = int(table.find("tfoot").find(".//td").text.replace(",", ""))
+    assert sum(counts) == total == 12_000
+
+
+def test_page_unaccounted_rows_are_shown() -> None:
+    report = run_records.DATASET_REPORT.model_copy(update={"kept": 10_000})
+    assert "unaccounted a bug; please report it 423" in visible_text(
+        parse_page(
+            render_page(
+                run_records.make_manifest(dataset=report),
+                run_records.make_minimal_evaluation(),
+                run_records.ADAPTER_FACTS,
+            )
+        )
+    )
+
+
+def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
+    assert not LOADING & {element.tag for element in full.iter()}
+    for element in full.iter():
+        assert not [name for name in element.attrib if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+            assert element.get(name, "#").startswith("#")
+    (style,) = full.iter("style")
+    assert not re.search(r"url\(|@import|expression", style.text)
+    (policy,) = full.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+
+
+def test_page_is_accessible_to_screen_readers(full: html.HtmlElement) -> None:
+    for picture in full.xpath("//svg[not(ancestor::svg)]"):
+        if picture.get("aria-hidden") != "true":
+            named = picture.get("aria-labelledby").split()
+            assert picture.get("role") == "img"
+            assert [full.get_element_by_id(each).tag for each in named] == ["title", "desc"]
+    assert all(visible_text(table.find("caption")) for table in full.iter("table"))
+    levels = [int(element.tag[1]) for element in full.iter("h1", "h2", "h3", "h4")]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert levels.count(1) == 1
+    identifiers = Counter(full.xpath("//@id"))
+    assert set(identifiers.values()) == {1}
+
+
+def count_elements(document: html.HtmlElement) -> Counter[tuple[object, ...]]:
+    return Counter((element.tag, *sorted(element.attrib)) for element in document.iter())
+
+
+@pytest.mark.parametrize("text", hostile_texts.HOSTILE_TEXTS.values(), ids=hostile_texts.HOSTILE_TEXTS)
+def test_page_hostile_text_keeps_structure(text: str) -> None:
+    written = render_page(
+        hostile_texts.hostile_manifest(text), hostile_texts.hostile_evaluation(text), run_records.ADAPTER_FACTS
+    )
+    written.encode()
+    assert len(written) < 200_000
+    assert not DIRECTING.search(written)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
+    plain = render_page(
+        hostile_texts.hostile_manifest("x"), hostile_texts.hostile_evaluation("x"), run_records.ADAPTER_FACTS
+    )
+    assert count_elements(parse_page(written)) == count_elements(parse_page(plain))
+
+
+HOW_SHOWN = {
+    "script": ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+    "override": ("\u202egnp.exe", "[U+202E]gnp.exe"),
+    "nul": ("a\x00b", "a[U+0000]b"),
+    "half a character": ("a\ud800b", "a[U+D800]b"),
+    "family": ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467"),
+    "long": ("y" * 2**20, "y" * 1500 + " … [shortened, 1,048,576 characters in all]"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), HOW_SHOWN.values(), ids=HOW_SHOWN)
+def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
+    evaluation = hostile_texts.hostile_evaluation("x")
+    sample = evaluation.samples[0].model_copy(update={"tuned": text})
+    changed = evaluation.model_copy(update={"samples": [sample]})
+    document = parse_page(render_page(run_records.make_manifest(), changed, run_records.ADAPTER_FACTS))
+    (shown,) = document.xpath("//div[@class='tuned']/pre")
+    assert (shown.text_content().removeprefix("\n"), shown.get("dir")) == (expected, "auto")
+
+
+FINE = OverfittingResult(verdict="none", message="fine")
+ODD = {
+    "one loss": EvaluationReport(overfitting=FINE, training_losses=[LossPoint(step=0, loss=0)]),
+    "equal losses": EvaluationReport(
+        overfitting=FINE, validation_losses=[LossPoint(step=each, loss=2) for each in (1, 2)]
+    ),
+    "one length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=1)]),
+    "no rows in any length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=0)]),
+    "step out of the curve": EvaluationReport(
+        overfitting=FINE.model_copy(update={"best_step": 900}), training_losses=[LossPoint(step=1, loss=1)]
+    ),
+}
+
+
+@pytest.mark.parametrize("evaluation", ODD.values(), ids=ODD)
+def test_page_sparse_data_is_drawn(evaluation: EvaluationReport) -> None:
+    assert "nan%" not in render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+
+
+def test_page_long_lists_are_shortened_with_count() -> None:
+    evaluation = run_records.make_full_evaluation()
+    many = evaluation.model_copy(update={"samples": evaluation.samples * 20})
+    inputs = run_records.make_manifest().inputs * 120
+    document = parse_page(render_page(run_records.make_manifest(inputs=inputs), many, run_records.ADAPTER_FACTS))
+    assert len(document.xpath("//article")) == 20
+    assert "And 20 more in evaluation.json" in visible_text(document)
+    assert "And 70 more in manifest.json" in visible_text(document)

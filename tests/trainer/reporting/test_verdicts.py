@@ -1,0 +1,189 @@
+"""What the numbers are said to mean, and what is advised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.trainer import run_records
+
+from finetune_trainer.records.evaluation import (
+    CrossValidationResult,
+    Estimate,
+    EvaluationReport,
+    GateCheck,
+    LossPoint,
+    Measure,
+    OverfittingResult,
+)
+from finetune_trainer.reporting import verdicts
+from finetune_trainer.reporting.advice import build_advice
+
+FINE = OverfittingResult(verdict="none", message="fine")
+
+
+def make_evaluation(*measures: Measure, **more: Any) -> EvaluationReport:
+    return EvaluationReport(overfitting=more.pop("overfitting", FINE), measures=list(measures), **more)
+
+
+UP = run_records.make_measure("accuracy", 0.5, 0.7, 0.1)
+DOWN = run_records.make_measure("bleu", 30, 20, 1)
+LOSS_DOWN = run_records.make_measure("evalLoss", 2, 1, 0.1, higher_is_better=False)
+LOSS_UP = run_records.make_measure("evalLoss", 1, 2, 0.1, higher_is_better=False)
+SAME = run_records.make_measure("chrf", 50, 50.1, 1)
+ALONE = Measure(name="rouge1", higher_is_better=True, tuned=run_records.make_estimate(0.3, 0.1))
+FOUR_ROWS = Estimate(value=0.1, samples=4)
+FEW = Measure(name="rougeL", higher_is_better=True, tuned=FOUR_ROWS, change=FOUR_ROWS)
+
+DIRECTIONS = {
+    "higher is better": (UP, "better"),
+    "lower is better": (LOSS_DOWN, "better"),
+    "lower": (DOWN, "worse"),
+    "higher loss": (LOSS_UP, "worse"),
+    "within chance": (SAME, "unclear"),
+    "too few for an interval": (FEW, "few"),
+    "no base": (ALONE, "unknown"),
+}
+
+
+@pytest.mark.parametrize(("measure", "expected"), DIRECTIONS.values(), ids=DIRECTIONS)
+def test_direction_measure_change_is_classified(measure: Measure, expected: str) -> None:
+    assert verdicts.change_direction(measure) == expected
+
+
+QUALITIES = {
+    "better": ([UP, LOSS_DOWN], "good", "Better than the base model"),
+    "better and unclear": ([UP, SAME], "good", "Better than the base model"),
+    "worse": ([DOWN, SAME], "bad", "Worse than the base model"),
+    "both": ([UP, DOWN], "unsure", "Better in some ways than the base model, worse in others"),
+    "unclear": ([SAME, ALONE], "unsure", "No clear difference from the base model"),
+    "too few rows": ([FEW, ALONE], "unsure", "Too few rows to tell it from the base model"),
+    "alone": ([ALONE], "unsure", "Measured, but not compared with the base model"),
+    "nothing": ([], "unsure", "Nothing was measured"),
+}
+
+
+@pytest.mark.parametrize(("measures", "tone", "text"), QUALITIES.values(), ids=QUALITIES)
+def test_headline_measures_give_tone_and_text(measures: list[Measure], tone: str, text: str) -> None:
+    verdict = verdicts.quality_verdict(make_evaluation(*measures))
+    assert (verdict.tone, verdict.text) == (tone, text)
+
+
+def test_headline_failed_gate_comes_first() -> None:
+    rules = [GateCheck(metric="bleu", rule="bleu at least 30", value=24.6, passed=passed) for passed in (True, False)]
+    verdict = verdicts.quality_verdict(make_evaluation(UP, gate=rules))
+    assert (verdict.tone, verdict.text) == ("bad", "Not published: better than the base model")
+    assert verdicts.quality_verdict(make_evaluation(UP, gate=rules[:1])).text == "Better than the base model"
+
+
+def test_headline_names_measures_of_too_few_rows() -> None:
+    assert (
+        verdicts.quality_verdict(make_evaluation(UP, FEW)).detail
+        == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
+    )
+
+
+def test_headline_folds_only_is_not_compared() -> None:
+    assert verdicts.quality_verdict(make_evaluation(cross_validation=SPREAD)).text == "Not compared with the base model"
+
+
+OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_step=40)
+FORGETFUL = FINE.model_copy(
+    update={"forgetting": run_records.make_measure("perplexity", 10, 20, 1, higher_is_better=False)}
+)
+FALLING = [LossPoint(step=each, loss=4.0 - each) for each in range(3)]
+SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
+FEWER = run_records.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
+    update={"tuned": run_records.make_estimate(0.5, 0.1, samples=20)}
+)
+
+ADVICE = {
+    "shorter": (make_evaluation(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
+    "shorter without a step": (
+        make_evaluation(overfitting=OverfittingResult(verdict="overfitting", message="it did")),
+        "Train only for fewer epochs (training.epochs)",
+    ),
+    "longer": (make_evaluation(validation_losses=FALLING), "still falling at the end: train longer"),
+    "forgetting": (make_evaluation(overfitting=FORGETFUL), "mix general rows into the data"),
+    "nothing measured": (make_evaluation(), "Compare its answers with the base model's yourself"),
+    "folds alone": (make_evaluation(cross_validation=SPREAD), "only folds were measured"),
+    "worse": (make_evaluation(DOWN), "Find out what got worse (BLEU)"),
+    "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
+    "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
+    "learnt little": (make_evaluation(SAME), "It learnt little that can be measured"),
+    "folds": (make_evaluation(cross_validation=SPREAD), "folds differ by 46.7 %"),
+    "gate": (
+        run_records.make_full_evaluation(),
+        "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)",
+    ),
+    "bias": (run_records.make_full_evaluation(), "Look at the rows that name gender (female 210, male 930)"),
+    "left in": (run_records.make_full_evaluation(), "that it learnt (phone): set dataset.preparation.redact: [phone]"),
+}
+
+
+@pytest.mark.parametrize(("evaluation", "expected"), ADVICE.values(), ids=ADVICE)
+def test_advice_each_finding_gives_expected_text(evaluation: EvaluationReport, expected: str) -> None:
+    assert expected in " ".join(build_advice(evaluation, run_records.make_manifest()))
+
+
+NOT_ADVISED = {
+    "learnt little, though some got worse": (make_evaluation(SAME, DOWN), "It learnt little"),
+    "learnt little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "It learnt little"),
+    "learnt little, though some got better": (make_evaluation(SAME, UP), "It learnt little"),
+}
+
+
+@pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
+def test_advice_learnt_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
+    assert unwanted not in " ".join(build_advice(evaluation, run_records.make_manifest()))
+
+
+PREFERENCES = [
+    Measure(
+        name=name, higher_is_better=False, base=run_records.make_estimate(0.7), tuned=run_records.make_estimate(0.5)
+    )
+    for name in ("evalLoss", "evalRewardAccuracy")
+]
+FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=run_records.make_estimate(0, samples=3))
+FOUR = FEW.model_copy(update=dict.fromkeys(("base", "tuned"), run_records.make_estimate(0.3, samples=4)))
+INTERVALS = {
+    "with intervals": ([UP, LOSS_DOWN], None),
+    "of four rows": ([UP, FOUR], "4 validation rows are too few for intervals"),
+    "of a method that has none": (PREFERENCES, None),
+    "a count, not a measurement of rows": ([UP, FLAGS], None),
+    "nothing": ([], None),
+}
+
+
+@pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
+def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], expected: str | None) -> None:
+    said = make_evaluation(*measures).explain_too_few_rows()
+    assert (said or "").startswith(expected or "")
+    assert (said is None) == (expected is None)
+
+
+DATA = {
+    "no validation": ({"validation": 0, "kept": 10_963}, "Set rows aside (dataset.validation.fraction: 0.05)"),
+    "overlength": ({"rejected": {"overlength": 1500}}, "1,500 rows (12.5 %) were left out as overlength: raise model"),
+    "truncated": ({"truncated": 2000}, "were cut short: raise model.maxLength"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), DATA.values(), ids=DATA)
+def test_advice_data_report_gives_expected_text(changes: dict[str, Any], expected: str) -> None:
+    report = run_records.DATASET_REPORT.model_copy(update=changes)
+    assert expected in " ".join(build_advice(make_evaluation(UP), run_records.make_manifest(dataset=report)))
+
+
+def test_advice_folds_do_not_ask_for_validation_rows() -> None:
+    report = run_records.DATASET_REPORT.model_copy(update={"validation": 0, "kept": 10_963})
+    advised = " ".join(
+        build_advice(make_evaluation(cross_validation=SPREAD), run_records.make_manifest(dataset=report))
+    )
+    assert "Set rows aside" not in advised
+
+
+def test_advice_nothing_unusual_says_so() -> None:
+    report = run_records.DATASET_REPORT.model_copy(update={"sensitive": {}})
+    (only,) = build_advice(make_evaluation(UP), run_records.make_manifest(dataset=report))
+    assert only.startswith("Nothing stands out.")
