@@ -49,7 +49,7 @@ def _server(folder: Path) -> Iterator[S3Server]:
     """With the base model and the data of all samples."""
     for server in serve(folder):
         applications.store(server)
-        for file in sorted(smollm2.ensure().iterdir()):
+        for file in sorted(smollm2.ensure_model().iterdir()):
             server.put(f"{applications.MODEL}{file.name}", file.read_bytes())
         yield server
 

@@ -211,9 +211,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.one:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
-        print(one(CASES[asked.cases[0]], int(asked.one[0]), smollm2.ensure(), Path(asked.one[1])))
+        print(one(CASES[asked.cases[0]], int(asked.one[0]), smollm2.ensure_model(), Path(asked.one[1])))
         return
-    smollm2.ensure()
+    smollm2.ensure_model()
     print(HEAD + "\n|" + " --- |" * (HEAD.count("|") - 1))
     kept = nullcontext(asked.keep) if asked.keep else TemporaryDirectory(prefix="verdicts-")
     with kept as scratch, ThreadPoolExecutor(asked.parallel) as pool:

@@ -58,7 +58,7 @@ def _trainer_command() -> list[str | Path]:
 
 def _our_command() -> list[str | Path]:
     """With what its image has and no more: kopf imports clients that it finds, which takes most of a second."""
-    folder = paths.cache() / "bench-operator"
+    folder = paths.get_cache_folder() / "bench-operator"
     command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator", "--python", interpreter()]
     subprocess.run(command, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
     return [folder / "bin" / "python", "-m", "finetune_operator"]
@@ -138,7 +138,7 @@ async def prepare(api: Api) -> None:
     await api.create(f"/apis/{group}/v1/clusterrolebindings", binding)
     for namespace in (NAMESPACE, _TRAINER_NAMESPACE):
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-    tools.ensure([tools.KUBEFLOW_TRAINER])
+    tools.ensure_built([tools.KUBEFLOW_TRAINER])
     for file in _trainer_crds():
         await api.create(_CRDS, yaml.safe_load(file.read_text()))
     hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it refuses nothing
@@ -164,7 +164,7 @@ async def mount_certificates(api: Api) -> None:
 
 
 def _source(module: str) -> Path:
-    return tools.module_folder(tools.KUBEFLOW_TRAINER, module)
+    return tools.find_module_folder(tools.KUBEFLOW_TRAINER, module)
 
 
 def _trainer_crds() -> list[Path]:

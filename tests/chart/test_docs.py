@@ -11,7 +11,7 @@ from tests.chart.environment import environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
 from finetune_operator.policy.limits import Bounds
-from finetune_operator.policy.validation import refusals
+from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode, Reason
 
@@ -98,7 +98,7 @@ def test_the_strict_values_are_strict(
     del job["spec"]["storage"]
     for part, fields in added.items():
         job["spec"][part] = {**job["spec"].get(part, OWN_TRACKER if part == "tracking" else {}), **fields}
-    found = refusals(FineTuneJob.model_validate(job), Settings())
+    found = find_violations(FineTuneJob.model_validate(job), Settings())
     assert [each.partition(":")[0] for each in found] == ([refused] if refused else [])
 
 

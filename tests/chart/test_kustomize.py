@@ -12,7 +12,7 @@ import yaml
 from tests.chart.environment import environment
 from tests.operator.samples import references
 
-from finetune_operator.codegen.crd import root_schema
+from finetune_operator.codegen.crd import build_root_schema
 from local_cluster import tools
 
 Manifest = dict[str, Any]
@@ -45,8 +45,8 @@ JOB: Manifest = {
 
 
 def kustomize(folder: Path) -> list[Manifest]:
-    tools.ensure()
-    command = [tools.program("kubectl"), "kustomize", folder]
+    tools.ensure_built()
+    command = [tools.find_program("kubectl"), "kustomize", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -118,4 +118,4 @@ def test_every_reference_is_configured() -> None:
         for each in yaml.safe_load(CONFIGURATION.read_text())["nameReference"]
         for path in (field["path"] for field in each["fieldSpecs"])
     }
-    assert paths >= {*references(root_schema())}
+    assert paths >= {*references(build_root_schema())}

@@ -17,7 +17,7 @@ import pytest
 from tests.cluster.flows import Flow, condition, new_flow
 
 from local_cluster import kueue, paths, tools
-from local_cluster.errors import Problem
+from local_cluster.errors import UserError
 
 if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
@@ -72,7 +72,7 @@ def _goes_on(flow: Flow, name: str, step: int) -> None:
     """Wait until another attempt says that it took up the checkpoint of that step, or a later one."""
 
     def said(_: Manifest) -> bool:
-        with suppress(Problem):  # its container is being created
+        with suppress(UserError):  # its container is being created
             found = _TAKEN_UP.search(flow.kubectl("logs", f"--selector=finetune.dev/job={name}", "--tail=-1"))
             return bool(found and int(found[1]) >= step)
         return False
@@ -84,8 +84,8 @@ def _goes_on(flow: Flow, name: str, step: int) -> None:
 def _exit_codes(cluster: Cluster, flow: Flow) -> Iterator[dict[str, int]]:
     """How pods ended while the block ran, by name: those that Kueue stops are gone too soon to be asked."""
     codes: dict[str, int] = {}
-    command = [tools.program("kubectl"), "--namespace", flow.namespace, "get", "pods", "--watch", "--output=json"]
-    environment = {**os.environ, **cluster.environment()}
+    command = [tools.find_program("kubectl"), "--namespace", flow.namespace, "get", "pods", "--watch", "--output=json"]
+    environment = {**os.environ, **cluster.build_environment()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         reader = threading.Thread(target=_read_codes, args=(process, codes))
         reader.start()
@@ -134,7 +134,7 @@ def test_a_job_that_its_queue_stops_goes_on_without_using_an_attempt(cluster: Cl
 @pytest.fixture
 def queue(cluster: Cluster, operator: str, flow: Flow) -> None:
     """A queue in which one run at a time has room, and which prefers the urgent ones."""
-    kueue.install(cluster)
+    kueue.install_kueue(cluster)
     chart = str(paths.REPOSITORY / "charts" / "finetune-operator")
     cluster.helm("upgrade", operator, chart, *SYSTEM, "--reuse-values", "--set", "kueue.enabled=true")
     node = cluster.kubectl("get", "nodes", "--output=name").strip()
@@ -161,7 +161,7 @@ def _apply(flow: Flow, body: str) -> None:
     while True:
         try:
             flow.kubectl("apply", "--filename=-", stdin=body)
-        except Problem:
+        except UserError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_operator.codegen.crd import root_schema
+from finetune_operator.codegen.crd import build_root_schema
 
 Schema = dict[str, Any]
 
@@ -26,7 +26,7 @@ def required() -> dict[str, list[str]]:
 
 
 def _fields() -> Iterator[tuple[str, Schema]]:
-    yield from _below("spec", root_schema()["properties"]["spec"])
+    yield from _below("spec", build_root_schema()["properties"]["spec"])
 
 
 def _below(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.operator.bodies import stored
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.api.run_policy import wanted
-from finetune_operator.resources.job import desired_job
+from finetune_operator.api.run_policy import read_run_policy
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 ANNOTATIONS = {f"finetune.dev/{name}": "true" for name in ("suspend", "cancel", "retry", "stop", "skip-reconcile")}
@@ -14,6 +14,6 @@ ANNOTATIONS = {f"finetune.dev/{name}": "true" for name in ("suspend", "cancel", 
 
 def test_job_of_annotated_finetunejob_is_the_same() -> None:
     plain, annotated = stored(), stored(annotations=ANNOTATIONS)
-    jobs = [desired_job(FineTuneJob.model_validate(body), Settings()) for body in (plain, annotated)]
+    jobs = [build_job(FineTuneJob.model_validate(body), Settings()) for body in (plain, annotated)]
     assert jobs[0] == jobs[1]
-    assert wanted(plain) == wanted(annotated)
+    assert read_run_policy(plain) == read_run_policy(annotated)

@@ -31,7 +31,7 @@ def _query(name: str, kind: int) -> bytes:
 )
 def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None:
     query = _query(name, kind)
-    response = dns.respond(query, lambda *names: KNOWN.get(names))
+    response = dns.build_response(query, lambda *names: KNOWN.get(names))
     number, flags, questions, answers, _, _ = struct.unpack(">6H", response[:12])
     assert (number, flags & 0xF, questions) == (7, code, 1)
     assert response[12 : len(query)] == query[12:]
@@ -42,7 +42,7 @@ def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None
 
 def test_what_is_no_query_is_an_error_that_the_server_drops() -> None:
     with pytest.raises(IndexError):
-        dns.respond(b"short", lambda *_: None)
+        dns.build_response(b"short", lambda *_: None)
 
 
 def test_a_pod_is_found_by_its_host_name() -> None:
@@ -50,5 +50,5 @@ def test_a_pod_is_found_by_its_host_name() -> None:
         {"endpoints": None},
         {"endpoints": [{"addresses": ["10.88.0.7"], "hostname": "job-0"}, {"addresses": ["10.88.0.8"]}]},
     ]
-    assert dns.pod_address(slices, "job-0") == "10.88.0.7"
-    assert dns.pod_address(slices, "job-1") is None
+    assert dns.find_pod_address(slices, "job-0") == "10.88.0.7"
+    assert dns.find_pod_address(slices, "job-1") is None

@@ -16,8 +16,8 @@ FIRST, SECOND, THIRD = (f"sha256:{letter * 64}" for letter in "abc")
 def test_chain_ids_are_those_of_the_oci_specification() -> None:
     second = "sha256:" + hashlib.sha256(f"{FIRST} {SECOND}".encode()).hexdigest()
     third = "sha256:" + hashlib.sha256(f"{second} {THIRD}".encode()).hexdigest()
-    assert store.chain_ids([FIRST, SECOND, THIRD]) == [FIRST, second, third]
-    assert store.chain_ids([]) == []
+    assert store.compute_chain_ids([FIRST, SECOND, THIRD]) == [FIRST, second, third]
+    assert store.compute_chain_ids([]) == []
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,18 @@ def test_chain_ids_are_those_of_the_oci_specification() -> None:
     ],
 )
 def test_the_folder_of_a_new_snapshot(mount: str, folder: str) -> None:
-    assert containerd.snapshot_folder(mount) == folder
+    assert containerd.parse_snapshot_folder(mount) == folder
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.name))
 def test_a_build_is_named_after_what_it_read(image: Image) -> None:
     again = Image(image.reference, image.dockerfile)
-    assert again.built == image.built
-    assert image.built.startswith(f"localhost/{image.name}:")
+    assert again.built_reference == image.built_reference
+    assert image.built_reference.startswith(f"localhost/{image.name}:")
 
 
 def test_the_images_differ_by_their_dockerfile_alone() -> None:
-    assert len({image.built for image in IMAGES}) == len(IMAGES)
+    assert len({image.built_reference for image in IMAGES}) == len(IMAGES)
 
 
 def test_a_pods_reference_is_what_containerd_makes_of_it() -> None:
@@ -51,7 +51,7 @@ def test_every_package_that_is_missing_is_named_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         debian, "PACKAGES", {"no-such-ctr": "containerd", "no-such-containerd": "containerd", "sh": "dash"}
     )
-    assert debian.missing_packages() == ["containerd"]
+    assert debian.find_missing_packages() == ["containerd"]
 
 
 @pytest.mark.cluster  # it needs root, as a local cluster does
@@ -60,9 +60,9 @@ def test_layers_can_be_linked_after_a_build_that_was_killed(tmp_path: Path, monk
     (overlay / "layer").mkdir(parents=True)
     (overlay / "layer" / "file").write_text("x")
     subprocess.run(["mount", "--bind", overlay, overlay], check=True)
-    monkeypatch.setattr(buildah, "storage", lambda: tmp_path)
-    buildah.unmount()
+    monkeypatch.setattr(buildah, "get_storage_path", lambda: tmp_path)
+    buildah.unmount_storage()
     still_mounted = subprocess.run(["umount", overlay], check=False, capture_output=True).returncode == 0
     assert not still_mounted
     os.link(overlay / "layer" / "file", tmp_path / "elsewhere")
-    buildah.unmount()  # there is nothing to do
+    buildah.unmount_storage()  # there is nothing to do

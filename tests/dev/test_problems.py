@@ -12,7 +12,7 @@ import pytest
 from local_cluster import __main__ as command_line
 from local_cluster import debian, network, preflight, shell
 from local_cluster.cluster import Cluster
-from local_cluster.errors import Problem
+from local_cluster.errors import UserError
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -63,32 +63,32 @@ def test_what_does_not_hold_is_said_before_anything_is_started(
 
 
 def test_an_address_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = network.addresses("test")
+    wanted = network.compute_addresses("test")
     links = [{"ifname": "eth7", "addr_info": [{"local": wanted.node}]}]
-    monkeypatch.setattr(network, "_ip_json", lambda *_words: links)
-    with pytest.raises(Problem, match=f"address {wanted.node} is taken by eth7: choose another cluster name"):
-        network.check_free(wanted)
+    monkeypatch.setattr(network, "_query_ip", lambda *_words: links)
+    with pytest.raises(UserError, match=f"address {wanted.node} is taken by eth7: choose another cluster name"):
+        network.check_addresses_free(wanted)
 
 
 @pytest.mark.parametrize("name", ["", "Demo", "-demo", "demo-", "de/mo", "de.mo", "1demo", "x" * 33])
 def test_names_that_are_no_labels(name: str) -> None:
-    with pytest.raises(Problem, match="is no cluster name"):
+    with pytest.raises(UserError, match="is no cluster name"):
         Cluster(name)
 
 
 def test_asking_a_cluster_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(Problem, match="is not up: bring it up first"):
+    with pytest.raises(UserError, match="is not up: bring it up first"):
         _ = Cluster("test").kubeconfig
 
 
 def test_a_command_that_fails_names_its_log_and_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(Problem, match="sh failed with exit code 3: second") as raised:
+    with pytest.raises(UserError, match="sh failed with exit code 3: second") as raised:
         shell.run(["sh", "-c", "echo first; echo second; exit 3"], log)
     assert str(log) in str(raised.value)
 
 
 def test_a_short_command_that_fails_says_what_it_said() -> None:
-    with pytest.raises(Problem, match="no such thing"):
-        shell.output(["sh", "-c", "echo no such thing >&2; exit 1"])
+    with pytest.raises(UserError, match="no such thing"):
+        shell.capture_output(["sh", "-c", "echo no such thing >&2; exit 1"])

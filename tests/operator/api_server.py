@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from finetune_operator.codegen.crd import custom_resource_definition
+from finetune_operator.codegen.crd import build_crd
 from local_cluster import tools
 
 TOKEN, OPERATOR_TOKEN = secrets.token_hex(16), secrets.token_hex(16)
@@ -35,8 +35,8 @@ def _start(folder: Path, command: list[Path | str]) -> subprocess.Popen[bytes]:
 @contextmanager
 def serve(folder: Path, more: Mapping[str, object] | None = None) -> Iterator[str]:
     """The URL of a kube-apiserver with the CRD, and with more flags. No controllers run: the tests play them."""
-    tools.ensure()
-    etcd, apiserver = tools.program("etcd"), tools.program("kube-apiserver")
+    tools.ensure_built()
+    etcd, apiserver = tools.find_program("etcd"), tools.find_program("kube-apiserver")
     client, peer, port = (free_port() for _ in range(3))
     (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n{OPERATOR_TOKEN},operator,operator\n')
     subprocess.run(["openssl", "genrsa", "-out", folder / "sa.key", "2048"], check=True, capture_output=True)
@@ -81,7 +81,7 @@ async def _prepare(url: str) -> None:
             assert time.monotonic() < deadline, "kube-apiserver does not get ready"
             await asyncio.sleep(0.2)
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        async with client.post(url + path, json=custom_resource_definition()) as response:
+        async with client.post(url + path, json=build_crd()) as response:
             assert response.status == 201, await response.text()
         while not await _answers(client, f"{url}/apis/finetune.dev/v1alpha1/finetunejobs"):
             await asyncio.sleep(0.1)

@@ -32,11 +32,11 @@ Kstatus = Callable[..., list[dict[str, str]]]
 @pytest.fixture(scope="session")
 def kstatus() -> Kstatus:
     """What Flux, Argo CD's peers and `helm --wait` take objects for, by the library that they use."""
-    tools.ensure()
+    tools.ensure_built()
 
     def compute(*objects: Body) -> list[dict[str, str]]:
         lines = "\n".join(map(json.dumps, objects))
-        done = subprocess.run([tools.program("kstatus")], input=lines, capture_output=True, text=True, check=True)
+        done = subprocess.run([tools.find_program("kstatus")], input=lines, capture_output=True, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return compute

@@ -11,8 +11,8 @@ from tests.operator.bodies import stored
 
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import Store
-from finetune_operator.kube.namespace_access import Namespaces
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.telemetry import counters
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
@@ -43,18 +43,18 @@ def _collected() -> Iterator[Metric]:
         "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
         "estimatedRemainingSeconds": 60,
     }  # fmt: skip
-    store = Store()
+    store = InformerCache()
     body = stored()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
-    store.finetunejobs.put(("team", "bot"), body)
+    store.finetunejobs.update(("team", "bot"), body)
     pod = {
         "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
-    store.pods.put(("team", "bot"), pod)
+    store.pods.update(("team", "bot"), pod)
     yield from counters.REGISTRY.collect()
-    yield from state_collector.operator_gauges(store, WorkQueue(), True, Namespaces(["team"]))
-    yield from state_collector.job_gauges(store, 10)
+    yield from state_collector.collect_operator_gauges(store, WorkQueue(), True, NamespaceRegistry(["team"]))
+    yield from state_collector.collect_job_gauges(store, 10)
 
 
 def _labels(family: Metric) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from finetune_operator.codegen.crd import root_schema
+from finetune_operator.codegen.crd import build_root_schema
 
 Schema = dict[str, Any]
 Json = dict[str, Any] | list[Any]
@@ -20,7 +20,7 @@ KEY = "prompt"  # a column's name, a label, a resource
 
 def full_spec() -> dict[str, Any]:
     """A value for every field; CEL's rules, which forbid some together, are the API server's."""
-    spec = _object(root_schema()["properties"]["spec"])
+    spec = _object(build_root_schema()["properties"]["spec"])
     spec["compute"]["nodes"] = 2
     return spec
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from tests.operator.bodies import Build
 
-from finetune_operator.api import Metadata, OperatorReason
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.observed.objects import Said
-from finetune_operator.observed.state import Obstacle, Seen
+from finetune_operator.api import ObjectMeta, OperatorReason
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.objects import ReasonMessage
+from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_trainer.contract import OUTCOME_MAX_BYTES
 
-META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
 RUNNING = {"running": {"startedAt": NOW}}
 WAITING = ("Pending", {"Running": "False", "Reconciling": "True"})
@@ -43,7 +43,7 @@ def _late(pod: dict[str, Any]) -> dict[str, Any]:
     return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T07:50:00Z"}}
 
 
-def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
+def cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, str]], str, str]]:
     """Everything that may be seen → phase, conditions, reason, and a part of the message."""
     job, pod, ended = Build.job, Build.pod, Build.ended
 
@@ -53,16 +53,16 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         why: str = "Error",
         conditions: dict[str, tuple[str, str]] | None = None,
         **status: Any,
-    ) -> Seen:
+    ) -> ObservedState:
         phase = "Succeeded" if code == 0 else "Failed"
-        return Seen(job(conditions, **status), (pod(state=ended(code, text, why), phase=phase),))
+        return ObservedState(job(conditions, **status), (pod(state=ended(code, text, why), phase=phase),))
 
-    def waiting(reason: str, message: str = "words", warning: Said | None = None) -> Seen:
+    def waiting(reason: str, message: str = "words", warning: ReasonMessage | None = None) -> ObservedState:
         state = {"waiting": {"reason": reason, "message": message}}
-        return Seen(job(active=1), (pod(state=state),), warning=warning)
+        return ObservedState(job(active=1), (pod(state=state),), warning=warning)
 
-    def obstacle(reason: OperatorReason, final: bool = False) -> Seen:
-        return Seen(obstacle=Obstacle(reason, "words", final))
+    def obstacle(reason: OperatorReason, final: bool = False) -> ObservedState:
+        return ObservedState(blocked=Blocked(reason, "words", final))
 
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
     first = pod(state=ended(75, word("StorageUnreachable", "no route")), phase="Failed")
@@ -72,28 +72,37 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
     lost = pod(state=RUNNING, phase="Running")
     lost["metadata"]["deletionTimestamp"] = "2026-11-23T07:58:00Z"
     leaving = pod(state=RUNNING, phase="Running")
-    stop = Wanted(suspend=True)
+    stop = RunPolicy(suspend=True)
     peer_lost = pod(state=ended(76, word("PeerLost", "a peer")), phase="Failed", **second)
     ending = {**job(active=1), "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "m"}]}}
-    late = Wanted(startup_deadline=60)
+    late = RunPolicy(startup_deadline_seconds=60)
     started = {"startTime": "2026-11-23T07:59:00Z"}
     over = {"Failed": ("DeadlineExceeded", "Job was active longer than specified deadline")}
     huge = word("DataInvalid", "x" * OUTCOME_MAX_BYTES)
     gone = "OutcomeUnavailable"
     return {
-        "nothing yet": (Seen(), WAITING, "JobPending", "about to be created"),
+        "nothing yet": (ObservedState(), WAITING, "JobPending", "about to be created"),
         "Job refused": (obstacle(OperatorReason.JOB_REFUSED), WAITING, "JobRefused", "words"),
         "earlier Job": (obstacle(OperatorReason.JOB_PENDING), WAITING, "JobPending", "words"),
         "foreign Job": (obstacle(OperatorReason.NAME_CONFLICT, True), FAILED, "NameConflict", "words"),
         "bad spec": (obstacle(OperatorReason.INVALID_SPEC, True), FAILED, "InvalidSpec", "words"),
         "bad spec but a Job": (
-            Seen(job(), obstacle=Obstacle(OperatorReason.INVALID_SPEC, "", True)), STARTING, "JobCreated", "exists"),
-        "Job, no pod": (Seen(job()), STARTING, "JobCreated", "exists"),
-        "Job queued": (Seen(job(suspend=True)), STARTING, "Queued", "suspended"),
-        "pod refused": (Seen(job(), warning=Said("FailedCreate", "exceeded quota")), STARTING, "JobRefused", "quota"),
-        "Job being deleted": (Seen(deleted), STARTING, "JobPending", "deleted"),
-        "pod without status": (Seen(job(), (pod(),)), STARTING, "PodPending", "starting"),
-        "no node": (Seen(job(), (pod(conditions=[unscheduled]),)), STARTING, "Unschedulable", "0/3 nodes"),
+            ObservedState(job(), blocked=Blocked(OperatorReason.INVALID_SPEC, "", True)),
+            STARTING,
+            "JobCreated",
+            "exists",
+        ),
+        "Job, no pod": (ObservedState(job()), STARTING, "JobCreated", "exists"),
+        "Job queued": (ObservedState(job(suspend=True)), STARTING, "Queued", "suspended"),
+        "pod refused": (
+            ObservedState(job(), warning=ReasonMessage("FailedCreate", "exceeded quota")),
+            STARTING,
+            "JobRefused",
+            "quota",
+        ),
+        "Job being deleted": (ObservedState(deleted), STARTING, "JobPending", "deleted"),
+        "pod without status": (ObservedState(job(), (pod(),)), STARTING, "PodPending", "starting"),
+        "no node": (ObservedState(job(), (pod(conditions=[unscheduled]),)), STARTING, "Unschedulable", "0/3 nodes"),
         "pulling": (waiting("ContainerCreating", ""), STARTING, "PodPending", "bot-1"),
         "image": (waiting("ImagePullBackOff"), STARTING, "ImagePullFailed", "words"),
         "image, first try": (waiting("ErrImagePull"), STARTING, "ImagePullFailed", "words"),
@@ -101,57 +110,115 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "config": (waiting("CreateContainerConfigError"), STARTING, "ContainerConfigError", "words"),
         "runtime": (waiting("RunContainerError"), STARTING, "ContainerConfigError", "words"),
         "missing Secret": (
-            waiting("ContainerCreating", warning=Said("FailedMount", 'secret "k" not found')),
-            STARTING, "ContainerConfigError", 'secret "k" not found'),
+            waiting("ContainerCreating", warning=ReasonMessage("FailedMount", 'secret "k" not found')),
+            STARTING,
+            "ContainerConfigError",
+            'secret "k" not found',
+        ),
         "other warning": (
-            waiting("ContainerCreating", warning=Said("NetworkNotReady", "cni")), STARTING, "PodPending", "cni"),
-        "running": (Seen(job(active=1), (pod(state=RUNNING, phase="Running"),)), RUNS, "PodRunning", "bot-1"),
+            waiting("ContainerCreating", warning=ReasonMessage("NetworkNotReady", "cni")),
+            STARTING,
+            "PodPending",
+            "cni",
+        ),
+        "running": (ObservedState(job(active=1), (pod(state=RUNNING, phase="Running"),)), RUNS, "PodRunning", "bot-1"),
         "pod done, Job not": (attempt(0, word("Completed")), RUNS, "PodRunning", "done"),
         "container done, pod not": (
-            Seen(job(active=1), (pod(state=ended(0, word("Completed")), phase="Running"),)),
-            RUNS, "PodRunning", "done"),
+            ObservedState(job(active=1), (pod(state=ended(0, word("Completed")), phase="Running"),)),
+            RUNS,
+            "PodRunning",
+            "done",
+        ),
         "container failed, pod not": (
-            Seen(job(active=1), (pod(state=ended(75, word("StorageUnreachable")), phase="Running"),)),
-            STARTING, "Retrying", "StorageUnreachable"),
+            ObservedState(job(active=1), (pod(state=ended(75, word("StorageUnreachable")), phase="Running"),)),
+            STARTING,
+            "Retrying",
+            "StorageUnreachable",
+        ),
         "in vain for good, Job not": (attempt(42, word("DataInvalid")), RUNS, "PodRunning", "DataInvalid: words"),
         "first attempt lost": (attempt(75, word("StorageUnreachable")), STARTING, "Retrying", "StorageUnreachable"),
         "next attempt refused": (
-            Seen(job(), (pod(phase="Failed", reason="Evicted"),), warning=Said("FailedCreate", "exceeded quota")),
-            STARTING, "JobRefused", "exceeded quota"),
+            ObservedState(
+                job(), (pod(phase="Failed", reason="Evicted"),), warning=ReasonMessage("FailedCreate", "exceeded quota")
+            ),
+            STARTING,
+            "JobRefused",
+            "exceeded quota",
+        ),
         "preempted": (attempt(143, word("Preempted")), STARTING, "Retrying", "Preempted"),
         "evicted": (
-            Seen(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),
-            STARTING, "Retrying", "Evicted: low on memory"),
-        "second attempt pending": (Seen(job(), (first, pod(**second))), STARTING, "Retrying", "no route"),
+            ObservedState(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),
+            STARTING,
+            "Retrying",
+            "Evicted: low on memory",
+        ),
+        "second attempt pending": (ObservedState(job(), (first, pod(**second))), STARTING, "Retrying", "no route"),
         "second attempt, no node": (
-            Seen(job(), (first, pod(conditions=[unscheduled], **second))), STARTING, "Unschedulable", "no route"),
+            ObservedState(job(), (first, pod(conditions=[unscheduled], **second))),
+            STARTING,
+            "Unschedulable",
+            "no route",
+        ),
         "second attempt runs": (
-            Seen(job(), (first, pod(state=RUNNING, phase="Running", **second))), RUNS, "PodRunning", "bot-2"),
+            ObservedState(job(), (first, pod(state=RUNNING, phase="Running", **second))),
+            RUNS,
+            "PodRunning",
+            "bot-2",
+        ),
         "complete": (attempt(0, word("Completed"), conditions=COMPLETED), COMPLETE, "Completed", "words"),
         "was complete": (attempt(0, word("AlreadyComplete"), conditions=COMPLETED), COMPLETE, "AlreadyComplete", ""),
-        "complete, pod gone": (Seen(job(COMPLETED)), COMPLETE, gone, "spec.output.uri"),
+        "complete, pod gone": (ObservedState(job(COMPLETED)), COMPLETE, gone, "spec.output.uri"),
         "complete, no word": (attempt(0, conditions=COMPLETED), COMPLETE, gone, "gone"),
         "complete, says failed": (attempt(0, word("DataInvalid"), conditions=COMPLETED), COMPLETE, gone, "gone"),
-        "complete, deleted": (Seen({**deleted, **job(COMPLETED)}), COMPLETE, gone, "gone"),
+        "complete, deleted": (ObservedState({**deleted, **job(COMPLETED)}), COMPLETE, gone, "gone"),
         "complete, and the word is of the attempt before": (
-            Seen(job(COMPLETED), (first,)), COMPLETE, gone, "pod's last word is gone"),
+            ObservedState(job(COMPLETED), (first,)),
+            COMPLETE,
+            gone,
+            "pod's last word is gone",
+        ),
         "permanent, of a worker whose pod is older than the leader's": (
-            Seen(job(POLICY), (_worker(1, ended(42, word("OutOfMemory"))), peer_lost)), FAILED, "OutOfMemory", "words"),
+            ObservedState(job(POLICY), (_worker(1, ended(42, word("OutOfMemory"))), peer_lost)),
+            FAILED,
+            "OutOfMemory",
+            "words",
+        ),
         "attempts used up, by a worker": (
-            Seen(job(BACKOFF), (_worker(1, ended(137, reason="OOMKilled")), peer_lost)), FAILED, "OOMKilled", "memory"),
+            ObservedState(job(BACKOFF), (_worker(1, ended(137, reason="OOMKilled")), peer_lost)),
+            FAILED,
+            "OOMKilled",
+            "memory",
+        ),
         "a worker failed, another attempt follows": (
-            Seen(job(), (_worker(1, ended(75, word("StorageUnreachable"))), peer_lost)),
-            STARTING, "Retrying", "StorageUnreachable"),
+            ObservedState(job(), (_worker(1, ended(75, word("StorageUnreachable"))), peer_lost)),
+            STARTING,
+            "Retrying",
+            "StorageUnreachable",
+        ),
         "about to fail": (
-            Seen(ending, (pod(state=ended(143, word("Preempted")), phase="Failed"),)),
-            RUNS, "PodRunning", "The Job ends."),
+            ObservedState(ending, (pod(state=ended(143, word("Preempted")), phase="Failed"),)),
+            RUNS,
+            "PodRunning",
+            "The Job ends.",
+        ),
         "about to fail, by a worker": (
-            Seen(ending, (_worker(1, ended(137, reason="OOMKilled")), peer_lost)), RUNS, "PodRunning", "memory"),
+            ObservedState(ending, (_worker(1, ended(137, reason="OOMKilled")), peer_lost)),
+            RUNS,
+            "PodRunning",
+            "memory",
+        ),
         "about to fail, though nothing ran": (
-            Seen(ending, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
-            STARTING, "JobPending", "UnexpectedAdmissionError"),
+            ObservedState(ending, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
+            STARTING,
+            "JobPending",
+            "UnexpectedAdmissionError",
+        ),
         "about to fail, but for a pod on a lost node": (
-            Seen(ending, (_late(pod()),)), STARTING, "NodeLost", "out-of-service"),
+            ObservedState(ending, (_late(pod()),)),
+            STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
         "permanent": (attempt(42, word("DataInvalid"), conditions=POLICY), FAILED, "DataInvalid", "words"),
         "permanent, no word": (attempt(42, conditions=POLICY), FAILED, gone, "exit status 42"),
         "permanent, garbage": (attempt(42, '{"reason":', conditions=POLICY), FAILED, gone, "exit status 42"),
@@ -159,39 +226,96 @@ def cases() -> dict[str, tuple[Seen, tuple[str, dict[str, str]], str, str]]:
         "permanent, unknown word": (attempt(42, word("Hacked"), conditions=POLICY), FAILED, gone, "exit status 42"),
         "failed, says completed": (attempt(42, word("Completed"), conditions=POLICY), FAILED, gone, "42"),
         "attempts used up": (
-            attempt(75, word("StorageUnreachable"), conditions=BACKOFF), FAILED, "StorageUnreachable", "words"),
-        "attempts used up, no word": (
-            attempt(1, conditions=BACKOFF), FAILED, "BackoffLimitExceeded", "exit status 1"),
+            attempt(75, word("StorageUnreachable"), conditions=BACKOFF),
+            FAILED,
+            "StorageUnreachable",
+            "words",
+        ),
+        "attempts used up, no word": (attempt(1, conditions=BACKOFF), FAILED, "BackoffLimitExceeded", "exit status 1"),
         "attempts used up, memory": (
-            attempt(137, why="OOMKilled", conditions=BACKOFF), FAILED, "OOMKilled", "limits.memory"),
-        "to stop, nothing there": (Seen(wanted=stop), SUSPENDED, "Suspended", "spec.suspend"),
-        "to stop, pod saves": (Seen(deleted, (leaving,), wanted=stop), RUNS, "Suspending", "bot-1"),
-        "to stop, pod pends": (Seen(deleted, (pod(),), wanted=stop), STARTING, "Suspending", "bot-1"),
+            attempt(137, why="OOMKilled", conditions=BACKOFF),
+            FAILED,
+            "OOMKilled",
+            "limits.memory",
+        ),
+        "to stop, nothing there": (ObservedState(run_policy=stop), SUSPENDED, "Suspended", "spec.suspend"),
+        "to stop, pod saves": (ObservedState(deleted, (leaving,), run_policy=stop), RUNS, "Suspending", "bot-1"),
+        "to stop, pod pends": (ObservedState(deleted, (pod(),), run_policy=stop), STARTING, "Suspending", "bot-1"),
         "to stop, pod has left": (
-            Seen(deleted, (pod(phase="Failed"),), wanted=stop), STARTING, "Suspending", "being deleted"),
-        "to stop, pod of a Job that is gone": (Seen(leaving="bot-7", wanted=stop), STARTING, "Suspending", "bot-7"),
+            ObservedState(deleted, (pod(phase="Failed"),), run_policy=stop),
+            STARTING,
+            "Suspending",
+            "being deleted",
+        ),
+        "to stop, pod of a Job that is gone": (
+            ObservedState(terminating_pod="bot-7", run_policy=stop),
+            STARTING,
+            "Suspending",
+            "bot-7",
+        ),
         "to stop, but complete": (
-            Seen(job(COMPLETED), (pod(state=ended(0, word("Completed")), phase="Succeeded"),), wanted=stop),
-            COMPLETE, "Completed", "words"),
+            ObservedState(
+                job(COMPLETED), (pod(state=ended(0, word("Completed")), phase="Succeeded"),), run_policy=stop
+            ),
+            COMPLETE,
+            "Completed",
+            "words",
+        ),
         "too late to start": (
-            Seen(job(**started), (pod(conditions=[unscheduled]),), wanted=late),
-            FAILED, "StartupDeadlineExceeded", "0/3"),
-        "too late, queued": (Seen(job(suspend=True, **started), wanted=late), STARTING, "Queued", "suspended"),
-        "too late, but it runs": (Seen(job(**started), (leaving,), wanted=late), RUNS, "PodRunning", "bot-1"),
+            ObservedState(job(**started), (pod(conditions=[unscheduled]),), run_policy=late),
+            FAILED,
+            "StartupDeadlineExceeded",
+            "0/3",
+        ),
+        "too late, queued": (
+            ObservedState(job(suspend=True, **started), run_policy=late),
+            STARTING,
+            "Queued",
+            "suspended",
+        ),
+        "too late, but it runs": (
+            ObservedState(job(**started), (leaving,), run_policy=late),
+            RUNS,
+            "PodRunning",
+            "bot-1",
+        ),
         "too late, but it ran": (
-            Seen(job(**started), (first, pod(**second)), wanted=late), STARTING, "Retrying", "no route"),
+            ObservedState(job(**started), (first, pod(**second)), run_policy=late),
+            STARTING,
+            "Retrying",
+            "no route",
+        ),
         "ran too long": (
-            attempt(143, word("Preempted"), conditions=over), FAILED, "DeadlineExceeded", "activeDeadlineSeconds"),
-        "node lost": (Seen(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
+            attempt(143, word("Preempted"), conditions=over),
+            FAILED,
+            "DeadlineExceeded",
+            "activeDeadlineSeconds",
+        ),
+        "node lost": (ObservedState(job(active=1), (lost,)), STARTING, "NodeLost", "out-of-service"),
         "node of another worker lost, which the next attempt waits for": (
-            Seen(job(), (first, _late(_worker(1, RUNNING, "Running")))), STARTING, "NodeLost", "Pod bot-1-x"),
+            ObservedState(job(), (first, _late(_worker(1, RUNNING, "Running")))),
+            STARTING,
+            "NodeLost",
+            "Pod bot-1-x",
+        ),
         "node lost while the run is suspended": (
-            Seen(deleted, (lost,), wanted=stop), STARTING, "NodeLost", "out-of-service"),
-        "node lost while the Job is deleted": (Seen(deleted, (lost,)), STARTING, "NodeLost", "out-of-service"),
+            ObservedState(deleted, (lost,), run_policy=stop),
+            STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
+        "node lost while the Job is deleted": (ObservedState(deleted, (lost,)), STARTING, "NodeLost", "out-of-service"),
         "node lost, and the Job is gone": (
-            Seen(obstacle=Obstacle(OperatorReason.JOB_PENDING, "words"), left=(lost,)),
-            STARTING, "NodeLost", "out-of-service"),
+            ObservedState(blocked=Blocked(OperatorReason.JOB_PENDING, "words"), orphaned_pods=(lost,)),
+            STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
         "queued after an attempt": (
-            Seen(job(suspend=True), (first,), waits=Said("Preempted", "by another")), STARTING, "Queued", "by another"),
-        "failed, pod gone": (Seen(job(BACKOFF)), FAILED, "BackoffLimitExceeded", "backoff limit"),
-    }  # fmt: skip
+            ObservedState(job(suspend=True), (first,), queue_status=ReasonMessage("Preempted", "by another")),
+            STARTING,
+            "Queued",
+            "by another",
+        ),
+        "failed, pod gone": (ObservedState(job(BACKOFF)), FAILED, "BackoffLimitExceeded", "backoff limit"),
+    }

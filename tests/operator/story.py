@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.observed.state import Seen
-from finetune_operator.status.job_status import next_status
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.job_status import compute_status
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
 
-META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
 Pod = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Story:
 
     def __init__(self, build: type[Build], **wanted: Any) -> None:
         self._build = build
-        self._wanted = Wanted(**wanted)
+        self._wanted = RunPolicy(**wanted)
         self.status = FineTuneJobStatus()
 
     def running(self, start: int, name: str = "", index: str | None = None) -> Pod:
@@ -60,8 +60,8 @@ class Story:
                 stage="Training", last_checkpoint_step=checkpoint, last_checkpoint_time=at(checkpoint),
                 last_update_time=at(minute),
             )  # fmt: skip
-        seen = Seen(job=self._build.job(active=1), pods=pods, progress=progress, wanted=self._wanted)
-        self.status = next_status(META, self.status, seen, at(minute))
+        seen = ObservedState(job=self._build.job(active=1), pods=pods, progress=progress, run_policy=self._wanted)
+        self.status = compute_status(META, self.status, seen, at(minute))
         return self.status
 
     def reason(self) -> str:

@@ -8,9 +8,9 @@ import pytest
 from tests.operator.story import DISRUPTED, META, Story, at
 
 from finetune_operator.api import FineTuneJobStatus, OperatorReason
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.observed.state import Obstacle, Seen
-from finetune_operator.status.job_status import next_status
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.state import Blocked, ObservedState
+from finetune_operator.status.job_status import compute_status
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_a_status_of_an_earlier_version_is_taken_over(build: type[Build]) -> Non
 
 
 def test_seconds_are_those_that_a_trainer_ran(build: type[Build]) -> None:
-    story = Story(build, gpus=4)
+    story = Story(build, gpus_per_node=4)
     story.see(0)
     assert story.status.active_seconds is None
     assert story.see(1, story.running(1)).active_seconds == 0
@@ -53,7 +53,7 @@ def test_seconds_are_those_that_a_trainer_ran(build: type[Build]) -> None:
 
 
 def test_pods_of_several_nodes_hold_gpus_each_and_time_once(build: type[Build]) -> None:
-    story = Story(build, gpus=8)
+    story = Story(build, gpus_per_node=8)
     pods = [story.running(1, "bot-0-x", "0"), story.running(2, "bot-1-x", "1")]
     status = story.see(5, *pods)
     assert (status.attempts, status.active_seconds, status.gpu_seconds) == (1, 240, (4 + 3) * 60 * 8)
@@ -76,8 +76,8 @@ def test_a_checkpoint_from_the_future_or_of_no_time_is_none(build: type[Build]) 
     story = Story(build)
     for text in ("9999-01-01T00:00:00Z", "soon", "2026-11-23T08:00:00"):
         progress = Progress(stage="Training", last_checkpoint_step=1, last_checkpoint_time=text, last_update_time=at(1))
-        seen = Seen(job=build.job(active=1), pods=(story.running(1),), progress=progress)
-        assert next_status(META, FineTuneJobStatus(), seen, at(2)).last_checkpoint_step in (None, 1)
+        seen = ObservedState(job=build.job(active=1), pods=(story.running(1),), progress=progress)
+        assert compute_status(META, FineTuneJobStatus(), seen, at(2)).last_checkpoint_step in (None, 1)
     assert story.see(5, story.running(1)).last_checkpoint_time is None
 
 
@@ -89,26 +89,30 @@ def test_of_two_checkpoints_of_one_second_that_with_more_steps_is_the_newer(
     status = FineTuneJobStatus()
     for step in steps:
         said = Progress(stage="Training", last_checkpoint_step=step, last_checkpoint_time=at(1), last_update_time=at(1))
-        status = next_status(META, status, Seen(job=build.job(active=1), progress=said), at(2))
+        status = compute_status(META, status, ObservedState(job=build.job(active=1), progress=said), at(2))
     assert status.last_checkpoint_step == 75
 
 
 def test_what_a_pod_used_and_saved_counts_though_its_job_is_gone(build: type[Build]) -> None:
-    story = Story(build, gpus=2)
+    story = Story(build, gpus_per_node=2)
     story.see(1, story.running(1))
     left = (story.ended(1, 6, 143, checkpoint=5),)
-    waits = Seen(obstacle=Obstacle(OperatorReason.JOB_PENDING, "words"), left=left, wanted=Wanted(gpus=2))
-    story.status = next_status(META, story.status, waits, at(8))
+    waits = ObservedState(
+        blocked=Blocked(OperatorReason.JOB_PENDING, "words"), orphaned_pods=left, run_policy=RunPolicy(gpus_per_node=2)
+    )
+    story.status = compute_status(META, story.status, waits, at(8))
     again = build.job(active=1)
     again["metadata"]["creationTimestamp"] = at(8)
-    story.status = next_status(META, story.status, Seen(again, (story.running(9),), left=left), at(10))
+    story.status = compute_status(
+        META, story.status, ObservedState(again, (story.running(9),), orphaned_pods=left), at(10)
+    )
     status = story.status
     assert (status.attempts, status.interruptions, status.last_checkpoint_step) == (2, None, 5)
     assert (status.active_seconds, status.gpu_seconds) == ((5 + 1) * 60, (5 * 2 + 1) * 60)
 
 
 def test_pod_whose_end_no_node_reported_counts_until_it_was_taken_for_lost(build: type[Build]) -> None:
-    story = Story(build, gpus=4)
+    story = Story(build, gpus_per_node=4)
     story.see(1, story.running(1))
     lost = story.running(1)
     lost["status"] |= {"phase": "Failed", "conditions": [{**DISRUPTED, "lastTransitionTime": at(6)}]}

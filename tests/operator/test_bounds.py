@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.policy.limits import Bounds
-from finetune_operator.policy.validation import refusals
+from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _refusals(
     settings = Settings.model_validate(
         {"trainer_image": "registry.example/own:1", "bounds": allowed, "defaults": defaults or {}}
     )
-    return refusals(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), settings)
+    return find_violations(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), settings)
 
 
 # spec, bounds, and what is said; nothing if it is allowed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.policy.validation import refusals
+from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,4 +83,4 @@ def test_no_field_is_the_side_door_of_another(
     build: type[Build], spec: Body, allowed: Body, message: str | None
 ) -> None:
     job = FineTuneJob.model_validate(build.stored(spec=spec))
-    assert refusals(job, Settings.model_validate({"bounds": allowed})) == ([message] if message else [])
+    assert find_violations(job, Settings.model_validate({"bounds": allowed})) == ([message] if message else [])

@@ -12,7 +12,7 @@ from tests.operator.phases import DELETIONS, PHASES, delete, ended, nothing_is_l
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -27,9 +27,9 @@ def _complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-async def _nothing_is_kept(operator: Operator) -> bool:
-    store = operator.store
-    return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.progress])
+async def _nothing_is_kept(operator: Manager) -> bool:
+    store = operator.cache
+    return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.reported_progress])
 
 
 @pytest.mark.parametrize("deletion", DELETIONS)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from finetune_operator.codegen import __main__ as generate
-from finetune_operator.codegen.crd import custom_resource_definition, root_schema
+from finetune_operator.codegen.crd import build_crd, build_root_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,11 +42,11 @@ def _walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 def _at(path: str) -> dict[str, Any]:
-    return dict(_walk(root_schema()))[path]
+    return dict(_walk(build_root_schema()))[path]
 
 
 def test_the_schema_is_structural() -> None:
-    for path, schema in _walk(root_schema()):
+    for path, schema in _walk(build_root_schema()):
         assert not FORBIDDEN & schema.keys(), path
         assert schema["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert not ("properties" in schema and "additionalProperties" in schema), path
@@ -55,7 +55,7 @@ def test_the_schema_is_structural() -> None:
 
 
 def test_everything_is_bounded_and_described() -> None:
-    for path, schema in _walk(root_schema()):
+    for path, schema in _walk(build_root_schema()):
         if not path.startswith((".spec", ".status")):
             continue
         if schema["type"] == "string":
@@ -69,7 +69,7 @@ def test_everything_is_bounded_and_described() -> None:
 
 
 def test_no_default_is_null() -> None:
-    assert "null" not in json.dumps(custom_resource_definition())
+    assert "null" not in json.dumps(build_crd())
 
 
 def test_defaults_limits_and_rules_are_there() -> None:
@@ -85,7 +85,7 @@ def test_defaults_limits_and_rules_are_there() -> None:
 
 
 def test_the_definition_is_small_and_names_its_columns() -> None:
-    definition = custom_resource_definition()
+    definition = build_crd()
     assert len(json.dumps(definition)) < 262_144 / 4
     version = definition["spec"]["versions"][0]
     shown = [each["name"] for each in version["additionalPrinterColumns"] if not each.get("priority")]
@@ -96,7 +96,7 @@ def test_the_definition_is_small_and_names_its_columns() -> None:
 
 def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     # install.yaml follows the chart, whose own tests look at it.
-    monkeypatch.setattr(generate, "_install_manifest", lambda *, write: [])
+    monkeypatch.setattr(generate, "_generate_install_manifest", lambda *, write: [])
     assert generate.main(["--check"]) == 0
 
 
@@ -105,7 +105,7 @@ def test_a_stale_file_is_named(
 ) -> None:
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "CHART", tmp_path / "chart")
-    monkeypatch.setattr(generate, "_install_manifest", lambda *, write: [])
+    monkeypatch.setattr(generate, "_generate_install_manifest", lambda *, write: [])
     assert generate.main(["--check"]) == 1
     assert "stale, run `make generate`: manifests/crd.yaml" in capsys.readouterr().out
     assert generate.main([]) == 0

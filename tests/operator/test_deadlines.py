@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.controller.job_patch import job_change
-from finetune_operator.observed.state import Seen
-from finetune_operator.status.job_status import next_status
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.controller.job_patch import build_job_patch
+from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.job_status import compute_status
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
 
-META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
 RUNS, PENDS, ENDED = "runs", "pends", "has ended"
 FAILING = [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]
 
@@ -48,8 +48,8 @@ def test_the_job_counts_only_while_a_trainer_runs(
     job["spec"] |= {"backoffLimit": 3} | ({"activeDeadlineSeconds": limit} if limit else {})
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
     status = FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))
-    seen = Seen(job, (_pod(build, pod),), wanted=Wanted(active_deadline=3600))
-    assert job_change(seen, status).get("spec", {}) == change
+    seen = ObservedState(job, (_pod(build, pod),), run_policy=RunPolicy(active_deadline_seconds=3600))
+    assert build_job_patch(seen, status).get("spec", {}) == change
 
 
 # minute at which the pod was created, that at which its trainer started by its node's clock, and the reason later
@@ -67,8 +67,8 @@ def test_a_trainer_that_ran_has_started_whatever_its_nodes_clock_said(
     job = build.job(startTime=_at(10))
     end = {"exitCode": 75, "startedAt": _at(minute), "finishedAt": _at(12), "message": "", "reason": "Error"}
     pod = build.pod(state={"terminated": end}, phase="Failed", created=_at(created))
-    seen = Seen(job, (pod,), wanted=Wanted(startup_deadline=60))
-    assert next_status(META, FineTuneJobStatus(), seen, _at(40)).conditions[0].reason == reason
+    seen = ObservedState(job, (pod,), run_policy=RunPolicy(startup_deadline_seconds=60))
+    assert compute_status(META, FineTuneJobStatus(), seen, _at(40)).conditions[0].reason == reason
 
 
 def test_the_job_counts_as_long_as_any_pod_of_several_runs(build: type[Build]) -> None:
@@ -78,5 +78,5 @@ def test_the_job_counts_as_long_as_any_pod_of_several_runs(build: type[Build]) -
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
     other = _pod(build, RUNS)
     other["metadata"] |= {"name": "bot-1-x", "annotations": {"batch.kubernetes.io/job-completion-index": "1"}}
-    seen = Seen(job, (_pod(build, PENDS), other), wanted=Wanted(active_deadline=3600))
-    assert job_change(seen, FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))) == {}
+    seen = ObservedState(job, (_pod(build, PENDS), other), run_policy=RunPolicy(active_deadline_seconds=3600))
+    assert build_job_patch(seen, FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))) == {}

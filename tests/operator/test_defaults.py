@@ -10,7 +10,7 @@ import pytest
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.policy.defaults import Defaults
-from finetune_operator.resources.job import desired_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 
@@ -40,7 +40,7 @@ def _settings(defaults: Body) -> Settings:
 
 
 def _job(build: type[Build], defaults: Body, spec: Body | None = None) -> Body:
-    return desired_job(FineTuneJob.model_validate(build.stored(spec=spec)), _settings(defaults))
+    return build_job(FineTuneJob.model_validate(build.stored(spec=spec)), _settings(defaults))
 
 
 def _config(job: Body) -> Body:
@@ -93,12 +93,12 @@ def test_own_keys_to_the_stores_of_all(build: type[Build]) -> None:
 def test_a_finetunejob_is_left_as_it_is(build: type[Build]) -> None:
     job = FineTuneJob.model_validate(build.stored())
     before = copy.deepcopy(job.to_json())
-    desired_job(job, _settings(DEFAULTS))
+    build_job(job, _settings(DEFAULTS))
     assert job.to_json() == before
 
 
 def test_no_defaults_change_nothing(build: type[Build]) -> None:
-    plain = desired_job(FineTuneJob.model_validate(build.stored()), Settings())
+    plain = build_job(FineTuneJob.model_validate(build.stored()), Settings())
     assert _job(build, {}) == plain
 
 

@@ -39,12 +39,12 @@ def _manifests() -> list[Body]:
 @pytest.fixture
 def kubectl(world: World, api_server: str, tmp_path: Path) -> Kubectl:
     """kubectl as administrator in the test's namespace, with all manifests as its file; exit status and output."""
-    tools.ensure()
+    tools.ensure_built()
     (tmp_path / "jobs.yaml").write_text(yaml.safe_dump_all(_manifests()))
     reach = ["--server", api_server, "--token", api.TOKEN, "--insecure-skip-tls-verify", "-n", world.namespace]
 
     async def run(verb: str, *words: str) -> tuple[int, str]:
-        command = [tools.program("kubectl"), *reach, verb, "-f", tmp_path / "jobs.yaml", *words]
+        command = [tools.find_program("kubectl"), *reach, verb, "-f", tmp_path / "jobs.yaml", *words]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=-2)
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api import FineTuneJobStatus, Metadata, OperatorReason
-from finetune_operator.observed.state import Obstacle, Seen
-from finetune_operator.status.events import merge_patch, transition
-from finetune_operator.status.job_status import next_status
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.observed.state import Blocked, ObservedState
+from finetune_operator.status.events import build_transition_event, create_merge_patch
+from finetune_operator.status.job_status import compute_status
 
-META = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
 NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
 
 
@@ -32,16 +32,16 @@ NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
     ],
 )
 def test_a_merge_patch_says_only_what_changed(old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]) -> None:
-    assert merge_patch(old, new) == patch
+    assert create_merge_patch(old, new) == patch
 
 
 def _status(reason: OperatorReason, final: bool = False, before: FineTuneJobStatus | None = None) -> FineTuneJobStatus:
-    seen = Seen(obstacle=Obstacle(reason, "words " * 400, final))
-    return next_status(META, before or FineTuneJobStatus(), seen, NOW)
+    seen = ObservedState(blocked=Blocked(reason, "words " * 400, final))
+    return compute_status(META, before or FineTuneJobStatus(), seen, NOW)
 
 
 def test_a_new_reason_is_an_event() -> None:
-    event = transition(META, FineTuneJobStatus(), _status(OperatorReason.JOB_PENDING), NOW)
+    event = build_transition_event(META, FineTuneJobStatus(), _status(OperatorReason.JOB_PENDING), NOW)
     assert event
     assert (event["type"], event["reason"], event["involvedObject"]["uid"]) == ("Normal", "JobPending", "uid-bot")
     assert len(event["message"]) <= 1024
@@ -50,21 +50,21 @@ def test_a_new_reason_is_an_event() -> None:
 
 def test_the_same_reason_is_none() -> None:
     old = _status(OperatorReason.JOB_PENDING)
-    assert transition(META, old, old, NOW) is None
-    assert transition(META, old, old.model_copy(update={"attempts": 2}), NOW) is None
+    assert build_transition_event(META, old, old, NOW) is None
+    assert build_transition_event(META, old, old.model_copy(update={"attempts": 2}), NOW) is None
 
 
 def test_trouble_is_a_warning() -> None:
     pending = _status(OperatorReason.JOB_PENDING)
     for new in (_status(OperatorReason.JOB_REFUSED), _status(OperatorReason.INVALID_SPEC, True, pending)):
-        event = transition(META, pending, new, NOW)
+        event = build_transition_event(META, pending, new, NOW)
         assert event
         assert event["type"] == "Warning"
 
 
 def test_told_twice_it_has_one_name() -> None:
     new = _status(OperatorReason.JOB_REFUSED)
-    first, second = (transition(META, FineTuneJobStatus(), new, now) for now in (NOW, LATER))
+    first, second = (build_transition_event(META, FineTuneJobStatus(), new, now) for now in (NOW, LATER))
     assert first
     assert second
     assert first["metadata"]["name"] == second["metadata"]["name"]

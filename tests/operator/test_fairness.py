@@ -25,11 +25,11 @@ async def test_who_floods_the_queue_waits_alone(routine: bool) -> None:
     queue = WorkQueue()
     flood = [("flood", str(index)) for index in range(10_000)]
     for key in flood:
-        queue.add(key, routine=routine)
+        queue.add(key, low_priority=routine)
     first = await queue.get()
-    queue.add(A, routine=routine)
-    queue.add(B, routine=routine)
-    order = [first, *[await queue.get() for _ in range(queue.depth())]]
+    queue.add(A, low_priority=routine)
+    queue.add(B, low_priority=routine)
+    order = [first, *[await queue.get() for _ in range(queue.get_depth())]]
     assert order[:5] == [flood[0], flood[1], A, flood[2], B]
     assert [key for key in order if key not in (A, B)] == flood
 
@@ -42,7 +42,7 @@ async def test_the_longest_wait_is_that_of_whoever_came_first() -> None:
     queue.add(A)
     queue.add(B)
     assert [await queue.get(), await queue.get()] == [("flood", "1"), A]
-    assert queue.longest_wait() >= 0.05
+    assert queue.get_longest_wait() >= 0.05
 
 
 class Model:
@@ -58,7 +58,7 @@ class Model:
         """Namespaces that were served while another waited for its turn in the same lane."""
 
     def add(self, key: Key, routine: bool) -> None:
-        self.queue.add(key, routine=routine)
+        self.queue.add(key, low_priority=routine)
         self._waits(key, routine)
 
     async def get(self) -> None:
@@ -84,8 +84,8 @@ class Model:
             self._waits(key, False)
 
     def check(self) -> None:
-        assert self.queue.depth() == len(self.waiting)
-        assert self.queue.has_fresh() == (False in self.waiting.values())
+        assert self.queue.get_depth() == len(self.waiting)
+        assert self.queue.has_high_priority() == (False in self.waiting.values())
 
     def _waits(self, key: Key, routine: bool) -> None:
         if key in self.working:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.operator.proxies import Trouble
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -156,9 +156,9 @@ async def _kept_alive(world: World, trouble: Trouble, done: asyncio.Event) -> No
                     await asyncio.sleep(0.5)
 
 
-def _is_well(operator: Operator) -> bool:
+def _is_well(operator: Manager) -> bool:
     try:
-        operator.liveness()
+        operator.check_liveness()
     except RuntimeError:
         return False
     return True

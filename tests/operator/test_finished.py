@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import kopf
 import pytest
 
-from finetune_operator.codegen.crd import custom_resource_definition
-from finetune_operator.manager import Operator
+from finetune_operator.codegen.crd import build_crd
+from finetune_operator.manager import Manager
 from finetune_operator.telemetry import counters
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def _delete_pods(world: World) -> None:
 
 
 async def _apply_crd_again(world: World) -> None:
-    definition = custom_resource_definition()
+    definition = build_crd()
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{definition['metadata']['name']}"
     await world.call("PATCH", path, {"spec": definition["spec"]})
 
@@ -117,11 +117,11 @@ async def test_a_thousand_restarts_write_nothing(world: World) -> None:
         await world.reason("PodRunning", "running")
     world.proxy.seen.clear()
     for _ in range(RESTARTS):
-        operator = Operator(world.settings)
+        operator = Manager(world.settings)
         before = _looked_at()
         await operator.start(kopf.OperatorSettings())
         for name in ENDS:  # by itself it looks at those alone that have not ended
-            operator.workers.add((world.namespace, name))
+            operator.workers.enqueue((world.namespace, name))
         while _looked_at() < before + 3:
             await asyncio.sleep(0)
         await operator.stop()

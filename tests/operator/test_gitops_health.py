@@ -16,7 +16,7 @@ from tests.operator.conftest import Kstatus
 from tests.operator.state_table import META, NOW, cases
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJobStatus
-from finetune_operator.status.job_status import next_status
+from finetune_operator.status.job_status import compute_status
 from local_cluster import tools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,16 +40,16 @@ def _states() -> list[tuple[str, Body, list[str]]]:
     documented = _documented()
     states = []
     for name, (seen, (phase, conditions), *_) in cases().items():
-        status = next_status(META, FineTuneJobStatus(), seen, NOW).to_json()
+        status = compute_status(META, FineTuneJobStatus(), seen, NOW).to_json()
         said = documented[phase, frozenset(f"{kind}={truth}" for kind, truth in conditions.items())]
         states.append((name, {**Build.stored(), "status": status}, said))
     return states
 
 
 def _argocd(*objects: Body) -> list[dict[str, str]]:
-    tools.ensure()
+    tools.ensure_built()
     lines = "\n".join(map(json.dumps, objects))
-    command = [tools.program("argocd-health"), SCRIPT]
+    command = [tools.find_program("argocd-health"), SCRIPT]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from tests.operator import samples
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.api.compute import is_reserved
-from finetune_operator.codegen.crd import root_schema
-from finetune_operator.policy.validation import refusals
+from finetune_operator.api.compute import is_reserved_key
+from finetune_operator.codegen.crd import build_root_schema
+from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources import multi_node
-from finetune_operator.resources.job import desired_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ POD = {
 
 def _job(build: type[Build], spec: Body) -> Body:
     body = build.stored()
-    return desired_job(FineTuneJob.model_validate({**body, "spec": spec}), Settings(trainer_image="trainer:1"))
+    return build_job(FineTuneJob.model_validate({**body, "spec": spec}), Settings(trainer_image="trainer:1"))
 
 
 def _attempts() -> Iterator[tuple[str, Body]]:
@@ -56,7 +56,7 @@ def _attempts() -> Iterator[tuple[str, Body]]:
         for hostile in HOSTILE:
             for text in (hostile, value + hostile):
                 yield ".".join(map(str, path)), samples.replaced(spec, path, text)
-    for path in samples.maps(root_schema()["properties"]["spec"]):
+    for path in samples.maps(build_root_schema()["properties"]["spec"]):
         for key in KEYS:
             yield ".".join(map(str, path)), samples.replaced(spec, path, {key: "1"})
 
@@ -83,7 +83,7 @@ def _fixed(job: Body) -> list[Any]:
     template = job["spec"]["template"]
     pod = template["spec"]
     (container,) = pod["containers"]
-    service = multi_node.service(job) or {}
+    service = multi_node.build_service(job) or {}
     environment = {each["name"]: each["value"] for each in container["env"]}
     names = sorted(environment)
     said = {name: environment.pop(name, None) for name in ("FINETUNE_CONFIG", "FINETUNE_IMAGE")}
@@ -143,7 +143,7 @@ def test_reserved_keys_never_reach_a_pod(build: type[Build], attempts: list[tupl
         except ValidationError:
             continue
         assert own.items() <= meta["labels"].items()
-        assert not any(map(is_reserved, set(meta["labels"]) - set(own) | set(meta["annotations"]))), path
+        assert not any(map(is_reserved_key, set(meta["labels"]) - set(own) | set(meta["annotations"]))), path
 
 
 def test_volumes_are_of_the_harmless_kinds(build: type[Build]) -> None:
@@ -162,7 +162,7 @@ def test_volumes_are_of_the_harmless_kinds(build: type[Build]) -> None:
 
 
 def test_no_reference_has_a_namespace() -> None:
-    text = json.dumps(root_schema()["properties"]["spec"])
+    text = json.dumps(build_root_schema()["properties"]["spec"])
     assert '"namespace":' not in text
     assert '"namespaces":' not in text
 
@@ -180,8 +180,8 @@ def test_what_is_mounted_of_a_secret_is_a_closed_list(build: type[Build]) -> Non
 
 
 def test_every_secret_of_the_api_is_bounded(build: type[Build]) -> None:
-    schema = root_schema()["properties"]["spec"]
+    schema = build_root_schema()["properties"]["spec"]
     settings = Settings.model_validate({"bounds": {"allowedSecrets": ["none"]}})
     job = FineTuneJob.model_validate({**build.stored(), "spec": samples.full_spec()})
-    refused = [each for each in refusals(job, settings) if "allowed: none" in each]
+    refused = [each for each in find_violations(job, settings) if "allowed: none" in each]
     assert len(refused) == len(list(samples.references(schema))) >= 3

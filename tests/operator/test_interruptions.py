@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.operator.story import DISRUPTED, META, Pod, Story, at
 
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.observed.state import Seen
-from finetune_operator.status.job_status import next_status
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.job_status import compute_status
 from finetune_operator.status.usage import MAX_UNREPORTED
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_suspension_forgives_interruptions(build: type[Build]) -> None:
     story = Story(build)
     pods = [story.ended(1, 2, 143), story.ended(3, 4, 143), story.running(5)]
     assert story.see(6, *pods).interruptions == 2
-    story.status = next_status(META, story.status, Seen(wanted=Wanted(suspend=True)), at(8))
+    story.status = compute_status(META, story.status, ObservedState(run_policy=RunPolicy(suspend=True)), at(8))
     assert (story.reason(), story.status.interruptions, story.status.attempts) == ("Suspended", None, 3)
 
 
@@ -117,11 +117,11 @@ def test_what_was_suspended_was_not_interrupted(build: type[Build]) -> None:
     """Its pod has left with its Job; the next one is of another Job."""
     story = Story(build)
     story.see(1, story.running(1))
-    seen = Seen(wanted=Wanted(suspend=True))
-    story.status = next_status(META, story.status, seen, at(3))
+    seen = ObservedState(run_policy=RunPolicy(suspend=True))
+    story.status = compute_status(META, story.status, seen, at(3))
     resumed = build.job(active=1)
     resumed["metadata"]["creationTimestamp"] = at(5)
-    story.status = next_status(META, story.status, Seen(resumed, (story.running(6),)), at(7))
+    story.status = compute_status(META, story.status, ObservedState(resumed, (story.running(6),)), at(7))
     assert (story.status.attempts, story.status.interruptions) == (2, None)
 
 

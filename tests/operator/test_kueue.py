@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.observed import workload
-from finetune_operator.observed.objects import Said
-from finetune_operator.observed.state import Seen
+from finetune_operator.observed.objects import ReasonMessage
+from finetune_operator.observed.state import ObservedState
 from finetune_operator.resources.job import QUEUE_LABEL
-from finetune_operator.status.job_status import next_status
+from finetune_operator.status.job_status import compute_status
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -35,25 +35,33 @@ def _workload(*conditions: tuple[str, str, str, str], created: str = NOW) -> dic
     }
 
 
-CASES: dict[str, tuple[list[dict[str, Any]], Said | None]] = {
+CASES: dict[str, tuple[list[dict[str, Any]], ReasonMessage | None]] = {
     "no Workload yet": ([], None),
     "not looked at yet": ([{"metadata": {"name": "job-bot-1"}}], None),
     "no conditions": ([{"metadata": {"name": "job-bot-1"}, "status": {"conditions": None}}], None),
-    "no quota": ([_workload(FULL, UNADMITTED)], Said(FULL[2], f"{FULL[3]}.")),
-    "checks": ([_workload(RESERVED, UNCHECKED)], Said(UNCHECKED[2], f"{UNCHECKED[3]}.")),
+    "no quota": ([_workload(FULL, UNADMITTED)], ReasonMessage(FULL[2], f"{FULL[3]}.")),
+    "checks": ([_workload(RESERVED, UNCHECKED)], ReasonMessage(UNCHECKED[2], f"{UNCHECKED[3]}.")),
     "admitted": ([_workload(RESERVED, ADMITTED)], None),
-    "evicted": ([_workload(EVICTED, RESERVED, ADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}.")),
-    "evicted, quota returned": ([_workload(EVICTED, RETURNED, UNADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}.")),
+    "evicted": ([_workload(EVICTED, RESERVED, ADMITTED)], ReasonMessage(EVICTED[2], f"{EVICTED[3]}.")),
+    "evicted, quota returned": (
+        [_workload(EVICTED, RETURNED, UNADMITTED)],
+        ReasonMessage(EVICTED[2], f"{EVICTED[3]}."),
+    ),
     "evicted, waits again": (
-        [_workload(EVICTED, FULL, UNADMITTED)], Said(EVICTED[2], f"{EVICTED[3]}. {FULL[2]}: {FULL[3]}.")),
+        [_workload(EVICTED, FULL, UNADMITTED)],
+        ReasonMessage(EVICTED[2], f"{EVICTED[3]}. {FULL[2]}: {FULL[3]}."),
+    ),
     "admitted after an eviction": ([_workload(REQUEUED, RESERVED, ADMITTED)], None),
-    "an earlier Workload": ([_workload(FULL, created=LATER), _workload(EVICTED)], Said(FULL[2], f"{FULL[3]}.")),
-}  # fmt: skip
+    "an earlier Workload": (
+        [_workload(FULL, created=LATER), _workload(EVICTED)],
+        ReasonMessage(FULL[2], f"{FULL[3]}."),
+    ),
+}
 
 
 @pytest.mark.parametrize(("workloads", "said"), CASES.values(), ids=CASES.keys())
-def test_the_reason_for_waiting(workloads: list[dict[str, Any]], said: Said | None) -> None:
-    assert workload.waiting(workloads) == said
+def test_the_reason_for_waiting(workloads: list[dict[str, Any]], said: ReasonMessage | None) -> None:
+    assert workload.find_queue_status(workloads) == said
 
 
 @pytest.mark.parametrize(
@@ -65,15 +73,17 @@ def test_a_job_is_held_if_it_is_suspended_and_has_a_queue(
 ) -> None:
     job = build.job(suspend=suspend)
     job["metadata"]["labels"] = labels
-    assert workload.holds(job) is held
+    assert workload.is_queued(job) is held
 
 
 def test_a_held_job_is_queued_whatever_its_earlier_attempts_left(build: type[Build]) -> None:
-    meta = Metadata(name="bot", namespace="team", uid="uid-bot", generation=1)
+    meta = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
     lost = build.pod(state=build.ended(75), phase="Failed")
     for pods in ((), (lost,)):
-        seen = Seen(build.job(suspend=True), pods, waits=Said("WaitingForQuota", "1 more needed"))
-        status = next_status(meta, FineTuneJobStatus(), seen, NOW)
+        seen = ObservedState(
+            build.job(suspend=True), pods, queue_status=ReasonMessage("WaitingForQuota", "1 more needed")
+        )
+        status = compute_status(meta, FineTuneJobStatus(), seen, NOW)
         (condition,) = status.conditions
         assert (condition.type, condition.status, condition.reason) == ("Running", "False", "Queued")
         assert condition.message.startswith("Kueue holds the Job. WaitingForQuota: 1 more needed")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.status.deadlines import SLOW_START
+from finetune_operator.status.deadlines import STARTUP_GRACE_SECONDS
 
 if TYPE_CHECKING:
     from tests.operator.watches import Watches
     from tests.operator.world import World
 
-    from finetune_operator.kube.cache import Shelf
+    from finetune_operator.kube.cache import ObjectCache
 
 pytestmark = pytest.mark.cluster
 
@@ -50,7 +50,7 @@ async def test_the_last_word_of_a_pod_that_left_with_its_job_is_heard(world: Wor
         await world.reason("Suspending")
         await world.kubelet(_saved(8, start), "Failed")
         await world.collect()
-        await world.until(lambda: _has_none(operator.store.jobs))
+        await world.until(lambda: _has_none(operator.cache.jobs))
         watches.mode = "open"
         status = await world.reason("Suspended")
         assert (status["attempts"], status["lastCheckpointStep"]) == (1, 8)
@@ -87,17 +87,17 @@ async def test_an_earlier_namesakes_pod_says_nothing_of_this_run(world: World, w
         await world.delete("jobs")
         await world.apply(spec={"suspend": True})
         await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
-        await world.until(lambda: _has_none(operator.store.jobs))
+        await world.until(lambda: _has_none(operator.cache.jobs))
         watches.mode = "open"
         status = await world.reason("Suspended")
-        await world.until(lambda: _has_none(operator.store.pods))
+        await world.until(lambda: _has_none(operator.cache.pods))
         await operator.resync()
         await asyncio.sleep(0.3)
         status = await world.reason("Suspended")
     assert status.keys() & {"attempts", "lastCheckpointStep", "activeSeconds"} == set()
 
 
-async def _has_none(shelf: Shelf) -> bool:
+async def _has_none(shelf: ObjectCache) -> bool:
     return len(shelf) == 0
 
 
@@ -112,9 +112,9 @@ async def test_one_that_is_deleted_at_its_end_is_not_deleted_again(world: World,
         await world.until(lambda: _was_seen(world, deletion))
         for _ in range(3):
             await asyncio.sleep(0.2)
-            operator.workers.add((world.namespace, "bot"))
+            operator.workers.enqueue((world.namespace, "bot"))
         watches.mode = "open"
-        await world.until(lambda: _has_none(operator.store.finetunejobs))
+        await world.until(lambda: _has_none(operator.cache.finetunejobs))
     assert world.proxy.seen.count(deletion) == 1
 
 
@@ -166,19 +166,21 @@ async def test_an_end_that_only_the_answer_to_a_change_told_is_seen(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watch then tells of nothing that is newer."""
-    monkeypatch.setattr("finetune_operator.manager._SETTLED", 60.0)  # the list that would find it comes later
+    monkeypatch.setattr(
+        "finetune_operator.manager._WATCHES_SETTLED_SECONDS", 60.0
+    )  # the list that would find it comes later
     key = world.namespace, "bot"
     async with world.operator() as operator:
         start = await _runs(world)
-        await asyncio.sleep(SLOW_START + 1)  # by then no look is due that was planned before
+        await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no look is due that was planned before
         word = json.dumps({"reason": "Completed", "message": "published"})
         end = {"exitCode": 0, "message": word, "startedAt": start, "finishedAt": _ago(0)}
         await world.kubelet({"terminated": end}, "Succeeded")
         watches.held_kind, watches.mode = "jobs", "held"
         edited = await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"backoffLimit": 9}})
         await world.job_ends("Complete", at=_ago(0))
-        operator.store.jobs.put(key, edited)
-        operator.workers.add(key)
+        operator.cache.jobs.update(key, edited)
+        operator.workers.enqueue(key)
         status = await world.reason("Completed")
         watches.mode = "open"
     assert status["phase"] == "Complete"

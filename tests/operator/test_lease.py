@@ -14,15 +14,15 @@ import pytest
 from tests.operator.world import LEASE
 
 from finetune_operator.kopf_settings import log_in
-from finetune_operator.kube.client import NotLeadingError
-from finetune_operator.kube.leader_election import Election
-from finetune_operator.kube.lease import Lease
+from finetune_operator.kube.client import NotLeaderError
+from finetune_operator.kube.leader_election import LeaderElector
+from finetune_operator.kube.lease import LeaseLock
 from finetune_operator.kube.transport import Transport
 
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = pytest.mark.cluster
 
@@ -32,7 +32,7 @@ SECONDS = 2
 class Candidate:
     """A replica without any work."""
 
-    def __init__(self, election: Election) -> None:
+    def __init__(self, election: LeaderElector) -> None:
         self.election = election
         self.terms = 0
 
@@ -48,14 +48,14 @@ class Candidate:
 async def _candidate(world: World, identity: str = "me") -> AsyncIterator[Candidate]:
     transport = Transport(5)
     transport.open(lambda: log_in(kopf.OperatorSettings()))
-    candidate = Candidate(Election(Lease(transport, world.namespace, LEASE), identity, SECONDS))
+    candidate = Candidate(LeaderElector(LeaseLock(transport, world.namespace, LEASE), identity, SECONDS))
     task = asyncio.create_task(candidate.election.run(candidate.lead))
     try:
         yield candidate
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await candidate.election.resign()
+        await candidate.election.release()
         await transport.close()
 
 
@@ -143,14 +143,14 @@ async def test_a_leader_that_slept_past_its_time_writes_nothing(world: World) ->
     """In the same breath in which it wakes, before it could have learnt that another leads."""
 
     async def is_leader() -> bool:
-        return operator.election.is_leader()
+        return operator.leader_elector.is_leader()
 
     async with world.operator(lease_seconds=SECONDS) as operator:
         await world.until(is_leader)
         before = world.proxy.writes()
         time.sleep(SECONDS)
-        with pytest.raises(NotLeadingError):
-            await operator._cluster.patch_status(world.namespace, "bot", {"status": {}})
+        with pytest.raises(NotLeaderError):
+            await operator._client.patch_status(world.namespace, "bot", {"status": {}})
         assert world.proxy.writes() == before
         await world.until(is_leader)
         await world.apply()
@@ -164,12 +164,12 @@ async def test_who_leads_after_nobody_lists_once(world: World) -> None:
     async with world.operator() as operator:
         await world.until(lambda: _leads(operator))
         await world.until(lambda: _works(operator))
-        assert operator._lists == 1
+        assert operator._list_count == 1
 
 
-async def _leads(operator: Operator) -> bool:
-    return operator.election.is_leader()
+async def _leads(operator: Manager) -> bool:
+    return operator.leader_elector.is_leader()
 
 
-async def _works(operator: Operator) -> bool:
+async def _works(operator: Manager) -> bool:
     return operator.workers.queue is not None

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from tests.operator.proxies import Served, failure
 
-from finetune_operator.kube.cache import Store
-from finetune_operator.kube.client import Cluster
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.lister import Lister
-from finetune_operator.kube.namespace_access import Namespaces
+from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.kube.transport import Transport
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ class Listing:
     def __init__(self, server: ListServer, transport: Transport) -> None:
         self.server = server
         self.transport = transport
-        self.store = Store()
+        self.store = InformerCache()
         self.watch(TEAMS)
 
     def watch(self, names: list[str]) -> None:
-        self.namespaces = Namespaces(names)
-        self.lister = Lister(Cluster(self.transport, lambda: True), self.store, self.namespaces)
+        self.namespaces = NamespaceRegistry(names)
+        self.lister = Lister(KubeClient(self.transport, lambda: True), self.store, self.namespaces)
 
     async def update(self) -> set[str | None]:
-        return await self.lister.update(self.namespaces.all())
+        return await self.lister.refresh(self.namespaces.get_scopes())
 
     def versions(self) -> dict[tuple[str, str], str]:
         found = (body["metadata"] for body in self.store.finetunejobs)
@@ -109,8 +109,8 @@ async def test_update_one_kind_fails_in_one_namespace_others_are_listed(
     listing.server.refuse("team-b", status, plural)
     assert await listing.update() == {"team-a"}
     assert listing.versions() == {("team-a", "bot"): "9"}
-    assert listing.namespaces.unlisted() == ["team-b"]
-    assert listing.store.unreadable == ({"team-b"} if status == 403 else set())
+    assert listing.namespaces.get_failed_scopes() == ["team-b"]
+    assert listing.store.unreadable_namespaces == ({"team-b"} if status == 403 else set())
 
 
 async def test_update_refused_namespace_keeps_its_objects_until_it_is_listed(
@@ -125,7 +125,7 @@ async def test_update_refused_namespace_keeps_its_objects_until_it_is_listed(
     listing.server.finetunejobs["team-b"] = []
     assert await listing.update() == set(TEAMS)
     assert set(listing.versions()) == {("team-a", "bot")}
-    assert listing.store.unreadable == set()
+    assert listing.store.unreadable_namespaces == set()
 
 
 async def test_update_missing_namespace_is_forgotten(listing: Listing, build: type[Build]) -> None:
@@ -134,7 +134,7 @@ async def test_update_missing_namespace_is_forgotten(listing: Listing, build: ty
     listing.server.refuse("team-b", 404)
     await listing.update()
     assert set(listing.versions()) == {("team-a", "bot")}
-    assert listing.namespaces.refused() == {"team-b"}
+    assert listing.namespaces.get_unreadable() == {"team-b"}
 
 
 async def test_update_missing_crd_is_no_missing_namespace(listing: Listing, build: type[Build]) -> None:
@@ -144,16 +144,16 @@ async def test_update_missing_crd_is_no_missing_namespace(listing: Listing, buil
         listing.server.refuse(team, 404, "finetunejobs")
     assert await listing.update() == set()
     assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
-    assert listing.namespaces.refused() == set()
-    assert "404" in str(listing.namespaces.errors()[0])
+    assert listing.namespaces.get_unreadable() == set()
+    assert "404" in str(listing.namespaces.get_list_errors()[0])
 
 
 async def test_update_whole_cluster_refused_is_an_error(listing: Listing) -> None:
     listing.watch([])
     listing.server.refuse("", 403)
     assert await listing.update() == set()
-    assert "403" in str(listing.namespaces.errors()[0])
-    assert listing.namespaces.refused() == set()
+    assert "403" in str(listing.namespaces.get_list_errors()[0])
+    assert listing.namespaces.get_unreadable() == set()
 
 
 async def test_update_after_etcd_was_restored_replaces_the_store(listing: Listing, build: type[Build]) -> None:
@@ -182,6 +182,6 @@ async def test_update_that_was_overtaken_by_an_event_keeps_what_the_event_brough
     await listing.update()
     task = asyncio.create_task(listing.update())
     await asyncio.sleep(0)
-    listing.store.finetunejobs.put(("team-a", "bot"), _body(build, "team-a", "bot", 600))
+    listing.store.finetunejobs.update(("team-a", "bot"), _body(build, "team-a", "bot", 600))
     await task
     assert listing.versions()["team-a", "bot"] == "600"

@@ -30,7 +30,7 @@ def _record(message: str = "said", **more: Any) -> logging.LogRecord:
 
 
 def test_a_line_is_about_the_object_that_is_worked_on() -> None:
-    with logs.about("team", "bot", "uid-1"):
+    with logs.bind_object("team", "bot", "uid-1"):
         line = json.loads(logs.JsonFormatter().format(_record()))
         text = logs.TextFormatter().format(_record())
     assert {key: line[key] for key in ("level", "logger", "message", "namespace", "name", "uid")} == {
@@ -70,7 +70,7 @@ SAID = {
 
 @pytest.mark.parametrize(("message", "end"), SAID.values(), ids=SAID)
 def test_no_message_looks_like_another_line(message: str, end: str) -> None:
-    with logs.about("team", "bot", "uid-1"):
+    with logs.bind_object("team", "bot", "uid-1"):
         text = logs.TextFormatter().format(_record(message))
     assert text.endswith(end)
     assert len(text.splitlines()) == 1
@@ -109,7 +109,7 @@ async def main():
     for each in kept:
         await anext(each)
 
-logs.configure("info", "text")
+logs.configure_logging("info", "text")
 asyncio.run(main())
 """
 

@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.operator.api_server import free_port
 from tests.operator.exposed import families
 
-from finetune_operator.api import Condition, FineTuneJobStatus, Metadata, Phase
+from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
 from finetune_operator.controller import state_collector
-from finetune_operator.kube.cache import Store
-from finetune_operator.kube.transport import verb_and_resource
-from finetune_operator.manager import Operator
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.transport import parse_verb_and_resource
+from finetune_operator.manager import Manager
 from finetune_operator.telemetry import counters
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _status(phase: Phase, kind: str, reason: str, **more: Any) -> FineTuneJobSta
 
 
 def test_a_life_is_counted_once() -> None:
-    meta = Metadata(name="bot", namespace="counted", uid="u", creation_timestamp="2026-11-23T08:00:00Z")
+    meta = ObjectMeta(name="bot", namespace="counted", uid="u", creation_timestamp="2026-11-23T08:00:00Z")
     steps = [
         FineTuneJobStatus(),
         _status(Phase.RUNNING, "Running", "PodRunning", attempts=1, start_time="2026-11-23T08:02:00Z"),
@@ -73,7 +73,7 @@ def test_a_life_is_counted_once() -> None:
     ]  # fmt: skip
     waited, ran = value("finetune_job_queue_duration_seconds_sum"), _ran()
     for old, new in zip(steps, [*steps[1:], steps[-1]], strict=True):
-        counters.count(meta, old, new)
+        counters.count_status_change(meta, old, new)
     assert value("finetune_job_attempts_total", namespace="counted") == 2
     assert value("finetune_job_interruptions_total", namespace="counted") == 1
     assert value("finetune_job_gpu_seconds_total", namespace="counted") == 200
@@ -87,18 +87,18 @@ def _ran() -> float:
     return value("finetune_job_run_duration_seconds_sum", phase="Complete")
 
 
-def _filled(build: type[Build], count: int) -> Store:
-    store = Store()
+def _filled(build: type[Build], count: int) -> InformerCache:
+    store = InformerCache()
     for number in range(count):
         body = build.stored(f"bot-{number:05}", uid=f"u{number}")
         running = {"type": "Running", "status": "True", "reason": "PodRunning"}
         body["status"] = {"phase": "Running", "conditions": [running], "progress": {"percentage": 40, "loss": 1.5}}
-        store.finetunejobs.put(("team", body["metadata"]["name"]), body)
+        store.finetunejobs.update(("team", body["metadata"]["name"]), body)
     return store
 
 
 def test_jobs_beyond_the_limit_are_counted_not_shown(build: type[Build]) -> None:
-    found = {each.name: each for each in state_collector.job_gauges(_filled(build, 12), 10)}
+    found = {each.name: each for each in state_collector.collect_job_gauges(_filled(build, 12), 10)}
     shown = [each.labels["name"] for each in found["finetune_job_loss"].samples]
     assert shown == [f"bot-{number:05}" for number in range(10)]
     assert found["finetune_running_jobs_omitted"].samples[0].value == 2
@@ -110,9 +110,9 @@ def test_what_is_not_known_is_absent_and_what_ended_is_gone(build: type[Build]) 
     store = _filled(build, 1)
     body = build.stored("done", uid="d")
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
-    store.finetunejobs.put(("team", "done"), body)
-    store.finetunejobs.put(("team", "new"), build.stored("new", uid="n"))
-    found = {each.name: each for each in state_collector.job_gauges(store, 10)}
+    store.finetunejobs.update(("team", "done"), body)
+    store.finetunejobs.update(("team", "new"), build.stored("new", uid="n"))
+    found = {each.name: each for each in state_collector.collect_job_gauges(store, 10)}
     assert found["finetune_job_eval_loss"].samples == []
     assert [each.labels["name"] for each in found["finetune_job_loss"].samples] == ["bot-00000"]
     phases = {each.labels["phase"]: each.value for each in found["finetune_jobs"].samples}
@@ -120,13 +120,15 @@ def test_what_is_not_known_is_absent_and_what_ended_is_gone(build: type[Build]) 
 
 
 def test_gpus_are_those_of_running_pods(build: type[Build]) -> None:
-    store = Store()
-    store.finetunejobs.put(("team", "bot"), build.stored(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
+    store = InformerCache()
+    store.finetunejobs.update(("team", "bot"), build.stored(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
     for name, state in (("bot-0", RUNNING), ("bot-1", RUNNING), ("bot-2", build.ended(1))):
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-        store.pods.put(("team", "bot"), pod)
-    (gpus,) = next(each for each in state_collector.job_gauges(store, 10) if each.name == "finetune_gpus").samples
+        store.pods.update(("team", "bot"), pod)
+    (gpus,) = next(
+        each for each in state_collector.collect_job_gauges(store, 10) if each.name == "finetune_gpus"
+    ).samples
     assert (gpus.labels["namespace"], gpus.value) == ("team", 8)
 
 
@@ -134,7 +136,7 @@ def test_a_scrape_is_cheap(build: type[Build]) -> None:
     """Generously: it takes some 40 ms."""
     store = _filled(build, 5000)
     began = time.process_time()
-    list(state_collector.job_gauges(store, 1000))
+    list(state_collector.collect_job_gauges(store, 1000))
     assert time.process_time() - began < 0.5
 
 
@@ -151,7 +153,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize(("method", "path", "expected"), REQUESTS.values(), ids=REQUESTS)
 def test_requests_are_named_as_roles_name_them(method: str, path: str, expected: tuple[str, str]) -> None:
-    assert verb_and_resource(method, path) == expected
+    assert parse_verb_and_resource(method, path) == expected
 
 
 async def _get(port: int, path: str = "/metrics") -> tuple[int, str]:
@@ -173,7 +175,7 @@ def _is(samples: Samples, name: str, **labels: str) -> float | None:
 async def test_leader_and_standby_as_prometheus_sees_them(world: World) -> None:
     ports = {"one": free_port(), "other": free_port()}
     async with world.operator(metrics_port=ports["one"]) as one:
-        await world.until(lambda: _leads(one.election.is_leader()))
+        await world.until(lambda: _leads(one.leader_elector.is_leader()))
         async with world.operator(metrics_port=ports["other"], health_port=(health := free_port())):
             await world.apply()
             await world.pod()
@@ -199,10 +201,10 @@ async def _leads(leads: bool) -> bool:
 @pytest.mark.cluster
 async def test_readiness_waits_for_the_first_list_and_for_the_lease(world: World) -> None:
     with pytest.raises(RuntimeError, match="first list"):
-        Operator(world.settings).readiness()
+        Manager(world.settings).check_readiness()
     async with world.operator() as operator:
-        await world.until(lambda: _leads(operator.election.is_leader()))
-        assert operator.readiness()["role"] == "leader"
-        operator.election.answered -= 3600
+        await world.until(lambda: _leads(operator.leader_elector.is_leader()))
+        assert operator.check_readiness()["role"] == "leader"
+        operator.leader_elector.last_contact -= 3600
         with pytest.raises(RuntimeError, match="Lease"):
-            operator.readiness()
+            operator.check_readiness()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.operator.watches import Watches
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -41,14 +41,14 @@ async def _vanishes(world: World, name: str) -> None:
     await world.call("DELETE", world.path("pods", f"{name}-1"), {"gracePeriodSeconds": 0})
 
 
-async def _is_followed(world: World, operator: Operator) -> bool:
+async def _is_followed(world: World, operator: Manager) -> bool:
     """Whether the store holds what the cluster does, each at its version, and nothing else."""
-    shelves = {"finetunejobs": operator.store.finetunejobs, "jobs": operator.store.jobs, "pods": operator.store.pods}
+    shelves = {"finetunejobs": operator.cache.finetunejobs, "jobs": operator.cache.jobs, "pods": operator.cache.pods}
     for plural, shelf in shelves.items():
         wanted = {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in await world.all(plural)}
         if {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in shelf} != wanted:
             return False
-    return set(operator.store.progress) <= set(operator.store.finetunejobs.all_keys())
+    return set(operator.cache.reported_progress) <= set(operator.cache.finetunejobs.list_keys())
 
 
 def _paths(world: World, name: str, since: int) -> list[str]:
@@ -86,7 +86,7 @@ async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list
         since = len(world.proxy.seen)
         await world.until(lambda: _listed_again(world, since))
         watches.mode = "open"
-        assert operator.store.finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
+        assert operator.cache.get_finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
         since = len(world.proxy.seen)
         await operator.resync()
         await world.until(lambda: _is_followed(world, operator), 2)
@@ -94,8 +94,8 @@ async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list
     assert _paths(world, "gone", since) == []
 
 
-async def _is_heard(operator: Operator, world: World, name: str) -> bool:
-    return (world.namespace, name) in operator.store.progress
+async def _is_heard(operator: Manager, world: World, name: str) -> bool:
+    return (world.namespace, name) in operator.cache.reported_progress
 
 
 async def _listed_again(world: World, since: int) -> bool:
@@ -117,9 +117,9 @@ async def test_watches_that_stall_in_silence_cost_time_only(world: World, watche
 async def test_watches_that_stall_are_begun_anew(
     world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert kopf_settings._SILENCE <= 75
-    monkeypatch.setattr("finetune_operator.kopf_settings._SILENCE", 2.0)
-    monkeypatch.setattr("finetune_operator.manager._SETTLED", 3600.0)  # no list helps
+    assert kopf_settings._WATCH_INACTIVITY_SECONDS <= 75
+    monkeypatch.setattr("finetune_operator.kopf_settings._WATCH_INACTIVITY_SECONDS", 2.0)
+    monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", 3600.0)  # no list helps
     async with world.operator(resync_interval=3600.0):
         await _start(world, "before")
         watches.mode = "old ones held"
@@ -137,8 +137,8 @@ async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
         await world.apply("before")
         await world.reason("JobCreated", "before")
         world.proxy.trouble = held
-        operator.namespaces.states[world.namespace].answered -= 60  # as if a minute had passed
-        assert operator.liveness()
+        operator.namespaces.states[world.namespace].last_contact -= 60  # as if a minute had passed
+        assert operator.check_liveness()
         await world.until(lambda: _is_unwell(operator))
         stalled, world.proxy.trouble = False, healthy
         await world.until(lambda: _is_well(operator))
@@ -146,13 +146,13 @@ async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
         await world.reason("JobCreated", "after")
 
 
-async def _is_well(operator: Operator) -> bool:
+async def _is_well(operator: Manager) -> bool:
     return not await _is_unwell(operator)
 
 
-async def _is_unwell(operator: Operator) -> bool:
+async def _is_unwell(operator: Manager) -> bool:
     try:
-        operator.liveness()
+        operator.check_liveness()
     except RuntimeError as error:
         return "no list" in str(error)
     return False
@@ -161,7 +161,7 @@ async def _is_unwell(operator: Operator) -> bool:
 async def test_late_repeated_and_disordered_events_make_nothing_twice_and_nothing_undone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.manager._SETTLED", 3600.0)  # no list helps
+    monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", 3600.0)  # no list helps
     world.proxy.trouble = Disordered(world.proxy.target).trouble
     async with world.history() as history, world.operator(resync_interval=3600.0):
         end = await live(world)

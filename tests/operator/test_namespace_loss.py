@@ -10,7 +10,7 @@ import pytest
 from tests.operator.proxies import failure, healthy
 from tests.operator.teams import Team, cluster_rights
 
-from finetune_operator.manager import Operator
+from finetune_operator.manager import Manager
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -33,13 +33,13 @@ async def teams(world: World) -> tuple[Team, Team]:
     return one, other
 
 
-async def _is_refused(operator: Operator, team: Team) -> bool:
-    return team.namespace in operator.namespaces.refused()
+async def _is_refused(operator: Manager, team: Team) -> bool:
+    return team.namespace in operator.namespaces.get_unreadable()
 
 
-async def _is_ready(operator: Operator) -> bool:
+async def _is_ready(operator: Manager) -> bool:
     try:
-        return bool(operator.readiness())
+        return bool(operator.check_readiness())
     except RuntimeError:
         return False
 
@@ -58,22 +58,22 @@ async def test_namespace_deleted_others_go_on_and_it_comes_back(world: World, te
         await other.vanish()
         await world.until(lambda: _is_refused(operator, other))
         await _work(one, "second")
-        assert operator.liveness()
-        assert operator.readiness()
+        assert operator.check_liveness()
+        assert operator.check_readiness()
     async with world.operator() as operator:
         await world.until(lambda: _is_ready(operator))
         assert await _is_refused(operator, other)
         await _work(one, "third")
         await other.create()
         await _work(other, "first")
-        assert not operator.namespaces.refused()
+        assert not operator.namespaces.get_unreadable()
 
 
 async def test_namespace_without_role_from_the_start_is_watched_once_it_has_one(
     world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.manager._SETTLED", HOUR)
-    monkeypatch.setattr("finetune_operator.manager._RETRY_INTERVAL", 0.3)  # lists that failed, and no others
+    monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", HOUR)
+    monkeypatch.setattr("finetune_operator.manager._LIST_RETRY_SECONDS", 0.3)  # lists that failed, and no others
     one, other = teams
     await other.forbid()
     await other.apply("waiting")
@@ -93,11 +93,11 @@ async def test_all_namespaces_refused_operator_waits_alive_and_unready(world: Wo
     async with world.operator() as operator:
         await world.until(lambda: _is_refused(operator, other))
         with pytest.raises(RuntimeError, match="none of the watched namespaces can be read"):
-            operator.readiness()
+            operator.check_readiness()
         for state in operator.namespaces.states.values():
-            state.answered -= HOUR
-        await operator.retry_lists()
-        assert operator.liveness()
+            state.last_contact -= HOUR
+        await operator.retry_failed_lists()
+        assert operator.check_liveness()
         await one.create_rights()
         await world.until(lambda: _is_ready(operator))
         await _work(one, "first")
@@ -107,10 +107,12 @@ async def test_watch_refused_for_long_ends_no_process_and_resumes(
     world: World, teams: tuple[Team, Team], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any list tells, only kopf knows that the namespace is forbidden."""
-    monkeypatch.setattr("finetune_operator.kopf_settings._SILENCE", 1.0)  # then a watch begins again, and is refused
-    monkeypatch.setattr("finetune_operator.kopf_settings._FIRST_BACKOFFS", (0.01,) * 8)
-    monkeypatch.setattr("finetune_operator.kopf_settings._LAST_BACKOFF", 0.01)
-    monkeypatch.setattr("finetune_operator.manager._SETTLED", HOUR)
+    monkeypatch.setattr(
+        "finetune_operator.kopf_settings._WATCH_INACTIVITY_SECONDS", 1.0
+    )  # then a watch begins again, and is refused
+    monkeypatch.setattr("finetune_operator.kopf_settings._INITIAL_BACKOFFS", (0.01,) * 8)
+    monkeypatch.setattr("finetune_operator.kopf_settings._MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", HOUR)
     one, other = teams
     async with world.operator(resync_interval=HOUR):
         await _work(other, "first")
@@ -138,8 +140,8 @@ async def test_namespace_failing_from_the_start_delays_no_other(
     world.proxy.trouble = failing
     async with world.operator() as operator:
         await _work(one, "first")
-        assert operator.readiness()
-        assert operator.namespaces.refused() == set()
+        assert operator.check_readiness()
+        assert operator.namespaces.get_unreadable() == set()
         world.proxy.trouble = healthy
         await _work(other, "first")
 
@@ -155,16 +157,16 @@ async def test_namespace_readable_in_part_nothing_is_written_there(world: World,
         await _work(other, "first")
         world.proxy.trouble = pods_refused
         await world.until(lambda: _is_refused(operator, other))
-        operator.store.jobs.clear()
+        operator.cache.jobs.clear()
         since = len(world.proxy.writes())
         for _ in range(5):
-            operator.workers.add((other.namespace, "first"))
+            operator.workers.enqueue((other.namespace, "first"))
             await asyncio.sleep(0.2)
         await _work(one, "first")
         assert not [path for _, path in world.proxy.writes()[since:] if other.namespace in path]
-        assert operator.store.finetunejob((other.namespace, "first"))
+        assert operator.cache.get_finetunejob((other.namespace, "first"))
         assert operator.workers.queue
-        assert operator.workers.queue.depth() == 0
+        assert operator.workers.queue.get_depth() == 0
         await other.delete("jobs", "first")
         world.proxy.trouble = healthy
         await world.until(lambda: other.get("jobs", "first"))
@@ -173,7 +175,7 @@ async def test_namespace_readable_in_part_nothing_is_written_there(world: World,
 async def test_whole_cluster_waits_for_the_right_and_follows_namespaces(world: World, teams: tuple[Team, Team]) -> None:
     """With rights by a ClusterRole, a namespace that is gone has an empty list."""
     one, other = teams
-    operator = Operator(world.settings.model_copy(update={"watch_namespaces": []}))
+    operator = Manager(world.settings.model_copy(update={"watch_namespaces": []}))
     with pytest.raises(kopf.TemporaryError, match=r"403 Forbidden.*at the cluster scope"):
         await operator.start(kopf.OperatorSettings())
     async with cluster_rights(world), world.operator(watch_namespaces=[]) as operator:
@@ -182,10 +184,10 @@ async def test_whole_cluster_waits_for_the_right_and_follows_namespaces(world: W
         await other.vanish()
         await world.until(lambda: _is_forgotten(operator, other))
         await _work(one, "second")
-        assert operator.readiness()
+        assert operator.check_readiness()
         await other.create()
         await _work(other, "first")
 
 
-async def _is_forgotten(operator: Operator, team: Team) -> bool:
-    return all(key[0] != team.namespace for key in operator.store.finetunejobs.all_keys())
+async def _is_forgotten(operator: Manager, team: Team) -> bool:
+    return all(key[0] != team.namespace for key in operator.cache.finetunejobs.list_keys())

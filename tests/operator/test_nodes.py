@@ -11,7 +11,7 @@ from tests.operator.proxies import failure
 from finetune_operator.api import FineTuneJob
 from finetune_operator.observed import objects
 from finetune_operator.resources import multi_node
-from finetune_operator.resources.job import desired_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[Body, Body, dict[str, str]]] = {
 
 def _job(build: type[Build], compute: Body, **metadata: Any) -> Body:
     spec = {"compute": compute}
-    return desired_job(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), Settings())
+    return build_job(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), Settings())
 
 
 @pytest.mark.parametrize(("compute", "fields", "environment"), GROUPS.values(), ids=GROUPS)
@@ -52,7 +52,7 @@ def test_a_job_of_many_pods(build: type[Build], compute: Body, fields: Body, env
     variables = {each["name"]: each["value"] for each in spec["template"]["spec"]["containers"][0]["env"]}
     assert {key: value for key, value in variables.items() if key in _about_groups()} == environment
     assert spec["template"]["spec"].get("subdomain") == ("bot" if fields else None)
-    assert (multi_node.service(job) is not None) == bool(fields)
+    assert (multi_node.build_service(job) is not None) == bool(fields)
     volumes = [each["name"] for each in spec["template"]["spec"]["volumes"]]
     assert ("shared-memory" in volumes) == (compute.get("gpusPerNode", 1) > 1)
 
@@ -63,7 +63,7 @@ def _about_groups() -> set[str]:
 
 def test_the_service_is_how_its_own_pods_meet(build: type[Build]) -> None:
     job = _job(build, {"nodes": 2, "podLabels": {"team": "nlp"}}, labels={"kueue.x-k8s.io/queue-name": "gpus"})
-    service = multi_node.service(job)
+    service = multi_node.build_service(job)
     assert service
     labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
     assert service == {
@@ -104,7 +104,7 @@ PODS = {
 @pytest.mark.parametrize(("index", "status", "tells"), PODS.values(), ids=PODS)
 def test_who_speaks_for_all(build: type[Build], index: int | None, status: int | None, tells: bool) -> None:
     pod = _numbered(build, index, {"running": {}} if status is None else build.ended(status))
-    assert objects.telling([pod]) == ([pod] if tells else [])
+    assert objects.reporting_pods([pod]) == ([pod] if tells else [])
 
 
 def test_the_pods_meet_in_their_own_namespace(build: type[Build]) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.operator.proxies import Trainer
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = pytest.mark.cluster
 
@@ -147,8 +147,8 @@ async def test_a_deleted_finetunejob_is_left_alone(world: World) -> None:
     assert world.proxy.writes() == []
 
 
-async def _is_forgotten(operator: Operator) -> bool:
-    return not operator.store.finetunejobs.all_keys()
+async def _is_forgotten(operator: Manager) -> bool:
+    return not operator.cache.finetunejobs.list_keys()
 
 
 async def test_a_foreign_job_is_never_touched(world: World) -> None:
@@ -196,11 +196,11 @@ async def test_a_job_that_is_seen_to_end_before_its_pod_still_tells_the_outcome(
         await world.pod()
         await world.kubelet(RUNNING)
         await world.reason("PodRunning")
-        operator.store.pods.put = lambda *_: False  # type: ignore[method-assign]  # this watch is late
+        operator.cache.pods.update = lambda *_: False  # type: ignore[method-assign]  # this watch is late
         await world.kubelet(_ended(0, reason="Completed", message="done"), "Succeeded")
-        put = type(operator.store.pods).put
+        put = type(operator.cache.pods).update
         await asyncio.sleep(0.5)
-        operator.store.pods.put = lambda key, body: put(operator.store.pods, key, body)  # type: ignore[method-assign]
+        operator.cache.pods.update = lambda key, body: put(operator.cache.pods, key, body)  # type: ignore[method-assign]
         await world.job_ends("Complete")
         await world.reason("Completed")
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from finetune_operator.policy import limits
-from finetune_operator.policy.limits import matches
+from finetune_operator.policy.limits import matches_pattern
 
 DIGEST = "@sha256:" + "0" * 64
 IMAGES = "registry.example/ml/"
@@ -46,8 +46,8 @@ PATTERNS: dict[str, tuple[str, list[str], list[str]]] = {
 
 @pytest.mark.parametrize(("pattern", "inside", "outside"), PATTERNS.values(), ids=PATTERNS)
 def test_what_a_pattern_stands_for(pattern: str, inside: list[str], outside: list[str]) -> None:
-    assert [each for each in inside if not matches(each, pattern)] == []
-    assert [each for each in outside if matches(each, pattern)] == []
+    assert [each for each in inside if not matches_pattern(each, pattern)] == []
+    assert [each for each in outside if matches_pattern(each, pattern)] == []
 
 
 TRAPS: dict[str, tuple[object, list[str], list[str]]] = {

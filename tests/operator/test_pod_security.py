@@ -13,7 +13,7 @@ import pytest
 from tests.operator import samples
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources.job import desired_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _context(context: Body) -> list[str]:
 
 
 def _template(build: type[Build], spec: Body) -> Body:
-    template: Body = desired_job(FineTuneJob.model_validate(build.stored(spec=spec)), Settings())["spec"]["template"]
+    template: Body = build_job(FineTuneJob.model_validate(build.stored(spec=spec)), Settings())["spec"]["template"]
     return template
 
 
@@ -81,7 +81,7 @@ def test_nor_is_one_with_every_field_set(build: type[Build]) -> None:
     job = FineTuneJob.model_validate({**build.stored(), "spec": samples.full_spec()})
     defaults = {"storage": {"credentialsSecretRef": {"name": "s3"}}, "scratchStorageClassName": "fast"}
     settings = Settings.model_validate({"defaults": defaults})
-    assert violations(desired_job(job, settings)["spec"]["template"]) == []
+    assert violations(build_job(job, settings)["spec"]["template"]) == []
 
 
 BREAKS: dict[str, tuple[tuple[str | int, ...], object, str]] = {

@@ -19,7 +19,7 @@ from tests.operator.bodies import Body, manifest, stored
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import Store, name_key
+from finetune_operator.kube.cache import InformerCache, get_object_key
 
 if TYPE_CHECKING:
     from tests.operator.world import World
@@ -71,14 +71,14 @@ STATUSES = st.one_of(_changed(STATUS), JSON)
 BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 
-def _from_a_list(store: Store, body: Body) -> None:
+def _from_a_list(store: InformerCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
-    head = transform.head(raw)
-    store.finetunejobs.offer(name_key(head), head, lambda: transform.read_finetunejob(raw, head))
+    head = transform.decode_head(raw)
+    store.finetunejobs.add_if_newer(get_object_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
-def _from_a_watch(store: Store, body: Body) -> None:
-    store.finetunejobs.put(name_key(body), body)
+def _from_a_watch(store: InformerCache, body: Body) -> None:
+    store.finetunejobs.update(get_object_key(body), body)
 
 
 @pytest.mark.parametrize("take", [_from_a_list, _from_a_watch])
@@ -87,14 +87,14 @@ def _from_a_watch(store: Store, body: Body) -> None:
 @example(None, {**STATUS, "progress": {"percentage": "x"}})
 @example(None, {**STATUS, "lastCheckpointTime": 4})
 def test_the_store_takes_in_whatever_it_is_given(
-    take: Callable[[Store, Body], None], spec: object, status: object
+    take: Callable[[InformerCache, Body], None], spec: object, status: object
 ) -> None:
     """And it can still be counted, worked on and told of."""
-    store = Store()
+    store = InformerCache()
     take(store, {**stored(), "spec": spec, "status": status})
     assert len(store.finetunejobs) == 1
-    list(state_collector.job_gauges(store, 10))
-    store.open_keys()
+    list(state_collector.collect_job_gauges(store, 10))
+    store.list_active_keys()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ async def test_each_is_refused_or_run_and_the_next_is_served(world: World, data:
             good = f"good-{secrets.token_hex(4)}"
             await world.apply(good)
             await world.reason("JobCreated", good)
-            assert operator.liveness()["role"] == "leader"
+            assert operator.check_liveness()["role"] == "leader"
             list(operator.collect())
     await _clear(world)
 

@@ -22,8 +22,8 @@ GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "los
 
 
 async def _fetch(trainer: Trainer, path: str = "/progress") -> Progress | None:
-    async with progress_poller.session() as client:
-        return await progress_poller.fetch(client, URL(f"http://127.0.0.1:{trainer.port}{path}"))
+    async with progress_poller.create_session() as client:
+        return await progress_poller.fetch_progress(client, URL(f"http://127.0.0.1:{trainer.port}{path}"))
 
 
 async def test_progress_is_read(trainer: Trainer) -> None:
@@ -41,7 +41,7 @@ GARBAGE = {
     "a huge number": json.dumps({**GOOD, "step": 10**400}).encode(),
     "half a character": b'{"stage": "Training", "lastUpdateTime": "\xff"}',
     "a long time": json.dumps({**GOOD, "lastUpdateTime": "t" * 65}).encode(),
-    "too big": json.dumps({**GOOD, "padding": "x" * progress_poller.MAX_BYTES}).encode(),
+    "too big": json.dumps({**GOOD, "padding": "x" * progress_poller.MAX_RESPONSE_BYTES}).encode(),
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ async def test_slow_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatc
         await asyncio.sleep(30)
         return response
 
-    monkeypatch.setattr(progress_poller, "TIMEOUT", 0.3)
+    monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.3)
     trainer.handler = handle
     start = time.monotonic()
     assert await _fetch(trainer) is None
@@ -104,8 +104,8 @@ async def test_slow_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_nobody_there_is_no_progress(trainer: Trainer) -> None:
-    async with progress_poller.session() as client:
-        assert await progress_poller.fetch(client, URL("http://127.0.0.1:1/progress")) is None
+    async with progress_poller.create_session() as client:
+        assert await progress_poller.fetch_progress(client, URL("http://127.0.0.1:1/progress")) is None
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,18 @@ async def test_nobody_there_is_no_progress(trainer: Trainer) -> None:
     ],
 )
 def test_the_address_is_the_api_servers_word(build: type[Build], pod: dict[str, Any], url: str | None) -> None:
-    found = progress_poller.address(build.pod(**pod))
+    found = progress_poller.build_progress_url(build.pod(**pod))
     assert (str(found) if found else None) == url
 
 
 def test_a_pod_on_its_nodes_network_is_not_asked(build: type[Build]) -> None:
     pod = build.pod(podIP="10.0.0.7")
     pod["spec"]["hostNetwork"] = True
-    assert progress_poller.address(pod) is None
+    assert progress_poller.build_progress_url(pod) is None
 
 
 def test_only_numbers_count_as_a_difference() -> None:
     old = Progress.model_validate(GOOD)
-    assert progress_poller.differs(old, None)
-    assert not progress_poller.differs(old.model_copy(update={"last_update_time": "later"}), old)
-    assert progress_poller.differs(old.model_copy(update={"step": 5}), old)
+    assert progress_poller.has_changed(old, None)
+    assert not progress_poller.has_changed(old.model_copy(update={"last_update_time": "later"}), old)
+    assert progress_poller.has_changed(old.model_copy(update={"step": 5}), old)

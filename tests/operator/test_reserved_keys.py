@@ -8,8 +8,8 @@ import pytest
 from tests.operator.world import Refused
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.api.compute import is_reserved
-from finetune_operator.resources.job import desired_job
+from finetune_operator.api.compute import is_reserved_key
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ RESERVED: dict[str, bool] = {
 
 @pytest.mark.parametrize(("key", "reserved"), RESERVED.items(), ids=RESERVED)
 def test_which_keys_are_reserved(key: str, reserved: bool) -> None:
-    assert is_reserved(key) == reserved
+    assert is_reserved_key(key) == reserved
 
 
 def _job(build: type[Build], spec: Body, **meta: Any) -> Body:
-    return desired_job(FineTuneJob.model_validate(build.stored(spec=spec, **meta)), Settings())
+    return build_job(FineTuneJob.model_validate(build.stored(spec=spec, **meta)), Settings())
 
 
 def test_queue_and_priority_go_to_the_job_and_other_labels_do_not(build: type[Build]) -> None:

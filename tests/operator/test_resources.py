@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources.job import desired_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 
@@ -24,7 +24,7 @@ SETTINGS = Settings(trainer_image="registry/trainer:1")
 def _job(
     build: type[Build], spec: Body | None = None, name: str = "bot", settings: Settings = SETTINGS, **meta: Any
 ) -> Body:
-    return desired_job(FineTuneJob.model_validate(build.stored(name, spec, **meta)), settings)
+    return build_job(FineTuneJob.model_validate(build.stored(name, spec, **meta)), settings)
 
 
 def _pod(job: Body) -> Body:
@@ -150,7 +150,7 @@ def test_node_identity_is_used_only_if_allowed_and_never_beside_a_secret(
     build: type[Build], spec: Body, default: Body, allowed: bool
 ) -> None:
     settings = Settings.model_validate({"defaults": {"storage": default, "allowNodeIdentity": allowed}})
-    job = desired_job(FineTuneJob.model_validate(build.stored(spec=spec)), settings)
+    job = build_job(FineTuneJob.model_validate(build.stored(spec=spec)), settings)
     disabled = _environment(job).get("AWS_EC2_METADATA_DISABLED") == "true"
     assert disabled is not (allowed and not spec and not default)
 

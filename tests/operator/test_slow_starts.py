@@ -28,7 +28,7 @@ async def _warn(world: World, about: dict[str, Any], reason: str, message: str, 
 
 
 async def test_why_a_pod_does_not_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.status.deadlines.SLOW_START", 1.0)
+    monkeypatch.setattr("finetune_operator.status.deadlines.STARTUP_GRACE_SECONDS", 1.0)
     async with world.operator():
         await world.apply()
         await _warn(world, await world.pod(), "FailedMount", 'secret "keys" not found')
@@ -42,7 +42,7 @@ async def test_why_the_next_pod_is_not_created_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch, is_left: bool
 ) -> None:
     """Not what kept an earlier one, which has started since."""
-    monkeypatch.setattr("finetune_operator.status.deadlines.BACK_OFF", 2.0)
+    monkeypatch.setattr("finetune_operator.status.deadlines.BACKOFF_GRACE_SECONDS", 2.0)
     async with world.operator():
         await world.apply()
         await world.pod()

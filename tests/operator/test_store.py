@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune_operator.kube.cache import Store
+from finetune_operator.kube.cache import InformerCache
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -26,7 +26,7 @@ JOBS: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
 def test_the_job_that_a_finetunejob_made(build: type[Build], changes: dict[str, Any], own: bool) -> None:
-    store, job = Store(), build.job()
+    store, job = InformerCache(), build.job()
     meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
-    store.jobs.put(KEY, {**job, "metadata": meta})
-    assert (store.job(build.stored()) is not None) == own
+    store.jobs.update(KEY, {**job, "metadata": meta})
+    assert (store.get_job(build.stored()) is not None) == own

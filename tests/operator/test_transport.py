@@ -57,7 +57,7 @@ PATH = "/api/v1/namespaces/team/pods"
 async def test_the_token_is_read_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     async with _opened(lambda: web.json_response({"items": []})) as (opened, asked):
         for seconds in (60.0, 60.0, 0.0):
-            monkeypatch.setattr(transport, "_FRESH", seconds)
+            monkeypatch.setattr(transport, "_TOKEN_REFRESH_SECONDS", seconds)
             await opened.call("GET", PATH)
     tokens = [each.headers["Authorization"] for each in asked]
     assert tokens == ["Bearer first", "Bearer first", "Bearer second"]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.api.run_policy import wanted
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import Key, Shelf, Store, key_of, name_key
-from finetune_operator.observed.state import Seen
-from finetune_operator.status.events import merge_patch
-from finetune_operator.status.job_status import is_terminal, next_status
+from finetune_operator.kube.cache import InformerCache, Key, ObjectCache, get_object_key, get_owner_key
+from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.events import create_merge_patch
+from finetune_operator.status.job_status import compute_status, is_terminal
 
 if TYPE_CHECKING:
     from tests.operator.bodies import Build
@@ -33,7 +33,9 @@ def _ended(build: type[Build], kind: str, **metadata: Any) -> dict[str, Any]:
     job = build.job({condition: ("x", "y")})
     pod = build.pod(state=build.ended(code, word), phase=phase)
     body = build.stored(spec={"ttlSecondsAfterFinished": 60}, managedFields=[{"manager": "kubectl"}], **metadata)
-    status = next_status(Metadata.model_validate(body["metadata"]), FineTuneJobStatus(), Seen(job, (pod,)), build.now)
+    status = compute_status(
+        ObjectMeta.model_validate(body["metadata"]), FineTuneJobStatus(), ObservedState(job, (pod,)), build.now
+    )
     return {**body, "status": status.to_json()}
 
 
@@ -41,10 +43,10 @@ def _ended(build: type[Build], kind: str, **metadata: Any) -> dict[str, Any]:
 def test_an_ended_finetunejob_keeps_what_its_end_needs(build: type[Build], kind: str) -> None:
     body = _ended(build, kind)
     size = len(json.dumps(body))
-    kept = transform.finetunejob(body)
+    kept = transform.strip_finetunejob(body)
     assert len(json.dumps(kept)) < 0.6 * size
-    assert name_key(kept) == KEY
-    assert wanted(kept).ttl == 60
+    assert get_object_key(kept) == KEY
+    assert read_run_policy(kept).ttl_seconds_after_finished == 60
     status = FineTuneJobStatus.model_validate(kept["status"])
     assert is_terminal(status)
     assert status.completion_time
@@ -53,27 +55,27 @@ def test_an_ended_finetunejob_keeps_what_its_end_needs(build: type[Build], kind:
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_a_new_generation_of_an_ended_finetunejob_changes_that_number_alone(build: type[Build], kind: str) -> None:
-    kept = transform.finetunejob(_ended(build, kind, generation=1))
+    kept = transform.strip_finetunejob(_ended(build, kind, generation=1))
     kept["metadata"]["generation"] = 2
     before = FineTuneJobStatus.model_validate(kept["status"])
-    after = next_status(Metadata.model_validate(kept["metadata"]), before, Seen(), build.now)
-    assert merge_patch(before.to_json(), after.to_json()) == {"observedGeneration": 2}
+    after = compute_status(ObjectMeta.model_validate(kept["metadata"]), before, ObservedState(), build.now)
+    assert create_merge_patch(before.to_json(), after.to_json()) == {"observedGeneration": 2}
 
 
 def test_a_finetunejob_that_runs_is_kept_whole_but_for_what_its_owner_wrote_beside_it(build: type[Build]) -> None:
     """Annotations alone may be 256 KiB, and a tenant may make many FineTuneJobs."""
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "a"}
     body = build.stored(managedFields=[{}], annotations={"team": "a" * 10_000}, labels=labels, finalizers=["a/b"])
-    kept = transform.finetunejob(body)
+    kept = transform.strip_finetunejob(body)
     assert kept["spec"] == build.stored()["spec"]
     assert kept["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpus"}
     assert not {"managedFields", "annotations", "finalizers"} & kept["metadata"].keys()
 
 
-def _store(build: type[Build], kind: str | None) -> Store:
-    store = Store()
+def _store(build: type[Build], kind: str | None) -> InformerCache:
+    store = InformerCache()
     body = _ended(build, kind) if kind else build.stored()
-    store.finetunejobs.put(KEY, body)
+    store.finetunejobs.update(KEY, body)
     return store
 
 
@@ -90,34 +92,34 @@ CHILDREN = {
 def test_of_an_ended_finetunejob_only_what_still_lives_is_kept(
     build: type[Build], shelf: str, make: Make, stays: bool
 ) -> None:
-    shelves: dict[str, Shelf] = vars(_store(build, "complete"))
-    assert shelves[shelf].put(KEY, make(build)) is stays
-    assert bool(shelves[shelf].of(KEY)) is stays
+    shelves: dict[str, ObjectCache] = vars(_store(build, "complete"))
+    assert shelves[shelf].update(KEY, make(build)) is stays
+    assert bool(shelves[shelf].list_by_key(KEY)) is stays
     shelves = vars(_store(build, None))
-    assert shelves[shelf].put(KEY, make(build)), "of one that goes on, all is kept"
+    assert shelves[shelf].update(KEY, make(build)), "of one that goes on, all is kept"
 
 
 def test_what_an_end_leaves_is_let_go(build: type[Build]) -> None:
     store = _store(build, None)
-    store.jobs.put(KEY, build.job({"Complete": ("x", "y")}))
-    store.pods.put(KEY, build.pod(state=build.ended(0), phase="Succeeded"))
-    store.pods.put(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
+    store.jobs.update(KEY, build.job({"Complete": ("x", "y")}))
+    store.pods.update(KEY, build.pod(state=build.ended(0), phase="Succeeded"))
+    store.pods.update(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
     body = _ended(build, "complete")
     body["metadata"]["resourceVersion"] = "11"
-    store.finetunejobs.put(KEY, body)
-    store.forget_run(KEY)
-    assert store.jobs.of(KEY) == []
-    assert [pod["metadata"]["name"] for pod in store.pods.of(KEY)] == ["bot-2"]
+    store.finetunejobs.update(KEY, body)
+    store.evict_run(KEY)
+    assert store.jobs.list_by_key(KEY) == []
+    assert [pod["metadata"]["name"] for pod in store.pods.list_by_key(KEY)] == ["bot-2"]
 
 
 def test_a_standby_lets_it_go_with_the_next_list(build: type[Build]) -> None:
     store, job = _store(build, None), build.job({"Complete": ("x", "y")})
     job["metadata"]["resourceVersion"] = "20"
-    assert store.jobs.put(KEY, job)
+    assert store.jobs.update(KEY, job)
     body = _ended(build, "complete")
     body["metadata"]["resourceVersion"] = "21"
-    store.finetunejobs.put(KEY, body)
-    assert not store.jobs.put(KEY, job)
+    store.finetunejobs.update(KEY, body)
+    assert not store.jobs.update(KEY, job)
     assert len(store.jobs) == 0
 
 
@@ -137,16 +139,16 @@ def _without_ttl(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("make", "is_open"), OPEN.values(), ids=OPEN)
 def test_who_has_ended_for_good_is_not_looked_at_again(build: type[Build], make: Make, is_open: bool) -> None:
-    store = Store()
-    store.finetunejobs.put(KEY, make(build))
-    assert store.open_keys() == ([KEY] if is_open else [])
+    store = InformerCache()
+    store.finetunejobs.update(KEY, make(build))
+    assert store.list_active_keys() == ([KEY] if is_open else [])
 
 
 def test_a_job_that_goes_on_after_the_end_is_looked_at(build: type[Build]) -> None:
-    store = Store()
-    store.finetunejobs.put(KEY, _without_ttl(_ended(build, "complete")))
-    store.jobs.put(KEY, build.job())
-    assert store.open_keys() == [KEY]
+    store = InformerCache()
+    store.finetunejobs.update(KEY, _without_ttl(_ended(build, "complete")))
+    store.jobs.update(KEY, build.job())
+    assert store.list_active_keys() == [KEY]
 
 
 HEADS = {
@@ -160,25 +162,25 @@ HEADS = {
 def test_a_head_tells_whose_it_is_and_whether_it_has_ended(build: type[Build], make: Make) -> None:
     body = make(build)
     raw = msgspec.Raw(json.dumps(body).encode())
-    head = transform.head(raw)
-    assert key_of(head) == key_of(body)
+    head = transform.decode_head(raw)
+    assert get_owner_key(head) == get_owner_key(body)
     assert head["metadata"]["uid"] == body["metadata"]["uid"]
     assert head["status"].get("phase") == body["status"].get("phase")
     kinds = {each["type"] for each in body["status"].get("conditions", [])}
     assert {each["type"] for each in head["status"].get("conditions", [])} == kinds
-    assert transform.read(raw, head) == body
+    assert transform.decode_body(raw, head) == body
 
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_from_a_list_an_ended_one_is_read_as_it_is_kept(build: type[Build], kind: str) -> None:
     raw = msgspec.Raw(json.dumps(_ended(build, kind)).encode())
-    read = transform.finetunejob(transform.read_finetunejob(raw, transform.head(raw)))
-    assert read == transform.finetunejob(_ended(build, kind))
+    read = transform.strip_finetunejob(transform.decode_finetunejob(raw, transform.decode_head(raw)))
+    assert read == transform.strip_finetunejob(_ended(build, kind))
 
 
 def test_from_a_list_one_that_goes_on_is_read_whole(build: type[Build]) -> None:
     raw = msgspec.Raw(json.dumps(build.stored()).encode())
-    assert transform.read_finetunejob(raw, transform.head(raw)) == build.stored()
+    assert transform.decode_finetunejob(raw, transform.decode_head(raw)) == build.stored()
 
 
 def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> None:
@@ -189,9 +191,9 @@ def test_a_listed_body_that_is_known_is_not_read_again(build: type[Build]) -> No
         read.append(1)
         return build.stored(resourceVersion="11")
 
-    assert not store.finetunejobs.offer(KEY, build.stored(), whole)
+    assert not store.finetunejobs.add_if_newer(KEY, build.stored(), whole)
     assert read == []
-    assert store.finetunejobs.offer(KEY, build.stored(resourceVersion="11"), whole)
+    assert store.finetunejobs.add_if_newer(KEY, build.stored(resourceVersion="11"), whole)
     assert read == [1]
 
 
@@ -203,30 +205,30 @@ def _gone(build: type[Build], name: str, index: int, minute: int) -> dict[str, A
 
 
 def test_of_each_index_the_youngest_pod_that_is_gone_is_kept(build: type[Build]) -> None:
-    store = Store()
-    store.finetunejobs.put(KEY, build.stored())
+    store = InformerCache()
+    store.finetunejobs.update(KEY, build.stored())
     for name, index, minute in (("new-0", 0, 5), ("new-1", 1, 5), ("old-0", 0, 1)):
-        store.pods.remove(_gone(build, name, index, minute))
-    assert {pod["metadata"]["name"] for pod in store.pods.with_left(KEY)} == {"new-0", "new-1"}
-    assert (len(store.pods), store.pods.of(KEY)) == (0, [])
+        store.pods.delete(_gone(build, name, index, minute))
+    assert {pod["metadata"]["name"] for pod in store.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
+    assert (len(store.pods), store.pods.list_by_key(KEY)) == (0, [])
     store.finetunejobs.clear()
-    store.forget_gone()
-    assert store.pods.with_left(KEY) == []
+    store.evict_finished_runs()
+    assert store.pods.list_with_deleted(KEY) == []
 
 
 def test_a_pod_whose_label_comes_back_is_there_once(build: type[Build]) -> None:
-    store, pod = Store(), _gone(build, "bot-0", 0, 5)
+    store, pod = InformerCache(), _gone(build, "bot-0", 0, 5)
     pod["metadata"]["resourceVersion"] = "7"
-    store.finetunejobs.put(KEY, build.stored())
-    store.pods.remove(pod)
-    store.pods.put(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
-    assert len(store.pods.with_left(KEY)) == 1
+    store.finetunejobs.update(KEY, build.stored())
+    store.pods.delete(pod)
+    store.pods.update(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
+    assert len(store.pods.list_with_deleted(KEY)) == 1
 
 
 def test_a_replica_without_work_keeps_nothing_of_a_run_that_has_ended(build: type[Build]) -> None:
-    store = Store()
-    store.finetunejobs.put(KEY, build.stored())
-    store.pods.remove(_gone(build, "bot-0", 0, 5))
-    store.finetunejobs.put(KEY, _ended(build, "complete", resourceVersion="11"))
-    store.forget_gone()
-    assert store.pods.with_left(KEY) == []
+    store = InformerCache()
+    store.finetunejobs.update(KEY, build.stored())
+    store.pods.delete(_gone(build, "bot-0", 0, 5))
+    store.finetunejobs.update(KEY, _ended(build, "complete", resourceVersion="11"))
+    store.evict_finished_runs()
+    assert store.pods.list_with_deleted(KEY) == []

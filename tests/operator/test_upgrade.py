@@ -55,7 +55,7 @@ class Release:
             "--kube-insecure-skip-tls-verify",
         ]
         homes = {f"HELM_{kind}_HOME": str(self._folder / kind) for kind in ("CACHE", "CONFIG", "DATA")}
-        command = [tools.program("helm"), *words, "--namespace", NAMESPACE, *reach]
+        command = [tools.find_program("helm"), *words, "--namespace", NAMESPACE, *reach]
         done = subprocess.run(command, env={**os.environ, **homes}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -141,7 +141,7 @@ async def _is_gone(world: World) -> bool:
 @pytest.fixture
 def release(cluster: World, tmp_path: Path) -> Release:
     """See `Release`."""
-    tools.ensure()
+    tools.ensure_built()
     return Release(cluster, tmp_path)
 
 

@@ -13,7 +13,7 @@ from tests.operator.world import lease_rules
 if TYPE_CHECKING:
     from tests.operator.world import World
 
-    from finetune_operator.manager import Operator
+    from finetune_operator.manager import Manager
 
 pytestmark = pytest.mark.cluster
 
@@ -76,25 +76,25 @@ async def test_two_operators_at_once_do_the_work_once(world: World) -> None:
     assert len(await world.all("jobs")) == 1
 
 
-async def _lead(*operators: Operator) -> bool:
-    return all(each.election.is_leader() for each in operators)
+async def _lead(*operators: Manager) -> bool:
+    return all(each.leader_elector.is_leader() for each in operators)
 
 
 async def test_the_probe_tells_progress_from_standstill(world: World) -> None:
     async with world.operator() as operator:
-        assert operator.liveness()["listedSecondsAgo"] < 20
-        operator.namespaces.states[world.namespace].answered -= 3600
+        assert operator.check_liveness()["listedSecondsAgo"] < 20
+        operator.namespaces.states[world.namespace].last_contact -= 3600
         with pytest.raises(RuntimeError, match="no list"):
-            operator.liveness()
+            operator.check_liveness()
         await operator.resync()
         await world.until(lambda: _lead(operator))
-        assert operator.liveness()["role"] == "leader"
+        assert operator.check_liveness()["role"] == "leader"
         assert operator.workers.queue
-        operator.workers.queue._working["team", "hangs"] = time.monotonic() - 3600
+        operator.workers.queue._processing_since["team", "hangs"] = time.monotonic() - 3600
         with pytest.raises(RuntimeError, match="busy"):
-            operator.liveness()
-        del operator.workers.queue._working["team", "hangs"]
+            operator.check_liveness()
+        del operator.workers.queue._processing_since["team", "hangs"]
         operator._tasks[0].cancel()
         await asyncio.sleep(0.1)
         with pytest.raises(RuntimeError, match="election"):
-            operator.liveness()
+            operator.check_liveness()

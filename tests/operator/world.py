@@ -14,7 +14,7 @@ import kopf
 from tests.operator.bodies import NOW, Body, manifest
 from tests.operator.proxies import Proxy
 
-from finetune_operator.manager import Operator
+from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
 RULES = [  # all that the operator may do; the chart's Role is the same
@@ -171,11 +171,11 @@ class World:
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
 
     @asynccontextmanager
-    async def operator(self, **settings: Any) -> AsyncIterator[Operator]:
+    async def operator(self, **settings: Any) -> AsyncIterator[Manager]:
         """The operator, in this process, with kopf and all."""
-        operator = Operator(self.settings.model_copy(update=settings))
+        operator = Manager(self.settings.model_copy(update=settings))
         stop, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(kopf.operator(**operator.kopf_arguments(), stop_flag=stop, ready_flag=ready))
+        task = asyncio.create_task(kopf.operator(**operator.build_kopf_arguments(), stop_flag=stop, ready_flag=ready))
         try:
             await asyncio.wait_for(ready.wait(), 20)
             yield operator

@@ -67,8 +67,8 @@ class TestServer:
         self, progress: ProgressReporter, host: str
     ) -> None:
         url = URL.build(scheme="http", host=host, port=http_server.start(progress), path="/progress")
-        async with asking.session() as client:
-            found = await asking.fetch(client, url)
+        async with asking.create_session() as client:
+            found = await asking.fetch_progress(client, url)
         assert found == progress.latest()
 
     async def test_progress_on_a_host_without_ipv6_is_served_on_ipv4(
@@ -76,8 +76,8 @@ class TestServer:
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
         port = http_server.start(progress)
-        async with asking.session() as client:
-            assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
+        async with asking.create_session() as client:
+            assert await asking.fetch_progress(client, URL(f"http://127.0.0.1:{port}/progress"))
 
     def test_a_taken_port_does_not_end_the_run(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

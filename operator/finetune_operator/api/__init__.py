@@ -9,7 +9,7 @@ from finetune_operator.api.spec import (
     ConfigMapKeyRef,
     FineTuneJob,
     FineTuneJobSpec,
-    Metadata,
+    ObjectMeta,
     StorageSpec,
 )
 from finetune_operator.api.status import (
@@ -33,7 +33,7 @@ __all__ = [
     "FineTuneJob",
     "FineTuneJobSpec",
     "FineTuneJobStatus",
-    "Metadata",
+    "ObjectMeta",
     "ObservedProgress",
     "OperatorReason",
     "Phase",

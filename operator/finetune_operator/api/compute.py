@@ -23,28 +23,28 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9
 # containers, volumes, identities, devices, networks. Some runtimes turn annotations into properties of a systemd unit,
 # which may run commands as root: https://nvd.nist.gov/vuln/detail/CVE-2024-3154
 # Both are read by CEL, too: no backslashes.
-_RESERVED = (
+_RESERVED_KEYS = (
     "^(([a-z0-9.-]*[.])?(finetune[.]dev|kubernetes[.]io|k8s[.]io|x-k8s[.]io|istio[.]io|linkerd[.]io|dapr[.]io|hashicorp[.]com"
     "|opentelemetry[.]io|datadoghq[.]com|iam[.]amazonaws[.]com|cncf[.]io|projectcalico[.]org|ovn[.]org"
     "|multus-cni[.]io|kuma[.]io|gke[.]io|azure[.]workload[.]identity|cri-o[.]io|crio[.]io|containerd[.]io|nri[.]io"
     "|noderesource[.]dev)(/|$)|gke-gcsfuse/|io[.](kubernetes|katacontainers|containers|containerd)[.]"
     "|org[.](systemd[.]property|criu)[.]|run[.]oci[.]|dev[.]gvisor[.]|(controller-uid|job-name|pod-template-hash)$)"
 )
-_HARMLESS = (
+_ALLOWED_KEYS = (
     "^(cluster-autoscaler[.]kubernetes[.]io/safe-to-evict|kueue[.]x-k8s[.]io/podset-[a-z-]+"
     "|(sidecar[.]istio|linkerd)[.]io/inject|azure[.]workload[.]identity/use)$"
 )
 
 
-def is_reserved(key: str) -> bool:
+def is_reserved_key(key: str) -> bool:
     """Whether no FineTuneJob may set a label or an annotation of that key on its pods."""
-    return bool(re.match(_RESERVED, key)) and not re.match(_HARMLESS, key)
+    return bool(re.match(_RESERVED_KEYS, key)) and not re.match(_ALLOWED_KEYS, key)
 
 
-def _unreserved(field: str) -> tuple[str, str]:
-    rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
-    whose = "Kubernetes, a mesh, an injector or a runtime"
-    return rule, f"{field}: a key is reserved for {whose}; see docs/multi-tenancy.md"
+def _build_reserved_key_rule(field: str) -> tuple[str, str]:
+    rule = f"self.{field}.all(key, !key.matches('{_RESERVED_KEYS}') || key.matches('{_ALLOWED_KEYS}'))"
+    key_owners = "Kubernetes, a mesh, an injector or a runtime"
+    return rule, f"{field}: a key is reserved for {key_owners}; see docs/multi-tenancy.md"
 
 
 class ResourceRequirements(Model):
@@ -71,7 +71,7 @@ class Toleration(Model):
     """How long a `NoExecute` taint is tolerated."""
 
 
-class Scratch(Model):
+class ScratchSpec(Model):
     """The volume that data, model and checkpoints are worked on."""
 
     size: Quantity = "50Gi"
@@ -80,13 +80,13 @@ class Scratch(Model):
     """Storage class of a volume made for this pod. Absent means the node's own disk (`emptyDir`)."""
 
 
-class Compute(Model):
+class ComputeSpec(Model):
     """The pod that trains: a bounded subset of a pod's fields."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            _unreserved("podLabels"),
-            _unreserved("podAnnotations"),
+            _build_reserved_key_rule("podLabels"),
+            _build_reserved_key_rule("podAnnotations"),
             (
                 "!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')",
                 "priorityClassName must not be one of Kubernetes' own",
@@ -105,7 +105,7 @@ class Compute(Model):
     """Resource name that the cluster's device plugin announces, with its domain."""
     resources: ResourceRequirements = ResourceRequirements()
     """CPU and memory of the pod."""
-    scratch: Scratch = Scratch()
+    scratch: ScratchSpec = ScratchSpec()
     """The volume that data, model and checkpoints are worked on."""
     node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
     """Labels that the node must have."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_operator.api.compute import Compute
+from finetune_operator.api.compute import ComputeSpec
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_trainer.contract import (
     TRACKING_RULES,
@@ -73,8 +73,8 @@ class TrackingSpec(Tracking):
     and `MLFLOW_TRACKING_PASSWORD`; absent means that it asks for none. `wandb`: the key `WANDB_API_KEY`."""
 
 
-_YEAR = 365 * 24 * 3600
-_IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"
+_YEAR_SECONDS = 365 * 24 * 3600
+_IMMUTABLE_MESSAGE = "is immutable; make a new FineTuneJob for a new run"
 
 
 class FineTuneJobSpec(TrainerConfig):
@@ -83,16 +83,16 @@ class FineTuneJobSpec(TrainerConfig):
     model_config = ConfigDict(
         json_schema_extra=rules(
             *TRAINER_RULES,
-            ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
-            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
-            ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),
-            ("self.evaluation == oldSelf.evaluation", f"evaluation {_IMMUTABLE}"),
-            ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
-            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
+            ("self.model == oldSelf.model", f"model {_IMMUTABLE_MESSAGE}"),
+            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE_MESSAGE}"),
+            ("self.training == oldSelf.training", f"training {_IMMUTABLE_MESSAGE}"),
+            ("self.evaluation == oldSelf.evaluation", f"evaluation {_IMMUTABLE_MESSAGE}"),
+            ("self.output == oldSelf.output", f"output {_IMMUTABLE_MESSAGE}"),
+            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE_MESSAGE}"),
             (
                 "has(self.tracking) == has(oldSelf.tracking) "
                 "&& (!has(self.tracking) || self.tracking == oldSelf.tracking)",
-                f"tracking {_IMMUTABLE}",
+                f"tracking {_IMMUTABLE_MESSAGE}",
             ),
             (
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
@@ -112,25 +112,25 @@ class FineTuneJobSpec(TrainerConfig):
     tracking: TrackingSpec | None = None
     """Where losses and metrics can be followed and compared with other runs'. Absent means nowhere but in the status
     and the report."""
-    compute: Compute = Compute()
+    compute: ComputeSpec = ComputeSpec()
     """The pod that trains."""
     suspend: bool = False
     """Whether to stop: the pods save a checkpoint and leave, and the run goes on from it when this is false again."""
     backoff_limit: int = Field(default=3, ge=0, le=100)
     """Attempts after the first that failed for a passing reason. Evictions do not count, three in a row without a newer
     checkpoint end the run; permanent errors are not retried. After a suspension the count starts anew."""
-    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
     """Seconds that may pass until a trainer runs, from the start of the Job; a Job that a queue holds has not started.
     Absent means no limit."""
-    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
     """Seconds that trainers may run, all attempts together. Waiting and suspension do not count. Absent means no
     limit."""
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR)
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
     """Seconds after which a finished FineTuneJob is deleted. Absent keeps it. GitOps tools create a deleted one anew;
     it then finds its result and ends without training."""
 
 
-class Metadata(Model):
+class ObjectMeta(Model):
     """What the operator reads of an object's metadata."""
 
     model_config = ConfigDict(extra="ignore")
@@ -149,7 +149,7 @@ class FineTuneJob(Model):
 
     model_config = ConfigDict(extra="ignore")
 
-    metadata: Metadata
+    metadata: ObjectMeta
     """Standard object's metadata."""
     spec: FineTuneJobSpec
     """What to do."""

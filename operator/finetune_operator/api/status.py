@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_trainer.contract import DatasetReport, Model, Progress, Result
 
-Time = Annotated[str, StringConstraints(max_length=64)]
+Timestamp = Annotated[str, StringConstraints(max_length=64)]
 
 
 class ConditionType(StrEnum):
@@ -70,7 +70,7 @@ class Condition(Model):
     """Whether it holds."""
     observed_generation: int = Field(default=0, ge=0)
     """The spec's generation that this says something about."""
-    last_transition_time: Time
+    last_transition_time: Timestamp
     """When `status` last changed (RFC 3339)."""
     reason: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]+$", max_length=64)]
     """One CamelCase word."""
@@ -96,13 +96,13 @@ class FineTuneJobStatus(Model):
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
     })  # fmt: skip
     """`Complete` and `Failed` are terminal; `Running`, `Suspended`; `Reconciling` and `Stalled` for kstatus."""
-    start_time: Time | None = None
+    start_time: Timestamp | None = None
     """When the first trainer container started (RFC 3339)."""
-    completion_time: Time | None = None
+    completion_time: Timestamp | None = None
     """When the run ended, well or not (RFC 3339)."""
     attempts: int | None = Field(default=None, ge=0)
     """Times that a trainer was started: retries, and starts after an interruption or a suspension."""
-    last_attempt_time: Time | None = None
+    last_attempt_time: Timestamp | None = None
     """When the trainer was last started (RFC 3339)."""
     interruptions: int | None = Field(default=None, ge=0)
     """Attempts since the last newer checkpoint that were evicted, preempted or killed before they had saved one, by
@@ -114,7 +114,7 @@ class FineTuneJobStatus(Model):
     """Seconds that a trainer ran, all attempts together, up to `accountedTime`."""
     gpu_seconds: int | None = Field(default=None, ge=0)
     """The same, times the GPUs held."""
-    accounted_time: Time | None = None
+    accounted_time: Timestamp | None = None
     """Up to when `activeSeconds` and `gpuSeconds` count; moves with every other change (RFC 3339)."""
     job_name: Annotated[str, StringConstraints(max_length=63)] | None = None
     """The Job that runs the trainer."""
@@ -124,7 +124,7 @@ class FineTuneJobStatus(Model):
     """How far the run is, as the trainer last said."""
     last_checkpoint_step: int | None = Field(default=None, ge=0)
     """Optimizer step of the newest checkpoint that is whole in the store."""
-    last_checkpoint_time: Time | None = None
+    last_checkpoint_time: Timestamp | None = None
     """When that checkpoint was whole: what a preemption now would lose began then (RFC 3339)."""
     dataset: DatasetReport | None = None
     """What became of the rows."""

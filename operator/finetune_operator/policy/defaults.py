@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from finetune_operator.api import FineTuneJob, StorageSpec
-from finetune_operator.api.compute import Compute, LabelValue, QualifiedName, Scratch, Toleration
+from finetune_operator.api.compute import ComputeSpec, LabelValue, QualifiedName, ScratchSpec, Toleration
 from finetune_trainer.contract import Model, ObjectName, SecretRef
 
-Part = TypeVar("Part", StorageSpec, Compute, Scratch)
+PartT = TypeVar("PartT", StorageSpec, ComputeSpec, ScratchSpec)
 
 
 class Defaults(Model):
@@ -37,20 +37,20 @@ class Defaults(Model):
     """Whether trainers without a credentials Secret may use the identity of their node (EC2 instance metadata)."""
 
 
-def with_defaults(job: FineTuneJob, defaults: Defaults) -> FineTuneJob:
+def apply_defaults(finetunejob: FineTuneJob, defaults: Defaults) -> FineTuneJob:
     """The FineTuneJob as if it had asked for them."""
-    spec = job.spec
-    storage = spec.storage if spec.storage.endpoint else _filled(spec.storage, dict(defaults.storage))
-    compute = _filled(spec.compute, dict(defaults))
+    spec = finetunejob.spec
+    storage = spec.storage if spec.storage.endpoint else _fill_unset_fields(spec.storage, dict(defaults.storage))
+    compute = _fill_unset_fields(spec.compute, dict(defaults))
     if defaults.scratch_storage_class_name:
-        scratch = _filled(spec.compute.scratch, {"storage_class_name": defaults.scratch_storage_class_name})
+        scratch = _fill_unset_fields(spec.compute.scratch, {"storage_class_name": defaults.scratch_storage_class_name})
         compute = compute.model_copy(update={"scratch": scratch})
-    return job.model_copy(update={"spec": spec.model_copy(update={"storage": storage, "compute": compute})})
+    return finetunejob.model_copy(update={"spec": spec.model_copy(update={"storage": storage, "compute": compute})})
 
 
-def _filled(asked: Part, defaults: dict[str, Any]) -> Part:
+def _fill_unset_fields(part: PartT, defaults: dict[str, Any]) -> PartT:
     """A field at the API's own default is open: the API server writes those, so nobody can tell."""
-    fields, values = type(asked).model_fields, dict(asked)
-    given = {name: value for name, value in defaults.items() if value and name in fields}
-    open_ = {name: value for name, value in given.items() if values[name] == fields[name].get_default()}
-    return asked.model_copy(update=open_)
+    fields, values = type(part).model_fields, dict(part)
+    applicable = {name: value for name, value in defaults.items() if value and name in fields}
+    unset = {name: value for name, value in applicable.items() if values[name] == fields[name].get_default()}
+    return part.model_copy(update=unset)

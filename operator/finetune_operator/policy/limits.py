@@ -10,8 +10,8 @@ from pydantic import Field, StringConstraints
 from finetune_operator.api.compute import LabelValue, QualifiedName
 from finetune_trainer.contract import Model
 
-_PART = r"[^*/\s$]*(\*[^*/\s$]+)*\*?"  # never two asterisks in a row
-_PATH = rf"(/{_PART})*(/\*\*)?"
+_SEGMENT_PATTERN = r"[^*/\s$]*(\*[^*/\s$]+)*\*?"  # never two asterisks in a row
+_PATH_PATTERN = rf"(/{_SEGMENT_PATTERN})*(/\*\*)?"
 
 NamePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.*-]+$", max_length=253)]
 """Name of an object."""
@@ -19,10 +19,12 @@ KeyPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/*-]+$", ma
 """Key of a label, an annotation or a taint, or name of a resource."""
 ImagePattern = Annotated[
     str,
-    StringConstraints(pattern=rf"^([^*/\s$]+{_PATH}|[^*/:@\s$]+[:@]{_PART})$", max_length=512),
+    StringConstraints(pattern=rf"^([^*/\s$]+{_PATH_PATTERN}|[^*/:@\s$]+[:@]{_SEGMENT_PATTERN})$", max_length=512),
 ]
 """Reference of an image. No wildcard before the first `/`: `registry.example*` would let `registry.example.evil` in."""
-ModelPattern = Annotated[str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|[^*/\s$]+{_PATH})$", max_length=1024)]
+ModelPattern = Annotated[
+    str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|[^*/\s$]+{_PATH_PATTERN})$", max_length=1024)
+]
 """URI of a model. Organisation, bucket or claim in full, or `**` for all of a scheme."""
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^(aws|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
 """URL of a store, with `*.` at most for what stands before a domain; or `aws`."""
@@ -76,11 +78,11 @@ class Bounds(Model):
     """`compute.nodes`."""
 
 
-def matches(value: str, pattern: str) -> bool:
+def matches_pattern(value: str, pattern: str) -> bool:
     """Whether the whole value is what the pattern stands for.
 
     `*` crosses no `/`, `:` or `@`, so a pattern for a tag lets no digest in, which would count in place of the tag.
     """
-    wild = {"*": r"[A-Za-z0-9._-]*", "**": r".*"}
+    wildcards = {"*": r"[A-Za-z0-9._-]*", "**": r".*"}
     parts = re.split(r"(\*\*|\*)", pattern)
-    return re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), value, re.DOTALL) is not None
+    return re.fullmatch("".join(wildcards.get(part, re.escape(part)) for part in parts), value, re.DOTALL) is not None

@@ -17,9 +17,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.status.job_status import is_terminal
-from finetune_operator.status.usage import moment
+from finetune_operator.status.usage import parse_timestamp
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
 REGISTRY = CollectorRegistry()
@@ -28,8 +28,8 @@ Info("finetune_operator_build", "The version that runs.", registry=REGISTRY).inf
     {"version": version("finetune-operator")}
 )
 
-_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LONG = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 604800)
+_SHORT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG_BUCKETS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 604800)
 
 ATTEMPTS = Counter(
     "finetune_job_attempts", "Trainers started, first ones and others.", ["namespace"], registry=REGISTRY
@@ -43,20 +43,20 @@ INTERRUPTIONS = Counter(
 GPU_SECONDS = Counter(
     "finetune_job_gpu_seconds", "Seconds that trainers ran, times the GPUs held.", ["namespace"], registry=REGISTRY
 )
-FINISHED = Counter(
+JOBS_FINISHED = Counter(
     "finetune_jobs_finished", "FineTuneJobs that ended.", ["namespace", "phase", "reason"], registry=REGISTRY
 )
-WAITED = Histogram(
+JOB_QUEUE_SECONDS = Histogram(
     "finetune_job_queue_duration_seconds",
     "From the creation of a FineTuneJob to the start of its first trainer.",
-    buckets=_LONG,
+    buckets=_LONG_BUCKETS,
     registry=REGISTRY,
 )
-RAN = Histogram(
+JOB_RUN_SECONDS = Histogram(
     "finetune_job_run_duration_seconds",
     "Seconds that the trainers of an ended FineTuneJob ran, all attempts together.",
     ["phase"],
-    buckets=_LONG,
+    buckets=_LONG_BUCKETS,
     registry=REGISTRY,
 )
 RECONCILES = Counter(
@@ -71,13 +71,13 @@ for _result in ("success", "conflict", "refused", "unanswered", "deposed", "exce
 RECONCILE_SECONDS = Histogram(
     "finetune_operator_reconcile_duration_seconds",
     "Time for one look at one FineTuneJob.",
-    buckets=_FAST,
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
-QUEUE_SECONDS = Histogram(
+WORK_QUEUE_SECONDS = Histogram(
     "finetune_operator_queue_wait_seconds",
     "Time that a FineTuneJob waited for a worker of the operator.",
-    buckets=_FAST,
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
 API_REQUESTS = Counter(
@@ -86,11 +86,11 @@ API_REQUESTS = Counter(
     ["verb", "resource", "code"],
     registry=REGISTRY,
 )
-API_SECONDS = Histogram(
+API_REQUEST_SECONDS = Histogram(
     "finetune_operator_api_request_duration_seconds",
     "Time for one request of the API server, without watches.",
     ["verb", "resource"],
-    buckets=_FAST,
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
 WATCH_EVENTS = Counter(
@@ -98,20 +98,20 @@ WATCH_EVENTS = Counter(
 )
 
 
-def count(meta: Metadata, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+def count_status_change(meta: ObjectMeta, previous: FineTuneJobStatus, current: FineTuneJobStatus) -> None:
     """Count what a status says beyond the one before."""
     namespace = meta.namespace
-    ATTEMPTS.labels(namespace).inc(_more(old.attempts, new.attempts))
-    INTERRUPTIONS.labels(namespace).inc(_more(old.interruptions, new.interruptions))
-    GPU_SECONDS.labels(namespace).inc(_more(old.gpu_seconds, new.gpu_seconds))
-    created, started = moment(meta.creation_timestamp), moment(new.start_time)
-    if created and started and not old.start_time:
-        WAITED.observe(max(0.0, started - created))
-    if is_terminal(new) and not is_terminal(old) and new.phase:
-        reason = next(each.reason for each in new.conditions if each.type == new.phase)
-        FINISHED.labels(namespace, new.phase, reason).inc()
-        RAN.labels(new.phase).observe(new.active_seconds or 0)
+    ATTEMPTS.labels(namespace).inc(_compute_increase(previous.attempts, current.attempts))
+    INTERRUPTIONS.labels(namespace).inc(_compute_increase(previous.interruptions, current.interruptions))
+    GPU_SECONDS.labels(namespace).inc(_compute_increase(previous.gpu_seconds, current.gpu_seconds))
+    created, started = parse_timestamp(meta.creation_timestamp), parse_timestamp(current.start_time)
+    if created and started and not previous.start_time:
+        JOB_QUEUE_SECONDS.observe(max(0.0, started - created))
+    if is_terminal(current) and not is_terminal(previous) and current.phase:
+        reason = next(condition.reason for condition in current.conditions if condition.type == current.phase)
+        JOBS_FINISHED.labels(namespace, current.phase, reason).inc()
+        JOB_RUN_SECONDS.labels(current.phase).observe(current.active_seconds or 0)
 
 
-def _more(old: int | None, new: int | None) -> int:
-    return max(0, (new or 0) - (old or 0))
+def _compute_increase(previous: int | None, current: int | None) -> int:
+    return max(0, (current or 0) - (previous or 0))
