@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.api import Api, Call, many
 from tests.bench.bursts import clear, created, warm_up
 from tests.bench.operators import NAMESPACE, OURS, run
-from tests.operator.bodies import manifest
+from tests.operator.bodies import build_manifest
 
 OTHER = "other"
 PAUSE = 0.5
@@ -16,7 +16,7 @@ PAUSE = 0.5
 _FEW = OURS._replace(
     jobs=OURS.jobs.replace(NAMESPACE, OTHER),
     children=OURS.children.replace(NAMESPACE, OTHER),
-    body=lambda name: manifest(name, OTHER),
+    body=lambda name: build_manifest(name, OTHER),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench.api import Api, Body
 from tests.bench.operators import NAMESPACE, OURS, TRAINER, Subject
-from tests.operator.bodies import NOW, ended_state
+from tests.operator.bodies import NOW, build_terminated_state
 
 from finetune_operator.api import FineTuneJob, FineTuneJobStatus, ObjectMeta
 from finetune_operator.observed.state import ObservedState
@@ -86,7 +86,7 @@ async def start(api: Api, job: Body) -> Body:
 
 async def end(api: Api, name: str) -> tuple[Body, Body]:
     """What the kubelet and the Job controller report of a run that is complete."""
-    pod = await _pod(api, name, "Succeeded", ended_state(0, json.dumps(_WORD), "Completed"))
+    pod = await _pod(api, name, "Succeeded", build_terminated_state(0, json.dumps(_WORD), "Completed"))
     conditions = [
         {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": NOW}
         for kind in ("SuccessCriteriaMet", "Complete")

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import yaml
 from tests.bench.api import Api, Body
-from tests.operator.api_server import OPERATOR_TOKEN, free_port
-from tests.operator.bodies import manifest
+from tests.operator.api_server import OPERATOR_TOKEN, find_free_port
+from tests.operator.bodies import build_manifest
 
 from local_cluster import paths, tools
 
@@ -53,7 +53,7 @@ def _train_job(name: str) -> Body:
 
 def _trainer_command() -> list[str | Path]:
     program = tools.KUBEFLOW_TRAINER.folder / tools.KUBEFLOW_TRAINER.programs[0]
-    return [program, "--health-probe-bind-address=0", f"--webhook-server-port={free_port()}"]
+    return [program, "--health-probe-bind-address=0", f"--webhook-server-port={find_free_port()}"]
 
 
 def _our_command() -> list[str | Path]:
@@ -76,7 +76,7 @@ OURS = Subject(
     f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs",
     f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs",
     frozenset({"jobs", "finetunejobs/status"}),
-    lambda name: manifest(name, NAMESPACE),
+    lambda name: build_manifest(name, NAMESPACE),
     _our_command,
 )
 TRAINER = Subject(

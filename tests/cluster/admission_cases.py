@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cluster.manifests import FOLD_LOSS, FOLDS, HELD_OUT, LORA, PREFERENCES, PREPARE, SECRET, SOURCE
-from tests.cluster.refused_running import RUNNING
-from tests.cluster.refused_training import TRAINING
+from tests.cluster.manifests import (
+    DPO_TRAINING,
+    FIVE_FOLDS,
+    FOLD_LOSS_GATE,
+    LORA,
+    PREPARATION,
+    SECRET,
+    SOURCE,
+    VALIDATION_SPLIT,
+)
+from tests.cluster.refused_running import INVALID_RUNTIME_SPECS
+from tests.cluster.refused_training import INVALID_TRAINING_SPECS
 
-REFUSED = TRAINING | RUNNING
+REJECTED = INVALID_TRAINING_SPECS | INVALID_RUNTIME_SPECS
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     "the least": {},
@@ -36,23 +45,23 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
         "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
     },
-    "folds alone": {**FOLDS, "spec.evaluation.gate": [FOLD_LOSS]},
+    "folds alone": {**FIVE_FOLDS, "spec.evaluation.gate": [FOLD_LOSS_GATE]},
     "folds with all that goes with them": {
-        **HELD_OUT, **PREFERENCES, "spec.compute": {"nodes": 2, "gpusPerNode": 8},
+        **VALIDATION_SPLIT, **DPO_TRAINING, "spec.compute": {"nodes": 2, "gpusPerNode": 8},
         "spec.training": {
             "epochs": 1, "method": "dpo", "crossValidation": {"folds": 10}, "earlyStopping": {},
         },
-        "spec.evaluation.gate": [FOLD_LOSS, {"metric": "evalLoss", "minImprovement": 0}],
+        "spec.evaluation.gate": [FOLD_LOSS_GATE, {"metric": "evalLoss", "minImprovement": 0}],
     },
-    "stopped early": {**HELD_OUT, "spec.training.earlyStopping": {}},
+    "stopped early": {**VALIDATION_SPLIT, "spec.training.earlyStopping": {}},
     "all that can be found out": {
-        **HELD_OUT,
+        **VALIDATION_SPLIT,
         "spec.evaluation": {
             "task": "classification", "maxSamples": 10, "maxNewTokens": 8, "samplePrompts": ["Ça va?\n"],
             "bias": {"terms": [["nurse", "doctor"]], "pairsURI": "s3://data/pairs.csv"},
             "gate": [{"metric": "accuracy", "minimum": 0.9, "minImprovement": 0}],
         },
-        f"{PREPARE}.counterfactuals": ["gender", "age"],
+        f"{PREPARATION}.counterfactuals": ["gender", "age"],
     },
     "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
@@ -100,7 +109,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "gone at once": {"spec.ttlSecondsAfterFinished": 0},
 }  # fmt: skip
 
-IMMUTABLE: dict[str, tuple[dict[str, Any], str]] = {
+IMMUTABLE_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another model": ({"model": {"uri": "s3://models/other/"}}, "model is immutable"),
     "a longer length": ({"model": {"maxLength": 4096}}, "model is immutable"),
     "another data set": ({"dataset": {"sources": [{"uri": "s3://data/b"}]}}, "dataset is immutable"),
@@ -116,7 +125,7 @@ IMMUTABLE: dict[str, tuple[dict[str, Any], str]] = {
     "storage that was absent": ({"storage": {"endpoint": "http://s3"}}, "storage is immutable"),
 }  # fmt: skip
 
-COMPUTE: dict[str, dict[str, Any]] = {
+COMPUTE_CHANGES: dict[str, dict[str, Any]] = {
     "more memory": {"compute": {"resources": {"limits": {"memory": "2Gi"}}}},
     "another image": {"compute": {"image": "other"}},
     "a node selector taken away": {"compute": {"nodeSelector": None}},

@@ -12,7 +12,7 @@ Manifest = dict[str, Any]
 ABSENT = object()
 
 
-def good(name: str = "good") -> Manifest:
+def build_valid_manifest(name: str = "good") -> Manifest:
     """The least that is valid."""
     return {
         "apiVersion": API_VERSION,
@@ -27,7 +27,7 @@ def good(name: str = "good") -> Manifest:
     }
 
 
-def changed(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
+def apply_changes(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
     """A copy with values set by dotted path; a number is a list's index, ABSENT removes."""
     result = copy.deepcopy(manifest)
     for path, value in changes.items():
@@ -44,14 +44,14 @@ def changed(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
 
 SOURCE = "spec.dataset.sources.0"
 FIELDS = "spec.dataset.sources[0].fields"
-PREPARE = "spec.dataset.preparation"
+PREPARATION = "spec.dataset.preparation"
 LORA = "spec.training.lora"
 SECRET = {"name": "hub-token"}
 
-HELD_OUT = {"spec.dataset.validation": {"fraction": 0.1}}
-FOLDED = "spec.training.crossValidation"
-FOLDS = {FOLDED: {"folds": 5}}
-FOLD_LOSS = {"metric": "crossValidationLoss", "maximum": 2.5}
-PREFERENCES = {
-    "spec.training": {"epochs": 1, "method": "dpo"}, f"{SOURCE}.format": "preference", **HELD_OUT,
+VALIDATION_SPLIT = {"spec.dataset.validation": {"fraction": 0.1}}
+CROSS_VALIDATION = "spec.training.crossValidation"
+FIVE_FOLDS = {CROSS_VALIDATION: {"folds": 5}}
+FOLD_LOSS_GATE = {"metric": "crossValidationLoss", "maximum": 2.5}
+DPO_TRAINING = {
+    "spec.training": {"epochs": 1, "method": "dpo"}, f"{SOURCE}.format": "preference", **VALIDATION_SPLIT,
 }  # fmt: skip

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cluster.manifests import ABSENT, FOLD_LOSS, FOLDED, FOLDS, HELD_OUT, PREFERENCES, PREPARE
+from tests.cluster.manifests import (
+    ABSENT,
+    CROSS_VALIDATION,
+    DPO_TRAINING,
+    FIVE_FOLDS,
+    FOLD_LOSS_GATE,
+    PREPARATION,
+    VALIDATION_SPLIT,
+)
 
 # name: (changes to the good manifest, field in the answer, words in the answer)
-RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
+INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     # output and storage
     "no output": ({"spec.output": ABSENT}, "spec.output", "Required value"),
     "output with a wildcard": ({"spec.output.uri": "s3://out/*"}, "spec.output", "must not contain wildcards"),
@@ -99,28 +107,28 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a task with nothing to measure on": ({"spec.evaluation.task": "chat"}, "spec", "evaluation.task needs"),
     "a task for preferences": (
-        {**PREFERENCES, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation and method sft",
+        {**DPO_TRAINING, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation and method sft",
     ),
     "an unknown task": ({"spec.evaluation.task": "poetry"}, "spec.evaluation.task", "Unsupported value"),
     "a gate with nothing to measure on": (
         {"spec.evaluation.gate": [{"metric": "evalLoss", "maximum": 1}]}, "spec", "evaluation.gate needs",
     ),
-    "one fold": ({FOLDED: {"folds": 1}}, f"{FOLDED}.folds", "greater than or equal to 2"),
-    "11 folds": ({FOLDED: {"folds": 11}}, f"{FOLDED}.folds", "less than or equal to 10"),
-    "cross-validation of no folds": ({FOLDED: {}}, f"{FOLDED}.folds", "Required value"),
+    "one fold": ({CROSS_VALIDATION: {"folds": 1}}, f"{CROSS_VALIDATION}.folds", "greater than or equal to 2"),
+    "11 folds": ({CROSS_VALIDATION: {"folds": 11}}, f"{CROSS_VALIDATION}.folds", "less than or equal to 10"),
+    "cross-validation of no folds": ({CROSS_VALIDATION: {}}, f"{CROSS_VALIDATION}.folds", "Required value"),
     "a gate on folds that are not there": (
-        {**HELD_OUT, "spec.evaluation.gate": [FOLD_LOSS]}, "spec", "needs training.crossValidation",
+        {**VALIDATION_SPLIT, "spec.evaluation.gate": [FOLD_LOSS_GATE]}, "spec", "needs training.crossValidation",
     ),
     "a gate on folds and on what is not measured": (
-        {**FOLDS, "spec.evaluation.gate": [FOLD_LOSS, {"metric": "evalLoss", "maximum": 1}]}, "spec",
+        {**FIVE_FOLDS, "spec.evaluation.gate": [FOLD_LOSS_GATE, {"metric": "evalLoss", "maximum": 1}]}, "spec",
         "needs dataset.validation, but for crossValidationLoss",
     ),
     "folds better than a base that is not measured": (
-        {**FOLDS, "spec.evaluation.gate": [{"metric": "crossValidationLoss", "minImprovement": 0}]},
+        {**FIVE_FOLDS, "spec.evaluation.gate": [{"metric": "crossValidationLoss", "minImprovement": 0}]},
         "spec.evaluation.gate[0]", "minImprovement does not apply to it",
     ),
     "a gate without a limit": (
-        {**HELD_OUT, "spec.evaluation.gate": [{"metric": "evalLoss"}]}, "spec.evaluation.gate[0]", "at least one of",
+        {**VALIDATION_SPLIT, "spec.evaluation.gate": [{"metric": "evalLoss"}]}, "spec.evaluation.gate[0]", "at least one of",
     ),
     "a prompt of nothing": ({"spec.evaluation.samplePrompts": [""]}, "spec.evaluation.samplePrompts[0]", "at least 1"),
     "17 prompts": ({"spec.evaluation.samplePrompts": ["a"] * 17}, "spec.evaluation.samplePrompts", "at most 16"),
@@ -131,9 +139,9 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
         {"spec.evaluation.bias": {"pairsURI": "s3://data/*.csv"}}, "spec.evaluation.bias", "must not contain",
     ),
     "counterfactual preferences": (
-        {**PREFERENCES, f"{PREPARE}.counterfactuals": ["gender"]}, "spec", "counterfactuals applies to method sft only",
+        {**DPO_TRAINING, f"{PREPARATION}.counterfactuals": ["gender"]}, "spec", "counterfactuals applies to method sft only",
     ),
-    "an unknown group": ({f"{PREPARE}.counterfactuals": ["height"]}, f"{PREPARE}.counterfactuals[0]", "Unsupported"),
+    "an unknown group": ({f"{PREPARATION}.counterfactuals": ["height"]}, f"{PREPARATION}.counterfactuals[0]", "Unsupported"),
     "a quantised model to merge": (
         {"spec.model.quantization": "nf4", "spec.output.merged": True}, "spec", "output.merged needs",
     ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cluster.manifests import ABSENT, FIELDS, LORA, PREPARE, SECRET, SOURCE
+from tests.cluster.manifests import ABSENT, FIELDS, LORA, PREPARATION, SECRET, SOURCE
 
 # name: (changes to the good manifest, field in the answer, words in the answer)
-TRAINING: dict[str, tuple[dict[str, Any], str, str]] = {
+INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "name of 53 characters": ({"metadata.name": "a" * 53}, "<nil>", "at most 52 characters"),
     "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),
     "name in upper case": ({"metadata.name": "Good"}, "metadata.name", "RFC 1123"),
@@ -64,12 +64,12 @@ TRAINING: dict[str, tuple[dict[str, Any], str, str]] = {
         {"spec.dataset.validation": {"sources": [{"uri": "s3://data/b"}] * 5}}, "spec.dataset.validation.sources",
         "at most 4 items",
     ),
-    "everything resembles": ({f"{PREPARE}.nearThreshold": 0.4}, f"{PREPARE}.nearThreshold", "equal to 0.5"),
-    "unknown duplicates": ({f"{PREPARE}.deduplicate": "fuzzy"}, f"{PREPARE}.deduplicate", "Unsupported value"),
-    "unknown overlength": ({f"{PREPARE}.overlength": "split"}, f"{PREPARE}.overlength", "Unsupported value"),
-    "more invalid than all": ({f"{PREPARE}.maxInvalidFraction": 1.1}, f"{PREPARE}.maxInvalidFraction", "equal to 1"),
-    "unknown secret": ({f"{PREPARE}.redact": ["name"]}, f"{PREPARE}.redact[0]", "Unsupported value"),
-    "redacted twice": ({f"{PREPARE}.redact": ["email", "email"]}, f"{PREPARE}.redact", "Duplicate value"),
+    "everything resembles": ({f"{PREPARATION}.nearThreshold": 0.4}, f"{PREPARATION}.nearThreshold", "equal to 0.5"),
+    "unknown duplicates": ({f"{PREPARATION}.deduplicate": "fuzzy"}, f"{PREPARATION}.deduplicate", "Unsupported value"),
+    "unknown overlength": ({f"{PREPARATION}.overlength": "split"}, f"{PREPARATION}.overlength", "Unsupported value"),
+    "more invalid than all": ({f"{PREPARATION}.maxInvalidFraction": 1.1}, f"{PREPARATION}.maxInvalidFraction", "equal to 1"),
+    "unknown secret": ({f"{PREPARATION}.redact": ["name"]}, f"{PREPARATION}.redact[0]", "Unsupported value"),
+    "redacted twice": ({f"{PREPARATION}.redact": ["email", "email"]}, f"{PREPARATION}.redact", "Duplicate value"),
     "adapter on the hub": ({"spec.model.adapterURI": "hf://a/b"}, "spec.model.adapterURI", "should match"),
     "adapter with ..": ({"spec.model.adapterURI": "s3://adapters/../x"}, "spec.model", "must not contain '..'"),
     "unknown quantization": ({"spec.model.quantization": "int4"}, "spec.model.quantization", "Unsupported value"),

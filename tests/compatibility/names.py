@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.operator.exposed import families
+from tests.operator.exposed import list_metric_families
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.settings import Settings
@@ -21,20 +21,22 @@ from finetune_trainer.telemetry.run_log import LOG_NAME
 _PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")
 
 
-def public_names() -> dict[str, dict[str, str]]:
+def collect_public_names() -> dict[str, dict[str, str]]:
     """By kind of name: each name, with what belongs to it (labels of a metric, value of an exit code)."""
     return {
-        "conditions": _plain(ConditionType),
-        "phases": _plain(Phase),
-        "reasons of the operator": _plain(OperatorReason),
-        "reasons of a run": {each.value: each.exit_code.name for each in contract.Reason},
-        "exit codes": {each.name: str(each.value) for each in contract.ExitCode},
-        "stages": _plain(contract.Stage),
+        "conditions": _without_details(ConditionType),
+        "phases": _without_details(Phase),
+        "reasons of the operator": _without_details(OperatorReason),
+        "reasons of a run": {reason.value: reason.exit_code.name for reason in contract.Reason},
+        "exit codes": {exit_code.name: str(exit_code.value) for exit_code in contract.ExitCode},
+        "stages": _without_details(contract.Stage),
         "metrics of the operator": _operator_metrics(),
         "metrics of a trainer": _trainer_metrics(),
-        "environment of the operator": _plain(f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields),
-        "environment of a trainer": _plain(sorted({*_environment(), http_server.PORT_ENV})),
-        "keys of Secrets": _plain(
+        "environment of the operator": _without_details(
+            f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields
+        ),
+        "environment of a trainer": _without_details(sorted({*_trainer_environment(), http_server.PORT_ENV})),
+        "keys of Secrets": _without_details(
             sorted(
                 {
                     *contract.S3_CREDENTIALS_KEYS,
@@ -44,39 +46,43 @@ def public_names() -> dict[str, dict[str, str]]:
                 }
             )
         ),
-        "keys in S3 below output.uri": _plain(sorted(_keys())),
+        "keys in S3 below output.uri": _without_details(sorted(_output_keys())),
     }
 
 
-def _plain(names: Iterable[str]) -> dict[str, str]:
+def _without_details(names: Iterable[str]) -> dict[str, str]:
     return {str(name): "" for name in names}
 
 
-def _labels(labels: set[str]) -> str:
+def _join_labels(labels: set[str]) -> str:
     return " ".join(sorted(labels))
 
 
-def _environment() -> set[str]:
+def _trainer_environment() -> set[str]:
     return {value for name, value in vars(contract).items() if name.endswith("_ENV")}
 
 
 def _operator_metrics() -> dict[str, str]:
-    return {name: _labels(labels) for name, (_, labels) in families().items() if name.startswith("finetune_")}
+    return {
+        name: _join_labels(labels)
+        for name, (_, labels) in list_metric_families().items()
+        if name.startswith("finetune_")
+    }
 
 
 def _trainer_metrics() -> dict[str, str]:
-    numbers = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
-    progress = _PROGRESS.model_copy(update=dict.fromkeys(_numbers(), 1) | numbers)
+    times = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
+    progress = _PROGRESS.model_copy(update=dict.fromkeys(_numeric_progress_fields(), 1) | times)
     lines = exposition(progress).decode().splitlines()
     samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
     return {name: labels.partition("=")[0] for name, _, labels in samples}
 
 
-def _numbers() -> set[str]:
+def _numeric_progress_fields() -> set[str]:
     return {name for name in contract.Progress.model_fields if name not in {"stage", "last_update_time"}}
 
 
-def _keys() -> set[str]:
+def _output_keys() -> set[str]:
     return {
         output_lock.CLAIM_NAME,
         checkpoints.CHECKPOINTS,

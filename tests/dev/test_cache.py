@@ -7,7 +7,7 @@ import pytest
 from local_cluster import cache, state
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+def test_fresh_folder_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "entry"
     with cache.replace_folder(target) as partial:
         (partial / "file").write_text("content")
@@ -15,7 +15,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert (target / "file").read_text() == "content"
 
 
-def test_a_folder_that_was_not_completed_is_not_there_and_does_not_hinder(tmp_path: Path) -> None:
+def test_fresh_folder_failed_is_absent_and_retryable(tmp_path: Path) -> None:
     target = tmp_path / "entry"
     with pytest.raises(FileNotFoundError), cache.replace_folder(target) as partial:
         (partial / "no-such-folder" / "file").touch()
@@ -25,9 +25,7 @@ def test_a_folder_that_was_not_completed_is_not_there_and_does_not_hinder(tmp_pa
     assert list(target.iterdir()) == []
 
 
-def test_the_state_of_a_cluster_survives_the_way_through_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert state.read("test") is None
     (tmp_path / "finetune-operator" / "clusters" / "test").mkdir(parents=True)
@@ -36,9 +34,7 @@ def test_the_state_of_a_cluster_survives_the_way_through_its_file(
     assert state.read("test") == written
 
 
-def test_a_cluster_is_alive_as_long_as_its_supervisor_holds_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_alive_while_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not state.is_alive("test")
     with state.acquire_lock("test"):

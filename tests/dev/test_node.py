@@ -37,12 +37,12 @@ COMMANDS: list[Command] = [
         (node.build_versitygw_command, f"--port={NODE.addresses.node}:7070"),
     ],
 )
-def test_arguments(command: Command, argument: str) -> None:
+def test_component_command_has_argument(command: Command, argument: str) -> None:
     assert argument in command(NODE)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.__name__))
-def test_no_argument_holds_a_secret(command: Command) -> None:
+def test_component_command_holds_no_secret(command: Command) -> None:
     assert not [argument for argument in command(NODE) if "token=" in argument or "secret" in argument]
 
 
@@ -57,27 +57,27 @@ def test_no_argument_holds_a_secret(command: Command) -> None:
         ("authorization", {"mode": "Webhook"}),
     ],
 )
-def test_kubelet_settings(setting: str, value: object) -> None:
+def test_kubelet_config_has_setting(setting: str, value: object) -> None:
     assert json.loads(node.render_kubelet_config(NODE))[setting] == value
 
 
-def test_kube_proxy_leaves_the_machines_conntrack_alone() -> None:
+def test_kube_proxy_config_leaves_conntrack_unchanged() -> None:
     assert json.loads(node.render_kube_proxy_config(NODE))["conntrack"] == {"maxPerCore": 0, "min": 0}
 
 
-def test_every_user_has_a_line_with_a_token_of_its_own() -> None:
+def test_tokens_csv_has_one_line_per_user() -> None:
     tokens = {user: f"token-{user}" for user in node.USERS}
     lines = node.render_tokens_csv(NODE, tokens).splitlines()
     assert 'token-kubelet,system:node:test,system:node:test,"system:nodes"' in lines
     assert len(lines) == len(node.USERS)
 
 
-def test_kubeconfig_points_at_this_cluster() -> None:
+def test_kubeconfig_points_at_cluster() -> None:
     config = json.loads(node.render_kubeconfig(NODE, "secret"))
     assert config["clusters"][0]["cluster"]["server"] == NODE.addresses.api
     assert config["users"][0]["user"] == {"token": "secret"}
 
 
-def test_the_certificate_is_valid_for_what_pods_and_host_dial() -> None:
+def test_server_names_cover_pod_and_host_addresses() -> None:
     names = node.build_subject_alt_names(NODE).split(",")
     assert {f"IP:{NODE.addresses.node}", "IP:10.96.0.1", "DNS:kubernetes.default.svc"} <= set(names)

@@ -9,20 +9,20 @@ Body = dict[str, Any]
 NOW = "2026-11-23T08:00:00Z"
 
 
-def merged(base: Body, changes: Body) -> Body:
+def merge_objects(base: Body, changes: Body) -> Body:
     """`base` with `changes`, dicts merged, None removing."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
         if value is None:
             result.pop(key, None)
         elif isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
+            result[key] = merge_objects(result[key], value)
         else:
             result[key] = value
     return result
 
 
-def manifest(name: str = "bot", namespace: str = "team", spec: Body | None = None, **metadata: Any) -> Body:
+def build_manifest(name: str = "bot", namespace: str = "team", spec: Body | None = None, **metadata: Any) -> Body:
     """A FineTuneJob as a person writes it."""
     base = {
         "model": {"uri": "hf://org/name"},
@@ -34,51 +34,53 @@ def manifest(name: str = "bot", namespace: str = "team", spec: Body | None = Non
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": name, "namespace": namespace, **metadata},
-        "spec": merged(base, spec or {}),
+        "spec": merge_objects(base, spec or {}),
     }
 
 
-def stored(name: str = "bot", spec: Body | None = None, **metadata: Any) -> Body:
+def build_finetunejob(name: str = "bot", spec: Body | None = None, **metadata: Any) -> Body:
     """A FineTuneJob as the API server gives it."""
-    known = {"uid": "uid-bot", "generation": 1, "resourceVersion": "10", "creationTimestamp": NOW}
-    return manifest(name, spec=spec, **{**known, **metadata})
+    server_fields = {"uid": "uid-bot", "generation": 1, "resourceVersion": "10", "creationTimestamp": NOW}
+    return build_manifest(name, spec=spec, **{**server_fields, **metadata})
 
 
-def job_body(conditions: dict[str, tuple[str, str]] | None = None, suspend: bool = False, **status: Any) -> Body:
+def build_job(conditions: dict[str, tuple[str, str]] | None = None, suspend: bool = False, **status: Any) -> Body:
     """A Job as the Job controller leaves it; conditions as {type: (reason, message)}."""
-    true = [
-        {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
-        for kind, (reason, message) in (conditions or {}).items()
+    true_conditions = [
+        {"type": condition_type, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
+        for condition_type, (reason, message) in (conditions or {}).items()
     ]
     return {
         "metadata": {"name": "bot", "namespace": "team", "uid": "uid-job", "creationTimestamp": NOW},
         "spec": {"suspend": suspend},
-        "status": {**status, "conditions": true},
+        "status": {**status, "conditions": true_conditions},
     }
 
 
-def pod_body(name: str = "bot-1", state: Body | None = None, phase: str = "Pending", **more: Any) -> Body:
+def build_pod(name: str = "bot-1", state: Body | None = None, phase: str = "Pending", **extra: Any) -> Body:
     """A pod as the kubelet leaves it; `state` is the trainer container's."""
     statuses = [{"name": "istio-proxy", "state": {"running": {}}}, {"name": "trainer", "state": state}]
-    created = more.pop("created", NOW)
+    created = extra.pop("created", NOW)
     return {
         "metadata": {"name": name, "namespace": "team", "uid": f"uid-{name}", "creationTimestamp": created},
-        "spec": {"nodeName": more.pop("node", "node-1")},
-        "status": {"phase": phase, "containerStatuses": statuses if state else None, **more},
+        "spec": {"nodeName": extra.pop("node", "node-1")},
+        "status": {"phase": phase, "containerStatuses": statuses if state else None, **extra},
     }
 
 
-def ended_state(code: int, message: str = "", reason: str = "Error") -> Body:
+def build_terminated_state(exit_code: int, message: str = "", reason: str = "Error") -> Body:
     """The trainer container's state after its end."""
-    return {"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": NOW, "finishedAt": NOW}}
+    return {
+        "terminated": {"exitCode": exit_code, "reason": reason, "message": message, "startedAt": NOW, "finishedAt": NOW}
+    }
 
 
-class Build:
+class Builders:
     """The builders in one hand: with importlib mode a test cannot import a module of helpers."""
 
-    manifest = staticmethod(manifest)
-    stored = staticmethod(stored)
-    job = staticmethod(job_body)
-    pod = staticmethod(pod_body)
-    ended = staticmethod(ended_state)
+    manifest = staticmethod(build_manifest)
+    finetunejob = staticmethod(build_finetunejob)
+    job = staticmethod(build_job)
+    pod = staticmethod(build_pod)
+    terminated = staticmethod(build_terminated_state)
     now = NOW

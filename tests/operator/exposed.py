@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
-from tests.operator.bodies import stored
+from tests.operator.bodies import build_finetunejob
 
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.work_queue import WorkQueue
@@ -19,32 +19,32 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"),
 
 
 @functools.cache
-def families() -> dict[str, tuple[str, set[str]]]:
+def list_metric_families() -> dict[str, tuple[str, set[str]]]:
     """Name as the documentation has it → kind and labels."""
-    found = {}
-    for each in _collected():
-        suffix = "" if each.type == "histogram" else _SUFFIXES.get(each.type, ("",))[0]
-        found[each.name + suffix] = (each.type, _labels(each))
-    return found
+    metric_families = {}
+    for metric in _collect_metrics():
+        suffix = "" if metric.type == "histogram" else _SUFFIXES.get(metric.type, ("",))[0]
+        metric_families[metric.name + suffix] = (metric.type, _label_names(metric))
+    return metric_families
 
 
 @functools.cache
-def exposed() -> dict[str, set[str]]:
+def list_series_labels() -> dict[str, set[str]]:
     """Name of each series → its labels."""
-    found = {}
-    for each in _collected():
-        for suffix in _SUFFIXES.get(each.type, ("",)):
-            found[each.name + suffix] = _labels(each) | ({"le"} if suffix == "_bucket" else set())
-    return found
+    series_labels = {}
+    for metric in _collect_metrics():
+        for suffix in _SUFFIXES.get(metric.type, ("",)):
+            series_labels[metric.name + suffix] = _label_names(metric) | ({"le"} if suffix == "_bucket" else set())
+    return series_labels
 
 
-def _collected() -> Iterator[Metric]:
+def _collect_metrics() -> Iterator[Metric]:
     progress = {
         "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
         "estimatedRemainingSeconds": 60,
     }  # fmt: skip
     store = InformerCache()
-    body = stored()
+    body = build_finetunejob()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
     store.finetunejobs.update(("team", "bot"), body)
     pod = {
@@ -57,9 +57,9 @@ def _collected() -> Iterator[Metric]:
     yield from state_collector.collect_job_gauges(store, 10)
 
 
-def _labels(family: Metric) -> set[str]:
-    counted = [each for each in vars(counters).values() if isinstance(each, Counter | Histogram)]
-    names = {each._name: set(each._labelnames) for each in counted}
+def _label_names(family: Metric) -> set[str]:
+    collectors = [collector for collector in vars(counters).values() if isinstance(collector, Counter | Histogram)]
+    names = {collector._name: set(collector._labelnames) for collector in collectors}
     if family.name in names:
         return names[family.name]
     return {label for sample in family.samples for label in sample.labels}

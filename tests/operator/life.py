@@ -7,88 +7,91 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.operator.world import World
+from tests.operator.world import NamespaceHarness
 
-PATIENCE = 100.0
+TIMEOUT_SECONDS = 100.0
 Status = dict[str, Any]
 
 
-def _running(minute: int) -> dict[str, Any]:
+def _running_state(minute: int) -> dict[str, Any]:
     return {"running": {"startedAt": f"2026-11-23T08:{minute:02}:05Z"}}
 
 
-def _ended(code: int, minute: int, reason: str) -> dict[str, Any]:
-    word = json.dumps({"reason": reason, "message": "said"})
+def _terminated_state(exit_code: int, minute: int, reason: str) -> dict[str, Any]:
+    message = json.dumps({"reason": reason, "message": "said"})
     times = {"startedAt": f"2026-11-23T08:{minute:02}:05Z", "finishedAt": f"2026-11-23T08:{minute + 1:02}:05Z"}
-    return {"terminated": {"exitCode": code, "message": word, **times}}
+    return {"terminated": {"exitCode": exit_code, "message": message, **times}}
 
 
-async def _until(world: World, what: Callable[[World], Awaitable[bool]]) -> None:
-    await world.until(lambda: what(world), PATIENCE)
+async def _wait_until(world: NamespaceHarness, predicate: Callable[[NamespaceHarness], Awaitable[bool]]) -> None:
+    await world.wait_until(lambda: predicate(world), TIMEOUT_SECONDS)
 
 
-async def live(world: World) -> Status:
+async def play_full_lifecycle(world: NamespaceHarness) -> Status:
     """Started, changed, suspended, resumed, completed; waits for what stands in the cluster, not for its status."""
-    await world.apply()
-    await _until(world, _has_job)
-    await world.pod()
-    await world.kubelet(_running(0))
-    await _until(world, _runs)
-    await world.change({"backoffLimit": 5})
-    await _until(world, _has_five_attempts)
-    await world.change({"suspend": True})
-    await _until(world, _is_leaving)
-    await world.kubelet(_ended(143, 0, "Preempted"), "Failed")
+    await world.create_finetunejob()
+    await _wait_until(world, _has_job)
+    await world.create_pod()
+    await world.report_container_state(_running_state(0))
+    await _wait_until(world, _is_running)
+    await world.patch_spec({"backoffLimit": 5})
+    await _wait_until(world, _has_backoff_limit_of_five)
+    await world.patch_spec({"suspend": True})
+    await _wait_until(world, _is_job_deleting)
+    await world.report_container_state(_terminated_state(143, 0, "Preempted"), "Failed")
     await asyncio.sleep(0.1)
-    await world.collect()
-    await _until(world, _is_suspended)
-    await world.change({"suspend": False})
-    await _until(world, _has_job)
-    await world.pod(index=2)
-    await world.kubelet(_running(4), name="bot-2")
-    await _until(world, _runs)
-    await world.kubelet(_ended(0, 4, "Completed"), "Succeeded", "bot-2")
-    await world.job_ends("Complete")
-    await _until(world, _is_complete)
-    return _lasting((await world.get("finetunejobs"))["status"])
+    await world.finish_job_deletion()
+    await _wait_until(world, _is_suspended)
+    await world.patch_spec({"suspend": False})
+    await _wait_until(world, _has_job)
+    await world.create_pod(index=2)
+    await world.report_container_state(_running_state(4), name="bot-2")
+    await _wait_until(world, _is_running)
+    await world.report_container_state(_terminated_state(0, 4, "Completed"), "Succeeded", "bot-2")
+    await world.report_job_end("Complete")
+    await _wait_until(world, _is_complete)
+    return _drop_observation_times((await world.get("finetunejobs"))["status"])
 
 
-def _lasting(status: Status) -> Status:
+def _drop_observation_times(status: Status) -> Status:
     """Without the times at which the operator saw it, and what follows from them."""
-    seen = {"lastTransitionTime"}
-    conditions = [{key: value for key, value in each.items() if key not in seen} for each in status["conditions"]]
-    times = {"accountedTime", "completionTime", "activeSeconds", "gpuSeconds", "progress"}
-    return {**{key: value for key, value in status.items() if key not in times}, "conditions": conditions}
+    condition_times = {"lastTransitionTime"}
+    conditions = [
+        {key: value for key, value in condition.items() if key not in condition_times}
+        for condition in status["conditions"]
+    ]
+    status_times = {"accountedTime", "completionTime", "activeSeconds", "gpuSeconds", "progress"}
+    return {**{key: value for key, value in status.items() if key not in status_times}, "conditions": conditions}
 
 
-async def _has_job(world: World) -> bool:
+async def _has_job(world: NamespaceHarness) -> bool:
     return "deletionTimestamp" not in (await world.get("jobs"))["metadata"]
 
 
-async def _has_five_attempts(world: World) -> bool:
+async def _has_backoff_limit_of_five(world: NamespaceHarness) -> bool:
     return bool((await world.get("jobs"))["spec"]["backoffLimit"] == 5)
 
 
-async def _is_leaving(world: World) -> bool:
+async def _is_job_deleting(world: NamespaceHarness) -> bool:
     return "deletionTimestamp" in (await world.get("jobs"))["metadata"]
 
 
-async def _phase(world: World) -> str:
+async def _get_phase(world: NamespaceHarness) -> str:
     return str((await world.get("finetunejobs")).get("status", {}).get("phase"))
 
 
-async def _runs(world: World) -> bool:
-    return await _phase(world) == "Running"
+async def _is_running(world: NamespaceHarness) -> bool:
+    return await _get_phase(world) == "Running"
 
 
-async def _is_suspended(world: World) -> bool:
-    return await _phase(world) == "Suspended"
+async def _is_suspended(world: NamespaceHarness) -> bool:
+    return await _get_phase(world) == "Suspended"
 
 
-async def _is_complete(world: World) -> bool:
-    return await _phase(world) == "Complete"
+async def _is_complete(world: NamespaceHarness) -> bool:
+    return await _get_phase(world) == "Complete"
 
 
-def jobs_created(world: World) -> int:
+def count_jobs_created(world: NamespaceHarness) -> int:
     """How many times the operator asked for one."""
-    return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.seen)
+    return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.requests)

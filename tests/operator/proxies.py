@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
-from tests.operator.api_server import OPERATOR_TOKEN, free_port, session
+from tests.operator.api_server import OPERATOR_TOKEN, find_free_port, open_session
 
 
 @dataclass
@@ -20,17 +20,17 @@ class Fault:
     """What to answer instead."""
 
     method: str
-    part: str
+    path_part: str
     status: int
-    late: bool
+    after_effect: bool
     headers: dict[str, str]
 
 
-class Served(ABC):
+class ThreadedServer(ABC):
     """A web server in a thread of its own: when kopf stops, it cancels every task of its loop, whoever made it."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -47,10 +47,10 @@ class Served(ABC):
 
     async def close(self) -> None:
         await self._runner.cleanup()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
+        pending_tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in pending_tasks:
             task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await asyncio.gather(*pending_tasks, return_exceptions=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,32 +64,32 @@ class Served(ABC):
         self._loop.close()
 
 
-VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+WRITE_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
-def right(request: web.Request) -> tuple[str, str, str] | None:
+def required_permission(request: web.Request) -> tuple[str, str, str] | None:
     """Verb, group and resource that a request has to have the right to; none for what is no resource's."""
-    kind, *parts = request.path.strip("/").split("/")
-    group = "" if kind == "api" else parts.pop(0) if parts else ""
+    prefix, *parts = request.path.strip("/").split("/")
+    group = "" if prefix == "api" else parts.pop(0) if parts else ""
     parts = parts[1:]  # the version
     if parts[:1] == ["namespaces"] and len(parts) > 2:
         parts = parts[2:]
     if not parts:
         return None
-    read = "watch" if "watch" in request.query else "get" if len(parts) > 1 else "list"
-    return VERBS.get(request.method, read), group, "/".join([parts[0], *parts[2:]])
+    read_verb = "watch" if "watch" in request.query else "get" if len(parts) > 1 else "list"
+    return WRITE_VERBS.get(request.method, read_verb), group, "/".join([parts[0], *parts[2:]])
 
 
-_LEASES = "/leases"
-Trouble = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+_LEASES_PATH = "/leases"
+Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 """What happens to a request before it is passed on; an answer is given instead."""
 
 
-async def healthy(_: web.Request) -> None:
+async def pass_through(_: web.Request) -> None:
     """Nothing."""
 
 
-def failure(status: int, **headers: str) -> web.Response:
+def build_error_response(status: int, **headers: str) -> web.Response:
     """What an API server in trouble says."""
     body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": status}
     return web.json_response(
@@ -97,54 +97,54 @@ def failure(status: int, **headers: str) -> web.Response:
     )
 
 
-class Proxy(Served):
+class FaultProxy(ThreadedServer):
     """Stands between operator and API server."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
         self.target = target
         self.faults: list[Fault] = []
-        self.seen: list[tuple[str, str]] = []
-        self.rights: set[tuple[str, str, str]] = set()
+        self.requests: list[tuple[str, str]] = []
+        self.permissions: set[tuple[str, str, str]] = set()
         """What was asked for, as roles name it: verb, group and resource."""
         self.selectors: dict[str, set[str]] = {}
         """Which label selectors each collection was read with."""
-        self.calls = 0
+        self.request_count = 0
         """Requests but for watches and the Lease, which is asked for by the clock."""
-        self.leases: list[str] = []
+        self.lease_methods: list[str] = []
         """Methods of the requests for the Lease."""
-        self.dies_at: int | None = None
+        self.kill_at_request: int | None = None
         """The call whose answer the operator does not live to see."""
-        self.died = threading.Event()
-        self.trouble: Trouble = healthy
+        self.killed = threading.Event()
+        self.interceptor: Interceptor = pass_through
 
     async def open(self) -> None:
         self._stack = AsyncExitStack()
-        self._session = await self._stack.enter_async_context(session(OPERATOR_TOKEN))
+        self._session = await self._stack.enter_async_context(open_session(OPERATOR_TOKEN))
         await super().open()
 
     async def close(self) -> None:
         await super().close()
         await self._stack.aclose()
 
-    def fail(self, method: str, part: str, status: int, late: bool = False, **headers: str) -> None:
+    def fail_next(self, method: str, path_part: str, status: int, after_effect: bool = False, **headers: str) -> None:
         """Fail the next request of that method with that part in its path; if `late`, after it had its effect."""
-        self.faults.append(Fault(method, part, status, late, headers))
+        self.faults.append(Fault(method, path_part, status, after_effect, headers))
 
-    def writes(self) -> list[tuple[str, str]]:
+    def list_writes(self) -> list[tuple[str, str]]:
         """What changed something, Events apart."""
-        return [each for each in self.seen if each[0] != "GET" and not each[1].endswith("/events")]
+        return [request for request in self.requests if request[0] != "GET" and not request[1].endswith("/events")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self._note(request)
-        if answer := await self.trouble(request):
+        self._record(request)
+        if answer := await self.interceptor(request):
             return answer
         if request.method == "GET":
             plural = request.path.rpartition("/")[2]
             self.selectors.setdefault(plural, set()).add(request.query.get("labelSelector", ""))
-        fault = self._fault(request)
-        if fault and not fault.late:
-            return failure(fault.status, **fault.headers)
+        fault = self._take_fault(request)
+        if fault and not fault.after_effect:
+            return build_error_response(fault.status, **fault.headers)
         data = await request.read() or None  # an empty body would be given a content type
         headers = {key: value for key, value in request.headers.items() if key in ("Content-Type", "Accept")}
         url = self.target + request.path_qs
@@ -153,10 +153,10 @@ class Proxy(Served):
         ) as answer:
             if fault:
                 await answer.read()
-                return failure(fault.status, **fault.headers)
-            if self._dies(request):
+                return build_error_response(fault.status, **fault.headers)
+            if self._is_kill_point(request):
                 await answer.read()
-                self.died.set()
+                self.killed.set()
                 await asyncio.sleep(60)  # nobody waits for it
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
@@ -165,28 +165,35 @@ class Proxy(Served):
                     await response.write(chunk)
             return response
 
-    def _note(self, request: web.Request) -> None:
-        if needed := right(request):
-            self.rights.add(needed)
-        if _LEASES in request.path:
-            self.leases.append(request.method)
+    def _record(self, request: web.Request) -> None:
+        if permission := required_permission(request):
+            self.permissions.add(permission)
+        if _LEASES_PATH in request.path:
+            self.lease_methods.append(request.method)
             return
-        self.seen.append((request.method, request.path))
-        self.calls += "watch" not in request.query
+        self.requests.append((request.method, request.path))
+        self.request_count += "watch" not in request.query
 
-    def _dies(self, request: web.Request) -> bool:
-        if _LEASES in request.path:
+    def _is_kill_point(self, request: web.Request) -> bool:
+        if _LEASES_PATH in request.path:
             return False
-        return self.died.is_set() or ("watch" not in request.query and self.calls == self.dies_at)
+        return self.killed.is_set() or ("watch" not in request.query and self.request_count == self.kill_at_request)
 
-    def _fault(self, request: web.Request) -> Fault | None:
-        found = next((f for f in self.faults if f.method == request.method and f.part in request.path), None)
-        if found:
-            self.faults.remove(found)
-        return found
+    def _take_fault(self, request: web.Request) -> Fault | None:
+        fault = next(
+            (
+                candidate
+                for candidate in self.faults
+                if candidate.method == request.method and candidate.path_part in request.path
+            ),
+            None,
+        )
+        if fault:
+            self.faults.remove(fault)
+        return fault
 
 
-class Trainer(Served):
+class FakeTrainer(ThreadedServer):
     """A pod's `GET /progress`: answers with `answer`, or as `handler` says."""
 
     def __init__(self) -> None:

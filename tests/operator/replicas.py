@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.operator.api_server import free_port, kubeconfig
-from tests.operator.proxies import Proxy
-from tests.operator.world import LEASE, World
+from tests.operator.api_server import find_free_port, write_kubeconfig
+from tests.operator.proxies import FaultProxy
+from tests.operator.world import LEASE_NAME, NamespaceHarness
 
 
 class Replica:
     """One process."""
 
-    def __init__(self, world: World, folder: Path, settings: dict[str, Any]) -> None:
-        self.proxy = Proxy(world.proxy.target)
-        self.health_port, self.metrics_port = free_port(), free_port()
+    def __init__(self, world: NamespaceHarness, folder: Path, settings: dict[str, Any]) -> None:
+        self.proxy = FaultProxy(world.proxy.target)
+        self.health_port, self.metrics_port = find_free_port(), find_free_port()
         self.log = folder / "operator.log"
         self.token = "unused"
         """With which it goes to its proxy."""
@@ -35,7 +35,7 @@ class Replica:
             "resync_interval": 30,
             "request_timeout": 5,
             "lease_namespace": world.namespace,
-            "lease_name": LEASE,
+            "lease_name": LEASE_NAME,
             "health_port": self.health_port,
             "metrics_port": self.metrics_port,
             **settings,
@@ -44,7 +44,7 @@ class Replica:
     def start(self) -> None:
         """Reaches the API server through its proxy alone."""
         environment = {f"FINETUNE_OPERATOR_{key.upper()}": str(value) for key, value in self._settings.items()}
-        path = kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}", self.token)
+        path = write_kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}", self.token)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_operator"],
@@ -53,32 +53,32 @@ class Replica:
                 stderr=subprocess.STDOUT,
             )
 
-    def send(self, number: signal.Signals) -> float:
+    def send_signal(self, signal_number: signal.Signals) -> float:
         """Send a signal; returns when."""
-        self.process.send_signal(number)
+        self.process.send_signal(signal_number)
         return time.monotonic()
 
-    def writes(self) -> list[tuple[str, str]]:
+    def list_writes(self) -> list[tuple[str, str]]:
         """All that it changed or wanted to change, Events too, the Lease not."""
-        return [each for each in self.proxy.seen if each[0] != "GET"]
+        return [request for request in self.proxy.requests if request[0] != "GET"]
 
-    async def ask(self, path: str, port: int = 0) -> tuple[int, str]:
+    async def fetch(self, path: str, port: int = 0) -> tuple[int, str]:
         """Status and body of what it serves; (0, "") if it does not answer."""
         url = f"http://127.0.0.1:{port or self.health_port}{path}"
-        limit = aiohttp.ClientTimeout(total=1)
+        timeout = aiohttp.ClientTimeout(total=1)
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with aiohttp.ClientSession(timeout=limit) as session, session.get(url) as response:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
                 return response.status, await response.text()
         return 0, ""
 
-    async def role(self) -> str:
+    async def get_role(self) -> str:
         """`leader` or `standby` once it is ready, else empty."""
-        status, text = await self.ask("/readyz")
+        status, text = await self.fetch("/readyz")
         return str(json.loads(text)["role"]) if status == 200 else ""
 
 
 @contextmanager
-def running(replica: Replica) -> Iterator[None]:
+def run_replica(replica: Replica) -> Iterator[None]:
     """From its start to its end."""
     with replica.proxy:
         replica.start()
@@ -89,45 +89,45 @@ def running(replica: Replica) -> Iterator[None]:
             replica.process.wait()
 
 
-class Pair:
+class ReplicaPair:
     """The leader and the one that stands by."""
 
-    def __init__(self, world: World, replicas: list[Replica]) -> None:
+    def __init__(self, world: NamespaceHarness, replicas: list[Replica]) -> None:
         self.world = world
         self.replicas = replicas
 
-    async def settle(self) -> tuple[Replica, Replica]:
+    async def wait_for_one_leader(self) -> tuple[Replica, Replica]:
         """Wait until one leads and all others stand by."""
 
         async def probe() -> list[Replica] | None:
-            roles = [await each.role() for each in self.replicas]
+            roles = [await replica.get_role() for replica in self.replicas]
             ready = sorted(roles) == ["leader"] + ["standby"] * (len(roles) - 1)
             return sorted(self.replicas, key=lambda each: roles[self.replicas.index(each)]) if ready else None
 
-        leader, standby = await self.world.until(probe, 40)
+        leader, standby = await self.world.wait_until(probe, 40)
         return leader, standby
 
-    async def leads(self, replica: Replica, seconds: float = 20) -> float:
+    async def wait_until_leader(self, replica: Replica, seconds: float = 20) -> float:
         """When it leads."""
 
         async def probe() -> bool:
-            return await replica.role() == "leader"
+            return await replica.get_role() == "leader"
 
-        await self.world.until(probe, seconds)
+        await self.world.wait_until(probe, seconds)
         return time.monotonic()
 
 
 @asynccontextmanager
-async def pair(world: World, folder: Path, **settings: Any) -> AsyncIterator[Pair]:
+async def run_replica_pair(world: NamespaceHarness, folder: Path, **settings: Any) -> AsyncIterator[ReplicaPair]:
     """Two replicas."""
     replicas = []
     for name in ("one", "two"):
         (folder / name).mkdir()
         replicas.append(Replica(world, folder / name, settings))
-    with running(replicas[0]), running(replicas[1]):
-        yield Pair(world, replicas)
+    with run_replica(replicas[0]), run_replica(replicas[1]):
+        yield ReplicaPair(world, replicas)
 
 
-def once(found: list[Any], key: Callable[[Any], object]) -> bool:
+def are_distinct(items: list[Any], key: Callable[[Any], object]) -> bool:
     """Whether no two of them say the same."""
-    return len({key(each) for each in found}) == len(found)
+    return len({key(item) for item in items}) == len(items)

@@ -12,57 +12,73 @@ from finetune_operator.status.job_status import compute_status
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
-DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+DISRUPTION_TARGET = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
 Pod = dict[str, Any]
 
 
-def at(minute: int) -> str:
+def timestamp_at(minute: int) -> str:
     return f"2026-11-23T{8 + minute // 60:02}:{minute % 60:02}:00Z"
 
 
-class Story:
+class RunTimeline:
     """What the operator sees of one run, minute by minute."""
 
-    def __init__(self, build: type[Build], **wanted: Any) -> None:
-        self._build = build
-        self._wanted = RunPolicy(**wanted)
+    def __init__(self, build: type[Builders], **run_policy: Any) -> None:
+        self._builders = build
+        self._run_policy = RunPolicy(**run_policy)
         self.status = FineTuneJobStatus()
 
-    def running(self, start: int, name: str = "", index: str | None = None) -> Pod:
-        pod = self._build.pod(
-            name or f"bot-{start}", {"running": {"startedAt": at(start)}}, "Running", created=at(start)
+    def running_pod(self, start_minute: int, name: str = "", index: str | None = None) -> Pod:
+        pod = self._builders.pod(
+            name or f"bot-{start_minute}",
+            {"running": {"startedAt": timestamp_at(start_minute)}},
+            "Running",
+            created=timestamp_at(start_minute),
         )
         if index is not None:
             pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": index}
         return pod
 
-    def ended(self, start: int, end: int, code: int, checkpoint: int | None = None, evicted: bool = False) -> Pod:
-        said: dict[str, Any] = {"stage": "Training", "lastUpdateTime": at(end)}
+    def terminated_pod(
+        self, start_minute: int, end_minute: int, exit_code: int, checkpoint: int | None = None, evicted: bool = False
+    ) -> Pod:
+        progress: dict[str, Any] = {"stage": "Training", "lastUpdateTime": timestamp_at(end_minute)}
         if checkpoint is not None:
-            said |= {"lastCheckpointStep": checkpoint, "lastCheckpointTime": at(checkpoint)}
-        reason = {143: "Preempted", 75: "StorageUnreachable"}.get(code)
-        word = json.dumps({"reason": reason, "message": "", "progress": said}) if reason else ""
+            progress |= {"lastCheckpointStep": checkpoint, "lastCheckpointTime": timestamp_at(checkpoint)}
+        reason = {143: "Preempted", 75: "StorageUnreachable"}.get(exit_code)
+        message = json.dumps({"reason": reason, "message": "", "progress": progress}) if reason else ""
         if not reason and checkpoint is not None:
-            word = json.dumps({"checkpoint": {"step": checkpoint, "time": at(checkpoint)}})
-        state = {"exitCode": code, "message": word, "startedAt": at(start), "finishedAt": at(end)}
-        conditions = [DISRUPTED] if evicted else []
-        return self._build.pod(
-            f"bot-{start}", {"terminated": state}, "Failed", created=at(start), conditions=conditions
+            message = json.dumps({"checkpoint": {"step": checkpoint, "time": timestamp_at(checkpoint)}})
+        state = {
+            "exitCode": exit_code,
+            "message": message,
+            "startedAt": timestamp_at(start_minute),
+            "finishedAt": timestamp_at(end_minute),
+        }
+        conditions = [DISRUPTION_TARGET] if evicted else []
+        return self._builders.pod(
+            f"bot-{start_minute}",
+            {"terminated": state},
+            "Failed",
+            created=timestamp_at(start_minute),
+            conditions=conditions,
         )
 
-    def see(self, minute: int, *pods: Pod, checkpoint: int | None = None) -> FineTuneJobStatus:
+    def observe(self, minute: int, *pods: Pod, checkpoint: int | None = None) -> FineTuneJobStatus:
         progress = None
         if checkpoint is not None:
             progress = Progress(
-                stage="Training", last_checkpoint_step=checkpoint, last_checkpoint_time=at(checkpoint),
-                last_update_time=at(minute),
+                stage="Training", last_checkpoint_step=checkpoint, last_checkpoint_time=timestamp_at(checkpoint),
+                last_update_time=timestamp_at(minute),
             )  # fmt: skip
-        seen = ObservedState(job=self._build.job(active=1), pods=pods, progress=progress, run_policy=self._wanted)
-        self.status = compute_status(META, self.status, seen, at(minute))
+        observed = ObservedState(
+            job=self._builders.job(active=1), pods=pods, progress=progress, run_policy=self._run_policy
+        )
+        self.status = compute_status(META, self.status, observed, timestamp_at(minute))
         return self.status
 
-    def reason(self) -> str:
+    def get_reason(self) -> str:
         return self.status.conditions[0].reason

@@ -12,19 +12,19 @@ from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 Body = dict[str, Any]
 IMAGES = "registry.example/ml/"
 
 
-def _refusals(
-    build: type[Build], spec: Body, allowed: Body, defaults: Body | None = None, **metadata: Any
+def _find_violations(
+    build: type[Builders], spec: Body, allowed: Body, defaults: Body | None = None, **metadata: Any
 ) -> list[str]:
     settings = Settings.model_validate(
         {"trainer_image": "registry.example/own:1", "bounds": allowed, "defaults": defaults or {}}
     )
-    return find_violations(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), settings)
+    return find_violations(FineTuneJob.model_validate(build.finetunejob(spec=spec, **metadata)), settings)
 
 
 # spec, bounds, and what is said; nothing if it is allowed
@@ -181,26 +181,28 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
 
 
 @pytest.mark.parametrize(("spec", "allowed", "message"), CASES.values(), ids=CASES)
-def test_what_is_out_of_bounds_is_named(build: type[Build], spec: Body, allowed: Body, message: str | None) -> None:
-    assert _refusals(build, spec, allowed) == ([message] if message else [])
+def test_validation_field_outside_limits_names_field(
+    build: type[Builders], spec: Body, allowed: Body, message: str | None
+) -> None:
+    assert _find_violations(build, spec, allowed) == ([message] if message else [])
 
 
-def test_every_bound_refuses_something() -> None:
+def test_validation_every_limit_has_rejecting_case() -> None:
     used = {name for _, allowed, message in CASES.values() if message for name in allowed}
     assert used == {field.alias for field in Bounds.model_fields.values()}
 
 
-def test_kueues_priority_is_bounded_with_the_pods(build: type[Build]) -> None:
+def test_validation_kueue_priority_label_checked_as_priority_class(build: type[Builders]) -> None:
     labels = {"kueue.x-k8s.io/priority-class": "urgent", "kueue.x-k8s.io/queue-name": "gpus"}
-    (refusal,) = _refusals(build, {}, {"allowedPriorityClasses": ["low"]}, labels=labels)
+    (refusal,) = _find_violations(build, {}, {"allowedPriorityClasses": ["low"]}, labels=labels)
     assert refusal == "metadata.labels[kueue.x-k8s.io/priority-class]: urgent is not allowed; allowed: low."
-    assert not _refusals(build, {}, {"allowedPriorityClasses": ["urgent"]}, labels=labels)
+    assert not _find_violations(build, {}, {"allowedPriorityClasses": ["urgent"]}, labels=labels)
 
 
-def test_all_that_is_wrong_is_said_at_once(build: type[Build]) -> None:
+def test_validation_several_violations_reports_all(build: type[Builders]) -> None:
     compute = {"image": "evil:1", "nodes": 2}
-    found = _refusals(build, {"compute": compute}, {"allowedImages": ["a:1"], "maxNodes": 1, "maxGPUs": 1})
-    assert [each.partition(":")[0] for each in found] == [
+    violations = _find_violations(build, {"compute": compute}, {"allowedImages": ["a:1"], "maxNodes": 1, "maxGPUs": 1})
+    assert [violation.partition(":")[0] for violation in violations] == [
         "spec.compute.image", "spec.compute", "spec.compute.nodes",
     ]  # fmt: skip
 
@@ -214,11 +216,11 @@ DEFAULTS: dict[str, tuple[Body, Body]] = {
 
 
 @pytest.mark.parametrize(("defaults", "allowed"), DEFAULTS.values(), ids=DEFAULTS)
-def test_what_is_left_open_is_within_bounds_by_a_default(build: type[Build], defaults: Body, allowed: Body) -> None:
-    assert _refusals(build, {}, allowed, defaults) == []
+def test_validation_unset_field_with_default_is_allowed(build: type[Builders], defaults: Body, allowed: Body) -> None:
+    assert _find_violations(build, {}, allowed, defaults) == []
 
 
-def test_a_default_may_also_be_named(build: type[Build]) -> None:
+def test_validation_field_equal_to_default_is_allowed(build: type[Builders]) -> None:
     defaults = {
         "storage": {"endpoint": "http://minio:9000/", "credentialsSecretRef": {"name": "minio"}},
         "serviceAccountName": "finetune", "priorityClassName": "batch", "imagePullSecrets": [{"name": "registry"}],
@@ -229,5 +231,5 @@ def test_a_default_may_also_be_named(build: type[Build]) -> None:
         "allowedServiceAccounts": ["a"], "allowedStorageEndpoints": ["aws"], "allowedSecrets": ["b"],
         "allowedPriorityClasses": ["c"],
     }  # fmt: skip
-    assert _refusals(build, spec, allowed, defaults) == []
-    assert len(_refusals(build, spec, allowed)) == 5
+    assert _find_violations(build, spec, allowed, defaults) == []
+    assert len(_find_violations(build, spec, allowed)) == 5

@@ -11,7 +11,7 @@ from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 Body = dict[str, Any]
 
@@ -28,8 +28,8 @@ GPUS, DEVICES, MODELS = (
 )  # fmt: skip
 
 
-def _limits(**more: Any) -> Body:
-    return {"compute": {"resources": {"limits": {"memory": "1Gi", "amd.com/gpu": "8"}}, **more}}
+def _compute_with_amd_gpus(**compute: Any) -> Body:
+    return {"compute": {"resources": {"limits": {"memory": "1Gi", "amd.com/gpu": "8"}}, **compute}}
 
 
 # spec, bounds, and what is said; nothing if it is allowed
@@ -42,15 +42,15 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
         {"tracking": COLLECTOR}, {**SECRETS, "allowedTrackers": ["https://evil.example"]}, None,
     ),
     "no bound on Secrets": ({"tracking": COLLECTOR}, {"maxNodes": 1}, None),
-    "other GPUs as devices": (_limits(), GPUS, f"spec.compute.resources: amd.com/gpu is not allowed; {NO_DEVICES}"),
+    "other GPUs as devices": (_compute_with_amd_gpus(), GPUS, f"spec.compute.resources: amd.com/gpu is not allowed; {NO_DEVICES}"),
     "other GPUs as devices, on the CPU": (
-        _limits(gpusPerNode=0), GPUS, f"spec.compute.resources: amd.com/gpu is not allowed; {NO_DEVICES}",
+        _compute_with_amd_gpus(gpusPerNode=0), GPUS, f"spec.compute.resources: amd.com/gpu is not allowed; {NO_DEVICES}",
     ),
     "a device of the host": (
         {"compute": {"resources": {"limits": {"devices.kubevirt.io/kvm": "1"}}}}, GPUS,
         f"spec.compute.resources: devices.kubevirt.io/kvm is not allowed; {NO_DEVICES}",
     ),
-    "other GPUs of the list": (_limits(), {**GPUS, "allowedResources": ["amd.com/*"]}, None),
+    "other GPUs of the list": (_compute_with_amd_gpus(), {**GPUS, "allowedResources": ["amd.com/*"]}, None),
     "a device as GPUs": (
         {"compute": {"gpuResource": "smarter-devices/fuse"}}, DEVICES,
         "spec.compute.gpuResource: smarter-devices/fuse is not allowed; allowed: rdma/*, nvidia.com/gpu.",
@@ -79,8 +79,8 @@ CASES: dict[str, tuple[Body, Body, str | None]] = {
 
 
 @pytest.mark.parametrize(("spec", "allowed", "message"), CASES.values(), ids=CASES)
-def test_no_field_is_the_side_door_of_another(
-    build: type[Build], spec: Body, allowed: Body, message: str | None
+def test_validation_limit_cannot_be_bypassed_by_other_field(
+    build: type[Builders], spec: Body, allowed: Body, message: str | None
 ) -> None:
-    job = FineTuneJob.model_validate(build.stored(spec=spec))
+    job = FineTuneJob.model_validate(build.finetunejob(spec=spec))
     assert find_violations(job, Settings.model_validate({"bounds": allowed})) == ([message] if message else [])

@@ -7,10 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.phases import DELETIONS, PHASES, delete, ended, nothing_is_left
+from tests.operator.phases import DELETIONS, PHASES, build_outcome_state, delete_in_background, is_everything_deleted
 
 if TYPE_CHECKING:
-    from tests.operator.world import World
+    from tests.operator.world import NamespaceHarness
 
     from finetune_operator.manager import Manager
 
@@ -19,63 +19,65 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 LABEL = "finetune.dev/job"
 
 
-def _complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
-        f"{each.name}: {each.getMessage()}"
-        for each in caplog.records
-        if each.levelno >= logging.WARNING and each.name.startswith(("finetune_operator", "kopf"))
+        f"{record.name}: {record.getMessage()}"
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith(("finetune_operator", "kopf"))
     ]
 
 
-async def _nothing_is_kept(operator: Manager) -> bool:
+async def _is_cache_empty(operator: Manager) -> bool:
     store = operator.cache
     return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.reported_progress])
 
 
 @pytest.mark.parametrize("deletion", DELETIONS)
 @pytest.mark.parametrize("phase", PHASES)
-async def test_a_finetunejob_may_be_deleted_at_any_time(
-    world: World, caplog: pytest.LogCaptureFixture, phase: str, deletion: str
+async def test_finetunejob_deleted_in_any_phase_leaves_nothing(
+    world: NamespaceHarness, caplog: pytest.LogCaptureFixture, phase: str, deletion: str
 ) -> None:
-    async with world.operator() as operator:
+    async with world.run_operator() as operator:
         await PHASES[phase](world)
         body = await world.get("finetunejobs")
         assert "finalizers" not in body["metadata"]
-        since = len(world.proxy.writes())
+        since = len(world.proxy.list_writes())
         await DELETIONS[deletion](world, body)
-        assert await nothing_is_left(world)
-        await world.until(lambda: _nothing_is_kept(operator))
+        assert await is_everything_deleted(world)
+        await world.wait_until(lambda: _is_cache_empty(operator))
         await operator.resync()
         await asyncio.sleep(0.2)
-    assert world.proxy.writes()[since:] == []
-    assert _complaints(caplog) == []
+    assert world.proxy.list_writes()[since:] == []
+    assert _list_warnings(caplog) == []
 
 
 @pytest.mark.parametrize("phase", ["running", "finished"])
-async def test_so_may_it_while_no_operator_is_there(world: World, caplog: pytest.LogCaptureFixture, phase: str) -> None:
-    async with world.operator():
+async def test_finetunejob_deleted_while_operator_down_leaves_nothing(
+    world: NamespaceHarness, caplog: pytest.LogCaptureFixture, phase: str
+) -> None:
+    async with world.run_operator():
         await PHASES[phase](world)
-    await delete(world, await world.get("finetunejobs"))
-    assert await nothing_is_left(world)
-    since = len(world.proxy.writes())
-    async with world.operator() as operator:
+    await delete_in_background(world, await world.get("finetunejobs"))
+    assert await is_everything_deleted(world)
+    since = len(world.proxy.list_writes())
+    async with world.run_operator() as operator:
         await asyncio.sleep(0.5)
-        assert await _nothing_is_kept(operator)
-    assert world.proxy.writes()[since:] == []
-    assert _complaints(caplog) == []
+        assert await _is_cache_empty(operator)
+    assert world.proxy.list_writes()[since:] == []
+    assert _list_warnings(caplog) == []
 
 
-async def test_a_job_that_lost_its_owner_is_foreign(world: World) -> None:
+async def test_reconciler_job_without_owner_reference_is_name_conflict(world: NamespaceHarness) -> None:
     """Nobody knows any more whose it is. It is told, and neither taken back nor doubled."""
-    async with world.operator():
+    async with world.run_operator():
         await PHASES["running"](world)
         orphan = await world.call("PATCH", world.path("jobs", "bot"), {"metadata": {"ownerReferences": None}})
-        status = await world.reason("JobPending")
+        status = await world.wait_for_reason("JobPending")
         assert "bot-1" in status["conditions"][0]["message"]
-        await world.kubelet(ended(0, "Completed"), "Succeeded")
-        status = await world.reason("NameConflict")
+        await world.report_container_state(build_outcome_state(0, "Completed"), "Succeeded")
+        status = await world.wait_for_reason("NameConflict")
     assert status["phase"] == "Failed"
-    (job,) = await world.all("jobs")
+    (job,) = await world.list_objects("jobs")
     assert job["metadata"]["resourceVersion"] == orphan["metadata"]["resourceVersion"]
 
 
@@ -83,43 +85,43 @@ LABELS: dict[str, Any] = {"taken off": None, "changed": "other"}
 
 
 @pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
-async def test_a_job_without_its_label_is_still_known_and_gets_it_back(world: World, label: str | None) -> None:
-    async with world.history() as history, world.operator() as operator:
+async def test_reconciler_job_label_removed_restores_label(world: NamespaceHarness, label: str | None) -> None:
+    async with world.record_status_history() as history, world.run_operator() as operator:
         await PHASES["running"](world)
         before = len(history)
         await world.call("PATCH", world.path("jobs", "bot"), {"metadata": {"labels": {LABEL: label}}})
         await asyncio.sleep(0.5)
         await operator.resync()
-        await world.until(lambda: _is_labelled(world))
-        await world.kubelet(ended(0, "Completed"), "Succeeded")
+        await world.wait_until(lambda: _is_labelled(world))
+        await world.report_container_state(build_outcome_state(0, "Completed"), "Succeeded")
         await asyncio.sleep(0.3)  # the Job ends by itself, so it alone can tell
-        await world.job_ends("Complete")
-        status = await world.reason("Completed")
-    assert (status["phase"], len(await world.all("jobs"))) == ("Complete", 1)
-    assert {each["phase"] for each in history[before:]} <= {"Running", "Complete"}
+        await world.report_job_end("Complete")
+        status = await world.wait_for_reason("Completed")
+    assert (status["phase"], len(await world.list_objects("jobs"))) == ("Complete", 1)
+    assert {entry["phase"] for entry in history[before:]} <= {"Running", "Complete"}
 
 
-async def _is_labelled(world: World) -> bool:
+async def _is_labelled(world: NamespaceHarness) -> bool:
     return bool((await world.get("jobs"))["metadata"]["labels"].get(LABEL) == "bot")
 
 
-async def test_a_pod_deleted_by_hand_is_an_attempt(world: World) -> None:
-    async with world.operator():
+async def test_reconciler_pod_deleted_by_user_counts_as_attempt(world: NamespaceHarness) -> None:
+    async with world.run_operator():
         await PHASES["running"](world)
         await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
-        await world.reason("JobCreated")
-        await world.pod(index=2)
-        await world.kubelet({"running": {"startedAt": "2026-11-23T08:10:05Z"}}, name="bot-2")
-        status = await world.reason("PodRunning")
+        await world.wait_for_reason("JobCreated")
+        await world.create_pod(index=2)
+        await world.report_container_state({"running": {"startedAt": "2026-11-23T08:10:05Z"}}, name="bot-2")
+        status = await world.wait_for_reason("PodRunning")
     assert status["attempts"] == 2
-    assert len(await world.all("jobs")) == 1
+    assert len(await world.list_objects("jobs")) == 1
 
 
-async def test_finalizer_of_a_guessed_name_operator_does_not_patch_it_away(world: World) -> None:
+async def test_operator_foreign_finalizer_is_not_removed(world: NamespaceHarness) -> None:
     """kopf takes its own finalizer off objects; that this one is refused would hold up the object's events."""
-    async with world.operator():
-        await world.apply(finalizers=["finetune.dev/never-set"])
-        await world.reason("JobCreated")
-        await world.change({"suspend": True})
-        await world.reason("Suspending")
-    assert ("PATCH", world.path("finetunejobs", "bot")) not in world.proxy.writes()
+    async with world.run_operator():
+        await world.create_finetunejob(finalizers=["finetune.dev/never-set"])
+        await world.wait_for_reason("JobCreated")
+        await world.patch_spec({"suspend": True})
+        await world.wait_for_reason("Suspending")
+    assert ("PATCH", world.path("finetunejobs", "bot")) not in world.proxy.list_writes()

@@ -15,8 +15,8 @@ from finetune_operator.codegen.crd import build_crd, build_root_schema
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.operator.bodies import Build
-    from tests.operator.world import World
+    from tests.operator.bodies import Builders
+    from tests.operator.world import NamespaceHarness
 
 FORBIDDEN = {
     "$ref",
@@ -32,21 +32,21 @@ FORBIDDEN = {
 }
 
 
-def _walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk_schema(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     yield path, schema
-    for name, each in schema.get("properties", {}).items():
-        yield from _walk(each, f"{path}.{name}")
+    for name, subschema in schema.get("properties", {}).items():
+        yield from _walk_schema(subschema, f"{path}.{name}")
     for key in ("items", "additionalProperties"):
         if key in schema:
-            yield from _walk(schema[key], f"{path}.{key}")
+            yield from _walk_schema(schema[key], f"{path}.{key}")
 
 
-def _at(path: str) -> dict[str, Any]:
-    return dict(_walk(build_root_schema()))[path]
+def _schema_at(path: str) -> dict[str, Any]:
+    return dict(_walk_schema(build_root_schema()))[path]
 
 
-def test_the_schema_is_structural() -> None:
-    for path, schema in _walk(build_root_schema()):
+def test_crd_schema_is_structural() -> None:
+    for path, schema in _walk_schema(build_root_schema()):
         assert not FORBIDDEN & schema.keys(), path
         assert schema["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert not ("properties" in schema and "additionalProperties" in schema), path
@@ -54,8 +54,8 @@ def test_the_schema_is_structural() -> None:
             assert schema.get(limit, True) is True, path
 
 
-def test_everything_is_bounded_and_described() -> None:
-    for path, schema in _walk(build_root_schema()):
+def test_crd_every_field_has_size_limit_and_description() -> None:
+    for path, schema in _walk_schema(build_root_schema()):
         if not path.startswith((".spec", ".status")):
             continue
         if schema["type"] == "string":
@@ -68,39 +68,39 @@ def test_everything_is_bounded_and_described() -> None:
             assert schema.get("description"), path
 
 
-def test_no_default_is_null() -> None:
+def test_crd_defaults_are_never_null() -> None:
     assert "null" not in json.dumps(build_crd())
 
 
-def test_defaults_limits_and_rules_are_there() -> None:
-    assert _at(".spec.training.lora.rank")["default"] == 16
-    assert _at(".spec.training.learningRate")["default"] == 2e-4
-    assert _at(".spec.training.epochs")["exclusiveMinimum"] is True
-    assert "default" not in _at(".spec.training.epochs")
-    assert _at(".spec.training.method")["enum"] == ["sft", "dpo", "kto"]
-    assert _at(".spec")["required"] == ["model", "dataset", "training", "output"]
-    rules = [each["rule"] for each in _at(".spec")["x-kubernetes-validations"]]
+def test_crd_schema_has_defaults_limits_and_rules() -> None:
+    assert _schema_at(".spec.training.lora.rank")["default"] == 16
+    assert _schema_at(".spec.training.learningRate")["default"] == 2e-4
+    assert _schema_at(".spec.training.epochs")["exclusiveMinimum"] is True
+    assert "default" not in _schema_at(".spec.training.epochs")
+    assert _schema_at(".spec.training.method")["enum"] == ["sft", "dpo", "kto"]
+    assert _schema_at(".spec")["required"] == ["model", "dataset", "training", "output"]
+    rules = [validation["rule"] for validation in _schema_at(".spec")["x-kubernetes-validations"]]
     assert "self.model == oldSelf.model" in rules
-    assert _at(".status.conditions")["x-kubernetes-list-map-keys"] == ["type"]
+    assert _schema_at(".status.conditions")["x-kubernetes-list-map-keys"] == ["type"]
 
 
-def test_the_definition_is_small_and_names_its_columns() -> None:
+def test_crd_definition_is_small_and_has_printer_columns() -> None:
     definition = build_crd()
     assert len(json.dumps(definition)) < 262_144 / 4
     version = definition["spec"]["versions"][0]
-    shown = [each["name"] for each in version["additionalPrinterColumns"] if not each.get("priority")]
+    shown = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
     assert shown == ["Phase", "Progress", "Step", "Loss", "ETA", "Age"]
     assert version["subresources"] == {"status": {}}
     assert definition["spec"]["names"]["shortNames"] == ["ftj"]
 
 
-def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_check_committed_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     # install.yaml follows the chart, whose own tests look at it.
     monkeypatch.setattr(generate, "_generate_install_manifest", lambda *, write: [])
     assert generate.main(["--check"]) == 0
 
 
-def test_a_stale_file_is_named(
+def test_generate_check_stale_file_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generate, "ROOT", tmp_path)
@@ -110,14 +110,14 @@ def test_a_stale_file_is_named(
     assert "stale, run `make generate`: manifests/crd.yaml" in capsys.readouterr().out
     assert generate.main([]) == 0
     assert generate.main(["--check"]) == 0
-    kept = yaml.safe_load((tmp_path / "chart" / "crd.yaml").read_text())
-    assert kept["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    del kept["metadata"]
+    chart_crd = yaml.safe_load((tmp_path / "chart" / "crd.yaml").read_text())
+    assert chart_crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    del chart_crd["metadata"]
     plain = yaml.safe_load((tmp_path / "manifests" / "crd.yaml").read_text())
-    assert kept.items() <= plain.items()
+    assert chart_crd.items() <= plain.items()
 
 
-def test_an_unknown_argument_is_refused() -> None:
+def test_generate_unknown_argument_exits_with_2() -> None:
     assert generate.main(["--chekc"]) == 2
 
 
@@ -139,7 +139,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     },
     "not ASCII": {"dataset": {"sources": [{"uri": "s3://bucket/données/*.jsonl"}]}},
 }
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "epochs and steps": ({"training": {"maxSteps": 3}}, "exactly one of epochs and maxSteps"),
     "neither": ({"training": {"epochs": None}}, "exactly one of epochs and maxSteps"),
     "no epochs": ({"training": {"epochs": 0}}, "greater than 0"),
@@ -168,27 +168,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.cluster
-async def test_the_api_server_takes_what_is_right(world: World) -> None:
+async def test_api_server_valid_spec_is_accepted(world: NamespaceHarness) -> None:
     for index, (name, spec) in enumerate(ACCEPTED.items()):
-        stored = await world.apply(f"ok-{index}", spec)
+        stored = await world.create_finetunejob(f"ok-{index}", spec)
         assert stored["spec"]["training"]["lora"]["targetModules"] == ["all-linear"], name
         assert stored["spec"]["compute"]["scratch"] == {"size": "50Gi"}, name
 
 
 @pytest.mark.cluster
-async def test_the_api_server_refuses_what_is_wrong(world: World) -> None:
-    for name, (spec, message) in REFUSED.items():
+async def test_api_server_invalid_spec_is_rejected(world: NamespaceHarness) -> None:
+    for name, (spec, message) in REJECTED.items():
         with pytest.raises(AssertionError) as error:
-            await world.apply(spec=spec)
+            await world.create_finetunejob(spec=spec)
         assert message in str(error.value), name
     for name in ("a.b", "a" * 53):
         with pytest.raises(AssertionError, match=r"metadata\.name"):
-            await world.apply(name)
+            await world.create_finetunejob(name)
 
 
 @pytest.mark.cluster
-async def test_the_api_server_keeps_a_spec_as_it_is(world: World, build: type[Build]) -> None:
-    await world.apply()
+async def test_api_server_spec_change_is_immutable(world: NamespaceHarness, build: type[Builders]) -> None:
+    await world.create_finetunejob()
     path = world.path("finetunejobs", "bot")
     changes = ({"storage": {"region": "eu"}}, {"training": {"lora": {"rank": 8}}})
     for change in (*changes, {"output": {"uri": "s3://bucket/other"}}):

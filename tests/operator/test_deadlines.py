@@ -13,43 +13,43 @@ from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
-RUNS, PENDS, ENDED = "runs", "pends", "has ended"
+RUNNING, PENDING, ENDED = "runs", "pends", "has ended"
 FAILING = [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]
 
 
-def _at(minute: int) -> str:
+def _timestamp_at(minute: int) -> str:
     return f"2026-11-23T08:{minute:02}:00Z"
 
 
-def _pod(build: type[Build], what: str) -> dict[str, Any]:
-    states = {RUNS: {"running": {"startedAt": _at(0)}}, PENDS: None, ENDED: build.ended(143)}
-    return build.pod(state=states[what], phase={RUNS: "Running", PENDS: "Pending", ENDED: "Failed"}[what])
+def _build_pod(build: type[Builders], activity: str) -> dict[str, Any]:
+    states = {RUNNING: {"running": {"startedAt": _timestamp_at(0)}}, PENDING: None, ENDED: build.terminated(143)}
+    return build.pod(state=states[activity], phase={RUNNING: "Running", PENDING: "Pending", ENDED: "Failed"}[activity])
 
 
 # activeDeadlineSeconds of the Job, what its pod does, the Job's conditions, and what is changed
 LIMITS: dict[str, tuple[int | None, str, list[dict[str, str]], dict[str, Any]]] = {
-    "a trainer starts": (None, RUNS, [], {"activeDeadlineSeconds": 3600}),
-    "it runs": (3600, RUNS, [], {}),
-    "it has ended, the next one pends": (3600, PENDS, [], {"activeDeadlineSeconds": None}),
+    "a trainer starts": (None, RUNNING, [], {"activeDeadlineSeconds": 3600}),
+    "it runs": (3600, RUNNING, [], {}),
+    "it has ended, the next one pends": (3600, PENDING, [], {"activeDeadlineSeconds": None}),
     "it has ended, there is no next one": (3600, ENDED, [], {"activeDeadlineSeconds": None}),
     "it has ended because of this": (3600, ENDED, FAILING, {}),
 }
 
 
 @pytest.mark.parametrize(("limit", "pod", "conditions", "change"), LIMITS.values(), ids=LIMITS)
-def test_the_job_counts_only_while_a_trainer_runs(
-    build: type[Build], limit: int | None, pod: str, conditions: list[dict[str, str]], change: dict[str, Any]
+def test_job_patch_active_deadline_set_only_while_trainer_runs(
+    build: type[Builders], limit: int | None, pod: str, conditions: list[dict[str, str]], change: dict[str, Any]
 ) -> None:
-    job = build.job(startTime=_at(0))
+    job = build.job(startTime=_timestamp_at(0))
     job["status"]["conditions"] = conditions
     job["spec"] |= {"backoffLimit": 3} | ({"activeDeadlineSeconds": limit} if limit else {})
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-    status = FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))
-    seen = ObservedState(job, (_pod(build, pod),), run_policy=RunPolicy(active_deadline_seconds=3600))
-    assert build_job_patch(seen, status).get("spec", {}) == change
+    status = FineTuneJobStatus(active_seconds=0, accounted_time=_timestamp_at(0))
+    observed = ObservedState(job, (_build_pod(build, pod),), run_policy=RunPolicy(active_deadline_seconds=3600))
+    assert build_job_patch(observed, status).get("spec", {}) == change
 
 
 # minute at which the pod was created, that at which its trainer started by its node's clock, and the reason later
@@ -61,22 +61,30 @@ STARTS = {
 
 
 @pytest.mark.parametrize(("created", "minute", "reason"), STARTS.values(), ids=STARTS)
-def test_a_trainer_that_ran_has_started_whatever_its_nodes_clock_said(
-    build: type[Build], created: int, minute: int, reason: str
+def test_job_status_trainer_ran_with_skewed_clock_counts_as_started(
+    build: type[Builders], created: int, minute: int, reason: str
 ) -> None:
-    job = build.job(startTime=_at(10))
-    end = {"exitCode": 75, "startedAt": _at(minute), "finishedAt": _at(12), "message": "", "reason": "Error"}
-    pod = build.pod(state={"terminated": end}, phase="Failed", created=_at(created))
-    seen = ObservedState(job, (pod,), run_policy=RunPolicy(startup_deadline_seconds=60))
-    assert compute_status(META, FineTuneJobStatus(), seen, _at(40)).conditions[0].reason == reason
+    job = build.job(startTime=_timestamp_at(10))
+    terminated = {
+        "exitCode": 75,
+        "startedAt": _timestamp_at(minute),
+        "finishedAt": _timestamp_at(12),
+        "message": "",
+        "reason": "Error",
+    }
+    pod = build.pod(state={"terminated": terminated}, phase="Failed", created=_timestamp_at(created))
+    observed = ObservedState(job, (pod,), run_policy=RunPolicy(startup_deadline_seconds=60))
+    assert compute_status(META, FineTuneJobStatus(), observed, _timestamp_at(40)).conditions[0].reason == reason
 
 
-def test_the_job_counts_as_long_as_any_pod_of_several_runs(build: type[Build]) -> None:
+def test_job_patch_any_pod_running_keeps_active_deadline(build: type[Builders]) -> None:
     """The leader is replaced and pends, and the others hold their GPUs and wait for it."""
-    job = build.job(startTime=_at(0))
+    job = build.job(startTime=_timestamp_at(0))
     job["spec"] |= {"backoffLimit": 3, "activeDeadlineSeconds": 3600}
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-    other = _pod(build, RUNS)
-    other["metadata"] |= {"name": "bot-1-x", "annotations": {"batch.kubernetes.io/job-completion-index": "1"}}
-    seen = ObservedState(job, (_pod(build, PENDS), other), run_policy=RunPolicy(active_deadline_seconds=3600))
-    assert build_job_patch(seen, FineTuneJobStatus(active_seconds=0, accounted_time=_at(0))) == {}
+    other_pod = _build_pod(build, RUNNING)
+    other_pod["metadata"] |= {"name": "bot-1-x", "annotations": {"batch.kubernetes.io/job-completion-index": "1"}}
+    observed = ObservedState(
+        job, (_build_pod(build, PENDING), other_pod), run_policy=RunPolicy(active_deadline_seconds=3600)
+    )
+    assert build_job_patch(observed, FineTuneJobStatus(active_seconds=0, accounted_time=_timestamp_at(0))) == {}

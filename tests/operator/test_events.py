@@ -31,39 +31,41 @@ NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
         ({}, {"a": {}}, {"a": {}}),
     ],
 )
-def test_a_merge_patch_says_only_what_changed(old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]) -> None:
+def test_merge_patch_changed_fields_only(old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]) -> None:
     assert create_merge_patch(old, new) == patch
 
 
-def _status(reason: OperatorReason, final: bool = False, before: FineTuneJobStatus | None = None) -> FineTuneJobStatus:
-    seen = ObservedState(blocked=Blocked(reason, "words " * 400, final))
-    return compute_status(META, before or FineTuneJobStatus(), seen, NOW)
+def _build_status(
+    reason: OperatorReason, terminal: bool = False, before: FineTuneJobStatus | None = None
+) -> FineTuneJobStatus:
+    observed = ObservedState(blocked=Blocked(reason, "words " * 400, terminal))
+    return compute_status(META, before or FineTuneJobStatus(), observed, NOW)
 
 
-def test_a_new_reason_is_an_event() -> None:
-    event = build_transition_event(META, FineTuneJobStatus(), _status(OperatorReason.JOB_PENDING), NOW)
+def test_transition_new_reason_creates_event() -> None:
+    event = build_transition_event(META, FineTuneJobStatus(), _build_status(OperatorReason.JOB_PENDING), NOW)
     assert event
     assert (event["type"], event["reason"], event["involvedObject"]["uid"]) == ("Normal", "JobPending", "uid-bot")
     assert len(event["message"]) <= 1024
     assert event["metadata"]["name"].startswith("bot.")
 
 
-def test_the_same_reason_is_none() -> None:
-    old = _status(OperatorReason.JOB_PENDING)
+def test_transition_same_reason_creates_no_event() -> None:
+    old = _build_status(OperatorReason.JOB_PENDING)
     assert build_transition_event(META, old, old, NOW) is None
     assert build_transition_event(META, old, old.model_copy(update={"attempts": 2}), NOW) is None
 
 
-def test_trouble_is_a_warning() -> None:
-    pending = _status(OperatorReason.JOB_PENDING)
-    for new in (_status(OperatorReason.JOB_REFUSED), _status(OperatorReason.INVALID_SPEC, True, pending)):
+def test_transition_to_rejected_or_invalid_is_warning() -> None:
+    pending = _build_status(OperatorReason.JOB_PENDING)
+    for new in (_build_status(OperatorReason.JOB_REFUSED), _build_status(OperatorReason.INVALID_SPEC, True, pending)):
         event = build_transition_event(META, pending, new, NOW)
         assert event
         assert event["type"] == "Warning"
 
 
-def test_told_twice_it_has_one_name() -> None:
-    new = _status(OperatorReason.JOB_REFUSED)
+def test_transition_repeated_has_same_event_name() -> None:
+    new = _build_status(OperatorReason.JOB_REFUSED)
     first, second = (build_transition_event(META, FineTuneJobStatus(), new, now) for now in (NOW, LATER))
     assert first
     assert second

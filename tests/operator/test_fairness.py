@@ -21,7 +21,7 @@ STEPS = st.one_of(st.tuples(KEYS, st.booleans()), st.sampled_from(["get", "done"
 
 
 @pytest.mark.parametrize("routine", [False, True])
-async def test_who_floods_the_queue_waits_alone(routine: bool) -> None:
+async def test_work_queue_flooding_namespace_delays_only_itself(routine: bool) -> None:
     queue = WorkQueue()
     flood = [("flood", str(index)) for index in range(10_000)]
     for key in flood:
@@ -34,7 +34,7 @@ async def test_who_floods_the_queue_waits_alone(routine: bool) -> None:
     assert [key for key in order if key not in (A, B)] == flood
 
 
-async def test_the_longest_wait_is_that_of_whoever_came_first() -> None:
+async def test_work_queue_longest_wait_is_oldest_key() -> None:
     queue = WorkQueue()
     queue.add(("flood", "1"))
     queue.add(("flood", "2"))
@@ -45,7 +45,7 @@ async def test_the_longest_wait_is_that_of_whoever_came_first() -> None:
     assert queue.get_longest_wait() >= 0.05
 
 
-class Model:
+class QueueModel:
     """What must hold of a queue, by what was done with it."""
 
     def __init__(self) -> None:
@@ -53,51 +53,53 @@ class Model:
         self.waiting: dict[Key, bool] = {}
         """Whether it is routine; in the order of coming."""
         self.working: list[Key] = []
-        self.again: set[Key] = set()
-        self.passed: defaultdict[tuple[bool, str], set[str]] = defaultdict(set)
+        self.requeued: set[Key] = set()
+        self.served_meanwhile: defaultdict[tuple[bool, str], set[str]] = defaultdict(set)
         """Namespaces that were served while another waited for its turn in the same lane."""
 
     def add(self, key: Key, routine: bool) -> None:
         self.queue.add(key, low_priority=routine)
-        self._waits(key, routine)
+        self._enqueue(key, routine)
 
     async def get(self) -> None:
         key = await asyncio.wait_for(self.queue.get(), 2)
         lane, namespace = self.waiting[key], key[0]
-        peers = [each for each, routine in self.waiting.items() if routine == lane]
-        assert key == next(each for each in peers if each[0] == namespace)
+        peers = [waiting_key for waiting_key, routine in self.waiting.items() if routine == lane]
+        assert key == next(peer for peer in peers if peer[0] == namespace)
         del self.waiting[key]
         self.working.append(key)
-        self._took_turn(lane, namespace, {each[0] for each in peers})
+        self._record_turn(lane, namespace, {peer[0] for peer in peers})
 
-    def _took_turn(self, lane: bool, namespace: str, waiting: set[str]) -> None:
-        self.passed.pop((lane, namespace), None)
-        for each in waiting - {namespace}:
-            assert namespace not in self.passed[lane, each], f"{namespace} had two turns while {each} waited"
-            self.passed[lane, each].add(namespace)
+    def _record_turn(self, lane: bool, namespace: str, waiting: set[str]) -> None:
+        self.served_meanwhile.pop((lane, namespace), None)
+        for other_namespace in waiting - {namespace}:
+            assert namespace not in self.served_meanwhile[lane, other_namespace], (
+                f"{namespace} had two turns while {other_namespace} waited"
+            )
+            self.served_meanwhile[lane, other_namespace].add(namespace)
 
     def done(self) -> None:
         key = self.working.pop(0)
         self.queue.done(key)
-        if key in self.again:
-            self.again.remove(key)
-            self._waits(key, False)
+        if key in self.requeued:
+            self.requeued.remove(key)
+            self._enqueue(key, False)
 
     def check(self) -> None:
         assert self.queue.get_depth() == len(self.waiting)
         assert self.queue.has_high_priority() == (False in self.waiting.values())
 
-    def _waits(self, key: Key, routine: bool) -> None:
+    def _enqueue(self, key: Key, routine: bool) -> None:
         if key in self.working:
-            self.again.add(key)
+            self.requeued.add(key)
         else:
             self.waiting.setdefault(key, routine)
 
 
 @settings(deadline=None)
 @given(st.lists(STEPS, max_size=60))
-async def test_nothing_is_lost_nor_doubled_and_nobody_is_passed_twice(steps: list[Step]) -> None:
-    model = Model()
+async def test_work_queue_random_steps_match_fairness_model(steps: list[Step]) -> None:
+    model = QueueModel()
     for step in [*steps, *["get", "done"] * 2 * len(steps)]:
         if isinstance(step, tuple):
             model.add(*step)

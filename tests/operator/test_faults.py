@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 from kopf._cogs.clients.errors import APIError
-from tests.operator.life import jobs_created, live
-from tests.operator.proxies import failure, healthy
+from tests.operator.life import count_jobs_created, play_full_lifecycle
+from tests.operator.proxies import build_error_response, pass_through
 
 if TYPE_CHECKING:
-    from tests.operator.proxies import Trouble
-    from tests.operator.world import World
+    from tests.operator.proxies import Interceptor
+    from tests.operator.world import NamespaceHarness
 
     from finetune_operator.manager import Manager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-CALLS = 34  # of an undisturbed life; a test holds it against the real number
+REQUESTS_PER_LIFECYCLE = 34  # of an undisturbed life; a test holds it against the real number
 FORBIDDEN_SECONDS = 20.0
 
 
@@ -34,80 +34,84 @@ def undisturbed() -> dict[str, Any]:
     return {}
 
 
-async def test_undisturbed(world: World, undisturbed: dict[str, Any]) -> None:
-    async with world.operator():
-        undisturbed.update(await live(world))
-    assert jobs_created(world) == 2
-    assert abs(world.proxy.calls - CALLS) < 8, "CALLS no longer covers a life"
+async def test_operator_without_faults_completes_lifecycle(
+    world: NamespaceHarness, undisturbed: dict[str, Any]
+) -> None:
+    async with world.run_operator():
+        undisturbed.update(await play_full_lifecycle(world))
+    assert count_jobs_created(world) == 2
+    assert abs(world.proxy.request_count - REQUESTS_PER_LIFECYCLE) < 8, "CALLS no longer covers a life"
     assert (undisturbed["attempts"], undisturbed["phase"]) == (2, "Complete")
 
 
 @asynccontextmanager
-async def _mortal(world: World, call: int) -> AsyncIterator[None]:
+async def _run_operator_killed_at(world: NamespaceHarness, call: int) -> AsyncIterator[None]:
     """An operator that dies before it sees the answer to one call, and the one that follows it."""
-    world.proxy.dies_at = call
-    done = asyncio.Event()
-    living = asyncio.create_task(_lives(world, done))
+    world.proxy.kill_at_request = call
+    finished = asyncio.Event()
+    operator_task = asyncio.create_task(_run_until_killed_then_restart(world, finished))
     try:
         yield
     finally:
-        done.set()
-        await living
+        finished.set()
+        await operator_task
 
 
-async def _lives(world: World, done: asyncio.Event) -> None:
-    async with world.operator():
-        while not (world.proxy.died.is_set() or done.is_set()):
+async def _run_until_killed_then_restart(world: NamespaceHarness, finished: asyncio.Event) -> None:
+    async with world.run_operator():
+        while not (world.proxy.killed.is_set() or finished.is_set()):
             await asyncio.sleep(0.02)
-    if world.proxy.died.is_set():
-        world.proxy.died.clear()
-        world.proxy.dies_at = None
-        async with world.operator():
-            await done.wait()
+    if world.proxy.killed.is_set():
+        world.proxy.killed.clear()
+        world.proxy.kill_at_request = None
+        async with world.run_operator():
+            await finished.wait()
 
 
-@pytest.mark.parametrize("call", range(4, CALLS))  # the first three are lists
-async def test_killed_between_any_two_calls(world: World, undisturbed: dict[str, Any], call: int) -> None:
-    async with _mortal(world, call):
-        assert await live(world) == undisturbed
-    names = [each["metadata"]["name"] for each in await world.all("jobs")]
+@pytest.mark.parametrize("call", range(4, REQUESTS_PER_LIFECYCLE))  # the first three are lists
+async def test_operator_killed_at_any_request_reaches_same_state(
+    world: NamespaceHarness, undisturbed: dict[str, Any], call: int
+) -> None:
+    async with _run_operator_killed_at(world, call):
+        assert await play_full_lifecycle(world) == undisturbed
+    names = [job["metadata"]["name"] for job in await world.list_objects("jobs")]
     assert names == ["bot"]
 
 
-class Troubles:
+class ApiServerFaults:
     """Ways in which an API server misbehaves."""
 
     def __init__(self) -> None:
-        self._begun: float | None = None
+        self._started_at: float | None = None
         self._count = itertools.count()
-        self._chance = random.Random(7)
+        self._random = random.Random(7)
 
-    async def gone_for_a_minute(self, _: web.Request) -> web.StreamResponse | None:
+    async def unreachable_for_a_minute(self, _: web.Request) -> web.StreamResponse | None:
         """From the moment on when there is work."""
-        self._begun = self._begun or time.monotonic()
-        if 0.3 < time.monotonic() - self._begun < 60:
+        self._started_at = self._started_at or time.monotonic()
+        if 0.3 < time.monotonic() - self._started_at < 60:
             raise ConnectionResetError
         return None
 
-    async def forbidding(self, request: web.Request) -> web.StreamResponse | None:
+    async def forbid_writes(self, request: web.Request) -> web.StreamResponse | None:
         """All but the lists and watches, from the moment on when there is work."""
         if request.method == "GET" or "/leases" in request.path:
             return None
-        self._begun = self._begun or time.monotonic()
-        return failure(403) if time.monotonic() - self._begun < FORBIDDEN_SECONDS else None
+        self._started_at = self._started_at or time.monotonic()
+        return build_error_response(403) if time.monotonic() - self._started_at < FORBIDDEN_SECONDS else None
 
-    async def slow(self, request: web.Request) -> None:
+    async def delay_answers(self, request: web.Request) -> None:
         if "watch" not in request.query:
             await asyncio.sleep(0.4)
 
-    async def refusing(self, request: web.Request) -> web.StreamResponse | None:
+    async def reject_some_requests(self, request: web.Request) -> web.StreamResponse | None:
         """One request of four, each time for another reason. kopf looks for the kinds once; without them it ends."""
-        if "/namespaces/" not in request.path or self._chance.random() > 0.25:
+        if "/namespaces/" not in request.path or self._random.random() > 0.25:
             return None
         statuses = (410, 429, 500, 503) if request.method == "GET" else (409, 429, 500, 503)
-        return failure(statuses[next(self._count) % len(statuses)], Retry_After="1")
+        return build_error_response(statuses[next(self._count) % len(statuses)], Retry_After="1")
 
-    async def cutting(self, request: web.Request) -> web.StreamResponse | None:
+    async def cut_watches(self, request: web.Request) -> web.StreamResponse | None:
         """Watches end before they have said anything, three times of four; of these, every other one breaks."""
         number = next(self._count) if "watch" in request.query else 0
         if number % 4 == 0:
@@ -118,7 +122,7 @@ class Troubles:
         return web.Response()
 
 
-TROUBLES = {
+FAULTS = {
     "slow": lambda troubles: troubles.slow,
     "refusing": lambda troubles: troubles.refusing,
     "watches are cut": lambda troubles: troubles.cutting,
@@ -127,32 +131,34 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-async def test_an_api_server_in_trouble(world: World, undisturbed: dict[str, Any], trouble: str) -> None:
+@pytest.mark.parametrize("trouble", FAULTS)
+async def test_operator_api_server_faulty_reaches_same_state(
+    world: NamespaceHarness, undisturbed: dict[str, Any], trouble: str
+) -> None:
     world.settings = world.settings.model_copy(update={"resync_interval": 2.0})
-    done = asyncio.Event()
-    living = asyncio.create_task(_kept_alive(world, TROUBLES[trouble](Troubles()), done))
+    finished = asyncio.Event()
+    operator_task = asyncio.create_task(_run_operator_restarting(world, FAULTS[trouble](ApiServerFaults()), finished))
     try:
-        assert await live(world) == undisturbed
+        assert await play_full_lifecycle(world) == undisturbed
     finally:
-        world.proxy.trouble = healthy
-        done.set()
-        await living
+        world.proxy.interceptor = pass_through
+        finished.set()
+        await operator_task
 
 
-async def _kept_alive(world: World, trouble: Trouble, done: asyncio.Event) -> None:
+async def _run_operator_restarting(world: NamespaceHarness, trouble: Interceptor, finished: asyncio.Event) -> None:
     """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again; one
     that does not stop in time is killed."""
-    while not done.is_set():
-        world.proxy.trouble = healthy
-        before = len(world.proxy.seen)
+    while not finished.is_set():
+        world.proxy.interceptor = pass_through
+        before = len(world.proxy.requests)
         with suppress(APIError, TimeoutError):
-            async with world.operator() as operator:
+            async with world.run_operator() as operator:
                 # kopf looks for the kinds once; without them it ends, which a probe notices only after a minute.
-                while ("GET", world.path("finetunejobs")) not in world.proxy.seen[before:]:
+                while ("GET", world.path("finetunejobs")) not in world.proxy.requests[before:]:
                     await asyncio.sleep(0.05)
-                world.proxy.trouble = trouble
-                while not done.is_set() and _is_well(operator):
+                world.proxy.interceptor = trouble
+                while not finished.is_set() and _is_well(operator):
                     await asyncio.sleep(0.5)
 
 

@@ -9,58 +9,63 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.operator.proxies import Trainer
-    from tests.operator.world import World
+    from tests.operator.proxies import FakeTrainer
+    from tests.operator.world import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
 
 
-def _ago(seconds: float) -> str:
+def _seconds_ago(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def _has(world: World, **wanted: Any) -> bool:
-    return bool((await world.get("finetunejobs")).get("status", {}).items() >= wanted.items())
+async def _has_status_fields(world: NamespaceHarness, **fields: Any) -> bool:
+    return bool((await world.get("finetunejobs")).get("status", {}).items() >= fields.items())
 
 
-async def _is_deleted(world: World) -> bool:
+async def _is_job_deleting(world: NamespaceHarness) -> bool:
     return "deletionTimestamp" in (await world.get("jobs"))["metadata"]
 
 
-async def _is_killed(world: World, index: int, saves: bool) -> None:
+async def _kill_pod(world: NamespaceHarness, index: int, saves: bool) -> None:
     """A spot node is taken away: the kubelet reports the end, with whatever the trainer had written by then."""
-    name, start = f"bot-{index}", _ago(40 - 4 * index)
-    await world.pod(index=index)
-    await world.kubelet({"running": {"startedAt": start}}, name=name)
-    await world.until(lambda: _has(world, attempts=index))
-    record = json.dumps({"checkpoint": {"step": index, "time": _ago(38 - 4 * index)}})
-    ended = {"exitCode": 137, "startedAt": start, "finishedAt": _ago(37 - 4 * index), "message": record * saves}
+    name, start = f"bot-{index}", _seconds_ago(40 - 4 * index)
+    await world.create_pod(index=index)
+    await world.report_container_state({"running": {"startedAt": start}}, name=name)
+    await world.wait_until(lambda: _has_status_fields(world, attempts=index))
+    record = json.dumps({"checkpoint": {"step": index, "time": _seconds_ago(38 - 4 * index)}})
+    terminated = {
+        "exitCode": 137,
+        "startedAt": start,
+        "finishedAt": _seconds_ago(37 - 4 * index),
+        "message": record * saves,
+    }
     disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
     await world.call("PATCH", world.path("pods", name, "status"), {"status": {"conditions": [disrupted]}})
-    await world.kubelet({"terminated": ended}, "Failed", name)
+    await world.report_container_state({"terminated": terminated}, "Failed", name)
 
 
-async def test_kills_of_a_run_that_saves_never_end_it_and_its_progress_has_no_part_in_it(
-    world: World, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+async def test_reconciler_pods_killed_counts_checkpoint_records_not_progress(
+    world: NamespaceHarness, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {}  # as unreachable as can be: no answer in form
-    async with world.operator():
-        await world.apply()
+    async with world.run_operator():
+        await world.create_finetunejob()
         for index in range(1, 6):
-            await _is_killed(world, index, saves=True)
-        status = await world.until(lambda: _saved_step(world, 5))
+            await _kill_pod(world, index, saves=True)
+        status = await world.wait_until(lambda: _get_pending_status_with_step(world, 5))
         assert (status["phase"], status.get("interruptions")) == ("Pending", None)
         assert "A checkpoint of step 5 is stored." in status["conditions"][0]["message"]
-        trainer.answer = {"stage": "Training", "lastCheckpointStep": 9, "lastCheckpointTime": _ago(0)}
-        trainer.answer |= {"lastUpdateTime": _ago(0)}
+        trainer.answer = {"stage": "Training", "lastCheckpointStep": 9, "lastCheckpointTime": _seconds_ago(0)}
+        trainer.answer |= {"lastUpdateTime": _seconds_ago(0)}
         for index in range(6, 9):
-            await _is_killed(world, index, saves=False)
-        status = await world.reason("NoProgress")
-        await world.until(lambda: _is_deleted(world))
+            await _kill_pod(world, index, saves=False)
+        status = await world.wait_for_reason("NoProgress")
+        await world.wait_until(lambda: _is_job_deleting(world))
     assert (status["phase"], status["attempts"]) == ("Failed", 8)
 
 
-async def _saved_step(world: World, step: int) -> dict[str, Any] | None:
+async def _get_pending_status_with_step(world: NamespaceHarness, step: int) -> dict[str, Any] | None:
     status: dict[str, Any] = (await world.get("finetunejobs")).get("status", {})
     return status if (status.get("lastCheckpointStep"), status.get("phase")) == (step, "Pending") else None

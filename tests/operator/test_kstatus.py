@@ -9,105 +9,107 @@ import pytest
 from finetune_operator.policy.limits import Bounds
 
 if TYPE_CHECKING:
-    from tests.operator.conftest import Kstatus
-    from tests.operator.world import World
+    from tests.operator.conftest import ComputeKstatus
+    from tests.operator.world import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
 
 NOW = "2026-11-23T08:00:05Z"
 RUNNING = {"running": {"startedAt": NOW}}
-DONE = '{"reason": "Completed", "message": "done"}'
-BROKEN = '{"reason": "DataInvalid", "message": "row 7"}'
-LOST = '{"reason": "StorageUnreachable", "message": "no route"}'
+COMPLETED_MESSAGE = '{"reason": "Completed", "message": "done"}'
+DATA_INVALID_MESSAGE = '{"reason": "DataInvalid", "message": "row 7"}'
+STORAGE_UNREACHABLE_MESSAGE = '{"reason": "StorageUnreachable", "message": "no route"}'
 
 
-def _ended(code: int, message: str) -> dict[str, Any]:
+def _terminated_state(code: int, message: str) -> dict[str, Any]:
     return {"terminated": {"exitCode": code, "message": message, "startedAt": NOW, "finishedAt": NOW}}
 
 
-class Stages:
+class KstatusProbe:
     """One FineTuneJob, asked for again and again."""
 
-    def __init__(self, world: World, kstatus: Kstatus) -> None:
+    def __init__(self, world: NamespaceHarness, kstatus: ComputeKstatus) -> None:
         self._world = world
         self._kstatus = kstatus
 
-    async def now(self) -> str:
-        (found,) = self._kstatus(await self._world.get("finetunejobs"))
-        return found["status"]
+    async def get_health(self) -> str:
+        (result,) = self._kstatus(await self._world.get("finetunejobs"))
+        return result["status"]
 
-    async def at(self, reason: str) -> str:
-        await self._world.reason(reason)
-        return await self.now()
+    async def wait_for_reason_then_health(self, reason: str) -> str:
+        await self._world.wait_for_reason(reason)
+        return await self.get_health()
 
 
 @pytest.fixture
-def stages(world: World, kstatus: Kstatus) -> Stages:
+def stages(world: NamespaceHarness, kstatus: ComputeKstatus) -> KstatusProbe:
     """See `Stages`."""
-    return Stages(world, kstatus)
+    return KstatusProbe(world, kstatus)
 
 
-async def test_from_its_creation_to_its_deletion(world: World, stages: Stages) -> None:
-    await world.apply()
-    assert await stages.now() == "InProgress"  # no operator has looked at it
-    async with world.operator():
-        assert await stages.at("JobCreated") == "Current"
-        await world.pod()
-        await world.kubelet({"waiting": {"reason": "ContainerCreating"}}, "Pending")
-        assert await stages.at("PodPending") == "Current"
-        await world.kubelet(RUNNING)
-        assert await stages.at("PodRunning") == "Current"
-        await world.kubelet(_ended(75, LOST), "Failed")
-        assert await stages.at("Retrying") == "Current"
-        await world.pod(index=2)
-        await world.kubelet(_ended(0, DONE), "Succeeded", "bot-2")
-        await world.job_ends("Complete")
-        assert await stages.at("Completed") == "Current"
+async def test_kstatus_through_lifecycle_matches_each_stage(world: NamespaceHarness, stages: KstatusProbe) -> None:
+    await world.create_finetunejob()
+    assert await stages.get_health() == "InProgress"  # no operator has looked at it
+    async with world.run_operator():
+        assert await stages.wait_for_reason_then_health("JobCreated") == "Current"
+        await world.create_pod()
+        await world.report_container_state({"waiting": {"reason": "ContainerCreating"}}, "Pending")
+        assert await stages.wait_for_reason_then_health("PodPending") == "Current"
+        await world.report_container_state(RUNNING)
+        assert await stages.wait_for_reason_then_health("PodRunning") == "Current"
+        await world.report_container_state(_terminated_state(75, STORAGE_UNREACHABLE_MESSAGE), "Failed")
+        assert await stages.wait_for_reason_then_health("Retrying") == "Current"
+        await world.create_pod(index=2)
+        await world.report_container_state(_terminated_state(0, COMPLETED_MESSAGE), "Succeeded", "bot-2")
+        await world.report_job_end("Complete")
+        assert await stages.wait_for_reason_then_health("Completed") == "Current"
     await world.call("PATCH", world.path("finetunejobs", "bot"), {"metadata": {"finalizers": ["test/keep"]}})
     await world.delete("finetunejobs")
-    assert await stages.now() == "Terminating"
+    assert await stages.get_health() == "Terminating"
 
 
-async def test_a_refused_job_is_in_progress(world: World, stages: Stages) -> None:
+async def test_kstatus_job_rejected_is_in_progress(world: NamespaceHarness, stages: KstatusProbe) -> None:
     for _ in range(2):
-        world.proxy.fail("POST", "/jobs", 403)
-    async with world.operator():
-        await world.apply()
-        assert await stages.at("JobRefused") == "InProgress"
+        world.proxy.fail_next("POST", "/jobs", 403)
+    async with world.run_operator():
+        await world.create_finetunejob()
+        assert await stages.wait_for_reason_then_health("JobRefused") == "InProgress"
 
 
-async def test_a_queued_run_keeps_nobody_waiting(world: World, stages: Stages) -> None:
-    async with world.operator():
-        await world.apply(labels={"kueue.x-k8s.io/queue-name": "gpus"})
-        await world.until(lambda: world.get("jobs"))
+async def test_kstatus_queued_run_is_current(world: NamespaceHarness, stages: KstatusProbe) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(labels={"kueue.x-k8s.io/queue-name": "gpus"})
+        await world.wait_until(lambda: world.get("jobs"))
         await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"suspend": True}})
-        assert await stages.at("Queued") == "Current"
+        assert await stages.wait_for_reason_then_health("Queued") == "Current"
 
 
-async def test_a_failed_run_is_failed(world: World, stages: Stages) -> None:
-    async with world.operator():
-        await world.apply()
-        await world.pod()
-        await world.kubelet(_ended(42, BROKEN), "Failed")
-        await world.job_ends("Failed", "PodFailurePolicy")
-        assert await stages.at("DataInvalid") == "Failed"
+async def test_kstatus_failed_run_is_failed(world: NamespaceHarness, stages: KstatusProbe) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.create_pod()
+        await world.report_container_state(_terminated_state(42, DATA_INVALID_MESSAGE), "Failed")
+        await world.report_job_end("Failed", "PodFailurePolicy")
+        assert await stages.wait_for_reason_then_health("DataInvalid") == "Failed"
 
 
-async def test_one_that_asks_for_too_much_is_failed(world: World, stages: Stages) -> None:
+async def test_kstatus_run_outside_limits_is_failed(world: NamespaceHarness, stages: KstatusProbe) -> None:
     world.settings = world.settings.model_copy(update={"bounds": Bounds(max_gpus=4)})
-    async with world.operator():
-        await world.apply(spec={"compute": {"nodes": 2, "gpusPerNode": 4}})
-        assert await stages.at("NotAllowed") == "Failed"
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}})
+        assert await stages.wait_for_reason_then_health("NotAllowed") == "Failed"
 
 
-async def test_a_change_is_in_progress_until_it_is_seen(world: World, stages: Stages) -> None:
-    async with world.operator():
-        await world.apply()
-        assert await stages.at("JobCreated") == "Current"
-    await world.change({"suspend": True})
-    assert await stages.now() == "InProgress"
-    async with world.operator() as operator:
-        await world.reason("Suspending")
-        await world.collect()
+async def test_kstatus_spec_changed_is_in_progress_until_observed(
+    world: NamespaceHarness, stages: KstatusProbe
+) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob()
+        assert await stages.wait_for_reason_then_health("JobCreated") == "Current"
+    await world.patch_spec({"suspend": True})
+    assert await stages.get_health() == "InProgress"
+    async with world.run_operator() as operator:
+        await world.wait_for_reason("Suspending")
+        await world.finish_job_deletion()
         await operator.resync()  # the watch of Jobs may begin after that
-        assert await stages.at("Suspended") == "Current"
+        assert await stages.wait_for_reason_then_health("Suspended") == "Current"

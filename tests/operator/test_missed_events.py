@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.operator.life import jobs_created, live
-from tests.operator.proxies import healthy
-from tests.operator.watches import Disordered
+from tests.operator.life import count_jobs_created, play_full_lifecycle
+from tests.operator.proxies import pass_through
+from tests.operator.watches import WatchShuffler
 
 from finetune_operator import kopf_settings
 
 if TYPE_CHECKING:
     from aiohttp import web
-    from tests.operator.proxies import Trainer
-    from tests.operator.watches import Watches
-    from tests.operator.world import World
+    from tests.operator.proxies import FakeTrainer
+    from tests.operator.watches import WatchGate
+    from tests.operator.world import NamespaceHarness
 
     from finetune_operator.manager import Manager
 
@@ -27,130 +27,132 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 RUNNING = {"running": {"startedAt": "2026-11-23T08:00:05Z"}}
 
 
-async def _start(world: World, name: str) -> None:
-    await world.apply(name)
-    await world.pod(name)
-    await world.kubelet(RUNNING, name=f"{name}-1")
-    await world.reason("PodRunning", name)
+async def _start_run(world: NamespaceHarness, name: str) -> None:
+    await world.create_finetunejob(name)
+    await world.create_pod(name)
+    await world.report_container_state(RUNNING, name=f"{name}-1")
+    await world.wait_for_reason("PodRunning", name)
 
 
-async def _vanishes(world: World, name: str) -> None:
+async def _delete_run(world: NamespaceHarness, name: str) -> None:
     """Deleted by a person, and what it owned by the garbage collector."""
     await world.delete("finetunejobs", name)
     await world.delete("jobs", name)
     await world.call("DELETE", world.path("pods", f"{name}-1"), {"gracePeriodSeconds": 0})
 
 
-async def _is_followed(world: World, operator: Manager) -> bool:
+async def _is_cache_in_sync(world: NamespaceHarness, operator: Manager) -> bool:
     """Whether the store holds what the cluster does, each at its version, and nothing else."""
     shelves = {"finetunejobs": operator.cache.finetunejobs, "jobs": operator.cache.jobs, "pods": operator.cache.pods}
     for plural, shelf in shelves.items():
-        wanted = {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in await world.all(plural)}
-        if {(each["metadata"]["uid"], each["metadata"]["resourceVersion"]) for each in shelf} != wanted:
+        expected = {
+            (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in await world.list_objects(plural)
+        }
+        if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in shelf} != expected:
             return False
     return set(operator.cache.reported_progress) <= set(operator.cache.finetunejobs.list_keys())
 
 
-def _paths(world: World, name: str, since: int) -> list[str]:
-    return [path for method, path in world.proxy.seen[since:] if method != "GET" and name in path]
+def _list_write_paths(world: NamespaceHarness, name: str, since: int) -> list[str]:
+    return [path for method, path in world.proxy.requests[since:] if method != "GET" and name in path]
 
 
-async def test_what_was_deleted_while_the_operator_was_away_is_left_alone(world: World) -> None:
-    async with world.operator():
+async def test_operator_objects_deleted_while_down_are_left_alone(world: NamespaceHarness) -> None:
+    async with world.run_operator():
         for name in ("kept", "gone", "jobless"):
-            await _start(world, name)
-    await _vanishes(world, "gone")
+            await _start_run(world, name)
+    await _delete_run(world, "gone")
     await world.delete("jobs", "jobless")
     await world.call("DELETE", world.path("pods", "jobless-1"), {"gracePeriodSeconds": 0})
-    since = len(world.proxy.seen)
-    async with world.operator() as operator:
-        await world.reason("JobCreated", "jobless")
-        await world.until(lambda: _is_followed(world, operator))
-    assert {path for _, path in world.proxy.writes()[since:] if "gone" in path or "kept" in path} == set()
-    assert _paths(world, "gone", since) == _paths(world, "kept", since) == []
-    assert {each["metadata"]["name"] for each in await world.all("jobs")} == {"kept", "jobless"}
+    since = len(world.proxy.requests)
+    async with world.run_operator() as operator:
+        await world.wait_for_reason("JobCreated", "jobless")
+        await world.wait_until(lambda: _is_cache_in_sync(world, operator))
+    assert {path for _, path in world.proxy.list_writes()[since:] if "gone" in path or "kept" in path} == set()
+    assert _list_write_paths(world, "gone", since) == _list_write_paths(world, "kept", since) == []
+    assert {job["metadata"]["name"] for job in await world.list_objects("jobs")} == {"kept", "jobless"}
 
 
-async def test_what_was_deleted_while_no_watch_ran_is_forgotten_by_the_next_list(
-    world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch, trainer: Trainer
+async def test_lister_object_deleted_without_watch_is_forgotten(
+    world: NamespaceHarness, watches: WatchGate, monkeypatch: pytest.MonkeyPatch, trainer: FakeTrainer
 ) -> None:
     monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
-    moved = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
-    trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": moved}
-    async with world.operator() as operator:
+    update_time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
+    trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": update_time}
+    async with world.run_operator() as operator:
         for name in ("kept", "gone"):
-            await _start(world, name)
-        await world.until(lambda: _is_heard(operator, world, "gone"))
+            await _start_run(world, name)
+        await world.wait_until(lambda: _has_progress(operator, world, "gone"))
         watches.mode = "expired"
-        await _vanishes(world, "gone")
-        since = len(world.proxy.seen)
-        await world.until(lambda: _listed_again(world, since))
+        await _delete_run(world, "gone")
+        since = len(world.proxy.requests)
+        await world.wait_until(lambda: _has_listed_again(world, since))
         watches.mode = "open"
         assert operator.cache.get_finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
-        since = len(world.proxy.seen)
+        since = len(world.proxy.requests)
         await operator.resync()
-        await world.until(lambda: _is_followed(world, operator), 2)
+        await world.wait_until(lambda: _is_cache_in_sync(world, operator), 2)
         await asyncio.sleep(0.3)
-    assert _paths(world, "gone", since) == []
+    assert _list_write_paths(world, "gone", since) == []
 
 
-async def _is_heard(operator: Manager, world: World, name: str) -> bool:
+async def _has_progress(operator: Manager, world: NamespaceHarness, name: str) -> bool:
     return (world.namespace, name) in operator.cache.reported_progress
 
 
-async def _listed_again(world: World, since: int) -> bool:
-    return world.proxy.seen[since:].count(("GET", world.path("finetunejobs"))) >= 3
+async def _has_listed_again(world: NamespaceHarness, since: int) -> bool:
+    return world.proxy.requests[since:].count(("GET", world.path("finetunejobs"))) >= 3
 
 
-async def test_watches_that_stall_in_silence_cost_time_only(world: World, watches: Watches) -> None:
-    async with world.operator(resync_interval=1.0):
-        await _start(world, "before")
+async def test_operator_watches_stalled_silently_resync_catches_up(world: NamespaceHarness, watches: WatchGate) -> None:
+    async with world.run_operator(resync_interval=1.0):
+        await _start_run(world, "before")
         watches.mode = "held"
-        await _start(world, "meanwhile")
-        await _vanishes(world, "before")
-        await world.change({"suspend": True}, "meanwhile")
-        await world.reason("Suspending", "meanwhile")
+        await _start_run(world, "meanwhile")
+        await _delete_run(world, "before")
+        await world.patch_spec({"suspend": True}, "meanwhile")
+        await world.wait_for_reason("Suspending", "meanwhile")
         watches.mode = "open"
-    assert len(await world.all("jobs")) == 1
+    assert len(await world.list_objects("jobs")) == 1
 
 
-async def test_watches_that_stall_are_begun_anew(
-    world: World, watches: Watches, monkeypatch: pytest.MonkeyPatch
+async def test_operator_watches_stalled_are_restarted(
+    world: NamespaceHarness, watches: WatchGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert kopf_settings._WATCH_INACTIVITY_SECONDS <= 75
     monkeypatch.setattr("finetune_operator.kopf_settings._WATCH_INACTIVITY_SECONDS", 2.0)
     monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", 3600.0)  # no list helps
-    async with world.operator(resync_interval=3600.0):
-        await _start(world, "before")
+    async with world.run_operator(resync_interval=3600.0):
+        await _start_run(world, "before")
         watches.mode = "old ones held"
-        await _vanishes(world, "before")
-        await _start(world, "meanwhile")
+        await _delete_run(world, "before")
+        await _start_run(world, "meanwhile")
 
 
-async def test_lists_that_stall_too_are_told_by_the_probe(world: World) -> None:
-    async def held(request: web.Request) -> None:
+async def test_liveness_lists_stalled_fails_until_they_recover(world: NamespaceHarness) -> None:
+    async def stall_reads(request: web.Request) -> None:
         while stalled and request.method == "GET":
             await asyncio.sleep(0.02)
 
     stalled = True
-    async with world.operator(resync_interval=1.0, request_timeout=1.0) as operator:
-        await world.apply("before")
-        await world.reason("JobCreated", "before")
-        world.proxy.trouble = held
+    async with world.run_operator(resync_interval=1.0, request_timeout=1.0) as operator:
+        await world.create_finetunejob("before")
+        await world.wait_for_reason("JobCreated", "before")
+        world.proxy.interceptor = stall_reads
         operator.namespaces.states[world.namespace].last_contact -= 60  # as if a minute had passed
         assert operator.check_liveness()
-        await world.until(lambda: _is_unwell(operator))
-        stalled, world.proxy.trouble = False, healthy
-        await world.until(lambda: _is_well(operator))
-        await world.apply("after")
-        await world.reason("JobCreated", "after")
+        await world.wait_until(lambda: _is_unhealthy(operator))
+        stalled, world.proxy.interceptor = False, pass_through
+        await world.wait_until(lambda: _is_healthy(operator))
+        await world.create_finetunejob("after")
+        await world.wait_for_reason("JobCreated", "after")
 
 
-async def _is_well(operator: Manager) -> bool:
-    return not await _is_unwell(operator)
+async def _is_healthy(operator: Manager) -> bool:
+    return not await _is_unhealthy(operator)
 
 
-async def _is_unwell(operator: Manager) -> bool:
+async def _is_unhealthy(operator: Manager) -> bool:
     try:
         operator.check_liveness()
     except RuntimeError as error:
@@ -158,15 +160,15 @@ async def _is_unwell(operator: Manager) -> bool:
     return False
 
 
-async def test_late_repeated_and_disordered_events_make_nothing_twice_and_nothing_undone(
-    world: World, monkeypatch: pytest.MonkeyPatch
+async def test_operator_events_late_repeated_reordered_completes_once(
+    world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_operator.manager._WATCHES_SETTLED_SECONDS", 3600.0)  # no list helps
-    world.proxy.trouble = Disordered(world.proxy.target).trouble
-    async with world.history() as history, world.operator(resync_interval=3600.0):
-        end = await live(world)
-    assert (end["phase"], end["attempts"], jobs_created(world)) == ("Complete", 2, 2)
+    world.proxy.interceptor = WatchShuffler(world.proxy.target).intercept
+    async with world.record_status_history() as history, world.run_operator(resync_interval=3600.0):
+        final_status = await play_full_lifecycle(world)
+    assert (final_status["phase"], final_status["attempts"], count_jobs_created(world)) == ("Complete", 2, 2)
     phases = [phase for phase, _ in itertools.groupby(status["phase"] for status in history if "phase" in status)]
-    assert [each for each in phases if each != "Pending"] == ["Running", "Suspended", "Running", "Complete"]
+    assert [phase for phase in phases if phase != "Pending"] == ["Running", "Suspended", "Running", "Complete"]
     attempts = [status.get("attempts", 0) for status in history]
     assert attempts == sorted(attempts)

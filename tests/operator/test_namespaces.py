@@ -13,13 +13,13 @@ from finetune_operator.kube.cache import InformerCache, ListSnapshot, ObjectCach
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 FORBIDDEN = PermissionError("403 Forbidden: cannot list pods")
 TIMEOUT = TimeoutError("no answer")
 
 
-def test_namespaces_refused_twice_log_the_change_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_namespace_access_forbidden_twice_logs_change_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_list("team-a")
@@ -33,7 +33,7 @@ def test_namespaces_refused_twice_log_the_change_once(caplog: pytest.LogCaptureF
     assert back == "namespace team-b can be read again"
 
 
-def test_namespaces_all_refused_log_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_namespace_access_all_forbidden_logs_error(caplog: pytest.LogCaptureFixture) -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-a", FORBIDDEN)
     assert not [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -41,7 +41,7 @@ def test_namespaces_all_refused_log_an_error(caplog: pytest.LogCaptureFixture) -
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
 
 
-def test_silence_counts_the_newest_list_of_a_readable_namespace() -> None:
+def test_silence_counts_newest_list_of_readable_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b", "team-c"])
     namespaces.record_list("team-a")
     namespaces.record_failure("team-b", TIMEOUT)
@@ -51,14 +51,14 @@ def test_silence_counts_the_newest_list_of_a_readable_namespace() -> None:
     assert 99 < namespaces.compute_silence_seconds() < 110
 
 
-def test_silence_of_refused_namespaces_counts_the_refusals() -> None:
+def test_silence_forbidden_namespace_counts_from_refusal() -> None:
     namespaces = NamespaceRegistry(["team-a"])
     namespaces.states["team-a"].last_contact -= 1000
     namespaces.record_unreadable("team-a", FORBIDDEN)
     assert namespaces.compute_silence_seconds() < 10
 
 
-def test_unlisted_names_what_has_to_be_tried_again() -> None:
+def test_unlisted_returns_namespaces_to_retry() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b", "team-c", "team-d"])
     namespaces.record_list("team-a")
     namespaces.record_unreadable("team-b", FORBIDDEN)
@@ -68,57 +68,58 @@ def test_unlisted_names_what_has_to_be_tried_again() -> None:
     assert namespaces.get_list_errors() == [TIMEOUT]
 
 
-def test_gauge_shows_each_configured_namespace() -> None:
+def test_state_collector_shows_each_configured_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-b", FORBIDDEN)
-    found = {
-        each.name: each for each in state_collector.collect_operator_gauges(InformerCache(), None, True, namespaces)
+    metric_families = {
+        family.name: family
+        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, namespaces)
     }
-    samples = found["finetune_operator_namespace_readable"].samples
-    assert {each.labels["namespace"]: each.value for each in samples} == {"team-a": 1, "team-b": 0}
+    samples = metric_families["finetune_operator_namespace_readable"].samples
+    assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
 
 
-def test_gauge_of_the_whole_cluster_is_empty() -> None:
-    found = {
-        each.name: each
-        for each in state_collector.collect_operator_gauges(InformerCache(), None, True, NamespaceRegistry([]))
+def test_state_collector_cluster_scope_shows_no_namespace() -> None:
+    metric_families = {
+        family.name: family
+        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, NamespaceRegistry([]))
     }
-    assert found["finetune_operator_namespace_readable"].samples == []
+    assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
-def _two_teams(build: type[Build]) -> InformerCache:
+def _build_store_of_two_teams(build: type[Builders]) -> InformerCache:
     store = InformerCache()
     for team in ("team-a", "team-b"):
-        body = build.stored("bot", uid=f"{team}-bot")
+        body = build.finetunejob("bot", uid=f"{team}-bot")
         meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}
         store.finetunejobs.update((team, "bot"), {**body, "metadata": meta, "status": {"phase": "Running"}})
     return store
 
 
-def test_list_of_one_namespace_drops_nothing_of_another(build: type[Build]) -> None:
-    store = _two_teams(build)
+def test_cache_list_of_one_namespace_keeps_other_namespace(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
     store.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
     assert store.finetunejobs.list_keys() == [("team-a", "bot")]
 
 
-def test_drop_namespace_forgets_that_namespace_only(build: type[Build]) -> None:
-    store = _two_teams(build)
+def test_cache_drop_namespace_keeps_other_namespace(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
     store.finetunejobs.drop_namespace("team-b")
     assert store.finetunejobs.list_keys() == [("team-a", "bot")]
 
 
-def test_unreadable_namespace_is_neither_worked_on_nor_shown(build: type[Build]) -> None:
-    store = _two_teams(build)
+def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
     store.unreadable_namespaces = {"team-b"}
     assert store.list_active_keys() == [("team-a", "bot")]
     assert len(store.finetunejobs) == 2
     (jobs, *_) = state_collector.collect_job_gauges(store, 10)
-    assert [each.labels["namespace"] for each in jobs.samples] == ["team-a"]
+    assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
 
 
-def test_shelf_remembers_the_highest_version_of_bodies_and_lists(build: type[Build]) -> None:
+def test_object_cache_keeps_highest_resource_version(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_finetunejob)
-    body = build.stored()
+    body = build.finetunejob()
     shelf.update(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
     assert shelf.highest_version == 7
     shelf.replace({None: ListSnapshot(set(), 12)})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from tests.operator.proxies import failure
+from tests.operator.proxies import build_error_response
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.observed import objects
@@ -15,8 +15,8 @@ from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
-    from tests.operator.world import World
+    from tests.operator.bodies import Builders
+    from tests.operator.world import NamespaceHarness
 
 Body = dict[str, Any]
 
@@ -38,31 +38,33 @@ GROUPS: dict[str, tuple[Body, Body, dict[str, str]]] = {
 }
 
 
-def _job(build: type[Build], compute: Body, **metadata: Any) -> Body:
+def _build_job(build: type[Builders], compute: Body, **metadata: Any) -> Body:
     spec = {"compute": compute}
-    return build_job(FineTuneJob.model_validate(build.stored(spec=spec, **metadata)), Settings())
+    return build_job(FineTuneJob.model_validate(build.finetunejob(spec=spec, **metadata)), Settings())
 
 
 @pytest.mark.parametrize(("compute", "fields", "environment"), GROUPS.values(), ids=GROUPS)
-def test_a_job_of_many_pods(build: type[Build], compute: Body, fields: Body, environment: dict[str, str]) -> None:
-    job = _job(build, compute)
+def test_multi_node_compute_sets_job_fields_and_environment(
+    build: type[Builders], compute: Body, fields: Body, environment: dict[str, str]
+) -> None:
+    job = _build_job(build, compute)
     spec = job["spec"]
     names = ("completionMode", "completions", "parallelism")
     assert {key: spec[key] for key in names if key in spec} == fields
-    variables = {each["name"]: each["value"] for each in spec["template"]["spec"]["containers"][0]["env"]}
-    assert {key: value for key, value in variables.items() if key in _about_groups()} == environment
+    variables = {variable["name"]: variable["value"] for variable in spec["template"]["spec"]["containers"][0]["env"]}
+    assert {key: value for key, value in variables.items() if key in _group_variables()} == environment
     assert spec["template"]["spec"].get("subdomain") == ("bot" if fields else None)
     assert (multi_node.build_service(job) is not None) == bool(fields)
-    volumes = [each["name"] for each in spec["template"]["spec"]["volumes"]]
+    volumes = [volume["name"] for volume in spec["template"]["spec"]["volumes"]]
     assert ("shared-memory" in volumes) == (compute.get("gpusPerNode", 1) > 1)
 
 
-def _about_groups() -> set[str]:
+def _group_variables() -> set[str]:
     return {"FINETUNE_NODES", "FINETUNE_RENDEZVOUS", "FINETUNE_PROCESSES_PER_NODE"}
 
 
-def test_the_service_is_how_its_own_pods_meet(build: type[Build]) -> None:
-    job = _job(build, {"nodes": 2, "podLabels": {"team": "nlp"}}, labels={"kueue.x-k8s.io/queue-name": "gpus"})
+def test_multi_node_service_selects_pods_of_its_job(build: type[Builders]) -> None:
+    job = _build_job(build, {"nodes": 2, "podLabels": {"team": "nlp"}}, labels={"kueue.x-k8s.io/queue-name": "gpus"})
     service = multi_node.build_service(job)
     assert service
     labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
@@ -84,7 +86,7 @@ def test_the_service_is_how_its_own_pods_meet(build: type[Build]) -> None:
     }
 
 
-def _numbered(build: type[Build], index: int | None, state: Body) -> Body:
+def _build_indexed_pod(build: type[Builders], index: int | None, state: Body) -> Body:
     pod = build.pod(f"bot-{index}-x", state, phase="Running")
     annotations = {} if index is None else {"batch.kubernetes.io/job-completion-index": str(index)}
     return {**pod, "metadata": {**pod["metadata"], "annotations": annotations}}
@@ -102,102 +104,110 @@ PODS = {
 
 
 @pytest.mark.parametrize(("index", "status", "tells"), PODS.values(), ids=PODS)
-def test_who_speaks_for_all(build: type[Build], index: int | None, status: int | None, tells: bool) -> None:
-    pod = _numbered(build, index, {"running": {}} if status is None else build.ended(status))
+def test_reporting_pods_exclude_healthy_non_leaders(
+    build: type[Builders], index: int | None, status: int | None, tells: bool
+) -> None:
+    pod = _build_indexed_pod(build, index, {"running": {}} if status is None else build.terminated(status))
     assert objects.reporting_pods([pod]) == ([pod] if tells else [])
 
 
-def test_the_pods_meet_in_their_own_namespace(build: type[Build]) -> None:
+def test_multi_node_rendezvous_address_stays_in_namespace(build: type[Builders]) -> None:
     """Every name that a pod's resolver may make of the address, by Kubernetes' search path, says so."""
-    job = _job(build, {"nodes": 2})
-    (address,) = (each["value"] for each in _pod(job)["containers"][0]["env"] if each["name"] == "FINETUNE_RENDEZVOUS")
+    job = _build_job(build, {"nodes": 2})
+    (address,) = (
+        variable["value"]
+        for variable in _get_pod_spec(job)["containers"][0]["env"]
+        if variable["name"] == "FINETUNE_RENDEZVOUS"
+    )
     host, _, port = address.rpartition(":")
     assert port == "29400"
     for domain in ("team.svc.cluster.local", "svc.cluster.local", "cluster.local"):
         service, zone = f"{host}.{domain}".split(".svc", 1)
         if zone == ".cluster.local":
-            assert service == f"{_pod(job)['subdomain']}-0.bot.team"
+            assert service == f"{_get_pod_spec(job)['subdomain']}-0.bot.team"
 
 
-def _pod(job: Body) -> Body:
+def _get_pod_spec(job: Body) -> Body:
     return dict(job["spec"]["template"]["spec"])
 
 
 @pytest.mark.cluster
-async def test_the_pods_find_each_other_by_a_service_that_is_theirs(world: World) -> None:
-    world.proxy.fail("POST", "/services", 500, late=True)  # the next try finds it there
-    async with world.operator():
-        stored = await world.apply(spec={"compute": {"nodes": 2, "gpusPerNode": 0}})
-        await world.reason("JobCreated")
-    (service,) = [each for each in await world.all("services") if each["metadata"]["name"] == "bot"]
+async def test_reconciler_multi_node_creates_owned_service(world: NamespaceHarness) -> None:
+    world.proxy.fail_next("POST", "/services", 500, after_effect=True)  # the next try finds it there
+    async with world.run_operator():
+        stored = await world.create_finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 0}})
+        await world.wait_for_reason("JobCreated")
+    (service,) = [
+        candidate for candidate in await world.list_objects("services") if candidate["metadata"]["name"] == "bot"
+    ]
     assert service["metadata"]["ownerReferences"][0]["uid"] == stored["metadata"]["uid"]
     assert (await world.get("jobs"))["spec"]["completionMode"] == "Indexed"
 
 
 @pytest.mark.cluster
-async def test_a_service_of_that_name_is_never_touched(world: World) -> None:
+async def test_reconciler_foreign_service_is_name_conflict(world: NamespaceHarness) -> None:
     foreign = {"metadata": {"name": "bot"}, "spec": {"ports": [{"port": 80}]}}
     await world.call("POST", world.path("services"), foreign)
-    async with world.operator():
-        await world.apply(spec={"compute": {"nodes": 2}})
-        status = await world.reason("NameConflict")
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"compute": {"nodes": 2}})
+        status = await world.wait_for_reason("NameConflict")
     assert "A Service named bot exists" in status["conditions"][0]["message"]
-    assert not await world.all("jobs")
+    assert not await world.list_objects("jobs")
 
 
 @pytest.mark.cluster
-async def test_a_service_that_was_deleted_is_there_again_for_the_next_attempt(world: World) -> None:
-    async with world.operator():
-        await world.apply(spec={"compute": {"nodes": 2}})
-        await world.pod()
-        await world.kubelet({"running": {"startedAt": "2026-11-23T08:00:05Z"}})
-        await world.reason("PodRunning")
+async def test_reconciler_service_deleted_is_recreated_for_next_attempt(world: NamespaceHarness) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"compute": {"nodes": 2}})
+        await world.create_pod()
+        await world.report_container_state({"running": {"startedAt": "2026-11-23T08:00:05Z"}})
+        await world.wait_for_reason("PodRunning")
         await world.delete("services")
-        end = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
-        await world.kubelet({"terminated": end}, "Failed")
-        service = await world.until(lambda: world.get("services"))
-        await world.reason("Retrying")
+        terminated = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
+        await world.report_container_state({"terminated": terminated}, "Failed")
+        service = await world.wait_until(lambda: world.get("services"))
+        await world.wait_for_reason("Retrying")
     assert service["metadata"]["ownerReferences"][0]["name"] == "bot"
 
 
 @pytest.mark.cluster
-async def test_services_that_are_refused_hold_up_no_word(world: World) -> None:
+async def test_reconciler_service_rejected_still_updates_status(world: NamespaceHarness) -> None:
     async def refuse(request: web.Request) -> web.Response | None:
         is_service = (request.method, request.path.rpartition("/")[2]) == ("POST", "services")
-        return failure(403) if is_service else None
+        return build_error_response(403) if is_service else None
 
-    async with world.operator():
-        await world.apply(spec={"compute": {"nodes": 2}})
-        await world.pod()
-        world.proxy.trouble = refuse
-        end = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
-        await world.kubelet({"terminated": end}, "Failed")
-        await world.reason("Retrying")
-
-
-@pytest.mark.cluster
-async def test_one_pod_needs_no_service(world: World) -> None:
-    async with world.operator():
-        await world.apply()
-        await world.reason("JobCreated")
-    assert not [each for each in await world.all("services") if each["metadata"]["name"] == "bot"]
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"compute": {"nodes": 2}})
+        await world.create_pod()
+        world.proxy.interceptor = refuse
+        terminated = {"exitCode": 76, "startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:10:00Z"}
+        await world.report_container_state({"terminated": terminated}, "Failed")
+        await world.wait_for_reason("Retrying")
 
 
 @pytest.mark.cluster
-async def test_the_service_of_a_predecessor_is_waited_for(world: World) -> None:
-    async with world.operator():
-        await world.apply(spec={"compute": {"nodes": 2}})
-        await world.reason("JobCreated")
+async def test_reconciler_single_node_creates_no_service(world: NamespaceHarness) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.wait_for_reason("JobCreated")
+    assert not [service for service in await world.list_objects("services") if service["metadata"]["name"] == "bot"]
+
+
+@pytest.mark.cluster
+async def test_reconciler_service_of_earlier_finetunejob_is_waited_for(world: NamespaceHarness) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"compute": {"nodes": 2}})
+        await world.wait_for_reason("JobCreated")
         await world.delete("finetunejobs")
         await world.delete("jobs")
-        await world.apply(spec={"compute": {"nodes": 2}})
-        status = await world.reason("JobPending")
-        await world.until(lambda: _says(world, "The Service of an earlier FineTuneJob"))
+        await world.create_finetunejob(spec={"compute": {"nodes": 2}})
+        status = await world.wait_for_reason("JobPending")
+        await world.wait_until(lambda: _has_message(world, "The Service of an earlier FineTuneJob"))
         assert status["phase"] == "Pending"
         await world.delete("services")  # by the garbage collector
-        await world.reason("JobCreated")
+        await world.wait_for_reason("JobCreated")
 
 
-async def _says(world: World, words: str) -> bool:
+async def _has_message(world: NamespaceHarness, words: str) -> bool:
     status = (await world.get("finetunejobs")).get("status", {})
-    return any(words in each["message"] for each in status.get("conditions", []))
+    return any(words in condition["message"] for condition in status.get("conditions", []))

@@ -45,12 +45,12 @@ PATTERNS: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("pattern", "inside", "outside"), PATTERNS.values(), ids=PATTERNS)
-def test_what_a_pattern_stands_for(pattern: str, inside: list[str], outside: list[str]) -> None:
-    assert [each for each in inside if not matches_pattern(each, pattern)] == []
-    assert [each for each in outside if matches_pattern(each, pattern)] == []
+def test_matches_pattern_accepts_and_rejects_values(pattern: str, inside: list[str], outside: list[str]) -> None:
+    assert [value for value in inside if not matches_pattern(value, pattern)] == []
+    assert [value for value in outside if matches_pattern(value, pattern)] == []
 
 
-TRAPS: dict[str, tuple[object, list[str], list[str]]] = {
+PATTERN_TYPES: dict[str, tuple[object, list[str], list[str]]] = {
     "images": (
         limits.ImagePattern,
         ["trainer", "trainer:*", "trainer@sha256:*", "r.example:5000/a/*:*", "r.example/**", "r.example/a-*/b:1*"],
@@ -71,10 +71,10 @@ TRAPS: dict[str, tuple[object, list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "good", "bad"), TRAPS.values(), ids=TRAPS)
-def test_patterns_that_let_in_more_than_they_seem_to_are_none(kind: object, good: list[str], bad: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "good", "bad"), PATTERN_TYPES.values(), ids=PATTERN_TYPES)
+def test_pattern_types_reject_ambiguous_patterns(kind: object, good: list[str], bad: list[str]) -> None:
     adapter = TypeAdapter[str](kind)
-    assert [adapter.validate_python(each) for each in good] == good
+    assert [adapter.validate_python(pattern) for pattern in good] == good
     for each in bad:
         with pytest.raises(ValidationError):
             adapter.validate_python(each)

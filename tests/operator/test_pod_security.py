@@ -17,7 +17,7 @@ from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 Body = dict[str, Any]
 VOLUMES = {
@@ -39,52 +39,58 @@ SPECS: dict[str, Body] = {
 }  # fmt: skip
 
 
-def violations(template: Body) -> list[str]:
+def find_violations(template: Body) -> list[str]:
     """What of a pod template the standard forbids."""
     pod = template["spec"]
-    found = [f"host: {each}" for each in HOST & set(pod)]
-    found += [f"volume: {volume}" for volume in pod["volumes"] if not VOLUMES & set(volume)]
-    found += [f"annotation: {key}" for key in template["metadata"].get("annotations", {}) if "security" in key]
-    found += _context(pod["securityContext"])
+    found_violations = [f"host: {field}" for field in HOST & set(pod)]
+    found_violations += [f"volume: {volume}" for volume in pod["volumes"] if not VOLUMES & set(volume)]
+    found_violations += [
+        f"annotation: {key}" for key in template["metadata"].get("annotations", {}) if "security" in key
+    ]
+    found_violations += _check_context(pod["securityContext"])
     for container in [*pod["containers"], *pod.get("initContainers", []), *pod.get("ephemeralContainers", [])]:
-        own = container["securityContext"]
-        found += _context({**pod["securityContext"], **own})
-        found += ["escalation"] if own.get("allowPrivilegeEscalation") is not False else []
-        found += ["capabilities"] if own.get("capabilities") != {"drop": ["ALL"]} else []
-        found += ["privileged"] if own.get("privileged") or own.get("procMount", "Default") != "Default" else []
-        found += ["host port"] if any("hostPort" in port for port in container.get("ports", [])) else []
-    return found
+        container_context = container["securityContext"]
+        found_violations += _check_context({**pod["securityContext"], **container_context})
+        found_violations += ["escalation"] if container_context.get("allowPrivilegeEscalation") is not False else []
+        found_violations += ["capabilities"] if container_context.get("capabilities") != {"drop": ["ALL"]} else []
+        found_violations += (
+            ["privileged"]
+            if container_context.get("privileged") or container_context.get("procMount", "Default") != "Default"
+            else []
+        )
+        found_violations += ["host port"] if any("hostPort" in port for port in container.get("ports", [])) else []
+    return found_violations
 
 
-def _context(context: Body) -> list[str]:
-    wrong = {
+def _check_context(context: Body) -> list[str]:
+    checks = {
         "root": context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0,
         "seccomp": context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"),
         "AppArmor": context.get("appArmorProfile", {}).get("type", "RuntimeDefault") == "Unconfined",
         "SELinux": "seLinuxOptions" in context,
         "sysctls": "sysctls" in context,
     }
-    return [name for name, is_wrong in wrong.items() if is_wrong]
+    return [name for name, is_wrong in checks.items() if is_wrong]
 
 
-def _template(build: type[Build], spec: Body) -> Body:
-    template: Body = build_job(FineTuneJob.model_validate(build.stored(spec=spec)), Settings())["spec"]["template"]
+def _build_pod_template(build: type[Builders], spec: Body) -> Body:
+    template: Body = build_job(FineTuneJob.model_validate(build.finetunejob(spec=spec)), Settings())["spec"]["template"]
     return template
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_no_finetunejob_is_above_the_standard(build: type[Build], spec: Body) -> None:
-    assert violations(_template(build, spec)) == []
+def test_pod_security_any_spec_is_restricted(build: type[Builders], spec: Body) -> None:
+    assert find_violations(_build_pod_template(build, spec)) == []
 
 
-def test_nor_is_one_with_every_field_set(build: type[Build]) -> None:
-    job = FineTuneJob.model_validate({**build.stored(), "spec": samples.full_spec()})
+def test_pod_security_full_spec_is_restricted(build: type[Builders]) -> None:
+    job = FineTuneJob.model_validate({**build.finetunejob(), "spec": samples.build_full_spec()})
     defaults = {"storage": {"credentialsSecretRef": {"name": "s3"}}, "scratchStorageClassName": "fast"}
     settings = Settings.model_validate({"defaults": defaults})
-    assert violations(build_job(job, settings)["spec"]["template"]) == []
+    assert find_violations(build_job(job, settings)["spec"]["template"]) == []
 
 
-BREAKS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
+FORBIDDEN_CHANGES: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "network of the host": (("spec", "hostNetwork"), True, "host: hostNetwork"),
     "root": (("spec", "securityContext", "runAsUser"), 0, "root"),
     "no seccomp": (("spec", "securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccomp"),
@@ -102,13 +108,13 @@ BREAKS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "value", "violation"), BREAKS.values(), ids=BREAKS)
-def test_these_rules_find_what_they_forbid(
-    build: type[Build], path: tuple[str | int, ...], value: object, violation: str
+@pytest.mark.parametrize(("path", "value", "violation"), FORBIDDEN_CHANGES.values(), ids=FORBIDDEN_CHANGES)
+def test_find_violations_forbidden_change_is_found(
+    build: type[Builders], path: tuple[str | int, ...], value: object, violation: str
 ) -> None:
-    template = copy.deepcopy(_template(build, {}))
+    template = copy.deepcopy(_build_pod_template(build, {}))
     node: Any = template
     for key in path[:-1]:
         node = node[key]
     node[path[-1]] = value
-    assert violation in violations(template)
+    assert violation in find_violations(template)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.operator import api_server as api
 from tests.operator import samples
-from tests.operator.bodies import Body, manifest, stored
+from tests.operator.bodies import Body, build_finetunejob, build_manifest
 
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller import state_collector
@@ -22,11 +22,11 @@ from finetune_operator.kube import transform
 from finetune_operator.kube.cache import InformerCache, get_object_key
 
 if TYPE_CHECKING:
-    from tests.operator.world import World
+    from tests.operator.world import NamespaceHarness
 
-AT_ONCE, ROUNDS = 40, 5
+OBJECTS_PER_ROUND, ROUNDS = 40, 5
 _CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.{GROUP}"
-_OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_OPEN_SCHEMA = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 WORDS = st.one_of(
     st.sampled_from(["", "\0", "s3://b/k", "hf://a/b", "../..", "$(HOME)", "-1", "1e999", "2026-13-45T99:99:99Z"]),
@@ -40,12 +40,12 @@ JSON = st.recursive(
 )
 
 
-def _paths(value: object, path: samples.Path = ()) -> Iterator[samples.Path]:
+def _iter_paths(value: object, path: samples.FieldPath = ()) -> Iterator[samples.FieldPath]:
     """Of everything in a body, whatever it is."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
+    for key, item in items:
         yield (*path, key)
-        yield from _paths(each, (*path, key))
+        yield from _iter_paths(item, (*path, key))
 
 
 STATUS: Body = {
@@ -56,42 +56,42 @@ STATUS: Body = {
 
 
 @st.composite
-def _changed(draw: st.DrawFn, whole: samples.Json) -> samples.Json:
+def _draw_changed(draw: st.DrawFn, value: samples.Json) -> samples.Json:
     """A good one, of which up to three values are of any kind."""
-    for path in draw(st.lists(st.sampled_from(list(_paths(whole))), min_size=1, max_size=3, unique=True)):
+    for path in draw(st.lists(st.sampled_from(list(_iter_paths(value))), min_size=1, max_size=3, unique=True)):
         try:
-            whole = samples.replaced(whole, path, draw(JSON))
+            value = samples.replace_at(value, path, draw(JSON))
         except (KeyError, TypeError, AttributeError, IndexError):
             continue  # the one before has taken its place away
-    return whole
+    return value
 
 
-SPECS = st.one_of(_changed(samples.full_spec()), _changed(manifest()["spec"]), JSON)
-STATUSES = st.one_of(_changed(STATUS), JSON)
+SPECS = st.one_of(_draw_changed(samples.build_full_spec()), _draw_changed(build_manifest()["spec"]), JSON)
+STATUSES = st.one_of(_draw_changed(STATUS), JSON)
 BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 
-def _from_a_list(store: InformerCache, body: Body) -> None:
+def _load_from_list(store: InformerCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
     head = transform.decode_head(raw)
     store.finetunejobs.add_if_newer(get_object_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
-def _from_a_watch(store: InformerCache, body: Body) -> None:
+def _load_from_watch(store: InformerCache, body: Body) -> None:
     store.finetunejobs.update(get_object_key(body), body)
 
 
-@pytest.mark.parametrize("take", [_from_a_list, _from_a_watch])
+@pytest.mark.parametrize("take", [_load_from_list, _load_from_watch])
 @given(SPECS, STATUSES)
 @example(None, {**STATUS, "progress": None})
 @example(None, {**STATUS, "progress": {"percentage": "x"}})
 @example(None, {**STATUS, "lastCheckpointTime": 4})
-def test_the_store_takes_in_whatever_it_is_given(
+def test_cache_arbitrary_object_is_stored_and_counted(
     take: Callable[[InformerCache, Body], None], spec: object, status: object
 ) -> None:
     """And it can still be counted, worked on and told of."""
     store = InformerCache()
-    take(store, {**stored(), "spec": spec, "status": status})
+    take(store, {**build_finetunejob(), "spec": spec, "status": status})
     assert len(store.finetunejobs) == 1
     list(state_collector.collect_job_gauges(store, 10))
     store.list_active_keys()
@@ -100,24 +100,24 @@ def test_the_store_takes_in_whatever_it_is_given(
 @pytest.fixture(scope="module")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One of whose CRD the schema was taken out."""
-    with api.serve(tmp_path_factory.mktemp("lawless")) as url:
-        asyncio.run(_take_the_schema_out(url))
+    with api.run_api_server(tmp_path_factory.mktemp("lawless")) as url:
+        asyncio.run(_remove_crd_schema(url))
         yield url
 
 
-async def _take_the_schema_out(url: str) -> None:
-    change = [{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": _OPEN}]
-    async with api.session() as session:
-        kind = {"Content-Type": "application/json-patch+json"}
-        async with session.patch(url + _CRD, json=change, headers=kind) as answer:
+async def _remove_crd_schema(url: str) -> None:
+    change = [{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": _OPEN_SCHEMA}]
+    async with api.open_session() as session:
+        headers = {"Content-Type": "application/json-patch+json"}
+        async with session.patch(url + _CRD, json=change, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
-        while not await _takes_anything(session, url):
+        while not await _accepts_any_spec(session, url):
             await asyncio.sleep(0.1)
 
 
-async def _takes_anything(session: aiohttp.ClientSession, url: str) -> bool:
+async def _accepts_any_spec(session: aiohttp.ClientSession, url: str) -> bool:
     path = f"{url}/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}?dryRun=All"
-    async with session.post(path, json=manifest(namespace="default") | {"spec": 1}) as answer:
+    async with session.post(path, json=build_manifest(namespace="default") | {"spec": 1}) as answer:
         return answer.status == 201
 
 
@@ -127,25 +127,27 @@ async def _takes_anything(session: aiohttp.ClientSession, url: str) -> bool:
     max_examples=ROUNDS, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
 )
 @given(st.data())
-async def test_each_is_refused_or_run_and_the_next_is_served(world: World, data: st.DataObject) -> None:
-    names = {f"poison-{secrets.token_hex(4)}": data.draw(BODIES) for _ in range(AT_ONCE)}
+async def test_operator_schemaless_object_is_handled_and_next_is_served(
+    world: NamespaceHarness, data: st.DataObject
+) -> None:
+    names = {f"poison-{secrets.token_hex(4)}": data.draw(BODIES) for _ in range(OBJECTS_PER_ROUND)}
     for name, (spec, status) in names.items():
-        await world.call("POST", world.path("finetunejobs"), manifest(name, world.namespace) | {"spec": spec})
+        await world.call("POST", world.path("finetunejobs"), build_manifest(name, world.namespace) | {"spec": spec})
         if status is not None:
             await world.call("PATCH", world.path("finetunejobs", name, "status"), {"status": status})
     new = [name for name, (_, status) in names.items() if status is None]
     for _ in ("first", "again"):
-        async with world.operator() as operator:
-            await world.until(lambda: _are_settled(world, new))
+        async with world.run_operator() as operator:
+            await world.wait_until(lambda: _are_settled(world, new))
             good = f"good-{secrets.token_hex(4)}"
-            await world.apply(good)
-            await world.reason("JobCreated", good)
+            await world.create_finetunejob(good)
+            await world.wait_for_reason("JobCreated", good)
             assert operator.check_liveness()["role"] == "leader"
             list(operator.collect())
-    await _clear(world)
+    await _delete_all(world)
 
 
-IN_TWO_WAYS: dict[str, Body] = {
+AMBIGUOUS_SPECS: dict[str, Body] = {
     "a word for true": {"suspend": "true"},
     "a number as text": {"backoffLimit": "2"},
     "a number as text, below": {"training": {"stallSeconds": "60"}},
@@ -153,34 +155,37 @@ IN_TWO_WAYS: dict[str, Body] = {
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("spec", IN_TWO_WAYS.values(), ids=IN_TWO_WAYS)
-async def test_what_may_be_read_in_two_ways_is_refused(world: World, spec: Body) -> None:
-    async with world.operator():
-        await world.apply(spec=spec)
-        await world.reason("InvalidSpec")
-    assert await world.all("jobs") == []
+@pytest.mark.parametrize("spec", AMBIGUOUS_SPECS.values(), ids=AMBIGUOUS_SPECS)
+async def test_operator_ambiguous_value_is_invalid_spec(world: NamespaceHarness, spec: Body) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(spec=spec)
+        await world.wait_for_reason("InvalidSpec")
+    assert await world.list_objects("jobs") == []
 
 
-async def _are_settled(world: World, names: list[str]) -> bool:
+async def _are_settled(world: NamespaceHarness, names: list[str]) -> bool:
     """Whether each has a Job, was told why not, or is gone, for it asked to be deleted after its end."""
-    jobs = {each["metadata"]["name"] for each in await world.all("jobs")}
-    told = {each["metadata"]["name"]: each.get("status") or {} for each in await world.all("finetunejobs")}
-    return all(name in jobs or name not in told or told[name].get("conditions") for name in names)
+    jobs = {job["metadata"]["name"] for job in await world.list_objects("jobs")}
+    statuses = {
+        finetunejob["metadata"]["name"]: finetunejob.get("status") or {}
+        for finetunejob in await world.list_objects("finetunejobs")
+    }
+    return all(name in jobs or name not in statuses or statuses[name].get("conditions") for name in names)
 
 
-async def _clear(world: World) -> None:
+async def _delete_all(world: NamespaceHarness) -> None:
     for plural in ("finetunejobs", "jobs", "services"):
-        for each in await world.all(plural):
-            await world.delete(plural, each["metadata"]["name"])
+        for body in await world.list_objects(plural):
+            await world.delete(plural, body["metadata"]["name"])
 
 
 @pytest.mark.cluster
-async def test_stage_of_a_newer_trainer_in_a_stored_status_stops_nothing(world: World) -> None:
+async def test_operator_unknown_stage_in_stored_status_is_ignored(world: NamespaceHarness) -> None:
     """As after a downgrade of the operator: progress is only shown, the rest of the status counts."""
-    await world.apply()
+    await world.create_finetunejob()
     progress = {"stage": "Teleporting", "lastUpdateTime": "2026-11-23T08:00:00Z"}
     stored_status = {"status": {"attempts": 2, "progress": progress}}
     await world.call("PATCH", world.path("finetunejobs", "bot", "status"), stored_status)
-    async with world.operator():
-        status = await world.reason("JobCreated")
+    async with world.run_operator():
+        status = await world.wait_for_reason("JobCreated")
     assert status["attempts"] == 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from tests.operator.bodies import NOW, ended_state, job_body, pod_body, stored
+from tests.operator.bodies import NOW, build_finetunejob, build_job, build_pod, build_terminated_state
 
 from finetune_operator.controller import progress_poller
 from finetune_operator.kube.cache import InformerCache
@@ -18,43 +18,45 @@ from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.proxies import Trainer
+    from tests.operator.proxies import FakeTrainer
 
 Body = dict[str, Any]
 GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
 RUNNING = {"running": {"startedAt": NOW}}
-HEARD = 16
+HONEST_RUNS = 16
 HONEST, SILENT = "127.0.0.1", "127.0.0.2"
 
 
-def _owned_by(uid: str, body: Body, namespace: str, name: str, label: str = "bot") -> Body:
+def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bot") -> Body:
     kind = "pod" if "containerStatuses" in body["status"] else "job"
-    named = {"namespace": namespace, "name": name, "uid": f"{kind}-{namespace}-{name}"}
+    identity = {"namespace": namespace, "name": name, "uid": f"{kind}-{namespace}-{name}"}
     owner = [{"uid": uid, "controller": True}]
     labels = {"finetune.dev/job": label}
-    return {**body, "metadata": {**body["metadata"], **named, "ownerReferences": owner, "labels": labels}}
+    return {**body, "metadata": {**body["metadata"], **identity, "ownerReferences": owner, "labels": labels}}
 
 
-def _run(store: InformerCache, namespace: str, name: str, address: str, **condition: Any) -> None:
+def _store_run(store: InformerCache, namespace: str, name: str, address: str, **condition: Any) -> None:
     """A FineTuneJob, its Job, and the Job's pod."""
-    body = stored(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
+    body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
     status = {"conditions": [condition]} if condition else {}
     store.finetunejobs.update((namespace, name), {**body, "status": status})
-    job = _owned_by(f"ftj-{namespace}-{name}", job_body(active=1), namespace, name, name)
+    job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
     store.jobs.update((namespace, name), job)
-    running = pod_body(name, RUNNING, "Running", podIP=address)
-    pod = _owned_by(job["metadata"]["uid"], running, namespace, name, name)
+    running_pod = build_pod(name, RUNNING, "Running", podIP=address)
+    pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
     store.pods.update((namespace, name), pod)
 
 
-def _pod(store: InformerCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING) -> None:
+def _store_pod(
+    store: InformerCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
+) -> None:
     """One more with the label of the run `bot`."""
-    pod = pod_body(name, state, "Running", podIP=HONEST, created=created)
-    store.pods.update(("team", "bot"), _owned_by(owner, pod, "team", name))
+    pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
+    store.pods.update(("team", "bot"), _set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
-def operator(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     """Trainers at one address answer, those at another take connections and say nothing."""
     trainer.answer = GOOD
     monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
@@ -62,49 +64,49 @@ def operator(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mana
         yield Manager(Settings())
 
 
-def _its_jobs_newest(store: InformerCache) -> None:
-    _run(store, "team", "bot", SILENT)
-    _pod(store, "job-team-bot", created="2026-11-23T09:00:00Z")
+def _store_newest_pod_of_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z")
 
 
-def _no_finetunejob(store: InformerCache) -> None:
-    _pod(store, "job-team-bot")
+def _store_pod_without_finetunejob(store: InformerCache) -> None:
+    _store_pod(store, "job-team-bot")
 
 
-def _somebody_elses_job(store: InformerCache) -> None:
-    _run(store, "team", "bot", SILENT)
-    job = _owned_by("ftj-team-other", job_body(active=1), "team", "mine")
+def _store_pod_of_foreign_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
     store.jobs.update(("team", "bot"), job)
-    _pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
+    _store_pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
 
 
-def _no_job(store: InformerCache) -> None:
-    _run(store, "team", "bot", SILENT)
-    _pod(store, "nobody", created="2026-11-23T09:00:00Z")
+def _store_pod_without_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    _store_pod(store, "nobody", created="2026-11-23T09:00:00Z")
 
 
-def _an_end(store: InformerCache) -> None:
-    _run(store, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
+def _store_finished_run(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
 
 
-def _an_earlier_pod(store: InformerCache) -> None:
-    _run(store, "team", "bot", HONEST)
-    _pod(store, "job-team-bot", created="2026-11-23T09:00:00Z", state=ended_state(1))
+def _store_run_with_newer_ended_pod(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", HONEST)
+    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
 
 
 # what is there beside, or instead of, a silent run; and whether an answer is heard
-ASKED: dict[str, tuple[Callable[[InformerCache], None], bool]] = {
-    "its Job's newest pod": (_its_jobs_newest, True),
-    "a pod without a FineTuneJob": (_no_finetunejob, False),
-    "a pod of a Job that another made": (_somebody_elses_job, False),
-    "a pod of no Job": (_no_job, False),
-    "a pod of a run that has ended": (_an_end, False),
-    "a pod before the last": (_an_earlier_pod, False),
+POLL_CASES: dict[str, tuple[Callable[[InformerCache], None], bool]] = {
+    "its Job's newest pod": (_store_newest_pod_of_job, True),
+    "a pod without a FineTuneJob": (_store_pod_without_finetunejob, False),
+    "a pod of a Job that another made": (_store_pod_of_foreign_job, False),
+    "a pod of no Job": (_store_pod_without_job, False),
+    "a pod of a run that has ended": (_store_finished_run, False),
+    "a pod before the last": (_store_run_with_newer_ended_pod, False),
 }
 
 
-@pytest.mark.parametrize(("put", "heard"), ASKED.values(), ids=ASKED)
-async def test_only_pods_that_our_own_jobs_made_are_asked(
+@pytest.mark.parametrize(("put", "heard"), POLL_CASES.values(), ids=POLL_CASES)
+async def test_poll_only_newest_pod_of_own_job_is_polled(
     operator: Manager, monkeypatch: pytest.MonkeyPatch, put: Callable[[InformerCache], None], heard: bool
 ) -> None:
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.5)
@@ -118,8 +120,8 @@ FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connection
 
 
 @pytest.mark.parametrize(("namespaces", "each"), FLOODS.values(), ids=FLOODS)
-async def test_the_silence_of_others_costs_nobody_an_answer(
-    operator: Manager, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
+async def test_poll_silent_namespaces_leave_time_for_others(
+    operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
 ) -> None:
     async def take_half_of_the_time(_: web.Request) -> web.Response:
         await asyncio.sleep(0.5)
@@ -130,34 +132,32 @@ async def test_the_silence_of_others_costs_nobody_an_answer(
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * each):
-        _run(operator.cache, f"evil-{number % namespaces}", f"bot-{number}", SILENT)
-    for number in range(HEARD):
-        _run(operator.cache, "team", f"bot-{number}", HONEST)
-    began = time.monotonic()
+        _store_run(operator.cache, f"evil-{number % namespaces}", f"bot-{number}", SILENT)
+    for number in range(HONEST_RUNS):
+        _store_run(operator.cache, "team", f"bot-{number}", HONEST)
+    started = time.monotonic()
     await operator.workers.poll_progress()
-    assert time.monotonic() - began < progress_poller.POLL_TIMEOUT + 2
-    assert set(operator.cache.reported_progress) == {("team", f"bot-{number}") for number in range(HEARD)}
+    assert time.monotonic() - started < progress_poller.POLL_TIMEOUT + 2
+    assert set(operator.cache.reported_progress) == {("team", f"bot-{number}") for number in range(HONEST_RUNS)}
 
 
-async def test_those_that_answer_are_heard_at_once(operator: Manager) -> None:
+async def test_poll_answering_trainer_is_read_before_round_ends(operator: Manager) -> None:
     for number in range(300):
-        _run(operator.cache, "evil", f"bot-{number}", SILENT)
-    _run(operator.cache, "team", "bot", HONEST)
-    began, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll_progress())
+        _store_run(operator.cache, "evil", f"bot-{number}", SILENT)
+    _store_run(operator.cache, "team", "bot", HONEST)
+    started, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll_progress())
     while not operator.cache.reported_progress:
-        assert time.monotonic() - began < progress_poller.REQUEST_TIMEOUT, "it had to wait for the others"
+        assert time.monotonic() - started < progress_poller.REQUEST_TIMEOUT, "it had to wait for the others"
         await asyncio.sleep(0.02)
     round_.cancel()
 
 
-async def test_of_a_silent_namespace_not_always_the_same_are_left_out(
-    operator: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_poll_silent_namespace_rotates_polled_pods(operator: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.2)
     monkeypatch.setattr(progress_poller, "POLL_TIMEOUT", 0.3)
     for number in range(200):
-        _run(operator.cache, "team", f"bot-{number:03}", SILENT)
-    _run(operator.cache, "team", "last", HONEST)
+        _store_run(operator.cache, "team", f"bot-{number:03}", SILENT)
+    _store_run(operator.cache, "team", "last", HONEST)
     for _ in range(40):
         await operator.workers.poll_progress()
         if operator.cache.reported_progress:

@@ -15,22 +15,22 @@ from finetune_operator.controller import progress_poller
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
-    from tests.operator.proxies import Trainer
+    from tests.operator.bodies import Builders
+    from tests.operator.proxies import FakeTrainer
 
 GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
 
 
-async def _fetch(trainer: Trainer, path: str = "/progress") -> Progress | None:
+async def _fetch(trainer: FakeTrainer, path: str = "/progress") -> Progress | None:
     async with progress_poller.create_session() as client:
         return await progress_poller.fetch_progress(client, URL(f"http://127.0.0.1:{trainer.port}{path}"))
 
 
-async def test_progress_is_read(trainer: Trainer) -> None:
+async def test_fetch_valid_progress_is_parsed(trainer: FakeTrainer) -> None:
     trainer.answer = {**GOOD, "inventedByANewerTrainer": 1}
-    found = await _fetch(trainer)
-    assert found
-    assert found.to_json() == GOOD
+    progress_read = await _fetch(trainer)
+    assert progress_read
+    assert progress_read.to_json() == GOOD
 
 
 GARBAGE = {
@@ -46,7 +46,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_is_no_progress(trainer: Trainer, body: bytes) -> None:
+async def test_fetch_invalid_body_returns_none(trainer: FakeTrainer, body: bytes) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(body=body, content_type="application/json")
 
@@ -54,21 +54,21 @@ async def test_garbage_is_no_progress(trainer: Trainer, body: bytes) -> None:
     assert await _fetch(trainer) is None
 
 
-async def test_a_redirect_is_not_followed(trainer: Trainer) -> None:
-    asked = []
+async def test_fetch_redirect_is_not_followed(trainer: FakeTrainer) -> None:
+    paths = []
 
     async def handle(request: web.Request) -> web.Response:
-        asked.append(request.path)
+        paths.append(request.path)
         if request.path == "/elsewhere":
             return web.json_response(GOOD)
         raise web.HTTPFound("/elsewhere")
 
     trainer.handler = handle
     assert await _fetch(trainer) is None
-    assert asked == ["/progress"]
+    assert paths == ["/progress"]
 
 
-async def test_an_error_is_no_progress(trainer: Trainer) -> None:
+async def test_fetch_error_status_returns_none(trainer: FakeTrainer) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.json_response(GOOD, status=500)
 
@@ -76,7 +76,7 @@ async def test_an_error_is_no_progress(trainer: Trainer) -> None:
     assert await _fetch(trainer) is None
 
 
-async def test_endless_is_cut(trainer: Trainer) -> None:
+async def test_fetch_endless_body_returns_none(trainer: FakeTrainer) -> None:
     async def handle(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -88,7 +88,9 @@ async def test_endless_is_cut(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("headers_first", [False, True])
-async def test_slow_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, headers_first: bool) -> None:
+async def test_fetch_slow_answer_times_out(
+    trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, headers_first: bool
+) -> None:
     async def handle(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         if headers_first:
@@ -103,7 +105,7 @@ async def test_slow_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - start < 3
 
 
-async def test_nobody_there_is_no_progress(trainer: Trainer) -> None:
+async def test_fetch_connection_refused_returns_none(trainer: FakeTrainer) -> None:
     async with progress_poller.create_session() as client:
         assert await progress_poller.fetch_progress(client, URL("http://127.0.0.1:1/progress")) is None
 
@@ -116,18 +118,18 @@ async def test_nobody_there_is_no_progress(trainer: Trainer) -> None:
         ({}, None),
     ],
 )
-def test_the_address_is_the_api_servers_word(build: type[Build], pod: dict[str, Any], url: str | None) -> None:
-    found = progress_poller.build_progress_url(build.pod(**pod))
-    assert (str(found) if found else None) == url
+def test_address_is_built_from_pod_ip(build: type[Builders], pod: dict[str, Any], url: str | None) -> None:
+    address = progress_poller.build_progress_url(build.pod(**pod))
+    assert (str(address) if address else None) == url
 
 
-def test_a_pod_on_its_nodes_network_is_not_asked(build: type[Build]) -> None:
+def test_address_pod_on_host_network_is_none(build: type[Builders]) -> None:
     pod = build.pod(podIP="10.0.0.7")
     pod["spec"]["hostNetwork"] = True
     assert progress_poller.build_progress_url(pod) is None
 
 
-def test_only_numbers_count_as_a_difference() -> None:
+def test_differs_ignores_last_update_time() -> None:
     old = Progress.model_validate(GOOD)
     assert progress_poller.has_changed(old, None)
     assert not progress_poller.has_changed(old.model_copy(update={"last_update_time": "later"}), old)

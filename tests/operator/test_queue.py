@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.operator.world import World
+    from tests.operator.world import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
 
@@ -19,7 +19,7 @@ GROUP = "kueue.x-k8s.io"
 LABELS = {f"{GROUP}/queue-name": "gpus", f"{GROUP}/priority-class": "low"}
 READ_WORKLOADS = {"apiGroups": [GROUP], "resources": ["workloads"], "verbs": ["list"]}
 STARTED, STARTED_AGAIN = "2026-11-23T08:00:05Z", "2026-11-23T09:00:05Z"
-FULL = {
+QUOTA_PENDING = {
     "type": "QuotaReserved", "status": "False", "reason": "WaitingForQuota",
     "message": "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu, 1 more needed",
 }  # fmt: skip
@@ -36,7 +36,7 @@ FLAVOR = {
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 
 
-def _workload_crd(version: str) -> Body:
+def _build_workload_crd(version: str) -> Body:
     """As much of Kueue's CRD as is read here."""
     open_object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     schema = {"type": "object", "properties": {"spec": open_object, "status": open_object}}
@@ -56,7 +56,7 @@ def _workload_crd(version: str) -> Body:
     }
 
 
-def _webhook() -> list[tuple[str, Body]]:
+def _build_mutating_policy() -> list[tuple[str, Body]]:
     """What Kueue's webhook does to a Job with a queue: it is created suspended."""
     rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
     condition = f"has(object.metadata.labels) && '{GROUP}/queue-name' in object.metadata.labels"
@@ -74,27 +74,27 @@ def _webhook() -> list[tuple[str, Body]]:
     ]
 
 
-class Kueue:
+class FakeKueue:
     """The stand-in."""
 
-    def __init__(self, world: World, version: str) -> None:
+    def __init__(self, world: NamespaceHarness, version: str) -> None:
         self.world = world
         self.version = version
 
     async def install(self) -> None:
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        await self.world.call("POST", crds, _workload_crd(self.version))
-        for plural, body in _webhook():
+        await self.world.call("POST", crds, _build_workload_crd(self.version))
+        for plural, body in _build_mutating_policy():
             await self.world.call("POST", f"{ADMISSION}/{plural}", body)
-        await self.world.until(self._is_ready)
+        await self.world.wait_until(self._is_ready)
 
     async def remove(self) -> None:
         crd = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/workloads.{GROUP}"
         await self.world.call("DELETE", crd)
-        for plural, body in reversed(_webhook()):
+        for plural, body in reversed(_build_mutating_policy()):
             await self.world.call("DELETE", f"{ADMISSION}/{plural}/{body['metadata']['name']}")
-        await self.world.until(lambda: self._is_gone(crd))
-        await self.world.until(self._lets_go)  # the API server learns of a removed policy a moment later
+        await self.world.wait_until(lambda: self._is_gone(crd))
+        await self.world.wait_until(self._is_webhook_gone)  # the API server learns of a removed policy a moment later
 
     async def _is_gone(self, path: str) -> bool:
         try:
@@ -104,42 +104,42 @@ class Kueue:
         return False
 
     async def _is_ready(self) -> bool:
-        await self.world.call("GET", self._workloads())
-        return await self._suspends()
+        await self.world.call("GET", self._workloads_path())
+        return await self._is_job_suspended_on_create()
 
-    async def _lets_go(self) -> bool:
-        return not await self._suspends()
+    async def _is_webhook_gone(self) -> bool:
+        return not await self._is_job_suspended_on_create()
 
-    async def _suspends(self) -> bool:
+    async def _is_job_suspended_on_create(self) -> bool:
         container = {"name": "c", "image": "x"}
         spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
         probe = {"metadata": {"name": "probe", "labels": LABELS}, "spec": spec}
-        made = await self.world.call("POST", f"{self.world.path('jobs')}?dryRun=All", probe)
-        return bool(made["spec"].get("suspend"))
+        created = await self.world.call("POST", f"{self.world.path('jobs')}?dryRun=All", probe)
+        return bool(created["spec"].get("suspend"))
 
-    def _workloads(self) -> str:
+    def _workloads_path(self) -> str:
         return f"/apis/{GROUP}/{self.version}/namespaces/{self.world.namespace}/workloads"
 
-    async def says(self, *conditions: Body) -> None:
+    async def report_conditions(self, *conditions: Body) -> None:
         """Make the Job's Workload, if it is not there, and report these conditions alone."""
-        job = await self.world.until(lambda: self.world.get("jobs"))
+        job = await self.world.wait_until(lambda: self.world.get("jobs"))
         meta = {"name": "job-bot", "labels": {f"{GROUP}/job-uid": job["metadata"]["uid"]}}
         with suppress(AssertionError):
             body = {"apiVersion": f"{GROUP}/{self.version}", "kind": "Workload", "metadata": meta}
-            await self.world.call("POST", self._workloads(), body)
-        status = {"conditions": [{**each, "lastTransitionTime": STARTED} for each in conditions]}
-        await self.world.call("PATCH", f"{self._workloads()}/job-bot/status", {"status": status})
+            await self.world.call("POST", self._workloads_path(), body)
+        status = {"conditions": [{**condition, "lastTransitionTime": STARTED} for condition in conditions]}
+        await self.world.call("PATCH", f"{self._workloads_path()}/job-bot/status", {"status": status})
 
     async def admit(self) -> Body:
         """The Job as Kueue lets it go on: unsuspended and bound to the flavor, in one patch."""
-        await self.says(RESERVED, ADMITTED)
+        await self.report_conditions(RESERVED, ADMITTED)
         labels = {"kueue.x-k8s.io/podset": "main"}
         template = {"metadata": {"labels": labels}, "spec": FLAVOR}
         return await self._patch_job({"spec": {"suspend": False, "template": template}})
 
     async def evict(self) -> Body:
         """Three patches, as Kueue makes them; the Job controller's part, which ends the pods, is the test's."""
-        await self.says(EVICTED, RESERVED, ADMITTED)
+        await self.report_conditions(EVICTED, RESERVED, ADMITTED)
         stopping = {"kueue.x-k8s.io/stopping": "true"}
         await self._patch_job({"metadata": {"annotations": stopping}, "spec": {"suspend": True}})
         await self.world.call("PATCH", self.world.path("jobs", "bot", "status"), {"status": {"startTime": None}})
@@ -154,94 +154,102 @@ class Kueue:
 
 
 @pytest.fixture(params=["v1beta2", "v1beta1"])
-async def kueue(world: World, request: pytest.FixtureRequest) -> AsyncIterator[Kueue]:
+async def kueue(world: NamespaceHarness, request: pytest.FixtureRequest) -> AsyncIterator[FakeKueue]:
     """See `Kueue`; of an older release too."""
-    stand_in = Kueue(world, request.param)
+    stand_in = FakeKueue(world, request.param)
     await stand_in.install()
     yield stand_in
     await stand_in.remove()
 
 
-async def _message(world: World, *words: str) -> Body | None:
+async def _get_condition_with_words(world: NamespaceHarness, *words: str) -> Body | None:
     status = (await world.get("finetunejobs")).get("status", {})
-    running = next((each for each in status.get("conditions", []) if each["type"] == "Running"), {"message": ""})
-    return running if all(each in running["message"] for each in words) else None
+    running = next(
+        (condition for condition in status.get("conditions", []) if condition["type"] == "Running"), {"message": ""}
+    )
+    return running if all(word in running["message"] for word in words) else None
 
 
-def _ended(code: int, message: str) -> Body:
+def _terminated_state(code: int, message: str) -> Body:
     return {"terminated": {"exitCode": code, "message": message, "startedAt": STARTED, "finishedAt": STARTED}}
 
 
-async def test_from_the_queue_through_a_preemption_to_the_end(world: World, kueue: Kueue) -> None:
-    await world.allow([READ_WORKLOADS], "kueue")
-    async with world.operator() as operator:
-        await world.apply(labels=LABELS)
-        await kueue.says(FULL)
-        condition = await world.until(lambda: _message(world, "WaitingForQuota: ", FULL["message"]))
+async def test_kueue_run_queued_preempted_and_completed(world: NamespaceHarness, kueue: FakeKueue) -> None:
+    await world.grant_role([READ_WORKLOADS], "kueue")
+    async with world.run_operator() as operator:
+        await world.create_finetunejob(labels=LABELS)
+        await kueue.report_conditions(QUOTA_PENDING)
+        condition = await world.wait_until(
+            lambda: _get_condition_with_words(world, "WaitingForQuota: ", QUOTA_PENDING["message"])
+        )
         assert (condition["status"], condition["reason"]) == ("False", "Queued")
         assert {**LABELS}.items() <= (await world.get("jobs"))["metadata"]["labels"].items()
 
         admitted = await kueue.admit()
-        await world.pod()
-        await world.kubelet({"running": {"startedAt": STARTED}})
-        await world.reason("PodRunning")
+        await world.create_pod()
+        await world.report_container_state({"running": {"startedAt": STARTED}})
+        await world.wait_for_reason("PodRunning")
 
         stopped = await kueue.evict()
-        await world.kubelet(_ended(143, '{"reason": "Preempted", "message": "saved step 8"}'), "Failed")
-        condition = await world.until(lambda: _message(world, EVICTED["message"]))
+        await world.report_container_state(
+            _terminated_state(143, '{"reason": "Preempted", "message": "saved step 8"}'), "Failed"
+        )
+        condition = await world.wait_until(lambda: _get_condition_with_words(world, EVICTED["message"]))
         assert condition["reason"] == "Queued"
-        await kueue.says(EVICTED, FULL)
+        await kueue.report_conditions(EVICTED, QUOTA_PENDING)
         await operator.resync()
-        await world.until(lambda: _message(world, EVICTED["message"], FULL["message"]))
+        await world.wait_until(lambda: _get_condition_with_words(world, EVICTED["message"], QUOTA_PENDING["message"]))
         assert await world.get("jobs") == stopped
 
-        again = await kueue.admit()
-        await world.pod(index=2)
-        await world.kubelet({"running": {"startedAt": STARTED_AGAIN}}, name="bot-2")
-        assert (await world.reason("PodRunning"))["attempts"] == 2
+        readmitted = await kueue.admit()
+        await world.create_pod(index=2)
+        await world.report_container_state({"running": {"startedAt": STARTED_AGAIN}}, name="bot-2")
+        assert (await world.wait_for_reason("PodRunning"))["attempts"] == 2
         await operator.resync()
         await asyncio.sleep(0.5)
-        assert await world.get("jobs") == again
-        assert again["spec"] == admitted["spec"]
+        assert await world.get("jobs") == readmitted
+        assert readmitted["spec"] == admitted["spec"]
 
-        await world.kubelet(_ended(0, '{"reason": "Completed", "message": "done"}'), "Succeeded", "bot-2")
-        await world.job_ends("Complete")
-        await world.reason("Completed")
-    assert [each for each in world.proxy.writes() if each[1].endswith(("/jobs", "/jobs/bot"))] == [
+        await world.report_container_state(
+            _terminated_state(0, '{"reason": "Completed", "message": "done"}'), "Succeeded", "bot-2"
+        )
+        await world.report_job_end("Complete")
+        await world.wait_for_reason("Completed")
+    assert [write for write in world.proxy.list_writes() if write[1].endswith(("/jobs", "/jobs/bot"))] == [
         ("POST", world.path("jobs"))
     ]
 
 
-async def test_without_the_right_to_look_it_is_queued_all_the_same(world: World, kueue: Kueue) -> None:
-    async with world.operator():
-        await world.apply(labels=LABELS)
-        await kueue.says(FULL)
-        await world.reason("Queued")
+async def test_kueue_workloads_not_readable_run_is_queued(world: NamespaceHarness, kueue: FakeKueue) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(labels=LABELS)
+        await kueue.report_conditions(QUOTA_PENDING)
+        await world.wait_for_reason("Queued")
         await kueue.admit()
-        await world.reason("JobCreated")
+        await world.wait_for_reason("JobCreated")
 
 
-async def test_without_kueue_a_queued_run_waits(world: World) -> None:
-    await world.allow([READ_WORKLOADS], "kueue")
-    async with world.operator():
-        await world.apply(labels=LABELS)
-        await world.reason("JobCreated")
+async def test_kueue_not_installed_suspended_job_is_queued(world: NamespaceHarness) -> None:
+    await world.grant_role([READ_WORKLOADS], "kueue")
+    async with world.run_operator():
+        await world.create_finetunejob(labels=LABELS)
+        await world.wait_for_reason("JobCreated")
         await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"suspend": True}})
-        await world.reason("Queued")
+        await world.wait_for_reason("Queued")
 
 
-async def test_a_suspended_run_leaves_its_queue_and_enters_it_again(world: World, kueue: Kueue) -> None:
+async def test_kueue_suspended_run_leaves_and_reenters_queue(world: NamespaceHarness, kueue: FakeKueue) -> None:
     """A Job whose FineTuneJob is suspended is deleted: Kueue would only let it go on again."""
-    async with world.operator():
-        await world.apply(labels=LABELS)
-        await world.reason("Queued")
+    async with world.run_operator():
+        await world.create_finetunejob(labels=LABELS)
+        await world.wait_for_reason("Queued")
         first = await world.get("jobs")
-        await world.change({"suspend": True})
-        await world.reason("Suspending")
-        await world.collect()
-        await world.reason("Suspended")
-        await world.change({"suspend": False})
-        await world.reason("Queued")
-        again = await world.get("jobs")
-    assert again["metadata"]["uid"] != first["metadata"]["uid"]
-    assert again["spec"]["suspend"] is True
+        await world.patch_spec({"suspend": True})
+        await world.wait_for_reason("Suspending")
+        await world.finish_job_deletion()
+        await world.wait_for_reason("Suspended")
+        await world.patch_spec({"suspend": False})
+        await world.wait_for_reason("Queued")
+        second = await world.get("jobs")
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert second["spec"]["suspend"] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.world import Refused
+from tests.operator.world import RequestRejected
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.api.compute import is_reserved_key
@@ -13,8 +13,8 @@ from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
-    from tests.operator.world import World
+    from tests.operator.bodies import Builders
+    from tests.operator.world import NamespaceHarness
 
 Body = dict[str, Any]
 
@@ -49,25 +49,28 @@ RESERVED: dict[str, bool] = {
 
 
 @pytest.mark.parametrize(("key", "reserved"), RESERVED.items(), ids=RESERVED)
-def test_which_keys_are_reserved(key: str, reserved: bool) -> None:
+def test_is_reserved_key_by_domain(key: str, reserved: bool) -> None:
     assert is_reserved_key(key) == reserved
 
 
-def _job(build: type[Build], spec: Body, **meta: Any) -> Body:
-    return build_job(FineTuneJob.model_validate(build.stored(spec=spec, **meta)), Settings())
+def _build_job(build: type[Builders], spec: Body, **meta: Any) -> Body:
+    return build_job(FineTuneJob.model_validate(build.finetunejob(spec=spec, **meta)), Settings())
 
 
-def test_queue_and_priority_go_to_the_job_and_other_labels_do_not(build: type[Build]) -> None:
-    asked = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "urgent"}
-    others = {
+def test_job_labels_take_only_kueue_queue_and_priority(build: type[Builders]) -> None:
+    kueue_labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "urgent"}
+    other_labels = {
         "kueue.x-k8s.io/prebuilt-workload-name": "somebody-elses", "kueue.x-k8s.io/multikueue-origin": "x",
         "kueue.x-k8s.io/managed": "false", "team": "nlp", "finetune.dev/job": "other",
     }  # fmt: skip
-    ours = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
-    assert _job(build, {}, labels=asked | others)["metadata"]["labels"] == asked | ours
+    operator_labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
+    assert (
+        _build_job(build, {}, labels=kueue_labels | other_labels)["metadata"]["labels"]
+        == kueue_labels | operator_labels
+    )
 
 
-def test_users_labels_and_annotations_never_override_ours(build: type[Build]) -> None:
+def test_pod_metadata_user_keys_never_override_operator_keys(build: type[Builders]) -> None:
     labels = {"finetune.dev/job": "x", "finetune.dev/y": "x", "app.kubernetes.io/managed-by": "x", "job-name": "x"}
     annotations = {
         "container.apparmor.security.beta.kubernetes.io/trainer": "unconfined",
@@ -77,16 +80,16 @@ def test_users_labels_and_annotations_never_override_ours(build: type[Build]) ->
         "podLabels": {**labels, "batch.kubernetes.io/job-name": "x", "team": "nlp"},
         "podAnnotations": annotations,
     }
-    meta = _job(build, {"compute": compute})["spec"]["template"]["metadata"]
-    ours = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
-    assert meta["labels"] == {"team": "nlp", **ours}
+    meta = _build_job(build, {"compute": compute})["spec"]["template"]["metadata"]
+    operator_labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "bot"}
+    assert meta["labels"] == {"team": "nlp", **operator_labels}
     assert meta["annotations"] == {"sidecar.istio.io/inject": "false"}
 
 
-async def _is_taken(world: World, field: str, key: str) -> bool:
+async def _is_accepted(world: NamespaceHarness, field: str, key: str) -> bool:
     try:
-        await world.apply(spec={"compute": {field: {key: "x"}}})
-    except Refused:
+        await world.create_finetunejob(spec={"compute": {field: {key: "x"}}})
+    except RequestRejected:
         return False
     await world.delete("finetunejobs")
     return True
@@ -94,5 +97,5 @@ async def _is_taken(world: World, field: str, key: str) -> bool:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("field", ["podLabels", "podAnnotations"])
-async def test_the_api_server_refuses_the_same(world: World, field: str) -> None:
-    assert {key: not await _is_taken(world, field, key) for key in RESERVED} == RESERVED
+async def test_api_server_rejects_same_reserved_keys(world: NamespaceHarness, field: str) -> None:
+    assert {key: not await _is_accepted(world, field, key) for key in RESERVED} == RESERVED

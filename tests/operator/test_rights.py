@@ -6,26 +6,26 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.world import LEASE, RULES, lease_rules
+from tests.operator.world import LEASE_NAME, OPERATOR_RULES, build_lease_rules
 
 from finetune_operator.kube.client import WORKLOADS
 
 if TYPE_CHECKING:
-    from tests.operator.world import World
+    from tests.operator.world import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
 
 # Asked for by admission where a Job names its owner, so no request of the operator's own shows it.
-BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
+CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
 # The chart adds this right with `kueue.enabled`.
 KUEUE = {("list", WORKLOADS[0].api_path.split("/")[2], "workloads")}
 
 
-def _ago(seconds: float) -> str:
+def _seconds_ago(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _rights(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+def _flatten_rules(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
     return {
         (verb, group, resource)
         for rule in rules
@@ -35,49 +35,52 @@ def _rights(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
     }
 
 
-async def test_every_right_is_used_and_none_is_missing(world: World) -> None:
+async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarness) -> None:
     """Lives that take every turn. What they ask for without a right the real API server refuses."""
-    async with world.operator():
-        await _slow_start_and_suspension(world)
-        await _several_nodes_and_an_end(world)
-        await _queued(world)
-    assert world.proxy.rights - KUEUE == _rights([*RULES, *lease_rules(LEASE)]) - BY_ADMISSION
+    async with world.run_operator():
+        await _play_slow_start_and_suspension(world)
+        await _play_multi_node_run(world)
+        await _play_queued_run(world)
+    assert (
+        world.proxy.permissions - KUEUE
+        == _flatten_rules([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)]) - CHECKED_BY_ADMISSION
+    )
 
 
-async def _slow_start_and_suspension(world: World) -> None:
+async def _play_slow_start_and_suspension(world: NamespaceHarness) -> None:
     """A pod that does not start is asked about; the Job is deleted."""
-    world.proxy.fail("POST", "/jobs", 409, late=True)  # so that it is read
-    await world.apply("slow")
-    await world.pod("slow")
-    await world.kubelet({"waiting": {"reason": "ContainerCreating"}}, "Pending", "slow-1")
-    await world.until(lambda: _was_asked_for(world, "list", "events"))
-    await world.change({"suspend": True}, "slow")
-    await world.reason("Suspending", "slow")
-    await world.collect("slow")
-    await world.reason("Suspended", "slow")
+    world.proxy.fail_next("POST", "/jobs", 409, after_effect=True)  # so that it is read
+    await world.create_finetunejob("slow")
+    await world.create_pod("slow")
+    await world.report_container_state({"waiting": {"reason": "ContainerCreating"}}, "Pending", "slow-1")
+    await world.wait_until(lambda: _was_permission_used(world, "list", "events"))
+    await world.patch_spec({"suspend": True}, "slow")
+    await world.wait_for_reason("Suspending", "slow")
+    await world.finish_job_deletion("slow")
+    await world.wait_for_reason("Suspended", "slow")
 
 
-async def _several_nodes_and_an_end(world: World) -> None:
+async def _play_multi_node_run(world: NamespaceHarness) -> None:
     """Pods that meet, a deadline that is kept, an end that is seen before the pod's, and a time to live."""
-    world.proxy.fail("POST", "/services", 409, late=True)
-    await world.apply("nodes", {"compute": {"nodes": 2}, "activeDeadlineSeconds": 600})
-    await world.pod("nodes")
-    await world.job_starts(_ago(20), "nodes")
-    await world.kubelet({"running": {"startedAt": _ago(10)}}, name="nodes-1")
-    await world.reason("PodRunning", "nodes")
-    await world.until(lambda: _was_asked_for(world, "patch", "jobs"))
-    await world.job_ends("Failed", "BackoffLimitExceeded", "nodes", _ago(0))
-    await world.reason("BackoffLimitExceeded", "nodes")
-    await world.change({"ttlSecondsAfterFinished": 0}, "nodes")
-    await world.until(lambda: _was_asked_for(world, "delete", "finetunejobs"))
+    world.proxy.fail_next("POST", "/services", 409, after_effect=True)
+    await world.create_finetunejob("nodes", {"compute": {"nodes": 2}, "activeDeadlineSeconds": 600})
+    await world.create_pod("nodes")
+    await world.report_job_start(_seconds_ago(20), "nodes")
+    await world.report_container_state({"running": {"startedAt": _seconds_ago(10)}}, name="nodes-1")
+    await world.wait_for_reason("PodRunning", "nodes")
+    await world.wait_until(lambda: _was_permission_used(world, "patch", "jobs"))
+    await world.report_job_end("Failed", "BackoffLimitExceeded", "nodes", _seconds_ago(0))
+    await world.wait_for_reason("BackoffLimitExceeded", "nodes")
+    await world.patch_spec({"ttlSecondsAfterFinished": 0}, "nodes")
+    await world.wait_until(lambda: _was_permission_used(world, "delete", "finetunejobs"))
 
 
-async def _queued(world: World) -> None:
-    await world.apply("queued", labels={"kueue.x-k8s.io/queue-name": "gpus"})
-    await world.until(lambda: world.get("jobs", "queued"))
+async def _play_queued_run(world: NamespaceHarness) -> None:
+    await world.create_finetunejob("queued", labels={"kueue.x-k8s.io/queue-name": "gpus"})
+    await world.wait_until(lambda: world.get("jobs", "queued"))
     await world.call("PATCH", world.path("jobs", "queued"), {"spec": {"suspend": True}})
-    await world.reason("Queued", "queued")
+    await world.wait_for_reason("Queued", "queued")
 
 
-async def _was_asked_for(world: World, verb: str, resource: str) -> bool:
-    return any((verb, resource) == (right[0], right[2]) for right in world.proxy.rights)
+async def _was_permission_used(world: NamespaceHarness, verb: str, resource: str) -> bool:
+    return any((verb, resource) == (permission[0], permission[2]) for permission in world.proxy.permissions)

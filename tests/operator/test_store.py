@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.kube.cache import InformerCache
 
 if TYPE_CHECKING:
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 KEY = ("team", "bot")
 LABEL = {"finetune.dev/job": "bot"}
@@ -25,8 +25,8 @@ JOBS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
-def test_the_job_that_a_finetunejob_made(build: type[Build], changes: dict[str, Any], own: bool) -> None:
+def test_cache_job_is_found_only_by_owner_uid(build: type[Builders], changes: dict[str, Any], own: bool) -> None:
     store, job = InformerCache(), build.job()
     meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
     store.jobs.update(KEY, {**job, "metadata": meta})
-    assert (store.get_job(build.stored()) is not None) == own
+    assert (store.get_job(build.finetunejob()) is not None) == own

@@ -13,7 +13,7 @@ from finetune_operator.kube import transport
 from finetune_operator.kube.transport import ApiError, Transport
 
 
-class Access:
+class RotatingTokenLogin:
     """A service account whose token is replaced now and then."""
 
     def __init__(self, server: str) -> None:
@@ -28,11 +28,11 @@ class Access:
 
 
 @asynccontextmanager
-async def _opened(answer: Callable[[], web.Response]) -> AsyncIterator[tuple[Transport, list[web.Request]]]:
-    asked: list[web.Request] = []
+async def _open_transport(answer: Callable[[], web.Response]) -> AsyncIterator[tuple[Transport, list[web.Request]]]:
+    requests: list[web.Request] = []
 
     async def handle(request: web.Request) -> web.Response:
-        asked.append(request)
+        requests.append(request)
         return answer()
 
     app = web.Application()
@@ -41,32 +41,32 @@ async def _opened(answer: Callable[[], web.Response]) -> AsyncIterator[tuple[Tra
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    access = Access(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-    opened = Transport(5)
-    opened.open(lambda: access)
+    access = RotatingTokenLogin(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+    client = Transport(5)
+    client.open(lambda: access)
     try:
-        yield opened, asked
+        yield client, requests
     finally:
-        await opened.close()
+        await client.close()
         await runner.cleanup()
 
 
 PATH = "/api/v1/namespaces/team/pods"
 
 
-async def test_the_token_is_read_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with _opened(lambda: web.json_response({"items": []})) as (opened, asked):
+async def test_transport_token_expired_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport(lambda: web.json_response({"items": []})) as (client, requests):
         for seconds in (60.0, 60.0, 0.0):
             monkeypatch.setattr(transport, "_TOKEN_REFRESH_SECONDS", seconds)
-            await opened.call("GET", PATH)
-    tokens = [each.headers["Authorization"] for each in asked]
+            await client.call("GET", PATH)
+    tokens = [request.headers["Authorization"] for request in requests]
     assert tokens == ["Bearer first", "Bearer first", "Bearer second"]
 
 
-async def test_a_query_without_value_is_not_sent() -> None:
-    async with _opened(lambda: web.json_response({})) as (opened, asked):
-        await opened.call("GET", PATH, query={"labelSelector": "a=b,c", "continue": ""})
-    assert dict(asked[0].query) == {"labelSelector": "a=b,c"}
+async def test_transport_empty_query_value_is_not_sent() -> None:
+    async with _open_transport(lambda: web.json_response({})) as (client, requests):
+        await client.call("GET", PATH, query={"labelSelector": "a=b,c", "continue": ""})
+    assert dict(requests[0].query) == {"labelSelector": "a=b,c"}
 
 
 REFUSALS = {
@@ -82,28 +82,28 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("answer", "message"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refusal_says_what_was_said(answer: Callable[[], web.Response], message: str) -> None:
-    async with _opened(answer) as (opened, _):
+async def test_transport_error_answer_raises_with_message(answer: Callable[[], web.Response], message: str) -> None:
+    async with _open_transport(answer) as (client, _):
         with pytest.raises(ApiError) as error:
-            await opened.call("GET", PATH)
+            await client.call("GET", PATH)
     assert str(error.value) == message
 
 
-async def test_a_server_that_asks_to_wait_is_heard() -> None:
-    async with _opened(lambda: web.json_response({}, status=429, headers={"Retry-After": "7"})) as (opened, _):
+async def test_transport_retry_after_header_is_read() -> None:
+    async with _open_transport(lambda: web.json_response({}, status=429, headers={"Retry-After": "7"})) as (client, _):
         with pytest.raises(ApiError) as error:
-            await opened.call("GET", PATH)
+            await client.call("GET", PATH)
     assert error.value.retry_after == 7
 
 
-async def test_the_time_is_the_api_servers() -> None:
+async def test_transport_now_follows_date_header() -> None:
     """The answers' own words, whichever come: a proxy may tell none, and what is no date tells none."""
-    told = iter(
+    dates = iter(
         ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT"]
     )
-    wanted = [(6, 0), (6, 0), (6, 0), (7, 0)]
-    async with _opened(lambda: web.json_response({}, headers={"Date": next(told)})) as (opened, _):
-        for each in wanted:
-            await opened.call("GET", PATH)
-            now = opened.now()
-            assert (now.year, now.hour, now.minute) == (2020, *each)
+    expected = [(6, 0), (6, 0), (6, 0), (7, 0)]
+    async with _open_transport(lambda: web.json_response({}, headers={"Date": next(dates)})) as (client, _):
+        for hour_and_minute in expected:
+            await client.call("GET", PATH)
+            now = client.now()
+            assert (now.year, now.hour, now.minute) == (2020, *hour_and_minute)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
-from tests.operator.proxies import failure
+from tests.operator.proxies import build_error_response
 
 if TYPE_CHECKING:
-    from tests.operator.proxies import Trainer
-    from tests.operator.world import World
+    from tests.operator.proxies import FakeTrainer
+    from tests.operator.world import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
 
@@ -26,43 +26,43 @@ def start() -> str:
 
 
 @pytest.fixture
-def waits(trainer: Trainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def waits(trainer: FakeTrainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the trainer answers."""
     monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": WAITING, "lastUpdateTime": start}
     return trainer.answer
 
 
-async def _says(world: World, message: str) -> dict[str, object] | None:
+async def _get_status_with_message(world: NamespaceHarness, message: str) -> dict[str, object] | None:
     status: dict[str, object] = (await world.get("finetunejobs")).get("status", {})
     return status if message in str(status.get("conditions")) else None
 
 
-async def test_message_and_stage_say_that_the_run_waits_for_its_output(
-    world: World, waits: dict[str, str], start: str
+async def test_run_waiting_for_output_lock_shows_stage_and_message(
+    world: NamespaceHarness, waits: dict[str, str], start: str
 ) -> None:
-    async with world.operator():
-        await world.apply(spec={"training": {"stallSeconds": 60}})  # half of which is over
-        await world.pod()
-        await world.kubelet({"running": {"startedAt": start}})
-        status = await world.until(lambda: _says(world, MESSAGE))
+    async with world.run_operator():
+        await world.create_finetunejob(spec={"training": {"stallSeconds": 60}})  # half of which is over
+        await world.create_pod()
+        await world.report_container_state({"running": {"startedAt": start}})
+        status = await world.wait_until(lambda: _get_status_with_message(world, MESSAGE))
     assert status["progress"] == {**waits, "percentage": 0}
 
 
-async def test_crd_that_does_not_know_the_stage_costs_only_the_progress(
-    world: World, trainer: Trainer, waits: dict[str, str], start: str
+async def test_crd_without_stage_rejects_progress_but_keeps_status(
+    world: NamespaceHarness, trainer: FakeTrainer, waits: dict[str, str], start: str
 ) -> None:
     async def refuse(request: web.Request) -> web.Response | None:
         refused = request.method == "PATCH" and WAITING in await request.text()
-        return failure(422) if refused else None
+        return build_error_response(422) if refused else None
 
-    world.proxy.trouble = refuse
-    async with world.operator():
-        await world.apply()
-        await world.pod()
-        await world.kubelet({"running": {"startedAt": start}})
-        status = await world.until(lambda: _says(world, MESSAGE))
+    world.proxy.interceptor = refuse
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.create_pod()
+        await world.report_container_state({"running": {"startedAt": start}})
+        status = await world.wait_until(lambda: _get_status_with_message(world, MESSAGE))
         assert ("progress" in status, status["attempts"]) == (False, 1)
         trainer.answer = {**waits, "stage": "Training"}
-        status = await world.until(lambda: _says(world, "Pod bot-1 trains."))
+        status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 trains."))
     assert status["progress"] == {**waits, "stage": "Training", "percentage": 0}

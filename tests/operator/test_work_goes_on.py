@@ -8,10 +8,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.operator.world import lease_rules
+from tests.operator.world import build_lease_rules
 
 if TYPE_CHECKING:
-    from tests.operator.world import World
+    from tests.operator.world import NamespaceHarness
 
     from finetune_operator.manager import Manager
 
@@ -39,55 +39,55 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS.keys())
-async def test_a_fault_at_each_write_costs_a_retry(world: World, case: tuple[Any, ...]) -> None:
+async def test_operator_write_fails_is_retried(world: NamespaceHarness, case: tuple[Any, ...]) -> None:
     method, part, status, late, headers = case
-    world.proxy.fail(method, part, status, late, **headers)
-    async with world.operator():
-        await world.apply()
-        await world.reason("JobCreated")
-    assert len(await world.all("jobs")) == 1
+    world.proxy.fail_next(method, part, status, late, **headers)
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.wait_for_reason("JobCreated")
+    assert len(await world.list_objects("jobs")) == 1
     assert world.proxy.faults == []
 
 
 @pytest.mark.parametrize("writes", range(1, 4))
-async def test_an_operator_that_dies_after_a_write_leaves_no_harm(world: World, writes: int) -> None:
-    async with world.operator():
-        await world.apply()
-        await world.until(lambda: _written(world, writes))
-    async with world.operator():
-        await world.reason("JobCreated")
-    assert len(await world.all("jobs")) == 1
+async def test_operator_killed_after_write_creates_no_duplicate(world: NamespaceHarness, writes: int) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.wait_until(lambda: _has_written(world, writes))
+    async with world.run_operator():
+        await world.wait_for_reason("JobCreated")
+    assert len(await world.list_objects("jobs")) == 1
 
 
-async def _written(world: World, count: int) -> bool:
-    return sum(method != "GET" for method, _ in world.proxy.seen) >= count
+async def _has_written(world: NamespaceHarness, count: int) -> bool:
+    return sum(method != "GET" for method, _ in world.proxy.requests) >= count
 
 
-async def test_two_operators_at_once_do_the_work_once(world: World) -> None:
+async def test_two_leaders_at_once_create_one_job(world: NamespaceHarness) -> None:
     """Never so with one Lease; what an election cannot rule out is writes that are on their way."""
-    await world.allow(lease_rules("other"), "other")
-    async with world.operator() as one, world.operator(lease_name="other") as other:
-        await world.until(lambda: _lead(one, other))
-        await world.apply()
-        await world.pod()
-        await world.kubelet(ENDED, "Failed")
-        await world.job_ends("Failed", "PodFailurePolicy")
-        await world.reason("DataInvalid")
-    assert len(await world.all("jobs")) == 1
+    await world.grant_role(build_lease_rules("other"), "other")
+    async with world.run_operator() as first, world.run_operator(lease_name="other") as second:
+        await world.wait_until(lambda: _are_leaders(first, second))
+        await world.create_finetunejob()
+        await world.create_pod()
+        await world.report_container_state(ENDED, "Failed")
+        await world.report_job_end("Failed", "PodFailurePolicy")
+        await world.wait_for_reason("DataInvalid")
+    assert len(await world.list_objects("jobs")) == 1
 
 
-async def _lead(*operators: Manager) -> bool:
-    return all(each.leader_elector.is_leader() for each in operators)
+async def _are_leaders(*operators: Manager) -> bool:
+    return all(operator.leader_elector.is_leader() for operator in operators)
 
 
-async def test_the_probe_tells_progress_from_standstill(world: World) -> None:
-    async with world.operator() as operator:
+async def test_liveness_fails_when_lists_workers_or_election_stall(world: NamespaceHarness) -> None:
+    async with world.run_operator() as operator:
         assert operator.check_liveness()["listedSecondsAgo"] < 20
         operator.namespaces.states[world.namespace].last_contact -= 3600
         with pytest.raises(RuntimeError, match="no list"):
             operator.check_liveness()
         await operator.resync()
-        await world.until(lambda: _lead(operator))
+        await world.wait_until(lambda: _are_leaders(operator))
         assert operator.check_liveness()["role"] == "leader"
         assert operator.workers.queue
         operator.workers.queue._processing_since["team", "hangs"] = time.monotonic() - 3600

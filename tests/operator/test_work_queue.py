@@ -12,16 +12,16 @@ from finetune_operator.kube.cache import ListSnapshot, ObjectCache, get_object_k
 
 if TYPE_CHECKING:
     import pytest
-    from tests.operator.bodies import Build
+    from tests.operator.bodies import Builders
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
 
-async def _soon(queue: WorkQueue) -> tuple[str, str]:
+async def _get_soon(queue: WorkQueue) -> tuple[str, str]:
     return await asyncio.wait_for(queue.get(), 2)
 
 
-async def _nothing(queue: WorkQueue, seconds: float = 0.05) -> bool:
+async def _is_nothing_queued(queue: WorkQueue, seconds: float = 0.05) -> bool:
     try:
         await asyncio.wait_for(queue.get(), seconds)
     except TimeoutError:
@@ -29,37 +29,37 @@ async def _nothing(queue: WorkQueue, seconds: float = 0.05) -> bool:
     return False
 
 
-async def test_a_key_waits_once() -> None:
+async def test_work_queue_key_added_twice_is_queued_once() -> None:
     queue = WorkQueue()
     for key in (A, B, A, A):
         queue.add(key)
-    assert [await _soon(queue), await _soon(queue)] == [A, B]
-    assert await _nothing(queue)
+    assert [await _get_soon(queue), await _get_soon(queue)] == [A, B]
+    assert await _is_nothing_queued(queue)
 
 
-async def test_a_key_is_never_worked_on_twice_at_a_time() -> None:
+async def test_work_queue_key_in_progress_is_not_handed_out() -> None:
     queue = WorkQueue()
     queue.add(A)
-    assert await _soon(queue) == A
+    assert await _get_soon(queue) == A
     queue.add(A)
     queue.add(A)
-    assert await _nothing(queue)
+    assert await _is_nothing_queued(queue)
     queue.done(A)
-    assert await _soon(queue) == A
+    assert await _get_soon(queue) == A
     queue.done(A)
-    assert await _nothing(queue)
+    assert await _is_nothing_queued(queue)
 
 
-async def test_new_work_goes_first_and_old_work_is_not_forgotten() -> None:
+async def test_work_queue_routine_key_waits_but_never_starves() -> None:
     queue = WorkQueue()
     queue.add(A, low_priority=True)
     for index in range(20):
         queue.add(("ns", str(index)))
-    order = [await _soon(queue) for _ in range(21)]
+    order = [await _get_soon(queue) for _ in range(21)]
     assert 1 <= order.index(A) <= 8
 
 
-async def test_a_getter_wakes_up() -> None:
+async def test_work_queue_waiting_getters_wake_up() -> None:
     queue = WorkQueue()
     getters = [asyncio.create_task(queue.get()) for _ in range(2)]
     await asyncio.sleep(0)
@@ -68,17 +68,17 @@ async def test_a_getter_wakes_up() -> None:
     assert set(await asyncio.wait_for(asyncio.gather(*getters), 2)) == {A, B}
 
 
-async def test_the_earlier_of_two_delays_counts() -> None:
+async def test_work_queue_add_after_earlier_delay_wins() -> None:
     queue = WorkQueue()
     queue.add_after(A, 60)
     queue.add_after(A, 0.01)
     queue.add_after(A, 60)
-    assert await _soon(queue) == A
+    assert await _get_soon(queue) == A
     queue.done(A)
-    assert await _nothing(queue)
+    assert await _is_nothing_queued(queue)
 
 
-async def test_retries_back_off_up_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_queue_retry_backs_off_up_to_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     queue, delays = WorkQueue(), []
     monkeypatch.setattr(queue, "add_after", lambda key, delay: delays.append(delay))
     for _ in range(30):
@@ -94,14 +94,14 @@ async def test_retries_back_off_up_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
     assert delays[-1] >= 77
 
 
-async def test_a_closed_queue_adds_nothing() -> None:
+async def test_work_queue_closed_adds_nothing() -> None:
     queue = WorkQueue()
     queue.add_after(A, 0.01)
     queue.close()
-    assert await _nothing(queue)
+    assert await _is_nothing_queued(queue)
 
 
-async def test_slow_work_is_seen() -> None:
+async def test_work_queue_longest_work_grows() -> None:
     queue = WorkQueue()
     assert queue.get_longest_processing() < 0.01
     queue.add(A)
@@ -110,57 +110,57 @@ async def test_slow_work_is_seen() -> None:
     assert queue.get_longest_processing() >= 0.02
 
 
-def _body(build: type[Build], version: int, uid: str = "u", name: str = "a") -> dict[str, Any]:
-    return build.stored(name, uid=uid, resourceVersion=str(version))
+def _build_body(build: type[Builders], version: int, uid: str = "u", name: str = "a") -> dict[str, Any]:
+    return build.finetunejob(name, uid=uid, resourceVersion=str(version))
 
 
-def test_an_older_event_changes_nothing(build: type[Build]) -> None:
+def test_object_cache_older_version_is_ignored(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_pod)
-    assert shelf.update(A, _body(build, 5))
-    assert not shelf.update(A, _body(build, 4))
-    assert not shelf.update(A, _body(build, 5))
+    assert shelf.update(A, _build_body(build, 5))
+    assert not shelf.update(A, _build_body(build, 4))
+    assert not shelf.update(A, _build_body(build, 5))
     assert shelf.list_by_key(A)[0]["metadata"]["resourceVersion"] == "5"
 
 
-def test_what_is_gone_stays_gone(build: type[Build]) -> None:
+def test_object_cache_deleted_object_is_not_revived(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _body(build, 5))
-    shelf.delete(_body(build, 6))
-    assert not shelf.update(A, _body(build, 5))
-    shelf.update(A, _body(build, 5))  # by a list that was on its way
+    shelf.update(A, _build_body(build, 5))
+    shelf.delete(_build_body(build, 6))
+    assert not shelf.update(A, _build_body(build, 5))
+    shelf.update(A, _build_body(build, 5))  # by a list that was on its way
     shelf.replace({None: ListSnapshot({"u"}, 5)})
     assert shelf.list_by_key(A) == []
     assert shelf.list_keys() == []
 
 
-def test_what_only_lost_its_label_may_come_back(build: type[Build]) -> None:
+def test_object_cache_relabeled_object_comes_back(build: type[Builders]) -> None:
     """To a watch by label that is a deletion, and the object goes on under the same uid."""
     shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _body(build, 5))
-    shelf.delete(_body(build, 6))
-    assert not shelf.update(A, _body(build, 6))
-    assert shelf.update(A, _body(build, 7))
+    shelf.update(A, _build_body(build, 5))
+    shelf.delete(_build_body(build, 6))
+    assert not shelf.update(A, _build_body(build, 6))
+    assert shelf.update(A, _build_body(build, 7))
 
 
-def test_a_list_repairs_what_events_missed(build: type[Build]) -> None:
+def test_object_cache_list_repairs_missed_events(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _body(build, 1, "gone"))
-    shelf.update(B, _body(build, 9, "newer than the list"))
-    shelf.update(C, _body(build, 3, "missed"))
+    shelf.update(A, _build_body(build, 1, "gone"))
+    shelf.update(B, _build_body(build, 9, "newer than the list"))
+    shelf.update(C, _build_body(build, 3, "missed"))
     shelf.replace({None: ListSnapshot({"missed"}, 5)})
     assert set(shelf.list_keys()) == {B, C}
 
 
-def test_a_name_used_again_is_another_object(build: type[Build]) -> None:
+def test_object_cache_reused_name_is_another_object(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _body(build, 1, "old"))
-    shelf.update(A, _body(build, 2, "new"))
+    shelf.update(A, _build_body(build, 1, "old"))
+    shelf.update(A, _build_body(build, 2, "new"))
     assert [body["metadata"]["uid"] for body in shelf.list_by_key(A)] == ["old", "new"]
-    shelf.delete(_body(build, 3, "old"))
+    shelf.delete(_build_body(build, 3, "old"))
     assert [body["metadata"]["uid"] for body in shelf.list_by_key(A)] == ["new"]
 
 
-def test_keys_come_from_our_label_but_for_a_finetunejob(build: type[Build]) -> None:
-    body = build.stored("a", labels={"finetune.dev/job": "b"})
+def test_key_of_uses_label_and_name_key_uses_name(build: type[Builders]) -> None:
+    body = build.finetunejob("a", labels={"finetune.dev/job": "b"})
     assert get_owner_key(body) == ("team", "b")
     assert get_object_key(body) == ("team", "a")
