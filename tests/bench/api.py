@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
-from tests.operator import api_server
+from tests.support.operator import api_server
 
 Body = dict[str, Any]
 _POLICY = """

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.api import Api, Call, many
 from tests.bench.bursts import clear, created, warm_up
 from tests.bench.operators import NAMESPACE, OURS, run
-from tests.operator.bodies import build_manifest
+from tests.support.operator.builders import build_manifest
 
 OTHER = "other"
 PAUSE = 0.5

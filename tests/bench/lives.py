@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench.api import Api, Body
 from tests.bench.operators import NAMESPACE, OURS, TRAINER, Subject
-from tests.operator.bodies import NOW, build_terminated_state
+from tests.support.operator.builders import NOW, build_terminated_state
 
 from finetune_operator.api import FineTuneJob, FineTuneJobStatus, ObjectMeta
 from finetune_operator.observed.state import ObservedState

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import yaml
 from tests.bench.api import Api, Body
-from tests.operator.api_server import OPERATOR_TOKEN, find_free_port
-from tests.operator.bodies import build_manifest
+from tests.support.operator.api_server import OPERATOR_TOKEN, find_free_port
+from tests.support.operator.builders import build_manifest
 
 from local_cluster import paths, tools
 

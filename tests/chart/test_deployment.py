@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.chart.environment import read_environment
+from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.settings import Settings
 

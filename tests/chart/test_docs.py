@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.environment import read_environment
+from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
 from finetune_operator.policy.limits import Bounds

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.environment import read_environment
-from tests.operator.samples import iter_secret_fields
+from tests.support.chart.deployment_environment import read_environment
+from tests.support.operator.spec_samples import iter_secret_fields
 
 from finetune_operator.codegen.crd import build_root_schema
 from local_cluster import tools

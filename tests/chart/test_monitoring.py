@@ -9,7 +9,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from tests.operator.exposed import list_series_labels
+from tests.support.operator.exposed_metrics import list_series_labels
 
 from finetune_trainer.contract import Progress, Stage
 from finetune_trainer.telemetry.prometheus import exposition

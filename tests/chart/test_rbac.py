@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.chart.environment import read_environment
-from tests.operator.world import OPERATOR_RULES, build_lease_rules
+from tests.support.chart.deployment_environment import read_environment
+from tests.support.operator.namespace_harness import OPERATOR_RULES, build_lease_rules
 
 Manifest = dict[str, Any]
 

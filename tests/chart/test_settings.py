@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.chart.environment import read_environment
+from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds

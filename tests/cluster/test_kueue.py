@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.cluster.flows import ClusterHarness, find_condition, open_cluster_harness
+from tests.support.cluster.cluster_harness import ClusterHarness, find_condition, open_cluster_harness
 
 from local_cluster import kueue, paths, tools
 from local_cluster.errors import UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.operator.bodies import build_finetunejob
+from tests.support.operator.builders import build_finetunejob
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.api.run_policy import read_run_policy

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.compatibility.schema import collect_defaults, collect_required_fields
+from tests.support.compatibility.crd_fields import collect_defaults, collect_required_fields
 
 RECORDED: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "first-api.yaml").read_text())
 

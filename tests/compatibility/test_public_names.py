@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.compatibility.names import collect_public_names
+from tests.support.compatibility.public_names import collect_public_names
 
 ROOT = Path(__file__).parents[2]
 LISTED_NAMES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "docs" / "public-names.yaml").read_text())

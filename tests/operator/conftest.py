@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.operator import api_server as api
-from tests.operator.bodies import Body, Builders
-from tests.operator.proxies import FakeTrainer, FaultProxy
-from tests.operator.watches import WatchGate
-from tests.operator.world import LEASE_NAME, OPERATOR_RULES, NamespaceHarness, build_lease_rules
+from tests.support.operator import api_server as api
+from tests.support.operator.builders import Body, Builders
+from tests.support.operator.fault_proxy import FakeTrainer, FaultProxy
+from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, NamespaceHarness, build_lease_rules
+from tests.support.operator.watch_interceptors import WatchGate
 
 from finetune_operator.settings import Settings
 from local_cluster import tools
