@@ -49,7 +49,7 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
         "podAnnotations: a key is reserved",
     ),
     "priority of Kubernetes' own": (
-        {"spec.compute.priorityClassName": "system-node-critical"}, "spec.compute", "one of Kubernetes' own",
+        {"spec.compute.priorityClassName": "system-node-critical"}, "spec.compute", "must not start with 'system-'",
     ),
     "17 GPUs": ({"spec.compute.gpusPerNode": 17}, "spec.compute.gpusPerNode", "less than or equal to 16"),
     "no node": ({"spec.compute.nodes": 0}, "spec.compute.nodes", "greater than or equal to 1"),
@@ -113,11 +113,11 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a gate on folds and on what is not measured": (
         {**FOLDS, "spec.evaluation.gate": [FOLD_LOSS, {"metric": "evalLoss", "maximum": 1}]}, "spec",
-        "needs dataset.validation, but for crossValidationLoss",
+        "needs dataset.validation for all metrics except",
     ),
     "folds better than a base that is not measured": (
         {**FOLDS, "spec.evaluation.gate": [{"metric": "crossValidationLoss", "minImprovement": 0}]},
-        "spec.evaluation.gate[0]", "minImprovement does not apply to it",
+        "spec.evaluation.gate[0]", "minImprovement does not apply to",
     ),
     "a gate without a limit": (
         {**HELD_OUT, "spec.evaluation.gate": [{"metric": "evalLoss"}]}, "spec.evaluation.gate[0]", "at least one of",
@@ -157,11 +157,11 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "wandb needs credentialsSecretRef"),
     "TensorBoard with an address": (
-        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "leave uri and experiment out",
+        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "does not use uri and",
     ),
     "TensorBoard with a key": (
         {"spec.tracking": {"tool": "tensorboard", "credentialsSecretRef": {"name": "k"}}}, "spec.tracking",
-        "needs no credentialsSecretRef",
+        "does not use credentialsSecretRef",
     ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip
