@@ -105,7 +105,7 @@ def test_a_run_is_never_changed(jobs: Jobs, stored: str, case: str) -> None:
     spec, words = IMMUTABLE[case]
     said = refusal(lambda: jobs.patch(stored, {"spec": spec}))
     assert words in said
-    assert "make a new FineTuneJob for a new run" in said
+    assert "create a new FineTuneJob for a new run" in said
 
 
 @pytest.mark.parametrize("case", ALLOWED_PATCHES)

@@ -68,6 +68,23 @@ def test_everything_is_bounded_and_described() -> None:
             assert schema.get("description"), path
 
 
+def test_field_description_starts_with_its_name_and_ends_with_period() -> None:
+    for path, schema in _walk(root_schema()):
+        name = path.rpartition(".")[2]
+        if path.startswith((".spec.", ".status.")) and name not in {"items", "additionalProperties"}:
+            assert schema["description"].startswith(f"{name} "), path
+            assert schema["description"].endswith("."), path
+
+
+def test_spec_description_states_scalar_default() -> None:
+    for path, schema in _walk(root_schema()["properties"]["spec"]):
+        default, description = schema.get("default"), schema.get("description", "")
+        if isinstance(default, str | int | float):
+            assert f"Defaults to {default if isinstance(default, str) else json.dumps(default)}." in description, path
+        elif default is None:
+            assert "Defaults to" not in description, path
+
+
 def test_no_default_is_null() -> None:
     assert "null" not in json.dumps(custom_resource_definition())
 
@@ -158,7 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an order to an injector": (
         {"compute": {"podAnnotations": {"vault.hashicorp.com/agent-inject": "true"}}}, "a key is reserved"),
     "a priority of Kubernetes": (
-        {"compute": {"priorityClassName": "system-node-critical"}}, "one of Kubernetes' own"),
+        {"compute": {"priorityClassName": "system-node-critical"}}, "must not start with 'system-'"),
     "17 GPUs": ({"compute": {"gpusPerNode": 17}}, "less than or equal to 16"),
     "Unsloth on two GPUs": (
         {"compute": {"gpusPerNode": 2}, "training": {"backend": "unsloth"}}, "backend unsloth trains on one GPU"),
