@@ -1,4 +1,4 @@
-"""What stands in the operator's store, as gauges: computed when Prometheus asks, kept nowhere. Pure."""
+"""Gauges of the operator and of FineTuneJobs, computed from the object cache at each scrape."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from finetune_operator.status.usage import moment
 
 _HEADLINES = ("Complete", "Failed", "Running")
 
-# Of a running trainer's progress: name of the gauge, field of the status, help.
+# Progress of a running trainer: name of the gauge, field of the status, help text.
 _PROGRESS = (
-    ("loss", "loss", "Mean loss per learnt token of the last logged step."),
-    ("eval_loss", "evalLoss", "Mean loss per learnt token of the validation data."),
+    ("loss", "loss", "Mean training loss per supervised token of the last logged step."),
+    ("eval_loss", "evalLoss", "Mean loss per supervised token on the validation data."),
     ("step", "step", "Optimizer steps done."),
-    ("steps", "totalSteps", "Optimizer steps in all."),
-    ("tokens_per_second", "tokensPerSecond", "Tokens trained per second, padding not counted."),
-    ("estimated_remaining_seconds", "estimatedRemainingSeconds", "Seconds of training left at this pace."),
+    ("steps", "totalSteps", "Total optimizer steps."),
+    ("tokens_per_second", "tokensPerSecond", "Tokens trained per second, without padding."),
+    ("estimated_remaining_seconds", "estimatedRemainingSeconds", "Estimated seconds until the end of the training."),
 )
 
 
 def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, namespaces: Namespaces) -> Iterator[Metric]:
-    """All that is said of this replica."""
+    """Yield the gauges of this replica."""
     listed = time.time() - namespaces.silence()
     for name, text, value in (
-        ("leader", "1 for the replica that works.", float(leads)),
-        ("queue_depth", "FineTuneJobs that wait for a worker.", queue.depth() if queue else 0),
-        ("queue_longest_wait_seconds", "How long the first of them has waited.", queue.longest_wait() if queue else 0),
-        ("longest_reconcile_seconds", "How long the slowest worker has worked.", queue.longest_work() if queue else 0),
-        ("last_list_timestamp_seconds", "When everything was last listed.", listed),
+        ("leader", "1 if this replica is the leader, otherwise 0.", float(leads)),
+        ("queue_depth", "FineTuneJobs in the work queue.", queue.depth() if queue else 0),
+        ("queue_longest_wait_seconds", "Age of the oldest queued FineTuneJob.", queue.longest_wait() if queue else 0),
+        ("longest_reconcile_seconds", "Age of the oldest running reconcile.", queue.longest_work() if queue else 0),
+        ("last_list_timestamp_seconds", "Time of the last successful full list.", listed),
     ):
         yield GaugeMetricFamily(f"finetune_operator_{name}", text, value)
     family = GaugeMetricFamily(
         "finetune_operator_stored_objects",
-        "Objects kept in memory; of a run that has ended the FineTuneJob alone.",
+        "Objects in the cache. Of a finished run only the FineTuneJob is kept.",
         labels=["resource"],
     )
     for resource, shelf in (("finetunejobs", store.finetunejobs), ("jobs", store.jobs), ("pods", store.pods)):
@@ -56,7 +56,7 @@ def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, namespac
 def _readable(namespaces: Namespaces) -> Metric:
     family = GaugeMetricFamily(
         "finetune_operator_namespace_readable",
-        "1 for a namespace of watchNamespaces that the operator can list, 0 for one that it cannot.",
+        "1 if the operator can list the watched namespace, otherwise 0.",
         labels=["namespace"],
     )
     refused = namespaces.refused()
@@ -66,21 +66,23 @@ def _readable(namespaces: Namespaces) -> Metric:
 
 
 def job_gauges(store: Store, limit: int) -> Iterator[Metric]:
-    """All that is said of FineTuneJobs, of at most `limit` running ones each by itself. What cannot be read now is left
-    out: nobody knows what has become of it."""
+    """Yield the gauges of FineTuneJobs, with series for at most `limit` running ones.
+
+    FineTuneJobs in unreadable namespaces are omitted, because their state is unknown.
+    """
     known = [body for body in store.finetunejobs if body["metadata"]["namespace"] not in store.unreadable]
     yield _jobs(known)
     yield _gpus(store)
     running = sorted((body for body in known if _phase(body) == Phase.RUNNING), key=name_key)
     yield from _running(list(islice(running, limit)))
     omitted = max(0, len(running) - limit)
-    text = f"Running FineTuneJobs that have no gauges of their own, for only the first {limit} by name have."
+    text = f"Running FineTuneJobs without series of their own. Only the first {limit} by name have them."
     yield GaugeMetricFamily("finetune_running_jobs_omitted", text, omitted)
 
 
 def _jobs(bodies: Iterable[Body]) -> Metric:
     family = GaugeMetricFamily(
-        "finetune_jobs", "FineTuneJobs that exist, by phase and reason.", labels=["namespace", "phase", "reason"]
+        "finetune_jobs", "FineTuneJobs by phase and reason.", labels=["namespace", "phase", "reason"]
     )
     counts = Counter((body["metadata"]["namespace"], _phase(body), _reason(body)) for body in bodies)
     for labels, count in counts.items():
@@ -89,7 +91,7 @@ def _jobs(bodies: Iterable[Body]) -> Metric:
 
 
 def _gpus(store: Store) -> Metric:
-    family = GaugeMetricFamily("finetune_gpus", "GPUs that running trainers hold.", labels=["namespace"])
+    family = GaugeMetricFamily("finetune_gpus", "GPUs held by running trainers.", labels=["namespace"])
     pods = Counter(key_of(pod) for pod in store.pods if objects.is_running(pod))
     counts: Counter[str] = Counter()
     for key, count in pods.items():
@@ -104,8 +106,8 @@ def _gpus(store: Store) -> Metric:
 
 def _running(bodies: list[Body]) -> Iterator[Metric]:
     said = [(name_key(body), _numbers(body["status"].get("progress")), body["status"]) for body in bodies]
-    ratio = _family("progress_ratio", "Optimizer steps done, of all.")
-    checkpoint = _family("last_checkpoint_timestamp_seconds", "When the newest checkpoint in the store was whole.")
+    ratio = _family("progress_ratio", "Fraction of the optimizer steps that are done, 0 to 1.")
+    checkpoint = _family("last_checkpoint_timestamp_seconds", "Time when the latest checkpoint was completed.")
     for key, progress, status in said:
         if "percentage" in progress:
             ratio.add_metric(key, progress["percentage"] / 100)
@@ -121,7 +123,7 @@ def _running(bodies: list[Body]) -> Iterator[Metric]:
 
 
 def _numbers(progress: object) -> dict[str, float]:
-    """Of what was stored, which no schema may have looked at."""
+    """Return the numbers in a stored progress, which may not conform to the schema."""
     found = progress.items() if isinstance(progress, dict) else ()
     return {name: value for name, value in found if isinstance(value, int | float)}
 
@@ -131,12 +133,12 @@ def _family(name: str, text: str) -> GaugeMetricFamily:
 
 
 def _phase(body: Body) -> str:
-    """One that nobody has looked at yet is pending."""
+    """Return the phase of a FineTuneJob, Pending if it was not reconciled yet."""
     return str(body.get("status", {}).get("phase", Phase.PENDING))
 
 
 def _reason(body: Body) -> str:
-    """Why it is in this phase, as its headline says."""
+    """Return the reason of the condition that the phase is based on."""
     conditions = {each["type"]: each for each in body.get("status", {}).get("conditions") or []}
     found: Body = next((conditions[kind] for kind in _HEADLINES if kind in conditions), {})
     return str(found.get("reason", ""))
