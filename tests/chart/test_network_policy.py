@@ -73,7 +73,7 @@ def test_a_whole_cluster_has_to_name_its_namespaces(
 ) -> None:
     refused = template({"networkPolicy": {"enabled": True}})
     assert refused.returncode != 0
-    assert "networkPolicy.enabled needs networkPolicy.namespaces, or watchNamespaces" in refused.stderr
+    assert "networkPolicy.enabled needs networkPolicy.namespaces or watchNamespaces" in refused.stderr
 
 
 def test_it_selects_trainers_in_both_directions(policies: Callable[..., dict[str, Manifest]]) -> None:
