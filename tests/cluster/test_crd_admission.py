@@ -126,7 +126,7 @@ def test_compute_may_change_only_once_no_pod_is_left(
         refusal(lambda: jobs.patch(asked, change)),  # it is to stop, but nobody says yet that it has
         refusal(lambda: jobs.patch(stopped, too_late)),
     ]
-    assert all("compute may change only while suspended" in said for said in refused)
+    assert all("compute can change only while suspended" in said for said in refused)
     assert jobs.patch(stopped, change)["metadata"]["generation"] == 2
 
 
