@@ -157,7 +157,7 @@ RUNNING: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "wandb needs credentialsSecretRef"),
     "TensorBoard with an address": (
-        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "does not use uri and",
+        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "remove uri and experiment",
     ),
     "TensorBoard with a key": (
         {"spec.tracking": {"tool": "tensorboard", "credentialsSecretRef": {"name": "k"}}}, "spec.tracking",

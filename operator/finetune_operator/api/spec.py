@@ -64,7 +64,7 @@ class TrackingSpec(Tracking):
             *TRACKING_RULES,
             (
                 "self.tool != 'tensorboard' || !has(self.credentialsSecretRef)",
-                "tool tensorboard does not use credentialsSecretRef",
+                "tool tensorboard does not use credentialsSecretRef; remove it",
             ),
             ("self.tool != 'wandb' || has(self.credentialsSecretRef)", "tool wandb needs credentialsSecretRef"),
         )

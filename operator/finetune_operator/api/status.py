@@ -96,7 +96,7 @@ class FineTuneJobStatus(Model):
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
     })  # fmt: skip
     """conditions are the latest observations of the run. `Complete` and `Failed` are terminal, `Running` and
-    `Suspended` show its current state, and `Reconciling` and `Stalled` are defined by kstatus."""
+    `Suspended` show its current state, and `Reconciling` and `Stalled` are for kstatus."""
     start_time: Time | None = None
     """startTime is the time when the first trainer container started (RFC 3339)."""
     completion_time: Time | None = None
@@ -107,10 +107,10 @@ class FineTuneJobStatus(Model):
     last_attempt_time: Time | None = None
     """lastAttemptTime is the time when the trainer was last started (RFC 3339)."""
     interruptions: int | None = Field(default=None, ge=0)
-    """interruptions is the number of attempts since the latest new checkpoint that were evicted, preempted or killed
-    before they saved another one, according to their termination messages. The third one fails the run."""
+    """interruptions is the number of attempts since the latest checkpoint that were evicted, preempted or killed before
+    they saved another one, according to their termination messages. The third one fails the run."""
     unreported_interruptions: int | None = Field(default=None, ge=0)
-    """unreportedInterruptions is the number of attempts since the latest new checkpoint whose termination was never
+    """unreportedInterruptions is the number of attempts since the latest checkpoint whose termination was never
     reported by their node, so that it is unknown whether they saved another one. The thirtieth one fails the run."""
     active_seconds: int | None = Field(default=None, ge=0)
     """activeSeconds is the number of seconds that a trainer ran, in all attempts together, up to `accountedTime`."""
@@ -132,6 +132,7 @@ class FineTuneJobStatus(Model):
     """lastCheckpointTime is the time when the latest checkpoint was completed (RFC 3339). Work since then is lost on
     preemption."""
     dataset: DatasetReport | None = None
-    """dataset accounts for all rows of the dataset."""
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    rejected."""
     result: Result | None = None
     """result describes the published result."""

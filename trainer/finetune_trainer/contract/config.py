@@ -99,12 +99,12 @@ class Output(Model):
     replaced by the name and namespace of the FineTuneJob. Existing results and other files there are never
     overwritten."""
     merged: bool = False
-    """merged publishes also the complete model with the adapter merged into its weights, below `merged/`, for servers
+    """merged also publishes the complete model with the adapter merged into its weights, below `merged/`, for servers
     that cannot load adapters. It is as large as the base model and needs `model.quantization` none. It is created after
     the adapter is published; if that fails, the run still completes and its message gives the reason. Defaults to
     false."""
     signing: Signing | None = None
-    """signing publishes also `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF)
+    """signing also publishes `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF)
     verifies. The merged model gets its own signature. If unset, the result is not signed."""
 
 

@@ -196,7 +196,8 @@ class Outcome(Model):
     backend: Annotated[str, StringConstraints(max_length=32)] | None = None
     """backend is the backend that was used."""
     dataset: DatasetReport | None = None
-    """dataset accounts for all rows of the dataset."""
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    rejected."""
     result: Result | None = None
     """result describes the published result."""
     progress: Progress | None = None

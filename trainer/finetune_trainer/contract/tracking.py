@@ -12,7 +12,7 @@ TRACKING_RULES = (
     ("self.tool != 'mlflow' || has(self.uri)", "tool mlflow needs uri, the URL of the MLflow server"),
     (
         "self.tool != 'tensorboard' || (!has(self.uri) && !has(self.experiment))",
-        "tool tensorboard does not use uri and experiment; its event files are published below output.uri",
+        "tool tensorboard publishes its event files below output.uri; remove uri and experiment",
     ),
 )
 """Rules of `Tracking` and its subclasses."""

@@ -26,7 +26,7 @@ class Lora(Model):
     alpha: float = Field(default=32, gt=0, le=65536)
     """alpha is the scaling factor: updates are multiplied by alpha / rank. Defaults to 32."""
     dropout: float = Field(default=0, ge=0, lt=1)
-    """dropout is the dropout probability on the input of the adapter. Higher values reduce overfitting. Defaults to
+    """dropout is the dropout probability on the input of the adapter. Higher values can reduce overfitting. Defaults to
     0."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """variant is the type of the adapter. `rslora` scales updates by alpha / sqrt(rank), which is more stable at high
@@ -82,7 +82,7 @@ class Training(Model):
             ("self.loss == 'completion' || self.method == 'sft'", "loss all applies to method sft only"),
             (
                 "self.method != 'kto' || self.batchSize > 1",
-                "method kto needs a batchSize of at least 2, because it compares the answers of a batch",
+                "method kto needs a batchSize of at least 2, because it compares answers of a batch with each other",
             ),
         )
     )
@@ -112,7 +112,7 @@ class Training(Model):
     """warmupRatio is the fraction of all steps in which the learning rate increases from zero to its peak. Defaults to
     0.03."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
-    """weightDecay is the weight decay of AdamW. Higher values reduce overfitting. Defaults to 0.01."""
+    """weightDecay is the weight decay of AdamW. Higher values can reduce overfitting. Defaults to 0.01."""
     max_grad_norm: float = Field(default=1, gt=0, le=1000)
     """maxGradNorm is the norm that gradients are clipped to. Defaults to 1."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -126,8 +126,8 @@ class Training(Model):
     between them. This reduces padding and leaves the loss per token unchanged. It needs method sft. Defaults to
     false."""
     loss: Literal["completion", "all"] = "completion"
-    """loss sets which tokens are trained on: `completion` is the tokens of the assistant or of the completion only,
-    `all` is all tokens. For rows of format `text` it is always all tokens. Defaults to completion."""
+    """loss sets which tokens are trained on. `completion` trains on the tokens of the assistant or of the completion
+    only, `all` trains on all tokens. Rows of format `text` are always trained on all tokens. Defaults to completion."""
     beta: float = Field(default=0.1, gt=0, le=10)
     """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the base model. Higher values keep it
     closer. Defaults to 0.1."""
@@ -138,10 +138,10 @@ class Training(Model):
     """earlyStopping stops the training when the validation loss no longer improves, and publishes the adapter with the
     lowest loss. It needs `dataset.validation`. If unset, all steps are trained and the last adapter is published."""
     cross_validation: CrossValidation | None = None
-    """crossValidation trains one more model for each fold and measures its loss on the rows of this fold. This shows
-    how well the training generalizes to unseen rows and how much that depends on the choice of rows. The published
-    adapter is trained on all rows and does not change. The run takes `folds` + 1 trainings. If unset, there is no
-    cross-validation."""
+    """crossValidation trains one more model for each fold, on all rows except those of the fold, and measures its loss
+    on the fold. This shows how well the training generalizes to unseen rows and how much that depends on the choice of
+    rows. The published adapter is trained on all rows and does not change. The run takes `folds` + 1 trainings. If
+    unset, there is no cross-validation."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     """seed is the random seed of the adapter's initialization, the order of rows, dropout and the folds. Defaults to
     42."""
