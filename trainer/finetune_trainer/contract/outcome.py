@@ -101,9 +101,11 @@ class Progress(Model):
     """epoch is the number of passes over the data done. With `training.crossValidation` it counts those of the current
     training."""
     loss: float | None = None
-    """loss is the mean training loss per supervised token of the last logged step."""
+    """loss is the mean training loss of the last logged step: per supervised token for `sft`, per row for `dpo` and
+    `kto`."""
     eval_loss: float | None = None
-    """evalLoss is the mean loss per supervised token on the validation data at the last evaluation."""
+    """evalLoss is the mean loss on the validation data at the last evaluation: per supervised token for `sft`, per row
+    for `dpo` and `kto`."""
     tokens_per_second: float | None = Field(default=None, ge=0)
     """tokensPerSecond is the number of tokens trained per second, without padding."""
     estimated_remaining_seconds: Count | None = None
