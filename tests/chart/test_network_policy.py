@@ -73,7 +73,7 @@ def test_network_policy_cluster_scope_without_namespaces_fails(
 ) -> None:
     result = template({"networkPolicy": {"enabled": True}})
     assert result.returncode != 0
-    assert "networkPolicy.enabled needs networkPolicy.namespaces, or watchNamespaces" in result.stderr
+    assert "networkPolicy.enabled needs networkPolicy.namespaces or watchNamespaces" in result.stderr
 
 
 def test_network_policy_selects_trainers_for_ingress_and_egress(policies: Callable[..., dict[str, Manifest]]) -> None:

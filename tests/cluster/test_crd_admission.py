@@ -6,14 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kubernetes.client import ApiException
-from tests.support.cluster.admission_cases import (
-    ACCEPTED,
-    ALLOWED_PATCHES,
-    COMPUTE_CHANGES,
-    IMMUTABLE_CHANGES,
-    REJECTED,
-)
-from tests.support.cluster.manifests import Manifest, apply_changes, build_valid_manifest
+from tests.cluster.admission_cases import ACCEPTED, ALLOWED_PATCHES, COMPUTE_CHANGES, IMMUTABLE_CHANGES, REJECTED
+from tests.cluster.manifests import Manifest, apply_changes, build_valid_manifest
 
 from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
 
@@ -111,7 +105,7 @@ def test_api_server_run_field_changed_is_immutable(jobs: AdmissionClient, stored
     spec, words = IMMUTABLE_CHANGES[case]
     message = capture_rejection(lambda: jobs.dry_run_patch(stored, {"spec": spec}))
     assert words in message
-    assert "make a new FineTuneJob for a new run" in message
+    assert "create a new FineTuneJob for a new run" in message
 
 
 @pytest.mark.parametrize("case", ALLOWED_PATCHES)
@@ -134,7 +128,7 @@ def test_api_server_compute_changes_only_after_suspension(
         ),  # it is to stop, but nobody says yet that it has
         capture_rejection(lambda: jobs.dry_run_patch(stopped, too_late)),
     ]
-    assert all("compute may change only while suspended" in message for message in rejections)
+    assert all("compute can change only while suspended" in message for message in rejections)
     assert jobs.dry_run_patch(stopped, change)["metadata"]["generation"] == 2
 
 

@@ -1,4 +1,4 @@
-"""The FineTuneJob API: spec, status, conditions and their reasons. Pure; the CRD is generated from it."""
+"""The FineTuneJob API: spec, status, conditions and reasons. The CRD is generated from it."""
 
 from finetune_operator.api.spec import (
     API_VERSION,

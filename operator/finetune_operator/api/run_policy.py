@@ -1,5 +1,8 @@
-"""What a FineTuneJob asks of its lifecycle. Read from the stored object as it is, for its spec may be of another
-version; the API server has written the defaults. Pure."""
+"""The lifecycle section of a stored FineTuneJob's spec: suspension, deadlines, retries, GPUs.
+
+It is read from the stored object as it is, because the spec may come from another version. The API server has written
+the defaults.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ Body = dict[str, Any]
 
 
 class RunPolicy(NamedTuple):
-    """The part of the spec that is looked at as long as the run lasts."""
+    """The fields of the spec that the operator needs as long as the run lasts."""
 
     suspend: bool = False
     backoff_limit: int = 3
@@ -19,7 +22,7 @@ class RunPolicy(NamedTuple):
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
     gpus_per_node: int = 1
-    """Of each pod."""
+    """GPUs of each pod."""
     stall_seconds: int = 1800
     """`training.stallSeconds`."""
     nodes: int = 1
@@ -45,7 +48,7 @@ class _SpecFields(msgspec.Struct, rename="camel"):
 
 
 def read_run_policy(body: Body) -> RunPolicy:
-    """Of a stored FineTuneJob. One that cannot be read asks for nothing: no Job is made of it."""
+    """Return the policy of a stored FineTuneJob, or the defaults if its spec cannot be read: then no Job is created."""
     try:
         return parse_run_policy(body)
     except msgspec.ValidationError:
@@ -53,7 +56,10 @@ def read_run_policy(body: Body) -> RunPolicy:
 
 
 def parse_run_policy(body: Body) -> RunPolicy:
-    """The same, of one that a Job is made of. Raises `msgspec.ValidationError` if it cannot be read."""
+    """Return the policy of a stored FineTuneJob that a Job is created for.
+
+    Raises `msgspec.ValidationError` if the spec cannot be read.
+    """
     spec = msgspec.convert(body["spec"], _SpecFields)
     return RunPolicy(
         suspend=spec.suspend,

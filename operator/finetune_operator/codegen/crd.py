@@ -1,6 +1,6 @@
-"""The CustomResourceDefinition, made from the classes in `api`. Pure.
+"""The CustomResourceDefinition, generated from the classes in `api`.
 
-What pydantic emits is JSON Schema; what the API server takes is a "structural schema", a subset of OpenAPI v3:
+pydantic generates JSON Schema. The API server requires a "structural schema", a subset of OpenAPI v3:
 https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema
 """
 
@@ -32,33 +32,33 @@ _PRINTER_COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
 _ROOT_RULES = [
     {
         "rule": f"self.metadata.name.size() <= {JOB_NAME_MAX_LENGTH}",
-        "message": f"metadata.name must be at most {JOB_NAME_MAX_LENGTH} characters, so that the pods' names fit",
+        "message": f"metadata.name must be at most {JOB_NAME_MAX_LENGTH} characters, so that pod names stay valid",
     },
     {
         "rule": f"self.metadata.name.matches('{DNS_LABEL_PATTERN}')",
         "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
     },
-    {  # only here are spec and status seen together; before the condition a Job of the old kind may exist
+    {  # a root rule, because it uses spec and status; before the condition, a Job of the old spec may exist
         "rule": "self.spec.compute == oldSelf.spec.compute || (self.spec.suspend && oldSelf.spec.suspend "
         "&& has(oldSelf.status) && has(oldSelf.status.conditions) "
         "&& oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))",
-        "message": "compute may change only while suspended: set suspend and wait for the condition Suspended",
+        "message": "compute can change only while suspended; set suspend to true and wait for the condition Suspended",
     },
 ]
 
-# `title` is noise; pruning and strict field validation do the work of `additionalProperties: false`.
+# `title` is redundant; pruning and strict field validation replace `additionalProperties: false`.
 _DROPPED_KEYWORDS = frozenset({"title", "$defs", "additionalProperties", "patternProperties", "propertyNames", "const"})
 
 
 class _OptionalIsAbsent(GenerateJsonSchema):
-    """Optional means absent, never null: `anyOf: [T, null]` is not structural."""
+    """Schema generator that omits null: optional fields are absent, and `anyOf: [T, null]` is not structural."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
 
 
 def build_crd() -> Schema:
-    """The CRD as a plain object."""
+    """Return the CRD as a dictionary."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -89,7 +89,7 @@ def build_crd() -> Schema:
 
 
 def build_root_schema() -> Schema:
-    """The structural schema of a FineTuneJob."""
+    """Return the structural schema of a FineTuneJob."""
     generated = FineTuneJob.model_json_schema(by_alias=True, schema_generator=_OptionalIsAbsent)
     schema = _to_structural_schema(generated, generated["$defs"])
     properties = schema["properties"]
@@ -102,7 +102,7 @@ def build_root_schema() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": properties["spec"],
-            # Until it was looked at, tools that wait for it must not take it for settled.
+            # Generation 0, so that tools do not treat an object as ready before the operator has reconciled it.
             "status": {**properties["status"], "default": {"observedGeneration": 0}},
         },
         "x-kubernetes-validations": _ROOT_RULES,
@@ -131,7 +131,7 @@ def _to_structural_schema(node: Schema, definitions: Schema) -> Schema:
 
 
 def _inline_reference(node: Schema, definitions: Schema) -> Schema:
-    """A `$ref` replaced by what it names; what stands beside it wins."""
+    """Return the node with a `$ref` replaced by its target. Keys of the node itself take precedence."""
     if "$ref" not in node:
         return node
     target = _inline_reference(definitions[node["$ref"].rpartition("/")[2]], definitions)
@@ -139,7 +139,7 @@ def _inline_reference(node: Schema, definitions: Schema) -> Schema:
 
 
 def _convert_map(schema: Schema, node: Schema, definitions: Schema) -> Schema:
-    """`dict[K, V]`: the API server has no words for the keys' limits but a rule."""
+    """Convert the schema of a `dict[K, V]`. Structural schemas can limit keys only with CEL rules."""
     patterns = node.get("patternProperties", {})
     value_schema = next(iter(patterns.values()), node.get("additionalProperties"))
     if not isinstance(value_schema, dict):
@@ -159,7 +159,7 @@ def _build_key_rule(key_schema: Schema) -> str:
 
 
 def _convert_exclusive_limits(schema: Schema) -> Schema:
-    """OpenAPI v3.0 has exclusive limits as flags."""
+    """Convert exclusive limits, which are flags in OpenAPI v3.0."""
     for exclusive, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if exclusive in schema:
             schema[limit], schema[exclusive] = schema[exclusive], True
@@ -167,7 +167,10 @@ def _convert_exclusive_limits(schema: Schema) -> Schema:
 
 
 def _expand_default(schema: Schema) -> Schema:
-    """Defaults in full, for rules see an object's default before its fields bring their own; nulls are absent."""
+    """Convert the default: objects in full and without nulls.
+
+    CEL rules see the default of an object before its fields add their own.
+    """
     default = schema.pop("default", None)
     if isinstance(default, dict):
         return {**schema, "default": _drop_nulls(default)}

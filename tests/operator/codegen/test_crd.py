@@ -72,6 +72,23 @@ def test_crd_defaults_are_never_null() -> None:
     assert "null" not in json.dumps(build_crd())
 
 
+def test_crd_field_description_starts_with_name_and_ends_with_period() -> None:
+    for path, schema in _walk_schema(build_root_schema()):
+        name = path.rpartition(".")[2]
+        if path.startswith((".spec.", ".status.")) and name not in {"items", "additionalProperties"}:
+            assert schema["description"].startswith(f"{name} "), path
+            assert schema["description"].endswith("."), path
+
+
+def test_crd_spec_description_states_scalar_default() -> None:
+    for path, schema in _walk_schema(build_root_schema()["properties"]["spec"]):
+        default, description = schema.get("default"), schema.get("description", "")
+        if isinstance(default, str | int | float):
+            assert f"Defaults to {default if isinstance(default, str) else json.dumps(default)}." in description, path
+        elif default is None:
+            assert "Defaults to" not in description, path
+
+
 def test_crd_schema_has_defaults_limits_and_rules() -> None:
     assert _schema_at(".spec.training.lora.rank")["default"] == 16
     assert _schema_at(".spec.training.learningRate")["default"] == 2e-4
@@ -158,7 +175,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "an order to an injector": (
         {"compute": {"podAnnotations": {"vault.hashicorp.com/agent-inject": "true"}}}, "a key is reserved"),
     "a priority of Kubernetes": (
-        {"compute": {"priorityClassName": "system-node-critical"}}, "one of Kubernetes' own"),
+        {"compute": {"priorityClassName": "system-node-critical"}}, "must not start with 'system-'"),
     "17 GPUs": ({"compute": {"gpusPerNode": 17}}, "less than or equal to 16"),
     "Unsloth on two GPUs": (
         {"compute": {"gpusPerNode": 2}, "training": {"backend": "unsloth"}}, "backend unsloth trains on one GPU"),

@@ -57,7 +57,7 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         "podAnnotations: a key is reserved",
     ),
     "priority of Kubernetes' own": (
-        {"spec.compute.priorityClassName": "system-node-critical"}, "spec.compute", "one of Kubernetes' own",
+        {"spec.compute.priorityClassName": "system-node-critical"}, "spec.compute", "must not start with 'system-'",
     ),
     "17 GPUs": ({"spec.compute.gpusPerNode": 17}, "spec.compute.gpusPerNode", "less than or equal to 16"),
     "no node": ({"spec.compute.nodes": 0}, "spec.compute.nodes", "greater than or equal to 1"),
@@ -121,11 +121,11 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a gate on folds and on what is not measured": (
         {**FIVE_FOLDS, "spec.evaluation.gate": [FOLD_LOSS_GATE, {"metric": "evalLoss", "maximum": 1}]}, "spec",
-        "needs dataset.validation, but for crossValidationLoss",
+        "needs dataset.validation for all metrics except",
     ),
     "folds better than a base that is not measured": (
         {**FIVE_FOLDS, "spec.evaluation.gate": [{"metric": "crossValidationLoss", "minImprovement": 0}]},
-        "spec.evaluation.gate[0]", "minImprovement does not apply to it",
+        "spec.evaluation.gate[0]", "minImprovement does not apply to",
     ),
     "a gate without a limit": (
         {**VALIDATION_SPLIT, "spec.evaluation.gate": [{"metric": "evalLoss"}]},
@@ -168,11 +168,11 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "W&B without a key": ({"spec.tracking": {"tool": "wandb"}}, "spec.tracking", "wandb needs credentialsSecretRef"),
     "TensorBoard with an address": (
-        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "leave uri and experiment out",
+        {"spec.tracking": {"tool": "tensorboard", "uri": "http://tb"}}, "spec.tracking", "remove uri and experiment",
     ),
     "TensorBoard with a key": (
         {"spec.tracking": {"tool": "tensorboard", "credentialsSecretRef": {"name": "k"}}}, "spec.tracking",
-        "needs no credentialsSecretRef",
+        "does not use credentialsSecretRef",
     ),
     "101 attempts": ({"spec.backoffLimit": 101}, "spec.backoffLimit", "less than or equal to 100"),
 }  # fmt: skip

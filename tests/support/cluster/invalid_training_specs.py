@@ -87,7 +87,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"spec.training": {"epochs": 1, "backend": "unsloth", "packing": True}}, "spec.training", "needs backend trans",
     ),
     "whole texts for dpo": (
-        {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss: all applies to",
+        {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss all applies to",
     ),
     "kto of one": (
         {"spec.training": {"epochs": 1, "method": "kto", "batchSize": 1}}, "spec.training", "batchSize of at least 2",

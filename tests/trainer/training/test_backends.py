@@ -114,5 +114,5 @@ def test_which_backend_is_taken_and_why(
 def test_packing_with_unsloth_is_refused_beforehand() -> None:
     asked = config({"backend": "unsloth", "packing": True})
     assert [message for _, message in broken_rules(asked)] == [
-        "packing needs backend transformers, or auto, which takes it"
+        "packing needs backend transformers or auto; backend unsloth does not support it"
     ]
