@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kubernetes.client import ApiException
-from tests.cluster.admission_cases import ACCEPTED, ALLOWED_PATCHES, COMPUTE_CHANGES, IMMUTABLE_CHANGES, REJECTED
-from tests.cluster.manifests import Manifest, apply_changes, build_valid_manifest
+from tests.support.cluster.admission_cases import (
+    ACCEPTED,
+    ALLOWED_PATCHES,
+    COMPUTE_CHANGES,
+    IMMUTABLE_CHANGES,
+    REJECTED,
+)
+from tests.support.cluster.manifests import Manifest, apply_changes, build_valid_manifest
 
 from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
 
