@@ -18,8 +18,8 @@ from finetune_trainer.contract import ExitCode, Reason
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = [each for each in sorted((ROOT / "docs").rglob("*.md")) if each.name != "api.md"]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *WRITTEN]
-TENANCY = ROOT / "docs" / "multi-tenancy.md"
-TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+TENANCY = ROOT / "docs" / "operations" / "multi-tenancy.md"
+TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
 OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}
 AGAIN = {
     ExitCode.OK: "no",
@@ -131,5 +131,5 @@ TESTED = {
 def test_the_guide_names_the_versions_that_are_tested(name: str) -> None:
     folder, pattern = TESTED[name]
     (version,) = set(re.findall(pattern, (ROOT / "dev" / "tools" / folder / "go.mod").read_text()))
-    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "install.md").read_text())
+    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "getting-started" / "install.md").read_text())
     assert f"{name} {version}" in tested

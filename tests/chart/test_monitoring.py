@@ -21,7 +21,7 @@ ALL = {
     }
 }
 ROOT = Path(__file__).resolve().parents[2]
-OBSERVABILITY = ROOT / "docs" / "observability.md"
+OBSERVABILITY = ROOT / "docs" / "operations" / "observability.md"
 
 
 def asked_for(query: str) -> set[str]:

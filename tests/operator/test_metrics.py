@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.operator.bodies import Build
     from tests.operator.world import World
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "operations" / "observability.md"
 RUNNING = {"running": {"startedAt": "2026-11-23T08:00:05Z"}}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -187,7 +187,7 @@ def _config(job: Body) -> TrainerConfig:
 
 
 def _documented_options() -> list[str]:
-    (options,) = re.findall(DOCUMENTED, (ROOT / "docs" / "install.md").read_text())
+    (options,) = re.findall(DOCUMENTED, (ROOT / "docs" / "getting-started" / "install.md").read_text())
     return shlex.split(options)
 
 

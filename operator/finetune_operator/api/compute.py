@@ -44,7 +44,7 @@ def is_reserved(key: str) -> bool:
 def _unreserved(field: str) -> tuple[str, str]:
     rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
     whose = "Kubernetes, a mesh, an injector or a runtime"
-    return rule, f"{field}: a key is reserved for {whose}; see docs/multi-tenancy.md"
+    return rule, f"{field}: a key is reserved for {whose}; see docs/operations/multi-tenancy.md"
 
 
 class ResourceRequirements(Model):

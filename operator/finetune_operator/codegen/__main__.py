@@ -1,6 +1,6 @@
 """`python -m finetune_operator.codegen [--check]`: writes what is made from the code and the chart.
 
-manifests/crd.yaml and its copy in the chart, docs/api.md, and, where helm is (in `HELM` or on PATH),
+manifests/crd.yaml and its copy in the chart, docs/reference/api.md, and, where helm is (in `HELM` or on PATH),
 manifests/install.yaml. With `--check` nothing is written, and a stale file is an error.
 """
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     files = {
         ROOT / "manifests" / "crd.yaml": crd_yaml(custom_resource_definition()),
         CHART / "crd.yaml": crd_yaml(_kept(custom_resource_definition())),
-        ROOT / "docs" / "api.md": api_reference.markdown(root_schema()),
+        ROOT / "docs" / "reference" / "api.md": api_reference.markdown(root_schema()),
     }
     stale = [path for path, text in files.items() if _differs(path, text)]
     if not arguments:

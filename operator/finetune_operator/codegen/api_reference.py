@@ -1,4 +1,4 @@
-"""docs/api.md: the API in tables, made from the CRD's schema. Pure."""
+"""docs/reference/api.md: the API in tables, made from the CRD's schema. Pure."""
 
 from __future__ import annotations
 
