@@ -39,7 +39,7 @@ def rows(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def test_every_reason_of_the_trainer_is_explained() -> None:
-    found = rows(TROUBLESHOOTING.read_text(), "How a run ended")
+    found = rows(TROUBLESHOOTING.read_text(), "Reasons reported by the trainer")
     assert list(found) == [str(reason) for reason in Reason]
     assert {name: cells[-1] for name, cells in found.items()} == {
         str(reason): AGAIN[reason.exit_code] for reason in Reason
@@ -47,7 +47,7 @@ def test_every_reason_of_the_trainer_is_explained() -> None:
 
 
 def test_every_reason_of_the_operator_is_explained() -> None:
-    found = rows(TROUBLESHOOTING.read_text(), "While there is no end yet, and when the trainer could not say")
+    found = rows(TROUBLESHOOTING.read_text(), "Reasons reported by the operator")
     assert list(found) == [str(reason) for reason in OperatorReason]
     assert all(all(cells) for cells in found.values())
 
