@@ -18,8 +18,8 @@ from finetune_trainer.contract import ExitCode, Reason
 ROOT = Path(__file__).resolve().parents[2]
 HANDWRITTEN = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.name != "api.md"]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *HANDWRITTEN]
-TENANCY = ROOT / "docs" / "multi-tenancy.md"
-TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+TENANCY = ROOT / "docs" / "operations" / "multi-tenancy.md"
+TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
 OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}
 RETRY_BY_EXIT_CODE = {
     ExitCode.OK: "no",
@@ -39,7 +39,7 @@ def parse_table(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def test_troubleshooting_explains_every_trainer_reason() -> None:
-    table = parse_table(TROUBLESHOOTING.read_text(), "How a run ended")
+    table = parse_table(TROUBLESHOOTING.read_text(), "Reasons reported by the trainer")
     assert list(table) == [str(reason) for reason in Reason]
     assert {name: cells[-1] for name, cells in table.items()} == {
         str(reason): RETRY_BY_EXIT_CODE[reason.exit_code] for reason in Reason
@@ -47,7 +47,7 @@ def test_troubleshooting_explains_every_trainer_reason() -> None:
 
 
 def test_troubleshooting_explains_every_operator_reason() -> None:
-    table = parse_table(TROUBLESHOOTING.read_text(), "While there is no end yet, and when the trainer could not say")
+    table = parse_table(TROUBLESHOOTING.read_text(), "Reasons reported by the operator")
     assert list(table) == [str(reason) for reason in OperatorReason]
     assert all(all(cells) for cells in table.values())
 
@@ -131,5 +131,5 @@ TESTED = {
 def test_install_guide_names_tested_versions(name: str) -> None:
     folder, pattern = TESTED[name]
     (version,) = set(re.findall(pattern, (ROOT / "dev" / "tools" / folder / "go.mod").read_text()))
-    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "install.md").read_text())
+    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "getting-started" / "install.md").read_text())
     assert f"{name} {version}" in tested

@@ -19,7 +19,7 @@ Manifest = dict[str, Any]
 BuildOverlay = Callable[[Manifest], list[Manifest]]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-GUIDE = MANIFESTS.parent / "docs" / "gitops.md"
+GUIDE = MANIFESTS.parent / "docs" / "how-to" / "gitops.md"
 CONFIGURATION = MANIFESTS / "gitops" / "kustomize" / "finetunejob.yaml"
 ACCOUNT: Manifest = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}
 PRIORITY: Manifest = {

@@ -21,7 +21,7 @@ ALL_ENABLED = {
     }
 }
 ROOT = Path(__file__).resolve().parents[2]
-OBSERVABILITY = ROOT / "docs" / "observability.md"
+OBSERVABILITY = ROOT / "docs" / "operations" / "observability.md"
 
 
 def parse_metric_names(query: str) -> set[str]:

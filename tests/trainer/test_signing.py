@@ -67,7 +67,7 @@ def download(s3: S3Server, output: str, folder: Path) -> Path:
 
 
 def verify(folder: Path, public: Path) -> subprocess.CompletedProcess[str]:
-    """As docs/signing.md says."""
+    """As docs/how-to/signing.md says."""
     program = Path(sys.executable).with_name("model_signing")
     line = [program, "verify", "key", folder, "--signature", folder / "model.sig", "--public_key", public]
     return subprocess.run(line, capture_output=True, text=True, check=False)

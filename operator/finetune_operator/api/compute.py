@@ -44,7 +44,7 @@ def is_reserved_key(key: str) -> bool:
 def _build_reserved_key_rule(field: str) -> tuple[str, str]:
     rule = f"self.{field}.all(key, !key.matches('{_RESERVED_KEYS}') || key.matches('{_ALLOWED_KEYS}'))"
     key_owners = "Kubernetes, a service mesh, an injector or a container runtime"
-    return rule, f"{field}: a key is reserved for {key_owners}; see docs/multi-tenancy.md"
+    return rule, f"{field}: a key is reserved for {key_owners}; see docs/operations/multi-tenancy.md"
 
 
 class ResourceRequirements(Model):

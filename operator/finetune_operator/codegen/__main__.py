@@ -1,7 +1,7 @@
 """`python -m finetune_operator.codegen [--check]`: generate files from the API types and the chart.
 
-It writes manifests/crd.yaml and its copy in the chart, docs/api.md and, if helm is found (in `HELM` or on PATH),
-manifests/install.yaml. With `--check` it writes nothing and exits with an error if a file is out of date.
+It writes manifests/crd.yaml and its copy in the chart, docs/reference/api.md and, if helm is found (in `HELM` or on
+PATH), manifests/install.yaml. With `--check` it writes nothing and exits with an error if a file is out of date.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     files = {
         ROOT / "manifests" / "crd.yaml": dump_crd(build_crd()),
         CHART / "crd.yaml": dump_crd(_keep_on_uninstall(build_crd())),
-        ROOT / "docs" / "api.md": api_reference.render_markdown(build_root_schema()),
+        ROOT / "docs" / "reference" / "api.md": api_reference.render_markdown(build_root_schema()),
     }
     stale = [path for path, text in files.items() if _is_stale(path, text)]
     if not arguments:

@@ -1,4 +1,4 @@
-"""Generator of docs/api.md: tables of the API, from the schema of the CRD."""
+"""docs/reference/api.md: the API in tables, made from the CRD's schema. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Section(NamedTuple):
 
 
 def render_markdown(root: Schema) -> str:
-    """Return the complete page."""
+    """The whole page."""
     parts = [_HEADER.format(version=API_VERSION, kind=KIND, description=root["description"])]
     parts.append("".join(f"- {rule['message']}\n" for rule in root["x-kubernetes-validations"]))
     for part in ("spec", "status"):
@@ -34,7 +34,7 @@ def render_markdown(root: Schema) -> str:
 
 
 def _iterate_sections(path: str, schema: Schema) -> Iterator[_Section]:
-    """Yield an object with fields, followed by the objects that it contains."""
+    """An object with fields, then those inside of it."""
     yield _Section(path, schema)
     for name, field in schema["properties"].items():
         nested = field.get("items", field)

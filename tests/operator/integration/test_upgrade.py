@@ -191,7 +191,7 @@ def _read_trainer_config(job: Body) -> TrainerConfig:
 
 
 def _documented_options() -> list[str]:
-    (options,) = re.findall(DOCUMENTED_UPGRADE, (ROOT / "docs" / "install.md").read_text())
+    (options,) = re.findall(DOCUMENTED_UPGRADE, (ROOT / "docs" / "getting-started" / "install.md").read_text())
     return shlex.split(options)
 
 

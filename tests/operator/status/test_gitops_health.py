@@ -27,7 +27,7 @@ NOT_YET_OBSERVED = {**Builders.finetunejob(), "status": {"observedGeneration": 0
 
 def _read_documented_health() -> dict[tuple[str, frozenset[str]], list[str]]:
     """The guide's table: phase and conditions → what kstatus, Argo CD and a waiting Flux take it for."""
-    section = (ROOT / "docs" / "lifecycle.md").read_text().split("\n## States\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "concepts" / "lifecycle.md").read_text().split("\n## States\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][2:]
     return {
         (row[1].strip(), frozenset(re.findall(r"`(\w+=\w+)`", row[2]))): [cell.strip() for cell in row[4:]]

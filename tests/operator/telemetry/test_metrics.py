@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
     from tests.support.operator.namespace_harness import NamespaceHarness
 
-GUIDE = Path(__file__).resolve().parents[3] / "docs" / "observability.md"
+GUIDE = Path(__file__).resolve().parents[3] / "docs" / "operations" / "observability.md"
 RUNNING = {"running": {"startedAt": "2026-11-23T08:00:05Z"}}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
