@@ -8,67 +8,67 @@ from types import FrameType
 
 from local_cluster import demo, preflight, prepare
 from local_cluster.cluster import Cluster
-from local_cluster.console import say
-from local_cluster.errors import Problem
+from local_cluster.console import echo
+from local_cluster.errors import UserError
 
 
-def _up(name: str) -> None:
-    prepare.everything()
+def _bring_up(name: str) -> None:
+    prepare.prepare_all()
     cluster = Cluster(name)
     cluster.up()
-    cluster.report()
+    cluster.print_status()
 
 
-def _load(name: str) -> None:
-    preflight.check()
-    prepare.make_images()
+def _load_images(name: str) -> None:
+    preflight.check_host()
+    prepare.build_images()
     if not Cluster(name).load_images():
-        say(f"cluster {name} has them already")
+        echo(f"cluster {name} has them already")
 
 
-def _images() -> None:
-    preflight.check()
-    prepare.make_images()
+def _build_images() -> None:
+    preflight.check_host()
+    prepare.build_images()
 
 
-_NAMED: dict[str, tuple[str, Callable[[str], None]]] = {
-    "up": ("bring a cluster up; make its tools and images first where they are missing", _up),
+_CLUSTER_COMMANDS: dict[str, tuple[str, Callable[[str], None]]] = {
+    "up": ("bring a cluster up; make its tools and images first where they are missing", _bring_up),
     "down": ("end a cluster and remove it", lambda name: Cluster(name).down()),
-    "status": ("say whether it is up, and how to reach it", lambda name: Cluster(name).report()),
-    "load": ("build the images and bring them into a running cluster", _load),
+    "status": ("say whether it is up, and how to reach it", lambda name: Cluster(name).print_status()),
+    "load": ("build the images and bring them into a running cluster", _load_images),
 }
-_UNNAMED: dict[str, tuple[str, Callable[[], None]]] = {
-    "images": ("build the images and have them ready for clusters", _images),
-    "tools": ("make all that clusters share: tools and images", lambda: prepare.everything()),
-    "demo": ("show a whole fine-tuning run on a cluster of its own", demo.run),
-    "demo-down": ("remove the demo", demo.remove),
+_GLOBAL_COMMANDS: dict[str, tuple[str, Callable[[], None]]] = {
+    "images": ("build the images and have them ready for clusters", _build_images),
+    "tools": ("make all that clusters share: tools and images", lambda: prepare.prepare_all()),
+    "demo": ("show a whole fine-tuning run on a cluster of its own", demo.run_demo),
+    "demo-down": ("remove the demo", demo.remove_demo),
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="local_cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, (text, _) in _NAMED.items():
-        commands.add_parser(command, help=text).add_argument("name", help="any DNS label, for example test")
-    for command, (text, _) in _UNNAMED.items():
-        commands.add_parser(command, help=text)
+    for command, (help_text, _) in _CLUSTER_COMMANDS.items():
+        commands.add_parser(command, help=help_text).add_argument("name", help="any DNS label, for example test")
+    for command, (help_text, _) in _GLOBAL_COMMANDS.items():
+        commands.add_parser(command, help=help_text)
     return parser
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _raise_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
-    arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
+    arguments = _build_parser().parse_args()
     try:
-        if arguments.command in _NAMED:
-            _NAMED[arguments.command][1](arguments.name)
+        if arguments.command in _CLUSTER_COMMANDS:
+            _CLUSTER_COMMANDS[arguments.command][1](arguments.name)
         else:
-            _UNNAMED[arguments.command][1]()
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
+            _GLOBAL_COMMANDS[arguments.command][1]()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import cache, cgroups, golden, network, node, paths, shell, state, tools
-from local_cluster.console import say
-from local_cluster.containerd import Client
-from local_cluster.errors import Problem
+from local_cluster.console import echo
+from local_cluster.containerd import ContainerdClient
+from local_cluster.errors import UserError
 
-READY_SECONDS = 300
-END_SECONDS = 30
+READY_TIMEOUT_SECONDS = 300
+TERMINATION_TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -35,37 +35,37 @@ class Cluster:
 
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", name):
-            raise Problem(f"{name!r} is no cluster name: lower-case letters, digits and dashes, 32 at most")
+            raise UserError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, 32 at most")
         self.name = name
-        self._node = node.of(name)
+        self._node = node.create_node(name)
 
     @property
     def is_up(self) -> bool:
-        return state.alive(self.name) and state.read(self.name) is not None
+        return state.is_alive(self.name) and state.read(self.name) is not None
 
     def up(self) -> None:
         """Bring it up and wait until pods can be created."""
         with cache.lock(f"cluster-{self.name}"):
-            if not state.alive(self.name):
-                self._clear()
-                network.check_free(self._node.addresses)
-                self._start()
-            self._wait_ready()
+            if not state.is_alive(self.name):
+                self._remove_leftovers()
+                network.check_addresses_free(self._node.addresses)
+                self._start_supervisor()
+            self._wait_until_ready()
 
-    def _start(self) -> None:
+    def _start_supervisor(self) -> None:
         golden.copy_root(self._node.folder / "containerd")
-        cgroups.create(self._node.cgroup)
-        parent = self._spawn()
-        child = None
-        while child is None:
-            if os.waitpid(parent, os.WNOHANG) != (0, 0):
-                raise Problem(f"cluster {self.name} did not start: {self._last_words()}")
+        cgroups.create_cgroup(self._node.cgroup)
+        unshare_pid = self._spawn_supervisor()
+        supervisor_pid = None
+        while supervisor_pid is None:
+            if os.waitpid(unshare_pid, os.WNOHANG) != (0, 0):
+                raise UserError(f"cluster {self.name} did not start: {self._read_last_log_line()}")
             time.sleep(0.02)
-            child = state.child_of(parent)
-        state.write_pid(self.name, child)
-        network.join(self._node.addresses, child)
+            supervisor_pid = state.find_child(unshare_pid)
+        state.write_pid(self.name, supervisor_pid)
+        network.create_link(self._node.addresses, supervisor_pid)
 
-    def _spawn(self) -> int:
+    def _spawn_supervisor(self) -> int:
         """unshare makes the namespaces; the supervisor is its child, and the first process in there.
 
         It outlives this process and is no business of it, so there is no Popen, which would warn of a child left alone.
@@ -79,99 +79,107 @@ class Cluster:
             {**os.environ, "PYTHONPATH": str(paths.REPOSITORY / "dev")},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(self._log), flags, 0o644),
+                (os.POSIX_SPAWN_OPEN, 1, str(self._log_path), flags, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
             setsid=True,
         )
 
     @property
-    def _log(self) -> Path:
+    def _log_path(self) -> Path:
         (self._node.folder / "logs").mkdir(parents=True, exist_ok=True)
         return self._node.folder / "logs" / "supervisor.log"
 
-    def _wait_ready(self) -> None:
-        begun = time.monotonic()
+    def _wait_until_ready(self) -> None:
+        started = time.monotonic()
         while state.read(self.name) is None:
             time.sleep(0.2)
-            waited = time.monotonic() - begun
-            if waited > 5 and not state.alive(self.name):
-                raise Problem(f"cluster {self.name} did not come up: {self._last_words()}")
-            if waited > READY_SECONDS:
-                raise Problem(f"cluster {self.name} is not ready after {READY_SECONDS} s: {self._last_words()}")
+            elapsed = time.monotonic() - started
+            if elapsed > 5 and not state.is_alive(self.name):
+                raise UserError(f"cluster {self.name} did not come up: {self._read_last_log_line()}")
+            if elapsed > READY_TIMEOUT_SECONDS:
+                raise UserError(
+                    f"cluster {self.name} is not ready after {READY_TIMEOUT_SECONDS} s: {self._read_last_log_line()}"
+                )
 
-    def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        return f"{lines[-1]} (all of it: {self._log})"
+    def _read_last_log_line(self) -> str:
+        lines = self._log_path.read_text(errors="replace").splitlines() or ["it said nothing"]
+        return f"{lines[-1]} (all of it: {self._log_path})"
 
     def down(self) -> None:
         """End it and remove all that it kept. Images and tools stay, in the cache."""
         with cache.lock(f"cluster-{self.name}"):
-            self._end()
-            self._clear()
+            self._terminate_supervisor()
+            self._remove_leftovers()
 
-    def _end(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            process = state.pid(self.name)
-            if process is None:
+    def _terminate_supervisor(self) -> None:
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            supervisor_pid = state.read_pid(self.name)
+            if supervisor_pid is None:
                 return
-            os.kill(process, number)
-            deadline = time.monotonic() + END_SECONDS
-            while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+            os.kill(supervisor_pid, signal_number)
+            deadline = time.monotonic() + TERMINATION_TIMEOUT_SECONDS
+            while Path(f"/proc/{supervisor_pid}").exists() and time.monotonic() < deadline:
                 time.sleep(0.1)  # it goes after all others of its namespace; its lock goes before
 
-    def _clear(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Also what a killed run left behind; nothing but what carries this cluster's name."""
         network.remove_link(self._node.addresses)
-        cgroups.remove(self._node.cgroup)
+        cgroups.remove_cgroup(self._node.cgroup)
         if f" {self._node.folder}/" in Path("/proc/self/mountinfo").read_text():
-            raise Problem(f"something is mounted below {self._node.folder}: unmount it first")
-        cache.remove(self._node.folder)
+            raise UserError(f"something is mounted below {self._node.folder}: unmount it first")
+        cache.remove_folder(self._node.folder)
 
     def load_images(self) -> bool:
         """Bring the images that were built last into the running cluster; whether there were new ones."""
-        loaded = golden.import_into(self.containerd())
-        for name in loaded:
-            say(f"{name} loaded into {self.name}")
-        return bool(loaded)
+        loaded_images = golden.import_outdated(self.get_containerd())
+        for name in loaded_images:
+            echo(f"{name} loaded into {self.name}")
+        return bool(loaded_images)
 
-    def containerd(self) -> Client:
+    def get_containerd(self) -> ContainerdClient:
         """Its containerd, whose socket is in its own mount namespace."""
-        self._state()
-        return Client(node.CONTAINERD_SOCKET, ("nsenter", "--target", str(state.pid(self.name)), "--mount", "--"))
+        self._read_state()
+        return ContainerdClient(
+            node.CONTAINERD_SOCKET, ("nsenter", "--target", str(state.read_pid(self.name)), "--mount", "--")
+        )
 
-    def _state(self) -> state.State:
-        found = state.read(self.name)
-        if found is None or not state.alive(self.name):
-            raise Problem(f"cluster {self.name} is not up: bring it up first")
-        return found
+    def _read_state(self) -> state.ClusterState:
+        cluster_state = state.read(self.name)
+        if cluster_state is None or not state.is_alive(self.name):
+            raise UserError(f"cluster {self.name} is not up: bring it up first")
+        return cluster_state
 
     @property
     def kubeconfig(self) -> Path:
-        return Path(self._state().kubeconfig)
+        return Path(self._read_state().kubeconfig)
 
     @property
     def s3(self) -> S3Endpoint:
-        found = self._state()
-        return S3Endpoint(found.s3_url, found.access_key, found.secret_key, found.region)
+        cluster_state = self._read_state()
+        return S3Endpoint(
+            cluster_state.s3_url, cluster_state.access_key, cluster_state.secret_key, cluster_state.region
+        )
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl against it as its administrator and return what it prints."""
-        return shell.output([tools.program("kubectl"), *arguments], stdin=stdin, env=self.environment())
+        return shell.capture_output(
+            [tools.find_program("kubectl"), *arguments], stdin=stdin, env=self.build_environment()
+        )
 
     def helm(self, *arguments: str) -> str:
-        return shell.output([tools.program("helm"), *arguments], env=self.environment())
+        return shell.capture_output([tools.find_program("helm"), *arguments], env=self.build_environment())
 
-    def environment(self) -> dict[str, str]:
+    def build_environment(self) -> dict[str, str]:
         """For other programs that talk to it; a proxy of the machine has no way to it."""
-        bypass = ",".join(filter(None, [os.environ.get("NO_PROXY"), self._node.addresses.node]))
-        return {"KUBECONFIG": str(self.kubeconfig), "NO_PROXY": bypass, "no_proxy": bypass}
+        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), self._node.addresses.node]))
+        return {"KUBECONFIG": str(self.kubeconfig), "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
-    def report(self) -> None:
+    def print_status(self) -> None:
         """Say how to reach it."""
         if not self.is_up:
-            say(f"cluster {self.name} is down")
+            echo(f"cluster {self.name} is down")
             return
-        say(f"cluster {self.name} is up")
+        echo(f"cluster {self.name} is up")
         print(f"  export KUBECONFIG={self.kubeconfig}")
-        print(f"  S3 at {self.s3.url} (keys: {paths.cluster_folder(self.name) / 'state.json'})")
+        print(f"  S3 at {self.s3.url} (keys: {paths.get_cluster_folder(self.name) / 'state.json'})")

@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HEARTBEAT_SECONDS = 30
-_started = time.monotonic()
-_lock = threading.Lock()
+_started_at = time.monotonic()
+_print_lock = threading.Lock()
 
 
-def duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+def format_duration(seconds: float) -> str:
+    total = round(seconds)
+    return f"{total} s" if total < 60 else f"{total // 60} min {total % 60:02d} s"
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """One line, stamped with the time since the command started."""
-    elapsed = round(time.monotonic() - _started)
-    with _lock:
+    elapsed = round(time.monotonic() - _started_at)
+    with _print_lock:
         print(f"[{elapsed // 60:2d}:{elapsed % 60:02d}] {text}", flush=True)
 
 
-def refresh(text: str, *, last: bool = False) -> None:
+def refresh_line(text: str, *, last: bool = False) -> None:
     """Overwrite the current line on a terminal; elsewhere print it."""
     if not sys.stdout.isatty():
         print(text, flush=True)
@@ -32,7 +32,7 @@ def refresh(text: str, *, last: bool = False) -> None:
     print(f"\r\033[K{text}", end="\n" if last else "", flush=True)
 
 
-def last_line(log: Path | None) -> str:
+def read_last_line(log: Path | None) -> str:
     """What a running command said last, short enough for one terminal line."""
     if log is None or not log.exists():
         return ""
@@ -43,19 +43,19 @@ def last_line(log: Path | None) -> str:
 
 
 @contextmanager
-def step(title: str, log: Path | None = None) -> Iterator[None]:
+def log_step(title: str, log: Path | None = None) -> Iterator[None]:
     """Print the title's line when it is done; while it runs, say every half minute what it is at."""
-    begun = time.monotonic()
-    done = threading.Event()
+    started = time.monotonic()
+    is_done = threading.Event()
 
-    def beat() -> None:
-        while not done.wait(HEARTBEAT_SECONDS):
-            at = last_line(log)
-            say(f"{title} … {duration(time.monotonic() - begun)}{f' ({at})' if at else ''}")
+    def print_heartbeats() -> None:
+        while not is_done.wait(HEARTBEAT_SECONDS):
+            last_output = read_last_line(log)
+            echo(f"{title} … {format_duration(time.monotonic() - started)}{f' ({last_output})' if last_output else ''}")
 
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=print_heartbeats, daemon=True).start()
     try:
         yield
     finally:
-        done.set()
-    say(f"{title}: {duration(time.monotonic() - begun)}")
+        is_done.set()
+    echo(f"{title}: {format_duration(time.monotonic() - started)}")

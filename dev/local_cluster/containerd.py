@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import buildah, shell
-from local_cluster.errors import Problem
-from local_cluster.store import Layer, StoredImage, digest
+from local_cluster.errors import UserError
+from local_cluster.store import Layer, StoredImage, compute_digest
 
 PAUSE_IMAGE = "docker.io/library/pause:dev"
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_KEEP = "containerd.io/gc.root"  # the label that keeps containerd from collecting what no image names yet
+_MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_GC_ROOT_LABEL = "containerd.io/gc.root"  # the label that keeps containerd from collecting what no image names yet
 
 
-def config(root: Path, state: Path, socket: Path, cni: Path) -> str:
+def render_config(root: Path, state: Path, socket: Path, cni_folder: Path) -> str:
     """Where root may not lower oom scores (no CAP_SYS_RESOURCE), containers start only with restrict_oom_score_adj."""
     return f"""\
 version = 2
@@ -31,70 +31,76 @@ state = "{state}"
   restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
-  conf_dir = "{cni}"
+  conf_dir = "{cni_folder}"
 """
 
 
 @dataclass(frozen=True)
-class Client:
+class ContainerdClient:
     """Runs ctr against one containerd; `enter` is put before it where the socket is in another namespace."""
 
     socket: Path
-    enter: Sequence[str] = ()
+    command_prefix: Sequence[str] = ()
 
-    def command(self, *words: str) -> list[str]:
-        return [*self.enter, "ctr", "--address", str(self.socket), "--namespace", "k8s.io", *words]
+    def build_command(self, *arguments: str) -> list[str]:
+        return [*self.command_prefix, "ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
 
-    def answers(self) -> bool:
-        return shell.succeeds(self.command("version"))
+    def is_ready(self) -> bool:
+        return shell.succeeds(self.build_command("version"))
 
-    def images(self) -> dict[str, str]:
+    def list_images(self) -> dict[str, str]:
         """Each image's name and the digest of its manifest or index."""
-        lines = self._run("images", "list").splitlines()[1:]
-        return {words[0]: words[2] for words in (line.split() for line in lines)}
+        lines = self._run_ctr("images", "list").splitlines()[1:]
+        return {columns[0]: columns[2] for columns in (line.split() for line in lines)}
 
     def import_image(self, image: StoredImage, name: str) -> None:
         """Link the layers that are not here yet, then tell of the image itself."""
-        present = set(self._run("snapshots", "list").split())
-        new = [layer for layer in image.layers if layer.chain_id not in present]
-        buildah.unmount()
-        for layer in new:
-            self._link(layer)
-        self._run("images", "import", "-", stdin=_archive(image, name))
-        for layer in new:  # from here on the image holds them; without it they may go
-            self._run("snapshots", "label", layer.chain_id, f"{_KEEP}=")
+        existing_snapshots = set(self._run_ctr("snapshots", "list").split())
+        new_layers = [layer for layer in image.layers if layer.chain_id not in existing_snapshots]
+        buildah.unmount_storage()
+        for layer in new_layers:
+            self._link_layer(layer)
+        self._run_ctr("images", "import", "-", stdin=_build_archive(image, name))
+        for layer in new_layers:  # from here on the image holds them; without it they may go
+            self._run_ctr("snapshots", "label", layer.chain_id, f"{_GC_ROOT_LABEL}=")
 
-    def _link(self, layer: Layer) -> None:
+    def _link_layer(self, layer: Layer) -> None:
         key = f"link-{layer.chain_id}"
-        self._run("snapshots", "remove", key, check=False)  # of an import that was interrupted
-        self._run("snapshots", "prepare", key, *filter(None, [layer.parent]))
-        folder = snapshot_folder(self._run("snapshots", "mounts", "/mnt", key))
-        shell.output(["cp", "--archive", "--link", f"{layer.folder}/.", folder])
-        self._run("snapshots", "commit", layer.chain_id, key)
+        self._run_ctr("snapshots", "remove", key, check=False)  # of an import that was interrupted
+        self._run_ctr("snapshots", "prepare", key, *filter(None, [layer.parent]))
+        folder = parse_snapshot_folder(self._run_ctr("snapshots", "mounts", "/mnt", key))
+        shell.capture_output(["cp", "--archive", "--link", f"{layer.folder}/.", folder])
+        self._run_ctr("snapshots", "commit", layer.chain_id, key)
 
-    def _run(self, *words: str, stdin: bytes = b"", check: bool = True) -> str:
-        result = subprocess.run(self.command(*words), input=stdin, capture_output=True, check=False)
+    def _run_ctr(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
+        result = subprocess.run(self.build_command(*arguments), input=stdin, capture_output=True, check=False)
         if check and result.returncode:
-            raise Problem(f"ctr {' '.join(words[:2])}: {' '.join(result.stderr.decode(errors='replace').split())}")
+            raise UserError(
+                f"ctr {' '.join(arguments[:2])}: {' '.join(result.stderr.decode(errors='replace').split())}"
+            )
         return result.stdout.decode()
 
 
-def snapshot_folder(mount_command: str) -> str:
+def parse_snapshot_folder(mount_command: str) -> str:
     """Where a new snapshot is written to, out of the command that would mount it."""
-    upper = re.search(r"upperdir=([^,\s]+)", mount_command)
-    if upper:
-        return upper.group(1)
+    upperdir = re.search(r"upperdir=([^,\s]+)", mount_command)
+    if upperdir:
+        return upperdir.group(1)
     return mount_command.split()[3]  # mount -t bind SOURCE TARGET …: a lowest layer
 
 
-def _archive(image: StoredImage, name: str) -> bytes:
+def _build_archive(image: StoredImage, name: str) -> bytes:
     """An OCI archive without layers: these are there already."""
-    manifest = {"mediaType": _MANIFEST, "digest": digest(image.manifest), "size": len(image.manifest.encode())}
+    manifest = {
+        "mediaType": _MANIFEST_MEDIA_TYPE,
+        "digest": compute_digest(image.manifest),
+        "size": len(image.manifest.encode()),
+    }
     entry = {**manifest, "annotations": {"io.containerd.image.name": name}}
     files = {
         "oci-layout": json.dumps({"imageLayoutVersion": "1.0.0"}),
         "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}),
-        **{f"blobs/{digest(text).replace(':', '/')}": text for text in (image.manifest, image.config)},
+        **{f"blobs/{compute_digest(text).replace(':', '/')}": text for text in (image.manifest, image.config)},
     }
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:

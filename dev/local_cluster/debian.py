@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from local_cluster import cache, paths, shell
-from local_cluster.console import step
-from local_cluster.errors import Problem
+from local_cluster.console import log_step
+from local_cluster.errors import UserError
 
 # A program, or a file where there is no program on PATH, and the Debian package that brings it.
 PACKAGES = {
@@ -29,41 +29,41 @@ BASE_PACKAGES = "python3,python3-venv,ca-certificates,busybox-static"
 _CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
 
-def missing_packages() -> list[str]:
-    return sorted({package for program, package in PACKAGES.items() if not _exists(program)})
+def find_missing_packages() -> list[str]:
+    return sorted({package for program, package in PACKAGES.items() if not _is_installed(program)})
 
 
-def _exists(program: str) -> bool:
+def _is_installed(program: str) -> bool:
     return Path(program).exists() if program.startswith("/") else shutil.which(program) is not None
 
 
-def install(packages: Iterable[str]) -> None:
+def install_packages(packages: Iterable[str]) -> None:
     """Install packages by apt-get, and say so."""
     names = list(packages)
     if not names:
         return
     if shutil.which("apt-get") is None:
-        raise Problem(f"install {' '.join(names)} with this system's package manager, then run it again")
-    log = paths.logs() / "apt.log"
+        raise UserError(f"install {' '.join(names)} with this system's package manager, then run it again")
+    log = paths.get_logs_folder() / "apt.log"
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
-    with step(f"installed by apt-get: {' '.join(names)}", log):
+    with log_step(f"installed by apt-get: {' '.join(names)}", log):
         shell.run(["apt-get", "update"], log, env=environment)
         shell.run(["apt-get", "install", "-y", "--no-install-recommends", *names], log, env=environment)
 
 
-def make_root(target: Path) -> None:
+def bootstrap_root(target: Path) -> None:
     """A minimal Debian with Python, and this machine's certificate authorities."""
-    log = paths.logs() / "debootstrap.log"
-    include = f"--include={BASE_PACKAGES}"
-    shell.run(["debootstrap", "--variant=minbase", include, SUITE, target], log)
+    log = paths.get_logs_folder() / "debootstrap.log"
+    include_argument = f"--include={BASE_PACKAGES}"
+    shell.run(["debootstrap", "--variant=minbase", include_argument, SUITE, target], log)
     for archive in (target / "var/cache/apt/archives").glob("*.deb"):
         archive.unlink()
-    cache.remove(target / "var/lib/apt/lists")
+    cache.remove_folder(target / "var/lib/apt/lists")
     (target / "var/lib/apt/lists").mkdir()
-    shutil.copyfile(_machine_ca_bundle(), target / _CA_BUNDLE)
+    shutil.copyfile(_find_ca_bundle(), target / _CA_BUNDLE)
 
 
-def _machine_ca_bundle() -> Path:
+def _find_ca_bundle() -> Path:
     """A machine behind a proxy of its own trusts more than Debian does; so must what is built on it."""
     return Path(os.environ.get("SSL_CERT_FILE") or f"/{_CA_BUNDLE}")
 

@@ -6,53 +6,57 @@ import time
 from typing import Any
 
 from local_cluster.cluster import Cluster
-from local_cluster.console import duration, refresh
-from local_cluster.errors import Problem
+from local_cluster.console import format_duration, refresh_line
+from local_cluster.errors import UserError
 
-LIMIT_SECONDS = 1800
-INTERVAL_SECONDS = 2
+TIMEOUT_SECONDS = 1800
+POLL_INTERVAL_SECONDS = 2
 
 
-def follow(cluster: Cluster, job: str) -> None:
+def follow_job(cluster: Cluster, job: str) -> None:
     """One line that changes on a terminal, one line per change elsewhere."""
-    begun = time.monotonic()
-    before = ""
+    started = time.monotonic()
+    previous_text = ""
     while True:
         status = json.loads(cluster.kubectl("get", "ftj", job, "--output=json")).get("status", {})
-        elapsed = time.monotonic() - begun
-        text = summary(status)
-        if text != before or sys.stdout.isatty():
-            refresh(f"        {text}  {duration(elapsed)}", last=is_over(status))
-        before = text
-        if is_over(status):
+        elapsed = time.monotonic() - started
+        text = summarize_status(status)
+        if text != previous_text or sys.stdout.isatty():
+            refresh_line(f"        {text}  {format_duration(elapsed)}", last=is_finished(status))
+        previous_text = text
+        if is_finished(status):
             break
-        if elapsed > LIMIT_SECONDS:
-            raise Problem(f"{job} has not ended after {duration(LIMIT_SECONDS)}: kubectl describe ftj {job}")
-        time.sleep(INTERVAL_SECONDS)
+        if elapsed > TIMEOUT_SECONDS:
+            raise UserError(f"{job} has not ended after {format_duration(TIMEOUT_SECONDS)}: kubectl describe ftj {job}")
+        time.sleep(POLL_INTERVAL_SECONDS)
     if status["phase"] == "Failed":
-        raise Problem(f"{job} failed: {message(status)} (kubectl logs job/{job})")
+        raise UserError(f"{job} failed: {get_failure_message(status)} (kubectl logs job/{job})")
 
 
-def is_over(status: dict[str, Any]) -> bool:
+def is_finished(status: dict[str, Any]) -> bool:
     return status.get("phase") in ("Complete", "Failed")
 
 
-def summary(status: dict[str, Any]) -> str:
+def summarize_status(status: dict[str, Any]) -> str:
     """What `kubectl get ftj` shows, in one line."""
     progress = status.get("progress", {})
-    parts = [status.get("phase", "Pending")]
+    fields = [status.get("phase", "Pending")]
     if "percentage" in progress:
-        parts.append(f"{progress['percentage']} %")
+        fields.append(f"{progress['percentage']} %")
     if "stage" in progress:
-        parts.append(progress["stage"])
+        fields.append(progress["stage"])
     if progress.get("totalSteps"):
-        parts.append(f"step {progress.get('step', 0)}/{progress['totalSteps']}")
+        fields.append(f"step {progress.get('step', 0)}/{progress['totalSteps']}")
     if "loss" in progress:
-        parts.append(f"loss {progress['loss']:.4g}")
-    return "  ".join(parts)
+        fields.append(f"loss {progress['loss']:.4g}")
+    return "  ".join(fields)
 
 
-def message(status: dict[str, Any]) -> str:
+def get_failure_message(status: dict[str, Any]) -> str:
     """Why it failed, in the operator's words."""
-    failed = [each for each in status.get("conditions", []) if each["type"] == "Failed" and each["status"] == "True"]
-    return failed[0]["message"] if failed else "no reason is given"
+    failed_conditions = [
+        condition
+        for condition in status.get("conditions", [])
+        if condition["type"] == "Failed" and condition["status"] == "True"
+    ]
+    return failed_conditions[0]["message"] if failed_conditions else "no reason is given"

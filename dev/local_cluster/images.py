@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import buildah, cache, debian, paths, shell
-from local_cluster.console import say, step
+from local_cluster.console import echo, log_step
 from local_cluster.containerd import PAUSE_IMAGE
 
 
@@ -22,9 +22,9 @@ class Image:
         return f"docker.io/library/{self.reference}"
 
     @functools.cached_property
-    def built(self) -> str:
+    def built_reference(self) -> str:
         """Its name in buildah's store holds the hash of all that a build reads; taken once, for sources may change."""
-        return f"localhost/{self.name}:{cache.digest(_sources(self.dockerfile), base_reference())}"
+        return f"localhost/{self.name}:{cache.hash_files(_list_sources(self.dockerfile), get_base_reference())}"
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ TRAINER = Image("finetune-trainer:dev", "Dockerfile.trainer")
 IMAGES = (OPERATOR, TRAINER)
 
 
-def _sources(dockerfile: str) -> Iterator[Path]:
+def _list_sources(dockerfile: str) -> Iterator[Path]:
     for name in (dockerfile, ".dockerignore", "pyproject.toml", "uv.lock", "README.md", "LICENSE"):
         yield paths.REPOSITORY / name
     for folder in ("operator", "trainer"):
@@ -45,76 +45,76 @@ def _sources(dockerfile: str) -> Iterator[Path]:
                 yield file
 
 
-def base_reference() -> str:
-    made_from = cache.digest([], debian.SUITE, debian.BASE_PACKAGES, *debian.BASE_ENVIRONMENT)
-    return f"localhost/finetune-base:{made_from}"
+def get_base_reference() -> str:
+    base_digest = cache.hash_files([], debian.SUITE, debian.BASE_PACKAGES, *debian.BASE_ENVIRONMENT)
+    return f"localhost/finetune-base:{base_digest}"
 
 
-def pause_reference() -> str:
-    return base_reference().replace("-base:", "-pause:")
+def get_pause_reference() -> str:
+    return get_base_reference().replace("-base:", "-pause:")
 
 
-def built_references() -> dict[str, str]:
+def list_built_references() -> dict[str, str]:
     """Every image a cluster has: its name there, and its name in buildah's store."""
-    return {PAUSE_IMAGE: pause_reference(), **{image.full_name: image.built for image in IMAGES}}
+    return {PAUSE_IMAGE: get_pause_reference(), **{image.full_name: image.built_reference for image in IMAGES}}
 
 
 def build_all() -> None:
     """Build what is missing, and drop what it replaces."""
     _build_base()
     for image in IMAGES:
-        _build(image)
-    _drop_old()
+        _build_image(image)
+    _remove_old_images()
 
 
 def _build_base() -> None:
-    if buildah.exists(base_reference()) and buildah.exists(pause_reference()):
+    if buildah.exists(get_base_reference()) and buildah.exists(get_pause_reference()):
         return
-    log = _log("base")
-    folder = paths.cache() / "buildah" / "debian"
-    say("building the base image (once)")
-    with step("base image built", log), cache.fresh_folder(folder) as root:
-        debian.make_root(root)
-        buildah.from_folder(root, base_reference(), log, debian.BASE_ENVIRONMENT)
-        with cache.fresh_folder(folder.with_name("pause")) as pause:
-            _fill_pause(root, pause)
+    log = _create_log("base")
+    folder = paths.get_cache_folder() / "buildah" / "debian"
+    echo("building the base image (once)")
+    with log_step("base image built", log), cache.replace_folder(folder) as root:
+        debian.bootstrap_root(root)
+        buildah.build_from_folder(root, get_base_reference(), log, debian.BASE_ENVIRONMENT)
+        with cache.replace_folder(folder.with_name("pause")) as pause:
+            _create_pause_root(root, pause)
             entrypoint = '["/bin/sleep", "2147483647"]'
-            buildah.from_folder(pause, pause_reference(), log, {"PATH": "/bin"}, entrypoint)
-    cache.remove(folder)
-    cache.remove(folder.with_name("pause"))
+            buildah.build_from_folder(pause, get_pause_reference(), log, {"PATH": "/bin"}, entrypoint)
+    cache.remove_folder(folder)
+    cache.remove_folder(folder.with_name("pause"))
 
 
-def _fill_pause(root: Path, target: Path) -> None:
+def _create_pause_root(root: Path, target: Path) -> None:
     """busybox under the names of its commands: it holds a pod's namespaces, and serves tests as a small image."""
     (target / "bin").mkdir()
     busybox = target / "bin" / "busybox"
     busybox.write_bytes((root / "bin" / "busybox").read_bytes())
     busybox.chmod(0o755)
-    for command in shell.output([busybox, "--list"]).split():
+    for command in shell.capture_output([busybox, "--list"]).split():
         if command != "busybox":
             (target / "bin" / command).symlink_to("busybox")
 
 
-def _build(image: Image) -> None:
-    if buildah.exists(image.built):
+def _build_image(image: Image) -> None:
+    if buildah.exists(image.built_reference):
         return
-    uv_cache = Path(shell.output(["uv", "cache", "dir"]).strip())
+    uv_cache = Path(shell.capture_output(["uv", "cache", "dir"]).strip())
     buildah.share_uv_cache(uv_cache)
-    log = _log(image.dockerfile)
-    say(f"building {image.reference}")
-    with step(f"{image.reference} built", log):
-        buildah.build(paths.REPOSITORY / image.dockerfile, image.built, base_reference(), log)
+    log = _create_log(image.dockerfile)
+    echo(f"building {image.reference}")
+    with log_step(f"{image.reference} built", log):
+        buildah.build(paths.REPOSITORY / image.dockerfile, image.built_reference, get_base_reference(), log)
 
 
-def _log(name: str) -> Path:
-    log = paths.logs() / f"{name}.log"
+def _create_log(name: str) -> Path:
+    log = paths.get_logs_folder() / f"{name}.log"
     log.unlink(missing_ok=True)
     return log
 
 
-def _drop_old() -> None:
+def _remove_old_images() -> None:
     """buildah removes with an image what only it needed, and keeps what the next build can use again."""
-    wanted = {base_reference(), *built_references().values()}
-    for reference in buildah.references():
-        if reference not in wanted:
+    current_references = {get_base_reference(), *list_built_references().values()}
+    for reference in buildah.list_references():
+        if reference not in current_references:
             buildah.remove(reference)

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import paths
-from local_cluster.network import API_PORT, KUBERNETES_SERVICE, POD_CIDR, S3_PORT, SERVICE_CIDR, Addresses, addresses
+from local_cluster.network import (
+    API_PORT,
+    KUBERNETES_SERVICE,
+    POD_CIDR,
+    S3_PORT,
+    SERVICE_CIDR,
+    Addresses,
+    compute_addresses,
+)
 
-ETCD = "http://127.0.0.1:2379"
-_ETCD_PEER = "http://127.0.0.1:2380"
+ETCD_URL = "http://127.0.0.1:2379"
+_ETCD_PEER_URL = "http://127.0.0.1:2380"
 CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")  # a private /run/containerd, see supervisor.py
 REGION = "us-east-1"
 # Who talks to the API server: the user name, and the group that its rights come from.
@@ -29,93 +37,93 @@ class Node:
     folder: Path
     addresses: Addresses
 
-    def pki(self, file: str) -> Path:
-        return self.folder / "pki" / file
+    def pki_path(self, file_name: str) -> Path:
+        return self.folder / "pki" / file_name
 
-    def kubeconfig(self, user: str) -> Path:
+    def kubeconfig_path(self, user: str) -> Path:
         return self.folder / f"{user}.kubeconfig"
 
-    def config(self, file: str) -> Path:
-        return self.folder / "config" / file
+    def config_path(self, file_name: str) -> Path:
+        return self.folder / "config" / file_name
 
     @property
     def cgroup(self) -> str:
         return f"/ftj-{self.name}"
 
 
-def of(name: str) -> Node:
-    return Node(name, paths.cluster_folder(name), addresses(name))
+def create_node(name: str) -> Node:
+    return Node(name, paths.get_cluster_folder(name), compute_addresses(name))
 
 
-def etcd(node: Node) -> list[str]:
+def build_etcd_command(node: Node) -> list[str]:
     """Its data lives as long as the cluster does, so there is no reason to wait for the disk."""
     return [
         "etcd",
         "--name=node",
         f"--data-dir={node.folder / 'etcd'}",
-        f"--listen-client-urls={ETCD}",
-        f"--advertise-client-urls={ETCD}",
-        f"--listen-peer-urls={_ETCD_PEER}",
-        f"--initial-advertise-peer-urls={_ETCD_PEER}",
-        f"--initial-cluster=node={_ETCD_PEER}",
+        f"--listen-client-urls={ETCD_URL}",
+        f"--advertise-client-urls={ETCD_URL}",
+        f"--listen-peer-urls={_ETCD_PEER_URL}",
+        f"--initial-advertise-peer-urls={_ETCD_PEER_URL}",
+        f"--initial-cluster=node={_ETCD_PEER_URL}",
         "--unsafe-no-fsync",
         "--log-level=warn",
     ]
 
 
-def kube_apiserver(node: Node) -> list[str]:
+def build_kube_apiserver_command(node: Node) -> list[str]:
     return [
         "kube-apiserver",
-        f"--etcd-servers={ETCD}",
+        f"--etcd-servers={ETCD_URL}",
         f"--bind-address={node.addresses.node}",
         f"--advertise-address={node.addresses.node}",
         f"--secure-port={API_PORT}",
-        f"--tls-cert-file={node.pki('server.crt')}",
-        f"--tls-private-key-file={node.pki('server.key')}",
-        f"--client-ca-file={node.pki('ca.crt')}",
-        f"--kubelet-client-certificate={node.pki('client.crt')}",
-        f"--kubelet-client-key={node.pki('client.key')}",
+        f"--tls-cert-file={node.pki_path('server.crt')}",
+        f"--tls-private-key-file={node.pki_path('server.key')}",
+        f"--client-ca-file={node.pki_path('ca.crt')}",
+        f"--kubelet-client-certificate={node.pki_path('client.crt')}",
+        f"--kubelet-client-key={node.pki_path('client.key')}",
         "--kubelet-preferred-address-types=InternalIP",
-        f"--token-auth-file={node.config('tokens.csv')}",
+        f"--token-auth-file={node.config_path('tokens.csv')}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         f"--service-cluster-ip-range={SERVICE_CIDR}",
-        f"--service-account-signing-key-file={node.pki('service-account.key')}",
-        f"--service-account-key-file={node.pki('service-account.key')}",
+        f"--service-account-signing-key-file={node.pki_path('service-account.key')}",
+        f"--service-account-key-file={node.pki_path('service-account.key')}",
         "--service-account-issuer=https://kubernetes.default.svc",
         "--profiling=false",
     ]
 
 
-def kube_controller_manager(node: Node) -> list[str]:
+def build_kube_controller_manager_command(node: Node) -> list[str]:
     return [
         "kube-controller-manager",
-        f"--kubeconfig={node.kubeconfig('controller-manager')}",
+        f"--kubeconfig={node.kubeconfig_path('controller-manager')}",
         f"--cluster-cidr={POD_CIDR}",
-        f"--service-account-private-key-file={node.pki('service-account.key')}",
-        f"--root-ca-file={node.pki('ca.crt')}",
+        f"--service-account-private-key-file={node.pki_path('service-account.key')}",
+        f"--root-ca-file={node.pki_path('ca.crt')}",
         "--use-service-account-credentials",
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
     ]
 
 
-def kube_scheduler(node: Node) -> list[str]:
-    config = f"--kubeconfig={node.kubeconfig('scheduler')}"
-    return ["kube-scheduler", config, "--leader-elect=false", "--bind-address=127.0.0.1"]
+def build_kube_scheduler_command(node: Node) -> list[str]:
+    kubeconfig_argument = f"--kubeconfig={node.kubeconfig_path('scheduler')}"
+    return ["kube-scheduler", kubeconfig_argument, "--leader-elect=false", "--bind-address=127.0.0.1"]
 
 
-def kubelet(node: Node) -> list[str]:
+def build_kubelet_command(node: Node) -> list[str]:
     return [
         "kubelet",
-        f"--kubeconfig={node.kubeconfig('kubelet')}",
-        f"--config={node.config('kubelet.json')}",
+        f"--kubeconfig={node.kubeconfig_path('kubelet')}",
+        f"--config={node.config_path('kubelet.json')}",
         f"--node-ip={node.addresses.node}",
         f"--hostname-override={node.name}",
     ]
 
 
-def kubelet_config(node: Node) -> str:
+def render_kubelet_config(node: Node) -> str:
     """cgroup v1 is allowed; a node that is nearly full neither evicts pods nor deletes images: the disk is not ours."""
     return json.dumps(
         {
@@ -125,7 +133,7 @@ def kubelet_config(node: Node) -> str:
             "authentication": {
                 "anonymous": {"enabled": False},
                 "webhook": {"enabled": True},
-                "x509": {"clientCAFile": str(node.pki("ca.crt"))},
+                "x509": {"clientCAFile": str(node.pki_path("ca.crt"))},
             },
             "authorization": {"mode": "Webhook"},
             "address": node.addresses.node,
@@ -143,17 +151,17 @@ def kubelet_config(node: Node) -> str:
     )
 
 
-def kube_proxy(node: Node) -> list[str]:
-    return ["kube-proxy", f"--config={node.config('kube-proxy.json')}", f"--hostname-override={node.name}"]
+def build_kube_proxy_command(node: Node) -> list[str]:
+    return ["kube-proxy", f"--config={node.config_path('kube-proxy.json')}", f"--hostname-override={node.name}"]
 
 
-def kube_proxy_config(node: Node) -> str:
+def render_kube_proxy_config(node: Node) -> str:
     """conntrack's limits belong to the whole machine: leave them."""
     return json.dumps(
         {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
-            "clientConnection": {"kubeconfig": str(node.kubeconfig("proxy"))},
+            "clientConnection": {"kubeconfig": str(node.kubeconfig_path("proxy"))},
             "mode": "iptables",
             "clusterCIDR": POD_CIDR,
             "conntrack": {"maxPerCore": 0, "min": 0},
@@ -161,32 +169,32 @@ def kube_proxy_config(node: Node) -> str:
     )
 
 
-def versitygw(node: Node) -> list[str]:
+def build_versitygw_command(node: Node) -> list[str]:
     """The keys come by environment: arguments are for everyone to read."""
     port = f"--port={node.addresses.node}:{S3_PORT}"
     return ["versitygw", port, f"--region={REGION}", "--quiet", "posix", str(node.folder / "s3")]
 
 
-def dns(node: Node) -> list[str]:
+def build_dns_command(node: Node) -> list[str]:
     return ["dns", "-m", "local_cluster.dns", node.name]
 
 
-def cni_config() -> str:
-    pods = {"subnet": POD_CIDR}
+def render_cni_config() -> str:
+    pod_range = {"subnet": POD_CIDR}
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
         "isGateway": True,
         "ipMasq": True,
         "hairpinMode": True,
-        "ipam": {"type": "host-local", "ranges": [[pods]], "routes": [{"dst": "0.0.0.0/0"}]},
+        "ipam": {"type": "host-local", "ranges": [[pod_range]], "routes": [{"dst": "0.0.0.0/0"}]},
     }
     plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
     return json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": plugins})
 
 
-def kubeconfig(node: Node, token: str) -> str:
-    cluster = {"server": node.addresses.api, "certificate-authority": str(node.pki("ca.crt"))}
+def render_kubeconfig(node: Node, token: str) -> str:
+    cluster = {"server": node.addresses.api, "certificate-authority": str(node.pki_path("ca.crt"))}
     return json.dumps(
         {
             "apiVersion": "v1",
@@ -200,16 +208,16 @@ def kubeconfig(node: Node, token: str) -> str:
     )
 
 
-def tokens_csv(node: Node, tokens: dict[str, str]) -> str:
+def render_tokens_csv(node: Node, tokens: dict[str, str]) -> str:
     lines = []
     for name, (user, group) in USERS.items():
-        login = user.format(node=node.name)
-        lines.append(f'{tokens[name]},{login},{login},"{group}"')
+        user_name = user.format(node=node.name)
+        lines.append(f'{tokens[name]},{user_name},{user_name},"{group}"')
     return "\n".join(lines) + "\n"
 
 
-def server_names(node: Node) -> str:
+def build_subject_alt_names(node: Node) -> str:
     """What the API server's certificate is valid for."""
     names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-    numbers = ["127.0.0.1", node.addresses.node, KUBERNETES_SERVICE]
-    return ",".join([*(f"DNS:{name}" for name in names), *(f"IP:{number}" for number in numbers)])
+    ip_addresses = ["127.0.0.1", node.addresses.node, KUBERNETES_SERVICE]
+    return ",".join([*(f"DNS:{name}" for name in names), *(f"IP:{ip_address}" for ip_address in ip_addresses)])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 
-class Objects:
+class S3Objects:
     """The buckets of one S3 server."""
 
     def __init__(self, endpoint: S3Endpoint) -> None:
@@ -28,16 +28,16 @@ class Objects:
         )
 
     def ensure_bucket(self, name: str) -> None:
-        present = {bucket.get("Name") for bucket in self._client.list_buckets()["Buckets"]}
-        if name not in present:
+        existing_buckets = {bucket.get("Name") for bucket in self._client.list_buckets()["Buckets"]}
+        if name not in existing_buckets:
             self._client.create_bucket(Bucket=name)
 
-    def put(self, file: Path, bucket: str, key: str) -> None:
+    def upload(self, file: Path, bucket: str, key: str) -> None:
         """Nothing is sent if an object of that size is there already."""
-        if dict(self.list(bucket, key)).get(key) != file.stat().st_size:
+        if dict(self.list_objects(bucket, key)).get(key) != file.stat().st_size:
             self._client.upload_file(str(file), bucket, key)
 
-    def list(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    def list_objects(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
         """Keys and sizes."""
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):

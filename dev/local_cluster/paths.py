@@ -7,15 +7,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 GO_MODULES = REPOSITORY / "dev" / "tools"
 
 
-def cache() -> Path:
+def get_cache_folder() -> Path:
     """Everything that is costly to make and the same for every checkout."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "finetune-operator"
 
 
-def logs() -> Path:
-    return cache() / "logs"
+def get_logs_folder() -> Path:
+    return get_cache_folder() / "logs"
 
 
-def cluster_folder(name: str) -> Path:
-    return cache() / "clusters" / name
+def get_cluster_folder(name: str) -> Path:
+    return get_cache_folder() / "clusters" / name

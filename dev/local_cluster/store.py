@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from local_cluster import buildah
-from local_cluster.errors import Problem
+from local_cluster.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,43 +30,45 @@ class StoredImage:
     layers: tuple[Layer, ...]
 
 
-def read(reference: str) -> StoredImage:
+def read_image(reference: str) -> StoredImage:
     """Everything about an image, its layers from the lowest to the top."""
     description = buildah.inspect(reference)
     manifest, config = str(description["Manifest"]), str(description["Config"])
-    if json.loads(manifest)["config"]["digest"] != digest(config):
-        raise Problem(f"buildah's record of {reference} is damaged: remove {buildah.storage()} and build again")
+    if json.loads(manifest)["config"]["digest"] != compute_digest(config):
+        raise UserError(
+            f"buildah's record of {reference} is damaged: remove {buildah.get_storage_path()} and build again"
+        )
     diff_ids = json.loads(config)["rootfs"]["diff_ids"]
-    folders = _folders(str(description["FromImageID"]))
-    chain = chain_ids(diff_ids)
-    layers = zip(chain, ["", *chain[:-1]], folders, strict=True)
+    folders = _find_layer_folders(str(description["FromImageID"]))
+    layer_chain_ids = compute_chain_ids(diff_ids)
+    layers = zip(layer_chain_ids, ["", *layer_chain_ids[:-1]], folders, strict=True)
     return StoredImage(manifest, config, tuple(Layer(*layer) for layer in layers))
 
 
-def digest(content: str) -> str:
+def compute_digest(content: str) -> str:
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
-def chain_ids(diff_ids: list[str]) -> list[str]:
+def compute_chain_ids(diff_ids: list[str]) -> list[str]:
     """Each is the digest of the one below and the layer's own; the lowest is the layer's own."""
-    chain: list[str] = []
+    ids: list[str] = []
     for diff_id in diff_ids:
-        chain.append(digest(f"{chain[-1]} {diff_id}") if chain else diff_id)
-    return chain
+        ids.append(compute_digest(f"{ids[-1]} {diff_id}") if ids else diff_id)
+    return ids
 
 
-def _folders(image_id: str) -> list[Path]:
+def _find_layer_folders(image_id: str) -> list[Path]:
     """The store's own index names an image's top layer, and each layer's parent."""
-    tops = {entry["id"]: entry["layer"] for entry in _index("images")}
-    parents = {entry["id"]: entry.get("parent", "") for entry in _index("layers")}
+    top_layers = {entry["id"]: entry["layer"] for entry in _read_index("images")}
+    parents = {entry["id"]: entry.get("parent", "") for entry in _read_index("layers")}
     folders: list[Path] = []
-    layer = str(tops[image_id])
+    layer = str(top_layers[image_id])
     while layer:
-        folders.insert(0, buildah.storage() / "overlay" / layer / "diff")
+        folders.insert(0, buildah.get_storage_path() / "overlay" / layer / "diff")
         layer = parents[layer]
     return folders
 
 
-def _index(kind: str) -> list[dict[str, Any]]:
-    file = buildah.storage() / f"overlay-{kind}" / f"{kind}.json"
+def _read_index(index_name: str) -> list[dict[str, Any]]:
+    file = buildah.get_storage_path() / f"overlay-{index_name}" / f"{index_name}.json"
     return list(json.loads(file.read_text()))

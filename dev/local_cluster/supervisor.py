@@ -16,21 +16,28 @@ from pathlib import Path
 from types import FrameType
 
 from local_cluster import containerd, network, node, pki, shell, state, tools
-from local_cluster.console import last_line, say
-from local_cluster.errors import Problem
+from local_cluster.console import echo, read_last_line
+from local_cluster.errors import UserError
 from local_cluster.node import Node
 
-STEP_SECONDS = 120
+STEP_TIMEOUT_SECONDS = 120
 # What the parts keep in places that cannot be configured; each gets a folder of its own there.
-_PRIVATE = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/pods", "/var/log/containers", "/run/netns", "/run/containerd")
+_PRIVATE_FOLDERS = (
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/run/netns",
+    "/run/containerd",
+)
 
 
-class _Stop(BaseException):
+class _ShutdownRequested(BaseException):
     """Asked to end."""
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stop
+def _request_shutdown(_number: int, _frame: FrameType | None) -> None:
+    raise _ShutdownRequested
 
 
 class Supervisor:
@@ -39,13 +46,13 @@ class Supervisor:
     def __init__(self, target: Node, s3_keys: Mapping[str, str]) -> None:
         self._node = target
         self._s3_keys = s3_keys
-        self._parts: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._components: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    def start_component(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         name, *arguments = command
-        elsewhere = {"containerd": "containerd", "dns": sys.executable}  # Debian's, and our own
-        path = elsewhere.get(name) or tools.program(name)
-        with self._log(name).open("ab") as log:
+        special_paths = {"containerd": "containerd", "dns": sys.executable}  # Debian's, and our own
+        path = special_paths.get(name) or tools.find_program(name)
+        with self._get_log_path(name).open("ab") as log:
             process = subprocess.Popen(
                 [path, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -53,89 +60,97 @@ class Supervisor:
                 stderr=log,
                 env={**os.environ, "NO_PROXY": "*", **(environment or {})},
             )
-        self._parts.append((name, process))
+        self._components.append((name, process))
 
-    def _log(self, name: str) -> Path:
+    def _get_log_path(self, name: str) -> Path:
         return self._node.folder / "logs" / f"{name}.log"
 
-    def wait(self, what: str, ready: Callable[[], bool]) -> None:
+    def wait_until_ready(self, description: str, is_ready: Callable[[], bool]) -> None:
         """Until it is ready; not longer than the limit, and not when a part has ended."""
-        begun = time.monotonic()
-        while not ready():
-            for name, process in self._parts:
+        started = time.monotonic()
+        while not is_ready():
+            for name, process in self._components:
                 if process.poll() is not None:
-                    raise Problem(self._ended(name, process.returncode))
-            if time.monotonic() - begun > STEP_SECONDS:
-                raise Problem(f"{what} is not ready after {STEP_SECONDS} s: see {self._node.folder / 'logs'}")
+                    raise UserError(self._describe_exit(name, process.returncode))
+            if time.monotonic() - started > STEP_TIMEOUT_SECONDS:
+                raise UserError(
+                    f"{description} is not ready after {STEP_TIMEOUT_SECONDS} s: see {self._node.folder / 'logs'}"
+                )
             time.sleep(0.2)
-        say(f"{what} after {time.monotonic() - begun:.1f} s")
+        echo(f"{description} after {time.monotonic() - started:.1f} s")
 
-    def _ended(self, name: str, code: int) -> str:
-        log = self._log(name)
-        return f"{name} ended with exit code {code}: {last_line(log)} (all of it: {log})"
+    def _describe_exit(self, name: str, exit_code: int) -> str:
+        log = self._get_log_path(name)
+        return f"{name} ended with exit code {exit_code}: {read_last_line(log)} (all of it: {log})"
 
-    def bring_up(self) -> None:
-        self.start(node.versitygw(self._node), self._s3_keys)
-        self.start(["containerd", f"--config={self._node.config('containerd.toml')}"])
-        self.start(node.etcd(self._node))
-        self.start(node.kube_apiserver(self._node))
-        self.wait("API server ready", lambda: self._kubectl("get", "--raw=/readyz"))
-        self.start(node.dns(self._node))
-        self.start(node.kube_controller_manager(self._node))
-        self.start(node.kube_scheduler(self._node))
-        self.wait("containerd ready", containerd.Client(node.CONTAINERD_SOCKET).answers)
-        self.start(node.kubelet(self._node))
-        self.start(node.kube_proxy(self._node))
-        self.wait("node ready", lambda: self._kubectl("wait", "--for=condition=Ready", f"node/{self._node.name}"))
-        self.wait("default service account", lambda: self._kubectl("get", "serviceaccount", "default"))
+    def start_all(self) -> None:
+        self.start_component(node.build_versitygw_command(self._node), self._s3_keys)
+        self.start_component(["containerd", f"--config={self._node.config_path('containerd.toml')}"])
+        self.start_component(node.build_etcd_command(self._node))
+        self.start_component(node.build_kube_apiserver_command(self._node))
+        self.wait_until_ready("API server ready", lambda: self._kubectl_succeeds("get", "--raw=/readyz"))
+        self.start_component(node.build_dns_command(self._node))
+        self.start_component(node.build_kube_controller_manager_command(self._node))
+        self.start_component(node.build_kube_scheduler_command(self._node))
+        self.wait_until_ready("containerd ready", containerd.ContainerdClient(node.CONTAINERD_SOCKET).is_ready)
+        self.start_component(node.build_kubelet_command(self._node))
+        self.start_component(node.build_kube_proxy_command(self._node))
+        self.wait_until_ready(
+            "node ready", lambda: self._kubectl_succeeds("wait", "--for=condition=Ready", f"node/{self._node.name}")
+        )
+        self.wait_until_ready(
+            "default service account", lambda: self._kubectl_succeeds("get", "serviceaccount", "default")
+        )
 
-    def _kubectl(self, *arguments: str) -> bool:
-        config = f"--kubeconfig={self._node.kubeconfig('admin')}"
-        return shell.succeeds([tools.program("kubectl"), config, "--request-timeout=5s", *arguments])
+    def _kubectl_succeeds(self, *arguments: str) -> bool:
+        kubeconfig_argument = f"--kubeconfig={self._node.kubeconfig_path('admin')}"
+        return shell.succeeds([tools.find_program("kubectl"), kubeconfig_argument, "--request-timeout=5s", *arguments])
 
-    def watch(self) -> None:
+    def reap_children(self) -> None:
         """Collect every child that ends, orphans of containers included; the first part among them ends it all."""
         while True:
             pid, status = os.waitpid(-1, 0)
-            for name, process in self._parts:
+            for name, process in self._components:
                 if process.pid == pid:
-                    raise Problem(self._ended(name, os.waitstatus_to_exitcode(status)))
+                    raise UserError(self._describe_exit(name, os.waitstatus_to_exitcode(status)))
 
-    def bring_down(self) -> None:
-        for name, process in reversed(self._parts):
+    def stop_all(self) -> None:
+        for name, process in reversed(self._components):
             process.terminate()
             try:
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                say(f"{name} does not end, killing it")
+                echo(f"{name} does not end, killing it")
                 process.kill()
 
 
-def _make_private(folder: Path) -> None:
-    for place in _PRIVATE:
-        Path(place).mkdir(parents=True, exist_ok=True)
-        own = folder / "private" / place.strip("/").replace("/", "-")
-        own.mkdir(parents=True)
-        shell.output(["mount", "--bind", own, place])
-    shell.output(["mount", "--make-rshared", "/"])  # a volume mounted by the kubelet has to show up in containers
+def _mount_private_folders(folder: Path) -> None:
+    for mount_point in _PRIVATE_FOLDERS:
+        Path(mount_point).mkdir(parents=True, exist_ok=True)
+        private_folder = folder / "private" / mount_point.strip("/").replace("/", "-")
+        private_folder.mkdir(parents=True)
+        shell.capture_output(["mount", "--bind", private_folder, mount_point])
+    shell.capture_output(
+        ["mount", "--make-rshared", "/"]
+    )  # a volume mounted by the kubelet has to show up in containers
 
 
-def _write_configs(target: Node) -> None:
-    cni = target.config("cni")
-    cni.mkdir()
-    (cni / "pods.conflist").write_text(node.cni_config())
-    root, run = target.folder / "containerd", Path("/run/containerd")
-    config = containerd.config(root, run / "state", node.CONTAINERD_SOCKET, cni)
-    target.config("containerd.toml").write_text(config)
-    target.config("kubelet.json").write_text(node.kubelet_config(target))
-    target.config("kube-proxy.json").write_text(node.kube_proxy_config(target))
+def _write_config_files(target: Node) -> None:
+    cni_folder = target.config_path("cni")
+    cni_folder.mkdir()
+    (cni_folder / "pods.conflist").write_text(node.render_cni_config())
+    root, run_folder = target.folder / "containerd", Path("/run/containerd")
+    config = containerd.render_config(root, run_folder / "state", node.CONTAINERD_SOCKET, cni_folder)
+    target.config_path("containerd.toml").write_text(config)
+    target.config_path("kubelet.json").write_text(node.render_kubelet_config(target))
+    target.config_path("kube-proxy.json").write_text(node.render_kube_proxy_config(target))
     for name in ("logs", "s3"):
         (target.folder / name).mkdir(exist_ok=True)
 
 
-def _describe(target: Node) -> state.State:
-    return state.State(
-        kubeconfig=str(target.kubeconfig("admin")),
+def _create_state(target: Node) -> state.ClusterState:
+    return state.ClusterState(
+        kubeconfig=str(target.kubeconfig_path("admin")),
         s3_url=target.addresses.s3,
         access_key="local",
         secret_key=secrets.token_urlsafe(24),
@@ -143,33 +158,33 @@ def _describe(target: Node) -> state.State:
     )
 
 
-def run(target: Node, description: state.State) -> None:
+def run_cluster(target: Node, cluster_state: state.ClusterState) -> None:
     """The life of a cluster."""
-    keys = {"ROOT_ACCESS_KEY_ID": description.access_key, "ROOT_SECRET_ACCESS_KEY": description.secret_key}
-    supervisor = Supervisor(target, keys)
+    s3_keys = {"ROOT_ACCESS_KEY_ID": cluster_state.access_key, "ROOT_SECRET_ACCESS_KEY": cluster_state.secret_key}
+    supervisor = Supervisor(target, s3_keys)
     try:
-        _make_private(target.folder)
-        supervisor.wait("network ready", network.joined)
-        network.configure(target.addresses)
-        pki.create(target)
-        _write_configs(target)
-        supervisor.bring_up()
-        state.write(target.name, description)
-        supervisor.watch()
-    except _Stop:
-        say("asked to end")
+        _mount_private_folders(target.folder)
+        supervisor.wait_until_ready("network ready", network.has_link)
+        network.configure_link(target.addresses)
+        pki.create_credentials(target)
+        _write_config_files(target)
+        supervisor.start_all()
+        state.write(target.name, cluster_state)
+        supervisor.reap_children()
+    except _ShutdownRequested:
+        echo("asked to end")
     finally:
-        supervisor.bring_down()
+        supervisor.stop_all()
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop)
-    target = node.of(sys.argv[1])
-    with state.hold(target.name):
+    signal.signal(signal.SIGTERM, _request_shutdown)
+    target = node.create_node(sys.argv[1])
+    with state.acquire_lock(target.name):
         try:
-            run(target, _describe(target))
-        except Problem as problem:
-            say(str(problem))
+            run_cluster(target, _create_state(target))
+        except UserError as error:
+            echo(str(error))
             return 1
     return 0
 

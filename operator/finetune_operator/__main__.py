@@ -9,7 +9,7 @@ import kopf
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from finetune_operator.manager import Operator
+from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 from finetune_operator.telemetry import logs
 
@@ -22,9 +22,9 @@ def main() -> None:
         settings = Settings()
     except (SettingsError, ValidationError) as error:
         sys.exit(f"FINETUNE_OPERATOR_…: {error}")
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure_logging(settings.log_level, settings.log_format)
     try:
-        kopf.run(**Operator(settings).kopf_arguments())
+        kopf.run(**Manager(settings).build_kopf_arguments())
     except Exception:  # a log line like all others
         log.exception("the operator has ended")
         sys.exit(1)

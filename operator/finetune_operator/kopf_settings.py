@@ -16,28 +16,28 @@ FINETUNEJOBS = (GROUP, VERSION, PLURAL)
 JOBS = ("batch", "v1", "jobs")
 PODS = ("", "v1", "pods")
 
-_SILENCE = 70.0
+_WATCH_INACTIVITY_SECONDS = 70.0
 """Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
 
 
 def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
     """By the service account in a pod, else by the kubeconfig."""
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
-    if found is None:
+    connection = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if connection is None:
         raise kopf.PermanentError("neither a service account nor a kubeconfig is here: set KUBECONFIG")
-    return found
+    return connection
 
 
-def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: object) -> None:
+def configure_kopf(settings: kopf.OperatorSettings, request_timeout: float, **_: object) -> None:
     """Set kopf's own settings."""
     # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
-    settings.watching.inactivity_timeout = _SILENCE
+    settings.watching.inactivity_timeout = _WATCH_INACTIVITY_SECONDS
     settings.watching.connect_timeout = 30
     settings.networking.request_timeout = request_timeout
     settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = _Backoffs()
+    settings.networking.error_backoffs = _EndlessBackoffs()
     settings.watching.chunk_size = 500
     settings.watching.label_selectors[JOBS] = JOB_LABEL
     settings.watching.label_selectors[PODS] = JOB_LABEL
@@ -50,18 +50,18 @@ def configure(settings: kopf.OperatorSettings, request_timeout: float, **_: obje
     settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
 
 
-_FIRST_BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
-_LAST_BACKOFF = 30.0
+_INITIAL_BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+_MAX_BACKOFF = 30.0
 
 
-class _Backoffs:
+class _EndlessBackoffs:
     """Seconds between retries, without an end: with a finite list, kopf ends the process when one namespace refuses a
     watch for that long. Infinite ones are documented: https://docs.kopf.dev/en/stable/configuration/."""
 
     def __iter__(self) -> Iterator[float]:
-        yield from _FIRST_BACKOFFS
+        yield from _INITIAL_BACKOFFS
         while True:
-            yield _LAST_BACKOFF
+            yield _MAX_BACKOFF
 
 
 class WatchedNamespaces:
@@ -75,13 +75,13 @@ class WatchedNamespaces:
         self._is_clusterwide = is_clusterwide
         self._insights = Insights()
 
-    def arguments(self) -> dict[str, Any]:
+    def build_kopf_arguments(self) -> dict[str, Any]:
         """Arguments of `kopf.run`."""
         if self._is_clusterwide:
             return {"clusterwide": True}
         return {"namespaces": ["*"], "insights": self._insights}
 
-    async def replace(self, names: Set[str]) -> None:
+    async def replace_names(self, names: Set[str]) -> None:
         """Begin to watch those that are new, and stop watching the others."""
         if self._is_clusterwide or self._insights.namespaces == names:
             return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
-from tests.operator import api_server
+from tests.support.operator import api_server
 
 Body = dict[str, Any]
 _POLICY = """
@@ -130,11 +130,11 @@ def serve(folder: Path) -> Iterator[tuple[str, Path]]:
     (folder / "policy.yaml").write_text(_POLICY)
     log = folder / "audit.log"
     flags = {"audit-policy-file": folder / "policy.yaml", "audit-log-path": log, "audit-log-maxsize": 4096}
-    with api_server.serve(folder, flags) as url:
+    with api_server.run_api_server(folder, flags) as url:
         yield url, log
 
 
 @asynccontextmanager
 async def connect(url: str, log: Path) -> AsyncIterator[Api]:
-    async with api_server.session() as session:
+    async with api_server.open_session() as session:
         yield Api(session, url, log)

@@ -49,7 +49,7 @@ def _serve_samples(folder: Path) -> Iterator[S3Server]:
     """With the base model and the data of all samples."""
     for server in serve(folder):
         sample_manifests.upload_data(server)
-        for file in sorted(smollm2.ensure().iterdir()):
+        for file in sorted(smollm2.ensure_model().iterdir()):
             server.put(f"{sample_manifests.MODEL_URI}{file.name}", file.read_bytes())
         yield server
 

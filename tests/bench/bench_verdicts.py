@@ -226,9 +226,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
-        print(judge_seed(CASES[options.cases[0]], int(options.one[0]), smollm2.ensure(), Path(options.one[1])))
+        print(judge_seed(CASES[options.cases[0]], int(options.one[0]), smollm2.ensure_model(), Path(options.one[1])))
         return
-    smollm2.ensure()
+    smollm2.ensure_model()
     print(TABLE_HEAD + "\n|" + " --- |" * (TABLE_HEAD.count("|") - 1))
     scratch_context = nullcontext(options.keep) if options.keep else TemporaryDirectory(prefix="verdicts-")
     with scratch_context as scratch, ThreadPoolExecutor(options.parallel) as pool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.api import Api, Call, run_all
 from tests.bench.bursts import delete_all, find_write_times, warm_up
 from tests.bench.operators import NAMESPACE, OURS, run_operator
-from tests.operator.bodies import manifest
+from tests.support.operator.builders import build_manifest
 
 OTHER_NAMESPACE = "other"
 PAUSE_SECONDS = 0.5
@@ -16,7 +16,7 @@ PAUSE_SECONDS = 0.5
 _OTHER_SUBJECT = OURS._replace(
     jobs=OURS.jobs.replace(NAMESPACE, OTHER_NAMESPACE),
     children=OURS.children.replace(NAMESPACE, OTHER_NAMESPACE),
-    body=lambda name: manifest(name, OTHER_NAMESPACE),
+    body=lambda name: build_manifest(name, OTHER_NAMESPACE),
 )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from tests.bench.api import Api, Body
 from tests.bench.operators import NAMESPACE, OURS, TRAINER, Subject
-from tests.operator.bodies import NOW, ended_state
+from tests.support.operator.builders import NOW, build_terminated_state
 
-from finetune_operator.api import FineTuneJob, FineTuneJobStatus, Metadata
-from finetune_operator.observed.state import Seen
-from finetune_operator.resources.job import desired_job
+from finetune_operator.api import FineTuneJob, FineTuneJobStatus, ObjectMeta
+from finetune_operator.observed.state import ObservedState
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
-from finetune_operator.status.job_status import next_status
+from finetune_operator.status.job_status import compute_status
 
 JOBS = OURS.children
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
@@ -50,10 +50,12 @@ async def _store_finished_train_job(api: Api, name: str) -> None:
 
 async def _store_finished_finetunejob(api: Api, name: str) -> None:
     stored = await api.create(OURS.jobs, OURS.body(name))
-    job = await api.create(JOBS, desired_job(FineTuneJob.model_validate({**stored, "status": None}), Settings()))
+    job = await api.create(JOBS, build_job(FineTuneJob.model_validate({**stored, "status": None}), Settings()))
     pod = await start_pod(api, job)
     job, pod = await finish_pod(api, name)
-    status = next_status(Metadata.model_validate(stored["metadata"]), FineTuneJobStatus(), Seen(job, (pod,)), NOW)
+    status = compute_status(
+        ObjectMeta.model_validate(stored["metadata"]), FineTuneJobStatus(), ObservedState(job, (pod,)), NOW
+    )
     await api.call("PATCH", f"{OURS.jobs}/{name}/status", {"status": status.to_json()})
 
 
@@ -82,7 +84,7 @@ async def start_pod(api: Api, job: Body) -> Body:
 
 async def finish_pod(api: Api, name: str) -> tuple[Body, Body]:
     """What the kubelet and the Job controller report of a run that is complete."""
-    pod = await _patch_pod_status(api, name, "Succeeded", ended_state(0, json.dumps(_OUTCOME), "Completed"))
+    pod = await _patch_pod_status(api, name, "Succeeded", build_terminated_state(0, json.dumps(_OUTCOME), "Completed"))
     conditions = [
         {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": NOW}
         for kind in ("SuccessCriteriaMet", "Complete")

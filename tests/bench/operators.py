@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import yaml
 from tests.bench.api import Api, Body
-from tests.operator.api_server import OPERATOR_TOKEN, free_port
-from tests.operator.bodies import manifest
+from tests.support.operator.api_server import OPERATOR_TOKEN, find_free_port
+from tests.support.operator.builders import build_manifest
 
 from local_cluster import paths, tools
 
@@ -53,12 +53,12 @@ def _build_train_job(name: str) -> Body:
 
 def _build_trainer_command() -> list[str | Path]:
     program = tools.KUBEFLOW_TRAINER.folder / tools.KUBEFLOW_TRAINER.programs[0]
-    return [program, "--health-probe-bind-address=0", f"--webhook-server-port={free_port()}"]
+    return [program, "--health-probe-bind-address=0", f"--webhook-server-port={find_free_port()}"]
 
 
 def _build_operator_command() -> list[str | Path]:
     """With what its image has and no more: kopf imports clients that it finds, which takes most of a second."""
-    folder = paths.cache() / "bench-operator"
+    folder = paths.get_cache_folder() / "bench-operator"
     command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator", "--python", choose_interpreter()]
     subprocess.run(command, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
     return [folder / "bin" / "python", "-m", "finetune_operator"]
@@ -76,7 +76,7 @@ OURS = Subject(
     f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs",
     f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs",
     frozenset({"jobs", "finetunejobs/status"}),
-    lambda name: manifest(name, NAMESPACE),
+    lambda name: build_manifest(name, NAMESPACE),
     _build_operator_command,
 )
 TRAINER = Subject(
@@ -138,7 +138,7 @@ async def prepare_cluster(api: Api) -> None:
     await api.create(f"/apis/{group}/v1/clusterrolebindings", binding)
     for namespace in (NAMESPACE, _TRAINER_NAMESPACE):
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-    tools.ensure([tools.KUBEFLOW_TRAINER])
+    tools.ensure_built([tools.KUBEFLOW_TRAINER])
     for file in _list_trainer_crds():
         await api.create(_CRDS, yaml.safe_load(file.read_text()))
     hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it refuses nothing
@@ -164,7 +164,7 @@ async def mount_certificates(api: Api) -> None:
 
 
 def _module_dir(module: str) -> Path:
-    return tools.module_folder(tools.KUBEFLOW_TRAINER, module)
+    return tools.find_module_folder(tools.KUBEFLOW_TRAINER, module)
 
 
 def _list_trainer_crds() -> list[Path]:

@@ -34,7 +34,7 @@ def _local_cluster_helm() -> str | None:
 
 
 @functools.cache
-def _template(helm: str, values: str) -> subprocess.CompletedProcess[str]:
+def _run_helm_template(helm: str, values: str) -> subprocess.CompletedProcess[str]:
     command = [helm, "template", "finetune-operator", str(CHART), "--namespace", "finetune-system", "--values", "-"]
     return subprocess.run(command, input=values, capture_output=True, text=True, check=False)
 
@@ -45,30 +45,30 @@ def template() -> Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]
     helm = find_helm()
     if helm is None:
         pytest.fail(NO_HELM)
-    return lambda values: _template(helm, yaml.safe_dump(dict(values)))
+    return lambda values: _run_helm_template(helm, yaml.safe_dump(dict(values)))
 
 
 @pytest.fixture
 def render(template: Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]) -> Render:
     """The objects that the chart makes."""
 
-    def objects(values: Mapping[str, Any] | None = None) -> list[Manifest]:
+    def render_objects(values: Mapping[str, Any] | None = None) -> list[Manifest]:
         result = template(values or {})
         assert result.returncode == 0, result.stderr
-        return [each for each in yaml.safe_load_all(result.stdout) if each]
+        return [manifest for manifest in yaml.safe_load_all(result.stdout) if manifest]
 
-    return objects
+    return render_objects
 
 
 @pytest.fixture
 def deployment(render: Render) -> Callable[..., Manifest]:
     """The chart's one Deployment."""
 
-    def one(values: Mapping[str, Any] | None = None) -> Manifest:
-        (found,) = (each for each in render(values) if each["kind"] == "Deployment")
-        return found
+    def find_deployment(values: Mapping[str, Any] | None = None) -> Manifest:
+        (match,) = (manifest for manifest in render(values) if manifest["kind"] == "Deployment")
+        return match
 
-    return one
+    return find_deployment
 
 
 @pytest.fixture

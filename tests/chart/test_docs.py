@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.environment import environment
+from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
 from finetune_operator.policy.limits import Bounds
-from finetune_operator.policy.validation import refusals
+from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode, Reason
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = [each for each in sorted((ROOT / "docs").rglob("*.md")) if each.name != "api.md"]
-GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *WRITTEN]
-TENANCY = ROOT / "docs" / "multi-tenancy.md"
-TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+HANDWRITTEN = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.name != "api.md"]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *HANDWRITTEN]
+TENANCY = ROOT / "docs" / "operations" / "multi-tenancy.md"
+TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
 OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}
-AGAIN = {
+RETRY_BY_EXIT_CODE = {
     ExitCode.OK: "no",
     ExitCode.PERMANENT: "no",
     ExitCode.TRANSIENT: "counted",
@@ -31,38 +31,38 @@ AGAIN = {
 }
 
 
-def rows(text: str, heading: str) -> dict[str, list[str]]:
+def parse_table(text: str, heading: str) -> dict[str, list[str]]:
     """The table below a heading: first column, without its backticks → the others."""
     section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
     return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
-def test_every_reason_of_the_trainer_is_explained() -> None:
-    found = rows(TROUBLESHOOTING.read_text(), "How a run ended")
-    assert list(found) == [str(reason) for reason in Reason]
-    assert {name: cells[-1] for name, cells in found.items()} == {
-        str(reason): AGAIN[reason.exit_code] for reason in Reason
+def test_troubleshooting_explains_every_trainer_reason() -> None:
+    table = parse_table(TROUBLESHOOTING.read_text(), "Reasons reported by the trainer")
+    assert list(table) == [str(reason) for reason in Reason]
+    assert {name: cells[-1] for name, cells in table.items()} == {
+        str(reason): RETRY_BY_EXIT_CODE[reason.exit_code] for reason in Reason
     }
 
 
-def test_every_reason_of_the_operator_is_explained() -> None:
-    found = rows(TROUBLESHOOTING.read_text(), "While there is no end yet, and when the trainer could not say")
-    assert list(found) == [str(reason) for reason in OperatorReason]
-    assert all(all(cells) for cells in found.values())
+def test_troubleshooting_explains_every_operator_reason() -> None:
+    table = parse_table(TROUBLESHOOTING.read_text(), "Reasons reported by the operator")
+    assert list(table) == [str(reason) for reason in OperatorReason]
+    assert all(all(cells) for cells in table.values())
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(guide: Path) -> None:
+def test_guides_relative_links_exist(guide: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", guide.read_text())
-    missing = [each for each in targets if "://" not in each and not (guide.parent / each).exists()]
+    missing = [target for target in targets if "://" not in target and not (guide.parent / target).exists()]
     assert not missing
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
-def test_manifests_in_guides_are_valid(guide: Path) -> None:
+def test_guides_manifests_are_valid(guide: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", guide.read_text(), re.DOTALL)
-    for document in (each for block in blocks for each in yaml.safe_load_all(block)):
+    for document in (manifest for block in blocks for manifest in yaml.safe_load_all(block)):
         if document.get("kind") == KIND:
             FineTuneJobSpec.model_validate(document["spec"])
 
@@ -84,40 +84,40 @@ STRICT: dict[str, tuple[dict[str, Any], str | None]] = {
 
 
 @pytest.mark.parametrize(("added", "refused"), STRICT.values(), ids=STRICT)
-def test_the_strict_values_are_strict(
+def test_tenancy_strict_values_reject_forbidden_fields(
     deployment: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     added: dict[str, Any],
     refused: str | None,
 ) -> None:
     (block,) = re.findall(r"```yaml\n# values.yaml\n(.*?)```", TENANCY.read_text(), re.DOTALL)
-    for name, value in environment(deployment(yaml.safe_load(block))).items():
+    for name, value in read_environment(deployment(yaml.safe_load(block))).items():
         monkeypatch.setenv(name, value)
     job = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())
     job["metadata"] |= {"namespace": "team-a", "uid": "1"}
     del job["spec"]["storage"]
     for part, fields in added.items():
         job["spec"][part] = {**job["spec"].get(part, OWN_TRACKER if part == "tracking" else {}), **fields}
-    found = refusals(FineTuneJob.model_validate(job), Settings())
-    assert [each.partition(":")[0] for each in found] == ([refused] if refused else [])
+    violations = find_violations(FineTuneJob.model_validate(job), Settings())
+    assert [violation.partition(":")[0] for violation in violations] == ([refused] if refused else [])
 
 
-def test_every_bound_is_explained() -> None:
+def test_tenancy_guide_explains_every_limit() -> None:
     text = TENANCY.read_text()
-    assert [name for each in Bounds.model_fields.values() if f"`{(name := each.alias)}`" not in text] == []
+    assert [name for field in Bounds.model_fields.values() if f"`{(name := field.alias)}`" not in text] == []
 
 
-def test_the_readme_explains_the_quickstart_itself() -> None:
+def test_readme_manifest_is_part_of_quickstart() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     shown = yaml.safe_load(block)["spec"]
-    whole = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())["spec"]
-    assert _is_part_of(shown, whole)
+    quickstart = yaml.safe_load((ROOT / "manifests" / "samples" / "quickstart.yaml").read_text())["spec"]
+    assert _is_part_of(shown, quickstart)
 
 
-def _is_part_of(part: object, whole: object) -> bool:
-    if isinstance(part, dict) and isinstance(whole, dict):
-        return all(key in whole and _is_part_of(value, whole[key]) for key, value in part.items())
-    return part == whole
+def _is_part_of(part: object, complete: object) -> bool:
+    if isinstance(part, dict) and isinstance(complete, dict):
+        return all(key in complete and _is_part_of(value, complete[key]) for key, value in part.items())
+    return part == complete
 
 
 # Folder of dev/tools, and what tells the version there.
@@ -128,8 +128,8 @@ TESTED = {
 
 
 @pytest.mark.parametrize("name", TESTED)
-def test_the_guide_names_the_versions_that_are_tested(name: str) -> None:
+def test_install_guide_names_tested_versions(name: str) -> None:
     folder, pattern = TESTED[name]
     (version,) = set(re.findall(pattern, (ROOT / "dev" / "tools" / folder / "go.mod").read_text()))
-    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "install.md").read_text())
+    (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "getting-started" / "install.md").read_text())
     assert f"{name} {version}" in tested

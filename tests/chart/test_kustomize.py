@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.environment import environment
-from tests.operator.samples import references
+from tests.support.chart.deployment_environment import read_environment
+from tests.support.operator.spec_samples import iter_secret_fields
 
-from finetune_operator.codegen.crd import root_schema
+from finetune_operator.codegen.crd import build_root_schema
 from local_cluster import tools
 
 Manifest = dict[str, Any]
-Build = Callable[[Manifest], list[Manifest]]
+BuildOverlay = Callable[[Manifest], list[Manifest]]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-GUIDE = MANIFESTS.parent / "docs" / "gitops.md"
+GUIDE = MANIFESTS.parent / "docs" / "how-to" / "gitops.md"
 CONFIGURATION = MANIFESTS / "gitops" / "kustomize" / "finetunejob.yaml"
 ACCOUNT: Manifest = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}
 PRIORITY: Manifest = {
@@ -44,54 +44,54 @@ JOB: Manifest = {
 }
 
 
-def kustomize(folder: Path) -> list[Manifest]:
-    tools.ensure()
-    command = [tools.program("kubectl"), "kustomize", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+def run_kustomize(folder: Path) -> list[Manifest]:
+    tools.ensure_built()
+    command = [tools.find_program("kubectl"), "kustomize", folder]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return list(yaml.safe_load_all(result.stdout))
 
 
-def _name(body: Manifest) -> tuple[str, str]:
+def _kind_and_name(body: Manifest) -> tuple[str, str]:
     return body["kind"], body["metadata"]["name"]
 
 
 @pytest.fixture
-def overlay(tmp_path: Path) -> Build:
+def overlay(tmp_path: Path) -> BuildOverlay:
     """What a kustomization makes that lies beside a copy of ours."""
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump_all([JOB, ACCOUNT, PRIORITY]))
 
     def build(content: Manifest) -> list[Manifest]:
         (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
-        return kustomize(tmp_path)
+        return run_kustomize(tmp_path)
 
     return build
 
 
-def test_the_base_is_what_install_yaml_is() -> None:
-    plain = [each for each in yaml.safe_load_all((MANIFESTS / "install.yaml").read_text()) if each]
-    assert sorted(kustomize(MANIFESTS), key=_name) == sorted(plain, key=_name)
+def test_kustomize_base_equals_install_yaml() -> None:
+    plain = [manifest for manifest in yaml.safe_load_all((MANIFESTS / "install.yaml").read_text()) if manifest]
+    assert sorted(run_kustomize(MANIFESTS), key=_kind_and_name) == sorted(plain, key=_kind_and_name)
 
 
-def test_the_overlay_of_the_guide_changes_image_namespace_and_settings(overlay: Build) -> None:
+def test_kustomize_guide_overlay_changes_image_namespace_settings(overlay: BuildOverlay) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    (content,) = (each for each in map(yaml.safe_load, blocks) if each.get("resources") == ["manifests"])
-    made = overlay(content)
-    found = {_name(each): each for each in made}
-    (container,) = found["Deployment", "finetune-operator"]["spec"]["template"]["spec"]["containers"]
+    (content,) = (block for block in map(yaml.safe_load, blocks) if block.get("resources") == ["manifests"])
+    objects = overlay(content)
+    by_name = {_kind_and_name(manifest): manifest for manifest in objects}
+    (container,) = by_name["Deployment", "finetune-operator"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/finetune-operator:0.1.0"
-    variables = environment(found["Deployment", "finetune-operator"])
+    variables = read_environment(by_name["Deployment", "finetune-operator"])
     assert variables["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example/finetune-trainer:0.1.0"
     assert variables["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "ml"  # where its Role is
-    assert {each["metadata"].get("namespace", "ml") for each in made} == {"ml"}
-    (subject,) = found["ClusterRoleBinding", "finetune-operator"]["subjects"]
+    assert {manifest["metadata"].get("namespace", "ml") for manifest in objects} == {"ml"}
+    (subject,) = by_name["ClusterRoleBinding", "finetune-operator"]["subjects"]
     assert (subject["name"], subject["namespace"]) == ("finetune-operator", "ml")
-    assert ("Namespace", "ml") in found
+    assert ("Namespace", "ml") in by_name
 
 
-def test_names_and_images_in_a_finetunejob_follow(overlay: Build) -> None:
-    made = overlay(
+def test_kustomize_finetunejob_names_and_images_are_replaced(overlay: BuildOverlay) -> None:
+    objects = overlay(
         {
             "resources": ["job.yaml"],
             "namePrefix": "team-",
@@ -101,21 +101,21 @@ def test_names_and_images_in_a_finetunejob_follow(overlay: Build) -> None:
             "images": [{"name": "trainer", "newTag": "2"}],
         }
     )
-    names = {name.split("-")[1]: name for _, name in map(_name, made)}
-    assert all(len(names[each]) > len(f"team-{each}") for each in ("hub", "keys", "ca"))
-    spec = next(each for each in made if each["kind"] == "FineTuneJob")["spec"]
+    names = {name.split("-")[1]: name for _, name in map(_kind_and_name, objects)}
+    assert all(len(names[original]) > len(f"team-{original}") for original in ("hub", "keys", "ca"))
+    spec = next(manifest for manifest in objects if manifest["kind"] == "FineTuneJob")["spec"]
     assert spec["model"]["tokenSecretRef"]["name"] == names["hub"]
     assert spec["storage"]["credentialsSecretRef"]["name"] == names["keys"]
     assert spec["storage"]["caConfigMapRef"] == {"name": names["ca"], "key": "ca.crt"}
-    assert [each["name"] for each in spec["compute"]["imagePullSecrets"]] == [names["keys"], names["hub"]]
+    assert [secret["name"] for secret in spec["compute"]["imagePullSecrets"]] == [names["keys"], names["hub"]]
     assert (spec["compute"]["serviceAccountName"], spec["compute"]["priorityClassName"]) == ("team-robot", "team-night")
     assert spec["compute"]["image"] == "trainer:2"
 
 
-def test_every_reference_is_configured() -> None:
+def test_kustomize_every_reference_is_configured() -> None:
     paths = {
         path.split("/")[-2]
-        for each in yaml.safe_load(CONFIGURATION.read_text())["nameReference"]
-        for path in (field["path"] for field in each["fieldSpecs"])
+        for reference in yaml.safe_load(CONFIGURATION.read_text())["nameReference"]
+        for path in (field["path"] for field in reference["fieldSpecs"])
     }
-    assert paths >= {*references(root_schema())}
+    assert paths >= {*iter_secret_fields(build_root_schema())}

@@ -9,68 +9,72 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from tests.operator.exposed import exposed
+from tests.support.operator.exposed_metrics import list_series_labels
 
 from finetune_trainer.contract import Progress, Stage
 from finetune_trainer.telemetry.prometheus import render_metrics
 
 Manifest = dict[str, Any]
-ALL = {
+ALL_ENABLED = {
     "metrics": {
         name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule", "grafanaDashboard")
     }
 }
 ROOT = Path(__file__).resolve().parents[2]
-OBSERVABILITY = ROOT / "docs" / "observability.md"
+OBSERVABILITY = ROOT / "docs" / "operations" / "observability.md"
 
 
-def asked_for(query: str) -> set[str]:
+def parse_metric_names(query: str) -> set[str]:
     """The metrics that a PromQL query asks for."""
-    found = set()
+    metric_names = set()
 
     def visit(expression: promql_parser.Expr) -> bool:
         if isinstance(expression, promql_parser.VectorSelector):
-            found.add(str(expression.name))
+            metric_names.add(str(expression.name))
         return True
 
     promql_parser.walk(promql_parser.parse(query), visit)
-    return found
+    return metric_names
 
 
-def dashboard() -> dict[str, Any]:
+def load_dashboard() -> dict[str, Any]:
     return dict(json.loads((ROOT / "charts/finetune-operator/dashboard.json").read_text()))
 
 
-PANELS = {each["title"]: each for each in dashboard()["panels"] if each["type"] != "row"}
-ALERTS = {each["alert"]: each for each in yaml.safe_load((ROOT / "charts/finetune-operator/alerts.yaml").read_text())}
+PANELS = {panel["title"]: panel for panel in load_dashboard()["panels"] if panel["type"] != "row"}
+ALERTS = {
+    alert["alert"]: alert for alert in yaml.safe_load((ROOT / "charts/finetune-operator/alerts.yaml").read_text())
+}
 
 
 @pytest.mark.parametrize("title", PANELS)
-def test_panels_show_metrics_that_exist(title: str) -> None:
+def test_dashboard_panel_uses_exposed_metrics(title: str) -> None:
     for target in PANELS[title]["targets"]:
-        asked = asked_for(target["expr"])
-        assert asked
-        assert asked <= set(exposed()), target["expr"]
+        metric_names = parse_metric_names(target["expr"])
+        assert metric_names
+        assert metric_names <= set(list_series_labels()), target["expr"]
         labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-        assert labels <= {label for name in asked for label in exposed()[name]} | {"pod"}, target  # pod is the target's
+        assert labels <= {label for name in metric_names for label in list_series_labels()[name]} | {"pod"}, (
+            target
+        )  # pod is the target's
 
 
-def test_variables_are_filled_from_metrics_that_exist() -> None:
-    for each in dashboard()["templating"]["list"]:
-        if each["type"] == "query":
-            found = re.fullmatch(r"label_values\((\w+)(?:{.*})?, (\w+)\)", each["definition"])
-            assert found
-            assert found[2] in exposed()[found[1]]
+def test_dashboard_variables_use_exposed_metrics() -> None:
+    for variable in load_dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            match = re.fullmatch(r"label_values\((\w+)(?:{.*})?, (\w+)\)", variable["definition"])
+            assert match
+            assert match[2] in list_series_labels()[match[1]]
 
 
-def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
-    panels = dashboard()["panels"]
-    cells = [(x, y) for each in panels for x, y in _cells(each["gridPos"])]
+def test_dashboard_panels_do_not_overlap_and_have_unique_ids() -> None:
+    panels = load_dashboard()["panels"]
+    cells = [(x, y) for panel in panels for x, y in _occupied_cells(panel["gridPos"])]
     assert len(cells) == len(set(cells))
-    assert len({each["id"] for each in panels}) == len(panels)
+    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
+def _occupied_cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
     assert place["x"] + place["w"] <= 24
     for x in range(place["x"], place["x"] + place["w"]):
         for y in range(place["y"], place["y"] + place["h"]):
@@ -78,27 +82,27 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_alerts_look_at_metrics_that_exist_and_say_what_to_do(alert: str) -> None:
+def test_alert_uses_exposed_metrics_and_has_runbook(alert: str) -> None:
     rule = ALERTS[alert]
-    assert asked_for(rule["expr"]) <= set(exposed())
+    assert parse_metric_names(rule["expr"]) <= set(list_series_labels())
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert {"summary", "description"} <= set(rule["annotations"])
     assert f"\n### {alert}\n" in OBSERVABILITY.read_text()
 
 
-def test_no_runbook_without_its_alert() -> None:
+def test_observability_guide_runbooks_match_alerts() -> None:
     section = OBSERVABILITY.read_text().split("\n## Alerts\n")[1].split("\n## ")[0]
     assert re.findall(r"^### (\w+)$", section, re.MULTILINE) == list(ALERTS)
 
 
-def test_nothing_but_a_service_by_default(render: Callable[..., list[Manifest]]) -> None:
-    kinds = {each["kind"] for each in render()}
+def test_chart_default_monitoring_is_only_a_service(render: Callable[..., list[Manifest]]) -> None:
+    kinds = {manifest["kind"] for manifest in render()}
     assert "Service" in kinds
     assert not {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"} & kinds
 
 
-def test_the_operators_metrics_keep_their_own_namespace(render: Callable[..., list[Manifest]]) -> None:
-    objects = {each["kind"]: each for each in render(ALL)}
+def test_service_monitor_honors_labels_of_operator(render: Callable[..., list[Manifest]]) -> None:
+    objects = {manifest["kind"]: manifest for manifest in render(ALL_ENABLED)}
     (endpoint,) = objects["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint == {"port": "metrics", "interval": "30s", "honorLabels": True}
     selector = objects["ServiceMonitor"]["spec"]["selector"]["matchLabels"]
@@ -106,53 +110,53 @@ def test_the_operators_metrics_keep_their_own_namespace(render: Callable[..., li
     assert objects["Service"]["spec"]["selector"] == objects["Deployment"]["spec"]["selector"]["matchLabels"]
     (port,) = objects["Service"]["spec"]["ports"]
     (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert port["targetPort"] in {each["name"] for each in container["ports"]}
+    assert port["targetPort"] in {container_port["name"] for container_port in container["ports"]}
 
 
 NAMESPACES = {"all": ([], {"any": True}), "some": (["team-a"], {"matchNames": ["team-a"]})}
 
 
 @pytest.mark.parametrize(("watched", "selected"), NAMESPACES.values(), ids=NAMESPACES)
-def test_trainers_are_scraped_where_they_are(
+def test_pod_monitor_selects_watched_namespaces_and_leaders(
     render: Callable[..., list[Manifest]], watched: list[str], selected: Manifest
 ) -> None:
-    objects = {each["kind"]: each for each in render({**ALL, "watchNamespaces": watched})}
+    objects = {manifest["kind"]: manifest for manifest in render({**ALL_ENABLED, "watchNamespaces": watched})}
     spec = objects["PodMonitor"]["spec"]
     assert spec["namespaceSelector"] == selected
     (endpoint,) = spec["podMetricsEndpoints"]
     assert endpoint["port"] == "progress"
-    (kept,) = [each for each in endpoint["relabelings"] if each.get("action") == "keep"]
+    (keep_rule,) = [relabeling for relabeling in endpoint["relabelings"] if relabeling.get("action") == "keep"]
     indices = {"0": True, "": True, "1": False, "10": False}  # of a Job of one pod there is none
-    assert {each: bool(re.fullmatch(kept["regex"], each)) for each in indices} == indices
-    assert kept["sourceLabels"] == ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"]
+    assert {index: bool(re.fullmatch(keep_rule["regex"], index)) for index in indices} == indices
+    assert keep_rule["sourceLabels"] == ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"]
 
 
-def _kept(endpoint: Manifest, name: str) -> bool:
+def _is_kept(endpoint: Manifest, name: str) -> bool:
     (rule,) = endpoint["metricRelabelings"]
     assert (rule["sourceLabels"], rule["action"]) == (["__name__"], "keep")
     return re.fullmatch(rule["regex"], name) is not None
 
 
-def test_a_pod_can_neither_speak_as_the_operator_nor_flood(render: Callable[..., list[Manifest]]) -> None:
-    spec = next(each for each in render(ALL) if each["kind"] == "PodMonitor")["spec"]
+def test_pod_monitor_drops_foreign_metrics_and_limits_samples(render: Callable[..., list[Manifest]]) -> None:
+    spec = next(manifest for manifest in render(ALL_ENABLED) if manifest["kind"] == "PodMonitor")["spec"]
     (endpoint,) = spec["podMetricsEndpoints"]
     text = render_metrics(Progress(stage=Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")).decode()
     samples = [re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")]
-    assert [name for name in samples if not _kept(endpoint, name)] == []
-    assert [name for name in [*exposed(), "up", "ALERTS"] if _kept(endpoint, name)] == []
+    assert [name for name in samples if not _is_kept(endpoint, name)] == []
+    assert [name for name in [*list_series_labels(), "up", "ALERTS"] if _is_kept(endpoint, name)] == []
     assert len(samples) < spec["sampleLimit"] / 2
     assert spec["sampleLimit"] < 1000
     assert spec["bodySizeLimit"] == "256KB"
     assert "honorLabels" not in endpoint
 
 
-def test_rules_and_dashboard_arrive_whole(render: Callable[..., list[Manifest]]) -> None:
-    values = {"metrics": {**ALL["metrics"], "labels": {"release": "prometheus"}}}
-    objects = {each["kind"]: each for each in render(values)}
+def test_chart_rules_and_dashboard_are_rendered_completely(render: Callable[..., list[Manifest]]) -> None:
+    values = {"metrics": {**ALL_ENABLED["metrics"], "labels": {"release": "prometheus"}}}
+    objects = {manifest["kind"]: manifest for manifest in render(values)}
     (group,) = objects["PrometheusRule"]["spec"]["groups"]
     assert group["rules"] == list(ALERTS.values())
     (text,) = objects["ConfigMap"]["data"].values()
-    assert json.loads(text) == dashboard()
+    assert json.loads(text) == load_dashboard()
     assert objects["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
     for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
         assert objects[kind]["metadata"]["labels"]["release"] == "prometheus"

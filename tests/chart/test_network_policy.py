@@ -17,27 +17,27 @@ from finetune_trainer.contract import PROGRESS_PORT
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
-TRAINERS = {"matchExpressions": [{"key": JOB_LABEL, "operator": "Exists"}]}
-METADATA = [
+TRAINER_SELECTOR = {"matchExpressions": [{"key": JOB_LABEL, "operator": "Exists"}]}
+METADATA_ADDRESSES = [
     "169.254.169.254", "169.254.170.23", "169.254.170.2", "100.100.100.200", "168.63.129.16",
     "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe",
 ]  # fmt: skip
-EVERYWHERE = {"destinations": [{"cidr": "0.0.0.0/0", "ports": [443, 9000]}, {"cidr": "::/0", "ports": [443]}]}
+ANY_DESTINATION = {"destinations": [{"cidr": "0.0.0.0/0", "ports": [443, 9000]}, {"cidr": "::/0", "ports": [443]}]}
 
 
 @pytest.fixture
 def policies(render: Render) -> Callable[..., dict[str, Manifest]]:
     """The policies by their namespace."""
 
-    def of(policy: Mapping[str, Any], **values: Any) -> dict[str, Manifest]:
-        found = render({"networkPolicy": {"enabled": True, "namespaces": ["team-a"], **policy}, **values})
-        every = [each for each in found if each["kind"] == "NetworkPolicy"]
-        return {each["metadata"]["namespace"]: each["spec"] for each in every}
+    def render_policies(policy: Mapping[str, Any], **values: Any) -> dict[str, Manifest]:
+        objects = render({"networkPolicy": {"enabled": True, "namespaces": ["team-a"], **policy}, **values})
+        network_policies = [manifest for manifest in objects if manifest["kind"] == "NetworkPolicy"]
+        return {network_policy["metadata"]["namespace"]: network_policy["spec"] for network_policy in network_policies}
 
-    return of
+    return render_policies
 
 
-def blocks(spec: Manifest) -> list[tuple[Manifest, list[int]]]:
+def list_ip_blocks(spec: Manifest) -> list[tuple[Manifest, list[int]]]:
     """Blocks of addresses that may be reached, with the ports."""
     return [
         (peer["ipBlock"], [port["port"] for port in rule["ports"]])
@@ -47,116 +47,122 @@ def blocks(spec: Manifest) -> list[tuple[Manifest, list[int]]]:
     ]
 
 
-def may_reach(spec: Manifest, address: str) -> bool:
+def is_reachable(spec: Manifest, address: str) -> bool:
     """Whether any rule lets it through, on whatever port."""
-    wanted = ipaddress.ip_address(address)
+    ip = ipaddress.ip_address(address)
     return any(
-        wanted in ipaddress.ip_network(block["cidr"])
-        and not any(wanted in ipaddress.ip_network(each) for each in block.get("except", []))
-        for block, _ in blocks(spec)
+        ip in ipaddress.ip_network(block["cidr"])
+        and not any(ip in ipaddress.ip_network(excluded) for excluded in block.get("except", []))
+        for block, _ in list_ip_blocks(spec)
     )
 
 
-def test_none_unless_asked_for(render: Render) -> None:
-    assert not [each for each in render({"watchNamespaces": ["team-a"]}) if each["kind"] == "NetworkPolicy"]
+def test_network_policy_default_renders_none(render: Render) -> None:
+    assert not [manifest for manifest in render({"watchNamespaces": ["team-a"]}) if manifest["kind"] == "NetworkPolicy"]
 
 
-def test_one_in_each_namespace_that_is_named(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_renders_one_per_named_namespace(policies: Callable[..., dict[str, Manifest]]) -> None:
     assert set(policies({"namespaces": ["team-a", "team-b"]})) == {"team-a", "team-b"}
     assert set(policies({"namespaces": []}, watchNamespaces=["team-c"])) == {"team-c"}
     assert set(policies({}, watchNamespaces=["team-c"])) == {"team-a"}
     assert set(policies({"namespaces": ["123"]})) == {"123"}
 
 
-def test_a_whole_cluster_has_to_name_its_namespaces(
+def test_network_policy_cluster_scope_without_namespaces_fails(
     template: Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]],
 ) -> None:
-    refused = template({"networkPolicy": {"enabled": True}})
-    assert refused.returncode != 0
-    assert "networkPolicy.enabled needs networkPolicy.namespaces, or watchNamespaces" in refused.stderr
+    result = template({"networkPolicy": {"enabled": True}})
+    assert result.returncode != 0
+    assert "networkPolicy.enabled needs networkPolicy.namespaces or watchNamespaces" in result.stderr
 
 
-def test_it_selects_trainers_in_both_directions(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_selects_trainers_for_ingress_and_egress(policies: Callable[..., dict[str, Manifest]]) -> None:
     spec = policies({})["team-a"]
-    assert spec["podSelector"] == TRAINERS
+    assert spec["podSelector"] == TRAINER_SELECTOR
     assert spec["policyTypes"] == ["Ingress", "Egress"]
 
 
-def test_in_come_the_operator_and_the_peers_alone(
+def test_network_policy_ingress_allows_operator_and_peers_only(
     policies: Callable[..., dict[str, Manifest]], deployment: Callable[..., Manifest]
 ) -> None:
-    asking, peers = policies({})["team-a"]["ingress"]
-    (operator,) = asking["from"]
+    operator_rule, peers = policies({})["team-a"]["ingress"]
+    (operator,) = operator_rule["from"]
     assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "finetune-system"}
     labels = deployment()["spec"]["template"]["metadata"]["labels"]
     assert operator["podSelector"]["matchLabels"].items() <= labels.items()
     assert set(operator["podSelector"]["matchLabels"]) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
-    assert asking["ports"] == [{"protocol": "TCP", "port": PROGRESS_PORT}]
-    assert peers == {"from": [{"podSelector": TRAINERS}]}
+    assert operator_rule["ports"] == [{"protocol": "TCP", "port": PROGRESS_PORT}]
+    assert peers == {"from": [{"podSelector": TRAINER_SELECTOR}]}
 
 
-def test_scrapers_come_in_by_the_same_port(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_ingress_allows_scrapers_on_same_port(policies: Callable[..., dict[str, Manifest]]) -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-    asking, _ = policies({"scrapers": [prometheus]})["team-a"]["ingress"]
-    assert asking["from"][1:] == [prometheus]
+    operator_rule, _ = policies({"scrapers": [prometheus]})["team-a"]["ingress"]
+    assert operator_rule["from"][1:] == [prometheus]
 
 
-def test_out_go_peers_names_and_public_https_alone(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_egress_allows_peers_dns_and_public_https_only(
+    policies: Callable[..., dict[str, Manifest]],
+) -> None:
     spec = policies({})["team-a"]
     peers, names, public = spec["egress"]
-    assert peers == {"to": [{"podSelector": TRAINERS}]}
+    assert peers == {"to": [{"podSelector": TRAINER_SELECTOR}]}
     (resolver,) = names["to"]
     assert resolver["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
     assert resolver["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
-    assert {(each["protocol"], each["port"]) for each in names["ports"]} == {
+    assert {(dns_port["protocol"], dns_port["port"]) for dns_port in names["ports"]} == {
         (protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)
     }
     assert public["ports"] == [{"protocol": "TCP", "port": 443}]
-    assert may_reach(spec, "52.216.1.1")
-    for private in ("10.96.0.1", "172.16.3.4", "192.168.1.1", "100.64.1.1", *METADATA):
-        assert not may_reach(spec, private), private
+    assert is_reachable(spec, "52.216.1.1")
+    for private in ("10.96.0.1", "172.16.3.4", "192.168.1.1", "100.64.1.1", *METADATA_ADDRESSES):
+        assert not is_reachable(spec, private), private
 
 
-def test_a_store_in_the_cluster_and_one_beside_it(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_destinations_by_selector_and_cidr(policies: Callable[..., dict[str, Manifest]]) -> None:
     minio = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}}, "podSelector": {}}
     spec = policies({"destinations": [{**minio, "ports": [9000]}, {"cidr": "10.1.2.0/24", "ports": [443, 8443]}]})
-    inside, beside = spec["team-a"]["egress"][2:]
+    inside, outside = spec["team-a"]["egress"][2:]
     assert inside == {"to": [minio], "ports": [{"protocol": "TCP", "port": 9000}]}
-    assert beside["to"] == [{"ipBlock": {"cidr": "10.1.2.0/24"}}]
-    assert [each["port"] for each in beside["ports"]] == [443, 8443]
+    assert outside["to"] == [{"ipBlock": {"cidr": "10.1.2.0/24"}}]
+    assert [rule_port["port"] for rule_port in outside["ports"]] == [443, 8443]
 
 
-@pytest.mark.parametrize("address", METADATA)
-def test_metadata_is_never_part_of_everywhere(policies: Callable[..., dict[str, Manifest]], address: str) -> None:
-    assert not may_reach(policies(EVERYWHERE)["team-a"], address)
+@pytest.mark.parametrize("address", METADATA_ADDRESSES)
+def test_network_policy_any_destination_excludes_metadata(
+    policies: Callable[..., dict[str, Manifest]], address: str
+) -> None:
+    assert not is_reachable(policies(ANY_DESTINATION)["team-a"], address)
 
 
-def test_metadata_only_if_asked_for_and_by_its_ports(policies: Callable[..., dict[str, Manifest]]) -> None:
-    spec = policies({**EVERYWHERE, "allowMetadata": True})["team-a"]
-    assert may_reach(spec, "169.254.169.254")
-    found = [(block["cidr"], ports) for block, ports in blocks(spec) if block["cidr"].startswith("169.254")]
-    assert found == [(f"169.254.{each}/32", [80, 988]) for each in ("169.254", "170.23", "169.252")]
+def test_network_policy_allow_metadata_opens_only_its_ports(policies: Callable[..., dict[str, Manifest]]) -> None:
+    spec = policies({**ANY_DESTINATION, "allowMetadata": True})["team-a"]
+    assert is_reachable(spec, "169.254.169.254")
+    metadata_blocks = [
+        (block["cidr"], ports) for block, ports in list_ip_blocks(spec) if block["cidr"].startswith("169.254")
+    ]
+    assert metadata_blocks == [(f"169.254.{suffix}/32", [80, 988]) for suffix in ("169.254", "170.23", "169.252")]
 
 
-def test_what_is_excluded_lies_within_its_block(policies: Callable[..., dict[str, Manifest]]) -> None:
+def test_network_policy_exceptions_lie_within_block(policies: Callable[..., dict[str, Manifest]]) -> None:
     """The API server refuses the whole policy otherwise."""
-    for block, _ in blocks(policies(EVERYWHERE)["team-a"]) + blocks(policies({})["team-a"]):
-        whole = ipaddress.ip_network(block["cidr"])
-        assert all(ipaddress.ip_network(each).subnet_of(whole) for each in block.get("except", []))
+    for block, _ in list_ip_blocks(policies(ANY_DESTINATION)["team-a"]) + list_ip_blocks(policies({})["team-a"]):
+        network = ipaddress.ip_network(block["cidr"])
+        assert all(ipaddress.ip_network(excluded).subnet_of(network) for excluded in block.get("except", []))
 
 
-@pytest.mark.parametrize("address", METADATA)
-def test_no_block_of_addresses_holds_metadata(chart: Path, address: str) -> None:
+@pytest.mark.parametrize("address", METADATA_ADDRESSES)
+def test_values_schema_cidr_with_metadata_is_rejected(chart: Path, address: str) -> None:
     schema = json.loads((chart / "values.schema.json").read_text())["definitions"]["cidr"]
-    whole = ipaddress.ip_network(address)
-    for prefix in range(1, whole.max_prefixlen + 1):
-        around = ipaddress.ip_network(f"{address}/{prefix}", strict=False)
-        for text in {str(around), f"{address}/{prefix}"}:
+    address_network = ipaddress.ip_network(address)
+    for prefix in range(1, address_network.max_prefixlen + 1):
+        enclosing = ipaddress.ip_network(f"{address}/{prefix}", strict=False)
+        for text in {str(enclosing), f"{address}/{prefix}"}:
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(text, schema)
 
 
-def test_other_blocks_are_let_through(chart: Path) -> None:
+def test_values_schema_cidr_without_metadata_is_accepted(chart: Path) -> None:
     schema = json.loads((chart / "values.schema.json").read_text())["definitions"]["cidr"]
     for text in ("10.0.0.0/8", "52.216.0.0/15", "192.168.4.0/24", "169.48.0.0/16", "203.0.113.7/32", "2600:1f00::/48"):
         jsonschema.validate(text, schema)

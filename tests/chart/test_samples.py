@@ -19,34 +19,34 @@ ROWS, HELD_OUT = (
 OPENING, CLOSING = "Lumo here! ", " Stay bright!"
 
 
-def load(file: Path) -> dict[str, Any]:
+def load_sample(file: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text()))
 
 
 @pytest.mark.parametrize("file", sorted(SAMPLES.glob("*.yaml")), ids=lambda file: file.name)
-def test_a_sample_is_a_valid_finetunejob(file: Path) -> None:
-    manifest = load(file)
+def test_sample_is_valid_finetunejob(file: Path) -> None:
+    manifest = load_sample(file)
     assert (manifest["apiVersion"], manifest["kind"]) == (API_VERSION, KIND)
     FineTuneJobSpec.model_validate(manifest["spec"])
     TrainerConfig.from_manifest(manifest)
 
 
-def test_the_quickstart_goes_where_its_comments_say() -> None:
-    config = TrainerConfig.from_manifest(load(QUICKSTART))
+def test_quickstart_uris_match_its_comments() -> None:
+    config = TrainerConfig.from_manifest(load_sample(QUICKSTART))
     assert config.output.uri == "s3://adapters/quickstart"
     text = QUICKSTART.read_text()
     assert config.model.uri in text
     assert f"#   {config.dataset.sources[0].uri.removesuffix('train.jsonl')}" in text
 
 
-def test_the_quickstart_has_one_endpoint_to_replace() -> None:
-    address = load(QUICKSTART)["spec"]["storage"]["endpoint"]
+def test_quickstart_has_one_endpoint_to_replace() -> None:
+    address = load_sample(QUICKSTART)["spec"]["storage"]["endpoint"]
     # Once in the sed command, once in the manifest.
     assert QUICKSTART.read_text().count(address) == 2
     assert QUICKSTART.read_text().count("<-") == 2 + 1
 
 
-def test_the_quickstart_data_has_one_voice() -> None:
+def test_quickstart_data_answers_share_one_style() -> None:
     assert 48 <= len(ROWS) <= 64
     assert len(HELD_OUT) >= 20  # fewer have no intervals
     for row in [*ROWS, *HELD_OUT]:
@@ -57,10 +57,10 @@ def test_the_quickstart_data_has_one_voice() -> None:
         assert len(answer["content"].split()) <= 18
 
 
-def test_the_quickstart_asks_what_is_not_in_the_data() -> None:
+def test_quickstart_sample_prompt_is_not_in_data() -> None:
     (question,) = (line.removeprefix("#").strip() for line in QUICKSTART.read_text().splitlines()
                    if line.startswith("#   ") and line.endswith("?"))  # fmt: skip
     questions = [row["messages"][0]["content"] for row in [*ROWS, *HELD_OUT]]
-    assert question in load(QUICKSTART)["spec"]["evaluation"]["samplePrompts"]
+    assert question in load_sample(QUICKSTART)["spec"]["evaluation"]["samplePrompts"]
     assert question not in questions
     assert len(set(questions)) == len(questions)

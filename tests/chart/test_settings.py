@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.chart.environment import environment
+from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds
@@ -71,34 +71,36 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_settings_start_from_the_rendered_environment(
+def test_settings_rendered_environment_gives_expected_values(
     deployment: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
     values, expected = VARIANTS[variant]
     built_in = Settings().model_dump()
-    for name, value in environment(deployment(values)).items():
+    for name, value in read_environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
     assert Settings().model_dump() == {**built_in, "lease_namespace": "finetune-system", **expected}
 
 
 @pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])
-def test_the_values_schema_knows_every_field(chart: Path, part: str, model: type[Bounds | Defaults]) -> None:
+def test_values_schema_has_every_settings_field(chart: Path, part: str, model: type[Bounds | Defaults]) -> None:
     schema = json.loads((chart / "values.schema.json").read_text())
-    assert set(schema["properties"][part]["properties"]) == {each.alias for each in model.model_fields.values()}
+    assert set(schema["properties"][part]["properties"]) == {field.alias for field in model.model_fields.values()}
 
 
-def test_bounds_have_the_patterns_of_the_operator(chart: Path) -> None:
+def test_values_schema_bounds_patterns_match_operator(chart: Path) -> None:
     """What helm lets through must not stop the operator, and the other way round."""
     schema = json.loads((chart / "values.schema.json").read_text())
     for name, field in Bounds.model_json_schema()["properties"].items():
         if field.get("type") != "array":
             continue
-        ours = schema["definitions"][schema["properties"]["bounds"]["properties"][name]["$ref"].rpartition("/")[2]]
-        same = {key: field["items"][key] for key in ("type", "pattern", "maxLength")}
-        assert (ours["items"], ours["maxItems"]) == (same, field["maxItems"]), name
+        chart_schema = schema["definitions"][
+            schema["properties"]["bounds"]["properties"][name]["$ref"].rpartition("/")[2]
+        ]
+        operator_items = {key: field["items"][key] for key in ("type", "pattern", "maxLength")}
+        assert (chart_schema["items"], chart_schema["maxItems"]) == (operator_items, field["maxItems"]), name
 
 
-def test_the_chart_sets_every_setting_and_no_other(deployment: Callable[..., Manifest]) -> None:
-    rendered = environment(deployment(VARIANTS["trainer"][0]))
+def test_chart_environment_sets_every_setting(deployment: Callable[..., Manifest]) -> None:
+    rendered = read_environment(deployment(VARIANTS["trainer"][0]))
     expected = {PREFIX + name.upper() for name in set(Settings.model_fields) - NOT_IN_THE_CHART}
     assert set(rendered) == expected

@@ -81,7 +81,7 @@ OTHER_VALUES: dict[str, Any] = {
     "affinity": {"nodeAffinity": {}},
 }
 # What a value needs beside it to be used.
-BESIDE: dict[str, dict[str, Any]] = {
+REQUIRED_VALUES: dict[str, dict[str, Any]] = {
     "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},
     "metrics.grafanaDashboard.labels.grafana_dashboard": {"metrics": {"grafanaDashboard": {"enabled": True}}},
@@ -133,16 +133,16 @@ UMBRELLA_VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def iter_value_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted paths of all values; empty maps are values."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from iter_value_paths(value, f"{prefix}{key}.")
         else:
             yield prefix + key
 
 
-def nested(path: str, value: object) -> dict[str, Any]:
+def nest_value(path: str, value: object) -> dict[str, Any]:
     """`a.b` and 1 become {a: {b: 1}}."""
     for key in reversed(path.split(".")):
         value = {key: value}
@@ -150,62 +150,62 @@ def nested(path: str, value: object) -> dict[str, Any]:
     return value
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_values(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Maps merged, all else replaced."""
-    return {**base, **{key: merged(base.get(key, {}), value) if isinstance(value, Mapping) else value
+    return {**base, **{key: merge_values(base.get(key, {}), value) if isinstance(value, Mapping) else value
                        for key, value in changes.items()}}  # fmt: skip
 
 
-def defaults(chart: Path) -> dict[str, Any]:
+def load_default_values(chart: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((chart / "values.yaml").read_text()))
 
 
-def test_every_value_is_known_here(chart: Path) -> None:
-    assert set(leaves(defaults(chart))) == set(OTHER_VALUES)
+def test_values_every_path_has_other_value(chart: Path) -> None:
+    assert set(iter_value_paths(load_default_values(chart))) == set(OTHER_VALUES)
 
 
 @pytest.mark.parametrize("path", OTHER_VALUES)
-def test_every_value_is_used(template: Template, path: str) -> None:
-    beside = BESIDE.get(path, {})
-    changed = template(merged(beside, nested(path, OTHER_VALUES[path])))
+def test_values_changed_value_changes_rendered_objects(template: Template, path: str) -> None:
+    required = REQUIRED_VALUES.get(path, {})
+    changed = template(merge_values(required, nest_value(path, OTHER_VALUES[path])))
     assert changed.returncode == 0, changed.stderr
-    assert changed.stdout != template(beside).stdout
+    assert changed.stdout != template(required).stdout
 
 
-def test_templates_use_no_value_that_does_not_exist(chart: Path) -> None:
+def test_templates_use_only_defined_values(chart: Path) -> None:
     text = "".join(file.read_text() for file in (chart / "templates").iterdir())
-    known = {path[:end] for path in leaves(defaults(chart)) for end in _ends(path)}
-    assert set(re.findall(r"\.Values\.([A-Za-z.]+)", text)) <= known
+    paths = {path[:length] for path in iter_value_paths(load_default_values(chart)) for length in _prefix_lengths(path)}
+    assert set(re.findall(r"\.Values\.([A-Za-z.]+)", text)) <= paths
 
 
-def _ends(path: str) -> list[int]:
+def _prefix_lengths(path: str) -> list[int]:
     return [match.start() for match in re.finditer(r"\.|$", path)]
 
 
 @pytest.mark.parametrize("name", WRONG_VALUES)
-def test_wrong_values_are_refused(template: Template, name: str) -> None:
-    values, word = WRONG_VALUES[name]
-    refused = template(values)
-    assert refused.returncode != 0
-    assert word in refused.stderr
-    assert "don't meet the specifications of the schema" in refused.stderr
+def test_values_schema_wrong_value_is_rejected(template: Template, name: str) -> None:
+    values, field = WRONG_VALUES[name]
+    result = template(values)
+    assert result.returncode != 0
+    assert field in result.stderr
+    assert "don't meet the specifications of the schema" in result.stderr
 
 
 @pytest.mark.parametrize("name", UMBRELLA_VALUES)
-def test_values_of_umbrella_charts_are_let_through(template: Template, name: str) -> None:
+def test_values_schema_umbrella_chart_values_are_accepted(template: Template, name: str) -> None:
     assert template(UMBRELLA_VALUES[name]).stdout == template({}).stdout
 
 
-def test_schema_and_values_have_the_same_keys(chart: Path) -> None:
+def test_values_schema_has_same_keys_as_values(chart: Path) -> None:
     schema = json.loads((chart / "values.schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
-    jsonschema.validate(defaults(chart), schema)
-    assert set(schema["properties"]) - {"global", "enabled"} == set(defaults(chart))
+    jsonschema.validate(load_default_values(chart), schema)
+    assert set(schema["properties"]) - {"global", "enabled"} == set(load_default_values(chart))
     for key in ("trainer", "bounds", "defaults", "networkPolicy", "settings", "metrics", "crds", "rbac"):
-        assert set(schema["properties"][key]["properties"]) == set(defaults(chart)[key])
+        assert set(schema["properties"][key]["properties"]) == set(load_default_values(chart)[key])
 
 
-def test_values_are_few_and_each_has_a_comment(chart: Path) -> None:
+def test_values_file_is_short_and_commented(chart: Path) -> None:
     lines = (chart / "values.yaml").read_text().splitlines()
     assert len(lines) <= 180
     for number, line in enumerate(lines):

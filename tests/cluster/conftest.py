@@ -26,7 +26,7 @@ CRD = ROOT / "manifests" / "crd.yaml"
 OPERATOR, OPERATOR_NAMESPACE = "finetune-operator", "finetune-system"
 
 
-def local_cluster(module: str) -> ModuleType:
+def import_local_cluster(module: str) -> ModuleType:
     """A module of dev/local_cluster, which is not installed."""
     if str(ROOT / "dev") not in sys.path:
         sys.path.append(str(ROOT / "dev"))
@@ -36,8 +36,8 @@ def local_cluster(module: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
     """The local cluster `test`, or as FINETUNE_TEST_CLUSTER says, with this tree's images. One that was up stays up."""
-    local_cluster("prepare").everything()
-    running = local_cluster("cluster").Cluster(os.environ.get("FINETUNE_TEST_CLUSTER", "test"))
+    import_local_cluster("prepare").everything()
+    running = import_local_cluster("cluster").Cluster(os.environ.get("FINETUNE_TEST_CLUSTER", "test"))
     was_up = running.is_up
     running.up()
     yield running
@@ -48,8 +48,8 @@ def cluster() -> Iterator["Cluster"]:
 @pytest.fixture(scope="session")
 def kubeconfig(request: pytest.FixtureRequest) -> Path:
     """All that tests of the API alone need."""
-    named = os.environ.get("FINETUNE_TEST_KUBECONFIG")
-    return Path(named) if named else Path(request.getfixturevalue("cluster").kubeconfig)
+    configured_path = os.environ.get("FINETUNE_TEST_KUBECONFIG")
+    return Path(configured_path) if configured_path else Path(request.getfixturevalue("cluster").kubeconfig)
 
 
 @pytest.fixture(scope="session")
@@ -81,15 +81,15 @@ def crd(call: Call) -> Manifest:
     """The CRD as `make generate` writes it, established."""
     definition = dict(yaml.safe_load(CRD.read_text()))
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    own = f"{path}/{definition['metadata']['name']}"
+    crd_path = f"{path}/{definition['metadata']['name']}"
     try:
         call("POST", path, definition)
     except client.ApiException as error:
         if error.status != 409:
             raise
-        call("PATCH", own, {"spec": definition["spec"]})
+        call("PATCH", crd_path, {"spec": definition["spec"]})
     deadline = time.monotonic() + 30
-    while not _is_established(call("GET", own)):
+    while not _is_established(call("GET", crd_path)):
         assert time.monotonic() < deadline, "the CRD is not established after 30 s"
         time.sleep(0.1)
     return definition
@@ -97,7 +97,7 @@ def crd(call: Call) -> Manifest:
 
 def _is_established(definition: Manifest) -> bool:
     conditions = definition.get("status", {}).get("conditions") or []
-    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 @pytest.fixture(scope="session")
@@ -115,19 +115,21 @@ def operator(cluster: "Cluster", crd: Manifest) -> str:
     """The operator of this working tree, installed by the chart; the name of its Deployment."""
     assert crd
     cluster.load_images()
-    images = local_cluster("images")
+    images = import_local_cluster("images")
     values = {
         "image": images.OPERATOR.reference,
         "trainer.image": images.TRAINER.reference,
         "settings.progressInterval": "1",
         "settings.logLevel": "debug",
     }
-    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    settings = [argument for key, value in values.items() for argument in ("--set", f"{key}={value}")]
     chart = str(ROOT / "charts" / "finetune-operator")
-    where = ["--namespace", OPERATOR_NAMESPACE]
+    namespace_flags = ["--namespace", OPERATOR_NAMESPACE]
     # The CRD may be there already, from the fixture above.
-    cluster.helm("upgrade", "--install", OPERATOR, chart, *where, "--create-namespace", "--take-ownership", *settings)
+    cluster.helm(
+        "upgrade", "--install", OPERATOR, chart, *namespace_flags, "--create-namespace", "--take-ownership", *settings
+    )
     # The image may be new under its old name.
-    cluster.kubectl(*where, "rollout", "restart", f"deployment/{OPERATOR}")
-    cluster.kubectl(*where, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=180s")
+    cluster.kubectl(*namespace_flags, "rollout", "restart", f"deployment/{OPERATOR}")
+    cluster.kubectl(*namespace_flags, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=180s")
     return OPERATOR

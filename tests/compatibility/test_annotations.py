@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from tests.operator.bodies import stored
+from tests.support.operator.builders import build_finetunejob
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.api.run_policy import wanted
-from finetune_operator.resources.job import desired_job
+from finetune_operator.api.run_policy import read_run_policy
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 
 ANNOTATIONS = {f"finetune.dev/{name}": "true" for name in ("suspend", "cancel", "retry", "stop", "skip-reconcile")}
 
 
-def test_job_of_annotated_finetunejob_is_the_same() -> None:
-    plain, annotated = stored(), stored(annotations=ANNOTATIONS)
-    jobs = [desired_job(FineTuneJob.model_validate(body), Settings()) for body in (plain, annotated)]
+def test_job_finetunejob_annotated_is_unchanged() -> None:
+    plain, annotated = build_finetunejob(), build_finetunejob(annotations=ANNOTATIONS)
+    jobs = [build_job(FineTuneJob.model_validate(body), Settings()) for body in (plain, annotated)]
     assert jobs[0] == jobs[1]
-    assert wanted(plain) == wanted(annotated)
+    assert read_run_policy(plain) == read_run_policy(annotated)

@@ -7,40 +7,36 @@ import pytest
 from local_cluster import cache, state
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+def test_fresh_folder_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "entry"
-    with cache.fresh_folder(target) as partial:
+    with cache.replace_folder(target) as partial:
         (partial / "file").write_text("content")
         assert not target.exists()
     assert (target / "file").read_text() == "content"
 
 
-def test_a_folder_that_was_not_completed_is_not_there_and_does_not_hinder(tmp_path: Path) -> None:
+def test_fresh_folder_failed_is_absent_and_retryable(tmp_path: Path) -> None:
     target = tmp_path / "entry"
-    with pytest.raises(FileNotFoundError), cache.fresh_folder(target) as partial:
+    with pytest.raises(FileNotFoundError), cache.replace_folder(target) as partial:
         (partial / "no-such-folder" / "file").touch()
     assert not target.exists()
-    with cache.fresh_folder(target):
+    with cache.replace_folder(target):
         pass
     assert list(target.iterdir()) == []
 
 
-def test_the_state_of_a_cluster_survives_the_way_through_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert state.read("test") is None
     (tmp_path / "finetune-operator" / "clusters" / "test").mkdir(parents=True)
-    written = state.State("/kubeconfig", "http://198.18.0.2:7070", "key", "secret", "us-east-1")
+    written = state.ClusterState("/kubeconfig", "http://198.18.0.2:7070", "key", "secret", "us-east-1")
     state.write("test", written)
     assert state.read("test") == written
 
 
-def test_a_cluster_is_alive_as_long_as_its_supervisor_holds_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_alive_while_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not state.alive("test")
-    with state.hold("test"):
-        assert state.alive("test")
-    assert not state.alive("test")
+    assert not state.is_alive("test")
+    with state.acquire_lock("test"):
+        assert state.is_alive("test")
+    assert not state.is_alive("test")

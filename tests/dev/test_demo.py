@@ -22,26 +22,28 @@ RUNNING = {
         ({"phase": "Failed"}, "Failed", True),
     ],
 )
-def test_a_status_in_one_line(status: dict[str, Any], text: str, over: bool) -> None:
-    assert follow.summary(status) == text
-    assert follow.is_over(status) is over
+def test_summary_status_is_one_line(status: dict[str, Any], text: str, over: bool) -> None:
+    assert follow.summarize_status(status) == text
+    assert follow.is_finished(status) is over
 
 
-def test_a_failure_is_told_in_the_operators_words() -> None:
+def test_message_failed_status_is_condition_message() -> None:
     conditions = [
         {"type": "Complete", "status": "False", "message": "not this"},
         {"type": "Failed", "status": "True", "message": "the bucket is not there"},
     ]
-    assert follow.message({"conditions": conditions}) == "the bucket is not there"
-    assert follow.message({}) == "no reason is given"
+    assert follow.get_failure_message({"conditions": conditions}) == "the bucket is not there"
+    assert follow.get_failure_message({}) == "no reason is given"
 
 
-def test_the_sample_says_the_endpoint_that_the_demo_replaces() -> None:
+def test_demo_sample_contains_replaced_endpoint() -> None:
     assert demo.SAMPLE.read_text().count(demo.SAMPLE_ENDPOINT) >= 1
 
 
-def test_the_pod_that_answers_is_as_restricted_as_the_trainers() -> None:
-    pod = questions.pod("ask", questions.generate_arguments("s3://models/base/", "s3://adapters/some", "http://s3"))
+def test_questions_pod_is_restricted() -> None:
+    pod = questions.build_pod(
+        "ask", questions.build_generate_arguments("s3://models/base/", "s3://adapters/some", "http://s3")
+    )
     (container,) = pod["spec"]["containers"]
     assert container["args"][0] == "generate"
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -49,10 +51,10 @@ def test_the_pod_that_answers_is_as_restricted_as_the_trainers() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "1 min 00 s"), (754.6, "12 min 35 s")])
-def test_durations(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
+def test_duration_seconds_are_formatted(seconds: float, text: str) -> None:
+    assert console.format_duration(seconds) == text
 
 
-def test_the_answers_are_found_among_what_the_trainer_says() -> None:
+def test_answers_are_parsed_from_trainer_log() -> None:
     log = 'INFO downloading\n{"prompt": "How?", "base": "Well,\\n you", "adapter": "So."}\nINFO done\n'
-    assert questions.answers(log) == questions.Answers(base="Well, you", tuned="So.")
+    assert questions.parse_answers(log) == questions.ModelAnswers(base="Well, you", tuned="So.")

@@ -6,11 +6,11 @@ import pytest
 
 from local_cluster import dns
 
-KNOWN = {("default", "kubernetes", ""): "10.96.0.1", ("team", "job", "job-0"): "10.88.0.7"}
+RECORDS = {("default", "kubernetes", ""): "10.96.0.1", ("team", "job", "job-0"): "10.88.0.7"}
 A, AAAA = 1, 28
 
 
-def _query(name: str, kind: int) -> bytes:
+def _build_query(name: str, kind: int) -> bytes:
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     return struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", kind, 1)
 
@@ -29,9 +29,9 @@ def _query(name: str, kind: int) -> bytes:
         ("pypi.org", A, 3, None),
     ],
 )
-def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None:
-    query = _query(name, kind)
-    response = dns.respond(query, lambda *names: KNOWN.get(names))
+def test_respond_query_has_code_and_address(name: str, kind: int, code: int, address: str | None) -> None:
+    query = _build_query(name, kind)
+    response = dns.build_response(query, lambda *names: RECORDS.get(names))
     number, flags, questions, answers, _, _ = struct.unpack(">6H", response[:12])
     assert (number, flags & 0xF, questions) == (7, code, 1)
     assert response[12 : len(query)] == query[12:]
@@ -40,15 +40,15 @@ def test_an_answer(name: str, kind: int, code: int, address: str | None) -> None
         assert ".".join(str(byte) for byte in response[-4:]) == address
 
 
-def test_what_is_no_query_is_an_error_that_the_server_drops() -> None:
+def test_respond_malformed_query_raises() -> None:
     with pytest.raises(IndexError):
-        dns.respond(b"short", lambda *_: None)
+        dns.build_response(b"short", lambda *_: None)
 
 
-def test_a_pod_is_found_by_its_host_name() -> None:
+def test_pod_address_is_found_by_hostname() -> None:
     slices = [
         {"endpoints": None},
         {"endpoints": [{"addresses": ["10.88.0.7"], "hostname": "job-0"}, {"addresses": ["10.88.0.8"]}]},
     ]
-    assert dns.pod_address(slices, "job-0") == "10.88.0.7"
-    assert dns.pod_address(slices, "job-1") is None
+    assert dns.find_pod_address(slices, "job-0") == "10.88.0.7"
+    assert dns.find_pod_address(slices, "job-1") is None

@@ -13,11 +13,11 @@ from local_cluster.images import IMAGES, Image
 FIRST, SECOND, THIRD = (f"sha256:{letter * 64}" for letter in "abc")
 
 
-def test_chain_ids_are_those_of_the_oci_specification() -> None:
+def test_chain_ids_match_oci_specification() -> None:
     second = "sha256:" + hashlib.sha256(f"{FIRST} {SECOND}".encode()).hexdigest()
     third = "sha256:" + hashlib.sha256(f"{second} {THIRD}".encode()).hexdigest()
-    assert store.chain_ids([FIRST, SECOND, THIRD]) == [FIRST, second, third]
-    assert store.chain_ids([]) == []
+    assert store.compute_chain_ids([FIRST, SECOND, THIRD]) == [FIRST, second, third]
+    assert store.compute_chain_ids([]) == []
 
 
 @pytest.mark.parametrize(
@@ -28,41 +28,41 @@ def test_chain_ids_are_those_of_the_oci_specification() -> None:
         ("mount -t overlay overlay /mnt -o lowerdir=/s/1/fs,upperdir=/s/2/fs", "/s/2/fs"),
     ],
 )
-def test_the_folder_of_a_new_snapshot(mount: str, folder: str) -> None:
-    assert containerd.snapshot_folder(mount) == folder
+def test_snapshot_folder_is_parsed_from_mount_command(mount: str, folder: str) -> None:
+    assert containerd.parse_snapshot_folder(mount) == folder
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.name))
-def test_a_build_is_named_after_what_it_read(image: Image) -> None:
-    again = Image(image.reference, image.dockerfile)
-    assert again.built == image.built
-    assert image.built.startswith(f"localhost/{image.name}:")
+def test_image_tag_depends_on_build_inputs(image: Image) -> None:
+    same_image = Image(image.reference, image.dockerfile)
+    assert same_image.built_reference == image.built_reference
+    assert image.built_reference.startswith(f"localhost/{image.name}:")
 
 
-def test_the_images_differ_by_their_dockerfile_alone() -> None:
-    assert len({image.built for image in IMAGES}) == len(IMAGES)
+def test_images_have_distinct_tags() -> None:
+    assert len({image.built_reference for image in IMAGES}) == len(IMAGES)
 
 
-def test_a_pods_reference_is_what_containerd_makes_of_it() -> None:
+def test_image_full_name_has_registry_and_tag() -> None:
     assert images.TRAINER.full_name == "docker.io/library/finetune-trainer:dev"
 
 
-def test_every_package_that_is_missing_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_names_each_package_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         debian, "PACKAGES", {"no-such-ctr": "containerd", "no-such-containerd": "containerd", "sh": "dash"}
     )
-    assert debian.missing_packages() == ["containerd"]
+    assert debian.find_missing_packages() == ["containerd"]
 
 
 @pytest.mark.cluster  # it needs root, as a local cluster does
-def test_layers_can_be_linked_after_a_build_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmount_after_killed_build_allows_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = tmp_path / "overlay"
     (overlay / "layer").mkdir(parents=True)
     (overlay / "layer" / "file").write_text("x")
     subprocess.run(["mount", "--bind", overlay, overlay], check=True)
-    monkeypatch.setattr(buildah, "storage", lambda: tmp_path)
-    buildah.unmount()
+    monkeypatch.setattr(buildah, "get_storage_path", lambda: tmp_path)
+    buildah.unmount_storage()
     still_mounted = subprocess.run(["umount", overlay], check=False, capture_output=True).returncode == 0
     assert not still_mounted
     os.link(overlay / "layer" / "file", tmp_path / "elsewhere")
-    buildah.unmount()  # there is nothing to do
+    buildah.unmount_storage()  # there is nothing to do

@@ -2,7 +2,8 @@
 
     PYTHONPATH=trainer:. python tests/gpu/bench_backends.py [--json OUT] [--backends transformers unsloth]
 
-`trl` and `unsloth-script` are the same training by a short script against TRL or Unsloth themselves (`plain_scripts.py`).
+`trl` and `unsloth-script` are the same training by a short script against TRL or Unsloth themselves
+(`plain_scripts.py`).
 Needs no network: the model has the shape of Llama-3.2-1B (`--shape 8b`: Llama-3.1-8B) with random weights, built on the
 spot. `--rows full` (the default) makes every row `--length` tokens long, as published numbers do; `--rows mixed` makes
 them between a sixteenth of that and all of it, as data is. MFU counts neither recomputation nor padding, against the

@@ -1,4 +1,5 @@
-"""`training_variants.py BACKEND FOLDER`: the tiny model trained on the GPU in all ways that are used; FOLDER gets results.json.
+"""`training_variants.py BACKEND FOLDER`: the tiny model trained on the GPU in all ways that are used; FOLDER
+gets results.json.
 
 Each way trains, evaluates, and exports an adapter that is loaded anew and compared with the one in memory, as a run
 does. One process for all, since the imports take longer than the trainings.

@@ -9,7 +9,7 @@ from finetune_operator.__main__ import main
 from finetune_operator.settings import Settings
 
 
-def test_the_charts_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_chart_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "TRAINER_IMAGE": "registry/trainer:2", "WATCH_NAMESPACES": '["a","b"]', "PROGRESS_INTERVAL": "5",
         "RESYNC_INTERVAL": "600", "WORKERS": "4", "LOG_LEVEL": "debug", "TRAINER_IMAGE_PULL_POLICY": "Never",
@@ -23,7 +23,7 @@ def test_the_charts_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORKERS", "0"), ("RESYNC_INTERVAL", "-1"), ("LOG_LEVEL", "loud")])
-def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_settings_invalid_value_raises(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
@@ -38,7 +38,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("name", "value", "place"), WRONG.values(), ids=WRONG)
-def test_the_operator_says_what_is_wrong_and_does_not_start(
+def test_main_invalid_settings_exits_naming_field(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, place: str
 ) -> None:
     monkeypatch.setenv(f"FINETUNE_OPERATOR_{name}", value)

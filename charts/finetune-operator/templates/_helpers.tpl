@@ -1,4 +1,4 @@
-{{/* Name of every object: the release's, with the chart's added unless it is part of it already. */}}
+{{/* Name of all objects: the release name, followed by the chart name unless the release name contains it. */}}
 {{- define "finetune-operator.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 53 | trimSuffix "-" -}}
@@ -19,7 +19,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* An image, with the chart's version as its tag if it has neither tag nor digest: an upgrade upgrades it too. */}}
+{{/* Image reference. Without tag and digest, the tag is the chart version, so that upgrades include the image. */}}
 {{- define "finetune-operator.image" -}}
 {{- if regexMatch "[:@][^/]*$" .reference -}}
 {{- .reference -}}
@@ -28,7 +28,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The defaults that are set, as JSON. */}}
+{{/* The values in defaults that are not empty, as JSON. */}}
 {{- define "finetune-operator.defaults" -}}
 {{- $set := dict -}}
 {{- range $name, $value := .Values.defaults -}}
@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $set | toJson -}}
 {{- end -}}
 
-{{/* All that the operator may do, in the cluster or in each watched namespace. Never Secrets. */}}
+{{/* Permissions of the operator, in the cluster or in each watched namespace. They never include Secrets. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
@@ -45,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
-# OpenShift asks for this right before a Job may name a FineTuneJob as its owner.
+# OpenShift requires this permission to set a FineTuneJob as the owner of a Job.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
@@ -55,11 +55,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# Where the pods of a FineTuneJob of several nodes meet.
+# The headless Service for the rendezvous of a FineTuneJob with several nodes.
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
-# Quota refusals and missing Secrets are reported nowhere else.
+# Quota errors and missing Secrets are reported only in Events.
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

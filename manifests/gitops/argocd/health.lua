@@ -3,7 +3,7 @@ local ends = {Complete = "Healthy", Failed = "Degraded", Suspended = "Suspended"
 local health = {status = "Progressing", message = "Waiting for the operator."}
 local status = obj.status or {}
 
--- A status of an earlier spec says nothing of this one.
+-- Ignore a status that is based on an earlier generation of the spec.
 if status.observedGeneration ~= nil and status.observedGeneration ~= obj.metadata.generation then
   return health
 end

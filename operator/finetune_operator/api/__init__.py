@@ -1,4 +1,4 @@
-"""The FineTuneJob API: spec, status, conditions and their reasons. Pure; the CRD is generated from it."""
+"""The FineTuneJob API: spec, status, conditions and reasons. The CRD is generated from it."""
 
 from finetune_operator.api.spec import (
     API_VERSION,
@@ -9,7 +9,7 @@ from finetune_operator.api.spec import (
     ConfigMapKeyRef,
     FineTuneJob,
     FineTuneJobSpec,
-    Metadata,
+    ObjectMeta,
     StorageSpec,
 )
 from finetune_operator.api.status import (
@@ -33,7 +33,7 @@ __all__ = [
     "FineTuneJob",
     "FineTuneJobSpec",
     "FineTuneJobStatus",
-    "Metadata",
+    "ObjectMeta",
     "ObservedProgress",
     "OperatorReason",
     "Phase",

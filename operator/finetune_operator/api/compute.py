@@ -1,4 +1,4 @@
-"""The part of the API that describes the training pod: a bounded subset of a pod's fields. Pure."""
+"""The compute section of the spec: a limited subset of the fields of a pod."""
 
 from __future__ import annotations
 
@@ -19,112 +19,119 @@ DeviceName = Annotated[str, StringConstraints(pattern=f"^{_DOMAIN}{_NAME}$", max
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", max_length=63)]
 
 
-# Keys by which the cluster's own parts know pods, and by which meshes, injectors and runtimes take orders: more
-# containers, volumes, identities, devices, networks. Some runtimes turn annotations into properties of a systemd unit,
-# which may run commands as root: https://nvd.nist.gov/vuln/detail/CVE-2024-3154
-# Both are read by CEL, too: no backslashes.
-_RESERVED = (
+# Keys that components of the cluster use to identify pods, and keys that configure service meshes, injectors and
+# runtimes: these can add containers, volumes, identities, devices and networks. Some runtimes turn annotations into
+# properties of a systemd unit, which can run commands as root: https://nvd.nist.gov/vuln/detail/CVE-2024-3154
+# CEL rules use both patterns, so they must not contain backslashes.
+_RESERVED_KEYS = (
     "^(([a-z0-9.-]*[.])?(finetune[.]dev|kubernetes[.]io|k8s[.]io|x-k8s[.]io|istio[.]io|linkerd[.]io|dapr[.]io|hashicorp[.]com"
     "|opentelemetry[.]io|datadoghq[.]com|iam[.]amazonaws[.]com|cncf[.]io|projectcalico[.]org|ovn[.]org"
     "|multus-cni[.]io|kuma[.]io|gke[.]io|azure[.]workload[.]identity|cri-o[.]io|crio[.]io|containerd[.]io|nri[.]io"
     "|noderesource[.]dev)(/|$)|gke-gcsfuse/|io[.](kubernetes|katacontainers|containers|containerd)[.]"
     "|org[.](systemd[.]property|criu)[.]|run[.]oci[.]|dev[.]gvisor[.]|(controller-uid|job-name|pod-template-hash)$)"
 )
-_HARMLESS = (
+_ALLOWED_KEYS = (
     "^(cluster-autoscaler[.]kubernetes[.]io/safe-to-evict|kueue[.]x-k8s[.]io/podset-[a-z-]+"
     "|(sidecar[.]istio|linkerd)[.]io/inject|azure[.]workload[.]identity/use)$"
 )
 
 
-def is_reserved(key: str) -> bool:
-    """Whether no FineTuneJob may set a label or an annotation of that key on its pods."""
-    return bool(re.match(_RESERVED, key)) and not re.match(_HARMLESS, key)
+def is_reserved_key(key: str) -> bool:
+    """Return whether FineTuneJobs must not set a label or an annotation with this key on their pods."""
+    return bool(re.match(_RESERVED_KEYS, key)) and not re.match(_ALLOWED_KEYS, key)
 
 
-def _unreserved(field: str) -> tuple[str, str]:
-    rule = f"self.{field}.all(key, !key.matches('{_RESERVED}') || key.matches('{_HARMLESS}'))"
-    whose = "Kubernetes, a mesh, an injector or a runtime"
-    return rule, f"{field}: a key is reserved for {whose}; see docs/multi-tenancy.md"
+def _build_reserved_key_rule(field: str) -> tuple[str, str]:
+    rule = f"self.{field}.all(key, !key.matches('{_RESERVED_KEYS}') || key.matches('{_ALLOWED_KEYS}'))"
+    key_owners = "Kubernetes, a service mesh, an injector or a container runtime"
+    return rule, f"{field}: a key is reserved for {key_owners}; see docs/operations/multi-tenancy.md"
 
 
 class ResourceRequirements(Model):
-    """Compute resources of the trainer container, GPUs apart."""
+    """ResourceRequirements are the compute resources of the trainer container, except GPUs."""
 
     requests: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
-    """What the scheduler sets aside, such as `cpu: "4"` and `memory: 16Gi`."""
+    """requests are the resources that the scheduler reserves, such as `cpu: "4"` and `memory: 16Gi`."""
     limits: dict[QualifiedName, Quantity] = Field(default={}, max_length=16)
-    """What the container may use at most."""
+    """limits are the maximum resources that the container may use."""
 
 
 class Toleration(Model):
-    """Lets the pod onto nodes with a matching taint; as in a Pod."""
+    """Toleration allows the pod to run on nodes with a matching taint, as in a Pod."""
 
     key: QualifiedName | None = None
-    """Taint key; absent matches every key."""
+    """key is the key of the taint. If unset, all keys match."""
     operator: Literal["Exists", "Equal"] = "Equal"
-    """How `value` is compared."""
+    """operator is the relation between the key and the value: `Equal` compares the value, `Exists` matches all values.
+    Defaults to Equal."""
     value: LabelValue | None = None
-    """Taint value."""
+    """value is the value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; absent matches every effect."""
+    """effect is the effect of the taint. If unset, all effects match."""
     toleration_seconds: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    """How long a `NoExecute` taint is tolerated."""
+    """tolerationSeconds is the number of seconds that a `NoExecute` taint is tolerated. If unset, it is tolerated
+    forever."""
 
 
-class Scratch(Model):
-    """The volume that data, model and checkpoints are worked on."""
+class ScratchSpec(Model):
+    """Scratch configures the working volume of the pod for data, model and checkpoints."""
 
     size: Quantity = "50Gi"
-    """Size. Rule of thumb: the base model, twice the data, and 5 GiB."""
+    """size is the size of the volume. As a rule of thumb, use the size of the base model plus twice the size of the
+    data plus 5 GiB. Defaults to 50Gi."""
     storage_class_name: ObjectName | None = None
-    """Storage class of a volume made for this pod. Absent means the node's own disk (`emptyDir`)."""
+    """storageClassName is the storage class of a volume that is created for this pod. If unset, the disk of the node is
+    used (`emptyDir`)."""
 
 
-class Compute(Model):
-    """The pod that trains: a bounded subset of a pod's fields."""
+class ComputeSpec(Model):
+    """Compute configures the pods of the run: a limited subset of the fields of a pod."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
-            _unreserved("podLabels"),
-            _unreserved("podAnnotations"),
+            _build_reserved_key_rule("podLabels"),
+            _build_reserved_key_rule("podAnnotations"),
             (
                 "!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')",
-                "priorityClassName must not be one of Kubernetes' own",
+                "priorityClassName must not start with 'system-', which is reserved for Kubernetes",
             ),
         )
     )
 
     image: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=512)] | None = None
-    """Trainer image. Absent means the operator's default."""
+    """image is the trainer image. If unset, the default image of the operator is used."""
     nodes: int = Field(default=1, ge=1, le=64)
-    """Pods that train together, each with `gpusPerNode` GPUs. An optimizer step sees `training.batchSize` x
-    `training.gradientAccumulation` x GPUs of all pods examples."""
+    """nodes is the number of pods that train together, each with `gpusPerNode` GPUs. The number of rows per optimizer
+    step is `training.batchSize` x `training.gradientAccumulation` x the number of GPUs of all pods. Defaults to 1."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
-    """GPUs of each pod, with a worker process each. 0 trains on the CPU, for trials with tiny models."""
+    """gpusPerNode is the number of GPUs of each pod. Each GPU gets one worker process. 0 trains on the CPU, for tests
+    with tiny models. Defaults to 1."""
     gpu_resource: DeviceName = "nvidia.com/gpu"
-    """Resource name that the cluster's device plugin announces, with its domain."""
+    """gpuResource is the resource name of the GPUs, with its domain, as the device plugin of the cluster registers it.
+    Defaults to nvidia.com/gpu."""
     resources: ResourceRequirements = ResourceRequirements()
-    """CPU and memory of the pod."""
-    scratch: Scratch = Scratch()
-    """The volume that data, model and checkpoints are worked on."""
+    """resources are the CPU and memory of each pod."""
+    scratch: ScratchSpec = ScratchSpec()
+    """scratch configures the working volume of each pod for data, model and checkpoints."""
     node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """Labels that the node must have."""
+    """nodeSelector is the set of labels that a node must have to run the pods."""
     tolerations: list[Toleration] = Field(default=[], max_length=32)
-    """Taints that the pod tolerates."""
+    """tolerations are the taints that the pods tolerate."""
     service_account_name: ObjectName | None = None
-    """Service account of the pod, for cloud identities (IRSA, Pod Identity, Workload Identity). No Kubernetes token is
-    mounted. Absent means `default`."""
+    """serviceAccountName is the service account of the pods, for cloud identities (IRSA, Pod Identity, Workload
+    Identity). No Kubernetes token is mounted. If unset, `default` is used."""
     image_pull_secrets: list[SecretRef] = Field(default=[], max_length=8)
-    """Secrets for the image registry."""
+    """imagePullSecrets are references to the Secrets of the image registry."""
     priority_class_name: ObjectName | None = None
-    """Priority class of the pod."""
+    """priorityClassName is the priority class of the pods."""
     pod_labels: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """Labels added to the pod. Keys of Kubernetes (`kubernetes.io`, `k8s.io`) and of this operator are reserved."""
+    """podLabels are labels that are added to the pods. Keys of Kubernetes (`kubernetes.io`, `k8s.io`) and of this
+    operator are reserved."""
     pod_annotations: dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]] = Field(
         default={}, max_length=32
     )
-    """Annotations added to the pod. Keys of Kubernetes, and those by which meshes, injectors and container runtimes
-    take orders, are reserved."""
+    """podAnnotations are annotations that are added to the pods. Keys of Kubernetes and keys that configure service
+    meshes, injectors and container runtimes are reserved."""
     termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
-    """Seconds between being asked to stop and being killed. The trainer takes all but 20 of them to finish its step and
-    to store a checkpoint."""
+    """terminationGracePeriodSeconds is the number of seconds between SIGTERM and SIGKILL. The trainer uses all but 20
+    of them to finish its step and to save a checkpoint. Defaults to 120."""

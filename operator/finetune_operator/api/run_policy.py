@@ -1,5 +1,8 @@
-"""What a FineTuneJob asks of its lifecycle. Read from the stored object as it is, for its spec may be of another
-version; the API server has written the defaults. Pure."""
+"""The lifecycle section of a stored FineTuneJob's spec: suspension, deadlines, retries, GPUs.
+
+It is read from the stored object as it is, because the spec may come from another version. The API server has written
+the defaults.
+"""
 
 from __future__ import annotations
 
@@ -10,58 +13,61 @@ import msgspec
 Body = dict[str, Any]
 
 
-class Wanted(NamedTuple):
-    """The part of the spec that is looked at as long as the run lasts."""
+class RunPolicy(NamedTuple):
+    """The fields of the spec that the operator needs as long as the run lasts."""
 
     suspend: bool = False
     backoff_limit: int = 3
-    startup_deadline: int | None = None
-    active_deadline: int | None = None
-    ttl: int | None = None
-    gpus: int = 1
-    """Of each pod."""
-    stall: int = 1800
+    startup_deadline_seconds: int | None = None
+    active_deadline_seconds: int | None = None
+    ttl_seconds_after_finished: int | None = None
+    gpus_per_node: int = 1
+    """GPUs of each pod."""
+    stall_seconds: int = 1800
     """`training.stallSeconds`."""
     nodes: int = 1
 
 
-class _Compute(msgspec.Struct, rename="camel"):
-    nodes: int = Wanted().nodes
-    gpus_per_node: int = Wanted().gpus
+class _ComputeFields(msgspec.Struct, rename="camel"):
+    nodes: int = RunPolicy().nodes
+    gpus_per_node: int = RunPolicy().gpus_per_node
 
 
-class _Training(msgspec.Struct, rename="camel"):
-    stall_seconds: int = Wanted().stall
+class _TrainingFields(msgspec.Struct, rename="camel"):
+    stall_seconds: int = RunPolicy().stall_seconds
 
 
-class _Spec(msgspec.Struct, rename="camel"):
-    suspend: bool = Wanted().suspend
-    backoff_limit: int = Wanted().backoff_limit
+class _SpecFields(msgspec.Struct, rename="camel"):
+    suspend: bool = RunPolicy().suspend
+    backoff_limit: int = RunPolicy().backoff_limit
     startup_deadline_seconds: int | None = None
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
-    compute: _Compute = msgspec.field(default_factory=_Compute)
-    training: _Training = msgspec.field(default_factory=_Training)
+    compute: _ComputeFields = msgspec.field(default_factory=_ComputeFields)
+    training: _TrainingFields = msgspec.field(default_factory=_TrainingFields)
 
 
-def wanted(body: Body) -> Wanted:
-    """Of a stored FineTuneJob. One that cannot be read asks for nothing: no Job is made of it."""
+def read_run_policy(body: Body) -> RunPolicy:
+    """Return the policy of a stored FineTuneJob, or the defaults if its spec cannot be read: then no Job is created."""
     try:
-        return read(body)
+        return parse_run_policy(body)
     except msgspec.ValidationError:
-        return Wanted()
+        return RunPolicy()
 
 
-def read(body: Body) -> Wanted:
-    """The same, of one that a Job is made of. Raises `msgspec.ValidationError` if it cannot be read."""
-    spec = msgspec.convert(body["spec"], _Spec)
-    return Wanted(
+def parse_run_policy(body: Body) -> RunPolicy:
+    """Return the policy of a stored FineTuneJob that a Job is created for.
+
+    Raises `msgspec.ValidationError` if the spec cannot be read.
+    """
+    spec = msgspec.convert(body["spec"], _SpecFields)
+    return RunPolicy(
         suspend=spec.suspend,
         backoff_limit=spec.backoff_limit,
-        startup_deadline=spec.startup_deadline_seconds,
-        active_deadline=spec.active_deadline_seconds,
-        ttl=spec.ttl_seconds_after_finished,
-        gpus=spec.compute.gpus_per_node,
-        stall=spec.training.stall_seconds,
+        startup_deadline_seconds=spec.startup_deadline_seconds,
+        active_deadline_seconds=spec.active_deadline_seconds,
+        ttl_seconds_after_finished=spec.ttl_seconds_after_finished,
+        gpus_per_node=spec.compute.gpus_per_node,
+        stall_seconds=spec.training.stall_seconds,
         nodes=spec.compute.nodes,
     )

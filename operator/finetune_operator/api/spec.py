@@ -1,4 +1,4 @@
-"""What a person writes into a FineTuneJob. Pure."""
+"""The spec of a FineTuneJob, which users write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_operator.api.compute import Compute
+from finetune_operator.api.compute import ComputeSpec
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_trainer.contract import (
     TRACKING_RULES,
@@ -29,70 +29,73 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 
 class ConfigMapKeyRef(Model):
-    """A key of a ConfigMap in the FineTuneJob's own namespace."""
+    """ConfigMapKeyRef is a reference to a key of a ConfigMap in the namespace of the FineTuneJob."""
 
     name: ObjectName
-    """Name of the ConfigMap."""
+    """name is the name of the ConfigMap."""
     key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=253)] = "ca.crt"
-    """Key that holds the value."""
+    """key is the key of the value in the ConfigMap. Defaults to ca.crt."""
 
 
 class ModelSpec(ModelSource):
-    """The base model to start from."""
+    """ModelSpec is the base model to fine-tune, with the credentials to read it."""
 
     token_secret_ref: SecretRef | None = None
-    """Secret with the hub's token under the key `HF_TOKEN`, for gated and private `hf://` models."""
+    """tokenSecretRef refers to the Secret with the token of the Hugging Face hub, under the key `HF_TOKEN`, for gated
+    and private `hf://` models."""
 
 
 class StorageSpec(Storage):
-    """How to reach S3. Without it: AWS, with the pod's own identity."""
+    """StorageSpec configures the access to S3. By default this is AWS S3 with the identity of the pod."""
 
     credentials_secret_ref: SecretRef | None = None
-    """Secret with the keys `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, optionally, `AWS_SESSION_TOKEN`. Absent
-    means the identity of the pod's service account."""
+    """credentialsSecretRef refers to the Secret with the keys `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and,
+    optionally, `AWS_SESSION_TOKEN`. If unset, the identity of the pod's service account is used."""
     ca_config_map_ref: ConfigMapKeyRef | None = None
-    """ConfigMap with the PEM certificates that the endpoint's certificate is checked against."""
+    """caConfigMapRef refers to the ConfigMap with the PEM certificates of the authorities that the endpoint's
+    certificate is verified with."""
 
 
 class TrackingSpec(Tracking):
-    """Where losses and metrics can be followed and compared with other runs'."""
+    """TrackingSpec configures an experiment tracker that records losses and metrics."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             *TRACKING_RULES,
             (
                 "self.tool != 'tensorboard' || !has(self.credentialsSecretRef)",
-                "tool tensorboard needs no credentialsSecretRef",
+                "tool tensorboard does not use credentialsSecretRef; remove it",
             ),
             ("self.tool != 'wandb' || has(self.credentialsSecretRef)", "tool wandb needs credentialsSecretRef"),
         )
     )
 
     credentials_secret_ref: SecretRef | None = None
-    """Secret with the server's credentials. `mlflow`: the key `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME`
-    and `MLFLOW_TRACKING_PASSWORD`; absent means that it asks for none. `wandb`: the key `WANDB_API_KEY`."""
+    """credentialsSecretRef refers to the Secret with the credentials of the tracking server. For `mlflow`, it contains
+    the key `MLFLOW_TRACKING_TOKEN`, or the keys `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`; if unset,
+    the server is used without credentials. For `wandb`, it contains the key `WANDB_API_KEY`."""
 
 
-_YEAR = 365 * 24 * 3600
-_IMMUTABLE = "is immutable; make a new FineTuneJob for a new run"
+_YEAR_SECONDS = 365 * 24 * 3600
+_IMMUTABLE_MESSAGE = "is immutable; create a new FineTuneJob for a new run"
 
 
 class FineTuneJobSpec(TrainerConfig):
-    """What to fine-tune, on which data, where the result goes, and the pod that does it."""
+    """FineTuneJobSpec is the specification of a fine-tuning run: its model, data, training, output and pods."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             *TRAINER_RULES,
-            ("self.model == oldSelf.model", f"model {_IMMUTABLE}"),
-            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE}"),
-            ("self.training == oldSelf.training", f"training {_IMMUTABLE}"),
-            ("self.evaluation == oldSelf.evaluation", f"evaluation {_IMMUTABLE}"),
-            ("self.output == oldSelf.output", f"output {_IMMUTABLE}"),
-            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE}"),
+            ("self.model == oldSelf.model", f"model {_IMMUTABLE_MESSAGE}"),
+            ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE_MESSAGE}"),
+            ("self.training == oldSelf.training", f"training {_IMMUTABLE_MESSAGE}"),
+            ("self.evaluation == oldSelf.evaluation", f"evaluation {_IMMUTABLE_MESSAGE}"),
+            ("self.output == oldSelf.output", f"output {_IMMUTABLE_MESSAGE}"),
+            ("self.storage == oldSelf.storage", f"storage {_IMMUTABLE_MESSAGE}"),
             (
                 "has(self.tracking) == has(oldSelf.tracking) "
                 "&& (!has(self.tracking) || self.tracking == oldSelf.tracking)",
-                f"tracking {_IMMUTABLE}",
+                f"tracking {_IMMUTABLE_MESSAGE}",
             ),
             (
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
@@ -106,32 +109,34 @@ class FineTuneJobSpec(TrainerConfig):
     )
 
     model: ModelSpec
-    """The base model to start from."""
+    """model describes the base model to fine-tune."""
     storage: StorageSpec = StorageSpec()
-    """How to reach S3."""
+    """storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
     tracking: TrackingSpec | None = None
-    """Where losses and metrics can be followed and compared with other runs'. Absent means nowhere but in the status
-    and the report."""
-    compute: Compute = Compute()
-    """The pod that trains."""
+    """tracking configures an experiment tracker that records losses and metrics. If unset, they are available in the
+    status and in the report only."""
+    compute: ComputeSpec = ComputeSpec()
+    """compute configures the pods of the run. It can be changed only while the run is suspended."""
     suspend: bool = False
-    """Whether to stop: the pods save a checkpoint and leave, and the run goes on from it when this is false again."""
+    """suspend suspends the run: the pods save a checkpoint and terminate. Set it to false to resume from the
+    checkpoint. Defaults to false."""
     backoff_limit: int = Field(default=3, ge=0, le=100)
-    """Attempts after the first that failed for a passing reason. Evictions do not count, three in a row without a newer
-    checkpoint end the run; permanent errors are not retried. After a suspension the count starts anew."""
-    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
-    """Seconds that may pass until a trainer runs, from the start of the Job; a Job that a queue holds has not started.
-    Absent means no limit."""
-    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
-    """Seconds that trainers may run, all attempts together. Waiting and suspension do not count. Absent means no
-    limit."""
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR)
-    """Seconds after which a finished FineTuneJob is deleted. Absent keeps it. GitOps tools create a deleted one anew;
-    it then finds its result and ends without training."""
+    """backoffLimit is the number of retries after transient errors. Evictions are not counted, but three in a row
+    without a new checkpoint fail the run. Permanent errors are not retried. The count restarts after a suspension.
+    Defaults to 3."""
+    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
+    """startupDeadlineSeconds is the maximum number of seconds from the start of the Job until a trainer runs. The time
+    that a queue holds the Job is not counted. If unset, there is no limit."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
+    """activeDeadlineSeconds is the maximum number of seconds that trainers may run, in all attempts together. The time
+    that the run waits or is suspended is not counted. If unset, there is no limit."""
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
+    """ttlSecondsAfterFinished is the number of seconds after which a finished FineTuneJob is deleted. If unset, it is
+    kept. A GitOps tool creates a deleted FineTuneJob again; it then finds its result and completes without training."""
 
 
-class Metadata(Model):
-    """What the operator reads of an object's metadata."""
+class ObjectMeta(Model):
+    """The fields of an object's metadata that the operator reads."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -145,13 +150,13 @@ class Metadata(Model):
 
 
 class FineTuneJob(Model):
-    """Fine-tunes a language model: data from S3, LoRA, the adapter back in S3."""
+    """FineTuneJob fine-tunes a language model with LoRA on data in S3 and publishes the adapter to S3."""
 
     model_config = ConfigDict(extra="ignore")
 
-    metadata: Metadata
-    """Standard object's metadata."""
+    metadata: ObjectMeta
+    """metadata is the standard metadata of the object."""
     spec: FineTuneJobSpec
-    """What to do."""
+    """spec is the desired run: its model, data, training, output and pods."""
     status: FineTuneJobStatus | None = None
-    """What the operator saw."""
+    """status is the observed state of the run."""

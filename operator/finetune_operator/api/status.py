@@ -1,4 +1,4 @@
-"""What the operator writes into a FineTuneJob. Pure."""
+"""The status of a FineTuneJob, which the operator writes."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from pydantic import Field, StringConstraints
 
 from finetune_trainer.contract import DatasetReport, Model, Progress, Result
 
-Time = Annotated[str, StringConstraints(max_length=64)]
+Timestamp = Annotated[str, StringConstraints(max_length=64)]
 
 
 class ConditionType(StrEnum):
-    """Conditions of a FineTuneJob. There is no `Ready`: a run is not a server."""
+    """Conditions of a FineTuneJob. There is no `Ready`, because a run is not a server."""
 
-    COMPLETE = "Complete"  # terminal: a whole result is published
-    FAILED = "Failed"  # terminal: no result, and no attempt will follow
-    SUSPENDED = "Suspended"  # spec.suspend is set and no pod is left
+    COMPLETE = "Complete"  # terminal: a complete result is published
+    FAILED = "Failed"  # terminal: there is no result and no further attempt
+    SUSPENDED = "Suspended"  # spec.suspend is set and all pods have terminated
     RUNNING = "Running"  # a trainer container runs
     RECONCILING = "Reconciling"  # kstatus: the Job does not exist yet
-    STALLED = "Stalled"  # kstatus: failed, a person must act
+    STALLED = "Stalled"  # kstatus: failed, user action is required
 
 
 class OperatorReason(StrEnum):
-    """Reasons that the operator gives by itself; those of a run's end are the trainer's `Reason`."""
+    """Reasons that the operator reports. The trainer reports its own reasons for the end of a run as `Reason`."""
 
     JOB_PENDING = "JobPending"  # the Job does not exist yet
     JOB_CREATED = "JobCreated"  # the Job exists
     QUEUED = "Queued"  # the Job is suspended, by Kueue until there is quota for it
-    SUSPENDING = "Suspending"  # spec.suspend is set and a pod saves its work
-    SUSPENDED = "Suspended"  # spec.suspend is set and no pod is left
+    SUSPENDING = "Suspending"  # spec.suspend is set and a pod is saving a checkpoint
+    SUSPENDED = "Suspended"  # spec.suspend is set and all pods have terminated
     POD_PENDING = "PodPending"  # the Job's pod has not started
-    UNSCHEDULABLE = "Unschedulable"  # no node takes the pod
-    IMAGE_PULL_FAILED = "ImagePullFailed"  # the node cannot get the image
+    UNSCHEDULABLE = "Unschedulable"  # no node fits the pod
+    IMAGE_PULL_FAILED = "ImagePullFailed"  # the node cannot pull the image
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # a Secret, ConfigMap or claim that the pod names is missing
     POD_RUNNING = "PodRunning"  # a trainer container runs
-    PROGRESS_STALLED = "ProgressStalled"  # a trainer container runs and has not moved for a long time
-    NODE_LOST = "NodeLost"  # a pod that had to end has not: its node does not answer
-    RETRYING = "Retrying"  # an attempt failed, another follows
+    PROGRESS_STALLED = "ProgressStalled"  # a trainer container runs and has reported no progress for a long time
+    NODE_LOST = "NodeLost"  # a pod is stuck terminating because its node is unreachable
+    RETRYING = "Retrying"  # an attempt failed and is retried
     INVALID_SPEC = "InvalidSpec"  # the stored spec is not valid for this operator's version
     NOT_ALLOWED = "NotAllowed"  # the FineTuneJob asks for more than this installation allows
-    NAME_CONFLICT = "NameConflict"  # a Job of that name belongs to somebody else
-    JOB_REFUSED = "JobRefused"  # the API server refused the Job or its pod, by quota or policy
+    NAME_CONFLICT = "NameConflict"  # a Job of that name has another owner
+    JOB_REFUSED = "JobRefused"  # the API server rejected the Job or its pod, by quota or policy
     OOM_KILLED = "OOMKilled"  # the container used more memory than its limit
-    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"  # attempts are used up and the last gave no reason
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"  # no retries are left and the last attempt gave no reason
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"  # no trainer started within startupDeadlineSeconds
-    DEADLINE_EXCEEDED = "DeadlineExceeded"  # activeDeadlineSeconds of running are used up
-    NO_PROGRESS = "NoProgress"  # attempts were interrupted again and again before a newer checkpoint
-    OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job ended but its pod's last word is gone or unreadable
+    DEADLINE_EXCEEDED = "DeadlineExceeded"  # the run exceeded activeDeadlineSeconds
+    NO_PROGRESS = "NoProgress"  # attempts were repeatedly interrupted before they saved a new checkpoint
+    OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job ended; its termination message is missing or unreadable
 
 
 class Phase(StrEnum):
-    """One word for people, computed from the conditions and never read back."""
+    """A one-word summary for users, computed from the conditions and never read back."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -62,71 +62,77 @@ class Phase(StrEnum):
 
 
 class Condition(Model):
-    """A standard Kubernetes condition."""
+    """Condition is a standard Kubernetes condition."""
 
     type: Annotated[str, StringConstraints(max_length=64)]
-    """Kind of condition."""
+    """type is the type of the condition."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """status is True if the condition holds, False if it does not, and Unknown otherwise."""
     observed_generation: int = Field(default=0, ge=0)
-    """The spec's generation that this says something about."""
-    last_transition_time: Time
-    """When `status` last changed (RFC 3339)."""
+    """observedGeneration is the generation of the spec that the condition is based on."""
+    last_transition_time: Timestamp
+    """lastTransitionTime is the time when `status` last changed (RFC 3339)."""
     reason: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]+$", max_length=64)]
-    """One CamelCase word."""
+    """reason is the reason for the status, in CamelCase."""
     message: Annotated[str, StringConstraints(max_length=4096)] = ""
-    """What, where and what to do."""
+    """message says what happened, where, and what to do."""
 
 
 class ObservedProgress(Progress):
-    """How far the run is, as the trainer last said."""
+    """ObservedProgress is the progress of the run as last reported by the trainer."""
 
     estimated_remaining: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """`estimatedRemainingSeconds` for people, such as `1h12m`."""
+    """estimatedRemaining is `estimatedRemainingSeconds` in readable form, such as `1h12m`."""
 
 
 class FineTuneJobStatus(Model):
-    """What the operator saw."""
+    """FineTuneJobStatus is the observed state of a FineTuneJob."""
 
     observed_generation: int | None = Field(default=None, ge=0)
-    """The spec's generation that this status is about."""
+    """observedGeneration is the generation of the spec that this status is based on."""
     phase: Phase | None = None
-    """One word for people; tools read the conditions."""
+    """phase is a one-word summary for users. Tools should use the conditions."""
     conditions: list[Condition] = Field(default=[], max_length=16, json_schema_extra={
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
     })  # fmt: skip
-    """`Complete` and `Failed` are terminal; `Running`, `Suspended`; `Reconciling` and `Stalled` for kstatus."""
-    start_time: Time | None = None
-    """When the first trainer container started (RFC 3339)."""
-    completion_time: Time | None = None
-    """When the run ended, well or not (RFC 3339)."""
+    """conditions are the latest observations of the run. `Complete` and `Failed` are terminal, `Running` and
+    `Suspended` show its current state, and `Reconciling` and `Stalled` are for kstatus."""
+    start_time: Timestamp | None = None
+    """startTime is the time when the first trainer container started (RFC 3339)."""
+    completion_time: Timestamp | None = None
+    """completionTime is the time when the run completed or failed (RFC 3339)."""
     attempts: int | None = Field(default=None, ge=0)
-    """Times that a trainer was started: retries, and starts after an interruption or a suspension."""
-    last_attempt_time: Time | None = None
-    """When the trainer was last started (RFC 3339)."""
+    """attempts is the number of times that a trainer was started, including retries and restarts after an interruption
+    or a suspension."""
+    last_attempt_time: Timestamp | None = None
+    """lastAttemptTime is the time when the trainer was last started (RFC 3339)."""
     interruptions: int | None = Field(default=None, ge=0)
-    """Attempts since the last newer checkpoint that were evicted, preempted or killed before they had saved one, by
-    their termination messages. The third ends the run."""
+    """interruptions is the number of attempts since the latest checkpoint that were evicted, preempted or killed before
+    they saved another one, according to their termination messages. The third one fails the run."""
     unreported_interruptions: int | None = Field(default=None, ge=0)
-    """Attempts since the last newer checkpoint whose end no node reported, so that nobody knows what they saved. The
-    thirtieth ends the run."""
+    """unreportedInterruptions is the number of attempts since the latest checkpoint whose termination was never
+    reported by their node, so that it is unknown whether they saved another one. The thirtieth one fails the run."""
     active_seconds: int | None = Field(default=None, ge=0)
-    """Seconds that a trainer ran, all attempts together, up to `accountedTime`."""
+    """activeSeconds is the number of seconds that a trainer ran, in all attempts together, up to `accountedTime`."""
     gpu_seconds: int | None = Field(default=None, ge=0)
-    """The same, times the GPUs held."""
-    accounted_time: Time | None = None
-    """Up to when `activeSeconds` and `gpuSeconds` count; moves with every other change (RFC 3339)."""
+    """gpuSeconds is the number of GPU-seconds of all attempts together: the seconds that a trainer ran, multiplied by
+    the number of GPUs that it held, up to `accountedTime`."""
+    accounted_time: Timestamp | None = None
+    """accountedTime is the time up to which `activeSeconds` and `gpuSeconds` are counted (RFC 3339). It is updated with
+    every other change of the status."""
     job_name: Annotated[str, StringConstraints(max_length=63)] | None = None
-    """The Job that runs the trainer."""
+    """jobName is the name of the Job that runs the trainer."""
     backend: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """The backend that trained."""
+    """backend is the backend that was used."""
     progress: ObservedProgress | None = None
-    """How far the run is, as the trainer last said."""
+    """progress is the progress of the run as last reported by the trainer."""
     last_checkpoint_step: int | None = Field(default=None, ge=0)
-    """Optimizer step of the newest checkpoint that is whole in the store."""
-    last_checkpoint_time: Time | None = None
-    """When that checkpoint was whole: what a preemption now would lose began then (RFC 3339)."""
+    """lastCheckpointStep is the optimizer step of the latest complete checkpoint in S3."""
+    last_checkpoint_time: Timestamp | None = None
+    """lastCheckpointTime is the time when the latest checkpoint was completed (RFC 3339). Work since then is lost on
+    preemption."""
     dataset: DatasetReport | None = None
-    """What became of the rows."""
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    rejected."""
     result: Result | None = None
-    """What was published."""
+    """result describes the published result."""

@@ -1,1 +1,1 @@
-"""Generates the CRD, install.yaml and the API reference from the API types."""
+"""Generator of the CRD, install.yaml and the API reference from the API types."""

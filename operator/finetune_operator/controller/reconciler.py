@@ -10,37 +10,37 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
-from finetune_operator.api.run_policy import Wanted, wanted
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.controller import job_patch
-from finetune_operator.controller.job_control import JobCreator
-from finetune_operator.kube.cache import Key, Store, name_key, version_of
-from finetune_operator.kube.client import Cluster
-from finetune_operator.kube.transport import NO_ANSWER, ApiError
+from finetune_operator.controller.job_control import JobControl
+from finetune_operator.kube.cache import InformerCache, Key, get_object_key, get_resource_version
+from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed import objects, workload
-from finetune_operator.observed.state import Obstacle, Seen
+from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines, events
-from finetune_operator.status.job_status import is_terminal, next_status
+from finetune_operator.status.job_status import compute_status, is_terminal
 from finetune_operator.telemetry import counters
 
 Body = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-_AFTER_A_CHANGE = 1.0
+_REQUEUE_AFTER_PATCH = 1.0
 """Seconds after which to look again: what others changed is in the answer, so no event tells of it any more."""
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class Run(NamedTuple):
+class ReconcileRequest(NamedTuple):
     """One FineTuneJob, as it is stored."""
 
     key: Key
     body: Body
-    meta: Metadata
-    wanted: Wanted
-    previous: FineTuneJobStatus
+    meta: ObjectMeta
+    run_policy: RunPolicy
+    previous_status: FineTuneJobStatus
     now: str
     """One moment for the whole look."""
 
@@ -48,188 +48,212 @@ class Run(NamedTuple):
 class Reconciler:
     """Brings the cluster to what one FineTuneJob asks for. Level-based: what happened before does not matter."""
 
-    def __init__(self, store: Store, cluster: Cluster, settings: Settings, now: Callable[[], datetime]) -> None:
-        self._store = store
-        self._cluster = cluster
-        self._creator = JobCreator(store, cluster, settings)
+    def __init__(
+        self, cache: InformerCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
+    ) -> None:
+        self._cache = cache
+        self._client = client
+        self._job_control = JobControl(cache, client, settings)
         self._now = now
 
     async def reconcile(self, key: Key) -> float | None:
         """Work on one key once; returns the seconds after which to look again, if no event is to be expected."""
-        body = self._store.finetunejob(key)
+        body = self._cache.get_finetunejob(key)
         if body is None or objects.is_being_deleted(body):
-            self._store.forget_run(key)
+            self._cache.evict_run(key)
             return None
-        meta, now = Metadata.model_validate(body["metadata"]), self._now().astimezone(UTC).strftime(_TIME)
-        run = Run(key, body, meta, wanted(body), _previous_status(body), now)
-        seen = Seen() if is_terminal(run.previous) else await self._observe(run)
-        status = next_status(run.meta, run.previous, seen, now)
-        await self._publish(run, status)
+        meta, now = ObjectMeta.model_validate(body["metadata"]), self._now().astimezone(UTC).strftime(_TIME_FORMAT)
+        request = ReconcileRequest(key, body, meta, read_run_policy(body), _parse_stored_status(body), now)
+        observed = ObservedState() if is_terminal(request.previous_status) else await self._ensure_job(request)
+        status = compute_status(request.meta, request.previous_status, observed, now)
+        await self._publish_status(request, status)
         if is_terminal(status):
-            return await self._clear_up(run, status)
-        if await self._adjust(run, seen, status):
-            return _AFTER_A_CHANGE
-        return deadlines.next_look(seen, status, now)
+            return await self._clean_up(request, status)
+        if await self._sync_job(request, observed, status):
+            return _REQUEUE_AFTER_PATCH
+        return deadlines.requeue_after(observed, status, now)
 
-    async def _observe(self, run: Run) -> Seen:
-        job = self._store.job(run.body)
-        leaving = self._creator.still_runs(run.key) if job is None else None
-        if leaving:
-            job = await self._creator.find(run.key, run.body)
-        if run.wanted.suspend:
-            if job and _may_be_deleted(job):
-                job = await self._delete(run.key, job)
+    async def _ensure_job(self, request: ReconcileRequest) -> ObservedState:
+        job = self._cache.get_job(request.body)
+        terminating_pod = self._job_control.find_terminating_pod(request.key) if job is None else None
+        if terminating_pod:
+            job = await self._job_control.find_owned_job(request.key, request.body)
+        if request.run_policy.suspend:
+            if job and _can_be_deleted(job):
+                job = await self._delete_job(request.key, job)
             if job is None:
-                return Seen(wanted=run.wanted, leaving=leaving, left=self._left_pods(run))
+                return ObservedState(
+                    run_policy=request.run_policy,
+                    terminating_pod=terminating_pod,
+                    orphaned_pods=self._list_orphaned_pods(request),
+                )
         if job is None:
-            made = await self._creator.create(run.key, run.body)
-            if isinstance(made, Obstacle):
-                return Seen(obstacle=made, wanted=run.wanted, left=self._left_pods(run))
-            job = made
-        return await self._see(run, job)
+            created = await self._job_control.ensure_job(request.key, request.body)
+            if isinstance(created, Blocked):
+                return ObservedState(
+                    blocked=created, run_policy=request.run_policy, orphaned_pods=self._list_orphaned_pods(request)
+                )
+            job = created
+        return await self._observe_job(request, job)
 
-    async def _see(self, run: Run, job: Body) -> Seen:
-        pods = self._pods(run, job)
-        if objects.has_ended(job) and _is_untold(job, pods):
-            await self._read_pods(run)
-            pods = self._pods(run, job)
-        if run.wanted.nodes > 1 and _is_between_attempts(job, pods):
-            await self._creator.keep_service(run.body)
-        return Seen(
+    async def _observe_job(self, request: ReconcileRequest, job: Body) -> ObservedState:
+        pods = self._list_owned_pods(request, job)
+        if objects.is_job_finished(job) and _is_outcome_missing(job, pods):
+            await self._refresh_pods(request)
+            pods = self._list_owned_pods(request, job)
+        if request.run_policy.nodes > 1 and _is_between_attempts(job, pods):
+            await self._job_control.ensure_service(request.body)
+        return ObservedState(
             job=job,
             pods=pods,
-            left=tuple(each for each in self._left_pods(run) if not objects.is_owned_by(each, job["metadata"]["uid"])),
-            progress=self._store.heard(run.key, objects.newest(objects.leaders(pods))),
-            warning=await self._warning(deadlines.slow_start(job, pods), run.now),
-            wanted=run.wanted,
-            waits=await self._waits(job),
+            orphaned_pods=tuple(
+                pod
+                for pod in self._list_orphaned_pods(request)
+                if not objects.is_controlled_by(pod, job["metadata"]["uid"])
+            ),
+            progress=self._cache.get_last_progress(request.key, objects.find_newest_pod(objects.rank_zero_pods(pods))),
+            warning=await self._get_startup_warning(deadlines.find_startup_delay(job, pods), request.now),
+            run_policy=request.run_policy,
+            queue_status=await self._get_queue_status(job),
         )
 
-    def _pods(self, run: Run, job: Body) -> tuple[Body, ...]:
+    def _list_owned_pods(self, request: ReconcileRequest, job: Body) -> tuple[Body, ...]:
         """Its Job's."""
         uid = job["metadata"]["uid"]
-        return tuple(pod for pod in self._store.pods.with_left(run.key) if objects.is_owned_by(pod, uid))
+        return tuple(
+            pod for pod in self._cache.pods.list_with_deleted(request.key) if objects.is_controlled_by(pod, uid)
+        )
 
-    def _left_pods(self, run: Run) -> tuple[Body, ...]:
+    def _list_orphaned_pods(self, request: ReconcileRequest) -> tuple[Body, ...]:
         """Those of its Job that is gone."""
-        return tuple(pod for pod in self._store.pods.with_left(run.key) if objects.is_of_a_job_of(pod, run.body))
+        return tuple(
+            pod
+            for pod in self._cache.pods.list_with_deleted(request.key)
+            if objects.belongs_to_job_of(pod, request.body)
+        )
 
-    async def _read_pods(self, run: Run) -> None:
+    async def _refresh_pods(self, request: ReconcileRequest) -> None:
         """The watches are not in step: a Job may be seen to have ended before its pod, and with it the last word."""
-        for pod in await self._cluster.read_pods(*run.key):
-            self._store.pods.put(run.key, pod)
+        for pod in await self._client.list_pods(*request.key):
+            self._cache.pods.update(request.key, pod)
 
-    async def _delete(self, key: Key, job: Body) -> Body | None:
+    async def _delete_job(self, key: Key, job: Body) -> Body | None:
         """In the foreground: the Job is there until its pods have saved and left."""
-        deleted = await self._cluster.delete_job(job)
+        deleted = await self._client.delete_job(job)
         log.info("deleted the Job")
         if deleted:
-            self._store.jobs.put(key, deleted)
+            self._cache.jobs.update(key, deleted)
         return deleted
 
-    async def _adjust(self, run: Run, seen: Seen, status: FineTuneJobStatus) -> bool:
+    async def _sync_job(self, request: ReconcileRequest, observed: ObservedState, status: FineTuneJobStatus) -> bool:
         """The few fields of a Job that follow its FineTuneJob; whether one was changed, and not changed back by a
         webhook: then no other look would help."""
-        change = job_patch.job_change(seen, status)
-        if seen.job is None or not change:
+        patch = job_patch.build_job_patch(observed, status)
+        if observed.job is None or not patch:
             return False
-        patched = await self._cluster.patch_job(seen.job, change)
-        self._store.jobs.put(run.key, patched)
-        return version_of(patched) > version_of(seen.job)
+        patched = await self._client.patch_job(observed.job, patch)
+        self._cache.jobs.update(request.key, patched)
+        return get_resource_version(patched) > get_resource_version(observed.job)
 
-    async def _clear_up(self, run: Run, status: FineTuneJobStatus) -> float | None:
+    async def _clean_up(self, request: ReconcileRequest, status: FineTuneJobStatus) -> float | None:
         """After the end: no Job goes on, and the FineTuneJob itself goes when its time has come."""
-        self._store.forget_run(run.key)
-        job = self._store.job(run.body)
-        if job and _may_be_deleted(job):
-            await self._delete(run.key, job)
-        due = deadlines.ttl_due(run.wanted, status)
-        if deadlines.is_due(due, run.now):
-            await self._delete_finetunejob(run.key, self._store.finetunejob(run.key) or run.body)  # with its new status
+        self._cache.evict_run(request.key)
+        job = self._cache.get_job(request.body)
+        if job and _can_be_deleted(job):
+            await self._delete_job(request.key, job)
+        ttl_deadline = deadlines.compute_ttl_expiry(request.run_policy, status)
+        if deadlines.has_passed(ttl_deadline, request.now):
+            await self._delete_finetunejob(
+                request.key, self._cache.get_finetunejob(request.key) or request.body
+            )  # with its new status
             return None
-        return deadlines.until(due, run.now)
+        return deadlines.seconds_until(ttl_deadline, request.now)
 
     async def _delete_finetunejob(self, key: Key, body: Body) -> None:
         """Once: what is seen before the watch tells of it asks for no other."""
-        left = await self._cluster.delete_finetunejob(body)
-        if left:
-            self._store.finetunejobs.put(key, left)
+        remaining = await self._client.delete_finetunejob(body)
+        if remaining:
+            self._cache.finetunejobs.update(key, remaining)
         else:
-            self._store.finetunejobs.remove(body)
+            self._cache.finetunejobs.delete(body)
 
-    async def _warning(self, slow: deadlines.Slow | None, now: str) -> objects.Said | None:
-        if slow is None or not slow.is_due(now):
+    async def _get_startup_warning(
+        self, startup_delay: deadlines.StartupDelay | None, now: str
+    ) -> objects.ReasonMessage | None:
+        if startup_delay is None or not startup_delay.is_overdue(now):
             return None
-        meta = slow.body["metadata"]
-        return slow.told(await self._cluster.events_about(meta["namespace"], meta["uid"]))
+        meta = startup_delay.involved_object["metadata"]
+        return startup_delay.find_warning(await self._client.list_events(meta["namespace"], meta["uid"]))
 
-    async def _waits(self, job: Body) -> objects.Said | None:
-        if not workload.holds(job):
+    async def _get_queue_status(self, job: Body) -> objects.ReasonMessage | None:
+        if not workload.is_queued(job):
             return None
-        return workload.waiting(
-            await self._cluster.list_workloads(job["metadata"]["namespace"], job["metadata"]["uid"])
+        return workload.find_queue_status(
+            await self._client.list_workloads(job["metadata"]["namespace"], job["metadata"]["uid"])
         )
 
-    async def _publish(self, run: Run, status: FineTuneJobStatus) -> None:
-        patch = events.merge_patch(run.previous.to_json(), status.to_json())
+    async def _publish_status(self, request: ReconcileRequest, status: FineTuneJobStatus) -> None:
+        patch = events.create_merge_patch(request.previous_status.to_json(), status.to_json())
         if not patch:
             return
         try:
-            stored = await self._patch_status(run, patch)
+            stored = await self._patch_status(request, patch)
         except ApiError as error:
             if error.status == 404:
                 return  # it was deleted
             raise
-        self._store.finetunejobs.put(name_key(stored), stored)
-        counters.count(run.meta, run.previous, status)
-        await self._report(run, status)
+        self._cache.finetunejobs.update(get_object_key(stored), stored)
+        counters.count_status_change(request.meta, request.previous_status, status)
+        await self._record_event(request, status)
 
-    async def _patch_status(self, run: Run, patch: Body) -> Body:
+    async def _patch_status(self, request: ReconcileRequest, patch: Body) -> Body:
         """Store the status; without its progress, which is only shown, if the API server refuses it.
 
         The CRD may be of an earlier version, which does not know a stage of this one.
         """
-        change = {"metadata": {"resourceVersion": run.body["metadata"]["resourceVersion"]}, "status": patch}
+        request_body = {"metadata": {"resourceVersion": request.body["metadata"]["resourceVersion"]}, "status": patch}
         try:
-            return await self._cluster.patch_status(run.meta.namespace, run.meta.name, change)
+            return await self._client.patch_status(request.meta.namespace, request.meta.name, request_body)
         except ApiError as error:
-            rest = {key: value for key, value in patch.items() if key != "progress"}
-            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY or rest == patch:
+            without_progress = {key: value for key, value in patch.items() if key != "progress"}
+            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY or without_progress == patch:
                 raise
-        if not rest:
-            return run.body
-        return await self._cluster.patch_status(run.meta.namespace, run.meta.name, {**change, "status": rest})
+        if not without_progress:
+            return request.body
+        return await self._client.patch_status(
+            request.meta.namespace, request.meta.name, {**request_body, "status": without_progress}
+        )
 
-    async def _report(self, run: Run, status: FineTuneJobStatus) -> None:
-        event = events.transition(run.meta, run.previous, status, run.now)
+    async def _record_event(self, request: ReconcileRequest, status: FineTuneJobStatus) -> None:
+        event = events.build_transition_event(request.meta, request.previous_status, status, request.now)
         if event is None:
             return
         log.info("%s: %s", event["reason"], event["message"])
         try:
-            await self._cluster.create_event(event)
-        except (ApiError, *NO_ANSWER) as error:  # the status says it all
+            await self._client.create_event(event)
+        except (ApiError, *CONNECTION_ERRORS) as error:  # the status says it all
             log.warning("no event: %s: %s", type(error).__name__, error)
 
 
-def _may_be_deleted(job: Body) -> bool:
+def _can_be_deleted(job: Body) -> bool:
     """One that is about to say how it ended is let."""
-    return not (objects.has_ended(job) or objects.is_ending(job) or objects.is_being_deleted(job))
+    return not (objects.is_job_finished(job) or objects.is_job_finishing(job) or objects.is_being_deleted(job))
 
 
-def _is_untold(job: Body, pods: Sequence[Body]) -> bool:
+def _is_outcome_missing(job: Body, pods: Sequence[Body]) -> bool:
     """Whether the Job has ended and the pods that are known do not say how: its watch is ahead of theirs."""
-    last = objects.newest(objects.leaders(pods))
-    if last is None or objects.is_alive(last):
+    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
+    if last_pod is None or objects.is_alive(last_pod):
         return True
-    return objects.condition(job, "Complete") is not None and objects.ended(last).exit_code != 0
+    return objects.find_true_condition(job, "Complete") is not None and objects.get_termination(last_pod).exit_code != 0
 
 
 def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
-    last = objects.newest(objects.leaders(pods))
-    return last is not None and not objects.is_alive(last) and _may_be_deleted(job)
+    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
+    return last_pod is not None and not objects.is_alive(last_pod) and _can_be_deleted(job)
 
 
-def _previous_status(body: Body) -> FineTuneJobStatus:
+def _parse_stored_status(body: Body) -> FineTuneJobStatus:
     """The stored status; a newer operator may have written fields that this one does not know.
 
     One that cannot be read raises: it may be terminal, so nothing is done. Its progress is only shown, and a newer
@@ -239,5 +263,5 @@ def _previous_status(body: Body) -> FineTuneJobStatus:
     try:
         return FineTuneJobStatus.model_validate(stored, extra="ignore")
     except ValidationError:
-        rest = {key: value for key, value in stored.items() if key != "progress"}
-        return FineTuneJobStatus.model_validate(rest, extra="ignore")
+        without_progress = {key: value for key, value in stored.items() if key != "progress"}
+        return FineTuneJobStatus.model_validate(without_progress, extra="ignore")

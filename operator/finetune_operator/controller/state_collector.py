@@ -1,4 +1,4 @@
-"""What stands in the operator's store, as gauges: computed when Prometheus asks, kept nowhere. Pure."""
+"""Gauges of the operator and of FineTuneJobs, computed from the object cache at each scrape."""
 
 from __future__ import annotations
 
@@ -10,133 +10,149 @@ from itertools import islice
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from finetune_operator.api import Phase
-from finetune_operator.api.run_policy import wanted
+from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import Store, key_of, name_key
-from finetune_operator.kube.namespace_access import Namespaces
+from finetune_operator.kube.cache import InformerCache, get_object_key, get_owner_key
+from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.observed import objects
 from finetune_operator.observed.objects import Body
-from finetune_operator.status.usage import moment
+from finetune_operator.status.usage import parse_timestamp
 
-_HEADLINES = ("Complete", "Failed", "Running")
+_HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")
 
-# Of a running trainer's progress: name of the gauge, field of the status, help.
-_PROGRESS = (
-    ("loss", "loss", "Mean loss per learnt token of the last logged step."),
-    ("eval_loss", "evalLoss", "Mean loss per learnt token of the validation data."),
+# Progress of a running trainer: name of the gauge, field of the status, help text.
+_PROGRESS_GAUGES = (
+    ("loss", "loss", "Mean training loss per supervised token of the last logged step."),
+    ("eval_loss", "evalLoss", "Mean loss per supervised token on the validation data."),
     ("step", "step", "Optimizer steps done."),
-    ("steps", "totalSteps", "Optimizer steps in all."),
-    ("tokens_per_second", "tokensPerSecond", "Tokens trained per second, padding not counted."),
-    ("estimated_remaining_seconds", "estimatedRemainingSeconds", "Seconds of training left at this pace."),
+    ("steps", "totalSteps", "Total optimizer steps."),
+    ("tokens_per_second", "tokensPerSecond", "Tokens trained per second, without padding."),
+    ("estimated_remaining_seconds", "estimatedRemainingSeconds", "Estimated seconds until the end of the training."),
 )
 
 
-def operator_gauges(store: Store, queue: WorkQueue | None, leads: bool, namespaces: Namespaces) -> Iterator[Metric]:
-    """All that is said of this replica."""
-    listed = time.time() - namespaces.silence()
-    for name, text, value in (
-        ("leader", "1 for the replica that works.", float(leads)),
-        ("queue_depth", "FineTuneJobs that wait for a worker.", queue.depth() if queue else 0),
-        ("queue_longest_wait_seconds", "How long the first of them has waited.", queue.longest_wait() if queue else 0),
-        ("longest_reconcile_seconds", "How long the slowest worker has worked.", queue.longest_work() if queue else 0),
-        ("last_list_timestamp_seconds", "When everything was last listed.", listed),
+def collect_operator_gauges(
+    cache: InformerCache, queue: WorkQueue | None, is_leader: bool, namespaces: NamespaceRegistry
+) -> Iterator[Metric]:
+    """Yield the gauges of this replica."""
+    last_list_time = time.time() - namespaces.compute_silence_seconds()
+    for name, help_text, value in (
+        ("leader", "1 if this replica is the leader, otherwise 0.", float(is_leader)),
+        ("queue_depth", "FineTuneJobs in the work queue.", queue.get_depth() if queue else 0),
+        (
+            "queue_longest_wait_seconds",
+            "Age of the oldest queued FineTuneJob.",
+            queue.get_longest_wait() if queue else 0,
+        ),
+        (
+            "longest_reconcile_seconds",
+            "Age of the oldest running reconcile.",
+            queue.get_longest_processing() if queue else 0,
+        ),
+        ("last_list_timestamp_seconds", "Time of the last successful full list.", last_list_time),
     ):
-        yield GaugeMetricFamily(f"finetune_operator_{name}", text, value)
+        yield GaugeMetricFamily(f"finetune_operator_{name}", help_text, value)
     family = GaugeMetricFamily(
         "finetune_operator_stored_objects",
-        "Objects kept in memory; of a run that has ended the FineTuneJob alone.",
+        "Objects in the cache. Of a finished run only the FineTuneJob is kept.",
         labels=["resource"],
     )
-    for resource, shelf in (("finetunejobs", store.finetunejobs), ("jobs", store.jobs), ("pods", store.pods)):
-        family.add_metric([resource], len(shelf))
+    for resource, object_cache in (("finetunejobs", cache.finetunejobs), ("jobs", cache.jobs), ("pods", cache.pods)):
+        family.add_metric([resource], len(object_cache))
     yield family
-    yield _readable(namespaces)
+    yield _build_readable_gauge(namespaces)
 
 
-def _readable(namespaces: Namespaces) -> Metric:
+def _build_readable_gauge(namespaces: NamespaceRegistry) -> Metric:
     family = GaugeMetricFamily(
         "finetune_operator_namespace_readable",
-        "1 for a namespace of watchNamespaces that the operator can list, 0 for one that it cannot.",
+        "1 if the operator can list the watched namespace, otherwise 0.",
         labels=["namespace"],
     )
-    refused = namespaces.refused()
-    for name in namespaces.names():
-        family.add_metric([name], float(name not in refused))
+    unreadable = namespaces.get_unreadable()
+    for name in namespaces.get_names():
+        family.add_metric([name], float(name not in unreadable))
     return family
 
 
-def job_gauges(store: Store, limit: int) -> Iterator[Metric]:
-    """All that is said of FineTuneJobs, of at most `limit` running ones each by itself. What cannot be read now is left
-    out: nobody knows what has become of it."""
-    known = [body for body in store.finetunejobs if body["metadata"]["namespace"] not in store.unreadable]
-    yield _jobs(known)
-    yield _gpus(store)
-    running = sorted((body for body in known if _phase(body) == Phase.RUNNING), key=name_key)
-    yield from _running(list(islice(running, limit)))
+def collect_job_gauges(cache: InformerCache, limit: int) -> Iterator[Metric]:
+    """Yield the gauges of FineTuneJobs, with series for at most `limit` running ones.
+
+    FineTuneJobs in unreadable namespaces are omitted, because their state is unknown.
+    """
+    readable = [body for body in cache.finetunejobs if body["metadata"]["namespace"] not in cache.unreadable_namespaces]
+    yield _build_jobs_gauge(readable)
+    yield _build_gpus_gauge(cache)
+    running = sorted((body for body in readable if _get_phase(body) == Phase.RUNNING), key=get_object_key)
+    yield from _build_running_gauges(list(islice(running, limit)))
     omitted = max(0, len(running) - limit)
-    text = f"Running FineTuneJobs that have no gauges of their own, for only the first {limit} by name have."
-    yield GaugeMetricFamily("finetune_running_jobs_omitted", text, omitted)
+    help_text = f"Running FineTuneJobs without series of their own. Only the first {limit} by name have them."
+    yield GaugeMetricFamily("finetune_running_jobs_omitted", help_text, omitted)
 
 
-def _jobs(bodies: Iterable[Body]) -> Metric:
+def _build_jobs_gauge(bodies: Iterable[Body]) -> Metric:
     family = GaugeMetricFamily(
-        "finetune_jobs", "FineTuneJobs that exist, by phase and reason.", labels=["namespace", "phase", "reason"]
+        "finetune_jobs", "FineTuneJobs by phase and reason.", labels=["namespace", "phase", "reason"]
     )
-    counts = Counter((body["metadata"]["namespace"], _phase(body), _reason(body)) for body in bodies)
+    counts = Counter((body["metadata"]["namespace"], _get_phase(body), _get_reason(body)) for body in bodies)
     for labels, count in counts.items():
         family.add_metric(labels, count)
     return family
 
 
-def _gpus(store: Store) -> Metric:
-    family = GaugeMetricFamily("finetune_gpus", "GPUs that running trainers hold.", labels=["namespace"])
-    pods = Counter(key_of(pod) for pod in store.pods if objects.is_running(pod))
+def _build_gpus_gauge(cache: InformerCache) -> Metric:
+    family = GaugeMetricFamily("finetune_gpus", "GPUs held by running trainers.", labels=["namespace"])
+    pods = Counter(get_owner_key(pod) for pod in cache.pods if objects.is_trainer_running(pod))
     counts: Counter[str] = Counter()
     for key, count in pods.items():
-        if key[0] in store.unreadable:
+        if key[0] in cache.unreadable_namespaces:
             continue
-        for body in store.finetunejobs.of(key):
-            counts[key[0]] += count * wanted(body).gpus
+        for body in cache.finetunejobs.list_by_key(key):
+            counts[key[0]] += count * read_run_policy(body).gpus_per_node
     for namespace, gpus in counts.items():
         family.add_metric([namespace], gpus)
     return family
 
 
-def _running(bodies: list[Body]) -> Iterator[Metric]:
-    said = [(name_key(body), _numbers(body["status"].get("progress")), body["status"]) for body in bodies]
-    ratio = _family("progress_ratio", "Optimizer steps done, of all.")
-    checkpoint = _family("last_checkpoint_timestamp_seconds", "When the newest checkpoint in the store was whole.")
-    for key, progress, status in said:
+def _build_running_gauges(bodies: list[Body]) -> Iterator[Metric]:
+    rows = [(get_object_key(body), _select_numbers(body["status"].get("progress")), body["status"]) for body in bodies]
+    progress_ratio = _create_job_family("progress_ratio", "Fraction of the optimizer steps that are done, 0 to 1.")
+    checkpoint_time = _create_job_family(
+        "last_checkpoint_timestamp_seconds", "Time when the latest checkpoint was completed."
+    )
+    for key, progress, status in rows:
         if "percentage" in progress:
-            ratio.add_metric(key, progress["percentage"] / 100)
-        if (saved := moment(status.get("lastCheckpointTime"))) is not None:
-            checkpoint.add_metric(key, saved)
-    yield from (ratio, checkpoint)
-    for name, field, text in _PROGRESS:
-        family = _family(name, text)
-        for key, progress, _ in said:
+            progress_ratio.add_metric(key, progress["percentage"] / 100)
+        if (saved_at := parse_timestamp(status.get("lastCheckpointTime"))) is not None:
+            checkpoint_time.add_metric(key, saved_at)
+    yield from (progress_ratio, checkpoint_time)
+    for name, field, help_text in _PROGRESS_GAUGES:
+        family = _create_job_family(name, help_text)
+        for key, progress, _ in rows:
             if field in progress:
                 family.add_metric(key, progress[field])
         yield family
 
 
-def _numbers(progress: object) -> dict[str, float]:
-    """Of what was stored, which no schema may have looked at."""
-    found = progress.items() if isinstance(progress, dict) else ()
-    return {name: value for name, value in found if isinstance(value, int | float)}
+def _select_numbers(progress: object) -> dict[str, float]:
+    """Return the numbers in a stored progress, which may not conform to the schema."""
+    entries = progress.items() if isinstance(progress, dict) else ()
+    return {name: value for name, value in entries if isinstance(value, int | float)}
 
 
-def _family(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"finetune_job_{name}", f"{text} Running FineTuneJobs only.", labels=["namespace", "name"])
+def _create_job_family(name: str, help_text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        f"finetune_job_{name}", f"{help_text} Running FineTuneJobs only.", labels=["namespace", "name"]
+    )
 
 
-def _phase(body: Body) -> str:
-    """One that nobody has looked at yet is pending."""
+def _get_phase(body: Body) -> str:
+    """Return the phase of a FineTuneJob, Pending if it was not reconciled yet."""
     return str(body.get("status", {}).get("phase", Phase.PENDING))
 
 
-def _reason(body: Body) -> str:
-    """Why it is in this phase, as its headline says."""
-    conditions = {each["type"]: each for each in body.get("status", {}).get("conditions") or []}
-    found: Body = next((conditions[kind] for kind in _HEADLINES if kind in conditions), {})
-    return str(found.get("reason", ""))
+def _get_reason(body: Body) -> str:
+    """Return the reason of the condition that the phase is based on."""
+    conditions = {condition["type"]: condition for condition in body.get("status", {}).get("conditions") or []}
+    headline: Body = next((conditions[kind] for kind in _HEADLINE_CONDITIONS if kind in conditions), {})
+    return str(headline.get("reason", ""))

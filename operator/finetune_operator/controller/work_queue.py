@@ -10,13 +10,13 @@ from collections import OrderedDict, deque
 from finetune_operator.kube.cache import Key
 from finetune_operator.telemetry import counters
 
-RETRY_BASE = 0.5
-RETRY_CAP = 300.0
-_ROUTINE_TURN = 8
+RETRY_BASE_SECONDS = 0.5
+RETRY_MAX_SECONDS = 300.0
+_LOW_PRIORITY_TURN = 8
 _JITTER = random.SystemRandom()
 
 
-class _Lane:
+class _FairQueue:
     """Keys as they came within a namespace, and namespaces in turn: who has thousands waits for them alone."""
 
     def __init__(self) -> None:
@@ -40,24 +40,24 @@ class WorkQueue:
     """Like client-go's rate-limited queue, with a second lane. For one event loop."""
 
     def __init__(self) -> None:
-        self._fresh = _Lane()
-        self._routine = _Lane()
-        self._waiting: dict[Key, float] = {}  # since when
-        self._working: dict[Key, float] = {}
-        self._again: set[Key] = set()
+        self._high_priority = _FairQueue()
+        self._low_priority = _FairQueue()
+        self._queued_at: dict[Key, float] = {}  # since when
+        self._processing_since: dict[Key, float] = {}
+        self._dirty: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._wake = asyncio.Event()
+        self._key_added = asyncio.Event()
         self._turn = 0
 
-    def add(self, key: Key, *, routine: bool = False) -> None:
+    def add(self, key: Key, *, low_priority: bool = False) -> None:
         """Have a key worked on; if it is being worked on now, once more after that."""
-        if key in self._working:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = time.monotonic()
-            (self._routine if routine else self._fresh).append(key)
-            self._wake.set()
+        if key in self._processing_since:
+            self._dirty.add(key)
+        elif key not in self._queued_at:
+            self._queued_at[key] = time.monotonic()
+            (self._low_priority if low_priority else self._high_priority).append(key)
+            self._key_added.set()
 
     def add_after(self, key: Key, delay: float) -> None:
         """Have a key worked on later, unless it is due earlier anyway."""
@@ -67,13 +67,13 @@ class WorkQueue:
             return
         if timer:
             timer.cancel()
-        self._timers[key] = loop.call_later(delay, self._due, key)
+        self._timers[key] = loop.call_later(delay, self._add_due_key, key)
 
-    def retry(self, key: Key, at_least: float = 0) -> None:
+    def add_rate_limited(self, key: Key, min_delay: float = 0) -> None:
         """Have a key worked on after a failure: exponential, capped, with jitter, never before the server allows."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay: float = min(RETRY_CAP, RETRY_BASE * 2 ** min(failures - 1, 16))
-        self.add_after(key, max(at_least, delay) * _JITTER.uniform(1, 1.3))
+        delay: float = min(RETRY_MAX_SECONDS, RETRY_BASE_SECONDS * 2 ** min(failures - 1, 16))
+        self.add_after(key, max(min_delay, delay) * _JITTER.uniform(1, 1.3))
 
     def forget(self, key: Key) -> None:
         """A key was worked on without failure."""
@@ -81,38 +81,38 @@ class WorkQueue:
 
     async def get(self) -> Key:
         """Take a key; give it back with `done`."""
-        while not self._waiting:
-            self._wake.clear()
-            await self._wake.wait()
-        key = self._lane().popleft()
+        while not self._queued_at:
+            self._key_added.clear()
+            await self._key_added.wait()
+        key = self._select_queue().popleft()
         now = time.monotonic()
-        counters.QUEUE_SECONDS.observe(now - self._waiting.pop(key))
-        self._working[key] = now
+        counters.WORK_QUEUE_SECONDS.observe(now - self._queued_at.pop(key))
+        self._processing_since[key] = now
         return key
 
     def done(self, key: Key) -> None:
         """The worker has finished with a key."""
-        del self._working[key]
-        if key in self._again:
-            self._again.discard(key)
+        del self._processing_since[key]
+        if key in self._dirty:
+            self._dirty.discard(key)
             self.add(key)
 
-    def depth(self) -> int:
+    def get_depth(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._waiting)
+        return len(self._queued_at)
 
-    def has_fresh(self) -> bool:
+    def has_high_priority(self) -> bool:
         """Whether a key waits that is not routine."""
-        return bool(self._fresh)
+        return bool(self._high_priority)
 
-    def longest_wait(self) -> float:
+    def get_longest_wait(self) -> float:
         """Seconds for which the key that came first has waited."""
         now = time.monotonic()
-        return now - next(iter(self._waiting.values()), now)
+        return now - next(iter(self._queued_at.values()), now)
 
-    def longest_work(self) -> float:
+    def get_longest_processing(self) -> float:
         """Seconds that the slowest worker has spent on its key."""
-        return time.monotonic() - min(self._working.values(), default=time.monotonic())
+        return time.monotonic() - min(self._processing_since.values(), default=time.monotonic())
 
     def close(self) -> None:
         """Let no timer fire any more."""
@@ -120,12 +120,14 @@ class WorkQueue:
             timer.cancel()
         self._timers.clear()
 
-    def _due(self, key: Key) -> None:
+    def _add_due_key(self, key: Key) -> None:
         del self._timers[key]
-        self.add(key, routine=True)
+        self.add(key, low_priority=True)
 
-    def _lane(self) -> _Lane:
+    def _select_queue(self) -> _FairQueue:
         """Fresh keys first, but now and then a routine one, so that it waits long at most."""
-        self._turn = (self._turn + 1) % _ROUTINE_TURN
-        preferred, other = (self._fresh, self._routine) if self._turn else (self._routine, self._fresh)
-        return preferred or other
+        self._turn = (self._turn + 1) % _LOW_PRIORITY_TURN
+        preferred, fallback = (
+            (self._high_priority, self._low_priority) if self._turn else (self._low_priority, self._high_priority)
+        )
+        return preferred or fallback

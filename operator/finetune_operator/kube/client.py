@@ -17,50 +17,54 @@ from finetune_operator.resources.job import JOB_LABEL
 Body = dict[str, Any]
 
 
-class NotLeadingError(Exception):
+class NotLeaderError(Exception):
     """Another replica may lead by now: nothing was written."""
 
 
-class Resource(NamedTuple):
+class ApiResource(NamedTuple):
     """A kind of object that is listed."""
 
-    api: str
+    api_path: str
     plural: str
-    selector: str = ""
+    label_selector: str = ""
 
-    def path(self, namespace: str | None) -> str:
+    def build_path(self, namespace: str | None) -> str:
         """The collection's path; all namespaces without one."""
-        return f"{self.api}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api}/{self.plural}"
+        return (
+            f"{self.api_path}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api_path}/{self.plural}"
+        )
 
 
-class _ListMeta(TypedDict, total=False):
+class _ListMetadata(TypedDict, total=False):
     resourceVersion: str
 
 
-class _List(TypedDict):
-    metadata: _ListMeta
+class _ListResponse(TypedDict):
+    metadata: _ListMetadata
     items: list[msgspec.Raw]
 
 
-class Listed(NamedTuple):
+class ObjectList(NamedTuple):
     """All objects of a kind, in a namespace or in the whole cluster."""
 
     items: list[msgspec.Raw]
     """Each as it came: of thousands, few are looked into."""
-    version: int
+    resource_version: int
     """Resource version that the list is of at least."""
 
 
-_LIST = msgspec.json.Decoder(_List)
+_LIST_DECODER = msgspec.json.Decoder(_ListResponse)
 
-FINETUNEJOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
-JOBS = Resource("/apis/batch/v1", "jobs", JOB_LABEL)
-PODS = Resource("/api/v1", "pods", JOB_LABEL)
-EVENTS = Resource("/api/v1", "events")
-WORKLOADS = tuple(Resource(f"/apis/{workload.GROUP}/{version}", "workloads") for version in workload.VERSIONS)
+FINETUNEJOBS = ApiResource(f"/apis/{GROUP}/{VERSION}", PLURAL)
+JOBS = ApiResource("/apis/batch/v1", "jobs", JOB_LABEL)
+PODS = ApiResource("/api/v1", "pods", JOB_LABEL)
+EVENTS = ApiResource("/api/v1", "events")
+WORKLOADS = tuple(
+    ApiResource(f"/apis/{workload.KUEUE_GROUP}/{version}", "workloads") for version in workload.KUEUE_VERSIONS
+)
 
 
-class Cluster:
+class KubeClient:
     """Calls of the API server. Any may raise `ApiError`, or aiohttp's errors if there is no answer."""
 
     def __init__(self, transport: Transport, may_write: Callable[[], bool]) -> None:
@@ -71,105 +75,107 @@ class Cluster:
         """The time, as the cluster has it."""
         return self._transport.now()
 
-    async def list_kind(self, resource: Resource, namespace: str | None) -> Listed:
+    async def list_objects(self, resource: ApiResource, namespace: str | None) -> ObjectList:
         """All objects of a kind in a namespace; without one, in the whole cluster.
 
         Not in pages, which the API server reads from etcd one by one; a whole list it has in memory, as for client-go.
         """
-        query = {"labelSelector": resource.selector}
-        found = _LIST.decode(await self._transport.read(resource.path(namespace), query))
-        return Listed(found["items"], _number(found["metadata"].get("resourceVersion", "")))
+        query = {"labelSelector": resource.label_selector}
+        decoded = _LIST_DECODER.decode(await self._transport.read_raw(resource.build_path(namespace), query))
+        return ObjectList(decoded["items"], _parse_version(decoded["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
         """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
-        found = await self._list(FINETUNEJOBS.path(namespace), {"fieldSelector": f"metadata.name={name}"})
-        return found[0] if found else None
+        matches = await self._list_items(FINETUNEJOBS.build_path(namespace), {"fieldSelector": f"metadata.name={name}"})
+        return matches[0] if matches else None
 
     async def read_job(self, namespace: str, name: str) -> Body | None:
         """A Job by its name, ours or not."""
         try:
-            return await self._call("GET", f"{JOBS.path(namespace)}/{name}")
+            return await self._call_api("GET", f"{JOBS.build_path(namespace)}/{name}")
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
-    async def read_pods(self, namespace: str, name: str) -> list[Body]:
+    async def list_pods(self, namespace: str, name: str) -> list[Body]:
         """The pods of a FineTuneJob as they are stored now."""
-        return await self._list(PODS.path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
+        return await self._list_items(PODS.build_path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
 
     async def create_job(self, job: Body) -> Body:
         """Create a Job; 409 if there is one of that name."""
-        return await self._call("POST", JOBS.path(job["metadata"]["namespace"]), body=job)
+        return await self._call_api("POST", JOBS.build_path(job["metadata"]["namespace"]), body=job)
 
     async def create_service(self, service: Body) -> Body:
         """Create a Service; the one that has this name already, if there is one."""
         meta = service["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/services"
         try:
-            return await self._call("POST", path, body=service)
+            return await self._call_api("POST", path, body=service)
         except ApiError as error:
             if error.status != 409:
                 raise
-            return await self._call("GET", f"{path}/{meta['name']}")
+            return await self._call_api("GET", f"{path}/{meta['name']}")
 
-    async def patch_job(self, job: Body, change: Body) -> Body:
+    async def patch_job(self, job: Body, patch: Body) -> Body:
         """Merge into a Job; 409 if it is not this one any more."""
         meta = job["metadata"]
-        body = {**change, "metadata": {**change.get("metadata", {}), "uid": meta["uid"]}}
-        path = f"{JOBS.path(meta['namespace'])}/{meta['name']}"
-        return await self._call("PATCH", path, body=body, content_type=MERGE_PATCH)
+        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
+        path = f"{JOBS.build_path(meta['namespace'])}/{meta['name']}"
+        return await self._call_api("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def delete_job(self, job: Body) -> Body | None:
         """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
-        return await self._delete(JOBS, job, "Foreground")
+        return await self._delete_object(JOBS, job, "Foreground")
 
     async def delete_finetunejob(self, body: Body) -> Body | None:
         """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed. What is left of it, if anything."""
-        return await self._delete(FINETUNEJOBS, body, "Background")
+        return await self._delete_object(FINETUNEJOBS, body, "Background")
 
-    async def _delete(self, resource: Resource, body: Body, policy: str) -> Body | None:
+    async def _delete_object(self, resource: ApiResource, body: Body, propagation_policy: str) -> Body | None:
         meta = body["metadata"]
         preconditions = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
-        options = {"propagationPolicy": policy, "preconditions": preconditions}
+        options = {"propagationPolicy": propagation_policy, "preconditions": preconditions}
         try:
-            answer = await self._call("DELETE", f"{resource.path(meta['namespace'])}/{meta['name']}", body=options)
+            response = await self._call_api(
+                "DELETE", f"{resource.build_path(meta['namespace'])}/{meta['name']}", body=options
+            )
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        return answer if "spec" in answer else None  # else it is a Status: it is gone
+        return response if "spec" in response else None  # else it is a Status: it is gone
 
     async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
         """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
-        path = f"{FINETUNEJOBS.path(namespace)}/{name}/status"
-        return await self._call("PATCH", path, body=patch, content_type=MERGE_PATCH)
+        path = f"{FINETUNEJOBS.build_path(namespace)}/{name}/status"
+        return await self._call_api("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
-    async def events_about(self, namespace: str, uid: str) -> list[Body]:
+    async def list_events(self, namespace: str, uid: str) -> list[Body]:
         """What others reported about an object."""
-        return await self._list(EVENTS.path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
+        return await self._list_items(EVENTS.build_path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
         """What Kueue keeps of a Job; nothing where it is missing, silent or not to be read, for it only tells why."""
         for resource in WORKLOADS:
             with suppress(ApiError):
                 query = {"labelSelector": f"{workload.JOB_UID_LABEL}={job_uid}"}
-                return await self._list(resource.path(namespace), query)
+                return await self._list_items(resource.build_path(namespace), query)
         return []
 
     async def create_event(self, event: Body) -> None:
         """Report something; twice the same is once."""
         try:
-            await self._call("POST", EVENTS.path(event["metadata"]["namespace"]), body=event)
+            await self._call_api("POST", EVENTS.build_path(event["metadata"]["namespace"]), body=event)
         except ApiError as error:
             if error.status != 409:
                 raise
 
-    async def _list(self, path: str, query: dict[str, str]) -> list[Body]:
-        found: list[Body] = (await self._call("GET", path, query=query))["items"]
-        return found
+    async def _list_items(self, path: str, query: dict[str, str]) -> list[Body]:
+        items: list[Body] = (await self._call_api("GET", path, query=query))["items"]
+        return items
 
-    async def _call(
+    async def _call_api(
         self,
         method: str,
         path: str,
@@ -180,9 +186,9 @@ class Cluster:
     ) -> Body:
         # A process that was frozen wakes in the middle of its work, long after another has taken over.
         if method != "GET" and not self._may_write():
-            raise NotLeadingError(f"not the leader any more: {method} {path} was not sent")
+            raise NotLeaderError(f"not the leader any more: {method} {path} was not sent")
         return await self._transport.call(method, path, query=query, body=body, content_type=content_type)
 
 
-def _number(version: str) -> int:
+def _parse_version(version: str) -> int:
     return int(version) if version.isdigit() else 0

@@ -15,158 +15,163 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.kube.lease import Body, Lease
-from finetune_operator.kube.transport import NO_ANSWER, ApiError
+from finetune_operator.kube.lease import Body, LeaseLock
+from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 
 log = logging.getLogger(__name__)
 
-_DEADLINE = 0.7
+_RENEW_DEADLINE_FRACTION = 0.7
 """Of a Lease's duration, after which a leader that could not renew it stops: the rest is for writes on their way."""
-_RETRY = 0.2
+_RETRY_PERIOD_FRACTION = 0.2
 """Of a Lease's duration, between the beginnings of two attempts; no longer than a free Lease may stay so."""
-_LONGEST_RETRY = 2.0
-_PATIENCE = 0.3
+_MAX_RETRY_PERIOD = 2.0
+_REQUEST_TIMEOUT_FRACTION = 0.3
 """Of a Lease's duration, for one attempt."""
 
 
-class Election:
+class LeaderElector:
     """Takes part in the election of one leader."""
 
-    def __init__(self, lease: Lease, identity: str, seconds: int) -> None:
-        self._lease = lease
+    def __init__(self, lease_lock: LeaseLock, identity: str, lease_duration: int) -> None:
+        self._lease_lock = lease_lock
         self._identity = identity
-        self._seconds = seconds
-        self._retry = min(seconds * _RETRY, _LONGEST_RETRY)
-        self._mine: Body | None = None
+        self._lease_duration = lease_duration
+        self._retry_period = min(lease_duration * _RETRY_PERIOD_FRACTION, _MAX_RETRY_PERIOD)
+        self._held_lease: Body | None = None
         """The Lease as this replica last wrote it; none if it does not lead, or does not know."""
-        self._seen: Body | None = None
-        self._seen_at = 0.0
+        self._observed_spec: Body | None = None
+        self._observed_at = 0.0
         """When what is seen of the Lease was first seen so."""
-        self._until = 0.0
-        self._looked: Body | None = None
+        self._leader_until = 0.0
+        self._initial_spec: Body | None = None
         """The Lease as `look` found it."""
-        self._replaced: Body | None = None
+        self._replaced_spec: Body | None = None
         """The Lease as it was when this replica took it."""
-        self.answered = time.monotonic()
+        self.last_contact = time.monotonic()
         """When the API server last told of the Lease."""
 
     def is_leader(self) -> bool:
         """Whether nobody else can lead now."""
-        return time.monotonic() < self._until
+        return time.monotonic() < self._leader_until
 
-    async def look(self) -> None:
+    async def observe_initial_leader(self) -> None:
         """Note who leads, before what they did is looked at."""
-        with suppress(ApiError, *NO_ANSWER):
-            self._looked = _spec(await self._lease.read())
+        with suppress(ApiError, *CONNECTION_ERRORS):
+            self._initial_spec = _get_spec(await self._lease_lock.read())
 
-    def nobody_led(self) -> bool:
+    def was_vacant(self) -> bool:
         """Whether nobody else has led from that look until this replica did."""
-        looked = self._looked
-        return looked is not None and looked == self._replaced and not looked.get("holderIdentity")
+        initial_spec = self._initial_spec
+        return (
+            initial_spec is not None and initial_spec == self._replaced_spec and not initial_spec.get("holderIdentity")
+        )
 
-    async def run(self, lead: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def run(self, start_leading: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Lead whenever elected; what leads is cancelled when the Lease is lost. Ends only with an error of `lead`."""
         log.info("%s waits for the Lease", self._identity)
         while True:
-            await self._stand_by()
+            await self._acquire()
             log.info("%s leads", self._identity)
-            term = asyncio.create_task(lead())
+            leading_task = asyncio.create_task(start_leading())
             try:
-                await self._renew(term)
+                await self._renew(leading_task)
             finally:
-                self._until = 0.0
-                term.cancel()
-                await asyncio.wait({term})
+                self._leader_until = 0.0
+                leading_task.cancel()
+                await asyncio.wait({leading_task})
             log.warning("%s does not lead any more: the Lease could not be renewed in time", self._identity)
 
-    async def resign(self) -> None:
+    async def release(self) -> None:
         """Leave the Lease to whoever asks next, so that nobody waits until it expires. Nothing may be written after."""
-        self._mine, self._until = None, 0.0
-        with suppress(ApiError, *NO_ANSWER):
-            async with asyncio.timeout(self._seconds * _PATIENCE):
-                found = await self._lease.read()
-                spec = dict(_spec(found))
+        self._held_lease, self._leader_until = None, 0.0
+        with suppress(ApiError, *CONNECTION_ERRORS):
+            async with asyncio.timeout(self._lease_duration * _REQUEST_TIMEOUT_FRACTION):
+                current_lease = await self._lease_lock.read()
+                spec = dict(_get_spec(current_lease))
                 if spec.pop("holderIdentity", None) == self._identity:
-                    await self._lease.write(found, spec)
+                    await self._lease_lock.create_or_update(current_lease, spec)
                     log.info("%s has given the Lease back", self._identity)
 
-    async def _stand_by(self) -> None:
-        self._mine = None
+    async def _acquire(self) -> None:
+        self._held_lease = None
         while not self.is_leader():
-            began = time.monotonic()
-            await self._attempt()
+            started = time.monotonic()
+            await self._try_acquire_or_renew()
             if not self.is_leader():
-                await asyncio.sleep(self._pause(began))
+                await asyncio.sleep(self._compute_retry_delay(started))
 
-    def _pause(self, began: float) -> float:
+    def _compute_retry_delay(self, attempt_started: float) -> float:
         """Until the next attempt, or until another's Lease expires if that is sooner."""
-        now, due = time.monotonic(), began + self._retry
-        wake = min(due, self._expiry()) if self._expiry() > now else due
-        return max(0.05, wake - now)
+        now, next_attempt = time.monotonic(), attempt_started + self._retry_period
+        wake_at = min(next_attempt, self._compute_expiry()) if self._compute_expiry() > now else next_attempt
+        return max(0.05, wake_at - now)
 
-    async def _renew(self, term: asyncio.Task[None]) -> None:
+    async def _renew(self, leading_task: asyncio.Task[None]) -> None:
         """Until the Lease is lost. Raises if what leads has ended by itself."""
-        began = time.monotonic()
+        attempt_started = time.monotonic()
         while self.is_leader():
-            pause = min(began + self._retry, self._until) - time.monotonic()
-            done, _ = await asyncio.wait({term}, timeout=max(0.05, pause))
-            if done:
-                term.result()
+            delay = min(attempt_started + self._retry_period, self._leader_until) - time.monotonic()
+            finished, _ = await asyncio.wait({leading_task}, timeout=max(0.05, delay))
+            if finished:
+                leading_task.result()
                 raise RuntimeError("the leader's work has ended")
-            began = time.monotonic()
+            attempt_started = time.monotonic()
             if self.is_leader():
-                await self._attempt()
+                await self._try_acquire_or_renew()
 
-    async def _attempt(self) -> None:
+    async def _try_acquire_or_renew(self) -> None:
         """Take the Lease, or keep it, if that may be."""
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(self._seconds * _PATIENCE):
-                written = await self._take()
-        except (ApiError, *NO_ANSWER) as error:
-            self._mine = None  # whatever was written is read next time
+            async with asyncio.timeout(self._lease_duration * _REQUEST_TIMEOUT_FRACTION):
+                written = await self._write_lease()
+        except (ApiError, *CONNECTION_ERRORS) as error:
+            self._held_lease = None  # whatever was written is read next time
             if not (isinstance(error, ApiError) and error.status == 409):
                 log.warning("no word about the Lease: %s: %s", type(error).__name__, error)
             return
-        self.answered = time.monotonic()
+        self.last_contact = time.monotonic()
         if written:
-            self._mine, self._until = written, began + self._seconds * _DEADLINE
+            self._held_lease, self._leader_until = written, started + self._lease_duration * _RENEW_DEADLINE_FRACTION
 
-    async def _take(self) -> Body | None:
+    async def _write_lease(self) -> Body | None:
         """The Lease as it was written; None if it is another's."""
-        found = self._mine or await self._lease.read()
-        if found and not self._mine and not self._is_free(found):
-            self._until = 0.0  # somebody deleted or edited it
+        current_lease = self._held_lease or await self._lease_lock.read()
+        if current_lease and not self._held_lease and not self._is_free(current_lease):
+            self._leader_until = 0.0  # somebody deleted or edited it
             return None
-        written = await self._lease.write(found, self._claim(_spec(found)))
-        if not self._mine:
-            self._replaced = _spec(found)
+        written = await self._lease_lock.create_or_update(
+            current_lease, self._build_lease_spec(_get_spec(current_lease))
+        )
+        if not self._held_lease:
+            self._replaced_spec = _get_spec(current_lease)
         return written
 
-    def _is_free(self, found: Body) -> bool:
-        spec = _spec(found)
-        if spec != self._seen:
-            self._seen, self._seen_at = spec, time.monotonic()
+    def _is_free(self, current_lease: Body) -> bool:
+        spec = _get_spec(current_lease)
+        if spec != self._observed_spec:
+            self._observed_spec, self._observed_at = spec, time.monotonic()
         holder = spec.get("holderIdentity")
-        return not holder or holder == self._identity or time.monotonic() >= self._expiry()
+        return not holder or holder == self._identity or time.monotonic() >= self._compute_expiry()
 
-    def _expiry(self) -> float:
+    def _compute_expiry(self) -> float:
         """When the Lease of another has not changed for its duration."""
-        duration: float = (self._seen or {}).get("leaseDurationSeconds", self._seconds)
-        return self._seen_at + duration
+        observed_duration: float = (self._observed_spec or {}).get("leaseDurationSeconds", self._lease_duration)
+        return self._observed_at + observed_duration
 
-    def _claim(self, before: Body) -> Body:
+    def _build_lease_spec(self, previous_spec: Body) -> Body:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        stays = before.get("holderIdentity") == self._identity
+        is_renewal = previous_spec.get("holderIdentity") == self._identity
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": self._seconds,
-            "acquireTime": before.get("acquireTime", now) if stays else now,
+            "leaseDurationSeconds": self._lease_duration,
+            "acquireTime": previous_spec.get("acquireTime", now) if is_renewal else now,
             "renewTime": now,
-            "leaseTransitions": before.get("leaseTransitions", 0) + (0 if stays or not before else 1),
+            "leaseTransitions": previous_spec.get("leaseTransitions", 0)
+            + (0 if is_renewal or not previous_spec else 1),
         }
 
 
-def _spec(lease: Body | None) -> Body:
+def _get_spec(lease: Body | None) -> Body:
     spec: Body = lease.get("spec", {}) if lease else {}
     return spec

@@ -13,13 +13,21 @@ from finetune_operator.resources.job import JOB_LABEL, KUEUE_LABELS
 
 Body = dict[str, Any]
 
-_META = ("namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
-_JOB_SPEC = ("suspend", "backoffLimit", "activeDeadlineSeconds")
-_POD_SPEC = ("nodeName", "hostNetwork")
-_POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
+_METADATA_FIELDS = (
+    "namespace",
+    "name",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+)
+_JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
+_POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
+_POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
 
 
-class _Meta(TypedDict, total=False):
+class _HeadMetadata(TypedDict, total=False):
     namespace: str
     name: str
     uid: str
@@ -27,22 +35,22 @@ class _Meta(TypedDict, total=False):
     labels: dict[str, str]
 
 
-class _Condition(TypedDict):
+class _HeadCondition(TypedDict):
     type: str
     status: str
 
 
-class _Status(TypedDict, total=False):
+class _HeadStatus(TypedDict, total=False):
     phase: str
-    conditions: list[_Condition]
+    conditions: list[_HeadCondition]
 
 
-class _Head(TypedDict, total=False):
-    metadata: _Meta
-    status: _Status
+class _ObjectHead(TypedDict, total=False):
+    metadata: _HeadMetadata
+    status: _HeadStatus
 
 
-class _EndedMeta(TypedDict, total=False):
+class _FinishedMetadata(TypedDict, total=False):
     namespace: str
     name: str
     uid: str
@@ -52,95 +60,100 @@ class _EndedMeta(TypedDict, total=False):
     deletionTimestamp: str
 
 
-class _EndedSpec(TypedDict, total=False):
+class _FinishedSpec(TypedDict, total=False):
     ttlSecondsAfterFinished: int
 
 
-class _EndedStatus(TypedDict, total=False):
+class _FinishedStatus(TypedDict, total=False):
     observedGeneration: int
     phase: str
     conditions: list[Body]
     completionTime: str
 
 
-class _Ended(TypedDict):
-    metadata: _EndedMeta
-    spec: _EndedSpec
-    status: _EndedStatus
+class _FinishedFineTuneJob(TypedDict):
+    metadata: _FinishedMetadata
+    spec: _FinishedSpec
+    status: _FinishedStatus
 
 
-_HEAD, _ENDED = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_Ended)
-_UNREADABLE = {"phase": "Unreadable"}
+_HEAD_DECODER, _FINISHED_DECODER = msgspec.json.Decoder(_ObjectHead), msgspec.json.Decoder(_FinishedFineTuneJob)
+_UNREADABLE_STATUS = {"phase": "Unreadable"}
 """No status that the operator takes for one: it may be an end, so nothing is done."""
 
 
-def head(raw: msgspec.Raw) -> Body:
+def decode_head(raw: msgspec.Raw) -> Body:
     """What tells whose a body is, and whether it has ended: a tenth of the work of reading all of it."""
     try:
-        return dict(_HEAD.decode(raw))
+        return dict(_HEAD_DECODER.decode(raw))
     except msgspec.ValidationError:  # one poisoned body must not hide all others of its list
         return {"metadata": msgspec.json.decode(raw)["metadata"]}
 
 
-def read(raw: msgspec.Raw, _head: Body) -> Body:
+def decode_body(raw: msgspec.Raw, _head: Body) -> Body:
     """All of a body."""
     body: Body = msgspec.json.decode(raw)
     return body
 
 
-def read_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
+def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
     """All of one that goes on; of one that has ended, what is kept of it."""
-    if not objects.has_ended(head):
-        return read(raw, head)
+    if not objects.is_job_finished(head):
+        return decode_body(raw, head)
     try:
-        return dict(_ENDED.decode(raw))
+        return dict(_FINISHED_DECODER.decode(raw))
     except msgspec.ValidationError:
-        return read(raw, head)
+        return decode_body(raw, head)
 
 
-def finetunejob(body: Body) -> Body:
+def strip_finetunejob(body: Body) -> Body:
     """Whole as long as a Job may be made of it; then only what its end needs."""
-    body = _well_formed(body)
-    if not objects.has_ended(body):
-        return _with_few_words(body)
+    body = _normalize_body(body)
+    if not objects.is_job_finished(body):
+        return _strip_metadata(body)
     try:
-        ended: Body = dict(msgspec.convert(body, _Ended))
+        finished: Body = dict(msgspec.convert(body, _FinishedFineTuneJob))
     except msgspec.ValidationError:
-        return _with_few_words(body)
-    ended["status"]["conditions"] = [each for each in ended["status"]["conditions"] if each["status"] == "True"]
-    return ended
+        return _strip_metadata(body)
+    finished["status"]["conditions"] = [
+        condition for condition in finished["status"]["conditions"] if condition["status"] == "True"
+    ]
+    return finished
 
 
-def _well_formed(body: Body) -> Body:
+def _normalize_body(body: Body) -> Body:
     """As its CRD promises. Of another version, or without a schema, it promises nothing."""
     spec, status = body.get("spec"), body.get("status") or {}
     try:
-        msgspec.convert(status, _Status)
+        msgspec.convert(status, _HeadStatus)
     except msgspec.ValidationError:
-        status = _UNREADABLE
+        status = _UNREADABLE_STATUS
     return {**body, "spec": spec if isinstance(spec, dict) else {}, "status": status}
 
 
-def job(body: Body) -> Body:
+def strip_job(body: Body) -> Body:
     """Without its pods' template."""
-    return {**_with_few_words(body), "spec": _only(_JOB_SPEC, body.get("spec", {}))}
+    return {**_strip_metadata(body), "spec": _select_keys(_JOB_SPEC_FIELDS, body.get("spec", {}))}
 
 
-def pod(body: Body) -> Body:
+def strip_pod(body: Body) -> Body:
     """Without what the kubelet alone needs."""
-    kept = {"spec": _only(_POD_SPEC, body.get("spec", {})), "status": _only(_POD_STATUS, body.get("status", {}))}
-    return {**_with_few_words(body), **kept}
+    fields = {
+        "spec": _select_keys(_POD_SPEC_FIELDS, body.get("spec", {})),
+        "status": _select_keys(_POD_STATUS_FIELDS, body.get("status", {})),
+    }
+    return {**_strip_metadata(body), **fields}
 
 
-def _with_few_words(body: Body) -> Body:
+def _strip_metadata(body: Body) -> Body:
     """Of its metadata what is read: what its owner adds may be a quarter of a megabyte."""
     meta = body["metadata"]
-    kept = _only((*_META, "ownerReferences"), meta)
-    labels = _only((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
-    annotations = _only((objects.INDEX,), meta.get("annotations") or {})
-    words = {"labels": labels, "annotations": annotations}
-    return {**body, "metadata": kept | {key: each for key, each in words.items() if each}}
+    fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
+    labels = _select_keys((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
+    annotations = _select_keys((objects.COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
+    selected = {"labels": labels, "annotations": annotations}
+    return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}
 
 
-def _only(names: Iterable[str], body: Body) -> Body:
-    return {key: body[key] for key in names if key in body}
+def _select_keys(keys: Iterable[str], body: Body) -> Body:
+    return {key: body[key] for key in keys if key in body}

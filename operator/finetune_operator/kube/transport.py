@@ -22,9 +22,9 @@ from finetune_operator.telemetry import counters
 Body = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 
-_FRESH = 60.0
+_TOKEN_REFRESH_SECONDS = 60.0
 """Seconds that a token is used before it is read anew: kubelets replace those of service accounts."""
-_VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_VERB_BY_METHOD = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 class ApiError(Exception):
@@ -39,11 +39,11 @@ class ApiError(Exception):
         """Seconds that the server asks to wait."""
 
 
-NO_ANSWER = (aiohttp.ClientError, TimeoutError)
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError)
 """What is raised where the API server does not answer."""
 
 
-class Access(Protocol):
+class ConnectionInfo(Protocol):
     """How the API server is reached, by which right."""
 
     @property
@@ -59,25 +59,25 @@ class Transport:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._told = (datetime.now(UTC), time.monotonic())
+        self._server_time = (datetime.now(UTC), time.monotonic())
         """The API server's time, and when it told it."""
-        self._date = ""
+        self._last_date_header = ""
         """The same as it stood in the answer, which tells whole seconds."""
 
-    def open(self, log_in: Callable[[], Access]) -> None:
+    def open(self, log_in: Callable[[], ConnectionInfo]) -> None:
         """To be done before the first call. `log_in` is asked again now and then."""
-        access = log_in()
+        connection = log_in()
         self._log_in = log_in
-        self._server = access.server.rstrip("/")
-        self._headers, self._read = access.as_http_headers(), time.monotonic()
+        self._server = connection.server.rstrip("/")
+        self._headers, self._headers_read_at = connection.as_http_headers(), time.monotonic()
         headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
-        connector = aiohttp.TCPConnector(ssl=access.as_ssl_context())
+        connector = aiohttp.TCPConnector(ssl=connection.as_ssl_context())
         self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
 
     def now(self) -> datetime:
         """By the API server's clock, which writes the times in objects; that of this machine may be wrong."""
-        told, when = self._told
-        return told + timedelta(seconds=time.monotonic() - when)
+        server_time, read_at = self._server_time
+        return server_time + timedelta(seconds=time.monotonic() - read_at)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -93,70 +93,81 @@ class Transport:
         content_type: str = "application/json",
     ) -> Body:
         """The answer's body. Raises `ApiError`, or one of `NO_ANSWER`."""
-        answer: Body = msgspec.json.decode(await self._ask(method, path, query, body, content_type))
-        return answer
+        decoded: Body = msgspec.json.decode(await self._send_measured(method, path, query, body, content_type))
+        return decoded
 
-    async def read(self, path: str, query: dict[str, str]) -> bytearray:
+    async def read_raw(self, path: str, query: dict[str, str]) -> bytearray:
         """What lies there, as it came. Raises the same."""
-        return await self._ask("GET", path, query, None, "application/json")
+        return await self._send_measured("GET", path, query, None, "application/json")
 
-    async def _ask(
+    async def _send_measured(
         self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
     ) -> bytearray:
-        verb, resource = verb_and_resource(method, path)
-        began, code = time.perf_counter(), "none"
+        verb, resource = parse_verb_and_resource(method, path)
+        started, code = time.perf_counter(), "none"
         try:
-            status, retry_after, text = await self._send(method, path, query, body, content_type)
+            status, retry_after, content = await self._send_request(method, path, query, body, content_type)
             code = str(status)
         finally:
             counters.API_REQUESTS.labels(verb, resource, code).inc()
-            counters.API_SECONDS.labels(verb, resource).observe(time.perf_counter() - began)
+            counters.API_REQUEST_SECONDS.labels(verb, resource).observe(time.perf_counter() - started)
         if status >= 400:
-            raise _error(status, retry_after, text)
-        return text
+            raise _build_api_error(status, retry_after, content)
+        return content
 
-    async def _send(
+    async def _send_request(
         self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
     ) -> tuple[int, str | None, bytearray]:
-        headers = self._authorization() if body is None else {**self._authorization(), "Content-Type": content_type}
-        data = None if body is None else msgspec.json.encode(body)
-        asked = {key: value for key, value in (query or {}).items() if value}
+        headers = (
+            self._get_auth_headers() if body is None else {**self._get_auth_headers(), "Content-Type": content_type}
+        )
+        encoded_body = None if body is None else msgspec.json.encode(body)
+        parameters = {key: value for key, value in (query or {}).items() if value}
         url = f"{self._server}{path}"
-        async with self._session.request(method, url, params=asked, data=data, headers=headers) as response:
-            self._note(response.headers.get("Date", ""))
-            text = bytearray()
+        async with self._session.request(
+            method, url, params=parameters, data=encoded_body, headers=headers
+        ) as response:
+            self._record_server_time(response.headers.get("Date", ""))
+            content = bytearray()
             async for chunk in response.content.iter_any():  # `read` keeps all chunks until the last one has come
-                text += chunk
-            return response.status, response.headers.get("Retry-After"), text
+                content += chunk
+            return response.status, response.headers.get("Retry-After"), content
 
-    def _note(self, date: str) -> None:
+    def _record_server_time(self, date_header: str) -> None:
         """Of the answers of one second the first tells best when it began."""
-        if date != self._date:
+        if date_header != self._last_date_header:
             with suppress(ValueError):
-                self._date, self._told = date, (parsedate_to_datetime(date), time.monotonic())
+                self._last_date_header, self._server_time = (
+                    date_header,
+                    (parsedate_to_datetime(date_header), time.monotonic()),
+                )
 
-    def _authorization(self) -> dict[str, str]:
-        if time.monotonic() - self._read > _FRESH:
-            self._headers, self._read = self._log_in().as_http_headers(), time.monotonic()
+    def _get_auth_headers(self) -> dict[str, str]:
+        if time.monotonic() - self._headers_read_at > _TOKEN_REFRESH_SECONDS:
+            self._headers, self._headers_read_at = self._log_in().as_http_headers(), time.monotonic()
         return self._headers
 
 
-def verb_and_resource(method: str, path: str) -> tuple[str, str]:
+def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
     """As a role names them: `/api/v1/namespaces/a/pods/b/status` is read by `get` of `pods/status`."""
     parts = path.strip("/").split("/")
     parts = parts[3:] if parts[0] == "apis" else parts[2:]
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]
-    verb = "list" if method == "GET" and len(parts) == 1 else _VERBS[method]
+    verb = "list" if method == "GET" and len(parts) == 1 else _VERB_BY_METHOD[method]
     return verb, "/".join([parts[0], *parts[2:]])
 
 
-def _error(status: int, retry_after: str | None, text: bytearray) -> ApiError:
+def _build_api_error(status: int, retry_after: str | None, content: bytearray) -> ApiError:
     """Proxies answer with pages of their own, so anything may stand in an error's body."""
     try:
-        said = msgspec.json.decode(text)
+        status_object = msgspec.json.decode(content)
     except ValueError:
-        said = {}
-    reason, message = (said.get("reason"), said.get("message")) if isinstance(said, dict) else (None, None)
-    wait = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-    return ApiError(status, str(reason or "Unknown"), str(message or text[:200].decode(errors="replace")), wait)
+        status_object = {}
+    reason, message = (
+        (status_object.get("reason"), status_object.get("message")) if isinstance(status_object, dict) else (None, None)
+    )
+    retry_seconds = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    return ApiError(
+        status, str(reason or "Unknown"), str(message or content[:200].decode(errors="replace")), retry_seconds
+    )

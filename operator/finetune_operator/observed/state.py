@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from finetune_operator.api import ObservedProgress, OperatorReason
-from finetune_operator.api.run_policy import Wanted
-from finetune_operator.observed.objects import Body, Said
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.objects import Body, ReasonMessage
 from finetune_trainer.contract import Progress, Stage
 
 
-class Obstacle(NamedTuple):
+class Blocked(NamedTuple):
     """Why there is no Job."""
 
     reason: OperatorReason
     message: str
-    final: bool = False
+    terminal: bool = False
     """Whether it will stay so."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedState:
     """What the cluster shows of one FineTuneJob."""
 
     job: Body | None = None
@@ -30,28 +30,28 @@ class Seen:
     """Its own Job's pods."""
     progress: Progress | None = None
     """What the running pod last said."""
-    warning: Said | None = None
+    warning: ReasonMessage | None = None
     """The last warning about the pod that does not start, or about the Job that has none."""
-    obstacle: Obstacle | None = None
-    wanted: Wanted = field(default_factory=Wanted)
-    leaving: str | None = None
+    blocked: Blocked | None = None
+    run_policy: RunPolicy = field(default_factory=RunPolicy)
+    terminating_pod: str | None = None
     """A pod of a deleted Job that has not ended."""
-    waits: Said | None = None
+    queue_status: ReasonMessage | None = None
     """Why a queue holds the Job, in the queue's words."""
-    left: tuple[Body, ...] = ()
+    orphaned_pods: tuple[Body, ...] = ()
     """Pods of its Jobs that are gone: they tell what was used and saved, and nothing of where the run is."""
 
 
 @dataclass(frozen=True)
-class Past:
+class RunHistory:
     """What is known of the run from before, with what is seen added."""
 
     now: str
-    in_vain: int = 0
+    interruptions: int = 0
     """Interruptions without a newer checkpoint."""
-    unreported: int = 0
+    unreported_interruptions: int = 0
     """Attempts since the last known checkpoint whose end was never reported."""
-    started: str | None = None
+    last_attempt_time: str | None = None
     """When a trainer last started."""
     progress: ObservedProgress | None = None
     """Its `lastUpdateTime` is that of the last change."""

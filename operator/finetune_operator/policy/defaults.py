@@ -1,6 +1,6 @@
-"""What FineTuneJobs get where they leave it open, as a platform engineer sets it once. Pure.
+"""Defaults for fields that FineTuneJobs leave unset, set by a platform engineer for the installation.
 
-None of it changes what is learnt: where it is worked on and where the result lies are no part of a run's digest.
+None of them affects the trained model: compute and storage settings are not part of the digest of a run.
 """
 
 from __future__ import annotations
@@ -10,47 +10,53 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from finetune_operator.api import FineTuneJob, StorageSpec
-from finetune_operator.api.compute import Compute, LabelValue, QualifiedName, Scratch, Toleration
+from finetune_operator.api.compute import ComputeSpec, LabelValue, QualifiedName, ScratchSpec, Toleration
 from finetune_trainer.contract import Model, ObjectName, SecretRef
 
-Part = TypeVar("Part", StorageSpec, Compute, Scratch)
+PartT = TypeVar("PartT", StorageSpec, ComputeSpec, ScratchSpec)
 
 
 class Defaults(Model):
-    """Goes into the Job when it is made; the FineTuneJob is left as it is, and so is a Job that is there."""
+    """Defaults that are applied when the Job is created. The FineTuneJob and existing Jobs are not changed."""
 
     storage: StorageSpec = StorageSpec()
-    """`storage`, field by field, of FineTuneJobs without `storage.endpoint`: keys go nowhere but to their own store."""
+    """storage sets the fields of `storage` in FineTuneJobs without `storage.endpoint`, so that credentials are sent
+    only to the object store that they belong to."""
     node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """`compute.nodeSelector` if it is empty."""
+    """nodeSelector is used if `compute.nodeSelector` is empty."""
     tolerations: list[Toleration] = Field(default=[], max_length=32)
-    """`compute.tolerations` if there are none."""
+    """tolerations are used if `compute.tolerations` is empty."""
     service_account_name: ObjectName | None = None
-    """`compute.serviceAccountName`."""
+    """serviceAccountName is used if `compute.serviceAccountName` is unset."""
     image_pull_secrets: list[SecretRef] = Field(default=[], max_length=8)
-    """`compute.imagePullSecrets` if there are none."""
+    """imagePullSecrets are used if `compute.imagePullSecrets` is empty."""
     priority_class_name: ObjectName | None = None
-    """`compute.priorityClassName`."""
+    """priorityClassName is used if `compute.priorityClassName` is unset."""
     scratch_storage_class_name: ObjectName | None = None
-    """`compute.scratch.storageClassName`."""
+    """scratchStorageClassName is used if `compute.scratch.storageClassName` is unset."""
     allow_node_identity: bool = False
-    """Whether trainers without a credentials Secret may use the identity of their node (EC2 instance metadata)."""
+    """allowNodeIdentity allows trainers without a credentials Secret to use the identity of their node (EC2 instance
+    metadata)."""
 
 
-def with_defaults(job: FineTuneJob, defaults: Defaults) -> FineTuneJob:
-    """The FineTuneJob as if it had asked for them."""
-    spec = job.spec
-    storage = spec.storage if spec.storage.endpoint else _filled(spec.storage, dict(defaults.storage))
-    compute = _filled(spec.compute, dict(defaults))
+def apply_defaults(finetunejob: FineTuneJob, defaults: Defaults) -> FineTuneJob:
+    """Return the FineTuneJob with the defaults applied to its unset fields."""
+    spec = finetunejob.spec
+    storage = spec.storage if spec.storage.endpoint else _fill_unset_fields(spec.storage, dict(defaults.storage))
+    compute = _fill_unset_fields(spec.compute, dict(defaults))
     if defaults.scratch_storage_class_name:
-        scratch = _filled(spec.compute.scratch, {"storage_class_name": defaults.scratch_storage_class_name})
+        scratch = _fill_unset_fields(spec.compute.scratch, {"storage_class_name": defaults.scratch_storage_class_name})
         compute = compute.model_copy(update={"scratch": scratch})
-    return job.model_copy(update={"spec": spec.model_copy(update={"storage": storage, "compute": compute})})
+    return finetunejob.model_copy(update={"spec": spec.model_copy(update={"storage": storage, "compute": compute})})
 
 
-def _filled(asked: Part, defaults: dict[str, Any]) -> Part:
-    """A field at the API's own default is open: the API server writes those, so nobody can tell."""
-    fields, values = type(asked).model_fields, dict(asked)
-    given = {name: value for name, value in defaults.items() if value and name in fields}
-    open_ = {name: value for name, value in given.items() if values[name] == fields[name].get_default()}
-    return asked.model_copy(update=open_)
+def _fill_unset_fields(part: PartT, defaults: dict[str, Any]) -> PartT:
+    """Return `asked` with the defaults for its unset fields.
+
+    A field at the default of the API counts as unset: the API server writes those defaults, so the two cases cannot be
+    distinguished.
+    """
+    fields, values = type(part).model_fields, dict(part)
+    applicable = {name: value for name, value in defaults.items() if value and name in fields}
+    unset = {name: value for name, value in applicable.items() if values[name] == fields[name].get_default()}
+    return part.model_copy(update=unset)

@@ -1,4 +1,4 @@
-"""What FineTuneJobs may ask for, as a platform engineer sets it once. Pure."""
+"""Limits on what FineTuneJobs may request, set by a platform engineer for the installation."""
 
 from __future__ import annotations
 
@@ -10,77 +10,87 @@ from pydantic import Field, StringConstraints
 from finetune_operator.api.compute import LabelValue, QualifiedName
 from finetune_trainer.contract import Model
 
-_PART = r"[^*/\s$]*(\*[^*/\s$]+)*\*?"  # never two asterisks in a row
-_PATH = rf"(/{_PART})*(/\*\*)?"
+_SEGMENT_PATTERN = r"[^*/\s$]*(\*[^*/\s$]+)*\*?"  # no two consecutive asterisks
+_PATH_PATTERN = rf"(/{_SEGMENT_PATTERN})*(/\*\*)?"
 
 NamePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.*-]+$", max_length=253)]
-"""Name of an object."""
+"""Pattern for the name of an object."""
 KeyPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/*-]+$", max_length=317)]
-"""Key of a label, an annotation or a taint, or name of a resource."""
+"""Pattern for the key of a label, an annotation or a taint, or for the name of a resource."""
 ImagePattern = Annotated[
     str,
-    StringConstraints(pattern=rf"^([^*/\s$]+{_PATH}|[^*/:@\s$]+[:@]{_PART})$", max_length=512),
+    StringConstraints(pattern=rf"^([^*/\s$]+{_PATH_PATTERN}|[^*/:@\s$]+[:@]{_SEGMENT_PATTERN})$", max_length=512),
 ]
-"""Reference of an image. No wildcard before the first `/`: `registry.example*` would let `registry.example.evil` in."""
-ModelPattern = Annotated[str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|[^*/\s$]+{_PATH})$", max_length=1024)]
-"""URI of a model. Organisation, bucket or claim in full, or `**` for all of a scheme."""
+"""Pattern for an image reference. There is no wildcard before the first `/`: `registry.example*` would match
+`registry.example.evil`."""
+ModelPattern = Annotated[
+    str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|[^*/\s$]+{_PATH_PATTERN})$", max_length=1024)
+]
+"""Pattern for the URI of a model. It contains the complete name of an organisation, bucket or claim, or `**` for all
+models of a scheme."""
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^(aws|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
-"""URL of a store, with `*.` at most for what stands before a domain; or `aws`."""
+"""Pattern for the URL of an object store, or `aws`. Only `*.` before a domain is allowed as a wildcard."""
 TrackerPattern = Annotated[str, StringConstraints(pattern=r"^(wandb|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
-"""URL of a tracker's server without a path, with `*.` at most for what stands before a domain; or `wandb`."""
+"""Pattern for the URL of a tracking server without a path, or `wandb`. Only `*.` before a domain is allowed as a
+wildcard."""
 
 
 class Bounds(Model):
-    """What FineTuneJobs may ask for. An empty list, or none, is no bound.
+    """Limits on what FineTuneJobs may request. An empty list or null sets no limit.
 
-    In patterns `*` stands for letters, digits, `.`, `_` and `-`, `**` for anything.
+    In patterns, `*` matches letters, digits, `.`, `_` and `-`, and `**` matches all characters.
     """
 
     allowed_namespaces: list[NamePattern] = Field(default=[], max_length=100)
-    """Namespaces in which FineTuneJobs may run, of those that are watched."""
+    """allowedNamespaces are the watched namespaces in which FineTuneJobs may run."""
     denied_namespaces: list[NamePattern] = Field(default=[], max_length=100)
-    """Namespaces in which none may."""
+    """deniedNamespaces are the namespaces in which no FineTuneJobs may run."""
     allowed_images: list[ImagePattern] = Field(default=[], max_length=100)
-    """`compute.image`, the whole reference. The operator's own trainer image always may."""
+    """allowedImages limits `compute.image`, as a complete reference. The trainer image of the operator is always
+    allowed."""
     allowed_service_accounts: list[NamePattern] = Field(default=[], max_length=100)
-    """`compute.serviceAccountName`; absent asks for `default`."""
+    """allowedServiceAccounts limits `compute.serviceAccountName`. If that is unset, it counts as `default`."""
     allowed_secrets: list[NamePattern] = Field(default=[], max_length=100)
-    """Every Secret that a FineTuneJob names."""
+    """allowedSecrets limits all Secrets that a FineTuneJob refers to."""
     allowed_config_maps: list[NamePattern] = Field(default=[], max_length=100)
-    """Every ConfigMap that a FineTuneJob names."""
+    """allowedConfigMaps limits all ConfigMaps that a FineTuneJob refers to."""
     allowed_storage_endpoints: list[EndpointPattern] = Field(default=[], max_length=100)
-    """`storage.endpoint`; absent asks for `aws`."""
+    """allowedStorageEndpoints limits `storage.endpoint`. If that is unset, it counts as `aws`."""
     allowed_trackers: list[TrackerPattern] = Field(default=[], max_length=100)
-    """`tracking.uri`, without its path; absent with tool wandb asks for `wandb`. Where this is empty and
-    `allowed_secrets` is not, an address of one's own gets no Secret."""
+    """allowedTrackers limits `tracking.uri`, without its path. If that is unset with tool wandb, it counts as `wandb`.
+    If this list is empty and `allowedSecrets` is not, FineTuneJobs with a `tracking.uri` must not refer to a Secret for
+    it."""
     allowed_models: list[ModelPattern] = Field(default=[], max_length=100)
-    """`model.uri`, and so also which volume claims are read, and `model.adapterURI`: the repository, not the commit."""
+    """allowedModels limits `model.uri`, and with it the volume claims that are read, and `model.adapterURI`. It applies
+    to the repository, not to the commit."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)
-    """`compute.priorityClassName`, and Kueue's label for its own."""
+    """allowedPriorityClasses limits `compute.priorityClassName` and the label of Kueue's priority class."""
     allowed_tolerations: list[KeyPattern] = Field(default=[], max_length=100)
-    """Keys of taints in `compute.tolerations`; only `**` allows one without a key."""
+    """allowedTolerations limits the keys in `compute.tolerations`. Only `**` allows a toleration without a key."""
     allowed_gpu_resources: list[KeyPattern] = Field(default=[], max_length=100, alias="allowedGPUResources")
-    """`compute.gpuResource`. `compute.resources` may then name no devices but those of `allowedResources`."""
+    """allowedGPUResources limits `compute.gpuResource`. If it is set, `compute.resources` may contain only the devices
+    in `allowedResources`."""
     allowed_resources: list[KeyPattern] = Field(default=[], max_length=100)
-    """Devices that `compute.resources` may name, such as `rdma/hca`; GPUs are none of them. Without
-    `allowedGPUResources` it bounds `compute.gpuResource` too, but for the default."""
+    """allowedResources limits the devices in `compute.resources`, such as `rdma/hca`, except GPUs. Without
+    `allowedGPUResources` it also limits `compute.gpuResource`, except its default."""
     allowed_pod_labels: list[KeyPattern] = Field(default=[], max_length=100)
-    """Keys of `compute.podLabels`. Reserved ones never may."""
+    """allowedPodLabels limits the keys of `compute.podLabels`. Reserved keys are never allowed."""
     allowed_pod_annotations: list[KeyPattern] = Field(default=[], max_length=100)
-    """Keys of `compute.podAnnotations`. Reserved ones never may."""
+    """allowedPodAnnotations limits the keys of `compute.podAnnotations`. Reserved keys are never allowed."""
     required_node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """What `compute.nodeSelector` has to contain."""
+    """requiredNodeSelector are the labels that `compute.nodeSelector` must contain."""
     max_gpus: int | None = Field(default=None, ge=0, alias="maxGPUs")
-    """GPUs of all pods together. `compute.resources` may then name no devices but those of `allowedResources`."""
+    """maxGPUs is the maximum number of GPUs of all pods together. If it is set, `compute.resources` may contain only
+    the devices in `allowedResources`."""
     max_nodes: int | None = Field(default=None, ge=1)
-    """`compute.nodes`."""
+    """maxNodes is the maximum of `compute.nodes`."""
 
 
-def matches(value: str, pattern: str) -> bool:
-    """Whether the whole value is what the pattern stands for.
+def matches_pattern(value: str, pattern: str) -> bool:
+    """Return whether the pattern matches the complete value.
 
-    `*` crosses no `/`, `:` or `@`, so a pattern for a tag lets no digest in, which would count in place of the tag.
+    `*` does not match `/`, `:` and `@`, so that a pattern for a tag matches no digest, which would replace the tag.
     """
-    wild = {"*": r"[A-Za-z0-9._-]*", "**": r".*"}
+    wildcards = {"*": r"[A-Za-z0-9._-]*", "**": r".*"}
     parts = re.split(r"(\*\*|\*)", pattern)
-    return re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), value, re.DOTALL) is not None
+    return re.fullmatch("".join(wildcards.get(part, re.escape(part)) for part in parts), value, re.DOTALL) is not None

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, Metadata
-from finetune_operator.api.compute import Compute, is_reserved
-from finetune_operator.policy.defaults import with_defaults
+from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, ObjectMeta
+from finetune_operator.api.compute import ComputeSpec, is_reserved_key
+from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
@@ -16,60 +16,60 @@ from finetune_trainer.contract import ExitCode, TrainerConfig
 
 Body = dict[str, Any]
 
-CONTAINER = "trainer"
+TRAINER_CONTAINER = "trainer"
 JOB_LABEL = f"{GROUP}/job"
 """Names the FineTuneJob on its Job and pods; the watches select by it."""
 
-_LAST_WORDS = 20
+_SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
 QUEUE_LABEL, PRIORITY_LABEL = KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Of Kueue's labels those that ask; others are said by Kueue itself, such as whose Workload a Job takes over."""
-_USER = 65532  # "nonroot"; also the trainer image's user
-_ENDED_FOR_GOOD, _PREEMPTED = (
-    {"containerName": CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
+_NONROOT_UID = 65532  # "nonroot"; also the trainer image's user
+_PERMANENT_EXIT_CODES, _INTERRUPTED_EXIT_CODES = (
+    {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
     for codes in ((ExitCode.PERMANENT,), (ExitCode.PREEMPTED, ExitCode.PEER_LOST))
 )
 
 
-def desired_job(job: FineTuneJob, settings: Settings) -> Body:
+def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     """The Job, complete. Created once and never applied again: Kueue edits some of its fields.
 
     Raises pydantic's `ValidationError` if the placeholders make `output.uri` too long.
     """
-    job = with_defaults(job, settings.defaults)
-    meta, compute = job.metadata, job.spec.compute
+    finetunejob = apply_defaults(finetunejob, settings.defaults)
+    meta, compute = finetunejob.metadata, finetunejob.spec.compute
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
-            "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _labels(meta),
-            "ownerReferences": [_owner_reference(meta)],
+            "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
+            "ownerReferences": [_build_owner_reference(meta)],
         },
         "spec": {
-            **multi_node.job_fields(compute),
-            "backoffLimit": job.spec.backoff_limit,
+            **multi_node.build_indexed_job_fields(compute),
+            "backoffLimit": finetunejob.spec.backoff_limit,
             "podFailurePolicy": {
                 "rules": [  # the first that matches counts
-                    {"action": "FailJob", "onExitCodes": _ENDED_FOR_GOOD},
-                    {"action": "Ignore", "onExitCodes": _PREEMPTED},
+                    {"action": "FailJob", "onExitCodes": _PERMANENT_EXIT_CODES},
+                    {"action": "Ignore", "onExitCodes": _INTERRUPTED_EXIT_CODES},
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 ]
             },
             "podReplacementPolicy": "Failed",  # never two trainers at once; a failure policy allows no other
             "template": {
                 "metadata": {
-                    "labels": _unreserved(compute.pod_labels) | _labels(meta),
-                    "annotations": _unreserved(compute.pod_annotations),
+                    "labels": _drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
+                    "annotations": _drop_reserved_keys(compute.pod_annotations),
                 },
-                "spec": _pod_spec(job, settings),
+                "spec": _build_pod_spec(finetunejob, settings),
             },
         },
     }
 
 
-def config_value(config: TrainerConfig) -> str:
+def encode_config(config: TrainerConfig) -> str:
     """The config as an environment variable's value, JSON with `$` doubled.
 
     The kubelet turns `$$` into `$` and leaves `$(NAME)` alone only where its `$` is doubled; doubling just the `$` of
@@ -78,11 +78,11 @@ def config_value(config: TrainerConfig) -> str:
     return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":")).replace("$", "$$")
 
 
-def _labels(meta: Metadata) -> dict[str, str]:
+def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
 
 
-def _owner_reference(meta: Metadata) -> Body:
+def _build_owner_reference(meta: ObjectMeta) -> Body:
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -93,51 +93,53 @@ def _owner_reference(meta: Metadata) -> Body:
     }
 
 
-def _unreserved(values: Mapping[str, str]) -> dict[str, str]:
+def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
     """The CRD refuses reserved keys; the object may be older than that rule."""
-    return {key: value for key, value in values.items() if not is_reserved(key)}
+    return {key: value for key, value in values.items() if not is_reserved_key(key)}
 
 
-def _pod_spec(job: FineTuneJob, settings: Settings) -> Body:
-    compute = job.spec.compute
-    mounts = volumes.mounts(job.spec) + multi_node.mounts(compute)
+def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
+    compute = finetunejob.spec.compute
+    mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
     spec: Body = {
         "restartPolicy": "Never",
-        "subdomain": job.metadata.name if compute.nodes > 1 else None,
+        "subdomain": finetunejob.metadata.name if compute.nodes > 1 else None,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": _NONROOT_UID,
+            "runAsGroup": _NONROOT_UID,
+            "fsGroup": _NONROOT_UID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, settings, mounts)],
+        "containers": [_build_container(finetunejob, settings, mounts)],
         "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
         "nodeSelector": dict(compute.node_selector),
-        "tolerations": [each.to_json() for each in compute.tolerations],
-        "imagePullSecrets": [each.to_json() for each in compute.image_pull_secrets],
+        "tolerations": [toleration.to_json() for toleration in compute.tolerations],
+        "imagePullSecrets": [secret.to_json() for secret in compute.image_pull_secrets],
         "serviceAccountName": compute.service_account_name,
         "priorityClassName": compute.priority_class_name,
     }
     return {key: value for key, value in spec.items() if value is not None and value != [] and value != {}}
 
 
-def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Body]]) -> Body:
-    compute = job.spec.compute
+def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Body]]) -> Body:
+    compute = finetunejob.spec.compute
     image = compute.image or settings.trainer_image
-    own = _environment(job) | {contract.IMAGE_ENV: image}
-    environment = own | volumes.environment(job.spec, settings.defaults.allow_node_identity)
+    trainer_environment = _build_environment(finetunejob) | {contract.IMAGE_ENV: image}
+    environment = trainer_environment | volumes.build_environment(
+        finetunejob.spec, settings.defaults.allow_node_identity
+    )
     container: Body = {
-        "name": CONTAINER,
+        "name": TRAINER_CONTAINER,
         "image": image,
         "args": ["run"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
-        "resources": _resources(compute),
+        "resources": _build_resource_requirements(compute),
         "volumeMounts": [mount for mount, _ in mounts],
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
@@ -151,20 +153,20 @@ def _container(job: FineTuneJob, settings: Settings, mounts: list[tuple[Body, Bo
     return {**container, "imagePullPolicy": policy} if policy else container
 
 
-def _environment(job: FineTuneJob) -> dict[str, str]:
+def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
     """A closed list: no field of a FineTuneJob can set a variable of its own."""
-    compute = job.spec.compute
-    own = {
-        contract.CONFIG_ENV: config_value(TrainerConfig.from_manifest(job.to_json())),
-        contract.RUN_ID_ENV: job.metadata.uid,
-        contract.JOB_ENV: f"{job.metadata.namespace}/{job.metadata.name}",
+    compute = finetunejob.spec.compute
+    environment = {
+        contract.CONFIG_ENV: encode_config(TrainerConfig.from_manifest(finetunejob.to_json())),
+        contract.RUN_ID_ENV: finetunejob.metadata.uid,
+        contract.JOB_ENV: f"{finetunejob.metadata.namespace}/{finetunejob.metadata.name}",
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
-        contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _LAST_WORDS)),
+        contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _SHUTDOWN_RESERVE_SECONDS)),
     }
-    return own | multi_node.environment(job.metadata, compute)
+    return environment | multi_node.build_environment(finetunejob.metadata, compute)
 
 
-def _resources(compute: Compute) -> Body:
+def _build_resource_requirements(compute: ComputeSpec) -> Body:
     gpus = {compute.gpu_resource: str(compute.gpus_per_node)} if compute.gpus_per_node else {}
     return {
         "requests": dict(compute.resources.requests) | gpus,

@@ -7,34 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_operator.api import Metadata
-from finetune_operator.api.compute import Compute
+from finetune_operator.api import ObjectMeta
+from finetune_operator.api.compute import ComputeSpec
 from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT
 
 Body = dict[str, Any]
 
 
-def job_fields(compute: Compute) -> Body:
+def build_indexed_job_fields(compute: ComputeSpec) -> Body:
     """The part of a Job's spec that gives each pod a number and a name of its own."""
     if compute.nodes == 1:
         return {}
     return {"completionMode": "Indexed", "completions": compute.nodes, "parallelism": compute.nodes}
 
 
-def environment(meta: Metadata, compute: Compute) -> dict[str, str]:
+def build_environment(meta: ObjectMeta, compute: ComputeSpec) -> dict[str, str]:
     """What tells the trainers how many they are; Kubernetes adds which of them each is.
 
     The first pod's name has its namespace in it: by a pod's search path `bot-0.bot` may also be a Service `bot-0` in
     somebody's namespace `bot`. https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
     """
-    processes = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
+    process_count = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
     if compute.nodes == 1:
-        return processes
-    first = f"{meta.name}-0.{meta.name}.{meta.namespace}.svc"
-    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{first}:{RENDEZVOUS_PORT}", **processes}
+        return process_count
+    rank_zero_host = f"{meta.name}-0.{meta.name}.{meta.namespace}.svc"
+    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{rank_zero_host}:{RENDEZVOUS_PORT}", **process_count}
 
 
-def mounts(compute: Compute) -> list[tuple[Body, Body]]:
+def build_mounts(compute: ComputeSpec) -> list[tuple[Body, Body]]:
     """Shared memory for NCCL between the GPUs of a pod; a container's own 64 MiB are too few."""
     if compute.gpus_per_node <= 1:
         return []
@@ -42,7 +42,7 @@ def mounts(compute: Compute) -> list[tuple[Body, Body]]:
     return [({"name": "shared-memory", "mountPath": "/dev/shm"}, source)]
 
 
-def service(job: Body) -> Body | None:
+def build_service(job: Body) -> Body | None:
     """The headless Service by which the pods of this Job find the first of them; None for a Job of one pod."""
     subdomain = job["spec"]["template"]["spec"].get("subdomain")
     if subdomain is None:
@@ -51,17 +51,18 @@ def service(job: Body) -> Body | None:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {key: meta[key] for key in ("name", "namespace", "ownerReferences")} | {"labels": _own_labels(job)},
+        "metadata": {key: meta[key] for key in ("name", "namespace", "ownerReferences")}
+        | {"labels": _get_shared_labels(job)},
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # they meet before any of them is ready
-            "selector": _own_labels(job),
+            "selector": _get_shared_labels(job),
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
         },
     }
 
 
-def _own_labels(job: Body) -> dict[str, str]:
+def _get_shared_labels(job: Body) -> dict[str, str]:
     """Those of the Job that its pods have too; Kueue's are the Job's alone."""
-    pods: dict[str, str] = job["spec"]["template"]["metadata"]["labels"]
-    return {key: value for key, value in job["metadata"]["labels"].items() if pods.get(key) == value}
+    pod_labels: dict[str, str] = job["spec"]["template"]["metadata"]["labels"]
+    return {key: value for key, value in job["metadata"]["labels"].items() if pod_labels.get(key) == value}

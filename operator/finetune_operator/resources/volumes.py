@@ -9,25 +9,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator.api import FineTuneJobSpec
-from finetune_operator.api.compute import Scratch
+from finetune_operator.api.compute import ScratchSpec
 from finetune_trainer import contract
 
 Body = dict[str, Any]
 
 SCRATCH_DIR = "/scratch"
-CREDENTIALS_DIR = "/etc/finetune/s3"
-HUB_DIR = "/etc/finetune/hub"
+S3_CREDENTIALS_DIR = "/etc/finetune/s3"
+HUB_TOKEN_DIR = "/etc/finetune/hub"
 CA_DIR = "/etc/finetune/ca"
 SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
 CLAIMS_DIR = "/var/lib/finetune/claims"
 
-_CLAIM = "pvc://"
+_PVC_SCHEME = "pvc://"
 _CA_FILE = "ca.crt"
 _FILE_MODE = 0o440
 
 
-def environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
+def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
     """Where the trainer finds what `mounts` puts there, and whether it may use its node's identity.
 
     That one may do more than the tenant. Identities of the pod's service account do not need instance metadata:
@@ -40,79 +40,85 @@ def environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, s
         "TMPDIR": SCRATCH_DIR,
     }
     if spec.storage.credentials_secret_ref:
-        environment[contract.S3_CREDENTIALS_DIR_ENV] = CREDENTIALS_DIR
+        environment[contract.S3_CREDENTIALS_DIR_ENV] = S3_CREDENTIALS_DIR
     if spec.storage.credentials_secret_ref or not allow_node_identity:
         environment["AWS_EC2_METADATA_DISABLED"] = "true"
     if spec.storage.ca_config_map_ref:
         environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/{_CA_FILE}"
     if spec.model.token_secret_ref:
-        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_DIR}/{contract.HUB_TOKEN_KEY}"
+        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
     if spec.output.signing:
         environment[contract.SIGNING_KEY_FILE_ENV] = f"{SIGNING_DIR}/{contract.SIGNING_KEY}"
     if spec.tracking and spec.tracking.credentials_secret_ref:
         environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
-    if spec.model.uri.startswith(_CLAIM):
+    if spec.model.uri.startswith(_PVC_SCHEME):
         environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
     return environment
 
 
-def mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Pairs of a volume mount and its volume's source. All but scratch are read-only."""
-    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _scratch(spec.compute.scratch))]
+    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))]
     if spec.storage.credentials_secret_ref:
-        source = _credentials(spec.storage.credentials_secret_ref.name)
-        mounts.append((_read_only("s3-credentials", CREDENTIALS_DIR), source))
+        source = _build_s3_credentials_source(spec.storage.credentials_secret_ref.name)
+        mounts.append((_build_read_only_mount("s3-credentials", S3_CREDENTIALS_DIR), source))
     if spec.storage.ca_config_map_ref:
         reference = spec.storage.ca_config_map_ref
         source = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": _CA_FILE}]}}
-        mounts.append((_read_only("ca", CA_DIR), source))
+        mounts.append((_build_read_only_mount("ca", CA_DIR), source))
     if spec.model.token_secret_ref:
-        source = _secret(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
-        mounts.append((_read_only("hub-token", HUB_DIR), source))
+        source = _build_secret_source(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
+        mounts.append((_build_read_only_mount("hub-token", HUB_TOKEN_DIR), source))
     if spec.output.signing:
-        source = _secret(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
-        mounts.append((_read_only("signing", SIGNING_DIR), source))
+        source = _build_secret_source(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
+        mounts.append((_build_read_only_mount("signing", SIGNING_DIR), source))
     if spec.tracking and spec.tracking.credentials_secret_ref:
         keys = contract.TRACKING_KEYS[spec.tracking.tool]
-        source = _some_keys(spec.tracking.credentials_secret_ref.name, keys)
-        mounts.append((_read_only("tracking", TRACKING_DIR), source))
-    if spec.model.uri.startswith(_CLAIM):
-        claim = spec.model.uri.removeprefix(_CLAIM).partition("/")[0]
-        source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        mounts.append((_read_only("model", f"{CLAIMS_DIR}/{claim}"), source))
+        source = _build_optional_secret_source(spec.tracking.credentials_secret_ref.name, keys)
+        mounts.append((_build_read_only_mount("tracking", TRACKING_DIR), source))
+    if spec.model.uri.startswith(_PVC_SCHEME):
+        claim_name = spec.model.uri.removeprefix(_PVC_SCHEME).partition("/")[0]
+        source = {"persistentVolumeClaim": {"claimName": claim_name, "readOnly": True}}
+        mounts.append((_build_read_only_mount("model", f"{CLAIMS_DIR}/{claim_name}"), source))
     return mounts
 
 
-def _read_only(name: str, path: str) -> Body:
+def _build_read_only_mount(name: str, path: str) -> Body:
     return {"name": name, "mountPath": path, "readOnly": True}
 
 
-def _secret(name: str, key: str) -> Body:
+def _build_secret_source(name: str, key: str) -> Body:
     return {"secret": {"secretName": name, "items": [{"key": key, "path": key}], "defaultMode": _FILE_MODE}}
 
 
-def _some_keys(name: str, keys: Sequence[str]) -> Body:
+def _build_optional_secret_source(name: str, keys: Sequence[str]) -> Body:
     """Those of the keys that the Secret has; the trainer says whether they are enough."""
     items = [{"key": key, "path": key} for key in keys]
     return {"secret": {"secretName": name, "items": items, "optional": True, "defaultMode": _FILE_MODE}}
 
 
-def _scratch(scratch: Scratch) -> Body:
+def _build_scratch_source(scratch: ScratchSpec) -> Body:
     if scratch.storage_class_name is None:
         return {"emptyDir": {"sizeLimit": scratch.size}}
-    claim = {
+    claim_spec = {
         "accessModes": ["ReadWriteOnce"],
         "storageClassName": scratch.storage_class_name,
         "resources": {"requests": {"storage": scratch.size}},
     }
-    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim_spec}}}
 
 
-def _credentials(secret: str) -> Body:
+def _build_s3_credentials_source(secret_name: str) -> Body:
     """The two keys must be there, or the pod waits and says so; the session token may be."""
-    required, session = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
+    required_keys, session_keys = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
     sources = [
-        {"secret": {"name": secret, "items": [{"key": key, "path": key} for key in required]}},
-        {"secret": {"name": secret, "items": [{"key": key, "path": key} for key in session], "optional": True}},
+        {"secret": {"name": secret_name, "items": [{"key": key, "path": key} for key in required_keys]}},
+        {
+            "secret": {
+                "name": secret_name,
+                "items": [{"key": key, "path": key} for key in session_keys],
+                "optional": True,
+            }
+        },
     ]
     return {"projected": {"sources": sources, "defaultMode": _FILE_MODE}}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, Metadata, OperatorReason
+from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
 from finetune_operator.status.job_status import is_terminal
 
 Body = dict[str, Any]
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # of an Event, by the API server
-_PROBLEMS = frozenset(
+_WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
         OperatorReason.IMAGE_PULL_FAILED,
@@ -23,34 +23,45 @@ _PROBLEMS = frozenset(
 )
 
 
-def merge_patch(old: Body, new: Body) -> Body:
+def create_merge_patch(old: Body, new: Body) -> Body:
     """What turns `old` into `new` by RFC 7386; empty if they are equal."""
     patch: Body = {key: None for key in old if key not in new}
     for key, value in new.items():
-        before = old.get(key)
-        if isinstance(before, dict) and isinstance(value, dict):
-            if inner := merge_patch(before, value):
-                patch[key] = inner
-        elif key not in old or before != value:
+        old_value = old.get(key)
+        if isinstance(old_value, dict) and isinstance(value, dict):
+            if nested_patch := create_merge_patch(old_value, value):
+                patch[key] = nested_patch
+        elif key not in old or old_value != value:
             patch[key] = value
     return patch
 
 
-def headline(status: FineTuneJobStatus) -> Condition | None:
+def find_headline_condition(status: FineTuneJobStatus) -> Condition | None:
     """The one condition that says where the run is."""
-    wanted = ("Complete", "Failed") if is_terminal(status) else ("Running",)
-    return next((each for each in status.conditions if each.type in wanted), None)
+    condition_types = ("Complete", "Failed") if is_terminal(status) else ("Running",)
+    return next((condition for condition in status.conditions if condition.type in condition_types), None)
 
 
-def transition(meta: Metadata, old: FineTuneJobStatus, new: FineTuneJobStatus, now: str) -> Body | None:
+def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, now: str) -> Body | None:
     """The Event of a changed headline; None if it did not change."""
-    before, after = headline(old), headline(new)
-    if after is None or (
-        before and (before.type, before.status, before.reason) == (after.type, after.status, after.reason)
+    old_headline, new_headline = find_headline_condition(old), find_headline_condition(new)
+    if new_headline is None or (
+        old_headline
+        and (old_headline.type, old_headline.status, old_headline.reason)
+        == (new_headline.type, new_headline.status, new_headline.reason)
     ):
         return None
     # Named by what it says: written twice, by a retry or a second operator, it is one Event.
-    seed = "/".join((meta.uid, after.type, after.status, after.reason, after.last_transition_time, str(new.attempts)))
+    seed = "/".join(
+        (
+            meta.uid,
+            new_headline.type,
+            new_headline.status,
+            new_headline.reason,
+            new_headline.last_transition_time,
+            str(new.attempts),
+        )
+    )
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -65,9 +76,9 @@ def transition(meta: Metadata, old: FineTuneJobStatus, new: FineTuneJobStatus, n
             "namespace": meta.namespace,
             "uid": meta.uid,
         },
-        "type": "Warning" if after.type == "Failed" or after.reason in _PROBLEMS else "Normal",
-        "reason": after.reason,
-        "message": after.message[:_MESSAGE_MAX_LENGTH],
+        "type": "Warning" if new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS else "Normal",
+        "reason": new_headline.reason,
+        "message": new_headline.message[:_MESSAGE_MAX_LENGTH],
         "source": {"component": _COMPONENT},
         "firstTimestamp": now,
         "lastTimestamp": now,

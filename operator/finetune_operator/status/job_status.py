@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finetune_operator.api import Condition, FineTuneJobStatus, Metadata, ObservedProgress
+from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, ObservedProgress
 from finetune_operator.observed import objects
-from finetune_operator.observed.state import Past, Seen
+from finetune_operator.observed.state import ObservedState, RunHistory
 from finetune_operator.status import usage
-from finetune_operator.status.run_state import Kind, State, state_of
+from finetune_operator.status.run_state import RunState, StateKind, compute_state
 from finetune_trainer.contract import Outcome, Progress, Stage
 
 MESSAGE_MAX_LENGTH = 4096
@@ -14,92 +14,114 @@ MESSAGE_MAX_LENGTH = 4096
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
     """Whether the run ended; such a status never changes again."""
-    return any(each.status == "True" and each.type in ("Complete", "Failed") for each in status.conditions)
+    return any(
+        condition.status == "True" and condition.type in ("Complete", "Failed") for condition in status.conditions
+    )
 
 
-def next_status(meta: Metadata, previous: FineTuneJobStatus, seen: Seen, now: str) -> FineTuneJobStatus:
+def compute_status(
+    meta: ObjectMeta, previous: FineTuneJobStatus, observed: ObservedState, now: str
+) -> FineTuneJobStatus:
     """The status after `previous`, by what is seen now."""
     if is_terminal(previous):
         return previous.model_copy(update={"observed_generation": meta.generation})
-    pods = (*seen.left, *seen.pods)
-    recorded = [objects.ended(pod).checkpoint for pod in objects.leaders(pods)]
-    newest = usage.checkpoint(previous, seen.progress, recorded, now)
-    ran = usage.attempts(previous, seen)
-    state = state_of(seen, _past(ran, seen, previous, now))
-    streak = usage.Streak() if state.kind is Kind.SUSPENDED else ran.streak
+    pods = (*observed.orphaned_pods, *observed.pods)
+    recorded_checkpoints = [objects.get_termination(pod).checkpoint for pod in objects.rank_zero_pods(pods)]
+    checkpoint = usage.find_newest_checkpoint(previous, observed.progress, recorded_checkpoints, now)
+    attempts = usage.count_attempts(previous, observed)
+    state = compute_state(observed, _build_run_history(attempts, observed, previous, now))
+    streak = usage.InterruptionStreak() if state.kind is StateKind.SUSPENDED else attempts.previous_streak
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
         phase=state.kind.value[0],
-        conditions=_conditions(state, meta, previous, now),
-        attempts=ran.count,
-        last_attempt_time=ran.last,
+        conditions=_build_conditions(state, meta, previous, now),
+        attempts=attempts.count,
+        last_attempt_time=attempts.last_attempt_time,
         interruptions=streak.interruptions or None,
         unreported_interruptions=streak.unreported or None,
-        job_name=seen.job["metadata"]["name"] if seen.job else previous.job_name,
-        last_checkpoint_time=newest.time,
-        last_checkpoint_step=newest.step,
+        job_name=observed.job["metadata"]["name"] if observed.job else previous.job_name,
+        last_checkpoint_time=checkpoint.time,
+        last_checkpoint_step=checkpoint.step,
         active_seconds=previous.active_seconds,
         gpu_seconds=previous.gpu_seconds,
         accounted_time=previous.accounted_time,
-        **_told(state, seen, previous, now),
+        **_build_outcome_fields(state, observed, previous, now),
     )
-    return status if status == previous else _with_account(status, previous, seen, now)
+    return status if status == previous else _add_resource_usage(status, previous, observed, now)
 
 
-def _past(ran: usage.Attempts, seen: Seen, previous: FineTuneJobStatus, now: str) -> Past:
-    streak = usage.in_vain(ran, seen.pods)
-    progress = _heard(seen, previous)
-    stage = progress.stage if progress and _is_of_this_attempt(progress, ran.last, seen) else None
-    return Past(now, streak.interruptions, streak.unreported, ran.last, progress, stage)
+def _build_run_history(
+    attempts: usage.AttemptCounts, observed: ObservedState, previous: FineTuneJobStatus, now: str
+) -> RunHistory:
+    streak = usage.compute_current_streak(attempts, observed.pods)
+    progress = _get_latest_progress(observed, previous)
+    stage = (
+        progress.stage
+        if progress and _is_from_current_attempt(progress, attempts.last_attempt_time, observed)
+        else None
+    )
+    return RunHistory(now, streak.interruptions, streak.unreported, attempts.last_attempt_time, progress, stage)
 
 
-def _is_of_this_attempt(progress: ObservedProgress, started: str | None, seen: Seen) -> bool:
+def _is_from_current_attempt(progress: ObservedProgress, attempt_start: str | None, observed: ObservedState) -> bool:
     """Whether the running pod reported it, also to an operator that has restarted since; by its node's clock."""
-    updated, begun = usage.moment(progress.last_update_time), usage.moment(started)
-    return bool(seen.progress) or (updated is not None and begun is not None and updated >= begun)
+    update_time, start_time = usage.parse_timestamp(progress.last_update_time), usage.parse_timestamp(attempt_start)
+    return bool(observed.progress) or (update_time is not None and start_time is not None and update_time >= start_time)
 
 
-def _told(state: State, seen: Seen, previous: FineTuneJobStatus, now: str) -> dict[str, object]:
+def _build_outcome_fields(
+    state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
+) -> dict[str, object]:
     """What follows from the state and from the trainer's last word."""
-    outcome = _outcome(seen)
-    ended = state.kind in (Kind.COMPLETE, Kind.FAILED)
+    outcome = _find_outcome(observed)
+    is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED)
     return {
-        "start_time": _start_time(seen, previous),
-        "completion_time": (objects.ended_at(seen.job) or now) if ended else None,
+        "start_time": _compute_start_time(observed, previous),
+        "completion_time": (objects.get_job_finished_at(observed.job) or now) if is_finished else None,
         "backend": (outcome and outcome.backend) or previous.backend,
-        "progress": _progress(state, seen, previous, now),
+        "progress": _compute_progress(state, observed, previous, now),
         "dataset": (outcome and outcome.dataset) or previous.dataset,
-        "result": outcome.result if outcome and state.kind is Kind.COMPLETE else None,
+        "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
     }
 
 
-def _with_account(status: FineTuneJobStatus, previous: FineTuneJobStatus, seen: Seen, now: str) -> FineTuneJobStatus:
+def _add_resource_usage(
+    status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
+) -> FineTuneJobStatus:
     """With the seconds used. Only beside another change, so that counting alone writes nothing."""
-    used = usage.used(previous, (*seen.left, *seen.pods), seen.wanted.gpus, now)
+    resource_usage = usage.compute_usage(
+        previous, (*observed.orphaned_pods, *observed.pods), observed.run_policy.gpus_per_node, now
+    )
     if status.last_attempt_time is None:
         return status
-    account = {"active_seconds": used.active, "gpu_seconds": used.held, "accounted_time": used.until}
-    return status.model_copy(update=account)
+    changes = {
+        "active_seconds": resource_usage.active_seconds,
+        "gpu_seconds": resource_usage.gpu_seconds,
+        "accounted_time": resource_usage.accounted_until,
+    }
+    return status.model_copy(update=changes)
 
 
-def _outcome(seen: Seen) -> Outcome | None:
-    last = objects.newest(objects.leaders(seen.pods or seen.left))
-    return objects.ended(last).outcome if last else None
+def _find_outcome(observed: ObservedState) -> Outcome | None:
+    last_pod = objects.find_newest_pod(objects.rank_zero_pods(observed.pods or observed.orphaned_pods))
+    return objects.get_termination(last_pod).outcome if last_pod else None
 
 
-def _conditions(state: State, meta: Metadata, previous: FineTuneJobStatus, now: str) -> list[Condition]:
-    _, truths = state.kind.value
-    before = {each.type: each for each in previous.conditions}
+def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobStatus, now: str) -> list[Condition]:
+    _, expected = state.kind.value
+    previous_conditions = {condition.type: condition for condition in previous.conditions}
     conditions = []
-    for kind, truth in truths.items():
-        status = "True" if truth else "False"
-        old = before.get(kind)
+    for condition_type, is_true in expected.items():
+        status = "True" if is_true else "False"
+        previous_condition = previous_conditions.get(condition_type)
         conditions.append(
             Condition(
-                type=kind,
-                status="True" if truth else "False",
+                type=condition_type,
+                status="True" if is_true else "False",
                 observed_generation=meta.generation,
-                last_transition_time=old.last_transition_time if old and old.status == status else now,
+                last_transition_time=previous_condition.last_transition_time
+                if previous_condition and previous_condition.status == status
+                else now,
                 reason=state.reason,
                 message=state.message[:MESSAGE_MAX_LENGTH],
             )
@@ -107,37 +129,50 @@ def _conditions(state: State, meta: Metadata, previous: FineTuneJobStatus, now: 
     return conditions
 
 
-def _start_time(seen: Seen, previous: FineTuneJobStatus) -> str | None:
-    starts = [start for start in map(objects.started_at, seen.pods) if start]
+def _compute_start_time(observed: ObservedState, previous: FineTuneJobStatus) -> str | None:
+    starts = [start for start in map(objects.get_started_at, observed.pods) if start]
     return min([*starts, previous.start_time] if previous.start_time else starts, default=None)
 
 
-def _progress(state: State, seen: Seen, previous: FineTuneJobStatus, now: str) -> ObservedProgress | None:
+def _compute_progress(
+    state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
+) -> ObservedProgress | None:
     """What was last said; with the time of before if nothing but the time is new."""
-    outcome = _outcome(seen)
-    last = (outcome and outcome.progress) or previous.progress
-    if state.kind is Kind.RUNNING and seen.progress:
-        return _heard(seen, previous)
-    if state.kind is Kind.COMPLETE:
-        last = last or Progress(stage=Stage.DONE, last_update_time=now)
-        last = last.model_copy(update={"stage": Stage.DONE, "percentage": 100})
+    outcome = _find_outcome(observed)
+    last_progress = (outcome and outcome.progress) or previous.progress
+    if state.kind is StateKind.RUNNING and observed.progress:
+        return _get_latest_progress(observed, previous)
+    if state.kind is StateKind.COMPLETE:
+        last_progress = last_progress or Progress(stage=Stage.DONE, last_update_time=now)
+        last_progress = last_progress.model_copy(update={"stage": Stage.DONE, "percentage": 100})
     # nothing is remaining that is counted down
-    return _unless_same(last.model_copy(update={"estimated_remaining_seconds": None}), previous) if last else None
+    return (
+        _to_observed_progress(last_progress.model_copy(update={"estimated_remaining_seconds": None}), previous)
+        if last_progress
+        else None
+    )
 
 
-def _heard(seen: Seen, previous: FineTuneJobStatus) -> ObservedProgress | None:
-    return _unless_same(seen.progress, previous) if seen.progress else previous.progress
+def _get_latest_progress(observed: ObservedState, previous: FineTuneJobStatus) -> ObservedProgress | None:
+    return _to_observed_progress(observed.progress, previous) if observed.progress else previous.progress
 
 
-def _unless_same(said: Progress, previous: FineTuneJobStatus) -> ObservedProgress:
-    fields = said.model_dump(exclude={"estimated_remaining"})
-    fields["loss"] = None if said.loss is None else round(said.loss, 4)  # it is a column
-    new = ObservedProgress(**fields, estimated_remaining=_for_people(said.estimated_remaining_seconds))
-    old = previous.progress
-    return old if old and new.model_copy(update={"last_update_time": old.last_update_time}) == old else new
+def _to_observed_progress(progress: Progress, previous: FineTuneJobStatus) -> ObservedProgress:
+    fields = progress.model_dump(exclude={"estimated_remaining"})
+    fields["loss"] = None if progress.loss is None else round(progress.loss, 4)  # it is a column
+    new_progress = ObservedProgress(
+        **fields, estimated_remaining=_format_duration(progress.estimated_remaining_seconds)
+    )
+    old_progress = previous.progress
+    return (
+        old_progress
+        if old_progress
+        and new_progress.model_copy(update={"last_update_time": old_progress.last_update_time}) == old_progress
+        else new_progress
+    )
 
 
-def _for_people(seconds: int | None) -> str | None:
+def _format_duration(seconds: int | None) -> str | None:
     if seconds is None:
         return None
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400

@@ -13,24 +13,24 @@ from typing import NamedTuple
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.observed import objects
 from finetune_operator.observed.objects import Body
-from finetune_operator.observed.state import Seen
+from finetune_operator.observed.state import ObservedState
 from finetune_trainer.contract import Progress, StoredCheckpoint
 
 MAX_INTERRUPTIONS = 3
 """Attempts that may be interrupted without a newer checkpoint, by their termination messages."""
 MAX_UNREPORTED = 30
 """Attempts whose end nobody reports, so that nobody knows what they saved: pods and nodes that vanish."""
-_CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
+_MAX_CLOCK_SKEW = 60.0  # seconds that a node's clock may be ahead
 
 
-class Checkpoint(NamedTuple):
+class ReportedCheckpoint(NamedTuple):
     """The newest that is whole in the store; nothing is known of an empty one."""
 
     time: str | None = None
     step: int | None = None
 
 
-class Streak(NamedTuple):
+class InterruptionStreak(NamedTuple):
     """Attempts since the last termination message that named a newer checkpoint. Progress has no part in it."""
 
     interruptions: int = 0
@@ -40,118 +40,138 @@ class Streak(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Attempts:
+class AttemptCounts:
     """How often a trainer was started, and how often in vain."""
 
     count: int | None
-    last: str | None
+    last_attempt_time: str | None
     """When the last one started."""
-    streak: Streak
+    previous_streak: InterruptionStreak
     """Of those before the last."""
 
 
-def checkpoint(
-    previous: FineTuneJobStatus, said: Progress | None, recorded: Iterable[StoredCheckpoint | None], now: str
-) -> Checkpoint:
+def find_newest_checkpoint(
+    previous: FineTuneJobStatus, progress: Progress | None, recorded: Iterable[StoredCheckpoint | None], now: str
+) -> ReportedCheckpoint:
     """The newest that was ever spoken of, for people to see; not one of the future, for a trainer's word may be forged.
 
     Nothing is decided by it: a run whose progress cannot be reached ends as any other.
     """
-    known = [Checkpoint(previous.last_checkpoint_time, previous.last_checkpoint_step)]
-    known += [Checkpoint(said.last_checkpoint_time, said.last_checkpoint_step)] if said else []
-    known += [Checkpoint(each.time, each.step) for each in recorded if each]
-    latest = (moment(now) or 0.0) + _CLOCK_SKEW
-    past = [each for each in known if 0 < (moment(each.time) or 0.0) <= latest]
+    candidates = [ReportedCheckpoint(previous.last_checkpoint_time, previous.last_checkpoint_step)]
+    candidates += [ReportedCheckpoint(progress.last_checkpoint_time, progress.last_checkpoint_step)] if progress else []
+    candidates += [ReportedCheckpoint(stored.time, stored.step) for stored in recorded if stored]
+    latest_time = (parse_timestamp(now) or 0.0) + _MAX_CLOCK_SKEW
+    plausible = [candidate for candidate in candidates if 0 < (parse_timestamp(candidate.time) or 0.0) <= latest_time]
     # Times are whole seconds, in which there may be several.
-    return max(past, key=lambda each: (moment(each.time) or 0.0, each.step or 0), default=Checkpoint())
+    return max(
+        plausible, key=lambda each: (parse_timestamp(each.time) or 0.0, each.step or 0), default=ReportedCheckpoint()
+    )
 
 
-def attempts(previous: FineTuneJobStatus, seen: Seen) -> Attempts:
+def count_attempts(previous: FineTuneJobStatus, observed: ObservedState) -> AttemptCounts:
     """Add the pods that started after the last one that is counted."""
-    pods = objects.leaders((*seen.left, *seen.pods))
-    last = previous.last_attempt_time
-    streak = Streak(previous.interruptions or 0, previous.unreported_interruptions or 0)
-    new = sorted({start for pod in pods if (start := objects.started_at(pod)) and start > (last or "")})
-    count = max(previous.attempts or 0, len(new)) if last is None else (previous.attempts or 0) + len(new)
-    for start in new:
-        if last:
-            streak = _next(streak, last, seen)
-        last = start
-    return Attempts(count or None, last, streak)
+    pods = objects.rank_zero_pods((*observed.orphaned_pods, *observed.pods))
+    last_attempt_time = previous.last_attempt_time
+    streak = InterruptionStreak(previous.interruptions or 0, previous.unreported_interruptions or 0)
+    new_starts = sorted(
+        {start for pod in pods if (start := objects.get_started_at(pod)) and start > (last_attempt_time or "")}
+    )
+    count = (
+        max(previous.attempts or 0, len(new_starts))
+        if last_attempt_time is None
+        else (previous.attempts or 0) + len(new_starts)
+    )
+    for start in new_starts:
+        if last_attempt_time:
+            streak = _advance_streak(streak, last_attempt_time, observed)
+        last_attempt_time = start
+    return AttemptCounts(count or None, last_attempt_time, streak)
 
 
-def _next(streak: Streak, last: str, seen: Seen) -> Streak:
+def _advance_streak(streak: InterruptionStreak, last_attempt_time: str, observed: ObservedState) -> InterruptionStreak:
     """The streak when another attempt starts after the one that started at `last`.
 
     One of an earlier Job was not interrupted: it was suspended, or its Job was deleted by hand.
     """
-    pod = _started(last, seen.pods)
-    made = seen.job["metadata"].get("creationTimestamp", "") if seen.job else ""
-    if pod is None and (last < made or _started(last, seen.left)):
-        return Streak()
-    return _after(streak, pod, seen.pods)
+    pod = _find_pod_started_at(last_attempt_time, observed.pods)
+    job_created_at = observed.job["metadata"].get("creationTimestamp", "") if observed.job else ""
+    if pod is None and (
+        last_attempt_time < job_created_at or _find_pod_started_at(last_attempt_time, observed.orphaned_pods)
+    ):
+        return InterruptionStreak()
+    return _extend_streak(streak, pod, observed.pods)
 
 
-def in_vain(ran: Attempts, pods: Sequence[Body]) -> Streak:
+def compute_current_streak(attempts: AttemptCounts, pods: Sequence[Body]) -> InterruptionStreak:
     """The streak with the last attempt in it, if that has ended."""
-    pod = _started(ran.last, pods) if ran.last else None
-    return ran.streak if pod is None or objects.is_alive(pod) else _after(ran.streak, pod, pods)
+    pod = _find_pod_started_at(attempts.last_attempt_time, pods) if attempts.last_attempt_time else None
+    return (
+        attempts.previous_streak
+        if pod is None or objects.is_alive(pod)
+        else _extend_streak(attempts.previous_streak, pod, pods)
+    )
 
 
-def _started(at: str, pods: Iterable[Body]) -> Body | None:
-    return next((pod for pod in objects.leaders(pods) if objects.started_at(pod) == at), None)
+def _find_pod_started_at(start_time: str, pods: Iterable[Body]) -> Body | None:
+    return next((pod for pod in objects.rank_zero_pods(pods) if objects.get_started_at(pod) == start_time), None)
 
 
-def _after(streak: Streak, leader: Body | None, pods: Sequence[Body]) -> Streak:
+def _extend_streak(streak: InterruptionStreak, rank_zero_pod: Body | None, pods: Sequence[Body]) -> InterruptionStreak:
     """The streak after an attempt that has ended; without a leader its pod is gone."""
-    if leader is None or not objects.is_reported(leader):
+    if rank_zero_pod is None or not objects.is_termination_reported(rank_zero_pod):
         return streak._replace(unreported=streak.unreported + 1)
-    if _has_saved(leader):
-        return Streak()
+    if _has_saved_checkpoint(rank_zero_pod):
+        return InterruptionStreak()
     # One that lost a peer was not interrupted if that peer failed.
-    interrupted = objects.is_interrupted(leader) and not objects.failed_peers(leader, pods)
+    interrupted = objects.is_interrupted(rank_zero_pod) and not objects.find_failed_peers(rank_zero_pod, pods)
     return streak._replace(interruptions=streak.interruptions + int(interrupted))
 
 
-def _has_saved(pod: Body) -> bool:
+def _has_saved_checkpoint(pod: Body) -> bool:
     """Whether its termination message names a checkpoint of this attempt, by the clock of its own node."""
-    saved = objects.ended(pod).checkpoint
-    time = moment(saved.time) if saved else None
-    start, end = moment(objects.started_at(pod)), moment(objects.finished_at(pod))
-    return time is not None and start is not None and start < time <= (end or start) + _CLOCK_SKEW
+    checkpoint = objects.get_termination(pod).checkpoint
+    saved_at = parse_timestamp(checkpoint.time) if checkpoint else None
+    start, end = parse_timestamp(objects.get_started_at(pod)), parse_timestamp(objects.get_finished_at(pod))
+    return saved_at is not None and start is not None and start < saved_at <= (end or start) + _MAX_CLOCK_SKEW
 
 
-class Used(NamedTuple):
+class ResourceUsage(NamedTuple):
     """Seconds up to a time."""
 
-    active: int
-    held: int
+    active_seconds: int
+    gpu_seconds: int
     """Times the GPUs of each pod."""
-    until: str
+    accounted_until: str
 
 
-def used(previous: FineTuneJobStatus, pods: Iterable[Body], gpus: int, now: str) -> Used:
+def compute_usage(previous: FineTuneJobStatus, pods: Iterable[Body], gpus_per_node: int, now: str) -> ResourceUsage:
     """What ran since the last account, added to it."""
-    since = moment(previous.accounted_time) or 0.0
-    spans = sorted(span for pod in pods if (span := _span(pod, since, moment(now) or 0.0)))
-    active, end = 0.0, since
-    for start, stop in spans:
-        active += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    held = sum(stop - start for start, stop in spans) * gpus
-    until = max(now, previous.accounted_time or "")  # no second counts twice, whichever way the clock was set
-    return Used((previous.active_seconds or 0) + round(active), (previous.gpu_seconds or 0) + round(held), until)
+    accounted_since = parse_timestamp(previous.accounted_time) or 0.0
+    spans = sorted(
+        span for pod in pods if (span := _get_running_span(pod, accounted_since, parse_timestamp(now) or 0.0))
+    )
+    active_seconds, end = 0.0, accounted_since
+    for start, finish in spans:
+        active_seconds += max(0.0, finish - max(start, end))
+        end = max(end, finish)
+    gpu_seconds = sum(stop - start for start, stop in spans) * gpus_per_node
+    accounted_until = max(now, previous.accounted_time or "")  # no second counts twice, whichever way the clock was set
+    return ResourceUsage(
+        (previous.active_seconds or 0) + round(active_seconds),
+        (previous.gpu_seconds or 0) + round(gpu_seconds),
+        accounted_until,
+    )
 
 
-def _span(pod: Body, since: float, now: float) -> tuple[float, float] | None:
+def _get_running_span(pod: Body, window_start: float, now: float) -> tuple[float, float] | None:
     """When the pod's trainer ran, within these limits."""
-    start, end = moment(objects.started_at(pod)), moment(objects.finished_at(pod)) or now
-    if start is None or min(end, now) <= max(start, since):
+    start, end = parse_timestamp(objects.get_started_at(pod)), parse_timestamp(objects.get_finished_at(pod)) or now
+    if start is None or min(end, now) <= max(start, window_start):
         return None
-    return max(start, since), min(end, now)
+    return max(start, window_start), min(end, now)
 
 
-def moment(text: str | None) -> float | None:
+def parse_timestamp(text: str | None) -> float | None:
     """Seconds since 1970 of a time as Kubernetes writes it; None if it is none, for it may be a stranger's word."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else None

@@ -1,7 +1,8 @@
-"""What the operator counts while it works. What can be read off its store is computed at each scrape: `gauges`.
+"""Counters and histograms of the operator. Gauges are computed at each scrape, in `controller.state_collector`.
 
-What a run adds is taken from the one status patch that shows it, so it costs the same however many jobs there are.
-Counters start at zero with each leader; a patch whose answer was lost is not counted. The status is the truth.
+The counts of a run are derived from the single status patch that changes it, so their cost does not depend on the
+number of FineTuneJobs. Counters restart at zero with each leader, and a patch whose response was lost is not counted:
+the status is authoritative.
 """
 
 from __future__ import annotations
@@ -17,101 +18,101 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from finetune_operator.api import FineTuneJobStatus, Metadata
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.status.job_status import is_terminal
-from finetune_operator.status.usage import moment
+from finetune_operator.status.usage import parse_timestamp
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # `_created` series, which nothing here uses
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
-Info("finetune_operator_build", "The version that runs.", registry=REGISTRY).info(
+Info("finetune_operator_build", "Version of the operator.", registry=REGISTRY).info(
     {"version": version("finetune-operator")}
 )
 
-_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LONG = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 604800)
+_SHORT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG_BUCKETS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 604800)
 
 ATTEMPTS = Counter(
-    "finetune_job_attempts", "Trainers started, first ones and others.", ["namespace"], registry=REGISTRY
+    "finetune_job_attempts", "Trainer starts, including retries and restarts.", ["namespace"], registry=REGISTRY
 )
 INTERRUPTIONS = Counter(
     "finetune_job_interruptions",
-    "Attempts that were evicted, preempted or lost before they had saved a newer checkpoint.",
+    "Attempts that were evicted, preempted or lost before they saved a new checkpoint.",
     ["namespace"],
     registry=REGISTRY,
 )
 GPU_SECONDS = Counter(
-    "finetune_job_gpu_seconds", "Seconds that trainers ran, times the GPUs held.", ["namespace"], registry=REGISTRY
+    "finetune_job_gpu_seconds", "Seconds that trainers ran, multiplied by their GPUs.", ["namespace"], registry=REGISTRY
 )
-FINISHED = Counter(
-    "finetune_jobs_finished", "FineTuneJobs that ended.", ["namespace", "phase", "reason"], registry=REGISTRY
+JOBS_FINISHED = Counter(
+    "finetune_jobs_finished", "Finished FineTuneJobs.", ["namespace", "phase", "reason"], registry=REGISTRY
 )
-WAITED = Histogram(
+JOB_QUEUE_SECONDS = Histogram(
     "finetune_job_queue_duration_seconds",
-    "From the creation of a FineTuneJob to the start of its first trainer.",
-    buckets=_LONG,
+    "Seconds from the creation of a FineTuneJob to the start of its first trainer.",
+    buckets=_LONG_BUCKETS,
     registry=REGISTRY,
 )
-RAN = Histogram(
+JOB_RUN_SECONDS = Histogram(
     "finetune_job_run_duration_seconds",
-    "Seconds that the trainers of an ended FineTuneJob ran, all attempts together.",
+    "Seconds that the trainers of a finished FineTuneJob ran, in all attempts together.",
     ["phase"],
-    buckets=_LONG,
+    buckets=_LONG_BUCKETS,
     registry=REGISTRY,
 )
 RECONCILES = Counter(
     "finetune_operator_reconciles",
-    "FineTuneJobs looked at: success, conflict (somebody else wrote), refused or unanswered (by the API server), "
-    "deposed (another leads), exception (a bug).",
+    "Reconciliations by result: success, conflict (concurrent write), refused (API error), unanswered (timeout), "
+    "deposed (not the leader), exception (unhandled error).",
     ["result"],
     registry=REGISTRY,
 )
 for _result in ("success", "conflict", "refused", "unanswered", "deposed", "exception"):
-    RECONCILES.labels(_result)  # at 0, for `increase` does not see a series begin
+    RECONCILES.labels(_result)  # start at 0, because `increase` ignores the first sample of a series
 RECONCILE_SECONDS = Histogram(
     "finetune_operator_reconcile_duration_seconds",
-    "Time for one look at one FineTuneJob.",
-    buckets=_FAST,
+    "Seconds to reconcile a FineTuneJob.",
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
-QUEUE_SECONDS = Histogram(
+WORK_QUEUE_SECONDS = Histogram(
     "finetune_operator_queue_wait_seconds",
-    "Time that a FineTuneJob waited for a worker of the operator.",
-    buckets=_FAST,
+    "Seconds that a FineTuneJob waited in the work queue.",
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
 API_REQUESTS = Counter(
     "finetune_operator_api_requests",
-    "Requests of the API server, without watches; the code is none if there was no answer.",
+    "Requests to the API server, except watches. The code is none if there was no response.",
     ["verb", "resource", "code"],
     registry=REGISTRY,
 )
-API_SECONDS = Histogram(
+API_REQUEST_SECONDS = Histogram(
     "finetune_operator_api_request_duration_seconds",
-    "Time for one request of the API server, without watches.",
+    "Seconds per request to the API server, except watches.",
     ["verb", "resource"],
-    buckets=_FAST,
+    buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
 WATCH_EVENTS = Counter(
-    "finetune_operator_watch_events", "Events that the watches brought.", ["resource"], registry=REGISTRY
+    "finetune_operator_watch_events", "Watch events received from the API server.", ["resource"], registry=REGISTRY
 )
 
 
-def count(meta: Metadata, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
-    """Count what a status says beyond the one before."""
+def count_status_change(meta: ObjectMeta, previous: FineTuneJobStatus, current: FineTuneJobStatus) -> None:
+    """Count the difference between two statuses of a FineTuneJob."""
     namespace = meta.namespace
-    ATTEMPTS.labels(namespace).inc(_more(old.attempts, new.attempts))
-    INTERRUPTIONS.labels(namespace).inc(_more(old.interruptions, new.interruptions))
-    GPU_SECONDS.labels(namespace).inc(_more(old.gpu_seconds, new.gpu_seconds))
-    created, started = moment(meta.creation_timestamp), moment(new.start_time)
-    if created and started and not old.start_time:
-        WAITED.observe(max(0.0, started - created))
-    if is_terminal(new) and not is_terminal(old) and new.phase:
-        reason = next(each.reason for each in new.conditions if each.type == new.phase)
-        FINISHED.labels(namespace, new.phase, reason).inc()
-        RAN.labels(new.phase).observe(new.active_seconds or 0)
+    ATTEMPTS.labels(namespace).inc(_compute_increase(previous.attempts, current.attempts))
+    INTERRUPTIONS.labels(namespace).inc(_compute_increase(previous.interruptions, current.interruptions))
+    GPU_SECONDS.labels(namespace).inc(_compute_increase(previous.gpu_seconds, current.gpu_seconds))
+    created, started = parse_timestamp(meta.creation_timestamp), parse_timestamp(current.start_time)
+    if created and started and not previous.start_time:
+        JOB_QUEUE_SECONDS.observe(max(0.0, started - created))
+    if is_terminal(current) and not is_terminal(previous) and current.phase:
+        reason = next(condition.reason for condition in current.conditions if condition.type == current.phase)
+        JOBS_FINISHED.labels(namespace, current.phase, reason).inc()
+        JOB_RUN_SECONDS.labels(current.phase).observe(current.active_seconds or 0)
 
 
-def _more(old: int | None, new: int | None) -> int:
-    return max(0, (new or 0) - (old or 0))
+def _compute_increase(previous: int | None, current: int | None) -> int:
+    return max(0, (current or 0) - (previous or 0))

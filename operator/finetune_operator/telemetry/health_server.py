@@ -9,25 +9,27 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.registry import Collector
 
-Health = Callable[[], Mapping[str, Any]]
+HealthCheck = Callable[[], Mapping[str, Any]]
 """What there is to say; raises `RuntimeError` if all is not well."""
 
 
-class Server:
+class HealthServer:
     """HTTP servers on all of the pod's addresses, of either family."""
 
     def __init__(self) -> None:
         self._runners: list[web.AppRunner] = []
 
-    async def serve_health(self, port: int, live: Health, ready: Health) -> None:
+    async def serve_health(self, port: int, check_liveness: HealthCheck, check_readiness: HealthCheck) -> None:
         """`/healthz` and `/readyz`; port 0 serves nothing."""
-        await self._serve(port, {"/healthz": _answer(live), "/readyz": _answer(ready)})
+        await self._start_server(
+            port, {"/healthz": _build_handler(check_liveness), "/readyz": _build_handler(check_readiness)}
+        )
 
     async def serve_metrics(self, port: int, collector: Collector) -> None:
         """`/metrics`; port 0 serves nothing."""
-        await self._serve(port, {"/metrics": make_aiohttp_handler(collector)})
+        await self._start_server(port, {"/metrics": make_aiohttp_handler(collector)})
 
-    async def _serve(self, port: int, routes: Mapping[str, Any]) -> None:
+    async def _start_server(self, port: int, routes: Mapping[str, Any]) -> None:
         if not port:
             return
         app = web.Application()
@@ -44,10 +46,10 @@ class Server:
             await runner.cleanup()
 
 
-def _answer(health: Health) -> Callable[[web.Request], Any]:
+def _build_handler(check_health: HealthCheck) -> Callable[[web.Request], Any]:
     async def handle(_: web.Request) -> web.Response:
         try:
-            return web.json_response(dict(health()))
+            return web.json_response(dict(check_health()))
         except RuntimeError as error:
             return web.json_response({"error": str(error)}, status=503)
 

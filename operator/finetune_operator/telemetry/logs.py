@@ -10,31 +10,31 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
-_REFERENCE = ("namespace", "name", "uid")
-_object: ContextVar[dict[str, str] | None] = ContextVar("object", default=None)
+_REFERENCE_FIELDS = ("namespace", "name", "uid")
+_current_object: ContextVar[dict[str, str] | None] = ContextVar("object", default=None)
 
 
 @contextmanager
-def about(namespace: str, name: str, uid: str) -> Iterator[None]:
+def bind_object(namespace: str, name: str, uid: str) -> Iterator[None]:
     """What is logged meanwhile, by whatever module, is about this object."""
-    token = _object.set({"namespace": namespace, "name": name, "uid": uid})
+    token = _current_object.set({"namespace": namespace, "name": name, "uid": uid})
     try:
         yield
     finally:
-        _object.reset(token)
+        _current_object.reset(token)
 
 
-def configure(level: str, style: Literal["text", "json"]) -> None:
+def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
     """Log to standard error. Warnings of Python itself are log lines too."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.getLevelNamesMapping()[level.upper()], handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
-    logging.getLogger("asyncio").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_relevant)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     """kopf 1.45, stopped while it lists, leaves that to the loop to close, which logs an error with a traceback."""
     message = record.getMessage()
     return not ("closing of asynchronous generator" in message and "infinite_watch" in message)
@@ -51,10 +51,10 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        where = _reference(record)
-        record.message = _visible(record.message)
-        if where:
-            record.message = f"{where.get('namespace')}/{where.get('name')}: {record.message}"
+        reference = _get_object_reference(record)
+        record.message = _escape_unprintable(record.message)
+        if reference:
+            record.message = f"{reference.get('namespace')}/{reference.get('name')}: {record.message}"
         return super().formatMessage(record)
 
 
@@ -67,19 +67,21 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_reference(record),
+            **_get_object_reference(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 
-def _visible(text: str) -> str:
+def _escape_unprintable(text: str) -> str:
     """Line breaks, escapes and other characters without a shape, as Python writes them."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
-def _reference(record: logging.LogRecord) -> dict[str, str]:
+def _get_object_reference(record: logging.LogRecord) -> dict[str, str]:
     """The object that a line is about; kopf attaches it to the record."""
-    found = record.__dict__.get("k8s_ref") or _object.get() or {}
-    return {key: found[key] for key in _REFERENCE if found.get(key)}
+    reference = record.__dict__.get("k8s_ref") or _current_object.get() or {}
+    return {key: reference[key] for key in _REFERENCE_FIELDS if reference.get(key)}

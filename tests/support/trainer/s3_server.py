@@ -88,8 +88,8 @@ def _versitygw() -> Path:
     if str(_DEV) not in sys.path:
         sys.path.append(str(_DEV))
     tools = importlib.import_module("local_cluster.tools")
-    tools.ensure([module for module in tools.MODULES if module.name == "versitygw"])
-    program: Path = tools.program("versitygw")
+    tools.ensure_built([module for module in tools.MODULES if module.name == "versitygw"])
+    program: Path = tools.find_program("versitygw")
     return program
 
 

@@ -73,7 +73,7 @@ def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int)
                 "epochs: 1",
                 "epochs: 1\n  crossValidation: {folds: 3}\nevaluation: {gate: [{metric: evalLoss, maximum: 1}]}",
             ),
-            "spec: evaluation.gate needs dataset.validation, but for crossValidationLoss",
+            "spec: evaluation.gate needs dataset.validation for all metrics except crossValidationLoss",
         ),
         (
             build_manifest("epochs: 1", "epochs: 1\nevaluation: {gate: [{metric: crossValidationLoss, maximum: 1}]}"),

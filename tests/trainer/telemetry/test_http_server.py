@@ -65,8 +65,8 @@ class TestServer:
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:
         url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
-        async with asking.session() as client:
-            found = await asking.fetch(client, url)
+        async with asking.create_session() as client:
+            found = await asking.fetch_progress(client, url)
         assert found == progress.get_latest()
 
     async def test_http_server_without_ipv6_listens_on_ipv4(
@@ -74,8 +74,8 @@ class TestServer:
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
         port = http_server.start_server(progress)
-        async with asking.session() as client:
-            assert await asking.fetch(client, URL(f"http://127.0.0.1:{port}/progress"))
+        async with asking.create_session() as client:
+            assert await asking.fetch_progress(client, URL(f"http://127.0.0.1:{port}/progress"))
 
     def test_http_server_taken_port_is_not_fatal(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.trainer import plain_trl_training
-from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
-from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
+from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
+from tests.trainer.training import plain_trl_training
+from tests.trainer.training.trainings import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.modeling.loading import choose_backend
@@ -116,5 +116,5 @@ def test_choose_backend_is_logged_with_reason(
 def test_rules_packing_with_unsloth_is_refused() -> None:
     asked = config({"backend": "unsloth", "packing": True})
     assert [message for _, message in find_broken_rules(asked)] == [
-        "packing needs backend transformers, or auto, which takes it"
+        "packing needs backend transformers or auto; backend unsloth does not support it"
     ]

@@ -1,7 +1,8 @@
-"""All that operator and trainer say to each other: `TrainerConfig` in, `Progress`, `CheckpointRecord`, `Outcome` out.
+"""The contract between the operator and the trainer: `TrainerConfig` is the trainer's input; `Progress`,
+`CheckpointRecord` and `Outcome` are its output.
 
-The CRD is generated from these classes, so a field's docstring is what `kubectl explain` prints, its limits are what
-the API server enforces, and its default is what a stored object shows. Needs pydantic and nothing else.
+The CRD is generated from these classes: `kubectl explain` prints the docstrings of the fields, the API server enforces
+their limits, and stored objects contain their defaults. This package depends on pydantic only.
 """
 
 from finetune_trainer.contract.base import (

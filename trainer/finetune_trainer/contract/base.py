@@ -1,4 +1,4 @@
-"""The base of every API type, and the strings that several of them share."""
+"""Base class of all API types, and string types that several of them share."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pydantic.alias_generators import to_camel
 
 
 def cel_rules(*rule_messages: tuple[str, str]) -> dict[str, Any]:
-    """CEL rules for a model's schema, each a (rule, message) pair."""
+    """Return a schema extension with CEL validation rules, each given as a (rule, message) pair."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rule_messages]}
 
 
 NO_PARENT = ("!self.uri.contains('/../') && !self.uri.endsWith('/..')", "uri must not contain '..'")
 SHORT_IN_BYTES = ("bytes(self.uri).size() <= 1024", "uri must not be longer than 1024 bytes")
-"""S3's own limit on keys; it also bounds the config, which travels in one environment variable."""
+"""S3's own limit on the length of keys. It also limits the size of the config, which is passed in one environment
+variable."""
 
 
 class Model(BaseModel):
-    """Base of every API type: camelCase outside, unknown fields refused, never changed once made."""
+    """Base class of all API types: camelCase in JSON, unknown fields rejected, instances immutable."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         alias_generator=to_camel,
         populate_by_name=True,
-        allow_inf_nan=False,  # JSON has no words for them
+        allow_inf_nan=False,  # JSON cannot represent NaN and infinity
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 
     def to_json(self) -> dict[str, Any]:
-        """The object as it is stored: camelCase, absent fields absent."""
+        """Return the object as it is stored: camelCase names, unset fields omitted."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -51,19 +52,19 @@ ModelUri = Annotated[
     ),
 ]
 Count = Annotated[int, Field(ge=0, le=2**53)]
-"""A number of things that every JSON parser keeps exact."""
+"""A non-negative integer that every JSON parser represents exactly."""
 ObjectName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", min_length=1, max_length=253)
 ]
-"""Of a Kubernetes object."""
+"""Name of a Kubernetes object."""
 JOB_NAME_MAX_LENGTH = 52
-"""Of a FineTuneJob's name: it leaves room for the suffixes of the pods' names within a DNS label."""
+"""Maximum length of a FineTuneJob's name. With the suffixes of its pods' names it still fits into a DNS label."""
 DNS_LABEL_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", min_length=1, max_length=128)]
 
 
 class SecretRef(Model):
-    """A Secret in the FineTuneJob's own namespace."""
+    """SecretRef is a reference to a Secret in the namespace of the FineTuneJob."""
 
     name: ObjectName
-    """Name of the Secret."""
+    """name is the name of the Secret."""

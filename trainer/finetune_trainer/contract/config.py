@@ -1,4 +1,4 @@
-"""What a run is to do: `TrainerConfig`, from which the CRD's spec is derived."""
+"""`TrainerConfig`, the input of a run. The spec in the CRD is derived from it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CLUSTER_ONLY_FIELDS = (
     "storage.caConfigMapRef",
     "tracking.credentialsSecretRef",
 )
-"""Fields of a FineTuneJob's spec that only a cluster can honour; the trainer run by hand sets them aside."""
+"""Fields of a FineTuneJob's spec that only a cluster can apply. The trainer ignores them when it runs without one."""
 
 
 class ModelSource(Model):
-    """The base model to start from."""
+    """ModelSource is the base model to fine-tune."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -41,7 +41,7 @@ class ModelSource(Model):
             (
                 "!has(self.adapterURI) || (!self.adapterURI.contains('/../') && !self.adapterURI.endsWith('/..') "
                 "&& !self.adapterURI.contains('*') && bytes(self.adapterURI).size() <= 1024)",
-                "adapterURI must not contain '..' or wildcards, nor be longer than 1024 bytes",
+                "adapterURI must not contain '..' or wildcards and must not be longer than 1024 bytes",
             ),
             (
                 "!has(self.chatTemplate) || bytes(self.chatTemplate).size() <= 8192",
@@ -51,37 +51,40 @@ class ModelSource(Model):
     )
 
     uri: ModelUri
-    """Where the model lies: `s3://bucket/prefix`, `hf://organisation/name` or `pvc://claim/path`. It holds
-    `config.json`, safetensors weights and tokenizer files."""
+    """uri is the location of the model: `s3://bucket/prefix`, `hf://organisation/name` or `pvc://claim/path`. It must
+    contain `config.json`, safetensors weights and the tokenizer files."""
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=255)] | None = None
-    """Branch, tag or commit of an `hf://` model; the commit that it named at the start is recorded in the result.
-    Absent means `main`."""
+    """revision is the branch, tag or commit of an `hf://` model. The commit that it resolves to when the run starts is
+    recorded in the result. If unset, `main` is used."""
     max_length: int = Field(default=2048, ge=16, le=1_048_576)
-    """Longest example in tokens; `dataset.preparation.overlength` says what becomes of longer ones."""
+    """maxLength is the maximum length of a training row, in tokens. Longer rows are handled as set in
+    `dataset.preparation.overlength`. Defaults to 2048."""
     adapter_uri: S3Uri | None = Field(default=None, alias="adapterURI")
-    """Prefix of a LoRA adapter to train on, made for this base model, such as an earlier run's `output.uri`. Its rank,
-    alpha and target modules must be those of `training.lora`. Absent means a new adapter."""
+    """adapterURI is the S3 prefix of an existing LoRA adapter of this base model to continue training from, such as the
+    `output.uri` of an earlier run. Its rank, alpha and target modules must be equal to those in `training.lora`. If
+    unset, a new adapter is trained."""
     quantization: Literal["none", "int8", "nf4"] = "none"
-    """How the frozen base model is held in memory, by bitsandbytes: `int8` in half and `nf4` (QLoRA) in about a
-    quarter of 16 bits. The adapter itself is never quantised."""
+    """quantization is the precision in which bitsandbytes keeps the frozen base model in memory. `int8` needs about
+    half and `nf4` (QLoRA) about a quarter of the memory of 16-bit weights. The adapter is never quantized. Defaults to
+    none."""
     chat_template: (
         Annotated[str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=8192)]
         | None
     ) = None
-    """Jinja chat template that replaces the tokenizer's own, for base models without one. It is stored with the
-    adapter."""
+    """chatTemplate is a Jinja chat template that replaces the template of the tokenizer, for base models that have
+    none. It is stored with the adapter."""
 
 
 class Signing(Model):
-    """Who vouches for the result."""
+    """Signing configures the signature of the published result."""
 
     key_secret_ref: SecretRef
-    """Secret with a private key under the key `signing-key.pem`: PEM, unencrypted, on the elliptic curve P-256, P-384
-    or P-521."""
+    """keySecretRef refers to the Secret with the signing key. Its key `signing-key.pem` contains an unencrypted PEM
+    private key on the elliptic curve P-256, P-384 or P-521."""
 
 
 class Output(Model):
-    """Where the result goes."""
+    """Output is the location of the result."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -92,28 +95,33 @@ class Output(Model):
     )
 
     uri: S3Uri
-    """The prefix that the adapter will lie under, flat, known before the run. `{name}` and `{namespace}` stand for the
-    FineTuneJob's own. Neither an existing result nor other files there are ever overwritten."""
+    """uri is the S3 prefix that the adapter is published to, without subfolders. `{name}` and `{namespace}` are
+    replaced by the name and namespace of the FineTuneJob. Existing results and other files there are never
+    overwritten."""
     merged: bool = False
-    """Also publish the whole model with the adapter worked into its weights, below `merged/`, for servers that load no
-    adapters. As large as the base model; needs `model.quantization` none. It is made once the adapter is published; if
-    that fails, the run still completes, and its message says why."""
+    """merged also publishes the complete model with the adapter merged into its weights, below `merged/`, for servers
+    that cannot load adapters. It is as large as the base model and needs `model.quantization` none. It is created after
+    the adapter is published; if that fails, the run still completes and its message gives the reason. Defaults to
+    false."""
     signing: Signing | None = None
-    """Also publish `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF) checks. The
-    merged model has one of its own. Absent means unsigned."""
+    """signing also publishes `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF)
+    verifies. The merged model gets its own signature. If unset, the result is not signed."""
 
 
 class Storage(Model):
-    """How to reach S3. Without it: AWS, with the pod's own identity."""
+    """Storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
 
     endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+/?$", max_length=512)] | None = None
-    """URL of an S3-compatible store. Absent means AWS."""
+    """endpoint is the URL of an S3-compatible object store. If unset, AWS S3 is used."""
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
-    """Region. Absent means the environment's, or us-east-1."""
+    """region is the region of the object store. If unset, it is taken from the environment, or else us-east-1 is
+    used."""
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    """`path`: endpoint/bucket/key. `virtual`: bucket.endpoint/key. `auto`: virtual on AWS, path elsewhere."""
+    """addressing is the URL style of requests. `path` is endpoint/bucket/key, `virtual` is bucket.endpoint/key, and
+    `auto` is virtual for AWS and path for other stores. Defaults to auto."""
     checksums: Literal["auto", "whenRequired"] = "auto"
-    """`whenRequired`: no checksum headers beyond what S3 demands, for older S3-compatible stores."""
+    """checksums sets when checksum headers are sent. `whenRequired` sends them only where S3 requires them, for older
+    S3-compatible stores. Defaults to auto."""
 
 
 def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -127,7 +135,7 @@ def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict
 TRAINER_RULES = (
     (
         "self.training.method == 'sft' || self.dataset.sources.all(each, each.format in ['auto', 'preference'])",
-        "methods dpo and kto need preference data: set the sources' format to preference or auto",
+        "methods dpo and kto need preference data; set the format of all sources to preference or auto",
     ),
     (
         "self.training.method != 'sft' || self.dataset.sources.all(each, each.format != 'preference')",
@@ -151,42 +159,42 @@ TRAINER_RULES = (
     ),
     (
         "has(self.dataset.validation) || self.evaluation.gate.all(each, each.metric == 'crossValidationLoss')",
-        "evaluation.gate needs dataset.validation, but for crossValidationLoss",
+        "evaluation.gate needs dataset.validation for all metrics except crossValidationLoss",
     ),
     (
         "has(self.training.crossValidation) || self.evaluation.gate.all(each, each.metric != 'crossValidationLoss')",
         "crossValidationLoss in evaluation.gate needs training.crossValidation",
     ),
 )
-"""Rules over several parts of the config, for this class and what inherits it."""
+"""Rules that span several sections of the config. They apply to `TrainerConfig` and its subclasses."""
 
 
 class TrainerConfig(Model):
-    """What a run is to do."""
+    """TrainerConfig is the configuration of a run."""
 
     model_config = ConfigDict(json_schema_extra=cel_rules(*TRAINER_RULES))
 
     model: ModelSource
-    """The base model to start from."""
+    """model describes the base model to fine-tune."""
     dataset: Dataset
-    """What to train on."""
+    """dataset describes the training data."""
     training: Training
-    """How to train."""
+    """training configures the training method and its hyperparameters."""
     evaluation: Evaluation = Evaluation()
-    """What to find out about the tuned model, beside its base, before it is published."""
+    """evaluation configures how the fine-tuned model is compared with the base model before it is published."""
     output: Output
-    """Where the result goes."""
+    """output describes where the result is published."""
     storage: Storage = Storage()
-    """How to reach S3."""
+    """storage configures the access to S3."""
     tracking: Tracking | None = None
-    """Where losses and metrics can be followed and compared with other runs'. Absent means nowhere but in the status
-    and the report."""
+    """tracking configures an experiment tracker that records losses and metrics. If unset, they are available in the
+    status and in the report only."""
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
-        """The trainer's part of a FineTuneJob, with the placeholders of `output.uri` filled in.
+        """Return the trainer's part of a FineTuneJob, with the placeholders in `output.uri` replaced.
 
-        Raises pydantic's `ValidationError` with the path of each wrong field.
+        Raises pydantic's `ValidationError` with the path of each invalid field.
         """
         config = cls.model_validate(_drop_cluster_only_fields(manifest.get("spec", {})))
         metadata = manifest.get("metadata", {})
@@ -196,9 +204,9 @@ class TrainerConfig(Model):
         return config.model_copy(update={"output": Output(**{**dict(config.output), "uri": uri})})
 
     def digest(self) -> str:
-        """`sha256:…` of every field that affects the result; where the result lies is not one of them.
+        """Return `sha256:…` over all fields that affect the result. The location of the result is not one of them.
 
-        A field at its default counts as absent, so that a later version with more fields finds this one's results.
+        Fields at their defaults are omitted, so that the digest stays the same when a later version adds fields.
         """
         sections = self.model_dump(
             mode="json",

@@ -1,4 +1,4 @@
-"""The part of `TrainerConfig` that says what to train on, and how it is prepared."""
+"""Dataset section of `TrainerConfig`: the training data and its preparation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FieldName = Literal[
     "rejected",
     "label",
 ]
-"""The names that the formats know their columns by."""
+"""Names of the columns that the formats define."""
 ColumnName = Annotated[str, StringConstraints(pattern=r"^[\p{L}\p{N}_ ./:-]+$", min_length=1, max_length=32)]
 GroupCategory = Literal["gender", "age", "race", "religion"]
 SensitiveKind = Literal["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
 
 
 class DataSource(Model):
-    """One place that rows are read from."""
+    """DataSource is a location that rows are read from."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -39,21 +39,23 @@ class DataSource(Model):
     )
 
     uri: S3Uri
-    """An object (`s3://bucket/key.jsonl`), a prefix that ends in `/`, or a glob (`s3://bucket/data/**/*.jsonl`). Files
-    are `.jsonl`, `.json` (one array of objects), `.csv` or `.parquet`, each also with `.gz` or `.zst`."""
+    """uri is an object (`s3://bucket/key.jsonl`), a prefix that ends in `/`, or a glob (`s3://bucket/data/**/*.jsonl`).
+    Supported files are `.jsonl`, `.json` (one array of objects), `.csv` and `.parquet`, each optionally compressed as
+    `.gz` or `.zst`."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "promptCompletion", "text", "preference"] = "auto"
-    """`messages`: a list of `{role, content}`. `sharegpt`: `conversations`, a list of `{from, value}`. `alpaca`:
-    `instruction`, `input`, `output`. `promptCompletion`: `prompt`, `completion`. `text`: plain `text`. `preference`:
-    `prompt`, `chosen`, `rejected`, or for kto also `prompt`, `completion`, `label`. `auto`: told by the keys of each
-    object's first row."""
+    """format is the format of the rows. `messages`: a list of `{role, content}`. `sharegpt`: `conversations`, a list of
+    `{from, value}`. `alpaca`: `instruction`, `input`, `output`. `promptCompletion`: `prompt`, `completion`. `text`:
+    plain `text`. `preference`: `prompt`, `chosen`, `rejected`, or for kto also `prompt`, `completion`, `label`. `auto`:
+    detected from the keys of the first row of each object. Defaults to auto."""
     fields: dict[FieldName, ColumnName] = Field(default={}, max_length=6)
-    """Columns that have other names than the format's: `{prompt: question, completion: answer}`."""
+    """fields maps names of the format's columns to the names in the data, where they differ: `{prompt: question,
+    completion: answer}`."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
-    """Read at most this many rows, in the order of keys and lines. Absent means all."""
+    """limit is the maximum number of rows to read, in the order of keys and lines. If unset, all rows are read."""
 
 
 class Validation(Model):
-    """Rows that are not trained on, to see what the model makes of new ones."""
+    """Validation configures rows that are held out from training, to measure the model on unseen data."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -62,44 +64,55 @@ class Validation(Model):
     )
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
-    """Part of the prepared rows to set aside. Rows that resemble each other stay on one side."""
+    """fraction is the fraction of the prepared rows to hold out. Similar rows are kept in the same split. Exactly one
+    of `fraction` and `sources` must be set."""
     sources: list[DataSource] | None = Field(default=None, min_length=1, max_length=4)
-    """Places of their own. Training rows that also stand there are left out and counted as `leaked`."""
+    """sources are separate locations of validation rows. Training rows that also occur there are dropped and counted as
+    `leaked`. Exactly one of `fraction` and `sources` must be set."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    """Seed of the choice by `fraction`."""
+    """seed is the random seed of the selection by `fraction`. Defaults to 42."""
 
 
 class Preparation(Model):
-    """What is done to the rows before they are trained on. Every row is accounted for in `status.dataset`."""
+    """Preparation configures how rows are cleaned and filtered before training. `status.dataset` accounts for every
+    row."""
 
     normalize_text: bool = True
-    """Unicode to NFC, line breaks to `\\n`, control and invisible characters out."""
+    """normalizeText converts text to Unicode NFC and line breaks to `\\n`, and removes control and invisible
+    characters. Defaults to true."""
     deduplicate: Literal["none", "exact", "near"] = "exact"
-    """`exact`: of equal rows the first is kept. `near`: also of rows that share most of their words (MinHash)."""
+    """deduplicate sets which duplicates are dropped. `exact` keeps the first of equal rows. `near` also drops rows that
+    share most of their words with an earlier row (MinHash). Defaults to exact."""
     near_threshold: float = Field(default=0.8, ge=0.5, le=1)
-    """Share of common word sequences (Jaccard) from which rows resemble each other."""
+    """nearThreshold is the minimum Jaccard similarity of the word sequences of two rows that are considered similar.
+    Defaults to 0.8."""
     overlength: Literal["drop", "truncate", "fail"] = "drop"
-    """What becomes of rows with more than `model.maxLength` tokens: left out, cut at the end, or the run fails."""
+    """overlength sets how rows with more than `model.maxLength` tokens are handled: `drop` drops the row, `truncate`
+    cuts it at the end, and `fail` fails the run. Defaults to drop."""
     min_tokens: int = Field(default=0, ge=0, le=1_048_576)
-    """Rows with fewer tokens are left out and counted as `tooShort`."""
+    """minTokens is the minimum length of a row, in tokens. Shorter rows are dropped and counted as `tooShort`. Defaults
+    to 0."""
     max_invalid_fraction: float = Field(default=0, ge=0, le=1)
-    """Part of the rows that may be unreadable. Up to it they are left out and counted as `invalid`, beyond it the run
-    fails and names the first."""
+    """maxInvalidFraction is the fraction of the rows that may be invalid. Up to it, invalid rows are dropped and
+    counted as `invalid`; above it, the run fails and reports the first ones. Defaults to 0."""
     counterfactuals: list[GroupCategory] = Field(
         default=[], max_length=4, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
-    """Against bias: also train on each row with the terms of these categories exchanged (he and she, old and young, …;
-    English, some French). They are counted as `augmented`. With method sft only."""
+    """counterfactuals reduces bias by counterfactual data augmentation: for each of these categories, the model is also
+    trained on a copy of each row in which the terms are swapped (he and she, old and young, …; English, some French).
+    The copies are counted as `augmented`. It needs method sft."""
     redact: list[SensitiveKind] = Field(default=[], max_length=6, json_schema_extra={"x-kubernetes-list-type": "set"})
-    """Kinds of personal data and secrets to replace by a placeholder, such as `[EMAIL]`. All are counted anyway."""
+    """redact lists the kinds of personal data and secrets to replace by a placeholder, such as `[EMAIL]`. All kinds are
+    counted, whether they are redacted or not."""
 
 
 class Dataset(Model):
-    """What to train on."""
+    """Dataset describes the training data and its preparation."""
 
     sources: list[DataSource] = Field(min_length=1, max_length=16)
-    """Read in this order."""
+    """sources are the locations of the training rows. They are read in this order."""
     validation: Validation | None = None
-    """Rows that are not trained on. Absent means none."""
+    """validation configures rows that are held out from training, to measure the model on unseen data. If unset, no
+    rows are held out."""
     preparation: Preparation = Preparation()
-    """What is done to the rows before they are trained on."""
+    """preparation configures how rows are cleaned and filtered before training."""

@@ -1,4 +1,4 @@
-"""The part of `TrainerConfig` that says what to find out about the tuned model."""
+"""Evaluation section of `TrainerConfig`: how the fine-tuned model is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+$", min_len
 
 
 class GateRule(Model):
-    """What a metric has to be for the result to be published."""
+    """GateRule is a requirement on a metric that must be met before the result is published."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -30,58 +30,62 @@ class GateRule(Model):
             ),
             (
                 "self.metric != 'crossValidationLoss' || !has(self.minImprovement)",
-                "crossValidationLoss is not measured of the base model, so minImprovement does not apply to it",
+                "minImprovement does not apply to crossValidationLoss, which is not measured for the base model",
             ),
         )
     )
 
     metric: MetricName
-    """One of those that `evaluation.task` measures, `evalLoss`, `perplexity`, or `crossValidationLoss`."""
+    """metric is the name of a metric that `evaluation.task` measures, or `evalLoss`, `perplexity` or
+    `crossValidationLoss`."""
     minimum: float | None = None
-    """Lowest value that passes."""
+    """minimum is the lowest value that passes."""
     maximum: float | None = None
-    """Highest value that passes."""
+    """maximum is the highest value that passes."""
     min_improvement: float | None = None
-    """How much better than the base model the tuned one must be at least, on the same rows; 0 means not worse. Better
-    is lower for losses and higher for the others."""
+    """minImprovement is the minimum improvement over the base model on the same rows; 0 means not worse. Lower values
+    are better for losses, higher values for all other metrics."""
 
 
 class BiasEvaluation(Model):
-    """Whether the tuning made the model treat groups of people differently than its base does."""
+    """BiasEvaluation configures the check whether fine-tuning made the model treat groups of people differently."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             (
                 "!has(self.pairsURI) || (!self.pairsURI.contains('/../') && !self.pairsURI.contains('*') "
                 "&& bytes(self.pairsURI).size() <= 1024)",
-                "pairsURI must not contain '..' or wildcards, nor be longer than 1024 bytes",
+                "pairsURI must not contain '..' or wildcards and must not be longer than 1024 bytes",
             ),
         )
     )
 
     terms: list[TermPair] = Field(default=[], max_length=32)
-    """Pairs of terms of your own to exchange in the validation rows, such as `[nurse, doctor]`, beside those for
-    gender, age, race and religion that are always tried (English, some French)."""
+    """terms are additional pairs of terms to swap in the validation rows, such as `[nurse, doctor]`. The built-in terms
+    for gender, age, race and religion are always used (English, some French)."""
     pairs_uri: S3Uri | None = Field(default=None, alias="pairsURI")
-    """A CSV object of sentence pairs in the form of CrowS-Pairs (`sent_more`, `sent_less`, `stereo_antistereo`,
-    `bias_type`), compared in place of the built-in pairs."""
+    """pairsURI is the S3 URI of a CSV file with sentence pairs in the format of CrowS-Pairs (`sent_more`, `sent_less`,
+    `stereo_antistereo`, `bias_type`). It replaces the built-in pairs."""
 
 
 class Evaluation(Model):
-    """What to find out about the tuned model, beside its base, before it is published."""
+    """Evaluation configures how the fine-tuned model is compared with the base model before it is published."""
 
     task: Task | None = None
-    """Decides what is measured on answers to the validation rows. `classification`: accuracy, macro-F1, confusion
-    matrix. `summarization`: ROUGE. `translation`: BLEU, chrF. `chat`, `generation`: chrF. Absent means no answers are
-    generated; loss and perplexity are measured anyway. Needs `dataset.validation` and method sft."""
+    """task selects the metrics of generated answers to the validation rows. `classification`: accuracy, macro-F1,
+    confusion matrix. `summarization`: ROUGE. `translation`: BLEU, chrF. `chat`, `generation`: chrF. It needs
+    `dataset.validation` and method sft. If unset, no answers are generated; loss and perplexity are always measured."""
     max_samples: int = Field(default=200, ge=1, le=10_000)
-    """Validation rows that are answered, evenly spread over all."""
+    """maxSamples is the maximum number of validation rows to generate answers for, evenly spaced over all rows.
+    Defaults to 200."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """Longest answer in tokens."""
+    """maxNewTokens is the maximum length of a generated answer, in tokens. Defaults to 128."""
     sample_prompts: list[SamplePrompt] = Field(default=[], max_length=16)
-    """Prompts that the report shows with the base model's answers and the tuned one's."""
+    """samplePrompts are prompts that the report shows with the answers of the base model and the fine-tuned model."""
     bias: BiasEvaluation | None = None
-    """Measure what the tuning changed between groups of people; `{}` takes the built-in terms and sentence pairs.
-    Absent measures nothing of it. The metric `biasFlags` is the number of comparisons that grew worse beyond chance."""
+    """bias measures whether fine-tuning changed how the model treats groups of people; `{}` uses the built-in terms and
+    sentence pairs. The metric `biasFlags` is the number of comparisons that became significantly worse. If unset, bias
+    is not measured."""
     gate: list[GateRule] = Field(default=[], max_length=16)
-    """Rules that the tuned model must pass to be published; otherwise the run fails with reason `EvaluationGate`."""
+    """gate lists requirements that the fine-tuned model must meet to be published. If one is not met, the run fails
+    with reason `EvaluationGate`."""

@@ -1,4 +1,4 @@
-"""What a run reports: `Progress` and `CheckpointRecord` while it runs, `Outcome` at its end."""
+"""Reports of a run: `Progress` and `CheckpointRecord` while it runs, `Outcome` when it ends."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from finetune_trainer.contract.base import Count, Model
 
 
 class ExitCode(IntEnum):
-    """What the Job's `podFailurePolicy` tells apart."""
+    """Exit codes that the Job's `podFailurePolicy` distinguishes."""
 
     OK = 0  # a result is published
-    INTERNAL = 1  # a bug or a passing fault: counted, retried
-    PERMANENT = 42  # another attempt would end the same way: the Job fails at once
-    TRANSIENT = 75  # the world may heal: counted, retried
-    PEER_LOST = 76  # another worker of the run ended, and its own end counts: not counted, started again
-    PREEMPTED = 143  # told to stop: not counted, started again
+    INTERNAL = 1  # a bug or a transient fault: counted, retried
+    PERMANENT = 42  # another attempt would fail in the same way: the Job fails immediately
+    TRANSIENT = 75  # a transient error outside of the trainer: counted, retried
+    PEER_LOST = 76  # another worker ended, and its own exit code counts: not counted, restarted
+    PREEMPTED = 143  # terminated by SIGTERM: not counted, restarted
 
 
 class Reason(StrEnum):
-    """Why a run ended. The same words stand in conditions, events and logs."""
+    """Reasons why a run ended. Conditions, events and logs use the same names."""
 
     COMPLETED = "Completed"  # the result is published
-    ALREADY_COMPLETE = "AlreadyComplete"  # the same run's result was there; nothing was trained
-    CONFIG_INVALID = "ConfigInvalid"  # the config breaks a rule
-    DATA_NOT_FOUND = "DataNotFound"  # bucket, key or prefix does not exist or holds nothing
+    ALREADY_COMPLETE = "AlreadyComplete"  # the result of the same run already exists; nothing was trained
+    CONFIG_INVALID = "ConfigInvalid"  # the config violates a rule
+    DATA_NOT_FOUND = "DataNotFound"  # bucket, key or prefix does not exist or is empty
     DATA_INVALID = "DataInvalid"  # a row cannot be read
-    DATASET_EMPTY = "DatasetEmpty"  # no row is left to train on
+    DATASET_EMPTY = "DatasetEmpty"  # no rows remain to train on
     OUTPUT_NOT_FOUND = "OutputNotFound"  # the output's bucket does not exist
-    MODEL_NOT_FOUND = "ModelNotFound"  # no model at that place
-    MODEL_INVALID = "ModelInvalid"  # files are there but are not a model that may be loaded
+    MODEL_NOT_FOUND = "ModelNotFound"  # there is no model at model.uri
+    MODEL_INVALID = "ModelInvalid"  # the files are not a model that can be loaded
     AUTH_FAILED = "AuthFailed"  # credentials are missing, wrong or expired
-    ACCESS_DENIED = "AccessDenied"  # credentials are good but may not do this
-    STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not answer
-    STORAGE_CORRUPT = "StorageCorrupt"  # bytes differ from what the store announced
-    OUTPUT_EXISTS = "OutputExists"  # another run's result or foreign files are at the output
-    OUTPUT_BUSY = "OutputBusy"  # another run is at work on the output
-    INPUTS_CHANGED = "InputsChanged"  # this run's result lies there, made from other inputs
-    EVALUATION_GATE = "EvaluationGate"  # the tuned model does not pass evaluation.gate; it is not published
+    ACCESS_DENIED = "AccessDenied"  # credentials are valid but lack permission
+    STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not respond
+    STORAGE_CORRUPT = "StorageCorrupt"  # content differs from the checksum or size in S3
+    OUTPUT_EXISTS = "OutputExists"  # output.uri contains another run's result or other files
+    OUTPUT_BUSY = "OutputBusy"  # another run is writing to output.uri
+    INPUTS_CHANGED = "InputsChanged"  # output.uri contains a result of this run from other inputs
+    EVALUATION_GATE = "EvaluationGate"  # the fine-tuned model does not pass evaluation.gate; it is not published
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
-    TRAINING_STALLED = "TrainingStalled"  # nothing moved for training.stallSeconds
-    PREEMPTED = "Preempted"  # told to stop
-    PEER_LOST = "PeerLost"  # another worker of the run ended or cannot be reached any more
-    PEERS_MISSING = "PeersMissing"  # not all workers of the run came together in time
+    TRAINING_STALLED = "TrainingStalled"  # no progress for training.stallSeconds
+    PREEMPTED = "Preempted"  # terminated by SIGTERM
+    PEER_LOST = "PeerLost"  # another worker of the run ended or became unreachable
+    PEERS_MISSING = "PeersMissing"  # not all workers of the run joined the rendezvous in time
     INTERNAL_ERROR = "InternalError"  # a bug
 
     @property
     def exit_code(self) -> ExitCode:
-        """The process' exit status for this reason."""
+        """Exit code of the process for this reason."""
         return _EXIT_CODES.get(self, ExitCode.PERMANENT)
 
 
@@ -71,9 +71,9 @@ _EXIT_CODES = {
 
 
 class Stage(StrEnum):
-    """What the trainer is doing."""
+    """Stages of a run."""
 
-    WAITING_FOR_OUTPUT = "WaitingForOutput"  # another run may still be at work on the output
+    WAITING_FOR_OUTPUT = "WaitingForOutput"  # another run may still be writing to the output
     DOWNLOADING = "Downloading"
     PREPARING = "Preparing"
     LOADING = "Loading"
@@ -85,111 +85,122 @@ class Stage(StrEnum):
 
 
 class Progress(Model):
-    """How far a run is, as the trainer last said."""
+    """Progress is the progress of a run as last reported by the trainer."""
 
     stage: Stage
-    """What the trainer is doing."""
+    """stage is the current stage of the run."""
     percentage: int = Field(default=0, ge=0, le=100)
-    """Optimizer steps done, of all; 100 only when the result is published."""
+    """percentage is the share of the optimizer steps that are done, in percent. It is 100 only when the result is
+    published."""
     step: Count | None = None
-    """Optimizer steps done; with `training.crossValidation` those of all folds and of the last training together."""
+    """step is the number of optimizer steps done. With `training.crossValidation` it counts the steps of all folds and
+    of the final training."""
     total_steps: Count | None = None
-    """Optimizer steps in all, counted as `step` is."""
+    """totalSteps is the total number of optimizer steps, counted like `step`."""
     epoch: float | None = Field(default=None, ge=0)
-    """Passes over the data done; with `training.crossValidation` by the training under way."""
+    """epoch is the number of passes over the data done. With `training.crossValidation` it counts those of the current
+    training."""
     loss: float | None = None
-    """Mean loss per learnt token of the last step that was logged."""
+    """loss is the mean training loss of the last logged step: per supervised token for `sft`, per row for `dpo` and
+    `kto`."""
     eval_loss: float | None = None
-    """Mean loss per learnt token of the validation data, when it was last looked at."""
+    """evalLoss is the mean loss on the validation data at the last evaluation: per supervised token for `sft`, per row
+    for `dpo` and `kto`."""
     tokens_per_second: float | None = Field(default=None, ge=0)
-    """Tokens trained per second, padding not counted."""
+    """tokensPerSecond is the number of tokens trained per second, without padding."""
     estimated_remaining_seconds: Count | None = None
-    """Seconds of training left at the pace of this attempt."""
+    """estimatedRemainingSeconds is the estimated time until the end of the training at the speed of this attempt, in
+    seconds."""
     last_checkpoint_step: Count | None = None
-    """Optimizer step of the newest checkpoint that is whole in the store, counted as `step` is."""
+    """lastCheckpointStep is the optimizer step of the latest complete checkpoint in S3, counted like `step`."""
     last_checkpoint_time: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """When that checkpoint was whole (RFC 3339)."""
+    """lastCheckpointTime is the time when the latest checkpoint was completed (RFC 3339)."""
     last_update_time: Annotated[str, StringConstraints(max_length=64)]
-    """When the trainer said so (RFC 3339)."""
+    """lastUpdateTime is the time of this report (RFC 3339)."""
 
 
 class DatasetReport(Model):
-    """What became of the rows: rows = kept + validation + the sum of rejected."""
+    """DatasetReport accounts for every row: rows = kept + validation + the sum of rejected."""
 
     rows: Count
-    """Rows read, of training and validation sources."""
+    """rows is the number of rows read from training and validation sources."""
     kept: Count
-    """Rows trained on."""
+    """kept is the number of rows to train on."""
     augmented: Count = 0
-    """Rows trained on beside those: the same with terms exchanged, by `dataset.preparation.counterfactuals`."""
+    """augmented is the number of additional rows to train on: copies with swapped terms from
+    `dataset.preparation.counterfactuals`."""
     validation: Count = 0
-    """Rows set aside for validation."""
+    """validation is the number of rows held out for validation."""
     rejected: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
-    """Rows left out, by reason."""
+    """rejected is the number of dropped rows by reason."""
     cleaned: Count = 0
-    """Kept rows whose text was normalised."""
+    """cleaned is the number of kept rows whose text was normalized."""
     truncated: Count = 0
-    """Kept rows that were cut to `model.maxLength`."""
+    """truncated is the number of kept rows that were cut to `model.maxLength`."""
     sensitive: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
-    """Kept rows that hold personal data or secrets, by kind."""
+    """sensitive is the number of kept rows that contain personal data or secrets, by kind."""
     redacted: Count = 0
-    """Places in kept rows that were replaced by a placeholder."""
+    """redacted is the number of places in kept rows that were replaced by a placeholder."""
     tokens: Count
-    """Tokens of the rows trained on."""
+    """tokens is the number of tokens in the rows to train on."""
     supervised_tokens: Count
-    """Tokens of the rows trained on that are learnt."""
+    """supervisedTokens is the number of tokens in the rows to train on that the loss is computed for."""
     digest: Annotated[str, StringConstraints(max_length=80)]
-    """`sha256:…` over every input object's URI and content digest."""
+    """digest is `sha256:…` over the URIs and content digests of all input objects."""
 
 
 class Result(Model):
-    """What was published."""
+    """Result describes the published result."""
 
     adapter_uri: Annotated[str, StringConstraints(max_length=1024)] = Field(alias="adapterURI")
-    """The prefix that holds the adapter."""
+    """adapterURI is the S3 prefix of the adapter."""
     report_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="reportURI")
-    """A page that shows the whole run: what went in, whether it got better, what to do next."""
+    """reportURI is the S3 URI of the HTML report: the inputs of the run, how the model changed, and recommended next
+    steps."""
     merged_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="mergedURI")
-    """The prefix that holds the merged model. Absent if it was not asked for or could not be published."""
+    """mergedURI is the S3 prefix of the merged model. It is unset if the merged model was not requested or could not be
+    published."""
     digest: Annotated[str, StringConstraints(max_length=80)]
-    """`sha256:…` of `manifest.json`, which lists every file's own digest."""
+    """digest is `sha256:…` of `manifest.json`, which lists the digests of all files."""
     model_revision: Annotated[str, StringConstraints(max_length=255)]
-    """The hub commit, or a digest of the base model's files."""
+    """modelRevision is the hub commit of the base model, or a digest of its files."""
     metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=32)
-    """Numbers of the whole run: `trainLoss`, `trainSeconds`, `tokens`, …"""
+    """metrics are the metrics of the complete run, such as `trainLoss`, `trainSeconds` and `tokens`."""
 
 
 class StoredCheckpoint(Model):
-    """A checkpoint that is complete in the store."""
+    """StoredCheckpoint is a complete checkpoint in S3."""
 
     time: Annotated[str, StringConstraints(max_length=64)]
-    """When it was complete (RFC 3339)."""
+    """time is the time when the checkpoint was completed (RFC 3339)."""
     step: Count
-    """Its optimizer step, counted as `Progress.step` is."""
+    """step is the optimizer step of the checkpoint, counted like `Progress.step`."""
 
 
 class CheckpointRecord(Model):
-    """The termination message of a run that has not ended: what is left of it if it is killed.
+    """CheckpointRecord is the termination message of a run that has not ended. It tells the operator which checkpoint
+    exists if the run is killed.
 
-    No field of `Outcome` is in it, so no reader takes one for the other.
+    It shares no field with `Outcome`, so that a reader cannot confuse them.
     """
 
     checkpoint: StoredCheckpoint
-    """The newest."""
+    """checkpoint is the latest complete checkpoint."""
 
 
 class Outcome(Model):
-    """How a run ended: the last word of the trainer, at most `OUTCOME_MAX_BYTES` as JSON."""
+    """Outcome is the termination message of a run that has ended: at most `OUTCOME_MAX_BYTES` as JSON."""
 
     reason: Reason
-    """One word."""
+    """reason is the reason why the run ended, in CamelCase."""
     message: Annotated[str, StringConstraints(max_length=2048)]
-    """What, where and what to do."""
+    """message says what happened, where, and what to do."""
     backend: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """The backend that trained."""
+    """backend is the backend that was used."""
     dataset: DatasetReport | None = None
-    """What became of the rows."""
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    rejected."""
     result: Result | None = None
-    """What was published."""
+    """result describes the published result."""
     progress: Progress | None = None
-    """How far it came."""
+    """progress is the last progress of the run."""

@@ -1,4 +1,4 @@
-"""The part of `TrainerConfig` that says how to train, in PEFT's and TRL's terms."""
+"""Training section of `TrainerConfig`. Names follow TRL and PEFT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_trainer.contract.base import Model, ModuleName, cel_rules
 
 
 class Lora(Model):
-    """Low-rank adaptation, in PEFT's terms."""
+    """Lora configures the low-rank adapter. Names follow PEFT."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -22,48 +22,54 @@ class Lora(Model):
     )
 
     rank: int = Field(default=16, ge=1, le=1024)
-    """Rank `r` of the update matrices."""
+    """rank is the rank `r` of the update matrices. Defaults to 16."""
     alpha: float = Field(default=32, gt=0, le=65536)
-    """Scaling: the update is multiplied by alpha / rank."""
+    """alpha is the scaling factor: updates are multiplied by alpha / rank. Defaults to 32."""
     dropout: float = Field(default=0, ge=0, lt=1)
-    """Dropout on the adapter's input, against overfitting."""
+    """dropout is the dropout probability on the input of the adapter. Higher values can reduce overfitting. Defaults to
+    0."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
-    """`rslora`: scales by alpha / sqrt(rank), steadier at high ranks. `dora`: trains magnitude and direction apart;
-    better at low ranks, slower."""
+    """variant is the type of the adapter. `rslora` scales updates by alpha / sqrt(rank), which is more stable at high
+    ranks. `dora` trains magnitude and direction separately, which is better at low ranks but slower. Defaults to
+    lora."""
     target_modules: list[ModuleName] = Field(default=["all-linear"], min_length=1, max_length=64)
-    """Names of the modules that get an adapter, or `all-linear` for every linear layer but the output head."""
+    """targetModules are the names of the modules that get an adapter, or `all-linear` for all linear layers except the
+    output head. Defaults to [all-linear]."""
 
 
 class Checkpoints(Model):
-    """Saved states of a run, below `output.uri`, from which another attempt goes on. Deleted after success."""
+    """Checkpoints configures the checkpoints that the next attempt resumes from. They are stored below `output.uri` and
+    deleted when the run succeeds."""
 
     every_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Optimizer steps between two checkpoints. Absent means every two minutes. One more is saved when the pod is told
-    to stop."""
+    """everySteps is the number of optimizer steps between checkpoints. If unset, a checkpoint is saved every two
+    minutes. One more is saved when the pod is terminated."""
     keep: int = Field(default=2, ge=1, le=10)
-    """Newest checkpoints kept in the store."""
+    """keep is the number of latest checkpoints to keep in S3. Defaults to 2."""
 
 
 class EarlyStopping(Model):
-    """Ends the training when the validation loss does not fall any more, and publishes the adapter of the lowest."""
+    """EarlyStopping stops the training when the validation loss no longer improves, and publishes the adapter with the
+    lowest loss."""
 
     patience: int = Field(default=3, ge=1, le=1000)
-    """Looks at the validation data without a lower loss after which training ends."""
+    """patience is the number of evaluations without improvement after which training stops. Defaults to 3."""
     min_delta: float = Field(default=0, ge=0, le=1000)
-    """How much lower than the lowest before it a loss must be to count."""
+    """minDelta is the minimum decrease of the validation loss that counts as an improvement. Defaults to 0."""
 
 
 class CrossValidation(Model):
-    """Trains once more for each fold, on all rows but its part, and measures the loss on that part."""
+    """CrossValidation configures k-fold cross-validation: for each fold, the model is trained on all other folds and
+    its loss is measured on this one."""
 
     folds: int = Field(ge=2, le=10)
-    """Parts that the rows to train on are divided into, by `training.seed`. Rows that resemble each other stay in one.
-    The result's metrics `crossValidationLoss` and `crossValidationDeviation` are mean and sample standard deviation of
-    the folds' losses; `evaluation.gate` may ask for the first."""
+    """folds is the number of folds that the training rows are split into, by `training.seed`. Similar rows are in the
+    same fold. The metrics `crossValidationLoss` and `crossValidationDeviation` of the result are the mean and the
+    sample standard deviation of the losses of the folds; `evaluation.gate` can use the first one."""
 
 
 class Training(Model):
-    """How to train."""
+    """Training configures the training method and its hyperparameters."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
@@ -71,68 +77,79 @@ class Training(Model):
             ("!self.packing || self.method == 'sft'", "packing applies to method sft only"),
             (
                 "!self.packing || self.backend != 'unsloth'",
-                "packing needs backend transformers, or auto, which takes it",
+                "packing needs backend transformers or auto; backend unsloth does not support it",
             ),
-            ("self.loss == 'completion' || self.method == 'sft'", "loss: all applies to method sft only"),
+            ("self.loss == 'completion' || self.method == 'sft'", "loss all applies to method sft only"),
             (
                 "self.method != 'kto' || self.batchSize > 1",
-                "method kto needs a batchSize of at least 2: it compares each answer with others of its batch",
+                "method kto needs a batchSize of at least 2, because it compares answers of a batch with each other",
             ),
         )
     )
 
     method: Literal["sft", "dpo", "kto"] = "sft"
-    """`sft`: supervised fine-tuning on answers. `dpo`: direct preference optimisation on pairs of a chosen and a
-    rejected answer. `kto`: Kahneman-Tversky optimisation on answers that are each marked good or bad."""
+    """method is the training method. `sft`: supervised fine-tuning on answers. `dpo`: direct preference optimization on
+    pairs of a chosen and a rejected answer. `kto`: Kahneman-Tversky optimization on answers that are each labeled as
+    desirable or undesirable. Defaults to sft."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """`unsloth`: Unsloth's kernels; not with packing, and int8 only on a GPU. `transformers`: plain transformers with
-    PEFT. `auto`: Unsloth for `sft` without packing or int8 where there is a GPU and it is installed, else transformers.
-    Both train the same tokens with TRL's trainers."""
+    """backend is the training library. `unsloth`: Unsloth's optimized kernels, without packing, and int8 only on a GPU.
+    `transformers`: transformers with PEFT. `auto`: Unsloth for `sft` without packing or int8 if it is installed and
+    there is a GPU, otherwise transformers. Both train the same tokens with the trainers of TRL. Defaults to auto."""
     epochs: float | None = Field(default=None, gt=0, le=1000)
-    """Passes over the data. Exactly one of `epochs` and `maxSteps`."""
+    """epochs is the number of passes over the training data. Exactly one of `epochs` and `maxSteps` must be set."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Optimizer steps. Exactly one of `epochs` and `maxSteps`."""
+    """maxSteps is the number of optimizer steps. Exactly one of `epochs` and `maxSteps` must be set."""
     batch_size: int = Field(default=2, ge=1, le=1024)
-    """Examples per device and forward pass."""
+    """batchSize is the number of rows per device and forward pass. Defaults to 2."""
     gradient_accumulation: int = Field(default=4, ge=1, le=1024)
-    """Forward passes per optimizer step; the loss is averaged over all their tokens."""
+    """gradientAccumulation is the number of forward passes per optimizer step. The loss is averaged over all their
+    tokens. Defaults to 4."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
-    """Peak learning rate."""
+    """learningRate is the peak learning rate. Defaults to 0.0002."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the learning rate after the warm-up."""
+    """scheduler is the shape of the learning rate after warmup. Defaults to linear."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Part of all steps in which the learning rate rises from zero."""
+    """warmupRatio is the fraction of all steps in which the learning rate increases from zero to its peak. Defaults to
+    0.03."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
-    """AdamW's weight decay, against overfitting."""
+    """weightDecay is the weight decay of AdamW. Higher values can reduce overfitting. Defaults to 0.01."""
     max_grad_norm: float = Field(default=1, gt=0, le=1000)
-    """Gradients are clipped to this norm."""
+    """maxGradNorm is the norm that gradients are clipped to. Defaults to 1."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Number format of the base model and its activations. `auto`: bf16 on a GPU that has it, fp16 on one that has
-    not, fp32 on a CPU."""
+    """precision is the number format of the base model and its activations. `auto` is bf16 on GPUs that support it,
+    fp16 on other GPUs, and fp32 on a CPU. Defaults to auto."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """gradientCheckpointing recomputes activations in the backward pass. This saves memory and takes about a third more
+    time. Defaults to true."""
     packing: bool = False
-    """Put several short examples into one sequence of up to `model.maxLength` tokens, kept apart by their positions:
-    less padding, the same loss per token. For `sft`."""
+    """packing combines several short rows into one sequence of up to `model.maxLength` tokens, without attention
+    between them. This reduces padding and leaves the loss per token unchanged. It needs method sft. Defaults to
+    false."""
     loss: Literal["completion", "all"] = "completion"
-    """Which tokens are learnt: only the assistant's (the completion's), or all. Of `text` rows always all."""
+    """loss sets which tokens are trained on. `completion` trains on the tokens of the assistant or of the completion
+    only, `all` trains on all tokens. Rows of format `text` are always trained on all tokens. Defaults to completion."""
     beta: float = Field(default=0.1, gt=0, le=10)
-    """`dpo` and `kto`: how strongly the tuned model is held to the base model; higher stays closer."""
+    """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the base model. Higher values keep it
+    closer. Defaults to 0.1."""
     eval_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Optimizer steps between two looks at the validation data. Absent means at the end of each epoch."""
+    """evalSteps is the number of optimizer steps between evaluations on the validation data. If unset, the model is
+    evaluated at the end of each epoch."""
     early_stopping: EarlyStopping | None = None
-    """Ends the training when the validation loss does not fall any more, and publishes the adapter of the lowest. Needs
-    `dataset.validation`. Absent trains to the end, and publishes the last."""
+    """earlyStopping stops the training when the validation loss no longer improves, and publishes the adapter with the
+    lowest loss. It needs `dataset.validation`. If unset, all steps are trained and the last adapter is published."""
     cross_validation: CrossValidation | None = None
-    """Trains once more for each fold, on all rows but its part, and measures the loss on that part: how well the
-    training does on rows that it has not seen, and how much that depends on which it sees. The published adapter is
-    that of a last training on all rows, the same as without. Costs `folds` + 1 trainings. Absent means none."""
+    """crossValidation trains one more model for each fold, on all rows except those of the fold, and measures its loss
+    on the fold. This shows how well the training generalizes to unseen rows and how much that depends on the choice of
+    rows. The published adapter is trained on all rows and does not change. The run takes `folds` + 1 trainings. If
+    unset, there is no cross-validation."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    """Seed of the adapter's start, the order of rows, dropout and the folds."""
+    """seed is the random seed of the adapter's initialization, the order of rows, dropout and the folds. Defaults to
+    42."""
     lora: Lora = Lora()
-    """The adapter."""
+    """lora configures the low-rank adapter."""
     checkpoints: Checkpoints = Checkpoints()
-    """Saved states from which another attempt goes on."""
+    """checkpoints configures the checkpoints that the next attempt resumes from."""
     stall_seconds: int = Field(default=1800, ge=10, le=86400)
-    """A training step, or a stage before and after training, that shows no progress for so long ends the attempt, with
-    the stacks in the log; another follows."""
+    """stallSeconds is the number of seconds without progress, in a training step or in a stage before or after
+    training, after which the attempt is aborted and retried. The thread stacks are written to the log. Defaults to
+    1800."""

@@ -1,4 +1,4 @@
-"""What a run will need: memory, time, bytes. Arithmetic alone, explained in docs/plan.md; nothing here is measured."""
+"""Estimates of the memory, time and bytes of a run. Nothing here is measured; docs/how-to/plan.md has the formulas."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Plain data about a run that several packages share: evaluation results and the adapter manifest."""
+"""Data classes about a run that several packages share: evaluation results and the adapter manifest."""

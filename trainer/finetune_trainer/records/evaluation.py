@@ -1,4 +1,4 @@
-"""What is known of a model in the end. Published as `evaluation.json`; the report and the card show it."""
+"""Evaluation results of a run, published as `evaluation.json`. The report and the model card show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from finetune_trainer.contract import Model, Task
 
 
 class Estimate(Model):
-    """A number measured on some rows, with its 95 % interval; without one where the rows are too few."""
+    """A number measured on a sample of rows, with its 95 % confidence interval. If there are too few rows, there is no
+    interval."""
 
     value: float
     low: float | None = None
@@ -19,86 +20,89 @@ class Estimate(Model):
 
 
 class Measure(Model):
-    """One metric, of the base model and of the tuned one, on the same rows."""
+    """One metric of the base model and of the fine-tuned model on the same rows."""
 
     name: str
-    """`evalLoss`, `perplexity`, `accuracy`, `macroF1`, `rouge1`, `rougeL`, `bleu`, `chrf`, …"""
+    """Name of the metric: `evalLoss`, `perplexity`, `accuracy`, `macroF1`, `rouge1`, `rougeL`, `bleu`, `chrf`, …"""
     higher_is_better: bool
     base: Estimate | None = None
     tuned: Estimate
     change: Estimate | None = None
-    """Tuned minus base, row by row."""
+    """Value of the fine-tuned model minus value of the base model, paired by row."""
 
 
 class Sample(Model):
-    """One prompt, answered by both."""
+    """One prompt with the answers of the base model and the fine-tuned model."""
 
     prompt: str
     reference: str | None = None
-    """The data's own answer."""
+    """Reference answer from the data."""
     base: str
     tuned: str
 
 
 class ConfusionMatrix(Model):
-    """How often a label (row) was answered by which (column); the last column is whatever is no label."""
+    """Confusion matrix: how often rows with a label (row) were answered with each label (column). The last column
+    counts answers that are not a label."""
 
     labels: list[str]
     counts: list[list[int]]
-    """Of the tuned model."""
+    """Counts of the fine-tuned model, in shape (labels, labels + 1)."""
     base_counts: list[list[int]]
 
 
 class LossPoint(Model):
-    """A loss after so many optimizer steps."""
+    """Loss after a number of optimizer steps."""
 
     step: int
     loss: float
 
 
 class OverfittingResult(Model):
-    """Whether the model learnt its rows by heart rather than what they have in common."""
+    """Whether the model memorised the training data instead of generalising from it."""
 
     verdict: Literal["none", "overfitting", "unknown"]
     message: str
-    """The verdict in a sentence, with its numbers and what to do."""
+    """The verdict as a sentence, with its numbers and what to do."""
     gap: float | None = None
-    """Validation loss minus training loss, per token, of the model as published."""
+    """Validation loss minus training loss of the published model, per token, in nats."""
     best_step: int | None = None
-    """The step of the lowest validation loss."""
+    """Optimizer step with the lowest validation loss."""
     opened_at: int | None = None
-    """The step from which the validation loss rose while the training loss went on falling."""
+    """Optimizer step from which the validation loss increased while the training loss continued to decrease."""
     forgetting: Measure | None = None
-    """Perplexity of general text, which the data is not."""
+    """Perplexity of general text that is unrelated to the training data, to detect catastrophic forgetting."""
 
 
 class BiasFinding(Model):
-    """One comparison, and whether the tuning made it worse."""
+    """One comparison between groups of people, and whether fine-tuning made the difference larger."""
 
     kind: Literal["swap", "pair"]
-    """`swap`: the data's own rows with terms of a group exchanged. `pair`: a sentence beside its counterpart."""
+    """`swap`: rows of the data with the terms of a group swapped. `pair`: a sentence and its counterpart."""
     category: str
-    """`gender`, `age`, …"""
+    """Category of the groups: `gender`, `age`, …"""
     base: Estimate
     tuned: Estimate
     change: Estimate
     flagged: bool
-    """The interval of the change, corrected for the number of comparisons, is on the wrong side of zero."""
+    """Whether the confidence interval of the change lies entirely on the worse side of zero, after the correction for
+    multiple comparisons."""
     message: str
 
 
 class BiasResult(Model):
-    """What the tuning changed between groups of people. Only the change is blamed on it."""
+    """How fine-tuning changed the model's treatment of groups of people. Only the change from the base model is
+    attributed to fine-tuning."""
 
     findings: list[BiasFinding] = Field(default=[])
     representation: dict[str, dict[str, int]] = Field(default={})
-    """Training rows that name a group, by category: `{"gender": {"female": 10, "male": 30}}`."""
+    """Number of training rows that mention a group, by category and group: `{"gender": {"female": 10, "male": 30}}`."""
     notes: list[str] = Field(default=[])
-    """What was too little to say anything about."""
+    """Comparisons that have too little data for a conclusion."""
 
 
 class CrossValidationResult(Model):
-    """The same training on all parts of the data but one, each part once."""
+    """Result of cross-validation: the loss of each fold for a model trained on all other folds."""
 
     metric: str
     folds: list[float]
@@ -107,16 +111,16 @@ class CrossValidationResult(Model):
 
 
 class RejectedRow(Model):
-    """A row that was left out."""
+    """A row that was dropped from the dataset."""
 
     reason: str
     where: str
-    """Object and line."""
+    """Object and line of the row."""
     text: str
 
 
 class LengthBin(Model):
-    """Rows of `start` to before `end` tokens."""
+    """Number of rows whose length in tokens is at least `start` and less than `end`."""
 
     start: int
     end: int
@@ -124,27 +128,27 @@ class LengthBin(Model):
 
 
 class GateCheck(Model):
-    """One line of `evaluation.gate`."""
+    """Result of one rule of `evaluation.gate`."""
 
     metric: str
     rule: str
-    """As a person would say it: `evalLoss at most 1.2`."""
+    """The rule in words: `evalLoss at most 1.2`."""
     value: float | None
-    """Absent where it could not be measured."""
+    """Value of the metric, or None if it could not be measured."""
     passed: bool
 
 
 class EnergyUse(Model):
-    """What the GPUs took for the training."""
+    """Energy that the GPUs used during training."""
 
     watt_hours: float | None = None
-    """Absent where it was not measured."""
+    """Energy in watt-hours, or None if it was not measured."""
     message: str = "not measured"
-    """What measured it and what is in it, or why there is no number."""
+    """How the energy was measured and what it includes, or why it was not measured."""
 
 
 class EvaluationReport(Model):
-    """All of it. What could not be computed is named in `missing`, with why."""
+    """All evaluation results of a run. `missing` lists what could not be computed, and why."""
 
     task: Task | None = None
     measures: list[Measure] = Field(default=[])
@@ -162,8 +166,8 @@ class EvaluationReport(Model):
     missing: list[str] = Field(default=[])
 
     def explain_too_few_rows(self) -> str | None:
-        """That there were too few validation rows for intervals, if so."""
-        # The losses of dpo and kto have no change row by row, and no interval however many rows there are.
+        """Return a message if there are too few validation rows for confidence intervals, otherwise None."""
+        # The losses of dpo and kto are not paired by row, so they never have an interval.
         changes = [measure.change for measure in self.measures if measure.change]
         row_counts = [change.samples for change in changes if change.low is None]
         if not row_counts:
@@ -173,7 +177,7 @@ class EvaluationReport(Model):
         )
 
     def flatten_metrics(self) -> dict[str, float]:
-        """The measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
+        """Return the measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
         metrics: dict[str, float] = {}
         for measure in self.measures:
             metrics[measure.name] = measure.tuned.value

@@ -1,4 +1,5 @@
-"""`manifest.json`: what was made, from what, by what. Its presence is what makes an adapter a result."""
+"""`manifest.json`: the files of a result, its inputs and the software that produced it. An adapter with a manifest is
+complete."""
 
 from __future__ import annotations
 
@@ -17,19 +18,19 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 MERGED_PREFIX = "merged/"
-"""The folder of the merged model, below the adapter's."""
+"""Folder of the merged model, relative to the adapter's."""
 REPORT_NAME = "report.html"
 _RECORDED_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 
 class _LenientModel(Model):
-    """Read leniently: a newer trainer may have written more."""
+    """Base class that ignores unknown fields, because a newer trainer may have written the record."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class FileRecord(_LenientModel):
-    """A published file."""
+    """A published file: its path, its size in bytes and its SHA-256 digest."""
 
     path: str
     size: int
@@ -37,37 +38,37 @@ class FileRecord(_LenientModel):
 
     @classmethod
     def from_path(cls, path: Path, name: str) -> Self:
-        """A file here, under the name that it gets there."""
+        """Return the record of a local file that is published as `name`."""
         with path.open("rb") as file:
             return cls(path=name, size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 class InputRecord(_LenientModel):
-    """An object that went in."""
+    """An input object in S3."""
 
     uri: str
     etag: str
     size: int
     sha256: str = ""
-    """Known once it has been read."""
+    """SHA-256 digest of the content. It is empty until the object has been read."""
 
     @classmethod
     def from_listing(cls, s3_object: S3Object) -> Self:
-        """As a listing shows it."""
+        """Return the record of an object as found in a listing."""
         return cls(uri=s3_object.uri, etag=s3_object.etag, size=s3_object.size)
 
     @classmethod
     def from_file(cls, file: InputFile) -> Self:
-        """As it was read."""
+        """Return the record of an object that has been read."""
         return cls(uri=file.uri, etag=file.etag, size=file.size, sha256=file.sha256)
 
     def without_sha256(self) -> Self:
-        """Without what a listing cannot show."""
+        """Return the record without the fields that a listing does not contain."""
         return self.model_copy(update={"sha256": ""})
 
 
 class ModelRecord(_LenientModel):
-    """The base model."""
+    """The base model: its URI, its revision and its files."""
 
     uri: str
     revision: str
@@ -75,16 +76,16 @@ class ModelRecord(_LenientModel):
 
 
 class AdapterManifest(_LenientModel):
-    """The whole record."""
+    """Content of the adapter's `manifest.json`."""
 
     api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
     kind: Literal["AdapterManifest"] = "AdapterManifest"
     created_at: str
     config_digest: str
     config: dict[str, Any]
-    """As run."""
+    """The `TrainerConfig` that the run used."""
     recipe: int = FIRST_RECIPE
-    """How the config was trained; see `finetune_trainer.recipe`."""
+    """Version of the training procedure; see `finetune_trainer.recipe`."""
     model: ModelRecord
     inputs: list[InputRecord]
     backend: str
@@ -94,16 +95,16 @@ class AdapterManifest(_LenientModel):
     files: list[FileRecord]
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Return the manifest as it is stored: JSON in UTF-8."""
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
     @property
     def has_merged_model(self) -> bool:
-        """Whether the merged model was published with the adapter, as trainers before 0.1.0 did."""
+        """Whether the manifest includes the merged model, as trainers before 0.1.0 published it."""
         return any(file.path.startswith(MERGED_PREFIX) for file in self.files)
 
     def to_result(self, adapter_uri: str, content: bytes) -> Result:
-        """What the operator hears of it; `content` is the manifest as stored."""
+        """Return the result that is reported to the operator. `content` is the manifest as stored."""
         has_report = REPORT_NAME in {file.path for file in self.files}
         return Result(
             adapter_uri=adapter_uri,
@@ -116,17 +117,19 @@ class AdapterManifest(_LenientModel):
 
 
 class MergedLosses(_LenientModel):
-    """Mean loss per token, in nats, of one kind of text."""
+    """Mean loss per token of one kind of text, in nats, for the base model, the base model with the adapter, and the
+    merged model."""
 
     base: float
     adapter: float
-    """Of the base model with the adapter."""
+    """Loss of the base model with the adapter."""
     merged: float
-    """Of the merged model as its files hold it."""
+    """Loss of the merged model as loaded from its files."""
 
 
 class MergedManifest(_LenientModel):
-    """`merged/manifest.json`. Its presence makes the merged model whole; paths are relative to its folder."""
+    """Content of `merged/manifest.json`. A merged model with a manifest is complete. Paths are relative to its
+    folder."""
 
     api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
     kind: Literal["MergedModelManifest"] = "MergedModelManifest"
@@ -134,23 +137,23 @@ class MergedManifest(_LenientModel):
     adapter_digest: str
     """`sha256:…` of the adapter's `manifest.json`."""
     precision: str
-    """The number format of the weights."""
+    """Number format of the weights."""
     losses: dict[str, MergedLosses]
-    """By kind of text."""
+    """Losses by kind of text."""
     files: list[FileRecord]
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Return the manifest as it is stored: JSON in UTF-8."""
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
 
 def compute_digest(content: bytes) -> str:
-    """`sha256:…` of a manifest as it is stored."""
+    """Return `sha256:…` of a manifest as it is stored."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def get_installed_versions() -> dict[str, str]:
-    """Of the packages that shape the result."""
+    """Return the versions of the installed packages that affect the result."""
     versions = {}
     for name in _RECORDED_PACKAGES:
         try:

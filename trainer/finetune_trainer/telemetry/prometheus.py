@@ -1,4 +1,4 @@
-"""The progress of a run as Prometheus metrics, the same numbers as `GET /progress`."""
+"""Progress of a run as Prometheus metrics, with the same numbers as `GET /progress`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC_PREFIX = "finetune_trainer_"
 
 
 def render_metrics(progress: Progress) -> bytes:
-    """The text that Prometheus scrapes. What is not known yet is absent, not zero."""
+    """Return the metrics in the Prometheus text format. Unknown values are omitted."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
@@ -25,7 +25,7 @@ def render_metrics(progress: Progress) -> bytes:
 
 
 class _ProgressCollector:
-    """For one scrape."""
+    """Collector for a single scrape."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -36,7 +36,9 @@ class _ProgressCollector:
         for name, (help_text, value) in _list_gauges(self._progress).items():
             if value is not None:
                 yield GaugeMetricFamily(METRIC_PREFIX + name, help_text, value)
-        stage_gauge = GaugeMetricFamily(METRIC_PREFIX + "stage", "1 for what the trainer is doing.", labels=["stage"])
+        stage_gauge = GaugeMetricFamily(
+            METRIC_PREFIX + "stage", "1 for the current stage, otherwise 0.", labels=["stage"]
+        )
         for stage in Stage:
             stage_gauge.add_metric([stage.value], float(stage is self._progress.stage))
         yield stage_gauge
@@ -45,17 +47,23 @@ class _ProgressCollector:
 def _list_gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
     remaining_seconds = progress.estimated_remaining_seconds
     return {
-        "progress_ratio": ("Share of the optimizer steps that is done.", progress.percentage / 100),
+        "progress_ratio": ("Fraction of the optimizer steps that are done, 0 to 1.", progress.percentage / 100),
         "step": ("Optimizer steps done.", progress.step),
-        "steps": ("Optimizer steps in all.", progress.total_steps),
-        "epoch": ("Passes over the data done.", progress.epoch),
-        "loss": ("Mean loss per learnt token of the last logged step.", progress.loss),
-        "eval_loss": ("Mean loss per learnt token of the validation data.", progress.eval_loss),
-        "tokens_per_second": ("Tokens trained per second, padding not counted.", progress.tokens_per_second),
-        "estimated_remaining_seconds": ("Seconds of training left at the pace of this attempt.", remaining_seconds),
-        "last_checkpoint_step": ("Step of the newest checkpoint in the store.", progress.last_checkpoint_step),
-        "last_checkpoint_timestamp_seconds": ("When it was whole.", _to_unix_seconds(progress.last_checkpoint_time)),
-        "last_update_timestamp_seconds": ("When the run last moved.", _to_unix_seconds(progress.last_update_time)),
+        "steps": ("Total optimizer steps.", progress.total_steps),
+        "epoch": ("Passes over the training data that are done.", progress.epoch),
+        "loss": ("Mean training loss per supervised token of the last logged step.", progress.loss),
+        "eval_loss": ("Mean loss per supervised token on the validation data.", progress.eval_loss),
+        "tokens_per_second": ("Tokens trained per second, without padding.", progress.tokens_per_second),
+        "estimated_remaining_seconds": ("Estimated seconds until the end of the training.", remaining_seconds),
+        "last_checkpoint_step": ("Optimizer step of the latest checkpoint.", progress.last_checkpoint_step),
+        "last_checkpoint_timestamp_seconds": (
+            "Time of latest checkpoint.",
+            _to_unix_seconds(progress.last_checkpoint_time),
+        ),
+        "last_update_timestamp_seconds": (
+            "Time of the last progress report.",
+            _to_unix_seconds(progress.last_update_time),
+        ),
     }
 
 

@@ -1,0 +1,165 @@
+"""Whom the operator asks how far they are, and that some who never answer cost only themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from tests.support.operator.builders import NOW, build_finetunejob, build_job, build_pod, build_terminated_state
+
+from finetune_operator.controller import progress_poller
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.manager import Manager
+from finetune_operator.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.support.operator.fault_proxy import FakeTrainer
+
+Body = dict[str, Any]
+GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
+RUNNING = {"running": {"startedAt": NOW}}
+HONEST_RUNS = 16
+HONEST, SILENT = "127.0.0.1", "127.0.0.2"
+
+
+def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bot") -> Body:
+    kind = "pod" if "containerStatuses" in body["status"] else "job"
+    identity = {"namespace": namespace, "name": name, "uid": f"{kind}-{namespace}-{name}"}
+    owner = [{"uid": uid, "controller": True}]
+    labels = {"finetune.dev/job": label}
+    return {**body, "metadata": {**body["metadata"], **identity, "ownerReferences": owner, "labels": labels}}
+
+
+def _store_run(store: InformerCache, namespace: str, name: str, address: str, **condition: Any) -> None:
+    """A FineTuneJob, its Job, and the Job's pod."""
+    body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
+    status = {"conditions": [condition]} if condition else {}
+    store.finetunejobs.update((namespace, name), {**body, "status": status})
+    job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
+    store.jobs.update((namespace, name), job)
+    running_pod = build_pod(name, RUNNING, "Running", podIP=address)
+    pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
+    store.pods.update((namespace, name), pod)
+
+
+def _store_pod(
+    store: InformerCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
+) -> None:
+    """One more with the label of the run `bot`."""
+    pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
+    store.pods.update(("team", "bot"), _set_owner(owner, pod, "team", name))
+
+
+@pytest.fixture
+def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """Trainers at one address answer, those at another take connections and say nothing."""
+    trainer.answer = GOOD
+    monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
+    with socket.create_server((SILENT, trainer.port), backlog=4096):
+        yield Manager(Settings())
+
+
+def _store_newest_pod_of_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z")
+
+
+def _store_pod_without_finetunejob(store: InformerCache) -> None:
+    _store_pod(store, "job-team-bot")
+
+
+def _store_pod_of_foreign_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
+    store.jobs.update(("team", "bot"), job)
+    _store_pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
+
+
+def _store_pod_without_job(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", SILENT)
+    _store_pod(store, "nobody", created="2026-11-23T09:00:00Z")
+
+
+def _store_finished_run(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
+
+
+def _store_run_with_newer_ended_pod(store: InformerCache) -> None:
+    _store_run(store, "team", "bot", HONEST)
+    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
+
+
+# what is there beside, or instead of, a silent run; and whether an answer is heard
+POLL_CASES: dict[str, tuple[Callable[[InformerCache], None], bool]] = {
+    "its Job's newest pod": (_store_newest_pod_of_job, True),
+    "a pod without a FineTuneJob": (_store_pod_without_finetunejob, False),
+    "a pod of a Job that another made": (_store_pod_of_foreign_job, False),
+    "a pod of no Job": (_store_pod_without_job, False),
+    "a pod of a run that has ended": (_store_finished_run, False),
+    "a pod before the last": (_store_run_with_newer_ended_pod, False),
+}
+
+
+@pytest.mark.parametrize(("put", "heard"), POLL_CASES.values(), ids=POLL_CASES)
+async def test_poll_only_newest_pod_of_own_job_is_polled(
+    operator: Manager, monkeypatch: pytest.MonkeyPatch, put: Callable[[InformerCache], None], heard: bool
+) -> None:
+    monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.5)
+    put(operator.cache)
+    await operator.workers.poll_progress()
+    assert bool(operator.cache.reported_progress) == heard
+
+
+# namespaces of which no pod answers, and how many each has
+FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connections for": (10, 64)}
+
+
+@pytest.mark.parametrize(("namespaces", "each"), FLOODS.values(), ids=FLOODS)
+async def test_poll_silent_namespaces_leave_time_for_others(
+    operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
+) -> None:
+    async def take_half_of_the_time(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.5)
+        return web.json_response(GOOD)
+
+    trainer.handler = take_half_of_the_time
+    limits = {"REQUEST_TIMEOUT": 1.0, "POLL_TIMEOUT": 5.0, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
+    for name, value in limits.items():
+        monkeypatch.setattr(progress_poller, name, value)
+    for number in range(namespaces * each):
+        _store_run(operator.cache, f"evil-{number % namespaces}", f"bot-{number}", SILENT)
+    for number in range(HONEST_RUNS):
+        _store_run(operator.cache, "team", f"bot-{number}", HONEST)
+    started = time.monotonic()
+    await operator.workers.poll_progress()
+    assert time.monotonic() - started < progress_poller.POLL_TIMEOUT + 2
+    assert set(operator.cache.reported_progress) == {("team", f"bot-{number}") for number in range(HONEST_RUNS)}
+
+
+async def test_poll_answering_trainer_is_read_before_round_ends(operator: Manager) -> None:
+    for number in range(300):
+        _store_run(operator.cache, "evil", f"bot-{number}", SILENT)
+    _store_run(operator.cache, "team", "bot", HONEST)
+    started, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll_progress())
+    while not operator.cache.reported_progress:
+        assert time.monotonic() - started < progress_poller.REQUEST_TIMEOUT, "it had to wait for the others"
+        await asyncio.sleep(0.02)
+    round_.cancel()
+
+
+async def test_poll_silent_namespace_rotates_polled_pods(operator: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.2)
+    monkeypatch.setattr(progress_poller, "POLL_TIMEOUT", 0.3)
+    for number in range(200):
+        _store_run(operator.cache, "team", f"bot-{number:03}", SILENT)
+    _store_run(operator.cache, "team", "last", HONEST)
+    for _ in range(40):
+        await operator.workers.poll_progress()
+        if operator.cache.reported_progress:
+            break
+    assert list(operator.cache.reported_progress) == [("team", "last")]

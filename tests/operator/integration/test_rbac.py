@@ -1,0 +1,86 @@
+"""What the operator may do is what it does: no request without a right, no right without a request."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, build_lease_rules
+
+from finetune_operator.kube.client import WORKLOADS
+
+if TYPE_CHECKING:
+    from tests.support.operator.namespace_harness import NamespaceHarness
+
+pytestmark = pytest.mark.cluster
+
+# Asked for by admission where a Job names its owner, so no request of the operator's own shows it.
+CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
+# The chart adds this right with `kueue.enabled`.
+KUEUE = {("list", WORKLOADS[0].api_path.split("/")[2], "workloads")}
+
+
+def _seconds_ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _flatten_rules(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {
+        (verb, group, resource)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarness) -> None:
+    """Lives that take every turn. What they ask for without a right the real API server refuses."""
+    async with world.run_operator():
+        await _play_slow_start_and_suspension(world)
+        await _play_multi_node_run(world)
+        await _play_queued_run(world)
+    assert (
+        world.proxy.permissions - KUEUE
+        == _flatten_rules([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)]) - CHECKED_BY_ADMISSION
+    )
+
+
+async def _play_slow_start_and_suspension(world: NamespaceHarness) -> None:
+    """A pod that does not start is asked about; the Job is deleted."""
+    world.proxy.fail_next("POST", "/jobs", 409, after_effect=True)  # so that it is read
+    await world.create_finetunejob("slow")
+    await world.create_pod("slow")
+    await world.report_container_state({"waiting": {"reason": "ContainerCreating"}}, "Pending", "slow-1")
+    await world.wait_until(lambda: _was_permission_used(world, "list", "events"))
+    await world.patch_spec({"suspend": True}, "slow")
+    await world.wait_for_reason("Suspending", "slow")
+    await world.finish_job_deletion("slow")
+    await world.wait_for_reason("Suspended", "slow")
+
+
+async def _play_multi_node_run(world: NamespaceHarness) -> None:
+    """Pods that meet, a deadline that is kept, an end that is seen before the pod's, and a time to live."""
+    world.proxy.fail_next("POST", "/services", 409, after_effect=True)
+    await world.create_finetunejob("nodes", {"compute": {"nodes": 2}, "activeDeadlineSeconds": 600})
+    await world.create_pod("nodes")
+    await world.report_job_start(_seconds_ago(20), "nodes")
+    await world.report_container_state({"running": {"startedAt": _seconds_ago(10)}}, name="nodes-1")
+    await world.wait_for_reason("PodRunning", "nodes")
+    await world.wait_until(lambda: _was_permission_used(world, "patch", "jobs"))
+    await world.report_job_end("Failed", "BackoffLimitExceeded", "nodes", _seconds_ago(0))
+    await world.wait_for_reason("BackoffLimitExceeded", "nodes")
+    await world.patch_spec({"ttlSecondsAfterFinished": 0}, "nodes")
+    await world.wait_until(lambda: _was_permission_used(world, "delete", "finetunejobs"))
+
+
+async def _play_queued_run(world: NamespaceHarness) -> None:
+    await world.create_finetunejob("queued", labels={"kueue.x-k8s.io/queue-name": "gpus"})
+    await world.wait_until(lambda: world.get("jobs", "queued"))
+    await world.call("PATCH", world.path("jobs", "queued"), {"spec": {"suspend": True}})
+    await world.wait_for_reason("Queued", "queued")
+
+
+async def _was_permission_used(world: NamespaceHarness, verb: str, resource: str) -> bool:
+    return any((verb, resource) == (permission[0], permission[2]) for permission in world.proxy.permissions)

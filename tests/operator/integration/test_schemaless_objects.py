@@ -1,0 +1,191 @@
+"""FineTuneJobs that no schema has looked at: whatever stands in them, the operator lives, and serves the others."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import aiohttp
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from tests.support.operator import api_server as api
+from tests.support.operator import spec_samples
+from tests.support.operator.builders import Body, build_finetunejob, build_manifest
+
+from finetune_operator.api import GROUP, PLURAL
+from finetune_operator.controller import state_collector
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import InformerCache, get_object_key
+
+if TYPE_CHECKING:
+    from tests.support.operator.namespace_harness import NamespaceHarness
+
+OBJECTS_PER_ROUND, ROUNDS = 40, 5
+_CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.{GROUP}"
+_OPEN_SCHEMA = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+WORDS = st.one_of(
+    st.sampled_from(["", "\0", "s3://b/k", "hf://a/b", "../..", "$(HOME)", "-1", "1e999", "2026-13-45T99:99:99Z"]),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+)
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, WORDS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def _iter_paths(value: object, path: spec_samples.FieldPath = ()) -> Iterator[spec_samples.FieldPath]:
+    """Of everything in a body, whatever it is."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from _iter_paths(item, (*path, key))
+
+
+STATUS: Body = {
+    "phase": "Running", "attempts": 1, "jobName": "bot", "observedGeneration": 1,
+    "progress": {"step": 1, "percentage": 4, "loss": 0.5}, "lastCheckpointTime": "2026-11-23T08:00:00Z",
+    "conditions": [{"type": "Complete", "status": "True", "reason": "x", "message": "", "lastTransitionTime": "x"}],
+}  # fmt: skip
+
+
+@st.composite
+def _draw_changed(draw: st.DrawFn, value: spec_samples.Json) -> spec_samples.Json:
+    """A good one, of which up to three values are of any kind."""
+    for path in draw(st.lists(st.sampled_from(list(_iter_paths(value))), min_size=1, max_size=3, unique=True)):
+        try:
+            value = spec_samples.replace_at(value, path, draw(JSON))
+        except (KeyError, TypeError, AttributeError, IndexError):
+            continue  # the one before has taken its place away
+    return value
+
+
+SPECS = st.one_of(_draw_changed(spec_samples.build_full_spec()), _draw_changed(build_manifest()["spec"]), JSON)
+STATUSES = st.one_of(_draw_changed(STATUS), JSON)
+BODIES = st.tuples(SPECS, st.none() | STATUSES)
+
+
+def _load_from_list(store: InformerCache, body: Body) -> None:
+    raw = msgspec.Raw(msgspec.json.encode(body))
+    head = transform.decode_head(raw)
+    store.finetunejobs.add_if_newer(get_object_key(head), head, lambda: transform.decode_finetunejob(raw, head))
+
+
+def _load_from_watch(store: InformerCache, body: Body) -> None:
+    store.finetunejobs.update(get_object_key(body), body)
+
+
+@pytest.mark.parametrize("take", [_load_from_list, _load_from_watch])
+@given(SPECS, STATUSES)
+@example(None, {**STATUS, "progress": None})
+@example(None, {**STATUS, "progress": {"percentage": "x"}})
+@example(None, {**STATUS, "lastCheckpointTime": 4})
+def test_cache_arbitrary_object_is_stored_and_counted(
+    take: Callable[[InformerCache, Body], None], spec: object, status: object
+) -> None:
+    """And it can still be counted, worked on and told of."""
+    store = InformerCache()
+    take(store, {**build_finetunejob(), "spec": spec, "status": status})
+    assert len(store.finetunejobs) == 1
+    list(state_collector.collect_job_gauges(store, 10))
+    store.list_active_keys()
+
+
+@pytest.fixture(scope="module")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One of whose CRD the schema was taken out."""
+    with api.run_api_server(tmp_path_factory.mktemp("lawless")) as url:
+        asyncio.run(_remove_crd_schema(url))
+        yield url
+
+
+async def _remove_crd_schema(url: str) -> None:
+    change = [{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": _OPEN_SCHEMA}]
+    async with api.open_session() as session:
+        headers = {"Content-Type": "application/json-patch+json"}
+        async with session.patch(url + _CRD, json=change, headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+        while not await _accepts_any_spec(session, url):
+            await asyncio.sleep(0.1)
+
+
+async def _accepts_any_spec(session: aiohttp.ClientSession, url: str) -> bool:
+    path = f"{url}/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}?dryRun=All"
+    async with session.post(path, json=build_manifest(namespace="default") | {"spec": 1}) as answer:
+        return answer.status == 201
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@settings(
+    max_examples=ROUNDS, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
+)
+@given(st.data())
+async def test_operator_schemaless_object_is_handled_and_next_is_served(
+    world: NamespaceHarness, data: st.DataObject
+) -> None:
+    names = {f"poison-{secrets.token_hex(4)}": data.draw(BODIES) for _ in range(OBJECTS_PER_ROUND)}
+    for name, (spec, status) in names.items():
+        await world.call("POST", world.path("finetunejobs"), build_manifest(name, world.namespace) | {"spec": spec})
+        if status is not None:
+            await world.call("PATCH", world.path("finetunejobs", name, "status"), {"status": status})
+    new = [name for name, (_, status) in names.items() if status is None]
+    for _ in ("first", "again"):
+        async with world.run_operator() as operator:
+            await world.wait_until(lambda: _are_settled(world, new))
+            good = f"good-{secrets.token_hex(4)}"
+            await world.create_finetunejob(good)
+            await world.wait_for_reason("JobCreated", good)
+            assert operator.check_liveness()["role"] == "leader"
+            list(operator.collect())
+    await _delete_all(world)
+
+
+AMBIGUOUS_SPECS: dict[str, Body] = {
+    "a word for true": {"suspend": "true"},
+    "a number as text": {"backoffLimit": "2"},
+    "a number as text, below": {"training": {"stallSeconds": "60"}},
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("spec", AMBIGUOUS_SPECS.values(), ids=AMBIGUOUS_SPECS)
+async def test_operator_ambiguous_value_is_invalid_spec(world: NamespaceHarness, spec: Body) -> None:
+    async with world.run_operator():
+        await world.create_finetunejob(spec=spec)
+        await world.wait_for_reason("InvalidSpec")
+    assert await world.list_objects("jobs") == []
+
+
+async def _are_settled(world: NamespaceHarness, names: list[str]) -> bool:
+    """Whether each has a Job, was told why not, or is gone, for it asked to be deleted after its end."""
+    jobs = {job["metadata"]["name"] for job in await world.list_objects("jobs")}
+    statuses = {
+        finetunejob["metadata"]["name"]: finetunejob.get("status") or {}
+        for finetunejob in await world.list_objects("finetunejobs")
+    }
+    return all(name in jobs or name not in statuses or statuses[name].get("conditions") for name in names)
+
+
+async def _delete_all(world: NamespaceHarness) -> None:
+    for plural in ("finetunejobs", "jobs", "services"):
+        for body in await world.list_objects(plural):
+            await world.delete(plural, body["metadata"]["name"])
+
+
+@pytest.mark.cluster
+async def test_operator_unknown_stage_in_stored_status_is_ignored(world: NamespaceHarness) -> None:
+    """As after a downgrade of the operator: progress is only shown, the rest of the status counts."""
+    await world.create_finetunejob()
+    progress = {"stage": "Teleporting", "lastUpdateTime": "2026-11-23T08:00:00Z"}
+    stored_status = {"status": {"attempts": 2, "progress": progress}}
+    await world.call("PATCH", world.path("finetunejobs", "bot", "status"), stored_status)
+    async with world.run_operator():
+        status = await world.wait_for_reason("JobCreated")
+    assert status["attempts"] == 2

@@ -1,0 +1,67 @@
+"""Why nothing starts is told in the words of whoever knows: by Events, which nobody watches."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.operator.namespace_harness import NamespaceHarness
+
+pytestmark = pytest.mark.cluster
+
+
+def _seconds_ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def _create_warning_event(
+    world: NamespaceHarness, involved_object: dict[str, Any], reason: str, message: str, seconds: float = 0
+) -> None:
+    """What the kubelet or the Job controller reports."""
+    meta = involved_object["metadata"]
+    reference = {key: meta[key] for key in ("name", "namespace", "uid")}
+    event = {"metadata": {"generateName": "e"}, "involvedObject": reference, "type": "Warning"}
+    details = {"reason": reason, "message": message, "lastTimestamp": _seconds_ago(seconds)}
+    await world.call("POST", world.path("events"), event | details)
+
+
+async def test_reconciler_pod_warning_event_sets_reason_and_message(
+    world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.status.deadlines.STARTUP_GRACE_SECONDS", 1.0)
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await _create_warning_event(world, await world.create_pod(), "FailedMount", 'secret "keys" not found')
+        await world.report_container_state({"waiting": {"reason": "ContainerCreating"}}, "Pending")
+        status = await world.wait_for_reason("ContainerConfigError")
+    assert 'secret "keys" not found' in status["conditions"][0]["message"]
+
+
+@pytest.mark.parametrize("is_left", [True, False], ids=["the pod before is left", "the pod before is gone"])
+async def test_reconciler_job_warning_event_sets_job_refused(
+    world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch, is_left: bool
+) -> None:
+    """Not what kept an earlier one, which has started since."""
+    monkeypatch.setattr("finetune_operator.status.deadlines.BACKOFF_GRACE_SECONDS", 2.0)
+    async with world.run_operator():
+        await world.create_finetunejob()
+        await world.create_pod()
+        job = await world.get("jobs")
+        await _create_warning_event(world, job, "FailedCreate", "of before", 30)
+        terminated = {"exitCode": 143, "startedAt": _seconds_ago(20), "finishedAt": _seconds_ago(0)}
+        message_json = json.dumps({"reason": "Preempted", "message": "told to stop"})
+        await world.report_container_state({"terminated": terminated | {"message": message_json}}, "Failed")
+        await world.wait_for_reason("Retrying")
+        if not is_left:
+            await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
+        await _create_warning_event(world, job, "FailedCreate", "exceeded quota: memory")
+        status = await world.wait_for_reason("JobRefused")
+        message = status["conditions"][0]["message"]
+        await world.create_pod(index=2)
+        await world.wait_for_reason("Retrying")
+    assert "FailedCreate: exceeded quota: memory" in message
+    assert "told to stop" in message

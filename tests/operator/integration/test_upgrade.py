@@ -1,0 +1,240 @@
+"""`helm upgrade` and `helm rollback` with runs under way: from the first version that trained, to this tree, and back.
+
+helm, the API server, the CRDs and both operators are real; each operator is a process with the environment that its own
+chart gives it. Needs the repository's history: `make test-upgrade`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.support.operator import api_server as api
+from tests.support.operator.builders import NOW, Body, build_terminated_state
+from tests.support.operator.fault_proxy import FaultProxy
+from tests.support.operator.namespace_harness import NamespaceHarness, RequestRejected
+
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import CONFIG_ENV, TrainerConfig
+from local_cluster import tools
+
+pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).resolve().parents[3]
+FIRST_COMMIT = "8686636d6ac570f6400f53571addb8e4a86da618"
+"""The commit at which the first run went all the way from manifest to adapter; the oldest whose chart works."""
+NAME, NAMESPACE = "finetune-operator", "finetune-system"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
+DOCUMENTED_UPGRADE = r"\nhelm upgrade finetune-operator charts/finetune-operator --namespace finetune-system (.*)\n"
+ENDS = {"done": (0, "Completed", "Complete"), "broken": (42, "DataInvalid", "Failed")}
+
+
+class Release:
+    """The chart's release in a cluster, and its operator, which runs here instead of in a pod."""
+
+    def __init__(self, world: NamespaceHarness, folder: Path) -> None:
+        self._world = world
+        self._folder = folder
+
+    def helm(self, *words: str | Path) -> None:
+        """Any verb of helm; CRDs and Deployments are stored, nothing runs them."""
+        connection_flags = [
+            "--kube-apiserver",
+            self._world.proxy.target,
+            "--kube-token",
+            api.ADMIN_TOKEN,
+            "--kube-insecure-skip-tls-verify",
+        ]
+        environment = {f"HELM_{kind}_HOME": str(self._folder / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+        command = [tools.find_program("helm"), *words, "--namespace", NAMESPACE, *connection_flags]
+        result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+    @asynccontextmanager
+    async def operator(self, source: Path) -> AsyncIterator[None]:
+        """The operator of a tree, from its start until it works, with what the chart's Deployment gives it."""
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
+        (container,) = (await self._world.call("GET", path))["spec"]["template"]["spec"]["containers"]
+        environment = {variable["name"]: variable.get("value", NAMESPACE) for variable in container["env"]}
+        environment |= {
+            "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
+            "KUBECONFIG": str(api.write_kubeconfig(self._folder, f"http://127.0.0.1:{self._world.proxy.port}")),
+            "FINETUNE_OPERATOR_LIVENESS_ENDPOINT": "",
+            "PATH": os.environ["PATH"],
+        }
+        with _run_process(self._folder / "operator.log", environment) as process:
+            yield
+            assert process.poll() is None, (self._folder / "operator.log").read_text()
+
+
+@contextmanager
+def _run_process(log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "finetune_operator"]
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """The first version's tree."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    command = ["git", "-C", ROOT, "archive", FIRST_COMMIT, "charts", "operator", "trainer"]
+    archive = subprocess.run(command, capture_output=True, check=False)
+    assert archive.returncode == 0, f"the history is missing (git fetch --unshallow): {archive.stderr.decode()}"
+    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    return folder
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[str]:
+    """An API server of its own: charts replace the CRD."""
+    with api.run_api_server(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def cluster(own_server: str) -> AsyncIterator[NamespaceHarness]:
+    """A cluster without our CRD, whose operator has the chart's rights."""
+    with FaultProxy(own_server) as proxy:
+        async with api.open_session() as session:
+            world = NamespaceHarness(session, proxy, "team", Settings())
+            await world.call("DELETE", CRD)
+            await world.wait_until(lambda: _is_gone(world))
+            for namespace in (NAMESPACE, world.namespace):
+                await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+            await _bind_role(world, "clusterrolebindings", {"kind": "ClusterRole", "name": NAME})
+            await _bind_role(world, f"namespaces/{NAMESPACE}/rolebindings", {"kind": "Role", "name": f"{NAME}-lease"})
+            yield world
+
+
+async def _bind_role(world: NamespaceHarness, path: str, role: Body) -> None:
+    """Give the process what the chart gives its service account."""
+    group = "rbac.authorization.k8s.io"
+    subjects = [{"apiGroup": group, "kind": "User", "name": "operator"}]
+    binding = {"metadata": {"name": "process"}, "roleRef": {"apiGroup": group, **role}, "subjects": subjects}
+    await world.call("POST", f"/apis/{group}/v1/{path}", binding)
+
+
+async def _is_gone(world: NamespaceHarness) -> bool:
+    try:
+        await world.call("GET", CRD)
+    except RequestRejected:
+        return True
+    return False
+
+
+@pytest.fixture
+def release(cluster: NamespaceHarness, tmp_path: Path) -> Release:
+    """See `Release`."""
+    tools.ensure_built()
+    return Release(cluster, tmp_path)
+
+
+class RunIdentity(NamedTuple):
+    """What must not change of a FineTuneJob: its Job, and how it ended."""
+
+    job_uid: str
+    terminal_conditions: dict[str, tuple[str, str, str]]
+
+
+async def _get_run_identities(world: NamespaceHarness) -> dict[str, RunIdentity]:
+    jobs = {job["metadata"]["name"]: job["metadata"]["uid"] for job in await world.list_objects("jobs")}
+    identities = {}
+    for finetunejob in await world.list_objects("finetunejobs"):
+        terminal_conditions = {
+            condition["type"]: (condition["status"], condition["reason"], condition["lastTransitionTime"])
+            for condition in finetunejob["status"]["conditions"]
+            if condition["type"] in ("Complete", "Failed")
+        }
+        identities[finetunejob["metadata"]["name"]] = RunIdentity(
+            jobs[finetunejob["metadata"]["name"]], terminal_conditions
+        )
+    return identities
+
+
+async def _start_run(world: NamespaceHarness, name: str) -> None:
+    """A FineTuneJob with a running trainer."""
+    await world.create_finetunejob(name)
+    await world.create_pod(name)
+    await world.report_container_state({"running": {"startedAt": NOW}}, name=f"{name}-1")
+    await world.wait_for_reason("PodRunning", name)
+
+
+async def _finish_run(world: NamespaceHarness, name: str, code: int, reason: str, condition_type: str) -> None:
+    message = json.dumps({"reason": reason, "message": "words"})
+    await world.report_container_state(
+        build_terminated_state(code, message), "Failed" if code else "Succeeded", f"{name}-1"
+    )
+    await world.report_job_end(condition_type, name=name)
+    await world.wait_for_reason(reason, name)
+
+
+def _read_trainer_config(job: Body) -> TrainerConfig:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (text,) = (variable["value"] for variable in container["env"] if variable["name"] == CONFIG_ENV)
+    return TrainerConfig.model_validate_json(text.replace("$$", "$"))
+
+
+def _documented_options() -> list[str]:
+    (options,) = re.findall(DOCUMENTED_UPGRADE, (ROOT / "docs" / "getting-started" / "install.md").read_text())
+    return shlex.split(options)
+
+
+def _list_created_and_deleted(world: NamespaceHarness) -> list[str]:
+    return [path for method, path in world.proxy.list_writes() if method in ("POST", "DELETE")]
+
+
+async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, release: Release, old: Path) -> None:
+    world, chart = cluster, Path("charts") / NAME
+    release.helm("install", NAME, old / chart)
+    await world.wait_until(lambda: world.call("GET", world.path("finetunejobs")))
+    async with release.operator(old):
+        for name in (*ENDS, "runs"):
+            await _start_run(world, name)
+        await world.create_finetunejob("waits")
+        await world.wait_for_reason("JobCreated", "waits")
+        for name, ending in ENDS.items():
+            await _finish_run(world, name, *ending)
+    before = await _get_run_identities(world)
+
+    release.helm("upgrade", NAME, ROOT / chart, *_documented_options())
+    world.proxy.requests.clear()
+    async with release.operator(ROOT):
+        await _start_run(world, "new")
+        assert {
+            name: identity for name, identity in (await _get_run_identities(world)).items() if name != "new"
+        } == before
+        assert _list_created_and_deleted(world) == [world.path("jobs")]  # the new one's
+        stored = await world.get("finetunejobs", "runs")
+        assert (
+            _read_trainer_config(await world.get("jobs", "runs")).digest()
+            == TrainerConfig.from_manifest(stored).digest()
+        )
+        await _finish_run(world, "runs", *ENDS["done"])  # what the old version began ends under this one
+    before = await _get_run_identities(world)
+
+    release.helm("rollback", NAME, "1")
+    world.proxy.requests.clear()
+    async with release.operator(old):
+        await _start_run(world, "newest")
+        assert {
+            name: identity for name, identity in (await _get_run_identities(world)).items() if name != "newest"
+        } == before
+        assert _list_created_and_deleted(world) == [world.path("jobs")]
+        await _finish_run(world, "new", *ENDS["done"])  # and what this version began under the old one
+        await _finish_run(world, "newest", *ENDS["broken"])

@@ -1,0 +1,32 @@
+"""What the store takes for a FineTuneJob's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_operator.kube.cache import InformerCache
+
+if TYPE_CHECKING:
+    from tests.support.operator.builders import Builders
+
+KEY = ("team", "bot")
+LABEL = {"finetune.dev/job": "bot"}
+OWNER = {"kind": "FineTuneJob", "name": "bot", "uid": "uid-bot", "controller": True}
+
+# how its metadata differ, and whether it is the FineTuneJob's
+JOBS: dict[str, tuple[dict[str, Any], bool]] = {
+    "its own": ({}, True),
+    "one of a FineTuneJob of that name before it": ({"ownerReferences": [{**OWNER, "uid": "uid-old"}]}, False),
+    "nobody's, with its label": ({"ownerReferences": []}, False),
+    "of another name, by which somebody says that it is its": ({"name": "other"}, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
+def test_cache_job_is_found_only_by_owner_uid(build: type[Builders], changes: dict[str, Any], own: bool) -> None:
+    store, job = InformerCache(), build.job()
+    meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
+    store.jobs.update(KEY, {**job, "metadata": meta})
+    assert (store.get_job(build.finetunejob()) is not None) == own

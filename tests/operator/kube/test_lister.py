@@ -1,0 +1,187 @@
+"""Whole lists fill the store: an error concerns its own namespace alone, and a restore of etcd is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
+
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.lister import Lister
+from finetune_operator.kube.namespace_access import NamespaceRegistry
+from finetune_operator.kube.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.support.operator.builders import Body, Builders
+
+TEAMS = ["team-a", "team-b"]
+KINDS = ("finetunejobs", "jobs", "pods")
+
+
+class ListServer(ThreadedServer):
+    """An API server that can only list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 500
+        self.finetunejobs: dict[str, list[Body]] = {}
+        self.statuses: dict[tuple[str, str], int] = {}
+        """By namespace and plural: refuse with this status; 0 is no answer at all."""
+
+    def respond_with(self, namespace: str, status: int, *plurals: str) -> None:
+        self.statuses |= {(namespace, plural): status for plural in plurals or KINDS}
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        parts = request.path.split("/")
+        namespace, plural = (parts[-2] if "namespaces" in parts else ""), parts[-1]
+        status = self.statuses.get((namespace, plural), 200)
+        if status == 0:
+            await asyncio.sleep(60)
+        if status != 200:
+            return build_error_response(status)
+        items = self.finetunejobs.get(namespace, []) if plural == "finetunejobs" else []
+        return web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": items})
+
+    # how it is reached
+
+    @property
+    def server(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def as_http_headers(self) -> dict[str, str]:
+        return {}
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+class ListerHarness:
+    """A lister with what it fills, and the server that it asks."""
+
+    def __init__(self, server: ListServer, transport: Transport) -> None:
+        self.server = server
+        self.transport = transport
+        self.store = InformerCache()
+        self.watch(TEAMS)
+
+    def watch(self, names: list[str]) -> None:
+        self.namespaces = NamespaceRegistry(names)
+        self.lister = Lister(KubeClient(self.transport, lambda: True), self.store, self.namespaces)
+
+    async def update(self) -> set[str | None]:
+        return await self.lister.refresh(self.namespaces.get_scopes())
+
+    def versions(self) -> dict[tuple[str, str], str]:
+        metadata = (body["metadata"] for body in self.store.finetunejobs)
+        return {(meta["namespace"], meta["name"]): meta["resourceVersion"] for meta in metadata}
+
+
+@pytest.fixture
+async def listing() -> AsyncIterator[ListerHarness]:
+    with ListServer() as server:
+        transport = Transport(timeout=0.5)
+        transport.open(lambda: server)
+        yield ListerHarness(server, transport)
+        await transport.close()
+
+
+def _build_body(build: type[Builders], namespace: str, name: str, version: int, **spec: Any) -> Body:
+    body = build.finetunejob(name, uid=f"{namespace}-{name}", spec=spec)
+    return {**body, "metadata": {**body["metadata"], "namespace": namespace, "resourceVersion": str(version)}}
+
+
+def _serve_one_job_per_team(listing: ListerHarness, build: type[Builders]) -> None:
+    listing.server.finetunejobs = {team: [_build_body(build, team, "bot", 9)] for team in TEAMS}
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 0])
+@pytest.mark.parametrize("plural", KINDS)
+async def test_lister_one_kind_failing_in_namespace_lists_others(
+    listing: ListerHarness, build: type[Builders], status: int, plural: str
+) -> None:
+    _serve_one_job_per_team(listing, build)
+    listing.server.respond_with("team-b", status, plural)
+    assert await listing.update() == {"team-a"}
+    assert listing.versions() == {("team-a", "bot"): "9"}
+    assert listing.namespaces.get_failed_scopes() == ["team-b"]
+    assert listing.store.unreadable_namespaces == ({"team-b"} if status == 403 else set())
+
+
+async def test_lister_forbidden_namespace_keeps_objects_until_listed(
+    listing: ListerHarness, build: type[Builders]
+) -> None:
+    _serve_one_job_per_team(listing, build)
+    await listing.update()
+    listing.server.respond_with("team-b", 403)
+    await listing.update()
+    assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
+    listing.server.respond_with("team-b", 200)
+    listing.server.finetunejobs["team-b"] = []
+    assert await listing.update() == set(TEAMS)
+    assert set(listing.versions()) == {("team-a", "bot")}
+    assert listing.store.unreadable_namespaces == set()
+
+
+async def test_lister_missing_namespace_is_forgotten(listing: ListerHarness, build: type[Builders]) -> None:
+    _serve_one_job_per_team(listing, build)
+    await listing.update()
+    listing.server.respond_with("team-b", 404)
+    await listing.update()
+    assert set(listing.versions()) == {("team-a", "bot")}
+    assert listing.namespaces.get_unreadable() == {"team-b"}
+
+
+async def test_lister_missing_crd_is_no_missing_namespace(listing: ListerHarness, build: type[Builders]) -> None:
+    _serve_one_job_per_team(listing, build)
+    await listing.update()
+    for team in TEAMS:
+        listing.server.respond_with(team, 404, "finetunejobs")
+    assert await listing.update() == set()
+    assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
+    assert listing.namespaces.get_unreadable() == set()
+    assert "404" in str(listing.namespaces.get_list_errors()[0])
+
+
+async def test_lister_cluster_scope_forbidden_is_error(listing: ListerHarness) -> None:
+    listing.watch([])
+    listing.server.respond_with("", 403)
+    assert await listing.update() == set()
+    assert "403" in str(listing.namespaces.get_list_errors()[0])
+    assert listing.namespaces.get_unreadable() == set()
+
+
+async def test_lister_etcd_restored_replaces_cache(listing: ListerHarness, build: type[Builders]) -> None:
+    server = listing.server
+    server.finetunejobs = {
+        "team-a": [_build_body(build, "team-a", "old", 525), _build_body(build, "team-a", "new", 526)],
+        "team-b": [_build_body(build, "team-b", "bot", 9)],
+    }
+    server.version = 530
+    await listing.update()
+    server.finetunejobs["team-a"] = [_build_body(build, "team-a", "old", 237, suspend=True)]
+    server.version = 240
+    await listing.update()
+    assert listing.versions() == {("team-a", "old"): "237", ("team-b", "bot"): "9"}
+    server.finetunejobs["team-a"] = [_build_body(build, "team-a", "old", 250)]
+    server.version = 251
+    await listing.update()
+    assert listing.versions()["team-a", "old"] == "250"
+
+
+async def test_lister_overtaken_by_watch_event_keeps_newer_object(
+    listing: ListerHarness, build: type[Builders]
+) -> None:
+    """The list was asked for before: its lower version says nothing about etcd."""
+    _serve_one_job_per_team(listing, build)
+    await listing.update()
+    task = asyncio.create_task(listing.update())
+    await asyncio.sleep(0)
+    listing.store.finetunejobs.update(("team-a", "bot"), _build_body(build, "team-a", "bot", 600))
+    await task
+    assert listing.versions()["team-a", "bot"] == "600"

@@ -1,0 +1,128 @@
+"""What is known of each watched namespace, and what of it is kept, shown and worked on."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune_operator.controller import state_collector
+from finetune_operator.kube import transform
+from finetune_operator.kube.cache import InformerCache, ListSnapshot, ObjectCache
+from finetune_operator.kube.namespace_access import NamespaceRegistry
+
+if TYPE_CHECKING:
+    from tests.support.operator.builders import Builders
+
+FORBIDDEN = PermissionError("403 Forbidden: cannot list pods")
+TIMEOUT = TimeoutError("no answer")
+
+
+def test_namespace_access_forbidden_twice_logs_change_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    namespaces = NamespaceRegistry(["team-a", "team-b"])
+    namespaces.record_list("team-a")
+    for _ in range(3):
+        namespaces.record_unreadable("team-b", FORBIDDEN)
+    namespaces.record_list("team-b")
+    refused, back = (record.getMessage() for record in caplog.records)
+    assert "team-b" in refused
+    assert "cannot list pods" in refused
+    assert "watchNamespaces" in refused
+    assert back == "namespace team-b can be read again"
+
+
+def test_namespace_access_all_forbidden_logs_error(caplog: pytest.LogCaptureFixture) -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b"])
+    namespaces.record_unreadable("team-a", FORBIDDEN)
+    assert not [record for record in caplog.records if record.levelno == logging.ERROR]
+    namespaces.record_unreadable("team-b", FORBIDDEN)
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+
+
+def test_silence_counts_newest_list_of_readable_namespace() -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b", "team-c"])
+    namespaces.record_list("team-a")
+    namespaces.record_failure("team-b", TIMEOUT)
+    namespaces.record_unreadable("team-c", FORBIDDEN)
+    for name, age in (("team-a", 100), ("team-b", 500), ("team-c", 0)):
+        namespaces.states[name].last_contact -= age
+    assert 99 < namespaces.compute_silence_seconds() < 110
+
+
+def test_silence_forbidden_namespace_counts_from_refusal() -> None:
+    namespaces = NamespaceRegistry(["team-a"])
+    namespaces.states["team-a"].last_contact -= 1000
+    namespaces.record_unreadable("team-a", FORBIDDEN)
+    assert namespaces.compute_silence_seconds() < 10
+
+
+def test_unlisted_returns_namespaces_to_retry() -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b", "team-c", "team-d"])
+    namespaces.record_list("team-a")
+    namespaces.record_unreadable("team-b", FORBIDDEN)
+    namespaces.record_failure("team-c", TIMEOUT)
+    assert namespaces.get_failed_scopes() == ["team-b", "team-c", "team-d"]
+    assert namespaces.get_unreadable() == {"team-b"}
+    assert namespaces.get_list_errors() == [TIMEOUT]
+
+
+def test_state_collector_shows_each_configured_namespace() -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b"])
+    namespaces.record_unreadable("team-b", FORBIDDEN)
+    metric_families = {
+        family.name: family
+        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, namespaces)
+    }
+    samples = metric_families["finetune_operator_namespace_readable"].samples
+    assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
+
+
+def test_state_collector_cluster_scope_shows_no_namespace() -> None:
+    metric_families = {
+        family.name: family
+        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, NamespaceRegistry([]))
+    }
+    assert metric_families["finetune_operator_namespace_readable"].samples == []
+
+
+def _build_store_of_two_teams(build: type[Builders]) -> InformerCache:
+    store = InformerCache()
+    for team in ("team-a", "team-b"):
+        body = build.finetunejob("bot", uid=f"{team}-bot")
+        meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}
+        store.finetunejobs.update((team, "bot"), {**body, "metadata": meta, "status": {"phase": "Running"}})
+    return store
+
+
+def test_cache_list_of_one_namespace_keeps_other_namespace(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
+    store.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
+    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+
+
+def test_cache_drop_namespace_keeps_other_namespace(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
+    store.finetunejobs.drop_namespace("team-b")
+    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+
+
+def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builders]) -> None:
+    store = _build_store_of_two_teams(build)
+    store.unreadable_namespaces = {"team-b"}
+    assert store.list_active_keys() == [("team-a", "bot")]
+    assert len(store.finetunejobs) == 2
+    (jobs, *_) = state_collector.collect_job_gauges(store, 10)
+    assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
+
+
+def test_object_cache_keeps_highest_resource_version(build: type[Builders]) -> None:
+    shelf = ObjectCache(transform.strip_finetunejob)
+    body = build.finetunejob()
+    shelf.update(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
+    assert shelf.highest_version == 7
+    shelf.replace({None: ListSnapshot(set(), 12)})
+    assert shelf.highest_version == 12
+    shelf.clear()
+    assert (shelf.highest_version, len(shelf)) == (0, 0)

@@ -1,0 +1,103 @@
+"""The names that users, dashboards and scripts depend on, read from the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.support.operator.exposed_metrics import list_metric_families
+
+from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.settings import Settings
+from finetune_trainer import contract
+from finetune_trainer.checkpoints import store as checkpoints
+from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
+from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
+from finetune_trainer.records import manifest
+from finetune_trainer.reporting import writer
+from finetune_trainer.telemetry import http_server
+from finetune_trainer.telemetry.prometheus import render_metrics
+from finetune_trainer.telemetry.run_log import LOG_NAME
+
+_PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2026-11-23T08:00:00Z")
+
+
+def collect_public_names() -> dict[str, dict[str, str]]:
+    """By kind of name: each name, with what belongs to it (labels of a metric, value of an exit code)."""
+    return {
+        "conditions": _without_details(ConditionType),
+        "phases": _without_details(Phase),
+        "reasons of the operator": _without_details(OperatorReason),
+        "reasons of a run": {reason.value: reason.exit_code.name for reason in contract.Reason},
+        "exit codes": {exit_code.name: str(exit_code.value) for exit_code in contract.ExitCode},
+        "stages": _without_details(contract.Stage),
+        "metrics of the operator": _operator_metrics(),
+        "metrics of a trainer": _trainer_metrics(),
+        "environment of the operator": _without_details(
+            f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields
+        ),
+        "environment of a trainer": _without_details(sorted({*_trainer_environment(), http_server.PORT_ENV})),
+        "keys of Secrets": _without_details(
+            sorted(
+                {
+                    *contract.S3_CREDENTIALS_KEYS,
+                    contract.HUB_TOKEN_KEY,
+                    contract.SIGNING_KEY,
+                    *(key for keys in contract.TRACKING_KEYS.values() for key in keys),
+                }
+            )
+        ),
+        "keys in S3 below output.uri": _without_details(sorted(_output_keys())),
+    }
+
+
+def _without_details(names: Iterable[str]) -> dict[str, str]:
+    return {str(name): "" for name in names}
+
+
+def _join_labels(labels: set[str]) -> str:
+    return " ".join(sorted(labels))
+
+
+def _trainer_environment() -> set[str]:
+    return {value for name, value in vars(contract).items() if name.endswith("_ENV")}
+
+
+def _operator_metrics() -> dict[str, str]:
+    return {
+        name: _join_labels(labels)
+        for name, (_, labels) in list_metric_families().items()
+        if name.startswith("finetune_")
+    }
+
+
+def _trainer_metrics() -> dict[str, str]:
+    times = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
+    progress = _PROGRESS.model_copy(update=dict.fromkeys(_numeric_progress_fields(), 1) | times)
+    lines = render_metrics(progress).decode().splitlines()
+    samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
+    return {name: labels.partition("=")[0] for name, _, labels in samples}
+
+
+def _numeric_progress_fields() -> set[str]:
+    return {name for name in contract.Progress.model_fields if name not in {"stage", "last_update_time"}}
+
+
+def _output_keys() -> set[str]:
+    return {
+        output_lock.LOCK_NAME,
+        checkpoints.CHECKPOINTS_PREFIX,
+        checkpoints.CHECKPOINT_MANIFEST_NAME,
+        publish.CONFIG_NAME,
+        publish.REJECTED_PREFIX,
+        manifest.MANIFEST_NAME,
+        manifest.REPORT_NAME,
+        signing.SIGNATURE_NAME,
+        writer.CARD_NAME,
+        writer.EVALUATION_NAME,
+        writer.PROVENANCE_NAME,
+        LOG_NAME,
+        merged_output.MERGE_ATTEMPTS_NAME,
+        uploads.UPLOAD_RECORD_NAME,
+        manifest.MERGED_PREFIX,
+        GENERATION_CONFIG_NAME,
+    }

@@ -1,0 +1,65 @@
+"""What the operator exposes, as Prometheus sees it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import Metric
+from tests.support.operator.builders import build_finetunejob
+
+from finetune_operator.controller import state_collector
+from finetune_operator.controller.work_queue import WorkQueue
+from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.namespace_access import NamespaceRegistry
+from finetune_operator.telemetry import counters
+
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
+
+
+@functools.cache
+def list_metric_families() -> dict[str, tuple[str, set[str]]]:
+    """Name as the documentation has it → kind and labels."""
+    metric_families = {}
+    for metric in _collect_metrics():
+        suffix = "" if metric.type == "histogram" else _SUFFIXES.get(metric.type, ("",))[0]
+        metric_families[metric.name + suffix] = (metric.type, _label_names(metric))
+    return metric_families
+
+
+@functools.cache
+def list_series_labels() -> dict[str, set[str]]:
+    """Name of each series → its labels."""
+    series_labels = {}
+    for metric in _collect_metrics():
+        for suffix in _SUFFIXES.get(metric.type, ("",)):
+            series_labels[metric.name + suffix] = _label_names(metric) | ({"le"} if suffix == "_bucket" else set())
+    return series_labels
+
+
+def _collect_metrics() -> Iterator[Metric]:
+    progress = {
+        "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
+        "estimatedRemainingSeconds": 60,
+    }  # fmt: skip
+    store = InformerCache()
+    body = build_finetunejob()
+    body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
+    store.finetunejobs.update(("team", "bot"), body)
+    pod = {
+        "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
+        "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
+    }
+    store.pods.update(("team", "bot"), pod)
+    yield from counters.REGISTRY.collect()
+    yield from state_collector.collect_operator_gauges(store, WorkQueue(), True, NamespaceRegistry(["team"]))
+    yield from state_collector.collect_job_gauges(store, 10)
+
+
+def _label_names(family: Metric) -> set[str]:
+    collectors = [collector for collector in vars(counters).values() if isinstance(collector, Counter | Histogram)]
+    names = {collector._name: set(collector._labelnames) for collector in collectors}
+    if family.name in names:
+        return names[family.name]
+    return {label for sample in family.samples for label in sample.labels}

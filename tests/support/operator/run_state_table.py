@@ -1,0 +1,472 @@
+"""The table of states: what is seen, and the phase, conditions, reason and message that follow."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.support.operator.builders import Builders
+
+from finetune_operator.api import ObjectMeta, OperatorReason
+from finetune_operator.api.run_policy import RunPolicy
+from finetune_operator.observed.objects import ReasonMessage
+from finetune_operator.observed.state import Blocked, ObservedState
+from finetune_trainer.contract import OUTCOME_MAX_BYTES
+
+META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
+NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
+RUNNING_STATE = {"running": {"startedAt": NOW}}
+PHASE_WAITING = ("Pending", {"Running": "False", "Reconciling": "True"})
+PHASE_STARTING = ("Pending", {"Running": "False"})
+PHASE_RUNNING = ("Running", {"Running": "True"})
+PHASE_SUSPENDED = ("Suspended", {"Suspended": "True", "Running": "False"})
+PHASE_COMPLETE = ("Complete", {"Complete": "True", "Running": "False"})
+PHASE_FAILED = ("Failed", {"Failed": "True", "Running": "False", "Stalled": "True"})
+JOB_BACKOFF_LIMIT_EXCEEDED = {"Failed": ("BackoffLimitExceeded", "Job has reached the specified backoff limit")}
+JOB_POD_FAILURE_POLICY = {"Failed": ("PodFailurePolicy", "Container trainer failed with exit code 42")}
+JOB_COMPLETE = {"Complete": ("CompletionsReached", "")}
+
+
+def build_termination_message(reason: str, message: str = "words", **fields: Any) -> str:
+    return json.dumps({"reason": reason, "message": message, **fields})
+
+
+def _worker_pod(index: int, state: dict[str, Any], phase: str = "Failed") -> dict[str, Any]:
+    """Another pod than the leader's."""
+    pod = Builders.pod(f"bot-{index}-x", state, phase)
+    pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return pod
+
+
+def _expire_grace_period(pod: dict[str, Any]) -> dict[str, Any]:
+    """Its grace period is over."""
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T07:50:00Z"}}
+
+
+def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, str]], str, str]]:
+    """Everything that may be seen → phase, conditions, reason, and a part of the message."""
+    job, pod, terminated = Builders.job, Builders.pod, Builders.terminated
+
+    def finished_attempt(
+        exit_code: int,
+        termination_message: str = "",
+        termination_reason: str = "Error",
+        conditions: dict[str, tuple[str, str]] | None = None,
+        **status: Any,
+    ) -> ObservedState:
+        phase = "Succeeded" if exit_code == 0 else "Failed"
+        return ObservedState(
+            job(conditions, **status),
+            (pod(state=terminated(exit_code, termination_message, termination_reason), phase=phase),),
+        )
+
+    def waiting_container(reason: str, message: str = "words", warning: ReasonMessage | None = None) -> ObservedState:
+        state = {"waiting": {"reason": reason, "message": message}}
+        return ObservedState(job(active=1), (pod(state=state),), warning=warning)
+
+    def blocked(reason: OperatorReason, terminal: bool = False) -> ObservedState:
+        return ObservedState(blocked=Blocked(reason, "words", terminal))
+
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    first_pod = pod(state=terminated(75, build_termination_message("StorageUnreachable", "no route")), phase="Failed")
+    second_pod_fields = {"name": "bot-2", "created": LATER}
+    deleted_job = job()
+    deleted_job["metadata"]["deletionTimestamp"] = NOW
+    lost_pod = pod(state=RUNNING_STATE, phase="Running")
+    lost_pod["metadata"]["deletionTimestamp"] = "2026-11-23T07:58:00Z"
+    running_pod = pod(state=RUNNING_STATE, phase="Running")
+    suspend_policy = RunPolicy(suspend=True)
+    peer_lost_pod = pod(
+        state=terminated(76, build_termination_message("PeerLost", "a peer")), phase="Failed", **second_pod_fields
+    )
+    failing_job = {
+        **job(active=1),
+        "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "m"}]},
+    }
+    startup_policy = RunPolicy(startup_deadline_seconds=60)
+    job_started = {"startTime": "2026-11-23T07:59:00Z"}
+    job_deadline_exceeded = {"Failed": ("DeadlineExceeded", "Job was active longer than specified deadline")}
+    oversized_message = build_termination_message("DataInvalid", "x" * OUTCOME_MAX_BYTES)
+    outcome_unavailable = "OutcomeUnavailable"
+    return {
+        "nothing yet": (ObservedState(), PHASE_WAITING, "JobPending", "about to be created"),
+        "Job refused": (blocked(OperatorReason.JOB_REFUSED), PHASE_WAITING, "JobRefused", "words"),
+        "earlier Job": (blocked(OperatorReason.JOB_PENDING), PHASE_WAITING, "JobPending", "words"),
+        "foreign Job": (blocked(OperatorReason.NAME_CONFLICT, True), PHASE_FAILED, "NameConflict", "words"),
+        "bad spec": (blocked(OperatorReason.INVALID_SPEC, True), PHASE_FAILED, "InvalidSpec", "words"),
+        "bad spec but a Job": (
+            ObservedState(job(), blocked=Blocked(OperatorReason.INVALID_SPEC, "", True)),
+            PHASE_STARTING,
+            "JobCreated",
+            "exists",
+        ),
+        "Job, no pod": (ObservedState(job()), PHASE_STARTING, "JobCreated", "exists"),
+        "Job queued": (ObservedState(job(suspend=True)), PHASE_STARTING, "Queued", "suspended"),
+        "pod refused": (
+            ObservedState(job(), warning=ReasonMessage("FailedCreate", "exceeded quota")),
+            PHASE_STARTING,
+            "JobRefused",
+            "quota",
+        ),
+        "Job being deleted": (ObservedState(deleted_job), PHASE_STARTING, "JobPending", "deleted"),
+        "pod without status": (ObservedState(job(), (pod(),)), PHASE_STARTING, "PodPending", "starting"),
+        "no node": (
+            ObservedState(job(), (pod(conditions=[unscheduled]),)),
+            PHASE_STARTING,
+            "Unschedulable",
+            "0/3 nodes",
+        ),
+        "pulling": (waiting_container("ContainerCreating", ""), PHASE_STARTING, "PodPending", "bot-1"),
+        "image": (waiting_container("ImagePullBackOff"), PHASE_STARTING, "ImagePullFailed", "words"),
+        "image, first try": (waiting_container("ErrImagePull"), PHASE_STARTING, "ImagePullFailed", "words"),
+        "image's name": (waiting_container("InvalidImageName"), PHASE_STARTING, "ImagePullFailed", "words"),
+        "config": (waiting_container("CreateContainerConfigError"), PHASE_STARTING, "ContainerConfigError", "words"),
+        "runtime": (waiting_container("RunContainerError"), PHASE_STARTING, "ContainerConfigError", "words"),
+        "missing Secret": (
+            waiting_container("ContainerCreating", warning=ReasonMessage("FailedMount", 'secret "k" not found')),
+            PHASE_STARTING,
+            "ContainerConfigError",
+            'secret "k" not found',
+        ),
+        "other warning": (
+            waiting_container("ContainerCreating", warning=ReasonMessage("NetworkNotReady", "cni")),
+            PHASE_STARTING,
+            "PodPending",
+            "cni",
+        ),
+        "running": (
+            ObservedState(job(active=1), (pod(state=RUNNING_STATE, phase="Running"),)),
+            PHASE_RUNNING,
+            "PodRunning",
+            "bot-1",
+        ),
+        "pod done, Job not": (
+            finished_attempt(0, build_termination_message("Completed")),
+            PHASE_RUNNING,
+            "PodRunning",
+            "done",
+        ),
+        "container done, pod not": (
+            ObservedState(
+                job(active=1), (pod(state=terminated(0, build_termination_message("Completed")), phase="Running"),)
+            ),
+            PHASE_RUNNING,
+            "PodRunning",
+            "done",
+        ),
+        "container failed, pod not": (
+            ObservedState(
+                job(active=1),
+                (pod(state=terminated(75, build_termination_message("StorageUnreachable")), phase="Running"),),
+            ),
+            PHASE_STARTING,
+            "Retrying",
+            "StorageUnreachable",
+        ),
+        "in vain for good, Job not": (
+            finished_attempt(42, build_termination_message("DataInvalid")),
+            PHASE_RUNNING,
+            "PodRunning",
+            "DataInvalid: words",
+        ),
+        "first attempt lost": (
+            finished_attempt(75, build_termination_message("StorageUnreachable")),
+            PHASE_STARTING,
+            "Retrying",
+            "StorageUnreachable",
+        ),
+        "next attempt refused": (
+            ObservedState(
+                job(), (pod(phase="Failed", reason="Evicted"),), warning=ReasonMessage("FailedCreate", "exceeded quota")
+            ),
+            PHASE_STARTING,
+            "JobRefused",
+            "exceeded quota",
+        ),
+        "preempted": (
+            finished_attempt(143, build_termination_message("Preempted")),
+            PHASE_STARTING,
+            "Retrying",
+            "Preempted",
+        ),
+        "evicted": (
+            ObservedState(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),
+            PHASE_STARTING,
+            "Retrying",
+            "Evicted: low on memory",
+        ),
+        "second attempt pending": (
+            ObservedState(job(), (first_pod, pod(**second_pod_fields))),
+            PHASE_STARTING,
+            "Retrying",
+            "no route",
+        ),
+        "second attempt, no node": (
+            ObservedState(job(), (first_pod, pod(conditions=[unscheduled], **second_pod_fields))),
+            PHASE_STARTING,
+            "Unschedulable",
+            "no route",
+        ),
+        "second attempt runs": (
+            ObservedState(job(), (first_pod, pod(state=RUNNING_STATE, phase="Running", **second_pod_fields))),
+            PHASE_RUNNING,
+            "PodRunning",
+            "bot-2",
+        ),
+        "complete": (
+            finished_attempt(0, build_termination_message("Completed"), conditions=JOB_COMPLETE),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
+        ),
+        "was complete": (
+            finished_attempt(0, build_termination_message("AlreadyComplete"), conditions=JOB_COMPLETE),
+            PHASE_COMPLETE,
+            "AlreadyComplete",
+            "",
+        ),
+        "complete, pod gone": (
+            ObservedState(job(JOB_COMPLETE)),
+            PHASE_COMPLETE,
+            outcome_unavailable,
+            "spec.output.uri",
+        ),
+        "complete, no word": (
+            finished_attempt(0, conditions=JOB_COMPLETE),
+            PHASE_COMPLETE,
+            outcome_unavailable,
+            "gone",
+        ),
+        "complete, says failed": (
+            finished_attempt(0, build_termination_message("DataInvalid"), conditions=JOB_COMPLETE),
+            PHASE_COMPLETE,
+            outcome_unavailable,
+            "gone",
+        ),
+        "complete, deleted": (
+            ObservedState({**deleted_job, **job(JOB_COMPLETE)}),
+            PHASE_COMPLETE,
+            outcome_unavailable,
+            "gone",
+        ),
+        "complete, and the word is of the attempt before": (
+            ObservedState(job(JOB_COMPLETE), (first_pod,)),
+            PHASE_COMPLETE,
+            outcome_unavailable,
+            "pod's last word is gone",
+        ),
+        "permanent, of a worker whose pod is older than the leader's": (
+            ObservedState(
+                job(JOB_POD_FAILURE_POLICY),
+                (_worker_pod(1, terminated(42, build_termination_message("OutOfMemory"))), peer_lost_pod),
+            ),
+            PHASE_FAILED,
+            "OutOfMemory",
+            "words",
+        ),
+        "attempts used up, by a worker": (
+            ObservedState(
+                job(JOB_BACKOFF_LIMIT_EXCEEDED), (_worker_pod(1, terminated(137, reason="OOMKilled")), peer_lost_pod)
+            ),
+            PHASE_FAILED,
+            "OOMKilled",
+            "memory",
+        ),
+        "a worker failed, another attempt follows": (
+            ObservedState(
+                job(), (_worker_pod(1, terminated(75, build_termination_message("StorageUnreachable"))), peer_lost_pod)
+            ),
+            PHASE_STARTING,
+            "Retrying",
+            "StorageUnreachable",
+        ),
+        "about to fail": (
+            ObservedState(
+                failing_job, (pod(state=terminated(143, build_termination_message("Preempted")), phase="Failed"),)
+            ),
+            PHASE_RUNNING,
+            "PodRunning",
+            "The Job ends.",
+        ),
+        "about to fail, by a worker": (
+            ObservedState(failing_job, (_worker_pod(1, terminated(137, reason="OOMKilled")), peer_lost_pod)),
+            PHASE_RUNNING,
+            "PodRunning",
+            "memory",
+        ),
+        "about to fail, though nothing ran": (
+            ObservedState(failing_job, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
+            PHASE_STARTING,
+            "JobPending",
+            "UnexpectedAdmissionError",
+        ),
+        "about to fail, but for a pod on a lost node": (
+            ObservedState(failing_job, (_expire_grace_period(pod()),)),
+            PHASE_STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
+        "permanent": (
+            finished_attempt(42, build_termination_message("DataInvalid"), conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            "DataInvalid",
+            "words",
+        ),
+        "permanent, no word": (
+            finished_attempt(42, conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            outcome_unavailable,
+            "exit status 42",
+        ),
+        "permanent, garbage": (
+            finished_attempt(42, '{"reason":', conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            outcome_unavailable,
+            "exit status 42",
+        ),
+        "permanent, huge": (
+            finished_attempt(42, oversized_message, conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            outcome_unavailable,
+            "exit status 42",
+        ),
+        "permanent, unknown word": (
+            finished_attempt(42, build_termination_message("Hacked"), conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            outcome_unavailable,
+            "exit status 42",
+        ),
+        "failed, says completed": (
+            finished_attempt(42, build_termination_message("Completed"), conditions=JOB_POD_FAILURE_POLICY),
+            PHASE_FAILED,
+            outcome_unavailable,
+            "42",
+        ),
+        "attempts used up": (
+            finished_attempt(
+                75, build_termination_message("StorageUnreachable"), conditions=JOB_BACKOFF_LIMIT_EXCEEDED
+            ),
+            PHASE_FAILED,
+            "StorageUnreachable",
+            "words",
+        ),
+        "attempts used up, no word": (
+            finished_attempt(1, conditions=JOB_BACKOFF_LIMIT_EXCEEDED),
+            PHASE_FAILED,
+            "BackoffLimitExceeded",
+            "exit status 1",
+        ),
+        "attempts used up, memory": (
+            finished_attempt(137, termination_reason="OOMKilled", conditions=JOB_BACKOFF_LIMIT_EXCEEDED),
+            PHASE_FAILED,
+            "OOMKilled",
+            "limits.memory",
+        ),
+        "to stop, nothing there": (
+            ObservedState(run_policy=suspend_policy),
+            PHASE_SUSPENDED,
+            "Suspended",
+            "spec.suspend",
+        ),
+        "to stop, pod saves": (
+            ObservedState(deleted_job, (running_pod,), run_policy=suspend_policy),
+            PHASE_RUNNING,
+            "Suspending",
+            "bot-1",
+        ),
+        "to stop, pod pends": (
+            ObservedState(deleted_job, (pod(),), run_policy=suspend_policy),
+            PHASE_STARTING,
+            "Suspending",
+            "bot-1",
+        ),
+        "to stop, pod has left": (
+            ObservedState(deleted_job, (pod(phase="Failed"),), run_policy=suspend_policy),
+            PHASE_STARTING,
+            "Suspending",
+            "being deleted",
+        ),
+        "to stop, pod of a Job that is gone": (
+            ObservedState(terminating_pod="bot-7", run_policy=suspend_policy),
+            PHASE_STARTING,
+            "Suspending",
+            "bot-7",
+        ),
+        "to stop, but complete": (
+            ObservedState(
+                job(JOB_COMPLETE),
+                (pod(state=terminated(0, build_termination_message("Completed")), phase="Succeeded"),),
+                run_policy=suspend_policy,
+            ),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
+        ),
+        "too late to start": (
+            ObservedState(job(**job_started), (pod(conditions=[unscheduled]),), run_policy=startup_policy),
+            PHASE_FAILED,
+            "StartupDeadlineExceeded",
+            "0/3",
+        ),
+        "too late, queued": (
+            ObservedState(job(suspend=True, **job_started), run_policy=startup_policy),
+            PHASE_STARTING,
+            "Queued",
+            "suspended",
+        ),
+        "too late, but it runs": (
+            ObservedState(job(**job_started), (running_pod,), run_policy=startup_policy),
+            PHASE_RUNNING,
+            "PodRunning",
+            "bot-1",
+        ),
+        "too late, but it ran": (
+            ObservedState(job(**job_started), (first_pod, pod(**second_pod_fields)), run_policy=startup_policy),
+            PHASE_STARTING,
+            "Retrying",
+            "no route",
+        ),
+        "ran too long": (
+            finished_attempt(143, build_termination_message("Preempted"), conditions=job_deadline_exceeded),
+            PHASE_FAILED,
+            "DeadlineExceeded",
+            "activeDeadlineSeconds",
+        ),
+        "node lost": (ObservedState(job(active=1), (lost_pod,)), PHASE_STARTING, "NodeLost", "out-of-service"),
+        "node of another worker lost, which the next attempt waits for": (
+            ObservedState(job(), (first_pod, _expire_grace_period(_worker_pod(1, RUNNING_STATE, "Running")))),
+            PHASE_STARTING,
+            "NodeLost",
+            "Pod bot-1-x",
+        ),
+        "node lost while the run is suspended": (
+            ObservedState(deleted_job, (lost_pod,), run_policy=suspend_policy),
+            PHASE_STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
+        "node lost while the Job is deleted": (
+            ObservedState(deleted_job, (lost_pod,)),
+            PHASE_STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
+        "node lost, and the Job is gone": (
+            ObservedState(blocked=Blocked(OperatorReason.JOB_PENDING, "words"), orphaned_pods=(lost_pod,)),
+            PHASE_STARTING,
+            "NodeLost",
+            "out-of-service",
+        ),
+        "queued after an attempt": (
+            ObservedState(job(suspend=True), (first_pod,), queue_status=ReasonMessage("Preempted", "by another")),
+            PHASE_STARTING,
+            "Queued",
+            "by another",
+        ),
+        "failed, pod gone": (
+            ObservedState(job(JOB_BACKOFF_LIMIT_EXCEEDED)),
+            PHASE_FAILED,
+            "BackoffLimitExceeded",
+            "backoff limit",
+        ),
+    }

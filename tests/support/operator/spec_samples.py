@@ -1,0 +1,99 @@
+"""A FineTuneJob in which every field of the API is set, made from the CRD's schema, so that new fields are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from finetune_operator.codegen.crd import build_root_schema
+
+Schema = dict[str, Any]
+Json = dict[str, Any] | list[Any]
+FieldPath = tuple[str | int, ...]
+
+# One of these fits the pattern of any string; add one if a field brings a pattern of its own.
+STRING_SAMPLES = (
+    "s3://bucket/key",
+    "https://store.example",
+    "name",
+    "1",
+    "nurse",
+    "2026-11-23T08:00:00Z",
+    "example.com/gpu",
+)
+MAP_KEY = "prompt"  # a column's name, a label, a resource
+
+
+def build_full_spec() -> dict[str, Any]:
+    """A value for every field; CEL's rules, which forbid some together, are the API server's."""
+    spec = _build_object(build_root_schema()["properties"]["spec"])
+    spec["compute"]["nodes"] = 2
+    return spec
+
+
+def iter_strings(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPath, str]]:
+    """Every string, each with its path."""
+    if isinstance(value, str):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from iter_strings(item, (*path, key))
+
+
+def iter_free_maps(schema: Schema, path: FieldPath = ()) -> Iterator[FieldPath]:
+    """Every map with free keys."""
+    if "additionalProperties" in schema:
+        yield path
+    for name, subschema in schema.get("properties", {}).items():
+        yield from iter_free_maps(subschema, (*path, name))
+    if "items" in schema:
+        yield from iter_free_maps(schema["items"], (*path, 0))
+
+
+def iter_secret_fields(schema: Schema) -> Iterator[str]:
+    """Every field by which a Secret is named."""
+    for name, subschema in schema.get("properties", {}).items():
+        if name.endswith("SecretRef") or name == "imagePullSecrets":
+            yield name
+        yield from iter_secret_fields(subschema.get("items", subschema))
+
+
+def replace_at(value: Json, path: FieldPath, replacement: object) -> Json:
+    """A copy with another value at a path."""
+    copy = value.copy()
+    copy[path[0]] = replacement if len(path) == 1 else replace_at(copy[path[0]], path[1:], replacement)
+    return copy
+
+
+def _build_sample(schema: Schema) -> object:
+    builders = {"object": _build_object, "array": _build_array, "string": _build_string, "boolean": lambda _: False}
+    return builders.get(schema["type"], _build_number)(schema)
+
+
+def _build_object(schema: Schema) -> dict[str, Any]:
+    if "additionalProperties" in schema:
+        return {MAP_KEY: _build_sample(schema["additionalProperties"])}
+    return {name: _build_sample(subschema) for name, subschema in schema["properties"].items()}
+
+
+def _build_array(schema: Schema) -> list[Any]:
+    return [_build_sample(schema["items"])] * schema.get("minItems", 1)
+
+
+def _build_number(schema: Schema) -> float:
+    minimum: float = schema.get("minimum", 1)
+    return minimum + (0.25 if schema["type"] == "number" else 0)
+
+
+def _build_string(schema: Schema) -> str:
+    if "enum" in schema:
+        return str(schema["enum"][0])
+    adapter = TypeAdapter[str](Annotated[str, StringConstraints(pattern=schema.get("pattern"))])
+    for candidate in STRING_SAMPLES:
+        try:
+            return adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+    raise AssertionError(f"no sample for {schema['pattern']}: add one to STRINGS")
