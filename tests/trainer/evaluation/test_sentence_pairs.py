@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterator
 
@@ -101,6 +102,15 @@ REFUSED = {
 }
 
 
+@pytest.fixture
+def default_csv_limit() -> Iterator[None]:
+    """The limit is the process's: a test that reads a CSV data file before raises it."""
+    previous = csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(previous)
+
+
+@pytest.mark.usefixtures("default_csv_limit")
 @pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
 def test_read_pairs_invalid_file_names_line(content: bytes, why: str) -> None:
     with pytest.raises(TrainerError) as caught:

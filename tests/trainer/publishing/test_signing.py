@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from tests.trainer.publishing import build_config, prefix, publish
+from tests.support.trainer.untrained_runs import build_config, prefix, publish
 
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Signing, TrainerConfig
 from finetune_trainer.errors import TrainerError
@@ -29,8 +29,8 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
+    from tests.support.trainer.s3_server import S3Server
     from tests.trainer.faulty_proxy import FaultyProxy
-    from tests.trainer.s3_server import S3Server
 
 __all__ = ["prefix"]
 SIGNING_FIELDS = {"keySecretRef": {"name": "team-key"}}

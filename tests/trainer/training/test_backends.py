@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
-from tests.trainer.training import plain_trl_training
-from tests.trainer.training.trainings import ROWS_BY_METHOD, RunTraining
+from tests.support.trainer import plain_trl_training
+from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
+from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.modeling.loading import choose_backend
