@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import adapters
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import MODEL_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
 
 if TYPE_CHECKING:
     from finetune_trainer.inputs.hub import HubSnapshot
 
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
+"""Files of an adapter that are downloaded: no pickle files, no code, no records of an earlier run."""
 # Copies of the weights for other programs, and folders that hold such copies. What is left is checked, not skipped:
 # a model with Python or pickle files is refused by `model.check_model_dir`.
 _IGNORED_SUFFIXES = {
@@ -80,8 +83,8 @@ def resolve_adapter(source: ModelSource, s3: S3) -> S3ModelSource | None:
     if source.adapter_uri is None:
         return None
     entries = find_objects(s3, Location.parse_folder(source.adapter_uri), MODEL_ERRORS)
-    needed = [entry for entry in entries if entry.name in adapters.REQUIRED_FILES]
-    missing = [name for name in adapters.REQUIRED_FILES if name not in [entry.name for entry in needed]]
+    needed = [entry for entry in entries if entry.name in ADAPTER_FILES]
+    missing = [name for name in ADAPTER_FILES if name not in [entry.name for entry in needed]]
     if missing:
         message = f"{source.adapter_uri} holds no {missing[0]}; model.adapterURI is a LoRA adapter's prefix"
         raise TrainerError(Reason.MODEL_NOT_FOUND, message)

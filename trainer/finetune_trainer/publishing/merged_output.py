@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import ConfigDict, ValidationError
 
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import Model, Reason, Signing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing import signing
-from finetune_trainer.publishing.output_lock import get_run_id
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.manifest import MANIFEST_NAME, MERGED_PREFIX, FileRecord, MergedLosses, MergedManifest
 from finetune_trainer.storage import S3, Location, delete_objects, put_bytes, put_if_absent, read_object

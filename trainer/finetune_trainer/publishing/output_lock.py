@@ -6,7 +6,6 @@ A claim spares work and keeps checkpoints apart. What makes a result unique is s
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict, ValidationError
 
-from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, RUN_ID_ENV, Model, Reason, Stage
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, Model, Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import (
     S3,
@@ -74,11 +73,6 @@ class LockRecord(Model):
             return cls.model_validate_json(content)
         except ValidationError:
             return cls(run_id="")
-
-
-def get_run_id() -> str:
-    """The run that this attempt belongs to: the FineTuneJob's, or one of its own."""
-    return os.environ.get(RUN_ID_ENV) or f"by-hand-{uuid.uuid4()}"
 
 
 def remove_own_lock(s3: S3, output: Location, run_id: str, config_digest: str) -> None:

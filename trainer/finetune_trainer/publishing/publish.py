@@ -15,13 +15,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.checkpoints.store import CheckpointProvenance, CheckpointStore
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.resolve import ResolvedInputs
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.merged_output import MERGE_ATTEMPTS_NAME, MergedOutput
-from finetune_trainer.publishing.output_lock import OutputLock, get_run_id, remove_own_lock
+from finetune_trainer.publishing.output_lock import OutputLock, remove_own_lock
 from finetune_trainer.publishing.published_result import PublishedResult
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.manifest import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.adapters import REQUIRED_FILES
+from finetune_trainer.inputs.base_model import ADAPTER_FILES
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
 from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects
@@ -51,7 +51,7 @@ class PublishedResult:
 
     def download_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
         """Download the adapter's own files. Raises `STORAGE_CORRUPT` if they are not what the manifest lists."""
-        objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in REQUIRED_FILES]
+        objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in ADAPTER_FILES]
         sha256_by_path = {file.path: file.sha256 for file in self.manifest.files}
         for file in download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None):
             if sha256_by_path.get(file.path.name) != file.sha256:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import JOB_ENV, Outcome, TrainerConfig
-from finetune_trainer.publishing.output_lock import get_run_id
 from finetune_trainer.records.manifest import AdapterManifest
 
 _TAG_PREFIX = "finetune."
