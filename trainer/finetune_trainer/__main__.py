@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from finetune_trainer.contract import Outcome
-    from finetune_trainer.telemetry.termination_message import RunContext
+    from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 # Nothing of ours is imported up here: signals are handled from the first moment on, and --help answers at once.
 
@@ -71,14 +71,14 @@ def _run_command(argv: list[str]) -> int:
 
 
 def _run_training(args: argparse.Namespace) -> int:
-    """Train; whatever happens becomes an outcome."""
+    """Run a training; every ending becomes an outcome. Returns the exit code."""
     from finetune_trainer.distributed import topology
     from finetune_trainer.telemetry import termination_message
     from finetune_trainer.telemetry.progress import ProgressReporter
 
     topology.set_parent_death_signal()
-    context = termination_message.RunContext(ProgressReporter())
-    final_outcome = context.complete_outcome(_run_to_outcome(lambda: _train_or_launch(args, context)))
+    recorder = termination_message.OutcomeRecorder(ProgressReporter())
+    final_outcome = recorder.complete(_run_to_outcome(lambda: _train(args, recorder)))
     termination_message.write_outcome(final_outcome)
     print(f"{_rank_prefix()}{final_outcome.reason}: {final_outcome.message}")
     if args.manifest is None and topology.world_size() == 1:
@@ -86,27 +86,16 @@ def _run_training(args: argparse.Namespace) -> int:
     return final_outcome.reason.exit_code
 
 
+def _train(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
+    from finetune_trainer.cli.run import run_command
+
+    return run_command(args, recorder)
+
+
 def _rank_prefix() -> str:
     from finetune_trainer.distributed import topology
 
     return f"worker {topology.rank()}: " if topology.world_size() > 1 else ""
-
-
-def _train_or_launch(args: argparse.Namespace, context: RunContext) -> Outcome:
-    from finetune_trainer.cli import app, launcher
-    from finetune_trainer.config import loader
-    from finetune_trainer.distributed import topology
-    from finetune_trainer.pipeline import run
-    from finetune_trainer.telemetry import http_server
-
-    is_launcher = topology.world_size() == 1 and topology.topology_from_env().world_size > 1
-    if args.manifest is None and topology.is_rank_zero() and not is_launcher:
-        http_server.start_server(context.progress)
-    config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
-    scratch = app.resolve_scratch(args)
-    if is_launcher:
-        return run(config, scratch, context, lambda *_: launcher.launch(scratch, context, sys.argv[1:]))
-    return run(config, scratch, context)
 
 
 def _run_query(action: Callable[[], Outcome]) -> int:

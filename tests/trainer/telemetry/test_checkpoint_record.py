@@ -68,7 +68,7 @@ def test_outcome_is_not_replaced_by_late_record(message: Path) -> None:
 def test_outcome_of_launcher_keeps_record_of_killed_worker(message: Path) -> None:
     termination_message.record_checkpoint(_make_progress(5))
     termination_message.write_outcome(
-        termination_message.RunContext(ProgressReporter()).complete_outcome(
+        termination_message.OutcomeRecorder(ProgressReporter()).complete(
             termination_message.build_outcome(Reason.PREEMPTED, "told to stop")
         )
     )

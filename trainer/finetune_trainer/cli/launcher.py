@@ -24,7 +24,7 @@ from finetune_trainer.distributed.topology import NODE_FOLDER_ENV, Topology, top
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.telemetry import termination_message
 from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -48,18 +48,22 @@ class AgentResult:
     rendezvous_error: RuntimeError | None = None
 
 
-def launch(scratch: Path, context: RunContext, arguments: Sequence[str]) -> Outcome:
-    """Run `finetune-trainer` with these arguments in each worker of this node."""
+def launch_ranks(scratch: Path, recorder: OutcomeRecorder, arguments: Sequence[str]) -> Outcome:
+    """Run `finetune-trainer` with these arguments once per rank of this node, and combine the outcomes of the ranks."""
     topology = topology_from_env()
     launch_config = _build_launch_config(topology)
-    description = f"{topology.world_size} on {topology.node_count} nodes, this is node {topology.node_rank}"
-    log.info("workers: %s; they meet at %s", description, topology.rendezvous_endpoint)
+    log.info(
+        "launcher: %d ranks on %d nodes, this is node %d; rendezvous at %s",
+        topology.world_size,
+        topology.node_count,
+        topology.node_rank,
+        topology.rendezvous_endpoint,
+    )
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as node_folder:
         os.environ[NODE_FOLDER_ENV] = node_folder
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // topology.processes_per_node))
-        )
-        with defer_signals(context, _EXTRA_GRACE_SECONDS) as shutdown:
+        threads = max(1, len(os.sched_getaffinity(0)) // topology.processes_per_node)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        with defer_signals(recorder, _EXTRA_GRACE_SECONDS) as shutdown:
             agent_result = AgentResult()
             agent_thread = threading.Thread(
                 target=_run_agent, args=(launch_config, arguments, agent_result), name="workers", daemon=True
@@ -67,7 +71,8 @@ def launch(scratch: Path, context: RunContext, arguments: Sequence[str]) -> Outc
             agent_thread.start()
             _wait_for_agent(agent_thread, shutdown)
             outcomes = dict(_read_outcomes(Path(node_folder)))
-            _copy_rank_zero_state(context, outcomes)
+            if 0 in outcomes:
+                recorder.record_rank_zero(outcomes[0])
         return _combine_outcomes(topology, outcomes, agent_result)
 
 
@@ -145,14 +150,6 @@ def _read_outcomes(folder: Path) -> Iterable[tuple[int, Outcome]]:
             yield int(path.name.removeprefix("outcome-")), Outcome.model_validate_json(path.read_bytes())
         except ValidationError:
             continue  # it was killed while it wrote
-
-
-def _copy_rank_zero_state(context: RunContext, outcomes: Mapping[int, Outcome]) -> None:
-    """How far the first worker came is how far the run came."""
-    rank_zero_outcome = outcomes.get(0)
-    if rank_zero_outcome and rank_zero_outcome.progress:
-        context.progress.update(**rank_zero_outcome.progress.model_dump())
-        context.backend, context.dataset = rank_zero_outcome.backend, rank_zero_outcome.dataset
 
 
 def _combine_outcomes(topology: Topology, outcomes: Mapping[int, Outcome], agent_result: AgentResult) -> Outcome:

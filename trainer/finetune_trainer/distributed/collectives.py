@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-    from finetune_trainer.telemetry.progress import ProgressReporter
-
 T = TypeVar("T")
+Heartbeat = Callable[[], None]
+"""Called while this process waits for other ranks, which is no stall."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For a worker that neither answers nor has closed its connections, as when its node is gone. One that ended is noticed
@@ -64,7 +64,7 @@ def translate_peer_errors() -> Iterator[None]:
         ) from error
 
 
-def init_process_group(progress: ProgressReporter) -> None:
+def init_process_group(heartbeat: Heartbeat) -> None:
     """Meet the others. Numbers on the CPU go through gloo also where there are GPUs."""
     if world_size() == 1:
         return
@@ -82,13 +82,13 @@ def init_process_group(progress: ProgressReporter) -> None:
     barrier_group = dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
     if isinstance(barrier_group, dist.ProcessGroup):  # as for all workers, since all are in it
         _barrier_groups.append(barrier_group)
-    barrier(progress)
+    barrier(heartbeat)
 
 
-def barrier(progress: ProgressReporter | None = None) -> None:
+def barrier(heartbeat: Heartbeat | None = None) -> None:
     """Until all workers have come here. Others that move are progress, and each worker watches itself."""
     if world_size() > 1:
-        _timed_barrier(progress, float("inf"))
+        _timed_barrier(heartbeat, float("inf"))
 
 
 def release_waiters() -> None:
@@ -146,7 +146,7 @@ def all_gather_bytes(content: bytes) -> list[bytes]:
     return [bytes(each.tolist()[: int(length)]) for each, length in zip(buffers, lengths, strict=True)]
 
 
-def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, progress: ProgressReporter) -> T:
+def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, heartbeat: Heartbeat) -> T:
     """Have it made by one worker of each node; the others take it from a file in the folder that is theirs alone."""
     if world_size() == 1:
         return compute()
@@ -154,16 +154,16 @@ def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, progress: Pro
     if is_local_rank_zero():
         result = compute()
         path.write_bytes(ForkingPickler.dumps(result))
-        barrier(progress)
+        barrier(heartbeat)
         return result
-    barrier(progress)
+    barrier(heartbeat)
     loaded: T = ForkingPickler.loads(
         path.read_bytes()
     )  # of a process of our own, in a folder that nobody else can open
     return loaded
 
 
-def _timed_barrier(progress: ProgressReporter | None, timeout_seconds: float) -> None:
+def _timed_barrier(heartbeat: Heartbeat | None, timeout_seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
@@ -172,8 +172,8 @@ def _timed_barrier(progress: ProgressReporter | None, timeout_seconds: float) ->
     # In short turns: Python handles no signal while it waits in torch.
     while not work.is_completed() and time.monotonic() < deadline:
         time.sleep(0.02)
-        if progress:
-            progress.heartbeat()
+        if heartbeat:
+            heartbeat()
     if work.is_completed():
         work.wait()
 

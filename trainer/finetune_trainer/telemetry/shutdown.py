@@ -12,7 +12,7 @@ from types import FrameType
 from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.watchdog import abort
 
 _DEFAULT_GRACE_SECONDS = "100"
@@ -22,8 +22,8 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class GracefulShutdown:
     """Whether a signal came, and which."""
 
-    def __init__(self, context: RunContext, extra_seconds: float) -> None:
-        self._context = context
+    def __init__(self, recorder: OutcomeRecorder, extra_seconds: float) -> None:
+        self._recorder = recorder
         self._extra_seconds = extra_seconds
         self._is_broadcast = False
         self._signal_number: int | None = None
@@ -72,16 +72,16 @@ class GracefulShutdown:
             f"told to stop, and no checkpoint could be stored within {grace_seconds:.0f} s; the same run again goes on"
         )
         abort(
-            self._context,
+            self._recorder,
             termination_message.build_outcome(Reason.PREEMPTED, message + " from the one before, if there is one"),
         )
 
 
 @contextmanager
-def defer_signals(context: RunContext, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
+def defer_signals(recorder: OutcomeRecorder, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
     """In this block signals are noted; whatever has come by its end takes effect there, or after the grace and
     `spare` seconds more."""
-    shutdown = GracefulShutdown(context, extra_seconds)
+    shutdown = GracefulShutdown(recorder, extra_seconds)
     try:
         yield shutdown
     finally:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,9 +21,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.run_log import RunLog
 from finetune_trainer.text import escape_invisible
-from finetune_trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +32,38 @@ _paths_with_outcome: set[Path | None] = set()
 """Termination messages of runs that have ended: no record replaces the outcome while an upload still finishes."""
 
 
-@dataclass
-class RunContext:
-    """What is known of a run while it goes on; a failure reports it too."""
+class OutcomeRecorder:
+    """Records what is known about a run, so that every outcome reports it, also the outcome of a failure.
 
-    progress: ProgressReporter
-    backend: str | None = None
-    dataset: DatasetReport | None = None
-    log: RunLog | None = None
-    tracker: Tracker | None = None
+    The stages record; the main thread, the watchdog and the timer of a graceful shutdown complete outcomes.
+    """
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Let the tracker know, if there is one."""
-        if self.tracker:
-            self.tracker.log(step, metrics)
+    def __init__(self, progress: ProgressReporter) -> None:
+        self.progress = progress
+        self._backend: str | None = None
+        self._dataset: DatasetReport | None = None
 
-    def complete_outcome(self, outcome: Outcome) -> Outcome:
-        """The outcome with what it does not say itself."""
+    def record_backend(self, backend: str) -> None:
+        """Record which backend trains: `unsloth` or `transformers`."""
+        self._backend = backend
+
+    def record_dataset(self, report: DatasetReport) -> None:
+        """Record the report of the prepared dataset."""
+        self._dataset = report
+
+    def record_rank_zero(self, outcome: Outcome) -> None:
+        """Take over what rank 0 of the run reported in its outcome, in the launcher of its node."""
+        if outcome.progress:
+            self.progress.update(**outcome.progress.model_dump())
+            self._backend, self._dataset = outcome.backend, outcome.dataset
+
+    def complete(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with progress, and with backend and dataset report if it has none of its own."""
         return outcome.model_copy(
             update={
                 "message": _truncate_utf8(escape_invisible(outcome.message), _MESSAGE_BYTE_LIMITS[0]),
-                "backend": outcome.backend or self.backend,
-                "dataset": outcome.dataset or self.dataset,
+                "backend": outcome.backend or self._backend,
+                "dataset": outcome.dataset or self._dataset,
                 "progress": _add_recorded_checkpoint(self.progress.get_latest()),
             }
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from finetune_trainer.contract import Outcome, Tracking, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.telemetry.termination_message import RunContext
 from finetune_trainer.tracking import credentials
 from finetune_trainer.tracking.mlflow_backend import MlflowBackend
 from finetune_trainer.tracking.run_metadata import RunMetadata, build_result_tags, build_run_metadata
@@ -21,28 +20,32 @@ _DEFAULT_EXPERIMENT = "finetune"
 
 
 @contextmanager
-def track_run(config: TrainerConfig, digest: str, folder: Path, context: RunContext) -> Iterator[None]:
-    """The first worker has a tracker in this block, if a server is asked for, and it hears of a bad end."""
+def track_run(config: TrainerConfig, digest: str, folder: Path) -> Iterator[Tracker | None]:
+    """Yield the tracker of rank 0 if `tracking` names a server; report a failed or stopped attempt when the block ends.
+
+    The tracker is not started here: its thread must not read the environment while this thread changes it.
+    """
+    tracker = None
     if config.tracking and config.tracking.tool != "tensorboard" and topology.is_rank_zero():
-        context.tracker = Tracker(_build_backend(config.tracking, build_run_metadata(config, digest), folder))
+        tracker = Tracker(_build_backend(config.tracking, build_run_metadata(config, digest), folder))
     try:
-        yield
+        yield tracker
     except Exception:
-        _close_tracker(context, RunEnd(RunEndStatus.FAILED))
+        _close_tracker(tracker, RunEnd(RunEndStatus.FAILED))
         raise
-    except BaseException:
-        _close_tracker(context, RunEnd(RunEndStatus.STOPPED))
+    except BaseException:  # a stop signal: another attempt follows
+        _close_tracker(tracker, RunEnd(RunEndStatus.STOPPED))
         raise
 
 
-def finish_run(context: RunContext, manifest: AdapterManifest, published: Outcome) -> str | None:
-    """A good end. Returns what the tracker did not take, if there is anything."""
+def finish_run(tracker: Tracker | None, manifest: AdapterManifest, published: Outcome) -> str | None:
+    """Report a published result. Returns what the tracker lost, if anything."""
     metrics = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
-    return _close_tracker(context, RunEnd(RunEndStatus.FINISHED, metrics, build_result_tags(manifest, published)))
+    return _close_tracker(tracker, RunEnd(RunEndStatus.FINISHED, metrics, build_result_tags(manifest, published)))
 
 
-def _close_tracker(context: RunContext, run_end: RunEnd) -> str | None:
-    return context.tracker.close(run_end) if context.tracker else None
+def _close_tracker(tracker: Tracker | None, run_end: RunEnd) -> str | None:
+    return tracker.close(run_end) if tracker else None
 
 
 def _build_backend(tracking_config: Tracking, metadata: RunMetadata, folder: Path) -> TrackerBackend:
