@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ConfigDict, ValidationError
 
@@ -28,13 +29,18 @@ from finetune_trainer.storage import (
     read_with_etag,
     replace_object,
 )
+from finetune_trainer.storage.retry import (
+    CONDITIONAL_WRITE_ATTEMPTS,
+    LOCK_ATTEMPTS,
+    retry_on_error,
+    retry_until_true,
+)
 from finetune_trainer.telemetry.progress import ProgressReporter, current_timestamp
 
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".claim.json"
 _NONEXISTENT_ETAG = '"00000000000000000000000000000000"'
-_MAX_ACQUIRE_ATTEMPTS = 5
 _RELEASE_TIMEOUT_SECONDS = 5.0
 """For the removal of a claim. A process that was told to stop has little time, and the claim expires by itself."""
 
@@ -103,15 +109,19 @@ class OutputLock:
         self._lost_message: str | None = None
 
     def acquire(self, progress: ProgressReporter) -> None:
-        """Take it, after waiting for one that was left behind. `OUTPUT_BUSY` if another run is alive there."""
-        for _ in range(_MAX_ACQUIRE_ATTEMPTS):
-            stored = read_with_etag(self._s3, self._location)
-            if self._create_record() if stored is None else self._take_over_lock(stored, progress):
-                self._probe_conditional_writes()
-                self.check_held()  # where writes are not quite atomic, the later of two creators has it
-                threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
-                return
-        raise _output_busy_error(f"{self._location}: several runs want this output at once")
+        """Acquire the lock and start the heartbeat; wait first until the lock of another run is stale.
+
+        Raises `OUTPUT_BUSY` if another run is active at this output.
+        """
+        if not retry_until_true(partial(self._try_acquire, progress), LOCK_ATTEMPTS):
+            raise _output_busy_error(f"{self._location}: several runs want this output at once")
+        self._probe_conditional_writes()
+        self.check_held()  # where writes are not quite atomic, the later of two creators has it
+        threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
+
+    def _try_acquire(self, progress: ProgressReporter) -> bool:
+        stored = read_with_etag(self._s3, self._location)
+        return self._create_record() if stored is None else self._take_over_lock(stored, progress)
 
     def check_held(self) -> None:
         """`OUTPUT_BUSY` unless the store still says that it is ours."""
@@ -191,7 +201,9 @@ class OutputLock:
     def _put_with_fallback(self, put: Callable[[bytes], str | None], content: bytes) -> str | None:
         try:
             if self._has_conditional_writes:
-                return _retry_once(lambda: put(content))
+                # If a first attempt has succeeded, the second one is rejected and the caller finds its own content.
+                write = partial(put, content)
+                return retry_on_error(write, TrainerError, CONDITIONAL_WRITE_ATTEMPTS, _is_unreachable)
         except ConditionalWritesUnsupported:
             self._disable_conditional_writes()
         put_bytes(self._s3, self._location, content)
@@ -251,14 +263,8 @@ class OutputLock:
         self._lost_message = f"{self._location}: {holder} on {holder_record.host} has taken this output over"
 
 
-def _retry_once(put: Callable[[], str | None]) -> str | None:
-    """The client never repeats a conditional write whose connection broke, since it may have been done."""
-    try:
-        return put()
-    except TrainerError as error:
-        if error.reason is not Reason.STORAGE_UNREACHABLE:
-            raise
-        return put()  # refused if the first was done; the caller then finds its own content there
+def _is_unreachable(error: TrainerError) -> bool:
+    return error.reason is Reason.STORAGE_UNREACHABLE
 
 
 def _output_busy_error(message: str) -> TrainerError:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ from finetune_trainer.records.manifest import (
     get_installed_versions,
 )
 from finetune_trainer.storage import S3, Location, delete_objects, put_if_absent, read_object
+from finetune_trainer.storage.retry import MANIFEST_ATTEMPTS, retry_until_true
 from finetune_trainer.telemetry.progress import ProgressReporter
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,6 @@ CONFIG_NAME = "finetune_config.json"
 """The config as run. Not `config.json`: beside an adapter, loaders would take that for a whole model's."""
 REJECTED_PREFIX = ".rejected/"
 """Below the output: reports of models that did not pass `evaluation.gate`, by config digest."""
-_MAX_MANIFEST_ATTEMPTS = 3
 _MAX_NAMES_SHOWN = 3
 
 
@@ -197,18 +198,21 @@ class OutputPrefix:
         return f"{self.uri}/{report_prefix}{REPORT_NAME}"
 
     def _put_manifest(self, new_result: PublishedResult) -> Outcome:
-        location = self._prefix.child(MANIFEST_NAME)
         self._uploads.check_lock()
-        for _ in range(_MAX_MANIFEST_ATTEMPTS):
-            if put_if_absent(self._s3, location, new_result.content):
-                return self._build_completed_outcome(new_result)
-            published = self.find_published()
-            if published and published.content == new_result.content:  # ours: the answer to a first try was lost
-                return self._build_completed_outcome(new_result)
-            if published:
-                return published.to_outcome(self.uri)
-            # Refused, yet not there: the other of two writers at once was refused too (S3's 409). Try again.
-        raise TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: the store refuses the manifest, but holds none")
+        outcome = retry_until_true(partial(self._try_put_manifest, new_result), MANIFEST_ATTEMPTS)
+        if outcome is None:
+            message = f"{self._prefix.child(MANIFEST_NAME)}: the store rejects the manifest, but has none"
+            raise TrainerError(Reason.STORAGE_UNREACHABLE, message)
+        return outcome
+
+    def _try_put_manifest(self, new_result: PublishedResult) -> Outcome | None:
+        """Return the outcome of the result that is there now; None if the write was rejected and there is none."""
+        if put_if_absent(self._s3, self._prefix.child(MANIFEST_NAME), new_result.content):
+            return self._build_completed_outcome(new_result)
+        published = self.find_published()
+        if published and published.content == new_result.content:  # ours: the response to a first attempt was lost
+            return self._build_completed_outcome(new_result)
+        return published.to_outcome(self.uri) if published else None
 
     def _build_completed_outcome(self, new_result: PublishedResult) -> Outcome:
         return Outcome(

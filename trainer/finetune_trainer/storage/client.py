@@ -20,18 +20,17 @@ from finetune_trainer.contract import CA_BUNDLE_ENV, S3_CREDENTIALS_DIR_ENV, S3_
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.endpoints import check_endpoint
 from finetune_trainer.storage.errors import OUTPUT_ERRORS, build_no_credentials_error, translate_errors
+from finetune_trainer.storage.retry import BOTO3_ATTEMPTS, OBSTORE_RETRY_CONFIG
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig, S3Config
+    from obstore.store import ClientConfig, S3Config
     from types_boto3_s3.client import S3Client
 
 _DEFAULT_REGION = "us-east-1"
 # botocore renews credentials when less than 10 minutes are left; obstore must not keep a copy for longer than that,
 # and it asks again 5 minutes before a copy ends.
 _CREDENTIALS_TTL = timedelta(minutes=9)
-# A wrong endpoint is told after about half a minute, whether it refuses or swallows connections.
-_RETRY_CONFIG: RetryConfig = {"max_retries": 6, "retry_timeout": timedelta(seconds=45)}
-_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS, _MAX_ATTEMPTS = 5, 15, 3
+_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 5, 15
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class S3:
         config = Config(
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
             read_timeout=_READ_TIMEOUT_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": BOTO3_ATTEMPTS},
             request_checksum_calculation=checksums,
             response_checksum_validation=checksums,
             s3={"addressing_style": self._storage.addressing},
@@ -107,7 +106,7 @@ class S3:
             name,
             config=config,
             client_options=_build_http_options(endpoint),
-            retry_config=_RETRY_CONFIG,
+            retry_config=OBSTORE_RETRY_CONFIG,
             credential_provider=provider,
         )
 

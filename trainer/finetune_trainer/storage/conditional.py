@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import obstore
 from botocore import exceptions as boto
@@ -12,6 +13,7 @@ from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import OUTPUT_ERRORS, get_error_code, translate_errors
 from finetune_trainer.storage.listing import S3Object, iter_direct_objects, iter_objects
 from finetune_trainer.storage.locations import Location
+from finetune_trainer.storage.retry import READ_ATTEMPTS, retry_on_error
 from finetune_trainer.storage.upload import run_interruptible
 
 _MAX_READ_BYTES = 16 * 2**20
@@ -40,21 +42,23 @@ def read_object(s3: S3, location: Location) -> bytes | None:
 
 
 def read_with_etag(s3: S3, location: Location) -> ObjectWithETag | None:
-    """What is there, or None; of a large object the beginning. Unlike obstore, boto3 follows no redirect."""
+    """Return an object with its ETag, or None if there is none. Of a large object only the beginning is read.
+
+    boto3 reads it because, unlike obstore, it follows no redirects.
+    """
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
-        for is_last_attempt in (False, False, True):
-            try:
-                response = bucket.client.get_object(Bucket=bucket.name, Key=location.key)
-                return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
-            except boto.ClientError as error:
-                if error.response["Error"].get("Code") in _MISSING_CODES:
-                    return None
-                raise
-            except boto.HTTPClientError:  # cut off after boto3's own tries
-                if is_last_attempt:
-                    raise
-    return None
+        return retry_on_error(partial(_get_object, bucket, location.key), boto.HTTPClientError, READ_ATTEMPTS)
+
+
+def _get_object(bucket: Bucket, key: str) -> ObjectWithETag | None:
+    try:
+        response = bucket.client.get_object(Bucket=bucket.name, Key=key)
+    except boto.ClientError as error:
+        if error.response["Error"].get("Code") in _MISSING_CODES:
+            return None
+        raise
+    return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
 
 
 def create_object(s3: S3, location: Location, content: bytes) -> str | None:
