@@ -79,7 +79,7 @@ def test_resume_new_run_of_same_output_uses_checkpoint(s3: S3Server, pods: Calla
 def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
     job = pods("job")
     with job.start() as process:
-        job.wait_for(process, "step 5 is stored")
+        job.wait_for(process, "stored step 5 in")
         process.kill()
     s3.put("s3://data/resume.jsonl", make_rows(17))
     outcome = job.run(maxSteps=STEPS)
