@@ -1,4 +1,4 @@
-"""Entries are whole or not there."""
+"""Tests of cache folders, which appear only when complete, and of the state files of a cluster."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Answers to pods' queries, byte for byte."""
+"""Tests of the responses of the DNS server, byte for byte."""
 
 import struct
 
