@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench import lives
+from tests.bench import lifecycles
 from tests.bench.api import Api, connect, count_operator_calls, run_all, serve
 from tests.bench.bursts import BurstResult, delete_all, run_burst, wait_until_settled, warm_up
 from tests.bench.floods import measure_flood
@@ -57,10 +57,10 @@ async def measure_lifecycles(api: Api, url: str, folder: Path, count: int) -> No
     with run_operator(OURS, url, folder) as operator:
         await warm_up(api, OURS, -1)
         changes.clear()
-        new = await run_burst(api, OURS, operator, "life", count)
+        new = await run_burst(api, OURS, operator, "lifecycle", count)
         cpu_before = operator.cpu_seconds()
-        await run_all((lives.complete_lifecycle(api, f"life-{number}") for number in range(count)), 64)
-        await api.wait_until(lambda: lives.are_all_complete(api, "life-"))
+        await run_all((lifecycles.complete_lifecycle(api, f"lifecycle-{number}") for number in range(count)), 64)
+        await api.wait_until(lambda: lifecycles.are_all_complete(api, "lifecycle-"))
         calls = new.calls + count_operator_calls(await wait_until_settled(api, OURS, []))
         cpu = new.cpu + 1000 * (operator.cpu_seconds() - cpu_before) / count
     watch.cancel()
@@ -68,7 +68,7 @@ async def measure_lifecycles(api: Api, url: str, folder: Path, count: int) -> No
     print("| status writes/job | of those, without a change | Job writes/job | Events/job | reads/job | CPU ms/job |")
     print("|" + " --- |" * 6)
     writes = calls["patch finetunejobs/status"]
-    unchanged_writes = writes - sum(name.startswith("life-") for name in changes)
+    unchanged_writes = writes - sum(name.startswith("lifecycle-") for name in changes)
     jobs, events = calls["create jobs"] + calls["patch jobs"], calls["create events"]
     reads = sum(calls[kind] for kind in calls if kind.startswith(("get", "list")))
     columns = [f"{value / count:.2f}" for value in (jobs, events, reads)]

@@ -165,10 +165,10 @@ def main() -> None:
             head = "| objects | way | client | MiB/s | range | CPU s/GiB |"
             print_table(lambda: measure_transfers(running, scratch, LOADS), head)
         if options.only != "transfers":
-            from tests.bench import starts
+            from tests.bench import startup_time
 
             print()
-            print_table(lambda: starts.measure_rows(running, scratch), starts.TABLE_HEAD)
+            print_table(lambda: startup_time.measure_rows(running, scratch), startup_time.TABLE_HEAD)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import lives
+from tests.bench import lifecycles
 from tests.bench.api import Api, count_operator_calls, run_all
 from tests.bench.bursts import WRITES, find_write_times, run_burst, wait_until_settled
 from tests.bench.operators import OURS, TRAINER, OperatorProcess, Subject, mount_certificates, run_operator
@@ -87,7 +87,7 @@ async def wait_until_idle(operator: OperatorProcess) -> None:
 async def complete_jobs(api: Api, subject: Subject, names: Sequence[str]) -> None:
     """Nothing is left to wait for; Kubeflow Trainer asks nothing of what waits."""
     if subject is OURS:
-        await run_all((lives.complete_lifecycle(api, name) for name in names), 8)
+        await run_all((lifecycles.complete_lifecycle(api, name) for name in names), 8)
 
 
 async def run_restart_series(api: Api, url: str, folder: Path, subject: Subject, sizes: Sequence[int]) -> None:
@@ -100,7 +100,7 @@ async def run_restart_series(api: Api, url: str, folder: Path, subject: Subject,
     print("|" + " --- |" * 9)
     base = 0
     for stage, (stored, size) in enumerate(zip([0, 0, *sizes], [0, *sizes], strict=False)):
-        await run_all(lives.store_finished(api, subject, stored, size))
+        await run_all(lifecycles.store_finished(api, subject, stored, size))
         result = await measure_restart(api, url, folder, subject, size)
         base = base or result.rss
         added = size + stage * (NEW_JOBS + LATER_JOBS)  # with what earlier stages left
