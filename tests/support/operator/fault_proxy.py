@@ -1,4 +1,4 @@
-"""What stands between the operator and the world, and fails on demand."""
+"""A proxy between operator and API server that injects faults, and a fake progress endpoint of a trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.operator.api_server import OPERATOR_TOKEN, find_free_port, op
 
 @dataclass
 class Fault:
-    """What to answer instead."""
+    """An error response to one request. With `after_effect` the request is executed first."""
 
     method: str
     path_part: str
@@ -27,7 +27,7 @@ class Fault:
 
 
 class ThreadedServer(ABC):
-    """A web server in a thread of its own: when kopf stops, it cancels every task of its loop, whoever made it."""
+    """A web server in a separate thread, because kopf cancels all tasks of its event loop when it stops."""
 
     def __init__(self) -> None:
         self.port = find_free_port()
@@ -68,10 +68,10 @@ WRITE_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "d
 
 
 def required_permission(request: web.Request) -> tuple[str, str, str] | None:
-    """Verb, group and resource that a request has to have the right to; none for what is no resource's."""
+    """Return the RBAC verb, group and resource that a request needs, or None for a path without resource."""
     prefix, *parts = request.path.strip("/").split("/")
     group = "" if prefix == "api" else parts.pop(0) if parts else ""
-    parts = parts[1:]  # the version
+    parts = parts[1:]  # without the API version
     if parts[:1] == ["namespaces"] and len(parts) > 2:
         parts = parts[2:]
     if not parts:
@@ -82,15 +82,15 @@ def required_permission(request: web.Request) -> tuple[str, str, str] | None:
 
 _LEASES_PATH = "/leases"
 Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
-"""What happens to a request before it is passed on; an answer is given instead."""
+"""Called before a request is forwarded. If it returns a response, the request is not forwarded."""
 
 
 async def pass_through(_: web.Request) -> None:
-    """Nothing."""
+    """Forward every request."""
 
 
 def build_error_response(status: int, **headers: str) -> web.Response:
-    """What an API server in trouble says."""
+    """Return a Status object with an injected error."""
     body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": status}
     return web.json_response(
         body, status=status, headers={key.replace("_", "-"): value for key, value in headers.items()}
@@ -98,7 +98,7 @@ def build_error_response(status: int, **headers: str) -> web.Response:
 
 
 class FaultProxy(ThreadedServer):
-    """Stands between operator and API server."""
+    """A proxy between operator and API server. It records requests, injects faults, and can stop responding."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -106,15 +106,15 @@ class FaultProxy(ThreadedServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.permissions: set[tuple[str, str, str]] = set()
-        """What was asked for, as roles name it: verb, group and resource."""
+        """RBAC permissions that the requests needed: verb, group and resource."""
         self.selectors: dict[str, set[str]] = {}
-        """Which label selectors each collection was read with."""
+        """Label selectors of the reads, by plural of the resource."""
         self.request_count = 0
-        """Requests but for watches and the Lease, which is asked for by the clock."""
+        """Number of requests, without watches and without those for the Lease, which are periodic."""
         self.lease_methods: list[str] = []
         """Methods of the requests for the Lease."""
         self.kill_at_request: int | None = None
-        """The call whose answer the operator does not live to see."""
+        """Number of the request that is executed but not answered. The operator is killed there."""
         self.killed = threading.Event()
         self.interceptor: Interceptor = pass_through
 
@@ -128,11 +128,11 @@ class FaultProxy(ThreadedServer):
         await self._stack.aclose()
 
     def fail_next(self, method: str, path_part: str, status: int, after_effect: bool = False, **headers: str) -> None:
-        """Fail the next request of that method with that part in its path; if `late`, after it had its effect."""
+        """Fail the next request of this method with this part in its path; `after_effect` executes it first."""
         self.faults.append(Fault(method, path_part, status, after_effect, headers))
 
     def list_writes(self) -> list[tuple[str, str]]:
-        """What changed something, Events apart."""
+        """Return the requests that were writes, without those of Events."""
         return [request for request in self.requests if request[0] != "GET" and not request[1].endswith("/events")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -145,7 +145,7 @@ class FaultProxy(ThreadedServer):
         fault = self._take_fault(request)
         if fault and not fault.after_effect:
             return build_error_response(fault.status, **fault.headers)
-        data = await request.read() or None  # an empty body would be given a content type
+        data = await request.read() or None  # aiohttp would add a content type to an empty body
         headers = {key: value for key, value in request.headers.items() if key in ("Content-Type", "Accept")}
         url = self.target + request.path_qs
         async with self._session.request(
@@ -157,7 +157,7 @@ class FaultProxy(ThreadedServer):
             if self._is_kill_point(request):
                 await answer.read()
                 self.killed.set()
-                await asyncio.sleep(60)  # nobody waits for it
+                await asyncio.sleep(60)  # the operator is killed meanwhile
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
             with suppress(ConnectionResetError):  # the operator was killed
@@ -194,7 +194,7 @@ class FaultProxy(ThreadedServer):
 
 
 class FakeTrainer(ThreadedServer):
-    """A pod's `GET /progress`: answers with `answer`, or as `handler` says."""
+    """The endpoint `GET /progress` of a pod. It responds with `answer`, or as `handler` does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One life of a run on a real API server; the test plays Job controller and kubelet."""
+"""A complete lifecycle of a run on a real API server. The test acts as Job controller and kubelet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ async def _wait_until(world: NamespaceHarness, predicate: Callable[[NamespaceHar
 
 
 async def play_full_lifecycle(world: NamespaceHarness) -> Status:
-    """Started, changed, suspended, resumed, completed; waits for what stands in the cluster, not for its status."""
+    """Start, change, suspend, resume and complete a run. Return its status without times.
+
+    The function waits for objects and phases in the cluster, and not for the messages of the status.
+    """
     await world.create_finetunejob()
     await _wait_until(world, _has_job)
     await world.create_pod()
@@ -54,7 +57,7 @@ async def play_full_lifecycle(world: NamespaceHarness) -> Status:
 
 
 def _drop_observation_times(status: Status) -> Status:
-    """Without the times at which the operator saw it, and what follows from them."""
+    """Return the status without the times at which the operator observed something, and values derived from them."""
     condition_times = {"lastTransitionTime"}
     conditions = [
         {key: value for key, value in condition.items() if key not in condition_times}
@@ -93,5 +96,5 @@ async def _is_complete(world: NamespaceHarness) -> bool:
 
 
 def count_jobs_created(world: NamespaceHarness) -> int:
-    """How many times the operator asked for one."""
+    """Return how many times the operator requested the creation of a Job."""
     return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.requests)

@@ -1,4 +1,4 @@
-"""What the operator sees of one run, minute by minute."""
+"""The status of one run over time, from the pods that the operator observes at each minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timestamp_at(minute: int) -> str:
 
 
 class RunTimeline:
-    """What the operator sees of one run, minute by minute."""
+    """Pods of one run, and the status that follows when the operator observes them at a given minute."""
 
     def __init__(self, build: type[Builders], **run_policy: Any) -> None:
         self._builders = build

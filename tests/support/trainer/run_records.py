@@ -1,4 +1,4 @@
-"""Records of runs that never were, for the card, the page and the provenance."""
+"""Invented records of runs, for tests of model card, report and provenance."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def make_manifest(**changes: Any) -> AdapterManifest:
 
 
 def make_minimal_evaluation() -> EvaluationReport:
-    """Of a run without validation rows, GPU or prompts."""
+    """Return the report of a run without validation rows, GPU and sample prompts."""
     return EvaluationReport(overfitting=OverfittingResult(verdict="unknown", message="No validation rows."))
 
 
 def make_full_evaluation() -> EvaluationReport:
-    """With everything in it."""
+    """Return a report with a value in every field."""
     return EvaluationReport(
         task="classification",
         measures=[
