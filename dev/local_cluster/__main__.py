@@ -60,6 +60,7 @@ def _raise_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
+    """Run one command and return its exit code: 0, 1 after a UserError, or 130 if it was interrupted."""
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     arguments = _build_parser().parse_args()
     try:

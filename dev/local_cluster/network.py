@@ -20,7 +20,7 @@ _MAX_INTERFACE_LENGTH = 15
 
 @dataclass(frozen=True)
 class Addresses:
-    """Both ends of the veth pair: a /30 in 198.18.0.0/15, which RFC 2544 reserves for benchmarks and nobody routes."""
+    """Both ends of the veth pair: a /30 in 198.18.0.0/15, which RFC 2544 reserves for benchmarks."""
 
     interface: str
     host: str

@@ -52,6 +52,7 @@ class Node:
 
 
 def create_node(name: str) -> Node:
+    """Return the node of the cluster with this name."""
     return Node(name, paths.get_cluster_folder(name), compute_addresses(name))
 
 
@@ -72,6 +73,7 @@ def build_etcd_command(node: Node) -> list[str]:
 
 
 def build_kube_apiserver_command(node: Node) -> list[str]:
+    """Return the command of the API server, which listens on the address that host and pods reach."""
     return [
         "kube-apiserver",
         f"--etcd-servers={ETCD_URL}",
@@ -96,6 +98,7 @@ def build_kube_apiserver_command(node: Node) -> list[str]:
 
 
 def build_kube_controller_manager_command(node: Node) -> list[str]:
+    """Return the command of the controller manager, without leader election."""
     return [
         "kube-controller-manager",
         f"--kubeconfig={node.kubeconfig_path('controller-manager')}",
@@ -109,11 +112,13 @@ def build_kube_controller_manager_command(node: Node) -> list[str]:
 
 
 def build_kube_scheduler_command(node: Node) -> list[str]:
+    """Return the command of the scheduler, without leader election."""
     kubeconfig_argument = f"--kubeconfig={node.kubeconfig_path('scheduler')}"
     return ["kube-scheduler", kubeconfig_argument, "--leader-elect=false", "--bind-address=127.0.0.1"]
 
 
 def build_kubelet_command(node: Node) -> list[str]:
+    """Return the command of the kubelet, whose node has the name of the cluster."""
     return [
         "kubelet",
         f"--kubeconfig={node.kubeconfig_path('kubelet')}",
@@ -156,6 +161,7 @@ def render_kubelet_config(node: Node) -> str:
 
 
 def build_kube_proxy_command(node: Node) -> list[str]:
+    """Return the command of kube-proxy."""
     return ["kube-proxy", f"--config={node.config_path('kube-proxy.json')}", f"--hostname-override={node.name}"]
 
 
@@ -180,10 +186,12 @@ def build_versitygw_command(node: Node) -> list[str]:
 
 
 def build_dns_command(node: Node) -> list[str]:
+    """Return the command of the DNS server, to be run by Python."""
     return ["dns", "-m", "local_cluster.dns", node.name]
 
 
 def render_cni_config() -> str:
+    """Return the CNI configuration: a bridge for the pods, with addresses by host-local and port mappings."""
     pod_range = {"subnet": POD_CIDR}
     bridge = {
         "type": "bridge",
@@ -198,6 +206,7 @@ def render_cni_config() -> str:
 
 
 def render_kubeconfig(node: Node, token: str) -> str:
+    """Return a kubeconfig that authenticates by a static token."""
     cluster = {"server": node.addresses.api, "certificate-authority": str(node.pki_path("ca.crt"))}
     return json.dumps(
         {
@@ -213,6 +222,7 @@ def render_kubeconfig(node: Node, token: str) -> str:
 
 
 def render_tokens_csv(node: Node, tokens: dict[str, str]) -> str:
+    """Return the API server's static token file, with one line for each of USERS."""
     lines = []
     for name, (user, group) in USERS.items():
         user_name = user.format(node=node.name)

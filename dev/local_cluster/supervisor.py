@@ -49,6 +49,7 @@ class Supervisor:
         self._components: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start_component(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start a component, with its output in a log file of its name."""
         name, *arguments = command
         special_paths = {"containerd": "containerd", "dns": sys.executable}  # Debian's program, and our module
         path = special_paths.get(name) or tools.find_program(name)
@@ -84,6 +85,7 @@ class Supervisor:
         return f"{name} ended with exit code {exit_code}: {read_last_line(log)} (full log: {log})"
 
     def start_all(self) -> None:
+        """Start all components and wait until pods can be created."""
         self.start_component(node.build_versitygw_command(self._node), self._s3_keys)
         self.start_component(["containerd", f"--config={self._node.config_path('containerd.toml')}"])
         self.start_component(node.build_etcd_command(self._node))
@@ -115,6 +117,7 @@ class Supervisor:
                     raise UserError(self._describe_exit(name, os.waitstatus_to_exitcode(status)))
 
     def stop_all(self) -> None:
+        """Stop all components in reverse order. A component that does not end within 5 s is killed."""
         for name, process in reversed(self._components):
             process.terminate()
             try:
@@ -177,6 +180,7 @@ def run_cluster(target: Node, cluster_state: state.ClusterState) -> None:
 
 
 def main() -> int:
+    """Run the supervisor and return its exit code: 1 if the cluster failed, else 0."""
     signal.signal(signal.SIGTERM, _request_shutdown)
     target = node.create_node(sys.argv[1])
     with state.acquire_lock(target.name):
