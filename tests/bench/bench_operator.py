@@ -116,7 +116,7 @@ def main() -> None:
             f"{os.cpu_count()} cores; load average at the start: {os.getloadavg()[0]:.1f}; our operator runs on "
             f"{choose_interpreter()}"
         )
-        with serve(folder / "beside") as (url, log):
+        with serve(folder / "bursts") as (url, log):
             asyncio.run(measure(url, log, folder, options))
         for subject, sizes in ((OURS, options.sizes), (TRAINER, options.peer_sizes)):
             if sizes:

@@ -32,7 +32,7 @@ async def measure_flood(api: Api, url: str, folder: Path, count: int) -> None:
         creation = asyncio.create_task(run_all((api.create(OURS.jobs, OURS.body(name)) for name in names), 16))
         _print_row(
             str(count),
-            await _measure_waits(api, "beside", asyncio.create_task(_wait_until_created(api, creation, count))),
+            await _measure_waits(api, "concurrent", asyncio.create_task(_wait_until_created(api, creation, count))),
         )
         print(f"\nRSS {operator.rss_kib() / 1024:.0f} MiB", flush=True)
     for subject in (OURS, _OTHER_SUBJECT):

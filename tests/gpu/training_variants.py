@@ -87,13 +87,12 @@ def _shorten_losses(result: Mapping[str, Any]) -> str:
 def train_and_resume(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
     """Return the losses of a run that resumed from step 4, and of a run that was not interrupted."""
     shape = {**BASE_TRAINING, "backend": backend, "maxSteps": 8, "lora": {"dropout": 0.1}}
-    whole_dir, resumed_dir = folder / "whole", folder / "rest"
-    for run_dir in (whole_dir, resumed_dir):
+    uninterrupted_dir, resumed_dir = folder / "uninterrupted", folder / "resumed"
+    for run_dir in (uninterrupted_dir, resumed_dir):
         run_dir.mkdir(parents=True)
-    before = train(TrainingRequest(shape, {}, REVIEWS, save_at=4), model_dir, whole_dir)
-    after = train(
-        TrainingRequest(shape, {}, REVIEWS, resume=str(whole_dir / "trainer" / "checkpoint-4")), model_dir, resumed_dir
-    )
+    before = train(TrainingRequest(shape, {}, REVIEWS, save_at=4), model_dir, uninterrupted_dir)
+    checkpoint = uninterrupted_dir / "trainer" / "checkpoint-4"
+    after = train(TrainingRequest(shape, {}, REVIEWS, resume=str(checkpoint)), model_dir, resumed_dir)
     return {"uninterrupted": before.losses[4:], "resumed": after.losses[-4:]}
 
 
