@@ -22,12 +22,12 @@ RUNNING = {
         ({"phase": "Failed"}, "Failed", True),
     ],
 )
-def test_summary_status_is_one_line(status: dict[str, Any], text: str, finished: bool) -> None:
+def test_summarize_status_is_one_line(status: dict[str, Any], text: str, finished: bool) -> None:
     assert follow.summarize_status(status) == text
     assert follow.is_finished(status) is finished
 
 
-def test_message_failed_status_is_condition_message() -> None:
+def test_failure_message_failed_status_is_condition_message() -> None:
     conditions = [
         {"type": "Complete", "status": "False", "message": "not this"},
         {"type": "Failed", "status": "True", "message": "the bucket is not there"},

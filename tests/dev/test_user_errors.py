@@ -62,7 +62,7 @@ def test_main_preflight_fails_prints_advice(
     assert advice in line
 
 
-def test_check_free_address_taken_names_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_addresses_free_taken_address_names_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = network.compute_addresses("test")
     links = [{"ifname": "eth7", "addr_info": [{"local": addresses.node}]}]
     monkeypatch.setattr(network, "_query_ip", lambda *_words: links)
@@ -89,6 +89,6 @@ def test_run_failing_command_names_log_and_last_line(tmp_path: Path) -> None:
     assert str(log) in str(raised.value)
 
 
-def test_output_failing_command_shows_stderr() -> None:
+def test_capture_output_failing_command_shows_stderr() -> None:
     with pytest.raises(UserError, match="no such thing"):
         shell.capture_output(["sh", "-c", "echo no such thing >&2; exit 1"])
