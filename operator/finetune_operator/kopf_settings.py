@@ -10,7 +10,7 @@ import kopf
 from kopf._cogs.structs.references import Insights, NamespaceName
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.resources.job import JOB_LABEL
+from finetune_operator.api.labels import JOB_LABEL
 
 FINETUNEJOBS = (GROUP, VERSION, PLURAL)
 JOBS = ("batch", "v1", "jobs")

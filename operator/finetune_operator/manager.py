@@ -21,10 +21,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from finetune_operator import kopf_settings
+from finetune_operator.api.objects import Body
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.workers import WorkerPool, run_periodically
 from finetune_operator.kopf_settings import log_in
-from finetune_operator.kube.cache import Body, InformerCache
+from finetune_operator.kube.cache import InformerCache
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.leader_election import LeaderElector
 from finetune_operator.kube.lease import LeaseLock

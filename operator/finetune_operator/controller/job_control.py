@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob, OperatorReason, run_policy
+from finetune_operator.api.objects import Body
 from finetune_operator.kube.cache import InformerCache, Key, get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import ApiError
@@ -18,8 +18,6 @@ from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources import multi_node
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
-
-Body = dict[str, Any]
 
 log = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from finetune_operator.api import FineTuneJobStatus
+from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.objects import Body
 from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body
 from finetune_operator.observed.state import ObservedState
-from finetune_operator.resources.job import JOB_LABEL
 from finetune_operator.status import deadlines
 
 

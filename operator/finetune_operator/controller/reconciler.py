@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.controller import job_patch
 from finetune_operator.controller.job_control import JobControl
@@ -23,8 +24,6 @@ from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines, events
 from finetune_operator.status.job_status import compute_status, is_terminal
 from finetune_operator.telemetry import counters
-
-Body = dict[str, Any]
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from itertools import islice
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from finetune_operator.api import Phase
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.cache import InformerCache, get_object_key, get_owner_key
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body
 from finetune_operator.status.usage import parse_timestamp
 
 _HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")

@@ -9,10 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
+from finetune_operator.api.objects import Body
 from finetune_operator.controller import progress_poller
 from finetune_operator.controller.reconciler import Reconciler
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import Body, InformerCache, Key, ReportedProgress, get_object_key
+from finetune_operator.kube.cache import InformerCache, Key, ReportedProgress, get_object_key
 from finetune_operator.kube.client import KubeClient, NotLeaderError
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed import objects

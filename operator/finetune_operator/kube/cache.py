@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.objects import Body
 from finetune_operator.kube import transform
 from finetune_operator.observed import objects
-from finetune_operator.resources.job import JOB_LABEL
 from finetune_trainer.contract import Progress
-
-Body = dict[str, Any]
 
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import msgspec
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
+from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.objects import Body
 from finetune_operator.kube.transport import MERGE_PATCH, ApiError, Transport
 from finetune_operator.observed import workload
-from finetune_operator.resources.job import JOB_LABEL
-
-Body = dict[str, Any]
 
 
 class NotLeaderError(Exception):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from finetune_operator.api.objects import Body
 from finetune_operator.kube.transport import ApiError, Transport
 
-Body = dict[str, Any]
 _API_PATH = "/apis/coordination.k8s.io/v1"
 
 

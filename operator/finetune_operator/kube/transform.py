@@ -4,14 +4,13 @@ users like, and whole they would take most of the memory. Pure; bodies are chang
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
 
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS
+from finetune_operator.api.objects import Body
 from finetune_operator.observed import objects
-from finetune_operator.resources.job import JOB_LABEL, KUEUE_LABELS
-
-Body = dict[str, Any]
 
 _METADATA_FIELDS = (
     "namespace",

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import msgspec
 
+from finetune_operator.api.objects import Body
 from finetune_operator.telemetry import counters
 
-Body = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 
 _TOKEN_REFRESH_SECONDS = 60.0
