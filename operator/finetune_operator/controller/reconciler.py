@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
-from finetune_operator.controller import job_patch
+from finetune_operator.controller import job_patch, transition_metrics
 from finetune_operator.controller.job_control import JobControl
 from finetune_operator.kube.cache import InformerCache, Key, get_object_key, get_resource_version
 from finetune_operator.kube.client import KubeClient
@@ -23,7 +23,6 @@ from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines, events
 from finetune_operator.status.job_status import compute_status, is_terminal
-from finetune_operator.telemetry import counters
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +201,7 @@ class Reconciler:
                 return  # it was deleted
             raise
         self._cache.finetunejobs.update(get_object_key(stored), stored)
-        counters.count_status_change(request.meta, request.previous_status, status)
+        transition_metrics.count_status_change(request.meta, request.previous_status, status)
         await self._record_event(request, status)
 
     async def _patch_status(self, request: ReconcileRequest, patch: Body) -> Body:

@@ -15,7 +15,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.kube.lease import Body, LeaseLock
+from finetune_operator.api.objects import Body
+from finetune_operator.kube.lease import LeaseLock
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from finetune_operator.api.objects import Body
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import (
-    Body,
     InformerCache,
     Key,
     ListSnapshot,

@@ -13,7 +13,7 @@ from tests.support.operator.api_server import find_free_port
 from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
-from finetune_operator.controller import state_collector
+from finetune_operator.controller import state_collector, transition_metrics
 from finetune_operator.kube.cache import InformerCache
 from finetune_operator.kube.transport import parse_verb_and_resource
 from finetune_operator.manager import Manager
@@ -73,7 +73,7 @@ def test_counters_full_lifecycle_is_counted_once() -> None:
     ]  # fmt: skip
     waited, run_seconds = get_metric_value("finetune_job_queue_duration_seconds_sum"), _get_run_duration_sum()
     for old, new in zip(steps, [*steps[1:], steps[-1]], strict=True):
-        counters.count_status_change(meta, old, new)
+        transition_metrics.count_status_change(meta, old, new)
     assert get_metric_value("finetune_job_attempts_total", namespace="counted") == 2
     assert get_metric_value("finetune_job_interruptions_total", namespace="counted") == 1
     assert get_metric_value("finetune_job_gpu_seconds_total", namespace="counted") == 200
