@@ -200,7 +200,7 @@ class Manager:
             set(self.namespaces.get_names()) - self.namespaces.get_unreadable()
         )
         for key in self.cache.list_active_keys() if listed_scopes else ():
-            if key[0] in listed_scopes or None in listed_scopes:
+            if key.namespace in listed_scopes or None in listed_scopes:
                 self.workers.enqueue(key, low_priority=True)
         return listed_scopes
 

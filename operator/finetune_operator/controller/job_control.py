@@ -8,8 +8,8 @@ import msgspec
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob, OperatorReason, run_policy
-from finetune_operator.api.objects import Body
-from finetune_operator.kube.cache import InformerCache, Key, get_resource_version
+from finetune_operator.api.objects import Body, ObjectKey
+from finetune_operator.kube.cache import InformerCache, get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import ApiError
 from finetune_operator.observed import objects
@@ -30,7 +30,7 @@ class JobControl:
         self._client = client
         self._settings = settings
 
-    async def ensure_job(self, key: Key, body: Body) -> Body | Blocked:
+    async def ensure_job(self, key: ObjectKey, body: Body) -> Body | Blocked:
         """The Job as it was created, or found to be there already."""
         if terminating_pod := self.find_terminating_pod(key):
             return Blocked(
@@ -68,33 +68,33 @@ class JobControl:
         except (ApiError, ValidationError) as error:  # most likely it is there, and what else is to be done must go on
             log.warning("not known whether the Service is there: %s: %s", type(error).__name__, error)
 
-    async def find_owned_job(self, key: Key, body: Body) -> Body | None:
+    async def find_owned_job(self, key: ObjectKey, body: Body) -> Body | None:
         """The FineTuneJob's own Job, though no watch shows it: somebody may have taken its label off."""
-        job = await self._client.read_job(*key)
+        job = await self._client.read_job(key.namespace, key.name)
         return job and self._cache_if_owned(key, body, job)
 
-    def find_terminating_pod(self, key: Key) -> str | None:
+    def find_terminating_pod(self, key: ObjectKey) -> str | None:
         """A pod of a deleted Job of this name that still trains: two at once would write the same output."""
         pods = (pod for pod in self._cache.pods.list_by_key(key) if objects.is_alive(pod))
         return next(
             (pod["metadata"]["name"] for pod in pods if objects.get_controller_ref(pod).get("kind") == "Job"), None
         )
 
-    async def _handle_create_error(self, key: Key, body: Body, error: ApiError) -> Body | Blocked:
+    async def _handle_create_error(self, key: ObjectKey, body: Body, error: ApiError) -> Body | Blocked:
         if error.status in (400, 403) or _is_admission_error(error):  # by quota, policy or a webhook
             return Blocked(OperatorReason.JOB_REFUSED, error.message)
         if error.status == 422:  # by the Job's own validation: the spec cannot change, so it stays so
             return Blocked(OperatorReason.INVALID_SPEC, error.message, terminal=True)
-        job = await self._client.read_job(*key) if error.status == 409 else None
+        job = await self._client.read_job(key.namespace, key.name) if error.status == 409 else None
         if job is None:
             raise error
         return self._cache_if_owned(key, body, job) or _build_name_conflict("Job", job)
 
-    async def _block_by_policy(self, key: Key, body: Body, message: str) -> Body | Blocked:
+    async def _block_by_policy(self, key: ObjectKey, body: Body, message: str) -> Body | Blocked:
         """Out of bounds, unless a Job that the store has not seen yet was made within them: that one goes on."""
         return await self.find_owned_job(key, body) or Blocked(OperatorReason.NOT_ALLOWED, message, terminal=True)
 
-    def _cache_if_owned(self, key: Key, body: Body, job: Body) -> Body | None:
+    def _cache_if_owned(self, key: ObjectKey, body: Body, job: Body) -> Body | None:
         if not objects.is_controlled_by(job, body["metadata"]["uid"]):
             return None
         self._cache.jobs.update(key, job)
@@ -109,11 +109,11 @@ class JobControl:
             else _build_name_conflict("Service", existing)
         )
 
-    async def _check_cache_is_current(self, key: Key, body: Body) -> None:
+    async def _check_cache_is_current(self, key: ObjectKey, body: Body) -> None:
         """A Job that was there and is missing may have ended: make no other on the word of a store that lags."""
         if not (body.get("status") or {}).get("jobName"):
             return
-        stored = await self._client.read_finetunejob(*key)
+        stored = await self._client.read_finetunejob(key.namespace, key.name)
         if stored is None or get_resource_version(stored) != get_resource_version(body):
             if stored:
                 self._cache.finetunejobs.update(key, stored)

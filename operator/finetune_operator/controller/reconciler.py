@@ -11,11 +11,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
-from finetune_operator.api.objects import Body
+from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.controller import job_patch, transition_metrics
 from finetune_operator.controller.job_control import JobControl
-from finetune_operator.kube.cache import InformerCache, Key, get_object_key, get_resource_version
+from finetune_operator.kube.cache import InformerCache, get_finetunejob_key, get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed import objects, workload
@@ -34,7 +34,7 @@ _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 class ReconcileRequest(NamedTuple):
     """One FineTuneJob, as it is stored."""
 
-    key: Key
+    key: ObjectKey
     body: Body
     meta: ObjectMeta
     run_policy: RunPolicy
@@ -54,7 +54,7 @@ class Reconciler:
         self._job_control = JobControl(cache, client, settings)
         self._now = now
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """Work on one key once; returns the seconds after which to look again, if no event is to be expected."""
         body = self._cache.get_finetunejob(key)
         if body is None or objects.is_being_deleted(body):
@@ -132,10 +132,10 @@ class Reconciler:
 
     async def _refresh_pods(self, request: ReconcileRequest) -> None:
         """The watches are not in step: a Job may be seen to have ended before its pod, and with it the last word."""
-        for pod in await self._client.list_pods(*request.key):
+        for pod in await self._client.list_pods(request.key.namespace, request.key.name):
             self._cache.pods.update(request.key, pod)
 
-    async def _delete_job(self, key: Key, job: Body) -> Body | None:
+    async def _delete_job(self, key: ObjectKey, job: Body) -> Body | None:
         """In the foreground: the Job is there until its pods have saved and left."""
         deleted = await self._client.delete_job(job)
         log.info("deleted the Job")
@@ -167,7 +167,7 @@ class Reconciler:
             return None
         return deadlines.seconds_until(ttl_deadline, request.now)
 
-    async def _delete_finetunejob(self, key: Key, body: Body) -> None:
+    async def _delete_finetunejob(self, key: ObjectKey, body: Body) -> None:
         """Once: what is seen before the watch tells of it asks for no other."""
         remaining = await self._client.delete_finetunejob(body)
         if remaining:
@@ -200,7 +200,7 @@ class Reconciler:
             if error.status == 404:
                 return  # it was deleted
             raise
-        self._cache.finetunejobs.update(get_object_key(stored), stored)
+        self._cache.finetunejobs.update(get_finetunejob_key(stored), stored)
         transition_metrics.count_status_change(request.meta, request.previous_status, status)
         await self._record_event(request, status)
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections import OrderedDict, deque
 
-from finetune_operator.kube.cache import Key
+from finetune_operator.api.objects import ObjectKey
 from finetune_operator.telemetry import counters
 
 RETRY_BASE_SECONDS = 0.5
@@ -20,15 +20,15 @@ class _FairQueue:
     """Keys as they came within a namespace, and namespaces in turn: who has thousands waits for them alone."""
 
     def __init__(self) -> None:
-        self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
+        self._namespaces: OrderedDict[str, deque[ObjectKey]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._namespaces)
 
-    def append(self, key: Key) -> None:
-        self._namespaces.setdefault(key[0], deque()).append(key)
+    def append(self, key: ObjectKey) -> None:
+        self._namespaces.setdefault(key.namespace, deque()).append(key)
 
-    def popleft(self) -> Key:
+    def popleft(self) -> ObjectKey:
         namespace, keys = self._namespaces.popitem(last=False)
         key = keys.popleft()
         if keys:
@@ -42,15 +42,15 @@ class WorkQueue:
     def __init__(self) -> None:
         self._high_priority = _FairQueue()
         self._low_priority = _FairQueue()
-        self._queued_at: dict[Key, float] = {}  # since when
-        self._processing_since: dict[Key, float] = {}
-        self._dirty: set[Key] = set()
-        self._failures: dict[Key, int] = {}
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._queued_at: dict[ObjectKey, float] = {}  # since when
+        self._processing_since: dict[ObjectKey, float] = {}
+        self._dirty: set[ObjectKey] = set()
+        self._failures: dict[ObjectKey, int] = {}
+        self._timers: dict[ObjectKey, asyncio.TimerHandle] = {}
         self._key_added = asyncio.Event()
         self._turn = 0
 
-    def add(self, key: Key, *, low_priority: bool = False) -> None:
+    def add(self, key: ObjectKey, *, low_priority: bool = False) -> None:
         """Have a key worked on; if it is being worked on now, once more after that."""
         if key in self._processing_since:
             self._dirty.add(key)
@@ -59,7 +59,7 @@ class WorkQueue:
             (self._low_priority if low_priority else self._high_priority).append(key)
             self._key_added.set()
 
-    def add_after(self, key: Key, delay: float) -> None:
+    def add_after(self, key: ObjectKey, delay: float) -> None:
         """Have a key worked on later, unless it is due earlier anyway."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -69,17 +69,17 @@ class WorkQueue:
             timer.cancel()
         self._timers[key] = loop.call_later(delay, self._add_due_key, key)
 
-    def add_rate_limited(self, key: Key, min_delay: float = 0) -> None:
+    def add_rate_limited(self, key: ObjectKey, min_delay: float = 0) -> None:
         """Have a key worked on after a failure: exponential, capped, with jitter, never before the server allows."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay: float = min(RETRY_MAX_SECONDS, RETRY_BASE_SECONDS * 2 ** min(failures - 1, 16))
         self.add_after(key, max(min_delay, delay) * _JITTER.uniform(1, 1.3))
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """A key was worked on without failure."""
         self._failures.pop(key, None)
 
-    async def get(self) -> Key:
+    async def get(self) -> ObjectKey:
         """Take a key; give it back with `done`."""
         while not self._queued_at:
             self._key_added.clear()
@@ -90,7 +90,7 @@ class WorkQueue:
         self._processing_since[key] = now
         return key
 
-    def done(self, key: Key) -> None:
+    def done(self, key: ObjectKey) -> None:
         """The worker has finished with a key."""
         del self._processing_since[key]
         if key in self._dirty:
@@ -120,7 +120,7 @@ class WorkQueue:
             timer.cancel()
         self._timers.clear()
 
-    def _add_due_key(self, key: Key) -> None:
+    def _add_due_key(self, key: ObjectKey) -> None:
         del self._timers[key]
         self.add(key, low_priority=True)
 

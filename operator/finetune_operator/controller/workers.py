@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
-from finetune_operator.api.objects import Body
+from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller import progress_poller
 from finetune_operator.controller.reconciler import Reconciler
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import InformerCache, Key, ReportedProgress, get_object_key
+from finetune_operator.kube.cache import InformerCache, ReportedProgress, get_finetunejob_key
 from finetune_operator.kube.client import KubeClient, NotLeaderError
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed import objects
@@ -33,7 +33,7 @@ class WorkerPool:
         self.queue: WorkQueue | None = None
         """While it runs."""
 
-    def enqueue(self, key: Key, *, low_priority: bool = False) -> None:
+    def enqueue(self, key: ObjectKey, *, low_priority: bool = False) -> None:
         """Have a key worked on; who does not lead has no work."""
         if self.queue:
             self.queue.add(key, low_priority=low_priority)
@@ -61,7 +61,7 @@ class WorkerPool:
         """New work at once; the rest when trainers were asked, lest their progress be taken for lost."""
         for body in self._cache.finetunejobs:
             if not body.get("status", {}).get("conditions"):
-                self.enqueue(get_object_key(body))
+                self.enqueue(get_finetunejob_key(body))
         await self.poll_progress()
         for key in self._cache.list_active_keys():
             self.enqueue(key, low_priority=True)
@@ -78,10 +78,10 @@ class WorkerPool:
                 async with asyncio.timeout(progress_poller.POLL_TIMEOUT):
                     await asyncio.gather(*(self._poll_pod(poller, key, pod) for key, pod in running_pods))
 
-    def _find_running_pods(self) -> Iterator[tuple[Key, Body]]:
+    def _find_running_pods(self) -> Iterator[tuple[ObjectKey, Body]]:
         """Of each run that goes on, the one pod that speaks for it. Anybody may set our label on pods."""
         for key in self._cache.jobs.list_keys():
-            if key[0] in self._cache.unreadable_namespaces:  # the pod's address may be another pod's by now
+            if key.namespace in self._cache.unreadable_namespaces:  # the pod's address may be another pod's by now
                 continue
             body = self._cache.get_finetunejob(key)
             job = self._cache.get_job(body) if body and not objects.is_job_finished(body) else None
@@ -96,9 +96,9 @@ class WorkerPool:
             if pod and objects.is_trainer_running(pod):
                 yield key, pod
 
-    async def _poll_pod(self, poller: progress_poller.ProgressPoller, key: Key, pod: Body) -> None:
+    async def _poll_pod(self, poller: progress_poller.ProgressPoller, key: ObjectKey, pod: Body) -> None:
         url = progress_poller.build_progress_url(pod)
-        reported = await poller.poll(key[0], url) if url else None
+        reported = await poller.poll(key.namespace, url) if url else None
         if reported and progress_poller.has_changed(reported, self._cache.get_last_progress(key, pod)):
             self._cache.reported_progress[key] = ReportedProgress(pod["metadata"]["uid"], reported)
             self.enqueue(key)
@@ -106,17 +106,17 @@ class WorkerPool:
     async def _run_worker(self, queue: WorkQueue) -> None:
         while True:
             key = await queue.get()
-            if key[0] in self._cache.unreadable_namespaces:  # all its keys are added when it can be read again
+            if key.namespace in self._cache.unreadable_namespaces:  # all its keys are added when it can be read again
                 queue.forget(key)
                 queue.done(key)
                 continue
             started = time.perf_counter()
-            with logs.bind_object(*key, self._get_uid(key)):
+            with logs.bind_object(key.namespace, key.name, self._get_uid(key)):
                 result = await self._reconcile_key(queue, key)
             counters.RECONCILES.labels(result).inc()
             counters.RECONCILE_SECONDS.observe(time.perf_counter() - started)
 
-    async def _reconcile_key(self, queue: WorkQueue, key: Key) -> str:
+    async def _reconcile_key(self, queue: WorkQueue, key: ObjectKey) -> str:
         """Work on one key, and see to it that it is worked on again if need be. How it went."""
         try:
             requeue_after = await self._reconciler.reconcile(key)
@@ -135,7 +135,7 @@ class WorkerPool:
             queue.add_after(key, requeue_after)
         return "success"
 
-    def _get_uid(self, key: Key) -> str:
+    def _get_uid(self, key: ObjectKey) -> str:
         body = self._cache.get_finetunejob(key)
         return body["metadata"]["uid"] if body else ""
 

@@ -6,25 +6,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from finetune_operator.api import KIND
 from finetune_operator.api.labels import JOB_LABEL
-from finetune_operator.api.objects import Body
+from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.kube import transform
 from finetune_operator.observed import objects
 from finetune_trainer.contract import Progress
 
-Key = tuple[str, str]
-"""Namespace and name of a FineTuneJob."""
 
-
-def get_owner_key(body: Body) -> Key:
-    """The FineTuneJob that an object belongs to: the one that its label names, or itself."""
+def get_owner_key(body: Body) -> ObjectKey:
+    """Return the key of the FineTuneJob that the object's label names, by default one with the object's own name."""
     meta = body["metadata"]
-    return meta["namespace"], meta.get("labels", {}).get(JOB_LABEL, meta["name"])
+    return ObjectKey(KIND, meta["namespace"], meta.get("labels", {}).get(JOB_LABEL, meta["name"]))
 
 
-def get_object_key(body: Body) -> Key:
-    """The key of a FineTuneJob; its labels are its user's."""
-    return body["metadata"]["namespace"], body["metadata"]["name"]
+def get_finetunejob_key(body: Body) -> ObjectKey:
+    """Return the key of a FineTuneJob. Its labels are not read, because its user sets them."""
+    return ObjectKey(KIND, body["metadata"]["namespace"], body["metadata"]["name"])
 
 
 def get_resource_version(body: Body) -> int:
@@ -47,23 +45,23 @@ class ObjectCache:
     def __init__(
         self,
         transform_object: Callable[[Body], Body],
-        is_needed: Callable[[Key, Body], bool] = lambda _key, _body: True,
+        is_needed: Callable[[ObjectKey, Body], bool] = lambda _key, _body: True,
     ) -> None:
         self._transform_object = transform_object
         self._is_needed = is_needed
         self._body_by_uid: dict[str, Body] = {}
-        self._key_by_uid: dict[str, Key] = {}
-        self._uids_by_key: defaultdict[Key, set[str]] = defaultdict(set)
+        self._key_by_uid: dict[str, ObjectKey] = {}
+        self._uids_by_key: defaultdict[ObjectKey, set[str]] = defaultdict(set)
         self._tombstones: dict[str, int] = {}
         self._older_tombstones: dict[str, int] = {}
         self.highest_version = 0
         """The highest resource version that was ever seen of this kind."""
 
-    def list_by_key(self, key: Key) -> list[Body]:
+    def list_by_key(self, key: ObjectKey) -> list[Body]:
         """What belongs to a key, oldest version first."""
         return sorted((self._body_by_uid[uid] for uid in self._uids_by_key.get(key, ())), key=get_resource_version)
 
-    def list_keys(self) -> list[Key]:
+    def list_keys(self) -> list[ObjectKey]:
         """All keys that something belongs to."""
         return list(self._uids_by_key)
 
@@ -73,11 +71,11 @@ class ObjectCache:
     def __iter__(self) -> Iterator[Body]:
         return iter(list(self._body_by_uid.values()))
 
-    def update(self, key: Key, body: Body) -> bool:
+    def update(self, key: ObjectKey, body: Body) -> bool:
         """Keep a body unless a newer one is here or the object is gone, for events come late and in any order."""
         return self.add_if_newer(key, body, lambda: body)
 
-    def add_if_newer(self, key: Key, head: Body, decode_body: Callable[[], Body]) -> bool:
+    def add_if_newer(self, key: ObjectKey, head: Body, decode_body: Callable[[], Body]) -> bool:
         """The same, of a body that is read only if it is kept."""
         uid, version = head["metadata"]["uid"], get_resource_version(head)
         self.highest_version = max(self.highest_version, version)
@@ -98,7 +96,7 @@ class ObjectCache:
         self._uids_by_key[key].add(uid)
         return True
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: ObjectKey) -> None:
         """Let go what is not needed any more of a key."""
         for body in self.list_by_key(key):
             if not self._is_needed(key, body):
@@ -113,7 +111,7 @@ class ObjectCache:
     def replace(self, lists: Mapping[str | None, ListSnapshot]) -> None:
         """Drop what whole lists lack, each list of one namespace or, under None, of all; what is newer stays."""
         for uid, key in list(self._key_by_uid.items()):
-            namespace_list = lists.get(key[0]) or lists.get(None)
+            namespace_list = lists.get(key.namespace) or lists.get(None)
             if (
                 namespace_list
                 and uid not in namespace_list.uids
@@ -125,7 +123,7 @@ class ObjectCache:
 
     def drop_namespace(self, namespace: str) -> None:
         """Forget everything in a namespace that does not exist any more."""
-        for uid in [uid for uid, key in self._key_by_uid.items() if key[0] == namespace]:
+        for uid in [uid for uid, key in self._key_by_uid.items() if key.namespace == namespace]:
             self._drop_object(uid)
 
     def clear(self) -> None:
@@ -149,12 +147,12 @@ class PodCache(ObjectCache):
     Their last words may stand in no other events than those of their deletion.
     """
 
-    def __init__(self, has_ended: Callable[[Key], bool]) -> None:
+    def __init__(self, has_ended: Callable[[ObjectKey], bool]) -> None:
         super().__init__(transform.strip_pod, lambda key, pod: objects.is_alive(pod) or not has_ended(key))
         self._has_ended = has_ended
-        self._deleted_pods: dict[Key, dict[str, Body]] = {}
+        self._deleted_pods: dict[ObjectKey, dict[str, Body]] = {}
 
-    def list_with_deleted(self, key: Key) -> list[Body]:
+    def list_with_deleted(self, key: ObjectKey) -> list[Body]:
         """What belongs to a key, with those that are gone."""
         cached_pods = self.list_by_key(key)
         uids = {pod["metadata"]["uid"] for pod in cached_pods}  # one that only lost our label for a while is here again
@@ -163,7 +161,7 @@ class PodCache(ObjectCache):
             *cached_pods,
         ]
 
-    def list_keys_with_deleted(self) -> list[Key]:
+    def list_keys_with_deleted(self) -> list[ObjectKey]:
         """Keys of which some are kept that are gone."""
         return list(self._deleted_pods)
 
@@ -174,14 +172,14 @@ class PodCache(ObjectCache):
         if objects.get_finished_at(body) and not self._has_ended(key):
             self._retain_deleted_pod(key, self._transform_object(body))
 
-    def _retain_deleted_pod(self, key: Key, deleted_pod: Body) -> None:
+    def _retain_deleted_pod(self, key: ObjectKey, deleted_pod: Body) -> None:
         pods_by_index, index = self._deleted_pods.setdefault(key, {}), objects.get_completion_index(deleted_pod)
         failed_pod = {**deleted_pod, "status": {**deleted_pod["status"], "phase": "Failed"}}  # it cannot run any more
         pods_by_index[index] = (
             objects.find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
         )
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: ObjectKey) -> None:
         """Also those that are gone."""
         super().evict(key)
         self._deleted_pods.pop(key, None)
@@ -204,12 +202,12 @@ class InformerCache:
             transform.strip_job, lambda key, job: not (objects.is_job_finished(job) and self.has_ended(key))
         )
         self.pods = PodCache(self.has_ended)
-        self.reported_progress: dict[Key, ReportedProgress] = {}
+        self.reported_progress: dict[ObjectKey, ReportedProgress] = {}
         """What running pods last said of themselves."""
         self.unreadable_namespaces: set[str] = set()
         """Namespaces of which the store may be out of date, because they cannot be read now: no work is done there."""
 
-    def get_finetunejob(self, key: Key) -> Body | None:
+    def get_finetunejob(self, key: ObjectKey) -> Body | None:
         """The newest of that name; one that is being deleted may be there beside it."""
         return next(reversed(self.finetunejobs.list_by_key(key)), None)
 
@@ -217,28 +215,30 @@ class InformerCache:
         """The Job that this FineTuneJob made."""
         meta = body["metadata"]
         owned_jobs = (
-            job for job in self.jobs.list_by_key(get_object_key(body)) if objects.is_controlled_by(job, meta["uid"])
+            job
+            for job in self.jobs.list_by_key(get_finetunejob_key(body))
+            if objects.is_controlled_by(job, meta["uid"])
         )
         return next((job for job in owned_jobs if job["metadata"]["name"] == meta["name"]), None)
 
-    def has_ended(self, key: Key) -> bool:
+    def has_ended(self, key: ObjectKey) -> bool:
         """Whether the FineTuneJob has a terminal condition."""
         body = self.get_finetunejob(key)
         return body is not None and objects.is_job_finished(body)
 
-    def list_active_keys(self) -> list[Key]:
-        """FineTuneJobs that may need something: all but those that have ended for good and left nothing to clear up."""
+    def list_active_keys(self) -> list[ObjectKey]:
+        """Return the FineTuneJobs that may need work: all except finished ones with nothing left to clean up."""
         keys = self.finetunejobs.list_keys()
-        return [key for key in keys if key[0] not in self.unreadable_namespaces and not self._is_cleaned_up(key)]
+        return [key for key in keys if key.namespace not in self.unreadable_namespaces and not self._is_cleaned_up(key)]
 
-    def _is_cleaned_up(self, key: Key) -> bool:
+    def _is_cleaned_up(self, key: ObjectKey) -> bool:
         body = self.get_finetunejob(key)
         if body is None or not objects.is_job_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
             return False
         is_current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
         return is_current and not self.jobs.list_by_key(key) and not self.pods.list_by_key(key)
 
-    def evict_run(self, key: Key) -> None:
+    def evict_run(self, key: ObjectKey) -> None:
         """A FineTuneJob has ended or is gone: let go what nobody will ask for."""
         self.reported_progress.pop(key, None)
         self.jobs.evict(key)
@@ -250,7 +250,7 @@ class InformerCache:
             if self.get_finetunejob(key) is None or self.has_ended(key):
                 self.evict_run(key)
 
-    def get_last_progress(self, key: Key, pod: Body | None) -> Progress | None:
+    def get_last_progress(self, key: ObjectKey, pod: Body | None) -> Progress | None:
         """What this pod, and none before it, last said."""
         reported = self.reported_progress.get(key)
         return reported.progress if reported and pod and reported.pod_uid == pod["metadata"]["uid"] else None

@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from finetune_operator.api.objects import Body
+from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import (
     InformerCache,
-    Key,
     ListSnapshot,
     ObjectCache,
-    get_object_key,
+    get_finetunejob_key,
     get_owner_key,
 )
 from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS, ApiResource, KubeClient, ObjectList
@@ -38,7 +37,7 @@ class WatchedKind(NamedTuple):
 
     resource: ApiResource
     cache: ObjectCache
-    get_key: Callable[[Body], Key]
+    get_key: Callable[[Body], ObjectKey]
     decode: Callable[[msgspec.Raw, Body], Body]
     """From a list, whose head is known."""
 
@@ -51,8 +50,8 @@ class Lister:
         self._cache = cache
         self._namespaces = namespaces
         self.kinds = (  # in this order, for the end of a run tells what else of it is needed
-            WatchedKind(FINETUNEJOBS, cache.finetunejobs, get_object_key, transform.decode_finetunejob),
-            WatchedKind(JOBS, cache.jobs, get_object_key, transform.decode_body),
+            WatchedKind(FINETUNEJOBS, cache.finetunejobs, get_finetunejob_key, transform.decode_finetunejob),
+            WatchedKind(JOBS, cache.jobs, get_finetunejob_key, transform.decode_body),
             WatchedKind(PODS, cache.pods, get_owner_key, transform.decode_body),
         )
         self._list_slots = asyncio.Semaphore(_MAX_PARALLEL_LISTS)

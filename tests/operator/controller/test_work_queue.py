@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tests.support.operator.builders import build_key
+
+from finetune_operator.api.objects import ObjectKey
 from finetune_operator.controller import work_queue
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import ListSnapshot, ObjectCache, get_object_key, get_owner_key
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache, get_finetunejob_key, get_owner_key
 
 if TYPE_CHECKING:
     import pytest
     from tests.support.operator.builders import Builders
 
-A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
+A, B, C = (build_key(name, "ns") for name in "abc")
 
 
-async def _get_soon(queue: WorkQueue) -> tuple[str, str]:
+async def _get_soon(queue: WorkQueue) -> ObjectKey:
     return await asyncio.wait_for(queue.get(), 2)
 
 
@@ -54,7 +57,7 @@ async def test_work_queue_routine_key_waits_but_never_starves() -> None:
     queue = WorkQueue()
     queue.add(A, low_priority=True)
     for index in range(20):
-        queue.add(("ns", str(index)))
+        queue.add(build_key(str(index), "ns"))
     order = [await _get_soon(queue) for _ in range(21)]
     assert 1 <= order.index(A) <= 8
 
@@ -162,5 +165,5 @@ def test_object_cache_reused_name_is_another_object(build: type[Builders]) -> No
 
 def test_key_of_uses_label_and_name_key_uses_name(build: type[Builders]) -> None:
     body = build.finetunejob("a", labels={"finetune.dev/job": "b"})
-    assert get_owner_key(body) == ("team", "b")
-    assert get_object_key(body) == ("team", "a")
+    assert get_owner_key(body) == build_key("b")
+    assert get_finetunejob_key(body) == build_key("a")

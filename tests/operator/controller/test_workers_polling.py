@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from tests.support.operator.builders import NOW, build_finetunejob, build_job, build_pod, build_terminated_state
+from tests.support.operator.builders import (
+    NOW,
+    build_finetunejob,
+    build_job,
+    build_key,
+    build_pod,
+    build_terminated_state,
+)
 
 from finetune_operator.controller import progress_poller
 from finetune_operator.kube.cache import InformerCache
@@ -39,12 +46,12 @@ def _store_run(store: InformerCache, namespace: str, name: str, address: str, **
     """A FineTuneJob, its Job, and the Job's pod."""
     body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
     status = {"conditions": [condition]} if condition else {}
-    store.finetunejobs.update((namespace, name), {**body, "status": status})
+    store.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
     job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
-    store.jobs.update((namespace, name), job)
+    store.jobs.update(build_key(name, namespace), job)
     running_pod = build_pod(name, RUNNING, "Running", podIP=address)
     pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
-    store.pods.update((namespace, name), pod)
+    store.pods.update(build_key(name, namespace), pod)
 
 
 def _store_pod(
@@ -52,7 +59,7 @@ def _store_pod(
 ) -> None:
     """One more with the label of the run `bot`."""
     pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
-    store.pods.update(("team", "bot"), _set_owner(owner, pod, "team", name))
+    store.pods.update(build_key(), _set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def _store_pod_without_finetunejob(store: InformerCache) -> None:
 def _store_pod_of_foreign_job(store: InformerCache) -> None:
     _store_run(store, "team", "bot", SILENT)
     job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
-    store.jobs.update(("team", "bot"), job)
+    store.jobs.update(build_key(), job)
     _store_pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
 
 
@@ -138,7 +145,7 @@ async def test_poll_silent_namespaces_leave_time_for_others(
     started = time.monotonic()
     await operator.workers.poll_progress()
     assert time.monotonic() - started < progress_poller.POLL_TIMEOUT + 2
-    assert set(operator.cache.reported_progress) == {("team", f"bot-{number}") for number in range(HONEST_RUNS)}
+    assert set(operator.cache.reported_progress) == {build_key(f"bot-{number}") for number in range(HONEST_RUNS)}
 
 
 async def test_poll_answering_trainer_is_read_before_round_ends(operator: Manager) -> None:
@@ -162,4 +169,4 @@ async def test_poll_silent_namespace_rotates_polled_pods(operator: Manager, monk
         await operator.workers.poll_progress()
         if operator.cache.reported_progress:
             break
-    assert list(operator.cache.reported_progress) == [("team", "last")]
+    assert list(operator.cache.reported_progress) == [build_key("last")]

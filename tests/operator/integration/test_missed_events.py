@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import pass_through
 from tests.support.operator.full_lifecycle import count_jobs_created, play_full_lifecycle
 from tests.support.operator.watch_interceptors import WatchShuffler
@@ -88,7 +89,8 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
         since = len(world.proxy.requests)
         await world.wait_until(lambda: _has_listed_again(world, since))
         watches.mode = "open"
-        assert operator.cache.get_finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
+        # kopf reports no deletion that happens between two of its lists
+        assert operator.cache.get_finetunejob(build_key("gone", world.namespace))
         since = len(world.proxy.requests)
         await operator.resync()
         await world.wait_until(lambda: _is_cache_in_sync(world, operator), 2)

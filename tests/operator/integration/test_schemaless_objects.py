@@ -19,7 +19,7 @@ from tests.support.operator.builders import Body, build_finetunejob, build_manif
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, get_object_key
+from finetune_operator.kube.cache import InformerCache, get_finetunejob_key
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
@@ -74,11 +74,11 @@ BODIES = st.tuples(SPECS, st.none() | STATUSES)
 def _load_from_list(store: InformerCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
     head = transform.decode_head(raw)
-    store.finetunejobs.add_if_newer(get_object_key(head), head, lambda: transform.decode_finetunejob(raw, head))
+    store.finetunejobs.add_if_newer(get_finetunejob_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
 def _load_from_watch(store: InformerCache, body: Body) -> None:
-    store.finetunejobs.update(get_object_key(body), body)
+    store.finetunejobs.update(get_finetunejob_key(body), body)
 
 
 @pytest.mark.parametrize("take", [_load_from_list, _load_from_watch])

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.status.deadlines import STARTUP_GRACE_SECONDS
 
@@ -114,7 +115,7 @@ async def test_reconciler_ttl_zero_with_lagging_watch_deletes_once(world: Namesp
         await world.wait_until(lambda: _was_requested(world, deletion))
         for _ in range(3):
             await asyncio.sleep(0.2)
-            operator.workers.enqueue((world.namespace, "bot"))
+            operator.workers.enqueue(build_key("bot", world.namespace))
         watches.mode = "open"
         await world.wait_until(lambda: _is_empty(operator.cache.finetunejobs))
     assert world.proxy.requests.count(deletion) == 1
@@ -171,7 +172,7 @@ async def test_reconciler_job_end_only_in_patch_response_is_observed(
     monkeypatch.setattr(
         "finetune_operator.manager._WATCHES_SETTLED_SECONDS", 60.0
     )  # the list that would find it comes later
-    key = world.namespace, "bot"
+    key = build_key("bot", world.namespace)
     async with world.run_operator() as operator:
         start = await _start_run(world)
         await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no look is due that was planned before

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key
 from tests.support.operator.namespace_harness import build_lease_rules
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ async def test_liveness_fails_when_lists_workers_or_election_stall(world: Namesp
         await world.wait_until(lambda: _are_leaders(operator))
         assert operator.check_liveness()["role"] == "leader"
         assert operator.workers.queue
-        operator.workers.queue._processing_since["team", "hangs"] = time.monotonic() - 3600
+        operator.workers.queue._processing_since[build_key("hangs")] = time.monotonic() - 3600
         with pytest.raises(RuntimeError, match="busy"):
             operator.check_liveness()
-        del operator.workers.queue._processing_since["team", "hangs"]
+        del operator.workers.queue._processing_since[build_key("hangs")]
         operator._tasks[0].cancel()
         await asyncio.sleep(0.1)
         with pytest.raises(RuntimeError, match="election"):

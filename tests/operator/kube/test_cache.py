@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.kube.cache import InformerCache
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
 
-KEY = ("team", "bot")
+KEY = build_key()
 LABEL = {"finetune.dev/job": "bot"}
 OWNER = {"kind": "FineTuneJob", "name": "bot", "uid": "uid-bot", "controller": True}
 

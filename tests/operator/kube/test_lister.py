@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
 
 from finetune_operator.kube.cache import InformerCache
@@ -182,6 +183,6 @@ async def test_lister_overtaken_by_watch_event_keeps_newer_object(
     await listing.update()
     task = asyncio.create_task(listing.update())
     await asyncio.sleep(0)
-    listing.store.finetunejobs.update(("team-a", "bot"), _build_body(build, "team-a", "bot", 600))
+    listing.store.finetunejobs.update(build_key("bot", "team-a"), _build_body(build, "team-a", "bot", 600))
     await task
     assert listing.versions()["team-a", "bot"] == "600"

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
@@ -92,26 +93,26 @@ def _build_store_of_two_teams(build: type[Builders]) -> InformerCache:
     for team in ("team-a", "team-b"):
         body = build.finetunejob("bot", uid=f"{team}-bot")
         meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}
-        store.finetunejobs.update((team, "bot"), {**body, "metadata": meta, "status": {"phase": "Running"}})
+        store.finetunejobs.update(build_key("bot", team), {**body, "metadata": meta, "status": {"phase": "Running"}})
     return store
 
 
 def test_cache_list_of_one_namespace_keeps_other_namespace(build: type[Builders]) -> None:
     store = _build_store_of_two_teams(build)
     store.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
-    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+    assert store.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_drop_namespace_keeps_other_namespace(build: type[Builders]) -> None:
     store = _build_store_of_two_teams(build)
     store.finetunejobs.drop_namespace("team-b")
-    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+    assert store.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builders]) -> None:
     store = _build_store_of_two_teams(build)
     store.unreadable_namespaces = {"team-b"}
-    assert store.list_active_keys() == [("team-a", "bot")]
+    assert store.list_active_keys() == [build_key("bot", "team-a")]
     assert len(store.finetunejobs) == 2
     (jobs, *_) = state_collector.collect_job_gauges(store, 10)
     assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
@@ -120,7 +121,7 @@ def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builde
 def test_object_cache_keeps_highest_resource_version(build: type[Builders]) -> None:
     shelf = ObjectCache(transform.strip_finetunejob)
     body = build.finetunejob()
-    shelf.update(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
+    shelf.update(build_key(), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
     assert shelf.highest_version == 7
     shelf.replace({None: ListSnapshot(set(), 12)})
     assert shelf.highest_version == 12

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, Key, ObjectCache, get_object_key, get_owner_key
+from finetune_operator.kube.cache import InformerCache, ObjectCache, get_finetunejob_key, get_owner_key
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.events import create_merge_patch
 from finetune_operator.status.job_status import compute_status, is_terminal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
 
 Make = Callable[[type["Builders"]], dict[str, Any]]
-KEY: Key = ("team", "bot")
+KEY = build_key()
 ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Failed")}
 
 
@@ -45,7 +46,7 @@ def test_transform_ended_finetunejob_keeps_status_and_ttl(build: type[Builders],
     size = len(json.dumps(body))
     stripped = transform.strip_finetunejob(body)
     assert len(json.dumps(stripped)) < 0.6 * size
-    assert get_object_key(stripped) == KEY
+    assert get_finetunejob_key(stripped) == KEY
     assert read_run_policy(stripped).ttl_seconds_after_finished == 60
     status = FineTuneJobStatus.model_validate(stripped["status"])
     assert is_terminal(status)

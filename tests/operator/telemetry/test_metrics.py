@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.operator.api_server import find_free_port
+from tests.support.operator.builders import build_key
 from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
@@ -93,7 +94,7 @@ def _build_store(build: type[Builders], count: int) -> InformerCache:
         body = build.finetunejob(f"bot-{number:05}", uid=f"u{number}")
         running = {"type": "Running", "status": "True", "reason": "PodRunning"}
         body["status"] = {"phase": "Running", "conditions": [running], "progress": {"percentage": 40, "loss": 1.5}}
-        store.finetunejobs.update(("team", body["metadata"]["name"]), body)
+        store.finetunejobs.update(build_key(body["metadata"]["name"]), body)
     return store
 
 
@@ -112,8 +113,8 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
     store = _build_store(build, 1)
     body = build.finetunejob("done", uid="d")
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
-    store.finetunejobs.update(("team", "done"), body)
-    store.finetunejobs.update(("team", "new"), build.finetunejob("new", uid="n"))
+    store.finetunejobs.update(build_key("done"), body)
+    store.finetunejobs.update(build_key("new"), build.finetunejob("new", uid="n"))
     metric_families = {family.name: family for family in state_collector.collect_job_gauges(store, 10)}
     assert metric_families["finetune_job_eval_loss"].samples == []
     assert [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples] == ["bot-00000"]
@@ -123,11 +124,11 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
 
 def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
     store = InformerCache()
-    store.finetunejobs.update(("team", "bot"), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
+    store.finetunejobs.update(build_key(), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
     for name, state in (("bot-0", RUNNING), ("bot-1", RUNNING), ("bot-2", build.terminated(1))):
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-        store.pods.update(("team", "bot"), pod)
+        store.pods.update(build_key(), pod)
     (gpus,) = next(
         family for family in state_collector.collect_job_gauges(store, 10) if family.name == "finetune_gpus"
     ).samples

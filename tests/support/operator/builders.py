@@ -5,8 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from finetune_operator.api import KIND
+from finetune_operator.api.objects import ObjectKey
+
 Body = dict[str, Any]
 NOW = "2026-11-23T08:00:00Z"
+
+
+def build_key(name: str = "bot", namespace: str = "team") -> ObjectKey:
+    """Return the key of a FineTuneJob."""
+    return ObjectKey(KIND, namespace, name)
 
 
 def merge_objects(base: Body, changes: Body) -> Body:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
-from tests.support.operator.builders import build_finetunejob
+from tests.support.operator.builders import build_finetunejob, build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.work_queue import WorkQueue
@@ -46,12 +46,12 @@ def _collect_metrics() -> Iterator[Metric]:
     store = InformerCache()
     body = build_finetunejob()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
-    store.finetunejobs.update(("team", "bot"), body)
+    store.finetunejobs.update(build_key(), body)
     pod = {
         "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
-    store.pods.update(("team", "bot"), pod)
+    store.pods.update(build_key(), pod)
     yield from counters.REGISTRY.collect()
     yield from state_collector.collect_operator_gauges(store, WorkQueue(), True, NamespaceRegistry(["team"]))
     yield from state_collector.collect_job_gauges(store, 10)
