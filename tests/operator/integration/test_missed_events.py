@@ -99,7 +99,7 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
 
 
 async def _has_progress(operator: Manager, world: NamespaceHarness, name: str) -> bool:
-    return (world.namespace, name) in operator.cache.reported_progress
+    return build_key(name, world.namespace) in operator.cache.reported_progress
 
 
 async def _has_listed_again(world: NamespaceHarness, since: int) -> bool:

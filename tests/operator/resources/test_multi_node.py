@@ -151,7 +151,7 @@ async def test_reconciler_foreign_service_is_name_conflict(world: NamespaceHarne
     async with world.run_operator():
         await world.create_finetunejob(spec={"compute": {"nodes": 2}})
         status = await world.wait_for_reason("NameConflict")
-    assert "A Service named bot exists" in status["conditions"][0]["message"]
+    assert "Service bot exists" in status["conditions"][0]["message"]
     assert not await world.list_objects("jobs")
 
 

@@ -60,7 +60,7 @@ def test_json_formatter_exception_stays_on_one_line() -> None:
 
 # what a pod says of itself, and how the line ends
 MESSAGES = {
-    "a forged line": ("no\n2026-11-26 INFO x: created the Job", "bot: no\\n2026-11-26 INFO x: created the Job"),
+    "a forged line": ("no\n2026-11-26 INFO x: created Job", "bot: no\\n2026-11-26 INFO x: created Job"),
     "a line of Windows": ("no\r\nmore", "bot: no\\r\\nmore"),
     "an order to the terminal": ("no\x1b[2K\x9b2K\x7f", "bot: no\\x1b[2K\\x9b2K\\x7f"),
     "other ends of lines": ("a\x0bb\x0cc\x85d\u2028e", "bot: a\\x0bb\\x0cc\\x85d\\u2028e"),
@@ -141,7 +141,7 @@ async def test_operator_json_format_every_line_is_json(world: NamespaceHarness, 
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     object_lines = [line for line in lines if line.get("uid") == body["metadata"]["uid"]]
     assert {(line["namespace"], line["name"]) for line in object_lines} == {(world.namespace, "bot")}
-    assert {"created the Job"} < {line["message"] for line in object_lines}
+    assert {"created Job"} < {line["message"] for line in object_lines}
     assert any(line["logger"].startswith("kopf") for line in lines)
     assert [line for line in lines if "exception" in line] == []
 
