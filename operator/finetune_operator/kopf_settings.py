@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import kopf
 from kopf._cogs.structs.references import Insights, NamespaceName
 
-from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.api.labels import JOB_LABEL
-
-FINETUNEJOBS = (GROUP, VERSION, PLURAL)
-JOBS = ("batch", "v1", "jobs")
-PODS = ("", "v1", "pods")
+from finetune_operator.api import GROUP
 
 _WATCH_INACTIVITY_SECONDS = 70.0
 """Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
@@ -28,8 +23,13 @@ def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
     return connection
 
 
-def configure_kopf(settings: kopf.OperatorSettings, request_timeout: float, **_: object) -> None:
-    """Set kopf's own settings."""
+def configure_kopf(
+    settings: kopf.OperatorSettings,
+    request_timeout: float,
+    label_selectors: Mapping[tuple[str, str, str], str],
+    **_: object,
+) -> None:
+    """Set kopf's settings. `label_selectors` are by group, version and plural of the watched resources."""
     # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
@@ -39,8 +39,8 @@ def configure_kopf(settings: kopf.OperatorSettings, request_timeout: float, **_:
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = _EndlessBackoffs()
     settings.watching.chunk_size = 500
-    settings.watching.label_selectors[JOBS] = JOB_LABEL
-    settings.watching.label_selectors[PODS] = JOB_LABEL
+    for resource, selector in label_selectors.items():
+        settings.watching.label_selectors[resource] = selector
     settings.posting.enabled = False
     settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
     settings.scanning.disabled = True  # it would list CRDs and namespaces

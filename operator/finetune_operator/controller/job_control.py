@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from finetune_operator.api import FineTuneJob, OperatorReason
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller.request import ReconcileRequest
-from finetune_operator.kube.cache import InformerCache
 from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError
 from finetune_operator.observed import objects
 from finetune_operator.observed.state import Blocked
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class JobControl:
     """Writes Jobs and Services, and updates the cache with the API server's responses."""
 
-    def __init__(self, cache: InformerCache, client: KubeClient, settings: Settings) -> None:
+    def __init__(self, cache: FineTuneJobCache, client: KubeClient, settings: Settings) -> None:
         self._cache = cache
         self._client = client
         self._settings = settings

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from finetune_operator.api.objects import Body
 from finetune_operator.controller.request import ReconcileRequest
-from finetune_operator.kube.cache import InformerCache, get_resource_version
+from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError
 from finetune_operator.observed import objects, workload
 from finetune_operator.observed.state import ObservedState
@@ -19,7 +20,7 @@ from finetune_operator.status.job_status import is_terminal
 class Observer:
     """Reads from the cache, and from the API server what no watch provides."""
 
-    def __init__(self, cache: InformerCache, client: KubeClient) -> None:
+    def __init__(self, cache: FineTuneJobCache, client: KubeClient) -> None:
         self._cache = cache
         self._client = client
 

@@ -15,8 +15,9 @@ from finetune_operator.controller.job_control import JobControl
 from finetune_operator.controller.observer import Observer
 from finetune_operator.controller.planning import Changes
 from finetune_operator.controller.request import ReconcileRequest, build_request
-from finetune_operator.kube.cache import InformerCache, get_finetunejob_key, get_resource_version
+from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed import objects
 from finetune_operator.observed.state import Blocked, ObservedState
@@ -31,11 +32,11 @@ _REQUEUE_AFTER_PATCH = 1.0
 watch event reports them again."""
 
 
-class Reconciler:
+class FineTuneJobReconciler:
     """Brings the cluster to the desired state of one FineTuneJob. It is level-based: only the current state matters."""
 
     def __init__(
-        self, cache: InformerCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
+        self, cache: FineTuneJobCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
     ) -> None:
         self._cache = cache
         self._client = client

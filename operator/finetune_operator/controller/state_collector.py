@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,7 +13,7 @@ from finetune_operator.api import Phase
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import InformerCache, get_finetunejob_key, get_owner_key
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.observed import objects
 from finetune_operator.status.usage import parse_timestamp
@@ -32,9 +32,9 @@ _PROGRESS_GAUGES = (
 
 
 def collect_operator_gauges(
-    cache: InformerCache, queue: WorkQueue | None, is_leader: bool, namespaces: NamespaceRegistry
+    object_counts: Mapping[str, int], queue: WorkQueue | None, is_leader: bool, namespaces: NamespaceRegistry
 ) -> Iterator[Metric]:
-    """Yield the gauges of this replica."""
+    """Yield the gauges of this replica. `object_counts` are the numbers of cached objects by resource."""
     last_list_time = time.time() - namespaces.compute_silence_seconds()
     for name, help_text, value in (
         ("leader", "1 if this replica is the leader, otherwise 0.", float(is_leader)),
@@ -57,8 +57,8 @@ def collect_operator_gauges(
         "Objects in the cache. Of a finished run only the FineTuneJob is kept.",
         labels=["resource"],
     )
-    for resource, object_cache in (("finetunejobs", cache.finetunejobs), ("jobs", cache.jobs), ("pods", cache.pods)):
-        family.add_metric([resource], len(object_cache))
+    for resource, count in object_counts.items():
+        family.add_metric([resource], count)
     yield family
     yield _build_readable_gauge(namespaces)
 
@@ -75,7 +75,7 @@ def _build_readable_gauge(namespaces: NamespaceRegistry) -> Metric:
     return family
 
 
-def collect_job_gauges(cache: InformerCache, limit: int) -> Iterator[Metric]:
+def collect_job_gauges(cache: FineTuneJobCache, limit: int) -> Iterator[Metric]:
     """Yield the gauges of FineTuneJobs, with series for at most `limit` running ones.
 
     FineTuneJobs in unreadable namespaces are omitted, because their state is unknown.
@@ -100,7 +100,7 @@ def _build_jobs_gauge(bodies: Iterable[Body]) -> Metric:
     return family
 
 
-def _build_gpus_gauge(cache: InformerCache) -> Metric:
+def _build_gpus_gauge(cache: FineTuneJobCache) -> Metric:
     family = GaugeMetricFamily("finetune_gpus", "GPUs held by running trainers.", labels=["namespace"])
     pods = Counter(get_owner_key(pod) for pod in cache.pods if objects.is_trainer_running(pod))
     counts: Counter[str] = Counter()

@@ -12,6 +12,7 @@ import msgspec
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
+from finetune_operator.kube.cache import parse_resource_version
 from finetune_operator.kube.transport import MERGE_PATCH, ApiError, Transport
 from finetune_operator.observed import workload
 
@@ -21,17 +22,19 @@ class NotLeaderError(Exception):
 
 
 class ApiResource(NamedTuple):
-    """A kind of object that is listed."""
+    """A resource of the API server."""
 
-    api_path: str
+    group: str
+    """Empty for the core group."""
+    version: str
     plural: str
     label_selector: str = ""
+    """Selects the objects that are listed and watched."""
 
     def build_path(self, namespace: str | None) -> str:
-        """The collection's path; all namespaces without one."""
-        return (
-            f"{self.api_path}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api_path}/{self.plural}"
-        )
+        """Return the path of the collection in a namespace, or in all namespaces."""
+        group_path = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return f"{group_path}/namespaces/{namespace}/{self.plural}" if namespace else f"{group_path}/{self.plural}"
 
 
 class _ListMetadata(TypedDict, total=False):
@@ -54,13 +57,12 @@ class ObjectList(NamedTuple):
 
 _LIST_DECODER = msgspec.json.Decoder(_ListResponse)
 
-FINETUNEJOBS = ApiResource(f"/apis/{GROUP}/{VERSION}", PLURAL)
-JOBS = ApiResource("/apis/batch/v1", "jobs", JOB_LABEL)
-PODS = ApiResource("/api/v1", "pods", JOB_LABEL)
-EVENTS = ApiResource("/api/v1", "events")
-WORKLOADS = tuple(
-    ApiResource(f"/apis/{workload.KUEUE_GROUP}/{version}", "workloads") for version in workload.KUEUE_VERSIONS
-)
+FINETUNEJOBS = ApiResource(GROUP, VERSION, PLURAL)
+JOBS = ApiResource("batch", "v1", "jobs", JOB_LABEL)
+PODS = ApiResource("", "v1", "pods", JOB_LABEL)
+SERVICES = ApiResource("", "v1", "services")
+EVENTS = ApiResource("", "v1", "events")
+WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for version in workload.KUEUE_VERSIONS)
 
 
 class KubeClient:
@@ -81,7 +83,7 @@ class KubeClient:
         """
         query = {"labelSelector": resource.label_selector}
         decoded = _LIST_DECODER.decode(await self._transport.read_raw(resource.build_path(namespace), query))
-        return ObjectList(decoded["items"], _parse_version(decoded["metadata"].get("resourceVersion", "")))
+        return ObjectList(decoded["items"], parse_resource_version(decoded["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
         """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
@@ -108,7 +110,7 @@ class KubeClient:
     async def create_service(self, service: Body) -> Body:
         """Create a Service; the one that has this name already, if there is one."""
         meta = service["metadata"]
-        path = f"/api/v1/namespaces/{meta['namespace']}/services"
+        path = SERVICES.build_path(meta["namespace"])
         try:
             return await self._call_api("POST", path, body=service)
         except ApiError as error:
@@ -187,7 +189,3 @@ class KubeClient:
         if method != "GET" and not self._may_write():
             raise NotLeaderError(f"not the leader any more: {method} {path} was not sent")
         return await self._transport.call(method, path, query=query, body=body, content_type=content_type)
-
-
-def _parse_version(version: str) -> int:
-    return int(version) if version.isdigit() else 0

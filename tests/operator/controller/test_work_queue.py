@@ -11,7 +11,8 @@ from finetune_operator.api.objects import ObjectKey
 from finetune_operator.controller import work_queue
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import ListSnapshot, ObjectCache, get_finetunejob_key, get_owner_key
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache
+from finetune_operator.kube.finetunejob_cache import get_finetunejob_key, get_owner_key
 
 if TYPE_CHECKING:
     import pytest

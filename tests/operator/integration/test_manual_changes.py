@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import get_cache
 from tests.support.operator.run_phases import (
     DELETIONS,
     PHASES,
@@ -34,7 +35,7 @@ def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def _is_cache_empty(operator: Manager) -> bool:
-    store = operator.cache
+    store = get_cache(operator)
     return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.reported_progress])
 
 

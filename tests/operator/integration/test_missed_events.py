@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.operator.builders import build_key
+from tests.support.operator.builders import build_key, get_cache
 from tests.support.operator.fault_proxy import pass_through
 from tests.support.operator.full_lifecycle import count_jobs_created, play_full_lifecycle
 from tests.support.operator.watch_interceptors import WatchShuffler
@@ -44,14 +44,18 @@ async def _delete_run(world: NamespaceHarness, name: str) -> None:
 
 async def _is_cache_in_sync(world: NamespaceHarness, operator: Manager) -> bool:
     """Whether the store holds what the cluster does, each at its version, and nothing else."""
-    shelves = {"finetunejobs": operator.cache.finetunejobs, "jobs": operator.cache.jobs, "pods": operator.cache.pods}
+    shelves = {
+        "finetunejobs": get_cache(operator).finetunejobs,
+        "jobs": get_cache(operator).jobs,
+        "pods": get_cache(operator).pods,
+    }
     for plural, shelf in shelves.items():
         expected = {
             (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in await world.list_objects(plural)
         }
         if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in shelf} != expected:
             return False
-    return set(operator.cache.reported_progress) <= set(operator.cache.finetunejobs.list_keys())
+    return set(get_cache(operator).reported_progress) <= set(get_cache(operator).finetunejobs.list_keys())
 
 
 def _list_write_paths(world: NamespaceHarness, name: str, since: int) -> list[str]:
@@ -90,7 +94,7 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
         await world.wait_until(lambda: _has_listed_again(world, since))
         watches.mode = "open"
         # kopf reports no deletion that happens between two of its lists
-        assert operator.cache.get_finetunejob(build_key("gone", world.namespace))
+        assert get_cache(operator).get_finetunejob(build_key("gone", world.namespace))
         since = len(world.proxy.requests)
         await operator.resync()
         await world.wait_until(lambda: _is_cache_in_sync(world, operator), 2)
@@ -99,7 +103,7 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
 
 
 async def _has_progress(operator: Manager, world: NamespaceHarness, name: str) -> bool:
-    return build_key(name, world.namespace) in operator.cache.reported_progress
+    return build_key(name, world.namespace) in get_cache(operator).reported_progress
 
 
 async def _has_listed_again(world: NamespaceHarness, since: int) -> bool:

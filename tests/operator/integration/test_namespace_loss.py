@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import kopf
 import pytest
-from tests.support.operator.builders import build_key
+from tests.support.operator.builders import build_key, get_cache
 from tests.support.operator.fault_proxy import build_error_response, pass_through
 from tests.support.operator.tenant_namespaces import TenantNamespace, grant_cluster_rights
 
@@ -164,14 +164,14 @@ async def test_namespace_partly_readable_gets_no_writes(
         await _assert_job_created(second, "first")
         world.proxy.interceptor = forbid_pods
         await world.wait_until(lambda: _is_refused(operator, second))
-        operator.cache.jobs.clear()
+        get_cache(operator).jobs.clear()
         since = len(world.proxy.list_writes())
         for _ in range(5):
             operator.workers.enqueue(build_key("first", second.namespace))
             await asyncio.sleep(0.2)
         await _assert_job_created(first, "first")
         assert not [path for _, path in world.proxy.list_writes()[since:] if second.namespace in path]
-        assert operator.cache.get_finetunejob(build_key("first", second.namespace))
+        assert get_cache(operator).get_finetunejob(build_key("first", second.namespace))
         assert operator.workers.queue
         assert operator.workers.queue.get_depth() == 0
         await second.delete("jobs", "first")
@@ -199,4 +199,4 @@ async def test_operator_cluster_scope_waits_for_permission_then_works(
 
 
 async def _is_forgotten(operator: Manager, team: TenantNamespace) -> bool:
-    return all(key.namespace != team.namespace for key in operator.cache.finetunejobs.list_keys())
+    return all(key.namespace != team.namespace for key in get_cache(operator).finetunejobs.list_keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.operator.builders import build_key
+from tests.support.operator.builders import build_key, get_cache
 
 from finetune_operator.policy.limits import Bounds
 
@@ -72,7 +72,7 @@ async def test_policy_uncached_job_is_adopted_despite_new_limits(world: Namespac
         await world.wait_for_reason("JobCreated")
     _set_limits(world, Bounds(max_gpus=0))
     async with world.run_operator() as operator:
-        operator.cache.jobs.clear()
+        get_cache(operator).jobs.clear()
         operator.workers.enqueue(build_key("bot", world.namespace))
         await world.create_pod()
         await world.report_container_state(RUNNING)

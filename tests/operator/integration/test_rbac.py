@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 # Asked for by admission where a Job names its owner, so no request of the operator's own shows it.
 CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
 # The chart adds this right with `kueue.enabled`.
-KUEUE = {("list", WORKLOADS[0].api_path.split("/")[2], "workloads")}
+KUEUE = {("list", WORKLOADS[0].group, "workloads")}
 
 
 def _seconds_ago(seconds: float) -> str:

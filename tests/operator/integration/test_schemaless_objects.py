@@ -19,7 +19,7 @@ from tests.support.operator.builders import Body, build_finetunejob, build_manif
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, get_finetunejob_key
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
@@ -71,13 +71,13 @@ STATUSES = st.one_of(_draw_changed(STATUS), JSON)
 BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 
-def _load_from_list(store: InformerCache, body: Body) -> None:
+def _load_from_list(store: FineTuneJobCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
     head = transform.decode_head(raw)
     store.finetunejobs.add_if_newer(get_finetunejob_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
-def _load_from_watch(store: InformerCache, body: Body) -> None:
+def _load_from_watch(store: FineTuneJobCache, body: Body) -> None:
     store.finetunejobs.update(get_finetunejob_key(body), body)
 
 
@@ -87,10 +87,10 @@ def _load_from_watch(store: InformerCache, body: Body) -> None:
 @example(None, {**STATUS, "progress": {"percentage": "x"}})
 @example(None, {**STATUS, "lastCheckpointTime": 4})
 def test_cache_arbitrary_object_is_stored_and_counted(
-    take: Callable[[InformerCache, Body], None], spec: object, status: object
+    take: Callable[[FineTuneJobCache, Body], None], spec: object, status: object
 ) -> None:
     """And it can still be counted, worked on and told of."""
-    store = InformerCache()
+    store = FineTuneJobCache()
     take(store, {**build_finetunejob(), "spec": spec, "status": status})
     assert len(store.finetunejobs) == 1
     list(state_collector.collect_job_gauges(store, 10))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.operator.builders import build_key
+from tests.support.operator.builders import build_key, get_cache
 
 from finetune_operator.status.deadlines import STARTUP_GRACE_SECONDS
 
@@ -53,7 +53,7 @@ async def test_reconciler_pod_deleted_with_job_reads_termination_message(
         await world.wait_for_reason("Suspending")
         await world.report_container_state(_preempted_state(8, start), "Failed")
         await world.finish_job_deletion()
-        await world.wait_until(lambda: _is_empty(operator.cache.jobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).jobs))
         watches.mode = "open"
         status = await world.wait_for_reason("Suspended")
         assert (status["attempts"], status["lastCheckpointStep"]) == (1, 8)
@@ -90,10 +90,10 @@ async def test_reconciler_pod_of_earlier_finetunejob_is_ignored(world: Namespace
         await world.delete("jobs")
         await world.create_finetunejob(spec={"suspend": True})
         await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
-        await world.wait_until(lambda: _is_empty(operator.cache.jobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).jobs))
         watches.mode = "open"
         status = await world.wait_for_reason("Suspended")
-        await world.wait_until(lambda: _is_empty(operator.cache.pods))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).pods))
         await operator.resync()
         await asyncio.sleep(0.3)
         status = await world.wait_for_reason("Suspended")
@@ -117,7 +117,7 @@ async def test_reconciler_ttl_zero_with_lagging_watch_deletes_once(world: Namesp
             await asyncio.sleep(0.2)
             operator.workers.enqueue(build_key("bot", world.namespace))
         watches.mode = "open"
-        await world.wait_until(lambda: _is_empty(operator.cache.finetunejobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).finetunejobs))
     assert world.proxy.requests.count(deletion) == 1
 
 
@@ -182,7 +182,7 @@ async def test_reconciler_job_end_only_in_patch_response_is_observed(
         watches.held_plural, watches.mode = "jobs", "held"
         edited = await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"backoffLimit": 9}})
         await world.report_job_end("Complete", end_time=_seconds_ago(0))
-        operator.cache.jobs.update(key, edited)
+        get_cache(operator).jobs.update(key, edited)
         operator.workers.enqueue(key)
         status = await world.wait_for_reason("Completed")
         watches.mode = "open"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.operator.builders import build_key
 
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
@@ -27,7 +27,7 @@ JOBS: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
 def test_cache_job_is_found_only_by_owner_uid(build: type[Builders], changes: dict[str, Any], own: bool) -> None:
-    store, job = InformerCache(), build.job()
+    store, job = FineTuneJobCache(), build.job()
     meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
     store.jobs.update(KEY, {**job, "metadata": meta})
     assert (store.get_job(build.finetunejob()) is not None) == own

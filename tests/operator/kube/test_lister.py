@@ -12,8 +12,8 @@ from aiohttp import web
 from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
 
-from finetune_operator.kube.cache import InformerCache
 from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.lister import Lister
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.kube.transport import Transport
@@ -68,12 +68,13 @@ class ListerHarness:
     def __init__(self, server: ListServer, transport: Transport) -> None:
         self.server = server
         self.transport = transport
-        self.store = InformerCache()
+        self.store = FineTuneJobCache()
         self.watch(TEAMS)
 
     def watch(self, names: list[str]) -> None:
         self.namespaces = NamespaceRegistry(names)
-        self.lister = Lister(KubeClient(self.transport, lambda: True), self.store, self.namespaces)
+        self.lister = Lister(KubeClient(self.transport, lambda: True), self.namespaces)
+        self.lister.add_informer(self.store)
 
     async def update(self) -> set[str | None]:
         return await self.lister.refresh(self.namespaces.get_scopes())

@@ -10,7 +10,8 @@ from tests.support.operator.builders import build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, ListSnapshot, ObjectCache
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def test_state_collector_shows_each_configured_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-b", FORBIDDEN)
     metric_families = {
-        family.name: family
-        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, namespaces)
+        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, namespaces)
     }
     samples = metric_families["finetune_operator_namespace_readable"].samples
     assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
@@ -82,14 +82,13 @@ def test_state_collector_shows_each_configured_namespace() -> None:
 
 def test_state_collector_cluster_scope_shows_no_namespace() -> None:
     metric_families = {
-        family.name: family
-        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, NamespaceRegistry([]))
+        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, NamespaceRegistry([]))
     }
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
-def _build_store_of_two_teams(build: type[Builders]) -> InformerCache:
-    store = InformerCache()
+def _build_store_of_two_teams(build: type[Builders]) -> FineTuneJobCache:
+    store = FineTuneJobCache()
     for team in ("team-a", "team-b"):
         body = build.finetunejob("bot", uid=f"{team}-bot")
         meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}

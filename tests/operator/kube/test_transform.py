@@ -13,7 +13,8 @@ from tests.support.operator.builders import build_key
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, ObjectCache, get_finetunejob_key, get_owner_key
+from finetune_operator.kube.cache import ObjectCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.events import create_merge_patch
 from finetune_operator.status.job_status import compute_status, is_terminal
@@ -73,8 +74,8 @@ def test_transform_running_finetunejob_loses_only_user_metadata(build: type[Buil
     assert not {"managedFields", "annotations", "finalizers"} & stripped["metadata"].keys()
 
 
-def _build_store(build: type[Builders], kind: str | None) -> InformerCache:
-    store = InformerCache()
+def _build_store(build: type[Builders], kind: str | None) -> FineTuneJobCache:
+    store = FineTuneJobCache()
     body = _build_ended_finetunejob(build, kind) if kind else build.finetunejob()
     store.finetunejobs.update(KEY, body)
     return store
@@ -143,13 +144,13 @@ def _remove_ttl(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("make", "is_open"), OPEN_CASES.values(), ids=OPEN_CASES)
 def test_cache_open_keys_exclude_finished_finetunejobs(build: type[Builders], make: Make, is_open: bool) -> None:
-    store = InformerCache()
+    store = FineTuneJobCache()
     store.finetunejobs.update(KEY, make(build))
     assert store.list_active_keys() == ([KEY] if is_open else [])
 
 
 def test_cache_open_keys_include_ended_with_live_job(build: type[Builders]) -> None:
-    store = InformerCache()
+    store = FineTuneJobCache()
     store.finetunejobs.update(KEY, _remove_ttl(_build_ended_finetunejob(build, "complete")))
     store.jobs.update(KEY, build.job())
     assert store.list_active_keys() == [KEY]
@@ -209,19 +210,19 @@ def _build_deleted_pod(build: type[Builders], name: str, index: int, minute: int
 
 
 def test_cache_keeps_youngest_deleted_pod_of_each_index(build: type[Builders]) -> None:
-    store = InformerCache()
+    store = FineTuneJobCache()
     store.finetunejobs.update(KEY, build.finetunejob())
     for name, index, minute in (("new-0", 0, 5), ("new-1", 1, 5), ("old-0", 0, 1)):
         store.pods.delete(_build_deleted_pod(build, name, index, minute))
     assert {pod["metadata"]["name"] for pod in store.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
     assert (len(store.pods), store.pods.list_by_key(KEY)) == (0, [])
     store.finetunejobs.clear()
-    store.evict_finished_runs()
+    store.evict_finished()
     assert store.pods.list_with_deleted(KEY) == []
 
 
 def test_cache_pod_relabeled_is_stored_once(build: type[Builders]) -> None:
-    store, pod = InformerCache(), _build_deleted_pod(build, "bot-0", 0, 5)
+    store, pod = FineTuneJobCache(), _build_deleted_pod(build, "bot-0", 0, 5)
     pod["metadata"]["resourceVersion"] = "7"
     store.finetunejobs.update(KEY, build.finetunejob())
     store.pods.delete(pod)
@@ -230,9 +231,9 @@ def test_cache_pod_relabeled_is_stored_once(build: type[Builders]) -> None:
 
 
 def test_cache_standby_forgets_deleted_pods_of_ended_run(build: type[Builders]) -> None:
-    store = InformerCache()
+    store = FineTuneJobCache()
     store.finetunejobs.update(KEY, build.finetunejob())
     store.pods.delete(_build_deleted_pod(build, "bot-0", 0, 5))
     store.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
-    store.evict_finished_runs()
+    store.evict_finished()
     assert store.pods.list_with_deleted(KEY) == []

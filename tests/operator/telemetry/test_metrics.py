@@ -15,7 +15,7 @@ from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
 from finetune_operator.controller import state_collector, transition_metrics
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import parse_verb_and_resource
 from finetune_operator.manager import Manager
 from finetune_operator.telemetry import counters
@@ -88,8 +88,8 @@ def _get_run_duration_sum() -> float:
     return get_metric_value("finetune_job_run_duration_seconds_sum", phase="Complete")
 
 
-def _build_store(build: type[Builders], count: int) -> InformerCache:
-    store = InformerCache()
+def _build_store(build: type[Builders], count: int) -> FineTuneJobCache:
+    store = FineTuneJobCache()
     for number in range(count):
         body = build.finetunejob(f"bot-{number:05}", uid=f"u{number}")
         running = {"type": "Running", "status": "True", "reason": "PodRunning"}
@@ -123,7 +123,7 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
 
 
 def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
-    store = InformerCache()
+    store = FineTuneJobCache()
     store.finetunejobs.update(build_key(), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
     for name, state in (("bot-0", RUNNING), ("bot-1", RUNNING), ("bot-2", build.terminated(1))):
         pod = build.pod(name, state, "Running")

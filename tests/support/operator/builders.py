@@ -7,6 +7,8 @@ from typing import Any
 
 from finetune_operator.api import KIND
 from finetune_operator.api.objects import ObjectKey
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
+from finetune_operator.manager import Manager
 
 Body = dict[str, Any]
 NOW = "2026-11-23T08:00:00Z"
@@ -15,6 +17,13 @@ NOW = "2026-11-23T08:00:00Z"
 def build_key(name: str = "bot", namespace: str = "team") -> ObjectKey:
     """Return the key of a FineTuneJob."""
     return ObjectKey(KIND, namespace, name)
+
+
+def get_cache(manager: Manager) -> FineTuneJobCache:
+    """Return the manager's cache of FineTuneJobs."""
+    cache = manager.controllers[KIND].informer
+    assert isinstance(cache, FineTuneJobCache)
+    return cache
 
 
 def merge_objects(base: Body, changes: Body) -> Body:

@@ -11,7 +11,7 @@ from tests.support.operator.builders import build_finetunejob, build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.telemetry import counters
 
@@ -43,7 +43,7 @@ def _collect_metrics() -> Iterator[Metric]:
         "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
         "estimatedRemainingSeconds": 60,
     }  # fmt: skip
-    store = InformerCache()
+    store = FineTuneJobCache()
     body = build_finetunejob()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
     store.finetunejobs.update(build_key(), body)
@@ -53,7 +53,9 @@ def _collect_metrics() -> Iterator[Metric]:
     }
     store.pods.update(build_key(), pod)
     yield from counters.REGISTRY.collect()
-    yield from state_collector.collect_operator_gauges(store, WorkQueue(), True, NamespaceRegistry(["team"]))
+    yield from state_collector.collect_operator_gauges(
+        {"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"])
+    )
     yield from state_collector.collect_job_gauges(store, 10)
 
 
