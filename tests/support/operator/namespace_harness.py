@@ -14,6 +14,7 @@ import kopf
 from tests.support.operator.builders import NOW, Body, build_manifest
 from tests.support.operator.fault_proxy import FaultProxy
 
+from finetune_operator.controller.controller import Controller
 from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
@@ -179,9 +180,11 @@ class NamespaceHarness:
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
 
     @asynccontextmanager
-    async def run_operator(self, **settings: Any) -> AsyncIterator[Manager]:
-        """The operator, in this process, with kopf and all."""
+    async def run_operator(self, *controllers: Controller, **settings: Any) -> AsyncIterator[Manager]:
+        """Run the operator in this process with kopf, and with more controllers."""
         operator = Manager(self.settings.model_copy(update=settings))
+        for controller in controllers:
+            operator.register(controller)
         stop, ready = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(kopf.operator(**operator.build_kopf_arguments(), stop_flag=stop, ready_flag=ready))
         try:
