@@ -78,8 +78,12 @@ class Manager:
         self._lister.add_informer(controller.informer)
         self.workers.register(controller)
 
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        kopf.run(**self.build_kopf_arguments())
+
     def build_kopf_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `kopf.run`."""
+        """Return the arguments of `kopf.run` and `kopf.operator`."""
         return {
             "registry": self.build_registry(),
             "standalone": True,
