@@ -1,4 +1,7 @@
-"""Asking a running trainer how far it is. What it answers is a stranger's word: bounded, checked, and never needed."""
+"""Request the progress of a running trainer.
+
+The response is untrusted: it is limited in time and size and validated, and no decision depends on it.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ from yarl import URL
 from finetune_trainer.contract import PROGRESS_PORT, Progress
 
 REQUEST_TIMEOUT = 2.0
-"""Seconds that a pod has for its answer."""
+"""Seconds until a pod must have responded."""
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 512
-"""At a time, of all namespaces."""
+"""Maximum number of concurrent connections."""
 MAX_NAMESPACE_CONNECTIONS = 64
-"""At a time, of one namespace."""
+"""Maximum number of concurrent connections to pods of one namespace."""
 POLL_TIMEOUT = 3 * REQUEST_TIMEOUT
-"""Seconds after which those that were not asked yet are left for another time."""
+"""Seconds until a poll ends. Pods that were not requested by then wait for the next poll."""
 
 
 class ProgressPoller:
-    """A question to each of many pods.
+    """Requests the progress of many pods with limited concurrency.
 
-    A namespace full of silent ones holds up itself: it has no more than its share of the connections at a time, and a
-    pod's time begins when it has one.
+    A namespace with many unresponsive pods delays only itself: its share of the connections is limited, and the timeout
+    of a pod starts when its connection is opened.
     """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
@@ -38,13 +41,13 @@ class ProgressPoller:
         )
 
     async def poll(self, namespace: str, url: URL) -> Progress | None:
-        """What `fetch` says, in turn."""
+        """Return what `fetch_progress` returns, as soon as a connection is available."""
         async with self._namespace_semaphores[namespace], self._semaphore:
             return await fetch_progress(self._session, url)
 
 
 def create_session() -> aiohttp.ClientSession:
-    """Connections that carry nothing from one pod to another; as many as are asked for."""
+    """Return a session that shares no connection, cookie or other state between pods."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -54,7 +57,7 @@ def create_session() -> aiohttp.ClientSession:
 
 
 def build_progress_url(pod: dict[str, Any]) -> URL | None:
-    """Where a pod answers, by the API server's word. A pod on its node's network has no address of its own."""
+    """Return the URL of the pod's progress, or None if it has no IP address or uses that of its node."""
     host = pod.get("status", {}).get("podIP")
     if not host or pod.get("spec", {}).get("hostNetwork"):
         return None
@@ -62,7 +65,7 @@ def build_progress_url(pod: dict[str, Any]) -> URL | None:
 
 
 async def fetch_progress(session: aiohttp.ClientSession, url: URL) -> Progress | None:
-    """How far the trainer is; None if it does not say so in time, in short and in form."""
+    """Return the progress, or None if there is no valid response within the limits of time and size."""
     try:
         async with session.get(url, allow_redirects=False) as response:
             if response.status != 200:
@@ -86,7 +89,7 @@ async def _read_limited(stream: aiohttp.StreamReader) -> bytes:
 
 
 def has_changed(current: Progress, previous: Progress | None) -> bool:
-    """Whether it says more than another time."""
+    """Return whether the progress differs in more than its time."""
     if previous is None:
         return True
     return current.model_dump(exclude={"last_update_time"}) != previous.model_dump(exclude={"last_update_time"})

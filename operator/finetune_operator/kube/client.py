@@ -1,4 +1,4 @@
-"""The only module that knows what is called of the API server. Bodies go in and out as plain objects."""
+"""Requests to the API server for the objects of FineTuneJobs. Objects are plain dictionaries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_operator.observed import workload
 
 
 class NotLeaderError(Exception):
-    """Another replica may lead by now: nothing was written."""
+    """This replica is no longer the leader. The request was not sent."""
 
 
 class ApiResource(NamedTuple):
@@ -47,12 +47,12 @@ class _ListResponse(TypedDict):
 
 
 class ObjectList(NamedTuple):
-    """All objects of a kind, in a namespace or in the whole cluster."""
+    """All objects of a resource in a namespace or in the cluster."""
 
     items: list[msgspec.Raw]
-    """Each as it came: of thousands, few are looked into."""
+    """Undecoded, because only a few of many objects are needed."""
     resource_version: int
-    """Resource version that the list is of at least."""
+    """Minimum resource version of the list."""
 
 
 _LIST_DECODER = msgspec.json.Decoder(_ListResponse)
@@ -66,32 +66,35 @@ WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for ve
 
 
 class KubeClient:
-    """Calls of the API server. Any may raise `ApiError`, or aiohttp's errors if there is no answer."""
+    """Client of the API server. All requests may raise `ApiError` or one of `CONNECTION_ERRORS`.
+
+    Writes raise `NotLeaderError` if `may_write` returns False.
+    """
 
     def __init__(self, transport: Transport, may_write: Callable[[], bool]) -> None:
         self._transport = transport
         self._may_write = may_write
 
     def now(self) -> datetime:
-        """The time, as the cluster has it."""
+        """Return the current time of the API server's clock."""
         return self._transport.now()
 
     async def list_objects(self, resource: ApiResource, namespace: str | None) -> ObjectList:
-        """All objects of a kind in a namespace; without one, in the whole cluster.
+        """Return all objects of a resource in a namespace, or in the cluster if it is None.
 
-        Not in pages, which the API server reads from etcd one by one; a whole list it has in memory, as for client-go.
+        The list is not paginated: the API server serves a complete list from memory, but reads pages from etcd.
         """
         query = {"labelSelector": resource.label_selector}
         decoded = _LIST_DECODER.decode(await self._transport.read_raw(resource.build_path(namespace), query))
         return ObjectList(decoded["items"], parse_resource_version(decoded["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
-        """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
+        """Return the stored FineTuneJob. It is read with a list, which the watches need permission for in any case."""
         matches = await self._list_items(FINETUNEJOBS.build_path(namespace), {"fieldSelector": f"metadata.name={name}"})
         return matches[0] if matches else None
 
     async def read_job(self, namespace: str, name: str) -> Body | None:
-        """A Job by its name, ours or not."""
+        """Return the Job of that name, whoever owns it, or None."""
         try:
             return await self._call_api("GET", f"{JOBS.build_path(namespace)}/{name}")
         except ApiError as error:
@@ -100,15 +103,15 @@ class KubeClient:
             raise
 
     async def list_pods(self, namespace: str, name: str) -> list[Body]:
-        """The pods of a FineTuneJob as they are stored now."""
+        """Return the stored pods with the label of a FineTuneJob."""
         return await self._list_items(PODS.build_path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
 
     async def create_job(self, job: Body) -> Body:
-        """Create a Job; 409 if there is one of that name."""
+        """Create a Job. Raises `ApiError` (409) if one of that name exists."""
         return await self._call_api("POST", JOBS.build_path(job["metadata"]["namespace"]), body=job)
 
     async def create_service(self, service: Body) -> Body:
-        """Create a Service; the one that has this name already, if there is one."""
+        """Create a Service. Return the existing one if there is one of that name."""
         meta = service["metadata"]
         path = SERVICES.build_path(meta["namespace"])
         try:
@@ -119,18 +122,21 @@ class KubeClient:
             return await self._call_api("GET", f"{path}/{meta['name']}")
 
     async def patch_job(self, job: Body, patch: Body) -> Body:
-        """Merge into a Job; 409 if it is not this one any more."""
+        """Merge a patch into a Job. Raises `ApiError` (409) if it was replaced by another of that name."""
         meta = job["metadata"]
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
         path = f"{JOBS.build_path(meta['namespace'])}/{meta['name']}"
         return await self._call_api("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def delete_job(self, job: Body) -> Body | None:
-        """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
+        """Delete a Job after its pods. Return the Job, or None if it is gone. Raises `ApiError` (409) if it changed."""
         return await self._delete_object(JOBS, job, "Foreground")
 
     async def delete_finetunejob(self, body: Body) -> Body | None:
-        """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed. What is left of it, if anything."""
+        """Delete a FineTuneJob and all that it owns. Return it, or None if it is gone.
+
+        Raises `ApiError` (409) if it changed.
+        """
         return await self._delete_object(FINETUNEJOBS, body, "Background")
 
     async def _delete_object(self, resource: ApiResource, body: Body, propagation_policy: str) -> Body | None:
@@ -145,19 +151,22 @@ class KubeClient:
             if error.status == 404:
                 return None
             raise
-        return response if "spec" in response else None  # else it is a Status: it is gone
+        return response if "spec" in response else None  # a Status means that the object is gone
 
     async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
-        """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
+        """Merge a patch into a FineTuneJob's status.
+
+        Raises `ApiError` (409) if the patch has another resourceVersion than the stored object.
+        """
         path = f"{FINETUNEJOBS.build_path(namespace)}/{name}/status"
         return await self._call_api("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def list_events(self, namespace: str, uid: str) -> list[Body]:
-        """What others reported about an object."""
+        """Return the Events of an object."""
         return await self._list_items(EVENTS.build_path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
-        """What Kueue keeps of a Job; nothing where it is missing, silent or not to be read, for it only tells why."""
+        """Return the Kueue Workloads of a Job, none if they cannot be read: they only explain why it waits."""
         for resource in WORKLOADS:
             with suppress(ApiError):
                 query = {"labelSelector": f"{workload.JOB_UID_LABEL}={job_uid}"}
@@ -165,7 +174,7 @@ class KubeClient:
         return []
 
     async def create_event(self, event: Body) -> None:
-        """Report something; twice the same is once."""
+        """Create an Event. One that exists already is no error."""
         try:
             await self._call_api("POST", EVENTS.build_path(event["metadata"]["namespace"]), body=event)
         except ApiError as error:
@@ -185,7 +194,7 @@ class KubeClient:
         body: Body | None = None,
         content_type: str = "application/json",
     ) -> Body:
-        # A process that was frozen wakes in the middle of its work, long after another has taken over.
+        # A process may be frozen and resume in the middle of a reconcile, after another replica became the leader.
         if method != "GET" and not self._may_write():
-            raise NotLeaderError(f"not the leader any more: {method} {path} was not sent")
+            raise NotLeaderError(f"no longer the leader: {method} {path} was not sent")
         return await self._transport.call(method, path, query=query, body=body, content_type=content_type)

@@ -119,7 +119,7 @@ async def test_operator_secret_in_cluster_never_appears_in_outputs(
         await _play_completed_run(world)
         await _play_failed_runs(world)
         replica.proxy.interceptor = _refuse_connection
-        await world.wait_until(lambda: _log_contains(replica, "no word about the Lease"))
+        await world.wait_until(lambda: _log_contains(replica, "failed to acquire or renew the Lease"))
         replica.proxy.interceptor = pass_through
         outputs = await _collect_outputs(world, replica)
         replica.send_signal(signal.SIGTERM)

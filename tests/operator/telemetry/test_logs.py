@@ -130,7 +130,7 @@ async def test_operator_json_format_every_line_is_json(world: NamespaceHarness, 
     replica = Replica(world, tmp_path, {"log_format": "json"})
     replica.proxy.interceptor = _refuse_connection
     with run_replica(replica):
-        await world.wait_until(lambda: _log_contains(replica, "the first list: "))
+        await world.wait_until(lambda: _log_contains(replica, "initial list failed: "))
         replica.proxy.interceptor = pass_through
         await world.create_finetunejob()
         body = await world.wait_until(lambda: world.get("finetunejobs"))
@@ -169,7 +169,7 @@ async def test_operator_stopped_soon_after_start_logs_no_error(
         await asyncio.to_thread(replica.process.wait, 10)
     lines = [json.loads(line) for line in replica.log.read_text().splitlines()]
     assert [line for line in lines if line["level"] in ("error", "critical") or "exception" in line] == []
-    assert any("has given the Lease back" in line["message"] for line in lines)
+    assert any("released the Lease" in line["message"] for line in lines)
 
 
 @pytest.mark.cluster
@@ -178,5 +178,5 @@ async def test_operator_fatal_error_is_json_line(world: NamespaceHarness, tmp_pa
     with socket.create_server(("", replica.metrics_port)), run_replica(replica):
         assert await asyncio.to_thread(replica.process.wait, 20) == 1
     lines = [json.loads(line) for line in replica.log.read_text().splitlines()]
-    assert "the operator has ended" in {line["message"] for line in lines}
+    assert "the operator failed" in {line["message"] for line in lines}
     assert str(replica.metrics_port) in json.dumps(lines)
