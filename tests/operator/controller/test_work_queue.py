@@ -1,4 +1,4 @@
-"""The work queue and the store: once each, never two at a time, in good order, and equal to the cluster."""
+"""The work queue processes each key once, and the cache follows the cluster."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_object_cache_deleted_object_is_not_revived(build: type[Builders]) -> No
 
 
 def test_object_cache_relabeled_object_comes_back(build: type[Builders]) -> None:
-    """To a watch by label that is a deletion, and the object goes on under the same uid."""
+    """A watch by label reports a removed label as a deletion, but the object keeps its uid."""
     shelf = ObjectCache(transform.strip_pod)
     shelf.update(A, _build_body(build, 5))
     shelf.delete(_build_body(build, 6))

@@ -1,4 +1,4 @@
-"""Namespaces take turns in the work queue: who floods it waits alone, and nothing is lost, doubled or passed over."""
+"""Namespaces take turns in the work queue, and no key is lost, duplicated or starved."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_work_queue_longest_wait_is_oldest_key() -> None:
 
 
 class QueueModel:
-    """What must hold of a queue, by what was done with it."""
+    """A model of the queue, which the queue is compared with after each step."""
 
     def __init__(self) -> None:
         self.queue = WorkQueue()

@@ -1,4 +1,4 @@
-"""Whom the operator asks how far they are, and that some who never answer cost only themselves."""
+"""Which pods the operator polls for progress, and that unresponsive pods delay only their namespace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bo
 
 
 def _store_run(store: FineTuneJobCache, namespace: str, name: str, address: str, **condition: Any) -> None:
-    """A FineTuneJob, its Job, and the Job's pod."""
+    """Store a FineTuneJob, its Job and the Job's pod."""
     body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
     status = {"conditions": [condition]} if condition else {}
     store.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
@@ -58,14 +58,14 @@ def _store_run(store: FineTuneJobCache, namespace: str, name: str, address: str,
 def _store_pod(
     store: FineTuneJobCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
 ) -> None:
-    """One more with the label of the run `bot`."""
+    """Store another pod with the label of the run `bot`."""
     pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
     store.pods.update(build_key(), _set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
 def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """Trainers at one address answer, those at another take connections and say nothing."""
+    """Return a manager. Trainers at one address respond, those at another accept connections without a response."""
     trainer.answer = GOOD
     monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
     with socket.create_server((SILENT, trainer.port), backlog=4096):

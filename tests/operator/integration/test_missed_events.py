@@ -1,4 +1,4 @@
-"""Watches that are cut, stall in silence, or tell late, twice and in disorder: the store follows the cluster anyway."""
+"""The cache follows the cluster although watches break, stall, or deliver events late, twice or unordered."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ async def _start_run(world: NamespaceHarness, name: str) -> None:
 
 
 async def _delete_run(world: NamespaceHarness, name: str) -> None:
-    """Deleted by a person, and what it owned by the garbage collector."""
+    """Delete a run as its user and the objects it owns as the garbage collector."""
     await world.delete("finetunejobs", name)
     await world.delete("jobs", name)
     await world.call("DELETE", world.path("pods", f"{name}-1"), {"gracePeriodSeconds": 0})
 
 
 async def _is_cache_in_sync(world: NamespaceHarness, operator: Manager) -> bool:
-    """Whether the store holds what the cluster does, each at its version, and nothing else."""
+    """Return whether the cache contains exactly the objects of the cluster, with their versions."""
     shelves = {
         "finetunejobs": get_cache(operator).finetunejobs,
         "jobs": get_cache(operator).jobs,

@@ -1,4 +1,4 @@
-"""A FineTuneJob that is out of bounds, on a real API server: what is made, what is said, and what goes on."""
+"""A FineTuneJob outside the policy on a real API server: created objects, status, and continued runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real operator, kopf and all, against a real API server behind a proxy; tests play Job controller and kubelet."""
+"""The operator with kopf and a real API server behind a proxy. The tests act as Job controller and kubelet."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def _finish_runs(world: NamespaceHarness) -> None:
 
 
 async def _delete_jobs(world: NamespaceHarness) -> None:
-    """By hand, or by a time to live that somebody gave them."""
+    """Delete all Jobs, as a user or a TTL of the Job does."""
     for name in ENDS:
         await world.delete("pods", f"{name}-1")
         await world.delete("jobs", name)

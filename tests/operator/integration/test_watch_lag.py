@@ -1,4 +1,4 @@
-"""What happens before a watch tells of it, or is told by one watch before another: said all the same, and done once."""
+"""Changes that a watch reports late, or one watch before another, are reported correctly and handled once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _seconds_ago(seconds: float) -> str:
 
 
 def _preempted_state(step: int, start: str) -> dict[str, Any]:
-    """How a trainer ends that was told to leave."""
+    """Return the state of a trainer container after SIGTERM."""
     progress = {"stage": "Training", "percentage": 40, "lastUpdateTime": "t"}
     checkpoint = {"lastCheckpointStep": step, "lastCheckpointTime": _seconds_ago(1)}
     message = json.dumps({"message": "", "reason": "Preempted", "progress": progress | checkpoint})
@@ -45,7 +45,7 @@ async def _start_run(world: NamespaceHarness) -> str:
 async def test_reconciler_pod_deleted_with_job_reads_termination_message(
     world: NamespaceHarness, watches: WatchGate
 ) -> None:
-    """A kubelet deletes the pod at once: what was saved may be told by the deletion alone, and after the Job's."""
+    """A kubelet may delete the pod at once, so that only its deletion event contains the termination message."""
     async with world.run_operator() as operator:
         start = await _start_run(world)
         watches.held_plural, watches.mode = "pods", "held"
@@ -148,7 +148,7 @@ async def test_reconciler_pod_watch_held_reads_outcome_of_second_attempt(
 
 
 async def test_reconciler_job_deleted_by_user_counts_its_pod(world: NamespaceHarness) -> None:
-    """Deleted in the background the Job is gone at once, and the pod saves its work."""
+    """Deleted in the background, the Job disappears at once while its pod saves a checkpoint."""
     async with world.run_operator():
         start = await _start_run(world)
         await world.delete("jobs")
@@ -168,7 +168,7 @@ async def test_reconciler_job_deleted_by_user_counts_its_pod(world: NamespaceHar
 async def test_reconciler_job_end_only_in_patch_response_is_observed(
     world: NamespaceHarness, watches: WatchGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watch then tells of nothing that is newer."""
+    """The watch then reports nothing newer."""
     monkeypatch.setattr(
         "finetune_operator.manager._WATCHES_SETTLED_SECONDS", 60.0
     )  # the list that would find it comes later

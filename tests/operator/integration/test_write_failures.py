@@ -1,4 +1,4 @@
-"""What happens to the work when a write fails, an operator dies, or two work at once; and what the probe tells."""
+"""Failed writes, killed operators and two leaders at once lose no work; liveness reports hanging workers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def _has_written(world: NamespaceHarness, count: int) -> bool:
 
 
 async def test_two_leaders_at_once_create_one_job(world: NamespaceHarness) -> None:
-    """Never so with one Lease; what an election cannot rule out is writes that are on their way."""
+    """A Lease prevents two leaders, but leader election cannot prevent writes in flight."""
     await world.grant_role(build_lease_rules("other"), "other")
     async with world.run_operator() as first, world.run_operator(lease_name="other") as second:
         await world.wait_until(lambda: _are_leaders(first, second))

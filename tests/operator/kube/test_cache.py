@@ -1,4 +1,4 @@
-"""What the store takes for a FineTuneJob's own."""
+"""The cache returns only Jobs that the FineTuneJob owns."""
 
 from __future__ import annotations
 

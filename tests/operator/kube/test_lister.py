@@ -1,4 +1,4 @@
-"""Whole lists fill the store: an error concerns its own namespace alone, and a restore of etcd is noticed."""
+"""Complete lists fill the caches. An error affects only its namespace, and a restore of etcd is detected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("finetunejobs", "jobs", "pods")
 
 
 class ListServer(ThreadedServer):
-    """An API server that can only list."""
+    """An API server that only supports lists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ListServer(ThreadedServer):
 
 
 class ListerHarness:
-    """A lister with what it fills, and the server that it asks."""
+    """A lister with its cache and its server."""
 
     def __init__(self, server: ListServer, transport: Transport) -> None:
         self.server = server
@@ -179,7 +179,7 @@ async def test_lister_etcd_restored_replaces_cache(listing: ListerHarness, build
 async def test_lister_overtaken_by_watch_event_keeps_newer_object(
     listing: ListerHarness, build: type[Builders]
 ) -> None:
-    """The list was asked for before: its lower version says nothing about etcd."""
+    """The list was requested earlier, so its lower version does not mean that etcd was restored."""
     _serve_one_job_per_team(listing, build)
     await listing.update()
     task = asyncio.create_task(listing.update())

@@ -1,4 +1,4 @@
-"""What is known of each watched namespace, and what of it is kept, shown and worked on."""
+"""The access state of each watched namespace, and its effect on cache, metrics and work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the store keeps: of a run that has ended as good as nothing, and all that is asked for of any other."""
+"""The cache keeps almost nothing of a finished run, and all fields that are read of an unfinished one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Fail
 
 
 def _build_ended_finetunejob(build: type[Builders], kind: str, **metadata: Any) -> dict[str, Any]:
-    """A FineTuneJob as it is stored after its end, by the operator's own status."""
+    """Return a finished FineTuneJob with a status that the operator computed."""
     condition, code, phase = ENDS[kind]
     reason = {"complete": "Completed", "failed": "DataInvalid"}[kind]
     message = json.dumps({"reason": reason, "message": "done", "dataset": {"rows": 5, "kept": 4}})
@@ -65,7 +65,7 @@ def test_transform_ended_finetunejob_new_generation_patches_only_that(build: typ
 
 
 def test_transform_running_finetunejob_loses_only_user_metadata(build: type[Builders]) -> None:
-    """Annotations alone may be 256 KiB, and a tenant may make many FineTuneJobs."""
+    """Annotations may take up to 256 KiB, and a tenant may create many FineTuneJobs."""
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "a"}
     body = build.finetunejob(managedFields=[{}], annotations={"team": "a" * 10_000}, labels=labels, finalizers=["a/b"])
     stripped = transform.strip_finetunejob(body)
@@ -203,7 +203,7 @@ def test_cache_listed_object_already_stored_is_not_decoded(build: type[Builders]
 
 
 def _build_deleted_pod(build: type[Builders], name: str, index: int, minute: int) -> dict[str, Any]:
-    """The body of a pod's deletion."""
+    """Return the object in a pod's deletion event."""
     pod = build.pod(name, build.terminated(143), "Failed", created=f"2026-11-23T08:{minute:02}:00Z")
     annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
     return {**pod, "metadata": {**pod["metadata"], "annotations": annotations, "labels": {"finetune.dev/job": "bot"}}}

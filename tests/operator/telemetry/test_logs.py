@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, whoever speaks and whatever happens."""
+"""All log lines are JSON objects, whichever library logs them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_logs_only_open_kopf_watch_is_silenced() -> None:
 
 @pytest.mark.cluster
 async def test_operator_json_format_every_line_is_json(world: NamespaceHarness, tmp_path: Path) -> None:
-    """An API server that is away at first, a run, and the end; none of it is a traceback."""
+    """Run with an API server that is unavailable at first, reconcile a run, and stop. No line is a traceback."""
     replica = Replica(world, tmp_path, {"log_format": "json"})
     replica.proxy.interceptor = _refuse_connection
     with run_replica(replica):

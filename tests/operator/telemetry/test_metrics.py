@@ -1,4 +1,4 @@
-"""Metrics say what happened, cost little, and are written down."""
+"""Metrics are correct, cheap and documented."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
 
 
 def test_collector_5000_jobs_scrape_takes_under_half_a_second(build: type[Builders]) -> None:
-    """Generously: it takes some 40 ms."""
+    """The limit is generous: a scrape takes about 40 ms."""
     store = _build_store(build, 5000)
     started = time.process_time()
     list(state_collector.collect_job_gauges(store, 1000))

@@ -1,4 +1,4 @@
-"""What the operator exposes, as Prometheus sees it."""
+"""The metrics that the operator exposes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"),
 
 @functools.cache
 def list_metric_families() -> dict[str, tuple[str, set[str]]]:
-    """Name as the documentation has it → kind and labels."""
+    """Return type and labels of each metric by its documented name."""
     metric_families = {}
     for metric in _collect_metrics():
         suffix = "" if metric.type == "histogram" else _SUFFIXES.get(metric.type, ("",))[0]
@@ -30,7 +30,7 @@ def list_metric_families() -> dict[str, tuple[str, set[str]]]:
 
 @functools.cache
 def list_series_labels() -> dict[str, set[str]]:
-    """Name of each series → its labels."""
+    """Return the labels of each series by its name."""
     series_labels = {}
     for metric in _collect_metrics():
         for suffix in _SUFFIXES.get(metric.type, ("",)):
