@@ -43,24 +43,24 @@ def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bo
     return {**body, "metadata": {**body["metadata"], **identity, "ownerReferences": owner, "labels": labels}}
 
 
-def _store_run(store: FineTuneJobCache, namespace: str, name: str, address: str, **condition: Any) -> None:
+def _store_run(cache: FineTuneJobCache, namespace: str, name: str, address: str, **condition: Any) -> None:
     """Store a FineTuneJob, its Job and the Job's pod."""
     body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
     status = {"conditions": [condition]} if condition else {}
-    store.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
+    cache.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
     job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
-    store.jobs.update(build_key(name, namespace), job)
+    cache.jobs.update(build_key(name, namespace), job)
     running_pod = build_pod(name, RUNNING, "Running", podIP=address)
     pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
-    store.pods.update(build_key(name, namespace), pod)
+    cache.pods.update(build_key(name, namespace), pod)
 
 
 def _store_pod(
-    store: FineTuneJobCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
+    cache: FineTuneJobCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
 ) -> None:
     """Store another pod with the label of the run `bot`."""
     pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
-    store.pods.update(build_key(), _set_owner(owner, pod, "team", name))
+    cache.pods.update(build_key(), _set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
@@ -72,37 +72,37 @@ def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield Manager(Settings())
 
 
-def _store_newest_pod_of_job(store: FineTuneJobCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
-    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z")
+def _store_newest_pod_of_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
+    _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z")
 
 
-def _store_pod_without_finetunejob(store: FineTuneJobCache) -> None:
-    _store_pod(store, "job-team-bot")
+def _store_pod_without_finetunejob(cache: FineTuneJobCache) -> None:
+    _store_pod(cache, "job-team-bot")
 
 
-def _store_pod_of_foreign_job(store: FineTuneJobCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
+def _store_pod_of_foreign_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
     job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
-    store.jobs.update(build_key(), job)
-    _store_pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
+    cache.jobs.update(build_key(), job)
+    _store_pod(cache, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
 
 
-def _store_pod_without_job(store: FineTuneJobCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
-    _store_pod(store, "nobody", created="2026-11-23T09:00:00Z")
+def _store_pod_without_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
+    _store_pod(cache, "nobody", created="2026-11-23T09:00:00Z")
 
 
-def _store_finished_run(store: FineTuneJobCache) -> None:
-    _store_run(store, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
+def _store_finished_run(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
 
 
-def _store_run_with_newer_ended_pod(store: FineTuneJobCache) -> None:
-    _store_run(store, "team", "bot", HONEST)
-    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
+def _store_run_with_newer_ended_pod(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", HONEST)
+    _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
 
 
-# what is there beside, or instead of, a silent run; and whether an answer is heard
+# What is cached in addition to, or instead of, an unresponsive run, and whether a pod that responds is polled.
 POLL_CASES: dict[str, tuple[Callable[[FineTuneJobCache], None], bool]] = {
     "its Job's newest pod": (_store_newest_pod_of_job, True),
     "a pod without a FineTuneJob": (_store_pod_without_finetunejob, False),
@@ -113,17 +113,20 @@ POLL_CASES: dict[str, tuple[Callable[[FineTuneJobCache], None], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("put", "heard"), POLL_CASES.values(), ids=POLL_CASES)
+@pytest.mark.parametrize(("store_objects", "is_polled"), POLL_CASES.values(), ids=POLL_CASES)
 async def test_poll_only_newest_pod_of_own_job_is_polled(
-    operator: Manager, monkeypatch: pytest.MonkeyPatch, put: Callable[[FineTuneJobCache], None], heard: bool
+    operator: Manager,
+    monkeypatch: pytest.MonkeyPatch,
+    store_objects: Callable[[FineTuneJobCache], None],
+    is_polled: bool,
 ) -> None:
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.5)
-    put(get_cache(operator))
+    store_objects(get_cache(operator))
     await operator.workers.poll()
-    assert bool(get_cache(operator).reported_progress) == heard
+    assert bool(get_cache(operator).reported_progress) == is_polled
 
 
-# namespaces of which no pod answers, and how many each has
+# Number of namespaces without a responding pod, and number of pods in each.
 FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connections for": (10, 64)}
 
 

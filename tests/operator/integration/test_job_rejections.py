@@ -19,7 +19,7 @@ WEBHOOK = 'admission webhook "jobs.example" denied the request: unsigned image'
 WEBHOOK_UNAVAILABLE = (
     'Internal error occurred: failed calling webhook "mjob.kb.io": no endpoints available for service "kueue"'
 )
-# status, message, and the reason and phase of the FineTuneJob
+# Status and message of the response, and the reason and phase of the FineTuneJob.
 ANSWERS: dict[str, tuple[int, str, str, str]] = {
     "a quota": (403, 'jobs.batch "bot" is forbidden: exceeded quota: jobs', "JobRefused", "Pending"),
     "a policy": (422, f'jobs.batch "bot" is forbidden: {POLICY}', "JobRefused", "Pending"),

@@ -35,8 +35,8 @@ def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def _is_cache_empty(operator: Manager) -> bool:
-    store = get_cache(operator)
-    return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.reported_progress])
+    cache = get_cache(operator)
+    return not any([*cache.finetunejobs, *cache.jobs, *cache.pods, *cache.reported_progress])
 
 
 @pytest.mark.parametrize("deletion", DELETIONS)

@@ -44,16 +44,16 @@ async def _delete_run(world: NamespaceHarness, name: str) -> None:
 
 async def _is_cache_in_sync(world: NamespaceHarness, operator: Manager) -> bool:
     """Return whether the cache contains exactly the objects of the cluster, with their versions."""
-    shelves = {
+    caches = {
         "finetunejobs": get_cache(operator).finetunejobs,
         "jobs": get_cache(operator).jobs,
         "pods": get_cache(operator).pods,
     }
-    for plural, shelf in shelves.items():
+    for plural, cache in caches.items():
         expected = {
             (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in await world.list_objects(plural)
         }
-        if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in shelf} != expected:
+        if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in cache} != expected:
             return False
     return set(get_cache(operator).reported_progress) <= set(get_cache(operator).finetunejobs.list_keys())
 

@@ -71,14 +71,14 @@ STATUSES = st.one_of(_draw_changed(STATUS), JSON)
 BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 
-def _load_from_list(store: FineTuneJobCache, body: Body) -> None:
+def _load_from_list(cache: FineTuneJobCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
     head = transform.decode_head(raw)
-    store.finetunejobs.add_if_newer(get_finetunejob_key(head), head, lambda: transform.decode_finetunejob(raw, head))
+    cache.finetunejobs.add_if_newer(get_finetunejob_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
-def _load_from_watch(store: FineTuneJobCache, body: Body) -> None:
-    store.finetunejobs.update(get_finetunejob_key(body), body)
+def _load_from_watch(cache: FineTuneJobCache, body: Body) -> None:
+    cache.finetunejobs.update(get_finetunejob_key(body), body)
 
 
 @pytest.mark.parametrize("take", [_load_from_list, _load_from_watch])
@@ -90,11 +90,11 @@ def test_cache_arbitrary_object_is_stored_and_counted(
     take: Callable[[FineTuneJobCache, Body], None], spec: object, status: object
 ) -> None:
     """A cached object can also be counted, reconciled and exposed."""
-    store = FineTuneJobCache()
-    take(store, {**build_finetunejob(), "spec": spec, "status": status})
-    assert len(store.finetunejobs) == 1
-    list(state_collector.collect_job_gauges(store, 10))
-    store.list_active_keys()
+    cache = FineTuneJobCache()
+    take(cache, {**build_finetunejob(), "spec": spec, "status": status})
+    assert len(cache.finetunejobs) == 1
+    list(state_collector.collect_job_gauges(cache, 10))
+    cache.list_active_keys()
 
 
 @pytest.fixture(scope="module")

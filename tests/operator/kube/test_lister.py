@@ -49,7 +49,7 @@ class ListServer(ThreadedServer):
         items = self.finetunejobs.get(namespace, []) if plural == "finetunejobs" else []
         return web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": items})
 
-    # how it is reached
+    # Implements ConnectionInfo.
 
     @property
     def server(self) -> str:
@@ -68,19 +68,19 @@ class ListerHarness:
     def __init__(self, server: ListServer, transport: Transport) -> None:
         self.server = server
         self.transport = transport
-        self.store = FineTuneJobCache()
+        self.cache = FineTuneJobCache()
         self.watch(TEAMS)
 
     def watch(self, names: list[str]) -> None:
         self.namespaces = NamespaceRegistry(names)
         self.lister = Lister(KubeClient(self.transport, lambda: True), self.namespaces)
-        self.lister.add_informer(self.store)
+        self.lister.add_informer(self.cache)
 
     async def update(self) -> set[str | None]:
         return await self.lister.refresh(self.namespaces.get_scopes())
 
     def versions(self) -> dict[tuple[str, str], str]:
-        metadata = (body["metadata"] for body in self.store.finetunejobs)
+        metadata = (body["metadata"] for body in self.cache.finetunejobs)
         return {(meta["namespace"], meta["name"]): meta["resourceVersion"] for meta in metadata}
 
 
@@ -112,7 +112,7 @@ async def test_lister_one_kind_failing_in_namespace_lists_others(
     assert await listing.update() == {"team-a"}
     assert listing.versions() == {("team-a", "bot"): "9"}
     assert listing.namespaces.get_failed_scopes() == ["team-b"]
-    assert listing.store.unreadable_namespaces == ({"team-b"} if status == 403 else set())
+    assert listing.cache.unreadable_namespaces == ({"team-b"} if status == 403 else set())
 
 
 async def test_lister_forbidden_namespace_keeps_objects_until_listed(
@@ -127,7 +127,7 @@ async def test_lister_forbidden_namespace_keeps_objects_until_listed(
     listing.server.finetunejobs["team-b"] = []
     assert await listing.update() == set(TEAMS)
     assert set(listing.versions()) == {("team-a", "bot")}
-    assert listing.store.unreadable_namespaces == set()
+    assert listing.cache.unreadable_namespaces == set()
 
 
 async def test_lister_missing_namespace_is_forgotten(listing: ListerHarness, build: type[Builders]) -> None:
@@ -184,6 +184,6 @@ async def test_lister_overtaken_by_watch_event_keeps_newer_object(
     await listing.update()
     task = asyncio.create_task(listing.update())
     await asyncio.sleep(0)
-    listing.store.finetunejobs.update(build_key("bot", "team-a"), _build_body(build, "team-a", "bot", 600))
+    listing.cache.finetunejobs.update(build_key("bot", "team-a"), _build_body(build, "team-a", "bot", 600))
     await task
     assert listing.versions()["team-a", "bot"] == "600"

@@ -87,42 +87,42 @@ def test_state_collector_cluster_scope_shows_no_namespace() -> None:
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
-def _build_store_of_two_teams(build: type[Builders]) -> FineTuneJobCache:
-    store = FineTuneJobCache()
+def _build_cache_of_two_teams(build: type[Builders]) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     for team in ("team-a", "team-b"):
         body = build.finetunejob("bot", uid=f"{team}-bot")
         meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}
-        store.finetunejobs.update(build_key("bot", team), {**body, "metadata": meta, "status": {"phase": "Running"}})
-    return store
+        cache.finetunejobs.update(build_key("bot", team), {**body, "metadata": meta, "status": {"phase": "Running"}})
+    return cache
 
 
 def test_cache_list_of_one_namespace_keeps_other_namespace(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
-    assert store.finetunejobs.list_keys() == [build_key("bot", "team-a")]
+    cache = _build_cache_of_two_teams(build)
+    cache.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
+    assert cache.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_drop_namespace_keeps_other_namespace(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.finetunejobs.drop_namespace("team-b")
-    assert store.finetunejobs.list_keys() == [build_key("bot", "team-a")]
+    cache = _build_cache_of_two_teams(build)
+    cache.finetunejobs.drop_namespace("team-b")
+    assert cache.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.unreadable_namespaces = {"team-b"}
-    assert store.list_active_keys() == [build_key("bot", "team-a")]
-    assert len(store.finetunejobs) == 2
-    (jobs, *_) = state_collector.collect_job_gauges(store, 10)
+    cache = _build_cache_of_two_teams(build)
+    cache.unreadable_namespaces = {"team-b"}
+    assert cache.list_active_keys() == [build_key("bot", "team-a")]
+    assert len(cache.finetunejobs) == 2
+    (jobs, *_) = state_collector.collect_job_gauges(cache, 10)
     assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
 
 
 def test_object_cache_keeps_highest_resource_version(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_finetunejob)
+    cache = ObjectCache(transform.strip_finetunejob)
     body = build.finetunejob()
-    shelf.update(build_key(), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
-    assert shelf.highest_version == 7
-    shelf.replace({None: ListSnapshot(set(), 12)})
-    assert shelf.highest_version == 12
-    shelf.clear()
-    assert (shelf.highest_version, len(shelf)) == (0, 0)
+    cache.update(build_key(), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
+    assert cache.highest_version == 7
+    cache.replace({None: ListSnapshot(set(), 12)})
+    assert cache.highest_version == 12
+    cache.clear()
+    assert (cache.highest_version, len(cache)) == (0, 0)

@@ -74,11 +74,11 @@ def test_transform_running_finetunejob_loses_only_user_metadata(build: type[Buil
     assert not {"managedFields", "annotations", "finalizers"} & stripped["metadata"].keys()
 
 
-def _build_store(build: type[Builders], kind: str | None) -> FineTuneJobCache:
-    store = FineTuneJobCache()
+def _build_cache(build: type[Builders], kind: str | None) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     body = _build_ended_finetunejob(build, kind) if kind else build.finetunejob()
-    store.finetunejobs.update(KEY, body)
-    return store
+    cache.finetunejobs.update(KEY, body)
+    return cache
 
 
 OWNED_OBJECTS = {
@@ -90,39 +90,39 @@ OWNED_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize(("shelf", "make", "stays"), OWNED_OBJECTS.values(), ids=OWNED_OBJECTS)
+@pytest.mark.parametrize(("plural", "make", "stays"), OWNED_OBJECTS.values(), ids=OWNED_OBJECTS)
 def test_cache_ended_finetunejob_keeps_only_live_objects(
-    build: type[Builders], shelf: str, make: Make, stays: bool
+    build: type[Builders], plural: str, make: Make, stays: bool
 ) -> None:
-    shelves: dict[str, ObjectCache] = vars(_build_store(build, "complete"))
-    assert shelves[shelf].update(KEY, make(build)) is stays
-    assert bool(shelves[shelf].list_by_key(KEY)) is stays
-    shelves = vars(_build_store(build, None))
-    assert shelves[shelf].update(KEY, make(build)), "of one that goes on, all is kept"
+    caches: dict[str, ObjectCache] = vars(_build_cache(build, "complete"))
+    assert caches[plural].update(KEY, make(build)) is stays
+    assert bool(caches[plural].list_by_key(KEY)) is stays
+    caches = vars(_build_cache(build, None))
+    assert caches[plural].update(KEY, make(build)), "of one that goes on, all is kept"
 
 
 def test_cache_forget_run_drops_ended_objects(build: type[Builders]) -> None:
-    store = _build_store(build, None)
-    store.jobs.update(KEY, build.job({"Complete": ("x", "y")}))
-    store.pods.update(KEY, build.pod(state=build.terminated(0), phase="Succeeded"))
-    store.pods.update(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
+    cache = _build_cache(build, None)
+    cache.jobs.update(KEY, build.job({"Complete": ("x", "y")}))
+    cache.pods.update(KEY, build.pod(state=build.terminated(0), phase="Succeeded"))
+    cache.pods.update(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
     body = _build_ended_finetunejob(build, "complete")
     body["metadata"]["resourceVersion"] = "11"
-    store.finetunejobs.update(KEY, body)
-    store.evict_run(KEY)
-    assert store.jobs.list_by_key(KEY) == []
-    assert [pod["metadata"]["name"] for pod in store.pods.list_by_key(KEY)] == ["bot-2"]
+    cache.finetunejobs.update(KEY, body)
+    cache.evict_run(KEY)
+    assert cache.jobs.list_by_key(KEY) == []
+    assert [pod["metadata"]["name"] for pod in cache.pods.list_by_key(KEY)] == ["bot-2"]
 
 
 def test_cache_standby_drops_ended_job_at_next_list(build: type[Builders]) -> None:
-    store, job = _build_store(build, None), build.job({"Complete": ("x", "y")})
+    cache, job = _build_cache(build, None), build.job({"Complete": ("x", "y")})
     job["metadata"]["resourceVersion"] = "20"
-    assert store.jobs.update(KEY, job)
+    assert cache.jobs.update(KEY, job)
     body = _build_ended_finetunejob(build, "complete")
     body["metadata"]["resourceVersion"] = "21"
-    store.finetunejobs.update(KEY, body)
-    assert not store.jobs.update(KEY, job)
-    assert len(store.jobs) == 0
+    cache.finetunejobs.update(KEY, body)
+    assert not cache.jobs.update(KEY, job)
+    assert len(cache.jobs) == 0
 
 
 OPEN_CASES = {
@@ -144,16 +144,16 @@ def _remove_ttl(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("make", "is_open"), OPEN_CASES.values(), ids=OPEN_CASES)
 def test_cache_open_keys_exclude_finished_finetunejobs(build: type[Builders], make: Make, is_open: bool) -> None:
-    store = FineTuneJobCache()
-    store.finetunejobs.update(KEY, make(build))
-    assert store.list_active_keys() == ([KEY] if is_open else [])
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, make(build))
+    assert cache.list_active_keys() == ([KEY] if is_open else [])
 
 
 def test_cache_open_keys_include_ended_with_live_job(build: type[Builders]) -> None:
-    store = FineTuneJobCache()
-    store.finetunejobs.update(KEY, _remove_ttl(_build_ended_finetunejob(build, "complete")))
-    store.jobs.update(KEY, build.job())
-    assert store.list_active_keys() == [KEY]
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, _remove_ttl(_build_ended_finetunejob(build, "complete")))
+    cache.jobs.update(KEY, build.job())
+    assert cache.list_active_keys() == [KEY]
 
 
 HEADS = {
@@ -189,16 +189,16 @@ def test_read_finetunejob_running_is_read_completely(build: type[Builders]) -> N
 
 
 def test_cache_listed_object_already_stored_is_not_decoded(build: type[Builders]) -> None:
-    store = _build_store(build, None)
+    cache = _build_cache(build, None)
     read: list[int] = []
 
     def decode() -> dict[str, Any]:
         read.append(1)
         return build.finetunejob(resourceVersion="11")
 
-    assert not store.finetunejobs.add_if_newer(KEY, build.finetunejob(), decode)
+    assert not cache.finetunejobs.add_if_newer(KEY, build.finetunejob(), decode)
     assert read == []
-    assert store.finetunejobs.add_if_newer(KEY, build.finetunejob(resourceVersion="11"), decode)
+    assert cache.finetunejobs.add_if_newer(KEY, build.finetunejob(resourceVersion="11"), decode)
     assert read == [1]
 
 
@@ -210,30 +210,30 @@ def _build_deleted_pod(build: type[Builders], name: str, index: int, minute: int
 
 
 def test_cache_keeps_youngest_deleted_pod_of_each_index(build: type[Builders]) -> None:
-    store = FineTuneJobCache()
-    store.finetunejobs.update(KEY, build.finetunejob())
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, build.finetunejob())
     for name, index, minute in (("new-0", 0, 5), ("new-1", 1, 5), ("old-0", 0, 1)):
-        store.pods.delete(_build_deleted_pod(build, name, index, minute))
-    assert {pod["metadata"]["name"] for pod in store.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
-    assert (len(store.pods), store.pods.list_by_key(KEY)) == (0, [])
-    store.finetunejobs.clear()
-    store.evict_finished()
-    assert store.pods.list_with_deleted(KEY) == []
+        cache.pods.delete(_build_deleted_pod(build, name, index, minute))
+    assert {pod["metadata"]["name"] for pod in cache.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
+    assert (len(cache.pods), cache.pods.list_by_key(KEY)) == (0, [])
+    cache.finetunejobs.clear()
+    cache.evict_finished()
+    assert cache.pods.list_with_deleted(KEY) == []
 
 
 def test_cache_pod_relabeled_is_stored_once(build: type[Builders]) -> None:
-    store, pod = FineTuneJobCache(), _build_deleted_pod(build, "bot-0", 0, 5)
+    cache, pod = FineTuneJobCache(), _build_deleted_pod(build, "bot-0", 0, 5)
     pod["metadata"]["resourceVersion"] = "7"
-    store.finetunejobs.update(KEY, build.finetunejob())
-    store.pods.delete(pod)
-    store.pods.update(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
-    assert len(store.pods.list_with_deleted(KEY)) == 1
+    cache.finetunejobs.update(KEY, build.finetunejob())
+    cache.pods.delete(pod)
+    cache.pods.update(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
+    assert len(cache.pods.list_with_deleted(KEY)) == 1
 
 
 def test_cache_standby_forgets_deleted_pods_of_ended_run(build: type[Builders]) -> None:
-    store = FineTuneJobCache()
-    store.finetunejobs.update(KEY, build.finetunejob())
-    store.pods.delete(_build_deleted_pod(build, "bot-0", 0, 5))
-    store.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
-    store.evict_finished()
-    assert store.pods.list_with_deleted(KEY) == []
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, build.finetunejob())
+    cache.pods.delete(_build_deleted_pod(build, "bot-0", 0, 5))
+    cache.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
+    cache.evict_finished()
+    assert cache.pods.list_with_deleted(KEY) == []

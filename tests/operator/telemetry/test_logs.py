@@ -58,7 +58,7 @@ def test_json_formatter_exception_stays_on_one_line() -> None:
     assert "Traceback" in json.loads(text)["exception"]
 
 
-# what a pod says of itself, and how the line ends
+# A message from a pod, and the end of the log line.
 MESSAGES = {
     "a forged line": ("no\n2026-11-26 INFO x: created Job", "bot: no\\n2026-11-26 INFO x: created Job"),
     "a line of Windows": ("no\r\nmore", "bot: no\\r\\nmore"),

@@ -88,19 +88,19 @@ def _get_run_duration_sum() -> float:
     return get_metric_value("finetune_job_run_duration_seconds_sum", phase="Complete")
 
 
-def _build_store(build: type[Builders], count: int) -> FineTuneJobCache:
-    store = FineTuneJobCache()
+def _build_cache(build: type[Builders], count: int) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     for number in range(count):
         body = build.finetunejob(f"bot-{number:05}", uid=f"u{number}")
         running = {"type": "Running", "status": "True", "reason": "PodRunning"}
         body["status"] = {"phase": "Running", "conditions": [running], "progress": {"percentage": 40, "loss": 1.5}}
-        store.finetunejobs.update(build_key(body["metadata"]["name"]), body)
-    return store
+        cache.finetunejobs.update(build_key(body["metadata"]["name"]), body)
+    return cache
 
 
 def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]) -> None:
     metric_families = {
-        family.name: family for family in state_collector.collect_job_gauges(_build_store(build, 12), 10)
+        family.name: family for family in state_collector.collect_job_gauges(_build_cache(build, 12), 10)
     }
     shown = [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples]
     assert shown == [f"bot-{number:05}" for number in range(10)]
@@ -110,12 +110,12 @@ def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]
 
 
 def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders]) -> None:
-    store = _build_store(build, 1)
+    cache = _build_cache(build, 1)
     body = build.finetunejob("done", uid="d")
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
-    store.finetunejobs.update(build_key("done"), body)
-    store.finetunejobs.update(build_key("new"), build.finetunejob("new", uid="n"))
-    metric_families = {family.name: family for family in state_collector.collect_job_gauges(store, 10)}
+    cache.finetunejobs.update(build_key("done"), body)
+    cache.finetunejobs.update(build_key("new"), build.finetunejob("new", uid="n"))
+    metric_families = {family.name: family for family in state_collector.collect_job_gauges(cache, 10)}
     assert metric_families["finetune_job_eval_loss"].samples == []
     assert [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples] == ["bot-00000"]
     phases = {sample.labels["phase"]: sample.value for sample in metric_families["finetune_jobs"].samples}
@@ -123,23 +123,23 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
 
 
 def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
-    store = FineTuneJobCache()
-    store.finetunejobs.update(build_key(), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(build_key(), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
     for name, state in (("bot-0", RUNNING), ("bot-1", RUNNING), ("bot-2", build.terminated(1))):
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-        store.pods.update(build_key(), pod)
+        cache.pods.update(build_key(), pod)
     (gpus,) = next(
-        family for family in state_collector.collect_job_gauges(store, 10) if family.name == "finetune_gpus"
+        family for family in state_collector.collect_job_gauges(cache, 10) if family.name == "finetune_gpus"
     ).samples
     assert (gpus.labels["namespace"], gpus.value) == ("team", 8)
 
 
 def test_collector_5000_jobs_scrape_takes_under_half_a_second(build: type[Builders]) -> None:
     """The limit is generous: a scrape takes about 40 ms."""
-    store = _build_store(build, 5000)
+    cache = _build_cache(build, 5000)
     started = time.process_time()
-    list(state_collector.collect_job_gauges(store, 1000))
+    list(state_collector.collect_job_gauges(cache, 1000))
     assert time.process_time() - started < 0.5
 
 

@@ -43,20 +43,20 @@ def _collect_metrics() -> Iterator[Metric]:
         "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
         "estimatedRemainingSeconds": 60,
     }  # fmt: skip
-    store = FineTuneJobCache()
+    cache = FineTuneJobCache()
     body = build_finetunejob()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
-    store.finetunejobs.update(build_key(), body)
+    cache.finetunejobs.update(build_key(), body)
     pod = {
         "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
-    store.pods.update(build_key(), pod)
+    cache.pods.update(build_key(), pod)
     yield from counters.REGISTRY.collect()
     yield from state_collector.collect_operator_gauges(
         {"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"])
     )
-    yield from state_collector.collect_job_gauges(store, 10)
+    yield from state_collector.collect_job_gauges(cache, 10)
 
 
 def _label_names(family: Metric) -> set[str]:
