@@ -48,11 +48,11 @@ _LIST_RETRY_SECONDS = 15.0
 """Seconds between two lists of a namespace whose last list failed."""
 
 _MAX_WATCH_DELAY = 3.0
-"""Maximum number of seconds that the watches are delayed by new work. A standby always waits for all of them."""
+"""Maximum number of seconds that the watches wait for new work. A standby has no work, so it waits that long."""
 
 
 class Manager:
-    """Runs the registered controllers while this replica is the leader, and keeps their caches up to date always."""
+    """Runs the registered controllers while this replica is the leader. Their caches are always kept up to date."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -105,7 +105,10 @@ class FineTuneJobReconciler:
         return changes.blocked
 
     async def _delete_finetunejob(self, request: ReconcileRequest) -> None:
-        """Delete the FineTuneJob with the status that was just stored, and once: the cache learns of it here."""
+        """Delete the FineTuneJob in the version with the new status.
+
+        The cache is updated at once, so that a watch event that is still missing causes no second request.
+        """
         stored = self._cache.get_finetunejob(request.key) or request.body
         remaining = await self._client.delete_finetunejob(stored)
         if remaining:
