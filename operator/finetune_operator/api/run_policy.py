@@ -6,11 +6,11 @@ the defaults.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-Body = dict[str, Any]
+from finetune_operator.api.objects import Body
 
 
 class RunPolicy(NamedTuple):

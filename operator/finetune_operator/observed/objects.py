@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from finetune_operator.api import API_VERSION, KIND
-from finetune_operator.resources.job import TRAINER_CONTAINER
+from finetune_operator.api.labels import TRAINER_CONTAINER
+from finetune_operator.api.objects import Body
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, CheckpointRecord, ExitCode, Outcome, StoredCheckpoint
-
-Body = dict[str, Any]
-
 
 IMAGE_ERROR_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}

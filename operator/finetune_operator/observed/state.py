@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from finetune_operator.api import ObservedProgress, OperatorReason
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.observed.objects import Body, ReasonMessage
+from finetune_operator.observed.objects import ReasonMessage
 from finetune_trainer.contract import Progress, Stage
 
 

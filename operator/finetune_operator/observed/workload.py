@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finetune_operator.observed.objects import Body, ReasonMessage
-from finetune_operator.resources.job import QUEUE_LABEL
+from finetune_operator.api.labels import QUEUE_LABEL
+from finetune_operator.api.objects import Body
+from finetune_operator.observed.objects import ReasonMessage
 
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")

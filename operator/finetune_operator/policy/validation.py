@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import ComputeSpec
+from finetune_operator.api.labels import PRIORITY_LABEL
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds, matches_pattern
-from finetune_operator.resources.job import PRIORITY_LABEL
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import Model, ModelSource, SecretRef, Tracking
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
-from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, ObjectMeta
+from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
 
-Body = dict[str, Any]
-
-TRAINER_CONTAINER = "trainer"
-JOB_LABEL = f"{GROUP}/job"
-"""Names the FineTuneJob on its Job and pods; the watches select by it."""
-
 _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
-QUEUE_LABEL, PRIORITY_LABEL = KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
-"""Of Kueue's labels those that ask; others are said by Kueue itself, such as whose Workload a Job takes over."""
 _NONROOT_UID = 65532  # "nonroot"; also the trainer image's user
 _PERMANENT_EXIT_CODES, _INTERRUPTED_EXIT_CODES = (
     {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(map(int, codes))}

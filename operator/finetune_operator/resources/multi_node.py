@@ -5,13 +5,10 @@ The pod of index 0 speaks for all: it alone serves progress, stores checkpoints 
 
 from __future__ import annotations
 
-from typing import Any
-
 from finetune_operator.api import ObjectMeta
 from finetune_operator.api.compute import ComputeSpec
+from finetune_operator.api.objects import Body
 from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT
-
-Body = dict[str, Any]
 
 
 def build_indexed_job_fields(compute: ComputeSpec) -> Body:

@@ -6,13 +6,11 @@ Of a Secret only keys with fixed names are there, so that none of another use ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from finetune_operator.api import FineTuneJobSpec
 from finetune_operator.api.compute import ScratchSpec
+from finetune_operator.api.objects import Body
 from finetune_trainer import contract
-
-Body = dict[str, Any]
 
 SCRATCH_DIR = "/scratch"
 S3_CREDENTIALS_DIR = "/etc/finetune/s3"

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body, ReasonMessage
+from finetune_operator.observed.objects import ReasonMessage
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.usage import parse_timestamp
 from finetune_trainer.contract import Progress, Stage

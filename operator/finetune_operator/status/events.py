@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.api.objects import Body
 from finetune_operator.status.job_status import is_terminal
-
-Body = dict[str, Any]
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # of an Event, by the API server

@@ -6,8 +6,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.api.objects import Body
 from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body, ContainerTermination, ReasonMessage
+from finetune_operator.observed.objects import ContainerTermination, ReasonMessage
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
 from finetune_operator.status import deadlines
 from finetune_operator.status.usage import MAX_INTERRUPTIONS, MAX_UNREPORTED

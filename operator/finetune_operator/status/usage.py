@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from finetune_operator.api import FineTuneJobStatus
+from finetune_operator.api.objects import Body
 from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body
 from finetune_operator.observed.state import ObservedState
 from finetune_trainer.contract import Progress, StoredCheckpoint
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.labels import QUEUE_LABEL
 from finetune_operator.observed import workload
 from finetune_operator.observed.objects import ReasonMessage
 from finetune_operator.observed.state import ObservedState
-from finetune_operator.resources.job import QUEUE_LABEL
 from finetune_operator.status.job_status import compute_status
 
 if TYPE_CHECKING:

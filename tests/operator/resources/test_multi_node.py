@@ -151,7 +151,7 @@ async def test_reconciler_foreign_service_is_name_conflict(world: NamespaceHarne
     async with world.run_operator():
         await world.create_finetunejob(spec={"compute": {"nodes": 2}})
         status = await world.wait_for_reason("NameConflict")
-    assert "A Service named bot exists" in status["conditions"][0]["message"]
+    assert "Service bot exists" in status["conditions"][0]["message"]
     assert not await world.list_objects("jobs")
 
 
@@ -202,7 +202,7 @@ async def test_reconciler_service_of_earlier_finetunejob_is_waited_for(world: Na
         await world.delete("jobs")
         await world.create_finetunejob(spec={"compute": {"nodes": 2}})
         status = await world.wait_for_reason("JobPending")
-        await world.wait_until(lambda: _has_message(world, "The Service of an earlier FineTuneJob"))
+        await world.wait_until(lambda: _has_message(world, "the Service of an earlier FineTuneJob"))
         assert status["phase"] == "Pending"
         await world.delete("services")  # by the garbage collector
         await world.wait_for_reason("JobCreated")

@@ -1,4 +1,4 @@
-"""A proxy between operator and API server that injects faults, and a fake progress endpoint of a trainer."""
+"""A proxy with faults between the operator and the API server, and a fake trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.operator.api_server import OPERATOR_TOKEN, find_free_port, op
 
 @dataclass
 class Fault:
-    """An error response to one request. With `after_effect` the request is executed first."""
+    """A response that replaces the real one."""
 
     method: str
     path_part: str
@@ -27,7 +27,7 @@ class Fault:
 
 
 class ThreadedServer(ABC):
-    """A web server in a separate thread, because kopf cancels all tasks of its event loop when it stops."""
+    """A web server in its own thread. kopf cancels all tasks of its event loop when it stops."""
 
     def __init__(self) -> None:
         self.port = find_free_port()
@@ -68,10 +68,10 @@ WRITE_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "d
 
 
 def required_permission(request: web.Request) -> tuple[str, str, str] | None:
-    """Return the RBAC verb, group and resource that a request needs, or None for a path without resource."""
+    """Return verb, group and resource of the permission that a request needs, or None for other paths."""
     prefix, *parts = request.path.strip("/").split("/")
     group = "" if prefix == "api" else parts.pop(0) if parts else ""
-    parts = parts[1:]  # without the API version
+    parts = parts[1:]  # the version
     if parts[:1] == ["namespaces"] and len(parts) > 2:
         parts = parts[2:]
     if not parts:
@@ -82,15 +82,15 @@ def required_permission(request: web.Request) -> tuple[str, str, str] | None:
 
 _LEASES_PATH = "/leases"
 Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
-"""Called before a request is forwarded. If it returns a response, the request is not forwarded."""
+"""What happens to a request before it is passed on; an answer is given instead."""
 
 
 async def pass_through(_: web.Request) -> None:
-    """Forward every request."""
+    """Intercept no request."""
 
 
 def build_error_response(status: int, **headers: str) -> web.Response:
-    """Return a Status object with an injected error."""
+    """Build the response of a failing API server."""
     body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": status}
     return web.json_response(
         body, status=status, headers={key.replace("_", "-"): value for key, value in headers.items()}
@@ -98,7 +98,7 @@ def build_error_response(status: int, **headers: str) -> web.Response:
 
 
 class FaultProxy(ThreadedServer):
-    """A proxy between operator and API server. It records requests, injects faults, and can stop responding."""
+    """A proxy between operator and API server."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -106,15 +106,15 @@ class FaultProxy(ThreadedServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.permissions: set[tuple[str, str, str]] = set()
-        """RBAC permissions that the requests needed: verb, group and resource."""
+        """What was asked for, as roles name it: verb, group and resource."""
         self.selectors: dict[str, set[str]] = {}
-        """Label selectors of the reads, by plural of the resource."""
+        """Which label selectors each collection was read with."""
         self.request_count = 0
-        """Number of requests, without watches and without those for the Lease, which are periodic."""
+        """Requests but for watches and the Lease, which is asked for by the clock."""
         self.lease_methods: list[str] = []
         """Methods of the requests for the Lease."""
         self.kill_at_request: int | None = None
-        """Number of the request that is executed but not answered. The operator is killed there."""
+        """The call whose answer the operator does not live to see."""
         self.killed = threading.Event()
         self.interceptor: Interceptor = pass_through
 
@@ -128,11 +128,11 @@ class FaultProxy(ThreadedServer):
         await self._stack.aclose()
 
     def fail_next(self, method: str, path_part: str, status: int, after_effect: bool = False, **headers: str) -> None:
-        """Fail the next request of this method with this part in its path; `after_effect` executes it first."""
+        """Fail the next request with that method and path part. If `late`, the request is executed before."""
         self.faults.append(Fault(method, path_part, status, after_effect, headers))
 
     def list_writes(self) -> list[tuple[str, str]]:
-        """Return the requests that were writes, without those of Events."""
+        """Return all writes except Events."""
         return [request for request in self.requests if request[0] != "GET" and not request[1].endswith("/events")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -145,7 +145,7 @@ class FaultProxy(ThreadedServer):
         fault = self._take_fault(request)
         if fault and not fault.after_effect:
             return build_error_response(fault.status, **fault.headers)
-        data = await request.read() or None  # aiohttp would add a content type to an empty body
+        data = await request.read() or None  # an empty body would be given a content type
         headers = {key: value for key, value in request.headers.items() if key in ("Content-Type", "Accept")}
         url = self.target + request.path_qs
         async with self._session.request(
@@ -157,7 +157,7 @@ class FaultProxy(ThreadedServer):
             if self._is_kill_point(request):
                 await answer.read()
                 self.killed.set()
-                await asyncio.sleep(60)  # the operator is killed meanwhile
+                await asyncio.sleep(60)  # nobody waits for it
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
             with suppress(ConnectionResetError):  # the operator was killed
@@ -194,7 +194,7 @@ class FaultProxy(ThreadedServer):
 
 
 class FakeTrainer(ThreadedServer):
-    """The endpoint `GET /progress` of a pod. It responds with `answer`, or as `handler` does."""
+    """Serves `GET /progress` of a pod: responds with `answer`, or with `handler`."""
 
     def __init__(self) -> None:
         super().__init__()

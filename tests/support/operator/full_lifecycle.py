@@ -1,4 +1,4 @@
-"""A complete lifecycle of a run on a real API server. The test acts as Job controller and kubelet."""
+"""The complete lifecycle of a run on a real API server. The test acts as Job controller and kubelet."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ async def _wait_until(world: NamespaceHarness, predicate: Callable[[NamespaceHar
 
 
 async def play_full_lifecycle(world: NamespaceHarness) -> Status:
-    """Start, change, suspend, resume and complete a run. Return its status without times.
-
-    The function waits for objects and phases in the cluster, and not for the messages of the status.
-    """
+    """Start, change, suspend, resume and complete a run. Waits for objects in the cluster, not for the status."""
     await world.create_finetunejob()
     await _wait_until(world, _has_job)
     await world.create_pod()
@@ -57,7 +54,7 @@ async def play_full_lifecycle(world: NamespaceHarness) -> Status:
 
 
 def _drop_observation_times(status: Status) -> Status:
-    """Return the status without the times at which the operator observed something, and values derived from them."""
+    """Remove the times of observation, and what depends on them."""
     condition_times = {"lastTransitionTime"}
     conditions = [
         {key: value for key, value in condition.items() if key not in condition_times}
@@ -96,5 +93,5 @@ async def _is_complete(world: NamespaceHarness) -> bool:
 
 
 def count_jobs_created(world: NamespaceHarness) -> int:
-    """Return how many times the operator requested the creation of a Job."""
+    """Return the number of requests to create a Job."""
     return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.requests)

@@ -1,4 +1,4 @@
-"""Replicas of the operator as separate processes, each behind its own proxy, that tests kill and freeze."""
+"""Replicas of the operator as processes, each behind its own proxy, which tests can kill and freeze."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support.operator.namespace_harness import LEASE_NAME, NamespaceHarnes
 
 
 class Replica:
-    """One replica: its process, its proxy, its log and its ports."""
+    """One replica as a process."""
 
     def __init__(self, world: NamespaceHarness, folder: Path, settings: dict[str, Any]) -> None:
         self.proxy = FaultProxy(world.proxy.target)
         self.health_port, self.metrics_port = find_free_port(), find_free_port()
         self.log = folder / "operator.log"
         self.token = "unused"
-        """Token that it sends to its proxy."""
+        """With which it goes to its proxy."""
         self._folder = folder
         self._settings = {
             "watch_namespaces": json.dumps([world.namespace]),
@@ -54,16 +54,16 @@ class Replica:
             )
 
     def send_signal(self, signal_number: signal.Signals) -> float:
-        """Send a signal to the process. Return the monotonic time of it."""
+        """Send a signal. Return the monotonic time."""
         self.process.send_signal(signal_number)
         return time.monotonic()
 
     def list_writes(self) -> list[tuple[str, str]]:
-        """Return its write requests, including those of Events and excluding those of the Lease."""
+        """Return all writes, including Events but not the Lease."""
         return [request for request in self.proxy.requests if request[0] != "GET"]
 
     async def fetch(self, path: str, port: int = 0) -> tuple[int, str]:
-        """Return status and body of a path that it serves, or (0, "") if it does not respond."""
+        """Return status and body of a response of the replica, or (0, "") without one."""
         url = f"http://127.0.0.1:{port or self.health_port}{path}"
         timeout = aiohttp.ClientTimeout(total=1)
         with suppress(aiohttp.ClientError, TimeoutError):
@@ -72,14 +72,14 @@ class Replica:
         return 0, ""
 
     async def get_role(self) -> str:
-        """Return `leader` or `standby` if the replica is ready, else an empty string."""
+        """Return `leader` or `standby` if the replica is ready, otherwise an empty string."""
         status, text = await self.fetch("/readyz")
         return str(json.loads(text)["role"]) if status == 200 else ""
 
 
 @contextmanager
 def run_replica(replica: Replica) -> Iterator[None]:
-    """Run a replica and its proxy until the block ends."""
+    """Run a replica, and kill it at the end."""
     with replica.proxy:
         replica.start()
         try:
@@ -90,14 +90,14 @@ def run_replica(replica: Replica) -> Iterator[None]:
 
 
 class ReplicaPair:
-    """Two replicas, of which one is the leader and the other is on standby."""
+    """A leader and a standby."""
 
     def __init__(self, world: NamespaceHarness, replicas: list[Replica]) -> None:
         self.world = world
         self.replicas = replicas
 
     async def wait_for_one_leader(self) -> tuple[Replica, Replica]:
-        """Wait until one replica is the leader and the other is on standby. Return both in this order."""
+        """Wait until there is one leader. Return it and the standby."""
 
         async def probe() -> list[Replica] | None:
             roles = [await replica.get_role() for replica in self.replicas]
@@ -108,7 +108,7 @@ class ReplicaPair:
         return leader, standby
 
     async def wait_until_leader(self, replica: Replica, seconds: float = 20) -> float:
-        """Wait until a replica is the leader. Return the monotonic time."""
+        """Wait until this replica leads. Return the monotonic time."""
 
         async def probe() -> bool:
             return await replica.get_role() == "leader"
@@ -119,7 +119,7 @@ class ReplicaPair:
 
 @asynccontextmanager
 async def run_replica_pair(world: NamespaceHarness, folder: Path, **settings: Any) -> AsyncIterator[ReplicaPair]:
-    """Run two replicas until the block ends."""
+    """Run two replicas."""
     replicas = []
     for name in ("one", "two"):
         (folder / name).mkdir()
@@ -129,5 +129,5 @@ async def run_replica_pair(world: NamespaceHarness, folder: Path, **settings: An
 
 
 def are_distinct(items: list[Any], key: Callable[[Any], object]) -> bool:
-    """Return whether `key` differs between all items."""
+    """Return whether all items have different keys."""
     return len({key(item) for item in items}) == len(items)

@@ -1,4 +1,4 @@
-"""Watched namespaces that tests create and delete, with the operator's permissions in them."""
+"""Namespaces that are created and deleted, with the operator's permissions in them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _RBAC_PATH = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 
 
 class TenantNamespace(NamespaceHarness):
-    """A watched namespace other than that of the operator's Lease."""
+    """A watched namespace, other than that of the Lease."""
 
     def __init__(self, world: NamespaceHarness) -> None:
         super().__init__(world._session, world.proxy, f"team-{secrets.token_hex(4)}", world.settings)
 
     async def create(self) -> None:
-        """Create the namespace, and the operator's Role and RoleBinding in it."""
+        """Create the namespace with the operator's Role and RoleBinding."""
         await self.call("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         await self.grant_rights()
 
@@ -45,7 +45,7 @@ class TenantNamespace(NamespaceHarness):
 
 @asynccontextmanager
 async def grant_cluster_rights(world: NamespaceHarness) -> AsyncIterator[None]:
-    """Grant the operator its permissions in all namespaces by a ClusterRole until the block ends."""
+    """Grant the operator its permissions in the cluster with a ClusterRole."""
     api_path = "/apis/rbac.authorization.k8s.io/v1"
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}

@@ -1,4 +1,4 @@
-"""Interceptors that delay, reorder or end the watches of the operator."""
+"""Interceptors of the operator's watches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.operator import api_server as api
 
 @asynccontextmanager
 async def _open_watch(target: str, request: web.Request) -> AsyncIterator[aiohttp.StreamReader]:
-    """Yield the API server's response to a watch request. It runs in the event loop of the proxy's thread."""
+    """Open a watch at the API server. Runs in the proxy's thread."""
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
         api.open_session(api.OPERATOR_TOKEN) as session,
@@ -31,12 +31,12 @@ async def _start_stream(request: web.Request) -> web.StreamResponse:
 
 
 class WatchGate:
-    """Forwards watches, holds back their events (of all watches, or of earlier ones), or ends them as expired."""
+    """Passes watches on, holds back their events (of existing watches, or of all), or ends them as expired."""
 
     def __init__(self, target: str) -> None:
         self._target = target
         self.held_plural = ""
-        """The plural of the resource whose watches are held; empty for all resources."""
+        """The plural of the one kind whose watches are held; empty for all."""
         self.mode: Literal["open", "held", "old ones held", "expired"] = "open"
 
     async def intercept(self, request: web.Request) -> web.StreamResponse | None:
@@ -59,7 +59,7 @@ class WatchGate:
 
 
 class WatchShuffler:
-    """Delays every event and sends it together with earlier events in random order."""
+    """Delivers every event late, with earlier events, in random order."""
 
     def __init__(self, target: str) -> None:
         self._target = target
