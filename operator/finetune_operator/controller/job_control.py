@@ -12,7 +12,13 @@ from finetune_operator.api.objects import Body
 from finetune_operator.kube.cache import InformerCache, Key, get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import ApiError
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import (
+    get_controller_ref,
+    is_being_deleted,
+    is_controlled_by,
+    is_controlled_by_finetunejob,
+)
+from finetune_operator.observed.pod import is_alive
 from finetune_operator.observed.state import Blocked
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources import multi_node
@@ -75,10 +81,8 @@ class JobControl:
 
     def find_terminating_pod(self, key: Key) -> str | None:
         """A pod of a deleted Job of this name that still trains: two at once would write the same output."""
-        pods = (pod for pod in self._cache.pods.list_by_key(key) if objects.is_alive(pod))
-        return next(
-            (pod["metadata"]["name"] for pod in pods if objects.get_controller_ref(pod).get("kind") == "Job"), None
-        )
+        pods = (pod for pod in self._cache.pods.list_by_key(key) if is_alive(pod))
+        return next((pod["metadata"]["name"] for pod in pods if get_controller_ref(pod).get("kind") == "Job"), None)
 
     async def _handle_create_error(self, key: Key, body: Body, error: ApiError) -> Body | Blocked:
         if error.status in (400, 403) or _is_admission_error(error):  # by quota, policy or a webhook
@@ -95,7 +99,7 @@ class JobControl:
         return await self.find_owned_job(key, body) or Blocked(OperatorReason.NOT_ALLOWED, message, terminal=True)
 
     def _cache_if_owned(self, key: Key, body: Body, job: Body) -> Body | None:
-        if not objects.is_controlled_by(job, body["metadata"]["uid"]):
+        if not is_controlled_by(job, body["metadata"]["uid"]):
             return None
         self._cache.jobs.update(key, job)
         return job
@@ -104,9 +108,7 @@ class JobControl:
         """What keeps the name of the Service that the pods meet by."""
         existing = await self._client.create_service(service)
         return (
-            None
-            if objects.is_controlled_by(existing, body["metadata"]["uid"])
-            else _build_name_conflict("Service", existing)
+            None if is_controlled_by(existing, body["metadata"]["uid"]) else _build_name_conflict("Service", existing)
         )
 
     async def _check_cache_is_current(self, key: Key, body: Body) -> None:
@@ -132,7 +134,7 @@ def _is_admission_error(error: ApiError) -> bool:
 
 def _build_name_conflict(kind: str, existing: Body) -> Blocked:
     name = existing["metadata"]["name"]
-    if objects.is_being_deleted(existing) or objects.is_controlled_by_finetunejob(existing, name):
+    if is_being_deleted(existing) or is_controlled_by_finetunejob(existing, name):
         message = f"The {kind} of an earlier FineTuneJob of this name is not gone yet."
         return Blocked(OperatorReason.JOB_PENDING, message)
     message = f"A {kind} named {name} exists and is not this FineTuneJob's; choose another name."

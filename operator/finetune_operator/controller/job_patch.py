@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
-from finetune_operator.observed import objects
+from finetune_operator.observed.job import is_job_finishing
+from finetune_operator.observed.objects import is_being_deleted, is_finished
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status import deadlines
 
@@ -13,7 +14,7 @@ from finetune_operator.status import deadlines
 def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
     """A merge patch of the Job; empty if it is as it should be."""
     job = observed.job
-    if job is None or objects.is_job_finished(job) or objects.is_being_deleted(job):
+    if job is None or is_finished(job) or is_being_deleted(job):
         return {}
     spec: Body = {}
     if job["spec"].get("backoffLimit") != observed.run_policy.backoff_limit:
@@ -22,7 +23,7 @@ def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
     current_deadline = job["spec"].get("activeDeadlineSeconds")
     if deadline and abs(deadline - (current_deadline or 0)) > 1:  # whole seconds are rounded
         spec["activeDeadlineSeconds"] = deadline
-    if deadline is None and current_deadline is not None and not objects.is_job_finishing(job):
+    if deadline is None and current_deadline is not None and not is_job_finishing(job):
         spec["activeDeadlineSeconds"] = None  # the Job would go on counting while no trainer runs
     name = job["metadata"]["name"]
     metadata = {} if job["metadata"].get("labels", {}).get(JOB_LABEL) == name else {"labels": {JOB_LABEL: name}}

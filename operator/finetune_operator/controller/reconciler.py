@@ -18,7 +18,22 @@ from finetune_operator.controller.job_control import JobControl
 from finetune_operator.kube.cache import InformerCache, Key, get_object_key, get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
-from finetune_operator.observed import objects, workload
+from finetune_operator.observed import workload
+from finetune_operator.observed.job import is_job_finishing
+from finetune_operator.observed.objects import (
+    ReasonMessage,
+    find_true_condition,
+    is_being_deleted,
+    is_controlled_by,
+    is_finished,
+)
+from finetune_operator.observed.pod import (
+    belongs_to_job_of,
+    find_newest_pod,
+    get_termination,
+    is_alive,
+    list_rank_zero_pods,
+)
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines, events
@@ -58,7 +73,7 @@ class Reconciler:
     async def reconcile(self, key: Key) -> float | None:
         """Work on one key once; returns the seconds after which to look again, if no event is to be expected."""
         body = self._cache.get_finetunejob(key)
-        if body is None or objects.is_being_deleted(body):
+        if body is None or is_being_deleted(body):
             self._cache.evict_run(key)
             return None
         meta, now = ObjectMeta.model_validate(body["metadata"]), self._now().astimezone(UTC).strftime(_TIME_FORMAT)
@@ -97,7 +112,7 @@ class Reconciler:
 
     async def _observe_job(self, request: ReconcileRequest, job: Body) -> ObservedState:
         pods = self._list_owned_pods(request, job)
-        if objects.is_job_finished(job) and _is_outcome_missing(job, pods):
+        if is_finished(job) and _is_outcome_missing(job, pods):
             await self._refresh_pods(request)
             pods = self._list_owned_pods(request, job)
         if request.run_policy.nodes > 1 and _is_between_attempts(job, pods):
@@ -106,11 +121,9 @@ class Reconciler:
             job=job,
             pods=pods,
             orphaned_pods=tuple(
-                pod
-                for pod in self._list_orphaned_pods(request)
-                if not objects.is_controlled_by(pod, job["metadata"]["uid"])
+                pod for pod in self._list_orphaned_pods(request) if not is_controlled_by(pod, job["metadata"]["uid"])
             ),
-            progress=self._cache.get_last_progress(request.key, objects.find_newest_pod(objects.rank_zero_pods(pods))),
+            progress=self._cache.get_last_progress(request.key, find_newest_pod(list_rank_zero_pods(pods))),
             warning=await self._get_startup_warning(deadlines.find_startup_delay(job, pods), request.now),
             run_policy=request.run_policy,
             queue_status=await self._get_queue_status(job),
@@ -119,16 +132,12 @@ class Reconciler:
     def _list_owned_pods(self, request: ReconcileRequest, job: Body) -> tuple[Body, ...]:
         """Its Job's."""
         uid = job["metadata"]["uid"]
-        return tuple(
-            pod for pod in self._cache.pods.list_with_deleted(request.key) if objects.is_controlled_by(pod, uid)
-        )
+        return tuple(pod for pod in self._cache.pods.list_with_deleted(request.key) if is_controlled_by(pod, uid))
 
     def _list_orphaned_pods(self, request: ReconcileRequest) -> tuple[Body, ...]:
         """Those of its Job that is gone."""
         return tuple(
-            pod
-            for pod in self._cache.pods.list_with_deleted(request.key)
-            if objects.belongs_to_job_of(pod, request.body)
+            pod for pod in self._cache.pods.list_with_deleted(request.key) if belongs_to_job_of(pod, request.body)
         )
 
     async def _refresh_pods(self, request: ReconcileRequest) -> None:
@@ -178,13 +187,13 @@ class Reconciler:
 
     async def _get_startup_warning(
         self, startup_delay: deadlines.StartupDelay | None, now: str
-    ) -> objects.ReasonMessage | None:
+    ) -> ReasonMessage | None:
         if startup_delay is None or not startup_delay.is_overdue(now):
             return None
         meta = startup_delay.involved_object["metadata"]
         return startup_delay.find_warning(await self._client.list_events(meta["namespace"], meta["uid"]))
 
-    async def _get_queue_status(self, job: Body) -> objects.ReasonMessage | None:
+    async def _get_queue_status(self, job: Body) -> ReasonMessage | None:
         if not workload.is_queued(job):
             return None
         return workload.find_queue_status(
@@ -236,20 +245,20 @@ class Reconciler:
 
 def _can_be_deleted(job: Body) -> bool:
     """One that is about to say how it ended is let."""
-    return not (objects.is_job_finished(job) or objects.is_job_finishing(job) or objects.is_being_deleted(job))
+    return not (is_finished(job) or is_job_finishing(job) or is_being_deleted(job))
 
 
 def _is_outcome_missing(job: Body, pods: Sequence[Body]) -> bool:
     """Whether the Job has ended and the pods that are known do not say how: its watch is ahead of theirs."""
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
-    if last_pod is None or objects.is_alive(last_pod):
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
+    if last_pod is None or is_alive(last_pod):
         return True
-    return objects.find_true_condition(job, "Complete") is not None and objects.get_termination(last_pod).exit_code != 0
+    return find_true_condition(job, "Complete") is not None and get_termination(last_pod).exit_code != 0
 
 
 def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
-    return last_pod is not None and not objects.is_alive(last_pod) and _can_be_deleted(job)
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
+    return last_pod is not None and not is_alive(last_pod) and _can_be_deleted(job)
 
 
 def _parse_stored_status(body: Body) -> FineTuneJobStatus:

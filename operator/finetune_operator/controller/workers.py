@@ -16,7 +16,8 @@ from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.cache import InformerCache, Key, ReportedProgress, get_object_key
 from finetune_operator.kube.client import KubeClient, NotLeaderError
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.pod import find_newest_pod, is_trainer_running, list_rank_zero_pods
 from finetune_operator.settings import Settings
 from finetune_operator.telemetry import counters, logs
 
@@ -84,16 +85,14 @@ class WorkerPool:
             if key[0] in self._cache.unreadable_namespaces:  # the pod's address may be another pod's by now
                 continue
             body = self._cache.get_finetunejob(key)
-            job = self._cache.get_job(body) if body and not objects.is_job_finished(body) else None
+            job = self._cache.get_job(body) if body and not is_finished(body) else None
             if job is None:
                 continue
             owned_pods = (
-                pod
-                for pod in self._cache.pods.list_by_key(key)
-                if objects.is_controlled_by(pod, job["metadata"]["uid"])
+                pod for pod in self._cache.pods.list_by_key(key) if is_controlled_by(pod, job["metadata"]["uid"])
             )
-            pod = objects.find_newest_pod(objects.rank_zero_pods(owned_pods))
-            if pod and objects.is_trainer_running(pod):
+            pod = find_newest_pod(list_rank_zero_pods(owned_pods))
+            if pod and is_trainer_running(pod):
                 yield key, pod
 
     async def _poll_pod(self, poller: progress_poller.ProgressPoller, key: Key, pod: Body) -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.kube import transform
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
 from finetune_trainer.contract import Progress
 
 Key = tuple[str, str]
@@ -150,7 +151,7 @@ class PodCache(ObjectCache):
     """
 
     def __init__(self, has_ended: Callable[[Key], bool]) -> None:
-        super().__init__(transform.strip_pod, lambda key, pod: objects.is_alive(pod) or not has_ended(key))
+        super().__init__(transform.strip_pod, lambda key, pod: is_alive(pod) or not has_ended(key))
         self._has_ended = has_ended
         self._deleted_pods: dict[Key, dict[str, Body]] = {}
 
@@ -171,15 +172,13 @@ class PodCache(ObjectCache):
         """Forget a deleted pod, unless it has said its last word."""
         super().delete(body)
         key = get_owner_key(body)
-        if objects.get_finished_at(body) and not self._has_ended(key):
+        if get_finished_at(body) and not self._has_ended(key):
             self._retain_deleted_pod(key, self._transform_object(body))
 
     def _retain_deleted_pod(self, key: Key, deleted_pod: Body) -> None:
-        pods_by_index, index = self._deleted_pods.setdefault(key, {}), objects.get_completion_index(deleted_pod)
+        pods_by_index, index = self._deleted_pods.setdefault(key, {}), get_completion_index(deleted_pod)
         failed_pod = {**deleted_pod, "status": {**deleted_pod["status"], "phase": "Failed"}}  # it cannot run any more
-        pods_by_index[index] = (
-            objects.find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
-        )
+        pods_by_index[index] = find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
 
     def evict(self, key: Key) -> None:
         """Also those that are gone."""
@@ -200,9 +199,7 @@ class InformerCache:
 
     def __init__(self) -> None:
         self.finetunejobs = ObjectCache(transform.strip_finetunejob)
-        self.jobs = ObjectCache(
-            transform.strip_job, lambda key, job: not (objects.is_job_finished(job) and self.has_ended(key))
-        )
+        self.jobs = ObjectCache(transform.strip_job, lambda key, job: not (is_finished(job) and self.has_ended(key)))
         self.pods = PodCache(self.has_ended)
         self.reported_progress: dict[Key, ReportedProgress] = {}
         """What running pods last said of themselves."""
@@ -216,15 +213,13 @@ class InformerCache:
     def get_job(self, body: Body) -> Body | None:
         """The Job that this FineTuneJob made."""
         meta = body["metadata"]
-        owned_jobs = (
-            job for job in self.jobs.list_by_key(get_object_key(body)) if objects.is_controlled_by(job, meta["uid"])
-        )
+        owned_jobs = (job for job in self.jobs.list_by_key(get_object_key(body)) if is_controlled_by(job, meta["uid"]))
         return next((job for job in owned_jobs if job["metadata"]["name"] == meta["name"]), None)
 
     def has_ended(self, key: Key) -> bool:
         """Whether the FineTuneJob has a terminal condition."""
         body = self.get_finetunejob(key)
-        return body is not None and objects.is_job_finished(body)
+        return body is not None and is_finished(body)
 
     def list_active_keys(self) -> list[Key]:
         """FineTuneJobs that may need something: all but those that have ended for good and left nothing to clear up."""
@@ -233,7 +228,7 @@ class InformerCache:
 
     def _is_cleaned_up(self, key: Key) -> bool:
         body = self.get_finetunejob(key)
-        if body is None or not objects.is_job_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
+        if body is None or not is_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
             return False
         is_current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
         return is_current and not self.jobs.list_by_key(key) and not self.pods.list_by_key(key)

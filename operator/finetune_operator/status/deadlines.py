@@ -8,10 +8,18 @@ from typing import NamedTuple
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.observed import objects
-from finetune_operator.observed.objects import ReasonMessage
+from finetune_operator.observed.event import find_newest_warning, get_event_time
+from finetune_operator.observed.objects import ReasonMessage, is_being_deleted, is_finished, parse_timestamp
+from finetune_operator.observed.pod import (
+    find_newest_pod,
+    get_finished_at,
+    get_started_at,
+    is_alive,
+    is_scheduled,
+    is_trainer_running,
+    list_rank_zero_pods,
+)
 from finetune_operator.observed.state import ObservedState
-from finetune_operator.status.usage import parse_timestamp
 from finetune_trainer.contract import Progress, Stage
 
 STARTUP_GRACE_SECONDS = 5.0
@@ -23,13 +31,13 @@ _NODE_LOST_GRACE_SECONDS = 60.0  # seconds after its grace period, in which a li
 
 def requeue_after(observed: ObservedState, status: FineTuneJobStatus, now: str) -> float | None:
     """Seconds until the next of all that may be due."""
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(observed.pods))
+    last_pod = find_newest_pod(list_rank_zero_pods(observed.pods))
     due_times = [compute_node_lost_deadline(pod) for pod in (*observed.orphaned_pods, *observed.pods)]
     if observed.job:
         due_times.append(
             compute_startup_deadline(observed.run_policy, observed.job, status.last_attempt_time, observed.pods)
         )
-    if last_pod and objects.is_trainer_running(last_pod):
+    if last_pod and is_trainer_running(last_pod):
         due_times.append(
             compute_stall_deadline(observed.run_policy, status.progress, status.last_attempt_time, observed.progress)
         )
@@ -66,8 +74,8 @@ class StartupDelay(NamedTuple):
 
     def find_warning(self, events: Iterable[Body]) -> ReasonMessage | None:
         """The last warning since then."""
-        return objects.find_newest_warning(
-            event for event in events if (parse_timestamp(objects.get_event_time(event)) or 0.0) >= self.since
+        return find_newest_warning(
+            event for event in events if (parse_timestamp(get_event_time(event)) or 0.0) >= self.since
         )
 
     def _get_waited_seconds(self, now: str) -> float:
@@ -76,16 +84,16 @@ class StartupDelay(NamedTuple):
 
 def find_startup_delay(job: Body | None, pods: Iterable[Body]) -> StartupDelay | None:
     """A pod on a node that does not start, or a Job without a pod, or without the next one."""
-    if job is None or objects.is_job_finished(job) or objects.is_being_deleted(job) or _is_queued(job):
+    if job is None or is_finished(job) or is_being_deleted(job) or _is_queued(job):
         return None
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
     if last_pod is None:
         return StartupDelay(job, _get_created_at(job), STARTUP_GRACE_SECONDS)
-    if not objects.is_alive(last_pod):
+    if not is_alive(last_pod):
         return StartupDelay(
-            job, parse_timestamp(objects.get_finished_at(last_pod)) or _get_created_at(last_pod), BACKOFF_GRACE_SECONDS
+            job, parse_timestamp(get_finished_at(last_pod)) or _get_created_at(last_pod), BACKOFF_GRACE_SECONDS
         )
-    is_pending = objects.is_scheduled(last_pod) and not objects.is_trainer_running(last_pod)
+    is_pending = is_scheduled(last_pod) and not is_trainer_running(last_pod)
     return StartupDelay(last_pod, _get_created_at(last_pod), STARTUP_GRACE_SECONDS) if is_pending else None
 
 
@@ -128,9 +136,7 @@ def compute_startup_deadline(
     if run_policy.startup_deadline_seconds is None or job_start is None or job["spec"].get("suspend"):
         return None
     # By its node's clock a pod may have started before its Job; when it was created tells of which start it is.
-    has_started = any(
-        objects.get_started_at(pod) and _get_created_at(pod) >= job_start - STARTUP_GRACE_SECONDS for pod in pods
-    )
+    has_started = any(get_started_at(pod) and _get_created_at(pod) >= job_start - STARTUP_GRACE_SECONDS for pod in pods)
     return (
         None
         if has_started or (parse_timestamp(last_attempt_time) or 0.0) >= job_start
@@ -141,7 +147,7 @@ def compute_startup_deadline(
 def compute_node_lost_deadline(pod: Body) -> float | None:
     """When a pod that has to end is late. Its `deletionTimestamp` is the end of its grace period."""
     grace_period_end = parse_timestamp(pod["metadata"].get("deletionTimestamp"))
-    return grace_period_end + _NODE_LOST_GRACE_SECONDS if grace_period_end and objects.is_alive(pod) else None
+    return grace_period_end + _NODE_LOST_GRACE_SECONDS if grace_period_end and is_alive(pod) else None
 
 
 def compute_stall_deadline(
@@ -179,9 +185,7 @@ def compute_active_deadline_seconds(
     """
     job_start = parse_timestamp(job.get("status", {}).get("startTime"))
     running_starts = [
-        start
-        for pod in pods
-        if objects.is_trainer_running(pod) and (start := parse_timestamp(objects.get_started_at(pod)))
+        start for pod in pods if is_trainer_running(pod) and (start := parse_timestamp(get_started_at(pod)))
     ]
     if run_policy.active_deadline_seconds is None or job_start is None or not running_starts:
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, ObservedProgress
-from finetune_operator.observed import objects
+from finetune_operator.observed.job import get_job_finished_at
+from finetune_operator.observed.objects import parse_timestamp
+from finetune_operator.observed.pod import find_newest_pod, get_started_at, get_termination, list_rank_zero_pods
 from finetune_operator.observed.state import ObservedState, RunHistory
 from finetune_operator.status import usage
 from finetune_operator.status.run_state import RunState, StateKind, compute_state
@@ -26,7 +28,7 @@ def compute_status(
     if is_terminal(previous):
         return previous.model_copy(update={"observed_generation": meta.generation})
     pods = (*observed.orphaned_pods, *observed.pods)
-    recorded_checkpoints = [objects.get_termination(pod).checkpoint for pod in objects.rank_zero_pods(pods)]
+    recorded_checkpoints = [get_termination(pod).checkpoint for pod in list_rank_zero_pods(pods)]
     checkpoint = usage.find_newest_checkpoint(previous, observed.progress, recorded_checkpoints, now)
     attempts = usage.count_attempts(previous, observed)
     state = compute_state(observed, _build_run_history(attempts, observed, previous, now))
@@ -65,7 +67,7 @@ def _build_run_history(
 
 def _is_from_current_attempt(progress: ObservedProgress, attempt_start: str | None, observed: ObservedState) -> bool:
     """Whether the running pod reported it, also to an operator that has restarted since; by its node's clock."""
-    update_time, start_time = usage.parse_timestamp(progress.last_update_time), usage.parse_timestamp(attempt_start)
+    update_time, start_time = parse_timestamp(progress.last_update_time), parse_timestamp(attempt_start)
     return bool(observed.progress) or (update_time is not None and start_time is not None and update_time >= start_time)
 
 
@@ -77,7 +79,7 @@ def _build_outcome_fields(
     is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED)
     return {
         "start_time": _compute_start_time(observed, previous),
-        "completion_time": (objects.get_job_finished_at(observed.job) or now) if is_finished else None,
+        "completion_time": ((observed.job and get_job_finished_at(observed.job)) or now) if is_finished else None,
         "backend": (outcome and outcome.backend) or previous.backend,
         "progress": _compute_progress(state, observed, previous, now),
         "dataset": (outcome and outcome.dataset) or previous.dataset,
@@ -103,8 +105,8 @@ def _add_resource_usage(
 
 
 def _find_outcome(observed: ObservedState) -> Outcome | None:
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(observed.pods or observed.orphaned_pods))
-    return objects.get_termination(last_pod).outcome if last_pod else None
+    last_pod = find_newest_pod(list_rank_zero_pods(observed.pods or observed.orphaned_pods))
+    return get_termination(last_pod).outcome if last_pod else None
 
 
 def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobStatus, now: str) -> list[Condition]:
@@ -130,7 +132,7 @@ def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobSt
 
 
 def _compute_start_time(observed: ObservedState, previous: FineTuneJobStatus) -> str | None:
-    starts = [start for start in map(objects.get_started_at, observed.pods) if start]
+    starts = [start for start in map(get_started_at, observed.pods) if start]
     return min([*starts, previous.start_time] if previous.start_time else starts, default=None)
 
 

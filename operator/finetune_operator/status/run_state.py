@@ -7,8 +7,22 @@ from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
 from finetune_operator.api.objects import Body
-from finetune_operator.observed import objects
-from finetune_operator.observed.objects import ContainerTermination, ReasonMessage
+from finetune_operator.observed.event import VOLUME_ERROR_REASONS
+from finetune_operator.observed.objects import ReasonMessage, find_true_condition, is_being_deleted
+from finetune_operator.observed.pod import (
+    CONTAINER_ERROR_REASONS,
+    IMAGE_ERROR_REASONS,
+    ContainerTermination,
+    find_newest_pod,
+    find_root_cause_pod,
+    get_termination,
+    get_unschedulable_message,
+    get_waiting_reason,
+    is_alive,
+    is_trainer_running,
+    list_rank_zero_pods,
+    list_reporting_pods,
+)
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
 from finetune_operator.status import deadlines
 from finetune_operator.status.usage import MAX_INTERRUPTIONS, MAX_UNREPORTED
@@ -40,23 +54,23 @@ class RunState(NamedTuple):
 def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
     """Where the run is."""
     job = observed.job
-    last_pod = objects.find_newest_pod(objects.reporting_pods(observed.pods))
-    if job and objects.find_true_condition(job, "Complete"):
+    last_pod = find_newest_pod(list_reporting_pods(observed.pods))
+    if job and find_true_condition(job, "Complete"):
         return _build_complete_state(last_pod)
-    if job and (failed_condition := objects.find_true_condition(job, "Failed")):
+    if job and (failed_condition := find_true_condition(job, "Failed")):
         return _build_failed_state(
             ReasonMessage(failed_condition.get("reason", ""), failed_condition.get("message", "")),
-            objects.root_cause_pod(observed.pods),
+            find_root_cause_pod(observed.pods),
             observed,
         )
     node_lost = _find_node_lost_state(observed, history)
-    if job is None or objects.is_being_deleted(job) or observed.run_policy.suspend:
+    if job is None or is_being_deleted(job) or observed.run_policy.suspend:
         return node_lost or _compute_inactive_state(observed, last_pod)
-    if (failing_condition := objects.find_true_condition(job, "FailureTarget")) and not (
-        last_pod and objects.is_trainer_running(last_pod)
+    if (failing_condition := find_true_condition(job, "FailureTarget")) and not (
+        last_pod and is_trainer_running(last_pod)
     ):
         return node_lost or _build_failing_state(
-            failing_condition.get("message", ""), objects.root_cause_pod(observed.pods), history
+            failing_condition.get("message", ""), find_root_cause_pod(observed.pods), history
         )
     if history.interruptions >= MAX_INTERRUPTIONS:
         return _build_no_progress_state(last_pod)
@@ -75,7 +89,7 @@ def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
 
 def _build_failing_state(message: str, last_pod: Body | None, history: RunHistory) -> RunState:
     """The Job has given up, and says so when the last pod is gone."""
-    text = f"The Job ends. {describe_termination(objects.get_termination(last_pod)) if last_pod else message}"
+    text = f"The Job ends. {describe_termination(get_termination(last_pod)) if last_pod else message}"
     if history.last_attempt_time is None:
         return RunState(StateKind.STARTING, OperatorReason.JOB_PENDING, text)
     return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, text)
@@ -117,14 +131,12 @@ def _compute_active_state(job: Body, last_pod: Body | None, observed: ObservedSt
 
 
 def _compute_suspended_state(observed: ObservedState, last_pod: Body | None) -> RunState:
-    pod_name = observed.terminating_pod or (
-        last_pod["metadata"]["name"] if last_pod and objects.is_alive(last_pod) else None
-    )
+    pod_name = observed.terminating_pod or (last_pod["metadata"]["name"] if last_pod and is_alive(last_pod) else None)
     if pod_name is None and observed.job is None:
         return RunState(
             StateKind.SUSPENDED, OperatorReason.SUSPENDED, "No pod is left; set spec.suspend to false to go on."
         )
-    kind = StateKind.RUNNING if last_pod and objects.is_trainer_running(last_pod) else StateKind.STARTING
+    kind = StateKind.RUNNING if last_pod and is_trainer_running(last_pod) else StateKind.STARTING
     message = f"Pod {pod_name} saves its work and leaves." if pod_name else "The Job is being deleted."
     return RunState(kind, OperatorReason.SUSPENDING, message)
 
@@ -136,7 +148,7 @@ def _build_no_job_state(blocked: Blocked | None) -> RunState:
 
 
 def _build_complete_state(last_pod: Body | None) -> RunState:
-    outcome = objects.get_termination(last_pod).outcome if last_pod else None
+    outcome = get_termination(last_pod).outcome if last_pod else None
     if outcome and outcome.reason.exit_code is ExitCode.OK:  # else it is the word of an earlier attempt
         return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
     message = "The Job succeeded, but its pod's last word is gone; the result lies at spec.output.uri."
@@ -147,9 +159,7 @@ def _build_failed_state(job_failure: ReasonMessage, last_pod: Body | None, obser
     if job_failure.reason == "DeadlineExceeded":
         message = f"activeDeadlineSeconds ({observed.run_policy.active_deadline_seconds}) of running are used up."
         return RunState(StateKind.FAILED, OperatorReason.DEADLINE_EXCEEDED, f"{message} {_RESUME_HINT}")
-    termination = (
-        objects.get_termination(last_pod) if last_pod else ContainerTermination(None, None, ReasonMessage("", ""))
-    )
+    termination = get_termination(last_pod) if last_pod else ContainerTermination(None, None, ReasonMessage("", ""))
     if termination.outcome and termination.outcome.reason.exit_code is not ExitCode.OK:
         return RunState(StateKind.FAILED, termination.outcome.reason, termination.outcome.message)
     if termination.reason_message.reason == "OOMKilled":
@@ -167,11 +177,7 @@ _RESUME_HINT = "A new FineTuneJob with the same model, data, training and output
 
 
 def _build_no_progress_state(last_pod: Body | None) -> RunState:
-    end_text = (
-        f" {describe_termination(objects.get_termination(last_pod))}"
-        if last_pod and not objects.is_alive(last_pod)
-        else ""
-    )
+    end_text = f" {describe_termination(get_termination(last_pod))}" if last_pod and not is_alive(last_pod) else ""
     message = f"{MAX_INTERRUPTIONS} attempts were interrupted before they had saved a newer checkpoint.{end_text}"
     return RunState(
         StateKind.FAILED,
@@ -205,7 +211,7 @@ def _describe_queue(observed: ObservedState) -> str:
 
 def _compute_attempt_state(last_pod: Body, observed: ObservedState, history: RunHistory) -> RunState:
     name = last_pod["metadata"]["name"]
-    if objects.is_trainer_running(last_pod):
+    if is_trainer_running(last_pod):
         if deadlines.has_passed(
             deadlines.compute_stall_deadline(
                 observed.run_policy, history.progress, history.last_attempt_time, observed.progress
@@ -216,26 +222,22 @@ def _compute_attempt_state(last_pod: Body, observed: ObservedState, history: Run
                 StateKind.RUNNING, OperatorReason.PROGRESS_STALLED, _describe_stall(name, observed, history)
             )
         return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} {_describe_stage(history)}.")
-    exit_code = objects.get_termination(
-        last_pod
-    ).exit_code  # the pod's phase follows a moment after its container's end
+    exit_code = get_termination(last_pod).exit_code  # the pod's phase follows a moment after its container's end
     if exit_code == 0 or last_pod.get("status", {}).get("phase") == "Succeeded":
         return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
     if exit_code == ExitCode.PERMANENT:  # so the Job will end too, in a moment
-        return RunState(
-            StateKind.RUNNING, OperatorReason.POD_RUNNING, describe_termination(objects.get_termination(last_pod))
-        )
-    if exit_code is not None or not objects.is_alive(last_pod):
+        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, describe_termination(get_termination(last_pod)))
+    if exit_code is not None or not is_alive(last_pod):
         return _build_retrying_state(last_pod, observed)
     state = _build_pending_state(last_pod, observed.warning)
-    previous_pod = objects.find_newest_pod(pod for pod in objects.rank_zero_pods(observed.pods) if pod is not last_pod)
+    previous_pod = find_newest_pod(pod for pod in list_rank_zero_pods(observed.pods) if pod is not last_pod)
     if previous_pod is None:
         return state
     reason = OperatorReason.RETRYING if state.reason is OperatorReason.POD_PENDING else state.reason
     return RunState(
         state.kind,
         reason,
-        f"{state.message} This is a retry. {describe_termination(objects.get_termination(previous_pod))}",
+        f"{state.message} This is a retry. {describe_termination(get_termination(previous_pod))}",
     )
 
 
@@ -257,7 +259,7 @@ def _describe_stage(history: RunHistory) -> str:
 
 
 def _build_retrying_state(last_pod: Body, observed: ObservedState) -> RunState:
-    end_text = describe_termination(objects.get_termination(objects.root_cause_pod(observed.pods) or last_pod))
+    end_text = describe_termination(get_termination(find_root_cause_pod(observed.pods) or last_pod))
     if observed.job and observed.job["spec"].get("suspend"):
         return RunState(StateKind.STARTING, OperatorReason.QUEUED, f"{_describe_queue(observed)} {end_text}")
     if observed.warning:
@@ -279,15 +281,15 @@ def _describe_stall(name: str, observed: ObservedState, history: RunHistory) -> 
 
 
 def _build_pending_state(pod: Body, warning: ReasonMessage | None) -> RunState:
-    if message := objects.get_unschedulable_message(pod):
+    if message := get_unschedulable_message(pod):
         return RunState(StateKind.STARTING, OperatorReason.UNSCHEDULABLE, message)
-    waiting = objects.get_waiting_reason(pod) or ReasonMessage("", "")
+    waiting = get_waiting_reason(pod) or ReasonMessage("", "")
     message = ": ".join(part for part in waiting if part)
-    if waiting.reason in objects.IMAGE_ERROR_REASONS:
+    if waiting.reason in IMAGE_ERROR_REASONS:
         return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, message)
-    if waiting.reason in objects.CONTAINER_ERROR_REASONS:
+    if waiting.reason in CONTAINER_ERROR_REASONS:
         return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, message)
-    if warning and warning.reason in objects.VOLUME_ERROR_REASONS:
+    if warning and warning.reason in VOLUME_ERROR_REASONS:
         return RunState(
             StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, f"{warning.reason}: {warning.message}"
         )

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import NamedTuple
 
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.objects import Body
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import parse_timestamp
+from finetune_operator.observed.pod import (
+    find_failed_peers,
+    get_finished_at,
+    get_started_at,
+    get_termination,
+    is_alive,
+    is_interrupted,
+    is_termination_reported,
+    list_rank_zero_pods,
+)
 from finetune_operator.observed.state import ObservedState
 from finetune_trainer.contract import Progress, StoredCheckpoint
 
@@ -70,12 +79,10 @@ def find_newest_checkpoint(
 
 def count_attempts(previous: FineTuneJobStatus, observed: ObservedState) -> AttemptCounts:
     """Add the pods that started after the last one that is counted."""
-    pods = objects.rank_zero_pods((*observed.orphaned_pods, *observed.pods))
+    pods = list_rank_zero_pods((*observed.orphaned_pods, *observed.pods))
     last_attempt_time = previous.last_attempt_time
     streak = InterruptionStreak(previous.interruptions or 0, previous.unreported_interruptions or 0)
-    new_starts = sorted(
-        {start for pod in pods if (start := objects.get_started_at(pod)) and start > (last_attempt_time or "")}
-    )
+    new_starts = sorted({start for pod in pods if (start := get_started_at(pod)) and start > (last_attempt_time or "")})
     count = (
         max(previous.attempts or 0, len(new_starts))
         if last_attempt_time is None
@@ -107,31 +114,31 @@ def compute_current_streak(attempts: AttemptCounts, pods: Sequence[Body]) -> Int
     pod = _find_pod_started_at(attempts.last_attempt_time, pods) if attempts.last_attempt_time else None
     return (
         attempts.previous_streak
-        if pod is None or objects.is_alive(pod)
+        if pod is None or is_alive(pod)
         else _extend_streak(attempts.previous_streak, pod, pods)
     )
 
 
 def _find_pod_started_at(start_time: str, pods: Iterable[Body]) -> Body | None:
-    return next((pod for pod in objects.rank_zero_pods(pods) if objects.get_started_at(pod) == start_time), None)
+    return next((pod for pod in list_rank_zero_pods(pods) if get_started_at(pod) == start_time), None)
 
 
 def _extend_streak(streak: InterruptionStreak, rank_zero_pod: Body | None, pods: Sequence[Body]) -> InterruptionStreak:
     """The streak after an attempt that has ended; without a leader its pod is gone."""
-    if rank_zero_pod is None or not objects.is_termination_reported(rank_zero_pod):
+    if rank_zero_pod is None or not is_termination_reported(rank_zero_pod):
         return streak._replace(unreported=streak.unreported + 1)
     if _has_saved_checkpoint(rank_zero_pod):
         return InterruptionStreak()
     # One that lost a peer was not interrupted if that peer failed.
-    interrupted = objects.is_interrupted(rank_zero_pod) and not objects.find_failed_peers(rank_zero_pod, pods)
+    interrupted = is_interrupted(rank_zero_pod) and not find_failed_peers(rank_zero_pod, pods)
     return streak._replace(interruptions=streak.interruptions + int(interrupted))
 
 
 def _has_saved_checkpoint(pod: Body) -> bool:
     """Whether its termination message names a checkpoint of this attempt, by the clock of its own node."""
-    checkpoint = objects.get_termination(pod).checkpoint
+    checkpoint = get_termination(pod).checkpoint
     saved_at = parse_timestamp(checkpoint.time) if checkpoint else None
-    start, end = parse_timestamp(objects.get_started_at(pod)), parse_timestamp(objects.get_finished_at(pod))
+    start, end = parse_timestamp(get_started_at(pod)), parse_timestamp(get_finished_at(pod))
     return saved_at is not None and start is not None and start < saved_at <= (end or start) + _MAX_CLOCK_SKEW
 
 
@@ -165,15 +172,7 @@ def compute_usage(previous: FineTuneJobStatus, pods: Iterable[Body], gpus_per_no
 
 def _get_running_span(pod: Body, window_start: float, now: float) -> tuple[float, float] | None:
     """When the pod's trainer ran, within these limits."""
-    start, end = parse_timestamp(objects.get_started_at(pod)), parse_timestamp(objects.get_finished_at(pod)) or now
+    start, end = parse_timestamp(get_started_at(pod)), parse_timestamp(get_finished_at(pod)) or now
     if start is None or min(end, now) <= max(start, window_start):
         return None
     return max(start, window_start), min(end, now)
-
-
-def parse_timestamp(text: str | None) -> float | None:
-    """Seconds since 1970 of a time as Kubernetes writes it; None if it is none, for it may be a stranger's word."""
-    try:
-        return datetime.fromisoformat(text).timestamp() if text else None
-    except (ValueError, OverflowError, TypeError):
-        return None

@@ -19,8 +19,8 @@ from prometheus_client import (
 )
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.observed.objects import parse_timestamp
 from finetune_operator.status.job_status import is_terminal
-from finetune_operator.status.usage import parse_timestamp
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # `_created` series, which nothing here uses
 REGISTRY = CollectorRegistry()

@@ -9,7 +9,7 @@ from aiohttp import web
 from tests.support.operator.fault_proxy import build_error_response
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.observed import objects
+from finetune_operator.observed.pod import list_reporting_pods
 from finetune_operator.resources import multi_node
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
@@ -108,7 +108,7 @@ def test_reporting_pods_exclude_healthy_non_leaders(
     build: type[Builders], index: int | None, status: int | None, tells: bool
 ) -> None:
     pod = _build_indexed_pod(build, index, {"running": {}} if status is None else build.terminated(status))
-    assert objects.reporting_pods([pod]) == ([pod] if tells else [])
+    assert list_reporting_pods([pod]) == ([pod] if tells else [])
 
 
 def test_multi_node_rendezvous_address_stays_in_namespace(build: type[Builders]) -> None:

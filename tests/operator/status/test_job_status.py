@@ -20,7 +20,7 @@ from tests.support.operator.run_state_table import (
 
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.observed.objects import parse_checkpoint_record, parse_outcome
+from finetune_operator.observed.pod import parse_checkpoint_record, parse_outcome
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status, is_terminal
 from finetune_trainer.contract import Progress, Stage
