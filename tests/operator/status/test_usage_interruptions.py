@@ -97,12 +97,15 @@ def test_interruptions_pod_failed_by_garbage_collector_is_unreported(build: type
 def test_interruptions_no_progress_message_names_reached_limit(build: type[Builders]) -> None:
     reported, unreported = RunTimeline(build), RunTimeline(build)
     reported.observe(9, *(reported.terminated_pod(start, start + 1, 137, evicted=True) for start in (1, 3, 5)))
-    assert "3 attempts were interrupted before they had saved" in reported.status.conditions[0].message
+    assert (
+        "3 consecutive attempts were interrupted before a new checkpoint was saved."
+        in reported.status.conditions[0].message
+    )
     for start in range(MAX_UNREPORTED + 1):
         unreported.observe(start, unreported.running_pod(start))
     message = unreported.status.conditions[0].message
     assert "pods of 30 attempts disappeared" in message
-    assert "interrupted before they had saved" not in message
+    assert "interrupted before" not in message
 
 
 def test_interruptions_suspension_resets_count(build: type[Builders]) -> None:
