@@ -23,33 +23,50 @@ class PatternCase(NamedTuple):
 PATTERNS = {
     "one digest": PatternCase(f"{IMAGES}trainer{DIGEST}", [f"{IMAGES}trainer{DIGEST}"], [f"{IMAGES}trainer@sha256:1"]),
     "any digest, no tag": PatternCase(
-        f"{IMAGES}trainer@sha256:*", [f"{IMAGES}trainer{DIGEST}"],
+        f"{IMAGES}trainer@sha256:*",
+        [f"{IMAGES}trainer{DIGEST}"],
         [f"{IMAGES}trainer", f"{IMAGES}trainer:1", f"{IMAGES}trainer:1{DIGEST}"],
     ),
     "tags, no digest that overrides them": PatternCase(
-        f"{IMAGES}trainer:1.*", [f"{IMAGES}trainer:1.2", f"{IMAGES}trainer:1."],
+        f"{IMAGES}trainer:1.*",
+        [f"{IMAGES}trainer:1.2", f"{IMAGES}trainer:1."],
         [f"{IMAGES}trainer:2.0", f"{IMAGES}trainer:1.2{DIGEST}", f"{IMAGES}trainer{DIGEST}", f"{IMAGES}trainer"],
     ),
     "one folder": PatternCase(
-        f"{IMAGES}*:*", [f"{IMAGES}trainer:1"], [f"{IMAGES}team/trainer:1", f"{IMAGES}trainer{DIGEST}"],
+        f"{IMAGES}*:*",
+        [f"{IMAGES}trainer:1"],
+        [f"{IMAGES}team/trainer:1", f"{IMAGES}trainer{DIGEST}"],
     ),
     "registry": PatternCase(
-        "registry.example/**", [f"{IMAGES}trainer:1", f"registry.example/x{DIGEST}"],
+        "registry.example/**",
+        [f"{IMAGES}trainer:1", f"registry.example/x{DIGEST}"],
         ["registry.example.evil/x:1", "evil/registry.example/x", "registry.example:5000/x", "x"],
     ),
     "dot is literal": PatternCase("registry.example/a:1", [], ["registryXexample/a:1"]),
     "regular expression is literal": PatternCase("registry.example/a|b:[0-9]+", [], ["registry.example/a", "b:1"]),
     "domain of an endpoint": PatternCase(
-        "https://*.s3.example", ["https://a.s3.example", "https://a.b.s3.example"],
-        ["https://s3.example", "https://a.s3.example.evil", "http://a.s3.example", "https://evil\\.s3.example",
-         "https://evil%2f.s3.example", "https://a.s3.example:444", "https://evil\n.s3.example"],
+        "https://*.s3.example",
+        ["https://a.s3.example", "https://a.b.s3.example"],
+        [
+            "https://s3.example",
+            "https://a.s3.example.evil",
+            "http://a.s3.example",
+            "https://evil\\.s3.example",
+            "https://evil%2f.s3.example",
+            "https://a.s3.example:444",
+            "https://evil\n.s3.example",
+        ],
     ),
     "organisation of the hub": PatternCase("hf://meta-llama/*", ["hf://meta-llama/L-3.1"], ["hf://meta-llama2/x"]),
-    "volume claim": PatternCase("pvc://models/**", ["pvc://models/a/b", "pvc://models/"], ["pvc://models2/a", "pvc://models"]),
+    "volume claim": PatternCase(
+        "pvc://models/**", ["pvc://models/a/b", "pvc://models/"], ["pvc://models2/a", "pvc://models"]
+    ),
     "names": PatternCase("finetune-*", ["finetune-s3", "finetune-"], ["finetune", "my-finetune-s3", "finetune-s3\n"]),
-    "domain of a label": PatternCase("example.com/*", ["example.com/team"], ["example.com/a/b", "team", "a.example.com/x"]),
+    "domain of a label": PatternCase(
+        "example.com/*", ["example.com/team"], ["example.com/a/b", "team", "a.example.com/x"]
+    ),
     "all characters": PatternCase("**", ["", "a/b:c@d\n"], []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PATTERNS.values(), ids=PATTERNS)

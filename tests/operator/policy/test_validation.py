@@ -214,7 +214,8 @@ CASES = {
     "GPUs of another vendor in resources": LimitCase(
         {"compute": {"resources": {"requests": {"amd.com/gpu": "8"}}}},
         {"maxGPUs": 4},
-        "spec.compute.resources: amd.com/gpu is not allowed; allowed: no devices; set spec.compute.gpusPerNode for GPUs.",
+        "spec.compute.resources: amd.com/gpu is not allowed; "
+        "allowed: no devices; set spec.compute.gpusPerNode for GPUs.",
     ),
     "GPUs in resources and gpusPerNode": LimitCase(
         {"compute": {"resources": {"limits": {"nvidia.com/gpu": "8"}}}}, {"maxGPUs": 1}, None
