@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import ComputeSpec
 from finetune_operator.api.labels import PRIORITY_LABEL
+from finetune_operator.api.spec import TrackingSpec
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds, matches_pattern
 from finetune_operator.settings import Settings
@@ -165,7 +166,7 @@ def _get_tracker_url(tracking: Tracking | None) -> str | None:
     return "/".join(_normalize_url(tracking.uri).split("/")[:3]) if tracking.uri else WANDB_TRACKER
 
 
-def _check_tracker_credentials(tracking: Tracking | None, bounds: Bounds) -> Iterator[str]:
+def _check_tracker_credentials(tracking: TrackingSpec | None, bounds: Bounds) -> Iterator[str]:
     """Reject a tracking server with a Secret if Secrets are limited and servers are not.
 
     The server receives the credentials in plain text, so a user could read every allowed Secret with a server of
