@@ -30,7 +30,10 @@ ReferenceT = TypeVar("ReferenceT", bound=Model)
 
 
 class _PolicyCheck(NamedTuple):
-    """A field, its value, and patterns of which one must match. There is no limit if there are no patterns."""
+    """A field, its value, and patterns of which one must match.
+
+    Nothing is checked if the field is unset or if there are no patterns.
+    """
 
     field: str
     value: str | None
@@ -75,7 +78,7 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
     priority_label = finetunejob.metadata.labels.get(PRIORITY_LABEL)
 
     def check(field: str, value: str | None, allowed: Sequence[str], setting: str | None = None) -> _PolicyCheck:
-        return _PolicyCheck(field, value, _extend_allowed(allowed, [setting] if setting else []))
+        return _PolicyCheck(field, value or None, _extend_allowed(allowed, [setting] if setting else []))
 
     return [
         check("spec.model.uri", spec.model.uri, bounds.allowed_models),
@@ -196,7 +199,7 @@ def _normalize_url(text: str) -> str:
 
 
 def _find_violation(check: _PolicyCheck) -> str | None:
-    if not check.value or not check.allowed_patterns:
+    if check.value is None or not check.allowed_patterns:
         return None
     if any(matches_pattern(check.value, pattern) for pattern in check.allowed_patterns):
         return None
