@@ -12,7 +12,7 @@ from finetune_operator.controller.request import ReconcileRequest
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_being_deleted, is_controlled_by, is_controlled_by_finetunejob
 from finetune_operator.observed.state import Blocked
 from finetune_operator.resources import multi_node
 from finetune_operator.resources.job import build_job
@@ -77,7 +77,7 @@ class JobControl:
     async def _create_service(self, request: ReconcileRequest, service: Body) -> Blocked | None:
         """Create the Service. Return why the Job is blocked if another object has its name."""
         existing = await self._client.create_service(service)
-        if objects.is_controlled_by(existing, request.meta.uid):
+        if is_controlled_by(existing, request.meta.uid):
             return None
         return _build_name_conflict("Service", existing)
 
@@ -91,7 +91,7 @@ class JobControl:
         job = await self._client.read_job(request.key.namespace, request.key.name)
         if job is None:
             raise error
-        if not objects.is_controlled_by(job, request.meta.uid):
+        if not is_controlled_by(job, request.meta.uid):
             return _build_name_conflict("Job", job)
         self._cache.jobs.update(request.key, job)
         return job
@@ -109,7 +109,7 @@ def _is_admission_error(error: ApiError) -> bool:
 
 def _build_name_conflict(kind: str, existing: Body) -> Blocked:
     name = existing["metadata"]["name"]
-    if objects.is_being_deleted(existing) or objects.is_controlled_by_finetunejob(existing, name):
+    if is_being_deleted(existing) or is_controlled_by_finetunejob(existing, name):
         message = f"Waiting for the {kind} of an earlier FineTuneJob with the same name to be deleted."
         return Blocked(OperatorReason.JOB_PENDING, message)
     message = f"{kind} {name} exists and does not belong to this FineTuneJob. Choose another metadata.name."

@@ -11,7 +11,21 @@ from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError
-from finetune_operator.observed import objects, workload
+from finetune_operator.observed import workload
+from finetune_operator.observed.objects import (
+    ReasonMessage,
+    find_true_condition,
+    get_controller_ref,
+    is_controlled_by,
+    is_finished,
+)
+from finetune_operator.observed.pod import (
+    belongs_to_job_of,
+    find_newest_pod,
+    get_termination,
+    is_alive,
+    list_rank_zero_pods,
+)
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status import deadlines
 from finetune_operator.status.job_status import is_terminal
@@ -47,7 +61,7 @@ class Observer:
                 orphaned_pods=self._list_orphaned_pods(request),
             )
         pods = self._list_owned_pods(request, job)
-        if objects.is_job_finished(job) and _is_outcome_missing(job, pods):
+        if is_finished(job) and _is_outcome_missing(job, pods):
             for pod in await self._client.list_pods(request.key.namespace, request.key.name):
                 self._cache.pods.update(request.key, pod)
             pods = self._list_owned_pods(request, job)
@@ -55,9 +69,7 @@ class Observer:
         return ObservedState(
             job=job,
             pods=pods,
-            orphaned_pods=tuple(
-                pod for pod in self._list_orphaned_pods(request) if not objects.is_controlled_by(pod, uid)
-            ),
+            orphaned_pods=tuple(pod for pod in self._list_orphaned_pods(request) if not is_controlled_by(pod, uid)),
             run_policy=request.run_policy,
         )
 
@@ -67,9 +79,7 @@ class Observer:
             return observed
         return replace(
             observed,
-            progress=self._cache.get_last_progress(
-                request.key, objects.find_newest_pod(objects.rank_zero_pods(observed.pods))
-            ),
+            progress=self._cache.get_last_progress(request.key, find_newest_pod(list_rank_zero_pods(observed.pods))),
             warning=await self._find_startup_warning(observed, request.now),
             queue_status=await self._find_queue_status(observed.job),
         )
@@ -77,25 +87,23 @@ class Observer:
     async def find_owned_job(self, request: ReconcileRequest) -> Body | None:
         """Read the FineTuneJob's own Job, which the cache may not contain, and add it to the cache."""
         job = await self._client.read_job(request.key.namespace, request.key.name)
-        if job is None or not objects.is_controlled_by(job, request.meta.uid):
+        if job is None or not is_controlled_by(job, request.meta.uid):
             return None
         self._cache.jobs.update(request.key, job)
         return job
 
     def _find_terminating_pod(self, request: ReconcileRequest) -> str | None:
         """Return the name of a pod of an earlier Job that still runs: two trainers would write the same output."""
-        pods = (pod for pod in self._cache.pods.list_by_key(request.key) if objects.is_alive(pod))
-        return next(
-            (pod["metadata"]["name"] for pod in pods if objects.get_controller_ref(pod).get("kind") == "Job"), None
-        )
+        pods = (pod for pod in self._cache.pods.list_by_key(request.key) if is_alive(pod))
+        return next((pod["metadata"]["name"] for pod in pods if get_controller_ref(pod).get("kind") == "Job"), None)
 
     def _list_owned_pods(self, request: ReconcileRequest, job: Body) -> tuple[Body, ...]:
         pods = self._cache.pods.list_with_deleted(request.key)
-        return tuple(pod for pod in pods if objects.is_controlled_by(pod, job["metadata"]["uid"]))
+        return tuple(pod for pod in pods if is_controlled_by(pod, job["metadata"]["uid"]))
 
     def _list_orphaned_pods(self, request: ReconcileRequest) -> tuple[Body, ...]:
         pods = self._cache.pods.list_with_deleted(request.key)
-        return tuple(pod for pod in pods if objects.belongs_to_job_of(pod, request.body))
+        return tuple(pod for pod in pods if belongs_to_job_of(pod, request.body))
 
     async def _check_cache_is_current(self, request: ReconcileRequest) -> None:
         """Raise if the FineTuneJob had a Job and the cache is stale: that Job may have ended, so none is created."""
@@ -107,14 +115,14 @@ class Observer:
                 self._cache.finetunejobs.update(request.key, stored)
             raise ApiError(409, "Conflict", "the FineTuneJob has changed since it was cached")
 
-    async def _find_startup_warning(self, observed: ObservedState, now: str) -> objects.ReasonMessage | None:
+    async def _find_startup_warning(self, observed: ObservedState, now: str) -> ReasonMessage | None:
         startup_delay = deadlines.find_startup_delay(observed.job, observed.pods)
         if startup_delay is None or not startup_delay.is_overdue(now):
             return None
         meta = startup_delay.involved_object["metadata"]
         return startup_delay.find_warning(await self._client.list_events(meta["namespace"], meta["uid"]))
 
-    async def _find_queue_status(self, job: Body) -> objects.ReasonMessage | None:
+    async def _find_queue_status(self, job: Body) -> ReasonMessage | None:
         if not workload.is_queued(job):
             return None
         meta = job["metadata"]
@@ -123,7 +131,7 @@ class Observer:
 
 def _is_outcome_missing(job: Body, pods: Sequence[Body]) -> bool:
     """Return whether the cached pods do not explain how the Job ended, because its watch is ahead of theirs."""
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
-    if last_pod is None or objects.is_alive(last_pod):
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
+    if last_pod is None or is_alive(last_pod):
         return True
-    return objects.find_true_condition(job, "Complete") is not None and objects.get_termination(last_pod).exit_code != 0
+    return find_true_condition(job, "Complete") is not None and get_termination(last_pod).exit_code != 0

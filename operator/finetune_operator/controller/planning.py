@@ -13,7 +13,9 @@ from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import parse_run_policy
 from finetune_operator.controller.request import ReconcileRequest
-from finetune_operator.observed import objects
+from finetune_operator.observed.job import is_job_finishing
+from finetune_operator.observed.objects import is_being_deleted, is_finished
+from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources.job import build_job
@@ -84,7 +86,7 @@ def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
     It contains no field that Kueue edits.
     """
     job = observed.job
-    if job is None or objects.is_job_finished(job) or objects.is_being_deleted(job):
+    if job is None or is_finished(job) or is_being_deleted(job):
         return {}
     spec: Body = {}
     if job["spec"].get("backoffLimit") != observed.run_policy.backoff_limit:
@@ -93,7 +95,7 @@ def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
     current_deadline = job["spec"].get("activeDeadlineSeconds")
     if deadline and abs(deadline - (current_deadline or 0)) > 1:  # whole seconds are rounded
         spec["activeDeadlineSeconds"] = deadline
-    if deadline is None and current_deadline is not None and not objects.is_job_finishing(job):
+    if deadline is None and current_deadline is not None and not is_job_finishing(job):
         spec["activeDeadlineSeconds"] = None  # the Job controller would count time in which no trainer runs
     name = job["metadata"]["name"]
     metadata = {} if job["metadata"].get("labels", {}).get(JOB_LABEL) == name else {"labels": {JOB_LABEL: name}}
@@ -120,12 +122,12 @@ def _plan_creation(request: ReconcileRequest, observed: ObservedState, settings:
 
 def _can_be_deleted(job: Body) -> bool:
     """Return whether the Job is neither finished nor about to report how it ended."""
-    return not (objects.is_job_finished(job) or objects.is_job_finishing(job) or objects.is_being_deleted(job))
+    return not (is_finished(job) or is_job_finishing(job) or is_being_deleted(job))
 
 
 def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(pods))
-    return last_pod is not None and not objects.is_alive(last_pod) and _can_be_deleted(job)
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
+    return last_pod is not None and not is_alive(last_pod) and _can_be_deleted(job)
 
 
 def _format_validation_error(error: ValidationError) -> str:

@@ -17,7 +17,8 @@ from yarl import URL
 
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, ReportedProgress
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.pod import find_newest_pod, is_trainer_running, list_rank_zero_pods
 from finetune_trainer.contract import PROGRESS_PORT, Progress
 
 REQUEST_TIMEOUT = 2.0
@@ -60,13 +61,13 @@ class ProgressPoller:
             if key.namespace in self._cache.unreadable_namespaces:  # the address may belong to another pod by now
                 continue
             body = self._cache.get_finetunejob(key)
-            job = self._cache.get_job(body) if body and not objects.is_job_finished(body) else None
+            job = self._cache.get_job(body) if body and not is_finished(body) else None
             if job is None:
                 continue
             uid = job["metadata"]["uid"]
-            owned_pods = (pod for pod in self._cache.pods.list_by_key(key) if objects.is_controlled_by(pod, uid))
-            pod = objects.find_newest_pod(objects.rank_zero_pods(owned_pods))
-            if pod and objects.is_trainer_running(pod):
+            owned_pods = (pod for pod in self._cache.pods.list_by_key(key) if is_controlled_by(pod, uid))
+            pod = find_newest_pod(list_rank_zero_pods(owned_pods))
+            if pod and is_trainer_running(pod):
                 yield key, pod
 
     async def _poll_pod(

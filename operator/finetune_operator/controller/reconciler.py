@@ -19,7 +19,7 @@ from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_being_deleted
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.settings import Settings
 from finetune_operator.status import events
@@ -67,7 +67,7 @@ class FineTuneJobReconciler:
     def _get(self, key: ObjectKey) -> ReconcileRequest | None:
         """Return the FineTuneJob, or None if it is deleted or being deleted."""
         body = self._cache.get_finetunejob(key)
-        if body is None or objects.is_being_deleted(body):
+        if body is None or is_being_deleted(body):
             self._cache.evict_run(key)
             return None
         return build_request(key, body, self._now())

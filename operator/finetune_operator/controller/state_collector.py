@@ -15,8 +15,8 @@ from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.kube.namespace_access import NamespaceRegistry
-from finetune_operator.observed import objects
-from finetune_operator.status.usage import parse_timestamp
+from finetune_operator.observed.objects import parse_timestamp
+from finetune_operator.observed.pod import is_trainer_running
 
 _HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")
 
@@ -102,7 +102,7 @@ def _build_jobs_gauge(bodies: Iterable[Body]) -> Metric:
 
 def _build_gpus_gauge(cache: FineTuneJobCache) -> Metric:
     family = GaugeMetricFamily("finetune_gpus", "GPUs held by running trainers.", labels=["namespace"])
-    pods = Counter(get_owner_key(pod) for pod in cache.pods if objects.is_trainer_running(pod))
+    pods = Counter(get_owner_key(pod) for pod in cache.pods if is_trainer_running(pod))
     counts: Counter[str] = Counter()
     for key, count in pods.items():
         if key.namespace in cache.unreadable_namespaces:

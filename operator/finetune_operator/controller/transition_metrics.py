@@ -7,8 +7,8 @@ number of FineTuneJobs. A patch whose response was lost is not counted: the stat
 from __future__ import annotations
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.observed.objects import parse_timestamp
 from finetune_operator.status.job_status import is_terminal
-from finetune_operator.status.usage import parse_timestamp
 from finetune_operator.telemetry import counters
 
 

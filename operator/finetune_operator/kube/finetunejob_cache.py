@@ -12,7 +12,8 @@ from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ObjectCache
 from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS
 from finetune_operator.kube.informer import WatchedResource
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
 from finetune_trainer.contract import Progress
 
 
@@ -34,7 +35,7 @@ class PodCache(ObjectCache):
     """
 
     def __init__(self, has_ended: Callable[[ObjectKey], bool]) -> None:
-        super().__init__(transform.strip_pod, lambda key, pod: objects.is_alive(pod) or not has_ended(key))
+        super().__init__(transform.strip_pod, lambda key, pod: is_alive(pod) or not has_ended(key))
         self._has_ended = has_ended
         self._deleted_pods: dict[ObjectKey, dict[str, Body]] = {}
 
@@ -55,15 +56,13 @@ class PodCache(ObjectCache):
         """Drop a deleted pod, but keep its final state if it had ended and its run has not."""
         super().delete(body)
         key = get_owner_key(body)
-        if objects.get_finished_at(body) and not self._has_ended(key):
+        if get_finished_at(body) and not self._has_ended(key):
             self._retain_deleted_pod(key, self._transform_object(body))
 
     def _retain_deleted_pod(self, key: ObjectKey, deleted_pod: Body) -> None:
-        pods_by_index, index = self._deleted_pods.setdefault(key, {}), objects.get_completion_index(deleted_pod)
+        pods_by_index, index = self._deleted_pods.setdefault(key, {}), get_completion_index(deleted_pod)
         failed_pod = {**deleted_pod, "status": {**deleted_pod["status"], "phase": "Failed"}}  # it cannot run any more
-        pods_by_index[index] = (
-            objects.find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
-        )
+        pods_by_index[index] = find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
 
     def evict(self, key: ObjectKey) -> None:
         """Drop the pods with this key that are no longer needed, and the deleted ones."""
@@ -83,9 +82,7 @@ class FineTuneJobCache:
 
     def __init__(self) -> None:
         self.finetunejobs = ObjectCache(transform.strip_finetunejob)
-        self.jobs = ObjectCache(
-            transform.strip_job, lambda key, job: not (objects.is_job_finished(job) and self.has_ended(key))
-        )
+        self.jobs = ObjectCache(transform.strip_job, lambda key, job: not (is_finished(job) and self.has_ended(key)))
         self.pods = PodCache(self.has_ended)
         self.reported_progress: dict[ObjectKey, ReportedProgress] = {}
         """The last progress that running pods reported."""
@@ -109,7 +106,7 @@ class FineTuneJobCache:
         """Return the Job that this FineTuneJob owns."""
         meta = body["metadata"]
         jobs = self.jobs.list_by_key(get_finetunejob_key(body))
-        owned_jobs = (job for job in jobs if objects.is_controlled_by(job, meta["uid"]))
+        owned_jobs = (job for job in jobs if is_controlled_by(job, meta["uid"]))
         return next((job for job in owned_jobs if job["metadata"]["name"] == meta["name"]), None)
 
     def get_last_progress(self, key: ObjectKey, pod: Body | None) -> Progress | None:
@@ -120,7 +117,7 @@ class FineTuneJobCache:
     def has_ended(self, key: ObjectKey) -> bool:
         """Return whether the FineTuneJob has a terminal condition."""
         body = self.get_finetunejob(key)
-        return body is not None and objects.is_job_finished(body)
+        return body is not None and is_finished(body)
 
     def list_new_keys(self) -> list[ObjectKey]:
         """Return the FineTuneJobs that were never reconciled."""
@@ -133,7 +130,7 @@ class FineTuneJobCache:
 
     def _is_cleaned_up(self, key: ObjectKey) -> bool:
         body = self.get_finetunejob(key)
-        if body is None or not objects.is_job_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
+        if body is None or not is_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
             return False
         is_current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
         return is_current and not self.jobs.list_by_key(key) and not self.pods.list_by_key(key)

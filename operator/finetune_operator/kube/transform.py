@@ -12,7 +12,8 @@ import msgspec
 
 from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS
 from finetune_operator.api.objects import Body
-from finetune_operator.observed import objects
+from finetune_operator.observed.objects import is_finished
+from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
 
 _METADATA_FIELDS = (
     "namespace",
@@ -99,7 +100,7 @@ def decode_body(raw: msgspec.Raw, _head: Body) -> Body:
 
 def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
     """Decode a FineTuneJob: an unfinished one completely, a finished one without the fields that are dropped."""
-    if not objects.is_job_finished(head):
+    if not is_finished(head):
         return decode_body(raw, head)
     try:
         return dict(_FINISHED_DECODER.decode(raw))
@@ -110,7 +111,7 @@ def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
 def strip_finetunejob(body: Body) -> Body:
     """Keep a FineTuneJob complete while a Job may be created from it, then only its identity, TTL and final state."""
     body = _normalize_body(body)
-    if not objects.is_job_finished(body):
+    if not is_finished(body):
         return _strip_metadata(body)
     try:
         finished: Body = dict(msgspec.convert(body, _FinishedFineTuneJob))
@@ -151,7 +152,7 @@ def _strip_metadata(body: Body) -> Body:
     meta = body["metadata"]
     fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
     labels = _select_keys((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
-    annotations = _select_keys((objects.COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
+    annotations = _select_keys((COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
     selected = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}
 

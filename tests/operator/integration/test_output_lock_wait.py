@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 WAITING = "WaitingForOutput"
-MESSAGE = "Pod bot-1 waits until another run has released spec.output.uri (at most 120 s)."
+MESSAGE = "Pod bot-1 is waiting for another run to release spec.output.uri (at most 120 s)."
 
 
 @pytest.fixture
@@ -67,5 +67,5 @@ async def test_crd_without_stage_rejects_progress_but_keeps_status(
         status = await world.wait_until(lambda: _get_status_with_message(world, MESSAGE))
         assert ("progress" in status, status["attempts"]) == (False, 1)
         trainer.answer = {**waits, "stage": "Training"}
-        status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 trains."))
+        status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 is training."))
     assert status["progress"] == {**waits, "stage": "Training", "percentage": 0}

@@ -1,4 +1,4 @@
-"""The status of one run over time, from the pods that the operator observes at each minute."""
+"""The observed state of a run, minute by minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timestamp_at(minute: int) -> str:
 
 
 class RunTimeline:
-    """Pods of one run, and the status that follows when the operator observes them at a given minute."""
+    """Computes the status of a run from the pods that are observed at each minute."""
 
     def __init__(self, build: type[Builders], **run_policy: Any) -> None:
         self._builders = build
