@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-REQUESTS_PER_LIFECYCLE = 34  # of an undisturbed life; a test holds it against the real number
+REQUESTS_PER_LIFECYCLE = 34  # of a run without faults; a test compares it with the real number
 FORBIDDEN_SECONDS = 20.0
 
 
@@ -122,22 +122,22 @@ class ApiServerFaults:
         return web.Response()
 
 
-FAULTS = {
-    "slow": lambda troubles: troubles.slow,
-    "refusing": lambda troubles: troubles.refusing,
-    "watches are cut": lambda troubles: troubles.cutting,
-    "forbidding": lambda troubles: troubles.forbidding,
-    "gone for a minute": lambda troubles: troubles.gone_for_a_minute,
+FAULTS: dict[str, Callable[[ApiServerFaults], Interceptor]] = {
+    "slow": lambda faults: faults.delay_answers,
+    "rejects some requests": lambda faults: faults.reject_some_requests,
+    "cuts watches": lambda faults: faults.cut_watches,
+    "forbids writes": lambda faults: faults.forbid_writes,
+    "unreachable for a minute": lambda faults: faults.unreachable_for_a_minute,
 }
 
 
-@pytest.mark.parametrize("trouble", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_operator_api_server_faulty_reaches_same_state(
-    world: NamespaceHarness, undisturbed: dict[str, Any], trouble: str
+    world: NamespaceHarness, undisturbed: dict[str, Any], fault: str
 ) -> None:
     world.settings = world.settings.model_copy(update={"resync_interval": 2.0})
     finished = asyncio.Event()
-    operator_task = asyncio.create_task(_run_operator_restarting(world, FAULTS[trouble](ApiServerFaults()), finished))
+    operator_task = asyncio.create_task(_run_operator_restarting(world, FAULTS[fault](ApiServerFaults()), finished))
     try:
         assert await play_full_lifecycle(world) == undisturbed
     finally:
@@ -146,7 +146,7 @@ async def test_operator_api_server_faulty_reaches_same_state(
         await operator_task
 
 
-async def _run_operator_restarting(world: NamespaceHarness, trouble: Interceptor, finished: asyncio.Event) -> None:
+async def _run_operator_restarting(world: NamespaceHarness, fault: Interceptor, finished: asyncio.Event) -> None:
     """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again; one
     that does not stop in time is killed."""
     while not finished.is_set():
@@ -157,7 +157,7 @@ async def _run_operator_restarting(world: NamespaceHarness, trouble: Interceptor
                 # kopf looks for the kinds once; without them it ends, which a probe notices only after a minute.
                 while ("GET", world.path("finetunejobs")) not in world.proxy.requests[before:]:
                     await asyncio.sleep(0.05)
-                world.proxy.interceptor = trouble
+                world.proxy.interceptor = fault
                 while not finished.is_set() and _is_well(operator):
                     await asyncio.sleep(0.5)
 
