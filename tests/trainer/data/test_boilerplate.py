@@ -11,7 +11,7 @@ from tests.support.trainer.data_preparation import build_config, prepare_rows
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.data.deduplication import MinHashIndex, RowGroups
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.shingles import BoilerplateFinder
 
 VOCABULARY = [f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "sta") for second in range(60)]

@@ -15,7 +15,7 @@ from finetune_trainer.data.augment.counterfactual import (
     swap_terms,
 )
 from finetune_trainer.data.augment.lexicon import build_lexicon, build_user_lexicon
-from finetune_trainer.data.rows import Chat, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, PlainText, Preference, PromptCompletion, Row
 
 TERMS = [["nurse", "engineer"], ["data scientist", "clerk"], ["EU citizen", "migrant"]]
 

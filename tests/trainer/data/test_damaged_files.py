@@ -16,7 +16,8 @@ from pyarrow import parquet
 from tests.support.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import PromptCompletion, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.splits import choose_validation_rows
 from finetune_trainer.errors import TrainerError
 

@@ -19,7 +19,7 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, chat
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.end_of_turn import choose_published_eos_token, get_stop_token_ids
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation
-from finetune_trainer.data.rows import Chat, PlainText, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]

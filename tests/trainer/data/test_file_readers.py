@@ -14,7 +14,8 @@ from pyarrow import parquet
 from tests.support.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.rows import PromptCompletion, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import PromptCompletion
 
 ROWS = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": 'say "ą,\n"', "completion": "ą"}]
 PAIRS = [PromptCompletion(row["prompt"], row["completion"]) for row in ROWS]

@@ -9,7 +9,7 @@ from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIM
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation, encode_prompt
-from finetune_trainer.data.rows import Chat, PromptCompletion, RowError
+from finetune_trainer.data.row_types import Chat, PromptCompletion, RowError
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from finetune_trainer.data.row_texts import normalize_prompt, serialize_canonical
-from finetune_trainer.data.rows import LabeledExample, Preference, Row
+from finetune_trainer.data.row_types import LabeledExample, Preference, Row
 from finetune_trainer.data.shingles import compute_shingles
 
 if TYPE_CHECKING:

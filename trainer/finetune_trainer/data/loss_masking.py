@@ -35,7 +35,7 @@ from finetune_trainer.data.end_of_turn import (
     get_structural_tokens,
     require_offsets,
 )
-from finetune_trainer.data.rows import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from finetune_trainer.data.deduplication import MAX_NEAR_DUPLICATE_ROWS, HashSet
 from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
-from finetune_trainer.data.rows import RowReader, SourceFile
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.split_writer import DuplicateIndex, PreparationContext, SplitWriter
 from finetune_trainer.data.tokenized_rows import LengthLimits

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
-from finetune_trainer.data.rows import InvalidRows, RowError, RowReader, SourceLocation
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import InvalidRows, RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.evaluation import LengthBin, RejectedRow

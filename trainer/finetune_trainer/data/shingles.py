@@ -11,7 +11,7 @@ from heapq import heappush, heapreplace
 import xxhash
 
 from finetune_trainer.data.row_texts import list_conversations, list_turns, serialize_canonical
-from finetune_trainer.data.rows import LabeledExample, Row
+from finetune_trainer.data.row_types import LabeledExample, Row
 
 _SAMPLE_ROWS = 1000
 _SAMPLE_WORDS = 2048

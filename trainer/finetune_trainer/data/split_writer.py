@@ -18,8 +18,9 @@ from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
+from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_texts import find_rejection_reason, list_conversations, list_texts, map_texts
-from finetune_trainer.data.rows import Row, RowError, RowReader, SourceLocation
+from finetune_trainer.data.row_types import Row, RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
 
 if TYPE_CHECKING:

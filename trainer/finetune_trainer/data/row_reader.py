@@ -1,4 +1,4 @@
-"""Rows of all sources: read one at a time, told apart, checked. Needs no torch. The front door of the reading."""
+"""Reader of the rows of all sources: one row at a time, with its format detected and its content checked."""
 
 from __future__ import annotations
 
@@ -8,36 +8,9 @@ from itertools import islice
 from typing import Any
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.conversations import ROLES
 from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
 from finetune_trainer.data.readers.files import read_raw_rows
-from finetune_trainer.data.row_types import (
-    Chat,
-    InvalidRows,
-    LabeledExample,
-    PlainText,
-    Preference,
-    PromptCompletion,
-    Row,
-    RowError,
-    SourceFile,
-    SourceLocation,
-)
-
-__all__ = [
-    "ROLES",
-    "Chat",
-    "InvalidRows",
-    "LabeledExample",
-    "PlainText",
-    "Preference",
-    "PromptCompletion",
-    "Row",
-    "RowError",
-    "RowReader",
-    "SourceFile",
-    "SourceLocation",
-]
+from finetune_trainer.data.row_types import InvalidRows, Row, RowError, SourceFile, SourceLocation
 
 
 @dataclass

@@ -10,7 +10,8 @@ import pytest
 from tests.support.trainer.tiny_model import StoredFile, chat, write_rows
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import Chat, PromptCompletion, Row, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import Chat, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
 
 URI = "s3://data/a.jsonl"
