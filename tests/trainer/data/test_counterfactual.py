@@ -149,11 +149,11 @@ def test_swapped_row_swaps_all_texts(row: Row, swapped: Row | None) -> None:
 
 
 REFUSED = {
-    "three terms": ([["a", "b", "c"]], "terms[0] has to be two terms"),
-    "nothing": ([["nurse", " "]], "terms[0] has to be two terms"),
-    "a sign": ([["nurse", "c++"]], "terms[0] has to be two terms"),
-    "the same twice": ([["nurse", "Nurse"]], '"nurse" stands in two places'),
-    "in two pairs": ([["nurse", "clerk"], ["Clerk", "doctor"]], 'terms[1]: "clerk" stands in two places'),
+    "three terms": ([["a", "b", "c"]], "terms[0] must be two terms"),
+    "nothing": ([["nurse", " "]], "terms[0] must be two terms"),
+    "a sign": ([["nurse", "c++"]], "terms[0] must be two terms"),
+    "the same twice": ([["nurse", "Nurse"]], '"nurse" occurs twice'),
+    "in two pairs": ([["nurse", "clerk"], ["Clerk", "doctor"]], 'terms[1]: "clerk" occurs twice'),
 }
 
 

@@ -118,6 +118,6 @@ def test_split_single_row_groups_give_exact_fraction() -> None:
 
 
 def test_split_single_group_is_refused() -> None:
-    with pytest.raises(TrainerError, match="all 3 rows resemble each other") as caught:
+    with pytest.raises(TrainerError, match="all 3 rows are similar") as caught:
         choose_validation_rows(array("Q", [7, 7, 7]), 0.5, 1)
     assert caught.value.reason is Reason.DATA_INVALID

@@ -58,7 +58,7 @@ def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], lis
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader()
     found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
-    reader.invalid_rows.raise_if_any(reader.row_count)
+    reader.rejections.invalid.raise_if_any(reader.row_count)
     return [str(place) for place, _ in found], [row for _, row in found]
 
 

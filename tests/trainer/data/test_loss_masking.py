@@ -76,10 +76,10 @@ LEARNT = {
 }
 
 REFUSED = {
-    "no system role": (NO_SYSTEM, "chat template refuses it: No system role here"),
-    "drops old turns": (DROPS_OLD, r"does not keep messages\[2\] apart"),
-    "rewrites answers": (UPPER, r"does not keep messages\[2\] apart"),
-    "broken": (CHATML.replace("m.content", "m.text.more"), "chat template refuses it: .*has no attribute"),
+    "no system role": (NO_SYSTEM, "chat template rejects it: No system role here"),
+    "drops old turns": (DROPS_OLD, r"does not separate messages\[2\]"),
+    "rewrites answers": (UPPER, r"does not separate messages\[2\]"),
+    "broken": (CHATML.replace("m.content", "m.text.more"), "chat template rejects it: .*has no attribute"),
 }
 
 

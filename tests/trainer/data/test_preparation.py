@@ -199,7 +199,7 @@ def test_prepare_validation_fraction_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_prepare_empty_validation_raises_dataset_empty(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"validation\.sources: none of their rows can be used") as caught:
+    with pytest.raises(TrainerError, match=r"validation\.sources: all of their rows were rejected") as caught:
         prepare_rows(
             tmp_path,
             [prompt_completion("a", "b")],

@@ -73,7 +73,7 @@ def test_prepare_invalid_rows_of_all_kinds_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], ["", " "]], ids=["empty", "blank"])
 def test_prepare_no_rows_raises_dataset_empty(tmp_path: Path, rows: list[str]) -> None:
-    with pytest.raises(TrainerError, match=r"the data's objects hold no row: s3://data/train\.jsonl") as caught:
+    with pytest.raises(TrainerError, match=r"the data objects contain no rows: s3://data/train\.jsonl") as caught:
         prepare_files(tmp_path, write_rows(tmp_path / "a", rows))
     assert caught.value.reason is Reason.DATASET_EMPTY
 

@@ -34,7 +34,7 @@ REFUSED = {
     "a term with two counterparts": (
         {"bias": {"terms": [["nurse", "doctor"], ["Nurse", "driver"]]}},
         Reason.CONFIG_INVALID,
-        'evaluation.bias.terms[1]: "nurse" stands in two places',
+        'evaluation.bias.terms[1]: "nurse" occurs twice',
     ),
     "a sentence without its counterpart": (
         {"bias": {"pairsURI": "s3://data/wrong.csv"}},

@@ -94,7 +94,7 @@ SEEN = {
     "advice": ("#next", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
     "setting": ("#made", "Learning rate 2e-05, linear"),
     "energy": ("#made", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
-    "input": ("#made", "s3://data/support/a.jsonl 5.0 MB sha256:bbbb"),
+    "input": ("#made", "s3://data/support/a.jsonl 4.8 MiB sha256:bbbb"),
     "config": ("#made", "maxLength: 1024"),
     "version": ("#made", "torch 2.14.1"),
 }

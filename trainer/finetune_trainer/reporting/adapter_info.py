@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.formatting import format_duration, format_number
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.reporting.formatting import format_duration, format_number
 from finetune_trainer.text import format_names
 
 METHOD_NAMES = {

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.evaluation.overfitting import is_forgetting
+from finetune_trainer.formatting import format_share, pluralize
 from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Measure
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
-from finetune_trainer.reporting.formatting import display_name, format_share, pluralize
+from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.reporting.verdicts import ChangeDirection, change_direction, group_by_direction
 from finetune_trainer.text import to_one_line
 

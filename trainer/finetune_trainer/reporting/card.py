@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune_trainer.contract import DatasetReport
+from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.evaluation import BiasResult, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import data_table, verdicts
@@ -19,7 +20,7 @@ from finetune_trainer.reporting.adapter_info import (
     list_timings,
     parse_config,
 )
-from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_number, pluralize
+from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate
 from finetune_trainer.reporting.markdown import escape, format_code, format_code_block, format_list, format_table
 from finetune_trainer.text import escape_invisible, to_one_line
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport, LengthBin, LossPoint
-from finetune_trainer.reporting.formatting import format_number, pluralize
 
 _MAX_DOTS = 40
 _MAX_LABELS = 6

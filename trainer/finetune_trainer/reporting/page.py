@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from finetune_trainer import text
+from finetune_trainer import formatting, text
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.reporting import charts, data_table, formatting, verdicts
+from finetune_trainer.reporting import charts, data_table, verdicts
 from finetune_trainer.reporting.adapter_info import AdapterInfo, list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
+from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_interval
 
 MAX_SHOWN = 20
 """Samples, examples and the like; the rest is counted and lies in `evaluation.json`."""
@@ -79,17 +80,17 @@ def _create_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "estimate": formatting.format_estimate,
-        "energy": formatting.format_energy,
-        "interval": formatting.format_interval,
-        "measure_name": formatting.display_name,
+        "estimate": format_estimate,
+        "energy": format_energy,
+        "interval": format_interval,
+        "measure_name": display_name,
         "number": formatting.format_number,
         "one_line": text.to_one_line,
         "part": lambda count, row: round(count / (sum(row) or 1), 2),
         "share": formatting.format_share,
         "shown": text.shorten,
         "signed": formatting.format_signed,
-        "size": formatting.format_size,
+        "size": formatting.format_bytes,
         "visible": text.escape_invisible,
     }
     return environment

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure
-from finetune_trainer.reporting.formatting import display_name, pluralize
+from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
 ChangeDirection = Literal["better", "worse", "unclear", "few", "unknown"]
