@@ -39,18 +39,18 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
 
 SEEN = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
-    "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters beside",
+    "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",
     "training": "3 epochs, 2 x 4 rows per step, learning rate 2e-05 (linear), loss on completion, bf16, seed 11",
     "loading": 'PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")',
-    "limits": "What the base model may not be used for, the adapter may not either.",
+    "limits": "Restrictions on the use of the base model also apply to the adapter.",
     "measure": "| Accuracy (higher is better) | 0.610 (0.570 to 0.650) | 0.830 (0.790 to 0.870) | +0.220 (+0.180 to",
     "overfitting": "**Overfitted.** The validation loss rose",
     "folds": "Validation loss 1.450 ± 0.050",
     "gate": "| bleu at least 30 | 24.60 | no |",
     "bias": "| gender | swap | 0.110 (0.090 to 0.130) | 0.200 (0.180 to 0.220) | +0.090 (+0.060 to +0.120) | worse |",
     "group": "| gender | male | 930 |",
-    "missing": "**Missing:** rougeL: the task is classification",
-    "rejected": "| duplicate | 310 | the same row was there before |",
+    "missing": "**Not measured:** rougeL: the task is classification",
+    "rejected": "| duplicate | 310 | exact duplicates of earlier rows |",
     "total": "| **rows read** | **12,000** |",
     "sensitive": "email 44, phone 3; 44 places redacted",
     "digest": f"`sha256:{'d' * 64}`",
@@ -70,8 +70,8 @@ def test_card_contains_each_fact(text: str) -> None:
 
 def test_card_missing_results_are_stated() -> None:
     text = render_card(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
-    assert "**Nothing was measured.** Its answers were not evaluated." in text
-    assert all(each in text for each in ("Overfitting unknown.", "Bias not measured.", "No gate was set."))
+    assert "**Nothing was measured.** The model was not evaluated." in text
+    assert all(each in text for each in ("Overfitting not measured.", "Bias not measured.", "No gate configured."))
 
 
 def count_markdown_tokens(text: str) -> Counter[str]:

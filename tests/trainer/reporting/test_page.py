@@ -13,7 +13,7 @@ from tests.support.trainer import hostile_texts, run_records
 from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, LossPoint, OverfittingResult
 from finetune_trainer.reporting.page import render_page
 
-SECTIONS = ["better", "trust", "data", "samples", "curves", "next", "made"]
+SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
 DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LOADING = {
     "script",
@@ -64,39 +64,42 @@ def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) ->
 SEEN = {
     "headline": ("h1", "Not published: better in some ways than the base model, worse in others"),
     "better names": (
-        "#better",
+        "#comparison",
         "Better: Validation loss, Perplexity, Accuracy. Worse: BLEU. No clear change: Macro F1.",
     ),
     "measure": (
-        "#better",
+        "#comparison",
         "Accuracy higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
     ),
-    "confusion of the tuned model": ("#better", "billing 150 12 8 3"),
-    "confusion of the base model": ("#better", "billing 90 50 30 3"),
-    "overfitting": ("#trust", "Overfitted The validation loss rose from step 500 on"),
-    "gap": ("#trust", "+0.620. Lowest validation loss at step 500. It rose from step 600 on"),
-    "forgetting": ("#trust", "general text, which the data is not: base 18.20 (17.70 to 18.70), tuned 18.40"),
-    "folds": ("#trust", "Validation loss: 1.450 ± 0.050 over 3 folds"),
-    "each fold": ("#trust", "2 1.500 +0.050"),
-    "gate": ("#trust", "bleu at least 30 24.60 no"),
-    "bias": ("#trust", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
-    "groups": ("#trust", "gender female 210"),
-    "bias note": ("#trust", "religion: 4 rows are too few"),
-    "missing": ("#trust", "rougeL: the task is classification"),
-    "rows": ("#data", "Of 12,000 rows read, 10,423 were trained on: 2,345,678 tokens, of which 1,111,222 were learnt."),
-    "rejected": ("#data", "overlength longer than the longest example allowed 690 5.8 %"),
+    "confusion of the tuned model": ("#comparison", "billing 150 12 8 3"),
+    "confusion of the base model": ("#comparison", "billing 90 50 30 3"),
+    "overfitting": ("#checks", "Overfitted The validation loss rose from step 500 on"),
+    "gap": ("#checks", "+0.620. Lowest validation loss at step 500. It increased from step 600 on"),
+    "forgetting": ("#checks", "general text that is unrelated to the data: base 18.20 (17.70 to 18.70), tuned 18.40"),
+    "folds": ("#checks", "Validation loss: 1.450 ± 0.050 over 3 folds"),
+    "each fold": ("#checks", "2 1.500 +0.050"),
+    "gate": ("#checks", "bleu at least 30 24.60 no"),
+    "bias": ("#checks", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
+    "groups": ("#checks", "gender female 210"),
+    "bias note": ("#checks", "religion: 4 rows are too few"),
+    "missing": ("#checks", "rougeL: the task is classification"),
+    "rows": (
+        "#data",
+        "Of 12,000 rows read, 10,423 were trained on: 2,345,678 tokens, of which 1,111,222 count in the loss.",
+    ),
+    "rejected": ("#data", "overlength longer than the maximum length 690 5.8 %"),
     "sensitive": ("#data", "email 44"),
     "example": ("#data", "invalid s3://data/support/a.jsonl:99"),
     "sample": ("#samples", "Where is my parcel? Order 4711."),
     "best step": ("#curves", "best step: 500"),
     "gap opens": ("#curves", "gap opens: 600"),
     "curve in words": ("#curves", "The validation loss goes from 1.865 at step 100 to"),
-    "advice": ("#next", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
-    "setting": ("#made", "Learning rate 2e-05, linear"),
-    "energy": ("#made", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
-    "input": ("#made", "s3://data/support/a.jsonl 4.8 MiB sha256:bbbb"),
-    "config": ("#made", "maxLength: 1024"),
-    "version": ("#made", "torch 2.14.1"),
+    "advice": ("#recommendations", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
+    "setting": ("#settings", "Learning rate 2e-05, linear"),
+    "energy": ("#settings", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
+    "input": ("#settings", "s3://data/support/a.jsonl 4.8 MiB sha256:bbbb"),
+    "config": ("#settings", "maxLength: 1024"),
+    "version": ("#settings", "torch 2.14.1"),
 }
 
 
@@ -108,10 +111,10 @@ def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) 
 
 SAID_WITHOUT = {
     "headline": "Nothing was measured",
-    "overfitting": "Overfitting unknown",
+    "overfitting": "Overfitting not measured",
     "bias": "Bias not measured",
-    "gate": "No gate was set",
-    "samples": "No samples were taken.",
+    "gate": "No gate configured",
+    "samples": "No samples were generated.",
     "losses": "No losses were recorded.",
     "energy": "Energy of the GPUs not measured",
 }
@@ -123,7 +126,7 @@ def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -
 
 
 def test_page_row_counts_add_up(full: html.HtmlElement) -> None:
-    (table,) = (each for each in full.iter("table") if "every row" in visible_text(each.find("caption")))
+    (table,) = (each for each in full.iter("table") if "All rows" in visible_text(each.find("caption")))
     counts = [int(row.findall("td")[0].text.replace(",", "")) for row in table.find("tbody")]
     total = int(table.find("tfoot").find(".//td").text.replace(",", ""))
     assert sum(counts) == total == 12_000

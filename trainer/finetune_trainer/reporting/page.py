@@ -1,4 +1,4 @@
-"""`report.html`: one page that answers, in this order, what a person asks about a run."""
+"""`report.html`: one self-contained page with the results of a run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from finetune_trainer.reporting.advice import build_advice
 from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_interval
 
 MAX_SHOWN = 20
-"""Samples, examples and the like; the rest is counted and lies in `evaluation.json`."""
+"""Maximum number of samples and of examples of rejected rows. `evaluation.json` has all of them."""
 MAX_INPUTS = 50
 
 
 def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo) -> str:
-    """The page, whole in itself: it loads nothing and runs nothing."""
+    """Render the page. It loads no resources and runs no scripts."""
     context = {
         "manifest": manifest,
         "evaluation": evaluation,
-        "facts": adapter_info,
-        "most": {"shown": MAX_SHOWN, "inputs": MAX_INPUTS},
+        "adapter": adapter_info,
+        "max_shown": MAX_SHOWN,
+        "max_inputs": MAX_INPUTS,
         **_verdict_context(manifest, evaluation),
         **_chart_context(manifest, evaluation),
         **_settings_context(manifest, adapter_info),
@@ -39,7 +40,7 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
 def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
         "headline": verdicts.quality_verdict(evaluation),
-        "trust": verdicts.trust_verdicts(evaluation),
+        "checks": verdicts.trust_verdicts(evaluation),
         "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
         "advice": build_advice(evaluation, manifest),
     }
@@ -47,7 +48,7 @@ def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) ->
 
 def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
-        "account": data_table.build_data_table(manifest.dataset),
+        "data_table": data_table.build_data_table(manifest.dataset),
         "losses": charts.build_loss_chart(evaluation),
         "lengths": charts.build_length_histogram(evaluation.lengths),
         "whiskers": [charts.build_whisker(measure.change, measure.higher_is_better) for measure in evaluation.measures],
@@ -57,13 +58,13 @@ def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> d
 def _settings_context(manifest: AdapterManifest, adapter_info: AdapterInfo) -> dict[str, Any]:
     return {
         "settings": list(list_settings(parse_config(manifest), adapter_info, manifest)),
-        "took": list(list_timings(manifest.metrics)),
+        "timings": list(list_timings(manifest.metrics)),
         "config_text": _format_yaml(manifest.config),
     }
 
 
 def _format_yaml(config: dict[str, Any]) -> str:
-    """As it would stand under `spec` of a manifest."""
+    """Format the config as YAML, as in the `spec` of a FineTuneJob."""
     writer, buffer = YAML(), StringIO()
     writer.width = 100
     writer.dump(config, buffer)
