@@ -1,4 +1,4 @@
-"""Records of runs that never were, for the card, the page and the provenance."""
+"""Made-up records of runs, for the model card, the report page and the provenance."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def make_manifest(**changes: Any) -> AdapterManifest:
 
 
 def make_minimal_evaluation() -> EvaluationReport:
-    """Of a run without validation rows, GPU or prompts."""
+    """Return the evaluation of a run without validation rows, GPU and prompts."""
     return EvaluationReport(overfitting=OverfittingResult(verdict="unknown", message="No validation rows."))
 
 
 def make_full_evaluation() -> EvaluationReport:
-    """With everything in it."""
+    """Return an evaluation with all results."""
     return EvaluationReport(
         task="classification",
         measures=[

@@ -1,4 +1,4 @@
-"""Terms exchanged as a reader would, and back again."""
+"""Swaps of the terms for groups of people in texts, and their inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs as they really arrive: cut off, mislabelled, half converted. Each ends in one sentence with the place."""
+"""Damaged and mislabelled inputs. Each gives a one-sentence error with the location."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WHOLE = to_parquet(prompt=[f"q{number}" for number in range(5000)], completion=[
 NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
 
 DATA: dict[str, tuple[str, bytes, str, str]] = {
-    # name of the object, content, where it is wrong, what is said
+    # name of the object, content, location of the error, part of the message
     "cut off line": ("a.jsonl", GOOD + GOOD[:20], "line 2", "found something else (unexpected end of data"),
     "two objects on a line": ("a.jsonl", GOOD + GOOD.strip() * 2, "line 2", "unexpected content after document"),
     "one quote": ("a.jsonl", GOOD + GOOD.replace(b'"', b"'"), "line 2", "expected a JSON object"),
@@ -182,7 +182,7 @@ def test_reader_damaged_data_names_location(tmp_path: Path, name: str, content: 
 
 ROW = GOOD.strip()
 AROUND: dict[str, tuple[str, bytes, list[int]]] = {
-    # name of the object, content with one wrong row, where the others are
+    # name of the object, content with one invalid row, lines of the other rows
     "a line that is too long": ("a.jsonl", GOOD + b"x" * 17 * MIB + b"\n" + GOOD, [1, 3]),
     "an element that is no JSON": ("a.json", b"[" + ROW + b', {"a" 1}, ' + ROW + b"]", [1, 3]),
     "half a character in an array": ("a.json", b"[" + ROW.replace(b"q", b"\\udc00") + b"," + ROW + b"]", [2]),

@@ -1,4 +1,4 @@
-"""Rows that were there before, rows that resemble each other, and rows that must stay together."""
+"""Exact duplicates, near-duplicates, and groups of rows that must stay in the same split."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_near_rows_sharing_most_words_are_alike(one: PlainText, other: Row | Non
 def test_groups_similar_rows_share_key() -> None:
     groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
-    for number in range(40):  # each resembles the next; the first and the last share nothing
+    for number in range(40):  # each is similar to the next; the first and the last have nothing in common
         groups.add(PlainText(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
     for number in range(40):
         groups.add(PlainText(f"{number} " + " ".join(f"{word}{number}" for word in words)))

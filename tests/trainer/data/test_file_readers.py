@@ -1,4 +1,4 @@
-"""Files of every type, packed and not, and their quirks that are no damage. Without torch."""
+"""Readers of all file types, compressed or not, with valid but unusual files."""
 
 from __future__ import annotations
 

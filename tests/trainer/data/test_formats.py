@@ -1,4 +1,4 @@
-"""What rows mean: each format as users write it, and what cannot be used. Without torch."""
+"""Parsing of rows in each format, and errors for invalid rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
 BAD = {"role": "assistant", "content": "bad"}
 SYSTEM = {"role": "system", "content": "s"}
-LIKED = Preference(Chat([USER, GOOD]), Chat([USER, BAD]))
+PREFERENCE = Preference(Chat([USER, GOOD]), Chat([USER, BAD]))
 
-MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
+VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     "messages": ("sft", {"messages": [USER, GOOD]}, [Chat([USER, GOOD])]),
     "a tool's turn": (
         "sft",
@@ -54,14 +54,14 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         [Preference(PromptCompletion("q", "good"), PromptCompletion("q", "bad"))],
     ),
-    "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [LIKED]),
-    "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [LIKED]),
-    "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [LIKED]),
-    "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [LIKED]),
+    "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [PREFERENCE]),
+    "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [PREFERENCE]),
+    "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [PREFERENCE]),
+    "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [PREFERENCE]),
     "preference, prompt said twice": (
         "dpo",
         {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        [LIKED],
+        [PREFERENCE],
     ),
     "preference in sharegpt": (
         "dpo",
@@ -70,7 +70,7 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
             "chosen": {"from": "gpt", "value": "good"},
             "rejected": {"from": "gpt", "value": "bad"},
         },
-        [LIKED],
+        [PREFERENCE],
     ),
     "preference with system": (
         "dpo",
@@ -109,7 +109,7 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     ),
 }
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "answers twice": (
         "sft",
         {"messages": [USER, GOOD, BAD]},
@@ -156,16 +156,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("method", "row", "meant"), MEANT.values(), ids=MEANT)
-def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], meant: list[Row]) -> None:
-    assert parse_row(row, detect_format(row, method), method) == meant
+@pytest.mark.parametrize(("method", "row", "expected_rows"), VALID_ROWS.values(), ids=VALID_ROWS)
+def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], expected_rows: list[Row]) -> None:
+    assert parse_row(row, detect_format(row, method), method) == expected_rows
 
 
-@pytest.mark.parametrize(("method", "row", "why"), REFUSED.values(), ids=REFUSED)
-def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], why: str) -> None:
+@pytest.mark.parametrize(("method", "row", "expected_message"), INVALID_ROWS.values(), ids=INVALID_ROWS)
+def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], expected_message: str) -> None:
     with pytest.raises(RowError) as caught:
         parse_row(row, detect_format(row, method), method)
-    assert why in str(caught.value)
+    assert expected_message in str(caught.value)
 
 
 def test_renamed_columns_may_swap_names() -> None:

@@ -1,4 +1,4 @@
-"""What is learnt, read back as text, for templates as models have them."""
+"""Loss masks, decoded to text, for the chat templates of common model families."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALTERNATING = (
     "{{ raise_exception('roles must alternate') }}{% endif %}"
     "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
 )
-# Only the last answer shows its empty thoughts, and earlier ones lose theirs, as with Qwen3.
+# As with Qwen3, only the last answer has an empty thinking block.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
@@ -95,7 +95,7 @@ def encode_row(
 
 
 def supervised_texts(example: TokenizedConversation) -> list[str]:
-    """The text of each run of learnt tokens."""
+    """Return the text of each run of tokens that the loss is computed on."""
     words, previous = tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
@@ -132,7 +132,7 @@ def test_loss_mask_plain_pair_has_one_bos_and_eos(bos: str | None, prompt: str) 
     example = encode_row(PromptCompletion(prompt, "4"), None, bos)
     start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
     assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
-    # The first token of all is never learnt: nothing comes before it.
+    # The first token is always masked, because no token precedes it.
     assert supervised_texts(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
 
 
@@ -156,7 +156,7 @@ def test_loss_mask_pair_with_template_is_a_chat() -> None:
     assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
     assert supervised_texts(example) == ["4<|im_end|>"]
     prompt = encode_prompt(words, "2+2?")
-    assert example.input_ids[: len(prompt)] == prompt  # asked later as it was trained
+    assert example.input_ids[: len(prompt)] == prompt  # inference uses the same prompt as training
     assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORE_INDEX, example.input_ids[len(prompt)]]
 
 

@@ -1,4 +1,4 @@
-"""Every row is accounted for, whatever is wrong with it."""
+"""Data preparation accounts for every row, whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def make_preference(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 
 
 CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
-    # method, rows of which all but the first are left out, why
+    # method, rows of which all but the first are rejected, reason
     "nothing but the question is left": (
         "sft",
         [

@@ -1,4 +1,4 @@
-"""Rows of JSONL objects, as users write them; without torch."""
+"""Reading of rows from JSON Lines objects."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_reader_invalid_rows_are_counted_and_first_shown(tmp_path: Path) -> None
     with pytest.raises(TrainerError, match=r"^1000 of 1000 rows cannot be used:") as caught:
         reader.rejections.invalid.raise_if_any(reader.row_count)
     assert caught.value.message.endswith("… and 995 more")
-    assert len(caught.value.message) < 2048  # all that an outcome holds
+    assert len(caught.value.message) < 2048  # maximum size of the termination message
     assert "line 5: expected 'messages'" in caught.value.message
 
 

@@ -1,4 +1,4 @@
-"""The model card, as the hub and a reader see it."""
+"""The model card, as the hub and as readers see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 
-RUNS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
+EVALUATIONS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
 
 
 def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
@@ -24,7 +24,7 @@ def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
     return found
 
 
-@pytest.mark.parametrize("evaluation", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("evaluation", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
     data = parse_card(render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS), caplog).data
     assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
@@ -37,7 +37,7 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
     ]
 
 
-SEEN = {
+EXPECTED_TEXTS = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
     "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",
     "training": "3 epochs, 2 x 4 rows per step, learning rate 2e-05 (linear), loss on completion, bf16, seed 11",
@@ -61,7 +61,7 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
+@pytest.mark.parametrize("text", EXPECTED_TEXTS.values(), ids=EXPECTED_TEXTS)
 def test_card_contains_each_fact(text: str) -> None:
     assert text in render_card(
         run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS
@@ -75,7 +75,7 @@ def test_card_missing_results_are_stated() -> None:
 
 
 def count_markdown_tokens(text: str) -> Counter[str]:
-    """What a reader's Markdown makes of the card, but for the texts."""
+    """Count the Markdown elements of the card, without texts."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text.split("\n---\n", 1)[1])
     every = [inner for token in tokens for inner in [token, *(token.children or [])]]
     return Counter(token.type for token in every if token.type not in ("text", "softbreak", "text_special"))
@@ -96,7 +96,7 @@ def test_card_hostile_text_keeps_structure(text: str, caplog: pytest.LogCaptureF
     )
 
 
-BASES = {
+BASE_MODEL_NAMES = {
     "place": "s3://models/a b/c",
     "number": "1.0",
     "yaml": "a: [b, {c: d}] # e",
@@ -105,7 +105,7 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("name", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("name", BASE_MODEL_NAMES.values(), ids=BASE_MODEL_NAMES)
 def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
     facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
     data = parse_card(render_card(run_records.make_manifest(), run_records.make_full_evaluation(), facts), caplog).data

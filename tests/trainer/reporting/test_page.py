@@ -1,4 +1,4 @@
-"""The page as a reader sees it."""
+"""The report page, as a reader sees it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, Los
 from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
-DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-LOADING = {
+DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LOADING_TAGS = {
     "script",
     "link",
     "img",
@@ -61,7 +61,7 @@ def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) ->
     assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{each}" for each in SECTIONS]
 
 
-SEEN = {
+EXPECTED_TEXTS = {
     "headline": ("h1", "Not published: better in some ways than the base model, worse in others"),
     "better names": (
         "#comparison",
@@ -103,13 +103,13 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize(("place", "text"), SEEN.values(), ids=SEEN)
+@pytest.mark.parametrize(("place", "text"), EXPECTED_TEXTS.values(), ids=EXPECTED_TEXTS)
 def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) -> None:
     (element,) = full.iter("h1") if place == "h1" else [full.get_element_by_id(place[1:])]
     assert text in visible_text(element)
 
 
-SAID_WITHOUT = {
+EXPECTED_WITHOUT_RESULTS = {
     "headline": "Nothing was measured",
     "overfitting": "Overfitting not measured",
     "bias": "Bias not measured",
@@ -120,7 +120,7 @@ SAID_WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("text", SAID_WITHOUT.values(), ids=SAID_WITHOUT)
+@pytest.mark.parametrize("text", EXPECTED_WITHOUT_RESULTS.values(), ids=EXPECTED_WITHOUT_RESULTS)
 def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -> None:
     assert text in visible_text(minimal)
 
@@ -146,7 +146,7 @@ def test_page_unaccounted_rows_are_shown() -> None:
 
 
 def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
-    assert not LOADING & {element.tag for element in full.iter()}
+    assert not LOADING_TAGS & {element.tag for element in full.iter()}
     for element in full.iter():
         assert not [name for name in element.attrib if name.startswith("on")]
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
@@ -182,7 +182,7 @@ def test_page_hostile_text_keeps_structure(text: str) -> None:
     )
     written.encode()
     assert len(written) < 200_000
-    assert not DIRECTING.search(written)
+    assert not DIRECTION_MARKS.search(written)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
     plain = render_page(
         hostile_texts.hostile_manifest("x"), hostile_texts.hostile_evaluation("x"), run_records.ADAPTER_FACTS
@@ -190,7 +190,7 @@ def test_page_hostile_text_keeps_structure(text: str) -> None:
     assert count_elements(parse_page(written)) == count_elements(parse_page(plain))
 
 
-HOW_SHOWN = {
+EXPECTED_DISPLAY = {
     "script": ("<script>alert(1)</script>", "<script>alert(1)</script>"),
     "override": ("\u202egnp.exe", "[U+202E]gnp.exe"),
     "nul": ("a\x00b", "a[U+0000]b"),
@@ -200,7 +200,7 @@ HOW_SHOWN = {
 }
 
 
-@pytest.mark.parametrize(("text", "expected"), HOW_SHOWN.values(), ids=HOW_SHOWN)
+@pytest.mark.parametrize(("text", "expected"), EXPECTED_DISPLAY.values(), ids=EXPECTED_DISPLAY)
 def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
     evaluation = hostile_texts.hostile_evaluation("x")
     sample = evaluation.samples[0].model_copy(update={"tuned": text})
@@ -211,7 +211,7 @@ def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
 
 
 FINE = OverfittingResult(verdict="none", message="fine")
-ODD = {
+SPARSE_EVALUATIONS = {
     "one loss": EvaluationReport(overfitting=FINE, training_losses=[LossPoint(step=0, loss=0)]),
     "equal losses": EvaluationReport(
         overfitting=FINE, validation_losses=[LossPoint(step=each, loss=2) for each in (1, 2)]
@@ -224,7 +224,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("evaluation", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("evaluation", SPARSE_EVALUATIONS.values(), ids=SPARSE_EVALUATIONS)
 def test_page_sparse_data_is_drawn(evaluation: EvaluationReport) -> None:
     assert "nan%" not in render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
 

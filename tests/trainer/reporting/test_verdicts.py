@@ -1,4 +1,4 @@
-"""What the numbers are said to mean, and what is advised."""
+"""Verdicts and recommendations for evaluation results."""
 
 from __future__ import annotations
 

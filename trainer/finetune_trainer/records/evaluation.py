@@ -173,7 +173,7 @@ class EvaluationReport(Model):
         if not row_counts:
             return None
         return (
-            f"{min(row_counts)} validation rows are too few for intervals: the report cannot tell a change from chance"
+            f"{min(row_counts)} validation rows are too few for intervals: the report cannot distinguish a change from chance"
         )
 
     def flatten_metrics(self) -> dict[str, float]:
