@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import (
     BiasFinding,
     BiasResult,
@@ -23,7 +24,6 @@ from finetune_trainer.records.evaluation import (
     Sample,
 )
 from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ADAPTER_FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from tests.support.trainer import hostile_texts, run_records
 
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 
 EVALUATIONS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}

@@ -1,12 +1,12 @@
-"""Facts about a trained adapter, and the settings of a run as text."""
+"""Description of an adapter and of the settings of its run, as text for the reports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.formatting import format_duration, format_number
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.text import format_names
 
@@ -15,22 +15,6 @@ METHOD_NAMES = {
     "dpo": "direct preference optimisation",
     "kto": "Kahneman-Tversky optimisation",
 }
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """Facts about a trained adapter, collected so that the reports do not need the model."""
-
-    base_name: str
-    """Name of the base model for PEFT and servers: a hub name without its scheme, otherwise the URI."""
-    trainable_parameters: int
-    """Number of trained parameters."""
-    total_parameters: int
-    """Number of parameters of base model and adapter together."""
-    precision: str
-    """Precision of the training: `bf16`, `fp16` or `fp32`; never `auto`."""
-    target_modules: tuple[str, ...]
-    """Modules with an adapter, as named in `adapter_config.json`."""
 
 
 def parse_config(manifest: AdapterManifest) -> TrainerConfig:

@@ -14,12 +14,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from finetune_trainer.formatting import format_number, pluralize
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import data_table, verdicts
 from finetune_trainer.reporting.adapter_info import (
     METHOD_NAMES,
-    AdapterInfo,
     describe_adapter,
     describe_training_length,
     list_settings,

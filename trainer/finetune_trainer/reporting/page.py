@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from finetune_trainer import formatting, text
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import charts, data_table, verdicts
-from finetune_trainer.reporting.adapter_info import AdapterInfo, list_settings, list_timings, parse_config
+from finetune_trainer.reporting.adapter_info import list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
 from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_interval
 

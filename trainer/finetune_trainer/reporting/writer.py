@@ -11,9 +11,9 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import REPORT_NAME, AdapterManifest, FileRecord
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 from finetune_trainer.reporting.provenance import Builder, build_statement
