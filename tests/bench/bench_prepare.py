@@ -27,7 +27,7 @@ from tests.support.trainer.tiny_model import CHATML, StoredFile, config, tokeniz
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
-from finetune_trainer.data.rows import RowReader
+from finetune_trainer.data.row_reader import RowReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

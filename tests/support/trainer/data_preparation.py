@@ -1,4 +1,4 @@
-"""Preparing rows as a run does, with the tokenizer of the tiny model."""
+"""Data preparation with the tokenizer of the tiny model."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, TokenizedConversation
-from finetune_trainer.data.rows import LabeledExample, Row
+from finetune_trainer.data.row_types import LabeledExample, Row
 
 COLUMNS_BY_METHOD: Mapping[str, Mapping[str, str]] = {
     "sft": {"input_ids": "ids", "labels": "ids"},

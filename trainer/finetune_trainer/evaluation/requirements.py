@@ -9,7 +9,7 @@ from finetune_trainer.contract import Reason, Task, TrainerConfig
 from finetune_trainer.data.augment.counterfactual import explain_invalid_terms
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.data.loss_masking import encode_prompt
-from finetune_trainer.data.rows import SourceFile
+from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, parse_pairs
 from finetune_trainer.evaluation.task_metrics import explain_no_bleu, find_task_problem

@@ -13,7 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.generation_config import collect_end_token_ids
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
-from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.records.adapter import AdapterInfo
 
 if TYPE_CHECKING:
     import torch

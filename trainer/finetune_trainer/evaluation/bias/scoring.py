@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract import BiasEvaluation
 from finetune_trainer.data.augment.counterfactual import CATEGORIES, USER_CATEGORY, find_named_groups, swap_row_terms
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
-from finetune_trainer.data.rows import PromptCompletion
+from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
 from finetune_trainer.modeling.inference import CompletionDecoder, extract_prompt, select_evenly
