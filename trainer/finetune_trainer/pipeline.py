@@ -32,7 +32,7 @@ from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.run_log import capture_log
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
 from finetune_trainer.telemetry.watchdog import stall_watchdog
-from finetune_trainer.tracking import credentials, run_tracking, tensorboard_files
+from finetune_trainer.tracking import run_tracking, tensorboard_files
 
 if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
@@ -136,7 +136,7 @@ def _check_secrets(config: TrainerConfig) -> None:
     if config.output.signing:
         signing.check_signing_key(config.output.signing)
     if config.tracking and config.tracking.tool != "tensorboard":
-        credentials.read_credentials(config.tracking)
+        run_tracking.read_credentials(config.tracking)
 
 
 @contextmanager

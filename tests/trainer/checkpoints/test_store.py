@@ -82,7 +82,7 @@ def test_checkpoint_store_other_config_is_untouched(
     save_checkpoints(store, tmp_path, 5)
     other = open_store(s3, prefix, replace(ORIGIN, config_digest="sha256:other"))
     assert other.fetch_newest(tmp_path / "restored") is None
-    assert "1 other configs have some here, which are left alone: config" in caplog.text
+    assert "ignoring checkpoints of 1 other configurations: config" in caplog.text
     other.clear()
     assert list_steps(s3, prefix) == ["step-5"]
 

@@ -41,7 +41,7 @@ def test_metadata_name_other_than_text_is_refused(tmp_path: Path, field: str, gi
 @pytest.mark.parametrize("metadata", ["generateName: bot-", "namespace: team"])
 def test_metadata_without_name_is_refused(tmp_path: Path, metadata: str) -> None:
     with pytest.raises(
-        TrainerError, match=r"metadata\.name: this field is required: give it a name.*\(line 3\)"
+        TrainerError, match=r"metadata\.name: this field is required: set a name.*\(line 3\)"
     ) as error:
         load_config(tmp_path, build_manifest_with_metadata(metadata))
     assert error.value.reason is Reason.CONFIG_INVALID

@@ -151,7 +151,7 @@ class TestWorkers:
         assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
         assert time.monotonic() - began < 60
         assert self.wait_for_exit(parted, processes[1]) == -signal.SIGKILL
-        assert f"going on from step {stopped.step}" in parted.rank_zero.log
+        assert f"resuming from step {stopped.step}" in parted.rank_zero.log
         losses |= parted.rank_zero.read_losses()
 
         assert parted.run() == [0, 0], parted.logs

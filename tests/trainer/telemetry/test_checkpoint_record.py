@@ -138,5 +138,5 @@ def test_record_survives_sigkill_without_progress_server(pods: Callable[[str], T
         process.kill()
     assert "not served" in job.log
     resumed, since = _read_record(job.folder / "outcome")
-    assert f"going on from step {resumed}" in job.log
+    assert f"resuming from step {resumed}" in job.log
     assert (resumed, since) >= (step, time)

@@ -58,7 +58,7 @@ def test_watchdog_stalled_run_is_ended(tmp_path: Path, moves: str, status: int) 
     if status:
         outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
         assert outcome.reason is Reason.TRAINING_STALLED
-        assert "nothing moved for 1 s while the stage was Preparing" in outcome.message
+        assert "no progress for 1 s in stage Preparing" in outcome.message
         assert "Thread 0x" in done.stderr  # the stacks
         assert "time.sleep" in done.stderr or 'File "<string>"' in done.stderr
 

@@ -27,21 +27,21 @@ from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
 log = logging.getLogger(__name__)
 
 RESTORED_DIR = "restored"
-"""Folder that a checkpoint is restored to."""
+"""Folder to which a checkpoint is downloaded."""
 DEFAULT_INTERVAL_SECONDS = 120.0
-"""Between two checkpoints, unless a number of steps is set."""
+"""Seconds between two checkpoints, unless `checkpoints.everySteps` is set."""
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A state that transformers has written to the disk, and the steps of all the run's trainings until then."""
+    """A state that transformers has written to disk, and the optimizer steps of the run until then."""
 
     folder: Path
     step: int
 
 
 class CheckpointUploader:
-    """One upload at a time, in the background; of the states that wait for it only the newest counts."""
+    """Uploads checkpoints in the background, one at a time. Of those that wait, only the newest is kept."""
 
     def __init__(self, store: CheckpointStore, progress: ProgressReporter, check_lock: Callable[[], None]) -> None:
         self._store = store
@@ -53,7 +53,7 @@ class CheckpointUploader:
         threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
     def submit(self, checkpoint: CheckpointFolder) -> None:
-        """Upload this one as soon as the one under way is done, then remove its folder."""
+        """Upload this checkpoint when the current upload is done, then remove its folder."""
         with self._condition:
             superseded, self._pending = self._pending, checkpoint
             self._condition.notify_all()
@@ -61,9 +61,9 @@ class CheckpointUploader:
             shutil.rmtree(superseded.folder, ignore_errors=True)
 
     def flush(self) -> None:
-        """Wait until all that was handed over is stored, or has failed to be."""
+        """Wait until all submitted checkpoints are stored or have failed."""
         with self._condition:
-            # In short turns: Python handles no signal while it waits for good.
+            # With a timeout, since Python handles no signals during an unlimited wait.
             while self._is_uploading or self._pending:
                 self._condition.wait(0.2)
 
@@ -84,17 +84,20 @@ class CheckpointUploader:
         started_at = time.monotonic()
         try:
             self._store.save(checkpoint.folder, checkpoint.step, self._check_lock)
-        except (TrainerError, OSError) as error:  # an earlier one is still there, and the next may succeed
-            log.warning("checkpoint: the one of step %d could not be stored: %s", checkpoint.step, error)
+        except (
+            TrainerError,
+            OSError,
+        ) as error:  # an earlier checkpoint is still stored, and the next upload may succeed
+            log.warning("checkpoint: could not store step %d: %s", checkpoint.step, error)
         else:
             report_checkpoint(self._progress, checkpoint.step, current_timestamp())
-            log.info("checkpoint: step %d is stored, after %.1f s", checkpoint.step, time.monotonic() - started_at)
+            log.info("checkpoint: stored step %d in %.1f s", checkpoint.step, time.monotonic() - started_at)
         finally:
             shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
 
 def report_checkpoint(progress: ProgressReporter, step: int, created_at: str) -> None:
-    """Report a checkpoint that is complete in the store, where it is asked for and where it outlasts a kill."""
+    """Report a complete checkpoint in the progress and in the termination message, which survives a kill."""
     progress.update(last_checkpoint_step=step, last_checkpoint_time=created_at)
     termination_message.record_checkpoint(progress.get_latest())
 

@@ -1,5 +1,4 @@
-"""The merged model, once its adapter is published. Whatever goes wrong with it, the adapter is there and the run ends
-well."""
+"""The stage that publishes the merged model. It does not fail the run, since the adapter is published before."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _BUG_LOGGER = "finetune_trainer.bugs"
 
-_RETRY_HINT = "a run of the same config and output makes it from the adapter, without training"
+_RETRY_HINT = "a run with the same config and output creates it from the adapter, without training"
 _PENDING_MESSAGE = "the merged model is not published yet; " + _RETRY_HINT
 
 
@@ -72,13 +71,13 @@ def _publish_merged_model(
 
 @contextmanager
 def _translate_disk_errors() -> Iterator[None]:
-    """Turns a want of disk space into `DISK_FULL`."""
+    """Raise `DISK_FULL` if the disk is full in the block."""
     try:
         yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        message = f"{error.filename or 'scratch'}: no space is left; enlarge compute.scratch"
+        message = f"{error.filename or 'scratch'}: no space left on device; increase compute.scratch"
         raise TrainerError(Reason.DISK_FULL, message) from error
 
 

@@ -1,4 +1,4 @@
-"""Ends an attempt in which nothing moves any more, so that the next one can begin."""
+"""Watchdog: ends an attempt that is stalled, so that the next one can begin."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _watch_activity(recorder: OutcomeRecorder, activity: _Activity, seconds: flo
 def _get_file_size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # removed meanwhile
+    except OSError:  # removed since it was listed
         return 0
 
 
@@ -91,14 +91,14 @@ def _abort_stalled(recorder: OutcomeRecorder, seconds: float) -> NoReturn:
         recorder,
         termination_message.build_outcome(
             Reason.TRAINING_STALLED,
-            f"nothing moved for {seconds:.0f} s while the stage was {stage}; the log has the stacks of all threads. "
-            "Raise training.stallSeconds if a single step takes so long",
+            f"no progress for {seconds:.0f} s in stage {stage}; the log has the stacks of all threads. Increase "
+            "training.stallSeconds if a single step takes that long",
         ),
     )
 
 
 def abort(recorder: OutcomeRecorder, final_outcome: Outcome) -> NoReturn:
-    """Write the outcome and leave from any thread, while the others may be stuck."""
+    """Write the outcome and end the process, from any thread and even if other threads are stuck."""
     final_outcome = recorder.complete(final_outcome)
     termination_message.write_outcome(final_outcome)
     log.error("%s: %s", final_outcome.reason, final_outcome.message)

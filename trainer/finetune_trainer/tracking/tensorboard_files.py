@@ -1,4 +1,4 @@
-"""TensorBoard's event file, beside the result: the whole run's, earlier attempts' steps too."""
+"""The event file for TensorBoard, which is published with the result and covers all attempts of the run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 TENSORBOARD_FOLDER = "tensorboard"
 _EVENT_FILE_NAME = "events.out.tfevents.finetune"
-"""The same for each attempt, so that a later one replaces what an earlier one left; TensorBoard looks for `tfevents`.
-Its own name would hold the time and this machine's."""
+"""Name of the event file. It is the same for each attempt, so that a later one replaces the file of an earlier one.
+TensorBoard looks for `tfevents`; its default name contains time and host name."""
 
 
 Curves = Mapping[str, Iterable[tuple[int, float]]]
