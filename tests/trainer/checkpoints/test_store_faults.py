@@ -63,17 +63,17 @@ def edit_marker(**fields: object) -> Change:
         pytest.param(
             flip_bit("adapter_model.safetensors"), "adapter_model.safetensors is damaged", id="a bit is flipped"
         ),
-        pytest.param(truncate_file("checkpoint.json"), "checkpoint.json cannot be read", id="the marker is cut"),
-        pytest.param(edit_marker(formatVersion=2), "it has format 2", id="a later trainer's"),
+        pytest.param(truncate_file("checkpoint.json"), "checkpoint.json is invalid", id="the marker is cut"),
+        pytest.param(edit_marker(formatVersion=2), "it has format version 2", id="a later trainer's"),
         pytest.param(edit_marker(files=[]), "it lists no files", id="the marker is empty"),
         pytest.param(
             edit_marker(files=[{"path": "../../x", "size": 1, "sha256": ""}]),
-            "names ../../x",
+            "lists ../../x",
             id="a name that leads outside",
         ),
         pytest.param(
             edit_marker(files=[{"path": "training_args.bin", "size": 1, "sha256": ""}]),
-            "names training_args.bin",
+            "lists training_args.bin",
             id="a pickle",
         ),
     ],

@@ -70,4 +70,4 @@ def test_run_recorded_checkpoint_resumes_own_recipe_only(s3: S3Server, output: s
         assert "resuming from step 2" in log
     else:
         assert f"it was trained with recipe {recipe}, this trainer uses recipe {RECIPE}" in log
-        assert "training starts afresh" in log
+        assert "training starts from the beginning" in log

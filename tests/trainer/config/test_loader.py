@@ -95,7 +95,7 @@ def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int)
             "spec.output: this field is required (line 4)",
         ),
         (build_manifest() + "---\n" + build_manifest(), "contains 2 YAML documents, expected exactly one FineTuneJob"),
-        ("", "holds 0 YAML documents"),
+        ("", "contains 0 YAML documents"),
         ("- a\n- b\n", "is not a FineTuneJob: it is not a mapping"),
         (build_manifest().replace("FineTuneJob", "Job"), "is not a FineTuneJob of finetune.dev/…: kind Job"),
         (

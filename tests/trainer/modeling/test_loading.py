@@ -82,7 +82,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         write_json(INDEX, weight_map={"a": "1.safetensors", "b": "model.safetensors", "c": "2.safetensors"}),
         "2 of 3 weight files are missing, the first is 1.safetensors",
     ),
-    "shard elsewhere": (write_json(INDEX, weight_map={"a": "../model.safetensors"}), "not a safetensors file next to it"),
+    "shard elsewhere": (
+        write_json(INDEX, weight_map={"a": "../model.safetensors"}),
+        "not a safetensors file next to it",
+    ),
     "whole model beside shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
     "index without shards": (write_json(INDEX), "has no weight_map"),
 }
