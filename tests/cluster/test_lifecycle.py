@@ -118,7 +118,7 @@ def test_run_suspended_resumes_from_checkpoint(flow: ClusterHarness) -> None:
     assert status["attempts"] == 2
     assert status["activeSeconds"] > before["activeSeconds"]
     log = flow.kubectl("logs", "job/suspended")
-    assert f"going on from step {before['lastCheckpointStep']}" in log
+    assert f"resuming from step {before['lastCheckpointStep']}" in log
 
 
 def test_run_evicted_resumes_without_using_retry(flow: ClusterHarness) -> None:
@@ -133,7 +133,7 @@ def test_run_evicted_resumes_without_using_retry(flow: ClusterHarness) -> None:
     assert _get_reason(status, "Complete") == "Completed", status
     assert (status["attempts"], flow.get_object("job", "evicted")["status"].get("failed", 0)) == (2, 0)
     assert status["lastCheckpointStep"] >= before["lastCheckpointStep"]
-    assert "going on from step" in flow.kubectl("logs", flow.list_pods("evicted")[-1])
+    assert "resuming from step" in flow.kubectl("logs", flow.list_pods("evicted")[-1])
 
 
 def test_run_active_deadline_exceeded_saves_and_fails(flow: ClusterHarness) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.pipeline import build_manifest, run
+from finetune_trainer.pipeline import build_manifest, resolve_run, run
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -66,4 +66,4 @@ def publish(
 
 def run_untrained(config: TrainerConfig, scratch: Path) -> Outcome:
     """Training is never reached, since the tiny "model" is none."""
-    return run(config, scratch, RunContext(ProgressReporter()))
+    return run(resolve_run(config), scratch, OutcomeRecorder(ProgressReporter()))

@@ -234,7 +234,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "config is a list": (_write_file("config.json", "[]"), "config.json is not a JSON object"),
     "config asks for code": (
         _write_file("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'),
-        "asks for code (auto_map)",
+        "refers to code (auto_map)",
     ),
     "tokenizer asks for code": (
         _write_file("tokenizer_config.json", '{"auto_map": {}}'),
@@ -242,19 +242,22 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "kernel of others": (
         _write_file("config.json", '{"attn_implementation": "a/b"}'),
-        "asks for code (attn_implementation)",
+        "refers to code (attn_implementation)",
     ),
     "code": (_write_file("modeling.py", "print()"), "modeling.py is code"),
     "no tokenizer": (_remove_file("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
     "no weights": (_remove_file("model.safetensors"), "no *.safetensors file"),
-    "quantised": (_write_file("config.json", '{"quantization_config": {}}'), "only unquantised models can be tuned"),
-    "an adapter": (_write_file("adapter_config.json", "{}"), "it holds an adapter"),
+    "quantised": (
+        _write_file("config.json", '{"quantization_config": {}}'),
+        "only unquantized models can be fine-tuned",
+    ),
+    "an adapter": (_write_file("adapter_config.json", "{}"), "it is an adapter"),
     "weights above the folder": (
         _write_index({"a": "../a.safetensors"}),
-        "names '../a.safetensors', which is no safetensors",
+        "lists '../a.safetensors', which is not a safetensors",
     ),
-    "weights anywhere": (_write_index({"a": "/etc/a.safetensors"}), "names '/etc/a.safetensors'"),
-    "weights in a pickle": (_write_index({"a": "a.bin"}), "names 'a.bin'"),
+    "weights anywhere": (_write_index({"a": "/etc/a.safetensors"}), "lists '/etc/a.safetensors'"),
+    "weights in a pickle": (_write_index({"a": "a.bin"}), "lists 'a.bin'"),
     "a shard is missing": (
         _write_index({"a": "a.safetensors"}),
         "1 of 1 weight files are missing, the first is a.safetensors",

@@ -90,7 +90,7 @@ def test_download_always_truncated_is_storage_corrupt(s3: S3Server, tmp_path: Pa
     objects = find_objects(connection, Location.parse("s3://data/cut-always.b*"), DATA_ERRORS)
     proxy.truncations_left = 1000
     with pytest.raises(
-        TrainerError, match=r"cut-always\.bin .*the connection ended before all bytes had come"
+        TrainerError, match=r"cut-always\.bin .*the connection ended before all bytes were received"
     ) as error:
         download_data(connection, objects, tmp_path)
     proxy.truncations_left = 0

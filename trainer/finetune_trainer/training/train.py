@@ -21,7 +21,6 @@ from finetune_trainer.training.monitor import MetricLogger, StepOffset, Training
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from finetune_trainer.checkpoints.follower import NonPrimarySaver
     from finetune_trainer.checkpoints.manager import CheckpointSaver
     from finetune_trainer.data.preparation import PreparedData
 
@@ -47,7 +46,7 @@ class TrainingSession:
     progress: ProgressReporter
     callbacks: Sequence[TrainerCallback] = ()
     resume_from: Path | None = None
-    saver: CheckpointSaver | NonPrimarySaver | None = None
+    saver: CheckpointSaver | None = None
     offset: StepOffset = field(default_factory=StepOffset)
     log_metrics: MetricLogger = discard_metrics
 
