@@ -238,7 +238,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "tokenizer asks for code": (
         _write_file("tokenizer_config.json", '{"auto_map": {}}'),
-        "tokenizer_config.json asks for",
+        "tokenizer_config.json refers to",
     ),
     "kernel of others": (
         _write_file("config.json", '{"attn_implementation": "a/b"}'),
