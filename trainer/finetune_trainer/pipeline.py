@@ -193,7 +193,7 @@ def _train_and_publish(
     from finetune_trainer.modeling import loading, positions
     from finetune_trainer.publishing import export, merge, merge_check
     from finetune_trainer.reporting import writer
-    from finetune_trainer.training import cross_validation
+    from finetune_trainer.training.train import train
 
     _enter_stage(Stage.LOADING, context)
     tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
@@ -211,7 +211,7 @@ def _train_and_publish(
         else follower.NonPrimaryCheckpointManager(checkpoint_store)
     )
     with checkpoint_manager.open_session(context, folder) as session:
-        train_result = cross_validation.train_all(limited_config, loaded, prepared, session, folder)
+        train_result = train(limited_config, loaded, prepared, session, folder)
     if isinstance(checkpoint_manager, follower.NonPrimaryCheckpointManager):
         collectives.barrier(context.progress)  # so that a pod ends well only when the result is whole
         return termination_message.build_outcome(Reason.COMPLETED, "trained with the first worker, which has published")
@@ -269,9 +269,11 @@ def _prepare_inputs(
 ) -> tuple[DownloadedInputs, PreparedData]:
     """What is done once on each node."""
     from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import loading, positions
+    from finetune_trainer.training.methods import get_method
 
     downloaded = download_future.result()
     _enter_stage(Stage.PREPARING, context)
@@ -280,7 +282,12 @@ def _prepare_inputs(
     files = preparation.DataFiles(downloaded.sources, downloaded.digest, downloaded.validation)
     model_config = loading.load_model_config(downloaded.model_dir)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
-    prepared = preparation.prepare_dataset(config, files, tokenizer, folder, positions.get_max_positions(model_config))
+    prepared = preparation.prepare_dataset(
+        config,
+        files,
+        RowEncoding(tokenizer, get_method(config), positions.get_max_positions(model_config)),
+        folder,
+    )
     context.dataset = prepared.report
     requirements.check_requirements(config, prepared, tokenizer)
     requirements.read_sentence_pairs(downloaded.pairs)  # so that a wrong line is told before training

@@ -10,7 +10,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.tracking import tensorboard_files
 from finetune_trainer.training.early_stopping import EvalResult
-from finetune_trainer.training.train import TrainResult
+from finetune_trainer.training.state import TrainResult
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 

@@ -13,7 +13,7 @@ from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
 from finetune_trainer.telemetry.termination_message import RunContext
-from finetune_trainer.training.train import TrainingSession
+from finetune_trainer.training.state import TrainingSession
 
 
 @dataclass

@@ -21,7 +21,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter, current_timest
 from finetune_trainer.telemetry.run_log import RunLog
 from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
 from finetune_trainer.telemetry.termination_message import RunContext
-from finetune_trainer.training.train import TrainingSession
+from finetune_trainer.training.state import TrainingSession
 
 log = logging.getLogger(__name__)
 

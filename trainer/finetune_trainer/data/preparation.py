@@ -20,6 +20,7 @@ from finetune_trainer.data.deduplication import MAX_NEAR_DUPLICATE_ROWS, HashSet
 from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
+from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.rows import RowReader, SourceFile
 from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.split_writer import DuplicateIndex, PreparationContext, SplitWriter
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class DataFiles:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready to train on, memory-mapped from disk; `columns.COLUMNS` says what they hold."""
+    """Rows ready to train on, memory-mapped from disk; in the columns of the training method."""
 
     dataset: datasets.Dataset
     report: DatasetReport
@@ -82,12 +82,11 @@ class PreparedData:
 def prepare_dataset(
     config: TrainerConfig,
     files: DataFiles,
-    tokenizer: PreTrainedTokenizerBase,
+    encoding: RowEncoding,
     work_dir: Path,
-    max_positions: int | None = None,
 ) -> PreparedData:
     """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`. No row is
-    longer than `model.maxLength` and the model's `positions`, if it has a limit.
+    longer than `model.maxLength` and the positions of the model, if they are limited.
 
     The report accounts for every row: rows = kept + validation + the sum of rejected.
     Raises `DATA_INVALID` naming the first wrong rows and how many there are, and for rows that cannot be divided as
@@ -95,8 +94,8 @@ def prepare_dataset(
     `MODEL_INVALID` if the tokenizer cannot do it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    boilerplate = _find_boilerplate(config, files)
-    context = _build_context(config, files, tokenizer, LengthLimits.from_config(config, max_positions))
+    boilerplate = _find_boilerplate(config, files, encoding.schema)
+    context = _build_context(config, files, encoding)
     validation_index = _build_duplicate_index(
         config, work_dir, boilerplate, always_track=bool(files.validation_sources)
     )
@@ -129,9 +128,8 @@ def prepare_dataset(
     )
 
 
-def _build_context(
-    config: TrainerConfig, files: DataFiles, tokenizer: PreTrainedTokenizerBase, limits: LengthLimits
-) -> PreparationContext:
+def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncoding) -> PreparationContext:
+    limits = LengthLimits.from_config(config, encoding.max_positions)
     if limits.is_set_by_model:
         log.info(
             "model.maxLength is lowered from %d to %d: %s",
@@ -141,15 +139,15 @@ def _build_context(
         )
     return PreparationContext(
         preparation=config.dataset.preparation,
-        method=config.training.method,
+        schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(tokenizer, config.training.loss),
+        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
         ledger=RowLedger(config, [file.uri for _, source_files in files.sources for file in source_files], limits),
-        reader=RowReader(config.training.method),
+        reader=RowReader(encoding.schema),
     )
 
 
-def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int] | None:
+def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema) -> frozenset[int] | None:
     """What does not count when rows are compared; `None` if they are not compared, or too many for it.
 
     Raises `CONFIG_INVALID` if they are too many and have to be compared.
@@ -158,7 +156,7 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int]
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(config.training.method).read([*files.validation_sources, *files.sources])
+    rows = RowReader(schema).read([*files.validation_sources, *files.sources])
     for number, (_, row) in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(

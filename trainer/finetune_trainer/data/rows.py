@@ -9,8 +9,9 @@ from typing import Any
 
 from finetune_trainer.contract import DataSource
 from finetune_trainer.data.conversations import ROLES
-from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
+from finetune_trainer.data.formats import rename_columns
 from finetune_trainer.data.readers.files import read_raw_rows
+from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_types import (
     Chat,
     InvalidRows,
@@ -47,7 +48,7 @@ class RowReader:
     For kto a pair of answers is two rows, each judged and counted by itself.
     """
 
-    method: str = "sft"
+    schema: RowSchema
     row_count: int = 0
     invalid_rows: InvalidRows = field(default_factory=InvalidRows)
 
@@ -55,7 +56,7 @@ class RowReader:
         """The rows that can be used, each with its place. Raises `DATA_INVALID` where an object cannot be read on."""
         for source, files in sources:
             located_rows = (located_row for file in files for located_row in read_raw_rows(file))
-            detector = _FormatDetector(source, self.method)
+            detector = _FormatDetector(source, self.schema)
             for location, row in islice(located_rows, source.limit):
                 yield from self._parse_row(detector, location, row)
 
@@ -77,15 +78,15 @@ class _FormatDetector:
     """The format of a source's objects: stated, or told by each object's first row that tells it."""
 
     source: DataSource
-    method: str
+    schema: RowSchema
     detected: dict[str, str] = field(default_factory=dict)
 
-    def parse_row(self, uri: str, row: dict[str, Any] | RowError) -> list[Row]:
+    def parse_row(self, uri: str, row: dict[str, Any] | RowError) -> Sequence[Row]:
         if isinstance(row, RowError):
             raise row
         renamed_row = rename_columns(row, self.source.fields)
         if self.source.format != "auto":
-            return parse_row(renamed_row, self.source.format, self.method)
+            return self.schema.parse_row(renamed_row, self.source.format)
         if uri not in self.detected:
-            self.detected[uri] = detect_format(renamed_row, self.method)
-        return parse_row(renamed_row, self.detected[uri], self.method)
+            self.detected[uri] = self.schema.detect_format(renamed_row)
+        return self.schema.parse_row(renamed_row, self.detected[uri])

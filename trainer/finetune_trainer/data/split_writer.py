@@ -18,6 +18,7 @@ from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
+from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import find_rejection_reason, list_conversations, list_texts, map_texts
 from finetune_trainer.data.rows import Row, RowError, RowReader, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
@@ -47,7 +48,7 @@ class PreparationContext:
     """What both sides share."""
 
     preparation: Preparation
-    method: str
+    schema: RowSchema
     limits: LengthLimits
     loss_masker: LossMasker
     ledger: RowLedger
@@ -99,7 +100,7 @@ class SplitWriter:
     def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
         """All rows that are kept to an Arrow stream, which `datasets` maps into memory."""
         with (
-            tokenized_rows.TokenizedRowWriter(self._path, self._context.method) as writer,
+            tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
@@ -143,7 +144,7 @@ class SplitWriter:
         for pending_row, count in pending_rows:
             row_conversations = list(islice(conversations, count))
             tokenized_row = tokenized_rows.build_tokenized_row(
-                pending_row.row, row_conversations, self._context.limits, self._context.method
+                pending_row.row, row_conversations, self._context.limits, self._context.schema
             )
             if self._accept_row(pending_row, tokenized_row):
                 yield tokenized_row

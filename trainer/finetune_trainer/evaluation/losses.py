@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.intervals import bootstrap, estimate_weighted_mean
@@ -45,13 +44,6 @@ def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned
             lambda rows: compute_perplexity(tuned_sums, rows) - compute_perplexity(base_sums, rows), len(token_counts)
         ),
     )
-
-
-def summarize_folds(folds: Sequence[float]) -> CrossValidationResult | None:
-    """What the losses of the folds, of which there are two or more, come to; `None` if there was none."""
-    if not folds:
-        return None
-    return CrossValidationResult(metric="evalLoss", folds=list(folds), mean=fmean(folds), deviation=stdev(folds))
 
 
 def build_fold_measures(cross_validation: CrossValidationResult | None) -> list[Measure]:

@@ -13,13 +13,13 @@ from finetune_trainer.data.rows import SourceFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, parse_pairs
 from finetune_trainer.evaluation.task_metrics import explain_no_bleu, find_task_problem
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
 
-_METRICS_BY_METHOD = {"sft": ["evalLoss", "perplexity"], "dpo": ["evalLoss", "evalRewardAccuracy"], "kto": ["evalLoss"]}
 _METRICS_BY_TASK = {
     None: [],
     "classification": ["accuracy", "macroF1"],
@@ -31,11 +31,11 @@ _METRICS_BY_TASK = {
 
 
 def list_metrics(config: TrainerConfig) -> list[str]:
-    """Names of all that will be measured."""
+    """Return the names of all metrics that the evaluation measures."""
     bias_metrics = ["biasFlags"] if config.evaluation.bias else []
     fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []
     return [
-        *_METRICS_BY_METHOD[config.training.method],
+        *get_method(config).metrics,
         *_METRICS_BY_TASK[config.evaluation.task],
         *bias_metrics,
         *fold_metrics,

@@ -21,7 +21,6 @@ from finetune_trainer.evaluation.losses import (
     build_fold_measures,
     measure_eval_loss,
     measure_perplexity,
-    summarize_folds,
 )
 from finetune_trainer.modeling.inference import TextGenerator, extract_prompts, select_evenly
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
@@ -31,6 +30,7 @@ from finetune_trainer.modeling.precision import autocast_like_training, resolve_
 from finetune_trainer.records.evaluation import (
     BiasResult,
     ConfusionMatrix,
+    CrossValidationResult,
     Estimate,
     EvaluationReport,
     LossPoint,
@@ -40,12 +40,13 @@ from finetune_trainer.records.evaluation import (
 )
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import early_stopping
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.training.train import TrainResult
+    from finetune_trainer.training.state import TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
 
 def _run_measurements(inputs: EvaluationInput, results: EvaluationResults, progress: ProgressReporter) -> None:
     settings = inputs.config.evaluation
-    if inputs.config.training.method == "sft":
+    if get_method(inputs.config).uses_token_loss:
         with results.section("general text"):
             results.forgetting = measure_forgetting(inputs.loaded_model, progress.heartbeat)
         if inputs.prepared.validation is not None:
@@ -143,7 +144,8 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         if math.isfinite(eval_result.loss)
     ]
     verdict = OverfittingResult(verdict="unknown", message="It could not be judged.")
-    cross_validation = summarize_folds(train_result.fold_losses)
+    fold_losses = train_result.fold_losses
+    cross_validation = CrossValidationResult.from_losses(fold_losses) if fold_losses else None
     with results.section("overfitting"):
         verdict = _judge_overfitting(inputs, results, training_losses, validation_losses)
     return EvaluationReport(
@@ -203,7 +205,7 @@ def _measure_bias(
     inputs: EvaluationInput, settings: BiasEvaluation, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
     scorer = BiasScorer(inputs.loaded_model.model, inputs.loaded_model.tokenizer, settings, heartbeat)
-    swappable_rows = inputs.prepared.validation if inputs.config.training.method == "sft" else None
+    swappable_rows = inputs.prepared.validation if get_method(inputs.config).uses_token_loss else None
     results.bias = scorer.measure_bias(
         inputs.sentence_pairs or load_builtin_pairs(), inputs.prepared.dataset, swappable_rows
     )
@@ -220,7 +222,8 @@ def _measures_from_training(inputs: EvaluationInput) -> list[Measure]:
     eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
     count = len(inputs.prepared.validation or [])
     measures = []
-    for name, higher_is_better in (("evalLoss", False), ("evalRewardAccuracy", True)):
+    extra_metrics = get_method(inputs.config).extra_metrics
+    for name, higher_is_better in (("evalLoss", False), *((name, True) for name in extra_metrics)):
         if name in metrics:
             base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
             base_estimate = None if base is None or math.isnan(base) else Estimate(value=base, samples=count)

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 """Names under which vocabularies hold a padding token that the tokenizer's config does not mention."""
+_UNSLOTH_METHODS = ("sft",)
+"""Methods for which Unsloth's kernels were compared with transformers on a GPU, so that `auto` may choose them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _choose_automatically(config: TrainerConfig, is_installed: bool) -> tuple[st
     training = config.training
     if topology.world_size() > 1:
         return "transformers", f"{topology.world_size()} workers train together"
-    if training.packing or training.method != "sft":
+    if training.packing or training.method not in _UNSLOTH_METHODS:
         setting = "training.packing" if training.packing else f"method {training.method}"
         return "transformers", f"auto takes it for {setting}, with a GPU or without"
     if config.model.quantization == "int8":

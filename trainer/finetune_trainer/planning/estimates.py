@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.planning.model_shape import ModelShape
+from finetune_trainer.training.methods import get_method
 
 GPU_SIZES_GB = (16, 24, 40, 80, 141)
 """Memory of the usual GPUs, in 10^9 bytes as they are sold."""
@@ -17,8 +18,10 @@ FLOPS_UTILISATION = 0.35
 _LOGIT_CHUNK_TOKENS = 256  # learnt tokens whose logits TRL's loss holds at once
 _ADAMW_BYTES_PER_PARAMETER = 16  # bytes per trainable parameter: itself, its gradient and AdamW's two moments, all fp32
 _CUDA_CONTEXT_BYTES = 1.5e9  # CUDA's own, its libraries' workspaces and the allocator's gaps
-_FLOPS_PER_PARAMETER = {"sft": 4, "dpo": 6, "kto": 6}
-"""Per token and base parameter: forward 2, backward through frozen weights 2, the reference model's forward 2."""
+_FLOPS_PER_PASS = 2
+"""FLOPs per token and parameter of the base model: one multiplication and one addition in a forward pass, and the same
+in a backward pass through frozen weights, which need no gradients (Kaplan et al., 2020, section 2.1,
+https://arxiv.org/abs/2001.08361)."""
 _BYTES_PER_QUANTIZED_PARAMETER = {"none": None, "int8": 1.0, "nf4": 0.5625}
 """Per packed parameter; nf4 has an fp32 scale per block of 64."""
 
@@ -46,7 +49,7 @@ class MemoryEstimate:
 def estimate_memory(config: TrainerConfig, shape: ModelShape) -> MemoryEstimate:
     """At the longest batch that the config allows. `auto` precision is counted as on a GPU, in 16 bits."""
     bytes_per_value = 4 if config.training.precision == "fp32" else 2
-    rows = config.training.batch_size * (2 if config.training.method == "dpo" else 1)
+    rows = config.training.batch_size * get_method(config).sequences_per_row
     tokens = rows * config.model.max_length
     return MemoryEstimate(
         base=round(_estimate_base_bytes(config, shape, bytes_per_value)),
@@ -75,14 +78,14 @@ def _estimate_activation_bytes(shape: ModelShape, token_bytes: int, is_recompute
 
 def _estimate_logit_bytes(config: TrainerConfig, shape: ModelShape, tokens: int) -> int:
     """In fp32, with their gradient and one copy more; `sft` never holds those of all tokens at once."""
-    tokens_at_once = min(_LOGIT_CHUNK_TOKENS, tokens) if config.training.method == "sft" else tokens
+    tokens_at_once = min(_LOGIT_CHUNK_TOKENS, tokens) if get_method(config).chunks_logits else tokens
     return tokens_at_once * shape.vocab_size * 4 * 3
 
 
 def estimate_seconds(config: TrainerConfig, shape: ModelShape, tokens: int) -> dict[str, float]:
     """Training time by GPU. Gradient checkpointing computes the forward pass twice."""
-    recompute_flops = 2 if config.training.gradient_checkpointing else 0
-    flops = tokens * shape.parameters * (_FLOPS_PER_PARAMETER[config.training.method] + recompute_flops)
+    passes = get_method(config).forward_passes + 1 + config.training.gradient_checkpointing
+    flops = tokens * shape.parameters * _FLOPS_PER_PASS * passes
     return {gpu: flops / (tflops * 1e12 * FLOPS_UTILISATION) for gpu, tflops in GPU_TFLOPS.items()}
 
 

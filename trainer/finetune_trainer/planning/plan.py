@@ -86,27 +86,32 @@ def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Pla
 
 
 def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tuple[PreparedData, ModelShape]:
+    config = resolved_inputs.config
     download = resolve.start_download(resolved_inputs, folder)
     from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.modeling import loading
 
     # Seconds of imports, while the download goes on.
-    loading.import_backend("transformers", resolved_inputs.config.model.quantization)
+    loading.import_backend("transformers", config.model.quantization)
     fetched = download.result()
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import adapters
     from finetune_trainer.planning import model_shape
+    from finetune_trainer.training.methods import get_method
 
     model_files.check_model_dir(fetched.model_dir)
     if fetched.adapter_dir is not None:
-        adapters.check_adapter(resolved_inputs.config, fetched.adapter_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, resolved_inputs.config.model.chat_template)
-    shape = model_shape.compute_model_shape(resolved_inputs.config, fetched.model_dir)
+        adapters.check_adapter(config, fetched.adapter_dir)
+    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    shape = model_shape.compute_model_shape(config, fetched.model_dir)
     loading.check_vocabulary(tokenizer, shape.vocab_size)
     files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparation.prepare_dataset(resolved_inputs.config, files, tokenizer, folder, shape.max_positions)
-    requirements.check_requirements(resolved_inputs.config, prepared, tokenizer)
+    prepared = preparation.prepare_dataset(
+        config, files, RowEncoding(tokenizer, get_method(config), shape.max_positions), folder
+    )
+    requirements.check_requirements(config, prepared, tokenizer)
     requirements.read_sentence_pairs(fetched.pairs)
     return prepared, shape
 
@@ -143,8 +148,7 @@ def _count_steps_and_tokens(
     config: TrainerConfig, prepared: PreparedData, world_size: int
 ) -> tuple[list[int], list[int], int]:
     """Of each training its steps and those of an epoch, that on all rows last; and the tokens of all together."""
-    from finetune_trainer.training.cross_validation import count_sequences, iterate_training_rows
-    from finetune_trainer.training.train import count_optimizer_steps
+    from finetune_trainer.training.steps import count_optimizer_steps, count_sequences, iterate_training_rows
 
     one_epoch = config.training.model_copy(update={"epochs": 1.0, "max_steps": None})
     training_rows = list(iterate_training_rows(prepared))

@@ -14,6 +14,7 @@ from finetune_trainer.modeling.generation_config import collect_end_token_ids
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
 from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     import torch
@@ -156,4 +157,13 @@ def collect_adapter_info(config: TrainerConfig, loaded: LoadedModel) -> AdapterI
     """What only the model itself knows of its adapter, for the report."""
     trainable, total = loaded.model.get_nb_trainable_parameters()
     names = tuple(list_target_modules(loaded.model))
-    return AdapterInfo(get_base_model_name(config), trainable, total, resolve_precision(config), names)
+    method = get_method(config)
+    return AdapterInfo(
+        get_base_model_name(config),
+        trainable,
+        total,
+        resolve_precision(config),
+        names,
+        method.title,
+        config.training.beta if method.beta_applies else None,
+    )

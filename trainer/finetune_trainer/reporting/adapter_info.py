@@ -10,12 +10,6 @@ from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.formatting import format_duration, format_number
 from finetune_trainer.text import format_names
 
-METHOD_NAMES = {
-    "sft": "supervised fine-tuning",
-    "dpo": "direct preference optimisation",
-    "kto": "Kahneman-Tversky optimisation",
-}
-
 
 @dataclass(frozen=True)
 class AdapterInfo:
@@ -31,6 +25,10 @@ class AdapterInfo:
     """`bf16`, `fp16` or `fp32`; never `auto`."""
     target_modules: tuple[str, ...]
     """The modules that got an adapter, as `adapter_config.json` names them."""
+    method_title: str
+    """The training method, such as `supervised fine-tuning`."""
+    beta: float | None = None
+    """`training.beta`, if the method depends on it."""
 
 
 def parse_config(manifest: AdapterManifest) -> TrainerConfig:
@@ -60,7 +58,7 @@ def list_settings(
 ) -> Iterator[tuple[str, str]]:
     """Every setting that shapes the adapter, with its value."""
     training = config.training
-    yield "Method", METHOD_NAMES[training.method] + ("" if training.method == "sft" else f", beta {training.beta:g}")
+    yield "Method", adapter_info.method_title + ("" if adapter_info.beta is None else f", beta {adapter_info.beta:g}")
     yield "Length", describe_training_length(config)
     yield "Rows per step", f"{training.batch_size} x {training.gradient_accumulation} (batch x accumulation) per device"
     yield "Learning rate", f"{training.learning_rate:g}, {training.scheduler}, warm-up {training.warmup_ratio:g}"

@@ -11,7 +11,6 @@ from finetune_trainer.records.evaluation import BiasResult, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import data_table, verdicts
 from finetune_trainer.reporting.adapter_info import (
-    METHOD_NAMES,
     AdapterInfo,
     describe_adapter,
     describe_training_length,
@@ -101,7 +100,7 @@ def _render_summary(manifest: AdapterManifest, adapter_info: AdapterInfo) -> str
         (
             f"Base model: {format_code(config.model.uri)}, {format_code(manifest.model.revision)}",
             f"Adapter: {escape(describe_adapter(config, adapter_info), 4000)}",
-            f"Training: {METHOD_NAMES[training.method]}, {describe_training_length(config)}, {training.batch_size} x "
+            f"Training: {adapter_info.method_title}, {describe_training_length(config)}, {training.batch_size} x "
             f"{training.gradient_accumulation} rows per step, learning rate {training.learning_rate:g} "
             f"({training.scheduler}), loss on {training.loss}, {adapter_info.precision}, seed {training.seed}, backend "
             f"{escape(manifest.backend)}",

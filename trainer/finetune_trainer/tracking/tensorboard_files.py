@@ -12,7 +12,7 @@ from finetune_trainer.contract import TrainerConfig
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
-    from finetune_trainer.training.train import TrainResult
+    from finetune_trainer.training.state import TrainResult
 
 TENSORBOARD_FOLDER = "tensorboard"
 _EVENT_FILE_NAME = "events.out.tfevents.finetune"

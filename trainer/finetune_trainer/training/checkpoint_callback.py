@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer.checkpoints.follower import NonPrimarySaver
-from finetune_trainer.checkpoints.manager import CheckpointFolder, CheckpointSaver
+from finetune_trainer.checkpoints.manager import CheckpointFolder
 from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.training.state import CheckpointSaver
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
@@ -18,7 +18,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     Steps are counted from the run's first: `before` are those of its trainings before this one.
     """
 
-    def __init__(self, saver: CheckpointSaver | NonPrimarySaver, steps_before: int = 0) -> None:
+    def __init__(self, saver: CheckpointSaver, steps_before: int = 0) -> None:
         self._saver, self._steps_before = saver, steps_before
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:

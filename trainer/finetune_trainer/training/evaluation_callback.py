@@ -20,78 +20,88 @@ from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training import early_stopping
 from finetune_trainer.training.adapter_snapshot import AdapterSnapshot
 from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.methods.base import TrainingMethod
 from finetune_trainer.training.monitor import TrainingMonitor
-from finetune_trainer.training.trl_methods import TokenizedDPOTrainer, TokenizedKTOTrainer, TokenizedSFTTrainer
+from finetune_trainer.training.state import TrainerInputs
+from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Rows to look at."""
+    """Measures the training's own loss on rows that it is not trained on."""
 
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer
+    trainer: TokenizedTrainer
+    inputs: TrainerInputs
     rows: datasets.Dataset
-    collator: Callable[[Any], Any]
     heartbeat: Callable[[], None]
     """Called after each batch."""
 
+    @property
+    def method(self) -> TrainingMethod:
+        """The training method."""
+        return get_method(self.inputs.config)
+
     def evaluate(self) -> dict[str, float]:
-        """`evalLoss`, the mean over learnt tokens for `sft` and over rows for the others, without dropout; of `dpo`
-        also `evalRewardAccuracy`."""
+        """Return `evalLoss`, the mean over supervised tokens, or over rows for preference methods, without dropout, and
+        the extra metrics of the method."""
         model, trainer = self.trainer.model, self.trainer
+        names = ["evalLoss", *self.method.extra_metrics]
         model.eval()
-        # A loader draws from the generator that dropout draws from; looking must not change the training.
+        # A data loader draws from the random generator of dropout; an evaluation must not change the training.
         with torch.random.fork_rng(devices=[]), disable_gather(trainer):
             batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
         model.train()
         trainer._metrics["eval"].clear()
-        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 3)
-        total_weight, total_loss, total_preferred = collectives.all_reduce_sum(totals.sum(0)).tolist()
-        metrics = {"evalLoss": total_loss / total_weight if total_weight else math.nan}
-        return metrics | (
-            {"evalRewardAccuracy": total_preferred / total_weight}
-            if isinstance(trainer, TokenizedDPOTrainer) and total_weight
-            else {}
-        )
+        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 1 + len(names))
+        total_weight, *sums = collectives.all_reduce_sum(totals.sum(0)).tolist()
+        if not total_weight:
+            return {"evalLoss": math.nan}
+        return {name: total / total_weight for name, total in zip(names, sums, strict=True)}
 
     def evaluate_loss(self) -> float:
-        """`evalLoss` alone."""
+        """Return `evalLoss` alone."""
         return self.evaluate()["evalLoss"]
 
     def _build_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """This worker's share of the batches."""
+        """Return the batches of this rank."""
         local_batches = self._split_into_batches()[topology.rank() :: topology.world_size()]
-        return torch.utils.data.DataLoader(self.rows, batch_sampler=local_batches, collate_fn=self.collator)
+        return torch.utils.data.DataLoader(
+            self.rows, batch_sampler=local_batches, collate_fn=self.method.build_collator(self.inputs)
+        )
 
     def _split_into_batches(self) -> list[list[int]]:
-        """Rows in their order. `kto` compares the rows of a batch with each other, so it gets pairs whatever the batch
-        size is, and three at the end where one would be left over: its loss would depend on the batches otherwise."""
-        row_count, in_pairs = len(self.rows), isinstance(self.trainer, TokenizedKTOTrainer)
+        """Return the row numbers of each batch, in their order. A method that compares rows gets pairs, and three rows
+        at the end of an odd number, so that its loss does not depend on the batch size."""
+        row_count, in_pairs = len(self.rows), self.method.compares_rows
         batch_size = 2 if in_pairs else self.trainer.args.per_device_train_batch_size
         starts = list(range(0, row_count, batch_size))
         if in_pairs and row_count % 2 and row_count > 1:
             del starts[-1]
         return [list(range(start, end)) for start, end in zip(starts, [*starts[1:], row_count], strict=True)]
 
-    def _evaluate_batch(self, inputs: dict[str, torch.Tensor]) -> tuple[int, float, float]:
-        """What it weighs, and, each times that weight, its loss and the share of rows whose right answer is preferred.
+    def _evaluate_batch(self, batch: dict[str, torch.Tensor]) -> list[float]:
+        """Return the weight of a batch, then its loss and its extra metrics, each times the weight.
 
-        In a batch of `dpo` there are two answers to each row.
+        `input_ids` and `labels` have the shape (sequences, tokens). The weight is the number of supervised tokens, or
+        of sequences if there are no labels; a row of `dpo` is two sequences.
         """
-        weight = len(inputs["input_ids"])
-        if "labels" in inputs:
-            weight = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        inputs = self.trainer._prepare_inputs(inputs)
+        weight = len(batch["input_ids"])
+        if "labels" in batch:
+            weight = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        batch = self.trainer._prepare_inputs(batch)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            loss = float(self.trainer.compute_loss(self.trainer.model, inputs))
+            loss = float(self.trainer.compute_loss(self.trainer.model, batch))
         self.heartbeat()
-        preferred = self.trainer._metrics["eval"].get("rewards/accuracies", [0.0])[-1]
-        return weight, loss * weight, preferred * weight
+        batch_metrics = self.trainer._metrics["eval"]
+        extra_metrics = [batch_metrics[name][-1] for name in self.method.extra_metrics.values()]
+        return [weight, *(value * weight for value in (loss, *extra_metrics))]
 
 
 @contextmanager
-def disable_gather(trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer) -> Iterator[None]:
+def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
     """Has TRL exchange nothing with other workers while it computes a loss.
 
     It would gather numbers of each row for metrics, which takes batches of one size in all workers, and for `kto` a

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -24,7 +24,10 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.training.evaluation_callback import disable_gather
-from finetune_trainer.training.trl_methods import TokenizedSFTTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ class LossCheck:
 
 
 @contextmanager
-def evaluation_mode(trainer: TokenizedSFTTrainer) -> Iterator[None]:
+def evaluation_mode(trainer: TokenizedTrainer) -> Iterator[None]:
     """Without dropout and gradients, in the training's precision, the generators of random numbers as before."""
     model = trainer.model
     was_training = model.training

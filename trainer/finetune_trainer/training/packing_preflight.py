@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import datasets
 import torch
@@ -22,7 +23,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.training import packing
 from finetune_trainer.training.loss_preflight import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
-from finetune_trainer.training.trl_methods import TokenizedSFTTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
 
 log = logging.getLogger(__name__)
 

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data.preparation import PreparedData
-from finetune_trainer.distributed import topology
-from finetune_trainer.modeling.loading import LoadedModel
-from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import EnergyUse
-from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.checkpoint_callback import CheckpointCallback
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.evaluation_callback import EvalCallback, HeldOutEvaluator
-from finetune_trainer.training.loss_preflight import LossCheck
+from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.monitor import Step, TrainingMonitor
-from finetune_trainer.training.packing_preflight import PackingCheck
-from finetune_trainer.training.padding_rows import pad_dataset
-from finetune_trainer.training.train import TrainingSession
-from finetune_trainer.training.trl_methods import (
-    KTODataCollator,
-    TokenizedDPOTrainer,
-    TokenizedKTOTrainer,
-    TokenizedSFTTrainer,
-)
+from finetune_trainer.training.state import TrainerInputs, TrainingSession
+from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -58,27 +42,6 @@ class TrainOutput:
     energy: EnergyUse
     held_out_loss: float | None
     """Of rows that were left out to measure it, if there are any."""
-
-
-@dataclass(frozen=True)
-class TrainerInputs:
-    """What a trainer is built from."""
-
-    config: TrainerConfig
-    loaded: LoadedModel
-    prepared: PreparedData
-    work_dir: Path
-
-    def build_collator(self) -> Callable[[Any], Any]:
-        """For rows of the method, as they are prepared."""
-        pad_token_id = self.loaded.tokenizer.pad_token_id
-        if self.config.training.method == "kto":
-            return KTODataCollator(pad_token_id, get_max_positions(self.loaded.model.get_base_model().config))
-        is_sft = self.config.training.method == "sft"
-        collator: Callable[[Any], Any] = (DataCollatorForLanguageModeling if is_sft else DataCollatorForPreference)(
-            pad_token_id
-        )
-        return collator
 
 
 def run(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
@@ -106,8 +69,7 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     if has_gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
-    if isinstance(trainer, TokenizedSFTTrainer):
-        _run_preflight(trainer, inputs, monitor)
+    trainer.run_preflight(inputs, monitor.progress.heartbeat)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
     if session.resume_from is None:
@@ -123,9 +85,7 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     held_out_loss = (
         None
         if held_out_rows is None
-        else HeldOutEvaluator(
-            trainer, held_out_rows, inputs.build_collator(), monitor.progress.heartbeat
-        ).evaluate_loss()
+        else HeldOutEvaluator(trainer, inputs, held_out_rows, monitor.progress.heartbeat).evaluate_loss()
     )
     return TrainOutput(
         losses,
@@ -140,19 +100,12 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     )
 
 
-def _run_preflight(trainer: TokenizedSFTTrainer, inputs: TrainerInputs, monitor: TrainingMonitor) -> None:
-    rows, heartbeat = inputs.prepared.dataset, monitor.progress.heartbeat
-    LossCheck(trainer, inputs.config, rows, inputs.build_collator(), heartbeat).run()
-    if inputs.config.training.packing:
-        PackingCheck(trainer, inputs.config, rows, inputs.loaded.tokenizer.pad_token_id, heartbeat).run()
-
-
 def _read_log_history(state: TrainerState, name: str) -> list[tuple[int, float]]:
     return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
 
 
 def _resume(
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer,
+    trainer: TokenizedTrainer,
     checkpoint: Path,
     eval_callback: EvalCallback | None,
 ) -> None:
@@ -173,12 +126,12 @@ def _resume(
     callbacks.on_train_end(trainer.args, state, trainer.control)
 
 
-def build_trainer(inputs: TrainerInputs) -> TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer:
+def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
     """The method's trainer."""
     model = inputs.loaded.model
     # TRL rounds the adapter of a quantised model to bf16; it is small, and learns better in 32 bits.
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    trainer = _create_trainer(inputs, {"model": model, "processing_class": inputs.loaded.tokenizer})
+    trainer = get_method(inputs.config).build_trainer(inputs)
     if "ref" in model.peft_config:
         # TRL copies the adapter to compare with. Without the copy it compares with the base model, as is documented.
         model.delete_adapter("ref")
@@ -189,49 +142,8 @@ def build_trainer(inputs: TrainerInputs) -> TokenizedSFTTrainer | TokenizedDPOTr
     return trainer
 
 
-def _create_trainer(
-    inputs: TrainerInputs, common_arguments: dict[str, Any]
-) -> TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer:
-    config, rows, collator = inputs.config, inputs.prepared.dataset, inputs.build_collator()
-    method, work_dir = config.training.method, inputs.work_dir
-    if method == "sft":
-        rows, collator = _pack_rows(inputs) if config.training.packing else (rows, collator)
-        rows, padding_row_count = _pad_rows(inputs, rows)
-        arguments = trl_arguments.build_sft_config(config, inputs.loaded.backend, len(rows), work_dir)
-        trainer = TokenizedSFTTrainer(**common_arguments, args=arguments, train_dataset=rows, data_collator=collator)
-        trainer.padding_row_count = padding_row_count
-        return trainer
-    if config.training.lora.dropout:
-        log.warning("%s compares likelihoods, so TRL turns dropout off: training.lora.dropout has no effect", method)
-    if method == "dpo":
-        arguments = trl_arguments.build_dpo_config(config, len(rows), work_dir)
-        return TokenizedDPOTrainer(**common_arguments, args=arguments, train_dataset=rows, data_collator=collator)
-    # Rows keep their order through all epochs, so they are mixed here; the permutation is all that is kept in memory.
-    permutation = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.training.seed))
-    arguments = trl_arguments.build_kto_config(config, len(rows), work_dir)
-    return TokenizedKTOTrainer(
-        **common_arguments, args=arguments, train_dataset=rows.select(permutation.tolist()), data_collator=collator
-    )
-
-
-def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:
-    """One worker takes a smaller batch at the end."""
-    if topology.world_size() == 1:
-        return rows, 0
-    return pad_dataset(
-        rows, inputs.config.training.batch_size * topology.world_size(), inputs.loaded.tokenizer.pad_token_id
-    )
-
-
-def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Callable[[Any], Any]]:
-    rows = inputs.prepared.dataset
-    sequences = packing.pack_dataset(rows, inputs.config.model.max_length)
-    log.info("packing: %d rows in %d sequences, none cut, each sees itself alone", len(rows), len(sequences))
-    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id)
-
-
 def _add_callbacks(
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer,
+    trainer: TokenizedTrainer,
     inputs: TrainerInputs,
     session: TrainingSession,
     monitor: TrainingMonitor,
@@ -241,9 +153,7 @@ def _add_callbacks(
     trainer.add_callback(_MonitorCallback(monitor, trainer))
     eval_callback = None
     if inputs.prepared.validation is not None:
-        evaluator = HeldOutEvaluator(
-            trainer, inputs.prepared.validation, inputs.build_collator(), monitor.progress.heartbeat
-        )
+        evaluator = HeldOutEvaluator(trainer, inputs, inputs.prepared.validation, monitor.progress.heartbeat)
         eval_callback = EvalCallback(evaluator, monitor, inputs.config.training)
         trainer.add_callback(eval_callback)
     for callback in session.callbacks:
@@ -256,9 +166,7 @@ def _add_callbacks(
 class _MonitorCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
     """Hands each step to the watch."""
 
-    def __init__(
-        self, monitor: TrainingMonitor, trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer
-    ) -> None:
+    def __init__(self, monitor: TrainingMonitor, trainer: TokenizedTrainer) -> None:
         self._monitor = monitor
         self._trainer = trainer
 
