@@ -17,7 +17,7 @@ ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 GENERATE_SCRIPT = """
 import json, sys
 from pathlib import Path
-from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.modeling.generation import generate_completions
 base, adapter, out, *prompts = sys.argv[1:]
 Path(out).write_text(json.dumps(generate_completions(Path(base), Path(adapter), prompts, 40)))
 """

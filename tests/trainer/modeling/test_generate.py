@@ -12,7 +12,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, conf
 from finetune_trainer.data import preparation
 from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.modeling import loading
-from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.modeling.generation import generate_completions
 from finetune_trainer.publishing.export import export_adapter
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training.methods import get_method

@@ -82,7 +82,7 @@ def read_sentence_pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
 
 
 def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    from finetune_trainer.modeling.inference import extract_prompts
+    from finetune_trainer.evaluation.prompts import extract_prompts
 
     max_rows, splits = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
     validation_references, training_references = (

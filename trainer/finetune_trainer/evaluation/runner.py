@@ -22,7 +22,8 @@ from finetune_trainer.evaluation.losses import (
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.modeling.inference import TextGenerator, extract_prompts, select_evenly
+from finetune_trainer.evaluation.prompts import extract_prompts, select_evenly
+from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions

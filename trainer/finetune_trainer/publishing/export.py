@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data.end_of_turn import choose_published_eos_token
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.generation_config import collect_end_token_ids
+from finetune_trainer.modeling.generation import collect_end_token_ids
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
 from finetune_trainer.reporting.adapter_info import AdapterInfo

@@ -17,7 +17,8 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.data.rows import PromptCompletion
 from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
-from finetune_trainer.modeling.inference import CompletionDecoder, extract_prompt, select_evenly
+from finetune_trainer.evaluation.prompts import extract_prompt, select_evenly
+from finetune_trainer.modeling.generation import CompletionDecoder
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import BiasResult
