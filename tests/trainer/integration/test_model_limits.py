@@ -81,7 +81,7 @@ def test_run_texts_beyond_positions_completes(
     assert (found.max_length, found.positions_limit_length) == (POSITIONS, True)
     assert f"{POSITIONS} tokens, the base model's positions" in to_text(found)
     judged = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
-    assert judged["missing"][0] == f"sample prompts: 1 of 2 do not fit the model's {POSITIONS} positions"
+    assert judged["missing"][0] == f"sample prompts: 1 of 2 exceed the {POSITIONS} positions of the model"
     assert [each["prompt"] for each in judged["samples"]] == ["Hi"]
     assert any("more tokens than the model has positions" in note for note in judged["bias"]["notes"])
 
