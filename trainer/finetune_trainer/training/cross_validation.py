@@ -1,7 +1,7 @@
-"""Cross-validation: before the training on all rows the same once more for each fold, without its part, and the loss on
-that part. The base model is loaded once. Imports torch, so import this module only after the backend.
+"""Cross-validation: one training for each fold, on the rows of all other folds, before the training on all rows.
 
-Each checkpoint holds the losses of the folds that were done before it, and so says which training it is of.
+The base model is loaded once. Each checkpoint contains the losses of the folds before it, which identify its training.
+Imports torch, so import this module only after the backend.
 """
 
 from __future__ import annotations
@@ -88,25 +88,25 @@ def _add_folds(result: TrainResult, losses: list[float], fold_metrics: dict[str,
 def _train_fold(
     config: TrainerConfig, loaded: LoadedModel, fold: PreparedData, session: TrainingSession, work_dir: Path
 ) -> float:
-    """The loss on the rows that are left out."""
+    """Train on all rows except those of a fold, and return the loss on the held-out rows."""
     name, held_out_count = session.offset.name, len(fold.held_out_fold or ())
-    log.info("%s: trains on %d rows, without %d", name, len(fold.dataset), held_out_count)
+    log.info("%s: training on %d rows, %d held out", name, len(fold.dataset), held_out_count)
     if config.training.early_stopping is None:
-        fold = replace(fold, validation=None)  # looking at it would change nothing
-    # A folder of its own: the last checkpoint of the fold before may still be on its way to the store.
+        fold = replace(fold, validation=None)  # an evaluation would change nothing
+    # A folder of its own: the last checkpoint of the previous fold may still be uploading.
     result = train_once(config, loaded, fold, session, work_dir / name.replace("/", "-of-").replace(" ", "-"))
     loss = result.metrics["leftOutLoss"]
-    log.info("%s: loss %.4f on the %d rows left out", name, loss, held_out_count)
+    log.info("%s: loss %.4f on the %d held-out rows", name, loss, held_out_count)
     return loss
 
 
 def _log_fold_metrics(log_metrics: MetricLogger, fold_number: int, step: int, metrics: Mapping[str, float]) -> None:
-    """Apart from those of the training on all rows, under the same tracker."""
+    """Log the metrics of a fold under names of their own."""
     log_metrics(step, {f"fold{fold_number}/{name}": value for name, value in metrics.items()})
 
 
 def _read_fold_losses(checkpoint: Path | None) -> list[float]:
-    """Of the folds that were done when the checkpoint was made."""
+    """Return the losses of the folds that were complete when the checkpoint was saved."""
     if checkpoint is None:
         return []
     content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def _read_fold_losses(checkpoint: Path | None) -> list[float]:
 
 
 def _free_memory() -> None:
-    """Trainer and optimizer, which refer to each other."""
+    """Free the trainer and the optimizer, which reference each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

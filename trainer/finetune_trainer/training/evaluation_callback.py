@@ -1,4 +1,5 @@
-"""Looks at rows that are not trained on. Imports TRL, so import this module only after the backend."""
+"""Evaluates the model during training on rows that it is not trained on. Imports TRL, so import it only after the
+backend."""
 
 from __future__ import annotations
 
@@ -102,10 +103,10 @@ class HeldOutEvaluator:
 
 @contextmanager
 def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
-    """Has TRL exchange nothing with other workers while it computes a loss.
+    """Make TRL compute a loss without communication between ranks.
 
-    It would gather numbers of each row for metrics, which takes batches of one size in all workers, and for `kto` a
-    mean that the loss depends on: the same rows would have another loss where more workers look at them.
+    It would gather values of each row for its metrics, which needs batches of the same size in all ranks, and for `kto`
+    a mean that the loss depends on, so that the loss of the same rows would change with the number of ranks.
     """
     accelerator = trainer.accelerator
     accelerator.gather = accelerator.gather_for_metrics = lambda tensor: tensor
@@ -116,10 +117,11 @@ def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
 
 
 class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Looks before the first step, at each epoch's end or every `evalSteps` steps, and at the end; with
-    `earlyStopping` it keeps the best adapter, and ends the training when no better one comes.
+    """Evaluates before the first step, at the end of each epoch or every `evalSteps` steps, and after the last step.
+    With `earlyStopping`, it also keeps the best adapter and stops the training.
 
-    It acts at a step's end alone, before a checkpoint of that step is saved, so that no look is missing in it.
+    It runs at the end of a step, before the checkpoint of this step is saved, so that the checkpoint contains its
+    result.
     """
 
     def __init__(self, evaluator: HeldOutEvaluator, monitor: TrainingMonitor, training: Training) -> None:
@@ -128,16 +130,16 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
 
     @property
     def eval_results(self) -> list[EvalResult]:
-        """All so far, of earlier attempts too."""
+        """All results so far, including those of earlier attempts."""
         return self._evaluator.trainer.token_counter.eval_results
 
     @property
     def should_stop(self) -> bool:
-        """Whether no lower loss is to be waited for any more."""
+        """Whether early stopping ends the training now."""
         return early_stopping.should_stop(self.eval_results, self._training.early_stopping)
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from there, after the looks themselves were restored."""
+        """Restore the best adapter from a checkpoint. The token counter restores the results."""
         if self._best_adapter:
             self._best_adapter.load(checkpoint)
 
@@ -161,7 +163,7 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
             self._evaluate(state)
         best_result = early_stopping.find_best(self.eval_results)
         if self._best_adapter and best_result:
-            log.info("the adapter of step %d has the lowest validation loss and is taken", best_result.step)
+            log.info("the adapter of step %d has the lowest validation loss and is restored", best_result.step)
             self._best_adapter.restore()
 
     def _evaluate(self, state: TrainerState) -> None:

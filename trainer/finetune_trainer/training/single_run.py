@@ -74,8 +74,8 @@ def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) 
 
 def _build_memory_advice(config: TrainerConfig) -> str:
     training = config.training
-    checkpointing_advice = "" if training.gradient_checkpointing else ", turn training.gradientCheckpointing on"
+    checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
     return (
         f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize "
-        f"(and raise gradientAccumulation as much) or model.maxLength{checkpointing_advice}, or give it more memory"
+        f"(and raise gradientAccumulation accordingly) or model.maxLength{checkpointing_advice}, or provide more memory"
     )

@@ -1,4 +1,4 @@
-"""Builds and runs TRL's trainers. Imports TRL, so import this module only after the backend."""
+"""Builds and runs TRL's trainers. Imports transformers, so import this module only after the backend."""
 
 from __future__ import annotations
 
@@ -28,32 +28,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOutput:
-    """What was trained, by earlier attempts too: loss and learning rate of each step, tokens without padding, those
-    learnt and seconds, and what was seen of the validation data; peak bytes of GPU memory of this attempt, if there is
-    one."""
+    """The counts and losses of a training, including those of earlier attempts."""
 
     losses: list[tuple[int, float]]
+    """Optimizer step and loss."""
     learning_rates: list[tuple[int, float]]
+    """Optimizer step and learning rate."""
     tokens: int
+    """Trained tokens, without padding."""
     supervised_tokens: int
     elapsed_seconds: float
     eval_results: list[EvalResult]
     peak_memory_bytes: int | None
+    """Peak GPU memory of this attempt; None without a GPU."""
     energy: EnergyUse
     held_out_loss: float | None
-    """Of rows that were left out to measure it, if there are any."""
+    """Loss on the held-out fold, if there is one."""
 
 
 def run(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
-    """Train on the rows as they are: nothing is dropped, cut or masked here."""
+    """Train on the prepared rows, without dropping, truncating or masking any."""
     with _preserve_router_settings(inputs.loaded.model):
         return _run_trainer(inputs, session, monitor)
 
 
 @contextmanager
 def _preserve_router_settings(model: PeftModel) -> Iterator[None]:
-    """TRL switches the router's loss of a mixture of experts off in the model's config, which is published with a
-    merged model."""
+    """Restore the router settings of a mixture of experts after training: TRL disables the router loss in the model's
+    config, which is published with a merged model."""
     config_values = vars(model.get_base_model().config.get_text_config())
     saved_settings = {
         name: config_values[name] for name in ("output_router_logits", "router_aux_loss_coef") if name in config_values
@@ -109,7 +111,7 @@ def _resume(
     checkpoint: Path,
     eval_callback: EvalCallback | None,
 ) -> None:
-    """Train what is left. After the last step nothing is, where transformers would do one more."""
+    """Train the remaining steps. If there are none, skip the training: transformers would train one more step."""
     trainer.token_counter.restore(checkpoint)
     if eval_callback:
         eval_callback.restore(checkpoint)
@@ -127,13 +129,13 @@ def _resume(
 
 
 def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
-    """The method's trainer."""
+    """Return the trainer of the training method, with the adapter in 32 bits and without a copy of it."""
     model = inputs.loaded.model
-    # TRL rounds the adapter of a quantised model to bf16; it is small, and learns better in 32 bits.
+    # TRL rounds the adapter of a quantised model to bf16; it is small, and trains better in 32 bits.
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     trainer = get_method(inputs.config).build_trainer(inputs)
     if "ref" in model.peft_config:
-        # TRL copies the adapter to compare with. Without the copy it compares with the base model, as is documented.
+        # TRL copies the adapter as the reference model. Without the copy, the base model is the documented reference.
         model.delete_adapter("ref")
         model.set_adapter("default")
     for name, weight in model.named_parameters():
@@ -148,7 +150,7 @@ def _add_callbacks(
     session: TrainingSession,
     monitor: TrainingMonitor,
 ) -> EvalCallback | None:
-    """Add all who look on, and return the one who looks at the validation data, if there is any."""
+    """Add all callbacks, and return the one that evaluates on the validation data, if there is one."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MonitorCallback(monitor, trainer))
     eval_callback = None
@@ -164,7 +166,7 @@ def _add_callbacks(
 
 
 class _MonitorCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Hands each step to the watch."""
+    """Reports each step to the monitor."""
 
     def __init__(self, monitor: TrainingMonitor, trainer: TokenizedTrainer) -> None:
         self._monitor = monitor
