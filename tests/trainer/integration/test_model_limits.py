@@ -110,7 +110,9 @@ def test_plan_and_run_token_without_embedding_is_refused(
     (model / "tokenizer.json").write_text(json.dumps(content))
     config, known = asked(model, SHORT, LONG), RunContext(ProgressReporter())
     for attempt in (lambda: build_plan(config, tmp_path), lambda: run(config, tmp_path, known)):
-        with pytest.raises(TrainerError, match=f"for {rows} tokens, .* '<new>' has the number {rows + gap}") as caught:
+        with pytest.raises(
+            TrainerError, match=f"for {rows} tokens, .* '<new>' of its tokenizer has the ID {rows + gap}"
+        ) as caught:
             attempt()
         assert caught.value.reason is Reason.MODEL_INVALID
     assert known.progress.get_latest().stage is Stage.PREPARING
