@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 
 Conversation = Chat | PromptCompletion | PlainText
 Turn = tuple[str, str]

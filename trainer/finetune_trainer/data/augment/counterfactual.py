@@ -19,7 +19,7 @@ from finetune_trainer.data.augment.lexicon import (
     build_user_lexicon,
 )
 from finetune_trainer.data.row_texts import list_texts, map_texts
-from finetune_trainer.data.rows import Row
+from finetune_trainer.data.row_types import Row
 
 __all__ = ["CATEGORIES", "USER_CATEGORY", "explain_invalid_terms", "find_named_groups", "swap_row_terms", "swap_terms"]
 
