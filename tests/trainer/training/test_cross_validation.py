@@ -141,7 +141,7 @@ class OptimizerCounter(logging.Handler):
         import torch
 
         kinds = [type(each) for each in gc.get_objects()]  # not isinstance, which deprecated objects warn of
-        if "trains on" in record.msg or "refit on all rows next" in record.msg:
+        if "training on" in record.msg:
             self.counts.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 
 

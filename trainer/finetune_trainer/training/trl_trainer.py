@@ -67,8 +67,7 @@ def _preserve_router_settings(model: PeftModel) -> Iterator[None]:
 
 
 def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
     trainer.run_preflight(inputs, monitor.progress.heartbeat)
@@ -78,27 +77,29 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
         trainer.train()
     else:
         _resume(trainer, session.resume_from, eval_callback)
-    token_counter = trainer.token_counter
+    return _collect_output(trainer, inputs, monitor)
+
+
+def _collect_output(trainer: TokenizedTrainer, inputs: TrainerInputs, monitor: TrainingMonitor) -> TrainOutput:
+    """Read the counts of a finished training, and measure the loss on its held-out fold, if there is one."""
+    token_counter, held_out_rows = trainer.token_counter, inputs.prepared.held_out_fold
     energy = token_counter.energy_meter.measure()
     log.info("energy: %s", energy.message if energy.watt_hours is None else f"{energy.watt_hours:.1f} Wh")
-    peak_memory_bytes = torch.cuda.max_memory_reserved() if has_gpu else None
-    losses, learning_rates = _read_log_history(trainer.state, "loss"), _read_log_history(trainer.state, "learning_rate")
-    held_out_rows = inputs.prepared.held_out_fold
-    held_out_loss = (
-        None
-        if held_out_rows is None
-        else HeldOutEvaluator(trainer, inputs, held_out_rows, monitor.progress.heartbeat).evaluate_loss()
-    )
+    peak_memory_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+    held_out_loss = None
+    if held_out_rows is not None:
+        evaluator = HeldOutEvaluator(trainer, inputs, held_out_rows, monitor.progress.heartbeat)
+        held_out_loss = evaluator.evaluate_loss()
     return TrainOutput(
-        losses,
-        learning_rates,
-        token_counter.tokens,
-        token_counter.supervised_tokens,
-        token_counter.elapsed_seconds,
-        token_counter.eval_results,
-        peak_memory_bytes,
-        energy,
-        held_out_loss,
+        losses=_read_log_history(trainer.state, "loss"),
+        learning_rates=_read_log_history(trainer.state, "learning_rate"),
+        tokens=token_counter.tokens,
+        supervised_tokens=token_counter.supervised_tokens,
+        elapsed_seconds=token_counter.elapsed_seconds,
+        eval_results=token_counter.eval_results,
+        peak_memory_bytes=peak_memory_bytes,
+        energy=energy,
+        held_out_loss=held_out_loss,
     )
 
 
@@ -106,11 +107,7 @@ def _read_log_history(state: TrainerState, name: str) -> list[tuple[int, float]]
     return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
 
 
-def _resume(
-    trainer: TokenizedTrainer,
-    checkpoint: Path,
-    eval_callback: EvalCallback | None,
-) -> None:
+def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCallback | None) -> None:
     """Train the remaining steps. If there are none, skip the training: transformers would train one more step."""
     trainer.token_counter.restore(checkpoint)
     if eval_callback:
@@ -145,10 +142,7 @@ def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
 
 
 def _add_callbacks(
-    trainer: TokenizedTrainer,
-    inputs: TrainerInputs,
-    session: TrainingSession,
-    monitor: TrainingMonitor,
+    trainer: TokenizedTrainer, inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor
 ) -> EvalCallback | None:
     """Add all callbacks, and return the one that evaluates on the validation data, if there is one."""
     trainer.remove_callback(PrinterCallback)
