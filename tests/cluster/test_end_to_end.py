@@ -63,7 +63,7 @@ INVALID_RUNS = {
     "wrong-secret": InvalidRun({"secret": WRONG_SECRET}, "AuthFailed", ("secret key", "credentials Secret")),
     "wrong-key-id": InvalidRun({"secret": UNKNOWN_SECRET}, "AuthFailed", ("access key id", "credentials Secret")),
     "no-endpoint": InvalidRun({"endpoint": "http://127.0.0.1:9", "backoffLimit": 0}, "StorageUnreachable",
-                       ("http://127.0.0.1:9", "no answer")),
+                       ("http://127.0.0.1:9", "no response")),
 }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_run_multi_node_worker_killed_resumes_from_checkpoint(flow: ClusterHarne
     job = flow.get_object("job", "together")["status"]
     job_counts = (job["succeeded"], job["completedIndexes"], job.get("failed"))
     assert job_counts == (2, "0,1", 1)  # the other one's end is free
-    assert "going on from step" in flow.kubectl("logs", flow.list_pods("together", f",{INDEX}=0")[-1])
+    assert "resuming from step" in flow.kubectl("logs", flow.list_pods("together", f",{INDEX}=0")[-1])
     assert json.loads(flow.read_object("out/together/manifest.json"))["metrics"]["steps"] == 300
 
 

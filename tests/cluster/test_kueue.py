@@ -30,7 +30,7 @@ URGENT = {**LABELS, "kueue.x-k8s.io/priority-class": "urgent"}
 POOL = {"finetune.dev/pool": "spot"}
 TOLERATION = {"key": "spot", "operator": "Exists", "effect": "NoSchedule"}
 SYSTEM = ("--namespace", "finetune-system")
-_RESUMED_PATTERN = re.compile(r"checkpoint: going on from step (\d+)")
+_RESUMED_PATTERN = re.compile(r"checkpoint: resuming from step (\d+)")
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_run_suspended_resumes_from_checkpoint(flow: ClusterHarness) -> None:
     assert status["attempts"] == 2
     assert status["activeSeconds"] > before["activeSeconds"]
     log = flow.kubectl("logs", "job/suspended")
-    assert f"going on from step {before['lastCheckpointStep']}" in log
+    assert f"resuming from step {before['lastCheckpointStep']}" in log
 
 
 def test_run_evicted_resumes_without_using_retry(flow: ClusterHarness) -> None:
@@ -133,14 +133,14 @@ def test_run_evicted_resumes_without_using_retry(flow: ClusterHarness) -> None:
     assert _get_reason(status, "Complete") == "Completed", status
     assert (status["attempts"], flow.get_object("job", "evicted")["status"].get("failed", 0)) == (2, 0)
     assert status["lastCheckpointStep"] >= before["lastCheckpointStep"]
-    assert "going on from step" in flow.kubectl("logs", flow.list_pods("evicted")[-1])
+    assert "resuming from step" in flow.kubectl("logs", flow.list_pods("evicted")[-1])
 
 
 def test_run_active_deadline_exceeded_saves_and_fails(flow: ClusterHarness) -> None:
     status = flow.wait_until_finished("endless")
     assert _get_reason(status, "Failed") == "DeadlineExceeded", status
     assert 55 <= status["activeSeconds"] <= 60 + 30 + 10  # and at most its grace period
-    assert "goes on from the newest checkpoint" in find_condition(status, "Failed")["message"]
+    assert "resumes from the latest checkpoint" in find_condition(status, "Failed")["message"]
 
 
 def test_run_ttl_expired_is_deleted_and_keeps_output(flow: ClusterHarness) -> None:

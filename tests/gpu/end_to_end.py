@@ -1,6 +1,7 @@
-"""Prepare, train, export and ask, in one process, with what `auto` chooses here. Writes answers.json into its argument.
+"""Prepare, train and export with the backend that `auto` chooses, then generate answers with the adapter.
 
-Its model is built here, so it learns two answers by heart; a GPU is used where there is one.
+The tiny model memorises two answers, on a GPU if there is one. Expected and generated answers are written to
+answers.json in the folder given as argument.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ Path(out).write_text(json.dumps(generate_completions(Path(base), Path(adapter), 
 
 
 def main(folder: Path) -> None:
-    """Raises what any step raises."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+    """Run all steps. An error of any step is not caught."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
     from finetune_trainer.data import preparation
     from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.modeling import loading
@@ -48,7 +49,7 @@ def main(folder: Path) -> None:
     metrics = train(config, loaded, prepared, TrainingSession(ProgressReporter()), folder).metrics
     export.export_adapter(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))
-    out = folder / "got.json"  # asked in a process that knows nothing of the training
+    out = folder / "got.json"  # generated in a separate process, from the files alone
     command = [sys.executable, "-c", GENERATE_SCRIPT, str(base), str(folder / "adapter"), str(out), *ANSWERS]
     subprocess.run(command, check=True)
     result = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}

@@ -1,4 +1,4 @@
-"""The command line: `run` in a pod or by hand, `plan` before it, `generate` after it. Owns signals and exit codes."""
+"""Entry point of `finetune-trainer`: handles signals, turns every ending into an outcome and an exit code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from finetune_trainer.contract import Outcome
-    from finetune_trainer.telemetry.termination_message import RunContext
+    from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
-# Nothing of ours is imported up here: signals are handled from the first moment on, and --help answers at once.
+# Modules of this package are imported inside functions, so that signals are handled from the start and --help is fast.
 
 _QUIET_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -33,11 +33,11 @@ _BUG_LOGGER = "finetune_trainer.bugs"
 
 
 class StopSignalReceived(BaseException):
-    """SIGTERM or SIGINT came. No `Exception`: no library may take it for a failure of its own."""
+    """SIGTERM or SIGINT was received. Not an `Exception`, so that no library handles it as an error of its own."""
 
 
 def main() -> NoReturn:
-    """Run the command and end the process, also while threads are still downloading."""
+    """Run the command and end the process, even while threads are still downloading."""
     status = _STOPPED_EXIT_CODE
     try:
         for stop_signal in (signal.SIGTERM, signal.SIGINT):
@@ -45,8 +45,8 @@ def main() -> NoReturn:
         os.environ.update({key: value for key, value in _QUIET_ENV.items() if key not in os.environ})
         status = _run_command(sys.argv[1:])
     except StopSignalReceived:
-        pass  # before or after the part that writes an outcome
-    except SystemExit as error:  # argparse has said why
+        pass  # outside of the part that writes an outcome
+    except SystemExit as error:  # argparse has printed the reason
         status = error.code if isinstance(error.code, int) else 1
     finally:
         sys.stdout.flush()
@@ -56,7 +56,7 @@ def main() -> NoReturn:
 
 def _handle_stop_signal(signal_number: int, frame: FrameType | None) -> None:
     for stop_signal in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop_signal, signal.SIG_IGN)  # once is enough; the rest is quick
+        signal.signal(stop_signal, signal.SIG_IGN)  # one signal is enough, and the process ends soon
     raise StopSignalReceived(signal.Signals(signal_number).name)
 
 
@@ -64,21 +64,23 @@ def _run_command(argv: list[str]) -> int:
     from finetune_trainer.cli.app import build_parser
 
     args = build_parser().parse_args(argv)
-    _configure_logging(sys.stdout if args.command == "run" else sys.stderr)  # the others' stdout is for answers
+    _configure_logging(
+        sys.stdout if args.command == "run" else sys.stderr
+    )  # stdout of the other commands is for results
     if args.command == "run":
         return _run_training(args)
     return _run_query(lambda: _print_plan(args) if args.command == "plan" else _print_completions(args))
 
 
 def _run_training(args: argparse.Namespace) -> int:
-    """Train; whatever happens becomes an outcome."""
+    """Run a training; every ending becomes an outcome. Returns the exit code."""
     from finetune_trainer.distributed import topology
     from finetune_trainer.telemetry import termination_message
     from finetune_trainer.telemetry.progress import ProgressReporter
 
     topology.set_parent_death_signal()
-    context = termination_message.RunContext(ProgressReporter())
-    final_outcome = context.complete_outcome(_run_to_outcome(lambda: _train_or_launch(args, context)))
+    recorder = termination_message.OutcomeRecorder(ProgressReporter())
+    final_outcome = recorder.complete(_run_to_outcome(lambda: _train(args, recorder)))
     termination_message.write_outcome(final_outcome)
     print(f"{_rank_prefix()}{final_outcome.reason}: {final_outcome.message}")
     if args.manifest is None and topology.world_size() == 1:
@@ -86,31 +88,20 @@ def _run_training(args: argparse.Namespace) -> int:
     return final_outcome.reason.exit_code
 
 
+def _train(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
+    from finetune_trainer.cli.run import run_command
+
+    return run_command(args, recorder)
+
+
 def _rank_prefix() -> str:
     from finetune_trainer.distributed import topology
 
-    return f"worker {topology.rank()}: " if topology.world_size() > 1 else ""
-
-
-def _train_or_launch(args: argparse.Namespace, context: RunContext) -> Outcome:
-    from finetune_trainer.cli import app, launcher
-    from finetune_trainer.config import loader
-    from finetune_trainer.distributed import topology
-    from finetune_trainer.pipeline import run
-    from finetune_trainer.telemetry import http_server
-
-    is_launcher = topology.world_size() == 1 and topology.topology_from_env().world_size > 1
-    if args.manifest is None and topology.is_rank_zero() and not is_launcher:
-        http_server.start_server(context.progress)
-    config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
-    scratch = app.resolve_scratch(args)
-    if is_launcher:
-        return run(config, scratch, context, lambda *_: launcher.launch(scratch, context, sys.argv[1:]))
-    return run(config, scratch, context)
+    return f"rank {topology.rank()}: " if topology.world_size() > 1 else ""
 
 
 def _run_query(action: Callable[[], Outcome]) -> int:
-    """What was asked for alone goes to stdout."""
+    """Run a command that prints its result to stdout; print a failure to stderr. Returns the exit code."""
     final_outcome = _run_to_outcome(action)
     if final_outcome.reason.exit_code != 0:
         print(f"{final_outcome.reason}: {final_outcome.message}", file=sys.stderr)
@@ -138,11 +129,11 @@ def _print_completions(args: argparse.Namespace) -> Outcome:
     comparisons = generate.compare_completions(app.build_generate_request(args), app.resolve_scratch(args))
     separator = "\n" if args.json else "\n\n"
     print(separator.join(comparison.to_json() if args.json else comparison.to_text() for comparison in comparisons))
-    return termination_message.build_outcome(Reason.COMPLETED, f"{len(comparisons)} prompts answered")
+    return termination_message.build_outcome(Reason.COMPLETED, f"{len(comparisons)} prompts completed")
 
 
 def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:
-    """The one place where an exception of any kind gets a reason. Only a bug shows its traceback."""
+    """Call `action` and turn any exception into an outcome. Only a bug logs its traceback."""
     from finetune_trainer.contract import Reason
     from finetune_trainer.errors import TrainerError
     from finetune_trainer.telemetry import termination_message
@@ -153,24 +144,24 @@ def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:
         return termination_message.build_outcome(error.reason, error.message)
     except StopSignalReceived as error:
         return termination_message.build_outcome(
-            Reason.PREEMPTED, f"told to stop by {error}; the same run again goes on from its newest checkpoint"
+            Reason.PREEMPTED, f"stopped by {error}; the next attempt resumes from the latest checkpoint"
         )
     except MemoryError:
         return termination_message.build_outcome(
-            Reason.OUT_OF_MEMORY, "the host's memory is too small; raise compute.resources"
+            Reason.OUT_OF_MEMORY, "not enough memory on the host; increase the memory in compute.resources"
         )
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             full_path = error.filename or "scratch"
             return termination_message.build_outcome(
-                Reason.DISK_FULL, f"{full_path}: no space is left; enlarge compute.scratch"
+                Reason.DISK_FULL, f"{full_path}: no space left on device; increase compute.scratch"
             )
-        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with what follows.")
+        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
         return termination_message.build_outcome(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
 
 def _configure_logging(stream: TextIO) -> None:
-    """Plain lines with the time; only bugs go to stderr, with their traceback. One worker of each node says it all."""
+    """Log to `stream`, and tracebacks of bugs to stderr. On each node only local rank 0 logs at level INFO."""
     from finetune_trainer.distributed import topology
     from finetune_trainer.telemetry.run_log import PlainFormatter
 

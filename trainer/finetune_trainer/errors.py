@@ -1,4 +1,4 @@
-"""The one error that a run ends with: its reason tells what to do, its message what and where."""
+"""The error that ends a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from finetune_trainer.contract import Reason
 
 
 class TrainerError(Exception):
-    """Ends the run with `reason`. Anything else that is raised is a bug (`InternalError`)."""
+    """An error with a reason and a message that says what is wrong, where, and what to do.
+
+    Any other exception that reaches the command line is reported as a bug (`InternalError`).
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

@@ -1,157 +1,162 @@
-"""A run, top to bottom: data and base model in, adapter out."""
+"""A run from its inputs to the published adapter.
+
+`resolve_run` checks everything that needs no download, `run` does the rest. The stages below `run` import libraries
+inside functions: which backend is imported first matters, and it is imported while the inputs are downloaded.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from finetune_trainer.checkpoints.manager import CheckpointManager, create_checkpoint_manager
+from finetune_trainer.context import RunContext
 from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
-from finetune_trainer.publishing import merge_stage, publish, signing
-from finetune_trainer.publishing.output_lock import OutputLock
+from finetune_trainer.publishing import merge_stage, signing
+from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
 from finetune_trainer.storage import S3
-from finetune_trainer.telemetry import run_log, termination_message
 from finetune_trainer.telemetry.progress import current_timestamp
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.run_log import capture_log
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
 from finetune_trainer.telemetry.watchdog import stall_watchdog
-from finetune_trainer.tracking import credentials, run_tracking, tensorboard_files
+from finetune_trainer.tracking import run_tracking, tensorboard_files
 
 if TYPE_CHECKING:
-    from finetune_trainer.checkpoints.manager import CheckpointManager
     from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.modeling.loading import LoadedModel
     from finetune_trainer.publishing.merge import MergedModel
     from finetune_trainer.publishing.published_result import PublishedResult
-    from finetune_trainer.records.evaluation import EvaluationReport
+    from finetune_trainer.records.adapter import AdapterInfo
+    from finetune_trainer.records.evaluation import EvaluationReport, GateCheck
+    from finetune_trainer.training.state import TrainResult
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    config: TrainerConfig,
-    scratch: Path,
-    context: RunContext,
-    launch: Callable[[ResolvedInputs, Path, RunContext], Outcome] | None = None,
-) -> Outcome:
-    """Do it all, writing to `scratch` alone. Raises `TrainerError` for what the user or the world can mend.
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run whose secrets, output and inputs were checked. Nothing is downloaded yet."""
 
-    A result that is not there yet is made here, or by `make`, which has it made by several processes.
-    """
+    inputs: ResolvedInputs
+    output: OutputPrefix
+    published: PublishedResult | None
+    """The result of this config, if it is published already."""
+
+
+@dataclass(frozen=True)
+class PreparedInputs:
+    """Downloaded files and the dataset that was prepared from them. Picklable: the ranks of a node share it."""
+
+    files: DownloadedInputs
+    dataset: PreparedData
+    training_config: TrainerConfig
+    """The config with `model.maxLength` limited to the positions of the model. It is never stored."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What is known about the trained adapter, before it is published or rejected."""
+
+    manifest: AdapterManifest
+    evaluation: EvaluationReport
+    adapter: AdapterInfo
+
+    @property
+    def failed_checks(self) -> list[GateCheck]:
+        """Checks of `evaluation.gate` that the adapter did not pass."""
+        return [check for check in self.evaluation.gate if not check.passed]
+
+
+def resolve_run(config: TrainerConfig) -> ResolvedRun:
+    """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
     if topology.is_rank_zero():
         _check_secrets(config)
     s3 = S3(config.storage)
-    output = publish.OutputPrefix(s3, config)
+    output = OutputPrefix(s3, config)
     published = output.find_published()
-    resolved = resolve.resolve_inputs(config, s3)
+    inputs = resolve.resolve_inputs(config, s3)
     if published:
-        output.check_inputs(published, resolved)
+        output.check_inputs(published, inputs)
+    return ResolvedRun(inputs, output, published)
+
+
+def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
+    """Train and publish the adapter, unless its result is published already. Writes files below `scratch` only.
+
+    With several ranks, each calls this function, and rank 0 alone evaluates and writes to the store. Raises
+    `TrainerError` for problems that the user or an administrator can fix.
+    """
+    output, published = resolved.output, resolved.published
     if published and not _should_merge_here(output, published):
-        output.remove_leftovers()  # the attempt that published may have died before it did
-        final_outcome = published.to_outcome(output.uri)
-    elif launch and not published:
-        final_outcome = launch(resolved, scratch, context)
-    else:
-        final_outcome = _run_attempt(resolved, output, scratch, context)
-    if final_outcome.reason.exit_code == 0:
-        context.progress.update(stage=Stage.DONE, percentage=100)
-    return final_outcome
+        output.remove_leftovers()  # of an attempt that died after publishing
+        return published.to_outcome(output.uri)
+    with open_run(resolved, scratch, recorder) as context:
+        if published := output.find_published():  # by the attempt that held the output lock before
+            return complete_published(published, resolved, context)
+        if topology.is_rank_zero():
+            output.check_foreign_files()
+        download = start_download(resolved.inputs, context)  # in the background
+        backend = import_backend(context)  # meanwhile: it takes seconds
+        collectives.init_process_group(context.progress.heartbeat)
+        inputs = collectives.run_on_local_rank_zero(
+            partial(prepare_inputs, download, context), context.work_dir, context.progress.heartbeat
+        )
+        model = load_model(inputs, backend, context)
+        checkpoint_store = output.checkpoint_store(inputs.dataset.digest, inputs.files.start_revision)
+        checkpoints = create_checkpoint_manager(checkpoint_store, context)
+        result = train_adapter(model, inputs, checkpoints, context)
+        if not topology.is_rank_zero():
+            return wait_for_rank_zero(context)
+        report = evaluate_adapter(model, inputs, result, output.digest, context)
+        if report.failed_checks:
+            raise reject_adapter(report, output, checkpoints)
+        adapter_dir = export_adapter(model, inputs, result, report, context)
+        outcome = publish_adapter(adapter_dir, report, output, checkpoints, context)
+        if not context.config.output.merged:
+            return outcome
+        merge_model = partial(merge_trained_adapter, model, inputs, context)
+        return merge_stage.add_merged_model(outcome, output, context, merge_model)
 
 
 def _check_secrets(config: TrainerConfig) -> None:
-    """Those that are needed late. Raises `AUTH_FAILED`."""
+    """Raise `AUTH_FAILED` unless the secrets that are needed at the end of the run can be read."""
     if config.output.signing:
         signing.check_signing_key(config.output.signing)
     if config.tracking and config.tracking.tool != "tensorboard":
-        credentials.read_credentials(config.tracking)
-
-
-def _run_attempt(resolved: ResolvedInputs, output: publish.OutputPrefix, scratch: Path, context: RunContext) -> Outcome:
-    """While the output is ours, and as long as something moves."""
-    stall_seconds = resolved.config.training.stall_seconds
-    with (
-        output.hold_lock(context.progress) if topology.is_rank_zero() else nullcontext() as output_lock,
-        _open_work_folder(scratch) as folder,
-        _capture_log(folder, context),
-        run_tracking.track_run(resolved.config, output.digest, folder, context),
-        stall_watchdog(context, folder, stall_seconds, lambda: resolved.s3.bytes_transferred),
-        collectives.translate_peer_errors(),
-    ):
-        published = output.find_published()  # whoever held the output before may have finished
-        if published:
-            return _complete_published(resolved, output, published, folder, context)
-        if topology.is_rank_zero():
-            output.check_foreign_files()
-        return _train_and_publish(resolved, output, output_lock, folder, context)
-
-
-def _should_merge_here(output: publish.OutputPrefix, published: PublishedResult) -> bool:
-    """Whether the result there lacks its merged model, and this process is the one of the run that makes it."""
-    return (
-        output.lacks_merged_model(published) and topology.is_rank_zero() and topology.topology_from_env().node_rank == 0
-    )
-
-
-def _complete_published(
-    resolved: ResolvedInputs,
-    output: publish.OutputPrefix,
-    published: PublishedResult,
-    folder: Path,
-    context: RunContext,
-) -> Outcome:
-    """The adapter is there; make its merged model if that is missing."""
-    published_outcome = published.to_outcome(output.uri)
-    if not _should_merge_here(output, published):
-        return published_outcome
-    output.clear_checkpoints()
-    if topology.topology_from_env().processes_per_node > 1:
-        topology.use_first_gpu()
-    return merge_stage.add_merged_model(
-        published_outcome,
-        output,
-        context,
-        lambda: _merge_published_adapter(resolved, output, published, folder, context),
-    )
-
-
-def _merge_published_adapter(
-    resolved: ResolvedInputs,
-    output: publish.OutputPrefix,
-    published: PublishedResult,
-    folder: Path,
-    context: RunContext,
-) -> MergedModel:
-    """The merged model of an adapter that an earlier attempt has published."""
-    config, backend = resolved.config, "transformers"  # which loads the adapters of either backend
-    download_future = resolve.start_download(resolved, folder)
-    from finetune_trainer.modeling import loading
-
-    loading.import_backend(backend, config.model.quantization)
-    from finetune_trainer.publishing import merge, merge_check
-
-    downloaded, prepared = _prepare_inputs(config, download_future, folder, context)
-    adapter_dir = output.download_adapter(published, folder / "adapter")
-    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
-    loaded = loading.LoadedModel(
-        loading.load_model(config, downloaded.model_dir, backend, adapter_dir), tokenizer, backend
-    )
-    merge_inputs = merge.MergeInputs(
-        config, downloaded.model_dir, merge_check.select_check_texts(prepared, loaded), context.progress.heartbeat
-    )
-    return merge.merge_adapter(merge_inputs, loaded, folder / "merged")
+        run_tracking.read_credentials(config.tracking)
 
 
 @contextmanager
-def _open_work_folder(scratch: Path) -> Iterator[Path]:
-    """A folder for this attempt; the workers of a node share theirs, which is their launcher's."""
+def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
+    """Hold the output lock, capture the log, track the run and watch for stalls in the block."""
+    config, is_rank_zero = resolved.inputs.config, topology.is_rank_zero()
+    with (
+        resolved.output.hold_lock(recorder.progress) if is_rank_zero else nullcontext() as output_lock,
+        _open_work_dir(scratch) as work_dir,
+        capture_log(work_dir) if is_rank_zero else nullcontext() as run_log,
+        run_tracking.track_run(config, resolved.output.digest, work_dir) as tracker,
+        stall_watchdog(recorder, work_dir, config.training.stall_seconds, resolved.inputs.s3),
+        collectives.translate_peer_errors(),
+    ):
+        yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)
+
+
+@contextmanager
+def _open_work_dir(scratch: Path) -> Iterator[Path]:
+    """Yield a new folder, or the one that the launcher has created for all ranks of its node."""
     shared_folder = topology.shared_folder()
     if shared_folder:
         yield shared_folder
@@ -160,114 +165,25 @@ def _open_work_folder(scratch: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def _capture_log(folder: Path, context: RunContext) -> Iterator[None]:
-    """The first worker's, which is the one that publishes."""
-    if not topology.is_rank_zero():
-        yield
-        return
-    with run_log.capture_log(folder) as context.log:
-        yield
+def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[DownloadedInputs]:
+    """Download the inputs in the background, once on each node. Other ranks get a future that is never done."""
+    return resolve.start_download(inputs, context.work_dir) if topology.is_local_rank_zero() else Future()
 
 
-def _train_and_publish(
-    resolved: ResolvedInputs,
-    output: publish.OutputPrefix,
-    output_lock: OutputLock | None,
-    folder: Path,
-    context: RunContext,
-) -> Outcome:
-    config = resolved.config
-    download_future = resolve.start_download(resolved, folder) if topology.is_local_rank_zero() else Future()
-    backend = context.backend = _import_backend(config)  # seconds of imports, while the download goes on
+def import_backend(context: RunContext) -> str:
+    """Choose and import the backend, then start the tracker. Returns the name of the backend."""
+    from finetune_trainer.modeling import loading
+
+    backend = loading.choose_backend(context.config)
+    loading.import_backend(backend, context.config.model.quantization)
+    context.recorder.record_backend(backend)
     if context.tracker:
         context.tracker.start()
-    collectives.init_process_group(context.progress)
-    downloaded, prepared = collectives.run_on_local_rank_zero(
-        lambda: _prepare_inputs(config, download_future, folder, context), folder, context.progress
-    )
-
-    # Only now: the backend decides what has to be imported first.
-    from finetune_trainer.checkpoints import follower, manager
-    from finetune_trainer.evaluation import requirements, runner
-    from finetune_trainer.modeling import loading, positions
-    from finetune_trainer.publishing import export, merge, merge_check
-    from finetune_trainer.reporting import writer
-    from finetune_trainer.training.train import train
-
-    _enter_stage(Stage.LOADING, context)
-    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
-    limited_config = positions.limit_max_length(
-        config, positions.get_max_positions(loading.load_model_config(downloaded.model_dir))
-    )
-    peft_model = loading.load_model(limited_config, downloaded.model_dir, backend, downloaded.adapter_dir)
-    loaded = loading.LoadedModel(peft_model, tokenizer, backend)
-
-    _enter_stage(Stage.TRAINING, context)
-    checkpoint_store = output.checkpoint_store(prepared.digest, downloaded.start_revision)
-    checkpoint_manager = (
-        manager.build_checkpoint_manager(checkpoint_store, output_lock, context, config.training.checkpoints)
-        if output_lock
-        else follower.NonPrimaryCheckpointManager(checkpoint_store)
-    )
-    with checkpoint_manager.open_session(context, folder) as session:
-        train_result = train(limited_config, loaded, prepared, session, folder)
-    if isinstance(checkpoint_manager, follower.NonPrimaryCheckpointManager):
-        collectives.barrier(context.progress)  # so that a pod ends well only when the result is whole
-        return termination_message.build_outcome(Reason.COMPLETED, "trained with the first worker, which has published")
-
-    _enter_stage(Stage.EVALUATING, context)
-    evaluation_input = runner.EvaluationInput(
-        config, loaded, prepared, train_result, requirements.read_sentence_pairs(downloaded.pairs)
-    )
-    evaluation = runner.evaluate(evaluation_input, context.progress)
-    metrics, adapter_info = (
-        {**evaluation.flatten_metrics(), **train_result.metrics},
-        export.collect_adapter_info(config, loaded),
-    )
-    manifest = build_manifest(config, downloaded, backend, prepared.report, metrics)
-    manifest = manifest.model_copy(update={"config_digest": output.digest})
-    _check_evaluation_gate(
-        evaluation,
-        checkpoint_manager,
-        lambda report_folder: writer.write_evaluation(report_folder, manifest, evaluation, adapter_info),
-        output,
-    )
-
-    _enter_stage(Stage.EXPORTING, context)
-    adapter_dir = folder / "adapter"
-    export.export_adapter(config, loaded, adapter_dir, downloaded.model_revision, downloaded.model_dir)
-    if context.log:
-        context.log.save(adapter_dir)
-    tensorboard_files.write_event_file(config, train_result, metrics, adapter_dir)
-    writer.write_reports(adapter_dir, manifest, evaluation, adapter_info)
-
-    _enter_stage(Stage.UPLOADING, context)
-    final_outcome = output.publish(adapter_dir, manifest)
-    collectives.release_waiters()
-    checkpoint_manager.clear()
-    tracking_warning = run_tracking.finish_run(context, manifest, final_outcome)
-    message = "; ".join(filter(None, (final_outcome.message, evaluation.explain_too_few_rows(), tracking_warning)))
-    final_outcome = final_outcome.model_copy(update={"message": message})
-    if not config.output.merged:
-        return final_outcome
-
-    def merge_model() -> MergedModel:
-        merge_inputs = merge.MergeInputs(
-            limited_config,
-            downloaded.model_dir,
-            merge_check.select_check_texts(prepared, loaded),
-            context.progress.heartbeat,
-        )
-        return merge.merge_adapter(merge_inputs, loaded, folder / "merged")
-
-    return merge_stage.add_merged_model(final_outcome, output, context, merge_model)
+    return backend
 
 
-def _prepare_inputs(
-    config: TrainerConfig, download_future: Future[DownloadedInputs], folder: Path, context: RunContext
-) -> tuple[DownloadedInputs, PreparedData]:
-    """What is done once on each node."""
+def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> PreparedInputs:
+    """Wait for the download, check the model's files and prepare the dataset. One rank of each node does this."""
     from finetune_trainer.data import preparation
     from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.evaluation import requirements
@@ -275,88 +191,202 @@ def _prepare_inputs(
     from finetune_trainer.modeling import loading, positions
     from finetune_trainer.training.methods import get_method
 
-    downloaded = download_future.result()
-    _enter_stage(Stage.PREPARING, context)
-    model_files.check_model_dir(downloaded.model_dir)
-    tokenizer = loading.load_tokenizer(downloaded.model_dir, config.model.chat_template)
-    files = preparation.DataFiles(downloaded.sources, downloaded.digest, downloaded.validation)
-    model_config = loading.load_model_config(downloaded.model_dir)
+    config, files = context.config, download.result()
+    context.enter_stage(Stage.PREPARING)
+    model_files.check_model_dir(files.model_dir)
+    tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
+    model_config = loading.load_model_config(files.model_dir)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
-    prepared = preparation.prepare_dataset(
-        config,
-        files,
-        RowEncoding(tokenizer, get_method(config), positions.get_max_positions(model_config)),
-        folder,
-    )
-    context.dataset = prepared.report
-    requirements.check_requirements(config, prepared, tokenizer)
-    requirements.read_sentence_pairs(downloaded.pairs)  # so that a wrong line is told before training
-    return downloaded, prepared
+    max_positions = positions.get_max_positions(model_config)
+    data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
+    encoding = RowEncoding(tokenizer, get_method(config), max_positions)
+    dataset = preparation.prepare_dataset(config, data_files, encoding, context.work_dir)
+    context.recorder.record_dataset(dataset.report)
+    requirements.check_requirements(config, dataset, tokenizer)
+    requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training
+    return PreparedInputs(files, dataset, positions.limit_max_length(config, max_positions))
 
 
-def _check_evaluation_gate(
-    evaluation: EvaluationReport,
-    checkpoint_manager: CheckpointManager,
-    write_report: Callable[[Path], None],
-    output: publish.OutputPrefix,
-) -> None:
-    """Raises `EVALUATION_GATE` if the model is not what was asked for. Nothing of it is published but the report."""
-    failed_checks = [gate_check for gate_check in evaluation.gate if not gate_check.passed]
-    if not failed_checks:
-        return
-    report_note = _store_rejected_report(write_report, output)
-    checkpoint_manager.clear()
+def load_model(inputs: PreparedInputs, backend: str, context: RunContext) -> LoadedModel:
+    """Load the base model with a new adapter, or with the adapter that training starts from."""
+    from finetune_trainer.modeling import loading
+
+    context.enter_stage(Stage.LOADING)
+    files = inputs.files
+    tokenizer = loading.load_tokenizer(files.model_dir, context.config.model.chat_template)
+    peft_model = loading.load_model(inputs.training_config, files.model_dir, backend, files.adapter_dir)
+    return loading.LoadedModel(peft_model, tokenizer, backend)
+
+
+def train_adapter(
+    model: LoadedModel, inputs: PreparedInputs, checkpoints: CheckpointManager, context: RunContext
+) -> TrainResult:
+    """Train the adapter in place, from the newest checkpoint if there is one."""
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
+
+    context.enter_stage(Stage.TRAINING)
+    with checkpoints.open_session() as saved:
+        session = TrainingSession(
+            context.progress, resume_from=saved.resume_from, saver=saved.saver, log_metrics=context.log_metrics
+        )
+        return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
+
+
+def wait_for_rank_zero(context: RunContext) -> Outcome:
+    """Wait until rank 0 has published: the pod of another rank must not succeed before there is a result."""
+    collectives.barrier(context.progress.heartbeat)
+    return build_outcome(Reason.COMPLETED, "trained together with rank 0, which published the result")
+
+
+def evaluate_adapter(
+    model: LoadedModel, inputs: PreparedInputs, result: TrainResult, digest: str, context: RunContext
+) -> RunReport:
+    """Evaluate base and tuned model. `digest` is that of the config and the number of ranks."""
+    from finetune_trainer.evaluation import requirements, runner
+    from finetune_trainer.publishing import export
+
+    context.enter_stage(Stage.EVALUATING)
+    pairs = requirements.read_sentence_pairs(inputs.files.pairs)
+    evaluation_input = runner.EvaluationInput(context.config, model, inputs.dataset, result, pairs)
+    evaluation = runner.evaluate(evaluation_input, context.progress)
+    metrics = {**evaluation.flatten_metrics(), **result.metrics}
+    manifest = build_manifest(context.config, inputs.files, model.backend, inputs.dataset.report, metrics)
+    manifest = manifest.model_copy(update={"config_digest": digest})
+    return RunReport(manifest, evaluation, export.collect_adapter_info(context.config, model))
+
+
+def reject_adapter(report: RunReport, output: OutputPrefix, checkpoints: CheckpointManager) -> TrainerError:
+    """Publish the report alone and discard the checkpoints. Returns the error that ends the run."""
+    report_note = _store_rejected_report(report, output)
+    checkpoints.clear()
     collectives.release_waiters()
-    failures = "; ".join(f"{gate_check.rule}, it is {_format_number(gate_check.value)}" for gate_check in failed_checks)
-    raise TrainerError(
+    failures = "; ".join(f"{check.rule}, it is {_format_value(check.value)}" for check in report.failed_checks)
+    return TrainerError(
         Reason.EVALUATION_GATE,
-        f"the tuned model does not pass evaluation.gate and is not published: {failures}; train on more or "
-        "better data, "
-        f"or change the training, under a new name{report_note}",
+        f"the tuned model does not pass evaluation.gate and is not published: {failures}; train on more or better "
+        f"data, or change the training settings, under a new name{report_note}",
     )
 
 
-def _store_rejected_report(write_report: Callable[[Path], None], output: publish.OutputPrefix) -> str:
-    """Where the report of a model that is not published lies, as the end of a sentence."""
-    with TemporaryDirectory(prefix="rejected-") as folder:
-        write_report(Path(folder))
-        try:
-            return f"; the report is {output.store_rejected_report(Path(folder))}"
-        except TrainerError as error:
-            log.warning("the report could not be stored: %s", error.message)
-            return ""
-
-
-def _format_number(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "not known" if value is None else f"{value:.4g}"
 
 
-def _import_backend(config: TrainerConfig) -> str:
+def _store_rejected_report(report: RunReport, output: OutputPrefix) -> str:
+    """Return where the report is stored, as the end of a sentence; empty if it could not be stored."""
+    from finetune_trainer.reporting import writer
+
+    with TemporaryDirectory(prefix="rejected-") as folder:
+        writer.write_evaluation(Path(folder), report.manifest, report.evaluation, report.adapter)
+        try:
+            return f"; the report is {output.store_rejected_report(Path(folder))}"
+        except TrainerError as error:
+            log.warning("could not store the evaluation report: %s", error.message)
+            return ""
+
+
+def export_adapter(
+    model: LoadedModel, inputs: PreparedInputs, result: TrainResult, report: RunReport, context: RunContext
+) -> Path:
+    """Write adapter, tokenizer, log and reports to a folder, which is returned."""
+    from finetune_trainer.publishing import export
+    from finetune_trainer.reporting import writer
+
+    context.enter_stage(Stage.EXPORTING)
+    config, files, folder = context.config, inputs.files, context.work_dir / "adapter"
+    export.export_adapter(config, model, folder, files.model_revision, files.model_dir)
+    if context.run_log:
+        context.run_log.save(folder)
+    tensorboard_files.write_event_file(config, _collect_curves(result), report.manifest.metrics, folder)
+    writer.write_reports(folder, report.manifest, report.evaluation, report.adapter)
+    return folder
+
+
+def _collect_curves(result: TrainResult) -> tensorboard_files.Curves:
+    """Return the metrics over the steps of the training, by name."""
+    curves = {"loss": list(result.losses), "learningRate": list(result.learning_rates)}
+    for eval_result in result.eval_results:
+        for name, value in eval_result.metrics.items():
+            curves.setdefault(name, []).append((eval_result.step, value))
+    return curves
+
+
+def publish_adapter(
+    adapter_dir: Path, report: RunReport, output: OutputPrefix, checkpoints: CheckpointManager, context: RunContext
+) -> Outcome:
+    """Upload the exported folder, then remove the checkpoints and finish the tracked run."""
+    context.enter_stage(Stage.UPLOADING)
+    outcome = output.publish(adapter_dir, report.manifest)
+    collectives.release_waiters()
+    checkpoints.clear()
+    tracking_warning = run_tracking.finish_run(context.tracker, report.manifest, outcome)
+    notes = (outcome.message, report.evaluation.explain_too_few_rows(), tracking_warning)
+    return outcome.model_copy(update={"message": "; ".join(filter(None, notes))})
+
+
+def merge_trained_adapter(model: LoadedModel, inputs: PreparedInputs, context: RunContext) -> MergedModel:
+    """Write the merged model to the work folder. The loaded model is used up."""
+    from finetune_trainer.publishing import merge, merge_check
+
+    texts = merge_check.select_check_texts(inputs.dataset, model)
+    merge_inputs = merge.MergeInputs(inputs.training_config, inputs.files.model_dir, texts, context.progress.heartbeat)
+    return merge.merge_adapter(merge_inputs, model, context.work_dir / "merged")
+
+
+def complete_published(published: PublishedResult, resolved: ResolvedRun, context: RunContext) -> Outcome:
+    """Return the outcome of a published result, and make its merged model if that is missing."""
+    output = resolved.output
+    outcome = published.to_outcome(output.uri)
+    if not _should_merge_here(output, published):
+        return outcome
+    output.clear_checkpoints()
+    if topology.topology_from_env().processes_per_node > 1:
+        topology.use_first_gpu()
+    merge_model = partial(_merge_published_adapter, published, resolved, context)
+    return merge_stage.add_merged_model(outcome, output, context, merge_model)
+
+
+def _should_merge_here(output: OutputPrefix, published: PublishedResult) -> bool:
+    """Return whether a published result lacks its merged model and this is the process of the run that makes it."""
+    if not output.lacks_merged_model(published):
+        return False
+    return topology.is_rank_zero() and topology.topology_from_env().node_rank == 0
+
+
+def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, context: RunContext) -> MergedModel:
+    """Write the merged model of an adapter that an earlier attempt has published."""
+    config, backend = context.config, "transformers"  # which loads adapters of either backend
+    download = start_download(resolved.inputs, context)
     from finetune_trainer.modeling import loading
 
-    backend = loading.choose_backend(config)
     loading.import_backend(backend, config.model.quantization)
-    return backend
+    from finetune_trainer.publishing import merge, merge_check
 
-
-def _enter_stage(stage: Stage, context: RunContext) -> None:
-    context.progress.update(stage=stage)
-    log.info("stage: %s", stage)
+    inputs = prepare_inputs(download, context)
+    model_dir = inputs.files.model_dir
+    adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
+    tokenizer = loading.load_tokenizer(model_dir, config.model.chat_template)
+    peft_model = loading.load_model(config, model_dir, backend, adapter_dir)
+    model = loading.LoadedModel(peft_model, tokenizer, backend)
+    texts = merge_check.select_check_texts(inputs.dataset, model)
+    merge_inputs = merge.MergeInputs(config, model_dir, texts, context.progress.heartbeat)
+    return merge.merge_adapter(merge_inputs, model, context.work_dir / "merged")
 
 
 def build_manifest(
-    config: TrainerConfig, downloaded: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
+    config: TrainerConfig, files: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
 ) -> AdapterManifest:
-    """The record of a run, but for the files, which are not uploaded yet."""
-    adapter_files = downloaded.adapter.files if downloaded.adapter else []
-    model_records = [InputRecord.from_file(file) for file in downloaded.model.files]
+    """Build the manifest of a result without its files, which are listed as they are uploaded."""
+    adapter_files = files.adapter.files if files.adapter else []
+    model_records = [InputRecord.from_file(file) for file in files.model.files]
     return AdapterManifest(
         created_at=current_timestamp(),
         config_digest=config.digest(),
         config=config.to_json(),
         recipe=RECIPE,
-        model=ModelRecord(uri=config.model.uri, revision=downloaded.model_revision, files=model_records),
-        inputs=[InputRecord.from_file(file) for file in (*downloaded.files, *adapter_files)],
+        model=ModelRecord(uri=config.model.uri, revision=files.model_revision, files=model_records),
+        inputs=[InputRecord.from_file(file) for file in (*files.files, *adapter_files)],
         backend=backend,
         dataset=report,
         metrics=metrics,

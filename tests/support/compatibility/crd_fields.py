@@ -1,4 +1,4 @@
-"""The defaults and the required fields of `spec` as the CRD has them."""
+"""The defaults and the required fields of `spec` in the schema of the CRD."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Schema = dict[str, Any]
 
 
 def collect_defaults() -> dict[str, Any]:
-    """By path of a field: the default that the API server writes."""
+    """Return the default of each field that has one, by path."""
     return {path: schema["default"] for path, schema in _iter_spec_fields() if "default" in schema}
 
 
 def list_fields_without_default() -> list[str]:
-    """Paths of the others."""
+    """Return the paths of the fields without a default."""
     return [path for path, schema in _iter_spec_fields() if "default" not in schema]
 
 
 def collect_required_fields() -> dict[str, list[str]]:
-    """By path of an object: the fields that must be there."""
+    """Return the required fields of each object, by path."""
     return {path: sorted(schema.get("required", [])) for path, schema in _iter_spec_fields() if "properties" in schema}
 
 

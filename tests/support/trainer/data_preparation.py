@@ -1,4 +1,4 @@
-"""Rows prepared as a run prepares them, with the tiny model's tokenizer."""
+"""Data preparation with the tokenizer of the tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainer pods that need not import torch again: forks of a process that has, and so seconds quicker."""
+"""Trainer pods as forks of a process that has imported torch, which saves seconds per pod."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class ForkServer:
-    """Starts pods, one after the other."""
+    """Starts forked trainers, one at a time."""
 
     process: subprocess.Popen[str]
 
@@ -55,7 +55,7 @@ class ForkServer:
         return self.process.stdout.readline().strip()
 
     def build_model(self, folder: Path, **shape: int) -> None:
-        """A tiny model of that shape."""
+        """Build a tiny model with this shape in a fork."""
         self._send({"folder": str(folder), "shape": shape})
         assert self.wait() == 0
 
@@ -66,17 +66,17 @@ class ForkServer:
         return int(self.read_line())
 
     def start(self, run: TrainerRun, **training: Any) -> int:
-        """Its process id."""
+        """Start a trainer. Return its process id."""
         (run.folder / "log").write_text("")
         config = json.dumps(run.config(**training).to_json())
         return self._send(run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")})
 
     def wait(self) -> int:
-        """Its exit status; a signal's is negative."""
+        """Wait for the trainer. Return its exit code, or the negative number of a signal."""
         return int(self.read_line())
 
     def run(self, run: TrainerRun, **training: Any) -> Reason:
-        """From start to end."""
+        """Run a trainer to its end. Return the reason of its outcome."""
         self.start(run, **training)
         self.wait()
         return run.outcome.reason
@@ -84,15 +84,15 @@ class ForkServer:
 
 @contextmanager
 def start_fork_server(backend: str) -> Iterator[ForkServer]:
-    """For pods that train with this backend."""
+    """Start a server for trainers of this backend."""
     line = [sys.executable, "-W", "ignore", "-c", FORK_SCRIPT, backend]
-    # One thread, before torch is imported: its pool of threads does not survive a fork.
+    # Set one thread before torch is imported, because its thread pool does not survive a fork.
     environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         line, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         server = ForkServer(process)
-        while server.read_line() != "ready":  # Unsloth greets before
+        while server.read_line() != "ready":  # Unsloth prints a banner first
             assert process.poll() is None
         yield server
         process.kill()

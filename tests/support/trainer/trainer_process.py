@@ -1,4 +1,4 @@
-"""Trainer pods as processes: started, watched by their log, killed, started again."""
+"""Trainer pods as local processes that tests start, observe by their log, kill and start again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 STEPS = 20
-"""Few enough that the log has each of them."""
+"""Number of steps; small enough that each step is logged."""
 BUILD_MODEL_SCRIPT = (
     "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
 )
@@ -62,14 +62,14 @@ _STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 @dataclass
 class TrainerRun:
-    """Starts trainer processes of one run, one after the other."""
+    """A run whose trainers are started one after the other as processes."""
 
     s3: S3Server
     folder: Path
     output: str
     environment: dict[str, str]
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What differs in the parts of the config beside `training`."""
+    """Changes to other sections of the config than `training`."""
 
     def config(self, **training: Any) -> TrainerConfig:
         content: dict[str, Any] = {
@@ -126,14 +126,14 @@ class TrainerRun:
 
 
 class ParallelForkServer:
-    """Starts trainers that need not import torch again: a process each, but seconds quicker."""
+    """Forks trainers from a process that has imported torch, which saves seconds. Several can run at the same time."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         assert self._read_answer() == "ready"
 
     def start(self, run: TrainerRun, **training: Any) -> int:
-        """The process id of a trainer that appends to its pod's log."""
+        """Start a trainer that appends to the log of its pod. Return its process id."""
         config = json.dumps(run.config(**training).to_json())
         environment = run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")}
         (run.folder / "log").write_text("")
@@ -141,7 +141,7 @@ class ParallelForkServer:
         return int(self._read_answer())
 
     def wait(self, child: int) -> int:
-        """Its exit status, or the number of the signal that ended it, negative."""
+        """Wait for a trainer. Return its exit code, or the negative number of the signal that ended it."""
         self._send({"wait": child})
         return int(self._read_answer())
 
@@ -157,9 +157,9 @@ class ParallelForkServer:
 
 @contextmanager
 def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
-    """One that has imported everything."""
+    """Start a fork server that has imported all libraries."""
     line = [sys.executable, "-W", "ignore", "-c", _FORK_SCRIPT]
-    # One thread, before torch is imported: its pool of threads does not survive a fork.
+    # Set one thread before torch is imported, because its thread pool does not survive a fork.
     environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -169,12 +169,12 @@ def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
 
 
 def build_model(folder: Path) -> None:
-    """The tiny model; made in a process of its own, since libraries warn when they are first compiled."""
+    """Build the tiny model in a separate process, because libraries print warnings when they are first compiled."""
     subprocess.run([sys.executable, "-c", BUILD_MODEL_SCRIPT, folder], cwd=ROOT, check=True, capture_output=True)
 
 
 def upload_model(s3: S3Server, folder: Path, build_model: Callable[[Path], None]) -> None:
-    """The tiny model, once."""
+    """Upload the tiny model if it is not in the store yet."""
     if s3.list_keys("s3://models/resume/"):
         return
     build_model(folder)
@@ -190,7 +190,7 @@ def make_rows(count: int) -> bytes:
 def make_run_factory(
     s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build_model
 ) -> Callable[[str], TrainerRun]:
-    """By a run's name: its pods."""
+    """Return a function that creates a run by its name."""
     (tmp_path / "model").mkdir()
     upload_model(s3, tmp_path / "model", build)
     s3.put("s3://data/resume.jsonl", make_rows(16))

@@ -1,4 +1,4 @@
-"""The tiny model, and a way to train it by either backend."""
+"""Fixtures: the tiny model, and training it with either backend."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def unsloth(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def run(model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest) -> RunTraining:
-    """Trains, each time in a folder of its own; what is named as a field of `Asked` goes there, the rest is `training`.
+    """Return a function that trains in a new folder at each call.
 
-    Rows in tokens are eight, four of them a step, unless something else is said.
+    Keyword arguments that are fields of `TrainingRequest` are passed to it; all others are fields of `training`. By
+    default there are eight tokenized rows, of which a step trains four.
     """
     numbers = count()
 

@@ -1,4 +1,4 @@
-"""Trainings with Unsloth, which changes the libraries of the whole process that imports it: so in others."""
+"""Training with Unsloth in other processes, because importing it patches the libraries of its process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def serve() -> None:
-    """Imports Unsloth once, then trains whatever comes on stdin, each in a process of its own."""
+    """Import Unsloth once, then run each training request from stdin in a fork."""
     warnings.simplefilter("ignore")
     from finetune_trainer.modeling import loading
 
@@ -58,13 +58,13 @@ def _train_and_store(request: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class UnslothProcess:
-    """Trains with Unsloth, which changes the libraries of the whole process that imports it: so in others."""
+    """A process that has imported Unsloth and forks a child for each training."""
 
     process: subprocess.Popen[str]
     model_dir: Path
 
     def train(self, request: TrainingRequest, folder: Path) -> TrainingOutcome:
-        """As `train`. The log is in `<folder>/log`."""
+        """Train like `tiny_training.train`. The log is `<folder>/log`. Raises the TrainerError of the training."""
         assert self.process.stdin
         assert self.process.stdout
         line = {**asdict(request), "folder": str(folder), "model_dir": str(self.model_dir)}
@@ -80,7 +80,7 @@ class UnslothProcess:
 
 @contextmanager
 def start_unsloth(model_dir: Path, scratch: Path) -> Iterator[UnslothProcess]:
-    """Its process, which takes a while to start."""
+    """Start the process and wait until it has imported Unsloth."""
     environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'trainer'}", "FINETUNE_SCRATCH": str(scratch)}
     line = [sys.executable, "-c", "from tests.support.trainer import unsloth_process; unsloth_process.serve()"]
@@ -91,7 +91,7 @@ def start_unsloth(model_dir: Path, scratch: Path) -> Iterator[UnslothProcess]:
         ) as process,
     ):
         assert process.stdout
-        while (greeting := process.stdout.readline().strip()) != "ready":  # Unsloth greets on stdout
+        while (greeting := process.stdout.readline().strip()) != "ready":  # Unsloth prints a banner to stdout
             assert process.poll() is None, (greeting, (scratch / "log").read_text()[-3000:])
         yield UnslothProcess(process, model_dir)
         process.kill()

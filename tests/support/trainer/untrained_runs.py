@@ -1,4 +1,4 @@
-"""Runs without their training: what they publish, and what they make of what they find."""
+"""Runs without training: publishing an invented result, and runs that end before training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.pipeline import build_manifest, run
+from finetune_trainer.pipeline import build_manifest, resolve_run, run
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -41,7 +41,7 @@ def build_config(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
 
 @pytest.fixture
 def prefix(s3: S3Server, tmp_path: Path) -> str:
-    """A fresh output, and inputs as no test has left them."""
+    """Upload the inputs, and return a new output prefix."""
     s3.put("s3://data/rows/a.jsonl", b'{"prompt": "a", "completion": "b"}\n')
     s3.put("s3://data/rows/b.jsonl", b'{"prompt": "c", "completion": "d"}\n')
     s3.put("s3://models/tiny/config.json", b"{}")
@@ -52,7 +52,7 @@ def prefix(s3: S3Server, tmp_path: Path) -> str:
 def publish(
     config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, suffix: bytes = b""
 ) -> Outcome:
-    """Everything but the training."""
+    """Publish an invented adapter as a run does. Return the outcome."""
     s3 = S3(config.storage)
     export = folder / "export"
     export.mkdir(parents=True, exist_ok=True)
@@ -66,4 +66,4 @@ def publish(
 
 def run_untrained(config: TrainerConfig, scratch: Path) -> Outcome:
     """Training is never reached, since the tiny "model" is none."""
-    return run(config, scratch, RunContext(ProgressReporter()))
+    return run(resolve_run(config), scratch, OutcomeRecorder(ProgressReporter()))

@@ -72,7 +72,7 @@ def test_checkpoint_store_changed_inputs_start_fresh(
     save_checkpoints(store, tmp_path, 5)
     assert open_store(s3, prefix, origin).fetch_newest(tmp_path / "restored") is None
     assert why in caplog.text
-    assert "training starts afresh" in caplog.text
+    assert "training starts from the beginning" in caplog.text
 
 
 def test_checkpoint_store_other_config_is_untouched(
@@ -82,7 +82,7 @@ def test_checkpoint_store_other_config_is_untouched(
     save_checkpoints(store, tmp_path, 5)
     other = open_store(s3, prefix, replace(ORIGIN, config_digest="sha256:other"))
     assert other.fetch_newest(tmp_path / "restored") is None
-    assert "1 other configs have some here, which are left alone: config" in caplog.text
+    assert "ignoring checkpoints of 1 other configurations: config" in caplog.text
     other.clear()
     assert list_steps(s3, prefix) == ["step-5"]
 
@@ -92,7 +92,7 @@ def test_checkpoint_store_other_versions_are_logged(
 ) -> None:
     save_checkpoints(store, tmp_path, 5)
     assert open_store(s3, prefix, replace(ORIGIN, versions={"torch": "2"})).fetch_newest(tmp_path / "restored")
-    assert "made with torch 1, this is 2" in caplog.text
+    assert "saved with torch 1, resumed with 2" in caplog.text
 
 
 def test_checkpoint_store_lost_output_lock_writes_nothing(s3: S3Server, prefix: str, tmp_path: Path) -> None:

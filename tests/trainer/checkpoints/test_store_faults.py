@@ -63,17 +63,17 @@ def edit_marker(**fields: object) -> Change:
         pytest.param(
             flip_bit("adapter_model.safetensors"), "adapter_model.safetensors is damaged", id="a bit is flipped"
         ),
-        pytest.param(truncate_file("checkpoint.json"), "checkpoint.json cannot be read", id="the marker is cut"),
-        pytest.param(edit_marker(formatVersion=2), "it has format 2", id="a later trainer's"),
-        pytest.param(edit_marker(files=[]), "it names no files", id="the marker is empty"),
+        pytest.param(truncate_file("checkpoint.json"), "checkpoint.json is invalid", id="the marker is cut"),
+        pytest.param(edit_marker(formatVersion=2), "it has format version 2", id="a later trainer's"),
+        pytest.param(edit_marker(files=[]), "it lists no files", id="the marker is empty"),
         pytest.param(
             edit_marker(files=[{"path": "../../x", "size": 1, "sha256": ""}]),
-            "names ../../x",
+            "lists ../../x",
             id="a name that leads outside",
         ),
         pytest.param(
             edit_marker(files=[{"path": "training_args.bin", "size": 1, "sha256": ""}]),
-            "names training_args.bin",
+            "lists training_args.bin",
             id="a pickle",
         ),
     ],
@@ -92,7 +92,7 @@ def test_checkpoint_store_damaged_checkpoint_is_skipped(
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
-    assert "the one of step 10 is not used" in caplog.text
+    assert "skipping step 10" in caplog.text
     assert why in caplog.text
     save_checkpoints(store, tmp_path, 7)  # what comes after it replaces what came to nothing
     assert list_steps(s3, prefix) == ["step-5", "step-7"]
@@ -121,7 +121,7 @@ def test_checkpoint_store_pickle_is_never_executed(
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5
-    assert f"{name} holds more than numbers" in caplog.text
+    assert f"{name} contains more than tensors and numbers" in caplog.text
     assert not trace.exists()
 
 

@@ -47,7 +47,7 @@ class TestLauncher:
         assert progress.last_checkpoint_step == progress.step
         assert node.run().reason is Reason.COMPLETED, node.log
         assert node.read_metrics()["steps"] == STEPS
-        assert f"going on from step {progress.step}" in node.log
+        assert f"resuming from step {progress.step}" in node.log
 
         # A pod that was lost after the result was published waits for nobody.
         node.environment |= {NODES_ENV: "2", PROCESSES_ENV: "1", NODE_RANK_ENV: "1"}
@@ -65,12 +65,12 @@ class TestLauncher:
     def test_launcher_missing_nodes_time_out(self, node: TrainerRun, number: str, reason: Reason) -> None:
         node.environment[NODE_RANK_ENV] = number
         assert node.run().reason is reason, node.log
-        assert "2 nodes did not come together" in node.outcome.message
+        assert "rendezvous of 2 nodes" in node.outcome.message
 
     def test_launcher_rendezvous_can_be_stopped(self, node: TrainerRun) -> None:
         node.environment[launcher.RENDEZVOUS_SECONDS_ENV] = "600"
         with node.start() as process:
-            node.wait_for(process, "they meet at")
+            node.wait_for(process, "rendezvous at")
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == ExitCode.PREEMPTED, node.log
 
@@ -81,7 +81,7 @@ def test_launcher_workers_all_have_gpu_or_none(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     where = topology.Topology(node_count=1, processes_per_node=2, node_rank=0, rendezvous_endpoint="127.0.0.1:29400")
     if own is None:
-        with pytest.raises(TrainerError, match="asks for 2 workers, with a GPU each, and 1 are visible"):
+        with pytest.raises(TrainerError, match="requests 2 ranks with one GPU each, but 1 GPUs are visible"):
             launcher._build_launch_config(where)
     else:
         assert launcher._build_launch_config(where).virtual_local_rank is own

@@ -91,8 +91,12 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
         (["run", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
         (["plan", "/no/such/file"], Reason.CONFIG_INVALID, "/no/such/file: cannot be read: No such file"),
         (["generate", "--prompt", "x"], Reason.CONFIG_INVALID, "name a manifest, or a model with --model"),
-        (["generate", "--prompt", "x", "--model", "/no/such"], Reason.MODEL_NOT_FOUND, "/no/such is no folder"),
-        (["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"], Reason.DATA_NOT_FOUND, "/no is no folder"),
+        (["generate", "--prompt", "x", "--model", "/no/such"], Reason.MODEL_NOT_FOUND, "/no/such is neither a folder"),
+        (
+            ["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"],
+            Reason.DATA_NOT_FOUND,
+            "/no is neither a folder",
+        ),
     ],
 )
 def test_command_error_is_single_line_without_traceback(arguments: list[str], reason: Reason, message: str) -> None:

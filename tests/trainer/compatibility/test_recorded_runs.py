@@ -42,7 +42,7 @@ def test_run_recorded_result_is_already_complete(s3: S3Server, output: str, tmp_
     ended = run_untrained(build_config(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
     assert ended.reason is Reason.ALREADY_COMPLETE
     recipe = recorded.get("recipe", 1)
-    assert (f"trained by recipe {recipe}" in ended.message) is (recipe != RECIPE)
+    assert (f"trained with recipe {recipe}" in ended.message) is (recipe != RECIPE)
     assert ended.result
     assert ended.result.digest == "sha256:" + hashlib.sha256(content).hexdigest()
     assert ended.result.metrics == recorded["metrics"]
@@ -67,7 +67,7 @@ def test_run_recorded_checkpoint_resumes_own_recipe_only(s3: S3Server, output: s
     assert outcome.reason is Reason.COMPLETED, log
     recipe = int(name.removeprefix("recipe-"))
     if recipe == RECIPE:
-        assert "going on from step 2" in log
+        assert "resuming from step 2" in log
     else:
-        assert f"it was trained by recipe {recipe}, this trainer uses recipe {RECIPE}" in log
-        assert "training starts afresh" in log
+        assert f"it was trained with recipe {recipe}, this trainer uses recipe {RECIPE}" in log
+        assert "training starts from the beginning" in log

@@ -40,9 +40,7 @@ def test_metadata_name_other_than_text_is_refused(tmp_path: Path, field: str, gi
 
 @pytest.mark.parametrize("metadata", ["generateName: bot-", "namespace: team"])
 def test_metadata_without_name_is_refused(tmp_path: Path, metadata: str) -> None:
-    with pytest.raises(
-        TrainerError, match=r"metadata\.name: this field is required: give it a name.*\(line 3\)"
-    ) as error:
+    with pytest.raises(TrainerError, match=r"metadata\.name: this field is required: set a name.*\(line 3\)") as error:
         load_config(tmp_path, build_manifest_with_metadata(metadata))
     assert error.value.reason is Reason.CONFIG_INVALID
 
@@ -50,7 +48,7 @@ def test_metadata_without_name_is_refused(tmp_path: Path, metadata: str) -> None
 @pytest.mark.parametrize("name", ["a.b", "A", "-a", "a-", "a_b", "''", "x" * 53, '"a\\n"', "2024-01-05T10:00:00Z"])
 def test_metadata_name_invalid_for_api_server_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        TrainerError, match=r"metadata\.name: the name of a FineTuneJob has 1 to 52 characters"
+        TrainerError, match=r"metadata\.name: the name of a FineTuneJob must have 1 to 52 characters"
     ) as error:
         load_config(tmp_path, build_manifest_with_metadata(f"name: {name}"))
     assert error.value.reason is Reason.CONFIG_INVALID

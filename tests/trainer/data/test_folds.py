@@ -1,4 +1,4 @@
-"""Rows divided for cross-validation: every row in one part, what belongs together in one, all parts alike."""
+"""Assignment of rows to folds: each row is in one fold, groups stay together, and folds have similar sizes."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_folds_augmented_rows_follow_source_unmeasured() -> None:
 
 
 TOO_FEW = {
-    "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 rows to train on are only 2 groups"),
+    "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 training rows form only 2 groups"),
     "what can be done": ([1, 1, 2, 2, 2], None, 3, "lower it to 2 or less, or add rows"),
     "one group": ([7, 7, 7], None, 2, "only 1 group of rows that .* remove it, or add rows"),
-    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 rows to train on are only 2 groups"),
+    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
 }
 
 
@@ -91,7 +91,7 @@ LONG = " ".join(f"word{number}" for number in range(40))
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_TIMEOUT)
 class TestPreparedFolds:
-    """Of rows as they are read."""
+    """Folds that data preparation assigns to the rows it reads."""
 
     def test_folds_similar_rows_share_part(self, tmp_path: Path) -> None:
         near = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
@@ -134,5 +134,5 @@ class TestPreparedFolds:
 
     def test_folds_single_group_is_refused_before_training(self, tmp_path: Path) -> None:
         rows = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
-        with pytest.raises(TrainerError, match="the 3 rows to train on are only 1 group"):
+        with pytest.raises(TrainerError, match="the 3 training rows form only 1 group"):
             prepare_folds(tmp_path, rows, 2)

@@ -1,4 +1,4 @@
-"""What is learnt of a row: its answer or answers, each with its end."""
+"""Labels of prepared rows: the answers with their endings."""
 
 from __future__ import annotations
 

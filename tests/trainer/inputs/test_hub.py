@@ -121,14 +121,14 @@ def test_hub_downloads_needed_files_of_resolved_commit(endpoint: str, tmp_path: 
     ("repo", "revision", "token", "reason", "message"),
     [
         ("org/model", "no-such-revision", None, Reason.MODEL_NOT_FOUND, "no such branch, tag or commit"),
-        ("org/none", None, None, Reason.MODEL_NOT_FOUND, "there is no such model, or it is private"),
-        ("org/none", None, TOKEN, Reason.MODEL_NOT_FOUND, "there is no such model, or it is private"),
+        ("org/none", None, None, Reason.MODEL_NOT_FOUND, "the model does not exist or is private"),
+        ("org/none", None, TOKEN, Reason.MODEL_NOT_FOUND, "the model does not exist or is private"),
         ("org/gated", None, None, Reason.AUTH_FAILED, "/org/gated and set model.tokenSecretRef"),
         ("org/gated", None, TOKEN, Reason.ACCESS_DENIED, "accept the licence at"),
-        ("org/forbidden", None, TOKEN, Reason.ACCESS_DENIED, "may not read this model"),
-        ("org/model", None, "wrong_canary", Reason.AUTH_FAILED, "the token is wrong or has expired"),
-        ("org/model", None, "", Reason.AUTH_FAILED, "the hub token's Secret has no key HF_TOKEN"),
-        ("org/broken", None, None, Reason.STORAGE_UNREACHABLE, "the hub answered 500"),
+        ("org/forbidden", None, TOKEN, Reason.ACCESS_DENIED, "has no permission to read this model"),
+        ("org/model", None, "wrong_canary", Reason.AUTH_FAILED, "the token is invalid or has expired"),
+        ("org/model", None, "", Reason.AUTH_FAILED, "the Secret of model.tokenSecretRef has no key HF_TOKEN"),
+        ("org/broken", None, None, Reason.STORAGE_UNREACHABLE, "the hub responded with status 500"),
     ],
 )
 @pytest.mark.usefixtures("endpoint")
@@ -153,7 +153,7 @@ def test_hub_error_has_reason_and_message(
 
 def test_hub_unreachable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(TrainerError, match=r"no answer; check DNS, network policy and HF_ENDPOINT") as error:
+    with pytest.raises(TrainerError, match=r"no response; check DNS, network policy and HF_ENDPOINT") as error:
         hub.resolve_snapshot("hf://org/model", None)
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
 

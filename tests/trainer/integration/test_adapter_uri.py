@@ -119,4 +119,4 @@ def test_run_adapter_of_other_base_model_is_checked(
 def test_run_adapter_uri_without_adapter_is_refused(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     job = set_inputs(pods("job"), adapterURI="s3://models/resume/")
     assert forks.run(job, **SHAPE) is Reason.MODEL_NOT_FOUND
-    assert "s3://models/resume/ holds no adapter_config.json" in job.outcome.message
+    assert "s3://models/resume/ has no adapter_config.json" in job.outcome.message

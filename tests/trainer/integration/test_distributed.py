@@ -41,12 +41,12 @@ from datetime import timedelta
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.distributed import collectives
 collectives.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
-collectives.init_process_group(ProgressReporter())
+collectives.init_process_group(ProgressReporter().heartbeat)
 if os.environ["RANK"] == "0":
     time.sleep(6)
     collectives.release_waiters()
 else:
-    collectives.barrier(ProgressReporter())
+    collectives.barrier(ProgressReporter().heartbeat)
 """
 DISTINCT_ROWS = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}"] * (2 + n % 4))} for n in range(11)]
 """Rows that do not resemble each other."""
@@ -151,7 +151,7 @@ class TestWorkers:
         assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
         assert time.monotonic() - began < 60
         assert self.wait_for_exit(parted, processes[1]) == -signal.SIGKILL
-        assert f"going on from step {stopped.step}" in parted.rank_zero.log
+        assert f"resuming from step {stopped.step}" in parted.rank_zero.log
         losses |= parted.rank_zero.read_losses()
 
         assert parted.run() == [0, 0], parted.logs

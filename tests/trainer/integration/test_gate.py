@@ -34,7 +34,7 @@ REFUSED = {
     "a term with two counterparts": (
         {"bias": {"terms": [["nurse", "doctor"], ["Nurse", "driver"]]}},
         Reason.CONFIG_INVALID,
-        'evaluation.bias.terms[1]: "nurse" stands in two places',
+        'evaluation.bias.terms[1]: "nurse" occurs twice',
     ),
     "a sentence without its counterpart": (
         {"bias": {"pairsURI": "s3://data/wrong.csv"}},
@@ -83,7 +83,7 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     assert [key for key in s3.list_keys(job.output) if "/.rejected/" not in key] == []
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
-    assert "Do not deploy this adapter: it breaks 1 rule of the gate" in s3.get(uri).decode()
+    assert "Do not deploy this adapter: it fails 1 rule of the gate" in s3.get(uri).decode()
     found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
     assert [check["passed"] for check in found["gate"]] == [False, True]
 

@@ -32,8 +32,8 @@ MOMENTS = [
     *[("stage: Exporting", 0.3)],
     *[("stage: Uploading", 0.02)] * 2,
 ]
-_STORED = re.compile(r"checkpoint: step (\d+) is stored")
-_RESUMED = re.compile(r"going on from step (\d+)")
+_STORED = re.compile(r"checkpoint: stored step (\d+)")
+_RESUMED = re.compile(r"resuming from step (\d+)")
 
 
 def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) -> bool:

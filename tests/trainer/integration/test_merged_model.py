@@ -100,7 +100,7 @@ def test_merged_run_failed_upload_is_repaired_by_later_run(
     assert forks.run(job, **SHORT) is Reason.COMPLETED, job.log
     assert f"published at {job.output}; " in job.outcome.message
     assert "the merged model is not published: s3://" in job.outcome.message
-    assert "a run of the same config and output makes it from the adapter, without training" in job.outcome.message
+    assert "a run with the same config and output creates it from the adapter, without training" in job.outcome.message
     assert get_result(job.outcome).merged_uri is None
     assert list_merged_output(job) == set()
     assert not [name for name in list_output(job) if name.startswith(".")]
@@ -129,7 +129,7 @@ def test_merged_run_foreign_files_are_kept(
 
     proxy.on_write = put
     assert forks.run(job, **SHORT) is Reason.COMPLETED, job.log
-    assert f"{job.output}/merged holds files that this run has not published" in job.outcome.message
+    assert f"{job.output}/merged contains files that this run has not published" in job.outcome.message
     assert (list_merged_output(job), job.s3.get(foreign)) == ({"merged/config.json"}, b"another's")
 
 
@@ -173,7 +173,7 @@ def test_merged_run_killed_twice_in_merge_keeps_adapter(
         child = forks.start(job, **SHORT)
         assert forks.wait() == -signal.SIGKILL, job.log
     assert forks.run(job, **SHORT) is Reason.ALREADY_COMPLETE, job.log
-    assert "2 attempts were killed while they made it; raise the memory" in job.outcome.message
+    assert "2 attempts were killed while they merged; increase the memory" in job.outcome.message
     assert list_merged_output(job) == set()
 
     proxy.on_write = lambda path: None

@@ -13,11 +13,11 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import run
+from finetune_trainer.pipeline import resolve_run, run
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -70,7 +70,7 @@ def test_run_texts_beyond_positions_completes(
     held_out = [chat("And you?", "I am"), *LONG]
     config = asked(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
     found = build_plan(config, tmp_path)
-    ended = run(config, tmp_path, RunContext(ProgressReporter()))
+    ended = run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert ended.reason is Reason.COMPLETED
     assert ended.result is not None
     assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
@@ -91,7 +91,7 @@ def test_plan_and_run_no_row_fits_name_positions(asked: Callable[..., TrainerCon
     expected = f"6 overlength.* tokens, the base model has positions for {POSITIONS}"
     for attempt in (
         lambda: build_plan(config, tmp_path),
-        lambda: run(config, tmp_path, RunContext(ProgressReporter())),
+        lambda: run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter())),
     ):
         with pytest.raises(TrainerError, match=expected) as caught:
             attempt()
@@ -108,11 +108,11 @@ def test_plan_and_run_token_without_embedding_is_refused(
     content["added_tokens"].append({**content["added_tokens"][-1], "content": "<new>", "id": rows + gap})
     content["model"]["vocab"]["<new>"] = rows + gap
     (model / "tokenizer.json").write_text(json.dumps(content))
-    config, known = asked(model, SHORT, LONG), RunContext(ProgressReporter())
-    for attempt in (lambda: build_plan(config, tmp_path), lambda: run(config, tmp_path, known)):
+    config, recorder = asked(model, SHORT, LONG), OutcomeRecorder(ProgressReporter())
+    for attempt in (lambda: build_plan(config, tmp_path), lambda: run(resolve_run(config), tmp_path, recorder)):
         with pytest.raises(
             TrainerError, match=f"for {rows} tokens, .* '<new>' of its tokenizer has the ID {rows + gap}"
         ) as caught:
             attempt()
         assert caught.value.reason is Reason.MODEL_INVALID
-    assert known.progress.get_latest().stage is Stage.PREPARING
+    assert recorder.progress.get_latest().stage is Stage.PREPARING

@@ -39,7 +39,7 @@ from finetune_trainer.cli import app
 from finetune_trainer.config import loader
 from finetune_trainer.telemetry import termination_message
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.pipeline import run
+from finetune_trainer.pipeline import resolve_run, run
 
 class Tight(ProgressReporter):
     def update(self, **fields):
@@ -48,9 +48,10 @@ class Tight(ProgressReporter):
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
 
-context = termination_message.RunContext(Tight())
+recorder = termination_message.OutcomeRecorder(Tight())
 config = loader.load_from_environment()
-termination_message.write_outcome(command._run_to_outcome(lambda: run(config, Path(sys.argv[3]), context)))
+outcome = command._run_to_outcome(lambda: run(resolve_run(config), Path(sys.argv[3]), recorder))
+termination_message.write_outcome(outcome)
 os._exit(0)
 """
 STAGES = {

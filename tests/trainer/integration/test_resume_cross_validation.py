@@ -100,7 +100,7 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert stopped.total_steps == 4 * STEPS
 
     second = stop_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
-    assert f"going on from step {stopped.step}" in job.log
+    assert f"resuming from step {stopped.step}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
     assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
 
@@ -122,7 +122,7 @@ def test_cross_validation_damaged_checkpoint_uses_previous_fold(
         if marker.removeprefix("s3://results/") in s3.list_keys(job.output):
             s3.put(marker, s3.get(marker)[:-1])
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
-    assert f"going on from step {2 * STEPS}" in job.log
+    assert f"resuming from step {2 * STEPS}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
     assert [step for name, step in read_fold_losses(job) if name == "fold 2/3"] == [STEPS], (
         "shown again, and not trained"

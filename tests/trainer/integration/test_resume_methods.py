@@ -80,7 +80,7 @@ def assert_resume_matches(
     stopped_at = stop_after(forks, parted, f"step {STEPS // 2}/", asked)
     before = parted.read_losses()
     assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
-    assert f"going on from step {stopped_at}" in parted.log
+    assert f"resuming from step {stopped_at}" in parted.log
     told = parted.s3.get(f"{parted.output}/run.log").decode()
     assert f"step {STEPS // 2}/{STEPS} " in told, "the first attempt's"
     assert f"step {STEPS}/{STEPS} " in told

@@ -189,7 +189,7 @@ METADATA = {
 @pytest.mark.parametrize("host", METADATA.values(), ids=METADATA)
 def test_endpoint_metadata_address_is_refused(credentials: Callable[..., Path], host: str) -> None:
     credentials("id", "secret-canary")
-    with pytest.raises(TrainerError, match="where nodes ask about themselves") as caught:
+    with pytest.raises(TrainerError, match="cloud metadata address or link-local address") as caught:
         S3(Storage(endpoint=f"http://{host}")).bucket("data")
     assert caught.value.reason is Reason.CONFIG_INVALID
 
@@ -213,7 +213,7 @@ def test_endpoint_name_resolving_to_metadata_is_refused(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *rest, **more: real(known.get(host, "127.0.0.1"), *rest, **more)
     )
-    with pytest.raises(TrainerError, match="where nodes ask about themselves") as caught:
+    with pytest.raises(TrainerError, match="cloud metadata address or link-local address") as caught:
         S3(Storage(endpoint="http://harmless.test", addressing=addressing)).bucket("data")
     assert caught.value.reason is Reason.CONFIG_INVALID
 

@@ -83,7 +83,7 @@ def test_tracked_run_hanging_server_still_completes(pods: Callable[..., TrainerR
     with serve_without_answering() as uri:
         bot = pods("bot", tool="mlflow", uri=uri)
         assert forks.run(bot) is Reason.COMPLETED, bot.log
-    said = re.escape(f" points were lost: mlflow at {uri}: it did not answer in time")
+    said = re.escape(f" points were lost: mlflow at {uri}: it did not respond in time")
     assert re.search(rf"; tracking: (\d+) of \1{said}", bot.outcome.message), bot.outcome.message
 
 

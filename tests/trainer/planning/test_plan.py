@@ -17,14 +17,14 @@ from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
-from finetune_trainer.pipeline import run
+from finetune_trainer.pipeline import resolve_run, run
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -85,7 +85,7 @@ class TestPlanAgainstRun:
         asked = load_manifest(job(ROWS, lora={"rank": 8}))
         found = build_plan(asked, tmp_path)
         assert not s3.list_keys(f"s3://results/{tmp_path.name}")
-        done = run(asked, tmp_path, RunContext(ProgressReporter()))
+        done = run(resolve_run(asked), tmp_path, OutcomeRecorder(ProgressReporter()))
         assert done.result
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
         assert found.dataset.to_json() == result["dataset"]
@@ -135,9 +135,10 @@ class TestPlanAgainstRun:
             job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing)
         )
         found = build_plan(asked, tmp_path)
-        known = RunContext(ProgressReporter())
-        assert run(asked, tmp_path, known).reason is Reason.COMPLETED
-        assert known.progress.get_latest().step == known.progress.get_latest().total_steps == found.steps
+        recorder = OutcomeRecorder(ProgressReporter())
+        assert run(resolve_run(asked), tmp_path, recorder).reason is Reason.COMPLETED
+        progress = recorder.progress.get_latest()
+        assert progress.step == progress.total_steps == found.steps
         assert found.trainings == 4
         if not packing:  # each row is trained on twice in all trainings but one
             assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)

@@ -117,7 +117,7 @@ def test_export_same_run_writes_same_bytes(model_dir: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(0.0, Reason.INTERNAL_ERROR), (math.nan, Reason.NON_FINITE_LOSS)],
-    ids=["learnt nothing", "not a number"],
+    ids=["training did not change the adapter", "not a number"],
 )
 def test_export_unchanged_or_nan_adapter_is_refused(
     model_dir: Path, tmp_path: Path, value: float, reason: Reason
@@ -146,6 +146,6 @@ def test_export_file_differing_from_memory_is_refused(
         save_file({name: weight * 1.5 for name, weight in load_file(path).items()}, path, {"format": "pt"})
 
     monkeypatch.setattr(loaded.model, "save_pretrained", save_damaged)
-    with pytest.raises(TrainerError, match="the adapter loaded from disk answers differently") as caught:
+    with pytest.raises(TrainerError, match="the adapter differs after it is loaded from disk") as caught:
         export_adapter(config(), loaded, tmp_path, "sha256:abc", model_dir)
     assert caught.value.reason is Reason.INTERNAL_ERROR

@@ -68,8 +68,8 @@ def test_run_foreign_files_are_named_and_kept(
     config = build_config(s3, prefix)
     config = config.model_copy(update={"output": config.output.model_copy(update=output)})
     message = assert_output_exists(config, tmp_path)
-    assert message.startswith(f"{prefix} holds files that this run has not published {named}; ")
-    assert message.endswith("give output.uri another place or remove them")
+    assert message.startswith(f"{prefix} contains files that this run has not published {named}; ")
+    assert message.endswith("change output.uri or remove them")
     assert read_all_objects(s3, prefix) == before
 
 
@@ -125,7 +125,7 @@ def test_publish_foreign_file_appearing_late_writes_nothing(s3: S3Server, prefix
     s3.put(f"{prefix}/.checkpoints/abc/step-1/checkpoint.json", b"{}")
     s3.put(f"{prefix}/tokenizer.json", b"another's")
     before = read_all_objects(s3, prefix)
-    with pytest.raises(TrainerError, match="holds files that this run has not published") as error:
+    with pytest.raises(TrainerError, match="contains files that this run has not published") as error:
         publish(config, tmp_path)
     assert error.value.reason is Reason.OUTPUT_EXISTS
     assert read_all_objects(s3, prefix) == before

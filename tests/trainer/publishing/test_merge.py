@@ -126,7 +126,7 @@ def test_merge_check_model_without_adapter_raises(model_dir: Path) -> None:
 
     judge = MergeChecker(make_merging(config(), model_dir).texts, "fp32", lambda: None)
     before = judge.measure_before_merge(load_tuned_model(config(), model_dir).model)
-    with pytest.raises(TrainerError, match="not the same as base model and adapter") as error:
+    with pytest.raises(TrainerError, match="differs from base model and adapter") as error:
         judge.check_after_merge(before, load_base_model(config(), model_dir, "transformers"))
     assert error.value.reason is Reason.INTERNAL_ERROR
     for loss in before["rows"]:

@@ -82,7 +82,7 @@ def test_output_lock_held_by_active_run_is_refused_soon(make: MakeLock) -> None:
     make("a").acquire(ProgressReporter())
     message = assert_output_busy(lambda: make("b").acquire(ProgressReporter()))
     assert "run a on " in message
-    assert "is at work on this output" in message
+    assert "uses this output" in message
 
 
 def test_output_lock_released_is_not_rewritten_by_heartbeat(s3: S3Server, prefix: str, make: MakeLock) -> None:
@@ -195,7 +195,7 @@ def test_output_lock_without_conditional_writes_is_logged(
     assert "no conditional writes" in caplog.text
     time.sleep(0.5)
     claim.check_held()
-    assert "is at work" in assert_output_busy(lambda: make("b").acquire(ProgressReporter()))
+    assert "uses this output" in assert_output_busy(lambda: make("b").acquire(ProgressReporter()))
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "409", "412", "reset", "delay", "late"])

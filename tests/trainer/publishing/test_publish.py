@@ -99,7 +99,7 @@ def test_publish_interrupted_leaves_no_result(
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
     assert "manifest.json" not in {key.rpartition("/")[2] for key in s3.list_keys(prefix)}
     assert OutputPrefix(S3(config.storage), config).find_published() is None
-    with pytest.raises(TrainerError, match=r"holds no finished result|no object has this prefix"):
+    with pytest.raises(TrainerError, match=r"has no complete result|no object has this prefix"):
         compare_completions(GenerateRequest("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
     proxy.dropped_key = "\0"
     assert publish(config, tmp_path).reason is Reason.COMPLETED  # and the next attempt is not in its way

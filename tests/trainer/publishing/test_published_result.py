@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.trainer.untrained_runs import build_config, prefix, publish, run_untrained
 
+from finetune_trainer.cli import launcher
 from finetune_trainer.cli.generate import GenerateRequest, compare_completions
+from finetune_trainer.cli.run import run_or_launch
 from finetune_trainer.contract import (
     NODE_RANK_ENV,
     NODES_ENV,
@@ -22,11 +24,10 @@ from finetune_trainer.contract import (
     TrainerConfig,
 )
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import run
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -124,7 +125,7 @@ def test_run_result_listing_merged_model_is_complete(s3: S3Server, prefix: str, 
     assert again.reason is Reason.ALREADY_COMPLETE
     assert again.result
     assert again.result.merged_uri == f"{prefix}/merged"
-    assert "merged" not in again.message
+    assert "the merged model" not in again.message
 
 
 @pytest.mark.parametrize("node", ["0", "1"])
@@ -145,7 +146,8 @@ def test_run_missing_merged_model_is_made_by_first_node_only(
     def launch(*_: object) -> Outcome:
         pytest.fail("the result is there, so no workers are launched")
 
-    again = run(config, tmp_path, RunContext(ProgressReporter()), launch)
+    monkeypatch.setattr(launcher, "launch_ranks", launch)
+    again = run_or_launch(config, tmp_path, OutcomeRecorder(ProgressReporter()))
     assert again.reason is Reason.ALREADY_COMPLETE
     assert again.result
     assert again.result.merged_uri is None
@@ -166,6 +168,8 @@ def test_generate_damaged_result_is_refused(s3: S3Server, prefix: str, tmp_path:
     config = build_config(s3, prefix)
     publish(config, tmp_path)
     s3.put(f"{prefix}/adapter_model.safetensors", b"damaged")
-    with pytest.raises(TrainerError, match=r"adapter_model\.safetensors is not what manifest\.json says") as error:
+    with pytest.raises(
+        TrainerError, match=r"adapter_model\.safetensors does not match its digest in manifest\.json"
+    ) as error:
         compare_completions(GenerateRequest("s3://models/tiny", None, prefix, ["hello"], 1, config.storage), tmp_path)
     assert error.value.reason is Reason.STORAGE_CORRUPT

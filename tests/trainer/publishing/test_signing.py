@@ -21,12 +21,12 @@ from tests.support.trainer.untrained_runs import build_config, prefix, publish
 
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Signing, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import run
+from finetune_trainer.pipeline import resolve_run, run
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -111,8 +111,8 @@ def test_signing_merged_model_is_signed_separately(s3: S3Server, prefix: str, tm
 @pytest.mark.s3
 def test_signing_unsigned_result_is_refused(s3: S3Server, prefix: str, tmp_path: Path, public_key: Path) -> None:
     publish(build_config(s3, prefix), tmp_path)
-    with pytest.raises(TrainerError, match="which is not signed") as error:
-        run(build_signed_config(s3, prefix), tmp_path, RunContext(ProgressReporter()))
+    with pytest.raises(TrainerError, match="an unsigned result") as error:
+        run(resolve_run(build_signed_config(s3, prefix)), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert error.value.reason is Reason.OUTPUT_EXISTS
     assert verify_signature(download_result(s3, prefix, tmp_path / "downloaded"), public_key).returncode != 0
 
@@ -120,7 +120,7 @@ def test_signing_unsigned_result_is_refused(s3: S3Server, prefix: str, tmp_path:
 @pytest.mark.s3
 def test_signing_signed_result_is_already_complete(s3: S3Server, prefix: str, tmp_path: Path, public_key: Path) -> None:
     outcome: Outcome = publish(build_signed_config(s3, prefix), tmp_path)
-    again = run(build_signed_config(s3, prefix), tmp_path, RunContext(ProgressReporter()))
+    again = run(resolve_run(build_signed_config(s3, prefix)), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert (again.reason, again.result) == (Reason.ALREADY_COMPLETE, outcome.result)
 
 
@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes] | None, str]] = {
         ),
         "cannot sign: ",
     ),
-    "an RSA key": (lambda: to_pem(rsa.generate_private_key(65537, 2048)), "it holds a key of another kind"),
+    "an RSA key": (lambda: to_pem(rsa.generate_private_key(65537, 2048)), "it contains a key of another kind"),
     "another curve": (lambda: to_pem(ec.generate_private_key(ec.SECP256K1())), "Unsupported key for curve 'secp256k1'"),
     "an encrypted key": (lambda: to_pem(ec.generate_private_key(ec.SECP256R1()), b"word"), "it is encrypted"),
 }
@@ -165,6 +165,6 @@ def test_signing_missing_key_fails_early(tmp_path: Path, monkeypatch: pytest.Mon
         "output": {"uri": "s3://results/x", "signing": SIGNING_FIELDS},
         "storage": {"endpoint": "http://127.0.0.1:9"},
     }
-    with pytest.raises(TrainerError, match="FINETUNE_SIGNING_KEY_FILE names no file") as error:
-        run(TrainerConfig.model_validate(content), tmp_path, RunContext(ProgressReporter()))
+    with pytest.raises(TrainerError, match="FINETUNE_SIGNING_KEY_FILE is not set") as error:
+        run(resolve_run(TrainerConfig.model_validate(content)), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert error.value.reason is Reason.AUTH_FAILED

@@ -50,7 +50,7 @@ def test_find_missing_object_is_not_found(s3: S3Server, uri: str, reason: Reason
     ("key_id", "secret", "message"),
     [
         ("nobody", SECRET, "does not know this access key id"),
-        ("test-key-id", "wrong-canary", "the secret key does not fit the access key id"),
+        ("test-key-id", "wrong-canary", "the secret key does not match the access key id"),
         (None, SECRET, "the credentials Secret has no key AWS_ACCESS_KEY_ID"),
         ("test-key-id", None, "the credentials Secret has no key AWS_SECRET_ACCESS_KEY"),
         ("test-key-id", "", "the credentials Secret has no key AWS_SECRET_ACCESS_KEY"),
@@ -107,7 +107,7 @@ def test_find_and_put_without_permission_are_access_denied(s3: S3Server, credent
     s3.put("s3://data/private/key", b"x")
     credentials("stranger", "stranger-secret")
     for uri in ("s3://data/private/key", "s3://data/private/"):
-        assert_find_fails(s3.storage, uri, Reason.ACCESS_DENIED, "may not do this")
+        assert_find_fails(s3.storage, uri, Reason.ACCESS_DENIED, "lack the permission")
     with pytest.raises(TrainerError) as error:
         put_bytes(S3(s3.storage), Location.parse("s3://results/x"), b"x")
     assert error.value.reason is Reason.ACCESS_DENIED

@@ -102,5 +102,5 @@ def test_name_problem_valid_name_is_none(name: str) -> None:
 def test_download_object_that_is_also_folder_is_refused(tmp_path: Path, credentials: Callable[..., Path]) -> None:
     credentials("id", SECRET)
     planted = [S3Object(Location("data", name), name, 1, "e") for name in ("a", "a/b")]
-    with pytest.raises(TrainerError, match="a disk cannot hold both"):
+    with pytest.raises(TrainerError, match="a file system cannot hold both"):
         download_data(S3(Storage(endpoint="http://127.0.0.1:9")), planted, tmp_path)

@@ -68,7 +68,7 @@ def test_outcome_is_not_replaced_by_late_record(message: Path) -> None:
 def test_outcome_of_launcher_keeps_record_of_killed_worker(message: Path) -> None:
     termination_message.record_checkpoint(_make_progress(5))
     termination_message.write_outcome(
-        termination_message.RunContext(ProgressReporter()).complete_outcome(
+        termination_message.OutcomeRecorder(ProgressReporter()).complete(
             termination_message.build_outcome(Reason.PREEMPTED, "told to stop")
         )
     )
@@ -138,5 +138,5 @@ def test_record_survives_sigkill_without_progress_server(pods: Callable[[str], T
         process.kill()
     assert "not served" in job.log
     resumed, since = _read_record(job.folder / "outcome")
-    assert f"going on from step {resumed}" in job.log
+    assert f"resuming from step {resumed}" in job.log
     assert (resumed, since) >= (step, time)

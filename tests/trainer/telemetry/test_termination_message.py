@@ -48,7 +48,7 @@ class TestOutcome:
     def test_outcome_control_characters_are_escaped(self) -> None:
         hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
         made = termination_message.build_outcome(Reason.DATA_INVALID, hostile)
-        later = termination_message.RunContext(ProgressReporter()).complete_outcome(
+        later = termination_message.OutcomeRecorder(ProgressReporter()).complete(
             Outcome(reason=Reason.COMPLETED, message=hostile)
         )
         for said in (made.message, later.message):
@@ -77,7 +77,7 @@ class TestOutcome:
         made = termination_message.build_outcome(Reason.COMPLETED, "漢" * 5000).model_copy(
             update={"dataset": report, "result": result}
         )
-        text = termination_message.RunContext(ProgressReporter()).complete_outcome(made)
+        text = termination_message.OutcomeRecorder(ProgressReporter()).complete(made)
         read = Outcome.model_validate_json(termination_message.to_json(text))
         assert len(termination_message.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result

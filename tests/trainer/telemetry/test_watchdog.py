@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 RUN_SCRIPT = """
 import pathlib, sys, time
 from finetune_trainer.contract import Stage
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.watchdog import stall_watchdog
 
 folder, moves = pathlib.Path(sys.argv[1]), sys.argv[2]
-context = RunContext(ProgressReporter())
-context.progress.update(stage=Stage.PREPARING)
-with stall_watchdog(context, folder, 1.0):
+recorder = OutcomeRecorder(ProgressReporter())
+recorder.progress.update(stage=Stage.PREPARING)
+with stall_watchdog(recorder, folder, 1.0):
     for number in range(30):
         time.sleep(0.1)
         if moves == "reports":
-            context.progress.update(step=number)
+            recorder.progress.update(step=number)
         if moves == "bytes":
             with (folder / "rows").open("ab") as file:
                 file.write(b"x")
@@ -58,7 +58,7 @@ def test_watchdog_stalled_run_is_ended(tmp_path: Path, moves: str, status: int) 
     if status:
         outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
         assert outcome.reason is Reason.TRAINING_STALLED
-        assert "nothing moved for 1 s while the stage was Preparing" in outcome.message
+        assert "no progress for 1 s in stage Preparing" in outcome.message
         assert "Thread 0x" in done.stderr  # the stacks
         assert "time.sleep" in done.stderr or 'File "<string>"' in done.stderr
 
@@ -66,14 +66,14 @@ def test_watchdog_stalled_run_is_ended(tmp_path: Path, moves: str, status: int) 
 UPLOAD_SCRIPT = """
 import pathlib, sys
 from finetune_trainer.contract import Storage
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.storage import S3, Location, put_file
 
 folder, endpoint = pathlib.Path(sys.argv[1]), sys.argv[2]
 s3 = S3(Storage(endpoint=endpoint))
-with stall_watchdog(RunContext(ProgressReporter()), folder, 12.0, lambda: s3.bytes_transferred):
+with stall_watchdog(OutcomeRecorder(ProgressReporter()), folder, 12.0, s3):
     put_file(s3, Location.parse(sys.argv[3]), folder / "large")
 """
 

@@ -87,7 +87,7 @@ def test_mlflow_hanging_server_loses_points(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with serve_without_answering() as uri:
         lost = track_attempt(make_backend(uri), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING)
-    assert lost == f"tracking: 4 of 4 points were lost: mlflow at {uri}: it did not answer in time"
+    assert lost == f"tracking: 4 of 4 points were lost: mlflow at {uri}: it did not respond in time"
 
 
 WHO = {

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract import JOB_ENV, RUN_ID_ENV, TRACKING_CREDENTIALS_DIR_ENV, Reason, Tracking, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tracking import credentials
+from finetune_trainer.tracking import run_tracking
 from finetune_trainer.tracking.run_metadata import build_run_metadata
 
 CONFIG = TrainerConfig.model_validate(
@@ -82,15 +82,15 @@ def test_tracking_credentials_are_read_from_secret(
     monkeypatch.setenv(TRACKING_CREDENTIALS_DIR_ENV, str(tmp_path))
     tracking = Tracking.model_validate(asked)
     if expected is not None:
-        assert credentials.read_credentials(tracking) == expected
+        assert run_tracking.read_credentials(tracking) == expected
         return
     with pytest.raises(
-        TrainerError, match=r"Secret of tracking\.credentialsSecretRef is not there, or has no "
+        TrainerError, match=r"Secret of tracking\.credentialsSecretRef does not exist or has no "
     ) as error:
-        credentials.read_credentials(tracking)
+        run_tracking.read_credentials(tracking)
     assert error.value.reason is Reason.AUTH_FAILED
 
 
 def test_tracking_credentials_without_secret_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TRACKING_CREDENTIALS_DIR_ENV, raising=False)
-    assert credentials.read_credentials(Tracking.model_validate(MLFLOW)) == {}
+    assert run_tracking.read_credentials(Tracking.model_validate(MLFLOW)) == {}

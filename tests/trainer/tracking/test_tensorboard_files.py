@@ -9,8 +9,6 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.tracking import tensorboard_files
-from finetune_trainer.training.early_stopping import EvalResult
-from finetune_trainer.training.state import TrainResult
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -20,17 +18,16 @@ CONTENT = {
     "training": {"maxSteps": 1},
     "output": {"uri": "s3://results/x"},
 }
-TRAINED = TrainResult(
-    {},
-    losses=[(1, 2.0), (2, 1.5), (3, float("nan"))],
-    learning_rates=[(1, 0.0), (2, 1e-3)],
-    eval_results=[EvalResult(0, {"evalLoss": 3.0}), EvalResult(2, {"evalLoss": 2.5})],
-)
+CURVES = {
+    "loss": [(1, 2.0), (2, 1.5), (3, float("nan"))],
+    "learningRate": [(1, 0.0), (2, 1e-3)],
+    "evalLoss": [(0, 3.0), (2, 2.5)],
+}
 METRICS = {"accuracy": 0.5, "baseAccuracy": 0.25, "perplexity": float("inf")}
 
 
 def write_event_files(folder: Path, **changes: object) -> None:
-    tensorboard_files.write_event_file(TrainerConfig.model_validate(CONTENT | changes), TRAINED, METRICS, folder)
+    tensorboard_files.write_event_file(TrainerConfig.model_validate(CONTENT | changes), CURVES, METRICS, folder)
 
 
 def test_tensorboard_files_are_read_by_tensorboard(tmp_path: Path) -> None:

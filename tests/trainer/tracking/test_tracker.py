@@ -58,12 +58,14 @@ FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
     "it is never there": (FakeBackend(fails={"open": 10**6}), 0, "5 of 5 points were lost: somewhere: no open"),
     "it takes no points": (FakeBackend(fails={"send": 10**6}), 0, "5 of 5 points were lost: somewhere: no send"),
     "it takes no end": (
-        FakeBackend(fails={"end": 10**6}, calls=4), 5, "the end of the run is not noted there: somewhere: no end",
+        FakeBackend(fails={"end": 10**6}, calls=4), 5,
+        "the run could not be marked as finished in the tracker: somewhere: no end",
     ),
-    "it hangs at once": (FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
-    "it hangs later": (FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not answer in time"),
+    "it hangs at once": (FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not respond in time"),
+    "it hangs later": (FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not respond in time"),
     "it hangs at the end": (
-        FakeBackend(hangs="end"), 5, "the end of the run is not noted there: somewhere: it did not answer in time",
+        FakeBackend(hangs="end"), 5,
+        "the run could not be marked as finished in the tracker: somewhere: it did not respond in time",
     ),
 }  # fmt: skip
 
@@ -99,7 +101,7 @@ def test_tracker_full_queue_drops_points() -> None:
         tracker.log(step, {"loss": 1.0})
     assert time.monotonic() - begun < 2
     server.released.set()
-    assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: there was no room for them"
+    assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: the queue was full"
     assert [each.step for each in server.received] == list(range(10))
     assert server.ended == [FINISHED]
 

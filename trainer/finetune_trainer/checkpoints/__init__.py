@@ -1,1 +1,1 @@
-"""Saved states of a run, from which another attempt goes on."""
+"""Checkpoints of a run, from which the next attempt resumes."""

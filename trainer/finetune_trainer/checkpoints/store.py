@@ -1,6 +1,7 @@
-"""Checkpoints below the output: a folder of files per step, and a marker, written last, that vouches for each of them.
+"""Checkpoints in S3: one folder per step, `<output>/.checkpoints/<config digest>/step-<N>/`.
 
-`<output>/.checkpoints/<config digest>/step-<N>/`. What has no marker, or does not match it, was never there.
+The manifest of a checkpoint lists all its files with their digests and is written last. A folder without a manifest, or
+with files that do not match it, is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -43,22 +44,22 @@ CHECKPOINTS_PREFIX = ".checkpoints/"
 CHECKPOINT_MANIFEST_NAME = "checkpoint.json"
 CHECKPOINT_FORMAT_VERSION = 1
 COUNTS_NAME = "counts.json"
-"""What was trained before it, and what was seen of the validation data."""
+"""File with the tokens that were trained and the evaluations until the checkpoint."""
 FOLD_LOSSES_KEY = "foldLosses"
-"""In that file: of the folds of a cross-validation that were done before it."""
+"""Key in that file: losses of the folds of a cross-validation that were complete."""
 BEST_ADAPTER_NAME = "best.safetensors"
-"""The adapter of the lowest validation loss so far, where the run publishes that one."""
+"""The adapter with the lowest validation loss so far, if the run publishes that adapter."""
 _ALLOWED_FILES = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
     rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_ADAPTER_NAME}|{LOG_NAME}"
 )
-"""All that a checkpoint may hold; transformers also writes the tokenizer and a pickle of its arguments."""
+"""Files of a checkpoint. transformers also writes the tokenizer and a pickle of its arguments, which are not stored."""
 _STEP_FILE = re.compile(r"step-(\d+)/(.+)")
 
 
 @dataclass(frozen=True)
 class CheckpointProvenance:
-    """What a checkpoint must come from to be of use."""
+    """The origin of a checkpoint. A run resumes only from checkpoints of its own origin."""
 
     config_digest: str
     data_digest: str
@@ -67,13 +68,13 @@ class CheckpointProvenance:
 
 
 def _validate_timestamp(timestamp: str) -> str:
-    """It is reported as the run's progress, and whoever may write to the bucket wrote it. Raises `ValueError`."""
+    """Raise `ValueError` for an invalid timestamp: it is reported as progress, and others can write to the bucket."""
     datetime.fromisoformat(timestamp)
     return timestamp
 
 
 class CheckpointManifest(Model):
-    """`checkpoint.json`."""
+    """The manifest of a checkpoint, `checkpoint.json`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -88,13 +89,13 @@ class CheckpointManifest(Model):
     files: list[FileRecord]
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Serialize the manifest as it is stored."""
         return self.model_dump_json(by_alias=True, indent=2).encode()
 
 
 @dataclass(frozen=True)
 class RestoredCheckpoint:
-    """A checkpoint on disk, verified."""
+    """A verified checkpoint on disk."""
 
     folder: Path
     step: int
@@ -102,7 +103,7 @@ class RestoredCheckpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, newest `keep` of them."""
+    """The newest `keep_count` checkpoints of one run."""
 
     def __init__(self, s3: S3, output: Location, provenance: CheckpointProvenance, keep_count: int) -> None:
         self._s3 = s3
@@ -112,12 +113,15 @@ class CheckpointStore:
         self._keep_count = keep_count
 
     def save(self, folder: Path, step: int, check_lock: Callable[[], None]) -> None:
-        """Upload a saved state, then its marker; older ones go only now. `check` says whether we may still write."""
+        """Upload the files of a checkpoint, then its manifest; then remove older checkpoints.
+
+        `check_lock` raises if this attempt lost the output lock.
+        """
         check_lock()
         prefix = self._run_root.child(f"step-{step}/")
         delete_objects(
             self._s3, [prefix.child(CHECKPOINT_MANIFEST_NAME)]
-        )  # of an earlier attempt, whose files are about to be replaced
+        )  # of an earlier attempt, whose files are replaced now
         files = [self._upload(prefix, folder, path) for path in sorted(list_files(folder))]
         manifest = CheckpointManifest(
             format_version=CHECKPOINT_FORMAT_VERSION,
@@ -137,7 +141,7 @@ class CheckpointStore:
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
     def _prune(self, newest_step: int) -> None:
-        """Keep the newest; later steps are of an attempt that came to nothing."""
+        """Keep the newest checkpoints. Those of later steps are from an attempt that did not resume from this one."""
         steps = self._list_steps()
         complete_steps = [
             step
@@ -148,12 +152,12 @@ class CheckpointStore:
             self._delete_checkpoint(steps[step])
 
     def clear(self) -> None:
-        """Remove this run's checkpoints: its result is published."""
+        """Remove all checkpoints of this run."""
         for objects in self._list_steps().values():
             self._delete_checkpoint(objects)
 
     def _delete_checkpoint(self, objects: dict[str, S3Object]) -> None:
-        # The marker first, so that nothing half removed looks whole.
+        # The manifest first, so that a partly removed checkpoint is not taken as complete.
         names = sorted(objects, key=lambda name: name != CHECKPOINT_MANIFEST_NAME)
         delete_objects(self._s3, [objects[name].location for name in names])
 
@@ -166,27 +170,27 @@ class CheckpointStore:
         return steps
 
     def fetch_newest(self, target: Path) -> RestoredCheckpoint | None:
-        """Fetch the newest that is whole and of this very run; the log says why others are not used."""
+        """Download the newest complete checkpoint of this run. Logs why newer ones are skipped."""
         self._log_other_configs()
         steps = self._list_steps()
         for step in sorted(steps, reverse=True):
             folder = target / f"checkpoint-{step}"  # the name that transformers expects
             manifest_or_problem = self._fetch_verified(steps[step], folder)
             if isinstance(manifest_or_problem, CheckpointManifest):
-                log.info("checkpoint: going on from step %d", step)
+                log.info("checkpoint: resuming from step %d", step)
                 return RestoredCheckpoint(folder, step, manifest_or_problem.created_at)
             shutil.rmtree(folder, ignore_errors=True)
-            log.warning("checkpoint: the one of step %d is not used: %s", step, manifest_or_problem)
+            log.warning("checkpoint: skipping step %d: %s", step, manifest_or_problem)
         if steps:
-            log.warning("checkpoint: training starts afresh, since none of those found can be used")
+            log.warning("checkpoint: training starts from the beginning, since no checkpoint is usable")
         return None
 
     def fetch(self, step: int, target: Path) -> None:
-        """The one of this step, which another worker goes on from. Raises `STORAGE_CORRUPT` if it cannot be used."""
+        """Download the checkpoint of this step, which rank 0 chose. Raises `STORAGE_CORRUPT` if it is unusable."""
         manifest_or_problem = self._fetch_verified(self._list_steps().get(step, {}), target / f"checkpoint-{step}")
         if not isinstance(manifest_or_problem, CheckpointManifest):
             raise TrainerError(
-                Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} cannot be used: {manifest_or_problem}"
+                Reason.STORAGE_CORRUPT, f"the checkpoint of step {step} is unusable: {manifest_or_problem}"
             )
 
     def _log_other_configs(self) -> None:
@@ -198,27 +202,25 @@ class CheckpointStore:
         other_digests = sorted({name.partition("/")[0] for name in names if not name.startswith(own_name)})
         if other_digests:
             shortened = ", ".join(digest[:12] for digest in other_digests[:5])
-            log.info(
-                "checkpoint: %d other configs have some here, which are left alone: %s", len(other_digests), shortened
-            )
+            log.info("checkpoint: ignoring checkpoints of %d other configurations: %s", len(other_digests), shortened)
 
     def _fetch_verified(self, objects: dict[str, S3Object], folder: Path) -> CheckpointManifest | str:
-        """Download one, verified. Returns its marker, or why it cannot be used."""
+        """Download and verify a checkpoint. Returns its manifest, or why it is unusable."""
         if CHECKPOINT_MANIFEST_NAME not in objects:
             return "it is incomplete"
         content = read_object(self._s3, objects[CHECKPOINT_MANIFEST_NAME].location)
         try:
             manifest = CheckpointManifest.model_validate_json(content or b"")
         except ValidationError:
-            return f"its {CHECKPOINT_MANIFEST_NAME} cannot be read"
+            return f"its {CHECKPOINT_MANIFEST_NAME} is invalid"
         problem = self._find_mismatch(manifest) or _find_incomplete(manifest, objects)
         return problem or self._download_files(manifest, objects, folder) or manifest
 
     def _find_mismatch(self, manifest: CheckpointManifest) -> str | None:
         if manifest.format_version != CHECKPOINT_FORMAT_VERSION:
-            return f"it has format {manifest.format_version}, this trainer knows {CHECKPOINT_FORMAT_VERSION}"
+            return f"it has format version {manifest.format_version}, this trainer uses {CHECKPOINT_FORMAT_VERSION}"
         if manifest.recipe != RECIPE:
-            return f"it was trained by recipe {manifest.recipe}, this trainer uses recipe {RECIPE}"
+            return f"it was trained with recipe {manifest.recipe}, this trainer uses recipe {RECIPE}"
         if manifest.data_digest != self._provenance.data_digest:
             return "the data has changed since"
         if manifest.model_revision != self._provenance.model_revision:
@@ -243,24 +245,24 @@ class CheckpointStore:
             saved_version = manifest.versions.get(name, "none")
             if saved_version != version:
                 log.warning(
-                    "checkpoint: it was made with %s %s, this is %s; losses may differ", name, saved_version, version
+                    "checkpoint: saved with %s %s, resumed with %s; losses may differ", name, saved_version, version
                 )
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """What is stored of a state that transformers has saved."""
+    """Yield the files of a saved state that are stored."""
     return (path for path in folder.rglob("*") if _ALLOWED_FILES.fullmatch(path.name) and path.is_file())
 
 
 def _find_incomplete(manifest: CheckpointManifest, objects: dict[str, S3Object]) -> str | None:
     for file in manifest.files:
         if not _ALLOWED_FILES.fullmatch(file.path.rpartition("/")[2]):
-            return f"it names {file.path}, which no checkpoint has"
+            return f"it lists {file.path}, which is not a file of a checkpoint"
         if file.path not in objects:
             return f"{file.path} is missing"
         if objects[file.path].size != file.size:
             return f"{file.path} has {objects[file.path].size} bytes instead of {file.size}"
-    return None if manifest.files else "it names no files"
+    return None if manifest.files else "it lists no files"
 
 
 def _find_damaged(manifest: CheckpointManifest, files: list[InputFile]) -> str | None:
@@ -271,7 +273,7 @@ def _find_damaged(manifest: CheckpointManifest, files: list[InputFile]) -> str |
 
 
 def _find_unsafe(folder: Path) -> str | None:
-    """Whoever may write to the bucket may write a pickle that runs code; only numbers and names are taken."""
+    """Return why a file is not safe to load: a pickle can run code, and others can write to the bucket."""
     import torch
     from transformers.trainer_pt_utils import safe_globals
 
@@ -280,5 +282,5 @@ def _find_unsafe(folder: Path) -> str | None:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError):
-            return f"{path.name} holds more than numbers, or is no checkpoint's file"
+            return f"{path.name} contains more than tensors and numbers, or is not a file of a checkpoint"
     return None

@@ -1,1 +1,1 @@
-"""The command line: run, plan and generate."""
+"""Command line interface: `run`, `plan` and `generate`."""

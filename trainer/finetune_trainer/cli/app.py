@@ -1,4 +1,4 @@
-"""The command line's words and what they stand for. Imports nothing that takes time."""
+"""Arguments of the command line. Imports nothing that takes time."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """`run`, `plan` and `generate`."""
+    """Build the parser of `run`, `plan` and `generate`."""
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run_arguments(subparsers.add_parser("run", help="train and publish the adapter"))
-    _add_plan_arguments(subparsers.add_parser("plan", help="say what a run would do and need, without training"))
+    _add_plan_arguments(subparsers.add_parser("plan", help="show what a run would do and need, without training"))
     _add_generate_arguments(
-        subparsers.add_parser("generate", help="ask the base model and the adapter the same questions")
+        subparsers.add_parser("generate", help="generate completions with the base model and with the adapter")
     )
     return parser
 
 
 def resolve_scratch(args: argparse.Namespace) -> Path:
-    """The folder to write to: the option's, the pod's, or the one we are in."""
+    """Return the scratch folder: `--work-dir`, that of the pod, or the current folder. Creates it if it is missing."""
     folder = Path(args.work_dir or os.environ.get(SCRATCH_ENV) or ".")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
 
 
 def build_generate_request(args: argparse.Namespace) -> GenerateRequest:
-    """What `generate` is to ask; a manifest names model, adapter and storage, options win over it."""
+    """Build the request of `generate`. Options take precedence over model, adapter and storage of the manifest."""
     from finetune_trainer.cli.generate import GenerateRequest
     from finetune_trainer.config import loader
 
@@ -70,13 +70,17 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_argument = parser.add_argument
-    add_argument("manifest", nargs="?", type=Path, metavar="MANIFEST", help="takes model, adapter and storage from it")
+    add_argument(
+        "manifest", nargs="?", type=Path, metavar="MANIFEST", help="use model, adapter and storage of this FineTuneJob"
+    )
     add_argument("--model", metavar="URI", help="base model: a folder, s3://, hf:// or pvc://")
-    add_argument("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: the base model alone answers")
-    add_argument("--base-only", action="store_true", help="leave the manifest's adapter out")
+    add_argument("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: base model only")
+    add_argument("--base-only", action="store_true", help="ignore the adapter of the manifest")
     add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be given several times")
-    add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="longest answer (%(default)s)")
-    add_argument("--endpoint", metavar="URL", help="S3 endpoint, where it is not AWS")
+    add_argument(
+        "--max-new-tokens", metavar="N", type=int, default=128, help="maximum length of a completion (%(default)s)"
+    )
+    add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
     add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     _add_work_dir_argument(parser)
 

@@ -1,4 +1,4 @@
-"""`finetune-trainer generate`: the base model's answers beside the adapter's, to see what was learnt."""
+"""`finetune-trainer generate`: compare completions of the base model and of the model with the adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to ask whom. Model and adapter are URIs or local folders."""
+    """Prompts and the models to complete them. Model and adapter are URIs or local folders."""
 
     model: str
     revision: str | None
@@ -34,25 +34,25 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class CompletionComparison:
-    """To one prompt."""
+    """The completions of one prompt."""
 
     prompt: str
     base_completion: str
     adapter_completion: str | None
 
     def to_text(self) -> str:
-        """For people."""
+        """Return the comparison as lines of text."""
         lines = [f"prompt:  {self.prompt}", f"base:    {self.base_completion}"]
         return "\n".join(lines if self.adapter_completion is None else [*lines, f"adapter: {self.adapter_completion}"])
 
     def to_json(self) -> str:
-        """One line, for programs."""
+        """Return the comparison as one line of JSON."""
         fields = {"prompt": self.prompt, "base": self.base_completion, "adapter": self.adapter_completion}
         return json.dumps({key: value for key, value in fields.items() if value is not None}, ensure_ascii=False)
 
 
 def compare_completions(request: GenerateRequest, scratch: Path) -> list[CompletionComparison]:
-    """Ask the base model and, if there is one, the model with the adapter."""
+    """Complete the prompts with the base model and, if there is an adapter, with the adapter."""
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as temporary_path:
         folder = Path(temporary_path)
         adapter_dir = _fetch_adapter(request, folder / "adapter")
@@ -86,7 +86,7 @@ def _fetch_adapter(request: GenerateRequest, target: Path) -> Path | None:
     if "://" not in request.adapter:
         return _resolve_local_folder(request.adapter, Reason.DATA_NOT_FOUND)
     if not request.adapter.startswith("s3://"):
-        message = f"{request.adapter}: an adapter is a local folder or an s3:// prefix"
+        message = f"{request.adapter}: expected a local folder or an s3:// prefix of an adapter"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     s3 = S3(request.storage)
     objects = [
@@ -101,16 +101,18 @@ def _fetch_adapter(request: GenerateRequest, target: Path) -> Path | None:
 
 
 def _verify_digests(uri: str, folder: Path, sha256_by_path: dict[str, str]) -> None:
-    """A result is what its manifest says it is."""
+    """Raise unless the downloaded files have the digests that the manifest of the result lists."""
     if not (folder / MANIFEST_NAME).is_file():
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri} holds no finished result: it has no {MANIFEST_NAME}")
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri} has no complete result: {MANIFEST_NAME} is missing")
     for file in _read_manifest(folder).files:
         if sha256_by_path.get(file.path) != file.sha256:
-            raise TrainerError(Reason.STORAGE_CORRUPT, f"{uri}/{file.path} is not what {MANIFEST_NAME} says it is")
+            raise TrainerError(
+                Reason.STORAGE_CORRUPT, f"{uri}/{file.path} does not match its digest in {MANIFEST_NAME}"
+            )
 
 
 def _choose_revision(request: GenerateRequest, adapter_dir: Path | None) -> str | None:
-    """Of a hub model, the commit that the adapter was made for, unless one is asked for."""
+    """Return the requested revision; for a hub model by default the commit that the adapter was trained on."""
     if request.revision or not request.model.startswith("hf://") or adapter_dir is None:
         return request.revision
     return _read_manifest(adapter_dir).model.revision if (adapter_dir / MANIFEST_NAME).is_file() else None
@@ -120,15 +122,15 @@ def _read_manifest(adapter_dir: Path) -> AdapterManifest:
     try:
         return AdapterManifest.model_validate_json((adapter_dir / MANIFEST_NAME).read_bytes())
     except ValidationError as error:
-        raise TrainerError(Reason.DATA_INVALID, f"{adapter_dir / MANIFEST_NAME} cannot be understood") from error
+        raise TrainerError(Reason.DATA_INVALID, f"{adapter_dir / MANIFEST_NAME} is not a valid manifest") from error
 
 
 def _resolve_local_folder(path: str, missing_reason: Reason) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise TrainerError(missing_reason, f"{path} is no folder and no URI")
+        raise TrainerError(missing_reason, f"{path} is neither a folder nor a URI")
     return folder
 
 
 def _ignore_bytes(_: int) -> None:
-    """Nobody watches this download."""
+    """Discard the number of downloaded bytes."""

@@ -1,7 +1,7 @@
-"""Starts the workers of this node by torchrun's own agent, and makes one outcome of what they say.
+"""Launcher: starts the ranks of this node with the agent of torchrun, and combines their outcomes into one.
 
-The agent runs in a thread: while nodes meet, torch waits where Python handles no signal, and the agent's own handling
-of SIGTERM would leave the workers half a minute to save their work.
+The agent runs in a thread. During the rendezvous torch waits in code that handles no Python signals, and the agent's
+own handler of SIGTERM would give the ranks only half a minute to save a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from finetune_trainer.distributed.topology import NODE_FOLDER_ENV, Topology, top
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.telemetry import termination_message
 from finetune_trainer.telemetry.shutdown import GracefulShutdown, defer_signals
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -32,34 +32,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RENDEZVOUS_SECONDS_ENV = "FINETUNE_RENDEZVOUS_SECONDS"
-"""Seconds that the workers of all nodes have to come together."""
+"""Timeout in seconds for the rendezvous of all nodes."""
 _DEFAULT_RENDEZVOUS_SECONDS = "900"
 _EXTRA_GRACE_SECONDS = 5.0
-"""More than the workers have to save their work in."""
+"""Seconds of grace for the launcher in addition to that of its ranks, which it waits for."""
 _SECONDARY_REASONS = (Reason.PREEMPTED, Reason.PEER_LOST)
-"""Ends of a worker that follow from another's."""
+"""Reasons that usually follow from the failure of another rank."""
 
 
 @dataclass
 class AgentResult:
-    """How the agent's work ended: exit statuses of the workers that failed first, or why none was started."""
+    """The end of the agent: exit statuses of the ranks that failed first, or the error of the rendezvous."""
 
     first_failures: dict[int, int] = field(default_factory=dict)
     rendezvous_error: RuntimeError | None = None
 
 
-def launch(scratch: Path, context: RunContext, arguments: Sequence[str]) -> Outcome:
-    """Run `finetune-trainer` with these arguments in each worker of this node."""
+def launch_ranks(scratch: Path, recorder: OutcomeRecorder, arguments: Sequence[str]) -> Outcome:
+    """Run `finetune-trainer` with these arguments once per rank of this node, and combine the outcomes of the ranks."""
     topology = topology_from_env()
     launch_config = _build_launch_config(topology)
-    description = f"{topology.world_size} on {topology.node_count} nodes, this is node {topology.node_rank}"
-    log.info("workers: %s; they meet at %s", description, topology.rendezvous_endpoint)
+    log.info(
+        "launcher: %d ranks on %d nodes, this is node %d; rendezvous at %s",
+        topology.world_size,
+        topology.node_count,
+        topology.node_rank,
+        topology.rendezvous_endpoint,
+    )
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as node_folder:
         os.environ[NODE_FOLDER_ENV] = node_folder
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // topology.processes_per_node))
-        )
-        with defer_signals(context, _EXTRA_GRACE_SECONDS) as shutdown:
+        threads = max(1, len(os.sched_getaffinity(0)) // topology.processes_per_node)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        with defer_signals(recorder, _EXTRA_GRACE_SECONDS) as shutdown:
             agent_result = AgentResult()
             agent_thread = threading.Thread(
                 target=_run_agent, args=(launch_config, arguments, agent_result), name="workers", daemon=True
@@ -67,18 +71,19 @@ def launch(scratch: Path, context: RunContext, arguments: Sequence[str]) -> Outc
             agent_thread.start()
             _wait_for_agent(agent_thread, shutdown)
             outcomes = dict(_read_outcomes(Path(node_folder)))
-            _copy_rank_zero_state(context, outcomes)
+            if 0 in outcomes:
+                recorder.record_rank_zero(outcomes[0])
         return _combine_outcomes(topology, outcomes, agent_result)
 
 
 def _wait_for_agent(agent_thread: threading.Thread, shutdown: GracefulShutdown) -> None:
-    """Until the workers have ended; whoever tells this process to stop tells them."""
+    """Wait until the ranks have ended. Forwards a stop signal to them."""
     is_forwarded = False
     while agent_thread.is_alive():
         if shutdown.requested and not is_forwarded:
             is_forwarded = _forward_sigterm()
             if not is_forwarded:
-                return  # they have not met yet, so there is nothing to save
+                return  # no rank is running yet, so there is nothing to save
         agent_thread.join(0.1)
 
 
@@ -86,7 +91,7 @@ def _run_agent(config: LaunchConfig, arguments: Sequence[str], agent_result: Age
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    # It would say that it handles no signals here, and repeat what the workers say.
+    # It would warn that it handles no signals in a thread, and repeat the errors of the ranks.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", "finetune_trainer", *arguments)
@@ -95,7 +100,7 @@ def _run_agent(config: LaunchConfig, arguments: Sequence[str], agent_result: Age
         agent_result.first_failures = {
             rank: each.exitcode for rank, each in error.failures.items() if each.timestamp == first_timestamp
         }
-    except RuntimeError as error:  # of the meeting: no worker was started
+    except RuntimeError as error:  # of the rendezvous: no rank was started
         agent_result.rendezvous_error = error
 
 
@@ -106,8 +111,8 @@ def _build_launch_config(topology: Topology) -> LaunchConfig:
     gpu_count = torch.cuda.device_count()
     if 0 < gpu_count < topology.processes_per_node:
         message = (
-            f"{PROCESSES_ENV} asks for {topology.processes_per_node} workers, with a GPU each, and "
-            f"{gpu_count} are visible"
+            f"{PROCESSES_ENV} requests {topology.processes_per_node} ranks with one GPU each, but "
+            f"{gpu_count} GPUs are visible"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
     rendezvous_seconds = int(os.environ.get(RENDEZVOUS_SECONDS_ENV, _DEFAULT_RENDEZVOUS_SECONDS))
@@ -119,14 +124,14 @@ def _build_launch_config(topology: Topology) -> LaunchConfig:
         rdzv_backend="static",
         rdzv_endpoint=topology.rendezvous_endpoint,
         rdzv_configs={"rank": topology.node_rank, "timeout": rendezvous_seconds},
-        max_restarts=0,  # Kubernetes starts all anew
+        max_restarts=0,  # Kubernetes restarts the pods
         monitor_interval=0.2,
-        virtual_local_rank=gpu_count > 0,  # each worker sees its own GPU alone
+        virtual_local_rank=gpu_count > 0,  # each rank sees only its own GPU
     )
 
 
 def _forward_sigterm() -> bool:
-    """Tell the workers to stop; False if there are none yet."""
+    """Send SIGTERM to the ranks. Returns false if there are none yet."""
     import psutil
 
     processes = psutil.Process().children()
@@ -139,24 +144,16 @@ def _forward_sigterm() -> bool:
 
 
 def _read_outcomes(folder: Path) -> Iterable[tuple[int, Outcome]]:
-    """What each worker wrote at its end, by its number."""
+    """Yield the outcomes that ranks wrote, by rank."""
     for path in sorted(folder.glob("outcome-*")):
         try:
             yield int(path.name.removeprefix("outcome-")), Outcome.model_validate_json(path.read_bytes())
         except ValidationError:
-            continue  # it was killed while it wrote
-
-
-def _copy_rank_zero_state(context: RunContext, outcomes: Mapping[int, Outcome]) -> None:
-    """How far the first worker came is how far the run came."""
-    rank_zero_outcome = outcomes.get(0)
-    if rank_zero_outcome and rank_zero_outcome.progress:
-        context.progress.update(**rank_zero_outcome.progress.model_dump())
-        context.backend, context.dataset = rank_zero_outcome.backend, rank_zero_outcome.dataset
+            continue  # the rank was killed while it wrote
 
 
 def _combine_outcomes(topology: Topology, outcomes: Mapping[int, Outcome], agent_result: AgentResult) -> Outcome:
-    """The first worker's word if all is well, else the end that the others followed from."""
+    """Return the outcome of rank 0 if it succeeded, otherwise the outcome that caused the others."""
     if 0 in outcomes and outcomes[0].reason.exit_code is ExitCode.OK:
         return outcomes[0]
     failed_outcomes = [
@@ -177,22 +174,22 @@ def _combine_outcomes(topology: Topology, outcomes: Mapping[int, Outcome], agent
 
 def _build_silent_exit_outcome(rank: int, exit_status: int) -> Outcome:
     if exit_status == -signal.SIGABRT:  # NCCL's watchdog ends the process
-        message = f"worker {rank} was aborted, as NCCL does when another worker cannot be reached; the log says more"
+        message = f"rank {rank} was aborted, as NCCL does if it cannot reach another rank; see the log"
         return termination_message.build_outcome(Reason.PEER_LOST, message)
-    exit_text = signal.Signals(-exit_status).name if exit_status < 0 else f"exit status {exit_status}"
-    hint = "; the kernel does that where memory is too small" if exit_status == -signal.SIGKILL else ""
-    message = f"worker {rank} ended with {exit_text} and left no word{hint}"
+    ending = (
+        f"was killed ({signal.Signals(-exit_status).name})" if exit_status < 0 else f"exited with code {exit_status}"
+    )
+    hint = "; the kernel does that if memory runs out" if exit_status == -signal.SIGKILL else ""
+    message = f"rank {rank} {ending} without reporting a reason{hint}"
     return termination_message.build_outcome(Reason.INTERNAL_ERROR, message)
 
 
 def _build_rendezvous_outcome(topology: Topology, agent_result: AgentResult) -> Outcome:
-    """One node alone counts as failed, so that one attempt of all counts once."""
+    """Build the outcome of a failed rendezvous. Only node 0 counts it, so that one attempt of all nodes counts once."""
     if agent_result.rendezvous_error is None:
-        return termination_message.build_outcome(
-            Reason.INTERNAL_ERROR, "the workers could not be started; the log says more"
-        )
+        return termination_message.build_outcome(Reason.INTERNAL_ERROR, "the ranks could not be started; see the log")
     first_line = str(agent_result.rendezvous_error).strip().partition("\n")[0]
-    message = f"the {topology.node_count} nodes did not come together at {topology.rendezvous_endpoint}: {first_line}"
+    message = f"rendezvous of {topology.node_count} nodes at {topology.rendezvous_endpoint} failed: {first_line}"
     return termination_message.build_outcome(
         Reason.PEERS_MISSING if topology.node_rank == 0 else Reason.PEER_LOST, message
     )

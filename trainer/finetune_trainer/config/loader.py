@@ -1,6 +1,7 @@
-"""From a FineTuneJob's YAML file, or the pod's environment, to a `TrainerConfig`; every mistake in one message.
+"""Loads a `TrainerConfig` from the YAML file of a FineTuneJob or from the environment of the pod.
 
-The rules are the API server's own: types and limits from the contract's fields, the rest from its CEL strings.
+One message reports all mistakes. The rules are those of the API server: types and limits of the contract's fields, and
+the CEL rules of its models, which are evaluated here.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _FieldPath = tuple[str | int, ...]
 _CLEARER_MESSAGES = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
 _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
-"""Of what a field of the metadata is the name, and how long it may be."""
+"""What a field of the metadata names, and its maximum length."""
 
 
 class _PlainConstructor(RoundTripConstructor):
-    """Plain values only, each with its line. Dates are text as written, as they are for kubectl."""
+    """Constructs plain values with their line numbers. Dates stay text, as for kubectl."""
 
     def construct_text(self, node: ScalarNode) -> str:
-        """The scalar as it is written."""
+        """Return the scalar as it is written."""
         return str(node.value)
 
 
@@ -45,7 +46,7 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 
 
 def load_manifest(path: Path) -> TrainerConfig:
-    """Read and check the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
+    """Load and validate the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
     document = _read_job_document(path)
     problems = [
         _format_problem_with_line(document, *name_problem) for name_problem in _find_invalid_names(document["metadata"])
@@ -68,17 +69,17 @@ def load_manifest(path: Path) -> TrainerConfig:
 
 
 def read_world_size(path: Path) -> int:
-    """How many processes train together in the cluster: one for each GPU, or one in each pod without GPUs."""
+    """Return the number of ranks in the cluster: one per GPU, or one per pod without GPUs."""
     compute = _read_job_document(path)["spec"].get("compute")
     nodes, gpus = (compute.get(name, 1) if isinstance(compute, dict) else 1 for name in ("nodes", "gpusPerNode"))
     return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
 
 
 def load_from_environment() -> TrainerConfig:
-    """The config that the operator put into the pod."""
+    """Load the config that the operator sets in the pod. Raises `CONFIG_INVALID` with one line per mistake."""
     text = os.environ.get(CONFIG_ENV)
     if not text:
-        message = f"{CONFIG_ENV} is not set; name a manifest (finetune-trainer run job.yaml)"
+        message = f"{CONFIG_ENV} is not set; pass a manifest (finetune-trainer run job.yaml)"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     try:
         config = TrainerConfig.model_validate_json(text)
@@ -97,11 +98,11 @@ def load_from_environment() -> TrainerConfig:
 
 
 def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:
-    """The CEL rules of the model and of all below it that do not hold."""
+    """Yield path and message of each CEL rule that the model, or a model inside it, violates."""
     document = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     for rule in _get_cel_rules(type(model)):
         program = cel.compile(rule["rule"])
-        # A rule about a change has nothing to compare with here.
+        # A transition rule (`oldSelf`) has no old value here.
         if "oldSelf" not in program.variables() and program.execute({"self": document}) is not True:
             yield path, rule["message"]
     for name, field in type(model).model_fields.items():
@@ -130,20 +131,22 @@ def _read_job_document(path: Path) -> CommentedMap:
     except OSError as error:
         raise _config_invalid_error(str(path), [f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
-        raise _config_invalid_error(str(path), ["is no UTF-8 text"]) from error
+        raise _config_invalid_error(str(path), ["is not UTF-8 text"]) from error
     except YAMLError as error:
         raise _config_invalid_error(str(path), [_describe_yaml_error(error)]) from error
     if len(documents) != 1:
-        raise _config_invalid_error(str(path), [f"holds {len(documents)} YAML documents; one {KIND} is wanted"])
+        raise _config_invalid_error(
+            str(path), [f"contains {len(documents)} YAML documents, expected exactly one {KIND}"]
+        )
     return _check_job_document(path, documents[0])
 
 
 def _check_job_document(path: Path, document: object) -> CommentedMap:
     if not isinstance(document, CommentedMap):
-        raise _config_invalid_error(str(path), [f"is no {KIND}: it holds no mapping"])
+        raise _config_invalid_error(str(path), [f"is not a {KIND}: it is not a mapping"])
     kind, version = document.get("kind"), document.get("apiVersion")
     if kind != KIND or not str(version).startswith(API_GROUP):
-        raise _config_invalid_error(str(path), [f"is no {KIND} of {API_GROUP}…: kind {kind}, apiVersion {version}"])
+        raise _config_invalid_error(str(path), [f"is not a {KIND} of {API_GROUP}…: kind {kind}, apiVersion {version}"])
     for key in ("metadata", "spec"):
         if not isinstance(document.get(key), CommentedMap):
             raise _config_invalid_error(str(path), [f"{key}: a mapping is required"])
@@ -152,13 +155,13 @@ def _check_job_document(path: Path, document: object) -> CommentedMap:
 
 def _describe_yaml_error(error: YAMLError) -> str:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return f"is no YAML: {error}"
-    return f"is no YAML: {error.problem} (line {error.problem_mark.line + 1})"
+        return f"is not valid YAML: {error}"
+    return f"is not valid YAML: {error.problem} (line {error.problem_mark.line + 1})"
 
 
 def _find_invalid_names(metadata: CommentedMap) -> Iterator[tuple[_FieldPath, str]]:
     if "name" not in metadata:
-        yield ("metadata", "name"), "this field is required: give it a name; generateName works in the API server only"
+        yield ("metadata", "name"), "this field is required: set a name; generateName works only in the API server"
     for field, (owner, max_length) in _METADATA_NAMES.items():
         if field in metadata and (problem := _describe_invalid_name(metadata[field], owner, max_length)):
             yield ("metadata", field), problem
@@ -170,9 +173,8 @@ def _describe_invalid_name(name: object, owner: str, max_length: int) -> str | N
     if len(name) <= max_length and re.fullmatch(DNS_LABEL_PATTERN, name):
         return None
     return (
-        f"the name of {owner} has 1 to {max_length} characters of a-z, 0-9 and '-', no dots, and starts and "
-        "ends with a "
-        f"letter or digit{_format_value(name)}"
+        f"the name of {owner} must have 1 to {max_length} characters of a-z, 0-9 and '-', no dots, and start and "
+        f"end with a letter or digit{_format_value(name)}"
     )
 
 
@@ -186,7 +188,7 @@ def _list_validation_problems(error: ValidationError) -> Iterator[tuple[_FieldPa
 
 
 def _format_value(value: object) -> str:
-    """The value, if it is short: text in quotes, else as YAML writes it."""
+    """Return the value for a message, if it is short: text in quotes, anything else as in YAML."""
     if value is not None and not isinstance(value, str | int | float):
         return ""
     text = repr(value) if isinstance(value, str) else json.dumps(value)
@@ -199,7 +201,7 @@ def _format_problem(path: _FieldPath, message: str) -> str:
 
 
 def _format_problem_with_line(document: CommentedMap, path: _FieldPath, message: str) -> str:
-    """The same with the line of the innermost part of the path that the file has."""
+    """Format a problem with the line of the innermost part of the path that is in the file."""
     node: Any = document
     line: int | None = None
     for part in path:

@@ -1,4 +1,4 @@
-"""Formats of rows: renames columns, detects the format of a row, and parses it."""
+"""Formats of rows: column renaming, format detection, and conversion of a raw row to a `Row`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "promptCompletion": ("prompt", "completion"),
 }
-"""The columns by which a format is known; `text` is a column that the others may have as well."""
+"""Columns that identify a format. `text` is not listed, because rows of other formats may have that column too."""
 _EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
 
 
 def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict[str, Any]:
-    """The row with the names that the formats know; `fields` says which columns they stand in. Raises `RowError`."""
+    """Rename columns to the names of the formats, using `fields`. Raises `RowError` if a column is missing."""
     if not fields:
         return row
     source_columns = set(fields.values())
@@ -52,13 +52,13 @@ def detect_example_format(row: RawRow) -> str:
     ]
     if len(matches) > 1:
         candidates = " and ".join("/".join(f"'{mark}'" for mark in _FORMAT_COLUMNS[each]) for each in matches)
-        raise RowError(f"has both {candidates}; say which by the source's format")
+        raise RowError(f"has both {candidates}; set the format of the source")
     if matches:
         return matches[0]
     if "text" in row:
         return "text"
     if "chosen" in row and "rejected" in row:
-        raise RowError("has 'chosen' and 'rejected', which need a preference method; set training.method to dpo or kto")
+        raise RowError("has 'chosen' and 'rejected', which need training.method dpo or kto")
     raise RowError(_EXPECTED_COLUMNS + format_keys(row))
 
 
@@ -104,4 +104,4 @@ PARSERS: Mapping[str, Callable[[RawRow], Chat | PromptCompletion | PlainText]] =
     "promptCompletion": _parse_prompt_completion,
     "text": _parse_text,
 }
-"""Parsers of rows for method sft, by format. They ignore other columns and raise `RowError`."""
+"""Parsers by format for method `sft`. They ignore other columns and raise `RowError`."""

@@ -1,1 +1,1 @@
-"""Several processes, on one node or more, that train one model together."""
+"""Training of one model by several processes (ranks), on one or more nodes."""

@@ -1,6 +1,6 @@
-"""What the workers of a run say to each other. A run of one worker imports no torch here and waits for nobody.
+"""Collective operations of the ranks of a run. With a single rank they do nothing and do not import torch.
 
-Only numbers and bytes travel between nodes, never pickles: the network does not say who is at the other end.
+Nodes exchange only numbers and bytes, never pickles, since the network does not authenticate the other side.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-    from finetune_trainer.telemetry.progress import ProgressReporter
-
 T = TypeVar("T")
+Heartbeat = Callable[[], None]
+"""Called while this process waits for other ranks, which is no stall."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""For a worker that neither answers nor has closed its connections, as when its node is gone. One that ended is noticed
-at once."""
+"""For a rank that neither responds nor closes its connections, for example because its node is gone. A rank that ended
+is noticed at once."""
 _BARRIER_TIMEOUT = timedelta(days=30)
-"""For workers that wait while the first one evaluates and publishes, which moves but says nothing to them."""
+"""For ranks that wait while rank 0 evaluates and publishes, and sends them nothing meanwhile."""
 _barrier_groups: list[ProcessGroup] = []
-"""The group that they wait in, once they have joined."""
+"""The process group of `barrier`, once it is created."""
 _RELEASE_TIMEOUT_SECONDS = 30.0
 _PEER_LOST_MESSAGES = (
     "connection closed by peer",
@@ -45,7 +45,7 @@ _PEER_LOST_MESSAGES = (
 
 @contextmanager
 def translate_peer_errors() -> Iterator[None]:
-    """Turns what torch raises when another worker is gone into `PEER_LOST`."""
+    """Raise `PEER_LOST` for errors of torch in the block that mean that another rank is gone."""
     if world_size() == 1:
         yield
         return
@@ -60,46 +60,45 @@ def translate_peer_errors() -> Iterator[None]:
             raise
         first_line = str(error).strip().partition("\n")[0]
         raise TrainerError(
-            Reason.PEER_LOST, f"another worker of this run ended or cannot be reached: {first_line}"
+            Reason.PEER_LOST, f"another rank of this run ended or is unreachable: {first_line}"
         ) from error
 
 
-def init_process_group(progress: ProgressReporter) -> None:
-    """Meet the others. Numbers on the CPU go through gloo also where there are GPUs."""
+def init_process_group(heartbeat: Heartbeat) -> None:
+    """Join the process group of all ranks. Tensors on the CPU use gloo even if there are GPUs."""
     if world_size() == 1:
         return
     import torch
     import torch.distributed as dist
 
     has_gpu = torch.cuda.is_available()
-    if (
-        not has_gpu
-    ):  # transformers loads an optimizer's state to the worker's device, and torch has no name for CPUs' numbers
+    if not has_gpu:
+        # transformers loads the state of an optimizer to `cpu:<local rank>`, which torch cannot deserialize.
         torch.serialization.register_package(
             0, lambda _: None, lambda data, location: data if location == "cpu:0" else None
         )
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     barrier_group = dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
-    if isinstance(barrier_group, dist.ProcessGroup):  # as for all workers, since all are in it
+    if isinstance(barrier_group, dist.ProcessGroup):  # always true, since all ranks are members
         _barrier_groups.append(barrier_group)
-    barrier(progress)
+    barrier(heartbeat)
 
 
-def barrier(progress: ProgressReporter | None = None) -> None:
-    """Until all workers have come here. Others that move are progress, and each worker watches itself."""
+def barrier(heartbeat: Heartbeat | None = None) -> None:
+    """Wait until all ranks have called this. Waiting counts as activity: each rank watches itself for stalls."""
     if world_size() > 1:
-        _timed_barrier(progress, float("inf"))
+        _timed_barrier(heartbeat, float("inf"))
 
 
 def release_waiters() -> None:
-    """Let those go who `wait`. Their loss does not matter any more."""
+    """Let ranks that wait in `barrier` continue. Ranks that are gone are ignored."""
     if world_size() > 1:
         with suppress(RuntimeError):
             _timed_barrier(None, _RELEASE_TIMEOUT_SECONDS)
 
 
 def all_reduce_any(*flags: bool) -> tuple[bool, ...]:
-    """Of each flag, whether it is set in any worker."""
+    """Return for each flag whether it is set in any rank."""
     if world_size() == 1:
         return flags
     import torch
@@ -111,7 +110,7 @@ def all_reduce_any(*flags: bool) -> tuple[bool, ...]:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all workers, on the CPU."""
+    """Return the sum of the tensor over all ranks, on the CPU, in the same shape."""
     tensor = tensor.to("cpu", copy=True)
     if world_size() > 1:
         import torch.distributed as dist
@@ -121,7 +120,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast(value: int) -> int:
-    """The first worker's number."""
+    """Return the value of rank 0."""
     if world_size() == 1:
         return value
     import torch
@@ -133,7 +132,7 @@ def broadcast(value: int) -> int:
 
 
 def all_gather_bytes(content: bytes) -> list[bytes]:
-    """What each worker holds, by its number."""
+    """Return the content of each rank, by rank."""
     import torch
     import torch.distributed as dist
 
@@ -146,34 +145,33 @@ def all_gather_bytes(content: bytes) -> list[bytes]:
     return [bytes(each.tolist()[: int(length)]) for each, length in zip(buffers, lengths, strict=True)]
 
 
-def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, progress: ProgressReporter) -> T:
-    """Have it made by one worker of each node; the others take it from a file in the folder that is theirs alone."""
+def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, heartbeat: Heartbeat) -> T:
+    """Call `compute` on local rank 0; the other ranks of the node read its pickled result from `folder`."""
     if world_size() == 1:
         return compute()
     path = folder / "made"
     if is_local_rank_zero():
         result = compute()
         path.write_bytes(ForkingPickler.dumps(result))
-        barrier(progress)
+        barrier(heartbeat)
         return result
-    barrier(progress)
-    loaded: T = ForkingPickler.loads(
-        path.read_bytes()
-    )  # of a process of our own, in a folder that nobody else can open
+    barrier(heartbeat)
+    # The pickle is from a rank of this node, in a folder that nobody else can open.
+    loaded: T = ForkingPickler.loads(path.read_bytes())
     return loaded
 
 
-def _timed_barrier(progress: ProgressReporter | None, timeout_seconds: float) -> None:
+def _timed_barrier(heartbeat: Heartbeat | None, timeout_seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
     work = dist.all_reduce(torch.zeros(1), group=_barrier_groups[0] if _barrier_groups else None, async_op=True)
     deadline = time.monotonic() + timeout_seconds
-    # In short turns: Python handles no signal while it waits in torch.
+    # Poll, since Python handles no signals while it waits in torch.
     while not work.is_completed() and time.monotonic() < deadline:
         time.sleep(0.02)
-        if progress:
-            progress.heartbeat()
+        if heartbeat:
+            heartbeat()
     if work.is_completed():
         work.wait()
 

@@ -1,4 +1,4 @@
-"""The base model's three homes: an S3 prefix, the hub, a volume. Each can be named before it is fetched."""
+"""Sources of base models: S3, the Hugging Face hub and volumes. Each is resolved first and downloaded later."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import adapters
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import MODEL_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
 
 if TYPE_CHECKING:
     from finetune_trainer.inputs.hub import HubSnapshot
 
-# Copies of the weights for other programs, and folders that hold such copies. What is left is checked, not skipped:
-# a model with Python or pickle files is refused by `model.check_model_dir`.
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
+"""Files of an adapter that are downloaded: no pickle files, no code, no records of an earlier run."""
+# Copies of the weights for other programs, and folders with such copies. All other files are downloaded and checked:
+# `model_files.check_model_dir` rejects a model with Python or pickle files.
 _IGNORED_SUFFIXES = {
     ".gguf",
     ".onnx",
@@ -42,54 +45,54 @@ class FetchedModel:
 
     folder: Path
     revision: str
-    """The hub's commit, or `sha256:…` over every file's name and digest."""
+    """Commit of the hub, or `sha256:…` over names and digests of all files."""
     files: list[InputFile]
-    """What came from S3; empty for the other homes, which their revision identifies."""
+    """Files from S3. Empty for other sources, whose revision identifies them."""
 
 
 class BaseModelSource(Protocol):
-    """A base model that has been found but not read yet."""
+    """A base model that is resolved but not downloaded."""
 
     @property
     def size(self) -> int:
         """Bytes that `fetch` will write."""
 
     def matches(self, record: ModelRecord) -> bool:
-        """Whether an earlier run used the very same model."""
+        """Return whether an earlier run used the same model."""
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Bring it to disk."""
+        """Provide the model on disk. Calls `on_bytes` with the number of bytes of each chunk."""
 
 
 def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
-    """Find the model; whatever can be wrong with its place is told here."""
+    """Find the model. Raises for problems of its location, before anything is downloaded."""
     if source.uri.startswith("s3://"):
         location = Location.parse_folder(source.uri)
         return S3ModelSource(
             s3, [entry for entry in find_objects(s3, location, MODEL_ERRORS) if is_model_file(entry.name)]
         )
     if source.uri.startswith("hf://"):
-        from finetune_trainer.inputs import hub  # only those who use the hub load its client
+        from finetune_trainer.inputs import hub  # its client is imported only if it is used
 
         return HubModelSource(hub.resolve_snapshot(source.uri, source.revision))
     return VolumeModelSource(_resolve_claim_folder(source.uri))
 
 
 def resolve_adapter(source: ModelSource, s3: S3) -> S3ModelSource | None:
-    """Find the adapter to train on, if one is asked for."""
+    """Find the adapter that training starts from, if `model.adapterURI` is set."""
     if source.adapter_uri is None:
         return None
     entries = find_objects(s3, Location.parse_folder(source.adapter_uri), MODEL_ERRORS)
-    needed = [entry for entry in entries if entry.name in adapters.REQUIRED_FILES]
-    missing = [name for name in adapters.REQUIRED_FILES if name not in [entry.name for entry in needed]]
+    needed = [entry for entry in entries if entry.name in ADAPTER_FILES]
+    missing = [name for name in ADAPTER_FILES if name not in [entry.name for entry in needed]]
     if missing:
-        message = f"{source.adapter_uri} holds no {missing[0]}; model.adapterURI is a LoRA adapter's prefix"
+        message = f"{source.adapter_uri} has no {missing[0]}; model.adapterURI must be the prefix of a LoRA adapter"
         raise TrainerError(Reason.MODEL_NOT_FOUND, message)
     return S3ModelSource(s3, needed)
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file of a model's folder is taken along."""
+    """Return whether a file in the folder of a model is part of the model."""
     path = Path(name)
     if path.suffix.lower() in _IGNORED_SUFFIXES or path.name.startswith((".", "consolidated")):
         return False
@@ -105,17 +108,17 @@ class S3ModelSource:
 
     @property
     def size(self) -> int:
-        """The sum of its objects."""
+        """Bytes of all objects."""
         return sum(entry.size for entry in self.objects)
 
     def matches(self, record: ModelRecord) -> bool:
-        """Same keys, sizes and ETags."""
+        """Compare keys, sizes and ETags."""
         return [InputRecord.from_listing(entry) for entry in self.objects] == [
             file.without_sha256() for file in record.files
         ]
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Download all of it."""
+        """Download all objects."""
         files = download_objects(self.s3, self.objects, target, MODEL_ERRORS, on_bytes)
         names = [entry.name for entry in self.objects]
         revision = _compute_digest(zip(names, (file.sha256 for file in files), strict=True))
@@ -130,15 +133,15 @@ class HubModelSource:
 
     @property
     def size(self) -> int:
-        """The sum of its needed files."""
+        """Bytes of all files of the model."""
         return sum(self.snapshot.sizes.values())
 
     def matches(self, record: ModelRecord) -> bool:
-        """Same commit."""
+        """Compare the commit."""
         return record.revision == self.snapshot.commit
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Download the commit's files."""
+        """Download the files of the commit."""
         from finetune_trainer.inputs import hub
 
         hub.download_snapshot(self.snapshot, target)
@@ -148,21 +151,21 @@ class HubModelSource:
 
 @dataclass(frozen=True)
 class VolumeModelSource:
-    """A model on a mounted volume; it is read where it lies."""
+    """A model on a mounted volume, which is read in place."""
 
     folder: Path
 
     @property
     def size(self) -> int:
-        """Nothing is copied."""
+        """Zero: nothing is copied."""
         return 0
 
     def matches(self, record: ModelRecord) -> bool:
-        """Same content: a volume has no ETags, so all of it is read."""
+        """Compare the content, which is read completely since a volume has no ETags."""
         return record.revision == self._compute_revision()
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Hash it, in place."""
+        """Hash the files in place."""
         return FetchedModel(self.folder, self._compute_revision(), [])
 
     def _compute_revision(self) -> str:
@@ -173,24 +176,28 @@ def _resolve_claim_folder(uri: str) -> Path:
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     root = os.environ.get(CLAIMS_DIR_ENV)
     if not root:
-        message = f"{uri}: {CLAIMS_DIR_ENV} is not set; by hand, point it to a folder that holds {claim}/{path}"
+        message = (
+            f"{uri}: {CLAIMS_DIR_ENV} is not set; outside of a cluster, set it to a folder that contains {claim}/{path}"
+        )
         raise TrainerError(Reason.MODEL_NOT_FOUND, message)
     volume = (Path(root) / claim).resolve()
     folder = (volume / path).resolve()
     if not folder.is_relative_to(volume):
-        raise TrainerError(Reason.MODEL_INVALID, f"{uri}: this path leaves the volume")
+        raise TrainerError(Reason.MODEL_INVALID, f"{uri}: the path is outside of the volume")
     escaping_link = next(
         (name for name in _list_links(folder) if not (folder / name).resolve().is_relative_to(volume)), None
     )
     if escaping_link:
-        raise TrainerError(Reason.MODEL_INVALID, f"{uri}: {escaping_link!r} is a link that leaves the volume")
+        raise TrainerError(
+            Reason.MODEL_INVALID, f"{uri}: {escaping_link!r} is a link to a target outside of the volume"
+        )
     if not folder.is_dir() or not any(_list_files(folder)):
-        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the claim's content")
+        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the content of the claim")
     return folder
 
 
 def _list_links(folder: Path) -> Iterator[str]:
-    """To folders too: a library may read what lies in them, though `_files` does not."""
+    """Return links to files and folders: a library may read files in linked folders, `_list_files` does not."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
     return (name for name in names if is_model_file(name) and is_model_file(f"{name}/x"))  # it may be a folder
 

@@ -1,4 +1,4 @@
-"""Base models from the Hugging Face hub: the commit first, then exactly that commit's files."""
+"""Base models on the Hugging Face hub: resolves a commit, then downloads exactly the files of that commit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from huggingface_hub.errors import (
 from finetune_trainer.contract import HUB_TOKEN_FILE_ENV, HUB_TOKEN_KEY, Reason
 from finetune_trainer.errors import TrainerError
 
-# Config, weights, tokenizer (json, sentencepiece, BPE's two text files) and chat templates; nothing that is code.
+# Config, weights, tokenizer (JSON, SentencePiece, the two text files of BPE) and chat templates; no code.
 _INCLUDED_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
-# A second copy of the weights in Mistral's own layout.
+# A second copy of the weights in Mistral's format.
 _EXCLUDED_PATTERN = "consolidated*"
 _TEMPLATE_FOLDER = "additional_chat_templates"
 _TIMEOUT_SECONDS = 15
@@ -40,11 +40,11 @@ class HubSnapshot:
     repo: str
     commit: str
     sizes: dict[str, int]
-    """The files that are needed, with their sizes."""
+    """Sizes of the files of the model, in bytes, by name."""
 
 
 def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
-    """The commit that a branch or tag names now, and its files."""
+    """Resolve a branch, tag or commit to a commit and its files."""
     repo = uri.removeprefix("hf://")
     requested_revision = revision or "main"
     with _translate_errors(repo, requested_revision):
@@ -53,12 +53,12 @@ def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
         )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if _is_model_file(file.rfilename)}
     if info.sha is None or not sizes:
-        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri} at {requested_revision} holds no model files")
+        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri} at {requested_revision} has no model files")
     return HubSnapshot(repo, info.sha, sizes)
 
 
 def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:
-    """Fetch the model's files into `target`."""
+    """Download the files of the model to `target`."""
     with _translate_errors(snapshot.repo, snapshot.commit):
         snapshot_download(
             snapshot.repo,
@@ -69,7 +69,7 @@ def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:
             endpoint=_get_endpoint(),
             etag_timeout=_TIMEOUT_SECONDS,
         )
-    shutil.rmtree(target / ".cache", ignore_errors=True)  # the hub's notes on the download, no part of the model
+    shutil.rmtree(target / ".cache", ignore_errors=True)  # records of the hub's client, not part of the model
 
 
 def _is_model_file(name: str) -> bool:
@@ -80,12 +80,12 @@ def _is_model_file(name: str) -> bool:
 
 
 def _get_endpoint() -> str:
-    """The library reads HF_ENDPOINT only when it is imported."""
+    """Return the endpoint of the hub. The library reads HF_ENDPOINT only when it is imported."""
     return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
 
 
 def _read_token() -> str | None:
-    """The mounted Secret's token; without one the user's own login, if there is any."""
+    """Return the token of the mounted Secret; None to use the login of the user, if any."""
     path = os.environ.get(HUB_TOKEN_FILE_ENV)
     if not path:
         return None
@@ -94,21 +94,23 @@ def _read_token() -> str | None:
     except OSError:
         token = ""
     if not token:
-        raise TrainerError(Reason.AUTH_FAILED, f"the hub token's Secret has no key {HUB_TOKEN_KEY} (looked at {path})")
+        raise TrainerError(
+            Reason.AUTH_FAILED, f"the Secret of model.tokenSecretRef has no key {HUB_TOKEN_KEY} (mounted at {path})"
+        )
     return token
 
 
 @contextmanager
 def _translate_errors(repo: str, revision: str) -> Iterator[None]:
-    """Turn the library's errors into ours."""
+    """Translate errors of the library in the block into `TrainerError`s."""
     location = f"hf://{repo} at {revision} on {_get_endpoint()}"
     try:
         yield
     except GatedRepoError as error:
         raise _gated_error(location, repo, error) from error
     except RepositoryNotFoundError as error:
-        # The hub answers the same for a model that is private.
-        advice = "there is no such model, or it is private: check the name, or set model.tokenSecretRef"
+        # The hub responds in the same way for a private model.
+        advice = "the model does not exist or is private: check the name, or set model.tokenSecretRef"
         raise TrainerError(Reason.MODEL_NOT_FOUND, f"{location}: {advice}") from error
     except RevisionNotFoundError as error:
         advice = "the model has no such branch, tag or commit"
@@ -116,7 +118,7 @@ def _translate_errors(repo: str, revision: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _http_error(location, error) from error
     except (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        advice = "no answer; check DNS, network policy and HF_ENDPOINT"
+        advice = "no response; check DNS, network policy and HF_ENDPOINT"
         raise TrainerError(
             Reason.STORAGE_UNREACHABLE, f"{location}: {advice} ({str(error).splitlines()[0]})"
         ) from error
@@ -126,17 +128,17 @@ def _gated_error(location: str, repo: str, error: GatedRepoError) -> TrainerErro
     licence = f"the model is gated: accept the licence at {_get_endpoint()}/{repo}"
     if error.response.status_code == httpx.codes.UNAUTHORIZED:
         return TrainerError(Reason.AUTH_FAILED, f"{location}: {licence} and set model.tokenSecretRef")
-    return TrainerError(Reason.ACCESS_DENIED, f"{location}: {licence} with the account whose token this is")
+    return TrainerError(Reason.ACCESS_DENIED, f"{location}: {licence} with the account of this token")
 
 
 def _http_error(location: str, error: HfHubHTTPError) -> TrainerError:
     status = error.response.status_code
     if status == httpx.codes.UNAUTHORIZED:
         return TrainerError(
-            Reason.AUTH_FAILED, f"{location}: the token is wrong or has expired; check model.tokenSecretRef"
+            Reason.AUTH_FAILED, f"{location}: the token is invalid or has expired; check model.tokenSecretRef"
         )
     if status == httpx.codes.FORBIDDEN:
-        return TrainerError(Reason.ACCESS_DENIED, f"{location}: the token may not read this model")
+        return TrainerError(Reason.ACCESS_DENIED, f"{location}: the token has no permission to read this model")
     if status == httpx.codes.NOT_FOUND:
         return TrainerError(Reason.MODEL_NOT_FOUND, f"{location}: a file of the model is missing")
-    return TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: the hub answered {status}")
+    return TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: the hub responded with status {status}")

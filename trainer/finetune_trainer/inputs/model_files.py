@@ -1,4 +1,4 @@
-"""What may be loaded as a base model: data only, never code. Needs no torch."""
+"""Checks of the files of a base model, which must be data only, never code. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
 _CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "_experts_implementation_internal")
-"""Keys by which a config names code to fetch or kernels to load instead of describing a model."""
+"""Keys with which a config refers to code or kernels to download, instead of describing a model."""
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-"""Keys that choose among transformers' own kernels, or name a repository of others (`organisation/name`)."""
+"""Keys that select a kernel of transformers, or a repository of other kernels (`organisation/name`)."""
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def check_model_dir(model_dir: Path) -> None:
-    """Refuse, with `MODEL_INVALID`, a folder that is no complete safetensors model or that brings code along."""
+    """Raise `MODEL_INVALID` unless the folder is a complete safetensors model without code."""
     _check_no_code(model_dir)
-    if (model_dir / "adapter_config.json").is_file():  # transformers would go and load the model that it names
-        raise _invalid_model("it holds an adapter (adapter_config.json); give the model that the adapter was made for")
+    if (model_dir / "adapter_config.json").is_file():  # transformers would load the model that it names
+        raise _invalid_model("it is an adapter (adapter_config.json); use the model that the adapter was trained on")
     config = _read_json(model_dir / "config.json", "it describes the model")
     if "quantization_config" in config:
         raise _invalid_model(
-            "config.json has quantization_config; only unquantised models can be tuned, store that one"
+            "config.json has quantization_config; only unquantized models can be fine-tuned, use that model"
         )
     _check_weights(model_dir)
     if not any((model_dir / name).is_file() for name in _TOKENIZER_FILES):
@@ -35,17 +35,19 @@ def check_model_dir(model_dir: Path) -> None:
 def _check_no_code(model_dir: Path) -> None:
     code = sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*.py"))
     if code:
-        raise _invalid_model(f"{code[0]} is code; models are loaded as data only, so use one that transformers knows")
+        raise _invalid_model(
+            f"{code[0]} is code; models are loaded as data only, so use a model that transformers supports"
+        )
     for path in sorted(model_dir.glob("*.json")):
         forbidden_keys = _find_code_keys(_read_json(path, "it is part of the model")) if "config" in path.name else []
         if forbidden_keys:
             raise _invalid_model(
-                f"{path.name} asks for code ({forbidden_keys[0]}); use a model that transformers knows without it"
+                f"{path.name} refers to code ({forbidden_keys[0]}); use a model that transformers supports without it"
             )
 
 
 def _find_code_keys(value: object) -> list[str]:
-    """The forbidden keys anywhere in a JSON value: a model's config may hold another model's."""
+    """Return the forbidden keys anywhere in a JSON value: a config may contain those of other models."""
     if isinstance(value, list):
         return [key for item in value for key in _find_code_keys(item)]
     if not isinstance(value, dict):
@@ -57,7 +59,7 @@ def _find_code_keys(value: object) -> list[str]:
 def _check_weights(model_dir: Path) -> None:
     index = model_dir / "model.safetensors.index.json"
     if index.is_file():
-        _check_shards(model_dir, _read_json(index, "it lists the weights' files"))
+        _check_shards(model_dir, _read_json(index, "it lists the weight files"))
     elif not any(model_dir.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in model_dir.glob(pattern))
         hint = f"; {pickles[0]} is a pickle, which can run code when loaded: convert it" if pickles else ""
@@ -76,17 +78,16 @@ def _check_shards(model_dir: Path, index: dict[str, Any]) -> None:
     invalid_names = sorted(name for name in shards if Path(name).name != name or not name.endswith(".safetensors"))
     if invalid_names:
         raise _invalid_model(
-            f"model.safetensors.index.json names {invalid_names[0][:80]!r}, which is no safetensors file beside it"
+            f"model.safetensors.index.json lists {invalid_names[0][:80]!r}, which is not a safetensors file next to it"
         )
     missing = sorted(name for name in shards if not (model_dir / name).is_file())
     if missing:
         raise _invalid_model(f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}")
     single_file = "model.safetensors"
-    if (
-        single_file not in shards and (model_dir / single_file).is_file()
-    ):  # transformers would load it and ignore the index
+    # transformers would load the single file and ignore the index.
+    if single_file not in shards and (model_dir / single_file).is_file():
         raise _invalid_model(
-            f"both {single_file} and {single_file}.index.json, which lists other files; remove what is not the model"
+            f"it has both {single_file} and {single_file}.index.json, which lists other files; remove one of them"
         )
 
 

@@ -1,4 +1,4 @@
-"""What goes in: found at once, fetched in the background while torch is imported."""
+"""The inputs of a run: resolved at its start, downloaded in the background."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs import base_model
 from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
@@ -30,18 +31,18 @@ __all__ = ["DownloadedInputs", "InputFile", "ResolvedInputs", "resolve_inputs", 
 
 log = logging.getLogger(__name__)
 _LOG_INTERVAL_SECONDS = 10
-_MAX_CONCURRENT_SOURCES = 4  # the model is one; each fetches many objects at once
+_MAX_CONCURRENT_SOURCES = 4  # including the model; each downloads many objects concurrently
 
 
 @dataclass(frozen=True)
 class ResolvedInputs:
-    """Everything that will go in, as listed: enough to tell whether an earlier run had the same."""
+    """All inputs of a run as listed, which is enough to compare them with those of an earlier run."""
 
     s3: S3
     config: TrainerConfig
     model: BaseModelSource
     objects: list[list[S3Object]]
-    """Per data source, then those of `validation.sources`, then `evaluation.bias.pairsURI`."""
+    """Objects of each data source, then of `validation.sources`, then of `evaluation.bias.pairsURI`."""
     adapter: S3ModelSource | None = None
 
     @property
@@ -55,7 +56,7 @@ class ResolvedInputs:
         )
 
     def matches(self, model: ModelRecord, inputs: Sequence[InputRecord]) -> bool:
-        """Whether an earlier run read the very same inputs."""
+        """Return whether an earlier run read the same inputs."""
         adapter_objects = self.adapter.objects if self.adapter else []
         listed_records = [
             InputRecord.from_listing(s3_object)
@@ -67,51 +68,50 @@ class ResolvedInputs:
 
 @dataclass(frozen=True)
 class DownloadedInputs:
-    """Everything that goes in, on disk."""
+    """All inputs of a run on disk."""
 
     model: FetchedModel
     sources: list[tuple[DataSource, list[InputFile]]]
     validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
     adapter: FetchedModel | None = None
-    """The adapter to train on, if there is one."""
+    """The adapter that training starts from, if any."""
     pairs: list[InputFile] = field(default_factory=list)
     """Sentence pairs of `evaluation.bias.pairsURI`."""
 
     @property
     def model_dir(self) -> Path:
-        """Where the base model lies."""
+        """Folder of the base model."""
         return self.model.folder
 
     @property
     def model_revision(self) -> str:
-        """What identifies the base model."""
+        """Revision that identifies the base model."""
         return self.model.revision
 
     @property
     def adapter_dir(self) -> Path | None:
-        """Where the adapter to train on lies."""
+        """Folder of the adapter that training starts from, if any."""
         return self.adapter.folder if self.adapter else None
 
     @property
     def start_revision(self) -> str:
-        """What identifies all that training starts from."""
+        """Revisions of the base model and of the adapter that training starts from."""
         return f"{self.model_revision} {self.adapter.revision}" if self.adapter else self.model_revision
 
     @property
     def files(self) -> list[InputFile]:
-        """All data files, in the order of sources and keys; those of `validation.sources` and sentence pairs
-        last."""
+        """All data files in the order of sources and keys; those of `validation.sources` and sentence pairs last."""
         return [*(file for _, source_files in [*self.sources, *self.validation] for file in source_files), *self.pairs]
 
     @property
     def digest(self) -> str:
-        """`sha256:…` over every data object's URI and content."""
+        """`sha256:…` over URI and content of all data objects."""
         lines = "".join(f"{file.sha256}  {file.uri}\n" for file in self.files)
         return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
 def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
-    """List data and model; wrong names, keys and permissions are told here, before anything costs time."""
+    """List data and model. Raises for wrong names, credentials and permissions before anything takes time."""
     pair_uris = (
         [config.evaluation.bias.pairs_uri] if config.evaluation.bias and config.evaluation.bias.pairs_uri else []
     )
@@ -120,7 +120,7 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     model, adapter = base_model.resolve_model(config.model, s3), base_model.resolve_adapter(config.model, s3)
     resolved = ResolvedInputs(s3, config, model, objects, adapter)
     count = sum(len(source_objects) for source_objects in objects)
-    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _format_bytes(resolved.size))
+    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, format_bytes(resolved.size))
     return resolved
 
 
@@ -130,7 +130,7 @@ def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
 
 
 def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedInputs]:
-    """Fetch all of it into `folder`, in threads; the future holds the result or the error."""
+    """Download the inputs to `folder` in threads. The future gets the result or the error."""
     check_disk_space(folder, resolved.size)
     download_pool = ThreadPoolExecutor(_MAX_CONCURRENT_SOURCES, "download")
     counter = _DownloadProgress(resolved.size)
@@ -161,7 +161,7 @@ def _collect_downloads(
     data_futures: Iterable[Future[list[InputFile]]],
     counter: _DownloadProgress,
 ) -> DownloadedInputs:
-    # Data first: it is small, and its errors are the likelier ones.
+    # Data first: it is small, and its errors are more likely.
     sources, downloaded_files = _list_data_sources(config), [future.result() for future in data_futures]
     files_by_source = list(zip(sources, downloaded_files, strict=False))
     pairs = [file for pair_files in downloaded_files[len(sources) :] for file in pair_files]
@@ -176,7 +176,7 @@ def _collect_downloads(
 
 
 class _DownloadProgress:
-    """Counts bytes of all threads and says so now and then."""
+    """Counts the bytes of all threads and logs them every few seconds."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
@@ -191,20 +191,11 @@ class _DownloadProgress:
             if is_due:
                 self._last_logged = time.monotonic()
         if is_due:
-            log.info("inputs: %s of %s", self.format_summary(), _format_bytes(self._total_bytes))
+            log.info("inputs: %s of %s", self.format_summary(), format_bytes(self._total_bytes))
 
     def format_summary(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-3)
         return (
-            f"{_format_bytes(self._downloaded_bytes)} in {seconds:.1f} s "
-            f"({_format_bytes(int(self._downloaded_bytes / seconds))}/s)"
+            f"{format_bytes(self._downloaded_bytes)} in {seconds:.1f} s "
+            f"({format_bytes(int(self._downloaded_bytes / seconds))}/s)"
         )
-
-
-def _format_bytes(byte_count: int) -> str:
-    size, unit = float(byte_count), "B"
-    for next_unit in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, next_unit
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-REQUIRED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
-"""The only files that are downloaded: no pickles, no code, no records of an earlier run."""
 
 
 def check_adapter(config: TrainerConfig, folder: Path) -> None:
@@ -43,9 +39,9 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(folder / WEIGHTS_FILE)
+        weights = load_file(folder / ADAPTER_WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
-        raise _invalid_adapter(f"{WEIGHTS_FILE} cannot be read: {error}") from error
+        raise _invalid_adapter(f"{ADAPTER_WEIGHTS_NAME} cannot be read: {error}") from error
     stored = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in weights}
     targets = set(model.base_model.targeted_module_names)
     if stored != targets:
@@ -59,11 +55,11 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / CONFIG_FILE).read_bytes())
+        settings = json.loads((folder / ADAPTER_CONFIG_NAME).read_bytes())
     except (OSError, ValueError) as error:
-        raise _invalid_adapter(f"{CONFIG_FILE} cannot be read: {error}") from error
+        raise _invalid_adapter(f"{ADAPTER_CONFIG_NAME} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise _invalid_adapter(f"{CONFIG_FILE} is not a JSON object")
+        raise _invalid_adapter(f"{ADAPTER_CONFIG_NAME} is not a JSON object")
     return settings
 
 

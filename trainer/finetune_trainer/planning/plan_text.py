@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import DatasetReport
+from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
 
 
@@ -42,16 +43,16 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
     yield "rows per step", f"{plan.batch:,}" + (f", of {plan.workers} ranks" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
-    yield "adapter", f"{plan.trainable_parameters:,} parameters, {_format_bytes(plan.adapter_bytes)}"
-    yield "checkpoint", f"~ {_format_bytes(plan.estimated_checkpoint_bytes)}"
+    yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
+    yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
     sizes = memory.model_dump(exclude={"total", "fits"})
     yield (
         "GPU memory",
-        f"~ {_format_bytes(memory.total)}: "
-        + ", ".join(f"{name} {_format_bytes(byte_count)}" for name, byte_count in sizes.items()),
+        f"~ {format_bytes(memory.total)}: "
+        + ", ".join(f"{name} {format_bytes(byte_count)}" for name, byte_count in sizes.items()),
     )
     fitting_sizes = [f"{size} GB" for size, fits in memory.fits.items() if fits]
     yield (
@@ -63,21 +64,6 @@ def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
 def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "training time",
-        "~ " + ", ".join(f"{gpu} {_format_duration(seconds)}" for gpu, seconds in plan.estimated_seconds.items()),
+        "~ "
+        + ", ".join(f"{gpu} {format_duration(max(seconds, 1))}" for gpu, seconds in plan.estimated_seconds.items()),
     )
-
-
-def _format_bytes(byte_count: int) -> str:
-    size, unit = float(byte_count), "B"
-    for larger_unit in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger_unit
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

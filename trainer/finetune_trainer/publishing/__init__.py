@@ -1,1 +1,1 @@
-"""The result's place: who may write there, what is written, and the record that makes it a result."""
+"""Export, merge, signature and upload of results, and the lock on the output."""

@@ -1,4 +1,4 @@
-"""Write the adapter as servers load it: flat, safetensors, no path of this machine; and prove that it loads."""
+"""Exports the adapter as servers load it: flat, as safetensors, without local paths; and checks that it loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.generation import collect_end_token_ids
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
-from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 _RELOADED_ADAPTER = "check"
 _LOGIT_TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
-"""Largest difference of a logit between the adapter in memory and on disk, by precision. The weights are stored as they
-are, so that the only difference is in the order of sums."""
+"""Largest difference of a logit between the adapter in memory and on disk, by precision. Stored weights are the same,
+so that only the order of sums differs."""
 
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -35,16 +35,16 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 def export_adapter(
     config: TrainerConfig, loaded: LoadedModel, target: Path, model_revision: str, model_dir: Path
 ) -> None:
-    """Write adapter, tokenizer, chat template and generation config into the folder `target`, flat.
+    """Write adapter, tokenizer, chat template and generation config to the folder `target`, without subfolders.
 
-    `model_revision` is the base model's commit or digest, `model_dir` holds its files. Raises `INTERNAL_ERROR` if the
-    adapter learnt nothing or answers differently when it is loaded from `target`.
+    `model_revision` is the commit or digest of the base model in `model_dir`. Raises `INTERNAL_ERROR` if training did
+    not change the adapter, or if its logits differ after it is loaded from `target`.
     """
     target.mkdir(parents=True, exist_ok=True)
     check_adapter_trained(loaded.model)
-    # save_embedding_layers: "auto" asks the hub whether the vocabulary grew; ours never does.
+    # save_embedding_layers="auto" asks the hub whether the vocabulary has grown, which it never does here.
     loaded.model.save_pretrained(str(target), save_embedding_layers=False)
-    (target / "README.md").unlink()  # a stub of PEFT's that names where the base model lay on this machine
+    (target / "README.md").unlink()  # a template of PEFT with the local path of the base model
     export_tokenizer(loaded.tokenizer, target)
     export_generation_config(loaded.model, loaded.tokenizer, model_dir, target)
     _make_config_portable(target / "adapter_config.json", config, model_revision, list_target_modules(loaded.model))
@@ -52,14 +52,14 @@ def export_adapter(
 
 
 def get_base_model_name(config: TrainerConfig) -> str:
-    """What PEFT and servers look for: a hub name without its scheme, else the URI."""
+    """Return the name of the base model for PEFT and servers: a name on the hub without scheme, otherwise the URI."""
     return config.model.uri.removeprefix("hf://")
 
 
 def list_target_modules(model: PeftModel) -> list[str]:
-    """The adapted modules by their last names, as servers look for them, where those say it all; else by path.
+    """Return the adapted modules by the last part of their names, as servers expect, or by path if that is ambiguous.
 
-    PEFT stores `all-linear` as the paths that it found, or shorter, depending on how many they are.
+    PEFT stores `all-linear` as the paths that it found, or in a shorter form, depending on their number.
     """
     paths = set(model.base_model.targeted_module_names)
     names = {path.rsplit(".", 1)[-1] for path in paths}
@@ -68,20 +68,20 @@ def list_target_modules(model: PeftModel) -> list[str]:
 
 
 def _make_config_portable(path: Path, config: TrainerConfig, model_revision: str, targets: list[str]) -> None:
-    """Put the base model's public name into an `adapter_config.json` in place of where it lay on this machine."""
+    """Replace local values in an `adapter_config.json`, such as the path of the base model, by public ones."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = get_base_model_name(config)
     settings["revision"] = model_revision if config.model.uri.startswith("hf://") else None
-    settings["auto_mapping"] = None  # Unsloth writes its own class into it, which nobody else has
+    settings["auto_mapping"] = None  # Unsloth sets a class of its own
     settings["target_modules"] = targets
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer and its chat template; its EOS token is the one that ends the answers that were trained on.
+    """Write the tokenizer and its chat template. Its EOS token is the one that ends answers in the training data.
 
-    Only the name of the EOS token is changed, not the vocabulary. What transformers stores of how it was told to load
-    the tokenizer is left out.
+    Only the name of the EOS token changes, not the vocabulary. Options with which transformers loaded the tokenizer are
+    removed.
     """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
@@ -95,15 +95,15 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def export_generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, folder: Path
 ) -> None:
-    """Write the base model's generation config with the tokens that end an answer.
+    """Write the generation config of the base model with the tokens that end an answer.
 
-    The rest of it is kept as it is, or made of the tokens' ids if the base model has none. It is not written by
-    transformers, which refuses to store what many models bring, such as a temperature without `do_sample`.
+    Other settings are kept, or consist of token IDs if the base model has no generation config. transformers does not
+    write it, since it rejects settings of many models, such as a temperature without `do_sample`.
     """
     path = model_dir / GENERATION_CONFIG_NAME
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))
-        settings.pop("_from_model_config", None)  # it is no longer what config.json alone says
+        settings.pop("_from_model_config", None)  # it now differs from what config.json implies
     else:
         token_ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
         settings = {key: value for key, value in token_ids.items() if value is not None}
@@ -115,16 +115,16 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_adapter_trained(model: PeftModel) -> None:
-    """LoRA's B matrices start at zero: if all still are, or one holds no number, the adapter is worth nothing."""
+    """Raise unless training changed the adapter: the B matrices of LoRA start at zero and must be finite."""
     weights = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
     if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise TrainerError(Reason.NON_FINITE_LOSS, "the adapter's weights are no finite numbers")
+        raise TrainerError(Reason.NON_FINITE_LOSS, "the weights of the adapter are not finite")
     if not any(bool(weight.any()) for weight in weights):
-        raise TrainerError(Reason.INTERNAL_ERROR, "the adapter learnt nothing: its B matrices are all zero")
+        raise TrainerError(Reason.INTERNAL_ERROR, "training did not change the adapter: its B matrices are all zero")
 
 
 def _check_reloaded_logits(loaded: LoadedModel, target: Path, precision: str) -> None:
-    """Load the adapter from disk beside the one in memory, which costs its size only, and compare their logits."""
+    """Load the adapter from disk in addition to the one in memory, and compare their logits."""
     model = loaded.model
     model.eval()
     memory_logits = compute_probe_logits(model, precision)
@@ -138,13 +138,14 @@ def _check_reloaded_logits(loaded: LoadedModel, target: Path, precision: str) ->
     difference = float((memory_logits - disk_logits).abs().max())
     if not difference <= _LOGIT_TOLERANCES[precision]:
         raise TrainerError(
-            Reason.INTERNAL_ERROR, f"the adapter loaded from disk answers differently: a logit is off by {difference:g}"
+            Reason.INTERNAL_ERROR,
+            f"the adapter differs after it is loaded from disk: a logit differs by {difference:g}",
         )
-    log.info("the adapter loads from disk, logits differ by at most %g", difference)
+    log.info("export: loaded the adapter from disk, logits differ by at most %g", difference)
 
 
 def compute_probe_logits(model: PreTrainedModel, precision: str) -> torch.Tensor:
-    """Logits for a few arbitrary tokens, shape (2, 16, vocabulary)."""
+    """Return the logits of a few arbitrary tokens, shape (2, 16, vocabulary)."""
     import torch
 
     tokens = (torch.arange(32) * 7919 % model.config.get_text_config().vocab_size).reshape(2, 16)
@@ -154,7 +155,7 @@ def compute_probe_logits(model: PreTrainedModel, precision: str) -> torch.Tensor
 
 
 def collect_adapter_info(config: TrainerConfig, loaded: LoadedModel) -> AdapterInfo:
-    """What only the model itself knows of its adapter, for the report."""
+    """Return properties of the adapter that only the loaded model knows, for the report."""
     trainable, total = loaded.model.get_nb_trainable_parameters()
     names = tuple(list_target_modules(loaded.model))
     method = get_method(config)

@@ -1,4 +1,4 @@
-"""The base model with the adapter worked into its weights, for servers that load no adapters. Imports torch."""
+"""Merges an adapter into the weights of the base model, for servers that cannot load adapters. Imports torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A merged model on disk, and how it was judged."""
+    """A merged model on disk, and its losses compared with base and adapter."""
 
     folder: Path
     precision: str
@@ -41,22 +41,22 @@ class MergedModel:
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """What a merged model is made from, beside the loaded model itself."""
+    """Inputs of a merge in addition to the loaded model."""
 
     config: TrainerConfig
     model_dir: Path
-    """The base model's files."""
+    """Folder of the base model."""
     texts: Mapping[str, Sequence[LabeledTokens]]
-    """To compare losses on."""
+    """Texts on which losses are compared, by kind of text."""
     heartbeat: Callable[[], None]
-    """Called as the work proceeds."""
+    """Called as the merge proceeds, which is no stall."""
 
 
 def merge_adapter(merge_inputs: MergeInputs, loaded: LoadedModel, target: Path) -> MergedModel:
-    """Write the merged model into the folder `target`, load it again and compare it with base and adapter.
+    """Write the merged model to the folder `target`, load it again and compare it with base model and adapter.
 
-    The model in memory is used up, so that no two models are in memory at once. Raises `INTERNAL_ERROR` if the merged
-    model is not the same as base and adapter.
+    The loaded model is used up, so that there is only one model in memory. Raises `INTERNAL_ERROR` if the merged model
+    differs from base model and adapter.
     """
     precision = resolve_precision(merge_inputs.config)
     checker = MergeChecker(merge_inputs.texts, precision, merge_inputs.heartbeat)
@@ -82,8 +82,10 @@ def merge_adapter(merge_inputs: MergeInputs, loaded: LoadedModel, target: Path) 
 
 
 def merge_weights(model: PeftModel, heartbeat: Callable[[], None]) -> PreTrainedModel:
-    """The base model with the adapter added to its weights, in place. Each sum is computed in 32 bits and rounded once,
-    where PEFT rounds the update before it adds it."""
+    """Add the adapter to the weights of the base model, in place, and return the base model.
+
+    Each sum is computed in 32 bits and rounded once, whereas PEFT rounds the update before the addition.
+    """
     for module in model.modules():
         if isinstance(module, LoraLayer):
             base = module.get_base_layer()
@@ -100,8 +102,11 @@ def merge_weights(model: PeftModel, heartbeat: Callable[[], None]) -> PreTrained
 def _save_merged_model(
     merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, target: Path
 ) -> None:
-    """With the generation config of the adapter: transformers loads settings of the base model that it refuses to save,
-    and weights and all with them (https://github.com/huggingface/transformers/issues/29988)."""
+    """Save weights, tokenizer and the generation config that is also published with the adapter.
+
+    transformers refuses to save some generation settings that it loads, and then does not save the weights either:
+    https://github.com/huggingface/transformers/issues/29988
+    """
     with ignore_model_config(merged):
         merged.save_pretrained(str(target))
     export_tokenizer(tokenizer, target)
@@ -109,7 +114,7 @@ def _save_merged_model(
 
 
 def _free_weights(model: torch.nn.Module) -> None:
-    """Free the memory of a model's weights, whoever still refers to the model."""
+    """Free the memory of the weights of a model, even if the model is still referenced."""
     model.to("meta")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

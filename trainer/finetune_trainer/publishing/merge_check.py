@@ -1,4 +1,4 @@
-"""Whether a merged model is its adapter: by the loss of both on text. Imports torch, so import it after the backend."""
+"""Checks that a merged model equals base model and adapter, by their losses on text. Import it after the backend."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _ROW_COUNT = 16
 
 @dataclass(frozen=True)
 class MergeTolerance:
-    """In nats per token."""
+    """Limits of differences of losses, in nats per token."""
 
     max_difference: float
-    """Largest difference of the losses of the merged model and of base and adapter."""
+    """Largest difference between the losses of the merged model and of base model with adapter."""
     max_gain_share: float
-    """The same as a share of the difference of base and adapter; the larger of both counts."""
+    """Largest difference as a share of that between base model and adapter; the larger limit applies."""
     min_gain: float
-    """From this difference of base and adapter on, the merged model has to be nearer to the adapter."""
+    """If base model and adapter differ by more, the merged model must be nearer to the adapter."""
 
 
 _TOLERANCE_16_BIT = MergeTolerance(max_difference=0.15, max_gain_share=0.25, min_gain=0.1)
@@ -43,29 +43,29 @@ _TOLERANCES = {
     "bf16": _TOLERANCE_16_BIT,
     "fp16": _TOLERANCE_16_BIT,
 }
-"""By precision. Weights in 16 bits have 8 or 11 significant ones, so rounding the sum loses a part of small updates:
-with SmolLM2-135M in bf16 12 to 18 % of what 6 steps gained, when updates are 0.07 % of the weights, 1 % after 20."""
+"""Tolerances by precision. Weights in 16 bits have 8 or 11 significant bits. Rounding loses a part of small updates:
+with SmolLM2-135M in bf16 12 to 18 % of the gain of 6 steps, when updates are 0.07 % of the weights, 1 % after 20."""
 
 
 @dataclass(frozen=True)
 class MergeChecker:
-    """Texts to measure losses on, and the precision to measure in."""
+    """Compares losses before and after a merge, on the same texts and in the precision of the training."""
 
     texts: Mapping[str, Sequence[LabeledTokens]]
-    """By their kind."""
+    """Texts by kind."""
     precision: str
     heartbeat: Callable[[], None]
     """Called after each batch."""
 
     def measure_before_merge(self, model: PeftModel) -> dict[str, tuple[float, float]]:
-        """The losses of the base model and of base and adapter, by kind of text."""
+        """Return the losses of the base model and of base model with adapter, by kind of text."""
         base, tuned = measure_base_and_tuned(model, lambda: self._measure_losses(model))
         return {kind: (base[kind], tuned[kind]) for kind in self.texts}
 
     def check_after_merge(
         self, losses_before: Mapping[str, tuple[float, float]], merged: PreTrainedModel
     ) -> dict[str, MergedLosses]:
-        """The losses of all three. Raises `INTERNAL_ERROR` if the merged model is not its adapter."""
+        """Return the losses of all three models. Raises `INTERNAL_ERROR` if merged model and adapter differ."""
         losses_by_kind = {
             kind: MergedLosses(base=losses_before[kind][0], adapter=losses_before[kind][1], merged=loss)
             for kind, loss in self._measure_losses(merged).items()
@@ -80,7 +80,7 @@ class MergeChecker:
 
 
 def check_merged_losses(kind: str, merged_losses: MergedLosses, tolerance: MergeTolerance) -> None:
-    """Raise `INTERNAL_ERROR` unless the merged model's loss is the adapter's, and not the base model's."""
+    """Raise `INTERNAL_ERROR` unless the loss of the merged model matches that of the adapter."""
     difference, gain = (
         abs(merged_losses.merged - merged_losses.adapter),
         abs(merged_losses.base - merged_losses.adapter),
@@ -90,15 +90,14 @@ def check_merged_losses(kind: str, merged_losses: MergedLosses, tolerance: Merge
         return
     raise TrainerError(
         Reason.INTERNAL_ERROR,
-        f"the merged model is not the same as base model and adapter: its loss on {kind} is "
-        f"{merged_losses.merged:.4f} nats "
+        f"the merged model differs from base model and adapter: its loss on {kind} is {merged_losses.merged:.4f} nats "
         f"per token, that of base model and adapter {merged_losses.adapter:.4f}, that of the base model "
         f"{merged_losses.base:.4f}",
     )
 
 
 def select_check_texts(prepared: PreparedData, loaded: LoadedModel) -> dict[str, list[LabeledTokens]]:
-    """General text, and rows of the run: validation rows, or training rows where there are none."""
+    """Return general text and rows of the run: validation rows, or training rows if there are none."""
     rows = prepared.validation if prepared.validation is not None else prepared.dataset
     return {
         "general text": tokenize_general_text(loaded),
@@ -107,7 +106,7 @@ def select_check_texts(prepared: PreparedData, loaded: LoadedModel) -> dict[str,
 
 
 def _to_tokens(row: Mapping[str, Any]) -> LabeledTokens:
-    """A row of any method; of a preference the better answer."""
+    """Return the tokens of a row of any method, with the chosen answer of a preference."""
     if "input_ids" in row:
         return LabeledTokens(row["input_ids"], row["labels"])
     prompt, answer = row["prompt_ids"], row.get("chosen_ids") or row["completion_ids"]

@@ -1,5 +1,4 @@
-"""The merged model, once its adapter is published. Whatever goes wrong with it, the adapter is there and the run ends
-well."""
+"""The stage that publishes the merged model. It does not fail the run, since the adapter is published before."""
 
 from __future__ import annotations
 
@@ -9,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from finetune_trainer.context import RunContext
 from finetune_trainer.contract import Outcome, Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.library_errors import translate_memory_errors
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import RunContext
 
 if TYPE_CHECKING:
     from finetune_trainer.publishing.merge import MergedModel
@@ -23,27 +22,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _BUG_LOGGER = "finetune_trainer.bugs"
 
-_RETRY_HINT = "a run of the same config and output makes it from the adapter, without training"
+_RETRY_HINT = "a run with the same config and output creates it from the adapter, without training"
 _PENDING_MESSAGE = "the merged model is not published yet; " + _RETRY_HINT
 
 
 def add_merged_model(
     adapter_outcome: Outcome, output: OutputPrefix, context: RunContext, merge_model: Callable[[], MergedModel]
 ) -> Outcome:
-    """`ended`, of a run whose adapter is published, with what became of the merged model that `make` writes.
+    """Publish the merged model of a published adapter. Returns the adapter's outcome, extended by how that ended.
 
-    The outcome is also written before the work begins: a process that is killed for want of memory says nothing more.
+    `merge_model` writes the merged model to the work folder. A failure of any kind only extends the message. The
+    outcome is also written before the merge: a process that is killed for lack of memory cannot write it afterwards.
     """
     if adapter_outcome.result is None or adapter_outcome.result.merged_uri:
         return adapter_outcome
     merged_output = output.merged_output(adapter_outcome.result.digest)
-    termination_message.write_outcome(context.complete_outcome(_append_message(adapter_outcome, _PENDING_MESSAGE)))
+    pending_outcome = context.recorder.complete(_append_message(adapter_outcome, _PENDING_MESSAGE))
+    termination_message.write_outcome(pending_outcome)
     try:
         _publish_merged_model(merged_output, context, merge_model)
     except TrainerError as error:
         return _report_not_published(adapter_outcome, error.message)
-    except Exception as error:  # the adapter stays published, whatever this was
-        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with what follows.")
+    except Exception as error:  # the adapter stays published whatever this was
+        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
         return _report_not_published(adapter_outcome, f"{type(error).__name__}: {error}")
     final_outcome = adapter_outcome.model_copy(
         update={"result": adapter_outcome.result.model_copy(update={"merged_uri": merged_output.uri})}
@@ -70,13 +71,13 @@ def _publish_merged_model(
 
 @contextmanager
 def _translate_disk_errors() -> Iterator[None]:
-    """Turns a want of disk space into `DISK_FULL`."""
+    """Raise `DISK_FULL` if the disk is full in the block."""
     try:
         yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        message = f"{error.filename or 'scratch'}: no space is left; enlarge compute.scratch"
+        message = f"{error.filename or 'scratch'}: no space left on device; increase compute.scratch"
         raise TrainerError(Reason.DISK_FULL, message) from error
 
 

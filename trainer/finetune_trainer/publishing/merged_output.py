@@ -1,4 +1,4 @@
-"""The merged model's place below the adapter's: it is whole once its own manifest, written last, is there."""
+"""The output of the merged model, below that of its adapter. Its manifest is written last and completes it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import ConfigDict, ValidationError
 
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import Model, Reason, Signing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing import signing
-from finetune_trainer.publishing.output_lock import get_run_id
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.manifest import MANIFEST_NAME, MERGED_PREFIX, FileRecord, MergedLosses, MergedManifest
 from finetune_trainer.storage import S3, Location, delete_objects, put_bytes, put_if_absent, read_object
@@ -26,7 +26,7 @@ _MAX_ATTEMPTS = 2
 
 
 class MergeAttempts(Model):
-    """`.merging.json`, beside the adapter: attempts of a run that have begun to make the merged model."""
+    """`.merging.json` next to the adapter: number of attempts of a run that have begun to merge."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,12 +34,12 @@ class MergeAttempts(Model):
     attempts: int
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Serialize the record as it is stored."""
         return self.model_dump_json(by_alias=True).encode()
 
 
 class MergedOutput:
-    """`merged/` of one adapter."""
+    """The folder `merged/` of one adapter."""
 
     def __init__(
         self, s3: S3, output: Location, uploads: Uploads, adapter_digest: str, signing_config: Signing | None
@@ -53,7 +53,7 @@ class MergedOutput:
         self.uri = str(output.child(MERGED_PREFIX)).rstrip("/")
 
     def is_complete(self) -> bool:
-        """Whether the merged model of this very adapter is published."""
+        """Return whether the merged model of this adapter is published."""
         content = read_object(self._s3, self._manifest_location)
         try:
             return (
@@ -64,23 +64,25 @@ class MergedOutput:
             return False
 
     def check_foreign_files(self) -> None:
-        """Raise `OUTPUT_EXISTS` if publishing might replace files of somebody else."""
+        """Raise `OUTPUT_EXISTS` if publishing might replace files of others."""
         names = self._uploads.list_foreign_files(MERGED_PREFIX)
         if names:
-            message = f"{self.uri} holds files that this run has not published, such as {names[0]}; remove them"
+            message = f"{self.uri} contains files that this run has not published, such as {names[0]}; remove them"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
 
     @contextmanager
     def count_attempt(self) -> Iterator[None]:
-        """Count an attempt, and forget it unless the process dies in this block.
+        """Count an attempt in the block. The count remains only if the process is killed.
 
-        Raises `OUT_OF_MEMORY` if earlier attempts of this run did, so that a run whose merged model does not fit into
-        memory ends with its adapter and not as failed.
+        Raises `OUT_OF_MEMORY` after two such attempts of this run, so that a run whose merged model does not fit into
+        memory ends with its adapter and does not fail.
         """
         previous = self._read_attempts()
         if previous.run_id == get_run_id() and previous.attempts >= _MAX_ATTEMPTS:
             delete_objects(self._s3, [self._attempts_location])
-            message = f"{_MAX_ATTEMPTS} attempts were killed while they made it; raise the memory in compute.resources"
+            message = (
+                f"{_MAX_ATTEMPTS} attempts were killed while they merged; increase the memory in compute.resources"
+            )
             raise TrainerError(Reason.OUT_OF_MEMORY, message)
         attempts = previous.attempts + 1 if previous.run_id == get_run_id() else 1
         put_bytes(self._s3, self._attempts_location, MergeAttempts(run_id=get_run_id(), attempts=attempts).to_bytes())
@@ -99,10 +101,10 @@ class MergedOutput:
         try:
             delete_objects(self._s3, [self._attempts_location])
         except TrainerError as error:
-            log.warning("publish: %s is left behind: %s", self._attempts_location, error.message)
+            log.warning("publish: could not remove %s: %s", self._attempts_location, error.message)
 
     def publish(self, folder: Path, precision: str, losses: dict[str, MergedLosses]) -> None:
-        """Upload the files of `folder` and their manifest; if that fails, nothing of it stays."""
+        """Upload the files of `folder` and their manifest. If that fails, the files are removed."""
         self.check_foreign_files()
         try:
             self._upload(folder, precision, losses)
@@ -130,19 +132,19 @@ class MergedOutput:
             )
         self._uploads.verify(uploaded)
         self._put_manifest(content)
-        log.info("publish: the merged model, %d bytes, is at %s", sum(file.size for file in uploaded), self.uri)
+        log.info("publish: merged model, %d bytes, at %s", sum(file.size for file in uploaded), self.uri)
 
     def _put_manifest(self, content: bytes) -> None:
         self._uploads.check_lock()
         if not put_if_absent(self._s3, self._manifest_location, content) and not self.is_complete():
-            message = f"{self._manifest_location} was written by somebody else meanwhile; remove it"
+            message = f"{self._manifest_location} was written by another process meanwhile; remove it"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
         self._uploads.try_remove_record()
 
     def _try_withdraw(self) -> None:
-        """As far as possible. What stays is recorded, so that the next attempt knows whose it is."""
+        """Remove uploaded files as far as possible. The record of uploads tells the next attempt about the rest."""
         try:
             if read_object(self._s3, self._manifest_location) is None:
                 self._uploads.withdraw(MERGED_PREFIX)
         except TrainerError as error:
-            log.warning("publish: files of the merged model are left behind in %s: %s", self.uri, error.message)
+            log.warning("publish: could not remove files of the merged model in %s: %s", self.uri, error.message)

@@ -1,22 +1,23 @@
-"""Who is at work on an output: one object there, taken by conditional writes and kept by a heartbeat.
+"""The lock on an output: one object, acquired with conditional writes and kept alive by a heartbeat.
 
-A claim spares work and keeps checkpoints apart. What makes a result unique is still that its manifest is written once.
+The lock avoids double work and keeps checkpoints of different runs apart. A result is unique even without it, because
+its manifest is written only once.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ConfigDict, ValidationError
 
-from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, RUN_ID_ENV, Model, Reason, Stage
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, Model, Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import (
     S3,
@@ -29,20 +30,25 @@ from finetune_trainer.storage import (
     read_with_etag,
     replace_object,
 )
+from finetune_trainer.storage.retry import (
+    CONDITIONAL_WRITE_ATTEMPTS,
+    LOCK_ATTEMPTS,
+    retry_on_error,
+    retry_until_true,
+)
 from finetune_trainer.telemetry.progress import ProgressReporter, current_timestamp
 
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".claim.json"
 _NONEXISTENT_ETAG = '"00000000000000000000000000000000"'
-_MAX_ACQUIRE_ATTEMPTS = 5
 _RELEASE_TIMEOUT_SECONDS = 5.0
-"""For the removal of a claim. A process that was told to stop has little time, and the claim expires by itself."""
+"""Limit for the removal of the lock: a process that is stopping has little time, and the lock expires anyway."""
 
 
 @dataclass(frozen=True)
 class LockTiming:
-    """Seconds: between two signs of life, without one until a claim counts as left behind, between two looks."""
+    """Seconds between two heartbeats, without a heartbeat until a lock is stale, and between two polls of a lock."""
 
     heartbeat_seconds: float = 30
     stale_seconds: float = OUTPUT_WAIT_SECONDS
@@ -50,7 +56,7 @@ class LockTiming:
 
 
 class LockRecord(Model):
-    """What the claim says; read leniently, since another version may have written it."""
+    """The content of the lock. Parsed leniently, since another version may have written it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -59,30 +65,25 @@ class LockRecord(Model):
     attempt: int = 1
     host: str = ""
     holder: str = ""
-    """The attempt itself; no two have the same."""
+    """Unique ID of the attempt that holds the lock."""
     beat: int = 0
     heartbeat: str = ""
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Serialize the record as it is stored."""
         return self.model_dump_json(by_alias=True).encode()
 
     @classmethod
     def parse(cls, content: bytes) -> LockRecord:
-        """As it was stored; something else counts as a stranger's."""
+        """Parse a stored record. Invalid content counts as the lock of another run."""
         try:
             return cls.model_validate_json(content)
         except ValidationError:
             return cls(run_id="")
 
 
-def get_run_id() -> str:
-    """The run that this attempt belongs to: the FineTuneJob's, or one of its own."""
-    return os.environ.get(RUN_ID_ENV) or f"by-hand-{uuid.uuid4()}"
-
-
 def remove_own_lock(s3: S3, output: Location, run_id: str, config_digest: str) -> None:
-    """Remove a claim of the same run or the same config: its result is there, so whoever left it has nothing to do."""
+    """Remove a lock of the same run or config that was left behind, since the result is published."""
     location = output.child(LOCK_NAME)
     stored = read_with_etag(s3, location)
     record = LockRecord.parse(stored.content) if stored else None
@@ -91,7 +92,7 @@ def remove_own_lock(s3: S3, output: Location, run_id: str, config_digest: str) -
 
 
 class OutputLock:
-    """This attempt's claim on an output."""
+    """The lock of this attempt on an output."""
 
     def __init__(
         self, s3: S3, output: Location, run_id: str, config_digest: str, timing: LockTiming | None = None
@@ -109,18 +110,22 @@ class OutputLock:
         self._lost_message: str | None = None
 
     def acquire(self, progress: ProgressReporter) -> None:
-        """Take it, after waiting for one that was left behind. `OUTPUT_BUSY` if another run is alive there."""
-        for _ in range(_MAX_ACQUIRE_ATTEMPTS):
-            stored = read_with_etag(self._s3, self._location)
-            if self._create_record() if stored is None else self._take_over_lock(stored, progress):
-                self._probe_conditional_writes()
-                self.check_held()  # where writes are not quite atomic, the later of two creators has it
-                threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
-                return
-        raise _output_busy_error(f"{self._location}: several runs want this output at once")
+        """Acquire the lock and start the heartbeat; wait first until the lock of another run is stale.
+
+        Raises `OUTPUT_BUSY` if another run is active at this output.
+        """
+        if not retry_until_true(partial(self._try_acquire, progress), LOCK_ATTEMPTS):
+            raise _output_busy_error(f"{self._location}: several runs try to lock this output at the same time")
+        self._probe_conditional_writes()
+        self.check_held()  # where writes are not quite atomic, the later of two creators has it
+        threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
+
+    def _try_acquire(self, progress: ProgressReporter) -> bool:
+        stored = read_with_etag(self._s3, self._location)
+        return self._create_record() if stored is None else self._take_over_lock(stored, progress)
 
     def check_held(self) -> None:
-        """`OUTPUT_BUSY` unless the store still says that it is ours."""
+        """Raise `OUTPUT_BUSY` unless the store says that this attempt holds the lock. Sends a request."""
         self.check_not_lost()
         stored = read_with_etag(self._s3, self._location)
         if stored is not None and LockRecord.parse(stored.content).holder != self._record.holder:
@@ -128,26 +133,26 @@ class OutputLock:
         self.check_not_lost()
 
     def check_not_lost(self) -> None:
-        """The same by what the last heartbeat found, without asking the store."""
+        """Raise `OUTPUT_BUSY` if the last heartbeat found that the lock was lost. Sends no request."""
         if self._lost_message:
             raise _output_busy_error(self._lost_message)
 
     def release(self) -> None:
-        """Remove it if it is ours, within `_RELEASE_SECONDS`. The result does not depend on it: nothing is raised."""
+        """Remove the lock if this attempt holds it, within `_RELEASE_TIMEOUT_SECONDS`. Never raises."""
         self._released.set()
         removal_thread = threading.Thread(target=self._remove_lock, name="claim-release", daemon=True)
         removal_thread.start()
         removal_thread.join(_RELEASE_TIMEOUT_SECONDS)
         if removal_thread.is_alive():
-            log.info("claim: left behind, the store did not answer within %.0f s", _RELEASE_TIMEOUT_SECONDS)
+            log.info("output lock: not released, the store did not respond within %.0f s", _RELEASE_TIMEOUT_SECONDS)
 
     def _remove_lock(self) -> None:
-        with self._write_mutex:  # after the heartbeat under way; no other follows
+        with self._write_mutex:  # waits for a heartbeat in progress; no other follows
             try:
                 self.check_held()
                 delete_objects(self._s3, [self._location])
             except TrainerError as error:
-                log.info("claim: left behind, %s", error.message)
+                log.info("output lock: not released, %s", error.message)
 
     def _create_record(self) -> bool:
         return self._write_record(lambda content: create_object(self._s3, self._location, content))
@@ -161,28 +166,32 @@ class OutputLock:
         return self._write_record(lambda content: replace_object(self._s3, self._location, content, stored.etag))
 
     def _wait_until_stale(self, stored: ObjectWithETag, holder_record: LockRecord) -> None:
-        """By whether the object changes: clocks of two machines cannot be compared."""
-        log.info("claim: %s is held by another run, watching it for %.0f s", self._location, self._timing.stale_seconds)
+        """Wait until the lock has not changed for `stale_seconds`: clocks of different machines cannot be compared."""
+        log.info(
+            "output lock: another run holds %s, waiting up to %.0f s for a heartbeat",
+            self._location,
+            self._timing.stale_seconds,
+        )
         deadline = time.monotonic() + self._timing.stale_seconds
         while time.monotonic() < deadline:
             time.sleep(self._timing.poll_seconds)
             latest = read_with_etag(self._s3, self._location)
             if latest is not None and latest.etag != stored.etag:
-                message = (
-                    f"{self._location}: run {holder_record.run_id} on {holder_record.host} is at work on this output"
-                )
-                raise _output_busy_error(message + "; give output.uri another place, or let it end")
+                message = f"{self._location}: run {holder_record.run_id} on {holder_record.host} uses this output"
+                raise _output_busy_error(message + "; change output.uri, or wait until that run has ended")
             if latest is None:
-                log.info("claim: run %s on %s has released it", holder_record.run_id or "unknown", holder_record.host)
+                log.info(
+                    "output lock: run %s on %s has released it", holder_record.run_id or "unknown", holder_record.host
+                )
                 return
         log.info(
-            "claim: run %s on %s gave no sign of life, taking over",
+            "output lock: no heartbeat of run %s on %s, taking over",
             holder_record.run_id or "unknown",
             holder_record.host,
         )
 
     def _write_record(self, put: Callable[[bytes], str | None]) -> bool:
-        """Write the next sign of life with `put`; False if somebody else wrote meanwhile."""
+        """Write the next heartbeat with `put`. Returns false if another process has written meanwhile."""
         self._record = self._record.model_copy(update={"beat": self._record.beat + 1, "heartbeat": current_timestamp()})
         content = self._record.to_bytes()
         etag = self._put_with_fallback(put, content)
@@ -190,21 +199,23 @@ class OutputLock:
             stored = read_with_etag(self._s3, self._location)
             if stored is None or stored.content != content:
                 return False
-            etag = stored.etag  # ours: the answer to a first try was lost
+            etag = stored.etag  # ours: the response to a first attempt was lost
         self._etag = etag
         return True
 
     def _put_with_fallback(self, put: Callable[[bytes], str | None], content: bytes) -> str | None:
         try:
             if self._has_conditional_writes:
-                return _retry_once(lambda: put(content))
+                # If a first attempt has succeeded, the second one is rejected and the caller finds its own content.
+                write = partial(put, content)
+                return retry_on_error(write, TrainerError, CONDITIONAL_WRITE_ATTEMPTS, _is_unreachable)
         except ConditionalWritesUnsupported:
             self._disable_conditional_writes()
         put_bytes(self._s3, self._location, content)
         return ""
 
     def _probe_conditional_writes(self) -> None:
-        """Two writes that a store with conditional writes refuses."""
+        """Try two writes that a store with conditional writes must reject."""
         if not self._has_conditional_writes:
             return
         content = self._record.to_bytes()
@@ -213,15 +224,15 @@ class OutputLock:
                 self._s3, self._location, content, _NONEXISTENT_ETAG
             )
         except ConditionalWritesUnsupported:
-            accepted_etag = "refused as such"
+            accepted_etag = "unsupported"
         if accepted_etag:
             self._disable_conditional_writes()
 
     def _disable_conditional_writes(self) -> None:
         self._has_conditional_writes = False
         log.warning(
-            "claim: this store has no conditional writes; two runs with the same output that start in the same second "
-            "are not told apart, and the last of them to publish wins"
+            "output lock: the store does not support conditional writes; of two runs with the same output that start "
+            "in the same second, the last one to publish wins"
         )
 
     def _run_heartbeat(self) -> None:
@@ -231,8 +242,8 @@ class OutputLock:
                     return
                 try:
                     self._heartbeat()
-                except TrainerError as error:  # the store may be back before anybody takes us for dead
-                    log.warning("claim: no sign of life could be given: %s", error.message)
+                except TrainerError as error:  # the store may respond again before the lock is stale
+                    log.warning("output lock: heartbeat failed: %s", error.message)
 
     def _heartbeat(self) -> None:
         if not self._has_conditional_writes:
@@ -240,7 +251,7 @@ class OutputLock:
         if self._write_record(lambda content: replace_object(self._s3, self._location, content, self._etag)):
             return
         stored = read_with_etag(self._s3, self._location)
-        if stored is None:  # somebody tidied up
+        if stored is None:  # somebody has deleted the lock
             self._write_record(lambda content: create_object(self._s3, self._location, content))
         elif LockRecord.parse(stored.content).holder == self._record.holder:
             self._etag = stored.etag
@@ -254,17 +265,11 @@ class OutputLock:
             if holder_record.run_id == self._record.run_id
             else f"run {holder_record.run_id}"
         )
-        self._lost_message = f"{self._location}: {holder} on {holder_record.host} has taken this output over"
+        self._lost_message = f"{self._location}: {holder} on {holder_record.host} has taken over this output"
 
 
-def _retry_once(put: Callable[[], str | None]) -> str | None:
-    """The client never repeats a conditional write whose connection broke, since it may have been done."""
-    try:
-        return put()
-    except TrainerError as error:
-        if error.reason is not Reason.STORAGE_UNREACHABLE:
-            raise
-        return put()  # refused if the first was done; the caller then finds its own content there
+def _is_unreachable(error: TrainerError) -> bool:
+    return error.reason is Reason.STORAGE_UNREACHABLE
 
 
 def _output_busy_error(message: str) -> TrainerError:

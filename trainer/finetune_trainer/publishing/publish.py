@@ -1,6 +1,6 @@
-"""The output prefix: is this run's result there already, may we write, and at the end the files, manifest last.
+"""The output of a run: finds an existing result, holds the lock, and publishes files with the manifest last.
 
-The adapter is a result of its own. The merged model is published after it, below `merged/`, and has its own manifest.
+The adapter is a complete result. The merged model is published after it, in `merged/`, with a manifest of its own.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_trainer.checkpoints.store import CheckpointProvenance, CheckpointStore
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.resolve import ResolvedInputs
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.merged_output import MERGE_ATTEMPTS_NAME, MergedOutput
-from finetune_trainer.publishing.output_lock import OutputLock, get_run_id, remove_own_lock
+from finetune_trainer.publishing.output_lock import OutputLock, remove_own_lock
 from finetune_trainer.publishing.published_result import PublishedResult
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.manifest import (
@@ -34,20 +36,20 @@ from finetune_trainer.records.manifest import (
     get_installed_versions,
 )
 from finetune_trainer.storage import S3, Location, delete_objects, put_if_absent, read_object
+from finetune_trainer.storage.retry import MANIFEST_ATTEMPTS, retry_until_true
 from finetune_trainer.telemetry.progress import ProgressReporter
 
 log = logging.getLogger(__name__)
 
 CONFIG_NAME = "finetune_config.json"
-"""The config as run. Not `config.json`: beside an adapter, loaders would take that for a whole model's."""
+"""The config of the run. Not `config.json`, which loaders would take as the config of a full model."""
 REJECTED_PREFIX = ".rejected/"
-"""Below the output: reports of models that did not pass `evaluation.gate`, by config digest."""
-_MAX_MANIFEST_ATTEMPTS = 3
+"""Prefix of reports of models that did not pass `evaluation.gate`, by config digest."""
 _MAX_NAMES_SHOWN = 3
 
 
 class OutputPrefix:
-    """Where the run's result goes."""
+    """The prefix in S3 to which a run publishes its result."""
 
     def __init__(self, s3: S3, config: TrainerConfig) -> None:
         self._s3 = s3
@@ -55,14 +57,14 @@ class OutputPrefix:
         self._prefix = Location.parse_folder(config.output.uri)
         self.uri = config.output.uri.rstrip("/")
         self.digest = _compute_run_digest(config)
-        """Of config and number of workers: what makes a result this run's."""
+        """Digest of config and number of ranks, which identifies the results of this run."""
         self._uploads = Uploads(s3, self._prefix, self.digest)
 
     @contextmanager
     def hold_lock(self, progress: ProgressReporter) -> Iterator[OutputLock]:
-        """Hold the output in this block: every file that is published is preceded by a look whether it is still ours.
+        """Hold the lock on the output in the block. Every upload first checks that it is still held.
 
-        A missing bucket or a key that may not write is told here, not after the run.
+        Raises for a missing bucket or missing write permission at once, not only after the training.
         """
         output_lock = OutputLock(self._s3, self._prefix, get_run_id(), self.digest)
         output_lock.acquire(progress)
@@ -70,33 +72,33 @@ class OutputPrefix:
         try:
             yield output_lock
         finally:
-            # Also after SIGTERM: another run with this output then need not wait until the lock is stale.
+            # Also after SIGTERM, so that another run with this output need not wait until the lock is stale.
             output_lock.release()
 
     def checkpoint_store(self, data_digest: str, model_revision: str) -> CheckpointStore:
-        """Where saved states of this run go, given what it was fed."""
+        """Return the store of checkpoints of this run with these inputs."""
         provenance = CheckpointProvenance(self.digest, data_digest, model_revision, get_installed_versions())
         return CheckpointStore(self._s3, self._prefix, provenance, self._config.training.checkpoints.keep)
 
     def remove_leftovers(self) -> None:
-        """Remove what an attempt that died after it had published left: saved states, its claim. A rest is harmless."""
+        """Remove checkpoints and lock of an attempt that died after publishing. Failures are only logged."""
         try:
             self._uploads.remove_record()
             delete_objects(self._s3, [self._prefix.child(MERGE_ATTEMPTS_NAME)] if self._config.output.merged else [])
             remove_own_lock(self._s3, self._prefix, get_run_id(), self.digest)
         except TrainerError as error:
-            log.warning("publish: something is left behind: %s", error.message)
+            log.warning("publish: could not remove everything of an earlier attempt: %s", error.message)
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
-        """Remove this run's saved states: its result is published. A rest is harmless."""
+        """Remove the checkpoints of this run, whose result is published. Failures are only logged."""
         try:
             self.checkpoint_store("", "").clear()
         except TrainerError as error:
-            log.warning("publish: checkpoints are left behind: %s", error.message)
+            log.warning("publish: could not remove all checkpoints: %s", error.message)
 
     def find_published(self) -> PublishedResult | None:
-        """The result that is there, if it is of this config. Another run's, or one not understood: `OUTPUT_EXISTS`."""
+        """Return the published result of this config, if any. Raises `OUTPUT_EXISTS` for any other result."""
         content = read_object(self._s3, self._prefix.child(MANIFEST_NAME))
         if content is None:
             return None
@@ -107,9 +109,7 @@ class OutputPrefix:
         if manifest.config_digest != self.digest:
             raise self._output_exists_error(f"the result of another config, published {manifest.created_at}")
         if self._config.output.signing and read_object(self._s3, self._prefix.child(signing.SIGNATURE_NAME)) is None:
-            raise self._output_exists_error(
-                f"this config's result, published {manifest.created_at}, which is not signed"
-            )
+            raise self._output_exists_error(f"an unsigned result of this config, published {manifest.created_at}")
         return PublishedResult(manifest, content, self._find_merged_uri(manifest, content))
 
     def _find_merged_uri(self, manifest: AdapterManifest, content: bytes) -> str | None:
@@ -119,11 +119,11 @@ class OutputPrefix:
         return merged_output.uri if manifest.has_merged_model or merged_output.is_complete() else None
 
     def merged_output(self, adapter_digest: str) -> MergedOutput:
-        """The place of the merged model that belongs to the adapter whose manifest has this digest."""
+        """Return the output of the merged model of the adapter whose manifest has this digest."""
         return MergedOutput(self._s3, self._prefix, self._uploads, adapter_digest, self._config.output.signing)
 
     def lacks_merged_model(self, published: PublishedResult) -> bool:
-        """Whether the result is to have a merged model and has none."""
+        """Return whether `output.merged` is set and the published result has no merged model."""
         return self._config.output.merged and published.merged_uri is None
 
     def check_foreign_files(self) -> None:
@@ -132,33 +132,33 @@ class OutputPrefix:
         names = [name for folder in folders for name in self._uploads.list_foreign_files(folder)]
         if names:
             message = (
-                f"{self.uri} holds files that this run has not published ({_summarize_names(names)}); "
+                f"{self.uri} contains files that this run has not published ({_summarize_names(names)}); "
                 "they are never overwritten"
             )
-            raise TrainerError(Reason.OUTPUT_EXISTS, f"{message}: give output.uri another place or remove them")
+            raise TrainerError(Reason.OUTPUT_EXISTS, f"{message}: change output.uri or remove them")
 
     def download_adapter(self, published: PublishedResult, target: Path) -> Path:
-        """Download the published adapter's own files."""
+        """Download the files of the published adapter to `target`, which is returned."""
         return published.download_adapter(self._s3, self._prefix, target)
 
     def check_inputs(self, published: PublishedResult, resolved: ResolvedInputs) -> None:
-        """The result there must come from the inputs as they are now, else `INPUTS_CHANGED`."""
+        """Raise `INPUTS_CHANGED` unless the published result was trained on the current inputs."""
         if not resolved.matches(published.manifest.model, published.manifest.inputs):
             message = (
-                f"{self.uri} holds this config's result of {published.manifest.created_at}, but model or data have "
-                "changed since; give output.uri a new place for a result of the new inputs"
+                f"{self.uri} contains the result of this config of {published.manifest.created_at}, but model or data "
+                "have changed since then; change output.uri to train on the new inputs"
             )
             raise TrainerError(Reason.INPUTS_CHANGED, message)
 
     def publish(self, folder: Path, manifest: AdapterManifest) -> Outcome:
-        """Upload the export and then the manifest, which makes it a result; `manifest.files` is filled in here.
+        """Upload the files of `folder`, then the manifest, which completes the result. Fills in `manifest.files`.
 
-        The signature is of all these files, the manifest too, so it is in no list.
+        The signature covers all these files and the manifest, so the manifest does not list it.
         """
         (folder / CONFIG_NAME).write_bytes(json.dumps(self._config.to_json(), indent=2).encode() + b"\n")
         paths = [(path, path.relative_to(folder).as_posix()) for path in _sort_for_upload(folder)]
         published = self._announce_unless_published([FileRecord.from_path(path, name) for path, name in paths])
-        if published:  # another attempt was faster: leave its files as its manifest says they are
+        if published:  # another attempt was faster: keep its files as its manifest lists them
             return published.to_outcome(self.uri)
         files = [self._uploads.upload_file(path, name) for path, name in paths]
         new_result = PublishedResult.from_manifest(manifest.model_copy(update={"files": files}))
@@ -174,14 +174,14 @@ class OutputPrefix:
         return final_outcome
 
     def _announce_unless_published(self, files: list[FileRecord]) -> PublishedResult | None:
-        """Announce the files, unless a result is there, which is returned. Raises `OUTPUT_EXISTS` for foreign files."""
+        """Record the files to upload, unless a result is published. Raises `OUTPUT_EXISTS` for files of others."""
         published = self.find_published()
         if published:
             return published
         try:
             self.check_foreign_files()
         except TrainerError:
-            published = self.find_published()  # published meanwhile, so these are its files
+            published = self.find_published()  # published meanwhile, so these are files of that result
             if published:
                 return published
             raise
@@ -189,25 +189,28 @@ class OutputPrefix:
         return None
 
     def store_rejected_report(self, folder: Path) -> str:
-        """Store what was found of a model that is not published; returns the report's URI. No loader looks there."""
+        """Upload the report of a model that is not published. Returns the URI of the report."""
         report_prefix = f"{REJECTED_PREFIX}{self.digest.removeprefix('sha256:')[:12]}/"
         for path in sorted(folder.iterdir()):
             self._uploads.upload_file(path, report_prefix + path.name)
         return f"{self.uri}/{report_prefix}{REPORT_NAME}"
 
     def _put_manifest(self, new_result: PublishedResult) -> Outcome:
-        location = self._prefix.child(MANIFEST_NAME)
         self._uploads.check_lock()
-        for _ in range(_MAX_MANIFEST_ATTEMPTS):
-            if put_if_absent(self._s3, location, new_result.content):
-                return self._build_completed_outcome(new_result)
-            published = self.find_published()
-            if published and published.content == new_result.content:  # ours: the answer to a first try was lost
-                return self._build_completed_outcome(new_result)
-            if published:
-                return published.to_outcome(self.uri)
-            # Refused, yet not there: the other of two writers at once was refused too (S3's 409). Try again.
-        raise TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: the store refuses the manifest, but holds none")
+        outcome = retry_until_true(partial(self._try_put_manifest, new_result), MANIFEST_ATTEMPTS)
+        if outcome is None:
+            message = f"{self._prefix.child(MANIFEST_NAME)}: the store rejects the manifest, but has none"
+            raise TrainerError(Reason.STORAGE_UNREACHABLE, message)
+        return outcome
+
+    def _try_put_manifest(self, new_result: PublishedResult) -> Outcome | None:
+        """Return the outcome of the result that is there now; None if the write was rejected and there is none."""
+        if put_if_absent(self._s3, self._prefix.child(MANIFEST_NAME), new_result.content):
+            return self._build_completed_outcome(new_result)
+        published = self.find_published()
+        if published and published.content == new_result.content:  # ours: the response to a first attempt was lost
+            return self._build_completed_outcome(new_result)
+        return published.to_outcome(self.uri) if published else None
 
     def _build_completed_outcome(self, new_result: PublishedResult) -> Outcome:
         return Outcome(
@@ -219,18 +222,18 @@ class OutputPrefix:
         )
 
     def _output_exists_error(self, description: str) -> TrainerError:
-        message = f"{self.uri} holds {description}; it is never overwritten: give output.uri another place or remove it"
+        message = f"{self.uri} contains {description}; it is never overwritten: change output.uri or remove it"
         return TrainerError(Reason.OUTPUT_EXISTS, message)
 
 
 def _summarize_names(names: Sequence[str]) -> str:
-    """Up to three of them, and how many more there are."""
+    """Return up to three names, and how many more there are."""
     hidden_count = len(names) - _MAX_NAMES_SHOWN
     return ", ".join(names[:_MAX_NAMES_SHOWN]) + (f" and {hidden_count} more" if hidden_count > 0 else "")
 
 
 def _compute_run_digest(config: TrainerConfig) -> str:
-    """Several workers make another result of the same config, since each adds a batch to every step."""
+    """Return the digest of config and number of ranks: each rank adds a batch to every step, so results differ."""
     world_size = max(topology.world_size(), topology.topology_from_env().world_size)
     if world_size == 1:
         return config.digest()
@@ -238,7 +241,7 @@ def _compute_run_digest(config: TrainerConfig) -> str:
 
 
 def _sort_for_upload(folder: Path) -> list[Path]:
-    """Weights first; `adapter_config.json`, which loaders look for, after all that it needs."""
+    """Return the files with weights first and `adapter_config.json`, which loaders look for, last."""
 
     def sort_key(path: Path) -> tuple[int, str]:
         is_last = path.name == "adapter_config.json"

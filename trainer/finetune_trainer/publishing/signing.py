@@ -1,4 +1,4 @@
-"""Sign what is published, so that OpenSSF's `model_signing verify key` can tell whether somebody changed it."""
+"""Signs results with OpenSSF model signing. `model_signing verify key` then detects changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SIGNATURE_NAME = "model.sig"
 
 
 def check_signing_key(config: Signing) -> None:
-    """Whether there is a key to sign with. Raises `AUTH_FAILED`."""
+    """Raise `AUTH_FAILED` unless there is a usable signing key."""
     _load_signer(config)
 
 
 def sign_folder(folder: Path, config: Signing) -> Path:
-    """Sign all files in `folder`; the signature is one more of them."""
+    """Sign all files in `folder`. Returns the signature, a new file in it."""
     from model_signing import hashing
 
     signature = folder / SIGNATURE_NAME
@@ -40,7 +40,7 @@ def _load_signer(config: Signing) -> openssf.Config:
     try:
         key = load_pem_private_key(path.read_bytes(), None)
         if not isinstance(key, EllipticCurvePrivateKey):
-            raise _signing_error(config, "it holds a key of another kind")
+            raise _signing_error(config, "it contains a key of another kind")
         return openssf.Config().use_elliptic_key_signer(private_key=path)
     except OSError as error:
         raise _signing_error(config, f"{path} cannot be read: {error.strerror}") from error
@@ -53,15 +53,14 @@ def _load_signer(config: Signing) -> openssf.Config:
 def _find_key_file(config: Signing) -> Path:
     path = os.environ.get(SIGNING_KEY_FILE_ENV)
     if not path:
-        raise _signing_error(config, f"{SIGNING_KEY_FILE_ENV} names no file that holds it")
+        raise _signing_error(config, f"{SIGNING_KEY_FILE_ENV} is not set")
     return Path(path)
 
 
 def _signing_error(config: Signing, cause: str) -> TrainerError:
-    """Never with anything of the key itself."""
+    """Build the error for an unusable key. It never contains anything of the key."""
     return TrainerError(
         Reason.AUTH_FAILED,
-        f"output.signing: key {SIGNING_KEY} of Secret {config.key_secret_ref.name} cannot sign: {cause}; it has "
-        "to be the "
-        "PEM of an unencrypted private key on the curve P-256, P-384 or P-521",
+        f"output.signing: key {SIGNING_KEY} of Secret {config.key_secret_ref.name} cannot sign: {cause}; it must "
+        "be the PEM of an unencrypted private key on the curve P-256, P-384 or P-521",
     )

@@ -1,4 +1,4 @@
-"""Files on their way to an output: what is there already, what this config is about to upload, and each upload."""
+"""Uploads to an output, with a record that tells files of this config from those of others."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 UPLOAD_RECORD_NAME = ".upload.json"
 _CONTROL_PREFIX = "."
-"""Names that begin with it are the trainer's own: claim, checkpoints, rejected reports, `.upload.json`."""
+"""Prefix of names of the trainer: lock, checkpoints, rejected reports, `.upload.json`."""
 
 
 class UploadRecord(Model):
-    """`.upload.json`: files that attempts of a config have begun to upload; removed once a manifest lists them."""
+    """`.upload.json`: files that attempts of a config have begun to upload. Removed once a manifest lists them."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -38,12 +38,12 @@ class UploadRecord(Model):
     files: list[FileRecord]
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
+        """Serialize the record as it is stored."""
         return self.model_dump_json(by_alias=True).encode()
 
 
 class Uploads:
-    """Uploads of one config to one output."""
+    """The uploads of one config to one output."""
 
     def __init__(self, s3: S3, prefix: Location, config_digest: str) -> None:
         self._s3 = s3
@@ -51,12 +51,12 @@ class Uploads:
         self._config_digest = config_digest
         self._uploaded_names: set[str] = set()
         self.check_lock: Callable[[], None] = lambda: None
-        """Raises `OUTPUT_BUSY` if another run holds the output by now."""
+        """Raises `OUTPUT_BUSY` if another run holds the lock on the output."""
 
     def list_foreign_files(self, folder: str = "") -> list[str]:
-        """Names of objects directly in `folder` that no attempt of this config has begun to upload.
+        """Return names of objects directly in `folder` that no attempt of this config has begun to upload.
 
-        The folder is listed before the record is read: a file of this config is never there before its record.
+        The folder is listed before the record is read, since files of this config are recorded before their upload.
         """
         objects = list_direct_objects(self._s3, self._prefix.child(folder))
         own_files = {(file.path, file.size) for file in self._read_announced_files()}
@@ -68,21 +68,21 @@ class Uploads:
         return [name for name, size in named_sizes if (name, size) not in own_files]
 
     def announce(self, files: Sequence[FileRecord]) -> None:
-        """Record what is about to be uploaded, beside what earlier attempts may have left there."""
+        """Record files before their upload, in addition to those of earlier attempts."""
         self.check_lock()
         previous_files = [file for file in self._read_announced_files() if file not in files]
         record = UploadRecord(config_digest=self._config_digest, files=[*previous_files, *files])
         put_bytes(self._s3, self._record_location, record.to_bytes())
 
     def upload_file(self, path: Path, name: str) -> FileRecord:
-        """Upload one file."""
+        """Upload one file. Raises `OUTPUT_BUSY` if the lock was lost."""
         self.check_lock()
         self._uploaded_names.add(name)
         digest = put_file(self._s3, self._prefix.child(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
     def announce_and_upload(self, path: Path, name: str) -> FileRecord:
-        """Announce and upload one more file."""
+        """Record and upload one more file."""
         self.announce([FileRecord.from_path(path, name)])
         return self.upload_file(path, name)
 
@@ -92,11 +92,11 @@ class Uploads:
             location = self._prefix.child(file.path)
             stored_size = get_object_size(self._s3, location)
             if stored_size != file.size:
-                message = f"{location}: {file.size} bytes were uploaded, the store has {stored_size}"
+                message = f"{location}: uploaded {file.size} bytes, but the store has {stored_size}"
                 raise TrainerError(Reason.STORAGE_CORRUPT, message)
 
     def withdraw(self, folder: str) -> None:
-        """Remove the files in `folder` that attempts of this config have uploaded, and the record of them."""
+        """Remove the files in `folder` that attempts of this config have uploaded, and their record."""
         self.check_lock()
         stored_names = {
             folder + s3_object.name for s3_object in list_direct_objects(self._s3, self._prefix.child(folder))
@@ -107,17 +107,17 @@ class Uploads:
         self.remove_record()
 
     def remove_record(self) -> None:
-        """Remove the record of this config: a manifest lists the files, or they are gone."""
+        """Remove the record of this config, since a manifest lists its files or they are removed."""
         record = self._read_record()
         if record is not None and record.config_digest == self._config_digest:
             delete_objects(self._s3, [self._record_location])
 
     def try_remove_record(self) -> None:
-        """The same; a record that stays is removed by the next attempt."""
+        """Remove the record of this config. A failure is only logged: the next attempt removes it."""
         try:
             self.remove_record()
         except TrainerError as error:
-            log.warning("publish: %s is left behind: %s", self._record_location, error.message)
+            log.warning("publish: could not remove %s: %s", self._record_location, error.message)
 
     @property
     def _record_location(self) -> Location:

@@ -180,9 +180,7 @@ class EvaluationReport(Model):
         row_counts = [change.samples for change in changes if change.low is None]
         if not row_counts:
             return None
-        return (
-            f"{min(row_counts)} validation rows are too few for intervals: the report cannot tell a change from chance"
-        )
+        return f"{min(row_counts)} validation rows are too few for intervals: a change may be due to chance"
 
     def flatten_metrics(self) -> dict[str, float]:
         """Return the measures as plain numbers: `accuracy`, `baseAccuracy`, …"""

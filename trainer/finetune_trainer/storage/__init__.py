@@ -1,4 +1,4 @@
-"""S3: connect, find, download, upload, and agree with others. boto3 knows who we are, obstore moves the bytes."""
+"""Access to S3: boto3 for credentials, lists and metadata, obstore for transfers and conditional writes."""
 
 from finetune_trainer.storage.client import S3
 from finetune_trainer.storage.conditional import (

@@ -1,4 +1,4 @@
-"""Who we are and where the store is: one boto3 session, and per bucket a boto3 client and an obstore store."""
+"""Connections to S3: one boto3 session, and for each bucket a boto3 client and an obstore store."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from finetune_trainer.contract import CA_BUNDLE_ENV, S3_CREDENTIALS_DIR_ENV, S3_
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.endpoints import check_endpoint
 from finetune_trainer.storage.errors import OUTPUT_ERRORS, build_no_credentials_error, translate_errors
+from finetune_trainer.storage.retry import BOTO3_ATTEMPTS, OBSTORE_RETRY_CONFIG
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig, S3Config
+    from obstore.store import ClientConfig, S3Config
     from types_boto3_s3.client import S3Client
 
 _DEFAULT_REGION = "us-east-1"
-# botocore renews credentials when less than 10 minutes are left; obstore must not keep a copy for longer than that,
-# and it asks again 5 minutes before a copy ends.
+# botocore renews credentials 10 minutes before they expire. obstore must not cache them for longer than that, and it
+# requests them again 5 minutes before its copy expires.
 _CREDENTIALS_TTL = timedelta(minutes=9)
-# A wrong endpoint is told after about half a minute, whether it refuses or swallows connections.
-_RETRY_CONFIG: RetryConfig = {"max_retries": 6, "retry_timeout": timedelta(seconds=45)}
-_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS, _MAX_ATTEMPTS = 5, 15, 3
+_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 5, 15
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket, seen by boto3 (lists, heads: precise errors) and by obstore (bytes)."""
+    """A bucket with a boto3 client (lists and metadata, with precise errors) and an obstore store (transfers)."""
 
     name: str
     endpoint: str
@@ -45,18 +44,18 @@ class Bucket:
 
 
 class S3:
-    """Storage as `spec.storage` and the environment describe it; safe to use from several threads."""
+    """S3 as configured by `spec.storage` and the environment. Safe to use from several threads."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._session = _create_session(storage.region)
         self._buckets: dict[str, Bucket] = {}
         self.bytes_transferred = 0
-        """Bytes of files that went in or out, about: as long as it grows, something moves."""
-        self._lock = threading.Lock()  # sessions are not safe to share, clients are
+        """Approximate bytes of files sent and received; transfers are not stalled while it grows."""
+        self._lock = threading.Lock()  # clients are safe to share between threads, sessions are not
 
     def bucket(self, name: str) -> Bucket:
-        """The connection to one bucket, made once."""
+        """Return the connection to a bucket, which is created once."""
         with self._lock:
             if name not in self._buckets:
                 self._buckets[name] = self._connect_bucket(name)
@@ -77,7 +76,7 @@ class S3:
         config = Config(
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
             read_timeout=_READ_TIMEOUT_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": BOTO3_ATTEMPTS},
             request_checksum_calculation=checksums,
             response_checksum_validation=checksums,
             s3={"addressing_style": self._storage.addressing},
@@ -90,8 +89,8 @@ class S3:
         if is_virtual_hosted:
             endpoint = endpoint.replace("://", f"://{name}.", 1)
             check_endpoint(endpoint)
-        # obstore reads AWS_* from the environment too: whatever decides where bytes go is said here, so that both
-        # libraries always talk to the same host (AWS_ENDPOINT_URL_S3 would win over `endpoint`).
+        # obstore also reads AWS_* from the environment. Everything that decides on the host is set here, so that both
+        # libraries use the same one (AWS_ENDPOINT_URL_S3 would take precedence over `endpoint`).
         config: S3Config = {
             "region": region,
             "endpoint": endpoint,
@@ -107,24 +106,24 @@ class S3:
             name,
             config=config,
             client_options=_build_http_options(endpoint),
-            retry_config=_RETRY_CONFIG,
+            retry_config=OBSTORE_RETRY_CONFIG,
             credential_provider=provider,
         )
 
     def _uses_virtual_hosting(self, client: S3Client, name: str) -> bool:
         if self._storage.addressing != "auto":
             return self._storage.addressing == "virtual"
-        # A name with a dot fits no wildcard certificate: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
+        # A wildcard certificate does not match a name with a dot: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
         return _is_aws_endpoint(client) and "." not in name
 
 
 def _build_http_options(endpoint: str) -> ClientConfig:
     options: ClientConfig = {
-        # The endpoint's scheme decides: http is the user's own choice, and https is never redirected to it.
+        # The scheme of the endpoint decides: http is a choice of the user, and https is never redirected to it.
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_SECONDS),
         "read_timeout": timedelta(seconds=_READ_TIMEOUT_SECONDS),
-        "timeout": timedelta(minutes=5),  # of one request: at most a part of a large object
+        "timeout": timedelta(minutes=5),  # of one request, which transfers at most a part of a large object
     }
     ca_bundle = os.environ.get(CA_BUNDLE_ENV)
     if ca_bundle:
@@ -142,7 +141,7 @@ def _is_aws_endpoint(client: S3Client) -> bool:
 
 
 def _find_bucket_region(client: S3Client, name: str, default: str) -> str:
-    """AWS tells a bucket's region even to those who may not read it; obstore does not follow redirects to it."""
+    """Return the region of a bucket, which AWS reports even without access. obstore does not follow redirects to it."""
     with translate_errors(f"s3://{name}", client.meta.endpoint_url, OUTPUT_ERRORS):
         try:
             headers = client.head_bucket(Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
@@ -152,7 +151,7 @@ def _find_bucket_region(client: S3Client, name: str, default: str) -> str:
 
 
 def _create_session(region: str | None) -> boto3.Session:
-    """Keys from the mounted Secret and nothing else; without one, whatever boto3 finds."""
+    """Create a session with the keys of the mounted Secret only; without a Secret, with what boto3 finds."""
     folder = os.environ.get(S3_CREDENTIALS_DIR_ENV)
     if folder:
         key_id, secret, token = (_read_secret_key(Path(folder), name) for name in S3_CREDENTIALS_KEYS)
@@ -173,6 +172,6 @@ def _read_secret_key(folder: Path, name: str) -> str | None:
     except FileNotFoundError:
         value = ""
     if not value and name != "AWS_SESSION_TOKEN":
-        # Never another identity instead: the node's own may be allowed more than the tenant.
+        # Never fall back to another identity: that of the node may have more permissions than the tenant.
         raise TrainerError(Reason.AUTH_FAILED, f"the credentials Secret has no key {name} (mounted at {folder})")
     return value or None

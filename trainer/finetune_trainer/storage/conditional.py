@@ -1,8 +1,9 @@
-"""Small objects that several runs write: only where none is there, or only over the very one that was read."""
+"""Conditional reads and writes of small objects that several runs share, and lists and deletion at an output."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import obstore
 from botocore import exceptions as boto
@@ -12,58 +13,61 @@ from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import OUTPUT_ERRORS, get_error_code, translate_errors
 from finetune_trainer.storage.listing import S3Object, iter_direct_objects, iter_objects
 from finetune_trainer.storage.locations import Location
+from finetune_trainer.storage.retry import READ_ATTEMPTS, retry_on_error
 from finetune_trainer.storage.upload import run_interruptible
 
 _MAX_READ_BYTES = 16 * 2**20
-"""Of what is read into memory; a record of ours has a few KiB."""
+"""Limit of what is read into memory. Records of the trainer have a few KiB."""
 _UNSUPPORTED_CODES = ("NotImplemented", "501")
 _CONFLICT_CODES = ("ConditionalRequestConflict", "PreconditionFailed", "409", "412")
 _MISSING_CODES = ("NoSuchKey", "404")
 
 
 class ConditionalWritesUnsupported(Exception):
-    """The store says that it has no conditional writes."""
+    """The store reports that it does not support conditional writes."""
 
 
 @dataclass(frozen=True)
 class ObjectWithETag:
-    """An object's content and the ETag that stands for it."""
+    """The content of an object and its ETag."""
 
     content: bytes
     etag: str
 
 
 def read_object(s3: S3, location: Location) -> bytes | None:
-    """A small object's content, or None where there is none."""
+    """Return the content of a small object, or None if there is none."""
     stored = read_with_etag(s3, location)
     return stored.content if stored else None
 
 
 def read_with_etag(s3: S3, location: Location) -> ObjectWithETag | None:
-    """What is there, or None; of a large object the beginning. Unlike obstore, boto3 follows no redirect."""
+    """Return an object with its ETag, or None if there is none. Of a large object only the beginning is read.
+
+    boto3 reads it because, unlike obstore, it follows no redirects.
+    """
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
-        for is_last_attempt in (False, False, True):
-            try:
-                response = bucket.client.get_object(Bucket=bucket.name, Key=location.key)
-                return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
-            except boto.ClientError as error:
-                if error.response["Error"].get("Code") in _MISSING_CODES:
-                    return None
-                raise
-            except boto.HTTPClientError:  # cut off after boto3's own tries
-                if is_last_attempt:
-                    raise
-    return None
+        return retry_on_error(partial(_get_object, bucket, location.key), boto.HTTPClientError, READ_ATTEMPTS)
+
+
+def _get_object(bucket: Bucket, key: str) -> ObjectWithETag | None:
+    try:
+        response = bucket.client.get_object(Bucket=bucket.name, Key=key)
+    except boto.ClientError as error:
+        if error.response["Error"].get("Code") in _MISSING_CODES:
+            return None
+        raise
+    return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
 
 
 def create_object(s3: S3, location: Location, content: bytes) -> str | None:
-    """Write unless something is there; the new ETag, or None if it was refused."""
+    """Write an object unless one exists. Returns the new ETag, or None if the write was rejected."""
     return _put_conditionally(s3, location, content, None)
 
 
 def replace_object(s3: S3, location: Location, content: bytes, etag: str) -> str | None:
-    """Write over the object with this ETag; the new ETag, or None if it is not there any more."""
+    """Replace the object with this ETag. Returns the new ETag, or None if the object has changed or is gone."""
     return _put_conditionally(s3, location, content, etag)
 
 
@@ -89,7 +93,7 @@ def _put_object(bucket: Bucket, key: str, content: bytes, etag: str | None) -> s
 
 
 def delete_objects(s3: S3, locations: list[Location]) -> None:
-    """Delete objects one by one (not every store has the bulk call); one that is gone already is fine."""
+    """Delete objects one by one, since not every store has the bulk call. Missing objects are ignored."""
     for location in locations:
         bucket = s3.bucket(location.bucket)
         with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
@@ -97,14 +101,14 @@ def delete_objects(s3: S3, locations: list[Location]) -> None:
 
 
 def list_objects(s3: S3, prefix: Location) -> list[S3Object]:
-    """All objects below a prefix of the output, which may be none."""
+    """Return all objects below a prefix of the output, if any."""
     bucket = s3.bucket(prefix.bucket)
     with translate_errors(prefix, bucket.endpoint, OUTPUT_ERRORS):
         return list(iter_objects(bucket, prefix))
 
 
 def list_direct_objects(s3: S3, prefix: Location) -> list[S3Object]:
-    """The objects of a prefix of the output, without those in folders below it."""
+    """Return the objects directly below a prefix of the output, without those in its folders."""
     bucket = s3.bucket(prefix.bucket)
     with translate_errors(prefix, bucket.endpoint, OUTPUT_ERRORS):
         return list(iter_direct_objects(bucket, prefix))

@@ -1,4 +1,4 @@
-"""Many objects to disk at once: pinned by ETag, hashed as they arrive, whole or not at all."""
+"""Concurrent downloads of objects: pinned by ETag, hashed on arrival, complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import obstore
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import ErrorMapping, translate_errors
 from finetune_trainer.storage.listing import S3Object
@@ -38,7 +39,7 @@ _CHUNK_BYTES = 2**18
 
 @dataclass(frozen=True)
 class InputFile:
-    """An object on disk, and what identifies its content."""
+    """A downloaded object with its ETag and digest."""
 
     uri: str
     path: Path
@@ -48,17 +49,17 @@ class InputFile:
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse before the first byte what cannot fit."""
+    """Raise `DISK_FULL` unless the folder has room for so many bytes."""
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
-        sizes = f"{needed_bytes / 2**30:.1f} GiB, {folder} has {free_bytes / 2**30:.1f} GiB free"
-        raise TrainerError(Reason.DISK_FULL, f"the inputs need {sizes}; enlarge the scratch volume (compute.scratch)")
+        sizes = f"{format_bytes(needed_bytes)}, {folder} has {format_bytes(free_bytes)} free"
+        raise TrainerError(Reason.DISK_FULL, f"the inputs need {sizes}; increase the scratch volume (compute.scratch)")
 
 
 def download_objects(
     s3: S3, objects: Sequence[S3Object], target: Path, error_mapping: ErrorMapping, on_bytes: Callable[[int], None]
 ) -> list[InputFile]:
-    """Fetch objects of one bucket below `target`, under their names; the result has their order."""
+    """Download objects to `target`, under their names. Returns the files in the order of the objects."""
     paths = resolve_local_paths(objects, target, error_mapping)
     cancelled = threading.Event()
 
@@ -83,19 +84,19 @@ def download_objects(
         wait(futures, return_when=FIRST_EXCEPTION)
         failed_futures = [future for future in futures if future.done() and future.exception()]
         return [future.result() for future in failed_futures or futures]
-    finally:  # after a failure, or when told to stop, nobody waits for what is still under way
+    finally:  # after a failure or a stop signal, do not wait for other downloads
         cancelled.set()
         for executor in (object_pool, range_pool):
             executor.shutdown(wait=False, cancel_futures=True)
 
 
 def resolve_local_paths(objects: Sequence[S3Object], target: Path, error_mapping: ErrorMapping) -> list[Path]:
-    """Where each object goes. Every name is checked before the first byte is asked for."""
+    """Return the path of each object. Raises for names that cannot be stored, before anything is downloaded."""
     names = {s3_object.name for s3_object in objects}
     for each in objects:
         problem = find_name_problem(each.name) or find_name_problem(each.location.key)
         if not problem and any(folder in names for folder in _iter_parent_folders(each.name)):
-            problem = "one of its folders is an object too, and a disk cannot hold both"
+            problem = "one of its folders is also an object, and a file system cannot hold both"
         if problem:
             raise TrainerError(
                 error_mapping.invalid_reason, f"{each.uri}: this key cannot be stored as a file: {problem}"
@@ -104,7 +105,7 @@ def resolve_local_paths(objects: Sequence[S3Object], target: Path, error_mapping
 
 
 def read_range(s3: S3, s3_object: S3Object, byte_range: tuple[int, int], error_mapping: ErrorMapping) -> bytes:
-    """Bytes of an object from the first up to the second place, less where it ends before; as it was listed."""
+    """Return bytes `[begin, end)` of an object as it was listed, fewer if the object is shorter."""
     bucket = s3.bucket(s3_object.location.bucket)
     begin, end = byte_range[0], min(byte_range[1], s3_object.size)
     if begin >= end:
@@ -114,14 +115,14 @@ def read_range(s3: S3, s3_object: S3Object, byte_range: tuple[int, int], error_m
 
 
 def _get_pinned(bucket: Bucket, s3_object: S3Object, options: GetOptions) -> GetResult:
-    """Pinned to what was listed; a store that gives no ETag cannot be pinned."""
+    """Get an object, pinned to the listed ETag. Not pinned if the store does not report ETags."""
     if not s3_object.etag:
         return obstore.get(bucket.store, s3_object.location.key, options=options)
     options["if_match"] = f'"{s3_object.etag}"'
     result = obstore.get(bucket.store, s3_object.location.key, options=options)
-    # obstore follows redirects, without our signature; whoever answers there knows nothing of the condition.
+    # obstore follows redirects, without the signature. The other host need not know the condition.
     if (result.meta["e_tag"] or "").strip('"') != s3_object.etag:
-        message = f"{s3_object.uri} at {bucket.endpoint}: the answer is not the object that was listed"
+        message = f"{s3_object.uri} at {bucket.endpoint}: the response is not the object that was listed"
         raise TrainerError(Reason.STORAGE_CORRUPT, message)
     return result
 
@@ -140,7 +141,7 @@ class _ObjectDownload:
     range_pool: ThreadPoolExecutor
     on_bytes: Callable[[int], None]
     cancelled: threading.Event
-    """Set when the rest is not needed any more, since another object failed."""
+    """Set when another object has failed, so that the rest is not needed."""
 
     def save_to(self, path: Path) -> InputFile:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ class _ObjectDownload:
         return digest.hexdigest()
 
     def _download_ranges(self, file: FileIO) -> str:
-        """Several at once into their places; each is hashed in its turn, while the next ones are under way."""
+        """Download several ranges concurrently and hash them in order."""
         size, digest = self.s3_object.size, hashlib.sha256()
         byte_ranges = iter([(begin, min(begin + RANGE_BYTES, size)) for begin in range(0, size, RANGE_BYTES)])
         pending = deque(
@@ -182,7 +183,7 @@ class _ObjectDownload:
     def _write_stream(
         self, file: FileIO, response: GetResult, byte_range: tuple[int, int], on_chunk: Callable[[Buffer], None]
     ) -> None:
-        """As it arrives, in pieces that stay in the processor's cache; whole ranges cost twice the CPU time."""
+        """Write chunks as they arrive. They fit into the CPU cache; complete ranges take twice the CPU time."""
         offset, end = byte_range
         for chunk in response.stream(min_chunk_size=_CHUNK_BYTES):
             if self.cancelled.is_set() or offset + len(chunk) > end:
@@ -192,7 +193,7 @@ class _ObjectDownload:
             offset += len(chunk)
             self.on_bytes(len(chunk))
         if offset != end:
-            mismatch = f"{end - byte_range[0]} bytes announced, {offset - byte_range[0]} came"
+            mismatch = f"expected {end - byte_range[0]} bytes, received {offset - byte_range[0]}"
             raise TrainerError(Reason.STORAGE_CORRUPT, f"{self.s3_object.uri} at {self.bucket.endpoint}: {mismatch}")
 
 

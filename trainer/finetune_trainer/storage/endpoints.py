@@ -1,4 +1,4 @@
-"""Where requests may go: to stores, not to what answers on a node about the node itself."""
+"""Check of endpoints: requests must not go to metadata services of clouds or to other link-local addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_trainer.errors import TrainerError
 _FORBIDDEN_NETWORKS = [
     ipaddress.ip_network(network)
     for network in (
-        "169.254.0.0/16",  # link-local; clouds answer here with the node's own credentials
+        "169.254.0.0/16",  # link-local; metadata services of clouds return credentials of the node here
         "fe80::/10",
         "64:ff9b::a9fe:0/112",  # the same through NAT64
         "fd00:ec2::/32",  # AWS
@@ -24,12 +24,12 @@ _FORBIDDEN_NETWORKS = [
 
 
 def check_endpoint(url: str) -> None:
-    """Refuse an endpoint that is, or is a name for, an address of a cloud's metadata or another link-local one."""
+    """Raise `CONFIG_INVALID` if the endpoint is, or resolves to, a metadata service or another link-local address."""
     parsed_url = urlsplit(url)
     try:
-        # It reads 0xa9fea9fe, 2852039166 and 0251.0376.1 just as those who connect do.
+        # getaddrinfo parses 0xa9fea9fe, 2852039166 and 0251.0376.1 as the clients do that connect.
         address_infos = socket.getaddrinfo(parsed_url.hostname, parsed_url.port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):  # no such name here: whoever connects will say so, or a proxy knows it
+    except (OSError, ValueError):  # unknown name: the connection will fail, or a proxy resolves it
         return
     for _, _, _, _, socket_address in address_infos:
         resolved_ip = ipaddress.ip_address(str(socket_address[0]).partition("%")[0])
@@ -37,6 +37,7 @@ def check_endpoint(url: str) -> None:
             resolved_ip = resolved_ip.ipv4_mapped or resolved_ip
         if any(resolved_ip in network for network in _FORBIDDEN_NETWORKS):
             message = (
-                f"storage.endpoint: {url} leads to {resolved_ip}, where nodes ask about themselves; it is no S3 store"
+                f"storage.endpoint: {url} resolves to a cloud metadata address or link-local address ({resolved_ip}), "
+                "which is not allowed as an S3 endpoint"
             )
             raise TrainerError(Reason.CONFIG_INVALID, message)

@@ -1,4 +1,4 @@
-"""What a store's answer means: every S3 error becomes a `TrainerError` with a reason and a sentence to act on."""
+"""Translates errors of S3 into `TrainerError`s with a reason and advice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_trainer.errors import TrainerError
 
 @dataclass(frozen=True)
 class ErrorMapping:
-    """What an object is for; it decides the reason of a failure."""
+    """The reasons of failures, by what an object is used for."""
 
     missing_reason: Reason
     invalid_reason: Reason
@@ -27,15 +27,15 @@ MODEL_ERRORS = ErrorMapping(Reason.MODEL_NOT_FOUND, Reason.MODEL_INVALID)
 OUTPUT_ERRORS = ErrorMapping(Reason.OUTPUT_NOT_FOUND, Reason.CONFIG_INVALID)
 
 _CHECK_CREDENTIALS = "check the credentials Secret, or the environment's identity"
-_ACCESS_DENIED = "these credentials may not do this; extend their policy"
-_OVERLOADED = "the store is overloaded or broken; it was asked several times"
-_WRONG_REGION = "the bucket lies in another region; set storage.region to it"
+_ACCESS_DENIED = "these credentials lack the permission; extend their policy"
+_OVERLOADED = "the store is overloaded or failing; the request was retried"
+_WRONG_REGION = "the bucket is in another region; set storage.region to it"
 _UNKNOWN_KEY_ID = "the store does not know this access key id; " + _CHECK_CREDENTIALS
-_WRONG_SECRET_KEY = "the secret key does not fit the access key id; " + _CHECK_CREDENTIALS
-_CLOCK_SKEW = "this machine's clock differs from the store's"
-_BODY_TRUNCATED = "the connection ended before all bytes had come"
+_WRONG_SECRET_KEY = "the secret key does not match the access key id; " + _CHECK_CREDENTIALS
+_CLOCK_SKEW = "the clock of this machine differs from that of the store"
+_BODY_TRUNCATED = "the connection ended before all bytes were received"
 _INVALID_TOKEN = "the session token is wrong or has expired; " + _CHECK_CREDENTIALS
-_OBJECT_CHANGED = "it changed while it was read; let its writer finish, then run again"
+_OBJECT_CHANGED = "it changed while it was read; wait until its writer has finished, then run again"
 
 _REASONS_BY_CODE: dict[str, tuple[Reason, str]] = {
     "InvalidAccessKeyId": (Reason.AUTH_FAILED, _UNKNOWN_KEY_ID),
@@ -85,20 +85,20 @@ def translate_errors(subject: object, endpoint: str, error_mapping: ErrorMapping
         raise build_no_credentials_error(str(error)) from error
     except _CONNECTION_ERRORS as error:
         raise _build_no_response_error(location, str(error)) from error
-    # A missing object is Python's own FileNotFoundError in obstore.
+    # obstore raises FileNotFoundError for a missing object.
     except (ObstoreError, FileNotFoundError) as error:
         raise _build_obstore_error(location, str(error), error_mapping) from error
 
 
 def get_error_code(error: ObstoreError | FileNotFoundError) -> str:
-    """S3's error code: obstore has no field for it, its text quotes the answer's body."""
+    """Return the S3 error code or HTTP status of an obstore error, which only its text contains."""
     text = str(error)
     match = _OBSTORE_CODE.search(text) or _OBSTORE_STATUS.search(text)
     return match.group(1) if match else ""
 
 
 def build_response_error(location: str, code: str, error_mapping: ErrorMapping) -> TrainerError:
-    """The store said no, with a code."""
+    """Build the error for an S3 error code."""
     if code in _MISSING_MESSAGES:
         return TrainerError(
             error_mapping.missing_reason, f"{location}: {_MISSING_MESSAGES[code]}; check the URI and storage.endpoint"
@@ -108,10 +108,10 @@ def build_response_error(location: str, code: str, error_mapping: ErrorMapping) 
 
 
 def build_no_credentials_error(detail: str) -> TrainerError:
-    """Nobody to sign requests as."""
+    """Build the error for missing credentials."""
     advice = (
         "set storage.credentialsSecretRef, or compute.serviceAccountName to a service account with a cloud identity, "
-        "or ask the administrator for defaults.allowNodeIdentity, which lets trainers use their node's identity; "
+        "or ask the administrator for defaults.allowNodeIdentity, which lets trainers use the identity of their node; "
         "outside of a cluster set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
     return TrainerError(Reason.AUTH_FAILED, f"no S3 credentials ({detail}); {advice}")
@@ -119,7 +119,7 @@ def build_no_credentials_error(detail: str) -> TrainerError:
 
 def _build_no_response_error(location: str, detail: str) -> TrainerError:
     advice = "check storage.endpoint, DNS, network policy and, for TLS, storage.caConfigMapRef (AWS_CA_BUNDLE)"
-    return TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: no answer; {advice} ({detail})")
+    return TrainerError(Reason.STORAGE_UNREACHABLE, f"{location}: no response; {advice} ({detail})")
 
 
 def _build_obstore_error(location: str, text: str, error_mapping: ErrorMapping) -> TrainerError:
@@ -128,5 +128,5 @@ def _build_obstore_error(location: str, text: str, error_mapping: ErrorMapping) 
         return build_response_error(location, match.group(1), error_mapping)
     if "response body error" in text:
         return TrainerError(Reason.STORAGE_CORRUPT, f"{location}: {_BODY_TRUNCATED}, several times")
-    # The first line is the sentence; what follows is a dump of Rust structs.
+    # The first line is the message; the rest is a dump of Rust structs.
     return _build_no_response_error(location, text.splitlines()[0])

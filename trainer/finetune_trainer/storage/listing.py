@@ -1,4 +1,4 @@
-"""From a URI to the objects it means, with sizes and ETags, before any byte is read."""
+"""Lists the objects of a URI with their sizes and ETags."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from finetune_trainer.storage.locations import Location
 
 @dataclass(frozen=True)
 class S3Object:
-    """One object as the store announced it."""
+    """An object as the store lists it."""
 
     location: Location
     name: str
-    """Its key below the URI that it was found with; the local name."""
+    """Key relative to the URI with which it was found; becomes the local name."""
     size: int
     etag: str
     """Without quotes."""
 
     @property
     def uri(self) -> str:
-        """`s3://bucket/key`."""
+        """The URI, `s3://bucket/key`."""
         return str(self.location)
 
 
 def find_objects(s3: S3, location: Location, error_mapping: ErrorMapping) -> list[S3Object]:
-    """The objects of a location, sorted by key; none at all is an error."""
+    """Return the objects of a location, sorted by key. Raises if there are none."""
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, error_mapping):
         if location.is_single:
@@ -52,7 +52,9 @@ def _head_object(bucket: Bucket, location: Location, error_mapping: ErrorMapping
         _explain_head_error(bucket, location, error_mapping, error)
         raise
     if "etag" not in head["ResponseMetadata"]["HTTPHeaders"]:
-        message = f"{location} at {bucket.endpoint}: the answer has no ETag; check that storage.endpoint is an S3 store"
+        message = (
+            f"{location} at {bucket.endpoint}: the response has no ETag; check that storage.endpoint is an S3 store"
+        )
         raise TrainerError(Reason.STORAGE_UNREACHABLE, message)
     return S3Object(location, name, head["ContentLength"], head["ETag"].strip('"'))
 
@@ -60,23 +62,23 @@ def _head_object(bucket: Bucket, location: Location, error_mapping: ErrorMapping
 def _explain_head_error(
     bucket: Bucket, location: Location, error_mapping: ErrorMapping, error: boto.ClientError
 ) -> None:
-    """A HEAD's refusal has no body, hence no code; a list of the same key fails for the same cause and names it."""
+    """Raise a precise error for a failed HEAD: its response has no error code, but a list of the same key has."""
     listing = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=location.key, MaxKeys=1)
     if any(entry["Key"] == location.key for entry in listing.get("Contents", [])):
-        return  # it is there, so the HEAD's own refusal stands
+        return  # the object exists, so the error of the HEAD is the right one
     message = f"{location} at {bucket.endpoint}: there is no such object"
     if listing.get("Contents"):
-        message += "; keys that begin so exist: end the URI with '/' to mean all below it"
+        message += "; keys with this prefix exist: end the URI with '/' to use all objects below it"
     raise TrainerError(error_mapping.missing_reason, message) from error
 
 
 def iter_objects(bucket: Bucket, location: Location) -> Iterator[S3Object]:
-    """Every object that the location means, as the store lists them."""
+    """Yield the objects of a location in the order of the store."""
     pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix=location.list_prefix)
     for page in pages:
         for entry in page.get("Contents", []):
             key = entry["Key"]
-            # A key that ends in '/' is a console's folder marker.
+            # A key that ends in '/' is the folder marker of a console.
             if not key.endswith("/") and location.matches(key):
                 object_location = Location(bucket.name, key)
                 yield S3Object(
@@ -85,7 +87,7 @@ def iter_objects(bucket: Bucket, location: Location) -> Iterator[S3Object]:
 
 
 def iter_direct_objects(bucket: Bucket, prefix: Location) -> Iterator[S3Object]:
-    """Every object of a prefix but those in folders below it, however many these hold, and folder markers."""
+    """Yield the objects directly below a prefix, without folder markers and without listing its folders."""
     paginator = bucket.client.get_paginator("list_objects_v2")
     for page in paginator.paginate(Bucket=bucket.name, Prefix=prefix.key, Delimiter="/"):
         for entry in page.get("Contents", []):

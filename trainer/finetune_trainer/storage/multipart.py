@@ -1,4 +1,4 @@
-"""Unfinished multipart uploads, whose parts a store keeps and bills for until somebody aborts them."""
+"""Aborts unfinished multipart uploads, whose parts a store keeps and bills until they are aborted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 _MAX_ABORT_ROUNDS = 8
 _ROUND_PAUSE_SECONDS = 0.5
 _REQUIRED_CLEAN_ROUNDS = 2
-"""So many listings in a row have to be empty before the key counts as clean."""
+"""Number of consecutive empty lists after which a key counts as clean."""
 
 
 @contextmanager
 def abort_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
-    """Leave no unfinished upload of `key` behind if the block raises an error of the store or of the local file.
+    """Abort all unfinished uploads of `key` if the block raises an error of the store or of the local file.
 
     obstore aborts its upload at once, while other parts may still be in flight. Such a part can make the store keep
     the upload, so S3 asks to list the uploads and to abort again:
@@ -35,7 +35,7 @@ def abort_on_failure(bucket: Bucket, key: str) -> Iterator[None]:
         try:
             _abort_unfinished_uploads(bucket, key)
         except (boto.ClientError, boto.BotoCoreError) as error:
-            log.warning("s3://%s/%s: an unfinished upload may be left: %s", bucket.name, key, error)
+            log.warning("s3://%s/%s: an unfinished upload may remain: %s", bucket.name, key, error)
         raise
 
 
@@ -49,7 +49,7 @@ def _abort_unfinished_uploads(bucket: Bucket, key: str) -> None:
         for upload_id in upload_ids:
             _abort_upload(bucket, key, upload_id)
         time.sleep(_ROUND_PAUSE_SECONDS)
-    log.warning("s3://%s/%s: an unfinished upload is left", bucket.name, key)
+    log.warning("s3://%s/%s: an unfinished upload remains", bucket.name, key)
 
 
 def _iter_unfinished_uploads(bucket: Bucket, key: str) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _iter_unfinished_uploads(bucket: Bucket, key: str) -> Iterator[str]:
 
 
 def _abort_upload(bucket: Bucket, key: str, upload_id: str) -> None:
-    """One that is gone or still busy is met again, or not, by the next listing."""
+    """Abort an upload. The next list shows whether it is gone."""
     try:
         bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=key, UploadId=upload_id)
     except boto.ClientError as error:

@@ -1,4 +1,4 @@
-"""Objects out: files whole, the last one only if nobody else's is there. No object is deleted here."""
+"""Uploads of files and small objects. Nothing is deleted here."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ _T = TypeVar("_T")
 
 
 def put_file(s3: S3, location: Location, path: Path) -> str:
-    """Upload a file, in parts if it is large; it appears whole or not at all, and no part of it stays in the store if
-    the upload fails. Returns the sha256 of what was sent."""
+    """Upload a file, in parts if it is large. Returns the sha256 of what was sent.
+
+    The object appears complete or not at all, and no parts remain in the store if the upload fails.
+    """
     bucket, digest = s3.bucket(location.bucket), hashlib.sha256()
     put = partial(obstore.put, chunk_size=_PART_BYTES, max_concurrency=_MAX_CONCURRENT_PARTS)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS), path.open("rb", buffering=0) as file:
         chunks = _read_chunks(file, digest, s3)
-        # An iterator would go in parts however short it is, which is three requests.
+        # obstore uploads an iterator in parts even if it is short, which takes three requests.
         is_multipart = path.stat().st_size > _PART_BYTES
         content = chunks if is_multipart else b"".join(chunks)
         with abort_on_failure(bucket, location.key) if is_multipart else nullcontext():
@@ -45,7 +47,7 @@ def put_file(s3: S3, location: Location, path: Path) -> str:
 
 
 def _read_chunks(file: FileIO, digest: hashlib._Hash, s3: S3) -> Iterator[bytes]:
-    """Hashed on the way, and counted: the next are read when earlier parts have been sent."""
+    """Yield the file in chunks, hashed and counted. The next are read when earlier parts have been sent."""
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
         s3.bytes_transferred += len(chunk)
@@ -53,14 +55,14 @@ def _read_chunks(file: FileIO, digest: hashlib._Hash, s3: S3) -> Iterator[bytes]
 
 
 def put_bytes(s3: S3, location: Location, content: bytes) -> None:
-    """Write a small object, replacing one that is there."""
+    """Write a small object, or replace it."""
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         run_interruptible(lambda: obstore.put(bucket.store, location.key, content))
 
 
 def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
-    """Write a small object unless one is there; of many writers at once exactly one gets True."""
+    """Write a small object unless one exists. Of several concurrent writers exactly one gets true."""
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         try:
@@ -71,12 +73,12 @@ def put_if_absent(s3: S3, location: Location, content: bytes) -> bool:
 
 
 def get_object_size(s3: S3, location: Location) -> int:
-    """How large the store says an object is."""
+    """Return the size of an object in the store, in bytes."""
     bucket = s3.bucket(location.bucket)
     with translate_errors(location, bucket.endpoint, OUTPUT_ERRORS):
         return bucket.client.head_object(Bucket=bucket.name, Key=location.key)["ContentLength"]
 
 
 def run_interruptible(call: Callable[[], _T]) -> _T:
-    """Call in another thread: Python handles no signal while its main thread is inside obstore, for up to a minute."""
+    """Call in another thread: Python handles no signals while the main thread is in obstore, for up to a minute."""
     return _EXECUTOR.submit(call).result()

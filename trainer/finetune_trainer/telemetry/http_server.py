@@ -1,5 +1,7 @@
-"""`GET /progress`, `/metrics` and `/healthz` on the pod's IP; the operator and Prometheus read them, nobody depends on
-them."""
+"""HTTP server of the pod: `GET /progress`, `/metrics` and `/healthz`.
+
+The operator and Prometheus read them. The run does not depend on the server.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,18 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 log = logging.getLogger(__name__)
 
 PORT_ENV = "FINETUNE_PROGRESS_PORT"
-_CLIENT_TIMEOUT_SECONDS = 5  # a client that says nothing must not hold a thread
+_CLIENT_TIMEOUT_SECONDS = 5  # a silent client must not occupy a thread
 
 
 _IPV6_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def _open_listening_socket(port: int) -> socket.socket:
-    """A socket on all addresses, of both families where the host has them: a pod's own may be of either."""
+    """Listen on all addresses, IPv4 and IPv6 where the host has both: the IP of a pod may be of either family."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except OSError as error:  # the kernel has IPv6, this network namespace does not
+        except OSError as error:  # the kernel has IPv6, but this network namespace has not
             if error.errno not in _IPV6_UNAVAILABLE:
                 raise
     return socket.create_server(("", port))
@@ -49,7 +51,7 @@ class _ProgressServer(ThreadingHTTPServer):
         self.server_port: int = listening_socket.getsockname()[1]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that close the connection."""
 
 
 class _ProgressHandler(BaseHTTPRequestHandler):
@@ -57,7 +59,7 @@ class _ProgressHandler(BaseHTTPRequestHandler):
     timeout = _CLIENT_TIMEOUT_SECONDS
 
     def do_GET(self) -> None:
-        """Answer the three paths."""
+        """Serve the three paths."""
         if self.path == "/progress":
             self._send_json(HTTPStatus.OK, self.server.progress.get_latest().to_json())
         elif self.path == "/metrics":
@@ -80,16 +82,16 @@ class _ProgressHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the operator asks every few seconds."""
+        """Log nothing: the operator sends a request every few seconds."""
 
 
 def start_server(progress: ProgressReporter) -> int | None:
-    """Serve in the background; the port, or None if it is taken, which must not end a run."""
+    """Serve in the background. Returns the port, or None if it is in use, which must not end a run."""
     port = int(os.environ.get(PORT_ENV) or PROGRESS_PORT)
     try:
         server = _ProgressServer(port, progress)
     except OSError as error:
-        log.warning("progress: not served, port %d: %s (%s sets another)", port, error.strerror, PORT_ENV)
+        log.warning("progress is not served: port %d: %s (set %s to use another port)", port, error.strerror, PORT_ENV)
         return None
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
     return server.server_port

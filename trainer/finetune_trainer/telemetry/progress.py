@@ -1,4 +1,4 @@
-"""How far the run is: one place that stages write to and `GET /progress` reads from."""
+"""The progress of a run: written by its stages, served by `GET /progress`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from finetune_trainer.contract import Progress, Stage
 
 
 def current_timestamp() -> str:
-    """The time as Kubernetes writes it (RFC 3339, UTC, whole seconds)."""
+    """Return the current time as in Kubernetes (RFC 3339, UTC, whole seconds)."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class ProgressReporter:
-    """Holds the latest `Progress`; written by the run's thread, read by the server's."""
+    """Holds the latest `Progress`. Threads of the run write it, the thread of the HTTP server reads it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.update_count = 0
-        """How often something was reported; as long as it grows, the run moves."""
+        """Number of reports and heartbeats; the run is not stalled while it grows."""
         self._latest = Progress(stage=Stage.DOWNLOADING, last_update_time=current_timestamp())
 
     def update(self, **fields: Any) -> None:
-        """Change some fields of the latest progress, by their Python names."""
+        """Update fields of the latest progress, by their Python names."""
         with self._lock:
             merged = {**self._latest.model_dump(), **fields, "last_update_time": current_timestamp()}
             self._latest = Progress.model_validate(merged)
@@ -34,7 +34,7 @@ class ProgressReporter:
 
     @contextmanager
     def report_stage(self, stage: Stage) -> Iterator[None]:
-        """Report this stage in the block, and the one before when the block ends."""
+        """Report this stage in the block, and the previous one afterwards."""
         previous_stage = self.get_latest().stage
         self.update(stage=stage)
         try:
@@ -43,11 +43,11 @@ class ProgressReporter:
             self.update(stage=previous_stage)
 
     def heartbeat(self) -> None:
-        """Others move, and this process waits for them."""
+        """Count as activity without a change, for example while this process waits for other ranks."""
         with self._lock:
             self.update_count += 1
 
     def get_latest(self) -> Progress:
-        """What to answer now."""
+        """Return the latest progress."""
         with self._lock:
             return self._latest

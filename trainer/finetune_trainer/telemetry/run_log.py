@@ -1,4 +1,4 @@
-"""The run's log as a file, so that it can be read beside the result when the pods are gone."""
+"""The log of a run as a file, which is published with the result and outlives the pods."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ LOG_NAME = "run.log"
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines with nothing in them that a terminal would obey: what an error says may come from the data."""
+    """Escapes invisible characters: messages may quote the data, which can contain control sequences for terminals."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with such characters named."""
+        """Format the record, with invisible characters as code points."""
         return escape_invisible(super().format(record))
 
 
 @dataclass
 class RunLog:
-    """What this attempt said so far, and earlier ones up to the checkpoint that it went on from."""
+    """The log of this attempt, preceded by that of earlier attempts up to the checkpoint that was resumed."""
 
     path: Path
     restored_content: bytes = b""
 
     def restore(self, folder: Path) -> None:
-        """Go on after what a checkpoint's folder holds."""
+        """Continue the log in the folder of a checkpoint, if it has one."""
         file = folder / LOG_NAME
         self.restored_content = file.read_bytes() if file.is_file() else b""
 
     def save(self, folder: Path) -> None:
-        """Into a checkpoint's folder, or beside the result."""
+        """Write the log to the folder of a checkpoint or of the result."""
         (folder / LOG_NAME).write_bytes(self.restored_content + self.path.read_bytes())
 
 
 @contextmanager
 def capture_log(folder: Path) -> Iterator[RunLog]:
-    """Write what the trainer says to a file in `folder` too, in this block."""
+    """Also write the log of the trainer to a file in `folder` while the block runs."""
     path = folder / f"this-{LOG_NAME}"
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))

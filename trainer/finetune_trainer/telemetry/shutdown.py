@@ -1,4 +1,4 @@
-"""SIGTERM while training: first the state is saved, for as long as the grace lasts; then the process stops."""
+"""Graceful shutdown: after SIGTERM a training saves a checkpoint within the grace period, then the process ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 from finetune_trainer.contract import STOP_SECONDS_ENV, Reason
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.watchdog import abort
 
 _DEFAULT_GRACE_SECONDS = "100"
@@ -20,10 +20,10 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class GracefulShutdown:
-    """Whether a signal came, and which."""
+    """Defers SIGTERM and SIGINT until a checkpoint is stored or the grace period is over."""
 
-    def __init__(self, context: RunContext, extra_seconds: float) -> None:
-        self._context = context
+    def __init__(self, recorder: OutcomeRecorder, extra_seconds: float) -> None:
+        self._recorder = recorder
         self._extra_seconds = extra_seconds
         self._is_broadcast = False
         self._signal_number: int | None = None
@@ -34,21 +34,21 @@ class GracefulShutdown:
 
     @property
     def requested(self) -> bool:
-        """Whether to save and stop after this step."""
+        """Whether a stop signal was received: save a checkpoint and stop after this step."""
         return self._signal_number is not None
 
     @property
     def agreed_by_all(self) -> bool:
-        """Whether all workers know of it. One alone that acted on it would leave the others waiting."""
+        """Whether all ranks know about the stop. A rank that stopped alone would leave the others waiting."""
         return self.requested and (topology.world_size() == 1 or self._is_broadcast)
 
     def broadcast(self) -> None:
-        """All workers stop, since one of them was told to."""
+        """Request the stop of this rank because another rank received a signal."""
         self._is_broadcast = True
         self._handle_signal(signal.SIGTERM, None)
 
     def deliver(self) -> None:
-        """Give the signals back to whoever handled them before; one that came takes effect now."""
+        """Restore the previous signal handlers and raise the deferred signal, if any."""
         previous_handlers, self._previous_handlers = self._previous_handlers, {}
         for signal_number, handler in previous_handlers.items():
             signal.signal(signal_number, handler)
@@ -58,7 +58,7 @@ class GracefulShutdown:
             signal.raise_signal(self._signal_number)
 
     def _handle_signal(self, signal_number: int, _: FrameType | None) -> None:
-        """A second signal changes nothing: the grace is counted from the first."""
+        """Start the grace period. A second signal changes nothing: the period counts from the first."""
         if self.requested:
             return
         self._signal_number = signal_number
@@ -69,19 +69,22 @@ class GracefulShutdown:
 
     def _abort_after_grace(self, grace_seconds: float) -> None:
         message = (
-            f"told to stop, and no checkpoint could be stored within {grace_seconds:.0f} s; the same run again goes on"
+            f"no checkpoint could be saved within {grace_seconds:.0f} s of SIGTERM; the next attempt resumes from the "
+            "previous one, if there is one"
         )
         abort(
-            self._context,
-            termination_message.build_outcome(Reason.PREEMPTED, message + " from the one before, if there is one"),
+            self._recorder,
+            termination_message.build_outcome(Reason.PREEMPTED, message),
         )
 
 
 @contextmanager
-def defer_signals(context: RunContext, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
-    """In this block signals are noted; whatever has come by its end takes effect there, or after the grace and
-    `spare` seconds more."""
-    shutdown = GracefulShutdown(context, extra_seconds)
+def defer_signals(recorder: OutcomeRecorder, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
+    """Defer stop signals in the block. They take effect at its end, or when the grace period is over.
+
+    The grace period is that of the pod (`FINETUNE_STOP_SECONDS`) plus `extra_seconds`.
+    """
+    shutdown = GracefulShutdown(recorder, extra_seconds)
     try:
         yield shutdown
     finally:

@@ -1,4 +1,4 @@
-"""Ends an attempt in which nothing moves any more, so that the next one can begin."""
+"""Watchdog: ends an attempt that is stalled, so that the next one can begin."""
 
 from __future__ import annotations
 
@@ -8,40 +8,58 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.telemetry import termination_message
-from finetune_trainer.telemetry.termination_message import RunContext
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 log = logging.getLogger(__name__)
 
 _POLLS_PER_TIMEOUT = 20
-"""Looks per `stallSeconds`."""
+"""Readings of the activity per `training.stallSeconds`."""
+
+
+class TransferCounter(Protocol):
+    """Counts bytes that are sent or received."""
+
+    bytes_transferred: int
+
+
+@dataclass(frozen=True)
+class _Activity:
+    """Everything whose change shows that a run is not stalled."""
+
+    progress: ProgressReporter
+    folder: Path
+    transfers: TransferCounter | None
+
+    def read(self) -> tuple[int, int, int]:
+        """Return reports of progress, bytes transferred and bytes in the folder."""
+        return (
+            self.progress.update_count,
+            self.transfers.bytes_transferred if self.transfers else 0,
+            sum(_get_file_size(path) for path in self.folder.rglob("*")),
+        )
 
 
 @contextmanager
 def stall_watchdog(
-    context: RunContext, folder: Path, seconds: float, get_bytes_transferred: Callable[[], int] = lambda: 0
+    recorder: OutcomeRecorder, folder: Path, seconds: float, transfers: TransferCounter | None = None
 ) -> Iterator[None]:
-    """While the block runs, end the process with `TRAINING_STALLED` if nothing moves for `seconds`.
+    """End the process with `TRAINING_STALLED` if nothing changes for `seconds` while the block runs.
 
-    Progress is movement, and so are bytes in `folder`, where prepared rows and saved files go, and what `moved` counts.
+    Reports of progress, the size of the files in `folder` and bytes transferred count as changes.
     """
-
-    def get_activity() -> tuple[int, int, int]:
-        return (
-            context.progress.update_count,
-            get_bytes_transferred(),
-            sum(_get_file_size(path) for path in folder.rglob("*")),
-        )
-
     finished = threading.Event()
+    activity = _Activity(recorder.progress, folder, transfers)
     threading.Thread(
-        target=_watch_activity, args=(context, get_activity, seconds, finished), name="stall", daemon=True
+        target=_watch_activity, args=(recorder, activity, seconds, finished), name="stall", daemon=True
     ).start()
     try:
         yield
@@ -49,41 +67,39 @@ def stall_watchdog(
         finished.set()
 
 
-def _watch_activity(
-    context: RunContext, get_activity: Callable[[], object], seconds: float, finished: threading.Event
-) -> None:
-    last_activity, last_change = get_activity(), time.monotonic()
+def _watch_activity(recorder: OutcomeRecorder, activity: _Activity, seconds: float, finished: threading.Event) -> None:
+    last_reading, last_change = activity.read(), time.monotonic()
     while not finished.wait(max(seconds / _POLLS_PER_TIMEOUT, 0.1)):
-        activity = get_activity()
-        if activity != last_activity:
-            last_activity, last_change = activity, time.monotonic()
+        reading = activity.read()
+        if reading != last_reading:
+            last_reading, last_change = reading, time.monotonic()
         elif time.monotonic() - last_change >= seconds:
-            _abort_stalled(context, seconds)
+            _abort_stalled(recorder, seconds)
 
 
 def _get_file_size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # removed meanwhile
+    except OSError:  # removed since it was listed
         return 0
 
 
-def _abort_stalled(context: RunContext, seconds: float) -> NoReturn:
+def _abort_stalled(recorder: OutcomeRecorder, seconds: float) -> NoReturn:
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    stage = context.progress.get_latest().stage
+    stage = recorder.progress.get_latest().stage
     abort(
-        context,
+        recorder,
         termination_message.build_outcome(
             Reason.TRAINING_STALLED,
-            f"nothing moved for {seconds:.0f} s while the stage was {stage}; the log has the stacks of all threads. "
-            "Raise training.stallSeconds if a single step takes so long",
+            f"no progress for {seconds:.0f} s in stage {stage}; the log has the stacks of all threads. Increase "
+            "training.stallSeconds if a single step takes that long",
         ),
     )
 
 
-def abort(context: RunContext, final_outcome: Outcome) -> NoReturn:
-    """Write the outcome and leave from any thread, while the others may be stuck."""
-    final_outcome = context.complete_outcome(final_outcome)
+def abort(recorder: OutcomeRecorder, final_outcome: Outcome) -> NoReturn:
+    """Write the outcome and end the process, from any thread and even if other threads are stuck."""
+    final_outcome = recorder.complete(final_outcome)
     termination_message.write_outcome(final_outcome)
     log.error("%s: %s", final_outcome.reason, final_outcome.message)
     os._exit(final_outcome.reason.exit_code)

@@ -1,1 +1,1 @@
-"""Lets people follow a run in MLflow, Weights & Biases or TensorBoard. Nothing here can fail or delay a run."""
+"""Tracking of runs in MLflow, Weights & Biases and TensorBoard. Nothing here can fail or delay a run."""

@@ -1,4 +1,4 @@
-"""MLflow, by its own client. One run per FineTuneJob: attempts find it by its tag."""
+"""Tracking in MLflow. All attempts of a FineTuneJob use one run, which they find by its tag."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 _MAX_METRICS_PER_REQUEST, _MAX_PARAMS_PER_REQUEST = 1000, 100
-"""At most so many in a request: https://mlflow.org/docs/latest/rest-api.html#request-limits"""
+"""Limits per request: https://mlflow.org/docs/latest/rest-api.html#request-limits"""
 _MAX_PARAM_CHARACTERS = 500
-"""Older servers take no longer value."""
+"""Limit of older servers."""
 _CLIENT_ENV = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again ourselves
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -31,7 +31,7 @@ _MLFLOW_STATUS = {RunEndStatus.FINISHED: "FINISHED", RunEndStatus.FAILED: "FAILE
 
 @dataclass
 class MlflowBackend:
-    """A run in an experiment on a server."""
+    """A run in an experiment on an MLflow server."""
 
     uri: str
     experiment: str
@@ -39,18 +39,20 @@ class MlflowBackend:
     credentials: Mapping[str, str] = field(repr=False)
     _run_id: str = ""
     _last_steps: dict[str, int] = field(default_factory=dict)
-    """Up to which step the server has each metric; an attempt does some steps again."""
+    """Last step of each metric on the server: an attempt repeats steps after the checkpoint."""
 
     def __post_init__(self) -> None:
-        """The one way to tell the client; what the environment already says stands. In the main thread, since a library
-        that reads the environment meanwhile may crash."""
+        """Configure the client, which only reads the environment. Existing variables take precedence.
+
+        Runs in the main thread, since a library that reads the environment at the same time may crash.
+        """
         os.environ.update(self.credentials)
         for name, value in _CLIENT_ENV.items():
             os.environ.setdefault(name, value)
 
     @property
     def display_name(self) -> str:
-        """As messages call it."""
+        """Name of the server in messages."""
         return f"mlflow at {self.uri}"
 
     def open(self) -> str:
@@ -83,7 +85,7 @@ class MlflowBackend:
             self._create_client().set_terminated(self._run_id, _MLFLOW_STATUS[run_end.status])
 
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
-        """What was taken is not sent again if a later part fails."""
+        """Send metrics in batches. Batches that the server has accepted are not sent again after a failure."""
         for start in range(0, len(metrics), _MAX_METRICS_PER_REQUEST):
             batch = metrics[start : start + _MAX_METRICS_PER_REQUEST]
             self._create_client().log_batch(self._run_id, metrics=batch)
@@ -107,7 +109,7 @@ class MlflowBackend:
         return run_id
 
     def _resume_run(self, run: Run) -> str:
-        """Of an earlier attempt."""
+        """Resume the run of an earlier attempt. Returns its ID."""
         client, run_id = self._create_client(), str(run.info.run_id)
         client.update_run(run_id, "RUNNING")
         for name in run.data.metrics:

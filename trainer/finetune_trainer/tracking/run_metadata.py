@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, beside its metrics. Pure, but for the environment. Never the data's own text."""
+"""Metadata of a run for trackers. It never contains text of the data."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from finetune_trainer.config.run_id import get_run_id
 from finetune_trainer.contract import JOB_ENV, Outcome, TrainerConfig
-from finetune_trainer.publishing.output_lock import get_run_id
 from finetune_trainer.records.manifest import AdapterManifest
 
 _TAG_PREFIX = "finetune."
 RUN_ID_TAG = f"{_TAG_PREFIX}runId"
-"""All attempts of one FineTuneJob have the same."""
+"""Tag with the run ID, which all attempts of a FineTuneJob share."""
 _EXCLUDED_FIELDS = ("evaluation.samplePrompts", "evaluation.bias", "model.chatTemplate", "tracking")
-"""Parts of the config that are prompts and the like, or of no interest."""
+"""Fields of the config that contain prompts or similar texts, or are irrelevant."""
 
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """A run as people look for it among others."""
+    """Name, parameters and tags with which a run is found among others."""
 
     run_id: str
     name: str
@@ -28,7 +28,7 @@ class RunMetadata:
 
 
 def build_run_metadata(config: TrainerConfig, digest: str) -> RunMetadata:
-    """`digest` is that of config and workers."""
+    """Build the metadata of a run. `digest` is that of config and number of ranks."""
     uri = config.output.uri.rstrip("/")
     job = os.environ.get(JOB_ENV, "")
     namespace, _, name = job.partition("/")
@@ -40,7 +40,7 @@ def build_run_metadata(config: TrainerConfig, digest: str) -> RunMetadata:
 
 
 def build_result_tags(manifest: AdapterManifest, final_outcome: Outcome) -> dict[str, str]:
-    """What is known at the end."""
+    """Build the tags that describe a published result."""
     published = {f"{_TAG_PREFIX}resultDigest": final_outcome.result.digest} if final_outcome.result else {}
     return {
         **published,

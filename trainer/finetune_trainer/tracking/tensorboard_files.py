@@ -1,9 +1,9 @@
-"""TensorBoard's event file, beside the result: the whole run's, earlier attempts' steps too."""
+"""The event file for TensorBoard, which is published with the result and covers all attempts of the run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,32 +12,32 @@ from finetune_trainer.contract import TrainerConfig
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
-    from finetune_trainer.training.state import TrainResult
-
 TENSORBOARD_FOLDER = "tensorboard"
 _EVENT_FILE_NAME = "events.out.tfevents.finetune"
-"""The same for each attempt, so that a later one replaces what an earlier one left; TensorBoard looks for `tfevents`.
-Its own name would hold the time and this machine's."""
+"""Name of the event file. It is the same for each attempt, so that a later one replaces the file of an earlier one.
+TensorBoard looks for `tfevents`; its default name contains time and host name."""
 
 
-def write_event_file(
-    config: TrainerConfig, train_result: TrainResult, metrics: Mapping[str, float], folder: Path
-) -> None:
-    """Below `tensorboard/` in `folder`, if it is asked for; `metrics` are those of the result, after the last step."""
+Curves = Mapping[str, Iterable[tuple[int, float]]]
+"""Metrics by name, each as pairs of optimizer step and value."""
+
+
+def write_event_file(config: TrainerConfig, curves: Curves, result_metrics: Mapping[str, float], folder: Path) -> None:
+    """Write an event file to `tensorboard/` in `folder`, if `tracking.tool` is `tensorboard`.
+
+    The metrics of the result are written at the last step that has a training loss.
+    """
     if config.tracking is None or config.tracking.tool != "tensorboard":
         return
     from tensorboardX import SummaryWriter
 
     target = folder / TENSORBOARD_FOLDER
     with SummaryWriter(str(target)) as writer:
-        for name, values in (("loss", train_result.losses), ("learningRate", train_result.learning_rates)):
-            for step, value in values:
+        for name, points in curves.items():
+            for step, value in points:
                 _add_scalar(writer, name, value, step)
-        for eval_result in train_result.eval_results:
-            for name, value in eval_result.metrics.items():
-                _add_scalar(writer, name, value, eval_result.step)
-        last_step = max((step for step, _ in train_result.losses), default=0)
-        for name, value in metrics.items():
+        last_step = max((step for step, _ in curves["loss"]), default=0)
+        for name, value in result_metrics.items():
             _add_scalar(writer, f"result/{name}", value, last_step)
     (event_file,) = (path for path in target.iterdir() if path.name != _EVENT_FILE_NAME)
     event_file.replace(target / _EVENT_FILE_NAME)

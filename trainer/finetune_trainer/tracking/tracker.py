@@ -1,6 +1,6 @@
-"""Hands numbers to a tracker's server in the background. The run only ever puts them into a queue.
+"""Sends metrics to the server of a tracker in the background. The run only adds them to a queue.
 
-What does not fit there any more, or is not taken in the end, is dropped and counted.
+Metrics that do not fit into the queue, or that the server has not accepted at the end, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT_MESSAGE = "it did not answer in time"
+_TIMEOUT_MESSAGE = "it did not respond in time"
 _MAX_ERROR_CHARACTERS = 300
-"""Characters of a server's answer that are told."""
+"""Limit of what is quoted from the response of a server."""
 
 
 class TrackerError(Exception):
-    """A tracker's server or library does not do what it is asked."""
+    """A request to the server or library of a tracker has failed."""
 
 
 @contextmanager
 def translate_tracker_errors() -> Iterator[None]:
-    """Turns whatever a tracker's library raises into `Refused`: they raise more types than they say."""
+    """Raise `TrackerError` for any error in the block: libraries of trackers raise more types than they document."""
     try:
         yield
     except Exception as error:
@@ -38,7 +38,7 @@ def translate_tracker_errors() -> Iterator[None]:
 
 
 def _describe_error(error: BaseException) -> str:
-    """What the network said, which libraries wrap into several lines of their own; or what the server did."""
+    """Return the cause of an error: the network error that libraries wrap in long messages, or that of the server."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, TimeoutError):
@@ -59,7 +59,7 @@ class RunEndStatus(StrEnum):
 
 @dataclass(frozen=True)
 class MetricPoint:
-    """Some metrics after so many optimizer steps; `time` is in seconds since 1970."""
+    """Metrics of an optimizer step. `time` is in seconds since 1970."""
 
     step: int
     metrics: Mapping[str, float]
@@ -68,7 +68,7 @@ class MetricPoint:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The last word: how it ended, and what is known of the result, measured after its last step."""
+    """The end of an attempt, with metrics and tags of the result if it was published."""
 
     status: RunEndStatus
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -76,26 +76,26 @@ class RunEnd:
 
 
 class TrackerBackend(Protocol):
-    """A tracker's server. Each call may raise `Refused` and is then repeated."""
+    """The server of a tracker. A call that raises `TrackerError` is repeated."""
 
     @property
     def display_name(self) -> str:
-        """What to call it in messages."""
+        """Name of the server in messages."""
 
     def open(self) -> str:
-        """Find or make this run's record there. Returns where people can see it."""
+        """Find or create the run on the server. Returns where users can see it."""
 
     def send(self, points: Sequence[MetricPoint]) -> None:
-        """Store some metrics."""
+        """Store metrics."""
 
     def end(self, run_end: RunEnd) -> None:
-        """Close the record."""
+        """Finish the run."""
 
 
 @dataclass(frozen=True)
 class TrackerTiming:
-    """Seconds: in which points are gathered into one request, after which a failed request is repeated, and that the
-    end of a run may wait for the server."""
+    """Seconds during which points are collected for one request, after which a failed request is repeated, and that a
+    run waits for the server at its end, or when it is stopped or the server has failed before."""
 
     batch_seconds: float = 1
     retry_seconds: float = 15
@@ -105,12 +105,12 @@ class TrackerTiming:
 
 @dataclass
 class Tracker:
-    """One run's, from its start to its end."""
+    """Tracks one attempt of a run, in a thread of its own."""
 
     backend: TrackerBackend
     timing: TrackerTiming = field(default_factory=TrackerTiming)
     queue_size: int = 10_000
-    """Points that may wait."""
+    """Maximum number of points in the queue."""
 
     def __post_init__(self) -> None:
         self._queue: queue.Queue[MetricPoint] = queue.Queue(self.queue_size)
@@ -125,7 +125,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of numbers; those that are none are left out. Never waits."""
+        """Add metrics to the queue, without those that are not finite. Never waits."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if not finite:
             return
@@ -133,16 +133,15 @@ class Tracker:
         try:
             self._queue.put_nowait(MetricPoint(step, finite))
         except queue.Full:
-            return  # counted as given and never as sent
+            return  # counted as logged and never as sent
 
     def close(self, run_end: RunEnd) -> str | None:
-        """Wait for what is still on its way, for some seconds at most. Returns what was lost, if anything was."""
+        """Finish the run and wait some seconds for the queue to be sent. Returns a message if points were lost."""
         if self._run_end is None and self._thread.ident is not None:
             self._run_end = run_end
             self._closing.set()
-            is_hurried = (
-                run_end.status is RunEndStatus.STOPPED or self._last_error
-            )  # a server that failed before gets one more try
+            # A server that failed before gets only one more attempt.
+            is_hurried = run_end.status is RunEndStatus.STOPPED or self._last_error
             self._thread.join(self.timing.stop_seconds if is_hurried else self.timing.close_seconds)
             self._abandoned.set()
         return self._report_losses()
@@ -154,9 +153,9 @@ class Tracker:
         loss = (
             f"{lost_count} of {self._logged_count} points were lost"
             if lost_count
-            else "the end of the run is not noted there"
+            else "the run could not be marked as finished in the tracker"
         )
-        cause = self._last_error or (_TIMEOUT_MESSAGE if is_hung else "there was no room for them")
+        cause = self._last_error or (_TIMEOUT_MESSAGE if is_hung else "the queue was full")
         message = f"tracking: {loss}: {self.backend.display_name}: {cause}"
         log.warning("%s", message)
         return message
@@ -187,7 +186,7 @@ class Tracker:
         return points
 
     def _retry_until_closed(self, action: Callable[[], None]) -> bool:
-        """Do it, again and again if need be, and once more when the run is over. False if it never succeeds."""
+        """Repeat the action until it succeeds, and once more when the run ends. Returns false if it never succeeds."""
         is_last_attempt = False
         while not is_last_attempt and not self._abandoned.is_set():
             is_last_attempt = self._closing.is_set()
@@ -205,5 +204,5 @@ class Tracker:
         is_first_error, self._last_error = not self._last_error, " ".join(message.split())[:_MAX_ERROR_CHARACTERS]
         if is_first_error:
             log.warning(
-                "tracking: %s: %s; the run goes on, and it is tried again", self.backend.display_name, self._last_error
+                "tracking: %s: %s; retrying while the run continues", self.backend.display_name, self._last_error
             )

@@ -1,4 +1,4 @@
-"""Weights & Biases, by its own client. One run per FineTuneJob, under its id."""
+"""Tracking in Weights & Biases. All attempts of a FineTuneJob use one run, with the run ID as its ID."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXIT_CODES = {RunEndStatus.FINISHED: 0, RunEndStatus.FAILED: 1, RunEndStatus.ST
 
 @dataclass
 class WandbBackend:
-    """A run in a project. What it is told it sends on in a process of its own, which repeats what fails."""
+    """A run in a project. The client sends from a process of its own, which retries failed requests."""
 
     uri: str | None
     experiment: str
@@ -31,13 +31,13 @@ class WandbBackend:
     _run: Run | None = None
 
     def __post_init__(self) -> None:
-        """In the main thread, since a library that reads the environment meanwhile may crash."""
+        """Configure the client in the main thread: a library that reads the environment at the same time may crash."""
         for name, value in _CLIENT_ENV.items():
             os.environ.setdefault(name, value)
 
     @property
     def display_name(self) -> str:
-        """As messages call it."""
+        """Name of the server in messages."""
         return f"wandb at {self.uri or _PUBLIC_URL}"
 
     def open(self) -> str:
@@ -47,7 +47,7 @@ class WandbBackend:
             try:
                 run = self._run = self._init_run()
             except Exception:
-                wandb.teardown()  # else its process still holds the run, and the next try is refused for that
+                wandb.teardown()  # otherwise its process keeps the run open, and the next attempt is rejected
                 raise
         return f"wandb writes to {self.folder}" if run.offline else str(run.url)
 
@@ -81,11 +81,11 @@ class WandbBackend:
 
     def _require_run(self) -> Run:
         if self._run is None:
-            raise TrackerError("no run was begun")
+            raise TrackerError("no run was started")
         return self._run
 
     def _build_settings(self) -> Settings:
-        """Metrics and config, and nothing of the machine, its programs or what they print."""
+        """Build settings that send metrics and config, but nothing about the machine, its programs or their output."""
         from wandb import Settings
 
         options: dict[str, Any] = {"base_url": self.uri} if self.uri else {}
@@ -94,7 +94,7 @@ class WandbBackend:
         return Settings(
             console="off",
             silent=True,
-            host="trainer",  # else this machine's name
+            host="trainer",  # by default the host name
             disable_code=True,
             disable_git=True,
             x_disable_meta=True,
@@ -102,6 +102,6 @@ class WandbBackend:
             x_disable_machine_info=True,
             x_save_requirements=False,
             init_timeout=20,
-            login_timeout=1,  # nobody is there to be asked for a key
+            login_timeout=1,  # nobody can enter a key
             **options,
         )

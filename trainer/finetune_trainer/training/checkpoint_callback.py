@@ -7,9 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer.checkpoints.manager import CheckpointFolder
+from finetune_trainer.checkpoints.manager import CheckpointFolder, CheckpointSaver
 from finetune_trainer.distributed import collectives, topology
-from finetune_trainer.training.state import CheckpointSaver
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed

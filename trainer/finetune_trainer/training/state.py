@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.records.evaluation import EnergyUse
@@ -16,25 +16,9 @@ from finetune_trainer.training.monitor import MetricLogger, StepOffset, discard_
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from finetune_trainer.checkpoints.manager import CheckpointFolder
+    from finetune_trainer.checkpoints.manager import CheckpointSaver
     from finetune_trainer.data.preparation import PreparedData
     from finetune_trainer.modeling.loading import LoadedModel
-    from finetune_trainer.telemetry.shutdown import GracefulShutdown
-
-
-class CheckpointSaver(Protocol):
-    """Decides when a training saves a checkpoint, and stores it. `checkpoints` has one for rank 0 and one for the
-    other ranks."""
-
-    @property
-    def shutdown(self) -> GracefulShutdown:
-        """The state of a requested shutdown."""
-
-    def is_due(self, step: int, total_steps: int) -> bool:
-        """Return whether to save a checkpoint after this step of the training."""
-
-    def handle_saved(self, checkpoint: CheckpointFolder) -> None:
-        """Store a checkpoint that was written to disk."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows of all sources: read one at a time, told apart, checked. Needs no torch. The front door of the reading."""
+"""Reader of the rows of all sources: one row at a time, with its format detected and its content checked."""
 
 from __future__ import annotations
 
@@ -8,52 +8,27 @@ from itertools import islice
 from typing import Any
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.conversations import ROLES
 from finetune_trainer.data.formats import rename_columns
 from finetune_trainer.data.readers.files import read_raw_rows
+from finetune_trainer.data.rejections import Rejections
 from finetune_trainer.data.row_schema import RowSchema
-from finetune_trainer.data.row_types import (
-    Chat,
-    InvalidRows,
-    LabeledExample,
-    PlainText,
-    Preference,
-    PromptCompletion,
-    Row,
-    RowError,
-    SourceFile,
-    SourceLocation,
-)
-
-__all__ = [
-    "ROLES",
-    "Chat",
-    "InvalidRows",
-    "LabeledExample",
-    "PlainText",
-    "Preference",
-    "PromptCompletion",
-    "Row",
-    "RowError",
-    "RowReader",
-    "SourceFile",
-    "SourceLocation",
-]
+from finetune_trainer.data.row_types import Row, RowError, SourceFile, SourceLocation
 
 
 @dataclass
 class RowReader:
-    """Reads sources in their order; `rows` counts every row, `offenders` those that are wrong.
+    """Reads the rows of sources in order, and rejects those that are invalid.
 
-    For kto a pair of answers is two rows, each judged and counted by itself.
+    With method `kto`, a pair of answers is two rows, which are checked and counted separately.
     """
 
     schema: RowSchema
     row_count: int = 0
-    invalid_rows: InvalidRows = field(default_factory=InvalidRows)
+    """Number of rows read so far, rejected ones included."""
+    rejections: Rejections = field(default_factory=Rejections)
 
     def read(self, sources: Sequence[tuple[DataSource, Sequence[SourceFile]]]) -> Iterator[tuple[SourceLocation, Row]]:
-        """The rows that can be used, each with its place. Raises `DATA_INVALID` where an object cannot be read on."""
+        """Yield each valid row with its location. Raises `DATA_INVALID` if a file is damaged."""
         for source, files in sources:
             located_rows = (located_row for file in files for located_row in read_raw_rows(file))
             detector = _FormatDetector(source, self.schema)
@@ -67,7 +42,7 @@ class RowReader:
         try:
             parsed_rows = detector.parse_row(location.uri, row)
         except RowError as error:
-            self.invalid_rows.add(location, error)
+            self.rejections.reject_invalid(location, error)
             return
         self.row_count += len(parsed_rows) - 1
         yield from ((location, parsed_row) for parsed_row in parsed_rows)
@@ -75,11 +50,12 @@ class RowReader:
 
 @dataclass
 class _FormatDetector:
-    """The format of a source's objects: stated, or told by each object's first row that tells it."""
+    """Format of a source's objects: set by the source, or detected from the first row of each object that has one."""
 
     source: DataSource
     schema: RowSchema
     detected: dict[str, str] = field(default_factory=dict)
+    """Detected format by the URI of the object."""
 
     def parse_row(self, uri: str, row: dict[str, Any] | RowError) -> Sequence[Row]:
         if isinstance(row, RowError):

@@ -1,0 +1,40 @@
+"""`finetune-trainer run`: run the pipeline in this process, or in one process per GPU of this node."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from finetune_trainer import pipeline
+from finetune_trainer.cli import launcher
+from finetune_trainer.cli.app import resolve_scratch
+from finetune_trainer.config import loader
+from finetune_trainer.contract import Outcome, Stage, TrainerConfig
+from finetune_trainer.distributed import topology
+from finetune_trainer.telemetry import http_server
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
+
+
+def run_command(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
+    """Run the manifest of the command line, or the configuration of the pod, while progress is served from the pod."""
+    if args.manifest is None and topology.is_rank_zero() and not _is_launcher():
+        http_server.start_server(recorder.progress)
+    config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
+    outcome = run_or_launch(config, resolve_scratch(args), recorder)
+    if outcome.reason.exit_code == 0:
+        recorder.progress.update(stage=Stage.DONE, percentage=100)
+    return outcome
+
+
+def run_or_launch(config: TrainerConfig, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
+    """Run the pipeline here, or launch the ranks of this node if the run has several and no result is published."""
+    resolved = pipeline.resolve_run(config)
+    if _is_launcher() and resolved.published is None:
+        return launcher.launch_ranks(scratch, recorder, sys.argv[1:])
+    return pipeline.run(resolved, scratch, recorder)
+
+
+def _is_launcher() -> bool:
+    """Return whether this process is to start the ranks of its node, and is no rank itself."""
+    return topology.world_size() == 1 and topology.topology_from_env().world_size > 1
