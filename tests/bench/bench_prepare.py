@@ -28,6 +28,8 @@ from tests.support.trainer.tiny_model import CHATML, StoredFile, config, tokeniz
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
 from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowEncoding
+from finetune_trainer.training.methods import METHODS, get_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,12 +81,14 @@ def _prepare(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBa
     assert bench_tokenizer is not None
     settings = _build_config(case)
     files = preparation.DataFiles([(settings.dataset.sources[0], [file])], "")
-    return preparation.prepare_dataset(settings, files, bench_tokenizer, file.path.parent).report.rows
+    return preparation.prepare_dataset(
+        settings, files, RowEncoding(bench_tokenizer, get_method(settings)), file.path.parent
+    ).report.rows
 
 
 def _read_rows(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Count the rows of a file. File types differ only in reading, so nothing else is measured."""
-    return sum(1 for _ in RowReader().read([(_build_config(case).dataset.sources[0], [file])]))
+    return sum(1 for _ in RowReader(METHODS["sft"]).read([(_build_config(case).dataset.sources[0], [file])]))
 
 
 def _build_config(case: str) -> TrainerConfig:

@@ -29,7 +29,9 @@ from tests.support.trainer import tiny_model
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.data import preparation
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.training.methods import get_method
 from local_cluster import smollm2
 
 TABLE_HEAD = "| Rows | Expected verdict | Seeds | Correct | Incorrect |"
@@ -172,13 +174,14 @@ def _train_and_evaluate(case: Case, config: TrainerConfig, model_dir: Path, fold
 
     loading.import_backend("transformers")
     from finetune_trainer.evaluation import runner
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     tokenizer = loading.load_tokenizer(model_dir)
     files = _write_files(config, case.rows(random.Random(config.training.seed)), folder)
-    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    prepared = preparation.prepare_dataset(config, files, RowEncoding(tokenizer, get_method(config)), folder)
     loaded = loading.LoadedModel(loading.load_model(config, model_dir, "transformers"), tokenizer, "transformers")
-    trained = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    trained = train(config, loaded, prepared, TrainingSession(ProgressReporter()), folder)
     return runner.evaluate(runner.EvaluationInput(config, loaded, prepared, trained), ProgressReporter())
 
 

@@ -125,7 +125,8 @@ def _train_with_trainer(
 ) -> tuple[StepMeasurements, float]:
     """Train as a run does. Return the steps and the seconds of loading the model."""
     from finetune_trainer.modeling import loading
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     loading.import_backend(backend, config.model.quantization)
     started = time.monotonic()
@@ -133,8 +134,8 @@ def _train_with_trainer(
     loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)
     load_seconds = time.monotonic() - started
     recorder = StepTimeRecorder()
-    session = train.TrainingSession(recorder)
-    metrics = train.train(
+    session = TrainingSession(recorder)
+    metrics = train(
         config, loaded, _make_prepared_data(random_model.make_rows(*shape)), session, folder.parent / backend
     ).metrics
     losses = [progress.loss or float("nan") for _, progress in recorder.steps]

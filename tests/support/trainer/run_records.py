@@ -26,7 +26,9 @@ from finetune_trainer.records.evaluation import (
 from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ADAPTER_FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
+ADAPTER_FACTS = AdapterInfo(
+    "org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"), "supervised fine-tuning"
+)
 DATASET_REPORT = DatasetReport(
     rows=12_000,
     kept=10_423,

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tests.support.trainer.tiny_model import config, write_rows
 
 from finetune_trainer.contract import CrossValidation, DatasetReport, Evaluation, Progress, TrainerConfig
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.records import evaluation as records
 from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -106,7 +108,8 @@ class TrainingRequest:
             data = make_prepared_data(training.method, self.validate)
             return replace(data, folds=make_folds(len(data.dataset), training.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
+        encoding = RowEncoding(tokenizer, get_method(self.config))
+        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), encoding, folder)
         return replace(data, validation=data.dataset) if self.validate else data
 
 
@@ -190,24 +193,24 @@ def train(
     """Prepare, train, evaluate and export as a run does. The adapter is in `<folder>/adapter`."""
     from finetune_trainer.modeling import loading
     from finetune_trainer.publishing import export
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     settings, recorder = request.config, progress or RecordingReporter()
     backend = loading.choose_backend(settings)
     loading.import_backend(backend)
     # Imported after the backend, which patches the libraries that these modules import.
     from finetune_trainer.evaluation import runner
-    from finetune_trainer.training import cross_validation
 
     tokenizer = loading.load_tokenizer(model_dir)
     data = request.prepare(tokenizer, folder)
     peft_model = loading.load_model(settings, model_dir, backend, Path(request.adapter) if request.adapter else None)
     loaded = loading.LoadedModel(peft_model, tokenizer, backend)
     callbacks = [] if request.save_at is None else [make_save_callback(request.save_at)]
-    session = train.TrainingSession(
+    session = TrainingSession(
         recorder, callbacks, Path(request.resume) if request.resume else None, log_metrics=recorder.track
     )
-    trained = cross_validation.train_all(settings, loaded, data, session, folder)
+    trained = train(settings, loaded, data, session, folder)
     evaluation = None
     if request.evaluation is not None:
         evaluation = runner.evaluate(runner.EvaluationInput(settings, loaded, data, trained), recorder)

@@ -20,6 +20,7 @@ from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.training.methods import METHODS
 
 GOOD = b'{"prompt": "q", "completion": "a"}\n'
 MANY = b"".join(b'{"prompt": "q%d", "completion": "a"}\n' % number for number in range(20_000))
@@ -163,7 +164,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
 
 def read_all(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     for _ in reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]):
         pass
     reader.rejections.invalid.raise_if_any(reader.row_count)
@@ -197,7 +198,7 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
 @pytest.mark.parametrize(("name", "content", "places"), AROUND.values(), ids=AROUND)
 def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     source = DataSource(uri="s3://data/*")
     found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
     assert [place.line for place, _ in found] == places
@@ -209,7 +210,7 @@ def test_reader_elements_across_chunks_are_complete(tmp_path: Path) -> None:
     texts = ['\\"]' * size for size in (1, 20_000, 40_000, 3, 100_000)]
     (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
     source = DataSource(uri="s3://data/*")
-    rows = RowReader().read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
+    rows = RowReader(METHODS["sft"]).read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
     assert [row for _, row in rows] == [PromptCompletion(text, "a") for text in texts]
 
 

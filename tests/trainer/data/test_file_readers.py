@@ -16,6 +16,7 @@ from tests.support.trainer.tiny_model import StoredFile
 from finetune_trainer.contract import DataSource
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_types import PromptCompletion
+from finetune_trainer.training.methods import METHODS
 
 ROWS = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": 'say "ą,\n"', "completion": "ą"}]
 PAIRS = [PromptCompletion(row["prompt"], row["completion"]) for row in ROWS]
@@ -56,7 +57,7 @@ QUIRKS: dict[str, tuple[str, bytes]] = {
 
 def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
     reader.rejections.invalid.raise_if_any(reader.row_count)
     return [str(place) for place, _ in found], [row for _, row in found]

@@ -17,7 +17,9 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data import preparation
 from finetune_trainer.data.folds import Folds, assign_folds
 from finetune_trainer.data.preparation import DataFiles, PreparedData
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import get_method
 
 
 def make_folds(keys: Sequence[int], count: int, seed: int = 1, made: Sequence[bool] | None = None) -> Folds:
@@ -79,7 +81,7 @@ def prepare_folds(folder: Path, rows: Sequence[Any], count: int, **dataset: Any)
     made["dataset"].update(dataset)
     asked = TrainerConfig.model_validate(made)
     files = DataFiles([(asked.dataset.sources[0], [write_rows(folder / "rows", rows)])], "sha256:0")
-    return preparation.prepare_dataset(asked, files, tokenizer(), folder / "work")
+    return preparation.prepare_dataset(asked, files, RowEncoding(tokenizer(), get_method(asked)), folder / "work")
 
 
 WORDS = [f"{who} {does} {what}" for who in ("Ada", "Bob", "Eve") for does in ("saw", "ate") for what in ("fish", "it")]

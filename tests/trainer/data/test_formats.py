@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
+from finetune_trainer.data.formats import rename_columns
 from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row, RowError
+from finetune_trainer.training.methods import METHODS
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
@@ -127,7 +128,7 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "alpaca input is a list": ("sft", {"instruction": "i", "input": [1], "output": "o"}, "'input' to be text"),
     "blank text": ("sft", {"text": " "}, "expected 'text' to be text, found it empty"),
     "two formats": ("sft", {"messages": [USER, GOOD], "conversations": []}, "has both 'messages' and 'conversations'"),
-    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "training.method dpo or kto"),
+    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "set training.method to dpo or kto"),
     "messages for dpo": ("dpo", {"messages": [USER, GOOD]}, "expected 'chosen', found 'messages'"),
     "no rejected": ("dpo", {"prompt": "q", "chosen": "a"}, "expected 'rejected'"),
     "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, "expected 'prompt' in addition to 'chosen'"),
@@ -156,15 +157,20 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+def parse_row(row: dict[str, Any], method: str) -> list[Row]:
+    schema = METHODS[method]
+    return list(schema.parse_row(row, schema.detect_format(row)))
+
+
 @pytest.mark.parametrize(("method", "row", "expected_rows"), VALID_ROWS.values(), ids=VALID_ROWS)
 def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], expected_rows: list[Row]) -> None:
-    assert parse_row(row, detect_format(row, method), method) == expected_rows
+    assert parse_row(row, method) == expected_rows
 
 
 @pytest.mark.parametrize(("method", "row", "expected_message"), INVALID_ROWS.values(), ids=INVALID_ROWS)
 def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], expected_message: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_row(row, detect_format(row, method), method)
+        parse_row(row, method)
     assert expected_message in str(caught.value)
 
 
@@ -197,6 +203,6 @@ _TYPES = (Chat, PromptCompletion, PlainText, Preference, LabeledExample)
 def test_parse_row_any_content_is_read_or_refused(row: dict[str, Any], method: str) -> None:
     parsed: list[Row] = []
     with suppress(RowError):
-        parsed = parse_row(row, detect_format(row, method), method)
+        parsed = parse_row(row, method)
         assert parsed
     assert all(isinstance(each, _TYPES) for each in parsed)

@@ -11,7 +11,9 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, StoredFil
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import get_method
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -22,7 +24,10 @@ def prepare_files(
     settings = config(fields, max_length)
     words = tokenizer(template)
     return prepare_dataset(
-        settings, DataFiles([(settings.dataset.sources[0], files)], "sha256:0"), words, folder / "work"
+        settings,
+        DataFiles([(settings.dataset.sources[0], files)], "sha256:0"),
+        RowEncoding(words, get_method(settings)),
+        folder / "work",
     )
 
 

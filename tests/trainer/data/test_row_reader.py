@@ -13,6 +13,7 @@ from finetune_trainer.contract import DataSource, Reason
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_types import Chat, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import METHODS
 
 URI = "s3://data/a.jsonl"
 PAIR = {"prompt": "1+1=", "completion": "2"}
@@ -46,7 +47,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
 
 
 def read_rows(*files: StoredFile, **source: Any) -> tuple[RowReader, list[tuple[str, Row]]]:
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
     return reader, [(str(place), row) for place, row in rows]
 

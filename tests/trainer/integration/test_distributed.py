@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 import torch
 torch.distributed.init_process_group("gloo")
-from finetune_trainer.training.trl_methods import TokenCounter
+from finetune_trainer.training.tokenized_trainer import TokenCounter
 TokenCounter(torch.device("cpu")).save(Path(sys.argv[1]))
 """
 WAIT_SCRIPT = """

@@ -24,7 +24,7 @@ REFUSED = {
     "a metric of another task": (
         {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
         Reason.CONFIG_INVALID,
-        "evaluation.gate names accuracy; this run measures evalLoss, perplexity, bleu, chrf",
+        "evaluation.gate names accuracy, but this run measures only evalLoss, perplexity, bleu, chrf",
     ),
     "a metric without a task": (
         {"gate": [{"metric": "bleu", "minimum": 1}]},
@@ -44,7 +44,7 @@ REFUSED = {
     "a prompt that the chat template refuses": (
         {"samplePrompts": ["refuse me"]},
         Reason.CONFIG_INVALID,
-        "evaluation.samplePrompts: the model's chat template refuses 'refuse me'",
+        "evaluation.samplePrompts: the chat template rejects 'refuse me'",
     ),
     "no such pairs": ({"bias": {"pairsURI": "s3://data/none.csv"}}, Reason.DATA_NOT_FOUND, "s3://data/none.csv"),
     "accuracy without labels": ({"task": "classification"}, Reason.CONFIG_INVALID, "accuracy without labels"),

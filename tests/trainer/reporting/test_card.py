@@ -107,7 +107,7 @@ BASE_MODEL_NAMES = {
 
 @pytest.mark.parametrize("name", BASE_MODEL_NAMES.values(), ids=BASE_MODEL_NAMES)
 def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
+    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",), "supervised fine-tuning")
     data = parse_card(render_card(run_records.make_manifest(), run_records.make_full_evaluation(), facts), caplog).data
     assert data.base_model == name.replace("\n", " ")
     assert len(data.eval_results) == 5

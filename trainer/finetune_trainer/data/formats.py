@@ -15,8 +15,7 @@ from finetune_trainer.data.conversations import (
     require_nonblank_text,
     require_text,
 )
-from finetune_trainer.data.preferences import parse_labeled_examples, parse_preference
-from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
 RawRow = Mapping[str, Any]
 _OPTIONAL_FIELDS = ("system", "input")
@@ -30,13 +29,6 @@ _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
 _EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
-
-
-def parse_row(row: RawRow, row_format: str, method: str = "sft") -> list[Row]:
-    """Convert a raw row for the training method. With `kto`, a pair of answers gives two rows. Raises `RowError`."""
-    if method == "kto":
-        return list(parse_labeled_examples(row))
-    return [parse_preference(row)] if method == "dpo" else [PARSERS[row_format](row)]
 
 
 def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict[str, Any]:
@@ -53,10 +45,8 @@ def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict
     return renamed_row
 
 
-def detect_format(row: RawRow, method: str = "sft") -> str:
-    """Detect the format of a row from its columns. Raises `RowError` if no format or several formats match."""
-    if method != "sft":
-        return "preference"
+def detect_example_format(row: RawRow) -> str:
+    """Return the format of a row for method sft, by its columns. Raises `RowError`."""
     matches = [
         row_format for row_format, columns in _FORMAT_COLUMNS.items() if all(column in row for column in columns)
     ]

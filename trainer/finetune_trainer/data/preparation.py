@@ -28,6 +28,7 @@ from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
 from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.split_writer import PreparationContext, SplitWriter
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class DataFiles:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows that are ready for training, memory-mapped from disk. `COLUMNS_BY_METHOD` lists their columns."""
+    """Rows that are ready for training, memory-mapped from disk, in the columns of the training method."""
 
     dataset: datasets.Dataset
     report: DatasetReport
@@ -90,13 +90,12 @@ class PreparedData:
 def prepare_dataset(
     config: TrainerConfig,
     files: DataFiles,
-    tokenizer: PreTrainedTokenizerBase,
+    encoding: RowEncoding,
     work_dir: Path,
-    max_positions: int | None = None,
 ) -> PreparedData:
     """Read, check, clean, deduplicate, tokenize and mask all rows of `files`. Write the tokens to files in `work_dir`.
 
-    No row is longer than `model.maxLength` and `max_positions`. The report accounts for every row:
+    No row is longer than `model.maxLength` and `encoding.max_positions`. The report accounts for every row:
     rows = kept + validation + the sum of rejected.
 
     Raises `DATA_INVALID` if too many rows are invalid (the message names the first ones), or if the rows cannot be
@@ -104,8 +103,8 @@ def prepare_dataset(
     near-duplicate search; `MODEL_INVALID` if the tokenizer is not suitable.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    boilerplate = _find_boilerplate(config, files)
-    context = _build_context(config, files, tokenizer, LengthLimits.from_config(config, max_positions))
+    boilerplate = _find_boilerplate(config, files, encoding.schema)
+    context = _build_context(config, files, encoding)
     validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
     rejects_duplicates = config.dataset.preparation.deduplicate != "none"
     validation_writer = SplitWriter(
@@ -151,9 +150,8 @@ def _split_rows(
     )
 
 
-def _build_context(
-    config: TrainerConfig, files: DataFiles, tokenizer: PreTrainedTokenizerBase, limits: LengthLimits
-) -> PreparationContext:
+def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncoding) -> PreparationContext:
+    limits = LengthLimits.from_config(config, encoding.max_positions)
     if limits.is_set_by_model:
         log.info(
             "model.maxLength is lowered from %d to %d: %s",
@@ -162,18 +160,18 @@ def _build_context(
             limits.explanation,
         )
     object_uris = [file.uri for _, source_files in files.sources for file in source_files]
-    reader = RowReader(config.training.method)
+    reader = RowReader(encoding.schema)
     return PreparationContext(
         preparation=config.dataset.preparation,
-        method=config.training.method,
+        schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(tokenizer, config.training.loss),
+        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
     )
 
 
-def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int] | None:
+def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema) -> frozenset[int] | None:
     """Return the shingles to ignore in comparisons, or None if rows are not compared or are too many to compare.
 
     Raises `CONFIG_INVALID` if there are too many rows and `deduplicate: near` requires the comparison.
@@ -182,7 +180,7 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int]
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(config.training.method).read([*files.validation_sources, *files.sources])
+    rows = RowReader(schema).read([*files.validation_sources, *files.sources])
     for number, (_, row) in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(

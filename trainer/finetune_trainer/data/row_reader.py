@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
+from finetune_trainer.data.formats import rename_columns
 from finetune_trainer.data.readers.files import read_raw_rows
 from finetune_trainer.data.rejections import Rejections
+from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_types import Row, RowError, SourceFile, SourceLocation
 
 
@@ -21,7 +22,7 @@ class RowReader:
     With method `kto`, a pair of answers is two rows, which are checked and counted separately.
     """
 
-    method: str = "sft"
+    schema: RowSchema
     row_count: int = 0
     """Number of rows read so far, rejected ones included."""
     rejections: Rejections = field(default_factory=Rejections)
@@ -30,7 +31,7 @@ class RowReader:
         """Yield each valid row with its location. Raises `DATA_INVALID` if a file is damaged."""
         for source, files in sources:
             located_rows = (located_row for file in files for located_row in read_raw_rows(file))
-            detector = _FormatDetector(source, self.method)
+            detector = _FormatDetector(source, self.schema)
             for location, row in islice(located_rows, source.limit):
                 yield from self._parse_row(detector, location, row)
 
@@ -52,16 +53,16 @@ class _FormatDetector:
     """Format of a source's objects: set by the source, or detected from the first row of each object that has one."""
 
     source: DataSource
-    method: str
+    schema: RowSchema
     detected: dict[str, str] = field(default_factory=dict)
     """Detected format by the URI of the object."""
 
-    def parse_row(self, uri: str, row: dict[str, Any] | RowError) -> list[Row]:
+    def parse_row(self, uri: str, row: dict[str, Any] | RowError) -> Sequence[Row]:
         if isinstance(row, RowError):
             raise row
         renamed_row = rename_columns(row, self.source.fields)
         if self.source.format != "auto":
-            return parse_row(renamed_row, self.source.format, self.method)
+            return self.schema.parse_row(renamed_row, self.source.format)
         if uri not in self.detected:
-            self.detected[uri] = detect_format(renamed_row, self.method)
-        return parse_row(renamed_row, self.detected[uri], self.method)
+            self.detected[uri] = self.schema.detect_format(renamed_row)
+        return self.schema.parse_row(renamed_row, self.detected[uri])

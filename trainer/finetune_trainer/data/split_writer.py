@@ -20,6 +20,7 @@ from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
 from finetune_trainer.data.row_types import Row, RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
@@ -40,7 +41,7 @@ class PreparationContext:
     """Settings and collaborators that the training and the validation split share."""
 
     preparation: Preparation
-    method: str
+    schema: RowSchema
     limits: LengthLimits
     loss_masker: LossMasker
     ledger: RowLedger
@@ -92,7 +93,7 @@ class SplitWriter:
     def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
         """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
         with (
-            tokenized_rows.TokenizedRowWriter(self._path, self._context.method) as writer,
+            tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
@@ -175,7 +176,7 @@ class SplitWriter:
         for pending_row, count in pending_rows:
             row_conversations = list(islice(conversations, count))
             tokenized_row = tokenized_rows.build_tokenized_row(
-                pending_row.row, row_conversations, self._context.limits, self._context.method
+                pending_row.row, row_conversations, self._context.limits, self._context.schema
             )
             self._context.ledger.record_length(pending_row.location, tokenized_row.length)
             if self._accept_row(pending_row, tokenized_row):

@@ -1,4 +1,4 @@
-"""A plan for people: one aligned table."""
+"""Formats a plan as an aligned text table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_trainer.planning.plan import MemoryReport, Plan
 
 
 def to_text(plan: Plan) -> str:
-    """Label and value on each line; estimates are marked with ~."""
+    """Return one label and value per line. Estimates are marked with `~`."""
     lines = [
         *_dataset_lines(plan.dataset),
         *_training_lines(plan),
@@ -28,7 +28,7 @@ def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:
         yield "rows for validation", f"{report.validation:,}"
     for reason, count in report.rejected.items():
         yield f"rejected: {reason}", f"{count:,}"
-    yield "tokens", f"{report.tokens:,}, of them learnt {report.supervised_tokens:,}"
+    yield "tokens", f"{report.tokens:,}, of which {report.supervised_tokens:,} are supervised"
 
 
 def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -39,9 +39,9 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tokens per row", ", ".join(percentile_texts)
     if plan.positions_limit_length:
         yield "longest row", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
-    folds_text = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
-    yield "steps", f"{plan.steps:,}{folds_text}, in an epoch {plan.steps_per_epoch:,}"
-    yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")
+    folds_text = f" of {plan.trainings} trainings ({plan.trainings - 1} folds)" if plan.trainings > 1 else ""
+    yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
+    yield "rows per step", f"{plan.batch:,}" + (f", of {plan.workers} ranks" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
     yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"

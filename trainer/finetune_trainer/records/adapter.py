@@ -19,3 +19,7 @@ class AdapterInfo:
     """Precision of the training: `bf16`, `fp16` or `fp32`; never `auto`."""
     target_modules: tuple[str, ...]
     """Modules with an adapter, as named in `adapter_config.json`."""
+    method_title: str
+    """Name of the training method, such as `supervised fine-tuning`."""
+    beta: float | None = None
+    """`training.beta`, if the training method depends on it."""

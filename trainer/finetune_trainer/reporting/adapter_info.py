@@ -10,12 +10,6 @@ from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.text import format_names
 
-METHOD_NAMES = {
-    "sft": "supervised fine-tuning",
-    "dpo": "direct preference optimisation",
-    "kto": "Kahneman-Tversky optimisation",
-}
-
 
 def parse_config(manifest: AdapterManifest) -> TrainerConfig:
     """Return the config of the run."""
@@ -43,7 +37,7 @@ def list_settings(
 ) -> Iterator[tuple[str, str]]:
     """Yield name and value of each setting that affects the adapter."""
     training = config.training
-    yield "Method", METHOD_NAMES[training.method] + ("" if training.method == "sft" else f", beta {training.beta:g}")
+    yield "Method", adapter_info.method_title + ("" if adapter_info.beta is None else f", beta {adapter_info.beta:g}")
     yield "Training length", describe_training_length(config)
     yield "Rows per step", f"{training.batch_size} x {training.gradient_accumulation} (batch x accumulation) per device"
     yield "Learning rate", f"{training.learning_rate:g}, {training.scheduler}, warm-up {training.warmup_ratio:g}"

@@ -19,7 +19,6 @@ from finetune_trainer.records.evaluation import Estimate, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import data_table, verdicts
 from finetune_trainer.reporting.adapter_info import (
-    METHOD_NAMES,
     describe_adapter,
     describe_training_length,
     list_settings,
@@ -60,7 +59,7 @@ def _build_training_context(
     return {
         "config": config,
         "training": config.training,
-        "method": METHOD_NAMES[config.training.method],
+        "method": adapter_info.method_title,
         "training_length": describe_training_length(config),
         "adapter": adapter_info,
         "adapter_text": describe_adapter(config, adapter_info),
