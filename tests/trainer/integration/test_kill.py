@@ -18,7 +18,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
@@ -45,7 +45,7 @@ def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) 
         time.sleep(0.01)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    status = forks.wait()
+    status = forks.wait(child)
     assert status in (0, -signal.SIGKILL), pods.log
     return status == -signal.SIGKILL
 
