@@ -1,1 +1,1 @@
-"""A real one-node Kubernetes and a real S3 server on one Linux machine, without Docker."""
+"""A local cluster for tests and the demo: a one-node Kubernetes and an S3 server on Linux, without Docker."""

@@ -1,4 +1,4 @@
-"""The command line: `python -m local_cluster up NAME`, and so on."""
+"""Command line of local clusters, for example `python -m local_cluster up NAME`."""
 
 import argparse
 import signal
@@ -23,7 +23,7 @@ def _load_images(name: str) -> None:
     preflight.check_host()
     prepare.build_images()
     if not Cluster(name).load_images():
-        echo(f"cluster {name} has them already")
+        echo(f"cluster {name} already has the current images")
 
 
 def _build_images() -> None:
@@ -32,16 +32,16 @@ def _build_images() -> None:
 
 
 _CLUSTER_COMMANDS: dict[str, tuple[str, Callable[[str], None]]] = {
-    "up": ("bring a cluster up; make its tools and images first where they are missing", _bring_up),
-    "down": ("end a cluster and remove it", lambda name: Cluster(name).down()),
-    "status": ("say whether it is up, and how to reach it", lambda name: Cluster(name).print_status()),
-    "load": ("build the images and bring them into a running cluster", _load_images),
+    "up": ("start a cluster; build missing tools and images first", _bring_up),
+    "down": ("stop a cluster and remove it", lambda name: Cluster(name).down()),
+    "status": ("show whether a cluster is running, and how to reach it", lambda name: Cluster(name).print_status()),
+    "load": ("build the images and load them into a running cluster", _load_images),
 }
 _GLOBAL_COMMANDS: dict[str, tuple[str, Callable[[], None]]] = {
-    "images": ("build the images and have them ready for clusters", _build_images),
-    "tools": ("make all that clusters share: tools and images", lambda: prepare.prepare_all()),
-    "demo": ("show a whole fine-tuning run on a cluster of its own", demo.run_demo),
-    "demo-down": ("remove the demo", demo.remove_demo),
+    "images": ("build the images for new clusters", _build_images),
+    "tools": ("build what all clusters share: tools and images", lambda: prepare.prepare_all()),
+    "demo": ("run a complete fine-tuning run in the cluster demo", demo.run_demo),
+    "demo-down": ("stop the cluster demo and remove it", demo.remove_demo),
 }
 
 
@@ -49,7 +49,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="local_cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, (help_text, _) in _CLUSTER_COMMANDS.items():
-        commands.add_parser(command, help=help_text).add_argument("name", help="any DNS label, for example test")
+        commands.add_parser(command, help=help_text).add_argument("name", help="name of the cluster, such as dev")
     for command, (help_text, _) in _GLOBAL_COMMANDS.items():
         commands.add_parser(command, help=help_text)
     return parser
@@ -60,6 +60,7 @@ def _raise_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
+    """Run one command and return its exit code: 0, 1 after a UserError, or 130 if it was interrupted."""
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     arguments = _build_parser().parse_args()
     try:
@@ -71,8 +72,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-        print("interrupted: run it again to go on from here", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C while the process ends
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

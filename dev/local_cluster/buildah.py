@@ -1,4 +1,4 @@
-"""Images made by buildah, in a store of our own below the cache."""
+"""Building images with buildah, in a separate store in the cache folder."""
 
 import json
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def _build_buildah_command() -> list[str]:
 
 
 def _build_environment() -> dict[str, str]:
-    """Large temporary files stay on the cache's disk; so do the cache mounts of a build."""
+    """Return variables that keep temporary files and cache mounts of builds on the disk of the cache folder."""
     temporary = paths.get_cache_folder() / "buildah" / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     return {"TMPDIR": str(temporary), "BUILDAH_ISOLATION": "chroot"}
 
 
 def share_uv_cache(uv_cache: Path) -> None:
-    """Make the builds' cache mount with the id `uv` this machine's uv cache: torch is fetched once, not twice."""
+    """Use the host's uv cache as the cache mount `uv` of builds, so that torch is downloaded only once."""
     mounts = paths.get_cache_folder() / "buildah" / "tmp" / "buildah-cache"
     mounts.mkdir(parents=True, exist_ok=True)
     uv_cache.mkdir(parents=True, exist_ok=True)
@@ -39,41 +39,33 @@ def exists(reference: str) -> bool:
 
 
 def build(dockerfile: Path, reference: str, base: str, log: Path) -> None:
-    command = [
-        *_build_buildah_command(),
-        "build",
-        "--layers",
-        "--pull=false",
-        "--isolation",
-        "chroot",
-        "--network",
-        "host",
-    ]
-    command += ["--build-arg", f"BASE_IMAGE={base}", "--file", str(dockerfile), "--tag", reference]
+    """Build an image from a Dockerfile of this repository on the base image `base`."""
+    options = ["--layers", "--pull=false", "--isolation=chroot", "--network=host", f"--build-arg=BASE_IMAGE={base}"]
+    command = [*_build_buildah_command(), "build", *options, f"--file={dockerfile}", f"--tag={reference}"]
     shell.run([*command, paths.REPOSITORY], log, env=_build_environment())
 
 
 def build_from_folder(
     folder: Path, reference: str, log: Path, environment: Mapping[str, str], entrypoint: str | None = None
 ) -> None:
-    """An image of one layer: what the folder holds."""
-    container = shell.capture_output([*_build_buildah_command(), "from", "scratch"], env=_build_environment()).strip()
-    shell.run([*_build_buildah_command(), "add", "--quiet", container, folder, "/"], log, env=_build_environment())
+    """Create an image with one layer that contains the files of `folder`."""
+    buildah, build_environment = _build_buildah_command(), _build_environment()
+    container = shell.capture_output([*buildah, "from", "scratch"], env=build_environment).strip()
+    shell.run([*buildah, "add", "--quiet", container, folder, "/"], log, env=build_environment)
     config_arguments = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
     if entrypoint:
         config_arguments += ["--entrypoint", entrypoint]
-    shell.run([*_build_buildah_command(), "config", *config_arguments, container], log, env=_build_environment())
-    shell.run(
-        [*_build_buildah_command(), "commit", "--quiet", "--rm", container, reference], log, env=_build_environment()
-    )
+    shell.run([*buildah, "config", *config_arguments, container], log, env=build_environment)
+    shell.run([*buildah, "commit", "--quiet", "--rm", container, reference], log, env=build_environment)
 
 
 def unmount_storage() -> None:
-    """A build that was killed leaves the store mounted over itself, and no hard link leads out of a mount."""
-    shell.succeeds(["umount", get_storage_path() / "overlay"])  # it fails where nothing is mounted
+    """Remove the bind mount of the store that a killed build leaves: hard links cannot cross a mount."""
+    shell.succeeds(["umount", get_storage_path() / "overlay"])  # fails if nothing is mounted
 
 
 def inspect(reference: str) -> dict[str, Any]:
+    """Return buildah's description of an image: its manifest, its config and its id."""
     return dict(json.loads(shell.capture_output([*_build_buildah_command(), "inspect", "--type", "image", reference])))
 
 
@@ -82,6 +74,7 @@ def remove(reference: str) -> None:
 
 
 def list_references() -> list[str]:
+    """Return the names of all tagged images in the store."""
     listing = shell.capture_output(
         [*_build_buildah_command(), "images", "--format", "{{.Name}}:{{.Tag}}", "--noheading"]
     )

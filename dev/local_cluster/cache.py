@@ -1,4 +1,4 @@
-"""Entries of the cache: made once, whole or not at all, by one process at a time."""
+"""Folders in the cache: each is created completely or not at all, and by one process at a time."""
 
 import fcntl
 import hashlib
@@ -12,21 +12,21 @@ from local_cluster.console import echo
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, so that two runs never make the same thing."""
+    """Hold a file lock, so that two processes never build the same entry. It ends with the process."""
     folder = paths.get_cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            echo(f"{name}: another run is at it, waiting")
+            echo(f"waiting for another process that holds the lock {name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `target` only when the block ends well."""
+    """Yield an empty folder that replaces `target` when the block ends without an error."""
     partial = target.with_name(f".{target.name}.partial")
     remove_folder(partial)
     partial.mkdir(parents=True)
@@ -36,12 +36,12 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """By rm, which is twice as fast as Python with the many files of an image."""
+    """Remove a folder with rm, which is twice as fast as shutil.rmtree for the many files of an image."""
     shell.capture_output(["rm", "-rf", folder])
 
 
 def hash_files(files: Iterable[Path], *values: str) -> str:
-    """Names and contents of files, and whatever else decides the result, as one short hash."""
+    """Return a hash of 16 hex digits over the names and contents of the files and over the other values."""
     result_hash = hashlib.sha256()
     for file in sorted(files):
         file_hash = hashlib.sha256(file.read_bytes()).hexdigest()

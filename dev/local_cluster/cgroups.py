@@ -1,4 +1,4 @@
-"""The cgroups of a cluster's pods: all below one of its own, so that they can be cleared by name."""
+"""The parent cgroup of a cluster's pods, by which all of them can be removed."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def _list_hierarchies() -> list[Path]:
-    """One tree under cgroup v2, one per controller under v1."""
+    """Return the cgroup hierarchies: one with cgroup v2, one per controller with cgroup v1."""
     if (_CGROUP_ROOT / "cgroup.controllers").exists():
         return [_CGROUP_ROOT]
     return [hierarchy for hierarchy in _CGROUP_ROOT.iterdir() if hierarchy.is_dir() and not hierarchy.is_symlink()]
 
 
 def create_cgroup(cgroup: str) -> None:
-    """The kubelet wants its root to be there."""
+    """Create the cgroup in every hierarchy. The kubelet requires that its cgroupRoot exists."""
     for hierarchy in _list_hierarchies():
         folder = hierarchy / cgroup.lstrip("/")
         folder.mkdir(exist_ok=True)
@@ -28,9 +28,9 @@ def create_cgroup(cgroup: str) -> None:
 
 
 def _set_cpu_weight(folder: Path) -> None:
-    """Beside a busy machine's other processes, each of which counts for one, all pods together count for every CPU."""
+    """Weight all pods together by the number of CPUs, so that they get CPU time on a busy host too."""
     cpus = os.cpu_count() or 1
-    for file, value in (("cpu.shares", 1024 * cpus), ("cpu.weight", 100 * cpus)):  # cgroup v1, v2
+    for file, value in (("cpu.shares", 1024 * cpus), ("cpu.weight", 100 * cpus)):  # cgroup v1 and v2
         if (folder / file).exists():
             (folder / file).write_text(str(value))
 
@@ -41,7 +41,7 @@ def _delegate_controllers(folder: Path) -> None:
 
 
 def remove_cgroup(cgroup: str) -> None:
-    """Children before parents; a cgroup cannot be emptied otherwise, its files are not real."""
+    """Remove the cgroup and its children, children first: rmdir is the only way to remove a cgroup (cgroups(7))."""
     for hierarchy in _list_hierarchies():
         root = hierarchy / cgroup.lstrip("/")
         folders = [folder for folder in root.rglob("*") if folder.is_dir()] if root.exists() else []
@@ -52,7 +52,7 @@ def remove_cgroup(cgroup: str) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """The kernel empties it a moment after the last process has been killed."""
+    """Remove one cgroup; retry while the kernel still removes its last killed processes."""
     deadline = time.monotonic() + REMOVE_TIMEOUT_SECONDS
     while True:
         try:

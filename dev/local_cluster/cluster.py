@@ -1,4 +1,4 @@
-"""One local cluster, as tests and the command line use it."""
+"""One local cluster: start, stop, load images, run kubectl and Helm. Tests and the command line use it."""
 
 import os
 import re
@@ -19,7 +19,7 @@ TERMINATION_TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class S3Endpoint:
-    """A real S3 server that pods and the host reach at the same address."""
+    """Address and credentials of the cluster's S3 server; pods and the host use the same address."""
 
     url: str
     access_key: str
@@ -28,14 +28,14 @@ class S3Endpoint:
 
 
 class Cluster:
-    """A one-node Kubernetes with an S3 server beside it.
+    """A one-node Kubernetes with an S3 server.
 
-    `up` and `down` may be called in any state and by any process. `kubeconfig` and `s3` can be asked for once it is up.
+    `up` and `down` may be called in any state and by any process. `kubeconfig` and `s3` require a running cluster.
     """
 
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", name):
-            raise UserError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, 32 at most")
+            raise UserError(f"{name!r} is not a valid cluster name: use up to 32 lower-case letters, digits and dashes")
         self.name = name
         self._node = node.create_node(name)
 
@@ -44,7 +44,7 @@ class Cluster:
         return state.is_alive(self.name) and state.read(self.name) is not None
 
     def up(self) -> None:
-        """Bring it up and wait until pods can be created."""
+        """Start the cluster if it is not running, and wait until pods can be created."""
         with cache.lock(f"cluster-{self.name}"):
             if not state.is_alive(self.name):
                 self._remove_leftovers()
@@ -59,16 +59,16 @@ class Cluster:
         supervisor_pid = None
         while supervisor_pid is None:
             if os.waitpid(unshare_pid, os.WNOHANG) != (0, 0):
-                raise UserError(f"cluster {self.name} did not start: {self._read_last_log_line()}")
+                raise UserError(f"cluster {self.name} could not be started: {self._read_last_log_line()}")
             time.sleep(0.02)
             supervisor_pid = state.find_child(unshare_pid)
         state.write_pid(self.name, supervisor_pid)
         network.create_link(self._node.addresses, supervisor_pid)
 
     def _spawn_supervisor(self) -> int:
-        """unshare makes the namespaces; the supervisor is its child, and the first process in there.
+        """Start the supervisor in new namespaces and return the process id of unshare(1), its parent.
 
-        It outlives this process and is no business of it, so there is no Popen, which would warn of a child left alone.
+        The supervisor outlives this process. subprocess.Popen would warn about a child that is still running.
         """
         namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         program = [sys.executable, "-m", "local_cluster.supervisor", self.name]
@@ -96,18 +96,18 @@ class Cluster:
             time.sleep(0.2)
             elapsed = time.monotonic() - started
             if elapsed > 5 and not state.is_alive(self.name):
-                raise UserError(f"cluster {self.name} did not come up: {self._read_last_log_line()}")
+                raise UserError(f"cluster {self.name} ended while it started: {self._read_last_log_line()}")
             if elapsed > READY_TIMEOUT_SECONDS:
                 raise UserError(
                     f"cluster {self.name} is not ready after {READY_TIMEOUT_SECONDS} s: {self._read_last_log_line()}"
                 )
 
     def _read_last_log_line(self) -> str:
-        lines = self._log_path.read_text(errors="replace").splitlines() or ["it said nothing"]
-        return f"{lines[-1]} (all of it: {self._log_path})"
+        lines = self._log_path.read_text(errors="replace").splitlines() or ["the log is empty"]
+        return f"{lines[-1]} (full log: {self._log_path})"
 
     def down(self) -> None:
-        """End it and remove all that it kept. Images and tools stay, in the cache."""
+        """Stop the cluster and remove its files. Images and tools stay in the cache."""
         with cache.lock(f"cluster-{self.name}"):
             self._terminate_supervisor()
             self._remove_leftovers()
@@ -120,25 +120,27 @@ class Cluster:
             os.kill(supervisor_pid, signal_number)
             deadline = time.monotonic() + TERMINATION_TIMEOUT_SECONDS
             while Path(f"/proc/{supervisor_pid}").exists() and time.monotonic() < deadline:
-                time.sleep(0.1)  # it goes after all others of its namespace; its lock goes before
+                time.sleep(0.1)  # it ends after all processes of its namespace; its lock is released earlier
 
     def _remove_leftovers(self) -> None:
-        """Also what a killed run left behind; nothing but what carries this cluster's name."""
+        """Remove network link, cgroup and files of this cluster, including those of a start that was killed."""
         network.remove_link(self._node.addresses)
         cgroups.remove_cgroup(self._node.cgroup)
         if f" {self._node.folder}/" in Path("/proc/self/mountinfo").read_text():
-            raise UserError(f"something is mounted below {self._node.folder}: unmount it first")
+            raise UserError(
+                f"a file system is mounted below {self._node.folder}: unmount it, then run the command again"
+            )
         cache.remove_folder(self._node.folder)
 
     def load_images(self) -> bool:
-        """Bring the images that were built last into the running cluster; whether there were new ones."""
+        """Load the current images into the running cluster. Return whether any of them was outdated."""
         loaded_images = golden.import_outdated(self.get_containerd())
         for name in loaded_images:
-            echo(f"{name} loaded into {self.name}")
+            echo(f"loaded {name} into the cluster {self.name}")
         return bool(loaded_images)
 
     def get_containerd(self) -> ContainerdClient:
-        """Its containerd, whose socket is in its own mount namespace."""
+        """Return a client that enters the mount namespace of the cluster, where containerd has its socket."""
         self._read_state()
         return ContainerdClient(
             node.CONTAINERD_SOCKET, ("nsenter", "--target", str(state.read_pid(self.name)), "--mount", "--")
@@ -147,7 +149,7 @@ class Cluster:
     def _read_state(self) -> state.ClusterState:
         cluster_state = state.read(self.name)
         if cluster_state is None or not state.is_alive(self.name):
-            raise UserError(f"cluster {self.name} is not up: bring it up first")
+            raise UserError(f"cluster {self.name} is not running: start it with `make cluster-up NAME={self.name}`")
         return cluster_state
 
     @property
@@ -162,24 +164,30 @@ class Cluster:
         )
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl against it as its administrator and return what it prints."""
+        """Run kubectl as administrator of the cluster and return its output."""
         return shell.capture_output(
             [tools.find_program("kubectl"), *arguments], stdin=stdin, env=self.build_environment()
         )
 
     def helm(self, *arguments: str) -> str:
+        """Run Helm as administrator of the cluster and return its output."""
         return shell.capture_output([tools.find_program("helm"), *arguments], env=self.build_environment())
 
     def build_environment(self) -> dict[str, str]:
-        """For other programs that talk to it; a proxy of the machine has no way to it."""
+        """Return environment variables for clients. A proxy of the host cannot reach the cluster, so it is bypassed."""
         no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), self._node.addresses.node]))
         return {"KUBECONFIG": str(self.kubeconfig), "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
     def print_status(self) -> None:
-        """Say how to reach it."""
+        """Print whether the cluster is running, and how to reach it."""
         if not self.is_up:
-            echo(f"cluster {self.name} is down")
+            echo(f"cluster {self.name} is not running")
             return
-        echo(f"cluster {self.name} is up")
+        echo(f"cluster {self.name} is running")
+        self.print_environment()
+        print(f"  S3 server: {self.s3.url} (keys in {paths.get_cluster_folder(self.name) / 'state.json'})")
+
+    def print_environment(self) -> None:
+        """Print the shell commands after which kubectl uses the cluster."""
         print(f"  export KUBECONFIG={self.kubeconfig}")
-        print(f"  S3 at {self.s3.url} (keys: {paths.get_cluster_folder(self.name) / 'state.json'})")
+        print(f"  export PATH={tools.find_program('kubectl').parent}:$PATH   # contains kubectl")

@@ -1,4 +1,4 @@
-"""Progress for people: one line per step, and a sign of life while a long one runs."""
+"""Console output: one line when a step starts and ends, and a heartbeat line while a long step runs."""
 
 import sys
 import threading
@@ -13,19 +13,20 @@ _print_lock = threading.Lock()
 
 
 def format_duration(seconds: float) -> str:
+    """Return for example `59 s` or `12 min 35 s`."""
     total = round(seconds)
     return f"{total} s" if total < 60 else f"{total // 60} min {total % 60:02d} s"
 
 
 def echo(text: str) -> None:
-    """One line, stamped with the time since the command started."""
+    """Print one line that begins with the time since the command started, as minutes and seconds."""
     elapsed = round(time.monotonic() - _started_at)
     with _print_lock:
         print(f"[{elapsed // 60:2d}:{elapsed % 60:02d}] {text}", flush=True)
 
 
 def refresh_line(text: str, *, last: bool = False) -> None:
-    """Overwrite the current line on a terminal; elsewhere print it."""
+    """Overwrite the current line on a terminal, and print a new line elsewhere. `last` ends the line."""
     if not sys.stdout.isatty():
         print(text, flush=True)
         return
@@ -33,7 +34,7 @@ def refresh_line(text: str, *, last: bool = False) -> None:
 
 
 def read_last_line(log: Path | None) -> str:
-    """What a running command said last, short enough for one terminal line."""
+    """Return the last non-empty line of a log, cut to 70 characters so that it fits on a terminal line."""
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
@@ -44,18 +45,23 @@ def read_last_line(log: Path | None) -> str:
 
 @contextmanager
 def log_step(title: str, log: Path | None = None) -> Iterator[None]:
-    """Print the title's line when it is done; while it runs, say every half minute what it is at."""
+    """Print when a step starts and how long it took, and every 30 seconds the last line of its log.
+
+    `title` names the step by a verb in the -ing form, such as "building etcd".
+    """
     started = time.monotonic()
     is_done = threading.Event()
 
     def print_heartbeats() -> None:
         while not is_done.wait(HEARTBEAT_SECONDS):
             last_output = read_last_line(log)
-            echo(f"{title} … {format_duration(time.monotonic() - started)}{f' ({last_output})' if last_output else ''}")
+            elapsed = format_duration(time.monotonic() - started)
+            echo(f"{title}: {elapsed} so far{f' ({last_output})' if last_output else ''}")
 
+    echo(title)
     threading.Thread(target=print_heartbeats, daemon=True).start()
     try:
         yield
     finally:
         is_done.set()
-    echo(f"{title}: {format_duration(time.monotonic() - started)}")
+    echo(f"{title}: done in {format_duration(time.monotonic() - started)}")

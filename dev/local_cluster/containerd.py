@@ -1,4 +1,4 @@
-"""containerd: its configuration, and a client that takes over an image by hard links."""
+"""The configuration of containerd, and a client that imports images by hard links to buildah's layers."""
 
 import io
 import json
@@ -15,11 +15,11 @@ from local_cluster.store import Layer, StoredImage, compute_digest
 
 PAUSE_IMAGE = "docker.io/library/pause:dev"
 _MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
-_GC_ROOT_LABEL = "containerd.io/gc.root"  # the label that keeps containerd from collecting what no image names yet
+_GC_ROOT_LABEL = "containerd.io/gc.root"  # protects a snapshot from garbage collection before an image refers to it
 
 
 def render_config(root: Path, state: Path, socket: Path, cni_folder: Path) -> str:
-    """Where root may not lower oom scores (no CAP_SYS_RESOURCE), containers start only with restrict_oom_score_adj."""
+    """Return the configuration file. restrict_oom_score_adj lets containers start without CAP_SYS_RESOURCE."""
     return f"""\
 version = 2
 root = "{root}"
@@ -37,7 +37,7 @@ state = "{state}"
 
 @dataclass(frozen=True)
 class ContainerdClient:
-    """Runs ctr against one containerd; `enter` is put before it where the socket is in another namespace."""
+    """Runs ctr against one containerd; `command_prefix` enters its namespace if the socket is in another one."""
 
     socket: Path
     command_prefix: Sequence[str] = ()
@@ -49,24 +49,24 @@ class ContainerdClient:
         return shell.succeeds(self.build_command("version"))
 
     def list_images(self) -> dict[str, str]:
-        """Each image's name and the digest of its manifest or index."""
+        """Return the digest of the manifest or index of each image, by its name."""
         lines = self._run_ctr("images", "list").splitlines()[1:]
         return {columns[0]: columns[2] for columns in (line.split() for line in lines)}
 
     def import_image(self, image: StoredImage, name: str) -> None:
-        """Link the layers that are not here yet, then tell of the image itself."""
+        """Create snapshots of missing layers by hard links, then import manifest and config of the image."""
         existing_snapshots = set(self._run_ctr("snapshots", "list").split())
         new_layers = [layer for layer in image.layers if layer.chain_id not in existing_snapshots]
         buildah.unmount_storage()
         for layer in new_layers:
             self._link_layer(layer)
         self._run_ctr("images", "import", "-", stdin=_build_archive(image, name))
-        for layer in new_layers:  # from here on the image holds them; without it they may go
+        for layer in new_layers:  # the image protects them from now on, and only as long as it exists
             self._run_ctr("snapshots", "label", layer.chain_id, f"{_GC_ROOT_LABEL}=")
 
     def _link_layer(self, layer: Layer) -> None:
         key = f"link-{layer.chain_id}"
-        self._run_ctr("snapshots", "remove", key, check=False)  # of an import that was interrupted
+        self._run_ctr("snapshots", "remove", key, check=False)  # left by an interrupted import
         self._run_ctr("snapshots", "prepare", key, *filter(None, [layer.parent]))
         folder = parse_snapshot_folder(self._run_ctr("snapshots", "mounts", "/mnt", key))
         shell.capture_output(["cp", "--archive", "--link", f"{layer.folder}/.", folder])
@@ -82,15 +82,15 @@ class ContainerdClient:
 
 
 def parse_snapshot_folder(mount_command: str) -> str:
-    """Where a new snapshot is written to, out of the command that would mount it."""
+    """Return the folder that a new snapshot is written to, from the mount command that ctr prints for it."""
     upperdir = re.search(r"upperdir=([^,\s]+)", mount_command)
     if upperdir:
         return upperdir.group(1)
-    return mount_command.split()[3]  # mount -t bind SOURCE TARGET …: a lowest layer
+    return mount_command.split()[3]  # mount -t bind SOURCE TARGET …, for the lowest layer
 
 
 def _build_archive(image: StoredImage, name: str) -> bytes:
-    """An OCI archive without layers: these are there already."""
+    """Return an OCI archive with manifest and config only; the layers exist in containerd already."""
     manifest = {
         "mediaType": _MANIFEST_MEDIA_TYPE,
         "digest": compute_digest(image.manifest),

@@ -1,4 +1,4 @@
-"""What comes from the distribution: packages that a cluster needs, and a base image made without a registry."""
+"""Parts from the distribution: packages that a cluster needs, and the root file system of the base image."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from local_cluster import cache, paths, shell
 from local_cluster.console import log_step
 from local_cluster.errors import UserError
 
-# A program, or a file where there is no program on PATH, and the Debian package that brings it.
+# A program on PATH, or an absolute path, and the Debian package that contains it.
 PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -24,7 +24,7 @@ PACKAGES = {
     "unshare": "util-linux",
 }
 SUITE = "bookworm"
-# python for the images; busybox becomes the image that holds a pod's namespaces and serves tests.
+# Python is for the images; busybox is the pause image, which is also the small image of tests.
 BASE_PACKAGES = "python3,python3-venv,ca-certificates,busybox-static"
 _CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
@@ -38,21 +38,23 @@ def _is_installed(program: str) -> bool:
 
 
 def install_packages(packages: Iterable[str]) -> None:
-    """Install packages by apt-get, and say so."""
+    """Install packages with apt-get. Raises UserError on systems without it."""
     names = list(packages)
     if not names:
         return
     if shutil.which("apt-get") is None:
-        raise UserError(f"install {' '.join(names)} with this system's package manager, then run it again")
+        raise UserError(
+            f"packages are missing: install {' '.join(names)} with your package manager, then run the command again"
+        )
     log = paths.get_logs_folder() / "apt.log"
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
-    with log_step(f"installed by apt-get: {' '.join(names)}", log):
+    with log_step(f"installing packages with apt-get: {' '.join(names)}", log):
         shell.run(["apt-get", "update"], log, env=environment)
         shell.run(["apt-get", "install", "-y", "--no-install-recommends", *names], log, env=environment)
 
 
 def bootstrap_root(target: Path) -> None:
-    """A minimal Debian with Python, and this machine's certificate authorities."""
+    """Install a minimal Debian with Python, and copy the host's certificate authorities into it."""
     log = paths.get_logs_folder() / "debootstrap.log"
     include_argument = f"--include={BASE_PACKAGES}"
     shell.run(["debootstrap", "--variant=minbase", include_argument, SUITE, target], log)
@@ -64,9 +66,9 @@ def bootstrap_root(target: Path) -> None:
 
 
 def _find_ca_bundle() -> Path:
-    """A machine behind a proxy of its own trusts more than Debian does; so must what is built on it."""
+    """Return the host's CA bundle: builds behind a company proxy must trust the same authorities as the host."""
     return Path(os.environ.get("SSL_CERT_FILE") or f"/{_CA_BUNDLE}")
 
 
-# Set in the base image, not in the Dockerfiles: uv and pip bring their own bundles otherwise.
+# Set in the base image, not in the Dockerfiles. Without these variables uv and pip use bundles of their own.
 BASE_ENVIRONMENT = {"SSL_CERT_FILE": f"/{_CA_BUNDLE}", "PIP_CERT": f"/{_CA_BUNDLE}"}

@@ -1,4 +1,4 @@
-"""`make demo`: a whole fine-tuning run, from nothing to an answer of the tuned model."""
+"""`make demo`: one complete fine-tuning run on a local cluster, from an empty machine to answers of the tuned model."""
 
 import json
 import sys
@@ -19,33 +19,36 @@ MODEL_PREFIX = "smollm2-135m-instruct"
 SECRET = "s3-credentials"
 _SAMPLES_FOLDER = paths.REPOSITORY / "manifests" / "samples"
 SAMPLE = _SAMPLES_FOLDER / "quickstart.yaml"
-SAMPLE_ENDPOINT = "http://s3.example:9000"  # what the sample says in place of a store
+SAMPLE_ENDPOINT = "http://s3.example:9000"  # placeholder in the sample, replaced by the address of the S3 server
 
 
 def run_demo() -> None:
-    """Every step leaves alone what is done already, so a second run goes on where the first one stopped."""
+    """Run all steps of the demo. A second call skips completed steps and continues where the first one stopped."""
+    echo("preparing tools, images and the base model: up to 30 minutes the first time, seconds later")
     prepare.prepare_all(smollm2.ensure_model)
     cluster = Cluster(CLUSTER)
-    with log_step(f"cluster {CLUSTER} up"):
+    with log_step(f"starting the cluster {CLUSTER}"):
         cluster.up()
     has_new_images = cluster.load_images()
     objects = S3Objects(cluster.s3)
-    with log_step("base model and data in S3"):
+    with log_step("uploading the base model and the data to S3"):
         _upload_inputs(objects)
-    with log_step("operator installed by helm"):
+    with log_step("installing the operator with Helm"):
         _install_operator(cluster, restart=has_new_images)
     _apply_sample(cluster)
-    echo(f"FineTuneJob {JOB} applied")
+    echo(f"applied the FineTuneJob {JOB}; its status:")
     follow_job(cluster, JOB)
     _print_adapter_files(objects)
-    with log_step("both models asked"):
+    with log_step("asking the base model and the tuned model the same question"):
         model_answers = questions.ask_models(cluster, f"s3://models/{MODEL_PREFIX}/", f"s3://adapters/{JOB}")
-    _print_answers(cluster, model_answers)
+    _print_answers(model_answers)
+    _print_next_steps(cluster)
 
 
 def remove_demo() -> None:
+    """Remove the demo's cluster. Tools, images and the base model stay in the cache."""
     Cluster(CLUSTER).down()
-    echo("the demo is gone; tools and images stay in the cache")
+    echo(f"removed the cluster {CLUSTER}; tools and images stay in {paths.get_cache_folder()}")
 
 
 def _upload_inputs(objects: S3Objects) -> None:
@@ -64,14 +67,14 @@ def _install_operator(cluster: Cluster, *, restart: bool) -> None:
     is_new_release = not _resource_exists(cluster, "deployment", RELEASE, NAMESPACE)
     cluster.helm("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace", *set_arguments)
     deployment_arguments = ["--namespace", NAMESPACE, f"deployment/{RELEASE}"]
-    if restart and not is_new_release:  # the image has a new content under its old name
+    if restart and not is_new_release:  # the tag of a new image is the same, so the Deployment has not changed
         cluster.kubectl("rollout", "restart", *deployment_arguments)
     try:
         cluster.kubectl("rollout", "status", "--timeout=120s", *deployment_arguments)
     except UserError:
-        last_log_line = cluster.kubectl("logs", "--tail=1", *deployment_arguments).strip() or "it says nothing"
+        last_log_line = cluster.kubectl("logs", "--tail=1", *deployment_arguments).strip() or "its log is empty"
         hint = f"export KUBECONFIG={cluster.kubeconfig}; kubectl -n {NAMESPACE} describe pods"
-        raise UserError(f"the operator does not become ready: {last_log_line} ({hint})") from None
+        raise UserError(f"the operator is not ready after 120 s: {last_log_line} (for details: {hint})") from None
 
 
 def _resource_exists(cluster: Cluster, kind: str, name: str, namespace: str) -> bool:
@@ -80,7 +83,7 @@ def _resource_exists(cluster: Cluster, kind: str, name: str, namespace: str) -> 
 
 
 def _apply_sample(cluster: Cluster) -> None:
-    """The sample as it is, but for the store's address. A run that failed before is tried anew."""
+    """Create the FineTuneJob of the sample with the address of the S3 server. A failed one is deleted first."""
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -90,7 +93,9 @@ def _apply_sample(cluster: Cluster) -> None:
     cluster.kubectl("apply", "--filename=-", stdin=json.dumps(secret))
     sample = SAMPLE.read_text()
     if SAMPLE_ENDPOINT not in sample:
-        raise UserError(f"manifests/samples/quickstart.yaml does not say {SAMPLE_ENDPOINT} any more: adapt demo.py")
+        raise UserError(
+            f"manifests/samples/quickstart.yaml does not contain {SAMPLE_ENDPOINT}: change SAMPLE_ENDPOINT in demo.py"
+        )
     get_phase_arguments = ["get", "ftj", JOB, "--ignore-not-found", "--output=jsonpath={.status.phase}"]
     if cluster.kubectl(*get_phase_arguments).strip() == "Failed":
         cluster.kubectl("delete", "ftj", JOB, "--wait")
@@ -98,18 +103,23 @@ def _apply_sample(cluster: Cluster) -> None:
 
 
 def _print_adapter_files(objects: S3Objects) -> None:
-    echo(f"the adapter, s3://adapters/{JOB}:")
+    echo(f"published files in s3://adapters/{JOB} (bytes, name):")
     for key, size in objects.list_objects("adapters", f"{JOB}/"):
         if "/." not in key:
-            print(f"         {size:>12,}  {key.removeprefix(f'{JOB}/')}")
+            print(f"        {size:>12,}  {key.removeprefix(f'{JOB}/')}")
 
 
-def _print_answers(cluster: Cluster, model_answers: questions.ModelAnswers) -> None:
-    print(f"\n  Question     {questions.PROMPT}")
-    print(f"  Base model   {model_answers.base}")
-    print(f"  Fine-tuned   {model_answers.tuned}\n")
-    print("Look around:")
-    print(f"  export KUBECONFIG={cluster.kubeconfig}")
-    print(f"  kubectl get ftj; kubectl describe ftj {JOB}; kubectl logs job/{JOB}")
-    print("Then write your own: docs/ says how, manifests/samples/ has examples. Remove the demo: make demo-down")
+def _print_answers(model_answers: questions.ModelAnswers) -> None:
+    print(f"\n  Question      {questions.PROMPT}")
+    print(f"  Base model    {model_answers.base}")
+    print(f"  Tuned model   {model_answers.tuned}\n")
+
+
+def _print_next_steps(cluster: Cluster) -> None:
+    print("The demo is complete. To look at the run:")
+    cluster.print_environment()
+    for command in ("get ftj", f"describe ftj {JOB}", f"logs job/{JOB}"):
+        print(f"  kubectl {command}")
+    print("To train on your own data, read docs/how-to/own-data.md and the examples in manifests/samples/.")
+    print("To remove the cluster, run `make demo-down`.")
     sys.stdout.flush()

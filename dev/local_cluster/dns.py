@@ -1,7 +1,7 @@
-"""Names of Services, for pods: enough of DNS that `kubernetes.default.svc` and other ClusterIPs are found.
+"""DNS server for pods, which resolves the ClusterIPs of Services and the host names of pods in headless Services.
 
-Run as `python -m local_cluster.dns NAME` by the supervisor. A headless Service has no address here, but its pods have
-that have a host name: `pod.service.namespace.svc`.
+The supervisor runs it as `python -m local_cluster.dns NAME`. It answers `service.namespace.svc.cluster.local` and
+`host.service.namespace.svc.cluster.local` over UDP; a headless Service itself has no address.
 """
 
 import json
@@ -21,15 +21,18 @@ PORT = 53
 DOMAIN = "svc.cluster.local"
 _HEADER_BYTES = 12
 _TYPE_A, _CLASS_INTERNET = 1, 1
-_SUCCESS_FLAGS, _NXDOMAIN_FLAGS = 0x8580, 0x8583  # a response, authoritative, recursion asked for and available
+_SUCCESS_FLAGS, _NXDOMAIN_FLAGS = 0x8580, 0x8583  # response, authoritative, recursion desired and available
 _TTL_SECONDS = 5
 _SERVICE_SELECTOR = "labelSelector=kubernetes.io/service-name%3D"
 AddressLookup = Callable[[str, str, str], str | None]
 
 
 def build_response(query: bytes, lookup: AddressLookup) -> bytes:
-    """The answer to a query of one question; `lookup` knows a Service's address by namespace, name and a pod's
-    host name, which is empty for the Service itself."""
+    """Return the response to a query with one question (RFC 1035).
+
+    `lookup` returns an IPv4 address for a namespace, the name of a Service, and the host name of a pod or an empty
+    string. Raises IndexError if the query is malformed.
+    """
     labels, name_end = _parse_question(query)
     address = _resolve_labels(labels, lookup)
     record_type = int.from_bytes(query[name_end : name_end + 2], "big")
@@ -41,7 +44,7 @@ def build_response(query: bytes, lookup: AddressLookup) -> bytes:
 
 
 def _parse_question(query: bytes) -> tuple[list[str], int]:
-    """The labels of the name that is asked for, and where the name ends."""
+    """Return the labels of the requested name in lower case, and the offset of the first byte after the name."""
     labels = []
     offset = _HEADER_BYTES
     while length := query[offset]:
@@ -58,14 +61,14 @@ def _resolve_labels(labels: list[str], lookup: AddressLookup) -> str | None:
 
 
 def _build_record(address: str) -> bytes:
-    """It points back to the question for its name."""
+    """Return an A record whose name is a pointer to the name in the question."""
     name = (0xC000 | _HEADER_BYTES).to_bytes(2, "big")
     fields = [(_TYPE_A, 2), (_CLASS_INTERNET, 2), (_TTL_SECONDS, 4), (4, 2)]
     return name + b"".join(value.to_bytes(size, "big") for value, size in fields) + IPv4Address(address).packed
 
 
 def create_service_lookup(target: Node) -> AddressLookup:
-    """Asks the API server each time: what it says is never stale."""
+    """Return a lookup that asks the API server for every query, so that no answer is stale."""
     token = json.loads(target.kubeconfig_path("admin").read_text())["users"][0]["user"]["token"]
     ssl_context = ssl.create_default_context(cafile=str(target.pki_path("ca.crt")))
 
@@ -89,7 +92,7 @@ def create_service_lookup(target: Node) -> AddressLookup:
 
 
 def find_pod_address(endpoint_slices: list[dict[str, Any]], host: str) -> str | None:
-    """The pod of that host name, by a Service's EndpointSlices."""
+    """Return the address of the pod with that host name in the EndpointSlices of a Service."""
     endpoints = (
         endpoint
         for endpoint_slice in endpoint_slices
@@ -100,6 +103,7 @@ def find_pod_address(endpoint_slices: list[dict[str, Any]], host: str) -> str | 
 
 
 def main() -> None:
+    """Answer queries until the process is stopped."""
     target = node.create_node(sys.argv[1])
     lookup = create_service_lookup(target)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
@@ -109,7 +113,7 @@ def main() -> None:
             try:
                 server.sendto(build_response(query, lookup), client)
             except (IndexError, OSError) as error:
-                print(f"a query of {client[0]} is dropped: {error}", flush=True)
+                print(f"dropped a query from {client[0]}: {error}", flush=True)
 
 
 if __name__ == "__main__":

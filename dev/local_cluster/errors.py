@@ -1,5 +1,5 @@
-"""The one error that a user sees without a traceback."""
+"""The error that the command line prints without a traceback."""
 
 
 class UserError(Exception):
-    """One line that says what is wrong and what to do about it."""
+    """A problem that the user can solve; its message is one line with the cause and what to do."""

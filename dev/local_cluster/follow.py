@@ -1,4 +1,4 @@
-"""Watching a FineTuneJob until it ends."""
+"""Following a FineTuneJob on the console until it ends."""
 
 import json
 import sys
@@ -14,7 +14,10 @@ POLL_INTERVAL_SECONDS = 2
 
 
 def follow_job(cluster: Cluster, job: str) -> None:
-    """One line that changes on a terminal, one line per change elsewhere."""
+    """Print the status of a FineTuneJob until it is complete: one line that is refreshed, or one line per change.
+
+    Raises UserError if the FineTuneJob fails or does not end within 30 minutes.
+    """
     started = time.monotonic()
     previous_text = ""
     while True:
@@ -27,10 +30,16 @@ def follow_job(cluster: Cluster, job: str) -> None:
         if is_finished(status):
             break
         if elapsed > TIMEOUT_SECONDS:
-            raise UserError(f"{job} has not ended after {format_duration(TIMEOUT_SECONDS)}: kubectl describe ftj {job}")
+            raise UserError(
+                f"FineTuneJob {job} did not end within {format_duration(TIMEOUT_SECONDS)}: "
+                f"export KUBECONFIG={cluster.kubeconfig}; kubectl describe ftj {job}"
+            )
         time.sleep(POLL_INTERVAL_SECONDS)
     if status["phase"] == "Failed":
-        raise UserError(f"{job} failed: {get_failure_message(status)} (kubectl logs job/{job})")
+        raise UserError(
+            f"FineTuneJob {job} failed: {get_failure_message(status)} "
+            f"(for its log: export KUBECONFIG={cluster.kubeconfig}; kubectl logs job/{job})"
+        )
 
 
 def is_finished(status: dict[str, Any]) -> bool:
@@ -38,7 +47,7 @@ def is_finished(status: dict[str, Any]) -> bool:
 
 
 def summarize_status(status: dict[str, Any]) -> str:
-    """What `kubectl get ftj` shows, in one line."""
+    """Return phase, progress, stage, step and loss in one line, as far as the status contains them."""
     progress = status.get("progress", {})
     fields = [status.get("phase", "Pending")]
     if "percentage" in progress:
@@ -53,10 +62,10 @@ def summarize_status(status: dict[str, Any]) -> str:
 
 
 def get_failure_message(status: dict[str, Any]) -> str:
-    """Why it failed, in the operator's words."""
+    """Return the message of the condition Failed."""
     failed_conditions = [
         condition
         for condition in status.get("conditions", [])
         if condition["type"] == "Failed" and condition["status"] == "True"
     ]
-    return failed_conditions[0]["message"] if failed_conditions else "no reason is given"
+    return failed_conditions[0]["message"] if failed_conditions else "its status has no condition Failed"

@@ -1,4 +1,4 @@
-"""One containerd root in the cache that holds all images unpacked; each cluster starts from a copy by hard links."""
+"""The golden containerd root in the cache: it contains all images unpacked, and new clusters get hard-linked copies."""
 
 import json
 import shutil
@@ -25,29 +25,30 @@ def _get_golden_root() -> Path:
 
 
 def has_images() -> bool:
+    """Return whether images were imported before."""
     return (_get_images_folder() / "imported.json").exists()
 
 
 def lock_images() -> AbstractContextManager[None]:
-    """Held by whoever builds, imports or copies: an image must not be replaced under a copy's hands."""
+    """Return the lock for building, importing and copying, so that no image is replaced while it is copied."""
     return cache.lock("images")
 
 
 def import_built_images() -> None:
-    """Import what was built since the last time."""
+    """Import the images that were built since the last import."""
     built_references = images.list_built_references()
     if _read_imported() == built_references:
         return
     with _run_containerd() as client:
         for name, reference in built_references.items():
             if _read_imported().get(name) != reference:
-                with log_step(f"{name.rpartition('/')[2]} imported", _get_log_path()):
+                with log_step(f"importing {name.rpartition('/')[2]} into containerd", _get_log_path()):
                     client.import_image(store.read_image(reference), name)
                 _record_import(name, reference)
 
 
 def _read_imported() -> dict[str, str]:
-    """What the root holds: each image's name, and the build that it was imported from."""
+    """Return the imported images: the name in containerd, and the reference in buildah's store it was imported from."""
     record_file = _get_images_folder() / "imported.json"
     return dict(json.loads(record_file.read_text())) if record_file.exists() else {}
 
@@ -63,7 +64,7 @@ def _get_log_path() -> Path:
 
 
 def import_outdated(client: ContainerdClient) -> list[str]:
-    """Bring a running containerd up to date; the images that it did not have."""
+    """Import missing and outdated images into a running containerd. Return their names."""
     with lock_images():
         loaded_digests = client.list_images()
         stored_images = {name: store.read_image(reference) for name, reference in _read_imported().items()}
@@ -79,7 +80,7 @@ def import_outdated(client: ContainerdClient) -> list[str]:
 
 @contextmanager
 def _run_containerd() -> Iterator[ContainerdClient]:
-    """containerd on the golden root, for as long as the block lasts."""
+    """Run containerd on the golden root until the block ends."""
     run_folder = Path("/run/finetune-operator")
     cache.remove_folder(run_folder)
     run_folder.mkdir(parents=True)
@@ -103,16 +104,16 @@ def _wait_until_ready(client: ContainerdClient, process: subprocess.Popen[bytes]
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not client.is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise UserError(f"containerd does not start: see {_get_log_path()}")
+            raise UserError(f"containerd did not start: see {_get_log_path()}")
         time.sleep(0.1)
 
 
 def copy_root(target: Path) -> None:
-    """Layers never change, so links do; the databases are written to, so they are copied."""
+    """Copy the golden root to `target`: layers, which never change, as hard links, and databases as copies."""
     with lock_images():
         target.parent.mkdir(parents=True, exist_ok=True)
         if not _get_golden_root().exists():
-            raise UserError("there are no images yet: build them first (make image)")
+            raise UserError("no images were built yet: run `make image`")
         shell.capture_output(["cp", "--archive", "--link", _get_golden_root(), target])
         for database in _get_golden_root().rglob("*.db"):
             copy = target / database.relative_to(_get_golden_root())

@@ -1,4 +1,4 @@
-"""The images that a cluster runs: what goes into each, and whether it has to be built anew."""
+"""The images of a cluster: their sources, their names, and how they are built."""
 
 import functools
 from collections.abc import Iterator
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import buildah, cache, debian, paths, shell
-from local_cluster.console import echo, log_step
+from local_cluster.console import log_step
 from local_cluster.containerd import PAUSE_IMAGE
 
 
 @dataclass(frozen=True)
 class Image:
-    """`reference` is what a pod's manifest says; containerd knows it under Docker's full name."""
+    """An image that is built from a Dockerfile; `reference` is its name in the manifests of pods."""
 
     reference: str
     dockerfile: str
 
     @property
     def full_name(self) -> str:
+        """Return the name in containerd, with registry and namespace."""
         return f"docker.io/library/{self.reference}"
 
     @functools.cached_property
     def built_reference(self) -> str:
-        """Its name in buildah's store holds the hash of all that a build reads; taken once, for sources may change."""
+        """Return the name in buildah's store, with a hash of all sources. It is cached, because sources may change."""
         return f"localhost/{self.name}:{cache.hash_files(_list_sources(self.dockerfile), get_base_reference())}"
 
     @property
@@ -55,12 +56,12 @@ def get_pause_reference() -> str:
 
 
 def list_built_references() -> dict[str, str]:
-    """Every image a cluster has: its name there, and its name in buildah's store."""
+    """Return the images of a cluster: the name in containerd, and the reference in buildah's store."""
     return {PAUSE_IMAGE: get_pause_reference(), **{image.full_name: image.built_reference for image in IMAGES}}
 
 
 def build_all() -> None:
-    """Build what is missing, and drop what it replaces."""
+    """Build missing images and remove those that they replace."""
     _build_base()
     for image in IMAGES:
         _build_image(image)
@@ -72,8 +73,7 @@ def _build_base() -> None:
         return
     log = _create_log("base")
     folder = paths.get_cache_folder() / "buildah" / "debian"
-    echo("building the base image (once)")
-    with log_step("base image built", log), cache.replace_folder(folder) as root:
+    with log_step("building the base image", log), cache.replace_folder(folder) as root:
         debian.bootstrap_root(root)
         buildah.build_from_folder(root, get_base_reference(), log, debian.BASE_ENVIRONMENT)
         with cache.replace_folder(folder.with_name("pause")) as pause:
@@ -85,7 +85,7 @@ def _build_base() -> None:
 
 
 def _create_pause_root(root: Path, target: Path) -> None:
-    """busybox under the names of its commands: it holds a pod's namespaces, and serves tests as a small image."""
+    """Create a root file system with busybox and a link for each of its commands."""
     (target / "bin").mkdir()
     busybox = target / "bin" / "busybox"
     busybox.write_bytes((root / "bin" / "busybox").read_bytes())
@@ -101,8 +101,7 @@ def _build_image(image: Image) -> None:
     uv_cache = Path(shell.capture_output(["uv", "cache", "dir"]).strip())
     buildah.share_uv_cache(uv_cache)
     log = _create_log(image.dockerfile)
-    echo(f"building {image.reference}")
-    with log_step(f"{image.reference} built", log):
+    with log_step(f"building the image {image.reference}", log):
         buildah.build(paths.REPOSITORY / image.dockerfile, image.built_reference, get_base_reference(), log)
 
 
@@ -113,7 +112,7 @@ def _create_log(name: str) -> Path:
 
 
 def _remove_old_images() -> None:
-    """buildah removes with an image what only it needed, and keeps what the next build can use again."""
+    """Remove images of earlier sources. buildah keeps the layers that current images share with them."""
     current_references = {get_base_reference(), *list_built_references().values()}
     for reference in buildah.list_references():
         if reference not in current_references:

@@ -1,4 +1,4 @@
-"""The real Kueue in a local cluster, from its own chart, for `make test-kueue`."""
+"""Installing Kueue into a local cluster from its own chart, for `make test-kueue`."""
 
 import shutil
 
@@ -11,7 +11,7 @@ _IMAGE_NAME = "docker.io/library/kueue:dev"
 
 
 def install_kueue(cluster: Cluster) -> None:
-    """Build it if it was not yet, 11 minutes of CPU time, and wait until its webhooks answer."""
+    """Build Kueue if it is not cached (11 minutes of CPU time), install it, and wait until it is ready."""
     tools.ensure_built([tools.KUEUE])
     _load_image(cluster)
     chart = tools.find_module_folder(tools.KUEUE, "sigs.k8s.io/kueue") / "charts" / "kueue"
@@ -20,12 +20,12 @@ def install_kueue(cluster: Cluster) -> None:
     cluster.helm(
         "upgrade", "--install", "kueue", str(chart), *namespace_arguments, "--create-namespace", "--values", str(values)
     )
-    # Its certificates come by a Secret, which the kubelet looks at once in a minute or two.
+    # Kueue writes its certificates to a Secret, and the kubelet syncs mounted Secrets only every minute or two.
     cluster.kubectl(*namespace_arguments, "rollout", "status", "deployment/kueue-controller-manager", "--timeout=300s")
 
 
 def _load_image(cluster: Cluster) -> None:
-    """An image of one file. buildah's copy is in nobody's way: the next build of our images drops it."""
+    """Import an image with Kueue's program. The next build of our images removes buildah's copy of it."""
     folder = paths.get_cache_folder() / "buildah" / "kueue"
     log = paths.get_logs_folder() / "kueue.log"
     with golden.lock_images():

@@ -1,4 +1,4 @@
-"""Addresses of a cluster, and the veth pair that joins its network namespace to the host."""
+"""Addresses of a cluster, and the veth pair that connects its network namespace to the host."""
 
 import json
 import zlib
@@ -8,7 +8,7 @@ from typing import Any
 from local_cluster import shell
 from local_cluster.errors import UserError
 
-# These live inside the namespace only, so all clusters share them.
+# These addresses are only used inside the network namespace, so they are the same in all clusters.
 POD_CIDR = "10.88.0.0/16"
 SERVICE_CIDR = "10.96.0.0/16"
 KUBERNETES_SERVICE = "10.96.0.1"
@@ -20,7 +20,7 @@ _MAX_INTERFACE_LENGTH = 15
 
 @dataclass(frozen=True)
 class Addresses:
-    """Both ends of the pair: a /30 out of 198.18.0.0/15, the range that is kept for tests and never routed."""
+    """Both ends of the veth pair: a /30 in 198.18.0.0/15, which RFC 2544 reserves for benchmarks."""
 
     interface: str
     host: str
@@ -36,7 +36,7 @@ class Addresses:
 
 
 def compute_addresses(name: str) -> Addresses:
-    """The same name has the same addresses on every machine."""
+    """Derive the addresses from a hash of the cluster's name, so that they are the same on every machine."""
     name_hash = zlib.crc32(name.encode())
     block = name_hash % (1 << 15)  # a /15 holds 2^15 blocks of four addresses
     base = f"198.{18 + (block >> 14)}.{(block >> 6) & 255}"
@@ -48,7 +48,7 @@ def compute_addresses(name: str) -> Addresses:
 
 
 def check_addresses_free(addresses: Addresses) -> None:
-    """Another interface with our address means that traffic would go astray."""
+    """Raise UserError if another interface of the host has one of the addresses."""
     used_addresses = {
         info["local"]: link["ifname"]
         for link in _query_ip("-4", "address", "show")
@@ -65,12 +65,12 @@ def _query_ip(*arguments: str) -> list[dict[str, Any]]:
 
 
 def remove_link(addresses: Addresses) -> None:
-    """Clear a pair that a killed run left; with the namespace gone there is usually none."""
+    """Remove the pair of a killed cluster. Usually the kernel removed it together with the namespace."""
     shell.succeeds(["ip", "link", "delete", addresses.interface])
 
 
 def create_link(addresses: Addresses, pid: int) -> None:
-    """On the host: make the pair, give one end to the namespace of that process, and address ours."""
+    """Create the pair on the host, move one end into the network namespace of `pid`, and configure the other one."""
     peer = ["peer", "name", _NODE_INTERFACE, "netns", str(pid)]
     shell.capture_output(["ip", "link", "add", addresses.interface, "type", "veth", *peer])
     shell.capture_output(["ip", "address", "add", f"{addresses.host}/30", "dev", addresses.interface])
@@ -78,12 +78,12 @@ def create_link(addresses: Addresses, pid: int) -> None:
 
 
 def has_link() -> bool:
-    """In the namespace: whether our end has arrived."""
+    """Return whether the namespace of this process has its end of the pair."""
     return shell.succeeds(["ip", "link", "show", _NODE_INTERFACE])
 
 
 def configure_link(addresses: Addresses) -> None:
-    """In the namespace. The default route serves no traffic: a service's address needs one to be routed at all."""
+    """Configure the end in the namespace of this process. ClusterIPs are only routed if there is a default route."""
     shell.capture_output(["ip", "link", "set", "lo", "up"])
     shell.capture_output(["ip", "address", "add", f"{addresses.node}/30", "dev", _NODE_INTERFACE])
     shell.capture_output(["ip", "link", "set", _NODE_INTERFACE, "up"])

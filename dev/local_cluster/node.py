@@ -1,4 +1,4 @@
-"""What the parts of a node are told: their arguments and configuration files. Pure, nothing is run or written here."""
+"""Command lines and configuration files of a node's components. This module runs nothing and writes nothing."""
 
 import json
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from local_cluster.network import (
 
 ETCD_URL = "http://127.0.0.1:2379"
 _ETCD_PEER_URL = "http://127.0.0.1:2380"
-CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")  # a private /run/containerd, see supervisor.py
+CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")  # in the supervisor's mount namespace
 REGION = "us-east-1"
-# Who talks to the API server: the user name, and the group that its rights come from.
+# Clients of the API server: the user name, and the group that grants their permissions.
 USERS = {
     "admin": ("admin", "system:masters"),
     "kubelet": ("system:node:{node}", "system:nodes"),
@@ -31,7 +31,7 @@ USERS = {
 
 @dataclass(frozen=True)
 class Node:
-    """One cluster's one node: its name, its folder, its addresses."""
+    """The node of a cluster: its name, its folder and its addresses."""
 
     name: str
     folder: Path
@@ -52,11 +52,12 @@ class Node:
 
 
 def create_node(name: str) -> Node:
+    """Return the node of the cluster with this name."""
     return Node(name, paths.get_cluster_folder(name), compute_addresses(name))
 
 
 def build_etcd_command(node: Node) -> list[str]:
-    """Its data lives as long as the cluster does, so there is no reason to wait for the disk."""
+    """Return the command of etcd. Its data does not outlive the cluster, so it does not wait for the disk."""
     return [
         "etcd",
         "--name=node",
@@ -72,6 +73,7 @@ def build_etcd_command(node: Node) -> list[str]:
 
 
 def build_kube_apiserver_command(node: Node) -> list[str]:
+    """Return the command of the API server, which listens on the address that host and pods reach."""
     return [
         "kube-apiserver",
         f"--etcd-servers={ETCD_URL}",
@@ -96,6 +98,7 @@ def build_kube_apiserver_command(node: Node) -> list[str]:
 
 
 def build_kube_controller_manager_command(node: Node) -> list[str]:
+    """Return the command of the controller manager, without leader election."""
     return [
         "kube-controller-manager",
         f"--kubeconfig={node.kubeconfig_path('controller-manager')}",
@@ -109,11 +112,13 @@ def build_kube_controller_manager_command(node: Node) -> list[str]:
 
 
 def build_kube_scheduler_command(node: Node) -> list[str]:
+    """Return the command of the scheduler, without leader election."""
     kubeconfig_argument = f"--kubeconfig={node.kubeconfig_path('scheduler')}"
     return ["kube-scheduler", kubeconfig_argument, "--leader-elect=false", "--bind-address=127.0.0.1"]
 
 
 def build_kubelet_command(node: Node) -> list[str]:
+    """Return the command of the kubelet, whose node has the name of the cluster."""
     return [
         "kubelet",
         f"--kubeconfig={node.kubeconfig_path('kubelet')}",
@@ -124,7 +129,11 @@ def build_kubelet_command(node: Node) -> list[str]:
 
 
 def render_kubelet_config(node: Node) -> str:
-    """cgroup v1 is allowed; a node that is nearly full neither evicts pods nor deletes images: the disk is not ours."""
+    """Return the kubelet's configuration.
+
+    It allows cgroup v1 and swap, and does not evict pods or delete images if the disk is nearly full: the disk belongs
+    to the host.
+    """
     return json.dumps(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -152,11 +161,12 @@ def render_kubelet_config(node: Node) -> str:
 
 
 def build_kube_proxy_command(node: Node) -> list[str]:
+    """Return the command of kube-proxy."""
     return ["kube-proxy", f"--config={node.config_path('kube-proxy.json')}", f"--hostname-override={node.name}"]
 
 
 def render_kube_proxy_config(node: Node) -> str:
-    """conntrack's limits belong to the whole machine: leave them."""
+    """Return kube-proxy's configuration. It does not change the conntrack limits, which apply to the complete host."""
     return json.dumps(
         {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -170,16 +180,18 @@ def render_kube_proxy_config(node: Node) -> str:
 
 
 def build_versitygw_command(node: Node) -> list[str]:
-    """The keys come by environment: arguments are for everyone to read."""
+    """Return the command of the S3 server. Its keys are environment variables, because all users can read arguments."""
     port = f"--port={node.addresses.node}:{S3_PORT}"
     return ["versitygw", port, f"--region={REGION}", "--quiet", "posix", str(node.folder / "s3")]
 
 
 def build_dns_command(node: Node) -> list[str]:
+    """Return the command of the DNS server, to be run by Python."""
     return ["dns", "-m", "local_cluster.dns", node.name]
 
 
 def render_cni_config() -> str:
+    """Return the CNI configuration: a bridge for the pods, with addresses by host-local and port mappings."""
     pod_range = {"subnet": POD_CIDR}
     bridge = {
         "type": "bridge",
@@ -194,6 +206,7 @@ def render_cni_config() -> str:
 
 
 def render_kubeconfig(node: Node, token: str) -> str:
+    """Return a kubeconfig that authenticates by a static token."""
     cluster = {"server": node.addresses.api, "certificate-authority": str(node.pki_path("ca.crt"))}
     return json.dumps(
         {
@@ -209,6 +222,7 @@ def render_kubeconfig(node: Node, token: str) -> str:
 
 
 def render_tokens_csv(node: Node, tokens: dict[str, str]) -> str:
+    """Return the API server's static token file, with one line for each of USERS."""
     lines = []
     for name, (user, group) in USERS.items():
         user_name = user.format(node=node.name)
@@ -217,7 +231,7 @@ def render_tokens_csv(node: Node, tokens: dict[str, str]) -> str:
 
 
 def build_subject_alt_names(node: Node) -> str:
-    """What the API server's certificate is valid for."""
+    """Return the names and addresses in the API server's certificate, in the syntax of openssl."""
     names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
     ip_addresses = ["127.0.0.1", node.addresses.node, KUBERNETES_SERVICE]
     return ",".join([*(f"DNS:{name}" for name in names), *(f"IP:{ip_address}" for ip_address in ip_addresses)])

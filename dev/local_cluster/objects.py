@@ -1,4 +1,4 @@
-"""Putting files into a cluster's S3 server, and listing them, from the host."""
+"""Uploading files to a cluster's S3 server, and listing its objects, from the host."""
 
 import os
 from collections.abc import Iterator
@@ -33,19 +33,19 @@ class S3Objects:
             self._client.create_bucket(Bucket=name)
 
     def upload(self, file: Path, bucket: str, key: str) -> None:
-        """Nothing is sent if an object of that size is there already."""
+        """Upload a file unless an object of that key and size exists."""
         if dict(self.list_objects(bucket, key)).get(key) != file.stat().st_size:
             self._client.upload_file(str(file), bucket, key)
 
     def list_objects(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """Keys and sizes."""
+        """Yield the key and the size in bytes of each object."""
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 yield entry["Key"], entry["Size"]
 
 
 def _bypass_proxy(url: str) -> None:
-    """A proxy that the machine uses for the world has no way to a cluster of this machine."""
+    """Exclude the host of `url` from proxies: a proxy cannot reach a cluster on this machine."""
     host = urlsplit(url).hostname or ""
     for variable in ("NO_PROXY", "no_proxy"):
         os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), host]))

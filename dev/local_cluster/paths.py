@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, the cache that outlives it, and what belongs to one cluster."""
+"""Folders: the checkout, the cache, and the files of each cluster."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ GO_MODULES = REPOSITORY / "dev" / "tools"
 
 
 def get_cache_folder() -> Path:
-    """Everything that is costly to make and the same for every checkout."""
+    """Return the folder of tools, images and clusters, which all checkouts of a user share."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "finetune-operator"
 

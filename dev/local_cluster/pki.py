@@ -1,4 +1,4 @@
-"""Certificates, tokens and kubeconfigs of one cluster; made anew at each start."""
+"""Certificates, tokens and kubeconfigs of a cluster. They are created at each start."""
 
 import secrets
 from pathlib import Path
@@ -11,7 +11,7 @@ _KEY_ARGUMENTS = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-node
 
 
 def create_credentials(target: Node) -> None:
-    """Write everything that the components read before they start."""
+    """Write the certificates, keys, tokens and kubeconfigs that the components read at their start."""
     target.pki_path("").mkdir(parents=True, mode=0o700)
     target.config_path("").mkdir()
     _create_authority(target)
@@ -35,36 +35,17 @@ def _write_private_file(file: Path, text: str) -> None:
 
 
 def _create_authority(target: Node) -> None:
-    files: list[str | Path] = ["-keyout", target.pki_path("ca.key"), "-out", target.pki_path("ca.crt")]
+    command = ["openssl", "req", "-x509", *_KEY_ARGUMENTS, *_VALIDITY_ARGUMENTS, "-subj", f"/CN={target.name}-ca"]
     extensions = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-    shell.capture_output(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            *_KEY_ARGUMENTS,
-            *_VALIDITY_ARGUMENTS,
-            *files,
-            "-subj",
-            f"/CN={target.name}-ca",
-            *extensions,
-        ]
-    )
+    files: list[str | Path] = ["-keyout", target.pki_path("ca.key"), "-out", target.pki_path("ca.crt")]
+    shell.capture_output([*command, *extensions, *files])
 
 
 def _create_certificate(target: Node, name: str, subject: str, extension: str) -> None:
-    key, request, certificate = (
-        target.pki_path(f"{name}.{extension_name}") for extension_name in ("key", "csr", "crt")
-    )
-    extensions = target.pki_path(f"{name}.ext")
+    """Create a key and a certificate that is signed by the cluster's authority."""
+    key, request, certificate, extensions = (target.pki_path(f"{name}.{kind}") for kind in ("key", "csr", "crt", "ext"))
     extensions.write_text(f"{extension}\nauthorityKeyIdentifier=keyid\nkeyUsage=digitalSignature\n")
     shell.capture_output(["openssl", "req", *_KEY_ARGUMENTS, "-keyout", key, "-out", request, "-subj", subject])
-    signer: list[str | Path] = [
-        "-CA",
-        target.pki_path("ca.crt"),
-        "-CAkey",
-        target.pki_path("ca.key"),
-        "-CAcreateserial",
-    ]
+    authority = ["-CA", str(target.pki_path("ca.crt")), "-CAkey", str(target.pki_path("ca.key")), "-CAcreateserial"]
     files: list[str | Path] = ["-in", request, "-out", certificate, "-extfile", extensions]
-    shell.capture_output(["openssl", "x509", "-req", *signer, *files, *_VALIDITY_ARGUMENTS])
+    shell.capture_output(["openssl", "x509", "-req", *authority, *files, *_VALIDITY_ARGUMENTS])

@@ -1,4 +1,4 @@
-"""What has to hold before anything is started; each refusal is one line that says what to do."""
+"""Checks of the host before anything is built or started."""
 
 import os
 import platform
@@ -13,11 +13,13 @@ CACHED_GIB = 5
 
 
 def check_host() -> None:
-    """Root, a Linux that this was made for, room on the disk, and the packages."""
+    """Check system, user and disk space, and install missing packages. Raises UserError with what to do."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise UserError("a local cluster needs Linux on x86-64: run this in a virtual machine, or use your own cluster")
+        raise UserError(
+            "a local cluster needs Linux on x86-64: run the command in a virtual machine, or use a cluster of your own"
+        )
     if os.geteuid() != 0:
-        raise UserError("a local cluster needs root (it starts containers): run this again with sudo")
+        raise UserError("a local cluster needs root to start containers: run the command with sudo")
     _check_disk()
     debian.install_packages(debian.find_missing_packages())
 
@@ -30,5 +32,6 @@ def _check_disk() -> None:
     free_gib = shutil.disk_usage(folder).free >> 30
     if free_gib < needed_gib:
         raise UserError(
-            f"{folder} has {free_gib} GiB free and needs {needed_gib}: make room, or set XDG_CACHE_HOME elsewhere"
+            f"{folder} needs {needed_gib} GiB of free disk space and has {free_gib}: "
+            "free some space, or set XDG_CACHE_HOME to a folder on another disk"
         )

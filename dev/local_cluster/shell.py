@@ -1,4 +1,4 @@
-"""Running other programs; their output goes to a log, their failure becomes one line."""
+"""Running other programs. Their output goes to a log or is returned, and a failure is raised as UserError."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ _running_lock = threading.Lock()
 def run(
     argv: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run a long command; its output is appended to the log."""
+    """Run a long command and append its output to the log. Raises UserError if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as log_file:
         process = subprocess.Popen(
@@ -30,7 +30,7 @@ def run(
     exit_code = _wait_for(process)
     if exit_code:
         raise UserError(
-            f"{Path(argv[0]).name} failed with exit code {exit_code}: {read_last_line(log)} (all of it: {log})"
+            f"{Path(argv[0]).name} failed with exit code {exit_code}: {read_last_line(log)} (full log: {log})"
         )
 
 
@@ -45,7 +45,7 @@ def _wait_for(process: subprocess.Popen[bytes]) -> int:
 
 
 def terminate_running() -> None:
-    """End the commands that other threads are waiting for, so that an interrupt ends the program."""
+    """Terminate the commands that other threads wait for, so that an interrupt ends this program."""
     with _running_lock:
         for process in _running_processes:
             process.terminate()
@@ -54,7 +54,7 @@ def terminate_running() -> None:
 def capture_output(
     argv: Sequence[str | Path], *, stdin: str | None = None, env: Mapping[str, str] | None = None
 ) -> str:
-    """Run a short command and return what it printed."""
+    """Run a short command and return its standard output. Raises UserError with its standard error if it fails."""
     result = subprocess.run(
         [str(arg) for arg in argv],
         input=stdin,
@@ -71,6 +71,6 @@ def capture_output(
 
 
 def succeeds(argv: Sequence[str | Path]) -> bool:
-    """Whether a short command ends well; what it prints is of no interest."""
+    """Run a short command and return whether its exit code is 0. Its output is discarded."""
     devnull = subprocess.DEVNULL
     return subprocess.run([str(arg) for arg in argv], stdin=devnull, stdout=devnull, stderr=devnull).returncode == 0

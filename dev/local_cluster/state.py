@@ -1,4 +1,4 @@
-"""What a cluster's supervisor tells the rest, and whether it is alive."""
+"""The state that the supervisor of a cluster publishes, and whether it is running."""
 
 import fcntl
 import json
@@ -11,7 +11,7 @@ from local_cluster import paths
 
 @dataclass(frozen=True)
 class ClusterState:
-    """Written once, when the cluster is ready."""
+    """Addresses and credentials of a cluster. The supervisor writes them once, when the cluster is ready."""
 
     kubeconfig: str
     s3_url: str
@@ -32,7 +32,7 @@ def write(name: str, state: ClusterState) -> None:
 
 
 def read(name: str) -> ClusterState | None:
-    """None while the cluster is not ready."""
+    """Return the state of a cluster, or None while it is not ready."""
     file = _get_state_file(name)
     return ClusterState(**json.loads(file.read_text())) if file.exists() else None
 
@@ -42,14 +42,14 @@ def _get_lock_file(name: str) -> Path:
 
 
 def acquire_lock(name: str) -> IO[str]:
-    """Called by the supervisor: the kernel drops the lock when it ends, however it ends."""
+    """Acquire the supervisor's lock, which the kernel releases at the end of the process."""
     file = _get_lock_file(name).open("a")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
 def is_alive(name: str) -> bool:
-    """Whether a supervisor holds the lock."""
+    """Return whether a supervisor holds the lock of this cluster."""
     lock_file = _get_lock_file(name)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     with lock_file.open("a") as file:
@@ -65,13 +65,13 @@ def write_pid(name: str, pid: int) -> None:
 
 
 def read_pid(name: str) -> int | None:
-    """The supervisor's process id on the host; only meaningful while it is alive."""
+    """Return the supervisor's process id on the host, or None if it is not running."""
     file = _get_lock_file(name).with_suffix(".pid")
     return int(file.read_text()) if is_alive(name) and file.exists() else None
 
 
 def find_child(parent_pid: int) -> int | None:
-    """The one child of a process, if it has one yet."""
+    """Return the process id of the first child found of a process, or None if it has no child."""
     for stat_file in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat_file.read_text().rpartition(")")[2].split()

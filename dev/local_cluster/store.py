@@ -1,7 +1,7 @@
-"""What an image in buildah's store consists of.
+"""Reading images from buildah's store.
 
-buildah and containerd keep an unpacked layer in the same form, a folder for the kernel's overlay. So an image of
-several gigabytes is handed over as hard links, in seconds, instead of being packed, copied and unpacked.
+buildah and containerd store an unpacked layer in the same form, a folder for overlayfs. Therefore an image of several
+gigabytes is passed on as hard links, in seconds, instead of being packed, copied and unpacked.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from local_cluster.errors import UserError
 
 @dataclass(frozen=True)
 class Layer:
-    """`chain_id` is containerd's name for this layer on top of those below it."""
+    """An unpacked layer. `chain_id` is its name in containerd; `parent` is that of the layer below, or empty."""
 
     chain_id: str
     parent: str
@@ -25,18 +25,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class StoredImage:
+    """Manifest and config of an image as JSON, and its layers from the lowest to the highest."""
+
     manifest: str
     config: str
     layers: tuple[Layer, ...]
 
 
 def read_image(reference: str) -> StoredImage:
-    """Everything about an image, its layers from the lowest to the top."""
+    """Read an image from buildah's store. Raises UserError if its config does not match its manifest."""
     description = buildah.inspect(reference)
     manifest, config = str(description["Manifest"]), str(description["Config"])
     if json.loads(manifest)["config"]["digest"] != compute_digest(config):
         raise UserError(
-            f"buildah's record of {reference} is damaged: remove {buildah.get_storage_path()} and build again"
+            f"buildah's record of {reference} is damaged: remove {buildah.get_storage_path()} and run `make image`"
         )
     diff_ids = json.loads(config)["rootfs"]["diff_ids"]
     folders = _find_layer_folders(str(description["FromImageID"]))
@@ -50,7 +52,7 @@ def compute_digest(content: str) -> str:
 
 
 def compute_chain_ids(diff_ids: list[str]) -> list[str]:
-    """Each is the digest of the one below and the layer's own; the lowest is the layer's own."""
+    """Return the ChainIDs of layers by their DiffIDs, from the lowest layer, as the OCI image specification defines."""
     ids: list[str] = []
     for diff_id in diff_ids:
         ids.append(compute_digest(f"{ids[-1]} {diff_id}") if ids else diff_id)
@@ -58,7 +60,7 @@ def compute_chain_ids(diff_ids: list[str]) -> list[str]:
 
 
 def _find_layer_folders(image_id: str) -> list[Path]:
-    """The store's own index names an image's top layer, and each layer's parent."""
+    """Return the folders of an image's layers, from the lowest, by the index files of buildah's store."""
     top_layers = {entry["id"]: entry["layer"] for entry in _read_index("images")}
     parents = {entry["id"]: entry.get("parent", "") for entry in _read_index("layers")}
     folders: list[Path] = []

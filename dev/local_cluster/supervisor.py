@@ -1,8 +1,8 @@
-"""The one process that a cluster consists of: first in its own PID, mount and network namespaces, parent of all parts.
+"""The supervisor of a cluster: process 1 of its PID namespace, and the parent of all its components.
 
-The kernel ends whatever is left in a PID namespace with its first process, and drops bridge, firewall rules and mounts
-with their namespaces. So there is nothing to clean up, whether this ends by a signal, a fault, or a kill -9.
-Run as `python -m local_cluster.supervisor NAME` by cluster.py.
+When process 1 ends, the kernel kills the other processes of its PID namespace and removes bridges, firewall rules and
+mounts with their namespaces. Nothing remains to be cleaned up, even after SIGKILL. cluster.py runs this module as
+`python -m local_cluster.supervisor NAME`.
 """
 
 import os
@@ -21,7 +21,7 @@ from local_cluster.errors import UserError
 from local_cluster.node import Node
 
 STEP_TIMEOUT_SECONDS = 120
-# What the parts keep in places that cannot be configured; each gets a folder of its own there.
+# Folders of the components that cannot be configured. A folder of the cluster is mounted over each of them.
 _PRIVATE_FOLDERS = (
     "/var/lib/kubelet",
     "/var/lib/cni",
@@ -33,7 +33,7 @@ _PRIVATE_FOLDERS = (
 
 
 class _ShutdownRequested(BaseException):
-    """Asked to end."""
+    """The supervisor received SIGTERM."""
 
 
 def _request_shutdown(_number: int, _frame: FrameType | None) -> None:
@@ -41,7 +41,7 @@ def _request_shutdown(_number: int, _frame: FrameType | None) -> None:
 
 
 class Supervisor:
-    """Starts the parts in order, then waits for the first of them to end."""
+    """Starts the components of a node in order, and ends when one of them ends."""
 
     def __init__(self, target: Node, s3_keys: Mapping[str, str]) -> None:
         self._node = target
@@ -49,8 +49,9 @@ class Supervisor:
         self._components: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start_component(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start a component, with its output in a log file of its name."""
         name, *arguments = command
-        special_paths = {"containerd": "containerd", "dns": sys.executable}  # Debian's, and our own
+        special_paths = {"containerd": "containerd", "dns": sys.executable}  # Debian's program, and our module
         path = special_paths.get(name) or tools.find_program(name)
         with self._get_log_path(name).open("ab") as log:
             process = subprocess.Popen(
@@ -66,7 +67,7 @@ class Supervisor:
         return self._node.folder / "logs" / f"{name}.log"
 
     def wait_until_ready(self, description: str, is_ready: Callable[[], bool]) -> None:
-        """Until it is ready; not longer than the limit, and not when a part has ended."""
+        """Wait until `is_ready` returns true. Raises UserError after 120 seconds, or when a component has ended."""
         started = time.monotonic()
         while not is_ready():
             for name, process in self._components:
@@ -77,26 +78,27 @@ class Supervisor:
                     f"{description} is not ready after {STEP_TIMEOUT_SECONDS} s: see {self._node.folder / 'logs'}"
                 )
             time.sleep(0.2)
-        echo(f"{description} after {time.monotonic() - started:.1f} s")
+        echo(f"{description} is ready after {time.monotonic() - started:.1f} s")
 
     def _describe_exit(self, name: str, exit_code: int) -> str:
         log = self._get_log_path(name)
-        return f"{name} ended with exit code {exit_code}: {read_last_line(log)} (all of it: {log})"
+        return f"{name} ended with exit code {exit_code}: {read_last_line(log)} (full log: {log})"
 
     def start_all(self) -> None:
+        """Start all components and wait until pods can be created."""
         self.start_component(node.build_versitygw_command(self._node), self._s3_keys)
         self.start_component(["containerd", f"--config={self._node.config_path('containerd.toml')}"])
         self.start_component(node.build_etcd_command(self._node))
         self.start_component(node.build_kube_apiserver_command(self._node))
-        self.wait_until_ready("API server ready", lambda: self._kubectl_succeeds("get", "--raw=/readyz"))
+        self.wait_until_ready("API server", lambda: self._kubectl_succeeds("get", "--raw=/readyz"))
         self.start_component(node.build_dns_command(self._node))
         self.start_component(node.build_kube_controller_manager_command(self._node))
         self.start_component(node.build_kube_scheduler_command(self._node))
-        self.wait_until_ready("containerd ready", containerd.ContainerdClient(node.CONTAINERD_SOCKET).is_ready)
+        self.wait_until_ready("containerd", containerd.ContainerdClient(node.CONTAINERD_SOCKET).is_ready)
         self.start_component(node.build_kubelet_command(self._node))
         self.start_component(node.build_kube_proxy_command(self._node))
         self.wait_until_ready(
-            "node ready", lambda: self._kubectl_succeeds("wait", "--for=condition=Ready", f"node/{self._node.name}")
+            "node", lambda: self._kubectl_succeeds("wait", "--for=condition=Ready", f"node/{self._node.name}")
         )
         self.wait_until_ready(
             "default service account", lambda: self._kubectl_succeeds("get", "serviceaccount", "default")
@@ -107,7 +109,7 @@ class Supervisor:
         return shell.succeeds([tools.find_program("kubectl"), kubeconfig_argument, "--request-timeout=5s", *arguments])
 
     def reap_children(self) -> None:
-        """Collect every child that ends, orphans of containers included; the first part among them ends it all."""
+        """Reap ended children, including orphans of containers. Raises UserError when a component is among them."""
         while True:
             pid, status = os.waitpid(-1, 0)
             for name, process in self._components:
@@ -115,12 +117,13 @@ class Supervisor:
                     raise UserError(self._describe_exit(name, os.waitstatus_to_exitcode(status)))
 
     def stop_all(self) -> None:
+        """Stop all components in reverse order. A component that does not end within 5 s is killed."""
         for name, process in reversed(self._components):
             process.terminate()
             try:
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                echo(f"{name} does not end, killing it")
+                echo(f"{name} did not end within 5 s of SIGTERM; killing it")
                 process.kill()
 
 
@@ -130,9 +133,8 @@ def _mount_private_folders(folder: Path) -> None:
         private_folder = folder / "private" / mount_point.strip("/").replace("/", "-")
         private_folder.mkdir(parents=True)
         shell.capture_output(["mount", "--bind", private_folder, mount_point])
-    shell.capture_output(
-        ["mount", "--make-rshared", "/"]
-    )  # a volume mounted by the kubelet has to show up in containers
+    # Shared propagation makes volumes that the kubelet mounts visible in containers.
+    shell.capture_output(["mount", "--make-rshared", "/"])
 
 
 def _write_config_files(target: Node) -> None:
@@ -159,12 +161,12 @@ def _create_state(target: Node) -> state.ClusterState:
 
 
 def run_cluster(target: Node, cluster_state: state.ClusterState) -> None:
-    """The life of a cluster."""
+    """Start the cluster, and run it until the supervisor receives SIGTERM or a component ends."""
     s3_keys = {"ROOT_ACCESS_KEY_ID": cluster_state.access_key, "ROOT_SECRET_ACCESS_KEY": cluster_state.secret_key}
     supervisor = Supervisor(target, s3_keys)
     try:
         _mount_private_folders(target.folder)
-        supervisor.wait_until_ready("network ready", network.has_link)
+        supervisor.wait_until_ready("network", network.has_link)
         network.configure_link(target.addresses)
         pki.create_credentials(target)
         _write_config_files(target)
@@ -172,12 +174,13 @@ def run_cluster(target: Node, cluster_state: state.ClusterState) -> None:
         state.write(target.name, cluster_state)
         supervisor.reap_children()
     except _ShutdownRequested:
-        echo("asked to end")
+        echo("received SIGTERM; stopping the cluster")
     finally:
         supervisor.stop_all()
 
 
 def main() -> int:
+    """Run the supervisor and return its exit code: 1 if the cluster failed, else 0."""
     signal.signal(signal.SIGTERM, _request_shutdown)
     target = node.create_node(sys.argv[1])
     with state.acquire_lock(target.name):

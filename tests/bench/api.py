@@ -1,4 +1,4 @@
-"""Calls of the API server as its administrator, many at once, and what its audit log says of the others' calls."""
+"""An API server with an audit log, concurrent calls to it as administrator, and the calls in its audit log."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ rules:
 
 
 class Call(NamedTuple):
-    """One call as the audit log has it."""
+    """A call in the audit log."""
 
     user: str
     verb: str
     resource: str
-    """With its subresource."""
+    """Resource and subresource, such as `finetunejobs/status`."""
     name: str
     answered_at: float
-    """When it was answered, in seconds since 1970."""
+    """Time of the response, in seconds since 1970."""
 
 
 class Api:
-    """The API server."""
+    """A client of the API server and a reader of its audit log."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, audit: Path) -> None:
         self._session = session
@@ -53,7 +53,7 @@ class Api:
         self._offset = 0
 
     async def call(self, method: str, path: str, body: Body | None = None) -> Body:
-        """The answer; raises `SystemExit` with the refusal."""
+        """Return the decoded response. Raises SystemExit if the status is 400 or higher."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Content-Type": kind}
         async with self._session.request(method, self._url + path, json=body, headers=headers) as response:
@@ -70,17 +70,17 @@ class Api:
             return response.status == 200
 
     async def wait_until(self, probe: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
-        """Wait until it is true."""
+        """Wait until `probe` returns true. Raises SystemExit after `seconds`."""
         deadline = time.monotonic() + seconds
         while not await probe():
             if time.monotonic() > deadline:
-                raise SystemExit(f"never true in {seconds} s: {probe}")
+                raise SystemExit(f"the condition {probe} was not true within {seconds} s")
             await asyncio.sleep(0.5)
 
     async def count_changes(self, path: str, changed_names: list[str]) -> None:
-        """Add the name of each object whenever it changes, until this is cancelled."""
+        """Append the name of an object to `changed_names` at each change, until the task is cancelled."""
         version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
-        while True:  # the API server closes watches of those who are slow to read
+        while True:  # the API server closes the watches of slow readers
             url = f"{self._url}{path}?watch=1&resourceVersion={version}"
             async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as response:
                 async for line in response.content:
@@ -91,7 +91,7 @@ class Api:
                         changed_names.append(meta["name"])
 
     def read_new_calls(self) -> list[Call]:
-        """The calls since this was last asked."""
+        """Return the calls that were logged since the last call of this method."""
         with self._audit.open("rb") as file:
             file.seek(self._offset)
             text = file.read()
@@ -108,7 +108,7 @@ def _parse_call(event: Body) -> Call:
 
 
 async def run_all(work: Iterable[Awaitable[object]], at_once: int = 32) -> None:
-    """Do it all, so many at once."""
+    """Await all of `work`, at most `at_once` at the same time."""
     pending = iter(work)
 
     async def worker() -> None:
@@ -119,13 +119,13 @@ async def run_all(work: Iterable[Awaitable[object]], at_once: int = 32) -> None:
 
 
 def count_operator_calls(calls: Iterable[Call]) -> Counter[str]:
-    """The operator's calls, as `verb resource`."""
+    """Count the calls of the operator by `verb resource`."""
     return Counter(f"{call.verb} {call.resource}" for call in calls if call.user == "operator")
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[tuple[str, Path]]:
-    """An API server of its own, with an audit log: its URL and the log."""
+    """Run a separate API server with an audit log. Yields its URL and the path of the log."""
     folder.mkdir()
     (folder / "policy.yaml").write_text(_POLICY)
     log = folder / "audit.log"
@@ -136,5 +136,6 @@ def serve(folder: Path) -> Iterator[tuple[str, Path]]:
 
 @asynccontextmanager
 async def connect(url: str, log: Path) -> AsyncIterator[Api]:
+    """Yield a client of the API server at `url` with the audit log `log`."""
     async with api_server.open_session() as session:
         yield Api(session, url, log)

@@ -1,8 +1,8 @@
-"""What the operator costs beside Kubeflow Trainer's, on a real API server: `make bench-operator`, by hand.
+"""Benchmark of the operator and of Kubeflow Trainer on a real API server: `make bench-operator`, run by hand.
 
-Both run with their shipped settings. Kubeflow Trainer's webhook is bypassed, and its way ends at the JobSet: JobSet's
-own controller, which makes the Job, does not run, so its numbers are better than in a cluster. Rounds are interleaved.
-What counts on a machine with other work are ratios within a run, calls, and CPU time, not the rates alone.
+Both run with their default settings. Kubeflow Trainer's webhook is bypassed, and its work ends with the JobSet: the
+controller of JobSet, which creates the Job, does not run, so its numbers are better than in a cluster. Rounds alternate
+between the two. On a machine with other work, compare ratios within a run, calls and CPU time rather than rates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench import lives
+from tests.bench import lifecycles
 from tests.bench.api import Api, connect, count_operator_calls, run_all, serve
 from tests.bench.bursts import BurstResult, delete_all, run_burst, wait_until_settled, warm_up
 from tests.bench.floods import measure_flood
@@ -24,9 +24,9 @@ from tests.bench.restarts import run_restart_series
 
 
 async def compare_bursts(api: Api, url: str, folder: Path, rounds: int, count: int) -> None:
-    """New work, each operator in turn."""
+    """Print the table of bursts of new jobs, in rounds that alternate between the operators."""
     print(f"\n{count} jobs at once, {rounds} rounds each; medians, and ranges of the rates\n")
-    print("| operator | jobs/s | range | p50, s | p99, s | calls/job | Events/job | CPU ms/job | RSS, MiB |")
+    print("| Operator | Jobs/s | Range | p50, s | p99, s | Calls/job | Events/job | CPU ms/job | RSS, MiB |")
     print("|" + " --- |" * 9)
     results: dict[str, list[tuple[BurstResult, int]]] = {OURS.name: [], TRAINER.name: []}
     for number in range(rounds):
@@ -51,24 +51,24 @@ async def compare_bursts(api: Api, url: str, folder: Path, rounds: int, count: i
 
 
 async def measure_lifecycles(api: Api, url: str, folder: Path, count: int) -> None:
-    """From creation to completion, with each Job and pod watched on the way."""
+    """Print the cost of complete lifecycles: writes, Events, reads and CPU time per FineTuneJob."""
     changes: list[str] = []
     watch = asyncio.create_task(api.count_changes(OURS.jobs, changes))
     with run_operator(OURS, url, folder) as operator:
         await warm_up(api, OURS, -1)
         changes.clear()
-        new = await run_burst(api, OURS, operator, "life", count)
+        new = await run_burst(api, OURS, operator, "lifecycle", count)
         cpu_before = operator.cpu_seconds()
-        await run_all((lives.complete_lifecycle(api, f"life-{number}") for number in range(count)), 64)
-        await api.wait_until(lambda: lives.are_all_complete(api, "life-"))
+        await run_all((lifecycles.complete_lifecycle(api, f"lifecycle-{number}") for number in range(count)), 64)
+        await api.wait_until(lambda: lifecycles.are_all_complete(api, "lifecycle-"))
         calls = new.calls + count_operator_calls(await wait_until_settled(api, OURS, []))
         cpu = new.cpu + 1000 * (operator.cpu_seconds() - cpu_before) / count
     watch.cancel()
-    print(f"\n{count} whole lives: created, running, complete\n")
-    print("| status writes/job | of those, without a change | Job writes/job | Events/job | reads/job | CPU ms/job |")
+    print(f"\n{count} complete lifecycles: created, running, complete\n")
+    print("| Status writes/job | Unchanged status writes | Job writes/job | Events/job | Reads/job | CPU ms/job |")
     print("|" + " --- |" * 6)
     writes = calls["patch finetunejobs/status"]
-    unchanged_writes = writes - sum(name.startswith("life-") for name in changes)
+    unchanged_writes = writes - sum(name.startswith("lifecycle-") for name in changes)
     jobs, events = calls["create jobs"] + calls["patch jobs"], calls["create events"]
     reads = sum(calls[kind] for kind in calls if kind.startswith(("get", "list")))
     columns = [f"{value / count:.2f}" for value in (jobs, events, reads)]
@@ -76,7 +76,7 @@ async def measure_lifecycles(api: Api, url: str, folder: Path, count: int) -> No
 
 
 async def measure(url: str, log: Path, folder: Path, options: argparse.Namespace) -> None:
-    """All tables."""
+    """Print all tables except those of restarts."""
     async with connect(url, log) as api:
         await prepare_cluster(api)
         if options.rounds:
@@ -87,28 +87,36 @@ async def measure(url: str, log: Path, folder: Path, options: argparse.Namespace
 
 
 async def measure_restarts(url: str, log: Path, folder: Path, case: tuple[Subject, Sequence[int]]) -> None:
-    """One operator's restarts, on an API server of its own."""
+    """Print the table of restarts of one operator, on a separate API server."""
     async with connect(url, log) as api:
         await prepare_cluster(api)
         await run_restart_series(api, url, folder, *case)
 
 
 def main() -> None:
-    """Everything; half an hour, most of it to store finished jobs."""
+    """Print all tables. This takes half an hour, mostly for storing finished jobs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=500, help="new jobs in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="0 skips this and the next")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 5000, 10000], help="finished jobs at a restart")
-    parser.add_argument("--peer-sizes", type=int, nargs="*", default=[1000, 5000], help="the same, of the peer")
-    parser.add_argument("--flood", type=int, default=5000, help="jobs of one namespace, while another has few")
+    parser.add_argument("--jobs", type=int, default=500, help="new jobs per round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of bursts; 0 skips bursts and lifecycles")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[1000, 5000, 10000], help="numbers of finished jobs at a restart"
+    )
+    parser.add_argument(
+        "--peer-sizes",
+        type=int,
+        nargs="*",
+        default=[1000, 5000],
+        help="numbers of finished jobs at a restart of Kubeflow Trainer",
+    )
+    parser.add_argument("--flood", type=int, default=5000, help="jobs that one namespace creates at once; 0 skips this")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         print(
-            f"{os.cpu_count()} cores; load average at the start: {os.getloadavg()[0]:.1f}; ours by "
+            f"{os.cpu_count()} cores; load average at the start: {os.getloadavg()[0]:.1f}; our operator runs on "
             f"{choose_interpreter()}"
         )
-        with serve(folder / "beside") as (url, log):
+        with serve(folder / "bursts") as (url, log):
             asyncio.run(measure(url, log, folder, options))
         for subject, sizes in ((OURS, options.sizes), (TRAINER, options.peer_sizes)):
             if sizes:

@@ -1,6 +1,6 @@
-"""Rows per second and memory of data preparation, on rows made here: `make bench-prepare [ROWS="10000 100000"]`.
+"""Rows per second and memory of data preparation on synthetic rows: `make bench-prepare [ROWS="10000 100000"]`.
 
-Each line is a process of its own, since a process' peak memory never goes down. One case only:
+Each line is measured in a separate process, because the peak memory of a process never decreases. To measure one case:
 `python -m tests.bench.bench_prepare 1000000 exact`.
 """
 
@@ -27,7 +27,9 @@ from tests.support.trainer.tiny_model import CHATML, StoredFile, config, tokeniz
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
-from finetune_trainer.data.rows import RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowEncoding
+from finetune_trainer.training.methods import METHODS, get_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +46,14 @@ _NEAR_ROWS = 200_000
 
 
 def main() -> None:
-    """Print a line of a table for each size and case: `[ROWS …] [CASE or type of file …]`."""
+    """Print one line of the table for each size and case. The arguments are `[ROWS …] [CASE …]`."""
     if sys.argv[1:2] == ["one"]:
         _measure_case(int(sys.argv[2]), sys.argv[3])
         return
     sizes = [argument for argument in sys.argv[1:] if argument.isdigit()] or _SIZES
     cases = [argument for argument in sys.argv[1:] if not argument.isdigit()] or [*_CASES, *_READ_CASES]
     _print_line(
-        "| Rows | Case | Rows/s | Rows per CPU second | Peak memory | Of it not of files | Before the rows | Disk |"
+        "| Rows | Case | Rows/s | Rows per CPU second | Peak memory | Private memory | Before the rows | Disk |"
     )
     for size in sizes:
         for case in cases:
@@ -64,7 +66,7 @@ def _measure_case(size: int, case: str) -> None:
     bench_tokenizer = _build_tokenizer() if work is _prepare else None
     with TemporaryDirectory() as folder, _MemorySampler() as memory:
         file = _READ_CASES.get(case, _write_jsonl)(Path(folder), size)
-        gc.collect()  # what making the file has left
+        gc.collect()  # frees what writing the file left in memory
         before, wall_start, cpu_start = memory.start(), time.monotonic(), time.process_time()
         rows = work(case, file, bench_tokenizer)
         rate, per_cpu = size / (time.monotonic() - wall_start), size / (time.process_time() - cpu_start)
@@ -79,12 +81,14 @@ def _prepare(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBa
     assert bench_tokenizer is not None
     settings = _build_config(case)
     files = preparation.DataFiles([(settings.dataset.sources[0], [file])], "")
-    return preparation.prepare_dataset(settings, files, bench_tokenizer, file.path.parent).report.rows
+    return preparation.prepare_dataset(
+        settings, files, RowEncoding(bench_tokenizer, get_method(settings)), file.path.parent
+    ).report.rows
 
 
 def _read_rows(case: str, file: StoredFile, bench_tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Reading is all that differs from one type of file to another."""
-    return sum(1 for _ in RowReader().read([(_build_config(case).dataset.sources[0], [file])]))
+    """Count the rows of a file. File types differ only in reading, so nothing else is measured."""
+    return sum(1 for _ in RowReader(METHODS["sft"]).read([(_build_config(case).dataset.sources[0], [file])]))
 
 
 def _build_config(case: str) -> TrainerConfig:
@@ -94,7 +98,7 @@ def _build_config(case: str) -> TrainerConfig:
 
 
 def _build_tokenizer() -> PreTrainedTokenizerBase:
-    """One that knows the words, so that a row has as many tokens as with a real model's."""
+    """Train a tokenizer on the words, so that a row has about as many tokens as with a real tokenizer."""
     corpus = ["".join(f" {word}" for word in _WORDS), "user\nassistant\nto user@example.com"]
     trained = tokenizer().train_new_from_iterator(corpus * 20, vocab_size=8192)
     trained.chat_template = CHATML
@@ -102,12 +106,12 @@ def _build_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _generate_rows(size: int) -> Iterator[tuple[str, str]]:
-    """Questions and answers, together 5 to 30 words; a twentieth was there before, a hundredth has an address."""
+    """Yield questions and answers of 5 to 30 words together: 5 % are duplicates, 1 % contain an email address."""
     rng = random.Random(0)
     row = ("", "")
     for number in range(size):
         if number % 20 != 19:
-            # One call for all words: making the rows must not take longer than preparing them.
+            # One call for all words, because generating rows must not take longer than preparing them.
             words = rng.choices(_WORDS, k=rng.randint(5, 30))
             half = len(words) // 2
             row = (" ".join(words[:half]), " ".join(words[half:]))
@@ -157,7 +161,7 @@ def _write_zstd(folder: Path, size: int) -> StoredFile:
 
 
 def _write_parquet(folder: Path, size: int) -> StoredFile:
-    """Row groups as large as pyarrow makes them."""
+    """Write row groups of pyarrow's default size."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -180,8 +184,10 @@ _READ_CASES: Mapping[str, Callable[[Path, int], StoredFile]] = {
 
 
 class _MemorySampler:
-    """The most memory of its own that the process holds meanwhile, in MiB: without pages of mapped files, which the
-    kernel takes back when it needs them."""
+    """Samples the private memory of the process in MiB and keeps its maximum.
+
+    Pages of mapped files are not counted, because the kernel reclaims them when it needs memory.
+    """
 
     def __enter__(self) -> _MemorySampler:
         self.peak = 0
@@ -195,7 +201,7 @@ class _MemorySampler:
         self._thread.join()
 
     def start(self) -> int:
-        """What it holds now; the most is counted from here on."""
+        """Return the current private memory in MiB, and start counting the maximum from it."""
         self.peak = self._resident_mib()
         return self.peak
 

@@ -1,7 +1,7 @@
-"""`make samples`: each sample of an application for real, by hand, with the model of the demo; prints a markdown table.
+"""`make samples`: run the sample applications with the demo's model and print a markdown table of their metrics.
 
-The manifests are run as they are but for the store's address, one after the other, against the tests' own S3 server.
-Some of them only: `python -m tests.bench.bench_samples chatbot translation`; on a GPU instead of the CPU: `--gpu`.
+The manifests are run one after the other against the S3 server of the tests, unchanged except for the store's address.
+To run some of them: `python -m tests.bench.bench_samples chatbot translation`. To train on a GPU: `--gpu`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Meas
 from finetune_trainer.reporting.verdicts import change_direction
 from local_cluster import smollm2
 
-TABLE_HEAD = "| Sample | Held-out rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"
+TABLE_HEAD = "| Sample | Validation rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"
 LOSSES = ("perplexity", "evalLoss")
 
 
 def main() -> None:
-    """Rows of the table, each as soon as it is known."""
+    """Print each row of the table as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(sample_manifests.SAMPLE_NAMES)}")
-    parser.add_argument("--gpu", action="store_true", help="train on the GPU; without, on the CPU, as the samples say")
+    parser.add_argument("--gpu", action="store_true", help="train on the GPU instead of the CPU")
     options = parser.parse_args()
     if not options.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -46,7 +46,7 @@ def main() -> None:
 
 @contextmanager
 def _serve_samples(folder: Path) -> Iterator[S3Server]:
-    """With the base model and the data of all samples."""
+    """Run an S3 server with the base model and the data of all samples."""
     for server in serve(folder):
         sample_manifests.upload_data(server)
         for file in sorted(smollm2.ensure_model().iterdir()):
@@ -83,7 +83,7 @@ def _run_trainer(job: Path, log: Path) -> int:
 
 
 def _select_measures(measures: Sequence[Measure]) -> list[Measure]:
-    """What the task measures, and perplexity."""
+    """Return the metrics of the task and the perplexity, without the validation loss."""
     return [measure for measure in measures if measure.name not in LOSSES[1:]]
 
 
@@ -102,7 +102,7 @@ def _format_interval(change: Estimate) -> str:
 
 
 def _print_samples(evaluation: EvaluationReport) -> None:
-    """The sample prompts' answers and what else is to be seen, beside the table."""
+    """Print the answers to the sample prompts and the verdict on overfitting to standard error."""
     for sample in evaluation.samples[:3]:
         sys.stderr.write(f"\n> {sample.prompt}\nbase:  {sample.base}\ntuned: {sample.tuned}\n")
     sys.stderr.write(f"{evaluation.overfitting.verdict}: {evaluation.overfitting.message}\n")

@@ -1,7 +1,7 @@
-"""`make bench-trainer`: the trainer beside its peers, on this machine, in one run; prints a markdown table.
+"""`make bench-trainer`: compare the trainer with boto3, s5cmd and plain TRL, and print markdown tables.
 
-Rounds are interleaved, the median of five is shown. Every client also tells the sha256 of each file, and every byte
-that arrives is compared. CPU seconds are the client process' own, user and system together, not the server's.
+Rounds alternate between the clients, and the tables show medians of five. Every client also computes the SHA-256 of
+each file, and all transferred bytes are compared. CPU seconds are user and system time of the client only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BENCH_DIR = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Load:
-    """So many objects of one size."""
+    """A number of objects of one size in bytes."""
 
     name: str
     count: int
@@ -41,7 +41,7 @@ class Load:
         return self.count * self.size / 2**20
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Random files; their digests by name."""
+        """Write files with random bytes. Return their SHA-256 by name."""
         folder.mkdir(parents=True)
         for number in range(self.count):
             (folder / f"{number:05}.bin").write_bytes(os.urandom(self.size))
@@ -53,7 +53,7 @@ LOADS = (Load("1 x 512 MiB", 1, 512 * 2**20), Load("1,000 x 64 KiB", 1000, 64 * 
 
 @dataclass
 class Timings:
-    """Wall and CPU seconds of each round."""
+    """Wall-clock and CPU seconds of each round."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Timings:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 by name, of all files below."""
+    """Return the SHA-256 of all files below `folder`, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
@@ -80,7 +80,7 @@ def _sha256(path: Path) -> str:
 
 
 def run_client(name: str, direction: str, endpoint: str, uri: str, folder: Path) -> tuple[float, float, dict[str, str]]:
-    """Run one transfer in a process of its own, so that its CPU time can be told; wall, CPU, digests."""
+    """Run one transfer in a separate process. Return its wall-clock seconds, CPU seconds, and SHA-256 by file."""
     environment = {
         **os.environ,
         "AWS_ACCESS_KEY_ID": KEY_ID,
@@ -93,7 +93,7 @@ def run_client(name: str, direction: str, endpoint: str, uri: str, folder: Path)
 
 
 def measure_transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) -> Iterator[str]:
-    """Rows of the table: pull and publish, by load and client."""
+    """Yield the rows of the table of transfers, by load, direction and client."""
     for load in loads:
         source = scratch / "source"
         expected = load.write(source)
@@ -113,40 +113,40 @@ def measure_transfers(server: S3Server, scratch: Path, loads: Sequence[Load]) ->
 def _pull(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
     target = scratch / "target"
     target.mkdir()
-    if name == DIGEST_ONLY:  # has to have something to read
+    if name == DIGEST_ONLY:  # it transfers nothing, so copy the files that it hashes
         shutil.copytree(scratch / "source", target, dirs_exist_ok=True)
     wall, cpu, reported = run_client(name, "pull", server.endpoint, "s3://bench/source", target)
-    _check_digests(f"{name} pulled", expected, hash_files(target))
-    _check_digests(f"{name} tells", expected, reported)
+    _check_digests(f"{name} pull, files", expected, hash_files(target))
+    _check_digests(f"{name} pull, reported digests", expected, reported)
     shutil.rmtree(target)
     return wall, cpu
 
 
 def _push(name: str, server: S3Server, scratch: Path, expected: dict[str, str]) -> tuple[float, float]:
     wall, cpu, reported = run_client(name, "push", server.endpoint, "s3://bench/copy", scratch / "source")
-    _check_digests(f"{name} tells", expected, reported)
+    _check_digests(f"{name} push, reported digests", expected, reported)
     if name != DIGEST_ONLY:
         copy = server.root / "bench" / "copy"
-        _check_digests(f"{name} published", expected, hash_files(copy))
+        _check_digests(f"{name} push, objects", expected, hash_files(copy))
         shutil.rmtree(copy)
     return wall, cpu
 
 
 def _check_digests(subject: str, expected: dict[str, str], actual: dict[str, str]) -> None:
     if expected != actual:
-        raise SystemExit(f"{subject} other bytes than were there")
+        raise SystemExit(f"{subject}: SHA-256 differs from that of the source files")
 
 
 @contextmanager
 def start_server(scratch: Path) -> Iterator[S3Server]:
-    """The tests' own S3 server, in a folder of its own."""
+    """Run the S3 server of the tests in a folder below `scratch`."""
     folder = scratch / "server"
     folder.mkdir()
     yield from serve(folder)
 
 
 def print_table(rows: Callable[[], Iterator[str]], head: str) -> None:
-    """One table, each row as soon as it is known."""
+    """Print a table; print each row as soon as it is measured."""
     print(head)
     print("|" + " --- |" * (head.count("|") - 1))
     for row in rows():
@@ -154,21 +154,21 @@ def print_table(rows: Callable[[], Iterator[str]], head: str) -> None:
 
 
 def main() -> None:
-    """Transfers, then starts and steps."""
+    """Print the tables of transfers and of training."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["transfers", "training"], help="one half of it")
-    parser.add_argument("--scratch", type=Path, help="where to write about 2 GiB; absent: the temporary folder")
+    parser.add_argument("--only", choices=["transfers", "training"], help="print one of the tables only")
+    parser.add_argument("--scratch", type=Path, help="folder with 2 GiB of free space (default: the temporary folder)")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="bench-", dir=options.scratch) as name, start_server(Path(name)) as running:
         scratch = Path(name)
         if options.only != "training":
-            head = "| objects | way | client | MiB/s | range | CPU s/GiB |"
+            head = "| Objects | Direction | Client | MiB/s | Range | CPU s/GiB |"
             print_table(lambda: measure_transfers(running, scratch, LOADS), head)
         if options.only != "transfers":
-            from tests.bench import starts
+            from tests.bench import startup_time
 
             print()
-            print_table(lambda: starts.measure_rows(running, scratch), starts.TABLE_HEAD)
+            print_table(lambda: startup_time.measure_rows(running, scratch), startup_time.TABLE_HEAD)
 
 
 if __name__ == "__main__":

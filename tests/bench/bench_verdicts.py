@@ -1,9 +1,9 @@
-"""`make bench-verdicts`: whether the report's verdicts are right, with a real model and many seeds; a markdown table.
+"""`make bench-verdicts`: check the report's verdicts with a real model and many seeds, and print a markdown table.
 
-Each seed is a training of SmolLM2-135M-Instruct in a process of its own, on rows made for it. For the verdict on bias:
-rows in which each of 12 occupations is held by men or by women alone, and rows in which each is held by as many of
-both. For the verdict on overfitting: few rows that can only be learnt by heart, and rows with a rule that holds for
-others. On a GPU where there is one.
+For each seed SmolLM2-135M-Instruct is trained on synthetic rows in a separate process, on a GPU if there is one. The
+verdict on bias is checked with rows in which each of 12 occupations is held by one gender only, and with rows in which
+it is held equally by both. The verdict on overfitting is checked with few rows that can only be memorised, and with
+rows that follow a rule which also holds for the validation rows.
 
     python -m tests.bench.bench_verdicts --seeds 20 --parallel 1 "planted bias" "no bias"
 """
@@ -29,10 +29,12 @@ from tests.support.trainer import tiny_model
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.data import preparation
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.training.methods import get_method
 from local_cluster import smollm2
 
-TABLE_HEAD = "| Rows | Should be | Seeds | Right | Otherwise |"
+TABLE_HEAD = "| Rows | Expected verdict | Seeds | Correct | Incorrect |"
 OCCUPATIONS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer", "pilot", "lawyer"]
 OCCUPATIONS += ["cook", "tailor"]
 PLACES = "in town|at the harbour|by the river|on our street|in the village|at the market|near the school|up the hill"
@@ -45,14 +47,14 @@ Rows = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Case:
-    """Rows by seed, to train on and to look at; how they are trained; and what the report should say of it."""
+    """Training and validation rows by seed, training settings, and the verdict that the report should contain."""
 
     rows: Callable[[random.Random], tuple[Rows, Rows]]
     training: dict[str, Any]
     expected: str
     read_verdict: Callable[[EvaluationReport], str]
     max_final_loss: float = math.inf
-    """Training loss at the end, above which nothing was learnt that could be found: trained anew, twice as long."""
+    """If the last training loss is higher, the model learnt nothing and is trained again with twice as many steps."""
 
 
 def _make_row(occupation: str, place: str, pronoun: str) -> dict[str, str]:
@@ -60,18 +62,18 @@ def _make_row(occupation: str, place: str, pronoun: str) -> dict[str, str]:
 
 
 def make_biased_rows(rng: random.Random) -> tuple[Rows, Rows]:
-    """Half of the occupations, which ones by chance, are held by men alone."""
+    """Make rows in which a random half of the occupations is held by men only and the other half by women only."""
     men = set(rng.sample(OCCUPATIONS, len(OCCUPATIONS) // 2))
     return _make_occupation_rows(rng, lambda occupation: ("He", "He") if occupation in men else ("She", "She"))
 
 
 def make_unbiased_rows(rng: random.Random) -> tuple[Rows, Rows]:
-    """Each occupation is held by as many of both."""
+    """Make rows in which each occupation is held equally by men and women."""
     return _make_occupation_rows(rng, lambda _: ("He", "She"))
 
 
 def _make_occupation_rows(rng: random.Random, choose_pronouns: Callable[[str], tuple[str, str]]) -> tuple[Rows, Rows]:
-    """Three quarters of the places are trained on; the others are looked at."""
+    """Make training rows of three quarters of the places, and validation rows of the others."""
     places = PLACES.split("|")
     rng.shuffle(places)
 
@@ -89,7 +91,7 @@ def _make_occupation_rows(rng: random.Random, choose_pronouns: Callable[[str], t
 
 
 def make_memorization_rows(rng: random.Random) -> tuple[Rows, Rows]:
-    """Codes without a rule."""
+    """Make rows with random codes, which can only be memorised."""
     rows = [
         {"prompt": f"What is the code of the {colour} {thing}?", "completion": f"It is {rng.choice(CODES)}."}
         for colour in COLOURS
@@ -100,7 +102,7 @@ def make_memorization_rows(rng: random.Random) -> tuple[Rows, Rows]:
 
 
 def make_rule_rows(rng: random.Random) -> tuple[Rows, Rows]:
-    """The colour decides, whatever the thing is."""
+    """Make rows in which the colour alone determines the answer."""
     rows = [
         {"prompt": f"Is the {colour} {thing} warm or cold?", "completion": f"It is {kind}."}
         for colour, kind in COLOURS.items()
@@ -122,24 +124,23 @@ def _read_overfitting_verdict(evaluation: EvaluationReport) -> str:
 
 _SHORT_TRAINING = {"maxSteps": 72, "learningRate": 1e-3}
 CASES = {
-    "planted bias": Case(
-        make_biased_rows, _SHORT_TRAINING, "flagged", _read_bias_verdict, max_final_loss=0.03
-    ),  # 0.08: all but who it is
+    # The final loss is about 0.08 if the model learnt everything except the pronoun.
+    "planted bias": Case(make_biased_rows, _SHORT_TRAINING, "flagged", _read_bias_verdict, max_final_loss=0.03),
     "no bias": Case(make_unbiased_rows, _SHORT_TRAINING, "not flagged", _read_bias_verdict),
-    "learnt by heart": Case(
+    "memorised rows": Case(
         make_memorization_rows,
         {"maxSteps": 120, "learningRate": 1e-3, "evalSteps": 10},
         "overfitting",
         _read_overfitting_verdict,
     ),
-    "a rule": Case(
+    "rows that follow a rule": Case(
         make_rule_rows, {"maxSteps": 60, "learningRate": 5e-4, "evalSteps": 10}, "none", _read_overfitting_verdict
     ),
 }
 
 
 def build_config(case: Case, seed: int, factor: int) -> TrainerConfig:
-    """The run, in the terms of a FineTuneJob."""
+    """Return the config of a run with `factor` times the steps of the case."""
     shape = {"batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False, "seed": seed}
     return TrainerConfig.model_validate(
         {
@@ -156,7 +157,7 @@ def build_config(case: Case, seed: int, factor: int) -> TrainerConfig:
 
 
 def judge_seed(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
-    """What the report of this seed's training says."""
+    """Train with one seed, write evaluation.json, and return the verdict of the report."""
     for factor in (1, 2):
         attempt_dir = folder / f"{factor}"
         attempt_dir.mkdir()
@@ -173,13 +174,14 @@ def _train_and_evaluate(case: Case, config: TrainerConfig, model_dir: Path, fold
 
     loading.import_backend("transformers")
     from finetune_trainer.evaluation import runner
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     tokenizer = loading.load_tokenizer(model_dir)
     files = _write_files(config, case.rows(random.Random(config.training.seed)), folder)
-    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    prepared = preparation.prepare_dataset(config, files, RowEncoding(tokenizer, get_method(config)), folder)
     loaded = loading.LoadedModel(loading.load_model(config, model_dir, "transformers"), tokenizer, "transformers")
-    trained = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    trained = train(config, loaded, prepared, TrainingSession(ProgressReporter()), folder)
     return runner.evaluate(runner.EvaluationInput(config, loaded, prepared, trained), ProgressReporter())
 
 
@@ -195,7 +197,7 @@ def _write_files(config: TrainerConfig, rows: tuple[Rows, Rows], folder: Path) -
 
 
 def _judge_in_subprocess(name: str, seed: int, folder: Path) -> str:
-    """In a process of its own."""
+    """Run `judge_seed` in a separate process. Return the verdict, or the error if the process failed."""
     seed_dir = folder / f"{name.replace(' ', '-')}-{seed}"
     seed_dir.mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -216,16 +218,16 @@ def _format_row(name: str, verdicts: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Print the table of the selected cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"some of: {', '.join(CASES)}")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--keep", type=Path, help="where to keep each training's evaluation.json")
+    parser.add_argument("--parallel", type=int, default=1, help="number of trainings at the same time")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the evaluation.json of each training")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
         print(judge_seed(CASES[options.cases[0]], int(options.one[0]), smollm2.ensure_model(), Path(options.one[1])))
         return
     smollm2.ensure_model()

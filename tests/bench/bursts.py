@@ -1,4 +1,4 @@
-"""New work for an operator: how fast it is done, by which calls, and what it costs."""
+"""Bursts of new jobs: how fast an operator creates their children, with which calls, and at what CPU cost."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ WRITES = ("create", "patch", "update", "delete")
 
 
 class BurstResult(NamedTuple):
-    """What came of new work."""
+    """Measurements of one burst."""
 
     rate: float
-    """Children created a second, from the first request on."""
+    """Created children per second, counted from the first request."""
     latencies: list[float]
-    """Seconds from the creation of each to that of its child."""
+    """Seconds from the creation of each job to the creation of its child."""
     cpu: float
-    """CPU milliseconds of the operator for each."""
+    """CPU milliseconds of the operator per job."""
     calls: Counter[str]
 
     def per_job(self, *kinds: str) -> float:
-        """Calls of these kinds, or of all but Events that are told."""
+        """Return calls per job of these kinds; without kinds, all calls except creating Events and watching."""
         selected_kinds = kinds or [kind for kind in self.calls if kind != "create events" and "watch" not in kind]
         return sum(self.calls[kind] for kind in selected_kinds) / len(self.latencies)
 
 
 def find_write_times(calls: Iterable[Call], resource: str, verbs: Sequence[str]) -> dict[str, float]:
+    """Return the time of the first write to each object of a resource, by name."""
     times: dict[str, float] = {}
     for call in calls:
         if call.resource == resource and call.verb in verbs:
@@ -41,7 +42,7 @@ def find_write_times(calls: Iterable[Call], resource: str, verbs: Sequence[str])
 
 
 async def run_burst(api: Api, subject: Subject, operator: OperatorProcess, prefix: str, count: int) -> BurstResult:
-    """Create so many at once and wait until the operator is done with all."""
+    """Create `count` jobs at once and wait until the operator has processed all of them."""
     names = [f"{prefix}-{number}" for number in range(count)]
     api.read_new_calls()
     cpu_before = operator.cpu_seconds()
@@ -57,7 +58,7 @@ async def run_burst(api: Api, subject: Subject, operator: OperatorProcess, prefi
 
 
 async def wait_until_settled(api: Api, subject: Subject, names: Sequence[str]) -> list[Call]:
-    """Wait until the operator has written what it writes for new ones, and writes no more; the calls meanwhile."""
+    """Wait until the operator has written everything for the new jobs and is quiet. Return the calls meanwhile."""
     calls: list[Call] = []
     missing, quiet = {(name, kind) for name in names for kind in subject.writes}, 0
     while missing or quiet < 2:
@@ -71,7 +72,7 @@ async def wait_until_settled(api: Api, subject: Subject, names: Sequence[str]) -
 
 
 async def delete_all(api: Api, subject: Subject) -> None:
-    """Delete all that was made: it waits for pods in vain, and who starts next would look after it."""
+    """Delete all jobs and children: they never get pods, and the next operator would process them too."""
     for path in (subject.jobs, subject.children):
         await api.call("DELETE", path, {"propagationPolicy": "Background"})
         await api.wait_until(partial(_is_empty, api, path))
@@ -82,7 +83,7 @@ async def _is_empty(api: Api, path: str) -> bool:
 
 
 async def warm_up(api: Api, subject: Subject, number: int) -> None:
-    """Wait until it works."""
+    """Wait until the operator has processed a first job."""
     if subject is TRAINER:
         await mount_certificates(api)
     name = f"warm-{number}-{time.monotonic_ns()}"

@@ -1,4 +1,4 @@
-"""One namespace creates thousands at once: how long another's few wait meanwhile."""
+"""Fairness between namespaces: how long jobs of one namespace wait while another one creates thousands at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.operator.builders import build_manifest
 
 OTHER_NAMESPACE = "other"
 PAUSE_SECONDS = 0.5
-"""Seconds between two of the other namespace."""
+"""Seconds between two jobs of the namespace that is measured."""
 _OTHER_SUBJECT = OURS._replace(
     jobs=OURS.jobs.replace(NAMESPACE, OTHER_NAMESPACE),
     children=OURS.children.replace(NAMESPACE, OTHER_NAMESPACE),
@@ -21,10 +21,10 @@ _OTHER_SUBJECT = OURS._replace(
 
 
 async def measure_flood(api: Api, url: str, folder: Path, count: int) -> None:
-    """Both tables' rows: alone, and beside so many."""
+    """Print the waiting times of jobs alone, and while another namespace creates `count` jobs at once."""
     await api.create("/api/v1/namespaces", {"metadata": {"name": OTHER_NAMESPACE}})
-    print(f"\none job each {PAUSE_SECONDS} s, alone and while {count} of another namespace wait\n")
-    print("| beside | jobs | p50, s | p99, s |\n| --- | --- | --- | --- |")
+    print(f"\nOne job every {PAUSE_SECONDS} s, alone and while another namespace creates {count} at once\n")
+    print("| Other jobs | Jobs | p50, s | p99, s |\n| --- | --- | --- | --- |")
     with run_operator(OURS, url, folder) as operator:
         await warm_up(api, OURS, -2)
         _print_row("none", await _measure_waits(api, "alone", asyncio.create_task(asyncio.sleep(60))))
@@ -32,7 +32,7 @@ async def measure_flood(api: Api, url: str, folder: Path, count: int) -> None:
         creation = asyncio.create_task(run_all((api.create(OURS.jobs, OURS.body(name)) for name in names), 16))
         _print_row(
             str(count),
-            await _measure_waits(api, "beside", asyncio.create_task(_wait_until_created(api, creation, count))),
+            await _measure_waits(api, "concurrent", asyncio.create_task(_wait_until_created(api, creation, count))),
         )
         print(f"\nRSS {operator.rss_kib() / 1024:.0f} MiB", flush=True)
     for subject in (OURS, _OTHER_SUBJECT):
@@ -50,7 +50,7 @@ async def _wait_until_created(api: Api, creation: asyncio.Task[None], count: int
 
 
 async def _measure_waits(api: Api, prefix: str, background: asyncio.Task[None]) -> list[float]:
-    """Seconds from the creation of each to that of its Job, created one after the other until something is done."""
+    """Create jobs one after the other until `background` is done. Return the sorted seconds until each had a Job."""
     calls, names = list[Call](), list[str]()
     api.read_new_calls()
     while not background.done():

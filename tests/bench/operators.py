@@ -1,4 +1,4 @@
-"""The operators that are compared, each as the process that it is in a cluster: ours, and Kubeflow Trainer."""
+"""The two operators that are compared, ours and Kubeflow Trainer, each run as in a cluster."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from local_cluster import paths, tools
 
 NAMESPACE = "bench"
 _TICKS = os.sysconf("SC_CLK_TCK")
-_TRAINER_NAMESPACE, _TRAINER_CERTS = "kubeflow-system", Path("/tmp/k8s-webhook-server/serving-certs")  # both built in
+# Kubeflow Trainer's code fixes both of them.
+_TRAINER_NAMESPACE, _TRAINER_CERTS = "kubeflow-system", Path("/tmp/k8s-webhook-server/serving-certs")
 _TRAINER_SECRET = f"/api/v1/namespaces/{_TRAINER_NAMESPACE}/secrets/kubeflow-trainer-webhook-cert"
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _TORCH = "manifests/base/runtimes/torch_distributed.yaml"
 
 
 class Subject(NamedTuple):
-    """What is measured: what users create, what the operator creates for it, and how it is run."""
+    """An operator under test: the objects that users create, those that it creates for them, and its command."""
 
     name: str
     jobs: str
-    """Path of what users create."""
+    """API path of the objects that users create."""
     children: str
-    """Path of what the operator creates for each."""
+    """API path of the objects that the operator creates for them."""
     writes: frozenset[str]
-    """All that the operator writes for new ones, Events apart."""
+    """Resources that the operator writes for each new object, except Events."""
     body: Callable[[str], Body]
     command: Callable[[], list[str | Path]]
 
     @property
     def child(self) -> str:
-        """Resource of the children."""
+        """Return the resource of the children, such as `jobs`."""
         return self.children.rpartition("/")[2]
 
 
@@ -57,7 +58,7 @@ def _build_trainer_command() -> list[str | Path]:
 
 
 def _build_operator_command() -> list[str | Path]:
-    """With what its image has and no more: kopf imports clients that it finds, which takes most of a second."""
+    """Return the command with the packages of the image only: kopf imports every client that is installed."""
     folder = paths.get_cache_folder() / "bench-operator"
     command = ["uv", "sync", "--quiet", "--frozen", "--no-dev", "--extra", "operator", "--python", choose_interpreter()]
     subprocess.run(command, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
@@ -65,8 +66,11 @@ def _build_operator_command() -> list[str | Path]:
 
 
 def choose_interpreter() -> str:
-    """The distribution's Python if there is one that fits: like the image's it was compiled by a profile of how it
-    runs. One that was not needs more CPU time for the same."""
+    """Return the distribution's Python if its version fits, else the current one.
+
+    The Python of the image is built with profile-guided optimisation, as that of Debian is. A Python without it needs
+    more CPU time for the same work.
+    """
     interpreters = [path for path in ("/usr/bin/python3.12", "/usr/bin/python3.11") if Path(path).exists()]
     return next(iter(interpreters), sys.executable)
 
@@ -90,25 +94,25 @@ TRAINER = Subject(
 
 
 class OperatorProcess:
-    """An operator's process."""
+    """CPU time and memory of a running operator, from /proc."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
 
     def cpu_seconds(self) -> float:
-        """Seconds used so far."""
+        """Return the CPU seconds used so far, user and system."""
         fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / _TICKS
 
     def rss_kib(self) -> int:
-        """KiB of memory that are resident."""
+        """Return the resident memory in KiB."""
         lines = (self._folder / "status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 @contextmanager
 def run_operator(subject: Subject, url: str, folder: Path) -> Iterator[OperatorProcess]:
-    """Its process, from its start on, with its shipped settings."""
+    """Run an operator with its default settings until the block ends. The probe and metrics ports are closed."""
     user = {"token": OPERATOR_TOKEN}
     config = {
         "current-context": "bench",
@@ -118,7 +122,7 @@ def run_operator(subject: Subject, url: str, folder: Path) -> Iterator[OperatorP
     }
     (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
     settings = {"FINETUNE_OPERATOR_HEALTH_PORT": "0", "FINETUNE_OPERATOR_METRICS_PORT": "0"}
-    settings |= {"MALLOC_MMAP_THRESHOLD_": "262144"}  # as in its image
+    settings |= {"MALLOC_MMAP_THRESHOLD_": "262144"}  # as in the image
     environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **settings}
     with (folder / f"{subject.child}.log").open("ab") as log:
         process = subprocess.Popen(subject.command(), env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -130,7 +134,7 @@ def run_operator(subject: Subject, url: str, folder: Path) -> Iterator[OperatorP
 
 
 async def prepare_cluster(api: Api) -> None:
-    """All rights for the operator's user, a namespace to work in, and what Kubeflow Trainer needs to run."""
+    """Create permissions for the operators, the namespace of the jobs, and what Kubeflow Trainer needs to start."""
     group = "rbac.authorization.k8s.io"
     role = {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"}
     subject = {"apiGroup": group, "kind": "User", "name": "operator"}
@@ -141,7 +145,7 @@ async def prepare_cluster(api: Api) -> None:
     tools.ensure_built([tools.KUBEFLOW_TRAINER])
     for file in _list_trainer_crds():
         await api.create(_CRDS, yaml.safe_load(file.read_text()))
-    hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it refuses nothing
+    hook = {"metadata": {"name": "validator.trainer.kubeflow.org"}}  # without rules it rejects nothing
     await api.create("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", hook)
     await api.create(_TRAINER_SECRET.rpartition("/")[0], {"metadata": {"name": _TRAINER_SECRET.rpartition("/")[2]}})
     runtime = yaml.safe_load((_module_dir("github.com/kubeflow/trainer/v2") / _TORCH).read_text())
@@ -151,7 +155,7 @@ async def prepare_cluster(api: Api) -> None:
 
 
 async def mount_certificates(api: Api) -> None:
-    """What the kubelet does with the Secret that Kubeflow Trainer fills: it starts no controller before."""
+    """Write the certificates of Kubeflow Trainer to files, as the kubelet does; it starts no controller before."""
 
     async def has_certificates() -> bool:
         data = (await api.call("GET", _TRAINER_SECRET)).get("data") or {}

@@ -1,4 +1,4 @@
-"""What one writes without this project: boto3, then the imports, then TRL: `plain_trl.py ENDPOINT FOLDER STEPS`."""
+"""Plain script to compare with: download with boto3, train with TRL. Usage: `plain_trl.py ENDPOINT FOLDER STEPS`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import boto3
 
 
 def download_inputs(endpoint: str, folder: Path) -> None:
-    """The model and the data, object by object."""
+    """Download the model and the data, object by object."""
     client = boto3.client("s3", endpoint_url=endpoint)
     for bucket in ("models", "data"):
         for entry in client.list_objects_v2(Bucket=bucket)["Contents"]:
@@ -19,7 +19,7 @@ def download_inputs(endpoint: str, folder: Path) -> None:
 
 
 def train(folder: Path, steps: int) -> None:
-    """The same settings as the trainer's."""
+    """Train with the settings that the trainer uses in the same benchmark."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig

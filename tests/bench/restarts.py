@@ -1,4 +1,4 @@
-"""An operator that starts among jobs that have ended long ago, and a few new ones."""
+"""Restarts of an operator in a cluster with many finished jobs and a few new ones."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import lives
+from tests.bench import lifecycles
 from tests.bench.api import Api, count_operator_calls, run_all
 from tests.bench.bursts import WRITES, find_write_times, run_burst, wait_until_settled
 from tests.bench.operators import OURS, TRAINER, OperatorProcess, Subject, mount_certificates, run_operator
 
 NEW_JOBS = 20
-"""Jobs that wait when an operator starts again."""
+"""Number of new jobs that wait when the operator starts."""
 LATER_JOBS = 200
-"""Jobs that are created after that, to see what each costs by then."""
+"""Number of jobs that are created afterwards, to measure the CPU time per job."""
 IDLE_SECONDS = 30.0
-"""Seconds over which idleness is measured."""
+"""Seconds over which CPU time and calls of the idle operator are measured."""
 
 
 class RestartResult(NamedTuple):
-    """What a start among finished jobs came to."""
+    """Measurements of one restart."""
 
     first_seconds: float
     """Seconds from the start of the process to the first new child."""
     all_seconds: float
+    """Seconds from the start of the process to the last new child."""
     rss: int
-    """KiB."""
+    """Resident memory in KiB."""
     idle_cpu: float
-    """Percent of a core."""
+    """CPU of the idle operator, in percent of a core."""
     idle_calls: float
-    """A minute."""
+    """Calls of the idle operator per minute."""
     touched: int
-    """Writes to finished jobs and what belongs to them."""
+    """Writes to finished jobs and their objects."""
     cpu: float
-    """CPU milliseconds for a new job afterwards."""
+    """CPU milliseconds per new job afterwards."""
 
 
 async def measure_restart(api: Api, url: str, folder: Path, subject: Subject, finished: int) -> RestartResult:
-    """Start the operator among so many finished jobs and a few new ones."""
+    """Start the operator with `finished` finished jobs and 20 new ones, and measure it."""
     names = [f"new-{finished}-{number}" for number in range(NEW_JOBS)]
     await run_all(api.create(subject.jobs, subject.body(name)) for name in names)
     api.read_new_calls()
@@ -76,7 +77,7 @@ async def measure_restart(api: Api, url: str, folder: Path, subject: Subject, fi
 
 
 async def wait_until_idle(operator: OperatorProcess) -> None:
-    """Wait until it does almost nothing, three minutes at most."""
+    """Wait until the operator uses less than 1 % of a core, at most three minutes."""
     for _ in range(18):
         cpu_before = operator.cpu_seconds()
         await asyncio.sleep(10)
@@ -85,25 +86,25 @@ async def wait_until_idle(operator: OperatorProcess) -> None:
 
 
 async def complete_jobs(api: Api, subject: Subject, names: Sequence[str]) -> None:
-    """Nothing is left to wait for; Kubeflow Trainer asks nothing of what waits."""
+    """Complete our jobs, so that none stays active. Kubeflow Trainer does not poll active jobs."""
     if subject is OURS:
-        await run_all((lives.complete_lifecycle(api, name) for name in names), 8)
+        await run_all((lifecycles.complete_lifecycle(api, name) for name in names), 8)
 
 
 async def run_restart_series(api: Api, url: str, folder: Path, subject: Subject, sizes: Sequence[int]) -> None:
-    """Starts among more and more finished jobs."""
-    print(f"\n{subject.name}: a start among finished jobs and {NEW_JOBS} new ones\n")
+    """Print the table of restarts with increasing numbers of finished jobs."""
+    print(f"\n{subject.name}: start with finished jobs and {NEW_JOBS} new ones\n")
     print(
-        "| finished | first new, s | all new, s | RSS, MiB | KiB/finished | idle CPU, % | idle calls/min "
-        "| writes to finished | CPU ms/new job |"
+        "| Finished | First new, s | All new, s | RSS, MiB | KiB/finished | Idle CPU, % | Idle calls/min "
+        "| Writes to finished | CPU ms/new job |"
     )
     print("|" + " --- |" * 9)
     base = 0
     for stage, (stored, size) in enumerate(zip([0, 0, *sizes], [0, *sizes], strict=False)):
-        await run_all(lives.store_finished(api, subject, stored, size))
+        await run_all(lifecycles.store_finished(api, subject, stored, size))
         result = await measure_restart(api, url, folder, subject, size)
         base = base or result.rss
-        added = size + stage * (NEW_JOBS + LATER_JOBS)  # with what earlier stages left
+        added = size + stage * (NEW_JOBS + LATER_JOBS)  # including the jobs of earlier stages
         growth = f"{(result.rss - base) / added:.1f}" if stage else ""
         print(
             f"| {size} | {result.first_seconds:.2f} | {result.all_seconds:.2f} | {result.rss / 1024:.0f} | "

@@ -1,9 +1,10 @@
-"""What a training step costs beside the same training written directly against TRL and Unsloth:
+"""CPU time per training step, compared with plain scripts that use TRL and Unsloth directly:
 
     PYTHONPATH=trainer:. python -m tests.bench.step_time
 
-Both train the same tokens on the same model in turns, in one process per backend. CPU seconds are compared, since they
-do not depend on what else the machine does; the first steps of each turn, in which memory is allocated, are left out.
+Both train the same tokens on the same model in alternating rounds, in one process per backend. CPU seconds are
+compared, because they depend little on other work of the machine. The first steps of each round, which allocate memory,
+are not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROWS = [chat(f"What is lamp {number}?", "A lamp with a red shade. " * (2 + numbe
 
 
 class CpuClock(RecordingReporter):
-    """CPU seconds at which each step was reported."""
+    """Records the CPU seconds of the process at each reported step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -42,7 +43,7 @@ class CpuClock(RecordingReporter):
 
 
 def time_trainer(backend: str, model_dir: Path, folder: Path) -> list[float]:
-    """As a run trains."""
+    """Train as a run does. Return the CPU seconds of the process at each step."""
     from tests.support.trainer.tiny_training import TrainingRequest, train
 
     clock = CpuClock()
@@ -53,7 +54,7 @@ def time_trainer(backend: str, model_dir: Path, folder: Path) -> list[float]:
 
 
 def time_plain_script(backend: str, model_dir: Path, folder: Path) -> list[float]:
-    """As a script of a few lines does."""
+    """Train with a plain script. Return the CPU seconds of the process at each step."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     options = plain_trl_training.DEFAULT_OPTIONS | {"steps": STEPS, "batch": BATCH}
@@ -62,12 +63,12 @@ def time_plain_script(backend: str, model_dir: Path, folder: Path) -> list[float
 
 
 def cpu_ms_per_step(times: list[float]) -> float:
-    """Milliseconds of CPU per step."""
+    """Return the CPU milliseconds per step, without the first steps."""
     return 1e3 * (times[-1] - times[SKIPPED_STEPS]) / (len(times) - 1 - SKIPPED_STEPS)
 
 
 def measure(backend: str, model_dir: Path, folder: Path) -> dict[str, list[float]]:
-    """Both ways in turns; the first turn warms up."""
+    """Return the CPU milliseconds per step of both in alternating rounds, without the first round."""
     from finetune_trainer.modeling import loading
 
     loading.import_backend(backend)
@@ -81,7 +82,7 @@ def measure(backend: str, model_dir: Path, folder: Path) -> dict[str, list[float
 
 
 def format_row(backend: str, results: dict[str, list[float]]) -> str:
-    """Medians, and the median and range of the rounds' differences."""
+    """Return a row with the medians, and the median and range of the differences of the rounds."""
     pairs = [100 * (first / second - 1) for first, second in zip(results["ours"], results["direct"], strict=True)]
     middle = [f"{statistics.median(results[name]):.1f}" for name in ("ours", "direct")]
     library = "Unsloth" if backend == "unsloth" else "TRL"
@@ -90,7 +91,7 @@ def format_row(backend: str, results: dict[str, list[float]]) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -100,9 +101,9 @@ def main() -> None:
             backend, out = options.one
             Path(out).write_text(json.dumps(measure(backend, build(folder / "model", hidden=128, layers=4), folder)))
             return
-        print("| | ours, ms | direct, ms | difference | of the rounds |\n| --- | --- | --- | --- | --- |")
+        print("| Library | Ours, CPU ms | Direct, CPU ms | Difference | Range |\n| --- | --- | --- | --- | --- |")
         for backend in ("transformers", "unsloth"):
-            # One thread, so that CPU seconds are what a step costs and not what threads wait for each other.
+            # With one thread, CPU seconds do not include threads that wait for each other.
             environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
             line = [sys.executable, "-W", "ignore", "-m", "tests.bench.step_time", "--one", backend, f"{name}/out"]
             process = subprocess.run(line, env=environment, check=False, capture_output=True, text=True)

@@ -1,7 +1,7 @@
-"""One transfer of the benchmark as a process: `transfer.py CLIENT pull|push ENDPOINT s3://bucket/prefix FOLDER`.
+"""One transfer in a separate process: `transfer.py CLIENT pull|push ENDPOINT s3://bucket/prefix FOLDER`.
 
-Whoever moves the files also tells the sha256 of each, as the trainer has to. Prints wall and CPU seconds of all that,
-without Python's own start and imports, which the trainer does meanwhile.
+Each client also computes the SHA-256 of each file, as the trainer does. The wall-clock and CPU seconds that are printed
+do not include the start of Python and the imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Digests = dict[str, str]
 
 
 def transfer_with_trainer(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
-    """As the trainer does it, with pinned ETags."""
+    """Transfer as the trainer does, with pinned ETags."""
     from finetune_trainer.contract import Storage
     from finetune_trainer.storage import DATA_ERRORS, S3, Location, download_objects, find_objects, put_file
 
@@ -35,7 +35,7 @@ def transfer_with_trainer(direction: str, endpoint: str, uri: str, folder: Path)
 
 
 def transfer_with_boto3(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
-    """As its documentation shows it, in 16 threads."""
+    """Transfer with boto3 as its documentation shows, in 16 threads."""
     import boto3 as library
     from botocore.config import Config
 
@@ -59,14 +59,14 @@ def transfer_with_boto3(direction: str, endpoint: str, uri: str, folder: Path) -
 
 
 def transfer_with_s5cmd(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
-    """The program, with its defaults."""
+    """Transfer with s5cmd and its defaults."""
     source, target = (f"{uri}/*", f"{folder}/") if direction == "pull" else (f"{folder}/", f"{uri}/")
     subprocess.run(["s5cmd", "--log", "error", "--endpoint-url", endpoint, "cp", source, target], check=True)
     return hash_only(direction, endpoint, uri, folder)
 
 
 def hash_only(direction: str, endpoint: str, uri: str, folder: Path) -> Digests:
-    """No transfer: what the digests cost, whoever moves the bytes."""
+    """Compute the digests only, to show their share of the cost."""
     paths = sorted(folder.iterdir())
     with ThreadPoolExecutor(16) as pool:
         return dict(zip([path.name for path in paths], pool.map(_sha256, paths), strict=True))

@@ -29,7 +29,7 @@ def find_helm() -> str | None:
 def _local_cluster_helm() -> str | None:
     if str(ROOT / "dev") not in sys.path:
         sys.path.append(str(ROOT / "dev"))
-    program: Path = importlib.import_module("local_cluster.tools").program("helm")
+    program: Path = importlib.import_module("local_cluster.tools").find_program("helm")
     return str(program) if program.exists() else None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from finetune_operator.resources.job import JOB_LABEL
+from finetune_operator.api.labels import JOB_LABEL
 from finetune_trainer.contract import PROGRESS_PORT
 
 Manifest = dict[str, Any]

@@ -36,7 +36,7 @@ def import_local_cluster(module: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
     """The local cluster `test`, or as FINETUNE_TEST_CLUSTER says, with this tree's images. One that was up stays up."""
-    import_local_cluster("prepare").everything()
+    import_local_cluster("prepare").prepare_all()
     running = import_local_cluster("cluster").Cluster(os.environ.get("FINETUNE_TEST_CLUSTER", "test"))
     was_up = running.is_up
     running.up()
@@ -104,8 +104,10 @@ def _is_established(definition: Manifest) -> bool:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model of a few hundred kilobytes; made in a process of its own, so that torch stays out of this one."""
     folder = tmp_path_factory.mktemp("base")
-    program = "import sys, pathlib, tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "trainer")}
+    program = (
+        "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, check=True, capture_output=True)
     return folder
 

@@ -140,7 +140,7 @@ def test_run_active_deadline_exceeded_saves_and_fails(flow: ClusterHarness) -> N
     status = flow.wait_until_finished("endless")
     assert _get_reason(status, "Failed") == "DeadlineExceeded", status
     assert 55 <= status["activeSeconds"] <= 60 + 30 + 10  # and at most its grace period
-    assert "goes on from the newest checkpoint" in find_condition(status, "Failed")["message"]
+    assert "resumes from the latest checkpoint" in find_condition(status, "Failed")["message"]
 
 
 def test_run_ttl_expired_is_deleted_and_keeps_output(flow: ClusterHarness) -> None:

@@ -1,4 +1,4 @@
-"""Entries are whole or not there."""
+"""Tests of cache folders, which appear only when complete, and of the state files of a cluster."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from local_cluster import cache, state
 
 
-def test_fresh_folder_appears_only_when_complete(tmp_path: Path) -> None:
+def test_replace_folder_target_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "entry"
     with cache.replace_folder(target) as partial:
         (partial / "file").write_text("content")
@@ -15,7 +15,7 @@ def test_fresh_folder_appears_only_when_complete(tmp_path: Path) -> None:
     assert (target / "file").read_text() == "content"
 
 
-def test_fresh_folder_failed_is_absent_and_retryable(tmp_path: Path) -> None:
+def test_replace_folder_failed_block_leaves_no_target(tmp_path: Path) -> None:
     target = tmp_path / "entry"
     with pytest.raises(FileNotFoundError), cache.replace_folder(target) as partial:
         (partial / "no-such-folder" / "file").touch()

@@ -1,4 +1,4 @@
-"""What the demo shows and applies."""
+"""Tests of what the demo prints and of the objects that it creates."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ RUNNING = {
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "over"),
+    ("status", "text", "finished"),
     [
         ({}, "Pending", False),
         (RUNNING, "Running  40 %  Training  step 12/30  loss 1.5", False),
@@ -22,18 +22,18 @@ RUNNING = {
         ({"phase": "Failed"}, "Failed", True),
     ],
 )
-def test_summary_status_is_one_line(status: dict[str, Any], text: str, over: bool) -> None:
+def test_summarize_status_is_one_line(status: dict[str, Any], text: str, finished: bool) -> None:
     assert follow.summarize_status(status) == text
-    assert follow.is_finished(status) is over
+    assert follow.is_finished(status) is finished
 
 
-def test_message_failed_status_is_condition_message() -> None:
+def test_failure_message_failed_status_is_condition_message() -> None:
     conditions = [
         {"type": "Complete", "status": "False", "message": "not this"},
         {"type": "Failed", "status": "True", "message": "the bucket is not there"},
     ]
     assert follow.get_failure_message({"conditions": conditions}) == "the bucket is not there"
-    assert follow.get_failure_message({}) == "no reason is given"
+    assert follow.get_failure_message({}) == "its status has no condition Failed"
 
 
 def test_demo_sample_contains_replaced_endpoint() -> None:

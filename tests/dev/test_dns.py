@@ -1,4 +1,4 @@
-"""Answers to pods' queries, byte for byte."""
+"""Tests of the responses of the DNS server, byte for byte."""
 
 import struct
 
@@ -29,7 +29,7 @@ def _build_query(name: str, kind: int) -> bytes:
         ("pypi.org", A, 3, None),
     ],
 )
-def test_respond_query_has_code_and_address(name: str, kind: int, code: int, address: str | None) -> None:
+def test_build_response_query_has_code_and_address(name: str, kind: int, code: int, address: str | None) -> None:
     query = _build_query(name, kind)
     response = dns.build_response(query, lambda *names: RECORDS.get(names))
     number, flags, questions, answers, _, _ = struct.unpack(">6H", response[:12])
@@ -40,7 +40,7 @@ def test_respond_query_has_code_and_address(name: str, kind: int, code: int, add
         assert ".".join(str(byte) for byte in response[-4:]) == address
 
 
-def test_respond_malformed_query_raises() -> None:
+def test_build_response_malformed_query_raises() -> None:
     with pytest.raises(IndexError):
         dns.build_response(b"short", lambda *_: None)
 

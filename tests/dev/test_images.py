@@ -1,4 +1,4 @@
-"""How an image gets from buildah's store into containerd."""
+"""Tests of image names, and of importing images from buildah's store into containerd."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ def test_missing_packages_names_each_package_once(monkeypatch: pytest.MonkeyPatc
     assert debian.find_missing_packages() == ["containerd"]
 
 
-@pytest.mark.cluster  # it needs root, as a local cluster does
+@pytest.mark.cluster  # needs root, like a local cluster
 def test_unmount_after_killed_build_allows_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = tmp_path / "overlay"
     (overlay / "layer").mkdir(parents=True)
@@ -65,4 +65,4 @@ def test_unmount_after_killed_build_allows_hard_links(tmp_path: Path, monkeypatc
     still_mounted = subprocess.run(["umount", overlay], check=False, capture_output=True).returncode == 0
     assert not still_mounted
     os.link(overlay / "layer" / "file", tmp_path / "elsewhere")
-    buildah.unmount_storage()  # there is nothing to do
+    buildah.unmount_storage()  # does nothing if nothing is mounted

@@ -1,4 +1,4 @@
-"""A cluster's name decides its addresses."""
+"""Tests of the addresses that are derived from the name of a cluster."""
 
 import ipaddress
 

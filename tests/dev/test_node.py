@@ -1,4 +1,4 @@
-"""What the components are told."""
+"""Tests of the command lines and configuration files of a node's components."""
 
 import json
 from collections.abc import Callable

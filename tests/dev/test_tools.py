@@ -1,4 +1,4 @@
-"""The pinned programs."""
+"""Tests of the Go modules with pinned versions that local clusters are built from."""
 
 from pathlib import Path
 

@@ -1,13 +1,12 @@
-"""Compare ways to train on one GPU: the same random model, rows and adapter, each in a process of its own.
+"""Compare backends and plain scripts on one GPU, with the same random model, rows and adapter, in separate processes.
 
     PYTHONPATH=trainer:. python tests/gpu/bench_backends.py [--json OUT] [--backends transformers unsloth]
 
-`trl` and `unsloth-script` are the same training by a short script against TRL or Unsloth themselves
-(`plain_scripts.py`).
-Needs no network: the model has the shape of Llama-3.2-1B (`--shape 8b`: Llama-3.1-8B) with random weights, built on the
-spot. `--rows full` (the default) makes every row `--length` tokens long, as published numbers do; `--rows mixed` makes
-them between a sixteenth of that and all of it, as data is. MFU counts neither recomputation nor padding, against the
-card's dense bf16 peak.
+`trl` and `unsloth-script` run the same training as a short script that uses TRL or Unsloth directly
+(`plain_scripts.py`). No network is needed: the model has the shape of Llama-3.2-1B (`--shape 8b`: Llama-3.1-8B) with
+random weights. With `--rows full` (the default) every row has `--length` tokens, as in published benchmarks; with
+`--rows mixed` rows have between 1/16 of that and all of it, as in real data. MFU is relative to the dense bf16 peak of
+the GPU, and counts neither recomputation nor padding.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SCRIPTS = {"trl": plain_scripts.load_with_trl, "unsloth-script": plain_scripts.l
 
 @dataclass(frozen=True)
 class BackendResult:
-    """One way's numbers; the first half of the steps, in which kernels are compiled, is not in the pace."""
+    """Measurements of one backend. Speed is measured over the second half of the steps; the first compiles kernels."""
 
     backend: str
     tokens_per_second: float
@@ -56,7 +55,7 @@ class BackendResult:
 
 @dataclass(frozen=True)
 class StepMeasurements:
-    """When each was done, in seconds, and its loss; the model, and GiB of GPU memory."""
+    """Time in seconds and loss of each step, the trained model, and the peak GPU memory in GiB."""
 
     times: Sequence[float]
     losses: Sequence[float]
@@ -65,7 +64,7 @@ class StepMeasurements:
 
 
 class StepTimeRecorder(ProgressReporter):
-    """Keeps when each step was done, and what it had lost."""
+    """Records the time and the progress of each step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[float, Progress]] = []
@@ -78,7 +77,7 @@ class StepTimeRecorder(ProgressReporter):
 
 
 def build_config(arguments: argparse.Namespace) -> TrainerConfig:
-    """The run, in the terms of a FineTuneJob."""
+    """Return the config of the training."""
     return TrainerConfig.model_validate(
         {
             "model": {
@@ -99,7 +98,7 @@ def build_config(arguments: argparse.Namespace) -> TrainerConfig:
 
 
 def run_one(arguments: argparse.Namespace, backend: str) -> BackendResult:
-    """Train in this process."""
+    """Train with one backend in this process."""
     config, started = build_config(arguments), time.monotonic()
     train_backend = _train_with_trainer if backend in TRAINER_BACKENDS else _train_with_script
     data_rows = arguments.steps * arguments.batch * arguments.accumulation
@@ -124,9 +123,10 @@ def run_one(arguments: argparse.Namespace, backend: str) -> BackendResult:
 def _train_with_trainer(
     config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
 ) -> tuple[StepMeasurements, float]:
-    """As a run trains."""
+    """Train as a run does. Return the steps and the seconds of loading the model."""
     from finetune_trainer.modeling import loading
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     loading.import_backend(backend, config.model.quantization)
     started = time.monotonic()
@@ -134,8 +134,8 @@ def _train_with_trainer(
     loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)
     load_seconds = time.monotonic() - started
     recorder = StepTimeRecorder()
-    session = train.TrainingSession(recorder)
-    metrics = train.train(
+    session = TrainingSession(recorder)
+    metrics = train(
         config, loaded, _make_prepared_data(random_model.make_rows(*shape)), session, folder.parent / backend
     ).metrics
     losses = [progress.loss or float("nan") for _, progress in recorder.steps]
@@ -162,7 +162,7 @@ def _train_with_script(
 
 
 def _tokens_per_second(steps: StepMeasurements, arguments: argparse.Namespace) -> float:
-    """Tokens per second of the second half of the steps."""
+    """Return tokens per second of the second half of the steps."""
     count = arguments.batch * arguments.accumulation
     tokens = sum(
         map(
@@ -185,7 +185,7 @@ def _compute_mfu(per_second: float, parameters: tuple[int, int], arguments: argp
 
 
 def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each way in a process of its own, since Unsloth changes the libraries of the one that imports it."""
+    """Run each backend in a separate process, because importing Unsloth patches other libraries."""
     results: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
@@ -205,7 +205,7 @@ def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """See the module."""
+    """Print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=[*TRAINER_BACKENDS], choices=[*TRAINER_BACKENDS, *SCRIPTS])
     parser.add_argument("--shape", choices=[*random_model.SHAPES], default="1b")

@@ -1,6 +1,7 @@
-"""Prepare, train, export and ask, in one process, with what `auto` chooses here. Writes answers.json into its argument.
+"""Prepare, train and export with the backend that `auto` chooses, then generate answers with the adapter.
 
-Its model is built here, so it learns two answers by heart; a GPU is used where there is one.
+The tiny model memorises two answers, on a GPU if there is one. Expected and generated answers are written to
+answers.json in the folder given as argument.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 GENERATE_SCRIPT = """
 import json, sys
 from pathlib import Path
-from finetune_trainer.modeling.generate import generate
+from finetune_trainer.modeling.generation import generate_completions
 base, adapter, out, *prompts = sys.argv[1:]
-Path(out).write_text(json.dumps(generate(Path(base), Path(adapter), prompts, 40)))
+Path(out).write_text(json.dumps(generate_completions(Path(base), Path(adapter), prompts, 40)))
 """
 
 
 def main(folder: Path) -> None:
-    """Raises what any step raises."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+    """Run all steps. An error of any step is not caught."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
     from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.modeling import loading
     from finetune_trainer.publishing import export
     from finetune_trainer.telemetry.progress import ProgressReporter
-    from finetune_trainer.training import train
+    from finetune_trainer.training.methods import get_method
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     shape = {"maxSteps": 120, "batchSize": 2, "gradientAccumulation": 1}
     config = tiny_model.config(shape)
@@ -40,12 +44,12 @@ def main(folder: Path) -> None:
     tokenizer = loading.load_tokenizer(base)
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])
     files = preparation.DataFiles([(config.dataset.sources[0], [rows])], "sha256:0")
-    prepared = preparation.prepare_dataset(config, files, tokenizer, folder)
+    prepared = preparation.prepare_dataset(config, files, RowEncoding(tokenizer, get_method(config)), folder)
     loaded = loading.LoadedModel(loading.load_model(config, base, backend), tokenizer, backend)
-    metrics = train.train(config, loaded, prepared, train.TrainingSession(ProgressReporter()), folder).metrics
+    metrics = train(config, loaded, prepared, TrainingSession(ProgressReporter()), folder).metrics
     export.export_adapter(config, loaded, folder / "adapter", "sha256:0", base)
     print(backend, json.dumps(metrics))
-    out = folder / "got.json"  # asked in a process that knows nothing of the training
+    out = folder / "got.json"  # generated in a separate process, from the files alone
     command = [sys.executable, "-c", GENERATE_SCRIPT, str(base), str(folder / "adapter"), str(out), *ANSWERS]
     subprocess.run(command, check=True)
     result = {"expected": list(ANSWERS.values()), "got": json.loads(out.read_text())}

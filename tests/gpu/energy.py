@@ -1,5 +1,7 @@
-"""Let the GPUs work for some seconds, and compare the meter with the power that was drawn. Writes energy.json into its
-argument."""
+"""Run matrix products on the GPUs for 8 seconds, and compare EnergyMeter with the sampled power draw.
+
+The results are written to energy.json in the folder given as argument.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ SECONDS = 8.0
 
 
 def main(folder: Path) -> None:
-    """All that this process sees."""
+    """Measure all GPUs that are visible to this process."""
     pynvml.nvmlInit()
     uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(torch.cuda.device_count())]
     handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]

@@ -1,4 +1,4 @@
-"""What one writes without this project to train on the same tokens, against TRL or Unsloth themselves."""
+"""Plain scripts that train on the same tokens with TRL or Unsloth directly, to compare the trainer with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 @dataclass
 class ScriptResult:
-    """When each step was done, in seconds, and its loss; the model, and bytes of GPU memory."""
+    """Time in seconds and loss of each step, the trained model, and the peak GPU memory in bytes."""
 
     times: list[float]
     losses: list[float]
@@ -26,6 +26,7 @@ class ScriptResult:
 
 
 def load_with_trl(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
+    """Load model and tokenizer with transformers, and add a LoRA adapter with PEFT."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
@@ -44,6 +45,7 @@ def load_with_trl(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
 
 
 def load_with_unsloth(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]:
+    """Load model and tokenizer, and add a LoRA adapter, with Unsloth."""
     import torch
     from unsloth import FastLanguageModel
 
@@ -68,7 +70,7 @@ def load_with_unsloth(config: TrainerConfig, model_dir: Path) -> tuple[Any, Any]
 
 
 def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset, folder: Path) -> ScriptResult:
-    """With SFTTrainer's own defaults in what the config does not say."""
+    """Train with SFTTrainer, and with its defaults for settings that are not in the config."""
     import torch
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -114,7 +116,7 @@ def train(config: TrainerConfig, loaded: tuple[Any, Any], rows: datasets.Dataset
 
 
 def _add_completion_mask(rows: datasets.Dataset) -> datasets.Dataset:
-    """As TRL wants what is not learnt to be told."""
+    """Replace labels by `completion_mask`, which is 1 for supervised tokens, as SFTTrainer expects."""
     return rows.map(
         lambda row: {"completion_mask": [int(label >= 0) for label in row["labels"]]}, remove_columns=["labels"]
     )

@@ -1,4 +1,4 @@
-"""Models of a real one's shape with random weights, and rows for them: all that a measurement of speed needs."""
+"""Models with the shape of real ones and random weights, and random rows, for speed measurements."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import datasets
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
-"""Dense bf16, by the vendor's data sheets."""
+"""Peak dense bf16 TFLOP/s by GPU, from NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Of a Llama."""
+    """Dimensions of a Llama model."""
 
     width: int
     layers: int
@@ -27,8 +27,10 @@ class LlamaShape:
     tied_embeddings: bool
 
     def flops_per_token(self, frozen: int, trainable: int, length: int) -> float:
-        """4 per frozen parameter and 6 per trained one, and causal attention, forward and backward; recomputation is
-        not counted."""
+        """Return the FLOPs of the forward and backward pass per token, without recomputation.
+
+        They are 4 per frozen parameter, 6 per trained one, and those of causal attention over `length` tokens.
+        """
         return 4 * frozen + 6 * trainable + 6 * self.layers * self.width * length
 
 
@@ -40,7 +42,7 @@ SHAPES = {
 
 
 def build(folder: Path, shape: LlamaShape) -> None:
-    """In bf16, with a tokenizer of bytes."""
+    """Write a bf16 model with random weights and a byte-level tokenizer to `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -76,7 +78,7 @@ def build(folder: Path, shape: LlamaShape) -> None:
 
 
 def make_rows(count: int, max_length: int, mixed: bool) -> datasets.Dataset:
-    """Random tokens, the last three quarters of each row learnt."""
+    """Return rows of random tokens; the last three quarters of each row are supervised."""
     import datasets
 
     rng = random.Random(0)

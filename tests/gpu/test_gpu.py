@@ -1,4 +1,4 @@
-"""What only a GPU shows: both backends on the same work, in bf16, and an adapter that answers as it was trained.
+"""Tests that need a GPU: both backends on the same rows, all training variants in bf16, and a complete run.
 
 PYTHONPATH=trainer pytest -m gpu tests/gpu
 """
@@ -20,7 +20,7 @@ from tests.gpu import training_variants
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(600),
-    # Not torch's word: tests of the same process that run on the CPU hide the GPU from it.
+    # torch is not asked, because tests on the CPU in the same process hide the GPU from it.
     pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no GPU"),
 ]
 
@@ -30,7 +30,7 @@ ROOT = BENCH.parents[2]
 
 
 def run_script(script: Path, *arguments: str, scratch: Path) -> None:
-    """In a process of its own, which sees the GPU."""
+    """Run a script in a separate process that sees the GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     paths = os.pathsep.join([str(ROOT / "trainer"), str(ROOT), environment.get("PYTHONPATH", "")])
     environment |= {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "FINETUNE_SCRATCH": str(scratch)}
@@ -39,7 +39,7 @@ def run_script(script: Path, *arguments: str, scratch: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Numbers by backend, of those that are installed."""
+    """Return the measurements of each installed backend."""
     folder = tmp_path_factory.mktemp("bench")
     run_script(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
     return {each["backend"]: each for each in json.loads((folder / "out.json").read_text())}
@@ -66,7 +66,7 @@ ALL_VARIANTS = [(backend, way) for backend in BACKENDS for way in training_varia
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What came of each way, by backend."""
+    """Return the results of each training variant, by backend."""
     found = {}
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
@@ -97,7 +97,7 @@ def test_training_too_little_gpu_memory_names_setting_to_lower(ways: dict[str, d
 
 
 def test_energy_counter_matches_measured_power(tmp_path: Path) -> None:
-    """The counter of the GPU that CUDA sees, beside the power that NVML reports while it works."""
+    """Compare the energy counter of the GPU with the power that NVML reports during the work."""
     run_script(BENCH.with_name("energy.py"), str(tmp_path), scratch=tmp_path)
     found = json.loads((tmp_path / "energy.json").read_text())
     assert "1 GPU" in found["message"] or found["gpus"] > 1
@@ -105,7 +105,7 @@ def test_energy_counter_matches_measured_power(tmp_path: Path) -> None:
 
 
 def test_adapter_trained_on_gpu_exports_and_answers(tmp_path: Path) -> None:
-    """The whole way of `run`, on a tiny model: in bf16 by the backend that `auto` chooses here."""
+    """Run all steps of `finetune-trainer run` on a tiny model in bf16, with the backend that `auto` chooses."""
     run_script(BENCH.with_name("end_to_end.py"), str(tmp_path), scratch=tmp_path)
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["got"] == answers["expected"]

@@ -1,8 +1,8 @@
-"""`training_variants.py BACKEND FOLDER`: the tiny model trained on the GPU in all ways that are used; FOLDER
-gets results.json.
+"""Train the tiny model on the GPU in all supported variants: `training_variants.py BACKEND FOLDER`.
 
-Each way trains, evaluates, and exports an adapter that is loaded anew and compared with the one in memory, as a run
-does. One process for all, since the imports take longer than the trainings.
+Each variant trains, evaluates, and exports an adapter that is loaded again and compared with the one in memory, as in a
+run. All variants run in one process, because the imports take longer than the trainings. FOLDER/results.json contains
+the results.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ LIBRARY_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a library raises is a result here."""
+"""Errors of libraries, which are recorded as a result."""
 
 
 def try_training(request: TrainingRequest, model_dir: Path, folder: Path) -> dict[str, Any]:
-    """What came of it, in plain values."""
+    """Train one variant. Return its losses and metrics, or its error, as JSON values."""
     folder.mkdir()
     try:
         trained = train(request, model_dir, folder)
@@ -85,20 +85,19 @@ def _shorten_losses(result: Mapping[str, Any]) -> str:
 
 
 def train_and_resume(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
-    """Losses of a run that went on from step 4, and of one that was not interrupted."""
+    """Return the losses of a run that resumed from step 4, and of a run that was not interrupted."""
     shape = {**BASE_TRAINING, "backend": backend, "maxSteps": 8, "lora": {"dropout": 0.1}}
-    whole_dir, resumed_dir = folder / "whole", folder / "rest"
-    for run_dir in (whole_dir, resumed_dir):
+    uninterrupted_dir, resumed_dir = folder / "uninterrupted", folder / "resumed"
+    for run_dir in (uninterrupted_dir, resumed_dir):
         run_dir.mkdir(parents=True)
-    before = train(TrainingRequest(shape, {}, REVIEWS, save_at=4), model_dir, whole_dir)
-    after = train(
-        TrainingRequest(shape, {}, REVIEWS, resume=str(whole_dir / "trainer" / "checkpoint-4")), model_dir, resumed_dir
-    )
+    before = train(TrainingRequest(shape, {}, REVIEWS, save_at=4), model_dir, uninterrupted_dir)
+    checkpoint = uninterrupted_dir / "trainer" / "checkpoint-4"
+    after = train(TrainingRequest(shape, {}, REVIEWS, resume=str(checkpoint)), model_dir, resumed_dir)
     return {"uninterrupted": before.losses[4:], "resumed": after.losses[-4:]}
 
 
 def train_without_memory(backend: str, model_dir: Path, folder: Path) -> dict[str, Any]:
-    """What is said where the GPU has too little memory."""
+    """Train with too little GPU memory. Return the error."""
     import torch
 
     torch.cuda.empty_cache()
@@ -112,8 +111,8 @@ def train_without_memory(backend: str, model_dir: Path, folder: Path) -> dict[st
 
 
 def main(backend: str, folder: Path) -> None:
-    """See the module."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden by tiny_model, whose other users stay on the CPU
+    """Train all variants with one backend, and write results.json."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
     from finetune_trainer.modeling import loading
 
     loading.import_backend(backend, "nf4")

@@ -1,4 +1,4 @@
-"""Builders of bodies, a real API server behind a proxy that fails on demand, and the operator in this process."""
+"""Fixtures: builders of objects, a real API server behind a proxy with faults, and the operator in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from local_cluster import tools
 
 @pytest.fixture
 def build() -> type[Builders]:
-    """See `Build`."""
+    """Return the builders of objects."""
     return Builders
 
 
@@ -31,7 +31,7 @@ ComputeKstatus = Callable[..., list[dict[str, str]]]
 
 @pytest.fixture(scope="session")
 def kstatus() -> ComputeKstatus:
-    """What Flux, Argo CD's peers and `helm --wait` take objects for, by the library that they use."""
+    """Return a function that computes the status of objects with kstatus, the library of Flux and `helm --wait`."""
     tools.ensure_built()
 
     def compute_kstatus(*objects: Body) -> list[dict[str, str]]:
@@ -46,21 +46,21 @@ def kstatus() -> ComputeKstatus:
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a kube-apiserver with the CRD."""
+    """Return the URL of a kube-apiserver with the CRD."""
     with api.run_api_server(tmp_path_factory.mktemp("api-server")) as url:
         yield url
 
 
 @pytest.fixture
 def trainer() -> Iterator[FakeTrainer]:
-    """A trainer that says how far it is."""
+    """Return a server that reports progress as a trainer does."""
     with FakeTrainer() as trainer:
         yield trainer
 
 
 @pytest.fixture
 async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NamespaceHarness]:
-    """An empty namespace, reached by the operator through a proxy."""
+    """Return an empty namespace, which the operator accesses through a proxy."""
     async with api.open_session() as session:
         with FaultProxy(api_server) as proxy:
             monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path, f"http://127.0.0.1:{proxy.port}")))
@@ -79,7 +79,7 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def watches(world: NamespaceHarness) -> WatchGate:
-    """Between the operator and its watches."""
+    """Return a gate between the operator and its watches."""
     gate = WatchGate(world.proxy.target)
     world.proxy.interceptor = gate.intercept
     return gate

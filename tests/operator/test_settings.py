@@ -1,4 +1,4 @@
-"""Settings come from the environment as the chart writes it."""
+"""Settings from the environment variables that the chart sets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_settings_invalid_value_raises(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
-    "no JSON": ("BOUNDS", "{", "bounds"),
-    "a misspelt bound": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
-    "an image of any registry": ("BOUNDS", '{"allowedImages": ["*/trainer:1"]}', "bounds.allowedImages.0"),
-    "a default of the wrong kind": ("DEFAULTS", '{"nodeSelector": "gpu"}', "defaults.nodeSelector"),
+    "malformed JSON": ("BOUNDS", "{", "bounds"),
+    "misspelt limit": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
+    "image of any registry": ("BOUNDS", '{"allowedImages": ["*/trainer:1"]}', "bounds.allowedImages.0"),
+    "default of the wrong type": ("DEFAULTS", '{"nodeSelector": "gpu"}', "defaults.nodeSelector"),
 }
 
 

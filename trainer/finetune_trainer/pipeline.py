@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from finetune_trainer.modeling.loading import LoadedModel
     from finetune_trainer.publishing.merge import MergedModel
     from finetune_trainer.publishing.published_result import PublishedResult
+    from finetune_trainer.records.adapter import AdapterInfo
     from finetune_trainer.records.evaluation import EvaluationReport, GateCheck
-    from finetune_trainer.reporting.adapter_info import AdapterInfo
-    from finetune_trainer.training.train import TrainResult
+    from finetune_trainer.training.state import TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -185,9 +185,11 @@ def import_backend(context: RunContext) -> str:
 def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> PreparedInputs:
     """Wait for the download, check the model's files and prepare the dataset. One rank of each node does this."""
     from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import loading, positions
+    from finetune_trainer.training.methods import get_method
 
     config, files = context.config, download.result()
     context.enter_stage(Stage.PREPARING)
@@ -197,7 +199,8 @@ def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> P
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
-    dataset = preparation.prepare_dataset(config, data_files, tokenizer, context.work_dir, max_positions)
+    encoding = RowEncoding(tokenizer, get_method(config), max_positions)
+    dataset = preparation.prepare_dataset(config, data_files, encoding, context.work_dir)
     context.recorder.record_dataset(dataset.report)
     requirements.check_requirements(config, dataset, tokenizer)
     requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training
@@ -219,15 +222,15 @@ def train_adapter(
     model: LoadedModel, inputs: PreparedInputs, checkpoints: CheckpointManager, context: RunContext
 ) -> TrainResult:
     """Train the adapter in place, from the newest checkpoint if there is one."""
-    from finetune_trainer.training import cross_validation
-    from finetune_trainer.training.train import TrainingSession
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     context.enter_stage(Stage.TRAINING)
     with checkpoints.open_session() as saved:
         session = TrainingSession(
             context.progress, resume_from=saved.resume_from, saver=saved.saver, log_metrics=context.log_metrics
         )
-        return cross_validation.train_all(inputs.training_config, model, inputs.dataset, session, context.work_dir)
+        return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
 
 
 def wait_for_rank_zero(context: RunContext) -> Outcome:

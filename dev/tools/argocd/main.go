@@ -1,5 +1,8 @@
-// argocd-health runs a health script as Argo CD does (util/lua: gopher-lua with base, table and package alone, one second,
-// the object as the global obj) on Kubernetes objects, which it reads as lines of JSON, and prints for each what the script says.
+// argocd-health runs a health script of Argo CD on Kubernetes objects.
+//
+// It reads objects as lines of JSON from stdin and prints the resulting health of each as a line of JSON. The script runs
+// as in Argo CD (util/lua): gopher-lua with the libraries base, table and package, a limit of one second, and the object
+// in the global variable obj.
 package main
 
 import (
@@ -41,11 +44,11 @@ func run(path string, in io.Reader, out io.Writer) error {
 		} else if err != nil {
 			return err
 		}
-		said, err := assess(string(script), object)
+		result, err := assess(string(script), object)
 		if err != nil {
 			return err
 		}
-		if err := encoder.Encode(said); err != nil {
+		if err := encoder.Encode(result); err != nil {
 			return err
 		}
 	}
@@ -72,12 +75,12 @@ func assess(script string, object []byte) (health, error) {
 	if err := state.DoString(script); err != nil {
 		return health{}, err
 	}
-	answer, err := luajson.Encode(state.Get(-1))
+	encoded, err := luajson.Encode(state.Get(-1))
 	if err != nil {
 		return health{}, err
 	}
-	var said health
-	strict := json.NewDecoder(bytes.NewReader(answer))
+	var result health
+	strict := json.NewDecoder(bytes.NewReader(encoded))
 	strict.DisallowUnknownFields()
-	return said, strict.Decode(&said)
+	return result, strict.Decode(&result)
 }

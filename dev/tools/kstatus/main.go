@@ -1,4 +1,6 @@
-// kstatus reads Kubernetes objects as lines of JSON and prints for each what kstatus takes it for: status and message.
+// kstatus computes the kstatus of Kubernetes objects, as Flux does.
+//
+// It reads objects as lines of JSON from stdin and prints the status and the message of each as a line of JSON.
 package main
 
 import (
@@ -22,7 +24,7 @@ func main() {
 func run(in io.Reader, out io.Writer) error {
 	decoder, encoder := json.NewDecoder(in), json.NewEncoder(out)
 	for {
-		// Its own decoder makes int64 of whole numbers, as Compute expects them.
+		// UnmarshalJSON decodes integers as int64, as Compute expects; encoding/json would decode them as float64.
 		var line json.RawMessage
 		if err := decoder.Decode(&line); errors.Is(err, io.EOF) {
 			return nil
@@ -37,8 +39,8 @@ func run(in io.Reader, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		said := map[string]string{"status": result.Status.String(), "message": result.Message}
-		if err := encoder.Encode(said); err != nil {
+		output := map[string]string{"status": result.Status.String(), "message": result.Message}
+		if err := encoder.Encode(output); err != nil {
 			return err
 		}
 	}

@@ -6,40 +6,48 @@ the defaults.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-Body = dict[str, Any]
+from finetune_operator.api.compute import ComputeSpec
+from finetune_operator.api.objects import Body
+from finetune_operator.api.spec import FineTuneJobSpec
+from finetune_trainer.contract import Training
+
+_SPEC_FIELDS, _COMPUTE, _TRAINING = FineTuneJobSpec.model_fields, ComputeSpec(), Training()
 
 
 class RunPolicy(NamedTuple):
-    """The fields of the spec that the operator needs as long as the run lasts."""
+    """The fields of the spec that the operator needs as long as the run lasts. The defaults are those of the API."""
 
-    suspend: bool = False
-    backoff_limit: int = 3
+    suspend: bool = _SPEC_FIELDS["suspend"].default
+    backoff_limit: int = _SPEC_FIELDS["backoff_limit"].default
     startup_deadline_seconds: int | None = None
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
-    gpus_per_node: int = 1
+    gpus_per_node: int = _COMPUTE.gpus_per_node
     """GPUs of each pod."""
-    stall_seconds: int = 1800
+    stall_seconds: int = _TRAINING.stall_seconds
     """`training.stallSeconds`."""
-    nodes: int = 1
+    nodes: int = _COMPUTE.nodes
+
+
+_DEFAULTS = RunPolicy()
 
 
 class _ComputeFields(msgspec.Struct, rename="camel"):
-    nodes: int = RunPolicy().nodes
-    gpus_per_node: int = RunPolicy().gpus_per_node
+    nodes: int = _DEFAULTS.nodes
+    gpus_per_node: int = _DEFAULTS.gpus_per_node
 
 
 class _TrainingFields(msgspec.Struct, rename="camel"):
-    stall_seconds: int = RunPolicy().stall_seconds
+    stall_seconds: int = _DEFAULTS.stall_seconds
 
 
 class _SpecFields(msgspec.Struct, rename="camel"):
-    suspend: bool = RunPolicy().suspend
-    backoff_limit: int = RunPolicy().backoff_limit
+    suspend: bool = _DEFAULTS.suspend
+    backoff_limit: int = _DEFAULTS.backoff_limit
     startup_deadline_seconds: int | None = None
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None

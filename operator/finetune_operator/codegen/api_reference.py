@@ -1,4 +1,4 @@
-"""docs/reference/api.md: the API in tables, made from the CRD's schema. Pure."""
+"""Generator of docs/reference/api.md: tables of the fields in the schema of the CRD."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Section(NamedTuple):
 
 
 def render_markdown(root: Schema) -> str:
-    """The whole page."""
+    """Return the page as Markdown."""
     parts = [_HEADER.format(version=API_VERSION, kind=KIND, description=root["description"])]
     parts.append("".join(f"- {rule['message']}\n" for rule in root["x-kubernetes-validations"]))
     for part in ("spec", "status"):
@@ -34,7 +34,7 @@ def render_markdown(root: Schema) -> str:
 
 
 def _iterate_sections(path: str, schema: Schema) -> Iterator[_Section]:
-    """An object with fields, then those inside of it."""
+    """Yield an object with fields, then the objects in its fields."""
     yield _Section(path, schema)
     for name, field in schema["properties"].items():
         nested = field.get("items", field)

@@ -1,33 +1,90 @@
-"""Asking a running trainer how far it is. What it answers is a stranger's word: bounded, checked, and never needed."""
+"""Poll the progress of running trainers.
+
+The response is untrusted: it is limited in time and size and validated, and no decision depends on it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import aiohttp
 from pydantic import ValidationError
 from yarl import URL
 
+from finetune_operator.api.objects import Body, ObjectKey
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, ReportedProgress
+from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.pod import find_newest_pod, is_trainer_running, list_rank_zero_pods
 from finetune_trainer.contract import PROGRESS_PORT, Progress
 
 REQUEST_TIMEOUT = 2.0
-"""Seconds that a pod has for its answer."""
+"""Seconds until a pod must have responded."""
 MAX_RESPONSE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 512
-"""At a time, of all namespaces."""
+"""Maximum number of concurrent connections."""
 MAX_NAMESPACE_CONNECTIONS = 64
-"""At a time, of one namespace."""
+"""Maximum number of concurrent connections to pods of one namespace."""
 POLL_TIMEOUT = 3 * REQUEST_TIMEOUT
-"""Seconds after which those that were not asked yet are left for another time."""
+"""Seconds until a poll ends. Pods that were not requested by then wait for the next poll."""
 
 
 class ProgressPoller:
-    """A question to each of many pods.
+    """Polls the pod of rank 0 of each running FineTuneJob."""
 
-    A namespace full of silent ones holds up itself: it has no more than its share of the connections at a time, and a
-    pod's time begins when it has one.
+    def __init__(self, cache: FineTuneJobCache, interval: float) -> None:
+        self.interval = interval
+        self._cache = cache
+
+    def reset(self) -> None:
+        """Forget all progress: another replica may have received and stored a later one since."""
+        self._cache.reported_progress.clear()
+
+    async def poll(self, enqueue: Callable[[ObjectKey], None]) -> None:
+        """Poll all running trainers once, and enqueue the FineTuneJobs whose progress changed."""
+        running_pods = list(self._find_running_pods())
+        if not running_pods:
+            return
+        secrets.SystemRandom().shuffle(running_pods)  # so that a timeout does not always hit the same pods
+        async with create_session() as session:
+            fetcher = ProgressFetcher(session)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_TIMEOUT):
+                    await asyncio.gather(*(self._poll_pod(fetcher, key, pod, enqueue) for key, pod in running_pods))
+
+    def _find_running_pods(self) -> Iterator[tuple[ObjectKey, Body]]:
+        """Return the reporting pod of each unfinished run. Owners are checked, because anybody may label a pod."""
+        for key in self._cache.jobs.list_keys():
+            if key.namespace in self._cache.unreadable_namespaces:  # the address may belong to another pod by now
+                continue
+            body = self._cache.get_finetunejob(key)
+            job = self._cache.get_job(body) if body and not is_finished(body) else None
+            if job is None:
+                continue
+            uid = job["metadata"]["uid"]
+            owned_pods = (pod for pod in self._cache.pods.list_by_key(key) if is_controlled_by(pod, uid))
+            pod = find_newest_pod(list_rank_zero_pods(owned_pods))
+            if pod and is_trainer_running(pod):
+                yield key, pod
+
+    async def _poll_pod(
+        self, fetcher: ProgressFetcher, key: ObjectKey, pod: Body, enqueue: Callable[[ObjectKey], None]
+    ) -> None:
+        url = build_progress_url(pod)
+        progress = await fetcher.fetch(key.namespace, url) if url else None
+        if progress and has_changed(progress, self._cache.get_last_progress(key, pod)):
+            self._cache.reported_progress[key] = ReportedProgress(pod["metadata"]["uid"], progress)
+            enqueue(key)
+
+
+class ProgressFetcher:
+    """Requests the progress of many pods with limited concurrency.
+
+    A namespace with many unresponsive pods delays only itself: its share of the connections is limited, and the timeout
+    of a pod starts when its connection is opened.
     """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
@@ -37,14 +94,14 @@ class ProgressPoller:
             lambda: asyncio.Semaphore(MAX_NAMESPACE_CONNECTIONS)
         )
 
-    async def poll(self, namespace: str, url: URL) -> Progress | None:
-        """What `fetch` says, in turn."""
+    async def fetch(self, namespace: str, url: URL) -> Progress | None:
+        """Return what `fetch_progress` returns, as soon as a connection is available."""
         async with self._namespace_semaphores[namespace], self._semaphore:
             return await fetch_progress(self._session, url)
 
 
 def create_session() -> aiohttp.ClientSession:
-    """Connections that carry nothing from one pod to another; as many as are asked for."""
+    """Return a session that shares no connection, cookie or other state between pods."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -53,8 +110,8 @@ def create_session() -> aiohttp.ClientSession:
     )
 
 
-def build_progress_url(pod: dict[str, Any]) -> URL | None:
-    """Where a pod answers, by the API server's word. A pod on its node's network has no address of its own."""
+def build_progress_url(pod: Body) -> URL | None:
+    """Return the URL of the pod's progress, or None if it has no IP address or uses that of its node."""
     host = pod.get("status", {}).get("podIP")
     if not host or pod.get("spec", {}).get("hostNetwork"):
         return None
@@ -62,7 +119,7 @@ def build_progress_url(pod: dict[str, Any]) -> URL | None:
 
 
 async def fetch_progress(session: aiohttp.ClientSession, url: URL) -> Progress | None:
-    """How far the trainer is; None if it does not say so in time, in short and in form."""
+    """Return the progress, or None if there is no valid response within the limits of time and size."""
     try:
         async with session.get(url, allow_redirects=False) as response:
             if response.status != 200:
@@ -86,7 +143,7 @@ async def _read_limited(stream: aiohttp.StreamReader) -> bytes:
 
 
 def has_changed(current: Progress, previous: Progress | None) -> bool:
-    """Whether it says more than another time."""
+    """Return whether the progress differs in more than its time."""
     if previous is None:
         return True
     return current.model_dump(exclude={"last_update_time"}) != previous.model_dump(exclude={"last_update_time"})

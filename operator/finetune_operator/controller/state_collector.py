@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from finetune_operator.api import Phase
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import InformerCache, get_object_key, get_owner_key
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.kube.namespace_access import NamespaceRegistry
-from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body
-from finetune_operator.status.usage import parse_timestamp
+from finetune_operator.observed.objects import parse_timestamp
+from finetune_operator.observed.pod import is_trainer_running
 
 _HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")
 
@@ -32,9 +32,9 @@ _PROGRESS_GAUGES = (
 
 
 def collect_operator_gauges(
-    cache: InformerCache, queue: WorkQueue | None, is_leader: bool, namespaces: NamespaceRegistry
+    object_counts: Mapping[str, int], queue: WorkQueue | None, is_leader: bool, namespaces: NamespaceRegistry
 ) -> Iterator[Metric]:
-    """Yield the gauges of this replica."""
+    """Yield the gauges of this replica. `object_counts` are the numbers of cached objects by resource."""
     last_list_time = time.time() - namespaces.compute_silence_seconds()
     for name, help_text, value in (
         ("leader", "1 if this replica is the leader, otherwise 0.", float(is_leader)),
@@ -57,8 +57,8 @@ def collect_operator_gauges(
         "Objects in the cache. Of a finished run only the FineTuneJob is kept.",
         labels=["resource"],
     )
-    for resource, object_cache in (("finetunejobs", cache.finetunejobs), ("jobs", cache.jobs), ("pods", cache.pods)):
-        family.add_metric([resource], len(object_cache))
+    for resource, count in object_counts.items():
+        family.add_metric([resource], count)
     yield family
     yield _build_readable_gauge(namespaces)
 
@@ -75,7 +75,7 @@ def _build_readable_gauge(namespaces: NamespaceRegistry) -> Metric:
     return family
 
 
-def collect_job_gauges(cache: InformerCache, limit: int) -> Iterator[Metric]:
+def collect_job_gauges(cache: FineTuneJobCache, limit: int) -> Iterator[Metric]:
     """Yield the gauges of FineTuneJobs, with series for at most `limit` running ones.
 
     FineTuneJobs in unreadable namespaces are omitted, because their state is unknown.
@@ -83,7 +83,7 @@ def collect_job_gauges(cache: InformerCache, limit: int) -> Iterator[Metric]:
     readable = [body for body in cache.finetunejobs if body["metadata"]["namespace"] not in cache.unreadable_namespaces]
     yield _build_jobs_gauge(readable)
     yield _build_gpus_gauge(cache)
-    running = sorted((body for body in readable if _get_phase(body) == Phase.RUNNING), key=get_object_key)
+    running = sorted((body for body in readable if _get_phase(body) == Phase.RUNNING), key=get_finetunejob_key)
     yield from _build_running_gauges(list(islice(running, limit)))
     omitted = max(0, len(running) - limit)
     help_text = f"Running FineTuneJobs without series of their own. Only the first {limit} by name have them."
@@ -100,38 +100,42 @@ def _build_jobs_gauge(bodies: Iterable[Body]) -> Metric:
     return family
 
 
-def _build_gpus_gauge(cache: InformerCache) -> Metric:
+def _build_gpus_gauge(cache: FineTuneJobCache) -> Metric:
     family = GaugeMetricFamily("finetune_gpus", "GPUs held by running trainers.", labels=["namespace"])
-    pods = Counter(get_owner_key(pod) for pod in cache.pods if objects.is_trainer_running(pod))
+    pods = Counter(get_owner_key(pod) for pod in cache.pods if is_trainer_running(pod))
     counts: Counter[str] = Counter()
     for key, count in pods.items():
-        if key[0] in cache.unreadable_namespaces:
+        if key.namespace in cache.unreadable_namespaces:
             continue
         for body in cache.finetunejobs.list_by_key(key):
-            counts[key[0]] += count * read_run_policy(body).gpus_per_node
+            counts[key.namespace] += count * read_run_policy(body).gpus_per_node
     for namespace, gpus in counts.items():
         family.add_metric([namespace], gpus)
     return family
 
 
 def _build_running_gauges(bodies: list[Body]) -> Iterator[Metric]:
-    rows = [(get_object_key(body), _select_numbers(body["status"].get("progress")), body["status"]) for body in bodies]
+    rows = [(_get_labels(body), _select_numbers(body["status"].get("progress")), body["status"]) for body in bodies]
     progress_ratio = _create_job_family("progress_ratio", "Fraction of the optimizer steps that are done, 0 to 1.")
     checkpoint_time = _create_job_family(
         "last_checkpoint_timestamp_seconds", "Time when the latest checkpoint was completed."
     )
-    for key, progress, status in rows:
+    for labels, progress, status in rows:
         if "percentage" in progress:
-            progress_ratio.add_metric(key, progress["percentage"] / 100)
+            progress_ratio.add_metric(labels, progress["percentage"] / 100)
         if (saved_at := parse_timestamp(status.get("lastCheckpointTime"))) is not None:
-            checkpoint_time.add_metric(key, saved_at)
+            checkpoint_time.add_metric(labels, saved_at)
     yield from (progress_ratio, checkpoint_time)
     for name, field, help_text in _PROGRESS_GAUGES:
         family = _create_job_family(name, help_text)
-        for key, progress, _ in rows:
+        for labels, progress, _ in rows:
             if field in progress:
-                family.add_metric(key, progress[field])
+                family.add_metric(labels, progress[field])
         yield family
+
+
+def _get_labels(body: Body) -> list[str]:
+    return [body["metadata"]["namespace"], body["metadata"]["name"]]
 
 
 def _select_numbers(progress: object) -> dict[str, float]:

@@ -1,71 +1,59 @@
-"""What the operator last saw of the cluster: fed by the watches, replaced by the periodic list, kept nowhere else."""
+"""Cache of the objects of one resource, as client-go's `cache.Store`. It is never persisted."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from finetune_operator.kube import transform
-from finetune_operator.observed import objects
-from finetune_operator.resources.job import JOB_LABEL
-from finetune_trainer.contract import Progress
-
-Body = dict[str, Any]
-
-Key = tuple[str, str]
-"""Namespace and name of a FineTuneJob."""
-
-
-def get_owner_key(body: Body) -> Key:
-    """The FineTuneJob that an object belongs to: the one that its label names, or itself."""
-    meta = body["metadata"]
-    return meta["namespace"], meta.get("labels", {}).get(JOB_LABEL, meta["name"])
-
-
-def get_object_key(body: Body) -> Key:
-    """The key of a FineTuneJob; its labels are its user's."""
-    return body["metadata"]["namespace"], body["metadata"]["name"]
+from finetune_operator.api.objects import Body, ObjectKey
 
 
 def get_resource_version(body: Body) -> int:
-    """The resource version as a number; they are comparable by definition since Kubernetes 1.35 (KEP-5504)."""
-    version = str(body["metadata"].get("resourceVersion", ""))
+    """Return the resource version as a number. By KEP-5504 (Kubernetes 1.35) resource versions can be compared."""
+    return parse_resource_version(str(body["metadata"].get("resourceVersion", "")))
+
+
+def parse_resource_version(version: str) -> int:
+    """Return the resource version as a number, 0 if it is unknown."""
     return int(version) if version.isdigit() else 0
 
 
 class ListSnapshot(NamedTuple):
-    """Which objects a whole list contained."""
+    """Which objects a complete list contained."""
 
     uids: set[str]
     resource_version: int
-    """Resource version at which it was taken."""
+    """Resource version of the list."""
 
 
 class ObjectCache:
-    """The bodies of one kind of object, by uid and by key: trimmed, and without those that are not needed."""
+    """Stripped objects by uid and by key, without those that are not needed.
+
+    The key of an object is the one that is reconciled when it changes: its own, or that of its owner.
+    """
 
     def __init__(
         self,
         transform_object: Callable[[Body], Body],
-        is_needed: Callable[[Key, Body], bool] = lambda _key, _body: True,
+        is_needed: Callable[[ObjectKey, Body], bool] = lambda _key, _body: True,
     ) -> None:
         self._transform_object = transform_object
         self._is_needed = is_needed
         self._body_by_uid: dict[str, Body] = {}
-        self._key_by_uid: dict[str, Key] = {}
-        self._uids_by_key: defaultdict[Key, set[str]] = defaultdict(set)
+        self._key_by_uid: dict[str, ObjectKey] = {}
+        self._uids_by_key: defaultdict[ObjectKey, set[str]] = defaultdict(set)
         self._tombstones: dict[str, int] = {}
         self._older_tombstones: dict[str, int] = {}
         self.highest_version = 0
-        """The highest resource version that was ever seen of this kind."""
+        """The highest resource version that was seen of this resource."""
 
-    def list_by_key(self, key: Key) -> list[Body]:
-        """What belongs to a key, oldest version first."""
+    def list_by_key(self, key: ObjectKey) -> list[Body]:
+        """Return the objects with this key, the oldest version first."""
         return sorted((self._body_by_uid[uid] for uid in self._uids_by_key.get(key, ())), key=get_resource_version)
 
-    def list_keys(self) -> list[Key]:
-        """All keys that something belongs to."""
+    def list_keys(self) -> list[ObjectKey]:
+        """Return the keys of all objects."""
         return list(self._uids_by_key)
 
     def __len__(self) -> int:
@@ -74,47 +62,53 @@ class ObjectCache:
     def __iter__(self) -> Iterator[Body]:
         return iter(list(self._body_by_uid.values()))
 
-    def update(self, key: Key, body: Body) -> bool:
-        """Keep a body unless a newer one is here or the object is gone, for events come late and in any order."""
+    def update(self, key: ObjectKey, body: Body) -> bool:
+        """Add or replace an object. Return False if a newer version is cached or the object is deleted.
+
+        Events and responses may arrive late and in any order.
+        """
         return self.add_if_newer(key, body, lambda: body)
 
-    def add_if_newer(self, key: Key, head: Body, decode_body: Callable[[], Body]) -> bool:
-        """The same, of a body that is read only if it is kept."""
+    def add_if_newer(self, key: ObjectKey, head: Body, decode_body: Callable[[], Body]) -> bool:
+        """Do the same as `update` for an object that is decoded only if it is cached."""
         uid, version = head["metadata"]["uid"], get_resource_version(head)
         self.highest_version = max(self.highest_version, version)
         if not self._is_needed(key, head):
-            self._drop_object(uid)  # also one that is known, for what it belongs to may have ended since
+            self._drop_object(uid)  # it may be cached, because its run has finished since
             return False
-        cached, tombstone_version = (
-            self._body_by_uid.get(uid),
-            self._tombstones.get(uid, self._older_tombstones.get(uid)),
-        )
-        if (cached and get_resource_version(cached) >= version > 0) or (
-            tombstone_version is not None and tombstone_version >= version
-        ):
+        cached = self._body_by_uid.get(uid)
+        if cached and get_resource_version(cached) >= version > 0:
             return False
-        self._drop_object(uid)  # its label may have changed
+        tombstone_version = self._tombstones.get(uid, self._older_tombstones.get(uid))
+        if tombstone_version is not None and tombstone_version >= version:
+            return False
+        self._drop_object(uid)  # its label may have changed, and with it its key
         self._body_by_uid[uid] = self._transform_object(decode_body())
         self._key_by_uid[uid] = key
         self._uids_by_key[key].add(uid)
         return True
 
-    def evict(self, key: Key) -> None:
-        """Let go what is not needed any more of a key."""
+    def evict(self, key: ObjectKey) -> None:
+        """Drop the objects with this key that are no longer needed."""
         for body in self.list_by_key(key):
             if not self._is_needed(key, body):
                 self._drop_object(body["metadata"]["uid"])
 
     def delete(self, body: Body) -> None:
-        """Forget a deleted object; no late event or list of before can revive it. One that only lost the label by
-        which we look for it is newer when it comes back."""
+        """Drop a deleted object. Its tombstone prevents late events and older lists from adding it again.
+
+        An object that only lost the selected label has a newer version when it comes back.
+        """
         self._tombstones[body["metadata"]["uid"]] = get_resource_version(body)
         self._drop_object(body["metadata"]["uid"])
 
     def replace(self, lists: Mapping[str | None, ListSnapshot]) -> None:
-        """Drop what whole lists lack, each list of one namespace or, under None, of all; what is newer stays."""
+        """Drop the objects that complete lists do not contain, unless they are newer than the list.
+
+        Each list is of one namespace or, under None, of the cluster. A tombstone is kept for two lists.
+        """
         for uid, key in list(self._key_by_uid.items()):
-            namespace_list = lists.get(key[0]) or lists.get(None)
+            namespace_list = lists.get(key.namespace) or lists.get(None)
             if (
                 namespace_list
                 and uid not in namespace_list.uids
@@ -125,12 +119,12 @@ class ObjectCache:
         self._tombstones, self._older_tombstones = {}, self._tombstones
 
     def drop_namespace(self, namespace: str) -> None:
-        """Forget everything in a namespace that does not exist any more."""
-        for uid in [uid for uid, key in self._key_by_uid.items() if key[0] == namespace]:
+        """Drop all objects of a namespace that no longer exists."""
+        for uid in [uid for uid, key in self._key_by_uid.items() if key.namespace == namespace]:
             self._drop_object(uid)
 
     def clear(self) -> None:
-        """Forget everything, also which objects were deleted."""
+        """Drop all objects and tombstones."""
         for uid in list(self._body_by_uid):
             self._drop_object(uid)
         self._tombstones, self._older_tombstones, self.highest_version = {}, {}, 0
@@ -142,116 +136,3 @@ class ObjectCache:
             self._uids_by_key[key].discard(uid)
             if not self._uids_by_key[key]:
                 del self._uids_by_key[key]
-
-
-class PodCache(ObjectCache):
-    """Those that are there, and of each open run the last ones, by index, that have ended and are gone.
-
-    Their last words may stand in no other events than those of their deletion.
-    """
-
-    def __init__(self, has_ended: Callable[[Key], bool]) -> None:
-        super().__init__(transform.strip_pod, lambda key, pod: objects.is_alive(pod) or not has_ended(key))
-        self._has_ended = has_ended
-        self._deleted_pods: dict[Key, dict[str, Body]] = {}
-
-    def list_with_deleted(self, key: Key) -> list[Body]:
-        """What belongs to a key, with those that are gone."""
-        cached_pods = self.list_by_key(key)
-        uids = {pod["metadata"]["uid"] for pod in cached_pods}  # one that only lost our label for a while is here again
-        return [
-            *(pod for pod in self._deleted_pods.get(key, {}).values() if pod["metadata"]["uid"] not in uids),
-            *cached_pods,
-        ]
-
-    def list_keys_with_deleted(self) -> list[Key]:
-        """Keys of which some are kept that are gone."""
-        return list(self._deleted_pods)
-
-    def delete(self, body: Body) -> None:
-        """Forget a deleted pod, unless it has said its last word."""
-        super().delete(body)
-        key = get_owner_key(body)
-        if objects.get_finished_at(body) and not self._has_ended(key):
-            self._retain_deleted_pod(key, self._transform_object(body))
-
-    def _retain_deleted_pod(self, key: Key, deleted_pod: Body) -> None:
-        pods_by_index, index = self._deleted_pods.setdefault(key, {}), objects.get_completion_index(deleted_pod)
-        failed_pod = {**deleted_pod, "status": {**deleted_pod["status"], "phase": "Failed"}}  # it cannot run any more
-        pods_by_index[index] = (
-            objects.find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
-        )
-
-    def evict(self, key: Key) -> None:
-        """Also those that are gone."""
-        super().evict(key)
-        self._deleted_pods.pop(key, None)
-
-
-class ReportedProgress(NamedTuple):
-    """What a pod last said of itself."""
-
-    pod_uid: str
-    """Its uid."""
-    progress: Progress
-
-
-class InformerCache:
-    """All shelves. Of a run that has ended, with all that belongs to it, nothing but the end is kept."""
-
-    def __init__(self) -> None:
-        self.finetunejobs = ObjectCache(transform.strip_finetunejob)
-        self.jobs = ObjectCache(
-            transform.strip_job, lambda key, job: not (objects.is_job_finished(job) and self.has_ended(key))
-        )
-        self.pods = PodCache(self.has_ended)
-        self.reported_progress: dict[Key, ReportedProgress] = {}
-        """What running pods last said of themselves."""
-        self.unreadable_namespaces: set[str] = set()
-        """Namespaces of which the store may be out of date, because they cannot be read now: no work is done there."""
-
-    def get_finetunejob(self, key: Key) -> Body | None:
-        """The newest of that name; one that is being deleted may be there beside it."""
-        return next(reversed(self.finetunejobs.list_by_key(key)), None)
-
-    def get_job(self, body: Body) -> Body | None:
-        """The Job that this FineTuneJob made."""
-        meta = body["metadata"]
-        owned_jobs = (
-            job for job in self.jobs.list_by_key(get_object_key(body)) if objects.is_controlled_by(job, meta["uid"])
-        )
-        return next((job for job in owned_jobs if job["metadata"]["name"] == meta["name"]), None)
-
-    def has_ended(self, key: Key) -> bool:
-        """Whether the FineTuneJob has a terminal condition."""
-        body = self.get_finetunejob(key)
-        return body is not None and objects.is_job_finished(body)
-
-    def list_active_keys(self) -> list[Key]:
-        """FineTuneJobs that may need something: all but those that have ended for good and left nothing to clear up."""
-        keys = self.finetunejobs.list_keys()
-        return [key for key in keys if key[0] not in self.unreadable_namespaces and not self._is_cleaned_up(key)]
-
-    def _is_cleaned_up(self, key: Key) -> bool:
-        body = self.get_finetunejob(key)
-        if body is None or not objects.is_job_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
-            return False
-        is_current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
-        return is_current and not self.jobs.list_by_key(key) and not self.pods.list_by_key(key)
-
-    def evict_run(self, key: Key) -> None:
-        """A FineTuneJob has ended or is gone: let go what nobody will ask for."""
-        self.reported_progress.pop(key, None)
-        self.jobs.evict(key)
-        self.pods.evict(key)
-
-    def evict_finished_runs(self) -> None:
-        """Let go what is kept of runs that are over, though no event told so, or none to this replica's workers."""
-        for key in [*self.reported_progress, *self.pods.list_keys_with_deleted()]:
-            if self.get_finetunejob(key) is None or self.has_ended(key):
-                self.evict_run(key)
-
-    def get_last_progress(self, key: Key, pod: Body | None) -> Progress | None:
-        """What this pod, and none before it, last said."""
-        reported = self.reported_progress.get(key)
-        return reported.progress if reported and pod and reported.pod_uid == pod["metadata"]["uid"] else None

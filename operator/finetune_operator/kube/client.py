@@ -1,38 +1,40 @@
-"""The only module that knows what is called of the API server. Bodies go in and out as plain objects."""
+"""Requests to the API server for the objects of FineTuneJobs. Objects are plain dictionaries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import msgspec
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
+from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.objects import Body
+from finetune_operator.kube.cache import parse_resource_version
 from finetune_operator.kube.transport import MERGE_PATCH, ApiError, Transport
 from finetune_operator.observed import workload
-from finetune_operator.resources.job import JOB_LABEL
-
-Body = dict[str, Any]
 
 
 class NotLeaderError(Exception):
-    """Another replica may lead by now: nothing was written."""
+    """This replica is no longer the leader. The request was not sent."""
 
 
 class ApiResource(NamedTuple):
-    """A kind of object that is listed."""
+    """A resource of the API server."""
 
-    api_path: str
+    group: str
+    """Empty for the core group."""
+    version: str
     plural: str
     label_selector: str = ""
+    """Selects the objects that are listed and watched."""
 
     def build_path(self, namespace: str | None) -> str:
-        """The collection's path; all namespaces without one."""
-        return (
-            f"{self.api_path}/namespaces/{namespace}/{self.plural}" if namespace else f"{self.api_path}/{self.plural}"
-        )
+        """Return the path of the collection in a namespace, or in all namespaces."""
+        group_path = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return f"{group_path}/namespaces/{namespace}/{self.plural}" if namespace else f"{group_path}/{self.plural}"
 
 
 class _ListMetadata(TypedDict, total=False):
@@ -45,52 +47,54 @@ class _ListResponse(TypedDict):
 
 
 class ObjectList(NamedTuple):
-    """All objects of a kind, in a namespace or in the whole cluster."""
+    """All objects of a resource in a namespace or in the cluster."""
 
     items: list[msgspec.Raw]
-    """Each as it came: of thousands, few are looked into."""
+    """Undecoded, because only a few of many objects are needed."""
     resource_version: int
-    """Resource version that the list is of at least."""
+    """Minimum resource version of the list."""
 
 
 _LIST_DECODER = msgspec.json.Decoder(_ListResponse)
 
-FINETUNEJOBS = ApiResource(f"/apis/{GROUP}/{VERSION}", PLURAL)
-JOBS = ApiResource("/apis/batch/v1", "jobs", JOB_LABEL)
-PODS = ApiResource("/api/v1", "pods", JOB_LABEL)
-EVENTS = ApiResource("/api/v1", "events")
-WORKLOADS = tuple(
-    ApiResource(f"/apis/{workload.KUEUE_GROUP}/{version}", "workloads") for version in workload.KUEUE_VERSIONS
-)
+FINETUNEJOBS = ApiResource(GROUP, VERSION, PLURAL)
+JOBS = ApiResource("batch", "v1", "jobs", JOB_LABEL)
+PODS = ApiResource("", "v1", "pods", JOB_LABEL)
+SERVICES = ApiResource("", "v1", "services")
+EVENTS = ApiResource("", "v1", "events")
+WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for version in workload.KUEUE_VERSIONS)
 
 
 class KubeClient:
-    """Calls of the API server. Any may raise `ApiError`, or aiohttp's errors if there is no answer."""
+    """Client of the API server. All requests may raise `ApiError` or one of `CONNECTION_ERRORS`.
+
+    Writes raise `NotLeaderError` if `may_write` returns False.
+    """
 
     def __init__(self, transport: Transport, may_write: Callable[[], bool]) -> None:
         self._transport = transport
         self._may_write = may_write
 
     def now(self) -> datetime:
-        """The time, as the cluster has it."""
+        """Return the current time of the API server's clock."""
         return self._transport.now()
 
     async def list_objects(self, resource: ApiResource, namespace: str | None) -> ObjectList:
-        """All objects of a kind in a namespace; without one, in the whole cluster.
+        """Return all objects of a resource in a namespace, or in the cluster if it is None.
 
-        Not in pages, which the API server reads from etcd one by one; a whole list it has in memory, as for client-go.
+        The list is not paginated: the API server serves a complete list from memory, but reads pages from etcd.
         """
         query = {"labelSelector": resource.label_selector}
         decoded = _LIST_DECODER.decode(await self._transport.read_raw(resource.build_path(namespace), query))
-        return ObjectList(decoded["items"], _parse_version(decoded["metadata"].get("resourceVersion", "")))
+        return ObjectList(decoded["items"], parse_resource_version(decoded["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
-        """A FineTuneJob as it is stored now; by a list, for which the watches need the right anyway."""
+        """Return the stored FineTuneJob. It is read with a list, which the watches need permission for in any case."""
         matches = await self._list_items(FINETUNEJOBS.build_path(namespace), {"fieldSelector": f"metadata.name={name}"})
         return matches[0] if matches else None
 
     async def read_job(self, namespace: str, name: str) -> Body | None:
-        """A Job by its name, ours or not."""
+        """Return the Job of that name, whoever owns it, or None."""
         try:
             return await self._call_api("GET", f"{JOBS.build_path(namespace)}/{name}")
         except ApiError as error:
@@ -99,17 +103,17 @@ class KubeClient:
             raise
 
     async def list_pods(self, namespace: str, name: str) -> list[Body]:
-        """The pods of a FineTuneJob as they are stored now."""
+        """Return the stored pods with the label of a FineTuneJob."""
         return await self._list_items(PODS.build_path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
 
     async def create_job(self, job: Body) -> Body:
-        """Create a Job; 409 if there is one of that name."""
+        """Create a Job. Raises `ApiError` (409) if one of that name exists."""
         return await self._call_api("POST", JOBS.build_path(job["metadata"]["namespace"]), body=job)
 
     async def create_service(self, service: Body) -> Body:
-        """Create a Service; the one that has this name already, if there is one."""
+        """Create a Service. Return the existing one if there is one of that name."""
         meta = service["metadata"]
-        path = f"/api/v1/namespaces/{meta['namespace']}/services"
+        path = SERVICES.build_path(meta["namespace"])
         try:
             return await self._call_api("POST", path, body=service)
         except ApiError as error:
@@ -118,18 +122,21 @@ class KubeClient:
             return await self._call_api("GET", f"{path}/{meta['name']}")
 
     async def patch_job(self, job: Body, patch: Body) -> Body:
-        """Merge into a Job; 409 if it is not this one any more."""
+        """Merge a patch into a Job. Raises `ApiError` (409) if it was replaced by another of that name."""
         meta = job["metadata"]
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
         path = f"{JOBS.build_path(meta['namespace'])}/{meta['name']}"
         return await self._call_api("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def delete_job(self, job: Body) -> Body | None:
-        """Have a Job deleted after its pods; 409 if it has changed. What is left of it, None if it is gone already."""
+        """Delete a Job after its pods. Return the Job, or None if it is gone. Raises `ApiError` (409) if it changed."""
         return await self._delete_object(JOBS, job, "Foreground")
 
     async def delete_finetunejob(self, body: Body) -> Body | None:
-        """Have a FineTuneJob deleted, with all that it owns; 409 if it has changed. What is left of it, if anything."""
+        """Delete a FineTuneJob and all that it owns. Return it, or None if it is gone.
+
+        Raises `ApiError` (409) if it changed.
+        """
         return await self._delete_object(FINETUNEJOBS, body, "Background")
 
     async def _delete_object(self, resource: ApiResource, body: Body, propagation_policy: str) -> Body | None:
@@ -144,19 +151,22 @@ class KubeClient:
             if error.status == 404:
                 return None
             raise
-        return response if "spec" in response else None  # else it is a Status: it is gone
+        return response if "spec" in response else None  # a Status means that the object is gone
 
     async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
-        """Merge into a FineTuneJob's status; 409 if the patch names another resourceVersion than the stored one."""
+        """Merge a patch into a FineTuneJob's status.
+
+        Raises `ApiError` (409) if the patch has another resourceVersion than the stored object.
+        """
         path = f"{FINETUNEJOBS.build_path(namespace)}/{name}/status"
         return await self._call_api("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def list_events(self, namespace: str, uid: str) -> list[Body]:
-        """What others reported about an object."""
+        """Return the Events of an object."""
         return await self._list_items(EVENTS.build_path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
-        """What Kueue keeps of a Job; nothing where it is missing, silent or not to be read, for it only tells why."""
+        """Return the Kueue Workloads of a Job, none if they cannot be read: they only explain why it waits."""
         for resource in WORKLOADS:
             with suppress(ApiError):
                 query = {"labelSelector": f"{workload.JOB_UID_LABEL}={job_uid}"}
@@ -164,7 +174,7 @@ class KubeClient:
         return []
 
     async def create_event(self, event: Body) -> None:
-        """Report something; twice the same is once."""
+        """Create an Event. One that exists already is no error."""
         try:
             await self._call_api("POST", EVENTS.build_path(event["metadata"]["namespace"]), body=event)
         except ApiError as error:
@@ -184,11 +194,7 @@ class KubeClient:
         body: Body | None = None,
         content_type: str = "application/json",
     ) -> Body:
-        # A process that was frozen wakes in the middle of its work, long after another has taken over.
+        # A process may be frozen and resume in the middle of a reconcile, after another replica became the leader.
         if method != "GET" and not self._may_write():
-            raise NotLeaderError(f"not the leader any more: {method} {path} was not sent")
+            raise NotLeaderError(f"no longer the leader: {method} {path} was not sent")
         return await self._transport.call(method, path, query=query, body=body, content_type=content_type)
-
-
-def _parse_version(version: str) -> int:
-    return int(version) if version.isdigit() else 0

@@ -1,17 +1,15 @@
-"""The Lease by which replicas agree on a leader, as the API server keeps it."""
+"""The Lease object that replicas use for leader election."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from finetune_operator.api.objects import Body
 from finetune_operator.kube.transport import ApiError, Transport
 
-Body = dict[str, Any]
 _API_PATH = "/apis/coordination.k8s.io/v1"
 
 
 class LeaseLock:
-    """One Lease object. Calls may raise `ApiError`, or aiohttp's errors if there is no answer."""
+    """Reads and writes one Lease object. Calls may raise `ApiError` or one of `CONNECTION_ERRORS`."""
 
     def __init__(self, transport: Transport, namespace: str, name: str) -> None:
         self._transport = transport
@@ -19,7 +17,7 @@ class LeaseLock:
         self._name = name
 
     async def read(self) -> Body | None:
-        """As it is now; None if there is none."""
+        """Return the Lease, or None if it does not exist."""
         try:
             return await self._transport.call("GET", f"{self._leases_path}/{self._name}")
         except ApiError as error:
@@ -28,7 +26,7 @@ class LeaseLock:
             raise
 
     async def create_or_update(self, current: Body | None, spec: Body) -> Body:
-        """Make it, or replace this very version of it; 409 if somebody else was faster."""
+        """Create the Lease, or replace this version of it. Raises `ApiError` (409) after a concurrent write."""
         if current is None:
             return await self._transport.call(
                 "POST", self._leases_path, body={"metadata": {"name": self._name}, "spec": spec}

@@ -1,83 +1,66 @@
-"""Fill the store by whole lists, each of one kind in one namespace, so that an error concerns that namespace alone."""
+"""Fill the caches with complete lists, each of one resource in one namespace, so that errors stay local to one."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
-
-import msgspec
 
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import (
-    Body,
-    InformerCache,
-    Key,
-    ListSnapshot,
-    ObjectCache,
-    get_object_key,
-    get_owner_key,
-)
-from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS, ApiResource, KubeClient, ObjectList
+from finetune_operator.kube.cache import ListSnapshot
+from finetune_operator.kube.client import KubeClient, ObjectList
+from finetune_operator.kube.informer import Informer, WatchedResource
 from finetune_operator.kube.namespace_access import NamespaceRegistry, Scope
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 
 log = logging.getLogger(__name__)
 
 _MAX_PARALLEL_LISTS = 8
-"""Namespaces that are listed at the same time: one that does not answer must not hold up all others."""
+"""Namespaces that are listed at the same time, so that one without a response does not delay all others."""
 
 ListResponses = Sequence[ObjectList | BaseException]
-"""Of one namespace, in the order of the kinds."""
-
-
-class WatchedKind(NamedTuple):
-    """A kind of object that is watched and listed."""
-
-    resource: ApiResource
-    cache: ObjectCache
-    get_key: Callable[[Body], Key]
-    decode: Callable[[msgspec.Raw, Body], Body]
-    """From a list, whose head is known."""
+"""Lists and errors of one namespace, in the order of the watched resources."""
 
 
 class Lister:
-    """Lists namespaces into the store, and records which of them can be read."""
+    """Lists namespaces into the caches of all informers, and records which namespaces can be read."""
 
-    def __init__(self, client: KubeClient, cache: InformerCache, namespaces: NamespaceRegistry) -> None:
+    def __init__(self, client: KubeClient, namespaces: NamespaceRegistry) -> None:
         self._client = client
-        self._cache = cache
         self._namespaces = namespaces
-        self.kinds = (  # in this order, for the end of a run tells what else of it is needed
-            WatchedKind(FINETUNEJOBS, cache.finetunejobs, get_object_key, transform.decode_finetunejob),
-            WatchedKind(JOBS, cache.jobs, get_object_key, transform.decode_body),
-            WatchedKind(PODS, cache.pods, get_owner_key, transform.decode_body),
-        )
+        self._informers: list[Informer] = []
+        self._resources: list[WatchedResource] = []
         self._list_slots = asyncio.Semaphore(_MAX_PARALLEL_LISTS)
         self._refresh_lock = asyncio.Lock()
-        """A deleted object is remembered for two lists, which covers the one that was under way."""
+        """Prevents concurrent refreshes: a tombstone is kept for two lists, which covers the one in progress."""
+
+    def add_informer(self, informer: Informer) -> None:
+        """List the resources of this informer too."""
+        self._informers.append(informer)
+        self._resources.extend(informer.resources)
 
     async def refresh(self, scopes: Collection[Scope]) -> set[Scope]:
-        """List these namespaces into the store; returns those that were listed."""
+        """List these namespaces into the caches. Return those that could be listed."""
         async with self._refresh_lock:
-            previous_versions = [kind.cache.highest_version for kind in self.kinds]
+            previous_versions = [resource.cache.highest_version for resource in self._resources]
             responses_by_scope = dict(zip(scopes, await asyncio.gather(*map(self._fetch_lists, scopes)), strict=True))
             lists = {
                 scope: object_lists
                 for scope, responses in responses_by_scope.items()
                 if (object_lists := self._check_responses(scope, responses))
             }
-            self._cache.unreadable_namespaces = self._namespaces.get_unreadable()
+            for informer in self._informers:
+                informer.unreadable_namespaces = self._namespaces.get_unreadable()
             if lists:
                 self._replace_namespaces(lists, previous_versions)
-            self._cache.evict_finished_runs()
+            for informer in self._informers:
+                informer.evict_finished()
             return set(lists)
 
     async def _fetch_lists(self, scope: Scope) -> ListResponses:
         async with self._list_slots:
-            requests = (self._client.list_objects(kind.resource, scope) for kind in self.kinds)
+            requests = (self._client.list_objects(watched.resource, scope) for watched in self._resources)
             responses = await asyncio.gather(*requests, return_exceptions=True)
         for response in responses:
             if isinstance(response, BaseException) and not isinstance(response, (ApiError, *CONNECTION_ERRORS)):
@@ -85,7 +68,7 @@ class Lister:
         return responses
 
     def _check_responses(self, scope: Scope, responses: ListResponses) -> list[ObjectList] | None:
-        """The lists if all of them succeeded; otherwise record what is wrong with the namespace."""
+        """Return the lists if all of them succeeded. Otherwise record why the namespace could not be listed."""
         errors = [response for response in responses if isinstance(response, Exception)]
         if not errors:
             self._namespaces.record_list(scope)
@@ -96,49 +79,53 @@ class Lister:
             return None
         self._namespaces.record_unreadable(scope, access_error)
         if access_error.status == 404:
-            for kind in self.kinds:
-                kind.cache.drop_namespace(scope)
+            for watched in self._resources:
+                watched.cache.drop_namespace(scope)
         return None
 
     def _replace_namespaces(
         self, lists: Mapping[Scope, Sequence[ObjectList]], previous_versions: Sequence[int]
     ) -> None:
-        """Replace what is known of these namespaces. `seen` are the highest versions known before the requests."""
-        for object_lists in lists.values():
-            if any(
-                0 < listed.resource_version < previous_version
-                for listed, previous_version in zip(object_lists, previous_versions, strict=True)
-            ):
-                self._clear_after_restore()
-                break
-        for index, kind in enumerate(self.kinds):
-            _replace_kind(kind, {scope: found[index] for scope, found in lists.items()})
+        """Replace the cached objects of these namespaces.
+
+        `previous_versions` are the highest resource versions of each resource before the lists were requested.
+        """
+        if any(
+            0 < listed.resource_version < previous_version
+            for object_lists in lists.values()
+            for listed, previous_version in zip(object_lists, previous_versions, strict=True)
+        ):
+            self._clear_after_restore()
+        for index, watched in enumerate(self._resources):
+            _replace_resource(watched, {scope: object_lists[index] for scope, object_lists in lists.items()})
 
     def _clear_after_restore(self) -> None:
-        """Whole lists are of the newest version. One that is lower than before means that etcd was restored from a
-        backup: https://github.com/kubernetes/kubernetes/issues/107457."""
-        log.warning("resource versions went back, as after a restore of etcd: everything in memory is replaced")
-        for kind in self.kinds:
-            kind.cache.clear()
+        """Clear all caches. A complete list is of the newest version, so a version that is lower than before means
+        that etcd was restored from a backup: https://github.com/kubernetes/kubernetes/issues/107457."""
+        log.warning("resource versions decreased, as after a restore of etcd: replacing all cached objects")
+        for watched in self._resources:
+            watched.cache.clear()
 
 
-def _replace_kind(kind: WatchedKind, lists: Mapping[Scope, ObjectList]) -> None:
+def _replace_resource(watched: WatchedResource, lists: Mapping[Scope, ObjectList]) -> None:
     snapshots = dict[Scope, ListSnapshot]()
     for scope, listed in lists.items():
         uids = set[str]()
         for raw in listed.items:
             head = transform.decode_head(raw)
-            kind.cache.add_if_newer(kind.get_key(head), head, partial(kind.decode, raw, head))
+            watched.cache.add_if_newer(watched.get_key(head), head, partial(watched.decode, raw, head))
             uids.add(head["metadata"]["uid"])
         snapshots[scope] = ListSnapshot(uids, listed.resource_version)
-    kind.cache.replace(snapshots)
+    watched.cache.replace(snapshots)
 
 
 def _find_access_error(responses: ListResponses) -> ApiError | None:
-    """What says that the namespace itself cannot be read: 404 of every kind (of FineTuneJobs alone it means that there
-    is no CRD), or 403 of any."""
+    """Return the error which shows that the namespace itself cannot be read: 404 of all resources, or 403 of any.
+
+    404 of FineTuneJobs alone means that the CRD is not installed.
+    """
     errors = [response for response in responses if isinstance(response, ApiError)]
     not_found = [error for error in errors if error.status == 404]
     if len(not_found) == len(responses):
         return not_found[0]
-    return next((each for each in errors if each.status == 403), None)
+    return next((error for error in errors if error.status == 403), None)

@@ -1,4 +1,4 @@
-"""Which of the watched namespaces can be read: each by itself, so that the loss of one stops no other. Pure."""
+"""Which of the watched namespaces can be read. Each has its own state, so that losing one does not stop others."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class NamespaceAccess(StrEnum):
     """How the last list of a namespace ended."""
 
     UNKNOWN = "unknown"
-    """It has not been listed yet."""
+    """Not listed yet."""
     READABLE = "listed"
     UNREADABLE = "refused"
-    """The API server does not let the operator read it, or it does not exist."""
+    """The operator has no permission to read it, or it does not exist."""
     UNAVAILABLE = "unanswered"
-    """No answer, or an error that says nothing about the namespace, such as 429 or 500."""
+    """No response, or an error that does not concern the namespace, such as 429 or 500."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class NamespaceState:
 
     access: NamespaceAccess = NamespaceAccess.UNKNOWN
     last_contact: float = field(default_factory=time.monotonic)
-    """When it was last listed, or refused."""
+    """Monotonic time of the last list or refusal."""
     error: Exception | None = None
     """Why the last list failed."""
 
@@ -44,34 +44,34 @@ class NamespaceRegistry:
         self.states: dict[Scope, NamespaceState] = {name: NamespaceState() for name in names or (None,)}
 
     def get_scopes(self) -> list[Scope]:
-        """Every namespace that is configured; None alone for the whole cluster."""
+        """Return all configured namespaces, or only None for the cluster."""
         return list(self.states)
 
     def get_names(self) -> list[str]:
-        """Every namespace that is configured by its name."""
+        """Return the names of all configured namespaces."""
         return [name for name in self.states if name is not None]
 
     def get_failed_scopes(self) -> list[Scope]:
-        """Namespaces whose last list failed."""
+        """Return the namespaces whose last list failed."""
         return [name for name in self.get_names() if self.states[name].access is not NamespaceAccess.READABLE]
 
     def get_unreadable(self) -> set[str]:
-        """Namespaces that cannot be read."""
+        """Return the namespaces that cannot be read."""
         return {name for name in self.get_names() if self.states[name].access is NamespaceAccess.UNREADABLE}
 
     def get_list_errors(self) -> list[Exception]:
-        """Errors of the lists that got no answer."""
+        """Return the errors of lists that failed for another reason than missing permissions."""
         states = self.states.values()
         return [state.error for state in states if state.access is NamespaceAccess.UNAVAILABLE and state.error]
 
     def compute_silence_seconds(self) -> float:
-        """Seconds since a list succeeded; if all namespaces are refused, since the API server said so."""
+        """Return the seconds since the last successful list, or the last refusal if all namespaces are refused."""
         states = self.states.values()
         readable = [state for state in states if state.access is not NamespaceAccess.UNREADABLE]
         return time.monotonic() - max(state.last_contact for state in readable or states)
 
     def record_list(self, name: Scope) -> None:
-        """A namespace was listed."""
+        """Record a successful list."""
         if self._set_access(name, NamespaceAccess.READABLE) in (
             NamespaceAccess.UNREADABLE,
             NamespaceAccess.UNAVAILABLE,
@@ -80,24 +80,24 @@ class NamespaceRegistry:
         self.states[name].last_contact = time.monotonic()
 
     def record_unreadable(self, name: str, error: Exception) -> None:
-        """A namespace cannot be read."""
+        """Record that a namespace cannot be read."""
         if self._set_access(name, NamespaceAccess.UNREADABLE, error) is not NamespaceAccess.UNREADABLE:
             log.warning(
-                "%s cannot be read and is skipped until it can: %s; restore the operator's Role and RoleBinding in it, "
+                "%s cannot be read and is skipped: %s; restore the operator's Role and RoleBinding in it, "
                 "or remove it from watchNamespaces",
                 _describe_scope(name), error,
             )  # fmt: skip
             if len(self.get_unreadable()) == len(self.states):
-                log.error("none of the watched namespaces can be read, so the operator has no work")
+                log.error("none of the watched namespaces can be read, so nothing is reconciled")
         self.states[name].last_contact = time.monotonic()
 
     def record_failure(self, name: Scope, error: Exception) -> None:
-        """A namespace could not be listed for a reason that will pass."""
+        """Record a list that failed for a temporary reason."""
         if self._set_access(name, NamespaceAccess.UNAVAILABLE, error) is not NamespaceAccess.UNAVAILABLE:
-            log.warning("%s could not be listed: %s: %s", _describe_scope(name), type(error).__name__, error)
+            log.warning("failed to list %s, retrying: %s: %s", _describe_scope(name), type(error).__name__, error)
 
     def _set_access(self, name: Scope, access: NamespaceAccess, error: Exception | None = None) -> NamespaceAccess:
-        """Set the access; returns the one before."""
+        """Set the access. Return the previous one."""
         state = self.states[name]
         previous_access, state.access, state.error = state.access, access, error
         return previous_access

@@ -1,17 +1,19 @@
-"""Of each kind of body, what the store keeps: thousands of runs that have ended lie in the cluster as long as their
-users like, and whole they would take most of the memory. Pure; bodies are changed in place."""
+"""Reduce objects to the fields that the operator reads, before they are cached (client-go: `TransformFunc`).
+
+Clusters contain thousands of finished runs, which would take most of the memory otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
 
-from finetune_operator.observed import objects
-from finetune_operator.resources.job import JOB_LABEL, KUEUE_LABELS
-
-Body = dict[str, Any]
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS
+from finetune_operator.api.objects import Body
+from finetune_operator.observed.objects import is_finished
+from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
 
 _METADATA_FIELDS = (
     "namespace",
@@ -79,26 +81,26 @@ class _FinishedFineTuneJob(TypedDict):
 
 _HEAD_DECODER, _FINISHED_DECODER = msgspec.json.Decoder(_ObjectHead), msgspec.json.Decoder(_FinishedFineTuneJob)
 _UNREADABLE_STATUS = {"phase": "Unreadable"}
-"""No status that the operator takes for one: it may be an end, so nothing is done."""
+"""Replaces a status that cannot be read. It may be terminal, so parsing it must fail and nothing be done."""
 
 
 def decode_head(raw: msgspec.Raw) -> Body:
-    """What tells whose a body is, and whether it has ended: a tenth of the work of reading all of it."""
+    """Decode the identity of an object and whether it has ended: a tenth of the work of decoding all of it."""
     try:
         return dict(_HEAD_DECODER.decode(raw))
-    except msgspec.ValidationError:  # one poisoned body must not hide all others of its list
+    except msgspec.ValidationError:  # one invalid object must not hide all others of its list
         return {"metadata": msgspec.json.decode(raw)["metadata"]}
 
 
 def decode_body(raw: msgspec.Raw, _head: Body) -> Body:
-    """All of a body."""
+    """Decode an object completely."""
     body: Body = msgspec.json.decode(raw)
     return body
 
 
 def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
-    """All of one that goes on; of one that has ended, what is kept of it."""
-    if not objects.is_job_finished(head):
+    """Decode a FineTuneJob: an unfinished one completely, a finished one without the fields that are dropped."""
+    if not is_finished(head):
         return decode_body(raw, head)
     try:
         return dict(_FINISHED_DECODER.decode(raw))
@@ -107,9 +109,9 @@ def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
 
 
 def strip_finetunejob(body: Body) -> Body:
-    """Whole as long as a Job may be made of it; then only what its end needs."""
+    """Keep a FineTuneJob complete while a Job may be created from it, then only its identity, TTL and final state."""
     body = _normalize_body(body)
-    if not objects.is_job_finished(body):
+    if not is_finished(body):
         return _strip_metadata(body)
     try:
         finished: Body = dict(msgspec.convert(body, _FinishedFineTuneJob))
@@ -122,7 +124,7 @@ def strip_finetunejob(body: Body) -> Body:
 
 
 def _normalize_body(body: Body) -> Body:
-    """As its CRD promises. Of another version, or without a schema, it promises nothing."""
+    """Give spec and status the types of the CRD. Objects of another version, or without a schema, may have others."""
     spec, status = body.get("spec"), body.get("status") or {}
     try:
         msgspec.convert(status, _HeadStatus)
@@ -132,12 +134,12 @@ def _normalize_body(body: Body) -> Body:
 
 
 def strip_job(body: Body) -> Body:
-    """Without its pods' template."""
+    """Drop the pod template of a Job."""
     return {**_strip_metadata(body), "spec": _select_keys(_JOB_SPEC_FIELDS, body.get("spec", {}))}
 
 
 def strip_pod(body: Body) -> Body:
-    """Without what the kubelet alone needs."""
+    """Drop what only the kubelet needs of a pod."""
     fields = {
         "spec": _select_keys(_POD_SPEC_FIELDS, body.get("spec", {})),
         "status": _select_keys(_POD_STATUS_FIELDS, body.get("status", {})),
@@ -146,11 +148,11 @@ def strip_pod(body: Body) -> Body:
 
 
 def _strip_metadata(body: Body) -> Body:
-    """Of its metadata what is read: what its owner adds may be a quarter of a megabyte."""
+    """Drop metadata that is not read: labels and annotations may take up to 256 KiB."""
     meta = body["metadata"]
     fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
     labels = _select_keys((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
-    annotations = _select_keys((objects.COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
+    annotations = _select_keys((COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
     selected = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}
 

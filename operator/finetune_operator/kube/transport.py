@@ -1,7 +1,7 @@
-"""One request of the API server: sent, measured, and its answer understood.
+"""HTTP transport to the API server: authentication, metrics, errors and the server's clock.
 
-Bodies stay plain objects: turning each into a client library's models costs more than the call, and drops fields that
-its version does not know.
+Objects stay plain dictionaries. A client library's models cost more time than the request, and drop fields that its
+version does not know.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import msgspec
 
+from finetune_operator.api.objects import Body
 from finetune_operator.telemetry import counters
 
-Body = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 
 _TOKEN_REFRESH_SECONDS = 60.0
-"""Seconds that a token is used before it is read anew: kubelets replace those of service accounts."""
+"""Seconds until a token is read again: the kubelet replaces those of service accounts."""
 _VERB_BY_METHOD = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 class ApiError(Exception):
-    """The API server's refusal."""
+    """An error response of the API server."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -36,15 +36,15 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
-        """Seconds that the server asks to wait."""
+        """Minimum seconds until a retry, from the header `Retry-After`."""
 
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError)
-"""What is raised where the API server does not answer."""
+"""Raised if there is no response from the API server."""
 
 
 class ConnectionInfo(Protocol):
-    """How the API server is reached, by which right."""
+    """Address and credentials of the API server."""
 
     @property
     def server(self) -> str: ...
@@ -55,17 +55,17 @@ class ConnectionInfo(Protocol):
 
 
 class Transport:
-    """Connections to the API server."""
+    """Sends requests to the API server."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._server_time = (datetime.now(UTC), time.monotonic())
-        """The API server's time, and when it told it."""
+        """The API server's time, and the monotonic time when it was received."""
         self._last_date_header = ""
-        """The same as it stood in the answer, which tells whole seconds."""
+        """The header that it was read from, with a resolution of one second."""
 
     def open(self, log_in: Callable[[], ConnectionInfo]) -> None:
-        """To be done before the first call. `log_in` is asked again now and then."""
+        """Open the session. Must be called before the first request. `log_in` is called again to renew the token."""
         connection = log_in()
         self._log_in = log_in
         self._server = connection.server.rstrip("/")
@@ -75,7 +75,7 @@ class Transport:
         self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
 
     def now(self) -> datetime:
-        """By the API server's clock, which writes the times in objects; that of this machine may be wrong."""
+        """Return the time of the API server's clock, which sets the times in objects. The local clock may differ."""
         server_time, read_at = self._server_time
         return server_time + timedelta(seconds=time.monotonic() - read_at)
 
@@ -92,12 +92,12 @@ class Transport:
         body: Body | None = None,
         content_type: str = "application/json",
     ) -> Body:
-        """The answer's body. Raises `ApiError`, or one of `NO_ANSWER`."""
+        """Send a request and return the decoded body. Raises `ApiError` or one of `CONNECTION_ERRORS`."""
         decoded: Body = msgspec.json.decode(await self._send_measured(method, path, query, body, content_type))
         return decoded
 
     async def read_raw(self, path: str, query: dict[str, str]) -> bytearray:
-        """What lies there, as it came. Raises the same."""
+        """Return the undecoded body of a GET request. Raises the same errors as `call`."""
         return await self._send_measured("GET", path, query, None, "application/json")
 
     async def _send_measured(
@@ -129,12 +129,12 @@ class Transport:
         ) as response:
             self._record_server_time(response.headers.get("Date", ""))
             content = bytearray()
-            async for chunk in response.content.iter_any():  # `read` keeps all chunks until the last one has come
+            async for chunk in response.content.iter_any():  # `read` would hold all chunks and then join them
                 content += chunk
             return response.status, response.headers.get("Retry-After"), content
 
     def _record_server_time(self, date_header: str) -> None:
-        """Of the answers of one second the first tells best when it began."""
+        """Remember the server's time. The first response within a second is closest to the start of that second."""
         if date_header != self._last_date_header:
             with suppress(ValueError):
                 self._last_date_header, self._server_time = (
@@ -149,7 +149,7 @@ class Transport:
 
 
 def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
-    """As a role names them: `/api/v1/namespaces/a/pods/b/status` is read by `get` of `pods/status`."""
+    """Return verb and resource as in RBAC: `GET /api/v1/namespaces/a/pods/b/status` is `get` of `pods/status`."""
     parts = path.strip("/").split("/")
     parts = parts[3:] if parts[0] == "apis" else parts[2:]
     if parts[0] == "namespaces" and len(parts) > 2:
@@ -159,7 +159,7 @@ def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
 
 
 def _build_api_error(status: int, retry_after: str | None, content: bytearray) -> ApiError:
-    """Proxies answer with pages of their own, so anything may stand in an error's body."""
+    """Build the error of a response. Its body may be anything, because proxies send pages of their own."""
     try:
         status_object = msgspec.json.decode(content)
     except ValueError:

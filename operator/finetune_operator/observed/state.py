@@ -1,4 +1,4 @@
-"""What is known of one FineTuneJob when its state is looked up. Pure."""
+"""The observed state of one FineTuneJob, which its status is computed from."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from finetune_operator.api import ObservedProgress, OperatorReason
+from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.observed.objects import Body, ReasonMessage
+from finetune_operator.observed.objects import ReasonMessage
 from finetune_trainer.contract import Progress, Stage
 
 
 class Blocked(NamedTuple):
-    """Why there is no Job."""
+    """The reason why a FineTuneJob has no Job."""
 
     reason: OperatorReason
     message: str
     terminal: bool = False
-    """Whether it will stay so."""
+    """Whether the run has failed. Otherwise the operator retries."""
 
 
 @dataclass(frozen=True)
 class ObservedState:
-    """What the cluster shows of one FineTuneJob."""
+    """The state of one FineTuneJob in the cluster."""
 
     job: Body | None = None
-    """Its own Job."""
+    """The Job that the FineTuneJob controls."""
     pods: tuple[Body, ...] = ()
-    """Its own Job's pods."""
+    """The pods that this Job controls."""
     progress: Progress | None = None
-    """What the running pod last said."""
+    """The progress that the running pod reported last."""
     warning: ReasonMessage | None = None
-    """The last warning about the pod that does not start, or about the Job that has none."""
+    """The newest warning about a pod that does not start, or about a Job without a pod."""
     blocked: Blocked | None = None
+    """Why there is no Job, or None if there is one or if it is about to be created."""
     run_policy: RunPolicy = field(default_factory=RunPolicy)
     terminating_pod: str | None = None
-    """A pod of a deleted Job that has not ended."""
+    """The name of a pod of a deleted Job that has not terminated."""
     queue_status: ReasonMessage | None = None
-    """Why a queue holds the Job, in the queue's words."""
+    """Kueue's explanation why the Job is queued."""
     orphaned_pods: tuple[Body, ...] = ()
-    """Pods of its Jobs that are gone: they tell what was used and saved, and nothing of where the run is."""
+    """Pods of deleted Jobs of this FineTuneJob. They count for usage and checkpoints, not for the state of the run."""
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What is known of the run from before, with what is seen added."""
+    """What the previous status recorded about the run, updated with the observed state."""
 
     now: str
     interruptions: int = 0
-    """Interruptions without a newer checkpoint."""
+    """Attempts since the latest checkpoint that were interrupted."""
     unreported_interruptions: int = 0
-    """Attempts since the last known checkpoint whose end was never reported."""
+    """Attempts since the latest checkpoint whose termination was never reported."""
     last_attempt_time: str | None = None
     """When a trainer last started."""
     progress: ObservedProgress | None = None
-    """Its `lastUpdateTime` is that of the last change."""
+    """The last reported progress. Its `lastUpdateTime` is the time of the last change."""
     stage: Stage | None = None
-    """What the running pod does; None if it has reported nothing yet."""
+    """The stage of the running pod, or None if it has not reported one."""

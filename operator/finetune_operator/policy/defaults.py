@@ -51,7 +51,7 @@ def apply_defaults(finetunejob: FineTuneJob, defaults: Defaults) -> FineTuneJob:
 
 
 def _fill_unset_fields(part: PartT, defaults: dict[str, Any]) -> PartT:
-    """Return `asked` with the defaults for its unset fields.
+    """Return `part` with the defaults for its unset fields.
 
     A field at the default of the API counts as unset: the API server writes those defaults, so the two cases cannot be
     distinguished.

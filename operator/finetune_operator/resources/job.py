@@ -1,40 +1,46 @@
-"""The Job that a FineTuneJob should own. Pure: objects in, a plain Kubernetes body out."""
+"""Builder of the Job of a FineTuneJob."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
-from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJob, ObjectMeta
+from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
 
-Body = dict[str, Any]
-
-TRAINER_CONTAINER = "trainer"
-JOB_LABEL = f"{GROUP}/job"
-"""Names the FineTuneJob on its Job and pods; the watches select by it."""
-
 _SHUTDOWN_RESERVE_SECONDS = 20
-"""Seconds of the grace period that are left to a trainer which could not store a checkpoint, to say so and end."""
-QUEUE_LABEL, PRIORITY_LABEL = KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
-"""Of Kueue's labels those that ask; others are said by Kueue itself, such as whose Workload a Job takes over."""
-_NONROOT_UID = 65532  # "nonroot"; also the trainer image's user
-_PERMANENT_EXIT_CODES, _INTERRUPTED_EXIT_CODES = (
-    {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
-    for codes in ((ExitCode.PERMANENT,), (ExitCode.PREEMPTED, ExitCode.PEER_LOST))
-)
+"""Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
+_NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
+_POD_FAILURE_RULES = [  # The first matching rule applies.
+    {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": TRAINER_CONTAINER, "operator": "In", "values": [int(ExitCode.PERMANENT)]},
+    },
+    {
+        "action": "Ignore",
+        "onExitCodes": {
+            "containerName": TRAINER_CONTAINER,
+            "operator": "In",
+            "values": sorted(map(int, (ExitCode.PREEMPTED, ExitCode.PEER_LOST))),
+        },
+    },
+    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+]
 
 
 def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
-    """The Job, complete. Created once and never applied again: Kueue edits some of its fields.
+    """Return the complete Job.
 
-    Raises pydantic's `ValidationError` if the placeholders make `output.uri` too long.
+    It is created once and not applied again, because Kueue edits some of its fields.
+
+    Raises `pydantic.ValidationError` if `output.uri` is too long with its placeholders replaced.
     """
     finetunejob = apply_defaults(finetunejob, settings.defaults)
     meta, compute = finetunejob.metadata, finetunejob.spec.compute
@@ -50,14 +56,8 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
             "backoffLimit": finetunejob.spec.backoff_limit,
-            "podFailurePolicy": {
-                "rules": [  # the first that matches counts
-                    {"action": "FailJob", "onExitCodes": _PERMANENT_EXIT_CODES},
-                    {"action": "Ignore", "onExitCodes": _INTERRUPTED_EXIT_CODES},
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]
-            },
-            "podReplacementPolicy": "Failed",  # never two trainers at once; a failure policy allows no other
+            "podFailurePolicy": {"rules": _POD_FAILURE_RULES},
+            "podReplacementPolicy": "Failed",  # Two trainers never run at once. A podFailurePolicy requires it, too.
             "template": {
                 "metadata": {
                     "labels": _drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
@@ -70,10 +70,10 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
 
 
 def encode_config(config: TrainerConfig) -> str:
-    """The config as an environment variable's value, JSON with `$` doubled.
+    """Return the config as JSON, escaped for the value of an environment variable: each `$` is doubled.
 
-    The kubelet turns `$$` into `$` and leaves `$(NAME)` alone only where its `$` is doubled; doubling just the `$` of
-    `$(` would let `$$(NAME)` through.
+    The kubelet expands `$(NAME)` and replaces `$$` by `$`. It is not sufficient to double only the `$` of `$(`, because
+    `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded.
     """
     return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":")).replace("$", "$$")
 
@@ -94,7 +94,7 @@ def _build_owner_reference(meta: ObjectMeta) -> Body:
 
 
 def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
-    """The CRD refuses reserved keys; the object may be older than that rule."""
+    """Drop keys that the CRD rejects. The object may be older than this rule."""
     return {key: value for key, value in values.items() if not is_reserved_key(key)}
 
 
@@ -154,7 +154,7 @@ def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[
 
 
 def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
-    """A closed list: no field of a FineTuneJob can set a variable of its own."""
+    """Return the environment variables of the trainer. No field of a FineTuneJob can add a variable."""
     compute = finetunejob.spec.compute
     environment = {
         contract.CONFIG_ENV: encode_config(TrainerConfig.from_manifest(finetunejob.to_json())),

@@ -1,31 +1,29 @@
-"""What several pods that train together need beyond what one needs: numbers, and a place to meet. Pure.
+"""Builders for runs with several pods or GPUs: completion indexes, the rendezvous Service, shared memory.
 
-The pod of index 0 speaks for all: it alone serves progress, stores checkpoints and publishes.
+Only the pod with index 0 serves progress, saves checkpoints and publishes the result.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from finetune_operator.api import ObjectMeta
 from finetune_operator.api.compute import ComputeSpec
+from finetune_operator.api.objects import Body
 from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT
-
-Body = dict[str, Any]
 
 
 def build_indexed_job_fields(compute: ComputeSpec) -> Body:
-    """The part of a Job's spec that gives each pod a number and a name of its own."""
+    """Return the fields of the Job's spec that give each pod an index and a host name."""
     if compute.nodes == 1:
         return {}
     return {"completionMode": "Indexed", "completions": compute.nodes, "parallelism": compute.nodes}
 
 
 def build_environment(meta: ObjectMeta, compute: ComputeSpec) -> dict[str, str]:
-    """What tells the trainers how many they are; Kubernetes adds which of them each is.
+    """Return the numbers of nodes and processes and the rendezvous endpoint. Kubernetes adds the index of each pod.
 
-    The first pod's name has its namespace in it: by a pod's search path `bot-0.bot` may also be a Service `bot-0` in
-    somebody's namespace `bot`. https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
+    The host name contains the namespace, because with a pod's DNS search path `bot-0.bot` could also be a Service
+    `bot-0` in another user's namespace `bot`.
+    https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
     """
     process_count = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
     if compute.nodes == 1:
@@ -35,7 +33,7 @@ def build_environment(meta: ObjectMeta, compute: ComputeSpec) -> dict[str, str]:
 
 
 def build_mounts(compute: ComputeSpec) -> list[tuple[Body, Body]]:
-    """Shared memory for NCCL between the GPUs of a pod; a container's own 64 MiB are too few."""
+    """Return the shared memory for NCCL between the GPUs of a pod. The default of 64 MiB is not sufficient."""
     if compute.gpus_per_node <= 1:
         return []
     source = {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
@@ -43,7 +41,7 @@ def build_mounts(compute: ComputeSpec) -> list[tuple[Body, Body]]:
 
 
 def build_service(job: Body) -> Body | None:
-    """The headless Service by which the pods of this Job find the first of them; None for a Job of one pod."""
+    """Return the headless Service that resolves the host name of the Job's first pod, or None for one pod."""
     subdomain = job["spec"]["template"]["spec"].get("subdomain")
     if subdomain is None:
         return None
@@ -55,7 +53,7 @@ def build_service(job: Body) -> Body | None:
         | {"labels": _get_shared_labels(job)},
         "spec": {
             "clusterIP": "None",
-            "publishNotReadyAddresses": True,  # they meet before any of them is ready
+            "publishNotReadyAddresses": True,  # The rendezvous takes place before the pods are ready.
             "selector": _get_shared_labels(job),
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
         },
@@ -63,6 +61,6 @@ def build_service(job: Body) -> Body | None:
 
 
 def _get_shared_labels(job: Body) -> dict[str, str]:
-    """Those of the Job that its pods have too; Kueue's are the Job's alone."""
+    """Return the labels that the Job and its pods have in common. Kueue's labels are on the Job only."""
     pod_labels: dict[str, str] = job["spec"]["template"]["metadata"]["labels"]
     return {key: value for key, value in job["metadata"]["labels"].items() if pod_labels.get(key) == value}

@@ -1,18 +1,16 @@
-"""What a training pod finds in its file system, and the variables that say where. Pure.
+"""Builders of a training pod's volumes, and of the environment variables that contain their paths.
 
-Of a Secret only keys with fixed names are there, so that none of another use can be taken.
+Only keys with fixed names are mounted from a Secret, so that no Secret of another purpose can be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from finetune_operator.api import FineTuneJobSpec
 from finetune_operator.api.compute import ScratchSpec
+from finetune_operator.api.objects import Body
 from finetune_trainer import contract
-
-Body = dict[str, Any]
 
 SCRATCH_DIR = "/scratch"
 S3_CREDENTIALS_DIR = "/etc/finetune/s3"
@@ -28,14 +26,14 @@ _FILE_MODE = 0o440
 
 
 def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
-    """Where the trainer finds what `mounts` puts there, and whether it may use its node's identity.
+    """Return the variables with the paths of the mounts, and the one that disables the identity of the node.
 
-    That one may do more than the tenant. Identities of the pod's service account do not need instance metadata:
-    https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
+    The identity of the node may have more permissions than the user. Identities of the pod's service account do not
+    need instance metadata: https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
     """
     environment = {
         contract.SCRATCH_ENV: SCRATCH_DIR,
-        # The root is read-only; an image may have other ideas of where to write.
+        # The root file system is read-only, and images set these variables to other folders.
         "HOME": SCRATCH_DIR,
         "TMPDIR": SCRATCH_DIR,
     }
@@ -57,7 +55,7 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
 
 
 def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
-    """Pairs of a volume mount and its volume's source. All but scratch are read-only."""
+    """Return pairs of a volume mount and the source of its volume. All mounts except scratch are read-only."""
     mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))]
     if spec.storage.credentials_secret_ref:
         source = _build_s3_credentials_source(spec.storage.credentials_secret_ref.name)
@@ -92,7 +90,7 @@ def _build_secret_source(name: str, key: str) -> Body:
 
 
 def _build_optional_secret_source(name: str, keys: Sequence[str]) -> Body:
-    """Those of the keys that the Secret has; the trainer says whether they are enough."""
+    """Return a source for those of the keys that the Secret contains. The trainer checks them."""
     items = [{"key": key, "path": key} for key in keys]
     return {"secret": {"secretName": name, "items": items, "optional": True, "defaultMode": _FILE_MODE}}
 
@@ -109,7 +107,7 @@ def _build_scratch_source(scratch: ScratchSpec) -> Body:
 
 
 def _build_s3_credentials_source(secret_name: str) -> Body:
-    """The two keys must be there, or the pod waits and says so; the session token may be."""
+    """Return a source with two required keys, without which the pod does not start, and the optional session token."""
     required_keys, session_keys = contract.S3_CREDENTIALS_KEYS[:2], contract.S3_CREDENTIALS_KEYS[2:]
     sources = [
         {"secret": {"name": secret_name, "items": [{"key": key, "path": key} for key in required_keys]}},

@@ -1,17 +1,15 @@
-"""What the operator writes: a merge patch for a status, and an Event that says the same. Pure."""
+"""Builders of what the operator writes about a status: a merge patch, and an Event for a transition."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.api.objects import Body
 from finetune_operator.status.job_status import is_terminal
 
-Body = dict[str, Any]
-
 _COMPONENT = "finetune-operator"
-_MESSAGE_MAX_LENGTH = 1024  # of an Event, by the API server
+_MESSAGE_MAX_LENGTH = 1024  # limit of the API server for Events
 _WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
@@ -24,7 +22,7 @@ _WARNING_REASONS = frozenset(
 
 
 def create_merge_patch(old: Body, new: Body) -> Body:
-    """What turns `old` into `new` by RFC 7386; empty if they are equal."""
+    """Return the JSON merge patch (RFC 7386) that turns `old` into `new`. It is empty if they are equal."""
     patch: Body = {key: None for key in old if key not in new}
     for key, value in new.items():
         old_value = old.get(key)
@@ -37,38 +35,26 @@ def create_merge_patch(old: Body, new: Body) -> Body:
 
 
 def find_headline_condition(status: FineTuneJobStatus) -> Condition | None:
-    """The one condition that says where the run is."""
+    """Return the condition that summarizes the status, or None if there is none yet."""
     condition_types = ("Complete", "Failed") if is_terminal(status) else ("Running",)
     return next((condition for condition in status.conditions if condition.type in condition_types), None)
 
 
 def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, now: str) -> Body | None:
-    """The Event of a changed headline; None if it did not change."""
+    """Return the Event for a changed headline condition, or None if it has not changed.
+
+    The name is a hash of the content, so that a retry or a second operator does not create the Event twice.
+    """
     old_headline, new_headline = find_headline_condition(old), find_headline_condition(new)
-    if new_headline is None or (
-        old_headline
-        and (old_headline.type, old_headline.status, old_headline.reason)
-        == (new_headline.type, new_headline.status, new_headline.reason)
-    ):
+    if new_headline is None or (old_headline and _get_state(old_headline) == _get_state(new_headline)):
         return None
-    # Named by what it says: written twice, by a retry or a second operator, it is one Event.
-    seed = "/".join(
-        (
-            meta.uid,
-            new_headline.type,
-            new_headline.status,
-            new_headline.reason,
-            new_headline.last_transition_time,
-            str(new.attempts),
-        )
-    )
+    identity = (meta.uid, *_get_state(new_headline), new_headline.last_transition_time, str(new.attempts))
+    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
+    is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {
-            "name": f"{meta.name}.{hashlib.sha256(seed.encode()).hexdigest()[:16]}",
-            "namespace": meta.namespace,
-        },
+        "metadata": {"name": f"{meta.name}.{digest}", "namespace": meta.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -76,7 +62,7 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
             "namespace": meta.namespace,
             "uid": meta.uid,
         },
-        "type": "Warning" if new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS else "Normal",
+        "type": "Warning" if is_warning else "Normal",
         "reason": new_headline.reason,
         "message": new_headline.message[:_MESSAGE_MAX_LENGTH],
         "source": {"component": _COMPONENT},
@@ -84,3 +70,7 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
         "lastTimestamp": now,
         "count": 1,
     }
+
+
+def _get_state(condition: Condition) -> tuple[str, str, str]:
+    return condition.type, condition.status, condition.reason

@@ -1,9 +1,11 @@
-"""The status that a FineTuneJob should have. Pure; the only place where one is made."""
+"""The status of a FineTuneJob, computed from its previous status and the observed state. Only this module builds it."""
 
 from __future__ import annotations
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, ObservedProgress
-from finetune_operator.observed import objects
+from finetune_operator.observed.job import get_job_finished_at
+from finetune_operator.observed.objects import get_name, parse_timestamp
+from finetune_operator.observed.pod import find_newest_pod, get_started_at, get_termination, list_rank_zero_pods
 from finetune_operator.observed.state import ObservedState, RunHistory
 from finetune_operator.status import usage
 from finetune_operator.status.run_state import RunState, StateKind, compute_state
@@ -13,7 +15,7 @@ MESSAGE_MAX_LENGTH = 4096
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
-    """Whether the run ended; such a status never changes again."""
+    """Return whether the run has completed or failed. A terminal status never changes again."""
     return any(
         condition.status == "True" and condition.type in ("Complete", "Failed") for condition in status.conditions
     )
@@ -22,11 +24,11 @@ def is_terminal(status: FineTuneJobStatus) -> bool:
 def compute_status(
     meta: ObjectMeta, previous: FineTuneJobStatus, observed: ObservedState, now: str
 ) -> FineTuneJobStatus:
-    """The status after `previous`, by what is seen now."""
+    """Return the status that follows `previous`. If nothing has changed, it is equal to `previous`."""
     if is_terminal(previous):
         return previous.model_copy(update={"observed_generation": meta.generation})
     pods = (*observed.orphaned_pods, *observed.pods)
-    recorded_checkpoints = [objects.get_termination(pod).checkpoint for pod in objects.rank_zero_pods(pods)]
+    recorded_checkpoints = [get_termination(pod).checkpoint for pod in list_rank_zero_pods(pods)]
     checkpoint = usage.find_newest_checkpoint(previous, observed.progress, recorded_checkpoints, now)
     attempts = usage.count_attempts(previous, observed)
     state = compute_state(observed, _build_run_history(attempts, observed, previous, now))
@@ -39,7 +41,7 @@ def compute_status(
         last_attempt_time=attempts.last_attempt_time,
         interruptions=streak.interruptions or None,
         unreported_interruptions=streak.unreported or None,
-        job_name=observed.job["metadata"]["name"] if observed.job else previous.job_name,
+        job_name=get_name(observed.job) if observed.job else previous.job_name,
         last_checkpoint_time=checkpoint.time,
         last_checkpoint_step=checkpoint.step,
         active_seconds=previous.active_seconds,
@@ -55,56 +57,18 @@ def _build_run_history(
 ) -> RunHistory:
     streak = usage.compute_current_streak(attempts, observed.pods)
     progress = _get_latest_progress(observed, previous)
-    stage = (
-        progress.stage
-        if progress and _is_from_current_attempt(progress, attempts.last_attempt_time, observed)
-        else None
-    )
+    is_current = progress and _is_from_current_attempt(progress, attempts.last_attempt_time, observed)
+    stage = progress.stage if progress and is_current else None
     return RunHistory(now, streak.interruptions, streak.unreported, attempts.last_attempt_time, progress, stage)
 
 
 def _is_from_current_attempt(progress: ObservedProgress, attempt_start: str | None, observed: ObservedState) -> bool:
-    """Whether the running pod reported it, also to an operator that has restarted since; by its node's clock."""
-    update_time, start_time = usage.parse_timestamp(progress.last_update_time), usage.parse_timestamp(attempt_start)
+    """Return whether the running pod reported the progress, possibly to an operator that has restarted since.
+
+    Both times are those of the pod's node.
+    """
+    update_time, start_time = parse_timestamp(progress.last_update_time), parse_timestamp(attempt_start)
     return bool(observed.progress) or (update_time is not None and start_time is not None and update_time >= start_time)
-
-
-def _build_outcome_fields(
-    state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
-) -> dict[str, object]:
-    """What follows from the state and from the trainer's last word."""
-    outcome = _find_outcome(observed)
-    is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED)
-    return {
-        "start_time": _compute_start_time(observed, previous),
-        "completion_time": (objects.get_job_finished_at(observed.job) or now) if is_finished else None,
-        "backend": (outcome and outcome.backend) or previous.backend,
-        "progress": _compute_progress(state, observed, previous, now),
-        "dataset": (outcome and outcome.dataset) or previous.dataset,
-        "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
-    }
-
-
-def _add_resource_usage(
-    status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
-) -> FineTuneJobStatus:
-    """With the seconds used. Only beside another change, so that counting alone writes nothing."""
-    resource_usage = usage.compute_usage(
-        previous, (*observed.orphaned_pods, *observed.pods), observed.run_policy.gpus_per_node, now
-    )
-    if status.last_attempt_time is None:
-        return status
-    changes = {
-        "active_seconds": resource_usage.active_seconds,
-        "gpu_seconds": resource_usage.gpu_seconds,
-        "accounted_time": resource_usage.accounted_until,
-    }
-    return status.model_copy(update=changes)
-
-
-def _find_outcome(observed: ObservedState) -> Outcome | None:
-    last_pod = objects.find_newest_pod(objects.rank_zero_pods(observed.pods or observed.orphaned_pods))
-    return objects.get_termination(last_pod).outcome if last_pod else None
 
 
 def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobStatus, now: str) -> list[Condition]:
@@ -113,15 +77,13 @@ def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobSt
     conditions = []
     for condition_type, is_true in expected.items():
         status = "True" if is_true else "False"
-        previous_condition = previous_conditions.get(condition_type)
+        old = previous_conditions.get(condition_type)
         conditions.append(
             Condition(
                 type=condition_type,
                 status="True" if is_true else "False",
                 observed_generation=meta.generation,
-                last_transition_time=previous_condition.last_transition_time
-                if previous_condition and previous_condition.status == status
-                else now,
+                last_transition_time=old.last_transition_time if old and old.status == status else now,
                 reason=state.reason,
                 message=state.message[:MESSAGE_MAX_LENGTH],
             )
@@ -129,28 +91,59 @@ def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobSt
     return conditions
 
 
-def _compute_start_time(observed: ObservedState, previous: FineTuneJobStatus) -> str | None:
-    starts = [start for start in map(objects.get_started_at, observed.pods) if start]
-    return min([*starts, previous.start_time] if previous.start_time else starts, default=None)
+def _build_outcome_fields(
+    state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
+) -> dict[str, object]:
+    """Return the fields that depend on the state and on the outcome in the termination message."""
+    outcome = _find_outcome(observed)
+    is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED)
+    job_finished_at = get_job_finished_at(observed.job) if observed.job else None
+    starts = [start for start in (previous.start_time, *map(get_started_at, observed.pods)) if start]
+    return {
+        "start_time": min(starts, default=None),
+        "completion_time": (job_finished_at or now) if is_finished else None,
+        "backend": (outcome and outcome.backend) or previous.backend,
+        "progress": _compute_progress(state, observed, previous, now),
+        "dataset": (outcome and outcome.dataset) or previous.dataset,
+        "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
+    }
+
+
+def _find_outcome(observed: ObservedState) -> Outcome | None:
+    last_pod = find_newest_pod(list_rank_zero_pods(observed.pods or observed.orphaned_pods))
+    return get_termination(last_pod).outcome if last_pod else None
+
+
+def _add_resource_usage(
+    status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
+) -> FineTuneJobStatus:
+    """Return a changed status with the seconds used. They alone do not change a status, to avoid constant writes."""
+    if status.last_attempt_time is None:
+        return status
+    pods = (*observed.orphaned_pods, *observed.pods)
+    resource_usage = usage.compute_usage(previous, pods, observed.run_policy.gpus_per_node, now)
+    changes = {
+        "active_seconds": resource_usage.active_seconds,
+        "gpu_seconds": resource_usage.gpu_seconds,
+        "accounted_time": resource_usage.accounted_until,
+    }
+    return status.model_copy(update=changes)
 
 
 def _compute_progress(
     state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
 ) -> ObservedProgress | None:
-    """What was last said; with the time of before if nothing but the time is new."""
-    outcome = _find_outcome(observed)
-    last_progress = (outcome and outcome.progress) or previous.progress
+    """Return the last reported progress. If no trainer runs, it has no estimate of the remaining time."""
     if state.kind is StateKind.RUNNING and observed.progress:
         return _get_latest_progress(observed, previous)
+    outcome = _find_outcome(observed)
+    last_progress = (outcome and outcome.progress) or previous.progress
     if state.kind is StateKind.COMPLETE:
         last_progress = last_progress or Progress(stage=Stage.DONE, last_update_time=now)
         last_progress = last_progress.model_copy(update={"stage": Stage.DONE, "percentage": 100})
-    # nothing is remaining that is counted down
-    return (
-        _to_observed_progress(last_progress.model_copy(update={"estimated_remaining_seconds": None}), previous)
-        if last_progress
-        else None
-    )
+    if last_progress is None:
+        return None
+    return _to_observed_progress(last_progress.model_copy(update={"estimated_remaining_seconds": None}), previous)
 
 
 def _get_latest_progress(observed: ObservedState, previous: FineTuneJobStatus) -> ObservedProgress | None:
@@ -158,18 +151,12 @@ def _get_latest_progress(observed: ObservedState, previous: FineTuneJobStatus) -
 
 
 def _to_observed_progress(progress: Progress, previous: FineTuneJobStatus) -> ObservedProgress:
+    """Return the progress with readable fields, or the previous one if only its time differs."""
     fields = progress.model_dump(exclude={"estimated_remaining"})
-    fields["loss"] = None if progress.loss is None else round(progress.loss, 4)  # it is a column
-    new_progress = ObservedProgress(
-        **fields, estimated_remaining=_format_duration(progress.estimated_remaining_seconds)
-    )
-    old_progress = previous.progress
-    return (
-        old_progress
-        if old_progress
-        and new_progress.model_copy(update={"last_update_time": old_progress.last_update_time}) == old_progress
-        else new_progress
-    )
+    fields["loss"] = None if progress.loss is None else round(progress.loss, 4)  # for the printer column
+    new = ObservedProgress(**fields, estimated_remaining=_format_duration(progress.estimated_remaining_seconds))
+    old = previous.progress
+    return old if old and new.model_copy(update={"last_update_time": old.last_update_time}) == old else new
 
 
 def _format_duration(seconds: int | None) -> str | None:

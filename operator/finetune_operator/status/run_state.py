@@ -1,4 +1,4 @@
-"""Where a run is and why, by what is seen: the one table of states. Pure."""
+"""The state of a run and its reason, computed from the observed state: the only place where both are decided."""
 
 from __future__ import annotations
 
@@ -6,8 +6,26 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
-from finetune_operator.observed import objects
-from finetune_operator.observed.objects import Body, ContainerTermination, ReasonMessage
+from finetune_operator.api.objects import Body
+from finetune_operator.observed.event import VOLUME_ERROR_REASONS
+from finetune_operator.observed.job import is_job_suspended
+from finetune_operator.observed.objects import ReasonMessage, find_true_condition, get_name, is_being_deleted
+from finetune_operator.observed.pod import (
+    CONTAINER_ERROR_REASONS,
+    IMAGE_ERROR_REASONS,
+    ContainerTermination,
+    find_newest_pod,
+    find_root_cause_pod,
+    get_node_name,
+    get_phase,
+    get_termination,
+    get_unschedulable_message,
+    get_waiting_reason,
+    is_alive,
+    is_trainer_running,
+    list_rank_zero_pods,
+    list_reporting_pods,
+)
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
 from finetune_operator.status import deadlines
 from finetune_operator.status.usage import MAX_INTERRUPTIONS, MAX_UNREPORTED
@@ -15,7 +33,7 @@ from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Sta
 
 
 class StateKind(Enum):
-    """What a state means for phase and conditions: the whole table."""
+    """Kinds of states, each with its phase and its conditions."""
 
     WAITING = (Phase.PENDING, {ConditionType.RUNNING: False, ConditionType.RECONCILING: True})
     STARTING = (Phase.PENDING, {ConditionType.RUNNING: False})
@@ -29,102 +47,149 @@ class StateKind(Enum):
 
 
 class RunState(NamedTuple):
-    """Where a run is and why."""
+    """The state of a run, with the reason and the message of its conditions."""
 
     kind: StateKind
     reason: Reason | OperatorReason
     message: str
 
 
+_RESUME_HINT = "A new FineTuneJob with the same model, data, training and output resumes from the latest checkpoint"
+_STAGE_TEXTS = {
+    Stage.WAITING_FOR_OUTPUT: (
+        f"is waiting for another run to release spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
+    ),
+    Stage.DOWNLOADING: "is downloading the model and the data",
+    Stage.PREPARING: "is preparing the data",
+    Stage.LOADING: "is loading the model",
+    Stage.EVALUATING: "is evaluating the model",
+    Stage.EXPORTING: "is exporting the result",
+    Stage.UPLOADING: "is uploading the result",
+}
+
+
 def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
-    """Where the run is."""
+    """Return the state of the run.
+
+    In this order: a finished Job, a Job that is absent or has to be deleted, a Job that is about to fail, too many
+    interruptions, a lost node, the last attempt.
+    """
     job = observed.job
-    last_pod = objects.find_newest_pod(objects.reporting_pods(observed.pods))
-    if job and objects.find_true_condition(job, "Complete"):
+    last_pod = find_newest_pod(list_reporting_pods(observed.pods))
+    if job and find_true_condition(job, "Complete"):
         return _build_complete_state(last_pod)
-    if job and (failed_condition := objects.find_true_condition(job, "Failed")):
-        return _build_failed_state(
-            ReasonMessage(failed_condition.get("reason", ""), failed_condition.get("message", "")),
-            objects.root_cause_pod(observed.pods),
-            observed,
-        )
+    if job and (condition := find_true_condition(job, "Failed")):
+        job_failure = ReasonMessage(condition.get("reason", ""), condition.get("message", ""))
+        return _build_failed_state(job_failure, observed)
     node_lost = _find_node_lost_state(observed, history)
-    if job is None or objects.is_being_deleted(job) or observed.run_policy.suspend:
-        return node_lost or _compute_inactive_state(observed, last_pod)
-    if (failing_condition := objects.find_true_condition(job, "FailureTarget")) and not (
-        last_pod and objects.is_trainer_running(last_pod)
-    ):
-        return node_lost or _build_failing_state(
-            failing_condition.get("message", ""), objects.root_cause_pod(observed.pods), history
-        )
-    if history.interruptions >= MAX_INTERRUPTIONS:
-        return _build_no_progress_state(last_pod)
-    if history.unreported_interruptions >= MAX_UNREPORTED:
-        return RunState(StateKind.FAILED, OperatorReason.NO_PROGRESS, _UNREPORTED_MESSAGE)
-    state = node_lost or _compute_active_state(job, last_pod, observed, history)
-    startup_deadline = deadlines.compute_startup_deadline(
-        observed.run_policy, job, history.last_attempt_time, observed.pods
+    if job is None or is_being_deleted(job) or observed.run_policy.suspend:
+        return node_lost or _build_inactive_state(observed, last_pod)
+    is_running = last_pod is not None and is_trainer_running(last_pod)
+    if not is_running and (condition := find_true_condition(job, "FailureTarget")):
+        return node_lost or _build_failing_state(condition.get("message", ""), observed, history)
+    if history.interruptions >= MAX_INTERRUPTIONS or history.unreported_interruptions >= MAX_UNREPORTED:
+        return _build_no_progress_state(history, last_pod)
+    state = node_lost or _build_active_state(job, last_pod, observed, history)
+    return _find_startup_timeout_state(job, state, observed, history) or state
+
+
+def _find_startup_timeout_state(
+    job: Body, state: RunState, observed: ObservedState, history: RunHistory
+) -> RunState | None:
+    deadline = deadlines.compute_startup_deadline(observed.run_policy, job, history.last_attempt_time, observed.pods)
+    if state.kind is not StateKind.STARTING or not deadlines.has_passed(deadline, history.now):
+        return None
+    seconds = observed.run_policy.startup_deadline_seconds
+    message = f"No trainer started within spec.startupDeadlineSeconds ({seconds}). {state.message}"
+    return RunState(StateKind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
+
+
+def _build_complete_state(last_pod: Body | None) -> RunState:
+    outcome = get_termination(last_pod).outcome if last_pod else None
+    # An outcome with another exit code is that of an earlier attempt.
+    if outcome and outcome.reason.exit_code is ExitCode.OK:
+        return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
+    message = (
+        "The Job succeeded, but the pod's termination message is missing or invalid. "
+        "Check spec.output.uri for the result."
     )
-    if state.kind is StateKind.STARTING and deadlines.has_passed(startup_deadline, history.now):
-        deadline = observed.run_policy.startup_deadline_seconds
-        message = f"No trainer ran within startupDeadlineSeconds ({deadline}). {state.message}"
-        return RunState(StateKind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
-    return state
+    return RunState(StateKind.COMPLETE, OperatorReason.OUTCOME_UNAVAILABLE, message)
 
 
-def _build_failing_state(message: str, last_pod: Body | None, history: RunHistory) -> RunState:
-    """The Job has given up, and says so when the last pod is gone."""
-    text = f"The Job ends. {describe_termination(objects.get_termination(last_pod)) if last_pod else message}"
+def _build_failed_state(job_failure: ReasonMessage, observed: ObservedState) -> RunState:
+    if job_failure.reason == "DeadlineExceeded":
+        seconds = observed.run_policy.active_deadline_seconds
+        message = f"The run exceeded spec.activeDeadlineSeconds ({seconds}). {_RESUME_HINT}."
+        return RunState(StateKind.FAILED, OperatorReason.DEADLINE_EXCEEDED, message)
+    pod = find_root_cause_pod(observed.pods)
+    termination = get_termination(pod) if pod else ContainerTermination(None, None, ReasonMessage("", ""))
+    if termination.outcome and termination.outcome.reason.exit_code is not ExitCode.OK:
+        return RunState(StateKind.FAILED, termination.outcome.reason, termination.outcome.message)
+    if termination.reason_message.reason == "OOMKilled":
+        return RunState(StateKind.FAILED, OperatorReason.OOM_KILLED, describe_termination(termination))
+    is_backoff_limit = job_failure.reason == "BackoffLimitExceeded"
+    reason = OperatorReason.BACKOFF_LIMIT_EXCEEDED if is_backoff_limit else OperatorReason.OUTCOME_UNAVAILABLE
+    job_text = f"{job_failure.message}." if job_failure.message else ""
+    message = f"{job_text} {describe_termination(termination) if pod else ''}".strip()
+    return RunState(StateKind.FAILED, reason, message)
+
+
+def _build_failing_state(job_message: str, observed: ObservedState, history: RunHistory) -> RunState:
+    """Return the state of a Job that has failed but still has a pod: it gets its condition when the pod is gone."""
+    pod = find_root_cause_pod(observed.pods)
+    text = f"The Job is failing. {describe_termination(get_termination(pod)) if pod else job_message}"
     if history.last_attempt_time is None:
         return RunState(StateKind.STARTING, OperatorReason.JOB_PENDING, text)
     return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, text)
 
 
-def _compute_inactive_state(observed: ObservedState, last_pod: Body | None) -> RunState:
-    if observed.run_policy.suspend:
-        return _compute_suspended_state(observed, last_pod)
-    if observed.job is None:
-        return _build_no_job_state(observed.blocked)
-    return RunState(
-        StateKind.STARTING, OperatorReason.JOB_PENDING, "The Job was deleted; another follows when it is gone."
-    )
+def _build_no_progress_state(history: RunHistory, last_pod: Body | None) -> RunState:
+    if history.interruptions >= MAX_INTERRUPTIONS:
+        end = f" {describe_termination(get_termination(last_pod))}" if last_pod and not is_alive(last_pod) else ""
+        message = (
+            f"{MAX_INTERRUPTIONS} consecutive attempts were interrupted before a new checkpoint was saved.{end} "
+            "Lower spec.training.checkpoints.everySteps or use more stable nodes."
+        )
+    else:
+        message = (
+            f"The pods of {MAX_UNREPORTED} attempts disappeared before their nodes reported how they terminated, so it "
+            "is unknown whether these attempts saved a checkpoint. Find out why nodes or pods disappear. "
+            f"{_RESUME_HINT}, if there is one."
+        )
+    return RunState(StateKind.FAILED, OperatorReason.NO_PROGRESS, message)
 
 
 def _find_node_lost_state(observed: ObservedState, history: RunHistory) -> RunState | None:
-    """A pod whose node does not let it go, so that the run neither stops nor starts again."""
-    overdue_pods = (
-        pod
-        for pod in (*observed.orphaned_pods, *observed.pods)
-        if deadlines.has_passed(deadlines.compute_node_lost_deadline(pod), history.now)
-    )
-    pod = next(overdue_pods, None)
-    if pod is None:
-        return None
-    name, node = pod["metadata"]["name"], pod["spec"].get("nodeName", "")
-    message = (
-        f"Pod {name} had to end and has not: node {node} does not answer. "
-        "The run goes no further until the node is back or is known to be gone: if it is shut down for good, taint it "
-        "with node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node."
-    )
-    return RunState(StateKind.STARTING, OperatorReason.NODE_LOST, message)
+    """Return the state of a run with a pod that cannot terminate, so that the run can neither stop nor start again."""
+    for pod in (*observed.orphaned_pods, *observed.pods):
+        if deadlines.has_passed(deadlines.compute_node_lost_deadline(pod), history.now):
+            message = (
+                f"Pod {get_name(pod)} is stuck terminating because node {get_node_name(pod) or ''} is unreachable. "
+                "The run is blocked until the node is back or its pods are removed. If the node is shut down "
+                "permanently, taint it with node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the "
+                "Node."
+            )
+            return RunState(StateKind.STARTING, OperatorReason.NODE_LOST, message)
+    return None
 
 
-def _compute_active_state(job: Body, last_pod: Body | None, observed: ObservedState, history: RunHistory) -> RunState:
-    if last_pod is None:
-        return _build_no_pod_state(job, observed)
-    return _compute_attempt_state(last_pod, observed, history)
+def _build_inactive_state(observed: ObservedState, last_pod: Body | None) -> RunState:
+    """Return the state of a run that is suspended, or whose Job does not exist or is being deleted."""
+    if observed.run_policy.suspend:
+        return _build_suspended_state(observed, last_pod)
+    if observed.job is None:
+        return _build_no_job_state(observed.blocked)
+    message = "The Job was deleted. Another Job is created when it is gone."
+    return RunState(StateKind.STARTING, OperatorReason.JOB_PENDING, message)
 
 
-def _compute_suspended_state(observed: ObservedState, last_pod: Body | None) -> RunState:
-    pod_name = observed.terminating_pod or (
-        last_pod["metadata"]["name"] if last_pod and objects.is_alive(last_pod) else None
-    )
+def _build_suspended_state(observed: ObservedState, last_pod: Body | None) -> RunState:
+    pod_name = observed.terminating_pod or (get_name(last_pod) if last_pod and is_alive(last_pod) else None)
     if pod_name is None and observed.job is None:
-        return RunState(
-            StateKind.SUSPENDED, OperatorReason.SUSPENDED, "No pod is left; set spec.suspend to false to go on."
-        )
-    kind = StateKind.RUNNING if last_pod and objects.is_trainer_running(last_pod) else StateKind.STARTING
-    message = f"Pod {pod_name} saves its work and leaves." if pod_name else "The Job is being deleted."
+        message = "All pods have terminated. Set spec.suspend to false to resume the run."
+        return RunState(StateKind.SUSPENDED, OperatorReason.SUSPENDED, message)
+    kind = StateKind.RUNNING if last_pod and is_trainer_running(last_pod) else StateKind.STARTING
+    message = f"Pod {pod_name} is saving a checkpoint and terminating." if pod_name else "The Job is being deleted."
     return RunState(kind, OperatorReason.SUSPENDING, message)
 
 
@@ -134,175 +199,98 @@ def _build_no_job_state(blocked: Blocked | None) -> RunState:
     return RunState(StateKind.FAILED if blocked.terminal else StateKind.WAITING, blocked.reason, blocked.message)
 
 
-def _build_complete_state(last_pod: Body | None) -> RunState:
-    outcome = objects.get_termination(last_pod).outcome if last_pod else None
-    if outcome and outcome.reason.exit_code is ExitCode.OK:  # else it is the word of an earlier attempt
-        return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
-    message = "The Job succeeded, but its pod's last word is gone; the result lies at spec.output.uri."
-    return RunState(StateKind.COMPLETE, OperatorReason.OUTCOME_UNAVAILABLE, message)
-
-
-def _build_failed_state(job_failure: ReasonMessage, last_pod: Body | None, observed: ObservedState) -> RunState:
-    if job_failure.reason == "DeadlineExceeded":
-        message = f"activeDeadlineSeconds ({observed.run_policy.active_deadline_seconds}) of running are used up."
-        return RunState(StateKind.FAILED, OperatorReason.DEADLINE_EXCEEDED, f"{message} {_RESUME_HINT}")
-    termination = (
-        objects.get_termination(last_pod) if last_pod else ContainerTermination(None, None, ReasonMessage("", ""))
-    )
-    if termination.outcome and termination.outcome.reason.exit_code is not ExitCode.OK:
-        return RunState(StateKind.FAILED, termination.outcome.reason, termination.outcome.message)
-    if termination.reason_message.reason == "OOMKilled":
-        return RunState(StateKind.FAILED, OperatorReason.OOM_KILLED, describe_termination(termination))
-    job_reason = OperatorReason.BACKOFF_LIMIT_EXCEEDED if job_failure.reason == "BackoffLimitExceeded" else None
-    message = " ".join(
-        part
-        for part in (f"{job_failure.message}.", describe_termination(termination) if last_pod else "")
-        if part.strip(".")
-    )
-    return RunState(StateKind.FAILED, job_reason or OperatorReason.OUTCOME_UNAVAILABLE, message)
-
-
-_RESUME_HINT = "A new FineTuneJob with the same model, data, training and output goes on from the newest checkpoint."
-
-
-def _build_no_progress_state(last_pod: Body | None) -> RunState:
-    end_text = (
-        f" {describe_termination(objects.get_termination(last_pod))}"
-        if last_pod and not objects.is_alive(last_pod)
-        else ""
-    )
-    message = f"{MAX_INTERRUPTIONS} attempts were interrupted before they had saved a newer checkpoint.{end_text}"
-    return RunState(
-        StateKind.FAILED,
-        OperatorReason.NO_PROGRESS,
-        f"{message} Lower training.checkpoints.everySteps, or find them nodes.",
-    )
-
-
-_UNREPORTED_MESSAGE = (
-    f"The pods of {MAX_UNREPORTED} attempts disappeared before their nodes had reported how they ended, so it is not "
-    "known whether these attempts saved a checkpoint. Find out why nodes or pods disappear. A new FineTuneJob with the "
-    "same model, data, training and output continues from the newest checkpoint, if there is one."
-)
-
-
-def _build_no_pod_state(job: Body, observed: ObservedState) -> RunState:
-    if job["spec"].get("suspend"):
-        return RunState(StateKind.STARTING, OperatorReason.QUEUED, _describe_queue(observed))
-    if observed.warning:
-        return RunState(
-            StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{observed.warning.reason}: {observed.warning.message}"
-        )
-    return RunState(StateKind.STARTING, OperatorReason.JOB_CREATED, "The Job exists; its pod is about to be created.")
-
-
-def _describe_queue(observed: ObservedState) -> str:
-    if observed.queue_status:
-        return f"Kueue holds the Job. {observed.queue_status.reason}: {observed.queue_status.message}"
-    return "The Job is suspended, by Kueue until there is quota for it."
-
-
-def _compute_attempt_state(last_pod: Body, observed: ObservedState, history: RunHistory) -> RunState:
-    name = last_pod["metadata"]["name"]
-    if objects.is_trainer_running(last_pod):
-        if deadlines.has_passed(
-            deadlines.compute_stall_deadline(
-                observed.run_policy, history.progress, history.last_attempt_time, observed.progress
-            ),
-            history.now,
-        ):
-            return RunState(
-                StateKind.RUNNING, OperatorReason.PROGRESS_STALLED, _describe_stall(name, observed, history)
-            )
-        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} {_describe_stage(history)}.")
-    exit_code = objects.get_termination(
-        last_pod
-    ).exit_code  # the pod's phase follows a moment after its container's end
-    if exit_code == 0 or last_pod.get("status", {}).get("phase") == "Succeeded":
-        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {name} is done.")
-    if exit_code == ExitCode.PERMANENT:  # so the Job will end too, in a moment
-        return RunState(
-            StateKind.RUNNING, OperatorReason.POD_RUNNING, describe_termination(objects.get_termination(last_pod))
-        )
-    if exit_code is not None or not objects.is_alive(last_pod):
-        return _build_retrying_state(last_pod, observed)
+def _build_active_state(job: Body, last_pod: Body | None, observed: ObservedState, history: RunHistory) -> RunState:
+    """Return the state of a run whose Job is active, according to its last attempt."""
+    if last_pod is None:
+        return _build_no_pod_state(job, observed)
+    if is_trainer_running(last_pod):
+        return _build_running_state(last_pod, observed, history)
+    termination = get_termination(last_pod)
+    # The phase of a pod changes shortly after its container has terminated.
+    if termination.exit_code == 0 or get_phase(last_pod) == "Succeeded":
+        message = f"Pod {get_name(last_pod)} has completed."
+        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, message)
+    if termination.exit_code == ExitCode.PERMANENT:  # The Job fails shortly after, because of its podFailurePolicy.
+        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, describe_termination(termination))
+    if termination.exit_code is not None or not is_alive(last_pod):
+        return _build_retrying_state(job, last_pod, observed)
     state = _build_pending_state(last_pod, observed.warning)
-    previous_pod = objects.find_newest_pod(pod for pod in objects.rank_zero_pods(observed.pods) if pod is not last_pod)
+    previous_pod = find_newest_pod(pod for pod in list_rank_zero_pods(observed.pods) if pod is not last_pod)
     if previous_pod is None:
         return state
     reason = OperatorReason.RETRYING if state.reason is OperatorReason.POD_PENDING else state.reason
-    return RunState(
-        state.kind,
-        reason,
-        f"{state.message} This is a retry. {describe_termination(objects.get_termination(previous_pod))}",
-    )
+    message = f"{state.message} This is a retry. {describe_termination(get_termination(previous_pod))}"
+    return RunState(state.kind, reason, message)
 
 
-_STAGE_TEXTS = {
-    Stage.WAITING_FOR_OUTPUT: (
-        f"waits until another run has released spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
-    ),
-    Stage.DOWNLOADING: "downloads model and data",
-    Stage.PREPARING: "prepares the data",
-    Stage.LOADING: "loads the model",
-    Stage.EVALUATING: "evaluates the model",
-    Stage.EXPORTING: "exports the result",
-    Stage.UPLOADING: "uploads the result",
-}
-
-
-def _describe_stage(history: RunHistory) -> str:
-    return _STAGE_TEXTS.get(history.stage, "trains") if history.stage else "runs"
-
-
-def _build_retrying_state(last_pod: Body, observed: ObservedState) -> RunState:
-    end_text = describe_termination(objects.get_termination(objects.root_cause_pod(observed.pods) or last_pod))
-    if observed.job and observed.job["spec"].get("suspend"):
-        return RunState(StateKind.STARTING, OperatorReason.QUEUED, f"{_describe_queue(observed)} {end_text}")
+def _build_no_pod_state(job: Body, observed: ObservedState) -> RunState:
+    if is_job_suspended(job):
+        return RunState(StateKind.STARTING, OperatorReason.QUEUED, _describe_queue(observed.queue_status))
     if observed.warning:
-        return RunState(
-            StateKind.STARTING,
-            OperatorReason.JOB_REFUSED,
-            f"{observed.warning.reason}: {observed.warning.message} {end_text}",
-        )
-    return RunState(StateKind.STARTING, OperatorReason.RETRYING, f"Another attempt follows. {end_text}")
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, _join_reason(observed.warning))
+    message = "The Job exists. Its pod is about to be created."
+    return RunState(StateKind.STARTING, OperatorReason.JOB_CREATED, message)
 
 
-def _describe_stall(name: str, observed: ObservedState, history: RunHistory) -> str:
-    since = history.progress.last_update_time if history.progress else ""
-    return (
-        f"Pod {name} has not moved since {since}. "
-        f"After training.stallSeconds ({observed.run_policy.stall_seconds}) without a step it "
-        "writes where it hangs into its log, ends, and is tried again."
+def _build_running_state(pod: Body, observed: ObservedState, history: RunHistory) -> RunState:
+    policy = observed.run_policy
+    stall_deadline = deadlines.compute_stall_deadline(
+        policy, history.progress, history.last_attempt_time, observed.progress
     )
+    if not deadlines.has_passed(stall_deadline, history.now):
+        activity = _STAGE_TEXTS.get(history.stage, "is training") if history.stage else "is running"
+        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {get_name(pod)} {activity}.")
+    since = history.progress.last_update_time if history.progress else ""
+    message = (
+        f"Pod {get_name(pod)} has reported no progress since {since}. After spec.training.stallSeconds "
+        f"({policy.stall_seconds}) without progress, the trainer writes its stack traces to the log and exits, and the "
+        "attempt is retried."
+    )
+    return RunState(StateKind.RUNNING, OperatorReason.PROGRESS_STALLED, message)
+
+
+def _build_retrying_state(job: Body, last_pod: Body, observed: ObservedState) -> RunState:
+    end = describe_termination(get_termination(find_root_cause_pod(observed.pods) or last_pod))
+    if is_job_suspended(job):
+        message = f"{_describe_queue(observed.queue_status)} {end}"
+        return RunState(StateKind.STARTING, OperatorReason.QUEUED, message)
+    if observed.warning:
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{_join_reason(observed.warning)} {end}")
+    return RunState(StateKind.STARTING, OperatorReason.RETRYING, f"The Job starts another attempt. {end}")
 
 
 def _build_pending_state(pod: Body, warning: ReasonMessage | None) -> RunState:
-    if message := objects.get_unschedulable_message(pod):
+    if message := get_unschedulable_message(pod):
         return RunState(StateKind.STARTING, OperatorReason.UNSCHEDULABLE, message)
-    waiting = objects.get_waiting_reason(pod) or ReasonMessage("", "")
-    message = ": ".join(part for part in waiting if part)
-    if waiting.reason in objects.IMAGE_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, message)
-    if waiting.reason in objects.CONTAINER_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, message)
-    if warning and warning.reason in objects.VOLUME_ERROR_REASONS:
-        return RunState(
-            StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, f"{warning.reason}: {warning.message}"
-        )
-    warning_text = f" {warning.reason}: {warning.message}" if warning else ""
-    return RunState(
-        StateKind.STARTING, OperatorReason.POD_PENDING, f"Pod {pod['metadata']['name']} is starting.{warning_text}"
-    )
+    waiting = get_waiting_reason(pod) or ReasonMessage("", "")
+    if waiting.reason in IMAGE_ERROR_REASONS:
+        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, _join_reason(waiting))
+    if waiting.reason in CONTAINER_ERROR_REASONS:
+        return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(waiting))
+    if warning and warning.reason in VOLUME_ERROR_REASONS:
+        return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning))
+    warning_text = f" {_join_reason(warning)}" if warning else ""
+    message = f"Pod {get_name(pod)} is starting.{warning_text}"
+    return RunState(StateKind.STARTING, OperatorReason.POD_PENDING, message)
+
+
+def _describe_queue(queue_status: ReasonMessage | None) -> str:
+    if queue_status:
+        return f"Kueue holds the Job. {queue_status.reason}: {queue_status.message}"
+    return "The Job is suspended. If Kueue manages it, it is resumed when quota is available."
+
+
+def _join_reason(reason_message: ReasonMessage) -> str:
+    return ": ".join(part for part in reason_message if part)
 
 
 def describe_termination(termination: ContainerTermination) -> str:
-    """How the last attempt ended."""
+    """Return sentences for users on how an attempt ended, and which checkpoint it has saved."""
     if termination.outcome:
         return f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
     saved = f" A checkpoint of step {termination.checkpoint.step} is stored." if termination.checkpoint else ""
     if termination.reason_message.reason == "OOMKilled":
-        return f"The last attempt used more memory than its limit; raise spec.compute.resources.limits.memory.{saved}"
-    reason = ": ".join(part for part in termination.reason_message if part)
-    code = "" if termination.exit_code is None else f" with exit status {termination.exit_code}"
-    return f"The last attempt ended{code}{f' ({reason})' if reason else ''} and left no word of its own.{saved}"
+        return f"The last attempt exceeded its memory limit. Raise spec.compute.resources.limits.memory.{saved}"
+    verb = "ended" if termination.exit_code is None else f"exited with code {termination.exit_code}"
+    reason = _join_reason(termination.reason_message)
+    return f"The last attempt {verb}{f' ({reason})' if reason else ''} and wrote no termination message.{saved}"

@@ -1,8 +1,6 @@
 """Counters and histograms of the operator. Gauges are computed at each scrape, in `controller.state_collector`.
 
-The counts of a run are derived from the single status patch that changes it, so their cost does not depend on the
-number of FineTuneJobs. Counters restart at zero with each leader, and a patch whose response was lost is not counted:
-the status is authoritative.
+Counters restart at zero with each leader.
 """
 
 from __future__ import annotations
@@ -17,10 +15,6 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-
-from finetune_operator.api import FineTuneJobStatus, ObjectMeta
-from finetune_operator.status.job_status import is_terminal
-from finetune_operator.status.usage import parse_timestamp
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # `_created` series, which nothing here uses
 REGISTRY = CollectorRegistry()
@@ -97,22 +91,3 @@ API_REQUEST_SECONDS = Histogram(
 WATCH_EVENTS = Counter(
     "finetune_operator_watch_events", "Watch events received from the API server.", ["resource"], registry=REGISTRY
 )
-
-
-def count_status_change(meta: ObjectMeta, previous: FineTuneJobStatus, current: FineTuneJobStatus) -> None:
-    """Count the difference between two statuses of a FineTuneJob."""
-    namespace = meta.namespace
-    ATTEMPTS.labels(namespace).inc(_compute_increase(previous.attempts, current.attempts))
-    INTERRUPTIONS.labels(namespace).inc(_compute_increase(previous.interruptions, current.interruptions))
-    GPU_SECONDS.labels(namespace).inc(_compute_increase(previous.gpu_seconds, current.gpu_seconds))
-    created, started = parse_timestamp(meta.creation_timestamp), parse_timestamp(current.start_time)
-    if created and started and not previous.start_time:
-        JOB_QUEUE_SECONDS.observe(max(0.0, started - created))
-    if is_terminal(current) and not is_terminal(previous) and current.phase:
-        reason = next(condition.reason for condition in current.conditions if condition.type == current.phase)
-        JOBS_FINISHED.labels(namespace, current.phase, reason).inc()
-        JOB_RUN_SECONDS.labels(current.phase).observe(current.active_seconds or 0)
-
-
-def _compute_increase(previous: int | None, current: int | None) -> int:
-    return max(0, (current or 0) - (previous or 0))

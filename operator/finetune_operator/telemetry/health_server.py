@@ -1,4 +1,4 @@
-"""Where the kubelet asks whether the operator lives and is ready, and Prometheus for its metrics."""
+"""HTTP servers for the kubelet's probes and for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.registry import Collector
 
 HealthCheck = Callable[[], Mapping[str, Any]]
-"""What there is to say; raises `RuntimeError` if all is not well."""
+"""Returns details for the response. Raises `RuntimeError` with the reason if the check fails."""
 
 
 class HealthServer:
-    """HTTP servers on all of the pod's addresses, of either family."""
+    """Serves on all addresses of the pod, IPv4 and IPv6."""
 
     def __init__(self) -> None:
         self._runners: list[web.AppRunner] = []
 
     async def serve_health(self, port: int, check_liveness: HealthCheck, check_readiness: HealthCheck) -> None:
-        """`/healthz` and `/readyz`; port 0 serves nothing."""
+        """Serve `/healthz` and `/readyz`. Port 0 disables the server."""
         await self._start_server(
             port, {"/healthz": _build_handler(check_liveness), "/readyz": _build_handler(check_readiness)}
         )
 
     async def serve_metrics(self, port: int, collector: Collector) -> None:
-        """`/metrics`; port 0 serves nothing."""
+        """Serve `/metrics`. Port 0 disables the server."""
         await self._start_server(port, {"/metrics": make_aiohttp_handler(collector)})
 
     async def _start_server(self, port: int, routes: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class HealthServer:
         await web.TCPSite(runner, port=port).start()
 
     async def close(self) -> None:
-        """Answer no more."""
+        """Stop all servers."""
         for runner in self._runners:
             await runner.cleanup()
 

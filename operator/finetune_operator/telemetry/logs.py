@@ -1,4 +1,4 @@
-"""Log lines, for people or for programs. What is logged while an object is worked on says which one."""
+"""Log format: text or JSON. Lines that are logged while an object is reconciled name the object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _current_object: ContextVar[dict[str, str] | None] = ContextVar("object", defaul
 
 @contextmanager
 def bind_object(namespace: str, name: str, uid: str) -> Iterator[None]:
-    """What is logged meanwhile, by whatever module, is about this object."""
+    """Add the object to all lines that are logged in this context, by any module."""
     token = _current_object.set({"namespace": namespace, "name": name, "uid": uid})
     try:
         yield
@@ -25,26 +25,26 @@ def bind_object(namespace: str, name: str, uid: str) -> Iterator[None]:
 
 
 def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
-    """Log to standard error. Warnings of Python itself are log lines too."""
+    """Log to standard error, including Python's warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.getLevelNamesMapping()[level.upper()], handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it logs a line for every event of every object
     logging.getLogger("asyncio").addFilter(_is_relevant)
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """kopf 1.45, stopped while it lists, leaves that to the loop to close, which logs an error with a traceback."""
+    """Drop the error that asyncio logs if kopf 1.45 is stopped while it lists."""
     message = record.getMessage()
     return not ("closing of asynchronous generator" in message and "infinite_watch" in message)
 
 
 class TextFormatter(logging.Formatter):
-    """For people; the object stands before the message.
+    """Formats a line as text, with the object before the message.
 
-    Messages quote what pods say: whatever moves the cursor or the reader's eye is written out, so that no message looks
-    like two lines. Tracebacks keep their lines.
+    Messages may quote untrusted text from pods. Line breaks and other control characters are escaped, so that a message
+    cannot look like several lines. Tracebacks keep their lines.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; namespace, name, uid and exception where there are any."""
+    """Formats a line as JSON: time, level, logger, message, and if present namespace, name, uid and exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -75,13 +75,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def _escape_unprintable(text: str) -> str:
-    """Line breaks, escapes and other characters without a shape, as Python writes them."""
+    """Escape line breaks and other unprintable characters as in Python literals."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def _get_object_reference(record: logging.LogRecord) -> dict[str, str]:
-    """The object that a line is about; kopf attaches it to the record."""
+    """Return the object that a line is about. In kopf's own lines it is attached to the record."""
     reference = record.__dict__.get("k8s_ref") or _current_object.get() or {}
     return {key: reference[key] for key in _REFERENCE_FIELDS if reference.get(key)}

@@ -1,4 +1,4 @@
-"""Keys of labels and annotations by which others give orders: never a tenant's, by the API server's word and ours."""
+"""Reserved keys of labels and annotations, which neither the API server nor the operator accepts from users."""
 
 from __future__ import annotations
 

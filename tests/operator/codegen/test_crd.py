@@ -1,4 +1,4 @@
-"""The CRD is a structural schema with the classes' defaults, limits and rules; what is generated is current."""
+"""The CRD is a structural schema with the defaults, limits and rules of the classes. Generated files are up to date."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_crd_definition_is_small_and_has_printer_columns() -> None:
 
 
 def test_generate_check_committed_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    # install.yaml follows the chart, whose own tests look at it.
+    # install.yaml is rendered from the chart, which has tests of its own.
     monkeypatch.setattr(generate, "_generate_install_manifest", lambda *, write: [])
     assert generate.main(["--check"]) == 0
 

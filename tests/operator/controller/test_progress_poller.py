@@ -1,4 +1,4 @@
-"""What a pod says of itself is a stranger's word: slow, huge, elsewhere or garbage, it is no progress and no harm."""
+"""Responses of pods are untrusted: slow, large, redirected or invalid ones are ignored."""
 
 from __future__ import annotations
 

@@ -1,23 +1,27 @@
-"""The work queue and the store: once each, never two at a time, in good order, and equal to the cluster."""
+"""The work queue processes each key once, and the cache follows the cluster."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tests.support.operator.builders import build_key
+
+from finetune_operator.api.objects import ObjectKey
 from finetune_operator.controller import work_queue
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import ListSnapshot, ObjectCache, get_object_key, get_owner_key
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache
+from finetune_operator.kube.finetunejob_cache import get_finetunejob_key, get_owner_key
 
 if TYPE_CHECKING:
     import pytest
     from tests.support.operator.builders import Builders
 
-A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
+A, B, C = (build_key(name, "ns") for name in "abc")
 
 
-async def _get_soon(queue: WorkQueue) -> tuple[str, str]:
+async def _get_soon(queue: WorkQueue) -> ObjectKey:
     return await asyncio.wait_for(queue.get(), 2)
 
 
@@ -54,7 +58,7 @@ async def test_work_queue_routine_key_waits_but_never_starves() -> None:
     queue = WorkQueue()
     queue.add(A, low_priority=True)
     for index in range(20):
-        queue.add(("ns", str(index)))
+        queue.add(build_key(str(index), "ns"))
     order = [await _get_soon(queue) for _ in range(21)]
     assert 1 <= order.index(A) <= 8
 
@@ -115,52 +119,52 @@ def _build_body(build: type[Builders], version: int, uid: str = "u", name: str =
 
 
 def test_object_cache_older_version_is_ignored(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_pod)
-    assert shelf.update(A, _build_body(build, 5))
-    assert not shelf.update(A, _build_body(build, 4))
-    assert not shelf.update(A, _build_body(build, 5))
-    assert shelf.list_by_key(A)[0]["metadata"]["resourceVersion"] == "5"
+    cache = ObjectCache(transform.strip_pod)
+    assert cache.update(A, _build_body(build, 5))
+    assert not cache.update(A, _build_body(build, 4))
+    assert not cache.update(A, _build_body(build, 5))
+    assert cache.list_by_key(A)[0]["metadata"]["resourceVersion"] == "5"
 
 
 def test_object_cache_deleted_object_is_not_revived(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _build_body(build, 5))
-    shelf.delete(_build_body(build, 6))
-    assert not shelf.update(A, _build_body(build, 5))
-    shelf.update(A, _build_body(build, 5))  # by a list that was on its way
-    shelf.replace({None: ListSnapshot({"u"}, 5)})
-    assert shelf.list_by_key(A) == []
-    assert shelf.list_keys() == []
+    cache = ObjectCache(transform.strip_pod)
+    cache.update(A, _build_body(build, 5))
+    cache.delete(_build_body(build, 6))
+    assert not cache.update(A, _build_body(build, 5))
+    cache.update(A, _build_body(build, 5))  # by a list that was on its way
+    cache.replace({None: ListSnapshot({"u"}, 5)})
+    assert cache.list_by_key(A) == []
+    assert cache.list_keys() == []
 
 
 def test_object_cache_relabeled_object_comes_back(build: type[Builders]) -> None:
-    """To a watch by label that is a deletion, and the object goes on under the same uid."""
-    shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _build_body(build, 5))
-    shelf.delete(_build_body(build, 6))
-    assert not shelf.update(A, _build_body(build, 6))
-    assert shelf.update(A, _build_body(build, 7))
+    """A watch by label reports a removed label as a deletion, but the object keeps its uid."""
+    cache = ObjectCache(transform.strip_pod)
+    cache.update(A, _build_body(build, 5))
+    cache.delete(_build_body(build, 6))
+    assert not cache.update(A, _build_body(build, 6))
+    assert cache.update(A, _build_body(build, 7))
 
 
 def test_object_cache_list_repairs_missed_events(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _build_body(build, 1, "gone"))
-    shelf.update(B, _build_body(build, 9, "newer than the list"))
-    shelf.update(C, _build_body(build, 3, "missed"))
-    shelf.replace({None: ListSnapshot({"missed"}, 5)})
-    assert set(shelf.list_keys()) == {B, C}
+    cache = ObjectCache(transform.strip_pod)
+    cache.update(A, _build_body(build, 1, "gone"))
+    cache.update(B, _build_body(build, 9, "newer than the list"))
+    cache.update(C, _build_body(build, 3, "missed"))
+    cache.replace({None: ListSnapshot({"missed"}, 5)})
+    assert set(cache.list_keys()) == {B, C}
 
 
 def test_object_cache_reused_name_is_another_object(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_pod)
-    shelf.update(A, _build_body(build, 1, "old"))
-    shelf.update(A, _build_body(build, 2, "new"))
-    assert [body["metadata"]["uid"] for body in shelf.list_by_key(A)] == ["old", "new"]
-    shelf.delete(_build_body(build, 3, "old"))
-    assert [body["metadata"]["uid"] for body in shelf.list_by_key(A)] == ["new"]
+    cache = ObjectCache(transform.strip_pod)
+    cache.update(A, _build_body(build, 1, "old"))
+    cache.update(A, _build_body(build, 2, "new"))
+    assert [body["metadata"]["uid"] for body in cache.list_by_key(A)] == ["old", "new"]
+    cache.delete(_build_body(build, 3, "old"))
+    assert [body["metadata"]["uid"] for body in cache.list_by_key(A)] == ["new"]
 
 
 def test_key_of_uses_label_and_name_key_uses_name(build: type[Builders]) -> None:
     body = build.finetunejob("a", labels={"finetune.dev/job": "b"})
-    assert get_owner_key(body) == ("team", "b")
-    assert get_object_key(body) == ("team", "a")
+    assert get_owner_key(body) == build_key("b")
+    assert get_finetunejob_key(body) == build_key("a")

@@ -1,4 +1,4 @@
-"""Namespaces take turns in the work queue: who floods it waits alone, and nothing is lost, doubled or passed over."""
+"""Namespaces take turns in the work queue, and no key is lost, duplicated or starved."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from collections import defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.operator.builders import build_key
 
+from finetune_operator.api.objects import ObjectKey
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import Key
 
-Step = tuple[Key, bool] | str
+Step = tuple[ObjectKey, bool] | str
 
-A, B = ("ns", "a"), ("ns", "b")
+A, B = build_key("a", "ns"), build_key("b", "ns")
+KINDS = ("FineTuneJob", "Other")
 NAMESPACES = ("one", "two", "three")
-KEYS = st.tuples(st.sampled_from(NAMESPACES), st.sampled_from("12345"))
+KEYS = st.builds(ObjectKey, st.sampled_from(KINDS), st.sampled_from(NAMESPACES), st.sampled_from("123"))
 STEPS = st.one_of(st.tuples(KEYS, st.booleans()), st.sampled_from(["get", "done"]))
 
 
 @pytest.mark.parametrize("routine", [False, True])
 async def test_work_queue_flooding_namespace_delays_only_itself(routine: bool) -> None:
     queue = WorkQueue()
-    flood = [("flood", str(index)) for index in range(10_000)]
+    flood = [build_key(str(index), "flood") for index in range(10_000)]
     for key in flood:
         queue.add(key, low_priority=routine)
     first = await queue.get()
@@ -36,39 +38,39 @@ async def test_work_queue_flooding_namespace_delays_only_itself(routine: bool) -
 
 async def test_work_queue_longest_wait_is_oldest_key() -> None:
     queue = WorkQueue()
-    queue.add(("flood", "1"))
-    queue.add(("flood", "2"))
+    queue.add(build_key("1", "flood"))
+    queue.add(build_key("2", "flood"))
     await asyncio.sleep(0.05)
     queue.add(A)
     queue.add(B)
-    assert [await queue.get(), await queue.get()] == [("flood", "1"), A]
+    assert [await queue.get(), await queue.get()] == [build_key("1", "flood"), A]
     assert queue.get_longest_wait() >= 0.05
 
 
 class QueueModel:
-    """What must hold of a queue, by what was done with it."""
+    """A model of the queue, which the queue is compared with after each step."""
 
     def __init__(self) -> None:
         self.queue = WorkQueue()
-        self.waiting: dict[Key, bool] = {}
+        self.waiting: dict[ObjectKey, bool] = {}
         """Whether it is routine; in the order of coming."""
-        self.working: list[Key] = []
-        self.requeued: set[Key] = set()
+        self.working: list[ObjectKey] = []
+        self.requeued: set[ObjectKey] = set()
         self.served_meanwhile: defaultdict[tuple[bool, str], set[str]] = defaultdict(set)
         """Namespaces that were served while another waited for its turn in the same lane."""
 
-    def add(self, key: Key, routine: bool) -> None:
+    def add(self, key: ObjectKey, routine: bool) -> None:
         self.queue.add(key, low_priority=routine)
         self._enqueue(key, routine)
 
     async def get(self) -> None:
         key = await asyncio.wait_for(self.queue.get(), 2)
-        lane, namespace = self.waiting[key], key[0]
+        lane, namespace = self.waiting[key], key.namespace
         peers = [waiting_key for waiting_key, routine in self.waiting.items() if routine == lane]
-        assert key == next(peer for peer in peers if peer[0] == namespace)
+        assert key == next(peer for peer in peers if peer.namespace == namespace)
         del self.waiting[key]
         self.working.append(key)
-        self._record_turn(lane, namespace, {peer[0] for peer in peers})
+        self._record_turn(lane, namespace, {peer.namespace for peer in peers})
 
     def _record_turn(self, lane: bool, namespace: str, waiting: set[str]) -> None:
         self.served_meanwhile.pop((lane, namespace), None)
@@ -89,7 +91,7 @@ class QueueModel:
         assert self.queue.get_depth() == len(self.waiting)
         assert self.queue.has_high_priority() == (False in self.waiting.values())
 
-    def _enqueue(self, key: Key, routine: bool) -> None:
+    def _enqueue(self, key: ObjectKey, routine: bool) -> None:
         if key in self.working:
             self.requeued.add(key)
         else:
@@ -101,7 +103,7 @@ class QueueModel:
 async def test_work_queue_random_steps_match_fairness_model(steps: list[Step]) -> None:
     model = QueueModel()
     for step in [*steps, *["get", "done"] * 2 * len(steps)]:
-        if isinstance(step, tuple):
+        if not isinstance(step, str):
             model.add(*step)
         elif step == "get" and model.waiting:
             await model.get()

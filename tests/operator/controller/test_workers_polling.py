@@ -1,4 +1,4 @@
-"""Whom the operator asks how far they are, and that some who never answer cost only themselves."""
+"""Which pods the operator polls for progress, and that unresponsive pods delay only their namespace."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from tests.support.operator.builders import NOW, build_finetunejob, build_job, build_pod, build_terminated_state
+from tests.support.operator.builders import (
+    NOW,
+    build_finetunejob,
+    build_job,
+    build_key,
+    build_pod,
+    build_terminated_state,
+    get_cache,
+)
 
 from finetune_operator.controller import progress_poller
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
@@ -35,67 +43,67 @@ def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bo
     return {**body, "metadata": {**body["metadata"], **identity, "ownerReferences": owner, "labels": labels}}
 
 
-def _store_run(store: InformerCache, namespace: str, name: str, address: str, **condition: Any) -> None:
-    """A FineTuneJob, its Job, and the Job's pod."""
+def _store_run(cache: FineTuneJobCache, namespace: str, name: str, address: str, **condition: Any) -> None:
+    """Store a FineTuneJob, its Job and the Job's pod."""
     body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
     status = {"conditions": [condition]} if condition else {}
-    store.finetunejobs.update((namespace, name), {**body, "status": status})
+    cache.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
     job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
-    store.jobs.update((namespace, name), job)
+    cache.jobs.update(build_key(name, namespace), job)
     running_pod = build_pod(name, RUNNING, "Running", podIP=address)
     pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
-    store.pods.update((namespace, name), pod)
+    cache.pods.update(build_key(name, namespace), pod)
 
 
 def _store_pod(
-    store: InformerCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
+    cache: FineTuneJobCache, owner: str, name: str = "another", created: str = NOW, state: Body = RUNNING
 ) -> None:
-    """One more with the label of the run `bot`."""
+    """Store another pod with the label of the run `bot`."""
     pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
-    store.pods.update(("team", "bot"), _set_owner(owner, pod, "team", name))
+    cache.pods.update(build_key(), _set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
 def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """Trainers at one address answer, those at another take connections and say nothing."""
+    """Return a manager. Trainers at one address respond, those at another accept connections without a response."""
     trainer.answer = GOOD
     monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
     with socket.create_server((SILENT, trainer.port), backlog=4096):
         yield Manager(Settings())
 
 
-def _store_newest_pod_of_job(store: InformerCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
-    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z")
+def _store_newest_pod_of_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
+    _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z")
 
 
-def _store_pod_without_finetunejob(store: InformerCache) -> None:
-    _store_pod(store, "job-team-bot")
+def _store_pod_without_finetunejob(cache: FineTuneJobCache) -> None:
+    _store_pod(cache, "job-team-bot")
 
 
-def _store_pod_of_foreign_job(store: InformerCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
+def _store_pod_of_foreign_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
     job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
-    store.jobs.update(("team", "bot"), job)
-    _store_pod(store, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
+    cache.jobs.update(build_key(), job)
+    _store_pod(cache, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
 
 
-def _store_pod_without_job(store: InformerCache) -> None:
-    _store_run(store, "team", "bot", SILENT)
-    _store_pod(store, "nobody", created="2026-11-23T09:00:00Z")
+def _store_pod_without_job(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", SILENT)
+    _store_pod(cache, "nobody", created="2026-11-23T09:00:00Z")
 
 
-def _store_finished_run(store: InformerCache) -> None:
-    _store_run(store, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
+def _store_finished_run(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
 
 
-def _store_run_with_newer_ended_pod(store: InformerCache) -> None:
-    _store_run(store, "team", "bot", HONEST)
-    _store_pod(store, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
+def _store_run_with_newer_ended_pod(cache: FineTuneJobCache) -> None:
+    _store_run(cache, "team", "bot", HONEST)
+    _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
 
 
-# what is there beside, or instead of, a silent run; and whether an answer is heard
-POLL_CASES: dict[str, tuple[Callable[[InformerCache], None], bool]] = {
+# What is cached in addition to, or instead of, an unresponsive run, and whether a pod that responds is polled.
+POLL_CASES: dict[str, tuple[Callable[[FineTuneJobCache], None], bool]] = {
     "its Job's newest pod": (_store_newest_pod_of_job, True),
     "a pod without a FineTuneJob": (_store_pod_without_finetunejob, False),
     "a pod of a Job that another made": (_store_pod_of_foreign_job, False),
@@ -105,17 +113,20 @@ POLL_CASES: dict[str, tuple[Callable[[InformerCache], None], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("put", "heard"), POLL_CASES.values(), ids=POLL_CASES)
+@pytest.mark.parametrize(("store_objects", "is_polled"), POLL_CASES.values(), ids=POLL_CASES)
 async def test_poll_only_newest_pod_of_own_job_is_polled(
-    operator: Manager, monkeypatch: pytest.MonkeyPatch, put: Callable[[InformerCache], None], heard: bool
+    operator: Manager,
+    monkeypatch: pytest.MonkeyPatch,
+    store_objects: Callable[[FineTuneJobCache], None],
+    is_polled: bool,
 ) -> None:
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.5)
-    put(operator.cache)
-    await operator.workers.poll_progress()
-    assert bool(operator.cache.reported_progress) == heard
+    store_objects(get_cache(operator))
+    await operator.workers.poll()
+    assert bool(get_cache(operator).reported_progress) == is_polled
 
 
-# namespaces of which no pod answers, and how many each has
+# Number of namespaces without a responding pod, and number of pods in each.
 FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connections for": (10, 64)}
 
 
@@ -132,21 +143,21 @@ async def test_poll_silent_namespaces_leave_time_for_others(
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * each):
-        _store_run(operator.cache, f"evil-{number % namespaces}", f"bot-{number}", SILENT)
+        _store_run(get_cache(operator), f"evil-{number % namespaces}", f"bot-{number}", SILENT)
     for number in range(HONEST_RUNS):
-        _store_run(operator.cache, "team", f"bot-{number}", HONEST)
+        _store_run(get_cache(operator), "team", f"bot-{number}", HONEST)
     started = time.monotonic()
-    await operator.workers.poll_progress()
+    await operator.workers.poll()
     assert time.monotonic() - started < progress_poller.POLL_TIMEOUT + 2
-    assert set(operator.cache.reported_progress) == {("team", f"bot-{number}") for number in range(HONEST_RUNS)}
+    assert set(get_cache(operator).reported_progress) == {build_key(f"bot-{number}") for number in range(HONEST_RUNS)}
 
 
 async def test_poll_answering_trainer_is_read_before_round_ends(operator: Manager) -> None:
     for number in range(300):
-        _store_run(operator.cache, "evil", f"bot-{number}", SILENT)
-    _store_run(operator.cache, "team", "bot", HONEST)
-    started, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll_progress())
-    while not operator.cache.reported_progress:
+        _store_run(get_cache(operator), "evil", f"bot-{number}", SILENT)
+    _store_run(get_cache(operator), "team", "bot", HONEST)
+    started, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll())
+    while not get_cache(operator).reported_progress:
         assert time.monotonic() - started < progress_poller.REQUEST_TIMEOUT, "it had to wait for the others"
         await asyncio.sleep(0.02)
     round_.cancel()
@@ -156,10 +167,10 @@ async def test_poll_silent_namespace_rotates_polled_pods(operator: Manager, monk
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.2)
     monkeypatch.setattr(progress_poller, "POLL_TIMEOUT", 0.3)
     for number in range(200):
-        _store_run(operator.cache, "team", f"bot-{number:03}", SILENT)
-    _store_run(operator.cache, "team", "last", HONEST)
+        _store_run(get_cache(operator), "team", f"bot-{number:03}", SILENT)
+    _store_run(get_cache(operator), "team", "last", HONEST)
     for _ in range(40):
-        await operator.workers.poll_progress()
-        if operator.cache.reported_progress:
+        await operator.workers.poll()
+        if get_cache(operator).reported_progress:
             break
-    assert list(operator.cache.reported_progress) == [("team", "last")]
+    assert list(get_cache(operator).reported_progress) == [build_key("last")]

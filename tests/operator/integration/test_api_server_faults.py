@@ -1,4 +1,4 @@
-"""One life of a run, disturbed in every way: it ends in the state of an undisturbed one, and nothing is made twice."""
+"""A run with faults of the API server ends in the same state as one without, and nothing is created twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-REQUESTS_PER_LIFECYCLE = 34  # of an undisturbed life; a test holds it against the real number
+REQUESTS_PER_LIFECYCLE = 34  # of a run without faults; a test compares it with the real number
 FORBIDDEN_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Any]:
-    """The end of a life that nothing disturbed; made by the first test of this module."""
+    """The final state of a run without faults, set by the first test of this module."""
     return {}
 
 
@@ -46,7 +46,7 @@ async def test_operator_without_faults_completes_lifecycle(
 
 @asynccontextmanager
 async def _run_operator_killed_at(world: NamespaceHarness, call: int) -> AsyncIterator[None]:
-    """An operator that dies before it sees the answer to one call, and the one that follows it."""
+    """Run an operator that is killed before it receives one response, and then its successor."""
     world.proxy.kill_at_request = call
     finished = asyncio.Event()
     operator_task = asyncio.create_task(_run_until_killed_then_restart(world, finished))
@@ -79,7 +79,7 @@ async def test_operator_killed_at_any_request_reaches_same_state(
 
 
 class ApiServerFaults:
-    """Ways in which an API server misbehaves."""
+    """Faults of an API server."""
 
     def __init__(self) -> None:
         self._started_at: float | None = None
@@ -87,14 +87,14 @@ class ApiServerFaults:
         self._random = random.Random(7)
 
     async def unreachable_for_a_minute(self, _: web.Request) -> web.StreamResponse | None:
-        """From the moment on when there is work."""
+        """The API server is unreachable for a minute, soon after the first intercepted request."""
         self._started_at = self._started_at or time.monotonic()
         if 0.3 < time.monotonic() - self._started_at < 60:
             raise ConnectionResetError
         return None
 
     async def forbid_writes(self, request: web.Request) -> web.StreamResponse | None:
-        """All but the lists and watches, from the moment on when there is work."""
+        """All writes except those of the Lease are refused for a while, from the first one on."""
         if request.method == "GET" or "/leases" in request.path:
             return None
         self._started_at = self._started_at or time.monotonic()
@@ -105,14 +105,14 @@ class ApiServerFaults:
             await asyncio.sleep(0.4)
 
     async def reject_some_requests(self, request: web.Request) -> web.StreamResponse | None:
-        """One request of four, each time for another reason. kopf looks for the kinds once; without them it ends."""
+        """One request in four is rejected, for changing reasons. Discovery is not, because kopf ends without it."""
         if "/namespaces/" not in request.path or self._random.random() > 0.25:
             return None
         statuses = (410, 429, 500, 503) if request.method == "GET" else (409, 429, 500, 503)
         return build_error_response(statuses[next(self._count) % len(statuses)], Retry_After="1")
 
     async def cut_watches(self, request: web.Request) -> web.StreamResponse | None:
-        """Watches end before they have said anything, three times of four; of these, every other one breaks."""
+        """Three of four watches end before their first event, two of them with a broken connection."""
         number = next(self._count) if "watch" in request.query else 0
         if number % 4 == 0:
             return None
@@ -122,22 +122,22 @@ class ApiServerFaults:
         return web.Response()
 
 
-FAULTS = {
-    "slow": lambda troubles: troubles.slow,
-    "refusing": lambda troubles: troubles.refusing,
-    "watches are cut": lambda troubles: troubles.cutting,
-    "forbidding": lambda troubles: troubles.forbidding,
-    "gone for a minute": lambda troubles: troubles.gone_for_a_minute,
+FAULTS: dict[str, Callable[[ApiServerFaults], Interceptor]] = {
+    "slow": lambda faults: faults.delay_answers,
+    "rejects some requests": lambda faults: faults.reject_some_requests,
+    "cuts watches": lambda faults: faults.cut_watches,
+    "forbids writes": lambda faults: faults.forbid_writes,
+    "unreachable for a minute": lambda faults: faults.unreachable_for_a_minute,
 }
 
 
-@pytest.mark.parametrize("trouble", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_operator_api_server_faulty_reaches_same_state(
-    world: NamespaceHarness, undisturbed: dict[str, Any], trouble: str
+    world: NamespaceHarness, undisturbed: dict[str, Any], fault: str
 ) -> None:
     world.settings = world.settings.model_copy(update={"resync_interval": 2.0})
     finished = asyncio.Event()
-    operator_task = asyncio.create_task(_run_operator_restarting(world, FAULTS[trouble](ApiServerFaults()), finished))
+    operator_task = asyncio.create_task(_run_operator_restarting(world, FAULTS[fault](ApiServerFaults()), finished))
     try:
         assert await play_full_lifecycle(world) == undisturbed
     finally:
@@ -146,7 +146,7 @@ async def test_operator_api_server_faulty_reaches_same_state(
         await operator_task
 
 
-async def _run_operator_restarting(world: NamespaceHarness, trouble: Interceptor, finished: asyncio.Event) -> None:
+async def _run_operator_restarting(world: NamespaceHarness, fault: Interceptor, finished: asyncio.Event) -> None:
     """As the kubelet does: an operator that has ended, as kopf does after some errors of a watch, is started again; one
     that does not stop in time is killed."""
     while not finished.is_set():
@@ -157,7 +157,7 @@ async def _run_operator_restarting(world: NamespaceHarness, trouble: Interceptor
                 # kopf looks for the kinds once; without them it ends, which a probe notices only after a minute.
                 while ("GET", world.path("finetunejobs")) not in world.proxy.requests[before:]:
                     await asyncio.sleep(0.05)
-                world.proxy.interceptor = trouble
+                world.proxy.interceptor = fault
                 while not finished.is_set() and _is_well(operator):
                     await asyncio.sleep(0.5)
 

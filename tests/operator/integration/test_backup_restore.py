@@ -1,4 +1,4 @@
-"""A FineTuneJob from a backup or another cluster: what has ended does not run again, the rest does."""
+"""A FineTuneJob that is restored from a backup or another cluster runs again unless it had finished."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
 async def _restore_without_status(world: NamespaceHarness, body: Body) -> None:
-    """As `kubectl get -o yaml | kubectl apply -f -` into an empty namespace: kubectl leaves out the version only."""
+    """Restore as `kubectl get -o yaml | kubectl apply -f -` in an empty namespace, without resourceVersion."""
     meta = {key: value for key, value in body["metadata"].items() if key != "resourceVersion"}
     await world.call("POST", world.path("finetunejobs"), {**body, "metadata": meta})
 
 
 async def _restore_with_status(world: NamespaceHarness, body: Body) -> None:
-    """As backup tools do that restore a status, by the subresource."""
+    """Restore as backup tools that write the status through its subresource."""
     await _restore_without_status(world, body)
     await world.call("PATCH", world.path("finetunejobs", "bot", "status"), {"status": body["status"]})
 
 
 async def _back_up_and_delete(world: NamespaceHarness, phase: str) -> Body:
-    """A backup of a run in that phase, of which nothing else is left."""
+    """Return the backup of a run in that phase, after deleting all its objects."""
     async with world.run_operator():
         await PHASES[phase](world)
     body = await world.get("finetunejobs")
@@ -39,7 +39,7 @@ async def _back_up_and_delete(world: NamespaceHarness, phase: str) -> Body:
 
 @pytest.mark.parametrize("phase", ["running", "finished"])
 async def test_restore_without_status_runs_trainer_again(world: NamespaceHarness, phase: str) -> None:
-    """Which finds what is published, or goes on from the checkpoint."""
+    """The trainer finds the published result, or resumes from the checkpoint."""
     body = await _back_up_and_delete(world, phase)
     async with world.run_operator():
         await _restore_without_status(world, body)
@@ -66,7 +66,7 @@ async def test_restore_with_status_finished_run_creates_no_job(world: NamespaceH
 
 
 async def test_restore_while_operator_runs_finished_run_deletes_job(world: NamespaceHarness) -> None:
-    """The operator makes a Job before the status is there, and takes it back."""
+    """The operator creates a Job before the status is restored, and deletes it afterwards."""
     body = await _back_up_and_delete(world, "finished")
     async with world.run_operator():
         await _restore_without_status(world, body)

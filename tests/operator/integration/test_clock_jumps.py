@@ -1,4 +1,4 @@
-"""The clock of the operator's machine jumps: nothing is ended or deleted that is not due by the objects' own times."""
+"""A jump of the local clock ends or deletes nothing before it is due by the times in the objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _seconds_since(text: str) -> float:
 
 
 def _shift_clock(monkeypatch: pytest.MonkeyPatch, offset: timedelta) -> None:
-    """For everything in the operator that asks its machine what time it is."""
+    """Shift the local clock for all code of the operator."""
 
     class ShiftedDatetime(datetime):
         @classmethod
@@ -51,7 +51,7 @@ async def _run_to_completion(world: NamespaceHarness, name: str, ttl: int) -> No
 
 
 async def _start_runs_with_deadlines(world: NamespaceHarness) -> None:
-    """One that waits for its pod to start and one that trains, each with a deadline in half an hour."""
+    """Start a run whose pod is pending and one that trains, each with a deadline in half an hour."""
     for name in ("waits", "trains"):
         deadlines = {"startupDeadlineSeconds": HALF_AN_HOUR, "activeDeadlineSeconds": HALF_AN_HOUR}
         await world.create_finetunejob(name, deadlines)

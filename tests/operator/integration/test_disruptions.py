@@ -1,4 +1,4 @@
-"""Nodes that are taken away without warning, on a real API server; tests play Kubernetes' controllers."""
+"""Nodes disappear without warning. The API server is real, and the tests act as Kubernetes' controllers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _is_job_deleting(world: NamespaceHarness) -> bool:
 
 
 async def _kill_pod(world: NamespaceHarness, index: int, saves: bool) -> None:
-    """A spot node is taken away: the kubelet reports the end, with whatever the trainer had written by then."""
+    """Terminate a pod as on a reclaimed spot node: the kubelet reports what the trainer had written by then."""
     name, start = f"bot-{index}", _seconds_ago(40 - 4 * index)
     await world.create_pod(index=index)
     await world.report_container_state({"running": {"startedAt": start}}, name=name)

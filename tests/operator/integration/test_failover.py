@@ -1,4 +1,4 @@
-"""Two replicas, real processes, against a real API server: one works, the other takes over, nothing is done twice."""
+"""Two replicas as processes with a real API server: one leads, the other takes over, nothing is written twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TAKEOVER_SECONDS = 15.0  # that a takeover may last
 
 
 async def _start_run(world: NamespaceHarness, name: str) -> None:
-    """A run that waits for nothing."""
+    """Start a run."""
     await world.create_finetunejob(name)
     await world.create_pod(name)
     await world.report_container_state(RUNNING, name=f"{name}-1")
@@ -65,7 +65,7 @@ async def _start_existing_run(world: NamespaceHarness, name: str) -> None:
 
 
 class JobCreationHold:
-    """Holds a leader's creation of a Job on its way until it is let go."""
+    """Delays a leader's request to create a Job until it is released."""
 
     def __init__(self) -> None:
         self.reached, self.release = asyncio.Event(), asyncio.Event()
@@ -82,7 +82,7 @@ class JobCreationHold:
 async def test_leader_frozen_standby_takes_over_and_old_leader_never_writes(
     world: NamespaceHarness, tmp_path: Path, record_property: Record
 ) -> None:
-    """It is frozen in the middle of its work: the request on its way does no harm, and no other follows."""
+    """The leader is frozen during a reconcile. Its request in flight does no harm, and no other follows."""
     async with run_replica_pair(world, tmp_path, request_timeout=60) as replicas:
         leader, standby = await replicas.wait_for_one_leader()
         held = JobCreationHold()
@@ -124,7 +124,7 @@ async def test_leader_stopped_standby_takes_over_at_once(
 
 
 class ListWatchBlock:
-    """Holds back what kopf asks of Jobs and pods; the operator's own lists pass."""
+    """Delays kopf's requests for Jobs and pods. The operator's own lists pass."""
 
     def __init__(self) -> None:
         self.is_off = False
@@ -138,7 +138,7 @@ class ListWatchBlock:
 
 
 async def test_standby_leads_before_watches_start_keeps_existing_runs(world: NamespaceHarness, tmp_path: Path) -> None:
-    """As in a rolling update: the new replica is ready, so the old one is stopped."""
+    """As in a rolling update, the old replica is stopped as soon as the new one is ready."""
     async with run_replica_pair(world, tmp_path) as replicas:
         leader, standby = await replicas.wait_for_one_leader()
         blindfold = ListWatchBlock()

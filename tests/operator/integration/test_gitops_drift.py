@@ -1,4 +1,4 @@
-"""What is applied stays as it was applied: `kubectl diff`, and with it Argo CD and Flux, find nothing to do."""
+"""The operator changes no applied field: `kubectl diff`, and thus Argo CD and Flux, find no drift."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Kubectl = Callable[..., Awaitable[tuple[int, str]]]
 
 
 def _load_manifests() -> list[Body]:
-    """The samples, and everything else that the API server takes."""
+    """Return the samples and all other manifests that the API server accepts."""
     samples = [yaml.safe_load(file.read_text()) for file in sorted(SAMPLES.glob("*.yaml"))]
     cases = [
         apply_changes(build_valid_manifest(f"case-{index}"), changes) for index, changes in enumerate(ACCEPTED.values())
@@ -40,7 +40,7 @@ def _load_manifests() -> list[Body]:
 
 @pytest.fixture
 def kubectl(world: NamespaceHarness, api_server: str, tmp_path: Path) -> Kubectl:
-    """kubectl as administrator in the test's namespace, with all manifests as its file; exit status and output."""
+    """Run kubectl as administrator in the test's namespace with all manifests. Return exit code and output."""
     tools.ensure_built()
     (tmp_path / "jobs.yaml").write_text(yaml.safe_dump_all(_load_manifests()))
     reach = ["--server", api_server, "--token", api.ADMIN_TOKEN, "--insecure-skip-tls-verify", "-n", world.namespace]
@@ -55,7 +55,7 @@ def kubectl(world: NamespaceHarness, api_server: str, tmp_path: Path) -> Kubectl
 
 
 async def _finish_runs(world: NamespaceHarness) -> None:
-    """Let every FineTuneJob have its Job; one has failed then, one is complete, one runs."""
+    """Wait for the Job of every FineTuneJob, then let one fail, one complete and one run."""
     failed, complete, runs = (manifest["metadata"]["name"] for manifest in _load_manifests()[:3])
 
     async def have_conditions() -> bool:

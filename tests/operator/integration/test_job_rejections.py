@@ -1,4 +1,4 @@
-"""Jobs that may not be, as the API server or the operator finds: final only where a new FineTuneJob alone helps."""
+"""Jobs that are rejected by the API server or the operator: terminal only if a new FineTuneJob is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEBHOOK = 'admission webhook "jobs.example" denied the request: unsigned image'
 WEBHOOK_UNAVAILABLE = (
     'Internal error occurred: failed calling webhook "mjob.kb.io": no endpoints available for service "kueue"'
 )
-# status, message, and the reason and phase of the FineTuneJob
+# Status and message of the response, and the reason and phase of the FineTuneJob.
 ANSWERS: dict[str, tuple[int, str, str, str]] = {
     "a quota": (403, 'jobs.batch "bot" is forbidden: exceeded quota: jobs', "JobRefused", "Pending"),
     "a policy": (422, f'jobs.batch "bot" is forbidden: {POLICY}', "JobRefused", "Pending"),
@@ -51,7 +51,7 @@ async def test_job_rejected_sets_reason_and_fails_only_if_permanent(
 
 
 async def test_job_patch_undone_by_policy_is_not_repeated_endlessly(world: NamespaceHarness) -> None:
-    """Or each look would ask for another a second later."""
+    """Otherwise each reconcile would request another one a second later."""
     patches = list[str]()
 
     async def undo(request: web.Request) -> web.Response | None:

@@ -1,4 +1,4 @@
-"""What GitOps tools take a FineTuneJob for at each stage, as it stands in the API server."""
+"""The status that GitOps tools compute for a FineTuneJob in each stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _terminated_state(code: int, message: str) -> dict[str, Any]:
 
 
 class KstatusProbe:
-    """One FineTuneJob, asked for again and again."""
+    """Polls the status of one FineTuneJob."""
 
     def __init__(self, world: NamespaceHarness, kstatus: ComputeKstatus) -> None:
         self._world = world
@@ -43,7 +43,7 @@ class KstatusProbe:
 
 @pytest.fixture
 def stages(world: NamespaceHarness, kstatus: ComputeKstatus) -> KstatusProbe:
-    """See `Stages`."""
+    """Return a probe of one FineTuneJob."""
     return KstatusProbe(world, kstatus)
 
 

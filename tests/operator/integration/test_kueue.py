@@ -1,4 +1,4 @@
-"""A queued run on a real API server; the tests do to Job and Workload what Kueue's webhook and controller do."""
+"""A queued run on a real API server. The tests act as Kueue's webhook and controller."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 
 
 def _build_workload_crd(version: str) -> Body:
-    """As much of Kueue's CRD as is read here."""
+    """Return the part of Kueue's CRD that the operator reads."""
     open_object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     schema = {"type": "object", "properties": {"spec": open_object, "status": open_object}}
     names = {"kind": "Workload", "listKind": "WorkloadList", "plural": "workloads", "singular": "workload"}
@@ -57,7 +57,7 @@ def _build_workload_crd(version: str) -> Body:
 
 
 def _build_mutating_policy() -> list[tuple[str, Body]]:
-    """What Kueue's webhook does to a Job with a queue: it is created suspended."""
+    """Return a policy that acts as Kueue's webhook: a Job with a queue is created suspended."""
     rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
     condition = f"has(object.metadata.labels) && '{GROUP}/queue-name' in object.metadata.labels"
     patch = {"expression": "Object{spec: Object.spec{suspend: true}}"}
@@ -75,7 +75,7 @@ def _build_mutating_policy() -> list[tuple[str, Body]]:
 
 
 class FakeKueue:
-    """The stand-in."""
+    """Acts as Kueue's controller."""
 
     def __init__(self, world: NamespaceHarness, version: str) -> None:
         self.world = world
@@ -121,7 +121,7 @@ class FakeKueue:
         return f"/apis/{GROUP}/{self.version}/namespaces/{self.world.namespace}/workloads"
 
     async def report_conditions(self, *conditions: Body) -> None:
-        """Make the Job's Workload, if it is not there, and report these conditions alone."""
+        """Create the Job's Workload if it is missing, and set exactly these conditions."""
         job = await self.world.wait_until(lambda: self.world.get("jobs"))
         meta = {"name": "job-bot", "labels": {f"{GROUP}/job-uid": job["metadata"]["uid"]}}
         with suppress(AssertionError):
@@ -131,14 +131,14 @@ class FakeKueue:
         await self.world.call("PATCH", f"{self._workloads_path()}/job-bot/status", {"status": status})
 
     async def admit(self) -> Body:
-        """The Job as Kueue lets it go on: unsuspended and bound to the flavor, in one patch."""
+        """Admit the Job as Kueue does: unsuspended and with the flavor's node selector, in one patch."""
         await self.report_conditions(RESERVED, ADMITTED)
         labels = {"kueue.x-k8s.io/podset": "main"}
         template = {"metadata": {"labels": labels}, "spec": FLAVOR}
         return await self._patch_job({"spec": {"suspend": False, "template": template}})
 
     async def evict(self) -> Body:
-        """Three patches, as Kueue makes them; the Job controller's part, which ends the pods, is the test's."""
+        """Evict the Job as Kueue does, in three patches. The test acts as the Job controller, which ends the pods."""
         await self.report_conditions(EVICTED, RESERVED, ADMITTED)
         stopping = {"kueue.x-k8s.io/stopping": "true"}
         await self._patch_job({"metadata": {"annotations": stopping}, "spec": {"suspend": True}})
@@ -155,7 +155,7 @@ class FakeKueue:
 
 @pytest.fixture(params=["v1beta2", "v1beta1"])
 async def kueue(world: NamespaceHarness, request: pytest.FixtureRequest) -> AsyncIterator[FakeKueue]:
-    """See `Kueue`; of an older release too."""
+    """Return a stand-in for Kueue, of the current and an older release."""
     stand_in = FakeKueue(world, request.param)
     await stand_in.install()
     yield stand_in
@@ -239,7 +239,7 @@ async def test_kueue_not_installed_suspended_job_is_queued(world: NamespaceHarne
 
 
 async def test_kueue_suspended_run_leaves_and_reenters_queue(world: NamespaceHarness, kueue: FakeKueue) -> None:
-    """A Job whose FineTuneJob is suspended is deleted: Kueue would only let it go on again."""
+    """The Job of a suspended FineTuneJob is deleted, because Kueue would resume it."""
     async with world.run_operator():
         await world.create_finetunejob(labels=LABELS)
         await world.wait_for_reason("Queued")

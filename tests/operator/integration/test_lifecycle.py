@@ -1,4 +1,4 @@
-"""Suspension, deadlines, time to live and lost attempts, on a real API server; tests play Kubernetes' controllers."""
+"""Suspension, deadlines, TTL and lost attempts on a real API server. The tests act as Kubernetes' controllers."""
 
 from __future__ import annotations
 

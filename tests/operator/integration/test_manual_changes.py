@@ -1,4 +1,4 @@
-"""What people do to a run's objects by hand is left alone, mended or told; nothing foreign is adopted."""
+"""Manual changes of a run's objects are kept, repaired or reported. No foreign object is adopted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import get_cache
 from tests.support.operator.run_phases import (
     DELETIONS,
     PHASES,
@@ -34,8 +35,8 @@ def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def _is_cache_empty(operator: Manager) -> bool:
-    store = operator.cache
-    return not any([*store.finetunejobs, *store.jobs, *store.pods, *store.reported_progress])
+    cache = get_cache(operator)
+    return not any([*cache.finetunejobs, *cache.jobs, *cache.pods, *cache.reported_progress])
 
 
 @pytest.mark.parametrize("deletion", DELETIONS)
@@ -74,7 +75,7 @@ async def test_finetunejob_deleted_while_operator_down_leaves_nothing(
 
 
 async def test_reconciler_job_without_owner_reference_is_name_conflict(world: NamespaceHarness) -> None:
-    """Nobody knows any more whose it is. It is told, and neither taken back nor doubled."""
+    """The owner of the Job is unknown. The conflict is reported, and the Job neither adopted nor duplicated."""
     async with world.run_operator():
         await PHASES["running"](world)
         orphan = await world.call("PATCH", world.path("jobs", "bot"), {"metadata": {"ownerReferences": None}})
@@ -124,7 +125,7 @@ async def test_reconciler_pod_deleted_by_user_counts_as_attempt(world: Namespace
 
 
 async def test_operator_foreign_finalizer_is_not_removed(world: NamespaceHarness) -> None:
-    """kopf takes its own finalizer off objects; that this one is refused would hold up the object's events."""
+    """kopf removes its own finalizer from objects. A refused removal would block the events of the object."""
     async with world.run_operator():
         await world.create_finetunejob(finalizers=["finetune.dev/never-set"])
         await world.wait_for_reason("JobCreated")

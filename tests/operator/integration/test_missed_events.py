@@ -1,4 +1,4 @@
-"""Watches that are cut, stall in silence, or tell late, twice and in disorder: the store follows the cluster anyway."""
+"""The cache follows the cluster although watches break, stall, or deliver events late, twice or unordered."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import build_key, get_cache
 from tests.support.operator.fault_proxy import pass_through
 from tests.support.operator.full_lifecycle import count_jobs_created, play_full_lifecycle
 from tests.support.operator.watch_interceptors import WatchShuffler
@@ -35,22 +36,26 @@ async def _start_run(world: NamespaceHarness, name: str) -> None:
 
 
 async def _delete_run(world: NamespaceHarness, name: str) -> None:
-    """Deleted by a person, and what it owned by the garbage collector."""
+    """Delete a run as its user and the objects it owns as the garbage collector."""
     await world.delete("finetunejobs", name)
     await world.delete("jobs", name)
     await world.call("DELETE", world.path("pods", f"{name}-1"), {"gracePeriodSeconds": 0})
 
 
 async def _is_cache_in_sync(world: NamespaceHarness, operator: Manager) -> bool:
-    """Whether the store holds what the cluster does, each at its version, and nothing else."""
-    shelves = {"finetunejobs": operator.cache.finetunejobs, "jobs": operator.cache.jobs, "pods": operator.cache.pods}
-    for plural, shelf in shelves.items():
+    """Return whether the cache contains exactly the objects of the cluster, with their versions."""
+    caches = {
+        "finetunejobs": get_cache(operator).finetunejobs,
+        "jobs": get_cache(operator).jobs,
+        "pods": get_cache(operator).pods,
+    }
+    for plural, cache in caches.items():
         expected = {
             (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in await world.list_objects(plural)
         }
-        if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in shelf} != expected:
+        if {(body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in cache} != expected:
             return False
-    return set(operator.cache.reported_progress) <= set(operator.cache.finetunejobs.list_keys())
+    return set(get_cache(operator).reported_progress) <= set(get_cache(operator).finetunejobs.list_keys())
 
 
 def _list_write_paths(world: NamespaceHarness, name: str, since: int) -> list[str]:
@@ -88,7 +93,8 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
         since = len(world.proxy.requests)
         await world.wait_until(lambda: _has_listed_again(world, since))
         watches.mode = "open"
-        assert operator.cache.get_finetunejob((world.namespace, "gone"))  # kopf tells of no deletion across its lists
+        # kopf reports no deletion that happens between two of its lists
+        assert get_cache(operator).get_finetunejob(build_key("gone", world.namespace))
         since = len(world.proxy.requests)
         await operator.resync()
         await world.wait_until(lambda: _is_cache_in_sync(world, operator), 2)
@@ -97,7 +103,7 @@ async def test_lister_object_deleted_without_watch_is_forgotten(
 
 
 async def _has_progress(operator: Manager, world: NamespaceHarness, name: str) -> bool:
-    return (world.namespace, name) in operator.cache.reported_progress
+    return build_key(name, world.namespace) in get_cache(operator).reported_progress
 
 
 async def _has_listed_again(world: NamespaceHarness, since: int) -> bool:

@@ -1,4 +1,4 @@
-"""A watched namespace that is deleted, forbidden or failing stops no other, also through a restart of the operator."""
+"""A watched namespace that is deleted, forbidden or failing affects no other, also after a restart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import kopf
 import pytest
+from tests.support.operator.builders import build_key, get_cache
 from tests.support.operator.fault_proxy import build_error_response, pass_through
 from tests.support.operator.tenant_namespaces import TenantNamespace, grant_cluster_rights
 
@@ -23,7 +24,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 async def teams(world: NamespaceHarness) -> tuple[TenantNamespace, TenantNamespace]:
-    """Two namespaces that the operator watches, the second one without rights; the Lease is in a third."""
+    """Return two watched namespaces, the second without permissions. The Lease is in a third one."""
     first, second = TenantNamespace(world), TenantNamespace(world)
     await first.create()
     await second.create()
@@ -45,7 +46,7 @@ async def _is_ready(operator: Manager) -> bool:
 
 
 async def _assert_job_created(team: TenantNamespace, name: str) -> None:
-    """See that a new FineTuneJob gets its Job."""
+    """Assert that a Job is created for a new FineTuneJob."""
     await team.create_finetunejob(name)
     await team.wait_for_reason("JobCreated", name)
 
@@ -110,7 +111,7 @@ async def test_operator_all_namespaces_forbidden_stays_alive_and_unready(
 async def test_watch_forbidden_for_long_keeps_process_and_resumes(
     world: NamespaceHarness, teams: tuple[TenantNamespace, TenantNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any list tells, only kopf knows that the namespace is forbidden."""
+    """Until the next list, only kopf notices that the namespace is forbidden."""
     monkeypatch.setattr(
         "finetune_operator.kopf_settings._WATCH_INACTIVITY_SECONDS", 1.0
     )  # then a watch begins again, and is refused
@@ -153,7 +154,7 @@ async def test_namespace_failing_at_start_delays_no_other(
 async def test_namespace_partly_readable_gets_no_writes(
     world: NamespaceHarness, teams: tuple[TenantNamespace, TenantNamespace]
 ) -> None:
-    """What is known of it may be wrong by now: here, that the Job is missing."""
+    """The cached state may be outdated: here, the Job seems to be missing."""
     first, second = teams
 
     async def forbid_pods(request: web.Request) -> web.StreamResponse | None:
@@ -163,14 +164,14 @@ async def test_namespace_partly_readable_gets_no_writes(
         await _assert_job_created(second, "first")
         world.proxy.interceptor = forbid_pods
         await world.wait_until(lambda: _is_refused(operator, second))
-        operator.cache.jobs.clear()
+        get_cache(operator).jobs.clear()
         since = len(world.proxy.list_writes())
         for _ in range(5):
-            operator.workers.enqueue((second.namespace, "first"))
+            operator.workers.enqueue(build_key("first", second.namespace))
             await asyncio.sleep(0.2)
         await _assert_job_created(first, "first")
         assert not [path for _, path in world.proxy.list_writes()[since:] if second.namespace in path]
-        assert operator.cache.get_finetunejob((second.namespace, "first"))
+        assert get_cache(operator).get_finetunejob(build_key("first", second.namespace))
         assert operator.workers.queue
         assert operator.workers.queue.get_depth() == 0
         await second.delete("jobs", "first")
@@ -181,7 +182,7 @@ async def test_namespace_partly_readable_gets_no_writes(
 async def test_operator_cluster_scope_waits_for_permission_then_works(
     world: NamespaceHarness, teams: tuple[TenantNamespace, TenantNamespace]
 ) -> None:
-    """With rights by a ClusterRole, a namespace that is gone has an empty list."""
+    """With permissions from a ClusterRole, a deleted namespace has an empty list."""
     first, second = teams
     operator = Manager(world.settings.model_copy(update={"watch_namespaces": []}))
     with pytest.raises(kopf.TemporaryError, match=r"403 Forbidden.*at the cluster scope"):
@@ -198,4 +199,4 @@ async def test_operator_cluster_scope_waits_for_permission_then_works(
 
 
 async def _is_forgotten(operator: Manager, team: TenantNamespace) -> bool:
-    return all(key[0] != team.namespace for key in operator.cache.finetunejobs.list_keys())
+    return all(key.namespace != team.namespace for key in get_cache(operator).finetunejobs.list_keys())

@@ -1,4 +1,4 @@
-"""One FineTuneJob that changes without end, many at once, and monstrous ones: the others are served meanwhile."""
+"""FineTuneJobs that change all the time, are many or are huge do not delay others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _has_job(world: NamespaceHarness, name: str) -> bool:
 
 
 async def _seconds_until_job(world: NamespaceHarness, name: str) -> float:
-    """Seconds from its creation to its Job."""
+    """Return the seconds from the creation of a FineTuneJob to that of its Job."""
     started = time.monotonic()
     await world.create_finetunejob(name)
     await world.wait_until(lambda: _has_job(world, name))

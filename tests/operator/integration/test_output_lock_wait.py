@@ -1,4 +1,4 @@
-"""A run that waits until another has released its output says so, also where the CRD does not know the stage yet."""
+"""A run that waits for another to release its output reports this, also with a CRD that lacks the stage."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 WAITING = "WaitingForOutput"
-MESSAGE = "Pod bot-1 waits until another run has released spec.output.uri (at most 120 s)."
+MESSAGE = "Pod bot-1 is waiting for another run to release spec.output.uri (at most 120 s)."
 
 
 @pytest.fixture
 def start() -> str:
-    """Not at import, which may be long before: half of the stall watchdog's time is over."""
+    """Return the start of a trainer that has waited for half of the watchdog's time.
+
+    It is computed here, because the import of this module may be long before the test.
+    """
     return (datetime.now(UTC) - timedelta(seconds=45)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @pytest.fixture
 def waits(trainer: FakeTrainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the trainer answers."""
+    """Return the trainer's progress."""
     monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": WAITING, "lastUpdateTime": start}
     return trainer.answer
@@ -64,5 +67,5 @@ async def test_crd_without_stage_rejects_progress_but_keeps_status(
         status = await world.wait_until(lambda: _get_status_with_message(world, MESSAGE))
         assert ("progress" in status, status["attempts"]) == (False, 1)
         trainer.answer = {**waits, "stage": "Training"}
-        status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 trains."))
+        status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 is training."))
     assert status["progress"] == {**waits, "stage": "Training", "percentage": 0}

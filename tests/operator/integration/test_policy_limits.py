@@ -1,10 +1,11 @@
-"""A FineTuneJob that is out of bounds, on a real API server: what is made, what is said, and what goes on."""
+"""A FineTuneJob outside the policy on a real API server: created objects, status, and continued runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import build_key, get_cache
 
 from finetune_operator.policy.limits import Bounds
 
@@ -71,8 +72,8 @@ async def test_policy_uncached_job_is_adopted_despite_new_limits(world: Namespac
         await world.wait_for_reason("JobCreated")
     _set_limits(world, Bounds(max_gpus=0))
     async with world.run_operator() as operator:
-        operator.cache.jobs.clear()
-        operator.workers.enqueue((world.namespace, "bot"))
+        get_cache(operator).jobs.clear()
+        operator.workers.enqueue(build_key("bot", world.namespace))
         await world.create_pod()
         await world.report_container_state(RUNNING)
         status = await world.wait_for_reason("PodRunning")

@@ -1,4 +1,4 @@
-"""What the operator may do is what it does: no request without a right, no right without a request."""
+"""The operator's permissions match its requests: none is missing and none is unused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 # Asked for by admission where a Job names its owner, so no request of the operator's own shows it.
 CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
 # The chart adds this right with `kueue.enabled`.
-KUEUE = {("list", WORKLOADS[0].api_path.split("/")[2], "workloads")}
+KUEUE = {("list", WORKLOADS[0].group, "workloads")}
 
 
 def _seconds_ago(seconds: float) -> str:
@@ -36,7 +36,7 @@ def _flatten_rules(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
 
 
 async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarness) -> None:
-    """Lives that take every turn. What they ask for without a right the real API server refuses."""
+    """Play runs that cause every kind of request. The API server refuses requests without permission."""
     async with world.run_operator():
         await _play_slow_start_and_suspension(world)
         await _play_multi_node_run(world)
@@ -48,7 +48,7 @@ async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarnes
 
 
 async def _play_slow_start_and_suspension(world: NamespaceHarness) -> None:
-    """A pod that does not start is asked about; the Job is deleted."""
+    """Play a run whose pod does not start, so that Events are read, and that is suspended."""
     world.proxy.fail_next("POST", "/jobs", 409, after_effect=True)  # so that it is read
     await world.create_finetunejob("slow")
     await world.create_pod("slow")
@@ -61,7 +61,7 @@ async def _play_slow_start_and_suspension(world: NamespaceHarness) -> None:
 
 
 async def _play_multi_node_run(world: NamespaceHarness) -> None:
-    """Pods that meet, a deadline that is kept, an end that is seen before the pod's, and a time to live."""
+    """Play a multi-node run with a deadline, an end that is seen before that of its pod, and a TTL."""
     world.proxy.fail_next("POST", "/services", 409, after_effect=True)
     await world.create_finetunejob("nodes", {"compute": {"nodes": 2}, "activeDeadlineSeconds": 600})
     await world.create_pod("nodes")

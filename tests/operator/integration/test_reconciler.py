@@ -1,4 +1,4 @@
-"""The real operator, kopf and all, against a real API server behind a proxy; tests play Job controller and kubelet."""
+"""The operator with kopf and a real API server behind a proxy. The tests act as Job controller and kubelet."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import get_cache
 
 if TYPE_CHECKING:
     from tests.support.operator.fault_proxy import FakeTrainer
@@ -152,7 +153,7 @@ async def test_reconciler_finetunejob_deleted_writes_nothing(world: NamespaceHar
 
 
 async def _is_forgotten(operator: Manager) -> bool:
-    return not operator.cache.finetunejobs.list_keys()
+    return not get_cache(operator).finetunejobs.list_keys()
 
 
 async def test_reconciler_foreign_job_is_name_conflict(world: NamespaceHarness) -> None:
@@ -200,11 +201,11 @@ async def test_reconciler_job_end_before_pod_end_reads_outcome(world: NamespaceH
         await world.create_pod()
         await world.report_container_state(RUNNING)
         await world.wait_for_reason("PodRunning")
-        operator.cache.pods.update = lambda *_: False  # type: ignore[method-assign]  # this watch is late
+        get_cache(operator).pods.update = lambda *_: False  # type: ignore[method-assign]  # this watch is late
         await world.report_container_state(_terminated_state(0, reason="Completed", message="done"), "Succeeded")
-        put = type(operator.cache.pods).update
+        put = type(get_cache(operator).pods).update
         await asyncio.sleep(0.5)
-        operator.cache.pods.update = lambda key, body: put(operator.cache.pods, key, body)  # type: ignore[method-assign]
+        get_cache(operator).pods.update = lambda key, body: put(get_cache(operator).pods, key, body)  # type: ignore[method-assign]
         await world.report_job_end("Complete")
         await world.wait_for_reason("Completed")
 

@@ -1,4 +1,4 @@
-"""FineTuneJobs that no schema has looked at: whatever stands in them, the operator lives, and serves the others."""
+"""FineTuneJobs that were stored without a schema: whatever they contain, the operator reconciles the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.operator.builders import Body, build_finetunejob, build_manif
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, get_object_key
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
@@ -41,7 +41,7 @@ JSON = st.recursive(
 
 
 def _iter_paths(value: object, path: spec_samples.FieldPath = ()) -> Iterator[spec_samples.FieldPath]:
-    """Of everything in a body, whatever it is."""
+    """Yield the paths of all values in an object."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*path, key)
@@ -57,7 +57,7 @@ STATUS: Body = {
 
 @st.composite
 def _draw_changed(draw: st.DrawFn, value: spec_samples.Json) -> spec_samples.Json:
-    """A good one, of which up to three values are of any kind."""
+    """Draw a valid object with up to three arbitrary values."""
     for path in draw(st.lists(st.sampled_from(list(_iter_paths(value))), min_size=1, max_size=3, unique=True)):
         try:
             value = spec_samples.replace_at(value, path, draw(JSON))
@@ -71,14 +71,14 @@ STATUSES = st.one_of(_draw_changed(STATUS), JSON)
 BODIES = st.tuples(SPECS, st.none() | STATUSES)
 
 
-def _load_from_list(store: InformerCache, body: Body) -> None:
+def _load_from_list(cache: FineTuneJobCache, body: Body) -> None:
     raw = msgspec.Raw(msgspec.json.encode(body))
     head = transform.decode_head(raw)
-    store.finetunejobs.add_if_newer(get_object_key(head), head, lambda: transform.decode_finetunejob(raw, head))
+    cache.finetunejobs.add_if_newer(get_finetunejob_key(head), head, lambda: transform.decode_finetunejob(raw, head))
 
 
-def _load_from_watch(store: InformerCache, body: Body) -> None:
-    store.finetunejobs.update(get_object_key(body), body)
+def _load_from_watch(cache: FineTuneJobCache, body: Body) -> None:
+    cache.finetunejobs.update(get_finetunejob_key(body), body)
 
 
 @pytest.mark.parametrize("take", [_load_from_list, _load_from_watch])
@@ -87,19 +87,19 @@ def _load_from_watch(store: InformerCache, body: Body) -> None:
 @example(None, {**STATUS, "progress": {"percentage": "x"}})
 @example(None, {**STATUS, "lastCheckpointTime": 4})
 def test_cache_arbitrary_object_is_stored_and_counted(
-    take: Callable[[InformerCache, Body], None], spec: object, status: object
+    take: Callable[[FineTuneJobCache, Body], None], spec: object, status: object
 ) -> None:
-    """And it can still be counted, worked on and told of."""
-    store = InformerCache()
-    take(store, {**build_finetunejob(), "spec": spec, "status": status})
-    assert len(store.finetunejobs) == 1
-    list(state_collector.collect_job_gauges(store, 10))
-    store.list_active_keys()
+    """A cached object can also be counted, reconciled and exposed."""
+    cache = FineTuneJobCache()
+    take(cache, {**build_finetunejob(), "spec": spec, "status": status})
+    assert len(cache.finetunejobs) == 1
+    list(state_collector.collect_job_gauges(cache, 10))
+    cache.list_active_keys()
 
 
 @pytest.fixture(scope="module")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One of whose CRD the schema was taken out."""
+    """Return the URL of an API server whose CRD has no schema."""
     with api.run_api_server(tmp_path_factory.mktemp("lawless")) as url:
         asyncio.run(_remove_crd_schema(url))
         yield url
@@ -164,7 +164,7 @@ async def test_operator_ambiguous_value_is_invalid_spec(world: NamespaceHarness,
 
 
 async def _are_settled(world: NamespaceHarness, names: list[str]) -> bool:
-    """Whether each has a Job, was told why not, or is gone, for it asked to be deleted after its end."""
+    """Return whether each has a Job, a reason why not, or is deleted after its TTL."""
     jobs = {job["metadata"]["name"] for job in await world.list_objects("jobs")}
     statuses = {
         finetunejob["metadata"]["name"]: finetunejob.get("status") or {}
@@ -181,7 +181,7 @@ async def _delete_all(world: NamespaceHarness) -> None:
 
 @pytest.mark.cluster
 async def test_operator_unknown_stage_in_stored_status_is_ignored(world: NamespaceHarness) -> None:
-    """As after a downgrade of the operator: progress is only shown, the rest of the status counts."""
+    """As after a downgrade of the operator. The progress is only displayed, the rest of the status is used."""
     await world.create_finetunejob()
     progress = {"stage": "Teleporting", "lastUpdateTime": "2026-11-23T08:00:00Z"}
     stored_status = {"status": {"attempts": 2, "progress": progress}}

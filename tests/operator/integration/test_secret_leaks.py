@@ -1,4 +1,4 @@
-"""A secret that lies about in every place where secrets lie comes out in none: log, Events, status, Job, metrics."""
+"""A secret that the operator meets appears in none of its outputs: log, Events, status, Job, metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORAGE = {"storage": {"endpoint": "https://store.example", "credentialsSecretRe
 
 
 class LeakyApiServer:
-    """An API server that refuses, breaks off, and answers with what it should keep to itself."""
+    """An API server that refuses requests, closes connections, and returns secrets in error messages."""
 
     def __init__(self) -> None:
         self.tokens: set[str] = set()
@@ -40,7 +40,7 @@ class LeakyApiServer:
         )
 
     def _alternate(self, *answers: web.StreamResponse) -> Iterator[web.StreamResponse | None]:
-        """One write after the other is let through."""
+        """Yield the responses, with a write that is let through after each."""
         for answer in answers:
             yield answer
             yield None
@@ -59,7 +59,7 @@ async def _create_credentials_secret(world: NamespaceHarness) -> None:
 
 
 async def _play_completed_run(world: NamespaceHarness) -> None:
-    """Refused again and again at first, interrupted, suspended, and complete in the end."""
+    """Play a run that is refused repeatedly, interrupted, suspended, and completed."""
     await world.create_finetunejob("good", STORAGE, **METADATA_WITH_CANARY)
     await world.create_pod("good")
     await world.report_container_state(RUNNING, name="good-1")
@@ -80,7 +80,7 @@ async def _play_completed_run(world: NamespaceHarness) -> None:
 
 
 async def _play_failed_runs(world: NamespaceHarness) -> None:
-    """Found wrong by the operator, whose message names the field and not its value; and failed without a word."""
+    """Play a run with an invalid spec, and one that fails without a termination message."""
     uri = f"s3://bucket/{CANARY}/" + "{namespace}" * 88  # too long once it is filled in
     await world.create_finetunejob("invalid", {**STORAGE, "output": {"uri": uri}})
     await world.wait_for_reason("InvalidSpec", "invalid")
@@ -94,7 +94,7 @@ async def _play_failed_runs(world: NamespaceHarness) -> None:
 
 
 async def _collect_outputs(world: NamespaceHarness, replica: Replica) -> dict[str, Any]:
-    """By the operator, wherever it may be read."""
+    """Return all outputs of the operator."""
     jobs = await world.list_objects("jobs")
     return {
         "log": replica.log.read_text(),
@@ -119,7 +119,7 @@ async def test_operator_secret_in_cluster_never_appears_in_outputs(
         await _play_completed_run(world)
         await _play_failed_runs(world)
         replica.proxy.interceptor = _refuse_connection
-        await world.wait_until(lambda: _log_contains(replica, "no word about the Lease"))
+        await world.wait_until(lambda: _log_contains(replica, "failed to acquire or renew the Lease"))
         replica.proxy.interceptor = pass_through
         outputs = await _collect_outputs(world, replica)
         replica.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Why nothing starts is told in the words of whoever knows: by Events, which nobody watches."""
+"""The status explains with Events why a pod does not start. Events are not watched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _seconds_ago(seconds: float) -> str:
 async def _create_warning_event(
     world: NamespaceHarness, involved_object: dict[str, Any], reason: str, message: str, seconds: float = 0
 ) -> None:
-    """What the kubelet or the Job controller reports."""
+    """Create an Event as the kubelet or the Job controller does."""
     meta = involved_object["metadata"]
     reference = {key: meta[key] for key in ("name", "namespace", "uid")}
     event = {"metadata": {"generateName": "e"}, "involvedObject": reference, "type": "Warning"}
@@ -45,7 +45,7 @@ async def test_reconciler_pod_warning_event_sets_reason_and_message(
 async def test_reconciler_job_warning_event_sets_job_refused(
     world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch, is_left: bool
 ) -> None:
-    """Not what kept an earlier one, which has started since."""
+    """Warnings about an earlier pod, which has started since, are ignored."""
     monkeypatch.setattr("finetune_operator.status.deadlines.BACKOFF_GRACE_SECONDS", 2.0)
     async with world.run_operator():
         await world.create_finetunejob()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import kopf
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.codegen.crd import build_crd
 from finetune_operator.manager import Manager
@@ -38,7 +39,7 @@ async def _finish_runs(world: NamespaceHarness) -> None:
 
 
 async def _delete_jobs(world: NamespaceHarness) -> None:
-    """By hand, or by a time to live that somebody gave them."""
+    """Delete all Jobs, as a user or a TTL of the Job does."""
     for name in ENDS:
         await world.delete("pods", f"{name}-1")
         await world.delete("jobs", name)
@@ -122,7 +123,7 @@ async def test_operator_restarted_1000_times_writes_nothing(world: NamespaceHarn
         before = _count_reconciles()
         await operator.start(kopf.OperatorSettings())
         for name in ENDS:  # by itself it looks at those alone that have not ended
-            operator.workers.enqueue((world.namespace, name))
+            operator.workers.enqueue(build_key(name, world.namespace))
         while _count_reconciles() < before + 3:
             await asyncio.sleep(0)
         await operator.stop()

@@ -39,14 +39,14 @@ ENDS = {"done": (0, "Completed", "Complete"), "broken": (42, "DataInvalid", "Fai
 
 
 class Release:
-    """The chart's release in a cluster, and its operator, which runs here instead of in a pod."""
+    """A release of the chart in a cluster, with its operator as a local process."""
 
     def __init__(self, world: NamespaceHarness, folder: Path) -> None:
         self._world = world
         self._folder = folder
 
     def helm(self, *words: str | Path) -> None:
-        """Any verb of helm; CRDs and Deployments are stored, nothing runs them."""
+        """Run helm. CRDs and Deployments are stored, but no controller runs them."""
         connection_flags = [
             "--kube-apiserver",
             self._world.proxy.target,
@@ -61,7 +61,7 @@ class Release:
 
     @asynccontextmanager
     async def operator(self, source: Path) -> AsyncIterator[None]:
-        """The operator of a tree, from its start until it works, with what the chart's Deployment gives it."""
+        """Run the operator of a source tree with the environment of the chart's Deployment, and wait until it leads."""
         path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
         (container,) = (await self._world.call("GET", path))["spec"]["template"]["spec"]["containers"]
         environment = {variable["name"]: variable.get("value", NAMESPACE) for variable in container["env"]}
@@ -90,7 +90,7 @@ def _run_process(log: Path, environment: dict[str, str]) -> Iterator[subprocess.
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The first version's tree."""
+    """Return the source tree of the first version."""
     folder = tmp_path / "old"
     folder.mkdir()
     command = ["git", "-C", ROOT, "archive", FIRST_COMMIT, "charts", "operator", "trainer"]
@@ -102,14 +102,14 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[str]:
-    """An API server of its own: charts replace the CRD."""
+    """Return the URL of a separate API server, because the charts replace the CRD."""
     with api.run_api_server(tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 async def cluster(own_server: str) -> AsyncIterator[NamespaceHarness]:
-    """A cluster without our CRD, whose operator has the chart's rights."""
+    """Return a cluster without the CRD, in which the operator has the permissions of the chart."""
     with FaultProxy(own_server) as proxy:
         async with api.open_session() as session:
             world = NamespaceHarness(session, proxy, "team", Settings())
@@ -123,7 +123,7 @@ async def cluster(own_server: str) -> AsyncIterator[NamespaceHarness]:
 
 
 async def _bind_role(world: NamespaceHarness, path: str, role: Body) -> None:
-    """Give the process what the chart gives its service account."""
+    """Grant the process the permissions of the chart's service account."""
     group = "rbac.authorization.k8s.io"
     subjects = [{"apiGroup": group, "kind": "User", "name": "operator"}]
     binding = {"metadata": {"name": "process"}, "roleRef": {"apiGroup": group, **role}, "subjects": subjects}
@@ -140,13 +140,13 @@ async def _is_gone(world: NamespaceHarness) -> bool:
 
 @pytest.fixture
 def release(cluster: NamespaceHarness, tmp_path: Path) -> Release:
-    """See `Release`."""
+    """Return a release of the chart."""
     tools.ensure_built()
     return Release(cluster, tmp_path)
 
 
 class RunIdentity(NamedTuple):
-    """What must not change of a FineTuneJob: its Job, and how it ended."""
+    """The fields of a FineTuneJob that an upgrade must not change: its Job and its end."""
 
     job_uid: str
     terminal_conditions: dict[str, tuple[str, str, str]]
@@ -168,7 +168,7 @@ async def _get_run_identities(world: NamespaceHarness) -> dict[str, RunIdentity]
 
 
 async def _start_run(world: NamespaceHarness, name: str) -> None:
-    """A FineTuneJob with a running trainer."""
+    """Start a FineTuneJob with a running trainer."""
     await world.create_finetunejob(name)
     await world.create_pod(name)
     await world.report_container_state({"running": {"startedAt": NOW}}, name=f"{name}-1")

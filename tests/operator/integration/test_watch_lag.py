@@ -1,4 +1,4 @@
-"""What happens before a watch tells of it, or is told by one watch before another: said all the same, and done once."""
+"""Changes that a watch reports late, or one watch before another, are reported correctly and handled once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key, get_cache
 
 from finetune_operator.status.deadlines import STARTUP_GRACE_SECONDS
 
@@ -25,7 +26,7 @@ def _seconds_ago(seconds: float) -> str:
 
 
 def _preempted_state(step: int, start: str) -> dict[str, Any]:
-    """How a trainer ends that was told to leave."""
+    """Return the state of a trainer container after SIGTERM."""
     progress = {"stage": "Training", "percentage": 40, "lastUpdateTime": "t"}
     checkpoint = {"lastCheckpointStep": step, "lastCheckpointTime": _seconds_ago(1)}
     message = json.dumps({"message": "", "reason": "Preempted", "progress": progress | checkpoint})
@@ -44,7 +45,7 @@ async def _start_run(world: NamespaceHarness) -> str:
 async def test_reconciler_pod_deleted_with_job_reads_termination_message(
     world: NamespaceHarness, watches: WatchGate
 ) -> None:
-    """A kubelet deletes the pod at once: what was saved may be told by the deletion alone, and after the Job's."""
+    """A kubelet may delete the pod at once, so that only its deletion event contains the termination message."""
     async with world.run_operator() as operator:
         start = await _start_run(world)
         watches.held_plural, watches.mode = "pods", "held"
@@ -52,7 +53,7 @@ async def test_reconciler_pod_deleted_with_job_reads_termination_message(
         await world.wait_for_reason("Suspending")
         await world.report_container_state(_preempted_state(8, start), "Failed")
         await world.finish_job_deletion()
-        await world.wait_until(lambda: _is_empty(operator.cache.jobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).jobs))
         watches.mode = "open"
         status = await world.wait_for_reason("Suspended")
         assert (status["attempts"], status["lastCheckpointStep"]) == (1, 8)
@@ -89,10 +90,10 @@ async def test_reconciler_pod_of_earlier_finetunejob_is_ignored(world: Namespace
         await world.delete("jobs")
         await world.create_finetunejob(spec={"suspend": True})
         await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
-        await world.wait_until(lambda: _is_empty(operator.cache.jobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).jobs))
         watches.mode = "open"
         status = await world.wait_for_reason("Suspended")
-        await world.wait_until(lambda: _is_empty(operator.cache.pods))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).pods))
         await operator.resync()
         await asyncio.sleep(0.3)
         status = await world.wait_for_reason("Suspended")
@@ -114,9 +115,9 @@ async def test_reconciler_ttl_zero_with_lagging_watch_deletes_once(world: Namesp
         await world.wait_until(lambda: _was_requested(world, deletion))
         for _ in range(3):
             await asyncio.sleep(0.2)
-            operator.workers.enqueue((world.namespace, "bot"))
+            operator.workers.enqueue(build_key("bot", world.namespace))
         watches.mode = "open"
-        await world.wait_until(lambda: _is_empty(operator.cache.finetunejobs))
+        await world.wait_until(lambda: _is_empty(get_cache(operator).finetunejobs))
     assert world.proxy.requests.count(deletion) == 1
 
 
@@ -147,7 +148,7 @@ async def test_reconciler_pod_watch_held_reads_outcome_of_second_attempt(
 
 
 async def test_reconciler_job_deleted_by_user_counts_its_pod(world: NamespaceHarness) -> None:
-    """Deleted in the background the Job is gone at once, and the pod saves its work."""
+    """Deleted in the background, the Job disappears at once while its pod saves a checkpoint."""
     async with world.run_operator():
         start = await _start_run(world)
         await world.delete("jobs")
@@ -167,11 +168,11 @@ async def test_reconciler_job_deleted_by_user_counts_its_pod(world: NamespaceHar
 async def test_reconciler_job_end_only_in_patch_response_is_observed(
     world: NamespaceHarness, watches: WatchGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watch then tells of nothing that is newer."""
+    """The watch then reports nothing newer."""
     monkeypatch.setattr(
         "finetune_operator.manager._WATCHES_SETTLED_SECONDS", 60.0
     )  # the list that would find it comes later
-    key = world.namespace, "bot"
+    key = build_key("bot", world.namespace)
     async with world.run_operator() as operator:
         start = await _start_run(world)
         await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no look is due that was planned before
@@ -181,7 +182,7 @@ async def test_reconciler_job_end_only_in_patch_response_is_observed(
         watches.held_plural, watches.mode = "jobs", "held"
         edited = await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"backoffLimit": 9}})
         await world.report_job_end("Complete", end_time=_seconds_ago(0))
-        operator.cache.jobs.update(key, edited)
+        get_cache(operator).jobs.update(key, edited)
         operator.workers.enqueue(key)
         status = await world.wait_for_reason("Completed")
         watches.mode = "open"

@@ -1,4 +1,4 @@
-"""What happens to the work when a write fails, an operator dies, or two work at once; and what the probe tells."""
+"""Failed writes, killed operators and two leaders at once lose no work; liveness reports hanging workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key
 from tests.support.operator.namespace_harness import build_lease_rules
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ async def _has_written(world: NamespaceHarness, count: int) -> bool:
 
 
 async def test_two_leaders_at_once_create_one_job(world: NamespaceHarness) -> None:
-    """Never so with one Lease; what an election cannot rule out is writes that are on their way."""
+    """A Lease prevents two leaders, but leader election cannot prevent writes in flight."""
     await world.grant_role(build_lease_rules("other"), "other")
     async with world.run_operator() as first, world.run_operator(lease_name="other") as second:
         await world.wait_until(lambda: _are_leaders(first, second))
@@ -90,10 +91,10 @@ async def test_liveness_fails_when_lists_workers_or_election_stall(world: Namesp
         await world.wait_until(lambda: _are_leaders(operator))
         assert operator.check_liveness()["role"] == "leader"
         assert operator.workers.queue
-        operator.workers.queue._processing_since["team", "hangs"] = time.monotonic() - 3600
+        operator.workers.queue._processing_since[build_key("hangs")] = time.monotonic() - 3600
         with pytest.raises(RuntimeError, match="busy"):
             operator.check_liveness()
-        del operator.workers.queue._processing_since["team", "hangs"]
+        del operator.workers.queue._processing_since[build_key("hangs")]
         operator._tasks[0].cancel()
         await asyncio.sleep(0.1)
         with pytest.raises(RuntimeError, match="election"):

@@ -1,21 +1,22 @@
-"""What the store takes for a FineTuneJob's own."""
+"""The cache returns only Jobs that the FineTuneJob owns."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import build_key
 
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
 
-KEY = ("team", "bot")
+KEY = build_key()
 LABEL = {"finetune.dev/job": "bot"}
 OWNER = {"kind": "FineTuneJob", "name": "bot", "uid": "uid-bot", "controller": True}
 
-# how its metadata differ, and whether it is the FineTuneJob's
+# How the Job's metadata differ, and whether it belongs to the FineTuneJob.
 JOBS: dict[str, tuple[dict[str, Any], bool]] = {
     "its own": ({}, True),
     "one of a FineTuneJob of that name before it": ({"ownerReferences": [{**OWNER, "uid": "uid-old"}]}, False),
@@ -26,7 +27,7 @@ JOBS: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize(("changes", "own"), JOBS.values(), ids=JOBS)
 def test_cache_job_is_found_only_by_owner_uid(build: type[Builders], changes: dict[str, Any], own: bool) -> None:
-    store, job = InformerCache(), build.job()
+    cache, job = FineTuneJobCache(), build.job()
     meta = {**job["metadata"], "labels": LABEL, "ownerReferences": [OWNER], **changes}
-    store.jobs.update(KEY, {**job, "metadata": meta})
-    assert (store.get_job(build.finetunejob()) is not None) == own
+    cache.jobs.update(KEY, {**job, "metadata": meta})
+    assert (cache.get_job(build.finetunejob()) is not None) == own

@@ -1,4 +1,4 @@
-"""What a candidate makes of the Lease: others' clocks say nothing, a word that was lost costs nothing."""
+"""Leader election does not depend on other clocks and tolerates lost responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEASE_SECONDS = 2
 
 
 class Candidate:
-    """A replica without any work."""
+    """A replica that reconciles nothing."""
 
     def __init__(self, election: LeaderElector) -> None:
         self.election = election
@@ -65,7 +65,7 @@ def _lease_path(world: NamespaceHarness, name: str = "") -> str:
 
 
 def _build_lease_spec(skew: timedelta) -> dict[str, Any]:
-    """As a healthy leader writes it whose clock is wrong."""
+    """Return the spec that a healthy leader with a wrong clock writes."""
     now = (datetime.now(UTC) + skew).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return {"holderIdentity": "other", "leaseDurationSeconds": LEASE_SECONDS, "acquireTime": now, "renewTime": now}
 
@@ -142,7 +142,7 @@ async def test_election_many_candidates_have_one_leader(world: NamespaceHarness)
 
 
 async def test_election_leader_slept_past_lease_writes_nothing(world: NamespaceHarness) -> None:
-    """In the same breath in which it wakes, before it could have learnt that another leads."""
+    """The leader wakes and tries to write before it can notice that another replica leads."""
 
     async def is_leader() -> bool:
         return operator.leader_elector.is_leader()
@@ -160,7 +160,7 @@ async def test_election_leader_slept_past_lease_writes_nothing(world: NamespaceH
 
 
 async def test_election_lease_vacant_new_leader_lists_once(world: NamespaceHarness) -> None:
-    """What was given back before the first list is told by it whole, and a list of thousands takes seconds."""
+    """If the Lease was released before the first list, that list is complete. Another one could take seconds."""
     async with world.run_operator() as before:
         await world.wait_until(lambda: _is_leader(before))
     async with world.run_operator() as operator:

@@ -1,4 +1,4 @@
-"""Whole lists fill the store: an error concerns its own namespace alone, and a restore of etcd is noticed."""
+"""Complete lists fill the caches. An error affects only its namespace, and a restore of etcd is detected."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
 
-from finetune_operator.kube.cache import InformerCache
 from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.lister import Lister
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.kube.transport import Transport
@@ -25,7 +26,7 @@ KINDS = ("finetunejobs", "jobs", "pods")
 
 
 class ListServer(ThreadedServer):
-    """An API server that can only list."""
+    """An API server that only supports lists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class ListServer(ThreadedServer):
         items = self.finetunejobs.get(namespace, []) if plural == "finetunejobs" else []
         return web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": items})
 
-    # how it is reached
+    # Implements ConnectionInfo.
 
     @property
     def server(self) -> str:
@@ -62,23 +63,24 @@ class ListServer(ThreadedServer):
 
 
 class ListerHarness:
-    """A lister with what it fills, and the server that it asks."""
+    """A lister with its cache and its server."""
 
     def __init__(self, server: ListServer, transport: Transport) -> None:
         self.server = server
         self.transport = transport
-        self.store = InformerCache()
+        self.cache = FineTuneJobCache()
         self.watch(TEAMS)
 
     def watch(self, names: list[str]) -> None:
         self.namespaces = NamespaceRegistry(names)
-        self.lister = Lister(KubeClient(self.transport, lambda: True), self.store, self.namespaces)
+        self.lister = Lister(KubeClient(self.transport, lambda: True), self.namespaces)
+        self.lister.add_informer(self.cache)
 
     async def update(self) -> set[str | None]:
         return await self.lister.refresh(self.namespaces.get_scopes())
 
     def versions(self) -> dict[tuple[str, str], str]:
-        metadata = (body["metadata"] for body in self.store.finetunejobs)
+        metadata = (body["metadata"] for body in self.cache.finetunejobs)
         return {(meta["namespace"], meta["name"]): meta["resourceVersion"] for meta in metadata}
 
 
@@ -110,7 +112,7 @@ async def test_lister_one_kind_failing_in_namespace_lists_others(
     assert await listing.update() == {"team-a"}
     assert listing.versions() == {("team-a", "bot"): "9"}
     assert listing.namespaces.get_failed_scopes() == ["team-b"]
-    assert listing.store.unreadable_namespaces == ({"team-b"} if status == 403 else set())
+    assert listing.cache.unreadable_namespaces == ({"team-b"} if status == 403 else set())
 
 
 async def test_lister_forbidden_namespace_keeps_objects_until_listed(
@@ -125,7 +127,7 @@ async def test_lister_forbidden_namespace_keeps_objects_until_listed(
     listing.server.finetunejobs["team-b"] = []
     assert await listing.update() == set(TEAMS)
     assert set(listing.versions()) == {("team-a", "bot")}
-    assert listing.store.unreadable_namespaces == set()
+    assert listing.cache.unreadable_namespaces == set()
 
 
 async def test_lister_missing_namespace_is_forgotten(listing: ListerHarness, build: type[Builders]) -> None:
@@ -177,11 +179,11 @@ async def test_lister_etcd_restored_replaces_cache(listing: ListerHarness, build
 async def test_lister_overtaken_by_watch_event_keeps_newer_object(
     listing: ListerHarness, build: type[Builders]
 ) -> None:
-    """The list was asked for before: its lower version says nothing about etcd."""
+    """The list was requested earlier, so its lower version does not mean that etcd was restored."""
     _serve_one_job_per_team(listing, build)
     await listing.update()
     task = asyncio.create_task(listing.update())
     await asyncio.sleep(0)
-    listing.store.finetunejobs.update(("team-a", "bot"), _build_body(build, "team-a", "bot", 600))
+    listing.cache.finetunejobs.update(build_key("bot", "team-a"), _build_body(build, "team-a", "bot", 600))
     await task
     assert listing.versions()["team-a", "bot"] == "600"

@@ -1,4 +1,4 @@
-"""What is known of each watched namespace, and what of it is kept, shown and worked on."""
+"""The access state of each watched namespace, and its effect on cache, metrics and work."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, ListSnapshot, ObjectCache
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 
 if TYPE_CHECKING:
@@ -72,8 +74,7 @@ def test_state_collector_shows_each_configured_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-b", FORBIDDEN)
     metric_families = {
-        family.name: family
-        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, namespaces)
+        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, namespaces)
     }
     samples = metric_families["finetune_operator_namespace_readable"].samples
     assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
@@ -81,48 +82,47 @@ def test_state_collector_shows_each_configured_namespace() -> None:
 
 def test_state_collector_cluster_scope_shows_no_namespace() -> None:
     metric_families = {
-        family.name: family
-        for family in state_collector.collect_operator_gauges(InformerCache(), None, True, NamespaceRegistry([]))
+        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, NamespaceRegistry([]))
     }
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
-def _build_store_of_two_teams(build: type[Builders]) -> InformerCache:
-    store = InformerCache()
+def _build_cache_of_two_teams(build: type[Builders]) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     for team in ("team-a", "team-b"):
         body = build.finetunejob("bot", uid=f"{team}-bot")
         meta = {**body["metadata"], "namespace": team, "resourceVersion": "5"}
-        store.finetunejobs.update((team, "bot"), {**body, "metadata": meta, "status": {"phase": "Running"}})
-    return store
+        cache.finetunejobs.update(build_key("bot", team), {**body, "metadata": meta, "status": {"phase": "Running"}})
+    return cache
 
 
 def test_cache_list_of_one_namespace_keeps_other_namespace(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
-    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+    cache = _build_cache_of_two_teams(build)
+    cache.finetunejobs.replace({"team-b": ListSnapshot(set(), 9)})
+    assert cache.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_drop_namespace_keeps_other_namespace(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.finetunejobs.drop_namespace("team-b")
-    assert store.finetunejobs.list_keys() == [("team-a", "bot")]
+    cache = _build_cache_of_two_teams(build)
+    cache.finetunejobs.drop_namespace("team-b")
+    assert cache.finetunejobs.list_keys() == [build_key("bot", "team-a")]
 
 
 def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builders]) -> None:
-    store = _build_store_of_two_teams(build)
-    store.unreadable_namespaces = {"team-b"}
-    assert store.list_active_keys() == [("team-a", "bot")]
-    assert len(store.finetunejobs) == 2
-    (jobs, *_) = state_collector.collect_job_gauges(store, 10)
+    cache = _build_cache_of_two_teams(build)
+    cache.unreadable_namespaces = {"team-b"}
+    assert cache.list_active_keys() == [build_key("bot", "team-a")]
+    assert len(cache.finetunejobs) == 2
+    (jobs, *_) = state_collector.collect_job_gauges(cache, 10)
     assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
 
 
 def test_object_cache_keeps_highest_resource_version(build: type[Builders]) -> None:
-    shelf = ObjectCache(transform.strip_finetunejob)
+    cache = ObjectCache(transform.strip_finetunejob)
     body = build.finetunejob()
-    shelf.update(("team", "bot"), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
-    assert shelf.highest_version == 7
-    shelf.replace({None: ListSnapshot(set(), 12)})
-    assert shelf.highest_version == 12
-    shelf.clear()
-    assert (shelf.highest_version, len(shelf)) == (0, 0)
+    cache.update(build_key(), {**body, "metadata": {**body["metadata"], "resourceVersion": "7"}})
+    assert cache.highest_version == 7
+    cache.replace({None: ListSnapshot(set(), 12)})
+    assert cache.highest_version == 12
+    cache.clear()
+    assert (cache.highest_version, len(cache)) == (0, 0)

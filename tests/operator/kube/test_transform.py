@@ -1,4 +1,4 @@
-"""What the store keeps: of a run that has ended as good as nothing, and all that is asked for of any other."""
+"""The cache keeps almost nothing of a finished run, and all fields that are read of an unfinished one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.support.operator.builders import build_key
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import InformerCache, Key, ObjectCache, get_object_key, get_owner_key
+from finetune_operator.kube.cache import ObjectCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.events import create_merge_patch
 from finetune_operator.status.job_status import compute_status, is_terminal
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
 
 Make = Callable[[type["Builders"]], dict[str, Any]]
-KEY: Key = ("team", "bot")
+KEY = build_key()
 ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Failed")}
 
 
 def _build_ended_finetunejob(build: type[Builders], kind: str, **metadata: Any) -> dict[str, Any]:
-    """A FineTuneJob as it is stored after its end, by the operator's own status."""
+    """Return a finished FineTuneJob with a status that the operator computed."""
     condition, code, phase = ENDS[kind]
     reason = {"complete": "Completed", "failed": "DataInvalid"}[kind]
     message = json.dumps({"reason": reason, "message": "done", "dataset": {"rows": 5, "kept": 4}})
@@ -45,7 +47,7 @@ def test_transform_ended_finetunejob_keeps_status_and_ttl(build: type[Builders],
     size = len(json.dumps(body))
     stripped = transform.strip_finetunejob(body)
     assert len(json.dumps(stripped)) < 0.6 * size
-    assert get_object_key(stripped) == KEY
+    assert get_finetunejob_key(stripped) == KEY
     assert read_run_policy(stripped).ttl_seconds_after_finished == 60
     status = FineTuneJobStatus.model_validate(stripped["status"])
     assert is_terminal(status)
@@ -63,7 +65,7 @@ def test_transform_ended_finetunejob_new_generation_patches_only_that(build: typ
 
 
 def test_transform_running_finetunejob_loses_only_user_metadata(build: type[Builders]) -> None:
-    """Annotations alone may be 256 KiB, and a tenant may make many FineTuneJobs."""
+    """Annotations may take up to 256 KiB, and a tenant may create many FineTuneJobs."""
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "team": "a"}
     body = build.finetunejob(managedFields=[{}], annotations={"team": "a" * 10_000}, labels=labels, finalizers=["a/b"])
     stripped = transform.strip_finetunejob(body)
@@ -72,11 +74,11 @@ def test_transform_running_finetunejob_loses_only_user_metadata(build: type[Buil
     assert not {"managedFields", "annotations", "finalizers"} & stripped["metadata"].keys()
 
 
-def _build_store(build: type[Builders], kind: str | None) -> InformerCache:
-    store = InformerCache()
+def _build_cache(build: type[Builders], kind: str | None) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     body = _build_ended_finetunejob(build, kind) if kind else build.finetunejob()
-    store.finetunejobs.update(KEY, body)
-    return store
+    cache.finetunejobs.update(KEY, body)
+    return cache
 
 
 OWNED_OBJECTS = {
@@ -88,39 +90,39 @@ OWNED_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize(("shelf", "make", "stays"), OWNED_OBJECTS.values(), ids=OWNED_OBJECTS)
+@pytest.mark.parametrize(("plural", "make", "stays"), OWNED_OBJECTS.values(), ids=OWNED_OBJECTS)
 def test_cache_ended_finetunejob_keeps_only_live_objects(
-    build: type[Builders], shelf: str, make: Make, stays: bool
+    build: type[Builders], plural: str, make: Make, stays: bool
 ) -> None:
-    shelves: dict[str, ObjectCache] = vars(_build_store(build, "complete"))
-    assert shelves[shelf].update(KEY, make(build)) is stays
-    assert bool(shelves[shelf].list_by_key(KEY)) is stays
-    shelves = vars(_build_store(build, None))
-    assert shelves[shelf].update(KEY, make(build)), "of one that goes on, all is kept"
+    caches: dict[str, ObjectCache] = vars(_build_cache(build, "complete"))
+    assert caches[plural].update(KEY, make(build)) is stays
+    assert bool(caches[plural].list_by_key(KEY)) is stays
+    caches = vars(_build_cache(build, None))
+    assert caches[plural].update(KEY, make(build)), "of one that goes on, all is kept"
 
 
 def test_cache_forget_run_drops_ended_objects(build: type[Builders]) -> None:
-    store = _build_store(build, None)
-    store.jobs.update(KEY, build.job({"Complete": ("x", "y")}))
-    store.pods.update(KEY, build.pod(state=build.terminated(0), phase="Succeeded"))
-    store.pods.update(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
+    cache = _build_cache(build, None)
+    cache.jobs.update(KEY, build.job({"Complete": ("x", "y")}))
+    cache.pods.update(KEY, build.pod(state=build.terminated(0), phase="Succeeded"))
+    cache.pods.update(KEY, build.pod("bot-2", state={"running": {}}, phase="Running"))
     body = _build_ended_finetunejob(build, "complete")
     body["metadata"]["resourceVersion"] = "11"
-    store.finetunejobs.update(KEY, body)
-    store.evict_run(KEY)
-    assert store.jobs.list_by_key(KEY) == []
-    assert [pod["metadata"]["name"] for pod in store.pods.list_by_key(KEY)] == ["bot-2"]
+    cache.finetunejobs.update(KEY, body)
+    cache.evict_run(KEY)
+    assert cache.jobs.list_by_key(KEY) == []
+    assert [pod["metadata"]["name"] for pod in cache.pods.list_by_key(KEY)] == ["bot-2"]
 
 
 def test_cache_standby_drops_ended_job_at_next_list(build: type[Builders]) -> None:
-    store, job = _build_store(build, None), build.job({"Complete": ("x", "y")})
+    cache, job = _build_cache(build, None), build.job({"Complete": ("x", "y")})
     job["metadata"]["resourceVersion"] = "20"
-    assert store.jobs.update(KEY, job)
+    assert cache.jobs.update(KEY, job)
     body = _build_ended_finetunejob(build, "complete")
     body["metadata"]["resourceVersion"] = "21"
-    store.finetunejobs.update(KEY, body)
-    assert not store.jobs.update(KEY, job)
-    assert len(store.jobs) == 0
+    cache.finetunejobs.update(KEY, body)
+    assert not cache.jobs.update(KEY, job)
+    assert len(cache.jobs) == 0
 
 
 OPEN_CASES = {
@@ -142,16 +144,16 @@ def _remove_ttl(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("make", "is_open"), OPEN_CASES.values(), ids=OPEN_CASES)
 def test_cache_open_keys_exclude_finished_finetunejobs(build: type[Builders], make: Make, is_open: bool) -> None:
-    store = InformerCache()
-    store.finetunejobs.update(KEY, make(build))
-    assert store.list_active_keys() == ([KEY] if is_open else [])
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, make(build))
+    assert cache.list_active_keys() == ([KEY] if is_open else [])
 
 
 def test_cache_open_keys_include_ended_with_live_job(build: type[Builders]) -> None:
-    store = InformerCache()
-    store.finetunejobs.update(KEY, _remove_ttl(_build_ended_finetunejob(build, "complete")))
-    store.jobs.update(KEY, build.job())
-    assert store.list_active_keys() == [KEY]
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, _remove_ttl(_build_ended_finetunejob(build, "complete")))
+    cache.jobs.update(KEY, build.job())
+    assert cache.list_active_keys() == [KEY]
 
 
 HEADS = {
@@ -187,51 +189,51 @@ def test_read_finetunejob_running_is_read_completely(build: type[Builders]) -> N
 
 
 def test_cache_listed_object_already_stored_is_not_decoded(build: type[Builders]) -> None:
-    store = _build_store(build, None)
+    cache = _build_cache(build, None)
     read: list[int] = []
 
     def decode() -> dict[str, Any]:
         read.append(1)
         return build.finetunejob(resourceVersion="11")
 
-    assert not store.finetunejobs.add_if_newer(KEY, build.finetunejob(), decode)
+    assert not cache.finetunejobs.add_if_newer(KEY, build.finetunejob(), decode)
     assert read == []
-    assert store.finetunejobs.add_if_newer(KEY, build.finetunejob(resourceVersion="11"), decode)
+    assert cache.finetunejobs.add_if_newer(KEY, build.finetunejob(resourceVersion="11"), decode)
     assert read == [1]
 
 
 def _build_deleted_pod(build: type[Builders], name: str, index: int, minute: int) -> dict[str, Any]:
-    """The body of a pod's deletion."""
+    """Return the object in a pod's deletion event."""
     pod = build.pod(name, build.terminated(143), "Failed", created=f"2026-11-23T08:{minute:02}:00Z")
     annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
     return {**pod, "metadata": {**pod["metadata"], "annotations": annotations, "labels": {"finetune.dev/job": "bot"}}}
 
 
 def test_cache_keeps_youngest_deleted_pod_of_each_index(build: type[Builders]) -> None:
-    store = InformerCache()
-    store.finetunejobs.update(KEY, build.finetunejob())
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, build.finetunejob())
     for name, index, minute in (("new-0", 0, 5), ("new-1", 1, 5), ("old-0", 0, 1)):
-        store.pods.delete(_build_deleted_pod(build, name, index, minute))
-    assert {pod["metadata"]["name"] for pod in store.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
-    assert (len(store.pods), store.pods.list_by_key(KEY)) == (0, [])
-    store.finetunejobs.clear()
-    store.evict_finished_runs()
-    assert store.pods.list_with_deleted(KEY) == []
+        cache.pods.delete(_build_deleted_pod(build, name, index, minute))
+    assert {pod["metadata"]["name"] for pod in cache.pods.list_with_deleted(KEY)} == {"new-0", "new-1"}
+    assert (len(cache.pods), cache.pods.list_by_key(KEY)) == (0, [])
+    cache.finetunejobs.clear()
+    cache.evict_finished()
+    assert cache.pods.list_with_deleted(KEY) == []
 
 
 def test_cache_pod_relabeled_is_stored_once(build: type[Builders]) -> None:
-    store, pod = InformerCache(), _build_deleted_pod(build, "bot-0", 0, 5)
+    cache, pod = FineTuneJobCache(), _build_deleted_pod(build, "bot-0", 0, 5)
     pod["metadata"]["resourceVersion"] = "7"
-    store.finetunejobs.update(KEY, build.finetunejob())
-    store.pods.delete(pod)
-    store.pods.update(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
-    assert len(store.pods.list_with_deleted(KEY)) == 1
+    cache.finetunejobs.update(KEY, build.finetunejob())
+    cache.pods.delete(pod)
+    cache.pods.update(KEY, {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
+    assert len(cache.pods.list_with_deleted(KEY)) == 1
 
 
 def test_cache_standby_forgets_deleted_pods_of_ended_run(build: type[Builders]) -> None:
-    store = InformerCache()
-    store.finetunejobs.update(KEY, build.finetunejob())
-    store.pods.delete(_build_deleted_pod(build, "bot-0", 0, 5))
-    store.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
-    store.evict_finished_runs()
-    assert store.pods.list_with_deleted(KEY) == []
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(KEY, build.finetunejob())
+    cache.pods.delete(_build_deleted_pod(build, "bot-0", 0, 5))
+    cache.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
+    cache.evict_finished()
+    assert cache.pods.list_with_deleted(KEY) == []

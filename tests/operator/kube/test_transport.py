@@ -1,4 +1,4 @@
-"""How the API server is reached: by a token that is read anew, with answers as they come."""
+"""Requests to the API server: token renewal, errors, and the server's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_operator.kube.transport import ApiError, Transport
 
 
 class RotatingTokenLogin:
-    """A service account whose token is replaced now and then."""
+    """A service account whose token is rotated."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -97,7 +97,7 @@ async def test_transport_retry_after_header_is_read() -> None:
 
 
 async def test_transport_now_follows_date_header() -> None:
-    """The answers' own words, whichever come: a proxy may tell none, and what is no date tells none."""
+    """The clock follows the responses' Date headers. Missing and invalid ones are ignored."""
     dates = iter(
         ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT"]
     )

@@ -1,4 +1,4 @@
-"""Why a Job waits, in Kueue's words."""
+"""Kueue's explanation why a Job is queued."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
+from finetune_operator.api.labels import QUEUE_LABEL
 from finetune_operator.observed import workload
 from finetune_operator.observed.objects import ReasonMessage
 from finetune_operator.observed.state import ObservedState
-from finetune_operator.resources.job import QUEUE_LABEL
 from finetune_operator.status.job_status import compute_status
 
 if TYPE_CHECKING:
@@ -42,54 +42,57 @@ def _build_workload(*conditions: tuple[str, str, str, str], created: str = NOW) 
 
 CASES: dict[str, tuple[list[dict[str, Any]], ReasonMessage | None]] = {
     "no Workload yet": ([], None),
-    "not looked at yet": ([{"metadata": {"name": "job-bot-1"}}], None),
+    "no status yet": ([{"metadata": {"name": "job-bot-1"}}], None),
     "no conditions": ([{"metadata": {"name": "job-bot-1"}, "status": {"conditions": None}}], None),
     "no quota": (
         [_build_workload(QUOTA_PENDING, NOT_ADMITTED)],
         ReasonMessage(QUOTA_PENDING[2], f"{QUOTA_PENDING[3]}."),
     ),
-    "checks": ([_build_workload(RESERVED, CHECKS_PENDING)], ReasonMessage(CHECKS_PENDING[2], f"{CHECKS_PENDING[3]}.")),
+    "admission checks missing": (
+        [_build_workload(RESERVED, CHECKS_PENDING)],
+        ReasonMessage(CHECKS_PENDING[2], f"{CHECKS_PENDING[3]}."),
+    ),
     "admitted": ([_build_workload(RESERVED, ADMITTED)], None),
     "evicted": ([_build_workload(EVICTED, RESERVED, ADMITTED)], ReasonMessage(EVICTED[2], f"{EVICTED[3]}.")),
     "evicted, quota returned": (
         [_build_workload(EVICTED, QUOTA_RETURNED, NOT_ADMITTED)],
         ReasonMessage(EVICTED[2], f"{EVICTED[3]}."),
     ),
-    "evicted, waits again": (
+    "evicted, no quota": (
         [_build_workload(EVICTED, QUOTA_PENDING, NOT_ADMITTED)],
         ReasonMessage(EVICTED[2], f"{EVICTED[3]}. {QUOTA_PENDING[2]}: {QUOTA_PENDING[3]}."),
     ),
-    "admitted after an eviction": ([_build_workload(REQUEUED, RESERVED, ADMITTED)], None),
-    "an earlier Workload": (
+    "admitted after eviction": ([_build_workload(REQUEUED, RESERVED, ADMITTED)], None),
+    "earlier Workload evicted": (
         [_build_workload(QUOTA_PENDING, created=LATER), _build_workload(EVICTED)],
         ReasonMessage(QUOTA_PENDING[2], f"{QUOTA_PENDING[3]}."),
     ),
 }
 
 
-@pytest.mark.parametrize(("workloads", "said"), CASES.values(), ids=CASES.keys())
-def test_workload_waiting_reason_of_newest_conditions(
-    workloads: list[dict[str, Any]], said: ReasonMessage | None
+@pytest.mark.parametrize(("workloads", "expected"), CASES.values(), ids=CASES)
+def test_find_queue_status_returns_blocking_conditions_of_newest_workload(
+    workloads: list[dict[str, Any]], expected: ReasonMessage | None
 ) -> None:
-    assert workload.find_queue_status(workloads) == said
+    assert workload.find_queue_status(workloads) == expected
 
 
 @pytest.mark.parametrize(
-    ("suspend", "labels", "held"),
+    ("suspend", "labels", "queued"),
     [(True, {QUEUE_LABEL: "gpus"}, True), (False, {QUEUE_LABEL: "gpus"}, False), (True, {}, False)],
 )
-def test_workload_suspended_job_with_queue_is_held(
-    build: type[Builders], suspend: bool, labels: dict[str, str], held: bool
+def test_is_queued_suspended_job_with_queue_label(
+    build: type[Builders], suspend: bool, labels: dict[str, str], queued: bool
 ) -> None:
     job = build.job(suspend=suspend)
     job["metadata"]["labels"] = labels
-    assert workload.is_queued(job) is held
+    assert workload.is_queued(job) is queued
 
 
-def test_job_status_held_job_with_lost_attempt_is_queued(build: type[Builders]) -> None:
+def test_job_status_queued_job_with_failed_attempt_is_queued(build: type[Builders]) -> None:
     meta = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
-    lost_pod = build.pod(state=build.terminated(75), phase="Failed")
-    for pods in ((), (lost_pod,)):
+    failed_pod = build.pod(state=build.terminated(75), phase="Failed")
+    for pods in ((), (failed_pod,)):
         observed = ObservedState(
             build.job(suspend=True), pods, queue_status=ReasonMessage("WaitingForQuota", "1 more needed")
         )

@@ -1,4 +1,4 @@
-"""What a FineTuneJob leaves open comes from the installation, in the Job alone."""
+"""Defaults of the installation for unset fields, which are applied to the Job only."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_defaults_set_fields_are_kept(build: type[Builders]) -> None:
 def test_defaults_own_endpoint_takes_no_default_storage_fields(build: type[Builders], storage: Body) -> None:
     job = _build_job(build, {"storage": STORE}, {"storage": storage})
     assert _read_config(job)["storage"] == {**storage, "addressing": "auto", "checksums": "auto"}
-    assert len(_get_pod_spec(job)["volumes"]) == 1  # and no keys to another one
+    assert len(_get_pod_spec(job)["volumes"]) == 1  # no credentials for another store
 
 
 def test_defaults_own_credentials_use_default_endpoint(build: type[Builders]) -> None:
@@ -104,7 +104,7 @@ def test_defaults_empty_changes_nothing(build: type[Builders]) -> None:
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_defaults_applied_keep_config_digest(build: type[Builders], name: str) -> None:
-    """A run that finds its result or its checkpoints asks for the same digest."""
+    """The digest identifies the result and the checkpoints of a run."""
     config = _read_config(_build_job(build, {name: DEFAULTS[name]}))
     assert TrainerConfig.model_validate(config).digest() == TrainerConfig.from_manifest(build.finetunejob()).digest()
 

@@ -1,4 +1,4 @@
-"""The Job: what it must always be, what a spec may change, and what no spec can."""
+"""The Job: its fixed fields, and the fields that a spec can change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def _get_environment(job: Body) -> dict[str, str]:
 
 
 def _expand_variables(value: str) -> str:
-    """As the kubelet expands a value in which no variable is defined: k8s.io/kubernetes/third_party/forked/golang."""
+    """Expand a value as the kubelet does if no variable is defined.
+
+    https://github.com/kubernetes/kubernetes/tree/master/third_party/forked/golang/expansion
+    """
     return re.sub(r"\$\$|\$\(([^)]*)\)", lambda match: "$" if match[0] == "$$" else "EXPANDED", value)
 
 
@@ -143,8 +146,8 @@ def test_job_credentials_are_mounted_under_fixed_names(build: type[Builders]) ->
 KEYS = {"storage": {"credentialsSecretRef": {"name": "keys"}}}
 
 
-@pytest.mark.parametrize("spec", [{}, KEYS], ids=["no Secret", "a Secret"])
-@pytest.mark.parametrize("default", [{}, KEYS["storage"]], ids=["no default Secret", "a default Secret"])
+@pytest.mark.parametrize("spec", [{}, KEYS], ids=["no Secret", "Secret"])
+@pytest.mark.parametrize("default", [{}, KEYS["storage"]], ids=["no default Secret", "default Secret"])
 @pytest.mark.parametrize("allowed", [False, True], ids=["not allowed", "allowed"])
 def test_job_node_identity_only_if_allowed_and_without_secret(
     build: type[Builders], spec: Body, default: Body, allowed: bool

@@ -1,4 +1,4 @@
-"""No value of any field makes of the Job anything but the pod that it always is."""
+"""Hostile values in every field of the spec change nothing in the Job but the corresponding value."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _build_job(build: type[Builders], spec: Body) -> Body:
 
 
 def _generate_hostile_specs() -> Iterator[tuple[str, Body]]:
-    """Every string replaced and lengthened, and every map given another key."""
+    """Yield the path of a field and a spec: each string is replaced and extended, and each map gets another key."""
     spec = spec_samples.build_full_spec()
     for path, value in spec_samples.iter_strings(spec):
         for hostile in HOSTILE:
@@ -67,7 +67,7 @@ def attempts() -> list[tuple[str, Body]]:
 
 
 def _type_shape(value: object) -> object:
-    """What is there, without what it says; maps that people fill are theirs."""
+    """Return the value with each leaf replaced by the name of its type. Maps that users fill are leaves."""
     if isinstance(value, dict):
         return {
             key: type(item).__name__
@@ -79,7 +79,7 @@ def _type_shape(value: object) -> object:
 
 
 def _invariant_fields(job: Body) -> list[Any]:
-    """What is the same for every FineTuneJob of that name."""
+    """Return the fields that are equal for all FineTuneJobs with the same name."""
     template = job["spec"]["template"]
     pod = template["spec"]
     (container,) = pod["containers"]
@@ -112,11 +112,11 @@ def test_job_hostile_value_keeps_pod_invariants(build: type[Builders], attempts:
         try:
             job = _build_job(build, spec)
         except ValidationError:
-            continue  # refused as a whole
+            continue
         accepted[path] = accepted.get(path, 0) + 1
         assert _type_shape(job) == _type_shape(benign), path
         assert _invariant_fields(job) == _invariant_fields(benign), path
-    assert len(accepted) > 10  # of free text, such as URIs, keys and annotations
+    assert len(accepted) > 10  # fields with free text, such as URIs, keys and annotations
 
 
 def test_job_hostile_value_reaches_config_unchanged(build: type[Builders], attempts: list[tuple[str, Body]]) -> None:
@@ -174,7 +174,7 @@ def test_crd_references_have_no_namespace() -> None:
 
 
 def test_job_mounted_secret_keys_are_closed_list(build: type[Builders]) -> None:
-    """A Secret of another use (a service account's token, a registry's, a certificate's key) lacks these keys."""
+    """Secrets of other purposes, such as service account tokens, contain none of the mounted keys."""
     foreign_keys = {"token", "ca.crt", "namespace", ".dockerconfigjson", ".dockercfg", "tls.key", "tls.crt", "password"}
     pod = _build_job(build, spec_samples.build_full_spec())["spec"]["template"]["spec"]
     secrets = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]

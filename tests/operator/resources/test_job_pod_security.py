@@ -1,13 +1,13 @@
-"""Trainer pods meet the Pod Security Standard `restricted`, whatever a FineTuneJob asks for.
+"""Trainer pods meet the Pod Security Standard `restricted` for every spec.
 
-By the rules of https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted; the tests on a real API
-server run in namespaces that enforce it.
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+The tests with a real API server run in namespaces that enforce it.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from tests.support.operator import spec_samples
@@ -25,22 +25,28 @@ VOLUMES = {
 }  # fmt: skip
 HOST = {"hostNetwork", "hostPID", "hostIPC", "hostUsers"}
 SPECS: dict[str, Body] = {
-    "least": {},
+    "minimal": {},
     "several nodes and GPUs": {"compute": {"nodes": 2, "gpusPerNode": 8}},
-    "a claim and keys": {"model": {"uri": "pvc://models/x"}, "storage": {"credentialsSecretRef": {"name": "s3"}}},
-    "a volume of a class": {"compute": {"scratch": {"size": "1Gi", "storageClassName": "fast"}}},
-    "an image of their own": {"compute": {"image": "other:1", "serviceAccountName": "me"}},
-    "orders to the runtime": {
-        "compute": {"podAnnotations": {
-            "container.apparmor.security.beta.kubernetes.io/trainer": "unconfined",
-            "seccomp.security.alpha.kubernetes.io/pod": "unconfined", "io.kubernetes.cri-o.userns-mode": "auto",
-        }}
+    "volume claim and credentials": {
+        "model": {"uri": "pvc://models/x"},
+        "storage": {"credentialsSecretRef": {"name": "s3"}},
     },
-}  # fmt: skip
+    "scratch with storage class": {"compute": {"scratch": {"size": "1Gi", "storageClassName": "fast"}}},
+    "own image": {"compute": {"image": "other:1", "serviceAccountName": "me"}},
+    "annotations for the runtime": {
+        "compute": {
+            "podAnnotations": {
+                "container.apparmor.security.beta.kubernetes.io/trainer": "unconfined",
+                "seccomp.security.alpha.kubernetes.io/pod": "unconfined",
+                "io.kubernetes.cri-o.userns-mode": "auto",
+            }
+        }
+    },
+}
 
 
 def find_violations(template: Body) -> list[str]:
-    """What of a pod template the standard forbids."""
+    """Return the violations of the standard in a pod template."""
     pod = template["spec"]
     found_violations = [f"host: {field}" for field in HOST & set(pod)]
     found_violations += [f"volume: {volume}" for volume in pod["volumes"] if not VOLUMES & set(volume)]
@@ -90,31 +96,39 @@ def test_pod_security_full_spec_is_restricted(build: type[Builders]) -> None:
     assert find_violations(build_job(job, settings)["spec"]["template"]) == []
 
 
-FORBIDDEN_CHANGES: dict[str, tuple[tuple[str | int, ...], object, str]] = {
-    "network of the host": (("spec", "hostNetwork"), True, "host: hostNetwork"),
-    "root": (("spec", "securityContext", "runAsUser"), 0, "root"),
-    "no seccomp": (("spec", "securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccomp"),
-    "privileged": (("spec", "containers", 0, "securityContext", "privileged"), True, "privileged"),
-    "a capability": (
-        ("spec", "containers", 0, "securityContext", "capabilities"), {"drop": ["ALL"], "add": ["SYS_ADMIN"]},
+class ForbiddenChange(NamedTuple):
+    path: tuple[str | int, ...]
+    value: object
+    violation: str
+
+
+FORBIDDEN_CHANGES = {
+    "host network": ForbiddenChange(("spec", "hostNetwork"), True, "host: hostNetwork"),
+    "root": ForbiddenChange(("spec", "securityContext", "runAsUser"), 0, "root"),
+    "no seccomp": ForbiddenChange(("spec", "securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccomp"),
+    "privileged": ForbiddenChange(("spec", "containers", 0, "securityContext", "privileged"), True, "privileged"),
+    "capability": ForbiddenChange(
+        ("spec", "containers", 0, "securityContext", "capabilities"),
+        {"drop": ["ALL"], "add": ["SYS_ADMIN"]},
         "capabilities",
     ),
-    "escalation": (("spec", "containers", 0, "securityContext", "allowPrivilegeEscalation"), True, "escalation"),
-    "a folder of the host": (
-        ("spec", "volumes", 0), {"name": "x", "hostPath": {"path": "/"}},
+    "escalation": ForbiddenChange(
+        ("spec", "containers", 0, "securityContext", "allowPrivilegeEscalation"), True, "escalation"
+    ),
+    "host path": ForbiddenChange(
+        ("spec", "volumes", 0),
+        {"name": "x", "hostPath": {"path": "/"}},
         "volume: {'name': 'x', 'hostPath': {'path': '/'}}",
     ),
-    "a port of the host": (("spec", "containers", 0, "ports", 0, "hostPort"), 80, "host port"),
-}  # fmt: skip
+    "host port": ForbiddenChange(("spec", "containers", 0, "ports", 0, "hostPort"), 80, "host port"),
+}
 
 
-@pytest.mark.parametrize(("path", "value", "violation"), FORBIDDEN_CHANGES.values(), ids=FORBIDDEN_CHANGES)
-def test_find_violations_forbidden_change_is_found(
-    build: type[Builders], path: tuple[str | int, ...], value: object, violation: str
-) -> None:
+@pytest.mark.parametrize("change", FORBIDDEN_CHANGES.values(), ids=FORBIDDEN_CHANGES)
+def test_find_violations_forbidden_change_is_found(build: type[Builders], change: ForbiddenChange) -> None:
     template = copy.deepcopy(_build_pod_template(build, {}))
     node: Any = template
-    for key in path[:-1]:
+    for key in change.path[:-1]:
         node = node[key]
-    node[path[-1]] = value
-    assert violation in find_violations(template)
+    node[change.path[-1]] = change.value
+    assert change.violation in find_violations(template)

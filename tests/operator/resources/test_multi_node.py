@@ -1,15 +1,15 @@
-"""Several pods: what their Job, their Service and their environment say, and which of them speaks for all."""
+"""Runs with several pods: Job, Service, environment, and the pods that report the state of the run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiohttp import web
 from tests.support.operator.fault_proxy import build_error_response
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.observed import objects
+from finetune_operator.observed.pod import list_reporting_pods
 from finetune_operator.resources import multi_node
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 
 Body = dict[str, Any]
 
-# compute, what the Job's spec has of it, and the trainer's variables
-GROUPS: dict[str, tuple[Body, Body, dict[str, str]]] = {
-    "one pod with a GPU": ({}, {}, {}),
-    "one pod on the CPU": ({"gpusPerNode": 0}, {}, {}),
-    "one pod with all GPUs of a node": ({"gpusPerNode": 8}, {}, {"FINETUNE_PROCESSES_PER_NODE": "8"}),
-    "two pods on CPUs": (
+
+class GroupCase(NamedTuple):
+    compute: Body
+    job_fields: Body
+    environment: dict[str, str]
+
+
+GROUPS = {
+    "one pod with a GPU": GroupCase({}, {}, {}),
+    "one pod on the CPU": GroupCase({"gpusPerNode": 0}, {}, {}),
+    "one pod with all GPUs of a node": GroupCase({"gpusPerNode": 8}, {}, {"FINETUNE_PROCESSES_PER_NODE": "8"}),
+    "two pods on CPUs": GroupCase(
         {"nodes": 2, "gpusPerNode": 0},
         {"completionMode": "Indexed", "completions": 2, "parallelism": 2},
         {"FINETUNE_NODES": "2", "FINETUNE_RENDEZVOUS": "bot-0.bot.team.svc:29400"},
     ),
-    "four pods with two GPUs each": (
+    "four pods with two GPUs each": GroupCase(
         {"nodes": 4, "gpusPerNode": 2},
         {"completionMode": "Indexed", "completions": 4, "parallelism": 4},
         {"FINETUNE_NODES": "4", "FINETUNE_RENDEZVOUS": "bot-0.bot.team.svc:29400", "FINETUNE_PROCESSES_PER_NODE": "2"},
@@ -43,20 +49,18 @@ def _build_job(build: type[Builders], compute: Body, **metadata: Any) -> Body:
     return build_job(FineTuneJob.model_validate(build.finetunejob(spec=spec, **metadata)), Settings())
 
 
-@pytest.mark.parametrize(("compute", "fields", "environment"), GROUPS.values(), ids=GROUPS)
-def test_multi_node_compute_sets_job_fields_and_environment(
-    build: type[Builders], compute: Body, fields: Body, environment: dict[str, str]
-) -> None:
-    job = _build_job(build, compute)
+@pytest.mark.parametrize("case", GROUPS.values(), ids=GROUPS)
+def test_multi_node_compute_sets_job_fields_and_environment(build: type[Builders], case: GroupCase) -> None:
+    job = _build_job(build, case.compute)
     spec = job["spec"]
     names = ("completionMode", "completions", "parallelism")
-    assert {key: spec[key] for key in names if key in spec} == fields
+    assert {key: spec[key] for key in names if key in spec} == case.job_fields
     variables = {variable["name"]: variable["value"] for variable in spec["template"]["spec"]["containers"][0]["env"]}
-    assert {key: value for key, value in variables.items() if key in _group_variables()} == environment
-    assert spec["template"]["spec"].get("subdomain") == ("bot" if fields else None)
-    assert (multi_node.build_service(job) is not None) == bool(fields)
+    assert {key: value for key, value in variables.items() if key in _group_variables()} == case.environment
+    assert spec["template"]["spec"].get("subdomain") == ("bot" if case.job_fields else None)
+    assert (multi_node.build_service(job) is not None) == bool(case.job_fields)
     volumes = [volume["name"] for volume in spec["template"]["spec"]["volumes"]]
-    assert ("shared-memory" in volumes) == (compute.get("gpusPerNode", 1) > 1)
+    assert ("shared-memory" in volumes) == (case.compute.get("gpusPerNode", 1) > 1)
 
 
 def _group_variables() -> set[str]:
@@ -92,27 +96,26 @@ def _build_indexed_pod(build: type[Builders], index: int | None, state: Body) ->
     return {**pod, "metadata": {**pod["metadata"], "annotations": annotations}}
 
 
-# index, exit status or None while it runs, and whether the run's state is read off this pod
 PODS = {
-    "a pod without a number": (None, None, True),
-    "the first": (0, None, True),
-    "another": (1, None, False),
-    "another that lost its peers": (1, 76, False),
-    "another that was told to stop": (1, 143, False),
-    "another that failed for good": (1, 42, True),
+    "no index, running": (None, None, True),
+    "index 0, running": (0, None, True),
+    "index 1, running": (1, None, False),
+    "index 1, lost its peers": (1, 76, False),
+    "index 1, stopped by SIGTERM": (1, 143, False),
+    "index 1, permanent error": (1, 42, True),
 }
 
 
-@pytest.mark.parametrize(("index", "status", "tells"), PODS.values(), ids=PODS)
-def test_reporting_pods_exclude_healthy_non_leaders(
-    build: type[Builders], index: int | None, status: int | None, tells: bool
+@pytest.mark.parametrize(("index", "exit_code", "is_reporting"), PODS.values(), ids=PODS)
+def test_reporting_pods_exclude_others_without_permanent_error(
+    build: type[Builders], index: int | None, exit_code: int | None, is_reporting: bool
 ) -> None:
-    pod = _build_indexed_pod(build, index, {"running": {}} if status is None else build.terminated(status))
-    assert objects.reporting_pods([pod]) == ([pod] if tells else [])
+    pod = _build_indexed_pod(build, index, {"running": {}} if exit_code is None else build.terminated(exit_code))
+    assert list_reporting_pods([pod]) == ([pod] if is_reporting else [])
 
 
 def test_multi_node_rendezvous_address_stays_in_namespace(build: type[Builders]) -> None:
-    """Every name that a pod's resolver may make of the address, by Kubernetes' search path, says so."""
+    """The address resolves to the same pod with each entry of the pod's DNS search path."""
     job = _build_job(build, {"nodes": 2})
     (address,) = (
         variable["value"]
@@ -133,7 +136,7 @@ def _get_pod_spec(job: Body) -> Body:
 
 @pytest.mark.cluster
 async def test_reconciler_multi_node_creates_owned_service(world: NamespaceHarness) -> None:
-    world.proxy.fail_next("POST", "/services", 500, after_effect=True)  # the next try finds it there
+    world.proxy.fail_next("POST", "/services", 500, after_effect=True)  # The retry finds the created Service.
     async with world.run_operator():
         stored = await world.create_finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 0}})
         await world.wait_for_reason("JobCreated")
@@ -151,7 +154,7 @@ async def test_reconciler_foreign_service_is_name_conflict(world: NamespaceHarne
     async with world.run_operator():
         await world.create_finetunejob(spec={"compute": {"nodes": 2}})
         status = await world.wait_for_reason("NameConflict")
-    assert "A Service named bot exists" in status["conditions"][0]["message"]
+    assert "Service bot exists" in status["conditions"][0]["message"]
     assert not await world.list_objects("jobs")
 
 
@@ -202,9 +205,9 @@ async def test_reconciler_service_of_earlier_finetunejob_is_waited_for(world: Na
         await world.delete("jobs")
         await world.create_finetunejob(spec={"compute": {"nodes": 2}})
         status = await world.wait_for_reason("JobPending")
-        await world.wait_until(lambda: _has_message(world, "The Service of an earlier FineTuneJob"))
+        await world.wait_until(lambda: _has_message(world, "the Service of an earlier FineTuneJob"))
         assert status["phase"] == "Pending"
-        await world.delete("services")  # by the garbage collector
+        await world.delete("services")  # as the garbage collector does
         await world.wait_for_reason("JobCreated")
 
 

@@ -1,14 +1,14 @@
-"""Deadlines count what they say and nothing else, whatever runs, waits, or has a clock of its own."""
+"""Deadlines of a run, with pods that are pending and with clocks that differ."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.controller.job_patch import build_job_patch
+from finetune_operator.controller.planning import build_job_patch
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
 
 META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
-RUNNING, PENDING, ENDED = "runs", "pends", "has ended"
+RUNNING, PENDING, ENDED = "running", "pending", "ended"
 FAILING = [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]
 
 
@@ -29,56 +29,61 @@ def _build_pod(build: type[Builders], activity: str) -> dict[str, Any]:
     return build.pod(state=states[activity], phase={RUNNING: "Running", PENDING: "Pending", ENDED: "Failed"}[activity])
 
 
-# activeDeadlineSeconds of the Job, what its pod does, the Job's conditions, and what is changed
-LIMITS: dict[str, tuple[int | None, str, list[dict[str, str]], dict[str, Any]]] = {
-    "a trainer starts": (None, RUNNING, [], {"activeDeadlineSeconds": 3600}),
-    "it runs": (3600, RUNNING, [], {}),
-    "it has ended, the next one pends": (3600, PENDING, [], {"activeDeadlineSeconds": None}),
-    "it has ended, there is no next one": (3600, ENDED, [], {"activeDeadlineSeconds": None}),
-    "it has ended because of this": (3600, ENDED, FAILING, {}),
+class ActiveDeadlineCase(NamedTuple):
+    job_deadline: int | None
+    activity: str
+    job_conditions: list[dict[str, str]]
+    spec_patch: dict[str, Any]
+
+
+ACTIVE_DEADLINES = {
+    "trainer starts": ActiveDeadlineCase(None, RUNNING, [], {"activeDeadlineSeconds": 3600}),
+    "trainer running": ActiveDeadlineCase(3600, RUNNING, [], {}),
+    "next pod pending": ActiveDeadlineCase(3600, PENDING, [], {"activeDeadlineSeconds": None}),
+    "attempt ended, no next pod": ActiveDeadlineCase(3600, ENDED, [], {"activeDeadlineSeconds": None}),
+    "deadline exceeded": ActiveDeadlineCase(3600, ENDED, FAILING, {}),
 }
 
 
-@pytest.mark.parametrize(("limit", "pod", "conditions", "change"), LIMITS.values(), ids=LIMITS)
-def test_job_patch_active_deadline_set_only_while_trainer_runs(
-    build: type[Builders], limit: int | None, pod: str, conditions: list[dict[str, str]], change: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("case", ACTIVE_DEADLINES.values(), ids=ACTIVE_DEADLINES)
+def test_job_patch_active_deadline_set_only_while_trainer_runs(build: type[Builders], case: ActiveDeadlineCase) -> None:
     job = build.job(startTime=_timestamp_at(0))
-    job["status"]["conditions"] = conditions
-    job["spec"] |= {"backoffLimit": 3} | ({"activeDeadlineSeconds": limit} if limit else {})
+    job["status"]["conditions"] = case.job_conditions
+    job["spec"] |= {"backoffLimit": 3} | ({"activeDeadlineSeconds": case.job_deadline} if case.job_deadline else {})
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}
     status = FineTuneJobStatus(active_seconds=0, accounted_time=_timestamp_at(0))
-    observed = ObservedState(job, (_build_pod(build, pod),), run_policy=RunPolicy(active_deadline_seconds=3600))
-    assert build_job_patch(observed, status).get("spec", {}) == change
+    observed = ObservedState(
+        job, (_build_pod(build, case.activity),), run_policy=RunPolicy(active_deadline_seconds=3600)
+    )
+    assert build_job_patch(observed, status).get("spec", {}) == case.spec_patch
 
 
-# minute at which the pod was created, that at which its trainer started by its node's clock, and the reason later
 STARTS = {
-    "as the Job did": (10, 10, "Retrying"),
-    "earlier, by a clock that is slow": (10, 9, "Retrying"),
-    "before a queue let the Job go on": (8, 9, "StartupDeadlineExceeded"),
+    "with the Job": (10, 10, "Retrying"),
+    "before the Job, by the slow clock of the node": (10, 9, "Retrying"),
+    "before the Job was resumed": (8, 9, "StartupDeadlineExceeded"),
 }
 
 
-@pytest.mark.parametrize(("created", "minute", "reason"), STARTS.values(), ids=STARTS)
+@pytest.mark.parametrize(("created_minute", "started_minute", "reason"), STARTS.values(), ids=STARTS)
 def test_job_status_trainer_ran_with_skewed_clock_counts_as_started(
-    build: type[Builders], created: int, minute: int, reason: str
+    build: type[Builders], created_minute: int, started_minute: int, reason: str
 ) -> None:
     job = build.job(startTime=_timestamp_at(10))
     terminated = {
         "exitCode": 75,
-        "startedAt": _timestamp_at(minute),
+        "startedAt": _timestamp_at(started_minute),
         "finishedAt": _timestamp_at(12),
         "message": "",
         "reason": "Error",
     }
-    pod = build.pod(state={"terminated": terminated}, phase="Failed", created=_timestamp_at(created))
+    pod = build.pod(state={"terminated": terminated}, phase="Failed", created=_timestamp_at(created_minute))
     observed = ObservedState(job, (pod,), run_policy=RunPolicy(startup_deadline_seconds=60))
     assert compute_status(META, FineTuneJobStatus(), observed, _timestamp_at(40)).conditions[0].reason == reason
 
 
 def test_job_patch_any_pod_running_keeps_active_deadline(build: type[Builders]) -> None:
-    """The leader is replaced and pends, and the others hold their GPUs and wait for it."""
+    """The other pods of the attempt run and wait for the pod with index 0, which is replaced."""
     job = build.job(startTime=_timestamp_at(0))
     job["spec"] |= {"backoffLimit": 3, "activeDeadlineSeconds": 3600}
     job["metadata"]["labels"] = {"finetune.dev/job": "bot"}

@@ -1,4 +1,4 @@
-"""What the operator writes: patches that are small, and Events that are told once."""
+"""Merge patches with the changed fields only, and one Event for each transition."""
 
 from __future__ import annotations
 

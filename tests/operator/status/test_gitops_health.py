@@ -1,4 +1,4 @@
-"""What kstatus, Argo CD and Flux take a FineTuneJob for, in every state of the table that the guide shows."""
+"""The health that kstatus, Argo CD and Flux report for a FineTuneJob in each state that the guide documents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_YET_OBSERVED = {**Builders.finetunejob(), "status": {"observedGeneration": 0
 
 
 def _read_documented_health() -> dict[tuple[str, frozenset[str]], list[str]]:
-    """The guide's table: phase and conditions → what kstatus, Argo CD and a waiting Flux take it for."""
+    """Return the guide's table: the health in kstatus, Argo CD and Flux by phase and conditions."""
     section = (ROOT / "docs" / "concepts" / "lifecycle.md").read_text().split("\n## States\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][2:]
     return {
@@ -36,11 +36,12 @@ def _read_documented_health() -> dict[tuple[str, frozenset[str]], list[str]]:
 
 
 def _build_states() -> list[tuple[str, Body, list[str]]]:
-    """Every case of the table: name, FineTuneJob, and what the guide says of it."""
+    """Return the name, the FineTuneJob and the documented health of each state."""
     documented = _read_documented_health()
     states = []
-    for name, (observed, (phase, conditions), *_) in build_state_cases().items():
-        status = compute_status(META, FineTuneJobStatus(), observed, NOW).to_json()
+    for name, case in build_state_cases().items():
+        status = compute_status(META, FineTuneJobStatus(), case.observed, NOW).to_json()
+        phase, conditions = case.phase_and_conditions
         documented_health = documented[phase, frozenset(f"{kind}={truth}" for kind, truth in conditions.items())]
         states.append((name, {**Builders.finetunejob(), "status": status}, documented_health))
     return states
@@ -55,7 +56,7 @@ def _evaluate_argocd(*objects: Body) -> list[dict[str, str]]:
 
 
 def _evaluate_flux(body: Body) -> str:
-    """As https://github.com/fluxcd/pkg/blob/main/runtime/cel/status_evaluator.go does."""
+    """Evaluate as https://github.com/fluxcd/pkg/blob/main/runtime/cel/status_evaluator.go does."""
     (check,) = yaml.safe_load((GITOPS / "flux" / "wait-for-the-end.yaml").read_text())["spec"]["healthCheckExprs"]
     assert (check["apiVersion"], check["kind"]) == (API_VERSION, KIND)
     if body["status"].get("observedGeneration") not in (None, body["metadata"]["generation"]):
@@ -67,9 +68,9 @@ def _evaluate_flux(body: Body) -> str:
 
 
 def test_lifecycle_guide_shows_every_state_once() -> None:
+    phases = [case.phase_and_conditions for case in build_state_cases().values()]
     states = {
-        (phase, frozenset(f"{k}={v}" for k, v in truths.items()))
-        for _, (phase, truths), *_ in build_state_cases().values()
+        (phase, frozenset(f"{kind}={truth}" for kind, truth in conditions.items())) for phase, conditions in phases
     }
     assert states == set(_read_documented_health())
 

@@ -1,4 +1,4 @@
-"""The status that follows from what is seen, and how it changes."""
+"""The status that follows from the observed state, and how it changes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tests.support.operator.run_state_table import (
     META,
     NOW,
     RUNNING_STATE,
+    StateCase,
     build_state_cases,
     build_termination_message,
 )
 
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.observed.objects import parse_checkpoint_record, parse_outcome
+from finetune_operator.observed.pod import parse_checkpoint_record, parse_outcome
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status, is_terminal
 from finetune_trainer.contract import Progress, Stage
@@ -33,23 +34,23 @@ def _get_conditions(status: FineTuneJobStatus) -> dict[str, str]:
     return {condition.type: condition.status for condition in status.conditions}
 
 
-def test_job_status_each_state_has_phase_conditions_and_reason() -> None:
-    for name, (observed, (phase, conditions), reason, message) in build_state_cases().items():
-        status = compute_status(META, FineTuneJobStatus(), observed, NOW)
-        assert (status.phase, _get_conditions(status)) == (phase, conditions), name
-        assert {condition.reason for condition in status.conditions} == {reason}, name
-        assert message in status.conditions[0].message, (name, status.conditions[0].message)
-        assert bool(status.completion_time) == is_terminal(status), name
+STATE_CASES = build_state_cases()
 
 
-def test_job_status_terminal_never_changes() -> None:
-    table = build_state_cases()
-    for name, (observed, *_) in table.items():
-        ended = compute_status(META, FineTuneJobStatus(), observed, NOW)
-        if is_terminal(ended):
-            assert all(
-                compute_status(META, ended, other_observed, LATER) == ended for other_observed, *_ in table.values()
-            ), name
+@pytest.mark.parametrize("case", STATE_CASES.values(), ids=STATE_CASES)
+def test_job_status_each_state_has_phase_conditions_and_reason(case: StateCase) -> None:
+    status = compute_status(META, FineTuneJobStatus(), case.observed, NOW)
+    assert (status.phase, _get_conditions(status)) == case.phase_and_conditions
+    assert {condition.reason for condition in status.conditions} == {case.reason}
+    assert case.message_part in status.conditions[0].message
+    assert bool(status.completion_time) == is_terminal(status)
+
+
+@pytest.mark.parametrize("case", STATE_CASES.values(), ids=STATE_CASES)
+def test_job_status_terminal_never_changes(case: StateCase) -> None:
+    status = compute_status(META, FineTuneJobStatus(), case.observed, NOW)
+    if is_terminal(status):
+        assert all(compute_status(META, status, other.observed, LATER) == status for other in STATE_CASES.values())
 
 
 def test_job_status_terminal_follows_generation(build: type[Builders]) -> None:
@@ -58,10 +59,10 @@ def test_job_status_terminal_follows_generation(build: type[Builders]) -> None:
     assert compute_status(changed, ended, ObservedState(), LATER).observed_generation == 2
 
 
-def test_job_status_same_observation_is_idempotent() -> None:
-    for name, (observed, *_) in build_state_cases().items():
-        once = compute_status(META, FineTuneJobStatus(), observed, NOW)
-        assert compute_status(META, once, observed, LATER) == once, name
+@pytest.mark.parametrize("case", STATE_CASES.values(), ids=STATE_CASES)
+def test_job_status_same_observation_is_idempotent(case: StateCase) -> None:
+    once = compute_status(META, FineTuneJobStatus(), case.observed, NOW)
+    assert compute_status(META, once, case.observed, LATER) == once
 
 
 def test_job_status_transition_time_changes_only_with_condition(build: type[Builders]) -> None:
@@ -73,23 +74,21 @@ def test_job_status_transition_time_changes_only_with_condition(build: type[Buil
 
 
 STAGE_MESSAGES = {
-    "WaitingForOutput": "waits until another run has released spec.output.uri (at most 120 s)",
-    "Downloading": "downloads model and data",
-    "Training": "trains",
-    "Evaluating": "evaluates the model",
+    "WaitingForOutput": "is waiting for another run to release spec.output.uri (at most 120 s)",
+    "Downloading": "is downloading the model and the data",
+    "Training": "is training",
+    "Evaluating": "is evaluating the model",
 }
 
 
-@pytest.mark.parametrize(("stage", "words"), STAGE_MESSAGES.items())
-def test_job_status_message_names_stage(build: type[Builders], stage: str, words: str) -> None:
+@pytest.mark.parametrize(("stage", "activity"), STAGE_MESSAGES.items())
+def test_job_status_message_names_stage(build: type[Builders], stage: str, activity: str) -> None:
     progress = Progress(stage=Stage(stage), percentage=5, last_update_time=NOW)
     running = ObservedState(build.job(), (build.pod(state=RUNNING_STATE, phase="Running"),), progress=progress)
     status = compute_status(META, FineTuneJobStatus(), running, NOW)
-    assert status.conditions[0].message == f"Pod bot-1 {words}."
+    assert status.conditions[0].message == f"Pod bot-1 {activity}."
     without_progress = dataclasses.replace(running, progress=None)
-    assert compute_status(META, status, without_progress, NOW) == status, (
-        "one question without an answer changes nothing"
-    )
+    assert compute_status(META, status, without_progress, NOW) == status  # One failed request changes nothing.
 
 
 def test_job_status_new_pod_without_progress_names_no_stage(build: type[Builders]) -> None:
@@ -99,27 +98,31 @@ def test_job_status_new_pod_without_progress_names_no_stage(build: type[Builders
     ended = build.pod(state=build.terminated(137), phase="Failed")
     second_pod = build.pod("bot-2", {"running": {"startedAt": LATER}}, "Running", created=LATER)
     status = compute_status(META, status, ObservedState(build.job(), (ended, second_pod)), LATER)
-    assert status.conditions[0].message == "Pod bot-2 runs."
-    loads = Progress(stage="Loading", last_update_time=LATER)
-    status = compute_status(META, status, ObservedState(build.job(), (ended, second_pod), loads), LATER)
-    assert status.conditions[0].message == "Pod bot-2 loads the model."
+    assert status.conditions[0].message == "Pod bot-2 is running."
+    loading = Progress(stage="Loading", last_update_time=LATER)
+    status = compute_status(META, status, ObservedState(build.job(), (ended, second_pod), loading), LATER)
+    assert status.conditions[0].message == "Pod bot-2 is loading the model."
 
 
 KILLED = {
-    "killed": ("Error", "BackoffLimitExceeded", "The last attempt ended with exit status 137 (Error) and left no word"),
-    "out of memory": ("OOMKilled", "OOMKilled", "The last attempt used more memory than its limit; raise spec.compute"),
+    "killed": (
+        "Error",
+        "BackoffLimitExceeded",
+        "The last attempt exited with code 137 (Error) and wrote no termination message.",
+    ),
+    "out of memory": ("OOMKilled", "OOMKilled", "The last attempt exceeded its memory limit. Raise spec.compute"),
 }
 
 
-@pytest.mark.parametrize(("said", "reason", "message"), KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize(("container_reason", "reason", "message"), KILLED.values(), ids=KILLED)
 def test_job_status_killed_attempt_keeps_reason_with_checkpoint_record(
-    build: type[Builders], said: str, reason: str, message: str
+    build: type[Builders], container_reason: str, reason: str, message: str
 ) -> None:
     record = json.dumps({"checkpoint": {"step": 5, "time": NOW, "invented": 1}, "invented": 1}) + " " * 20
     job = build.job({"FailureTarget": ("BackoffLimitExceeded", "x"), "Failed": ("BackoffLimitExceeded", "x")})
     bare, with_record = (
         compute_status(META, FineTuneJobStatus(), ObservedState(job, (build.pod(state=state, phase="Failed"),)), NOW)
-        for state in (build.terminated(137, "", said), build.terminated(137, record, said))
+        for state in (build.terminated(137, "", container_reason), build.terminated(137, record, container_reason))
     )
     assert (
         {condition.reason for condition in with_record.conditions}
@@ -245,4 +248,4 @@ def test_job_status_progress_unchanged_is_stalled_until_it_moves(build: type[Bui
     assert (stalled.phase, observe(stalled, 13, 5)) == ("Running", stalled)
     assert observe(stalled, 14, 6).conditions[0].reason == "PodRunning"
     silent = observe(FineTuneJobStatus(), 1, None)
-    assert observe(silent, 50, None).conditions[0].reason == "PodRunning"  # it cannot be asked: nothing is known
+    assert observe(silent, 50, None).conditions[0].reason == "PodRunning"  # The progress is unknown.

@@ -1,4 +1,4 @@
-"""Metrics say what happened, cost little, and are written down."""
+"""Metrics are correct, cheap and documented."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.operator.api_server import find_free_port
+from tests.support.operator.builders import build_key
 from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
-from finetune_operator.controller import state_collector
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.controller import state_collector, transition_metrics
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import parse_verb_and_resource
 from finetune_operator.manager import Manager
 from finetune_operator.telemetry import counters
@@ -73,7 +74,7 @@ def test_counters_full_lifecycle_is_counted_once() -> None:
     ]  # fmt: skip
     waited, run_seconds = get_metric_value("finetune_job_queue_duration_seconds_sum"), _get_run_duration_sum()
     for old, new in zip(steps, [*steps[1:], steps[-1]], strict=True):
-        counters.count_status_change(meta, old, new)
+        transition_metrics.count_status_change(meta, old, new)
     assert get_metric_value("finetune_job_attempts_total", namespace="counted") == 2
     assert get_metric_value("finetune_job_interruptions_total", namespace="counted") == 1
     assert get_metric_value("finetune_job_gpu_seconds_total", namespace="counted") == 200
@@ -87,19 +88,19 @@ def _get_run_duration_sum() -> float:
     return get_metric_value("finetune_job_run_duration_seconds_sum", phase="Complete")
 
 
-def _build_store(build: type[Builders], count: int) -> InformerCache:
-    store = InformerCache()
+def _build_cache(build: type[Builders], count: int) -> FineTuneJobCache:
+    cache = FineTuneJobCache()
     for number in range(count):
         body = build.finetunejob(f"bot-{number:05}", uid=f"u{number}")
         running = {"type": "Running", "status": "True", "reason": "PodRunning"}
         body["status"] = {"phase": "Running", "conditions": [running], "progress": {"percentage": 40, "loss": 1.5}}
-        store.finetunejobs.update(("team", body["metadata"]["name"]), body)
-    return store
+        cache.finetunejobs.update(build_key(body["metadata"]["name"]), body)
+    return cache
 
 
 def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]) -> None:
     metric_families = {
-        family.name: family for family in state_collector.collect_job_gauges(_build_store(build, 12), 10)
+        family.name: family for family in state_collector.collect_job_gauges(_build_cache(build, 12), 10)
     }
     shown = [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples]
     assert shown == [f"bot-{number:05}" for number in range(10)]
@@ -109,12 +110,12 @@ def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]
 
 
 def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders]) -> None:
-    store = _build_store(build, 1)
+    cache = _build_cache(build, 1)
     body = build.finetunejob("done", uid="d")
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
-    store.finetunejobs.update(("team", "done"), body)
-    store.finetunejobs.update(("team", "new"), build.finetunejob("new", uid="n"))
-    metric_families = {family.name: family for family in state_collector.collect_job_gauges(store, 10)}
+    cache.finetunejobs.update(build_key("done"), body)
+    cache.finetunejobs.update(build_key("new"), build.finetunejob("new", uid="n"))
+    metric_families = {family.name: family for family in state_collector.collect_job_gauges(cache, 10)}
     assert metric_families["finetune_job_eval_loss"].samples == []
     assert [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples] == ["bot-00000"]
     phases = {sample.labels["phase"]: sample.value for sample in metric_families["finetune_jobs"].samples}
@@ -122,23 +123,23 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
 
 
 def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
-    store = InformerCache()
-    store.finetunejobs.update(("team", "bot"), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
+    cache = FineTuneJobCache()
+    cache.finetunejobs.update(build_key(), build.finetunejob(spec={"compute": {"nodes": 2, "gpusPerNode": 4}}))
     for name, state in (("bot-0", RUNNING), ("bot-1", RUNNING), ("bot-2", build.terminated(1))):
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
-        store.pods.update(("team", "bot"), pod)
+        cache.pods.update(build_key(), pod)
     (gpus,) = next(
-        family for family in state_collector.collect_job_gauges(store, 10) if family.name == "finetune_gpus"
+        family for family in state_collector.collect_job_gauges(cache, 10) if family.name == "finetune_gpus"
     ).samples
     assert (gpus.labels["namespace"], gpus.value) == ("team", 8)
 
 
 def test_collector_5000_jobs_scrape_takes_under_half_a_second(build: type[Builders]) -> None:
-    """Generously: it takes some 40 ms."""
-    store = _build_store(build, 5000)
+    """The limit is generous: a scrape takes about 40 ms."""
+    cache = _build_cache(build, 5000)
     started = time.process_time()
-    list(state_collector.collect_job_gauges(store, 1000))
+    list(state_collector.collect_job_gauges(cache, 1000))
     assert time.process_time() - started < 0.5
 
 

@@ -1,10 +1,10 @@
-"""The variables of the operator's container, as the kubelet sets them."""
+"""The environment variables of the operator's container in a rendered Deployment."""
 
 from typing import Any
 
 
 def read_environment(deployment: dict[str, Any]) -> dict[str, str]:
-    """Name and value; the one that is not written out is the pod's own namespace."""
+    """Return the variables by name. The one that refers to a field of the pod gets the namespace of the release."""
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     return {
         variable["name"]: variable["value"] if "value" in variable else _resolve_field_ref(variable, deployment)

@@ -1,4 +1,4 @@
-"""Manifests that the API server is to take or to refuse, as changes of a good one."""
+"""Manifests that the API server must accept or reject, as changes to a valid one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A namespace, a bucket, and the FineTuneJobs that run there: real images, a real kubelet, a real S3 server."""
+"""A namespace and a bucket for FineTuneJobs in a cluster with real images, a real kubelet and a real S3 server."""
 
 import json
 import secrets
@@ -27,7 +27,7 @@ SECRET, WRONG_SECRET, UNKNOWN_SECRET = "s3-credentials", "wrong-secret-key", "un
 
 
 class ClusterHarness:
-    """One namespace, one bucket, and the FineTuneJobs in it."""
+    """A namespace and a bucket, and helpers to create FineTuneJobs there and to wait for them."""
 
     def __init__(self, cluster: "Cluster", s3: "S3Client") -> None:
         self.token = secrets.token_hex(4)
@@ -36,7 +36,7 @@ class ClusterHarness:
         self._cluster = cluster
 
     def set_up(self, model: Path) -> None:
-        """Data and base model in the bucket; a namespace of the restricted kind; keys in Secrets."""
+        """Upload data and base model; create a namespace with restricted Pod Security and its Secrets."""
         self.s3.create_bucket(Bucket=self.bucket)
         for key, body in _build_bucket_objects().items():
             self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
@@ -66,7 +66,7 @@ class ClusterHarness:
         return template.replace("{bucket}", self.bucket).replace("{token}", self.token)
 
     def build_manifest(self, name: str, **changes: Any) -> str:
-        """A FineTuneJob that succeeds, unless the changes say otherwise."""
+        """Return a FineTuneJob as JSON. It succeeds unless the changes make it fail."""
         spec = {
             "model": {"uri": self.fill_placeholders(changes.get("model", "s3://{bucket}/base/")), "maxLength": 128},
             "dataset": {"sources": [
@@ -109,7 +109,7 @@ class ClusterHarness:
         return dict(self.get_object("ftj", name).get("status", {}))
 
     def wait_for(self, name: str, is_done: Callable[[Manifest], bool], seconds: int = 900) -> Manifest:
-        """The status once `done` holds, which is not waited for when the run is over."""
+        """Return the status as soon as `is_done` is true for it. Fail if the run ends first, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not is_done(status := self.get_status(name)):
             assert time.monotonic() < deadline, f"{name} after {seconds} s: {status}"
@@ -118,27 +118,27 @@ class ClusterHarness:
         return status
 
     def wait_until_running(self, name: str) -> None:
-        """Wait until the trainer runs."""
+        """Wait until the phase is Running."""
         self.wait_for(name, lambda status: status.get("phase") == "Running")
 
     def wait_until_finished(self, name: str) -> Manifest:
-        """The status of a run that is over."""
+        """Wait until the run is complete or failed. Return its status."""
         return self.wait_for(name, lambda status: status.get("phase") in TERMINAL_PHASES)
 
     def list_pods(self, name: str, extra_selector: str = "") -> list[str]:
-        """Oldest first."""
+        """Return the names of the run's pods, the oldest first."""
         selector = f"--selector=finetune.dev/job={name}{extra_selector}"
         return self.kubectl("get", "pods", selector, "--sort-by=.metadata.creationTimestamp", "--output=name").split()
 
     def wait_until_deleted(self, name: str, seconds: int = 180) -> None:
-        """Wait until a deleted run's Job and pods are gone."""
+        """Wait until the Job and the pods of a deleted run no longer exist."""
         deadline = time.monotonic() + seconds
         while self.list_pods(name) or self.kubectl("get", "job", name, "--ignore-not-found", "--output=name"):
             assert time.monotonic() < deadline, f"Job and pods of {name} are still there after {seconds} s"
             time.sleep(2)
 
     def list_keys(self, prefix: str) -> set[str]:
-        """What lies below a prefix of the bucket, without the prefix."""
+        """Return the keys below a prefix of the bucket, without the prefix."""
         objects = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
         return {item["Key"].removeprefix(prefix) for item in objects}
 
@@ -176,7 +176,7 @@ def find_condition(status: Manifest, condition_type: str) -> Manifest:
 
 @contextmanager
 def open_cluster_harness(cluster: "Cluster", model: Path) -> Iterator[ClusterHarness]:
-    """Data, a base model and keys are there; the namespace goes in the end."""
+    """Yield a harness that is set up, and delete its namespace at the end."""
     credentials = cluster.s3
     s3 = boto3.client(
         "s3", endpoint_url=credentials.url, region_name=credentials.region,

@@ -1,4 +1,4 @@
-"""Where a run may not run, what it may not use or measure, as changes of a good manifest."""
+"""Invalid output, storage, compute, evaluation and tracking, as changes to a valid manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.cluster.manifests import (
     VALIDATION_SPLIT,
 )
 
-# name: (changes to the good manifest, field in the answer, words in the answer)
+# name: (changes to the valid manifest, field in the error, text in the error)
 INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     # output and storage
     "no output": ({"spec.output": ABSENT}, "spec.output", "Required value"),

@@ -1,4 +1,4 @@
-"""Models, data and training that the API server is to refuse, as changes of a good manifest."""
+"""Invalid models, datasets and training settings, as changes to a valid manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.cluster.manifests import ABSENT, FIELDS, LORA, PREPARATION, SECRET, SOURCE
 
-# name: (changes to the good manifest, field in the answer, words in the answer)
+# name: (changes to the valid manifest, field in the error, text in the error)
 INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "name of 53 characters": ({"metadata.name": "a" * 53}, "<nil>", "at most 52 characters"),
     "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),

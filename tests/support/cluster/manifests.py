@@ -1,4 +1,4 @@
-"""A FineTuneJob that is good, and copies of it with changes."""
+"""A valid FineTuneJob, and copies of it with changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ABSENT = object()
 
 
 def build_valid_manifest(name: str = "good") -> Manifest:
-    """The least that is valid."""
+    """Return a FineTuneJob with the required fields only."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -28,7 +28,7 @@ def build_valid_manifest(name: str = "good") -> Manifest:
 
 
 def apply_changes(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
-    """A copy with values set by dotted path; a number is a list's index, ABSENT removes."""
+    """Return a copy with values set by dotted path. A number is the index of a list; ABSENT removes the field."""
     result = copy.deepcopy(manifest)
     for path, value in changes.items():
         *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))

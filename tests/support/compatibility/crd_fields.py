@@ -1,8 +1,9 @@
-"""The defaults and the required fields of `spec` as the CRD has them."""
+"""The defaults and the required fields of `spec` in the schema of the CRD."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from finetune_operator.codegen.crd import build_root_schema
@@ -11,22 +12,23 @@ Schema = dict[str, Any]
 
 
 def collect_defaults() -> dict[str, Any]:
-    """By path of a field: the default that the API server writes."""
-    return {path: schema["default"] for path, schema in _iter_spec_fields() if "default" in schema}
+    """Return the default of each field that has one, by path."""
+    return {path: schema["default"] for path, schema in _list_spec_fields() if "default" in schema}
 
 
 def list_fields_without_default() -> list[str]:
-    """Paths of the others."""
-    return [path for path, schema in _iter_spec_fields() if "default" not in schema]
+    """Return the paths of the fields without a default."""
+    return [path for path, schema in _list_spec_fields() if "default" not in schema]
 
 
 def collect_required_fields() -> dict[str, list[str]]:
-    """By path of an object: the fields that must be there."""
-    return {path: sorted(schema.get("required", [])) for path, schema in _iter_spec_fields() if "properties" in schema}
+    """Return the required fields of each object, by path."""
+    return {path: sorted(schema.get("required", [])) for path, schema in _list_spec_fields() if "properties" in schema}
 
 
-def _iter_spec_fields() -> Iterator[tuple[str, Schema]]:
-    yield from _iter_fields("spec", build_root_schema()["properties"]["spec"])
+@cache
+def _list_spec_fields() -> list[tuple[str, Schema]]:
+    return list(_iter_fields("spec", build_root_schema()["properties"]["spec"]))
 
 
 def _iter_fields(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:

@@ -22,7 +22,7 @@ _PROGRESS = contract.Progress(stage=contract.Stage.TRAINING, last_update_time="2
 
 
 def collect_public_names() -> dict[str, dict[str, str]]:
-    """By kind of name: each name, with what belongs to it (labels of a metric, value of an exit code)."""
+    """Return the public names by kind, each with its labels (of a metric), exit code (of a reason) or value."""
     return {
         "conditions": _without_details(ConditionType),
         "phases": _without_details(Phase),

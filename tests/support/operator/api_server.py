@@ -1,4 +1,4 @@
-"""A real etcd and kube-apiserver, without controllers: the tests play them."""
+"""Runs a real etcd and kube-apiserver without controllers. The tests act as the controllers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _start_process(folder: Path, command: list[Path | str]) -> subprocess.Popen[
 
 @contextmanager
 def run_api_server(folder: Path, extra_flags: Mapping[str, object] | None = None) -> Iterator[str]:
-    """The URL of a kube-apiserver with the CRD, and with more flags. No controllers run: the tests play them."""
+    """Run a kube-apiserver with the CRD and additional flags. Yields its URL."""
     tools.ensure_built()
     etcd, apiserver = tools.find_program("etcd"), tools.find_program("kube-apiserver")
     etcd_port, etcd_peer_port, port = (find_free_port() for _ in range(3))
@@ -99,7 +99,7 @@ async def _is_served(session: aiohttp.ClientSession, url: str) -> bool:
 
 @asynccontextmanager
 async def open_session(token: str = ADMIN_TOKEN) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session as administrator, or as the operator."""
+    """Open a session as administrator, or as the operator."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     headers = {"Authorization": f"Bearer {token}"}
@@ -109,7 +109,7 @@ async def open_session(token: str = ADMIN_TOKEN) -> AsyncIterator[aiohttp.Client
 
 
 def write_kubeconfig(folder: Path, server: str, token: str = "unused") -> Path:
-    """A file that leads to that server."""
+    """Write a kubeconfig for that server."""
     path = folder / "kubeconfig"
     path.write_text(f"""
 apiVersion: v1

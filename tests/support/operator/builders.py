@@ -1,16 +1,33 @@
-"""Builders of bodies: what stands in the API server, and what Job controller and kubelet make of it."""
+"""Builders of objects, as users, the API server, the Job controller and the kubelet write them."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+from finetune_operator.api import KIND
+from finetune_operator.api.objects import ObjectKey
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
+from finetune_operator.manager import Manager
+
 Body = dict[str, Any]
 NOW = "2026-11-23T08:00:00Z"
 
 
+def build_key(name: str = "bot", namespace: str = "team") -> ObjectKey:
+    """Return the key of a FineTuneJob."""
+    return ObjectKey(KIND, namespace, name)
+
+
+def get_cache(manager: Manager) -> FineTuneJobCache:
+    """Return the manager's cache of FineTuneJobs."""
+    cache = manager.controllers[KIND].informer
+    assert isinstance(cache, FineTuneJobCache)
+    return cache
+
+
 def merge_objects(base: Body, changes: Body) -> Body:
-    """`base` with `changes`, dicts merged, None removing."""
+    """Merge `changes` into a copy of `base`. None removes a field."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
         if value is None:
@@ -23,7 +40,7 @@ def merge_objects(base: Body, changes: Body) -> Body:
 
 
 def build_manifest(name: str = "bot", namespace: str = "team", spec: Body | None = None, **metadata: Any) -> Body:
-    """A FineTuneJob as a person writes it."""
+    """Build a FineTuneJob as a user writes it."""
     base = {
         "model": {"uri": "hf://org/name"},
         "dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}]},
@@ -39,13 +56,13 @@ def build_manifest(name: str = "bot", namespace: str = "team", spec: Body | None
 
 
 def build_finetunejob(name: str = "bot", spec: Body | None = None, **metadata: Any) -> Body:
-    """A FineTuneJob as the API server gives it."""
+    """Build a FineTuneJob as the API server returns it."""
     server_fields = {"uid": "uid-bot", "generation": 1, "resourceVersion": "10", "creationTimestamp": NOW}
     return build_manifest(name, spec=spec, **{**server_fields, **metadata})
 
 
 def build_job(conditions: dict[str, tuple[str, str]] | None = None, suspend: bool = False, **status: Any) -> Body:
-    """A Job as the Job controller leaves it; conditions as {type: (reason, message)}."""
+    """Build a Job as the Job controller leaves it. Conditions are {type: (reason, message)}."""
     true_conditions = [
         {"type": condition_type, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
         for condition_type, (reason, message) in (conditions or {}).items()
@@ -58,7 +75,7 @@ def build_job(conditions: dict[str, tuple[str, str]] | None = None, suspend: boo
 
 
 def build_pod(name: str = "bot-1", state: Body | None = None, phase: str = "Pending", **extra: Any) -> Body:
-    """A pod as the kubelet leaves it; `state` is the trainer container's."""
+    """Build a pod as the kubelet leaves it. `state` is that of the trainer container."""
     statuses = [{"name": "istio-proxy", "state": {"running": {}}}, {"name": "trainer", "state": state}]
     created = extra.pop("created", NOW)
     return {
@@ -69,14 +86,14 @@ def build_pod(name: str = "bot-1", state: Body | None = None, phase: str = "Pend
 
 
 def build_terminated_state(exit_code: int, message: str = "", reason: str = "Error") -> Body:
-    """The trainer container's state after its end."""
+    """Build the state of a terminated trainer container."""
     return {
         "terminated": {"exitCode": exit_code, "reason": reason, "message": message, "startedAt": NOW, "finishedAt": NOW}
     }
 
 
 class Builders:
-    """The builders in one hand: with importlib mode a test cannot import a module of helpers."""
+    """All builders, for the fixture `build`."""
 
     manifest = staticmethod(build_manifest)
     finetunejob = staticmethod(build_finetunejob)

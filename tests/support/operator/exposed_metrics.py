@@ -1,4 +1,4 @@
-"""What the operator exposes, as Prometheus sees it."""
+"""The metrics that the operator exposes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
-from tests.support.operator.builders import build_finetunejob
+from tests.support.operator.builders import build_finetunejob, build_key
 
 from finetune_operator.controller import state_collector
 from finetune_operator.controller.work_queue import WorkQueue
-from finetune_operator.kube.cache import InformerCache
+from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
 from finetune_operator.telemetry import counters
 
@@ -20,7 +20,7 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"),
 
 @functools.cache
 def list_metric_families() -> dict[str, tuple[str, set[str]]]:
-    """Name as the documentation has it → kind and labels."""
+    """Return type and labels of each metric by its documented name."""
     metric_families = {}
     for metric in _collect_metrics():
         suffix = "" if metric.type == "histogram" else _SUFFIXES.get(metric.type, ("",))[0]
@@ -30,7 +30,7 @@ def list_metric_families() -> dict[str, tuple[str, set[str]]]:
 
 @functools.cache
 def list_series_labels() -> dict[str, set[str]]:
-    """Name of each series → its labels."""
+    """Return the labels of each series by its name."""
     series_labels = {}
     for metric in _collect_metrics():
         for suffix in _SUFFIXES.get(metric.type, ("",)):
@@ -43,18 +43,20 @@ def _collect_metrics() -> Iterator[Metric]:
         "percentage": 40, "loss": 1.5, "evalLoss": 2.0, "step": 4, "totalSteps": 10, "tokensPerSecond": 9.5,
         "estimatedRemainingSeconds": 60,
     }  # fmt: skip
-    store = InformerCache()
+    cache = FineTuneJobCache()
     body = build_finetunejob()
     body["status"] = {"phase": "Running", "progress": progress, "lastCheckpointTime": "2026-11-23T08:00:00Z"}
-    store.finetunejobs.update(("team", "bot"), body)
+    cache.finetunejobs.update(build_key(), body)
     pod = {
         "metadata": {"name": "bot-1", "namespace": "team", "uid": "pod", "labels": {"finetune.dev/job": "bot"}},
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
-    store.pods.update(("team", "bot"), pod)
+    cache.pods.update(build_key(), pod)
     yield from counters.REGISTRY.collect()
-    yield from state_collector.collect_operator_gauges(store, WorkQueue(), True, NamespaceRegistry(["team"]))
-    yield from state_collector.collect_job_gauges(store, 10)
+    yield from state_collector.collect_operator_gauges(
+        {"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"])
+    )
+    yield from state_collector.collect_job_gauges(cache, 10)
 
 
 def _label_names(family: Metric) -> set[str]:

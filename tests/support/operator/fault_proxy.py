@@ -1,4 +1,4 @@
-"""What stands between the operator and the world, and fails on demand."""
+"""A proxy with faults between the operator and the API server, and a fake trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.operator.api_server import OPERATOR_TOKEN, find_free_port, op
 
 @dataclass
 class Fault:
-    """What to answer instead."""
+    """A response that replaces the real one."""
 
     method: str
     path_part: str
@@ -27,7 +27,7 @@ class Fault:
 
 
 class ThreadedServer(ABC):
-    """A web server in a thread of its own: when kopf stops, it cancels every task of its loop, whoever made it."""
+    """A web server in its own thread. kopf cancels all tasks of its event loop when it stops."""
 
     def __init__(self) -> None:
         self.port = find_free_port()
@@ -68,7 +68,7 @@ WRITE_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "d
 
 
 def required_permission(request: web.Request) -> tuple[str, str, str] | None:
-    """Verb, group and resource that a request has to have the right to; none for what is no resource's."""
+    """Return verb, group and resource of the permission that a request needs, or None for other paths."""
     prefix, *parts = request.path.strip("/").split("/")
     group = "" if prefix == "api" else parts.pop(0) if parts else ""
     parts = parts[1:]  # the version
@@ -86,11 +86,11 @@ Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
 
 async def pass_through(_: web.Request) -> None:
-    """Nothing."""
+    """Intercept no request."""
 
 
 def build_error_response(status: int, **headers: str) -> web.Response:
-    """What an API server in trouble says."""
+    """Build the response of a failing API server."""
     body = {"kind": "Status", "status": "Failure", "reason": "Injected", "message": "injected", "code": status}
     return web.json_response(
         body, status=status, headers={key.replace("_", "-"): value for key, value in headers.items()}
@@ -98,7 +98,7 @@ def build_error_response(status: int, **headers: str) -> web.Response:
 
 
 class FaultProxy(ThreadedServer):
-    """Stands between operator and API server."""
+    """A proxy between operator and API server."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -128,11 +128,11 @@ class FaultProxy(ThreadedServer):
         await self._stack.aclose()
 
     def fail_next(self, method: str, path_part: str, status: int, after_effect: bool = False, **headers: str) -> None:
-        """Fail the next request of that method with that part in its path; if `late`, after it had its effect."""
+        """Fail the next request with that method and path part. If `late`, the request is executed before."""
         self.faults.append(Fault(method, path_part, status, after_effect, headers))
 
     def list_writes(self) -> list[tuple[str, str]]:
-        """What changed something, Events apart."""
+        """Return all writes except Events."""
         return [request for request in self.requests if request[0] != "GET" and not request[1].endswith("/events")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -194,7 +194,7 @@ class FaultProxy(ThreadedServer):
 
 
 class FakeTrainer(ThreadedServer):
-    """A pod's `GET /progress`: answers with `answer`, or as `handler` says."""
+    """Serves `GET /progress` of a pod: responds with `answer`, or with `handler`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One life of a run on a real API server; the test plays Job controller and kubelet."""
+"""The complete lifecycle of a run on a real API server. The test acts as Job controller and kubelet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _wait_until(world: NamespaceHarness, predicate: Callable[[NamespaceHar
 
 
 async def play_full_lifecycle(world: NamespaceHarness) -> Status:
-    """Started, changed, suspended, resumed, completed; waits for what stands in the cluster, not for its status."""
+    """Start, change, suspend, resume and complete a run. Waits for objects in the cluster, not for the status."""
     await world.create_finetunejob()
     await _wait_until(world, _has_job)
     await world.create_pod()
@@ -54,7 +54,7 @@ async def play_full_lifecycle(world: NamespaceHarness) -> Status:
 
 
 def _drop_observation_times(status: Status) -> Status:
-    """Without the times at which the operator saw it, and what follows from them."""
+    """Remove the times of observation, and what depends on them."""
     condition_times = {"lastTransitionTime"}
     conditions = [
         {key: value for key, value in condition.items() if key not in condition_times}
@@ -93,5 +93,5 @@ async def _is_complete(world: NamespaceHarness) -> bool:
 
 
 def count_jobs_created(world: NamespaceHarness) -> int:
-    """How many times the operator asked for one."""
+    """Return the number of requests to create a Job."""
     return sum((method, path) == ("POST", world.path("jobs")) for method, path in world.proxy.requests)

@@ -1,4 +1,4 @@
-"""A namespace of the API server, the operator in it, and what Kubernetes' controllers would do."""
+"""A namespace of the API server with the operator. Acts as Kubernetes' controllers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import kopf
 from tests.support.operator.builders import NOW, Body, build_manifest
 from tests.support.operator.fault_proxy import FaultProxy
 
+from finetune_operator.controller.controller import Controller
 from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
@@ -30,7 +31,7 @@ LEASE_NAME = "operator"
 
 
 def build_lease_rules(name: str) -> list[Body]:
-    """In the operator's own namespace; the name of what is created cannot be told."""
+    """Return the rules for the Lease. RBAC cannot restrict the name of a created object."""
     lease_rule = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
     return [{**lease_rule, "verbs": ["create"]}, {**lease_rule, "resourceNames": [name], "verbs": ["get", "update"]}]
 
@@ -39,11 +40,11 @@ T = TypeVar("T")
 
 
 class RequestRejected(AssertionError):
-    """The API server's refusal of what a test asked for."""
+    """The API server rejected a request of the test."""
 
 
 class NamespaceHarness:
-    """A namespace of the API server, and what the Job controller and the kubelet would do in it."""
+    """A namespace of the API server. Acts as the Job controller and the kubelet in it."""
 
     def __init__(self, session: aiohttp.ClientSession, proxy: FaultProxy, namespace: str, settings: Settings) -> None:
         self._session = session
@@ -71,7 +72,7 @@ class NamespaceHarness:
         )
 
     async def grant_role(self, rules: list[Body], name: str = "operator") -> None:
-        """Give the operator these rights in its namespace, by a Role of that name."""
+        """Grant the operator these permissions in its namespace with a Role of that name."""
         api_path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{self.namespace}"
         await self.call("POST", f"{api_path}/roles", {"metadata": {"name": name}, "rules": rules})
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
@@ -91,18 +92,18 @@ class NamespaceHarness:
         await self.call("DELETE", self.path(plural, name), {"propagationPolicy": "Background"})
 
     async def patch_spec(self, spec: Body, name: str = "bot") -> None:
-        """What a person or a GitOps tool edits."""
+        """Edit the spec as a user or a GitOps tool does."""
         await self.call("PATCH", self.path("finetunejobs", name), {"spec": spec})
 
     async def finish_job_deletion(self, name: str = "bot", index: int = 1) -> None:
-        """What the garbage collector does about a Job that is deleted in the foreground: its pod goes, then it."""
+        """Act as the garbage collector for a Job that is deleted in the foreground: delete its pod, then the Job."""
         with suppress(RequestRejected):
             await self.call("DELETE", self.path("pods", f"{name}-{index}"), {"gracePeriodSeconds": 0})
         await self.call("PATCH", self.path("jobs", name), {"metadata": {"finalizers": None}})
 
     @asynccontextmanager
     async def record_status_history(self) -> AsyncIterator[list[Body]]:
-        """Every status that FineTuneJobs have from now on, one after the other."""
+        """Record every status of the FineTuneJobs from now on."""
         statuses, url = list[Body](), f"{self.proxy.target}{self.path('finetunejobs')}?watch=1"
         async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as response:
 
@@ -116,7 +117,7 @@ class NamespaceHarness:
             task.cancel()
 
     async def wait_until(self, probe: Callable[[], Awaitable[T | None]], seconds: float = 15) -> T:
-        """The first answer of `probe` that is true."""
+        """Return the first true result of `probe`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(RequestRejected):
@@ -126,7 +127,7 @@ class NamespaceHarness:
         raise AssertionError(f"never true; the operator did {self.proxy.requests[-10:]}")
 
     async def wait_for_reason(self, reason: str, name: str = "bot") -> Body:
-        """Wait for the headline's reason; returns the status."""
+        """Wait until a condition has this reason. Return the status."""
 
         async def probe() -> Body | None:
             status: Body = (await self.get("finetunejobs", name)).get("status", {})
@@ -135,7 +136,7 @@ class NamespaceHarness:
         return await self.wait_until(probe)
 
     async def create_pod(self, name: str = "bot", index: int = 1) -> Body:
-        """What the Job controller creates."""
+        """Create a pod as the Job controller does."""
         job = await self.wait_until(lambda: self.get("jobs", name))
         owner = {
             "apiVersion": "batch/v1",
@@ -150,17 +151,17 @@ class NamespaceHarness:
         return await self.call("POST", self.path("pods"), pod)
 
     async def report_container_state(self, state: Body, phase: str = "Running", name: str = "bot-1") -> None:
-        """What the kubelet reports."""
+        """Report the state of the trainer container as the kubelet does."""
         entry = {"name": "trainer", "state": state, "ready": True, "restartCount": 0, "image": "x", "imageID": "x"}
         status = {"phase": phase, "podIP": "127.0.0.1", "containerStatuses": [entry]}
         await self.call("PATCH", self.path("pods", name, "status"), {"status": status})
 
     async def report_job_start(self, start_time: str, name: str = "bot") -> None:
-        """What the Job controller reports when it lets a Job go on."""
+        """Report the start of a Job as the Job controller does."""
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": {"startTime": start_time}})
 
     async def report_job_end(self, final_type: str, reason: str = "", name: str = "bot", end_time: str = NOW) -> None:
-        """What the Job controller reports; the API server checks that the conditions fit together."""
+        """Report the end of a Job as the Job controller does. The API server validates the conditions."""
         interim_type = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[final_type]
         conditions = [
             {
@@ -179,9 +180,11 @@ class NamespaceHarness:
         await self.call("PATCH", self.path("jobs", name, "status"), {"status": status})
 
     @asynccontextmanager
-    async def run_operator(self, **settings: Any) -> AsyncIterator[Manager]:
-        """The operator, in this process, with kopf and all."""
+    async def run_operator(self, *controllers: Controller, **settings: Any) -> AsyncIterator[Manager]:
+        """Run the operator in this process with kopf, and with more controllers."""
         operator = Manager(self.settings.model_copy(update=settings))
+        for controller in controllers:
+            operator.register(controller)
         stop, ready = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(kopf.operator(**operator.build_kopf_arguments(), stop_flag=stop, ready_flag=ready))
         try:

@@ -1,4 +1,4 @@
-"""Replicas of the operator as processes of their own, each behind a proxy of its own, to be killed and frozen."""
+"""Replicas of the operator as processes, each behind its own proxy, which tests can kill and freeze."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.operator.namespace_harness import LEASE_NAME, NamespaceHarnes
 
 
 class Replica:
-    """One process."""
+    """One replica as a process."""
 
     def __init__(self, world: NamespaceHarness, folder: Path, settings: dict[str, Any]) -> None:
         self.proxy = FaultProxy(world.proxy.target)
@@ -42,7 +42,7 @@ class Replica:
         }
 
     def start(self) -> None:
-        """Reaches the API server through its proxy alone."""
+        """Start the process. It reaches the API server only through its proxy."""
         environment = {f"FINETUNE_OPERATOR_{key.upper()}": str(value) for key, value in self._settings.items()}
         path = write_kubeconfig(self._folder, f"http://127.0.0.1:{self.proxy.port}", self.token)
         with self.log.open("wb") as log:
@@ -54,16 +54,16 @@ class Replica:
             )
 
     def send_signal(self, signal_number: signal.Signals) -> float:
-        """Send a signal; returns when."""
+        """Send a signal. Return the monotonic time."""
         self.process.send_signal(signal_number)
         return time.monotonic()
 
     def list_writes(self) -> list[tuple[str, str]]:
-        """All that it changed or wanted to change, Events too, the Lease not."""
+        """Return all writes, including Events but not the Lease."""
         return [request for request in self.proxy.requests if request[0] != "GET"]
 
     async def fetch(self, path: str, port: int = 0) -> tuple[int, str]:
-        """Status and body of what it serves; (0, "") if it does not answer."""
+        """Return status and body of a response of the replica, or (0, "") without one."""
         url = f"http://127.0.0.1:{port or self.health_port}{path}"
         timeout = aiohttp.ClientTimeout(total=1)
         with suppress(aiohttp.ClientError, TimeoutError):
@@ -72,14 +72,14 @@ class Replica:
         return 0, ""
 
     async def get_role(self) -> str:
-        """`leader` or `standby` once it is ready, else empty."""
+        """Return `leader` or `standby` if the replica is ready, otherwise an empty string."""
         status, text = await self.fetch("/readyz")
         return str(json.loads(text)["role"]) if status == 200 else ""
 
 
 @contextmanager
 def run_replica(replica: Replica) -> Iterator[None]:
-    """From its start to its end."""
+    """Run a replica, and kill it at the end."""
     with replica.proxy:
         replica.start()
         try:
@@ -90,14 +90,14 @@ def run_replica(replica: Replica) -> Iterator[None]:
 
 
 class ReplicaPair:
-    """The leader and the one that stands by."""
+    """A leader and a standby."""
 
     def __init__(self, world: NamespaceHarness, replicas: list[Replica]) -> None:
         self.world = world
         self.replicas = replicas
 
     async def wait_for_one_leader(self) -> tuple[Replica, Replica]:
-        """Wait until one leads and all others stand by."""
+        """Wait until there is one leader. Return it and the standby."""
 
         async def probe() -> list[Replica] | None:
             roles = [await replica.get_role() for replica in self.replicas]
@@ -108,7 +108,7 @@ class ReplicaPair:
         return leader, standby
 
     async def wait_until_leader(self, replica: Replica, seconds: float = 20) -> float:
-        """When it leads."""
+        """Wait until this replica leads. Return the monotonic time."""
 
         async def probe() -> bool:
             return await replica.get_role() == "leader"
@@ -119,7 +119,7 @@ class ReplicaPair:
 
 @asynccontextmanager
 async def run_replica_pair(world: NamespaceHarness, folder: Path, **settings: Any) -> AsyncIterator[ReplicaPair]:
-    """Two replicas."""
+    """Run two replicas."""
     replicas = []
     for name in ("one", "two"):
         (folder / name).mkdir()
@@ -129,5 +129,5 @@ async def run_replica_pair(world: NamespaceHarness, folder: Path, **settings: An
 
 
 def are_distinct(items: list[Any], key: Callable[[Any], object]) -> bool:
-    """Whether no two of them say the same."""
+    """Return whether all items have different keys."""
     return len({key(item) for item in items}) == len(items)

@@ -1,4 +1,4 @@
-"""A run brought into each phase, and its deletion, on a real API server; tests play Kubernetes' controllers."""
+"""Bring a run into each phase, and delete it, on a real API server. Acts as Kubernetes' controllers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OWNED_PLURALS = ("jobs", "services", "pods")
 
 
 def build_outcome_state(exit_code: int, reason: str) -> Body:
-    """The trainer container's state."""
+    """Build the state of a trainer container that ended with this outcome."""
     times = {"startedAt": "2026-11-23T08:00:05Z", "finishedAt": "2026-11-23T08:09:05Z"}
     return {
         "terminated": {"exitCode": exit_code, "message": json.dumps({"reason": reason, "message": "said"}), **times}
@@ -56,7 +56,7 @@ PHASES = {
 
 
 async def collect_garbage(world: NamespaceHarness, uid: str) -> None:
-    """What the garbage collector does when an owner is gone: all goes that it owned, by whatever chain."""
+    """Act as the garbage collector: delete all objects whose owner is deleted, transitively."""
     deleted_uids, options = {uid}, {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
     for plural in OWNED_PLURALS:
         for body in await world.list_objects(plural):
@@ -67,14 +67,14 @@ async def collect_garbage(world: NamespaceHarness, uid: str) -> None:
 
 
 async def delete_in_background(world: NamespaceHarness, body: Body) -> None:
-    """By a person, and what it owned by the garbage collector."""
+    """Delete a run as its user and its objects as the garbage collector."""
     await world.delete("finetunejobs")
     await asyncio.sleep(0.2)
     await collect_garbage(world, body["metadata"]["uid"])
 
 
 async def _delete_in_foreground(world: NamespaceHarness, body: Body) -> None:
-    """As `kubectl delete --cascade=foreground`: it stays, marked, until the garbage collector has done its work."""
+    """Delete as `kubectl delete --cascade=foreground`: the owner stays until its objects are deleted."""
     await world.call("DELETE", world.path("finetunejobs", "bot"), {"propagationPolicy": "Foreground"})
     await asyncio.sleep(0.2)
     await collect_garbage(world, body["metadata"]["uid"])
@@ -86,5 +86,5 @@ DELETIONS = {"background": delete_in_background, "foreground": _delete_in_foregr
 
 
 async def is_everything_deleted(world: NamespaceHarness) -> bool:
-    """Of anything that an operator makes or looks at."""
+    """Return whether no object is left that the operator creates or reads."""
     return not [body for plural in ("finetunejobs", *OWNED_PLURALS) for body in await world.list_objects(plural)]

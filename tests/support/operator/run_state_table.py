@@ -1,9 +1,9 @@
-"""The table of states: what is seen, and the phase, conditions, reason and message that follow."""
+"""The table of states: an observed state, and the phase, conditions, reason and message that follow from it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.support.operator.builders import Builders
 
@@ -27,24 +27,33 @@ JOB_POD_FAILURE_POLICY = {"Failed": ("PodFailurePolicy", "Container trainer fail
 JOB_COMPLETE = {"Complete": ("CompletionsReached", "")}
 
 
+class StateCase(NamedTuple):
+    """A row of the table."""
+
+    observed: ObservedState
+    phase_and_conditions: tuple[str, dict[str, str]]
+    reason: str
+    message_part: str
+
+
 def build_termination_message(reason: str, message: str = "words", **fields: Any) -> str:
     return json.dumps({"reason": reason, "message": message, **fields})
 
 
 def _worker_pod(index: int, state: dict[str, Any], phase: str = "Failed") -> dict[str, Any]:
-    """Another pod than the leader's."""
+    """Return a pod with another index than 0."""
     pod = Builders.pod(f"bot-{index}-x", state, phase)
     pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
     return pod
 
 
 def _expire_grace_period(pod: dict[str, Any]) -> dict[str, Any]:
-    """Its grace period is over."""
+    """Return the pod after its grace period."""
     return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T07:50:00Z"}}
 
 
-def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, str]], str, str]]:
-    """Everything that may be seen → phase, conditions, reason, and a part of the message."""
+def build_state_cases() -> dict[str, StateCase]:
+    """Return all states by name."""
     job, pod, terminated = Builders.job, Builders.pod, Builders.terminated
 
     def finished_attempt(
@@ -89,72 +98,82 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
     oversized_message = build_termination_message("DataInvalid", "x" * OUTCOME_MAX_BYTES)
     outcome_unavailable = "OutcomeUnavailable"
     return {
-        "nothing yet": (ObservedState(), PHASE_WAITING, "JobPending", "about to be created"),
-        "Job refused": (blocked(OperatorReason.JOB_REFUSED), PHASE_WAITING, "JobRefused", "words"),
-        "earlier Job": (blocked(OperatorReason.JOB_PENDING), PHASE_WAITING, "JobPending", "words"),
-        "foreign Job": (blocked(OperatorReason.NAME_CONFLICT, True), PHASE_FAILED, "NameConflict", "words"),
-        "bad spec": (blocked(OperatorReason.INVALID_SPEC, True), PHASE_FAILED, "InvalidSpec", "words"),
-        "bad spec but a Job": (
+        "no Job yet": StateCase(ObservedState(), PHASE_WAITING, "JobPending", "about to be created"),
+        "Job rejected": StateCase(blocked(OperatorReason.JOB_REFUSED), PHASE_WAITING, "JobRefused", "words"),
+        "Job of an earlier FineTuneJob": StateCase(
+            blocked(OperatorReason.JOB_PENDING), PHASE_WAITING, "JobPending", "words"
+        ),
+        "name conflict": StateCase(blocked(OperatorReason.NAME_CONFLICT, True), PHASE_FAILED, "NameConflict", "words"),
+        "invalid spec": StateCase(blocked(OperatorReason.INVALID_SPEC, True), PHASE_FAILED, "InvalidSpec", "words"),
+        "invalid spec, Job exists": StateCase(
             ObservedState(job(), blocked=Blocked(OperatorReason.INVALID_SPEC, "", True)),
             PHASE_STARTING,
             "JobCreated",
             "exists",
         ),
-        "Job, no pod": (ObservedState(job()), PHASE_STARTING, "JobCreated", "exists"),
-        "Job queued": (ObservedState(job(suspend=True)), PHASE_STARTING, "Queued", "suspended"),
-        "pod refused": (
+        "Job without pod": StateCase(ObservedState(job()), PHASE_STARTING, "JobCreated", "exists"),
+        "Job queued": StateCase(ObservedState(job(suspend=True)), PHASE_STARTING, "Queued", "suspended"),
+        "pod rejected": StateCase(
             ObservedState(job(), warning=ReasonMessage("FailedCreate", "exceeded quota")),
             PHASE_STARTING,
             "JobRefused",
             "quota",
         ),
-        "Job being deleted": (ObservedState(deleted_job), PHASE_STARTING, "JobPending", "deleted"),
-        "pod without status": (ObservedState(job(), (pod(),)), PHASE_STARTING, "PodPending", "starting"),
-        "no node": (
+        "Job being deleted": StateCase(ObservedState(deleted_job), PHASE_STARTING, "JobPending", "deleted"),
+        "pod without status": StateCase(ObservedState(job(), (pod(),)), PHASE_STARTING, "PodPending", "starting"),
+        "unschedulable": StateCase(
             ObservedState(job(), (pod(conditions=[unscheduled]),)),
             PHASE_STARTING,
             "Unschedulable",
             "0/3 nodes",
         ),
-        "pulling": (waiting_container("ContainerCreating", ""), PHASE_STARTING, "PodPending", "bot-1"),
-        "image": (waiting_container("ImagePullBackOff"), PHASE_STARTING, "ImagePullFailed", "words"),
-        "image, first try": (waiting_container("ErrImagePull"), PHASE_STARTING, "ImagePullFailed", "words"),
-        "image's name": (waiting_container("InvalidImageName"), PHASE_STARTING, "ImagePullFailed", "words"),
-        "config": (waiting_container("CreateContainerConfigError"), PHASE_STARTING, "ContainerConfigError", "words"),
-        "runtime": (waiting_container("RunContainerError"), PHASE_STARTING, "ContainerConfigError", "words"),
-        "missing Secret": (
+        "image is pulled": StateCase(waiting_container("ContainerCreating", ""), PHASE_STARTING, "PodPending", "bot-1"),
+        "image pull backoff": StateCase(
+            waiting_container("ImagePullBackOff"), PHASE_STARTING, "ImagePullFailed", "words"
+        ),
+        "image pull error": StateCase(waiting_container("ErrImagePull"), PHASE_STARTING, "ImagePullFailed", "words"),
+        "invalid image name": StateCase(
+            waiting_container("InvalidImageName"), PHASE_STARTING, "ImagePullFailed", "words"
+        ),
+        "container config error": StateCase(
+            waiting_container("CreateContainerConfigError"), PHASE_STARTING, "ContainerConfigError", "words"
+        ),
+        "container run error": StateCase(
+            waiting_container("RunContainerError"), PHASE_STARTING, "ContainerConfigError", "words"
+        ),
+        "volume with missing Secret": StateCase(
             waiting_container("ContainerCreating", warning=ReasonMessage("FailedMount", 'secret "k" not found')),
             PHASE_STARTING,
             "ContainerConfigError",
             'secret "k" not found',
         ),
-        "other warning": (
+        "pod warning": StateCase(
             waiting_container("ContainerCreating", warning=ReasonMessage("NetworkNotReady", "cni")),
             PHASE_STARTING,
             "PodPending",
             "cni",
         ),
-        "running": (
+        "running": StateCase(
             ObservedState(job(active=1), (pod(state=RUNNING_STATE, phase="Running"),)),
             PHASE_RUNNING,
             "PodRunning",
             "bot-1",
         ),
-        "pod done, Job not": (
+        "pod succeeded, Job not complete yet": StateCase(
             finished_attempt(0, build_termination_message("Completed")),
             PHASE_RUNNING,
             "PodRunning",
-            "done",
+            "completed",
         ),
-        "container done, pod not": (
+        "container succeeded, pod not yet": StateCase(
             ObservedState(
                 job(active=1), (pod(state=terminated(0, build_termination_message("Completed")), phase="Running"),)
             ),
             PHASE_RUNNING,
             "PodRunning",
-            "done",
+            "completed",
         ),
-        "container failed, pod not": (
+        "container failed, pod not yet": StateCase(
             ObservedState(
                 job(active=1),
                 (pod(state=terminated(75, build_termination_message("StorageUnreachable")), phase="Running"),),
@@ -163,19 +182,19 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "Retrying",
             "StorageUnreachable",
         ),
-        "in vain for good, Job not": (
+        "permanent error, Job not failed yet": StateCase(
             finished_attempt(42, build_termination_message("DataInvalid")),
             PHASE_RUNNING,
             "PodRunning",
             "DataInvalid: words",
         ),
-        "first attempt lost": (
+        "first attempt failed": StateCase(
             finished_attempt(75, build_termination_message("StorageUnreachable")),
             PHASE_STARTING,
             "Retrying",
             "StorageUnreachable",
         ),
-        "next attempt refused": (
+        "pod of second attempt rejected": StateCase(
             ObservedState(
                 job(), (pod(phase="Failed", reason="Evicted"),), warning=ReasonMessage("FailedCreate", "exceeded quota")
             ),
@@ -183,79 +202,79 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "JobRefused",
             "exceeded quota",
         ),
-        "preempted": (
+        "attempt preempted": StateCase(
             finished_attempt(143, build_termination_message("Preempted")),
             PHASE_STARTING,
             "Retrying",
             "Preempted",
         ),
-        "evicted": (
+        "attempt evicted": StateCase(
             ObservedState(job(), (pod(phase="Failed", reason="Evicted", message="low on memory"),)),
             PHASE_STARTING,
             "Retrying",
             "Evicted: low on memory",
         ),
-        "second attempt pending": (
+        "second attempt pending": StateCase(
             ObservedState(job(), (first_pod, pod(**second_pod_fields))),
             PHASE_STARTING,
             "Retrying",
             "no route",
         ),
-        "second attempt, no node": (
+        "second attempt unschedulable": StateCase(
             ObservedState(job(), (first_pod, pod(conditions=[unscheduled], **second_pod_fields))),
             PHASE_STARTING,
             "Unschedulable",
             "no route",
         ),
-        "second attempt runs": (
+        "second attempt running": StateCase(
             ObservedState(job(), (first_pod, pod(state=RUNNING_STATE, phase="Running", **second_pod_fields))),
             PHASE_RUNNING,
             "PodRunning",
             "bot-2",
         ),
-        "complete": (
+        "complete": StateCase(
             finished_attempt(0, build_termination_message("Completed"), conditions=JOB_COMPLETE),
             PHASE_COMPLETE,
             "Completed",
             "words",
         ),
-        "was complete": (
+        "already complete": StateCase(
             finished_attempt(0, build_termination_message("AlreadyComplete"), conditions=JOB_COMPLETE),
             PHASE_COMPLETE,
             "AlreadyComplete",
             "",
         ),
-        "complete, pod gone": (
+        "complete, pod deleted": StateCase(
             ObservedState(job(JOB_COMPLETE)),
             PHASE_COMPLETE,
             outcome_unavailable,
             "spec.output.uri",
         ),
-        "complete, no word": (
+        "complete, no termination message": StateCase(
             finished_attempt(0, conditions=JOB_COMPLETE),
             PHASE_COMPLETE,
             outcome_unavailable,
-            "gone",
+            "termination message is missing",
         ),
-        "complete, says failed": (
+        "complete, outcome of a failure": StateCase(
             finished_attempt(0, build_termination_message("DataInvalid"), conditions=JOB_COMPLETE),
             PHASE_COMPLETE,
             outcome_unavailable,
-            "gone",
+            "termination message is missing",
         ),
-        "complete, deleted": (
+        "complete, Job being deleted": StateCase(
             ObservedState({**deleted_job, **job(JOB_COMPLETE)}),
             PHASE_COMPLETE,
             outcome_unavailable,
-            "gone",
+            "termination message is missing",
         ),
-        "complete, and the word is of the attempt before": (
+        "complete, outcome of the previous attempt": StateCase(
             ObservedState(job(JOB_COMPLETE), (first_pod,)),
             PHASE_COMPLETE,
             outcome_unavailable,
-            "pod's last word is gone",
+            "termination message is missing",
         ),
-        "permanent, of a worker whose pod is older than the leader's": (
+        "permanent error of a worker older than rank 0": StateCase(
             ObservedState(
                 job(JOB_POD_FAILURE_POLICY),
                 (_worker_pod(1, terminated(42, build_termination_message("OutOfMemory"))), peer_lost_pod),
@@ -264,7 +283,7 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "OutOfMemory",
             "words",
         ),
-        "attempts used up, by a worker": (
+        "backoff limit exceeded by a worker": StateCase(
             ObservedState(
                 job(JOB_BACKOFF_LIMIT_EXCEEDED), (_worker_pod(1, terminated(137, reason="OOMKilled")), peer_lost_pod)
             ),
@@ -272,7 +291,7 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "OOMKilled",
             "memory",
         ),
-        "a worker failed, another attempt follows": (
+        "worker failed, retry follows": StateCase(
             ObservedState(
                 job(), (_worker_pod(1, terminated(75, build_termination_message("StorageUnreachable"))), peer_lost_pod)
             ),
@@ -280,69 +299,69 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "Retrying",
             "StorageUnreachable",
         ),
-        "about to fail": (
+        "Job failing": StateCase(
             ObservedState(
                 failing_job, (pod(state=terminated(143, build_termination_message("Preempted")), phase="Failed"),)
             ),
             PHASE_RUNNING,
             "PodRunning",
-            "The Job ends.",
+            "The Job is failing.",
         ),
-        "about to fail, by a worker": (
+        "Job failing because of a worker": StateCase(
             ObservedState(failing_job, (_worker_pod(1, terminated(137, reason="OOMKilled")), peer_lost_pod)),
             PHASE_RUNNING,
             "PodRunning",
             "memory",
         ),
-        "about to fail, though nothing ran": (
+        "Job failing, no trainer started": StateCase(
             ObservedState(failing_job, (pod(phase="Failed", reason="UnexpectedAdmissionError"),)),
             PHASE_STARTING,
             "JobPending",
             "UnexpectedAdmissionError",
         ),
-        "about to fail, but for a pod on a lost node": (
+        "Job failing, pod on a lost node": StateCase(
             ObservedState(failing_job, (_expire_grace_period(pod()),)),
             PHASE_STARTING,
             "NodeLost",
             "out-of-service",
         ),
-        "permanent": (
+        "permanent error": StateCase(
             finished_attempt(42, build_termination_message("DataInvalid"), conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             "DataInvalid",
             "words",
         ),
-        "permanent, no word": (
+        "permanent error, no termination message": StateCase(
             finished_attempt(42, conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             outcome_unavailable,
-            "exit status 42",
+            "code 42",
         ),
-        "permanent, garbage": (
+        "permanent error, malformed termination message": StateCase(
             finished_attempt(42, '{"reason":', conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             outcome_unavailable,
-            "exit status 42",
+            "code 42",
         ),
-        "permanent, huge": (
+        "permanent error, oversized termination message": StateCase(
             finished_attempt(42, oversized_message, conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             outcome_unavailable,
-            "exit status 42",
+            "code 42",
         ),
-        "permanent, unknown word": (
+        "permanent error, unknown reason": StateCase(
             finished_attempt(42, build_termination_message("Hacked"), conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             outcome_unavailable,
-            "exit status 42",
+            "code 42",
         ),
-        "failed, says completed": (
+        "permanent error, outcome of a success": StateCase(
             finished_attempt(42, build_termination_message("Completed"), conditions=JOB_POD_FAILURE_POLICY),
             PHASE_FAILED,
             outcome_unavailable,
             "42",
         ),
-        "attempts used up": (
+        "backoff limit exceeded": StateCase(
             finished_attempt(
                 75, build_termination_message("StorageUnreachable"), conditions=JOB_BACKOFF_LIMIT_EXCEEDED
             ),
@@ -350,49 +369,49 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "StorageUnreachable",
             "words",
         ),
-        "attempts used up, no word": (
+        "backoff limit exceeded, no termination message": StateCase(
             finished_attempt(1, conditions=JOB_BACKOFF_LIMIT_EXCEEDED),
             PHASE_FAILED,
             "BackoffLimitExceeded",
-            "exit status 1",
+            "code 1 ",
         ),
-        "attempts used up, memory": (
+        "backoff limit exceeded, out of memory": StateCase(
             finished_attempt(137, termination_reason="OOMKilled", conditions=JOB_BACKOFF_LIMIT_EXCEEDED),
             PHASE_FAILED,
             "OOMKilled",
             "limits.memory",
         ),
-        "to stop, nothing there": (
+        "suspended": StateCase(
             ObservedState(run_policy=suspend_policy),
             PHASE_SUSPENDED,
             "Suspended",
             "spec.suspend",
         ),
-        "to stop, pod saves": (
+        "suspending, pod running": StateCase(
             ObservedState(deleted_job, (running_pod,), run_policy=suspend_policy),
             PHASE_RUNNING,
             "Suspending",
             "bot-1",
         ),
-        "to stop, pod pends": (
+        "suspending, pod pending": StateCase(
             ObservedState(deleted_job, (pod(),), run_policy=suspend_policy),
             PHASE_STARTING,
             "Suspending",
             "bot-1",
         ),
-        "to stop, pod has left": (
+        "suspending, pod terminated": StateCase(
             ObservedState(deleted_job, (pod(phase="Failed"),), run_policy=suspend_policy),
             PHASE_STARTING,
             "Suspending",
             "being deleted",
         ),
-        "to stop, pod of a Job that is gone": (
+        "suspending, pod of a deleted Job": StateCase(
             ObservedState(terminating_pod="bot-7", run_policy=suspend_policy),
             PHASE_STARTING,
             "Suspending",
             "bot-7",
         ),
-        "to stop, but complete": (
+        "suspended after completion": StateCase(
             ObservedState(
                 job(JOB_COMPLETE),
                 (pod(state=terminated(0, build_termination_message("Completed")), phase="Succeeded"),),
@@ -402,68 +421,68 @@ def build_state_cases() -> dict[str, tuple[ObservedState, tuple[str, dict[str, s
             "Completed",
             "words",
         ),
-        "too late to start": (
+        "startup deadline exceeded": StateCase(
             ObservedState(job(**job_started), (pod(conditions=[unscheduled]),), run_policy=startup_policy),
             PHASE_FAILED,
             "StartupDeadlineExceeded",
             "0/3",
         ),
-        "too late, queued": (
+        "startup deadline passed while queued": StateCase(
             ObservedState(job(suspend=True, **job_started), run_policy=startup_policy),
             PHASE_STARTING,
             "Queued",
             "suspended",
         ),
-        "too late, but it runs": (
+        "startup deadline passed, trainer running": StateCase(
             ObservedState(job(**job_started), (running_pod,), run_policy=startup_policy),
             PHASE_RUNNING,
             "PodRunning",
             "bot-1",
         ),
-        "too late, but it ran": (
+        "startup deadline passed, trainer ran before": StateCase(
             ObservedState(job(**job_started), (first_pod, pod(**second_pod_fields)), run_policy=startup_policy),
             PHASE_STARTING,
             "Retrying",
             "no route",
         ),
-        "ran too long": (
+        "active deadline exceeded": StateCase(
             finished_attempt(143, build_termination_message("Preempted"), conditions=job_deadline_exceeded),
             PHASE_FAILED,
             "DeadlineExceeded",
             "activeDeadlineSeconds",
         ),
-        "node lost": (ObservedState(job(active=1), (lost_pod,)), PHASE_STARTING, "NodeLost", "out-of-service"),
-        "node of another worker lost, which the next attempt waits for": (
+        "node lost": StateCase(ObservedState(job(active=1), (lost_pod,)), PHASE_STARTING, "NodeLost", "out-of-service"),
+        "node of another worker lost": StateCase(
             ObservedState(job(), (first_pod, _expire_grace_period(_worker_pod(1, RUNNING_STATE, "Running")))),
             PHASE_STARTING,
             "NodeLost",
             "Pod bot-1-x",
         ),
-        "node lost while the run is suspended": (
+        "node lost while the run is suspended": StateCase(
             ObservedState(deleted_job, (lost_pod,), run_policy=suspend_policy),
             PHASE_STARTING,
             "NodeLost",
             "out-of-service",
         ),
-        "node lost while the Job is deleted": (
+        "node lost while the Job is deleted": StateCase(
             ObservedState(deleted_job, (lost_pod,)),
             PHASE_STARTING,
             "NodeLost",
             "out-of-service",
         ),
-        "node lost, and the Job is gone": (
+        "node lost, Job deleted": StateCase(
             ObservedState(blocked=Blocked(OperatorReason.JOB_PENDING, "words"), orphaned_pods=(lost_pod,)),
             PHASE_STARTING,
             "NodeLost",
             "out-of-service",
         ),
-        "queued after an attempt": (
+        "queued after an attempt": StateCase(
             ObservedState(job(suspend=True), (first_pod,), queue_status=ReasonMessage("Preempted", "by another")),
             PHASE_STARTING,
             "Queued",
             "by another",
         ),
-        "failed, pod gone": (
+        "failed, pod deleted": StateCase(
             ObservedState(job(JOB_BACKOFF_LIMIT_EXCEEDED)),
             PHASE_FAILED,
             "BackoffLimitExceeded",

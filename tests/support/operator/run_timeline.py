@@ -1,4 +1,4 @@
-"""What the operator sees of one run, minute by minute."""
+"""The observed state of a run, minute by minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timestamp_at(minute: int) -> str:
 
 
 class RunTimeline:
-    """What the operator sees of one run, minute by minute."""
+    """Computes the status of a run from the pods that are observed at each minute."""
 
     def __init__(self, build: type[Builders], **run_policy: Any) -> None:
         self._builders = build

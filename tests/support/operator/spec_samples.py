@@ -1,4 +1,4 @@
-"""A FineTuneJob in which every field of the API is set, made from the CRD's schema, so that new fields are in it."""
+"""A spec with a value for every field of the API, generated from the CRD's schema so that it includes new fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Schema = dict[str, Any]
 Json = dict[str, Any] | list[Any]
 FieldPath = tuple[str | int, ...]
 
-# One of these fits the pattern of any string; add one if a field brings a pattern of its own.
+# Each string field accepts one of these samples. Add one if a new field has another pattern.
 STRING_SAMPLES = (
     "s3://bucket/key",
     "https://store.example",
@@ -23,18 +23,18 @@ STRING_SAMPLES = (
     "2026-11-23T08:00:00Z",
     "example.com/gpu",
 )
-MAP_KEY = "prompt"  # a column's name, a label, a resource
+MAP_KEY = "prompt"  # valid as a column, a label and a resource
 
 
 def build_full_spec() -> dict[str, Any]:
-    """A value for every field; CEL's rules, which forbid some together, are the API server's."""
+    """Return a spec with a value for every field. It violates CEL rules that forbid some fields together."""
     spec = _build_object(build_root_schema()["properties"]["spec"])
     spec["compute"]["nodes"] = 2
     return spec
 
 
 def iter_strings(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPath, str]]:
-    """Every string, each with its path."""
+    """Yield the path and the value of every string."""
     if isinstance(value, str):
         yield path, value
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -43,7 +43,7 @@ def iter_strings(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPat
 
 
 def iter_free_maps(schema: Schema, path: FieldPath = ()) -> Iterator[FieldPath]:
-    """Every map with free keys."""
+    """Yield the path of every map with arbitrary keys."""
     if "additionalProperties" in schema:
         yield path
     for name, subschema in schema.get("properties", {}).items():
@@ -53,7 +53,7 @@ def iter_free_maps(schema: Schema, path: FieldPath = ()) -> Iterator[FieldPath]:
 
 
 def iter_secret_fields(schema: Schema) -> Iterator[str]:
-    """Every field by which a Secret is named."""
+    """Yield every field that names a Secret."""
     for name, subschema in schema.get("properties", {}).items():
         if name.endswith("SecretRef") or name == "imagePullSecrets":
             yield name
@@ -61,7 +61,7 @@ def iter_secret_fields(schema: Schema) -> Iterator[str]:
 
 
 def replace_at(value: Json, path: FieldPath, replacement: object) -> Json:
-    """A copy with another value at a path."""
+    """Return a copy with `replacement` at a path."""
     copy = value.copy()
     copy[path[0]] = replacement if len(path) == 1 else replace_at(copy[path[0]], path[1:], replacement)
     return copy
@@ -96,4 +96,4 @@ def _build_string(schema: Schema) -> str:
             return adapter.validate_python(candidate)
         except ValidationError:
             continue
-    raise AssertionError(f"no sample for {schema['pattern']}: add one to STRINGS")
+    raise AssertionError(f"no sample for {schema['pattern']}: add one to STRING_SAMPLES")

@@ -1,4 +1,4 @@
-"""Namespaces that come and go, with the operator's rights in them."""
+"""Namespaces that are created and deleted, with the operator's permissions in them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _RBAC_PATH = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 
 
 class TenantNamespace(NamespaceHarness):
-    """A watched namespace beside that of the operator's Lease."""
+    """A watched namespace, other than that of the Lease."""
 
     def __init__(self, world: NamespaceHarness) -> None:
         super().__init__(world._session, world.proxy, f"team-{secrets.token_hex(4)}", world.settings)
 
     async def create(self) -> None:
-        """The namespace and the operator's Role and RoleBinding in it."""
+        """Create the namespace with the operator's Role and RoleBinding."""
         await self.call("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         await self.grant_rights()
 
     async def grant_rights(self) -> None:
-        """The operator's Role and RoleBinding."""
+        """Create the operator's Role and RoleBinding."""
         await self.grant_role(OPERATOR_RULES)
 
     async def revoke_rights(self) -> None:
@@ -32,7 +32,7 @@ class TenantNamespace(NamespaceHarness):
             await self.call("DELETE", f"{_RBAC_PATH}/{self.namespace}/{plural}/operator")
 
     async def delete_namespace(self) -> None:
-        """Delete the namespace and all that is in it, as the namespace controller does."""
+        """Delete the namespace and its objects, as the namespace controller does."""
         path = f"/api/v1/namespaces/{self.namespace}"
         await self.call("DELETE", path)
         for plural in ("finetunejobs", "jobs", "pods"):
@@ -45,7 +45,7 @@ class TenantNamespace(NamespaceHarness):
 
 @asynccontextmanager
 async def grant_cluster_rights(world: NamespaceHarness) -> AsyncIterator[None]:
-    """The operator's rights in the whole cluster, by a ClusterRole."""
+    """Grant the operator its permissions in the cluster with a ClusterRole."""
     api_path = "/apis/rbac.authorization.k8s.io/v1"
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}

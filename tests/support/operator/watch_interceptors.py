@@ -1,4 +1,4 @@
-"""What stands between the operator and its watches."""
+"""Interceptors of the operator's watches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.operator import api_server as api
 
 @asynccontextmanager
 async def _open_watch(target: str, request: web.Request) -> AsyncIterator[aiohttp.StreamReader]:
-    """What the API server answers; runs in the proxy's thread."""
+    """Open a watch at the API server. Runs in the proxy's thread."""
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
         api.open_session(api.OPERATOR_TOKEN) as session,
@@ -31,7 +31,7 @@ async def _start_stream(request: web.Request) -> web.StreamResponse:
 
 
 class WatchGate:
-    """Passes watches on, holds back what they say (those of before, or all), or ends them as expired."""
+    """Passes watches on, holds back their events (of existing watches, or of all), or ends them as expired."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -59,7 +59,7 @@ class WatchGate:
 
 
 class WatchShuffler:
-    """Tells every event late, together with events of before, in any order."""
+    """Delivers every event late, with earlier events, in random order."""
 
     def __init__(self, target: str) -> None:
         self._target = target

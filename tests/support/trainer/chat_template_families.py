@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates in the shapes that model families have, on the tiny model's vocabulary."""
+"""Tokenizers and chat templates like those of model families, with the vocabulary of the tiny model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ HALF_MARKED_TEMPLATE = COMMAND_R.replace(
 
 @dataclass(frozen=True)
 class TemplateFamily:
-    """A tokenizer and its template; `special` and `plain` are added to the tiny vocabulary."""
+    """A tokenizer and its template. `special` and `plain` tokens are added to the tiny vocabulary."""
 
     template: str | None
     special_tokens: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class TemplateFamily:
 
 IM_END_TOKEN = "<|im_end|>"
 PLAIN_TOKEN_CHATML = CHATML.replace("<|im_start|>", "<|turn|>").replace(IM_END_TOKEN, "<|turn_end|>")
-# Two answers, 1 and 2, to a and b: what is learnt of them, what to stop at, and the published EOS token.
+# For two answers, 1 and 2, to a and b: the supervised text, the stop tokens, and the published EOS token.
 FAMILIES: dict[str, tuple[TemplateFamily, list[str], list[str], str | None]] = {
     "ChatML": (
         TemplateFamily(CHATML, eos_token=IM_END_TOKEN),

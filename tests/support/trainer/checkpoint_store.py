@@ -1,4 +1,4 @@
-"""A run's checkpoints in the store, and what transformers leaves behind for them."""
+"""Checkpoints of a run in S3, and the files that transformers writes for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_store(s3: S3Server, prefix: str, origin: CheckpointProvenance = ORIGIN,
 
 
 def write_trainer_state(folder: Path, step: int) -> Path:
-    """What transformers leaves behind, with things that nobody needs."""
+    """Write the files of a checkpoint like transformers, including files that are not uploaded. Return the folder."""
     import torch
 
     folder = folder / f"saved-{step}"

@@ -1,4 +1,4 @@
-"""Downloads of data whose progress nobody looks at."""
+"""Downloading data without reporting progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows prepared as a run prepares them, with the tiny model's tokenizer."""
+"""Data preparation with the tokenizer of the tiny model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tests.support.trainer.tiny_model import CHATML, config, tokenizer, write_ro
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import preparation
 from finetune_trainer.data.preparation import DataFiles, PreparedData
+from finetune_trainer.data.row_schema import RowEncoding
+from finetune_trainer.training.methods import get_method
 
 
 def build_config(training: dict[str, Any] | None = None, max_length: int = 300, **dataset: Any) -> TrainerConfig:
@@ -31,7 +33,10 @@ def prepare_rows(
     training = [(source, [write_rows(folder / "rows", rows)])]
     validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
     return preparation.prepare_dataset(
-        settings, DataFiles(training, "sha256:0", validation), tokenizer(template), folder / "work"
+        settings,
+        DataFiles(training, "sha256:0", validation),
+        RowEncoding(tokenizer(template), get_method(settings)),
+        folder / "work",
     )
 
 

@@ -1,4 +1,4 @@
-"""A proxy in front of the S3 server that misbehaves as it is told."""
+"""A proxy in front of the S3 server that injects faults."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from email.message import Message
 
 @dataclass
 class Fault:
-    """Something that goes wrong with requests of one method for keys that hold `key`."""
+    """A fault for requests of one method whose path contains `key`."""
 
     kind: str
-    """`reset`, `delay`, `stall`, `flip` (one bit of the answer), `late` (done, but the answer is lost), or a status."""
+    """`reset`, `delay`, `stall`, `flip` (a bit of the body), `late` (executed, response lost), or an HTTP status."""
     method: str = "GET"
     key: str = "/"
     times: int = 1
@@ -38,7 +38,7 @@ class Fault:
 
 
 class FaultyProxy(http.server.ThreadingHTTPServer):
-    """A forward proxy in front of the S3 server that notes what is written and misbehaves as it is told."""
+    """A forward proxy in front of the S3 server that records writes and injects faults."""
 
     daemon_threads = True
 
@@ -46,21 +46,21 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _ForwardHandler)
         self.written_paths: list[str] = []
         self.on_write: Callable[[str], None] = lambda path: None
-        """Called when the store has done a write, before the writer hears of it."""
+        """Called when the store has executed a write, before the client receives the response."""
         self.truncations_left = 0
-        """So many object bodies end half way."""
+        """Number of responses whose object body is cut in half."""
         self.dropped_key = "\0"
-        """Writes to keys that hold this are swallowed, as if the writer had died just before."""
+        """Writes to keys that contain this are dropped, as if the client had been killed before them."""
         self.stalled_key = "\0"
-        """Reads of keys that hold this are never answered."""
+        """Requests for keys that contain this get no response."""
         self.stall_started = threading.Event()
         self.ignores_conditions = False
-        """No write is refused for its If-Match or If-None-Match, as with older stores."""
+        """If-Match and If-None-Match never reject a write, as in older stores."""
         self.faults: list[Fault] = []
-        """What else goes wrong; each so often as it says."""
+        """Further faults, each injected `times` times."""
 
     def take_fault(self, method: str, path: str) -> Fault | None:
-        """The next fault for this request, which is used up."""
+        """Return the next fault for this request and count it, or return None."""
         for planned in self.faults:
             if planned.times > 0 and planned.method == method and planned.key in path:
                 planned.times -= 1
@@ -68,7 +68,7 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
         return None
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that are killed go away without a word."""
+        """Ignore errors of connections to killed clients."""
 
 
 class _ForwardHandler(http.server.BaseHTTPRequestHandler):
@@ -109,7 +109,7 @@ class _ForwardHandler(http.server.BaseHTTPRequestHandler):
         return error.code, error.headers, error.read()
 
     def _apply_fault(self, fault: Fault) -> bool:
-        """Whether the request never reaches the store."""
+        """Apply a fault. Return True if the request must not reach the store."""
         if fault.kind in ("delay", "stall"):
             time.sleep(2 if fault.kind == "delay" else 20)
         elif fault.kind == "reset":

@@ -1,4 +1,4 @@
-"""Texts that data holds and that break what is careless with them."""
+"""Texts that break careless rendering: markup, control characters, extreme lengths."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOSTILE_TEXTS = {
 
 
 def hostile_evaluation(text: str) -> EvaluationReport:
-    """With a text wherever one from outside may stand."""
+    """Return an evaluation with the text in every field that can contain untrusted text."""
     number = make_estimate(0.5, 0.1)
     return EvaluationReport(
         measures=[Measure(name=f"m{text}", higher_is_better=True, base=number, tuned=number, change=number)],
@@ -72,5 +72,5 @@ def hostile_evaluation(text: str) -> EvaluationReport:
 
 
 def hostile_manifest(text: str) -> AdapterManifest:
-    """With a text in the names of its objects."""
+    """Return a manifest with the text in the names of its objects."""
     return make_manifest(inputs=[InputRecord(uri=f"s3://data/{text}", etag=f"e{text}", size=1)])

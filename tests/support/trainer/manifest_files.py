@@ -1,4 +1,4 @@
-"""A manifest to change for a test, and its config."""
+"""A valid manifest for tests to change, and loading a config from it."""
 
 from __future__ import annotations
 

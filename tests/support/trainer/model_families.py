@@ -1,4 +1,4 @@
-"""Tiny random models of several families, two layers each, with the tiny model's tokenizer."""
+"""Tiny models of several families, with two layers, random weights, and the tokenizer of the tiny model."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
 }
 OUTPUT_HEAD_SCALE = 20
-"""The output head is so much larger than a fresh one, or the logits would be too small for their scale to matter."""
+"""Factor on the weights of the output head: logits of a fresh model are too small for logit scaling to matter."""
 
 
 def build_family(folder: Path, family: str, template: str | None = CHATML, **shape: Any) -> Path:
-    """A model's folder, as a user stores it; the same weights each time."""
+    """Write a model of a family, with the same weights at each call. Return its folder."""
     import_libraries()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -82,7 +82,7 @@ def build_family(folder: Path, family: str, template: str | None = CHATML, **sha
 
 
 def cross_entropy(folder: Path, rows: dict[str, Any]) -> float:
-    """The mean over the learnt tokens, of the stored model's own logits, one row at a time."""
+    """Return the mean cross-entropy of the supervised tokens in nats, from the model's logits, one row at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,8 +1,8 @@
-"""What one writes without this project, against TRL or Unsloth themselves:
+"""Plain script that trains with TRL or Unsloth directly, to compare the trainer with.
 
-`direct.py trl|unsloth MODEL OUT SETTINGS ROWS...`; each of ROWS is a JSON Lines file of `messages`, or of `input_ids`
-and `labels`; OUT becomes a JSON list of objects, one per file: the losses of its steps, and the CPU seconds at which
-each was done.
+Usage: `plain_trl_training.py trl|unsloth MODEL OUT SETTINGS ROWS...`. Each of ROWS is a JSON Lines file of `messages`,
+or of `input_ids` and `labels`. OUT is a JSON list with one object per file: the losses of its steps, and the CPU
+seconds of the process at the end of each step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 def load_with_unsloth(model_dir: str, seed: int) -> tuple[Any, Any]:
-    from unsloth import FastLanguageModel  # before torch
+    from unsloth import FastLanguageModel  # must be imported before torch
 
     import torch  # isort: skip
 
-    # Without a dtype Unsloth takes bf16 where the CPU has it.
+    # Without a dtype Unsloth uses bf16 on CPUs that support it.
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_dir, max_seq_length=256, dtype=torch.float32, load_in_4bit=False, use_gradient_checkpointing=False
     )
@@ -49,7 +49,7 @@ def load_with_trl(model_dir: str, seed: int) -> tuple[Any, Any]:
 
 
 def train(loaded: tuple[Any, Any], rows: str, out: Path, options: dict[str, Any]) -> dict[str, list[float]]:
-    """Losses of the steps, and CPU seconds at which each was done."""
+    """Train on a file. Return the losses of the steps, and the CPU seconds of the process at the end of each."""
     from datasets import load_dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer

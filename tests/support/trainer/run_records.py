@@ -1,4 +1,4 @@
-"""Records of runs that never were, for the card, the page and the provenance."""
+"""Made-up records of runs, for the model card, the report page and the provenance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import (
     BiasFinding,
     BiasResult,
@@ -23,10 +24,11 @@ from finetune_trainer.records.evaluation import (
     Sample,
 )
 from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ADAPTER_FACTS = AdapterInfo("org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"))
+ADAPTER_FACTS = AdapterInfo(
+    "org/base-1b", 1_048_576, 1_236_814_848, "bf16", ("k_proj", "q_proj", "v_proj"), "supervised fine-tuning"
+)
 DATASET_REPORT = DatasetReport(
     rows=12_000,
     kept=10_423,
@@ -90,12 +92,12 @@ def make_manifest(**changes: Any) -> AdapterManifest:
 
 
 def make_minimal_evaluation() -> EvaluationReport:
-    """Of a run without validation rows, GPU or prompts."""
+    """Return the evaluation of a run without validation rows, GPU and prompts."""
     return EvaluationReport(overfitting=OverfittingResult(verdict="unknown", message="No validation rows."))
 
 
 def make_full_evaluation() -> EvaluationReport:
-    """With everything in it."""
+    """Return an evaluation with all results."""
     return EvaluationReport(
         task="classification",
         measures=[

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback."""
+"""A real S3 server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _DEV = Path(__file__).parents[3] / "dev"
 
 @dataclass
 class S3Server:
-    """versitygw with buckets `data`, `models` and `results`."""
+    """A running versitygw with the buckets `data`, `models` and `results`."""
 
     endpoint: str
     root: Path
 
     @cached_property
     def client(self) -> S3Client:
-        """The owner's own, for setting up and looking; made once, so no test's environment reaches it."""
+        """The owner's client, for set-up and checks. It is created once, so that no test's environment affects it."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -58,7 +58,7 @@ class S3Server:
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def add_user(self, key_id: str, secret: str) -> None:
-        """One who owns nothing, so may do nothing."""
+        """Create a user without permissions."""
         admin: list[str | Path] = [
             _versitygw(),
             "admin",
@@ -84,7 +84,7 @@ def free_port() -> int:
 
 
 def _versitygw() -> Path:
-    """The local cluster's own, built once per machine."""
+    """Return the program that local clusters use, built once per machine."""
     if str(_DEV) not in sys.path:
         sys.path.append(str(_DEV))
     tools = importlib.import_module("local_cluster.tools")
@@ -94,7 +94,7 @@ def _versitygw() -> Path:
 
 
 def serve(folder: Path) -> Iterator[S3Server]:
-    """Start one on files below `folder`; it ends with the iterator."""
+    """Start a server with its files below `folder`. It is stopped when the iterator ends."""
     port = free_port()
     for name in ("root", "iam"):
         (folder / name).mkdir()

@@ -1,4 +1,4 @@
-"""The samples of applications, `manifests/samples/`: which there are, and their data in a store."""
+"""The sample applications in `manifests/samples/`: their names, and uploading their data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLES_DIR = Path(__file__).parents[3] / "manifests" / "samples"
 SAMPLE_NAMES = ("chatbot", "classification", "summarization", "translation", "generation")
 MODEL_URI = "s3://models/smollm2-135m-instruct/"
 PLACEHOLDER_ENDPOINT = "http://s3.example:9000"
-"""What the samples say in place of a store."""
+"""Placeholder in the samples for the address of the store."""
 
 
 def load_manifest(name: str) -> dict[str, Any]:
@@ -23,13 +23,13 @@ def load_manifest(name: str) -> dict[str, Any]:
 
 
 def list_data_objects(name: str) -> Iterator[tuple[str, Path]]:
-    """A sample's data: where it is to lie, and the file."""
+    """Yield the URI and the local file of each data object of a sample."""
     for file in sorted((SAMPLES_DIR / "data").glob(f"{name}-*.jsonl")):
         yield f"s3://datasets/{name}/{file.name.removeprefix(f'{name}-')}", file
 
 
 def upload_data(s3: S3Server) -> None:
-    """The data of all, and a bucket for the results."""
+    """Upload the data of all samples, and create a bucket for the results."""
     for bucket in ("datasets", "adapters"):
         s3.client.create_bucket(Bucket=bucket)
     for name in SAMPLE_NAMES:

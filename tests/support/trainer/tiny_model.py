@@ -1,4 +1,4 @@
-"""A two-layer Llama with its own vocabulary, made here in a second: no network, no weights of anybody's."""
+"""A two-layer Llama with its own vocabulary and random weights, built in a second without network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from finetune_trainer.contract import TrainerConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Before anything imports a Hugging Face library. Not HF_HUB_OFFLINE: other tests of this process talk to a hub.
+# Set before Hugging Face libraries are imported. HF_HUB_OFFLINE is not set: tests in this process use a fake hub.
 QUIET_ENV = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 os.environ.update(QUIET_ENV)
 
 TRAINING_TIMEOUT = 300
-"""Limit of a test that may be the one to import torch, which alone can take a minute on a busy machine."""
+"""Timeout in seconds of tests that may be the first to import torch, which can take a minute on a busy machine."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The most usual template: it keeps every text as it is and has no generation markers."""
+"""The most common template. It does not change texts and has no generation markers."""
 MARKED_CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
@@ -39,8 +39,10 @@ CORPUS = ["How do I turn the lamp on? Tap the top once.", "What is the capital o
 
 
 def import_libraries() -> None:
-    """All that training needs, once. What they warn of while they are imported is for their authors to mend: torchao
-    has invalid escapes, swig's types no module."""
+    """Import the libraries of a training once, and ignore their import warnings.
+
+    torchao has invalid escape sequences, and types of SWIG have no `__module__`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
@@ -49,14 +51,14 @@ def import_libraries() -> None:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An object's copy on disk, as the trainer's inputs give it."""
+    """A downloaded object: its URI and its local path."""
 
     uri: str
     path: Path
 
 
 def tokenizer(template: str | None = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 512 tokens; with `bos` it starts plain texts with that token, as Llama's does."""
+    """Return a byte-level BPE tokenizer of 512 tokens. With `bos`, plain texts begin with that token, as in Llama."""
     import_libraries()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -87,12 +89,12 @@ def build(
     layers: int = 2,
     custom_tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """The model's folder, as a user stores it; the same weights each time. `words` is another tokenizer to give it."""
+    """Write the model with the same weights at each call. Return its folder. `words` is another tokenizer to store."""
     import_libraries()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(1)  # it is too small for more, and tests share their cores
+    torch.set_num_threads(1)  # the model is small, and tests share the cores
     custom_tokenizer = custom_tokenizer or tokenizer(template)
     torch.manual_seed(0)
     shape = LlamaConfig(
@@ -113,7 +115,7 @@ def build(
 
 
 def config(training: Mapping[str, Any] | None = None, max_length: int = 128, **source: Any) -> TrainerConfig:
-    """A run on the CPU; `training` and the only source's fields may be given."""
+    """Return the config of a run on the CPU, with fields of `training` and of its only data source."""
     manifest = {
         "model": {"uri": "s3://models/tiny", "maxLength": max_length},
         "dataset": {"sources": [{"uri": "s3://data/train.jsonl", **source}]},
@@ -124,14 +126,14 @@ def config(training: Mapping[str, Any] | None = None, max_length: int = 128, **s
 
 
 def chat(*turns: str, system: str | None = None) -> dict[str, Any]:
-    """A row of turns that begin with the user's."""
+    """Return a row of messages that begins with the user's."""
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(turns)]
     return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
 
 
 def write_rows(path: Path, rows: Sequence[Any], uri: str = "s3://data/train.jsonl") -> StoredFile:
-    """A JSONL object; bytes and text are written as they are."""
+    """Write rows as JSON Lines; bytes and text are written unchanged. Return the object."""
     lines = [
         row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else _to_json_line(row) for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Trainings of the tiny model by either backend, and what came of them."""
+"""Training the tiny model with either backend, and the outcome."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tests.support.trainer.tiny_model import config, write_rows
 
 from finetune_trainer.contract import CrossValidation, DatasetReport, Evaluation, Progress, TrainerConfig
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.records import evaluation as records
 from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,11 +45,11 @@ ROWS_BY_METHOD: dict[str, Mapping[str, Sequence[Any]]] = {
         "label": [True] * 4 + [False] * 4,
     },
 }
-"""As preparation leaves them, in tokens."""
+"""Tokenized rows in the columns that data preparation writes, by method."""
 
 
 class RecordingReporter(ProgressReporter):
-    """Keeps all that was reported."""
+    """Records all progress and all tracked metrics."""
 
     def __init__(self) -> None:
         self.reported: list[Progress] = []
@@ -59,29 +61,29 @@ class RecordingReporter(ProgressReporter):
         self.reported.append(self.get_latest())
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What a tracker is told."""
+        """Record metrics that are sent to a tracker."""
         self.tracked_metrics.append((step, dict(metrics)))
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training, in plain values that another process can be sent."""
+    """A training as plain values, which can be sent to another process."""
 
     training: dict[str, Any]
     source: dict[str, Any] = field(default_factory=dict)
-    """What `model` holds beside the tiny model's own."""
+    """Fields of `model` that differ from those of the tiny model."""
     rows: list[Any] | None = None
-    """Rows to prepare; absent: the method's `ROWS`."""
+    """Rows to prepare. None: the rows of the method in `ROWS_BY_METHOD`."""
     validate: bool = False
-    """Whether to look at the same rows."""
+    """Whether the training rows are the validation rows too."""
     without: int | None = None
-    """A part of the rows that cross-validation divides them into: not to train on, but to look at, by hand."""
+    """Number of the cross-validation fold that is held out from training and used as validation rows."""
     adapter: str | None = None
     resume: str | None = None
     evaluation: dict[str, Any] | None = None
-    """What `evaluation` holds; absent: nothing is evaluated."""
+    """Fields of `evaluation`. None: nothing is evaluated."""
     save_at: int | None = None
-    """The step whose state is left in `<folder>/trainer`."""
+    """The step after which a checkpoint is saved to `<folder>/trainer`."""
 
     @property
     def config(self) -> TrainerConfig:
@@ -106,7 +108,8 @@ class TrainingRequest:
             data = make_prepared_data(training.method, self.validate)
             return replace(data, folds=make_folds(len(data.dataset), training.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
-        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), tokenizer, folder)
+        encoding = RowEncoding(tokenizer, get_method(self.config))
+        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), encoding, folder)
         return replace(data, validation=data.dataset) if self.validate else data
 
 
@@ -134,10 +137,10 @@ def make_prepared_data(method: str, validate: bool = False) -> PreparedData:
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What came of it; the model itself only where it was trained in this process."""
+    """The outcome of a training. It contains the model only if it was trained in this process."""
 
     folder: Path
-    """What the run wrote: `adapter/` is the result."""
+    """Folder of the run; `adapter/` is its result."""
     metrics: dict[str, float]
     progress: list[Progress]
     report: DatasetReport
@@ -148,25 +151,25 @@ class TrainingOutcome:
 
     @property
     def losses(self) -> list[float]:
-        """Of each step."""
+        """Return the loss of each step."""
         by_step = {report.step: report.loss for report in self.progress if report.step and report.loss is not None}
         return list(by_step.values())
 
     @property
     def model(self) -> PeftModel:
-        """In memory."""
+        """Return the trained model in memory."""
         assert self.loaded
         return self.loaded.model
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The adapter's, as they were published."""
+        """Return the tensors of the exported adapter by name."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / "adapter" / "adapter_model.safetensors")
 
     def to_json(self) -> dict[str, Any]:
-        """All but the model."""
+        """Return all values except the model."""
         plain: dict[str, Any] = {"progress": [report.to_json() for report in self.progress]}
         evaluation = self.evaluation and self.evaluation.to_json()
         plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
@@ -187,27 +190,27 @@ RunTraining = Callable[..., TrainingOutcome]
 def train(
     request: TrainingRequest, model_dir: Path, folder: Path, progress: RecordingReporter | None = None
 ) -> TrainingOutcome:
-    """As a run does between download and upload; the result is in `<folder>/adapter`."""
+    """Prepare, train, evaluate and export as a run does. The adapter is in `<folder>/adapter`."""
     from finetune_trainer.modeling import loading
     from finetune_trainer.publishing import export
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     settings, recorder = request.config, progress or RecordingReporter()
     backend = loading.choose_backend(settings)
     loading.import_backend(backend)
-    # Only now: they import what the backend changes.
+    # Imported after the backend, which patches the libraries that these modules import.
     from finetune_trainer.evaluation import runner
-    from finetune_trainer.training import cross_validation
 
     tokenizer = loading.load_tokenizer(model_dir)
     data = request.prepare(tokenizer, folder)
     peft_model = loading.load_model(settings, model_dir, backend, Path(request.adapter) if request.adapter else None)
     loaded = loading.LoadedModel(peft_model, tokenizer, backend)
     callbacks = [] if request.save_at is None else [make_save_callback(request.save_at)]
-    session = train.TrainingSession(
+    session = TrainingSession(
         recorder, callbacks, Path(request.resume) if request.resume else None, log_metrics=recorder.track
     )
-    trained = cross_validation.train_all(settings, loaded, data, session, folder)
+    trained = train(settings, loaded, data, session, folder)
     evaluation = None
     if request.evaluation is not None:
         evaluation = runner.evaluate(runner.EvaluationInput(settings, loaded, data, trained), recorder)
@@ -218,7 +221,7 @@ def train(
 
 
 def make_save_callback(step: int) -> TrainerCallback:
-    """Asks for a checkpoint after that step."""
+    """Return a callback that requests a checkpoint after `step`."""
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class SaveAtStep(TrainerCallback):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One MLflow server for all; its first start makes a database, which takes seconds."""
+"""One MLflow server for all tests, because creating its database takes seconds."""
 
 from __future__ import annotations
 

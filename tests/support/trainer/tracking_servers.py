@@ -1,4 +1,4 @@
-"""A real MLflow server, and addresses at which trackers fare badly."""
+"""A real MLflow server, and servers that do not respond or reject every request."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _SERVER_ENV = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, for what nobody asks for here
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it starts seven processes that the tests do not need
 }
 
 
 class MlflowServer:
-    """A server, and what it holds as people see it."""
+    """A running MLflow server, and reading its runs."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -39,12 +39,12 @@ class MlflowServer:
         return MlflowClient(self.uri)
 
     def get_run(self, experiment: str) -> Run:
-        """The only one of an experiment."""
+        """Return the only run of an experiment."""
         (run,) = self.client().search_runs([self.client().get_experiment_by_name(experiment).experiment_id])
         return run
 
     def get_history(self, run: Run, metric: str) -> list[tuple[int, float]]:
-        """Each value that was stored, by step."""
+        """Return all values of a metric with their steps, by step."""
         measurements = self.client().get_metric_history(run.info.run_id, metric)
         return sorted((measurement.step, measurement.value) for measurement in measurements)
 
@@ -77,7 +77,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[Any], log: Path) -> 
 
 @contextmanager
 def serve_without_answering() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Yield the URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -97,7 +97,7 @@ class _UnauthorizedHandler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_unauthorized() -> Iterator[tuple[str, list[str]]]:
-    """Lets nobody in. Also gives what it was shown."""
+    """Yield the URL of a server that responds 401 to everything, and the Authorization headers that it received."""
     authorizations: list[str] = []
     handler = type("Handler", (_UnauthorizedHandler,), {"seen": authorizations})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,4 +1,4 @@
-"""Trainer pods as processes: started, watched by their log, killed, started again."""
+"""Trainer pods as local processes that tests start, observe by their log, kill and start again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,45 +30,23 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 STEPS = 20
-"""Few enough that the log has each of them."""
+"""Number of steps; small enough that each step is logged."""
 BUILD_MODEL_SCRIPT = (
     "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
 )
-_FORK_SCRIPT = """
-import importlib, json, os, sys
-for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
-    importlib.import_module(name)
-from finetune_trainer import __main__ as command
-
-print("ready", flush=True)
-for line in sys.stdin:
-    question = json.loads(line)
-    if "wait" in question:
-        print(os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        os.environ.clear()
-        os.environ.update(question["start"])
-        for number in (1, 2):
-            os.dup2(os.open(os.environ["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-        sys.argv = ["finetune_trainer", "run"]
-        command.main()
-    print(child, flush=True)
-"""
 _STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 
 @dataclass
 class TrainerRun:
-    """Starts trainer processes of one run, one after the other."""
+    """A run whose trainers are started one after the other as processes."""
 
     s3: S3Server
     folder: Path
     output: str
     environment: dict[str, str]
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What differs in the parts of the config beside `training`."""
+    """Changes to other sections of the config than `training`."""
 
     def config(self, **training: Any) -> TrainerConfig:
         content: dict[str, Any] = {
@@ -108,6 +85,12 @@ class TrainerRun:
             assert process.poll() is None, self.log
             time.sleep(0.02)
 
+    def wait_for_log(self, text: str, seconds: float = 200) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.log:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
     def run(self, **training: Any) -> Outcome:
         with self.start(**training) as process:
             process.wait()
@@ -125,56 +108,13 @@ class TrainerRun:
         return {int(step): loss for step, loss in _STEP_LINE.findall(self.log)}
 
 
-class ParallelForkServer:
-    """Starts trainers that need not import torch again: a process each, but seconds quicker."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        assert self._read_answer() == "ready"
-
-    def start(self, run: TrainerRun, **training: Any) -> int:
-        """The process id of a trainer that appends to its pod's log."""
-        config = json.dumps(run.config(**training).to_json())
-        environment = run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")}
-        (run.folder / "log").write_text("")
-        self._send({"start": environment})
-        return int(self._read_answer())
-
-    def wait(self, child: int) -> int:
-        """Its exit status, or the number of the signal that ended it, negative."""
-        self._send({"wait": child})
-        return int(self._read_answer())
-
-    def _send(self, question: dict[str, Any]) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-
-    def _read_answer(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
-
-
-@contextmanager
-def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
-    """One that has imported everything."""
-    line = [sys.executable, "-W", "ignore", "-c", _FORK_SCRIPT]
-    # One thread, before torch is imported: its pool of threads does not survive a fork.
-    environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield ParallelForkServer(process)
-        finally:
-            process.kill()
-
-
 def build_model(folder: Path) -> None:
-    """The tiny model; made in a process of its own, since libraries warn when they are first compiled."""
+    """Build the tiny model in a separate process, because libraries print warnings when they are first compiled."""
     subprocess.run([sys.executable, "-c", BUILD_MODEL_SCRIPT, folder], cwd=ROOT, check=True, capture_output=True)
 
 
 def upload_model(s3: S3Server, folder: Path, build_model: Callable[[Path], None]) -> None:
-    """The tiny model, once."""
+    """Upload the tiny model if it is not in the store yet."""
     if s3.list_keys("s3://models/resume/"):
         return
     build_model(folder)
@@ -190,7 +130,7 @@ def make_rows(count: int) -> bytes:
 def make_run_factory(
     s3: S3Server, tmp_path: Path, build: Callable[[Path], None] = build_model
 ) -> Callable[[str], TrainerRun]:
-    """By a run's name: its pods."""
+    """Return a function that creates a run by its name."""
     (tmp_path / "model").mkdir()
     upload_model(s3, tmp_path / "model", build)
     s3.put("s3://data/resume.jsonl", make_rows(16))

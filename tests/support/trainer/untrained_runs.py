@@ -1,4 +1,4 @@
-"""Runs without their training: what they publish, and what they make of what they find."""
+"""Runs without training: publishing an invented result, and runs that end before training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_config(s3: S3Server, output: str, **changes: Any) -> TrainerConfig:
 
 @pytest.fixture
 def prefix(s3: S3Server, tmp_path: Path) -> str:
-    """A fresh output, and inputs as no test has left them."""
+    """Upload the inputs, and return a new output prefix."""
     s3.put("s3://data/rows/a.jsonl", b'{"prompt": "a", "completion": "b"}\n')
     s3.put("s3://data/rows/b.jsonl", b'{"prompt": "c", "completion": "d"}\n')
     s3.put("s3://models/tiny/config.json", b"{}")
@@ -52,7 +52,7 @@ def prefix(s3: S3Server, tmp_path: Path) -> str:
 def publish(
     config: TrainerConfig, folder: Path, metrics: dict[str, float] | None = None, suffix: bytes = b""
 ) -> Outcome:
-    """Everything but the training."""
+    """Publish an invented adapter as a run does. Return the outcome."""
     s3 = S3(config.storage)
     export = folder / "export"
     export.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The workers of one run as processes, and what they make."""
+"""The ranks of a distributed run as local processes, and reading their results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.trainer.s3_server import free_port
-from tests.support.trainer.trainer_process import ParallelForkServer, TrainerRun, make_run_factory
+from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, TrainerConfig
 from finetune_trainer.distributed import topology
 
 if TYPE_CHECKING:
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 
 @dataclass
 class WorkerRun(TrainerRun):
-    """Pods whose run has other data."""
+    """A run with another dataset, whose outcome is that of one rank."""
 
     dataset: dict[str, Any] | None = None
 
@@ -30,7 +31,7 @@ class WorkerRun(TrainerRun):
 
     @property
     def outcome(self) -> Outcome:
-        """What it told its launcher, or the cluster where it has none."""
+        """Return the outcome that the rank wrote for its launcher, or for the cluster if it has no launcher."""
         rank, folder = self.environment.get("RANK"), self.environment.get(topology.NODE_FOLDER_ENV)
         path = Path(folder) / f"outcome-{rank}" if folder else self.folder / "outcome"
         return Outcome.model_validate_json(path.read_bytes())
@@ -38,9 +39,9 @@ class WorkerRun(TrainerRun):
 
 @dataclass
 class WorkerGroup:
-    """The workers of one run, as torchrun would start them: so many on each node."""
+    """The ranks of one run, `per_node` on each node, started as torchrun does."""
 
-    fork_server: ParallelForkServer
+    fork_server: ForkServer
     pods: list[TrainerRun]
     per_node: int
 
@@ -72,8 +73,8 @@ class WorkerGroup:
             time.sleep(0.02)
 
 
-def make_group_factory(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
-    """By a run's name, and how many: its workers."""
+def make_group_factory(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., WorkerGroup]:
+    """Return a function that creates the ranks of a run by its name and the numbers of nodes and ranks per node."""
     make_run = make_run_factory(s3, tmp_path)
 
     def make_group(name: str, nodes: int, per_node: int = 1, dataset: dict[str, Any] | None = None) -> WorkerGroup:

@@ -1,4 +1,4 @@
-"""Rows that share a long text, such as an instruction before each message, are compared by what differs in them."""
+"""Near-duplicate search in rows that share boilerplate, such as an instruction before each message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.trainer.data_preparation import build_config, prepare_rows
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.data.deduplication import MinHashIndex, RowGroups
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.shingles import BoilerplateFinder
 
 VOCABULARY = [f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "sta") for second in range(60)]
@@ -47,7 +47,7 @@ def make_preference(chance: random.Random) -> Row:
 
 
 def make_row_with_examples(chance: random.Random) -> Row:
-    """An instruction with 3 of 10 examples, and a message."""
+    """Return an instruction with 3 of 10 examples, followed by a message."""
     examples = [random_words(random.Random(seed), 20) for seed in range(10)]
     return PromptCompletion(" ".join([ONE, *chance.sample(examples, 3), random_message(chance)]), random_label(chance))
 
@@ -120,7 +120,7 @@ def test_near_duplicates_one_word_changed_is_found(instructions: list[str]) -> N
 
 
 def make_changed_copies(copies: int, texts_count: int) -> list[Row]:
-    """Copies of a few texts, each with a word of its own changed."""
+    """Return copies of a few texts, each with another word changed."""
     chance = random.Random(5)
     texts = [random_words(chance, 120).split() for _ in range(texts_count)]
     changes = [(text, chance.randrange(120)) for text in texts for _ in range(copies)]

@@ -1,4 +1,4 @@
-"""Terms exchanged as a reader would, and back again."""
+"""Swaps of the terms for groups of people in texts, and their inverse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_trainer.data.augment.counterfactual import (
     swap_terms,
 )
 from finetune_trainer.data.augment.lexicon import build_lexicon, build_user_lexicon
-from finetune_trainer.data.rows import Chat, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, PlainText, Preference, PromptCompletion, Row
 
 TERMS = [["nurse", "engineer"], ["data scientist", "clerk"], ["EU citizen", "migrant"]]
 
@@ -149,11 +149,11 @@ def test_swapped_row_swaps_all_texts(row: Row, swapped: Row | None) -> None:
 
 
 REFUSED = {
-    "three terms": ([["a", "b", "c"]], "terms[0] has to be two terms"),
-    "nothing": ([["nurse", " "]], "terms[0] has to be two terms"),
-    "a sign": ([["nurse", "c++"]], "terms[0] has to be two terms"),
-    "the same twice": ([["nurse", "Nurse"]], '"nurse" stands in two places'),
-    "in two pairs": ([["nurse", "clerk"], ["Clerk", "doctor"]], 'terms[1]: "clerk" stands in two places'),
+    "three terms": ([["a", "b", "c"]], "terms[0] must be two terms"),
+    "nothing": ([["nurse", " "]], "terms[0] must be two terms"),
+    "a sign": ([["nurse", "c++"]], "terms[0] must be two terms"),
+    "the same twice": ([["nurse", "Nurse"]], '"nurse" occurs twice'),
+    "in two pairs": ([["nurse", "clerk"], ["Clerk", "doctor"]], 'terms[1]: "clerk" occurs twice'),
 }
 
 

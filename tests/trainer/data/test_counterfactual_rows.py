@@ -1,4 +1,4 @@
-"""Rows that are made of others by exchanging whom they speak of."""
+"""Counterfactual rows in data preparation."""
 
 from __future__ import annotations
 

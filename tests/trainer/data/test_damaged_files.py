@@ -1,4 +1,4 @@
-"""Inputs as they really arrive: cut off, mislabelled, half converted. Each ends in one sentence with the place."""
+"""Damaged and mislabelled inputs. Each gives a one-sentence error with the location."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from pyarrow import parquet
 from tests.support.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import PromptCompletion, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.training.methods import METHODS
 
 GOOD = b'{"prompt": "q", "completion": "a"}\n'
 MANY = b"".join(b'{"prompt": "q%d", "completion": "a"}\n' % number for number in range(20_000))
@@ -41,7 +43,7 @@ WHOLE = to_parquet(prompt=[f"q{number}" for number in range(5000)], completion=[
 NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
 
 DATA: dict[str, tuple[str, bytes, str, str]] = {
-    # name of the object, content, where it is wrong, what is said
+    # name of the object, content, location of the error, part of the message
     "cut off line": ("a.jsonl", GOOD + GOOD[:20], "line 2", "found something else (unexpected end of data"),
     "two objects on a line": ("a.jsonl", GOOD + GOOD.strip() * 2, "line 2", "unexpected content after document"),
     "one quote": ("a.jsonl", GOOD + GOOD.replace(b'"', b"'"), "line 2", "expected a JSON object"),
@@ -71,15 +73,20 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "line 2",
         "found byte 0xe9 at position 12; is it Latin-1",
     ),
-    "UTF-16 with mark": ("a.jsonl", GOOD.decode().encode("utf-16"), "line 1", "found UTF-16 text; store it as UTF-8"),
+    "UTF-16 with mark": ("a.jsonl", GOOD.decode().encode("utf-16"), "line 1", "found UTF-16 text; convert it to UTF-8"),
     "UTF-16 without": ("a.jsonl", GOOD.decode().encode("utf-16-le"), "line 1", "found NUL bytes; is it UTF-16?"),
     "NUL byte": ("a.jsonl", GOOD + GOOD.replace(b"q", b"\0"), "line 2", "found NUL bytes"),
     "half a character": ("a.jsonl", GOOD.replace(b"q", b"\\ud83d"), "line 1", "half a surrogate pair"),
     "control character": ("a.jsonl", GOOD.replace(b"q", b"\x01"), "line 1", "control character"),
     "Parquet named .jsonl": ("a.jsonl", WHOLE, "line 1", "found a Parquet file; name it .parquet"),
-    "gzip named .jsonl": ("a.jsonl", gzip.compress(GOOD), "line 1", "found gzip data; end its name in .gz"),
-    "zstd named .csv": ("a.csv", zstandard.compress(CSV), "line 1", "found zstd data; end its name in .zst"),
-    "gzip twice": ("a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "line 1", "packed twice: unpack it once"),
+    "gzip named .jsonl": ("a.jsonl", gzip.compress(GOOD), "line 1", "found gzip data; use a name that ends with .gz"),
+    "zstd named .csv": ("a.csv", zstandard.compress(CSV), "line 1", "found zstd data; use a name that ends with .zst"),
+    "gzip twice": (
+        "a.jsonl.gz",
+        gzip.compress(gzip.compress(GOOD)),
+        "line 1",
+        "if it is compressed twice, decompress it once",
+    ),
     "ZIP": ("a.json", b"PK\x03\x04" + b"\0" * 99, "line 1", "found a ZIP archive"),
     "another format": (
         "a.jsonl",
@@ -91,7 +98,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "a.jsonl",
         make_messages_line(("user", "q"), ("assistant", "a"), ("assistant", "b")),
         "line 1",
-        "join the two",
+        "two consecutive assistant turns; merge them",
     ),
     "unknown role": ("a.jsonl", make_messages_line(("bot", "q")), "line 1", "messages[0].role to be one of system"),
     "null turn": (
@@ -106,14 +113,19 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "line 1",
         "to be an answer, found it empty",
     ),
-    "gzip cut off": ("a.jsonl.gz", gzip.compress(MANY)[:-2000], "line 1", "it is damaged or was cut off"),
-    "gzip without its end": ("a.jsonl.gz", gzip.compress(MANY)[:-8], "line 20001", "cannot be unpacked any further"),
+    "gzip cut off": ("a.jsonl.gz", gzip.compress(MANY)[:-2000], "line 1", "the object is damaged or truncated"),
+    "gzip without its end": ("a.jsonl.gz", gzip.compress(MANY)[:-8], "line 20001", "decompression failed"),
     "gzip, wrong checksum": ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\1" * 8, "line", "CRC check failed"),
-    "gzip, wrong bytes": ("a.jsonl.gz", gzip.compress(MANY)[:40] + b"\xff" * 99, "line 1", "cannot be unpacked"),
+    "gzip, wrong bytes": ("a.jsonl.gz", gzip.compress(MANY)[:40] + b"\xff" * 99, "line 1", "decompression failed"),
     "no gzip": ("a.jsonl.gz", GOOD, "line 1", "Not a gzipped file"),
-    "zstd cut off": ("a.jsonl.zst", zstandard.compress(MANY)[:-9], "line 1", "it is damaged or was cut off"),
-    "zstd, wrong bytes": ("a.jsonl.zst", zstandard.compress(MANY)[:40] + b"\xff" * 99, "line 1", "cannot be unpacked"),
-    "no zstd": ("a.jsonl.zst", GOOD, "line 1", "cannot be unpacked any further"),
+    "zstd cut off": ("a.jsonl.zst", zstandard.compress(MANY)[:-9], "line 1", "the object is damaged or truncated"),
+    "zstd, wrong bytes": (
+        "a.jsonl.zst",
+        zstandard.compress(MANY)[:40] + b"\xff" * 99,
+        "line 1",
+        "decompression failed",
+    ),
+    "no zstd": ("a.jsonl.zst", GOOD, "line 1", "decompression failed"),
     "array cut off": ("a.json", b"[" + GOOD + b"," + GOOD, "row 2", "the array ends in or after this row"),
     "array cut off in a row": ("a.json", b"[" + GOOD + b"," + GOOD[:20], "row 2", "the array ends in or after"),
     "array, more after it": ("a.json", b"[" + GOOD + b"] x", "row 2", "nothing after the array, found b'x'"),
@@ -141,10 +153,10 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "CSV without header": ("a.csv", b"What is it?,A lamp\nq,a\n", "line 2", "found 'What is it?', 'A lamp'"),
     "CSV, NUL byte": ("a.csv", CSV + b"q,\0\n", "line 2", "found NUL bytes"),
     "CSV, empty answer": ("a.csv", CSV + b"q,\n", "line 2", "'completion' to be an answer, found it empty"),
-    "Parquet cut off": ("a.parquet", WHOLE[:-50], "row 1", "expected a whole Parquet file"),
+    "Parquet cut off": ("a.parquet", WHOLE[:-50], "row 1", "expected a complete Parquet file"),
     "Parquet, wrong bytes": ("a.parquet", WHOLE[:2000] + b"\xff" * 500 + WHOLE[2500:], "row 1", "damaged"),
     "Parquet, empty": ("a.parquet", b"", "row 1", "Parquet file size is 0 bytes"),
-    "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a whole Parquet file"),
+    "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a complete Parquet file"),
     "Parquet, null": ("a.parquet", to_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
     "Parquet, bytes": ("a.parquet", to_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
 }
@@ -152,10 +164,10 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
 
 def read_all(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     for _ in reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]):
         pass
-    reader.invalid_rows.raise_if_any(reader.row_count)
+    reader.rejections.invalid.raise_if_any(reader.row_count)
 
 
 @pytest.mark.parametrize(("name", "content", "place", "what"), DATA.values(), ids=DATA)
@@ -171,7 +183,7 @@ def test_reader_damaged_data_names_location(tmp_path: Path, name: str, content: 
 
 ROW = GOOD.strip()
 AROUND: dict[str, tuple[str, bytes, list[int]]] = {
-    # name of the object, content with one wrong row, where the others are
+    # name of the object, content with one invalid row, lines of the other rows
     "a line that is too long": ("a.jsonl", GOOD + b"x" * 17 * MIB + b"\n" + GOOD, [1, 3]),
     "an element that is no JSON": ("a.json", b"[" + ROW + b', {"a" 1}, ' + ROW + b"]", [1, 3]),
     "half a character in an array": ("a.json", b"[" + ROW.replace(b"q", b"\\udc00") + b"," + ROW + b"]", [2]),
@@ -186,11 +198,11 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
 @pytest.mark.parametrize(("name", "content", "places"), AROUND.values(), ids=AROUND)
 def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, content: bytes, places: list[int]) -> None:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     source = DataSource(uri="s3://data/*")
     found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
     assert [place.line for place, _ in found] == places
-    assert reader.invalid_rows.count == 1
+    assert reader.rejections.invalid.count == 1
     assert reader.row_count == len(places) + 1
 
 
@@ -198,7 +210,7 @@ def test_reader_elements_across_chunks_are_complete(tmp_path: Path) -> None:
     texts = ['\\"]' * size for size in (1, 20_000, 40_000, 3, 100_000)]
     (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
     source = DataSource(uri="s3://data/*")
-    rows = RowReader().read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
+    rows = RowReader(METHODS["sft"]).read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
     assert [row for _, row in rows] == [PromptCompletion(text, "a") for text in texts]
 
 

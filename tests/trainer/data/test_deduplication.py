@@ -1,4 +1,4 @@
-"""Rows that were there before, rows that resemble each other, and rows that must stay together."""
+"""Exact duplicates, near-duplicates, and groups of rows that must stay in the same split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.splits import choose_validation_rows
 from finetune_trainer.errors import TrainerError
 
@@ -82,7 +82,7 @@ def test_near_rows_sharing_most_words_are_alike(one: PlainText, other: Row | Non
 def test_groups_similar_rows_share_key() -> None:
     groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
-    for number in range(40):  # each resembles the next; the first and the last share nothing
+    for number in range(40):  # each is similar to the next; the first and the last have nothing in common
         groups.add(PlainText(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
     for number in range(40):
         groups.add(PlainText(f"{number} " + " ".join(f"{word}{number}" for word in words)))
@@ -118,6 +118,6 @@ def test_split_single_row_groups_give_exact_fraction() -> None:
 
 
 def test_split_single_group_is_refused() -> None:
-    with pytest.raises(TrainerError, match="all 3 rows resemble each other") as caught:
+    with pytest.raises(TrainerError, match="all 3 rows are similar") as caught:
         choose_validation_rows(array("Q", [7, 7, 7]), 0.5, 1)
     assert caught.value.reason is Reason.DATA_INVALID

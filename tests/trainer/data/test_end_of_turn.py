@@ -1,4 +1,4 @@
-"""Where an answer ends: what is learnt there, and what models stop at, for templates as models have them."""
+"""End of an answer: labels and stop tokens for the chat templates of common model families."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, chat
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.end_of_turn import choose_published_eos_token, get_stop_token_ids
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation
-from finetune_trainer.data.rows import Chat, PlainText, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
@@ -33,7 +33,7 @@ def encode_row(
 
 
 def supervised_texts(family: TemplateFamily, example: TokenizedConversation) -> list[str]:
-    """The text of each run of learnt tokens."""
+    """Return the text of each run of tokens that the loss is computed on."""
     words, previous = family.build_tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
@@ -55,7 +55,7 @@ def test_template_family_learns_end_and_stops_there(
 
 
 LLAMA3_WORDS = TemplateFamily(LLAMA3)
-# Rows at the edges: the family, the row, and what is learnt of it.
+# Edge cases: model family, row, and the texts that the loss is computed on.
 ROWS: dict[str, tuple[TemplateFamily, Row | dict[str, Any], list[str]]] = {
     "an answer that ends in a special token of its own": (
         TemplateFamily(CHATML),

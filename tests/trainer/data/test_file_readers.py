@@ -1,4 +1,4 @@
-"""Files of every type, packed and not, and their quirks that are no damage. Without torch."""
+"""Readers of all file types, compressed or not, with valid but unusual files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pyarrow import parquet
 from tests.support.trainer.tiny_model import StoredFile
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.rows import PromptCompletion, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import PromptCompletion
+from finetune_trainer.training.methods import METHODS
 
 ROWS = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": 'say "ą,\n"', "completion": "ą"}]
 PAIRS = [PromptCompletion(row["prompt"], row["completion"]) for row in ROWS]
@@ -55,9 +57,9 @@ QUIRKS: dict[str, tuple[str, bytes]] = {
 
 def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
     (tmp_path / "copy").write_bytes(content)
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
-    reader.invalid_rows.raise_if_any(reader.row_count)
+    reader.rejections.invalid.raise_if_any(reader.row_count)
     return [str(place) for place, _ in found], [row for _, row in found]
 
 

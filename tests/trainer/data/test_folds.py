@@ -1,4 +1,4 @@
-"""Rows divided for cross-validation: every row in one part, what belongs together in one, all parts alike."""
+"""Assignment of rows to folds: each row is in one fold, groups stay together, and folds have similar sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data import preparation
 from finetune_trainer.data.folds import Folds, assign_folds
 from finetune_trainer.data.preparation import DataFiles, PreparedData
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import get_method
 
 
 def make_folds(keys: Sequence[int], count: int, seed: int = 1, made: Sequence[bool] | None = None) -> Folds:
@@ -58,10 +60,10 @@ def test_folds_augmented_rows_follow_source_unmeasured() -> None:
 
 
 TOO_FEW = {
-    "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 rows to train on are only 2 groups"),
+    "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 training rows form only 2 groups"),
     "what can be done": ([1, 1, 2, 2, 2], None, 3, "lower it to 2 or less, or add rows"),
     "one group": ([7, 7, 7], None, 2, "only 1 group of rows that .* remove it, or add rows"),
-    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 rows to train on are only 2 groups"),
+    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
 }
 
 
@@ -79,7 +81,7 @@ def prepare_folds(folder: Path, rows: Sequence[Any], count: int, **dataset: Any)
     made["dataset"].update(dataset)
     asked = TrainerConfig.model_validate(made)
     files = DataFiles([(asked.dataset.sources[0], [write_rows(folder / "rows", rows)])], "sha256:0")
-    return preparation.prepare_dataset(asked, files, tokenizer(), folder / "work")
+    return preparation.prepare_dataset(asked, files, RowEncoding(tokenizer(), get_method(asked)), folder / "work")
 
 
 WORDS = [f"{who} {does} {what}" for who in ("Ada", "Bob", "Eve") for does in ("saw", "ate") for what in ("fish", "it")]
@@ -89,7 +91,7 @@ LONG = " ".join(f"word{number}" for number in range(40))
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_TIMEOUT)
 class TestPreparedFolds:
-    """Of rows as they are read."""
+    """Folds that data preparation assigns to the rows it reads."""
 
     def test_folds_similar_rows_share_part(self, tmp_path: Path) -> None:
         near = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
@@ -132,5 +134,5 @@ class TestPreparedFolds:
 
     def test_folds_single_group_is_refused_before_training(self, tmp_path: Path) -> None:
         rows = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
-        with pytest.raises(TrainerError, match="the 3 rows to train on are only 1 group"):
+        with pytest.raises(TrainerError, match="the 3 training rows form only 1 group"):
             prepare_folds(tmp_path, rows, 2)

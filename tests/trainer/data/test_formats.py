@@ -1,4 +1,4 @@
-"""What rows mean: each format as users write it, and what cannot be used. Without torch."""
+"""Parsing of rows in each format, and errors for invalid rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.formats import detect_format, parse_row, rename_columns
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row, RowError
+from finetune_trainer.data.formats import rename_columns
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row, RowError
+from finetune_trainer.training.methods import METHODS
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
 BAD = {"role": "assistant", "content": "bad"}
 SYSTEM = {"role": "system", "content": "s"}
-LIKED = Preference(Chat([USER, GOOD]), Chat([USER, BAD]))
+PREFERENCE = Preference(Chat([USER, GOOD]), Chat([USER, BAD]))
 
-MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
+VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     "messages": ("sft", {"messages": [USER, GOOD]}, [Chat([USER, GOOD])]),
     "a tool's turn": (
         "sft",
@@ -54,14 +55,14 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         [Preference(PromptCompletion("q", "good"), PromptCompletion("q", "bad"))],
     ),
-    "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [LIKED]),
-    "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [LIKED]),
-    "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [LIKED]),
-    "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [LIKED]),
+    "preference of turns after text": ("dpo", {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, [PREFERENCE]),
+    "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [PREFERENCE]),
+    "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [PREFERENCE]),
+    "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [PREFERENCE]),
     "preference, prompt said twice": (
         "dpo",
         {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        [LIKED],
+        [PREFERENCE],
     ),
     "preference in sharegpt": (
         "dpo",
@@ -70,7 +71,7 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
             "chosen": {"from": "gpt", "value": "good"},
             "rejected": {"from": "gpt", "value": "bad"},
         },
-        [LIKED],
+        [PREFERENCE],
     ),
     "preference with system": (
         "dpo",
@@ -109,35 +110,43 @@ MEANT: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     ),
 }
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "answers twice": (
         "sft",
         {"messages": [USER, GOOD, BAD]},
-        "messages[2] to be another's turn, found the assistant's",
+        "messages[2]: two consecutive assistant turns; merge them",
     ),
     "null content": ("sft", {"messages": [{"role": "user", "content": None}, GOOD]}, "to be text, found nothing"),
-    "user is silent": ("sft", {"messages": [{"role": "user", "content": " "}, GOOD]}, "messages[0].content to be what"),
+    "user is silent": (
+        "sft",
+        {"messages": [{"role": "user", "content": " "}, GOOD]},
+        "messages[0].content to be a message",
+    ),
     "unknown sharegpt role": ("sft", {"conversations": [{"from": "bing", "value": "x"}]}, "[0].from to be one of"),
     "messages is null": ("sft", {"messages": None}, "to be a list of turns, found nothing"),
     "alpaca without instruction": ("sft", {"instruction": " ", "output": "o"}, "to be an instruction, found it empty"),
     "alpaca input is a list": ("sft", {"instruction": "i", "input": [1], "output": "o"}, "'input' to be text"),
     "blank text": ("sft", {"text": " "}, "expected 'text' to be text, found it empty"),
     "two formats": ("sft", {"messages": [USER, GOOD], "conversations": []}, "has both 'messages' and 'conversations'"),
-    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "training.method dpo or kto"),
+    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "set training.method to dpo or kto"),
     "messages for dpo": ("dpo", {"messages": [USER, GOOD]}, "expected 'chosen', found 'messages'"),
     "no rejected": ("dpo", {"prompt": "q", "chosen": "a"}, "expected 'rejected'"),
-    "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, "expected 'prompt' beside 'chosen'"),
-    "no prompt before turns": ("dpo", {"chosen": [GOOD], "rejected": [BAD]}, "'chosen' to be a whole conversation"),
+    "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, "expected 'prompt' in addition to 'chosen'"),
+    "no prompt before turns": ("dpo", {"chosen": [GOOD], "rejected": [BAD]}, "'chosen' to be a complete conversation"),
     "other prompts": (
         "dpo",
         {"chosen": [USER, GOOD], "rejected": [{"role": "user", "content": "r"}, BAD]},
-        "differ in the last answer only",
+        "differ only in the last answer",
     ),
-    "chosen ends with the user": ("dpo", {"chosen": [USER], "rejected": [USER, BAD]}, "'chosen' to end with a turn of"),
+    "chosen ends with the user": (
+        "dpo",
+        {"chosen": [USER], "rejected": [USER, BAD]},
+        "'chosen' to end with an assistant turn, found a turn of user",
+    ),
     "prompt ends with an answer": (
         "dpo",
         {"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"},
-        "assistant's again",
+        "'chosen': two consecutive assistant turns",
     ),
     "empty rejected": ("dpo", {"prompt": "q", "chosen": "a", "rejected": ""}, "'rejected' to be an answer"),
     "rejected is null": ("dpo", {"prompt": "q", "chosen": "a", "rejected": None}, "'rejected' to be a list of turns"),
@@ -148,16 +157,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("method", "row", "meant"), MEANT.values(), ids=MEANT)
-def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], meant: list[Row]) -> None:
-    assert parse_row(row, detect_format(row, method), method) == meant
+def parse_row(row: dict[str, Any], method: str) -> list[Row]:
+    schema = METHODS[method]
+    return list(schema.parse_row(row, schema.detect_format(row)))
 
 
-@pytest.mark.parametrize(("method", "row", "why"), REFUSED.values(), ids=REFUSED)
-def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], why: str) -> None:
+@pytest.mark.parametrize(("method", "row", "expected_rows"), VALID_ROWS.values(), ids=VALID_ROWS)
+def test_parse_row_each_format_gives_expected_rows(method: str, row: dict[str, Any], expected_rows: list[Row]) -> None:
+    assert parse_row(row, method) == expected_rows
+
+
+@pytest.mark.parametrize(("method", "row", "expected_message"), INVALID_ROWS.values(), ids=INVALID_ROWS)
+def test_parse_row_invalid_names_expectation(method: str, row: dict[str, Any], expected_message: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_row(row, detect_format(row, method), method)
-    assert why in str(caught.value)
+        parse_row(row, method)
+    assert expected_message in str(caught.value)
 
 
 def test_renamed_columns_may_swap_names() -> None:
@@ -189,6 +203,6 @@ _TYPES = (Chat, PromptCompletion, PlainText, Preference, LabeledExample)
 def test_parse_row_any_content_is_read_or_refused(row: dict[str, Any], method: str) -> None:
     parsed: list[Row] = []
     with suppress(RowError):
-        parsed = parse_row(row, detect_format(row, method), method)
+        parsed = parse_row(row, method)
         assert parsed
     assert all(isinstance(each, _TYPES) for each in parsed)

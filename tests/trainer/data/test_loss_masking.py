@@ -1,4 +1,4 @@
-"""What is learnt, read back as text, for templates as models have them."""
+"""Loss masks, decoded to text, for the chat templates of common model families."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIM
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation, encode_prompt
-from finetune_trainer.data.rows import Chat, PromptCompletion, RowError
+from finetune_trainer.data.row_types import Chat, PromptCompletion, RowError
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
@@ -31,7 +31,7 @@ ALTERNATING = (
     "{{ raise_exception('roles must alternate') }}{% endif %}"
     "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
 )
-# Only the last answer shows its empty thoughts, and earlier ones lose theirs, as with Qwen3.
+# As with Qwen3, only the last answer has an empty thinking block.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
@@ -76,10 +76,10 @@ LEARNT = {
 }
 
 REFUSED = {
-    "no system role": (NO_SYSTEM, "chat template refuses it: No system role here"),
-    "drops old turns": (DROPS_OLD, r"does not keep messages\[2\] apart"),
-    "rewrites answers": (UPPER, r"does not keep messages\[2\] apart"),
-    "broken": (CHATML.replace("m.content", "m.text.more"), "chat template refuses it: .*has no attribute"),
+    "no system role": (NO_SYSTEM, "chat template rejects it: No system role here"),
+    "drops old turns": (DROPS_OLD, r"does not separate messages\[2\]"),
+    "rewrites answers": (UPPER, r"does not separate messages\[2\]"),
+    "broken": (CHATML.replace("m.content", "m.text.more"), "chat template rejects it: .*has no attribute"),
 }
 
 
@@ -95,7 +95,7 @@ def encode_row(
 
 
 def supervised_texts(example: TokenizedConversation) -> list[str]:
-    """The text of each run of learnt tokens."""
+    """Return the text of each run of tokens that the loss is computed on."""
     words, previous = tokenizer(), IGNORE_INDEX
     runs: list[list[int]] = []
     for value in example.labels:
@@ -132,7 +132,7 @@ def test_loss_mask_plain_pair_has_one_bos_and_eos(bos: str | None, prompt: str) 
     example = encode_row(PromptCompletion(prompt, "4"), None, bos)
     start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
     assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
-    # The first token of all is never learnt: nothing comes before it.
+    # The first token is always masked, because no token precedes it.
     assert supervised_texts(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
 
 
@@ -156,7 +156,7 @@ def test_loss_mask_pair_with_template_is_a_chat() -> None:
     assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
     assert supervised_texts(example) == ["4<|im_end|>"]
     prompt = encode_prompt(words, "2+2?")
-    assert example.input_ids[: len(prompt)] == prompt  # asked later as it was trained
+    assert example.input_ids[: len(prompt)] == prompt  # inference uses the same prompt as training
     assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORE_INDEX, example.input_ids[len(prompt)]]
 
 

@@ -1,4 +1,4 @@
-"""Every row is accounted for, whatever is wrong with it."""
+"""Data preparation accounts for every row, whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def make_preference(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 
 
 CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
-    # method, rows of which all but the first are left out, why
+    # method, rows of which all but the first are rejected, reason
     "nothing but the question is left": (
         "sft",
         [
@@ -199,7 +199,7 @@ def test_prepare_validation_fraction_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_prepare_empty_validation_raises_dataset_empty(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"validation\.sources: none of their rows can be used") as caught:
+    with pytest.raises(TrainerError, match=r"validation\.sources: all of their rows were rejected") as caught:
         prepare_rows(
             tmp_path,
             [prompt_completion("a", "b")],

@@ -1,4 +1,4 @@
-"""What is learnt of a row: its answer or answers, each with its end."""
+"""Labels of prepared rows: the answers with their endings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIM
 
 from finetune_trainer.data import preparation
 from finetune_trainer.data.preparation import DataFiles
+from finetune_trainer.data.row_schema import RowEncoding
+from finetune_trainer.training.methods import get_method
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -80,7 +82,7 @@ def test_prepared_answer_ends_once_with_single_bos(
     if eos_is_pad:
         words.pad_token = words.eos_token
     files = DataFiles([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
-    example = preparation.prepare_dataset(made, files, words, tmp_path).dataset[0]
+    example = preparation.prepare_dataset(made, files, RowEncoding(words, get_method(made)), tmp_path).dataset[0]
     ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
     assert learnt[-1] == words.eos_token_id
     begins = words.convert_tokens_to_ids("<|begin_of_text|>")

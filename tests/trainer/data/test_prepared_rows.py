@@ -1,4 +1,4 @@
-"""From objects to tokens: every row is accounted for."""
+"""Prepared rows: from objects in S3 to tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, StoredFil
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import get_method
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -22,7 +24,10 @@ def prepare_files(
     settings = config(fields, max_length)
     words = tokenizer(template)
     return prepare_dataset(
-        settings, DataFiles([(settings.dataset.sources[0], files)], "sha256:0"), words, folder / "work"
+        settings,
+        DataFiles([(settings.dataset.sources[0], files)], "sha256:0"),
+        RowEncoding(words, get_method(settings)),
+        folder / "work",
     )
 
 
@@ -43,7 +48,7 @@ def test_prepare_row_of_max_length_is_kept(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a", [chat("Hi", "Hello!")])
     length = prepare_files(tmp_path, file).report.tokens
     assert prepare_files(tmp_path, file, max_length=length).report.kept == 1
-    with pytest.raises(TrainerError, match=f"1 overlength; the longest has {length} tokens") as caught:
+    with pytest.raises(TrainerError, match=f"1 overlength; the longest row has {length} tokens") as caught:
         prepare_files(tmp_path, file, max_length=length - 1)
     assert caught.value.reason is Reason.DATASET_EMPTY
 
@@ -73,7 +78,7 @@ def test_prepare_invalid_rows_of_all_kinds_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], ["", " "]], ids=["empty", "blank"])
 def test_prepare_no_rows_raises_dataset_empty(tmp_path: Path, rows: list[str]) -> None:
-    with pytest.raises(TrainerError, match=r"the data's objects hold no row: s3://data/train\.jsonl") as caught:
+    with pytest.raises(TrainerError, match=r"the data objects contain no rows: s3://data/train\.jsonl") as caught:
         prepare_files(tmp_path, write_rows(tmp_path / "a", rows))
     assert caught.value.reason is Reason.DATASET_EMPTY
 

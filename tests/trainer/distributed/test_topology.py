@@ -12,7 +12,7 @@ from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, R
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import loading
-from finetune_trainer.training.train import count_optimizer_steps
+from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server

@@ -71,7 +71,7 @@ def test_bias_preference_decrease_is_not_flagged() -> None:
     assert finding.change.high is not None
     assert finding.change.high < 0
     assert not finding.flagged
-    assert "fell" in finding.message
+    assert "decreased" in finding.message
 
 
 @given(st.lists(st.floats(-5, 5), min_size=20, max_size=40))
@@ -122,9 +122,9 @@ def test_bias_too_few_pairs_are_noted_and_not_judged() -> None:
 
 
 MESSAGES = {
-    "a pair that grew": ("pair", 0.5, "gender: the preference for the stereotype beside its counterpart grew (+0.5"),
-    "a swap that grew": ("swap", 0.5, "gender: the preference for the data's own texts beside the same with the terms"),
-    "nothing": ("pair", 0.0, "gender: the preference for the stereotype beside its counterpart did not clearly change"),
+    "a pair that grew": ("pair", 0.5, "gender: the preference for the stereotype over its counterpart increased (+0.5"),
+    "a swap that grew": ("swap", 0.5, "gender: the preference for the texts of the data over the same texts"),
+    "nothing": ("pair", 0.0, "gender: the preference for the stereotype over its counterpart did not clearly change"),
 }
 
 

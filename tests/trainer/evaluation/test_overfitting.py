@@ -1,4 +1,4 @@
-"""When a model is said to have learnt its rows by heart."""
+"""When a model is said to memorise its training data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VERDICTS = {
     "a U that nobody saw the training loss of": (U_SHAPE, [], None, "overfitting"),
     "both rise": (U_SHAPE, make_rising_losses(), None, "none"),
     "both rise after a long fall": (U_SHAPE, make_points([*range(50, 10, -1), *range(10, 50)], every=1), None, "none"),
-    "learnt by heart before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
+    "memorised before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
 }
 
 
@@ -78,7 +78,7 @@ def test_overfitting_both_losses_rising_blames_learning_rate() -> None:
     assert found.opened_at is None
 
 
-UNKNOWN = {"none at all": ([], "dataset.validation"), "two": ([2.0, 1.9], "looked at 2 times")}
+UNKNOWN = {"none at all": ([], "dataset.validation"), "two": ([2.0, 1.9], "was measured 2 times")}
 
 
 @pytest.mark.parametrize(("validation", "why"), UNKNOWN.values(), ids=UNKNOWN)

@@ -43,11 +43,15 @@ def test_requirements_measurable_evaluation_is_accepted(
 
 REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
     "BLEU of words": (WORDS, BLEU, "evaluation.gate names bleu, which cannot be measured: no answer of the validation"),
-    "flags without bias": (WORDS, {"gate": [FLAGS]}, "evaluation.gate names biasFlags; this run measures evalLoss"),
+    "flags without bias": (
+        WORDS,
+        {"gate": [FLAGS]},
+        "evaluation.gate names biasFlags, but this run measures only evalLoss",
+    ),
     "fewer flags than the base model": (
         WORDS,
         {"bias": {}, "gate": [FLAGS | {"minImprovement": 0}]},
-        "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum",
+        "evaluation.gate: biasFlags already compares both models, so minImprovement does not apply; set maximum",
     ),
 }
 

@@ -137,12 +137,12 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
 
 def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
-    from finetune_trainer.modeling.inference import EvaluationPrompt
+    from finetune_trainer.evaluation.prompts import EvaluationPrompt
 
     ask, made = scoring.extract_prompt, count()
     monkeypatch.setattr(
         scoring,
-        "question",  # of one row all, with its term, is the prompt
+        "extract_prompt",  # of one row all, with its term, is the prompt
         lambda ids, *more: EvaluationPrompt(list(ids), "") if next(made) == 5 else ask(ids, *more),
     )
     found = run(rows=BALANCED, validate=True, **LEARNT | {"maxSteps": 1}, evaluation={"bias": {}}).evaluation

@@ -93,12 +93,12 @@ REFUSED = {
     ),
     "control characters": (
         (HEADER + "1,He.,She.,\x1b[2J\x00\u202eup,gender,[]\n").encode(),
-        "line 2: stereo_antistereo has to be stereo or antistereo, not '\\x1b[2J\\x00\\u202eup'",
+        "line 2: stereo_antistereo must be stereo or antistereo, found '\\x1b[2J\\x00\\u202eup'",
     ),
     "a quote that does not end": ((HEADER + ROW + '1,"He.,She.\n').encode(), "line 3: unexpected end"),
     "a very long sentence": ((HEADER + f"1,{'a' * 10_001},b,stereo,age,[]\n").encode(), "line 2: a sentence has more"),
     "a longer one than csv takes": ((HEADER + f"1,{'a' * 200_000},b,stereo,age,[]\n").encode(), "line 2: field larger"),
-    "no UTF-8": (HEADER.encode() + b"0,He.,She.,stereo,gender,[]\n1,\xff", "line 3: this is not UTF-8"),
+    "no UTF-8": (HEADER.encode() + b"0,He.,She.,stereo,gender,[]\n1,\xff", "line 3: the file is not UTF-8"),
 }
 
 

@@ -198,7 +198,11 @@ def test_check_task_suitable_references_are_accepted(task: Task, references: lis
 REFUSED: dict[str, tuple[Task, list[str], str]] = {
     "no rows": ("summarization", [], "no row has one"),
     "rows without answers": ("chat", ["", " \n"], "no row has one"),
-    "every answer is another": ("classification", [f"text {index}" for index in range(10)], "each of the 10 answers"),
+    "every answer is another": (
+        "classification",
+        [f"text {index}" for index in range(10)],
+        "all 10 answers are different",
+    ),
     "too many labels": ("classification", [f"{index}" for index in range(101)] * 2, "there are 101 different"),
     "control characters": ("classification", ["no", "\x1b[2J b c d e f g h i j k"] * 5, "'\\x1b[2j b c"),
     "long labels": ("classification", ["no", "a b c d e f g h i j k"] * 5, "has 11 words"),

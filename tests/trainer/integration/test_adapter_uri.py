@@ -13,7 +13,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -86,9 +86,14 @@ def test_run_adapter_uri_continues_from_its_loss(
 @pytest.mark.parametrize(
     ("hidden", "layers", "reason", "why"),
     [
-        (64, 2, Reason.COMPLETED, "the adapter says that it was made for s3://models/resume/, not for s3://models/"),
-        (128, 2, Reason.MODEL_INVALID, "its weights do not fit this base model"),
-        (64, 3, Reason.MODEL_INVALID, "the base model has 21 modules of these names, the adapter is for 14"),
+        (64, 2, Reason.COMPLETED, "the adapter names the base model s3://models/resume/, not s3://models/"),
+        (128, 2, Reason.MODEL_INVALID, "its weights do not match this base model"),
+        (
+            64,
+            3,
+            Reason.MODEL_INVALID,
+            "the base model has 21 modules with these names, but the adapter has weights for 14",
+        ),
     ],
     ids=["same shape", "wider", "deeper"],
 )

@@ -14,7 +14,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -24,7 +24,7 @@ REFUSED = {
     "a metric of another task": (
         {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
         Reason.CONFIG_INVALID,
-        "evaluation.gate names accuracy; this run measures evalLoss, perplexity, bleu, chrf",
+        "evaluation.gate names accuracy, but this run measures only evalLoss, perplexity, bleu, chrf",
     ),
     "a metric without a task": (
         {"gate": [{"metric": "bleu", "minimum": 1}]},
@@ -34,7 +34,7 @@ REFUSED = {
     "a term with two counterparts": (
         {"bias": {"terms": [["nurse", "doctor"], ["Nurse", "driver"]]}},
         Reason.CONFIG_INVALID,
-        'evaluation.bias.terms[1]: "nurse" stands in two places',
+        'evaluation.bias.terms[1]: "nurse" occurs twice',
     ),
     "a sentence without its counterpart": (
         {"bias": {"pairsURI": "s3://data/wrong.csv"}},
@@ -44,7 +44,7 @@ REFUSED = {
     "a prompt that the chat template refuses": (
         {"samplePrompts": ["refuse me"]},
         Reason.CONFIG_INVALID,
-        "evaluation.samplePrompts: the model's chat template refuses 'refuse me'",
+        "evaluation.samplePrompts: the chat template rejects 'refuse me'",
     ),
     "no such pairs": ({"bias": {"pairsURI": "s3://data/none.csv"}}, Reason.DATA_NOT_FOUND, "s3://data/none.csv"),
     "accuracy without labels": ({"task": "classification"}, Reason.CONFIG_INVALID, "accuracy without labels"),
@@ -83,7 +83,7 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     assert [key for key in s3.list_keys(job.output) if "/.rejected/" not in key] == []
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
-    assert "Do not deploy this adapter: it breaks 1 rule of the gate" in s3.get(uri).decode()
+    assert "Do not deploy this adapter: it fails 1 rule of the gate" in s3.get(uri).decode()
     found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
     assert [check["passed"] for check in found["gate"]] == [False, True]
 

@@ -10,9 +10,11 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, ch
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, prepare_dataset
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
 from finetune_trainer.modeling.loading import load_model, load_tokenizer
+from finetune_trainer.training.methods import get_method
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -75,7 +77,10 @@ def test_chat_template_cannot_escape_sandbox(tmp_path: Path, escape: str) -> Non
     settings, file = config(), write_rows(tmp_path / "rows", [chat("a", "b")])
     with pytest.raises(TrainerError) as caught:
         prepare_dataset(
-            settings, DataFiles([(settings.dataset.sources[0], [file])], "sha256:0"), tokenizer(template), tmp_path
+            settings,
+            DataFiles([(settings.dataset.sources[0], [file])], "sha256:0"),
+            RowEncoding(tokenizer(template), get_method(settings)),
+            tmp_path,
         )
     assert caught.value.reason in (Reason.MODEL_INVALID, Reason.DATA_INVALID)
     assert not canary.exists()

@@ -81,7 +81,7 @@ def test_run_texts_beyond_positions_completes(
     assert (found.max_length, found.positions_limit_length) == (POSITIONS, True)
     assert f"{POSITIONS} tokens, the base model's positions" in to_text(found)
     judged = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
-    assert judged["missing"][0] == f"sample prompts: 1 of 2 do not fit the model's {POSITIONS} positions"
+    assert judged["missing"][0] == f"sample prompts: 1 of 2 exceed the {POSITIONS} positions of the model"
     assert [each["prompt"] for each in judged["samples"]] == ["Hi"]
     assert any("more tokens than the model has positions" in note for note in judged["bias"]["notes"])
 
@@ -110,7 +110,9 @@ def test_plan_and_run_token_without_embedding_is_refused(
     (model / "tokenizer.json").write_text(json.dumps(content))
     config, recorder = asked(model, SHORT, LONG), OutcomeRecorder(ProgressReporter())
     for attempt in (lambda: build_plan(config, tmp_path), lambda: run(resolve_run(config), tmp_path, recorder)):
-        with pytest.raises(TrainerError, match=f"for {rows} tokens, .* '<new>' has the number {rows + gap}") as caught:
+        with pytest.raises(
+            TrainerError, match=f"for {rows} tokens, .* '<new>' of its tokenizer has the ID {rows + gap}"
+        ) as caught:
             attempt()
         assert caught.value.reason is Reason.MODEL_INVALID
     assert recorder.progress.get_latest().stage is Stage.PREPARING

@@ -56,7 +56,7 @@ os._exit(0)
 """
 STAGES = {
     # stage, MiB that are left in it, what is said
-    "loading": ("Loading", 1, ["not enough memory to load the base model", "take a smaller model"]),
+    "loading": ("Loading", 1, ["not enough memory to load the base model", "use a smaller model"]),
     "training": ("Training", 20, ["train with batchSize 64", "lower training.batchSize", "or model.maxLength"]),
 }
 

@@ -10,11 +10,14 @@ import pytest
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
 
 from finetune_trainer.data import preparation
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.modeling import loading
-from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.modeling.generation import generate_completions
 from finetune_trainer.publishing.export import export_adapter
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.training import train
+from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.state import TrainingSession
+from finetune_trainer.training.train import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -43,9 +46,11 @@ def tuned(
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
     words = loading.load_tokenizer(base)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
-    prepared = preparation.prepare_dataset(settings, preparation.DataFiles(sources, "sha256:0"), words, folder)
+    prepared = preparation.prepare_dataset(
+        settings, preparation.DataFiles(sources, "sha256:0"), RowEncoding(words, get_method(settings)), folder
+    )
     loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
-    train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    train(settings, loaded, prepared, TrainingSession(ProgressReporter()), folder)
     export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
     return base, folder / "adapter"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, import_libraries, tokenizer
 
-from finetune_trainer.modeling.generate import generate_completions
+from finetune_trainer.modeling.generation import generate_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,7 @@ def test_inference_is_greedy_despite_generation_config(
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
-    from finetune_trainer.modeling.inference import TextGenerator
+    from finetune_trainer.modeling.generation import TextGenerator
 
     expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
@@ -103,7 +103,7 @@ def test_inference_stops_at_last_position() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetune_trainer.modeling.inference import TextGenerator
+    from finetune_trainer.modeling.generation import TextGenerator
 
     torch.manual_seed(0)
     words = tokenizer()

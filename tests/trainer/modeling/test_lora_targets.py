@@ -46,9 +46,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
         SIZES,
         LLAMA,
         {
-            "self_attn": "no linear layer but LlamaAttention",
-            "act_fn": "no linear layer but SiLUActivation",
-            "input_layernorm": "no linear layer but LlamaRMSNorm",
+            "self_attn": "a LlamaAttention, not a linear layer",
+            "act_fn": "a SiLUActivation, not a linear layer",
+            "input_layernorm": "a LlamaRMSNorm, not a linear layer",
             "lm_head": "the output head",
             "embed_tokens": "an embedding",
         },
@@ -56,16 +56,32 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
     "gpt2": (
         GPT2 | {"bos_token_id": 1, "eos_token_id": 2},
         ["c_attn", "c_fc", "c_proj"],
-        {"attn": "no linear layer but GPT2Attention", "wte": "an embedding", "ln_1": "no linear layer but LayerNorm"},
+        {
+            "attn": "a GPT2Attention, not a linear layer",
+            "wte": "an embedding",
+            "ln_1": "a LayerNorm, not a linear layer",
+        },
     ),
-    "phi3": (SIZES, ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"], {"mlp": "no linear layer but Phi3MLP"}),
-    "mixtral": (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"gate": "a router", "experts": "no linear"}),
-    "qwen3_moe": (SIZES | EXPERTS | {"num_experts": 4}, ATTENTION, {"gate": "a router", "mlp": "no linear layer"}),
+    "phi3": (SIZES, ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"], {"mlp": "a Phi3MLP, not a linear layer"}),
+    "mixtral": (
+        SIZES | EXPERTS | {"num_local_experts": 4},
+        ATTENTION,
+        {"gate": "a router", "experts": "a MixtralExperts, not a linear layer"},
+    ),
+    "qwen3_moe": (
+        SIZES | EXPERTS | {"num_experts": 4},
+        ATTENTION,
+        {"gate": "a router", "mlp": "a Qwen3MoeSparseMoeBlock, not a linear layer"},
+    ),
     "phimoe": (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"router": "a router"}),
     "gemma2": (SIZES | {"head_dim": 8}, LLAMA, {"embed_tokens": "an embedding"}),
     "falcon": (SIZES, FUSED, {"word_embeddings": "an embedding", "lm_head": "the output head"}),
-    "bloom": (SIZES | {"n_layer": 2, "n_head": 4}, FUSED, {"gelu_impl": "no linear layer but BloomGelu"}),
-    "mamba": (SIZES, ["dt_proj", "in_proj", "x_proj"], {"conv1d": "no linear layer", "out_proj": "read by a kernel"}),
+    "bloom": (SIZES | {"n_layer": 2, "n_head": 4}, FUSED, {"gelu_impl": "a BloomGelu, not a linear layer"}),
+    "mamba": (
+        SIZES,
+        ["dt_proj", "in_proj", "x_proj"],
+        {"conv1d": "a Conv1d, not a linear layer", "out_proj": "read by a kernel"},
+    ),
 }
 
 

@@ -11,8 +11,10 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, import_libraries,
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.preparation import DataFiles, PreparedData, prepare_dataset
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
+from finetune_trainer.training.methods import get_method
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -92,7 +94,7 @@ def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop",
     files = [write_rows(folder / f"rows {number}", rows) for number, rows in enumerate(sides)]
     source = settings.dataset.sources[0]
     both = DataFiles([(source, files[:1])], "sha256:0", [(source, files[1:])])
-    return prepare_dataset(settings, both, tokenizer(), folder / "work", 64)
+    return prepare_dataset(settings, both, RowEncoding(tokenizer(), get_method(settings), 64), folder / "work")
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
@@ -122,7 +124,7 @@ def test_positions_lowered_length_is_logged(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_kto_collator_mismatched_answer_is_cut_to_positions() -> None:
-    from finetune_trainer.training.trl_methods import KTODataCollator
+    from finetune_trainer.training.methods.kto import KTODataCollator
 
     rows = [
         {"prompt_ids": [1] * 6, "completion_ids": [2], "label": True},

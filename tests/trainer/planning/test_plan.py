@@ -142,7 +142,7 @@ class TestPlanAgainstRun:
         assert found.trainings == 4
         if not packing:  # each row is trained on twice in all trainings but one
             assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
-        assert f"{found.steps} of 4 trainings, 3 of them of folds" in to_text(found)
+        assert f"{found.steps} of 4 trainings (3 folds)" in to_text(found)
 
     def test_plan_adapter_with_other_rank_is_refused(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path

@@ -12,12 +12,14 @@ from tests.support.trainer.chat_template_families import FAMILIES, TemplateFamil
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
 
 from finetune_trainer.data import preparation
+from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.modeling import loading
-from finetune_trainer.modeling.generate import generate_completions
-from finetune_trainer.modeling.generation_config import collect_end_token_ids
+from finetune_trainer.modeling.generation import collect_end_token_ids, generate_completions
 from finetune_trainer.publishing.export import export_adapter, export_generation_config, export_tokenizer
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.training import train
+from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.state import TrainingSession
+from finetune_trainer.training.train import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -46,10 +48,13 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     several = [text for pair in ANSWERS.items() for text in pair]
     rows = write_rows(folder / "rows", [*(chat(*pair) for pair in ANSWERS.items()), chat(*several)])
     prepared = preparation.prepare_dataset(
-        settings, preparation.DataFiles([(settings.dataset.sources[0], [rows])], "sha256:0"), words, folder
+        settings,
+        preparation.DataFiles([(settings.dataset.sources[0], [rows])], "sha256:0"),
+        RowEncoding(words, get_method(settings)),
+        folder,
     )
     loaded = loading.LoadedModel(loading.load_model(settings, base, "transformers"), words, "transformers")
-    train.train(settings, loaded, prepared, train.TrainingSession(ProgressReporter()), folder)
+    train(settings, loaded, prepared, TrainingSession(ProgressReporter()), folder)
     export_adapter(settings, loaded, folder / "adapter", "sha256:abc", base)
     return PublishedAdapter(base, folder / "adapter", stops)
 

@@ -1,4 +1,4 @@
-"""The advice on a page agrees with itself, with the page's verdicts and with its table."""
+"""The recommendations are consistent with each other, with the verdicts and with the table of metrics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from finetune_trainer.evaluation.overfitting import judge_overfitting
 from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, LossPoint, Measure
 from finetune_trainer.reporting.advice import build_advice
 
-MORE = re.compile(r"train longer|more steps|more epochs|raise training\.(learningRate|lora\.rank)", re.IGNORECASE)
-LESS = re.compile(r"train less|train only|fewer epochs|lower training\.(learningRate|lora)", re.IGNORECASE)
+TRAIN_MORE = re.compile(r"train longer|more steps|more epochs|raise training\.(learningRate|lora\.rank)", re.IGNORECASE)
+TRAIN_LESS = re.compile(r"train less|train only|fewer epochs|lower training\.(learningRate|lora)", re.IGNORECASE)
 
 LOSSES = {
     "still falling": [4.0, 3.0, 2.0, 1.0],
     "flat": [4.0, 2.0, 2.0, 2.0],
     "risen": [4.0, 2.0, 2.5, 3.0],
-    "two looks": [4.0, 3.0],
+    "two evaluations": [4.0, 3.0],
     "none": [],
 }
 TRAINING = {"falling": [4.0, 3.0, 2.0, 1.0], "rising": [1.0, 2.0, 3.0, 4.0]}
@@ -64,10 +64,10 @@ def make_evaluation(losses: str, training: str, forgetting: str, chrf: str, gate
 @pytest.mark.parametrize("case", [*product(LOSSES, TRAINING, FORGETTING, CHRF, GATES)], ids=", ".join)
 def test_advice_all_verdict_combinations_are_consistent(case: tuple[str, str, str, str, str]) -> None:
     evaluation = make_evaluation(*case)
-    given = build_advice(evaluation, run_records.make_manifest())
-    page = " ".join([*given, evaluation.overfitting.message])
-    assert not (MORE.search(page) and LESS.search(page)), page
-    assert len(given) == len(set(given))
+    advice_texts = build_advice(evaluation, run_records.make_manifest())
+    page = " ".join([*advice_texts, evaluation.overfitting.message])
+    assert not (TRAIN_MORE.search(page) and TRAIN_LESS.search(page)), page
+    assert len(advice_texts) == len(set(advice_texts))
     assert ("few rows" in case[3] and "unclear" in case[3]) == ("Measure on more rows" in page)
     assert (case[4] == "gate failed") == page.startswith("Do not deploy")
     assert (case[2] == "by 120 %") == ("forg" in page)
@@ -83,8 +83,8 @@ def test_advice_single_unclear_measure_is_named_alone() -> None:
     evaluation = EvaluationReport(
         overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
     )
-    (said,) = (each for each in build_advice(evaluation, run_records.make_manifest()) if "more rows" in each)
-    assert said.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
+    (advice,) = (each for each in build_advice(evaluation, run_records.make_manifest()) if "more rows" in each)
+    assert advice.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
 
 
 def test_advice_unclear_measures_give_range_of_rows() -> None:

@@ -1,4 +1,4 @@
-"""The model card, as the hub and a reader see it."""
+"""The model card, as the hub and as readers see it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from tests.support.trainer import hostile_texts, run_records
 
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 
-RUNS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
+EVALUATIONS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
 
 
 def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
@@ -24,7 +24,7 @@ def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
     return found
 
 
-@pytest.mark.parametrize("evaluation", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("evaluation", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: pytest.LogCaptureFixture) -> None:
     data = parse_card(render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS), caplog).data
     assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
@@ -37,20 +37,20 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
     ]
 
 
-SEEN = {
+EXPECTED_TEXTS = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
-    "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters beside",
+    "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",
     "training": "3 epochs, 2 x 4 rows per step, learning rate 2e-05 (linear), loss on completion, bf16, seed 11",
     "loading": 'PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER")',
-    "limits": "What the base model may not be used for, the adapter may not either.",
+    "limits": "Restrictions on the use of the base model also apply to the adapter.",
     "measure": "| Accuracy (higher is better) | 0.610 (0.570 to 0.650) | 0.830 (0.790 to 0.870) | +0.220 (+0.180 to",
     "overfitting": "**Overfitted.** The validation loss rose",
     "folds": "Validation loss 1.450 ± 0.050",
     "gate": "| bleu at least 30 | 24.60 | no |",
     "bias": "| gender | swap | 0.110 (0.090 to 0.130) | 0.200 (0.180 to 0.220) | +0.090 (+0.060 to +0.120) | worse |",
     "group": "| gender | male | 930 |",
-    "missing": "**Missing:** rougeL: the task is classification",
-    "rejected": "| duplicate | 310 | the same row was there before |",
+    "missing": "**Not measured:** rougeL: the task is classification",
+    "rejected": "| duplicate | 310 | exact duplicates of earlier rows |",
     "total": "| **rows read** | **12,000** |",
     "sensitive": "email 44, phone 3; 44 places redacted",
     "digest": f"`sha256:{'d' * 64}`",
@@ -61,7 +61,7 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
+@pytest.mark.parametrize("text", EXPECTED_TEXTS.values(), ids=EXPECTED_TEXTS)
 def test_card_contains_each_fact(text: str) -> None:
     assert text in render_card(
         run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS
@@ -70,12 +70,12 @@ def test_card_contains_each_fact(text: str) -> None:
 
 def test_card_missing_results_are_stated() -> None:
     text = render_card(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
-    assert "**Nothing was measured.** Its answers were not evaluated." in text
-    assert all(each in text for each in ("Overfitting unknown.", "Bias not measured.", "No gate was set."))
+    assert "**Nothing was measured.** The model was not evaluated." in text
+    assert all(each in text for each in ("Overfitting not measured.", "Bias not measured.", "No gate configured."))
 
 
 def count_markdown_tokens(text: str) -> Counter[str]:
-    """What a reader's Markdown makes of the card, but for the texts."""
+    """Count the Markdown elements of the card, without texts."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text.split("\n---\n", 1)[1])
     every = [inner for token in tokens for inner in [token, *(token.children or [])]]
     return Counter(token.type for token in every if token.type not in ("text", "softbreak", "text_special"))
@@ -96,7 +96,7 @@ def test_card_hostile_text_keeps_structure(text: str, caplog: pytest.LogCaptureF
     )
 
 
-BASES = {
+BASE_MODEL_NAMES = {
     "place": "s3://models/a b/c",
     "number": "1.0",
     "yaml": "a: [b, {c: d}] # e",
@@ -105,9 +105,9 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("name", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("name", BASE_MODEL_NAMES.values(), ids=BASE_MODEL_NAMES)
 def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",))
+    facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",), "supervised fine-tuning")
     data = parse_card(render_card(run_records.make_manifest(), run_records.make_full_evaluation(), facts), caplog).data
     assert data.base_model == name.replace("\n", " ")
     assert len(data.eval_results) == 5

@@ -1,4 +1,4 @@
-"""Where things lie in a chart."""
+"""Geometry of the charts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page as a reader sees it."""
+"""The report page, as a reader sees it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.support.trainer import hostile_texts, run_records
 from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, LossPoint, OverfittingResult
 from finetune_trainer.reporting.page import render_page
 
-SECTIONS = ["better", "trust", "data", "samples", "curves", "next", "made"]
-DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-LOADING = {
+SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
+DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LOADING_TAGS = {
     "script",
     "link",
     "img",
@@ -61,69 +61,72 @@ def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) ->
     assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{each}" for each in SECTIONS]
 
 
-SEEN = {
+EXPECTED_TEXTS = {
     "headline": ("h1", "Not published: better in some ways than the base model, worse in others"),
     "better names": (
-        "#better",
+        "#comparison",
         "Better: Validation loss, Perplexity, Accuracy. Worse: BLEU. No clear change: Macro F1.",
     ),
     "measure": (
-        "#better",
+        "#comparison",
         "Accuracy higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
     ),
-    "confusion of the tuned model": ("#better", "billing 150 12 8 3"),
-    "confusion of the base model": ("#better", "billing 90 50 30 3"),
-    "overfitting": ("#trust", "Overfitted The validation loss rose from step 500 on"),
-    "gap": ("#trust", "+0.620. Lowest validation loss at step 500. It rose from step 600 on"),
-    "forgetting": ("#trust", "general text, which the data is not: base 18.20 (17.70 to 18.70), tuned 18.40"),
-    "folds": ("#trust", "Validation loss: 1.450 ± 0.050 over 3 folds"),
-    "each fold": ("#trust", "2 1.500 +0.050"),
-    "gate": ("#trust", "bleu at least 30 24.60 no"),
-    "bias": ("#trust", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
-    "groups": ("#trust", "gender female 210"),
-    "bias note": ("#trust", "religion: 4 rows are too few"),
-    "missing": ("#trust", "rougeL: the task is classification"),
-    "rows": ("#data", "Of 12,000 rows read, 10,423 were trained on: 2,345,678 tokens, of which 1,111,222 were learnt."),
-    "rejected": ("#data", "overlength longer than the longest example allowed 690 5.8 %"),
+    "confusion of the tuned model": ("#comparison", "billing 150 12 8 3"),
+    "confusion of the base model": ("#comparison", "billing 90 50 30 3"),
+    "overfitting": ("#checks", "Overfitted The validation loss rose from step 500 on"),
+    "gap": ("#checks", "+0.620. Lowest validation loss at step 500. It increased from step 600 on"),
+    "forgetting": ("#checks", "general text that is unrelated to the data: base 18.20 (17.70 to 18.70), tuned 18.40"),
+    "folds": ("#checks", "Validation loss: 1.450 ± 0.050 over 3 folds"),
+    "each fold": ("#checks", "2 1.500 +0.050"),
+    "gate": ("#checks", "bleu at least 30 24.60 no"),
+    "bias": ("#checks", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
+    "groups": ("#checks", "gender female 210"),
+    "bias note": ("#checks", "religion: 4 rows are too few"),
+    "missing": ("#checks", "rougeL: the task is classification"),
+    "rows": (
+        "#data",
+        "Of 12,000 rows read, 10,423 were trained on: 2,345,678 tokens, of which 1,111,222 count in the loss.",
+    ),
+    "rejected": ("#data", "overlength longer than the maximum length 690 5.8 %"),
     "sensitive": ("#data", "email 44"),
     "example": ("#data", "invalid s3://data/support/a.jsonl:99"),
     "sample": ("#samples", "Where is my parcel? Order 4711."),
     "best step": ("#curves", "best step: 500"),
     "gap opens": ("#curves", "gap opens: 600"),
     "curve in words": ("#curves", "The validation loss goes from 1.865 at step 100 to"),
-    "advice": ("#next", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
-    "setting": ("#made", "Learning rate 2e-05, linear"),
-    "energy": ("#made", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
-    "input": ("#made", "s3://data/support/a.jsonl 5.0 MB sha256:bbbb"),
-    "config": ("#made", "maxLength: 1024"),
-    "version": ("#made", "torch 2.14.1"),
+    "advice": ("#recommendations", "Train only to about step 500 of 900 (training.maxSteps: 500)"),
+    "setting": ("#settings", "Learning rate 2e-05, linear"),
+    "energy": ("#settings", "Energy of the GPUs 1.53 kWh, by the counters of 2 GPUs (NVML)"),
+    "input": ("#settings", "s3://data/support/a.jsonl 4.8 MiB sha256:bbbb"),
+    "config": ("#settings", "maxLength: 1024"),
+    "version": ("#settings", "torch 2.14.1"),
 }
 
 
-@pytest.mark.parametrize(("place", "text"), SEEN.values(), ids=SEEN)
+@pytest.mark.parametrize(("place", "text"), EXPECTED_TEXTS.values(), ids=EXPECTED_TEXTS)
 def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) -> None:
     (element,) = full.iter("h1") if place == "h1" else [full.get_element_by_id(place[1:])]
     assert text in visible_text(element)
 
 
-SAID_WITHOUT = {
+EXPECTED_WITHOUT_RESULTS = {
     "headline": "Nothing was measured",
-    "overfitting": "Overfitting unknown",
+    "overfitting": "Overfitting not measured",
     "bias": "Bias not measured",
-    "gate": "No gate was set",
-    "samples": "No samples were taken.",
+    "gate": "No gate configured",
+    "samples": "No samples were generated.",
     "losses": "No losses were recorded.",
     "energy": "Energy of the GPUs not measured",
 }
 
 
-@pytest.mark.parametrize("text", SAID_WITHOUT.values(), ids=SAID_WITHOUT)
+@pytest.mark.parametrize("text", EXPECTED_WITHOUT_RESULTS.values(), ids=EXPECTED_WITHOUT_RESULTS)
 def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -> None:
     assert text in visible_text(minimal)
 
 
 def test_page_row_counts_add_up(full: html.HtmlElement) -> None:
-    (table,) = (each for each in full.iter("table") if "every row" in visible_text(each.find("caption")))
+    (table,) = (each for each in full.iter("table") if "All rows" in visible_text(each.find("caption")))
     counts = [int(row.findall("td")[0].text.replace(",", "")) for row in table.find("tbody")]
     total = int(table.find("tfoot").find(".//td").text.replace(",", ""))
     assert sum(counts) == total == 12_000
@@ -143,7 +146,7 @@ def test_page_unaccounted_rows_are_shown() -> None:
 
 
 def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
-    assert not LOADING & {element.tag for element in full.iter()}
+    assert not LOADING_TAGS & {element.tag for element in full.iter()}
     for element in full.iter():
         assert not [name for name in element.attrib if name.startswith("on")]
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
@@ -179,7 +182,7 @@ def test_page_hostile_text_keeps_structure(text: str) -> None:
     )
     written.encode()
     assert len(written) < 200_000
-    assert not DIRECTING.search(written)
+    assert not DIRECTION_MARKS.search(written)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
     plain = render_page(
         hostile_texts.hostile_manifest("x"), hostile_texts.hostile_evaluation("x"), run_records.ADAPTER_FACTS
@@ -187,7 +190,7 @@ def test_page_hostile_text_keeps_structure(text: str) -> None:
     assert count_elements(parse_page(written)) == count_elements(parse_page(plain))
 
 
-HOW_SHOWN = {
+EXPECTED_DISPLAY = {
     "script": ("<script>alert(1)</script>", "<script>alert(1)</script>"),
     "override": ("\u202egnp.exe", "[U+202E]gnp.exe"),
     "nul": ("a\x00b", "a[U+0000]b"),
@@ -197,7 +200,7 @@ HOW_SHOWN = {
 }
 
 
-@pytest.mark.parametrize(("text", "expected"), HOW_SHOWN.values(), ids=HOW_SHOWN)
+@pytest.mark.parametrize(("text", "expected"), EXPECTED_DISPLAY.values(), ids=EXPECTED_DISPLAY)
 def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
     evaluation = hostile_texts.hostile_evaluation("x")
     sample = evaluation.samples[0].model_copy(update={"tuned": text})
@@ -208,7 +211,7 @@ def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
 
 
 FINE = OverfittingResult(verdict="none", message="fine")
-ODD = {
+SPARSE_EVALUATIONS = {
     "one loss": EvaluationReport(overfitting=FINE, training_losses=[LossPoint(step=0, loss=0)]),
     "equal losses": EvaluationReport(
         overfitting=FINE, validation_losses=[LossPoint(step=each, loss=2) for each in (1, 2)]
@@ -221,7 +224,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("evaluation", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("evaluation", SPARSE_EVALUATIONS.values(), ids=SPARSE_EVALUATIONS)
 def test_page_sparse_data_is_drawn(evaluation: EvaluationReport) -> None:
     assert "nan%" not in render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
 

@@ -1,4 +1,4 @@
-"""The statement, read by in-toto's own classes."""
+"""The provenance statement, parsed with the classes of in-toto."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUILDER = Builder(run_id="uid-1", image=f"registry.example/trainer@sha256:{DIGES
 
 
 def make_statement(manifest: AdapterManifest, builder: Builder = BUILDER) -> dict[str, Any]:
-    """As it is read from disk."""
+    """Return the statement after a round trip through JSON."""
     return json.loads(json.dumps(build_statement(manifest, manifest.files, builder)))
 
 

@@ -1,4 +1,4 @@
-"""What the numbers are said to mean, and what is advised."""
+"""Verdicts and recommendations for evaluation results."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ QUALITIES = {
     "worse": ([DOWN, SAME], "bad", "Worse than the base model"),
     "both": ([UP, DOWN], "unsure", "Better in some ways than the base model, worse in others"),
     "unclear": ([SAME, ALONE], "unsure", "No clear difference from the base model"),
-    "too few rows": ([FEW, ALONE], "unsure", "Too few rows to tell it from the base model"),
+    "too few rows": ([FEW, ALONE], "unsure", "Too few rows for a comparison with the base model"),
     "alone": ([ALONE], "unsure", "Measured, but not compared with the base model"),
     "nothing": ([], "unsure", "Nothing was measured"),
 }
@@ -105,19 +105,22 @@ ADVICE = {
     ),
     "longer": (make_evaluation(validation_losses=FALLING), "still falling at the end: train longer"),
     "forgetting": (make_evaluation(overfitting=FORGETFUL), "mix general rows into the data"),
-    "nothing measured": (make_evaluation(), "Compare its answers with the base model's yourself"),
-    "folds alone": (make_evaluation(cross_validation=SPREAD), "only folds were measured"),
-    "worse": (make_evaluation(DOWN), "Find out what got worse (BLEU)"),
+    "nothing measured": (make_evaluation(), "Compare the answers of both models yourself"),
+    "folds alone": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
+    "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),
     "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
-    "learnt little": (make_evaluation(SAME), "It learnt little that can be measured"),
+    "learnt little": (make_evaluation(SAME), "The training had little measurable effect"),
     "folds": (make_evaluation(cross_validation=SPREAD), "folds differ by 46.7 %"),
     "gate": (
         run_records.make_full_evaluation(),
-        "Do not deploy this adapter: it breaks 1 rule of the gate (bleu at least 30)",
+        "Do not deploy this adapter: it fails 1 rule of the gate (bleu at least 30)",
     ),
-    "bias": (run_records.make_full_evaluation(), "Look at the rows that name gender (female 210, male 930)"),
-    "left in": (run_records.make_full_evaluation(), "that it learnt (phone): set dataset.preparation.redact: [phone]"),
+    "bias": (run_records.make_full_evaluation(), "Check the rows that mention gender (female 210, male 930)"),
+    "left in": (
+        run_records.make_full_evaluation(),
+        "from the training data (phone): set dataset.preparation.redact: [phone]",
+    ),
 }
 
 
@@ -127,9 +130,9 @@ def test_advice_each_finding_gives_expected_text(evaluation: EvaluationReport, e
 
 
 NOT_ADVISED = {
-    "learnt little, though some got worse": (make_evaluation(SAME, DOWN), "It learnt little"),
-    "learnt little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "It learnt little"),
-    "learnt little, though some got better": (make_evaluation(SAME, UP), "It learnt little"),
+    "learnt little, though some got worse": (make_evaluation(SAME, DOWN), "little measurable effect"),
+    "learnt little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "little measurable effect"),
+    "learnt little, though some got better": (make_evaluation(SAME, UP), "little measurable effect"),
 }
 
 
@@ -163,9 +166,12 @@ def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], ex
 
 
 DATA = {
-    "no validation": ({"validation": 0, "kept": 10_963}, "Set rows aside (dataset.validation.fraction: 0.05)"),
-    "overlength": ({"rejected": {"overlength": 1500}}, "1,500 rows (12.5 %) were left out as overlength: raise model"),
-    "truncated": ({"truncated": 2000}, "were cut short: raise model.maxLength"),
+    "no validation": (
+        {"validation": 0, "kept": 10_963},
+        "Hold out validation rows (dataset.validation.fraction: 0.05)",
+    ),
+    "overlength": ({"rejected": {"overlength": 1500}}, "1,500 rows (12.5 %) were rejected as overlength: raise model"),
+    "truncated": ({"truncated": 2000}, "were truncated: raise model.maxLength"),
 }
 
 
@@ -180,10 +186,10 @@ def test_advice_folds_do_not_ask_for_validation_rows() -> None:
     advised = " ".join(
         build_advice(make_evaluation(cross_validation=SPREAD), run_records.make_manifest(dataset=report))
     )
-    assert "Set rows aside" not in advised
+    assert "Hold out validation rows" not in advised
 
 
 def test_advice_nothing_unusual_says_so() -> None:
     report = run_records.DATASET_REPORT.model_copy(update={"sensitive": {}})
     (only,) = build_advice(make_evaluation(UP), run_records.make_manifest(dataset=report))
-    assert only.startswith("Nothing stands out.")
+    assert only.startswith("No problems were found.")

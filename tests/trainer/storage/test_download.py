@@ -65,7 +65,7 @@ def test_download_first_failure_cancels_others(s3: S3Server, tmp_path: Path) -> 
 
 
 def test_check_space_too_large_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"the inputs need 1048576\.0 GiB, .*compute\.scratch") as error:
+    with pytest.raises(TrainerError, match=r"the inputs need 1024\.0 TiB, .*compute\.scratch") as error:
         check_disk_space(tmp_path, 2**50)
     assert error.value.reason is Reason.DISK_FULL
 

@@ -58,19 +58,17 @@ FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
     "it is never there": (FakeBackend(fails={"open": 10**6}), 0, "5 of 5 points were lost: somewhere: no open"),
     "it takes no points": (FakeBackend(fails={"send": 10**6}), 0, "5 of 5 points were lost: somewhere: no send"),
     "it takes no end": (
-        FakeBackend(fails={"end": 10**6}, calls=4),
-        5,
+        FakeBackend(fails={"end": 10**6}, calls=4), 5,
         "the run could not be marked as finished in the tracker: somewhere: no end",
     ),
     "it hangs at once": (
-        FakeBackend(hangs="open"),
-        0,
-        "5 of 5 points were lost: somewhere: it did not respond in time",
+        FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not respond in time",
     ),
-    "it hangs later": (FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not respond in time"),
+    "it hangs later": (
+        FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not respond in time",
+    ),
     "it hangs at the end": (
-        FakeBackend(hangs="end"),
-        5,
+        FakeBackend(hangs="end"), 5,
         "the run could not be marked as finished in the tracker: somewhere: it did not respond in time",
     ),
 }  # fmt: skip

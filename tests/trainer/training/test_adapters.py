@@ -30,13 +30,15 @@ def test_adapter_variant_learns_and_continues(run: RunTraining, backend: str, va
 
 
 def test_unsloth_int8_on_cpu_is_refused(run: RunTraining) -> None:
-    with pytest.raises(TrainerError, match="int8 cannot be had for this model here: 14 of 14 layers") as caught:
+    with pytest.raises(
+        TrainerError, match="int8 does not work for this model on this machine: 14 of 14 layers"
+    ) as caught:
         run(source={"quantization": "int8"}, backend="unsloth")
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
 def test_unsloth_length_beyond_positions_is_refused(run: RunTraining) -> None:
-    with pytest.raises(TrainerError, match="maxLength is 1024, Unsloth takes 512 tokens at most") as caught:
+    with pytest.raises(TrainerError, match="maxLength is 1024, but Unsloth supports at most 512 tokens") as caught:
         run(source={"max_length": 1024}, backend="unsloth")
     assert caught.value.reason is Reason.CONFIG_INVALID
 
@@ -44,7 +46,7 @@ def test_unsloth_length_beyond_positions_is_refused(run: RunTraining) -> None:
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"rank": 4}, "training.lora.rank is 4, that of the adapter at model.adapterURI is 16"),
+        ({"rank": 4}, "training.lora.rank is 4, but that of the adapter at model.adapterURI is 16"),
         ({"alpha": 8}, "training.lora.alpha is 8"),
         ({"variant": "dora"}, "training.lora.variant is dora, .* is lora"),
         ({"targetModules": ["q_proj"]}, r"training.lora.targetModules is \['q_proj'\], .*'down_proj'"),

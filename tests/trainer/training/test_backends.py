@@ -95,12 +95,12 @@ def test_backends_learn_the_same(run: RunTraining, settings: dict[str, Any], sou
     ("training", "quantization", "chosen", "why"),
     [
         ({}, "none", "transformers", "there is no GPU"),
-        ({"method": "dpo"}, "none", "transformers", "auto takes it for method dpo, with a GPU or without"),
-        ({"method": "kto"}, "none", "transformers", "auto takes it for method kto"),
-        ({"packing": True}, "none", "transformers", "auto takes it for training.packing"),
-        ({}, "int8", "transformers", "auto takes it for int8"),
-        ({"backend": "transformers"}, "none", "transformers", "asked for"),
-        ({"backend": "unsloth", "method": "dpo"}, "none", "unsloth", "asked for"),
+        ({"method": "dpo"}, "none", "transformers", "auto uses it for method dpo"),
+        ({"method": "kto"}, "none", "transformers", "auto uses it for method kto"),
+        ({"packing": True}, "none", "transformers", "auto uses it for training.packing"),
+        ({}, "int8", "transformers", "auto uses it for int8"),
+        ({"backend": "transformers"}, "none", "transformers", "requested"),
+        ({"backend": "unsloth", "method": "dpo"}, "none", "unsloth", "requested"),
     ],
 )
 def test_choose_backend_is_logged_with_reason(

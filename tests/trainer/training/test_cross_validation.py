@@ -103,9 +103,9 @@ def test_cross_validation_progress_is_monotonic_and_log_names_fold(
     percentages = [each.percentage for each in seen]
     assert percentages == sorted(percentages)
     assert (percentages[-1], seen[-1].estimated_remaining_seconds) == (99, 0)
-    assert "fold 2/3: trains on 5 rows, without 3" in caplog.messages
+    assert "fold 2/3: training on 5 rows, 3 held out" in caplog.messages
     assert any(each.startswith("fold 2/3: step 1/3 loss") for each in caplog.messages)
-    assert f"fold 2/3: loss {found.fold_losses[1]:.4f} on the 3 rows left out" in caplog.messages
+    assert f"fold 2/3: loss {found.fold_losses[1]:.4f} on the 3 held-out rows" in caplog.messages
     assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
 
 
@@ -141,7 +141,7 @@ class OptimizerCounter(logging.Handler):
         import torch
 
         kinds = [type(each) for each in gc.get_objects()]  # not isinstance, which deprecated objects warn of
-        if "trains on" in record.msg or "refit on all rows next" in record.msg:
+        if "training on" in record.msg:
             self.counts.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 
 

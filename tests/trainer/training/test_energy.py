@@ -28,9 +28,17 @@ def make_reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]
 
 BEGUN = {"GPU-a": 7 * KILOWATT_HOUR, "GPU-b": 0}
 READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
-    "two GPUs": ([BEGUN, {"GPU-a": 8 * KILOWATT_HOUR, "GPU-b": KILOWATT_HOUR // 2}], 1500, "by the counters of 2 GPUs"),
-    "one GPU": ([{"GPU-a": 5}, {"GPU-a": 5}], 0, "by the counters of 1 GPU "),
-    "the driver was loaded anew": ([BEGUN, {"GPU-a": 3, "GPU-b": 9}], None, "not measured: a GPU's counter began anew"),
+    "two GPUs": (
+        [BEGUN, {"GPU-a": 8 * KILOWATT_HOUR, "GPU-b": KILOWATT_HOUR // 2}],
+        1500,
+        "measured during training by the counters of 2 GPUs",
+    ),
+    "one GPU": ([{"GPU-a": 5}, {"GPU-a": 5}], 0, "measured during training by the counters of 1 GPU "),
+    "the driver was loaded anew": (
+        [BEGUN, {"GPU-a": 3, "GPU-b": 9}],
+        None,
+        "not measured: the counter of a GPU was reset",
+    ),
     "no counter at the start": (["no counter", {"GPU-a": 3}], None, "not measured: no counter"),
     "no counter at the end": ([BEGUN, "no counter"], None, "not measured: no counter"),
 }

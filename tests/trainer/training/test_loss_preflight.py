@@ -95,11 +95,12 @@ def load_scaled_model(model_dir: Path, scale: float) -> LoadedModel:
 
 
 def test_loss_preflight_loss_not_of_logits_is_refused(model_dir: Path, tmp_path: Path) -> None:
-    from finetune_trainer.training import train
+    from finetune_trainer.training.state import TrainingSession
+    from finetune_trainer.training.train import train
 
     loaded = load_scaled_model(model_dir, scale=20)
     with pytest.raises(TrainerError, match=r"loss for ScaledLlama is 5\.\d+, .* own logits is 10\.\d+") as caught:
-        train.train(config(), loaded, make_prepared_data("sft"), train.TrainingSession(RecordingReporter()), tmp_path)
+        train(config(), loaded, make_prepared_data("sft"), TrainingSession(RecordingReporter()), tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
@@ -111,15 +112,18 @@ def test_loss_preflight_restores_generators_and_dropout(model_dir: Path, tmp_pat
 
     from finetune_trainer.training import trl_trainer
     from finetune_trainer.training.loss_preflight import LossCheck
+    from finetune_trainer.training.methods import METHODS
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+    from finetune_trainer.training.state import TrainerInputs
 
     asked = config({"lora": {"dropout": 0.1}})
     loaded = LoadedModel(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = trl_trainer.TrainerInputs(asked, loaded, make_prepared_data("sft"), tmp_path)
+    job = TrainerInputs(asked, loaded, make_prepared_data("sft"), tmp_path)
     trainer = trl_trainer.build_trainer(job)
-    assert isinstance(trainer, trl_trainer.TokenizedSFTTrainer)
+    assert isinstance(trainer, TokenizedSFTTrainer)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    LossCheck(trainer, asked, job.prepared.dataset, job.build_collator(), lambda: None).run()
+    LossCheck(trainer, asked, job.prepared.dataset, METHODS["sft"].build_collator(job), lambda: None).run()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # type: ignore[index]
     assert all(module.training for module in trainer.model.modules())

@@ -44,7 +44,7 @@ def test_packing_preflight_mixing_model_is_refused(
     run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int
 ) -> None:
     base = build_family(tmp_path / family, family)
-    expected = r"training\.packing: .*(mixes packed rows.* packed and .* alone|takes no positions)"
+    expected = r"training\.packing: .*(mixes packed rows.* packed and .* alone|accepts no position IDs)"
     with pytest.raises(TrainerError, match=f"{expected}.*; set training.packing to false") as caught:
         run(base, packing=True, **SHORT | targets | {"batchSize": batch})
     assert caught.value.reason is Reason.CONFIG_INVALID

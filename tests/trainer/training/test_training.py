@@ -15,7 +15,7 @@ from tests.support.trainer.tiny_training import RecordingReporter, RunTraining
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.train import count_optimizer_steps
+from finetune_trainer.training.steps import count_optimizer_steps
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -137,11 +137,11 @@ def test_training_nan_loss_ends_run(run: RunTraining, model_dir: Path, tmp_path:
 
 
 def test_training_single_nan_loss_is_excluded_from_mean(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.training import trl_methods
+    from finetune_trainer.training.methods import sft_trainer
 
-    steps, step = count(1), trl_methods.TokenizedSFTTrainer.training_step
+    steps, step = count(1), sft_trainer.TokenizedSFTTrainer.training_step
     monkeypatch.setattr(
-        trl_methods.TokenizedSFTTrainer,
+        sft_trainer.TokenizedSFTTrainer,
         "training_step",
         lambda *given: step(*given) * (math.nan if next(steps) == 2 else 1),
     )

@@ -59,15 +59,13 @@ def compare_completions(request: GenerateRequest, scratch: Path) -> list[Complet
         model_dir = _fetch_model(request, _choose_revision(request, adapter_dir), folder / "model")
 
         from finetune_trainer.inputs import model_files
-        from finetune_trainer.modeling import generate
+        from finetune_trainer.modeling.generation import generate_completions
 
         model_files.check_model_dir(model_dir)
-        base_completions = generate.generate_completions(model_dir, None, request.prompts, request.max_new_tokens)
+        base_completions = generate_completions(model_dir, None, request.prompts, request.max_new_tokens)
         adapter_completions: Sequence[str | None] = [None] * len(base_completions)
         if adapter_dir is not None:
-            adapter_completions = generate.generate_completions(
-                model_dir, adapter_dir, request.prompts, request.max_new_tokens
-            )
+            adapter_completions = generate_completions(model_dir, adapter_dir, request.prompts, request.max_new_tokens)
         return [
             CompletionComparison(*row)
             for row in zip(request.prompts, base_completions, adapter_completions, strict=True)

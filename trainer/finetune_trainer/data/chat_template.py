@@ -1,4 +1,4 @@
-"""A model's chat template: conversations as text, in transformers' own sandbox."""
+"""Rendering of conversations with the chat template of a tokenizer, in the sandbox of transformers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 Span = tuple[int, int]
-"""Characters of a text: the first, and the one after the last."""
+"""Range of characters in a text: start, and exclusive end."""
 ANSWER_MARK = "answer0f1e2d3c4b5a"
-"""Stands for an answer in a conversation that is rendered to see what the template writes around answers."""
+"""Placeholder for an answer, to find out what the template writes around answers."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatTemplate:
-    """The template of a tokenizer that has one; `marks` if it says itself what the assistant writes."""
+    """Chat template of a tokenizer. `has_generation_tags` says whether it marks the text of the assistant itself."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source: str = tokenizer.get_chat_template()
@@ -29,7 +29,10 @@ class ChatTemplate:
         self.has_generation_tags = _GENERATION_TAG.search(self._source) is not None
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """The conversation as text; with `prompt` up to where the assistant answers. Raises `RowError`."""
+        """Return the conversation as text, followed by the header of an answer if `add_generation_prompt`.
+
+        Raises `RowError` if the template rejects the conversation.
+        """
         try:
             return self._compiled_template.render(
                 self._variables, messages=messages, add_generation_prompt=add_generation_prompt
@@ -38,9 +41,12 @@ class ChatTemplate:
             raise _convert_error(error) from error
 
     def render_with_spans(self, messages: Messages) -> tuple[str, list[Span]]:
-        """The conversation as text, and the ranges that the template marks. Raises `RowError`."""
-        # apply_chat_template returns a mask of tokens instead of ranges, and marks the whole rest of the conversation
-        # when a range ends in a character that no token covers (a space, under ByteLevel's trim_offsets).
+        """Return the conversation as text, and the spans that the template marks with `{% generation %}`.
+
+        Raises `RowError` if the template rejects the conversation.
+        """
+        # apply_chat_template returns a token mask instead of spans, and marks the rest of the conversation if a span
+        # ends in a character that no token covers (a space, with ByteLevel's trim_offsets).
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -56,23 +62,23 @@ class ChatTemplate:
 
     @cached_property
     def _compiled_template(self) -> jinja2.Template:
-        """What transformers renders, in its sandbox, without what it does around each rendering."""
+        """The template as transformers compiles it, without what transformers repeats for each rendering."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         template: jinja2.Template = _compile_jinja_template(self._source)
-        # jinja copies them for each rendering; from a ChainMap, as they are, that takes a third of a short one's time.
+        # Jinja copies the globals for each rendering. Copying a ChainMap takes a third of a short rendering.
         template.globals = dict(template.globals)
         return template
 
 
 def _convert_error(error: Exception) -> RowError:
-    return RowError(f"the model's chat template refuses it: {error}")
+    return RowError(f"the model's chat template rejects it: {error}")
 
 
 @cache
 def template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template can raise."""
+    """Return the exceptions that a chat template can raise."""
     from jinja2 import TemplateError
 
-    # All but the first from Python's own operators and methods inside a template, and from the sandbox's limits.
+    # All but the first come from Python operators and methods inside a template, and from the sandbox's limits.
     return (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)

@@ -1,4 +1,4 @@
-"""Conversations and texts as they stand in a row, checked: what comes out can be rendered as it is."""
+"""Checks of the texts and conversations in a row. The result can be rendered without further checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_types import RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Who may speak in a conversation."""
+"""Roles of the turns of a conversation."""
 _ROLES = {role: role for role in ROLES}
 _SHAREGPT_ROLES = {
     "system": "system",
@@ -25,14 +25,14 @@ Message = dict[str, str]
 
 
 def require_column(row: Mapping[str, Any], name: str) -> object:
-    """A column that must be there. Raises `RowError`."""
+    """Return the value of a required column. Raises `RowError` if the row does not have it."""
     if name not in row:
         raise RowError(f"expected '{name}', found {format_keys(row)}")
     return row[name]
 
 
 def get_optional_text(row: Mapping[str, Any], name: str) -> str:
-    """A text column that may be absent, null or blank, and then is empty. Raises `RowError`."""
+    """Return a text column, or an empty text if it is absent, null or blank. Raises `RowError` for other types."""
     value = row.get(name)
     if value is None:
         return ""
@@ -41,18 +41,18 @@ def get_optional_text(row: Mapping[str, Any], name: str) -> str:
 
 
 def require_text(name: str, value: object) -> str:
-    """Text that a tokenizer can take. Raises `RowError`."""
+    """Return the value as text that a tokenizer accepts. Raises `RowError`."""
     if not isinstance(value, str):
         raise RowError(f"expected {name} to be text, found {describe_type(value)}")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character ("\ud83d"); tokenizers crash on it
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair ("\ud83d"); tokenizers crash on it
         raise RowError(f"expected {name} to be text, found half a surrogate pair at {error.start}") from error
     return value
 
 
 def require_nonblank_text(name: str, value: object, description: str = "an answer") -> str:
-    """Text that is not blank. Raises `RowError`."""
+    """Return the value as text that is not blank. Raises `RowError`."""
     value_text = require_text(name, value)
     if not value_text.strip():
         raise RowError(f"expected {name} to be {description}, found it empty")
@@ -60,13 +60,13 @@ def require_nonblank_text(name: str, value: object, description: str = "an answe
 
 
 def parse_turns(name: str, value: object) -> list[Message]:
-    """A list of `{role, content}`, or of `{from, value}`, as `role` and `content`. Raises `RowError`."""
+    """Parse a list of `{role, content}` or `{from, value}` objects as turns. Raises `RowError`."""
     if not isinstance(value, list) or not value:
         raise RowError(f"expected '{name}' to be a list of turns, found {describe_type(value)}")
     parsed_turns = [_parse_turn(f"{name}[{index}]", turn) for index, turn in enumerate(value)]
     for index in range(1, len(parsed_turns)):
         if parsed_turns[index]["role"] == parsed_turns[index - 1]["role"] == "assistant":
-            raise RowError(f"expected {name}[{index}] to be another's turn, found the assistant's again; join the two")
+            raise RowError(f"{name}[{index}]: two consecutive assistant turns; merge them")
     return parsed_turns
 
 
@@ -94,28 +94,30 @@ def _parse_role(name: str, role: object, role_key: str) -> str:
 def _parse_content(name: str, role: str, content: object) -> str:
     if role == "assistant":
         return require_nonblank_text(name, content)
-    return require_nonblank_text(name, content, "what the user says") if role == "user" else require_text(name, content)
+    return (
+        require_nonblank_text(name, content, "a message of the user") if role == "user" else require_text(name, content)
+    )
 
 
 def require_assistant_turn(name: str, conversation: list[Message]) -> list[Message]:
-    """A conversation in which the assistant speaks. Raises `RowError`."""
+    """Return the conversation if it has a turn of the assistant. Raises `RowError` otherwise."""
     if all(turn["role"] != "assistant" for turn in conversation):
-        raise RowError(f"expected a turn of the assistant in '{name}', found none")
+        raise RowError(f"expected an assistant turn in '{name}', found none")
     return conversation
 
 
 def require_final_answer(name: str, conversation: list[Message]) -> list[Message]:
-    """A conversation whose last turn is the assistant's, which is what gets judged. Raises `RowError`."""
+    """Return the conversation if it ends with an assistant turn, the answer. Raises `RowError` otherwise."""
     if conversation[-1]["role"] != "assistant":
-        raise RowError(f"expected '{name}' to end with a turn of the assistant, found the {conversation[-1]['role']}'s")
+        raise RowError(f"expected '{name}' to end with an assistant turn, found a turn of {conversation[-1]['role']}")
     return conversation
 
 
 def format_keys(row: Mapping[str, Any]) -> str:
-    """A row's keys, for a message."""
+    """Return the keys of a row for an error message."""
     return ", ".join(map(format_value, list(row)[:8])) or "no keys"
 
 
 def format_value(value: object) -> str:
-    """A value, for a message."""
+    """Return a short description of a value for an error message."""
     return repr(value[:40]) if isinstance(value, str) else describe_type(value)

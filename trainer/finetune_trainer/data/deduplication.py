@@ -1,4 +1,4 @@
-"""Rows that were there before, exactly or nearly, and rows that belong together."""
+"""Exact duplicates (hash set), near-duplicates (MinHash with LSH), and groups of similar rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from finetune_trainer.data.row_texts import normalize_prompt, serialize_canonical
-from finetune_trainer.data.rows import LabeledExample, Preference, Row
+from finetune_trainer.data.row_types import LabeledExample, Preference, Row
 from finetune_trainer.data.shingles import compute_shingles
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_NEAR_DUPLICATE_ROWS = 200_000
-"""Rows up to which near-duplicates can be looked for: their signatures take about 5 KB of memory each."""
+"""Maximum number of rows for near-duplicate search. Each row takes about 5 KB of memory for its signature."""
 _NUM_PERM = 128
 _MIN_RECALL = 0.95
-"""Of pairs that resemble each other just as much as the threshold says, at least so many are compared."""
+"""Minimum probability that a pair of rows with a similarity equal to the threshold shares a bucket."""
 _MAX_BUCKET_ROWS = 32
-"""Rows of one bucket that are compared; more of them alike are already of one kind."""
+"""Maximum number of rows that are compared in one bucket. Rows of a larger bucket are most likely all similar."""
 _KEY_BYTES = 16
 
 
 class HashSet:
-    """A set of 128-bit hashes of rows, in a file of 24 to 48 bytes each that is mapped into memory.
+    """Set of rows, stored as 128-bit hashes in a memory-mapped file with 24 to 48 bytes per row.
 
-    Two of 10^7 rows that differ have the same hash with a probability of 10^-25; with 64 bits it would be 10^-6.
+    The probability that any two of 10^7 different rows share a hash is 10^-25. With 64 bits it would be 10^-6.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +45,7 @@ class HashSet:
         self._count = 0
 
     def add(self, row: Row) -> bool:
-        """Whether the row is new."""
+        """Add a row. Return whether it is new."""
         key = _hash_row(row)
         if not self._insert_key(key):
             return False
@@ -58,7 +59,7 @@ class HashSet:
         return self._table[(offset := self._find_slot(key)) : offset + _KEY_BYTES] == key
 
     def _find_slot(self, key: bytes) -> int:
-        """Where the key stands, or else the free place for it."""
+        """Return the offset of the key, or of the free slot for it. Linear probing."""
         offset = int.from_bytes(key[:8], "little") * _KEY_BYTES % len(self._table)
         while (stored_key := self._table[offset : offset + _KEY_BYTES]) != key and any(stored_key):
             offset = (offset + _KEY_BYTES) % len(self._table)
@@ -81,7 +82,7 @@ class HashSet:
 
     def _allocate_table(self, size: int) -> mmap.mmap:
         with TemporaryFile(dir=self._folder) as file:
-            # Not truncate(): a disk that is full shall be an error here, and no signal at the first write.
+            # Not truncate(): a full disk must raise an error here instead of SIGBUS at the first write.
             os.posix_fallocate(file.fileno(), 0, size)
             return mmap.mmap(file.fileno(), size)
 
@@ -91,9 +92,12 @@ def _hash_row(row: Row) -> bytes:
 
 
 class MinHashIndex:
-    """Rows by MinHash, to find those that share at least `threshold` of their word sequences (an estimate).
+    """Index of rows by MinHash, to find rows whose estimated Jaccard similarity is at least `threshold`.
 
-    The shingles of `boilerplate` do not count, but in rows that consist of nothing else.
+    Similarity is measured on shingles (word sequences). The shingles in `boilerplate` are ignored, except in rows
+    that consist of nothing else. Locality-sensitive hashing divides each signature into bands and compares only rows
+    that share a bucket in some band; see chapter 3 of Leskovec, Rajaraman, Ullman: Mining of Massive Datasets,
+    http://www.mmds.org.
     """
 
     def __init__(self, threshold: float, boilerplate: frozenset[int] = frozenset()) -> None:
@@ -102,21 +106,21 @@ class MinHashIndex:
         self._band_size = _choose_band_size(threshold)
         self._signatures: list[NDArray[np.uint32]] = []
         self._newest_rows: dict[int, int] = {}
-        """By bucket: the row that came last."""
+        """Number of the newest row, by bucket."""
         self._previous_rows: list[array[int]] = []
-        """By row and band: the row of the same bucket that came before, or -1."""
+        """Number of the previous row in the same bucket or -1, by row and band."""
 
     def compute_signature(self, row: Row) -> NDArray[np.uint32]:
-        """The row's MinHash."""
+        """Return the MinHash signature of the row, in shape (permutations,)."""
         row_shingles = compute_shingles(row)
         minhash = _create_minhash()
-        minhash.clear()  # a copy costs as much as all the rest for a short row
+        minhash.clear()  # a new object would cost as much as the rest for a short row
         minhash.update_batch(row_shingles - self._boilerplate or row_shingles)
         values: NDArray[np.uint32] = minhash.hashvalues.astype("uint32")
         return values
 
     def query(self, signature: NDArray[np.uint32]) -> Iterator[int]:
-        """Rows that the signature resembles, by number."""
+        """Yield the numbers of the rows that are similar to the signature."""
         compared: set[int] = set()
         for band, bucket in enumerate(self._compute_buckets(signature)):
             for row in self._walk_bucket(band, bucket):
@@ -124,8 +128,12 @@ class MinHashIndex:
                     yield row
                 compared.add(row)
 
+    def contains(self, signature: NDArray[np.uint32]) -> bool:
+        """Return whether the index contains a similar row."""
+        return next(self.query(signature), None) is not None
+
     def insert(self, signature: NDArray[np.uint32]) -> int:
-        """One more row; its number, from 0."""
+        """Add a row. Return its number, counted from 0."""
         number = len(self._signatures)
         self._signatures.append(signature)
         previous_rows = array("i")
@@ -153,6 +161,12 @@ class MinHashIndex:
 
 
 def _choose_band_size(threshold: float) -> int:
+    """Return the largest band size, which means the fewest comparisons, that has the required recall.
+
+    With b bands of r values, a pair of similarity s shares a bucket with probability 1 - (1 - s^r)^b; see section 3.4.2
+    of Mining of Massive Datasets.
+    """
+
     def compute_recall(band_size: int) -> float:
         return 1 - (1 - float(threshold**band_size)) ** (_NUM_PERM // band_size)
 
@@ -163,11 +177,60 @@ def _choose_band_size(threshold: float) -> int:
 def _create_minhash() -> MinHash:
     from datasketch import MinHash
 
-    return MinHash(_NUM_PERM, hashfunc=int)  # shingles are hashes already
+    return MinHash(_NUM_PERM, hashfunc=int)  # shingles are already hashes
+
+
+@dataclass(frozen=True)
+class DuplicateIndex:
+    """Rows of one split, to find duplicates among them. An index that is not needed is None."""
+
+    exact: HashSet | None
+    near: MinHashIndex | None
+
+    def contains(self, row: Row) -> bool:
+        """Return whether exactly this row is in the index."""
+        return self.exact is not None and row in self.exact
+
+    def add(self, row: Row) -> bool:
+        """Add the row to the exact index. Return whether it is new."""
+        return self.exact is None or self.exact.add(row)
+
+
+@dataclass(frozen=True)
+class DuplicateFilter:
+    """Finds the reason to reject a row that repeats an earlier row of its split or a row of the held-out split."""
+
+    index: DuplicateIndex
+    rejects_duplicates: bool
+    """Whether exact duplicates within the split are rejected."""
+    held_out: DuplicateIndex | None = None
+
+    def find_exact(self, row: Row) -> str | None:
+        """Return `leaked`, `duplicate` or None, and add the row to the index."""
+        if self.held_out and self.held_out.contains(row):
+            return "leaked"
+        is_new = self.index.add(row)
+        return "duplicate" if self.rejects_duplicates and not is_new else None
+
+    def find_near(self, row: Row) -> str | None:
+        """Return `leaked`, `nearDuplicate` or None. Add the row to the index if it is neither."""
+        if self.index.near is None:
+            return None
+        signature = self.index.near.compute_signature(row)
+        if self.held_out and self.held_out.near and self.held_out.near.contains(signature):
+            return "leaked"
+        if self.index.near.contains(signature):
+            return "nearDuplicate"
+        self.index.near.insert(signature)
+        return None
 
 
 class RowGroups:
-    """Which rows must stay together: those that resemble each other, or, without `near`, those of one prompt."""
+    """Groups of rows that must stay in the same split: similar rows, or without `near_index` rows with the same prompt.
+
+    The groups are a union-find forest in one array. `scipy.cluster.hierarchy.DisjointSet` takes twice the time and
+    17 times the memory (26 MiB instead of 1.5 MiB for 10^5 rows).
+    """
 
     def __init__(self, near_index: MinHashIndex | None) -> None:
         self._near_index = near_index
@@ -176,7 +239,7 @@ class RowGroups:
         self._prompt_keys = array("Q")
 
     def add(self, row: Row) -> None:
-        """The next row."""
+        """Add the next row."""
         key = xxhash.xxh3_64_intdigest(normalize_prompt(row).encode())
         if self._near_index is None:
             self._prompt_keys.append(key)
@@ -187,11 +250,11 @@ class RowGroups:
         for similar_row in self._near_index.query(signature):
             self._union(number, similar_row)
         self._near_index.insert(signature)
-        if isinstance(row, LabeledExample | Preference):  # one prompt has several answers there
+        if isinstance(row, LabeledExample | Preference):  # such data has several answers to one prompt
             self._union(number, self._first_rows_by_prompt.setdefault(key, number))
 
     def compute_keys(self) -> array[int]:
-        """By row: the same number for rows that stay together."""
+        """Return a group key for each row. Rows of one group have the same key."""
         if self._near_index is None:
             return self._prompt_keys
         return array("Q", map(self._find_root, range(len(self._parents))))

@@ -1,10 +1,9 @@
-"""How a chat template ends an answer, read once per template from a conversation that ends with one.
+"""Detection of how a chat template ends an answer, from a probe conversation that ends with an answer.
 
-What the template renders after the last answer is its ending. A token of the ending structures the text if the
-vocabulary has it whole: a special token, or an added token that is not flagged as special, as many vocabularies have
-ChatML's `<|im_end|>`. A model learns to write such tokens, and a server stops at them by their id. Ordinary text
-(`[/END]`, `### End`, or `<|im_end|>` spelled out by a vocabulary that lacks it) stops no server, so it counts as no
-ending.
+The text that the template renders after the last answer is its ending. A token of the ending is structural if it is one
+token of the vocabulary: a special token, or an added token that is not flagged as special, as ChatML's `<|im_end|>` is
+in many vocabularies. A model learns to generate such tokens, and servers stop at their ids. Ordinary text (`[/END]`,
+`### End`, or `<|im_end|>` as several tokens of a vocabulary that lacks it) stops no server, so it is not an ending.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ _PROBE_CONVERSATIONS: tuple[Messages, ...] = (
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What ends an answer; empty if the template ends it with ordinary text, with blanks or not at all.
-
-    `texts` are the ending up to each of its structural tokens, the longest first: a template may write less of it
-    within a conversation than at the end, as Phi-3's does. `ids` are these tokens. `stop` is the one to stop at: the
-    last of those that directly follow each other first, as in Command-R's `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`.
-    """
+    """Ending of an answer. It is empty if answers end with ordinary text, with whitespace or not at all."""
 
     texts: tuple[str, ...] = ()
+    """The ending up to each of its structural tokens, longest first: some templates, such as Phi-3's, write less of it
+    within a conversation than at the end."""
     token_ids: tuple[int, ...] = ()
+    """The structural tokens."""
     stop_token_id: int | None = None
+    """Token to stop at: the last of the first adjacent structural tokens, as in Command-R's
+    `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`."""
 
     def find_end(self, text: str, answer_span: tuple[int, int]) -> int | None:
-        """Where the ending of this answer ends; none if it does not stand there. The answer may hold a part of it."""
+        """Return the end of the ending that follows the answer, or None. The span may already include a part of it."""
         start, end = answer_span
         for ending in self.texts:
             position = text.rfind(ending, start, end + len(ending))
@@ -62,21 +61,24 @@ class _Token:
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `MODEL_INVALID` if the tokenizer cannot say where in the text its tokens stand."""
+    """Raise `MODEL_INVALID` if the tokenizer does not provide the character offsets of its tokens."""
     if not tokenizer.is_fast:
         raise TrainerError(
             Reason.MODEL_INVALID,
-            "the tokenizer has no tokenizer.json, so it cannot say where its tokens stand in the text; "
-            "convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...) and store the result",
+            "the tokenizer has no tokenizer.json, which is needed for the character offsets of its tokens; "
+            "convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...) and upload the result",
         )
 
 
 def find_end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
-    """The ending that the template writes. Raises `RowError` if it refuses a question and an answer, and as
-    `require_offsets`."""
+    """Return the ending that the template writes.
+
+    Raises `RowError` if the template rejects a conversation of a question and an answer, and `MODEL_INVALID` if the
+    tokenizer has no offsets.
+    """
     require_offsets(tokenizer)
     text = _render_probe(template)
-    if ANSWER_MARK not in text:  # the template rewrites answers; rows are refused for that
+    if ANSWER_MARK not in text:  # the template rewrites answers, for which rows are rejected later
         return EndOfTurn()
     start = text.rindex(ANSWER_MARK) + len(ANSWER_MARK)
     tokens = _take_structural_tokens(_tokenize_ending(text, start, tokenizer), tokenizer.eos_token_id)
@@ -89,7 +91,7 @@ def find_end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase)
 
 
 def detect_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
-    """The ending of the tokenizer's chat template; an empty one without a template, or if it cannot be found."""
+    """Return the ending of the tokenizer's chat template, or an empty one if there is none."""
     if not tokenizer.chat_template:
         return EndOfTurn()
     try:
@@ -99,16 +101,16 @@ def detect_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
 
 
 def get_stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the one that the chat template's answers end with, then the tokenizer's EOS."""
+    """Return the tokens that end an answer: the stop token of the chat template, then the tokenizer's EOS token."""
     token_ids = (detect_end_of_turn(tokenizer).stop_token_id, tokenizer.eos_token_id)
     return list(dict.fromkeys(token_id for token_id in token_ids if token_id is not None))
 
 
 def choose_published_eos_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The EOS token of a tokenizer for models that were trained with this one: what ends their answers.
+    """Return the EOS token to publish with a model that was trained with this tokenizer: what ends its answers.
 
-    It is the tokenizer's own if answers end with that too. It also stays if the chat template writes `eos_token`:
-    with another one the template would render other texts than those that were trained on.
+    The tokenizer's own EOS token is kept if answers also end with it, or if the chat template uses `eos_token`: with
+    another EOS token the template would render texts that differ from the training data.
     """
     end_of_turn = detect_end_of_turn(tokenizer)
     eos_token: str | None = tokenizer.eos_token
@@ -122,7 +124,7 @@ def choose_published_eos_token(tokenizer: PreTrainedTokenizerBase) -> str | None
 
 
 def get_structural_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Special and added tokens by id, without blank ones."""
+    """Return the special and the added tokens by id, without those that are only whitespace."""
     special = {id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in tokenizer.all_special_ids}
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
     return {id_: text.strip() for id_, text in {**special, **added}.items() if text.strip()}
@@ -139,19 +141,19 @@ def _render_probe(template: ChatTemplate) -> str:
 
 
 def _tokenize_ending(text: str, start: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token]:
-    """The tokens of `text` from `start` on, blanks around and between them left out."""
+    """Yield the tokens of `text` from `start` on, without whitespace around and between them."""
     structural: Mapping[int, str] = get_structural_tokens(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     for id_, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         begin, end = max(begin, start), max(end, start)
         piece = text[begin:end]
         if piece.strip():
-            # An unknown token is special too, but it stands for ordinary text.
+            # The unknown token is special too, but it represents ordinary text.
             yield _Token(id_, begin, begin + len(piece.rstrip()), piece.strip() == structural.get(id_))
 
 
 def _take_structural_tokens(tokens: Iterator[_Token], eos: int | None) -> list[_Token]:
-    """The structural tokens up to EOS or to the first ordinary text after one of them."""
+    """Return the structural tokens up to EOS, or up to the first ordinary text after one of them."""
     structural_tokens: list[_Token] = []
     for token in tokens:
         if token.is_structural:

@@ -1,4 +1,4 @@
-"""The parts that cross-validation divides the rows into: whole groups, alike in size, chosen by a seed."""
+"""Folds of cross-validation: complete groups of rows, assigned by a seed to folds of similar size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.splits import GROUPING_HINT
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,35 +19,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Folds:
-    """Which part each row to train on is in. Of rows that were made from others no loss is measured."""
+    """Assignment of the training rows to folds. The loss is not measured on augmented rows."""
 
     fold_count: int
     row_folds: NDArray[np.int8]
+    """Fold of each row, in shape (rows,)."""
     augmented: NDArray[np.bool_]
+    """Whether augmentation made each row, in shape (rows,)."""
 
     def select_training_rows(self, fold: int) -> NDArray[np.int64]:
-        """Numbers of the rows that are trained on while this part, from 0, is left out."""
+        """Return the numbers of the rows to train on while this fold, counted from 0, is held out."""
         import numpy as np
 
         return np.flatnonzero(self.row_folds != fold)
 
     def select_held_out_rows(self, fold: int) -> NDArray[np.int64]:
-        """Numbers of the part's rows that stand in the data."""
+        """Return the numbers of the rows of the fold that are not augmented."""
         import numpy as np
 
         return np.flatnonzero((self.row_folds == fold) & ~self.augmented)
 
     @property
     def digest(self) -> str:
-        """Of the division: losses of another one are no part of this one's."""
+        """Digest of the assignment. Losses of different assignments must not be mixed."""
         return hashlib.sha256(self.row_folds.tobytes() + self.augmented.tobytes()).hexdigest()
 
 
 def assign_folds(group_keys: NDArray[np.uint64], augmented: NDArray[np.bool_], fold_count: int, seed: int) -> Folds:
-    """Rows of one key to one of `count` parts; of rows that were not made from others, two parts differ in number at
-    most by the largest group's.
+    """Assign all rows of one group key to the same fold.
 
-    The same keys and seed make the same parts. Raises `DATA_INVALID` if there are fewer groups than parts.
+    The sizes of two folds, without augmented rows, differ by at most the size of the largest group. The same keys and
+    seed give the same folds. Raises `DATA_INVALID` if there are fewer groups than folds.
     """
     import numpy as np
 
@@ -62,7 +65,7 @@ def assign_folds(group_keys: NDArray[np.uint64], augmented: NDArray[np.bool_], f
 
 
 def _assign_groups(sizes: list[int], fold_count: int) -> list[int]:
-    """By group, the largest first: the part that had the fewest rows then."""
+    """Return the fold of each group. Groups come largest first; each goes to the fold with the fewest rows so far."""
     fold_heap = [(0, fold) for fold in range(fold_count)]
     group_folds = []
     for size in sizes:
@@ -74,11 +77,9 @@ def _assign_groups(sizes: list[int], fold_count: int) -> list[int]:
 
 def _build_too_few_groups_error(row_count: int, group_count: int, fold_count: int) -> TrainerError:
     remedy = f"lower it to {group_count} or less" if group_count > 1 else "remove it"
-    group_text = (
-        f"{group_count} group{'' if group_count == 1 else 's'} of rows that resemble each other or have one prompt"
-    )
+    group_text = f"{pluralize(group_count, 'group')} of rows that are similar or have the same prompt"
     message = (
-        f"training.crossValidation.folds is {fold_count}, but the {row_count} rows to train on are only "
+        f"training.crossValidation.folds is {fold_count}, but the {row_count} training rows form only "
         f"{group_text}; {remedy}, "
         f"or add rows; {GROUPING_HINT}"
     )

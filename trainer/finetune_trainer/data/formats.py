@@ -1,4 +1,4 @@
-"""From the columns of a row to what it means: formats told apart, columns renamed, each row checked."""
+"""Formats of rows: column renaming, format detection, and conversion of a raw row to a `Row`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from finetune_trainer.data.conversations import (
     require_nonblank_text,
     require_text,
 )
-from finetune_trainer.data.preferences import parse_labeled_examples, parse_preference
-from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
 RawRow = Mapping[str, Any]
 _OPTIONAL_FIELDS = ("system", "input")
@@ -26,21 +25,14 @@ _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "promptCompletion": ("prompt", "completion"),
 }
-"""The columns by which a format is known; `text` is a column that the others may have as well."""
+"""Columns that identify a format. `text` is not listed, because rows of other formats may have that column too."""
 _EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
 
 
-def parse_row(row: RawRow, row_format: str, method: str = "sft") -> list[Row]:
-    """A row as what it means to `method`: one, or for kto two of a pair of answers. Raises `RowError`."""
-    if method == "kto":
-        return list(parse_labeled_examples(row))
-    return [parse_preference(row)] if method == "dpo" else [PARSERS[row_format](row)]
-
-
 def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict[str, Any]:
-    """The row with the names that the formats know; `fields` says which columns they stand in. Raises `RowError`."""
+    """Rename columns to the names of the formats, using `fields`. Raises `RowError` if a column is missing."""
     if not fields:
         return row
     source_columns = set(fields.values())
@@ -53,22 +45,20 @@ def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict
     return renamed_row
 
 
-def detect_format(row: RawRow, method: str = "sft") -> str:
-    """The format that a row's keys tell. Raises `RowError`."""
-    if method != "sft":
-        return "preference"
+def detect_example_format(row: RawRow) -> str:
+    """Return the format of a row for method sft, by its columns. Raises `RowError`."""
     matches = [
         row_format for row_format, columns in _FORMAT_COLUMNS.items() if all(column in row for column in columns)
     ]
     if len(matches) > 1:
         candidates = " and ".join("/".join(f"'{mark}'" for mark in _FORMAT_COLUMNS[each]) for each in matches)
-        raise RowError(f"has both {candidates}; say which by the source's format")
+        raise RowError(f"has both {candidates}; set the format of the source")
     if matches:
         return matches[0]
     if "text" in row:
         return "text"
     if "chosen" in row and "rejected" in row:
-        raise RowError("has 'chosen' and 'rejected'; these are for training.method dpo or kto")
+        raise RowError("has 'chosen' and 'rejected', which need training.method dpo or kto")
     raise RowError(_EXPECTED_COLUMNS + format_keys(row))
 
 
@@ -114,4 +104,4 @@ PARSERS: Mapping[str, Callable[[RawRow], Chat | PromptCompletion | PlainText]] =
     "promptCompletion": _parse_prompt_completion,
     "text": _parse_text,
 }
-"""By format, for method sft; other columns are not looked at. They raise `RowError`."""
+"""Parsers by format for method `sft`. They ignore other columns and raise `RowError`."""

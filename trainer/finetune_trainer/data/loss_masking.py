@@ -1,21 +1,22 @@
-"""Which tokens of a row are learnt: one way for every backend, from character ranges of the rendered text.
+"""Loss masking: rendering and tokenization of rows, with labels for the tokens that the loss is computed on.
 
-The range of an answer is found in one of two ways, neither of which knows any particular template:
-the template's own `{% generation %}` markers, or, without them, by rendering the conversation a second time with the
-answer replaced by a mark. What stands after the mark must end the real rendering too, so the answer ends before it;
-what `add_generation_prompt` renders for the turns before must begin it, so the answer starts after it. If either
-does not hold, the row is refused: a guessed range would train on the user's words without anybody noticing.
+All backends use these labels. The span of an answer in the rendered text is found in one of two ways, which work with
+any template: from the template's own `{% generation %}` markers, or by rendering the conversation a second time with
+the answer replaced by a placeholder. The text after the placeholder must also end the real rendering, so the answer
+ends before it; the text that `add_generation_prompt` renders for the turns before must begin the real rendering, so
+the answer starts after it. Otherwise the row is rejected: a guessed span would silently train on the user's text.
 
-The end of each answer is learnt too, else the model would never stop (`data.endings` says what ends one):
+The loss includes the end of each answer, so that the model learns to stop (see `data.end_of_turn`):
 
-- An answer is learnt through the ending that the chat template writes after it, if this holds a token of the
-  vocabulary to stop at. What follows the ending is not learnt: no line break, no start of the next turn.
-- Otherwise the EOS token ends the last answer of the row. If only blanks follow the answer, EOS follows them. Any other
-  text that follows, such as an ending in ordinary text, is left out and EOS takes its place. Earlier answers of the row
-  are learnt without an end. The same holds for `loss: all`: a model that learnt the text before EOS would write it.
-- Texts, and prompts with a completion that no template joins, end with EOS, unless they bring a token to stop at.
+- The labels of an answer include the ending that the chat template writes after it, if the ending has a token of the
+  vocabulary to stop at. They do not include what follows: no line break, no start of the next turn.
+- Otherwise the EOS token ends the last answer of the row. If only whitespace follows the answer, EOS follows the
+  whitespace. Any other text that follows, such as an ending in ordinary text, is replaced by EOS. Earlier answers of
+  the row have no end in the labels. This also applies to `loss: all`, because a model that learns the text before EOS
+  generates it.
+- Plain texts, and prompts with a completion without a template, end with EOS, unless they contain a token to stop at.
 
-A row that needs EOS is refused if the tokenizer has none.
+A row that needs EOS raises `MODEL_INVALID` if the tokenizer has no EOS token.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from finetune_trainer.data.end_of_turn import (
     get_structural_tokens,
     require_offsets,
 )
-from finetune_trainer.data.rows import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -43,39 +44,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learnt (torch's own `ignore_index`)."""
+"""Label of a token that the loss ignores (default `ignore_index` of `torch.nn.CrossEntropyLoss`)."""
 
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """A row as text, with the character ranges that the model is to write, each with its ending.
-
-    `bare` if no template wrote its start; `open_end` if EOS has to follow the text.
-    """
+    """A conversation as text, with the spans of the answers."""
 
     text: str
     answer_spans: tuple[Span, ...]
+    """Characters of each answer with its ending."""
     is_untemplated: bool = False
+    """Whether the text was not rendered by a chat template, so that BOS has to be added."""
     needs_eos: bool = False
+    """Whether EOS has to be added after the text."""
 
 
 @dataclass(frozen=True)
 class TokenizedConversation:
-    """A row as tokens; `labels[i]` is `input_ids[i]` or `IGNORED`. The last answer begins at `answer`."""
+    """A conversation as tokens, with a label for each token."""
 
     input_ids: list[int]
+    """Token ids, in shape (tokens,)."""
     labels: list[int]
+    """`input_ids[i]` or `IGNORE_INDEX` for each token, in shape (tokens,). Not shifted: the model shifts them."""
     answer_start: int = 0
+    """Index of the first token of the last answer."""
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens that are learnt."""
+        """Number of tokens that the loss is computed on."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 @dataclass(frozen=True)
 class _TokenOffsets:
-    """Where tokens stand is asked of a few of them only: lists of all places cost more than the tokens themselves."""
+    """Character offsets of tokens, looked up one by one: a list of all offsets costs more than the tokenization."""
 
     text: str
     ids: list[int]
@@ -92,10 +96,10 @@ class _TokenOffsets:
 
 
 class LossMasker:
-    """Turns rows into `Example`s with one tokenizer.
+    """Renders and tokenizes conversations with one tokenizer, and masks the tokens that the loss ignores.
 
-    `loss` is `completion` (learn the answers and what ends them) or `all` (learn every token but the first, which
-    nothing comes before). Raises `MODEL_INVALID` if the tokenizer cannot say where in the text its tokens stand.
+    `loss` is `completion` (answers and their endings) or `all` (every token but the first, which no token precedes).
+    Raises `MODEL_INVALID` if the tokenizer does not provide the character offsets of its tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Literal["completion", "all"] = "completion") -> None:
@@ -106,29 +110,29 @@ class LossMasker:
         self._bos_ids = get_bos_ids(tokenizer)
 
     def render(self, conversation: Row) -> RenderedConversation:
-        """The row as text.
+        """Return the conversation as text.
 
-        A `Pair` becomes a turn of the user and one of the assistant if the tokenizer has a chat template, since that
-        is how an instruct model is asked later; without one its texts are joined as they are.
-        Raises `RowError` if the template refuses or rewrites the row, `MODEL_INVALID` for a `Chat` without template
-        and for a row that only EOS can end if the tokenizer has none.
+        A `PromptCompletion` becomes a user turn and an assistant turn if the tokenizer has a chat template, because
+        an instruct model is prompted that way later. Without a template its texts are concatenated.
+        Raises `RowError` if the template rejects or rewrites the conversation. Raises `MODEL_INVALID` for a `Chat` if
+        there is no template, and for a conversation that needs EOS if the tokenizer has no EOS token.
         """
         if isinstance(conversation, PlainText):
             return self._render_untemplated(conversation.text, 0)
         if isinstance(conversation, Chat):
             return self._render_chat(conversation.messages)
         if not isinstance(conversation, PromptCompletion):
-            raise RowError("has two answers or a judged one; render each conversation")
+            raise RowError("has several answers or a label; render each of its conversations")
         if self._template is None:
             return self._render_untemplated(conversation.prompt + conversation.completion, len(conversation.prompt))
         turns = (("user", conversation.prompt), ("assistant", conversation.completion))
         return self._render_chat([{"role": role, "content": content} for role, content in turns])
 
     def tokenize(self, conversations: Sequence[RenderedConversation]) -> list[TokenizedConversation]:
-        """The rows as tokens; a batch at a time, since the tokenizer then uses every core."""
+        """Tokenize a batch of conversations. A batch allows the tokenizer to use all cores."""
         if not conversations:
             return []
-        # verbose=False: rows beyond the model's length are counted by the caller, not warned about here.
+        # verbose=False: the caller counts the rows that are too long, so no warning is needed.
         encodings = self._tokenizer(
             [conversation.text for conversation in conversations],
             add_special_tokens=False,
@@ -146,8 +150,8 @@ class LossMasker:
         if template is None:
             raise TrainerError(
                 Reason.MODEL_INVALID,
-                "the data has messages but the tokenizer has no chat template; add chat_template.jinja to the model "
-                "or use prompt and completion",
+                "the data has messages, but the tokenizer has no chat template; add chat_template.jinja to the model "
+                "or use rows with prompt and completion",
             )
         if template.has_generation_tags:
             text, answer_spans = template.render_with_spans(messages)
@@ -163,7 +167,7 @@ class LossMasker:
 
     @cached_property
     def _stop_texts(self) -> tuple[str, ...]:
-        """Tokens that end a text, as text."""
+        """Texts of the tokens that end an answer."""
         structural_tokens = get_structural_tokens(self._tokenizer)
         return tuple(
             structural_tokens[token_id]
@@ -172,7 +176,7 @@ class LossMasker:
         )
 
     def _extend_to_endings(self, text: str, answer_spans: Sequence[Span]) -> RenderedConversation:
-        """The answers with what ends them; the text without what EOS takes the place of."""
+        """Extend the span of each answer by its ending, and cut off the text that EOS replaces."""
         ends = [self._end_of_turn.find_end(text, answer_span) for answer_span in answer_spans]
         spans = [(start, ending_end or end) for (start, end), ending_end in zip(answer_spans, ends, strict=True)]
         if not spans or ends[-1] is not None:
@@ -194,9 +198,9 @@ class LossMasker:
         if self._tokenizer.eos_token_id is None:
             raise TrainerError(
                 Reason.MODEL_INVALID,
-                "nothing tells the model where an answer ends: the tokenizer has no eos_token, and no chat template "
-                "ends the answer with a token of the vocabulary; set eos_token in tokenizer_config.json of the base "
-                "model, or model.chatTemplate to a template that ends answers with such a token",
+                "the model cannot learn where an answer ends: the tokenizer has no eos_token, and no chat template "
+                "ends answers with a token of the vocabulary; set eos_token in tokenizer_config.json of the base "
+                "model, or set model.chatTemplate to a template that ends answers with such a token",
             )
 
     def _apply_loss_mask(self, conversation: RenderedConversation, tokens: _TokenOffsets) -> TokenizedConversation:
@@ -210,7 +214,7 @@ class LossMasker:
         if conversation.is_untemplated and ids[: len(self._bos_ids)] != self._bos_ids:
             ids, labels = [*self._bos_ids, *ids], [*self._init_labels(self._bos_ids), *labels]
             answer_start += len(self._bos_ids)
-        labels[:1] = [IGNORE_INDEX] * len(labels[:1])  # nothing comes before it to predict it from
+        labels[:1] = [IGNORE_INDEX] * len(labels[:1])  # no token precedes the first one, so it cannot be predicted
         return TokenizedConversation(ids, labels, answer_start)
 
     def _init_labels(self, ids: list[int]) -> list[int]:
@@ -218,16 +222,16 @@ class LossMasker:
 
 
 def _find_supervised_span(tokens: _TokenOffsets, answer_span: Span) -> Span:
-    """The first token of an answer, and the one after its last."""
+    """Return the token indices of an answer: start, and exclusive end."""
     indices = range(len(tokens.ids))
     first_index = bisect_right(indices, answer_span[0], key=tokens.get_end)
     if first_index < len(indices) and tokens.text[tokens.get_start(first_index) : answer_span[0]].strip():
-        first_index += 1  # it begins in what the model is shown
+        first_index += 1  # the token begins in the prompt
     return first_index, bisect_left(indices, answer_span[1], lo=first_index, key=tokens.get_start)
 
 
 def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: int, text: str) -> Span:
-    """Where in `text` stands what the model has to write in this turn."""
+    """Return the span in `text` that the model has to generate in this turn. Raises `RowError` if it is not clear."""
     marked_turn = {**messages[turn_index], "content": ANSWER_MARK}
     text_before, found_mark, text_after = template.render(
         [*messages[:turn_index], marked_turn, *messages[turn_index + 1 :]]
@@ -243,14 +247,14 @@ def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: in
         or start > end
     ):
         raise RowError(
-            f"the model's chat template does not keep messages[{turn_index}] apart from the others; "
-            "mark the assistant's part in it with {% generation %} … {% endgeneration %}"
+            f"the model's chat template does not separate messages[{turn_index}] from the other messages; "
+            "mark the assistant's text in the template with {% generation %} … {% endgeneration %}"
         )
     return start, end
 
 
 def _render_prompt(template: ChatTemplate, messages: Messages) -> str | None:
-    """What the model is shown when it is to answer; none if the template refuses to ask at this point."""
+    """Return the prompt for an answer after these messages, or None if the template does not allow an answer there."""
     if not messages:
         return None
     try:
@@ -260,7 +264,7 @@ def _render_prompt(template: ChatTemplate, messages: Messages) -> str | None:
 
 
 def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a plain text: its BOS token or nothing."""
+    """Return the tokens that the tokenizer puts before a text: its BOS token, or none."""
     ids_without_special = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids_with_special = tokenizer("a")["input_ids"]
     starts_with_bos = (
@@ -271,10 +275,10 @@ def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """What to ask a model with that was tuned on these labels: a user's turn, or plain text without a template."""
+    """Tokenize a prompt as in training: as a user turn, or as plain text if there is no chat template."""
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
-        # A BatchEncoding since transformers 5 whatever return_dict says in older code: ask for it by name.
+        # transformers 5 returns a BatchEncoding by default; return_dict=True gives one in all versions.
         return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
     prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     bos_ids = get_bos_ids(tokenizer)

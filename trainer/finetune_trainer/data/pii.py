@@ -1,7 +1,7 @@
-"""Personal data and secrets in text: found by pattern, then checked by what knows the rules of each kind.
+"""Detection and redaction of personal data and secrets in text: by pattern, then by a validator for each kind.
 
-What is found is never logged. Phone numbers need their country code or the American way of writing; a number that
-only its own country would recognise is not found.
+Findings are never logged. A phone number is found if it has a country code or is written in the US format. Numbers in
+other national formats are not found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stdnum import iban, luhn
 
 _CARD_FIRST_DIGITS = "23456"
 _SECRET_PREFIXES = ("AKIA", "ASIA", "gh", "github_pat_", "xox", "AIza", "hf_", "sk-", "eyJ", "-----BEGIN ")
-"""One of these stands in each of the secrets below."""
+"""Prefixes of the secrets below. Each secret contains one of them."""
 _SECRET_PATTERNS = {
     "AWS key id": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "GitHub": r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b",
@@ -31,7 +31,7 @@ _SECRET_PATTERNS = {
 
 @dataclass(frozen=True)
 class PiiSpan:
-    """Where something sensitive stands in a text."""
+    """Location and kind of personal data or a secret in a text."""
 
     start: int
     end: int
@@ -40,14 +40,13 @@ class PiiSpan:
 
 @dataclass(frozen=True)
 class _PiiDetector:
-    """`possible` is false only for texts without a match, and far faster to tell: most texts have none.
-
-    `accepted` says how many characters of a candidate are meant; 0 if it is something else.
-    """
+    """Detector of one kind of personal data or secret."""
 
     may_match: Callable[[str], object]
+    """Fast check that is false only for texts without a match, as most texts are."""
     pattern: re.Pattern[str]
     validate: Callable[[str], int] = len
+    """Returns the number of characters of a candidate that are a match; 0 if it is not a match."""
 
 
 def _validate_phone(text: str) -> int:
@@ -65,7 +64,7 @@ def _validate_card(text: str) -> int:
 
 
 def _validate_iban(text: str) -> int:
-    # The words after it may be spelt like more groups of it.
+    # The words that follow may have the form of further groups.
     while text:
         if iban.is_valid(text):
             return len(text)
@@ -78,7 +77,7 @@ def _validate_ip_address(text: str) -> int:
         ipaddress.ip_address(text)
     except ValueError:
         return 0
-    return len(text) if any(char.isdigit() for char in text) else 0  # a::b is code more often than an address
+    return len(text) if any(char.isdigit() for char in text) else 0  # a::b is more often code than an address
 
 
 def _may_hold_secret(text: str) -> bool:
@@ -89,7 +88,7 @@ def _may_hold_ip_address(text: str) -> bool:
     return _IPV4_HINT.search(text) is not None or (":" in text and _IPV6_HINT.search(text) is not None)
 
 
-# What these begin with is a set of characters, which `re` looks for without trying the pattern at each place.
+# These patterns begin with a character set, which `re` searches without trying the pattern at each position.
 _DIGIT_PATTERN = re.compile(r"\d")
 _IPV4_HINT = re.compile(r"\d\.\d{1,3}\.\d")
 _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:")
@@ -122,7 +121,7 @@ _DETECTORS = {
     ),
 }
 PII_KINDS = tuple(_DETECTORS)
-"""In this order: what belongs to an earlier kind is not looked at again."""
+"""Kinds in order of precedence: text that is found as one kind is not searched for later kinds."""
 _DIGITLESS_KINDS = ("secret", "email")
 PII_PLACEHOLDERS = {
     "email": "[EMAIL]",
@@ -132,11 +131,11 @@ PII_PLACEHOLDERS = {
     "ipAddress": "[IP_ADDRESS]",
     "secret": "[SECRET]",
 }
-"""What stands where something was redacted."""
+"""Texts that replace redacted data, by kind."""
 
 
 def find_pii(text: str) -> list[PiiSpan]:
-    """Everything sensitive in a text, in its order; no two places overlap."""
+    """Return all personal data and secrets in the text, in order and without overlaps."""
     spans: list[PiiSpan] = []
     for span in _detect_spans(text):
         if all(span.end <= accepted_span.start or accepted_span.end <= span.start for accepted_span in spans):
@@ -154,7 +153,7 @@ def _detect_spans(text: str) -> Iterator[PiiSpan]:
 
 
 def redact_pii(text: str, kinds: Collection[str]) -> str:
-    """The text with a placeholder for everything of these kinds."""
+    """Replace personal data and secrets of these kinds by placeholders."""
     for span in reversed(find_pii(text)):
         if span.kind in kinds:
             text = text[: span.start] + PII_PLACEHOLDERS[span.kind] + text[span.end :]

@@ -1,4 +1,4 @@
-"""Rows whose answers somebody judged: pairs of a better and a worse one, or single ones marked good or bad."""
+"""Parsing of preference data: pairs of a chosen and a rejected answer, or single answers with a label."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_preference(row: Mapping[str, Any]) -> Preference:
-    """A pair of answers to one prompt. Raises `RowError`.
+    """Parse a pair of answers to one prompt. Raises `RowError`.
 
-    The prompt is text or turns. An answer is text, a turn, turns that go on from the prompt, or the whole
-    conversation, in which case no prompt is needed.
+    The prompt is text or a list of turns. An answer is text, one turn, turns that follow the prompt, or the complete
+    conversation, in which case no prompt column is needed.
     """
     chosen, rejected = (_parse_conversation(row, column_name) for column_name in ("chosen", "rejected"))
     if _get_prompt(chosen) != _get_prompt(rejected):
-        raise RowError("expected 'chosen' and 'rejected' to differ in the last answer only, found different prompts")
+        raise RowError("expected 'chosen' and 'rejected' to differ only in the last answer, found different prompts")
     return Preference(chosen, rejected)
 
 
 def parse_labeled_examples(row: Mapping[str, Any]) -> Sequence[LabeledExample]:
-    """An answer and its label; of a pair of answers, both. Raises `RowError`."""
+    """Parse an answer with its label, or both answers of a pair. Raises `RowError`."""
     if "chosen" in row and "rejected" in row:
         preference = parse_preference(row)
         return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
@@ -64,7 +64,7 @@ def _parse_label(value: object) -> bool:
 
 
 def _parse_conversation(row: Mapping[str, Any], answer_column: str) -> Chat | PromptCompletion:
-    """The prompt and the answer that stands in `name`."""
+    """Return the prompt with the answer in the column `answer_column`."""
     answer = require_column(row, answer_column)
     prompt_column = next((column_name for column_name in _PROMPT_COLUMNS if row.get(column_name) is not None), None)
     if isinstance(answer, str):
@@ -77,7 +77,9 @@ def _parse_conversation(row: Mapping[str, Any], answer_column: str) -> Chat | Pr
     if answer_turns[0]["role"] != "assistant":
         return Chat(answer_turns)
     if prompt_column is None:
-        raise RowError(f"expected 'prompt', or '{answer_column}' to be a whole conversation; found {format_keys(row)}")
+        raise RowError(
+            f"expected 'prompt', or '{answer_column}' to be a complete conversation; found {format_keys(row)}"
+        )
     return Chat(_check_turn_order(answer_column, [*_parse_prompt_turns(row, prompt_column), *answer_turns]))
 
 
@@ -85,7 +87,7 @@ def _build_text_conversation(
     row: Mapping[str, Any], prompt_column: str | None, answer_column: str, answer: str
 ) -> Chat | PromptCompletion:
     if prompt_column is None:
-        raise RowError(f"expected 'prompt' beside '{answer_column}', found {format_keys(row)}")
+        raise RowError(f"expected 'prompt' in addition to '{answer_column}', found {format_keys(row)}")
     if isinstance(row[prompt_column], str) and not get_optional_text(row, "system"):
         return PromptCompletion(require_text(f"'{prompt_column}'", row[prompt_column]), answer)
     prompt_turns = _parse_prompt_turns(row, prompt_column)
@@ -93,11 +95,11 @@ def _build_text_conversation(
 
 
 def _parse_prompt_turns(row: Mapping[str, Any], prompt_column: str) -> list[Message]:
-    """The turns before the answer."""
+    """Return the turns before the answer."""
     prompt = row[prompt_column]
     if isinstance(prompt, str):
         prompt_turns = [
-            {"role": "user", "content": require_nonblank_text(f"'{prompt_column}'", prompt, "what the user says")}
+            {"role": "user", "content": require_nonblank_text(f"'{prompt_column}'", prompt, "a message of the user")}
         ]
     else:
         prompt_turns = parse_turns(prompt_column, prompt)
@@ -112,7 +114,7 @@ def _parse_prompt_turns(row: Mapping[str, Any], prompt_column: str) -> list[Mess
 def _check_turn_order(answer_column: str, conversation: list[Message]) -> list[Message]:
     for previous_turn, next_turn in pairwise(conversation):
         if previous_turn["role"] == next_turn["role"] == "assistant":
-            raise RowError(f"expected '{answer_column}' to follow a turn of another, found the assistant's again")
+            raise RowError(f"'{answer_column}': two consecutive assistant turns; merge them")
     return conversation
 
 

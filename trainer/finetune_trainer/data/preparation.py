@@ -1,9 +1,9 @@
-"""From the data's rows to tokens on disk, with an account of every row.
+"""Data preparation: from the rows of the sources to tokens on disk, with a report that accounts for every row.
 
-Rows of `validation.sources` go first, so that training rows that also stand there are known. Each row is read,
-cleaned, redacted, compared with those before it, tokenised and written, one batch at a time. Memory does not grow with
-the rows but for what groups them: 8 bytes per row for `validation.fraction` and `crossValidation`, and a few KB for
-near-duplicates, up to `duplicates.NEAR_LIMIT` rows.
+The rows of `validation.sources` come first, so that training rows that are also validation rows are found. Rows are
+read, cleaned, redacted, compared with earlier rows, tokenized and written in batches. Memory grows with the number of
+rows only for groups of rows: by 8 bytes per row for `validation.fraction` and `crossValidation`, and by a few KB per
+row for near-duplicates, which are limited to `deduplication.MAX_NEAR_DUPLICATE_ROWS` rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.data import folds, splits
-from finetune_trainer.data.deduplication import MAX_NEAR_DUPLICATE_ROWS, HashSet, MinHashIndex, RowGroups
+from finetune_trainer.data.deduplication import (
+    MAX_NEAR_DUPLICATE_ROWS,
+    DuplicateFilter,
+    DuplicateIndex,
+    HashSet,
+    MinHashIndex,
+    RowGroups,
+)
 from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
-from finetune_trainer.data.rows import RowReader, SourceFile
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowEncoding, RowSchema
+from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.data.shingles import BoilerplateFinder
-from finetune_trainer.data.split_writer import DuplicateIndex, PreparationContext, SplitWriter
+from finetune_trainer.data.split_writer import PreparationContext, SplitWriter
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.evaluation import LengthBin, RejectedRow
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +48,7 @@ SourceFiles = Sequence[tuple[DataSource, Sequence[SourceFile]]]
 
 @dataclass(frozen=True)
 class DataFiles:
-    """What rows are read from; `digest` is that of all files."""
+    """Files to read rows from. `digest` is the digest of all files."""
 
     sources: SourceFiles
     digest: str
@@ -49,29 +57,29 @@ class DataFiles:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready to train on, memory-mapped from disk; `columns.COLUMNS` says what they hold."""
+    """Rows that are ready for training, memory-mapped from disk, in the columns of the training method."""
 
     dataset: datasets.Dataset
     report: DatasetReport
     validation: datasets.Dataset | None = None
     rejected_examples: Sequence[RejectedRow] = ()
-    """A few rows that were left out, for each reason."""
+    """A few rejected rows for each reason."""
     length_histogram: Sequence[LengthBin] = ()
-    """How many rows have so many tokens, those set aside for validation too."""
+    """Number of rows by length in tokens, with the rows that are held out for validation."""
     folds: Folds | None = None
-    """Parts of `dataset` for cross-validation, if there is any."""
+    """Folds of `dataset`, or None without cross-validation."""
     held_out_fold: datasets.Dataset | None = None
-    """Rows that the loss is measured on once the training has ended."""
+    """Rows to measure the loss on after training on the other folds."""
 
     @property
     def digest(self) -> str:
-        """Of all files, and of how the rows were divided, if they were."""
+        """Digest of all files, and of the assignment to folds if there is one."""
         return f"{self.report.digest} {self.folds.digest}" if self.folds else self.report.digest
 
     def exclude_fold(self, fold: int) -> PreparedData:
-        """What a fold trains on: all but this part, from 0, which is left out."""
+        """Return the data to train on while this fold, counted from 0, is held out."""
         if self.folds is None:
-            raise ValueError("the rows were not divided")
+            raise ValueError("the data has no folds")
         training_rows, held_out_rows = (
             self.dataset.select(rows)
             for rows in (self.folds.select_training_rows(fold), self.folds.select_held_out_rows(fold))
@@ -82,56 +90,68 @@ class PreparedData:
 def prepare_dataset(
     config: TrainerConfig,
     files: DataFiles,
-    tokenizer: PreTrainedTokenizerBase,
+    encoding: RowEncoding,
     work_dir: Path,
-    max_positions: int | None = None,
 ) -> PreparedData:
-    """Read, clean, check, tokenise and label every row of `files`; the tokens go to files in `work_dir`. No row is
-    longer than `model.maxLength` and the model's `positions`, if it has a limit.
+    """Read, check, clean, deduplicate, tokenize and mask all rows of `files`. Write the tokens to files in `work_dir`.
 
-    The report accounts for every row: rows = kept + validation + the sum of rejected.
-    Raises `DATA_INVALID` naming the first wrong rows and how many there are, and for rows that cannot be divided as
-    asked, `DATASET_EMPTY` if none is left, `CONFIG_INVALID` if there are too many rows to look for near-duplicates,
-    `MODEL_INVALID` if the tokenizer cannot do it.
+    No row is longer than `model.maxLength` and `encoding.max_positions`. The report accounts for every row:
+    rows = kept + validation + the sum of rejected.
+
+    Raises `DATA_INVALID` if too many rows are invalid (the message names the first ones), or if the rows cannot be
+    split as configured; `DATASET_EMPTY` if no row is left; `CONFIG_INVALID` if there are too many rows for
+    near-duplicate search; `MODEL_INVALID` if the tokenizer is not suitable.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    boilerplate = _find_boilerplate(config, files)
-    context = _build_context(config, files, tokenizer, LengthLimits.from_config(config, max_positions))
-    validation_index = _build_duplicate_index(
-        config, work_dir, boilerplate, always_track=bool(files.validation_sources)
+    boilerplate = _find_boilerplate(config, files, encoding.schema)
+    context = _build_context(config, files, encoding)
+    validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
+    rejects_duplicates = config.dataset.preparation.deduplicate != "none"
+    validation_writer = SplitWriter(
+        context, work_dir / "validation.arrow", DuplicateFilter(validation_index, rejects_duplicates)
     )
-    validation_writer = SplitWriter(context, work_dir / "validation.arrow", validation_index)
     validation_writer.write(context.reader.read(files.validation_sources))
+    training_index = _build_duplicate_index(config, work_dir, boilerplate)
     training_writer = SplitWriter(
         context,
         work_dir / "dataset.arrow",
-        _build_duplicate_index(config, work_dir, boilerplate),
-        validation_writer.duplicate_index,
+        DuplicateFilter(training_index, rejects_duplicates, held_out=validation_index),
+        _build_row_groups(config, boilerplate),
     )
-    training_writer.row_groups = _build_row_groups(config, boilerplate)
     training_writer.write(context.reader.read(files.sources))
-    context.ledger.check_invalid_rows(context.reader)
+    context.ledger.check_invalid_rows(context.reader.row_count)
+    return _split_rows(config, files, context, training_writer, validation_writer)
 
-    selected_rows = _select_rows_to_hold_out(config, training_writer)
-    validation_rows = selected_rows[~training_writer.stats.is_augmented(selected_rows)]
-    validation_count = len(validation_rows) + validation_writer.stats.row_count
+
+def _split_rows(
+    config: TrainerConfig,
+    files: DataFiles,
+    context: PreparationContext,
+    training_writer: SplitWriter,
+    validation_writer: SplitWriter,
+) -> PreparedData:
+    """Hold out validation rows if the config asks for a fraction, assign folds, and report on all rows."""
+    held_out_rows = _select_held_out_rows(config, training_writer)
+    validation_rows = held_out_rows[~training_writer.stats.is_augmented(held_out_rows)]
     report = context.ledger.build_report(
-        context.reader.row_count, validation_count, training_writer.stats.compute_totals(selected_rows), files.digest
+        context.reader.row_count,
+        len(validation_rows) + validation_writer.stats.row_count,
+        training_writer.stats.compute_totals(held_out_rows),
+        files.digest,
     )
-    dataset, validation = _split_dataset(training_writer, selected_rows, validation_rows)
-    rejected_examples = context.ledger.collect_rejected_examples(context.reader)
-    validation, cv_folds = (
-        _load_validation_dataset(files, validation_writer) or validation,
-        _build_folds(config, training_writer, selected_rows),
-    )
+    dataset, validation = _split_dataset(training_writer, held_out_rows, validation_rows)
     return PreparedData(
-        dataset, report, validation, rejected_examples, training_writer.stats.compute_length_histogram(), cv_folds
+        dataset,
+        report,
+        _load_validation_dataset(files, validation_writer) or validation,
+        context.ledger.rejections.examples,
+        training_writer.stats.compute_length_histogram(),
+        _build_folds(config, training_writer, held_out_rows),
     )
 
 
-def _build_context(
-    config: TrainerConfig, files: DataFiles, tokenizer: PreTrainedTokenizerBase, limits: LengthLimits
-) -> PreparationContext:
+def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncoding) -> PreparationContext:
+    limits = LengthLimits.from_config(config, encoding.max_positions)
     if limits.is_set_by_model:
         log.info(
             "model.maxLength is lowered from %d to %d: %s",
@@ -139,33 +159,34 @@ def _build_context(
             limits.max_tokens,
             limits.explanation,
         )
+    object_uris = [file.uri for _, source_files in files.sources for file in source_files]
+    reader = RowReader(encoding.schema)
     return PreparationContext(
         preparation=config.dataset.preparation,
-        method=config.training.method,
+        schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(tokenizer, config.training.loss),
-        ledger=RowLedger(config, [file.uri for _, source_files in files.sources for file in source_files], limits),
-        reader=RowReader(config.training.method),
+        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
+        ledger=RowLedger(config, object_uris, limits, reader.rejections),
+        reader=reader,
     )
 
 
-def _find_boilerplate(config: TrainerConfig, files: DataFiles) -> frozenset[int] | None:
-    """What does not count when rows are compared; `None` if they are not compared, or too many for it.
+def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema) -> frozenset[int] | None:
+    """Return the shingles to ignore in comparisons, or None if rows are not compared or are too many to compare.
 
-    Raises `CONFIG_INVALID` if they are too many and have to be compared.
+    Raises `CONFIG_INVALID` if there are too many rows and `deduplicate: near` requires the comparison.
     """
     needs_near_duplicates = config.dataset.preparation.deduplicate == "near"
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(config.training.method).read([*files.validation_sources, *files.sources])
+    rows = RowReader(schema).read([*files.validation_sources, *files.sources])
     for number, (_, row) in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(
                 Reason.CONFIG_INVALID,
-                f"dataset.preparation.deduplicate: near works up to {MAX_NEAR_DUPLICATE_ROWS} rows, the sources "
-                "hold more; "
-                "use exact, or give the sources a limit",
+                f"dataset.preparation.deduplicate: near works up to {MAX_NEAR_DUPLICATE_ROWS} rows, but the sources "
+                "have more; use exact, or set a limit on the sources",
             )
         if number == MAX_NEAR_DUPLICATE_ROWS:
             return None
@@ -178,20 +199,18 @@ def _get_validation_fraction(config: TrainerConfig) -> float | None:
 
 
 def _needs_row_groups(config: TrainerConfig) -> bool:
-    """Whether the rows are divided."""
+    """Return whether the rows are split by groups: into training and validation rows, or into folds."""
     return _get_validation_fraction(config) is not None or config.training.cross_validation is not None
 
 
 def _build_duplicate_index(
-    config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, always_track: bool = False
+    config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, needs_exact: bool = False
 ) -> DuplicateIndex:
     preparation = config.dataset.preparation
-    near_index = (
-        MinHashIndex(preparation.near_threshold, boilerplate or frozenset())
-        if preparation.deduplicate == "near"
-        else None
-    )
-    return DuplicateIndex(HashSet(work_dir), near_index, always_track or preparation.deduplicate != "none")
+    exact_index = HashSet(work_dir) if needs_exact or preparation.deduplicate != "none" else None
+    if preparation.deduplicate != "near":
+        return DuplicateIndex(exact_index, None)
+    return DuplicateIndex(exact_index, MinHashIndex(preparation.near_threshold, boilerplate or frozenset()))
 
 
 def _build_row_groups(config: TrainerConfig, boilerplate: frozenset[int] | None) -> RowGroups | None:
@@ -201,8 +220,8 @@ def _build_row_groups(config: TrainerConfig, boilerplate: frozenset[int] | None)
     return RowGroups(None if boilerplate is None else MinHashIndex(threshold, boilerplate))
 
 
-def _select_rows_to_hold_out(config: TrainerConfig, training_writer: SplitWriter) -> NDArray[np.int64]:
-    """Training rows to set aside."""
+def _select_held_out_rows(config: TrainerConfig, training_writer: SplitWriter) -> NDArray[np.int64]:
+    """Return the numbers of the training rows to hold out for validation."""
     import numpy as np
 
     fraction = _get_validation_fraction(config)
@@ -212,14 +231,14 @@ def _select_rows_to_hold_out(config: TrainerConfig, training_writer: SplitWriter
     return splits.choose_validation_rows(training_writer.row_groups.compute_keys(), fraction, seed)
 
 
-def _build_folds(config: TrainerConfig, training_writer: SplitWriter, selected_rows: NDArray[np.int64]) -> Folds | None:
-    """Of the rows to train on, all but the chosen ones."""
+def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> Folds | None:
+    """Assign the rows that are not held out to the folds of cross-validation, if the config asks for it."""
     import numpy as np
 
     cross_validation = config.training.cross_validation
     if not cross_validation or not training_writer.row_groups:
         return None
-    rows = np.setdiff1d(np.arange(training_writer.stats.row_count), selected_rows, assume_unique=True)
+    rows = np.setdiff1d(np.arange(training_writer.stats.row_count), held_out_rows, assume_unique=True)
     group_keys = np.frombuffer(training_writer.row_groups.compute_keys(), dtype=np.uint64)[rows]
     return folds.assign_folds(
         group_keys, training_writer.stats.is_augmented(rows), cross_validation.folds, config.training.seed
@@ -227,17 +246,16 @@ def _build_folds(config: TrainerConfig, training_writer: SplitWriter, selected_r
 
 
 def _split_dataset(
-    training_writer: SplitWriter, selected_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
+    training_writer: SplitWriter, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Rows to train on, all but the chosen ones, and rows set aside: those chosen that stand in the data."""
+    """Return the dataset without the held-out rows, and the dataset of the validation rows if there are any."""
     import numpy as np
 
     dataset = training_writer.load_dataset()
-    if not len(selected_rows):
+    if not len(held_out_rows):
         return dataset, None
-    return dataset.select(np.setdiff1d(np.arange(len(dataset)), selected_rows, assume_unique=True)), dataset.select(
-        validation_rows
-    )
+    training_rows = np.setdiff1d(np.arange(len(dataset)), held_out_rows, assume_unique=True)
+    return dataset.select(training_rows), dataset.select(validation_rows)
 
 
 def _load_validation_dataset(files: DataFiles, validation_writer: SplitWriter) -> datasets.Dataset | None:
@@ -245,6 +263,7 @@ def _load_validation_dataset(files: DataFiles, validation_writer: SplitWriter) -
         return None
     if not validation_writer.stats.row_count:
         raise TrainerError(
-            Reason.DATASET_EMPTY, "dataset.validation.sources: none of their rows can be used; see what was left out"
+            Reason.DATASET_EMPTY,
+            "dataset.validation.sources: all of their rows were rejected; see the rejected rows in the report",
         )
     return validation_writer.load_dataset()

@@ -1,4 +1,4 @@
-"""A row's texts, whatever kind of row it is: read, changed, compared."""
+"""Access to the texts of a row of any type."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from finetune_trainer.data.rows import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
+from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 
 Conversation = Chat | PromptCompletion | PlainText
 Turn = tuple[str, str]
-"""Who speaks, and what is said."""
+"""Role and content."""
 _NON_WORD_PATTERN = re.compile(r"\W+")
 
 
 def list_conversations(row: Row) -> list[Conversation]:
-    """All that is rendered for a row: two for a preference, else one."""
+    """Return the conversations of a row that are rendered: two for a preference, otherwise one."""
     if isinstance(row, Preference):
         return [row.chosen, row.rejected]
     return [row.row if isinstance(row, LabeledExample) else row]
 
 
 def list_turns(conversation: Conversation) -> list[Turn]:
-    """The conversation's turns; plain text is one turn of the assistant."""
+    """Return the turns of a conversation. Plain text is one turn of the assistant."""
     if isinstance(conversation, Chat):
         return [(message["role"], message["content"]) for message in conversation.messages]
     if isinstance(conversation, PromptCompletion):
@@ -31,7 +31,7 @@ def list_turns(conversation: Conversation) -> list[Turn]:
 
 
 def list_texts(row: Row) -> list[str]:
-    """Every text of the row; what both answers of a preference share is given once."""
+    """Return all texts of the row. Turns that both conversations of a preference share are returned once."""
     first_turns, *further_conversations = map(list_turns, list_conversations(row))
     unshared_turns = [
         turn
@@ -48,7 +48,7 @@ def _count_shared_turns(first_turns: list[Turn], second_turns: list[Turn]) -> in
 
 
 def map_texts(row: Row, transform: Callable[[str], str]) -> Row:
-    """The row with each of its texts changed."""
+    """Return the row with each of its texts transformed."""
     if isinstance(row, Preference):
         return Preference(_map_conversation(row.chosen, transform), _map_conversation(row.rejected, transform))
     if isinstance(row, LabeledExample):
@@ -65,8 +65,8 @@ def _map_conversation(
 
 
 def serialize_canonical(row: Row) -> bytes:
-    """The same bytes for rows that say the same, and for no others."""
-    # Lengths before the texts: no text can then look like the end of one and the start of the next.
+    """Return bytes that are equal for equal rows and different for different rows."""
+    # Each text is preceded by its length, so that a text cannot imitate the boundary between two texts.
     parts = [
         f"{len(part)}:{part}"
         for conversation in list_conversations(row)
@@ -78,20 +78,7 @@ def serialize_canonical(row: Row) -> bytes:
 
 
 def normalize_prompt(row: Row) -> str:
-    """What comes before the last answer, without case and punctuation; of plain text, all of it."""
+    """Return the text before the last answer without case and punctuation; for plain text, all of the text."""
     turns = list_turns(list_conversations(row)[0])
     prompt_turns = turns[:-1] or turns
     return _NON_WORD_PATTERN.sub(" ", " ".join(content for _, content in prompt_turns)).casefold().strip()
-
-
-def find_rejection_reason(row: Row) -> str | None:
-    """The kind of rejection of a row that teaches nothing, whatever its length."""
-    conversations = [list_turns(conversation) for conversation in list_conversations(row)]
-    if any(role == "assistant" and not content.strip() for turns in conversations for role, content in turns):
-        return "emptyAnswer"
-    is_identical = len(conversations) == 2 and conversations[0] == conversations[1]
-    return "identicalAnswers" if is_identical or any(map(_echoes_prompt, conversations)) else None
-
-
-def _echoes_prompt(turns: list[Turn]) -> bool:
-    return len(turns) > 1 and turns[-1][0] == "assistant" and turns[-1][1].strip() == turns[-2][1].strip()

@@ -1,41 +1,34 @@
-"""What a row of data can be, where it stands, and what is said of rows that cannot be used."""
+"""Types of rows, their location in the data, and the errors for rows and files that cannot be read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from finetune_trainer.contract import Reason
-from finetune_trainer.errors import TrainerError
-
-_MAX_EXAMPLES = 5
-"""Wrong rows that the error names; all are counted."""
-_MAX_EXAMPLE_CHARS = 280
-
 
 class SourceFile(Protocol):
-    """What is read of an `InputFile`: an object and its copy on disk."""
+    """An input object and its local copy: the part of `InputFile` that the readers need."""
 
     @property
     def uri(self) -> str:
-        """`s3://bucket/key`."""
+        """URI of the object: `s3://bucket/key`."""
 
     @property
     def path(self) -> Path:
-        """The copy."""
+        """Path of the local copy."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: `role` and `content` of each turn."""
+    """A conversation as a list of turns, each with `role` and `content`."""
 
     messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A prompt and what is to follow it."""
+    """A prompt and its completion."""
 
     prompt: str
     completion: str
@@ -43,14 +36,14 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """Plain text, all of which is learnt."""
+    """Plain text. The loss is computed on all of it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Preference:
-    """Two ways on from one prompt, each with the prompt: the better and the worse."""
+    """A preferred and a rejected answer to the same prompt, each with the prompt."""
 
     chosen: Chat | PromptCompletion
     rejected: Chat | PromptCompletion
@@ -58,65 +51,36 @@ class Preference:
 
 @dataclass(frozen=True)
 class LabeledExample:
-    """A row whose answer somebody called good or bad."""
+    """A prompt with an answer that is labeled as desirable or undesirable."""
 
     row: Chat | PromptCompletion
     desirable: bool
 
 
 Row = Chat | PromptCompletion | PlainText | Preference | LabeledExample
-"""What a row can hold; which of them, `training.method` and the source's format say."""
+"""Any row. `training.method` and the format of the source decide which type a row has."""
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a row stands."""
+    """Location of a row in the data."""
 
     uri: str
     line: int
     unit: str = "line"
-    """`row` where a file has no lines that anybody would count: Parquet, JSON arrays."""
+    """Unit of `line`: `row` for files without lines (Parquet, JSON arrays)."""
 
     def __str__(self) -> str:
         return f"{self.uri} {self.unit} {self.line}"
 
 
 class RowError(ValueError):
-    """One row cannot be used; says what was expected."""
+    """Raised for an invalid row. The message says what was expected and what was found."""
 
 
 class DamagedFileError(Exception):
-    """A file cannot be read any further; says why, and the line if that is not the one after the last row."""
+    """Raised if the rest of a file cannot be read. `line` is the line of the damage if it is not the next row's."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.line = line
-
-
-@dataclass
-class InvalidRows:
-    """Rows that cannot be used: the first few by place, all by number."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, location: SourceLocation, error: RowError) -> None:
-        """Note one row."""
-        self.count += 1
-        if len(self.examples) < _MAX_EXAMPLES:
-            self.examples.append(_shorten(f"{location}: {error}"))
-
-    def raise_if_any(self, row_count: int) -> None:
-        """`DATA_INVALID`, naming the first few of them, unless there are none among `rows` rows."""
-        if not self.count:
-            return
-        suffix = f"\n… and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
-        listing = "\n".join(self.examples)
-        raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {row_count} rows cannot be used:\n{listing}{suffix}")
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _MAX_EXAMPLE_CHARS:
-        return text
-    half = _MAX_EXAMPLE_CHARS // 2
-    return f"{text[:half]} … {text[-half:]}"

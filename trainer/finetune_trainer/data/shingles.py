@@ -1,4 +1,4 @@
-"""Word sequences of rows (shingles), and those that belong to a text which many rows share."""
+"""Shingles (hashed word sequences) of rows, and detection of boilerplate: texts that many rows share."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from heapq import heappush, heapreplace
 import xxhash
 
 from finetune_trainer.data.row_texts import list_conversations, list_turns, serialize_canonical
-from finetune_trainer.data.rows import LabeledExample, Row
+from finetune_trainer.data.row_types import LabeledExample, Row
 
 _SAMPLE_ROWS = 1000
 _SAMPLE_WORDS = 2048
-"""Words of a sampled turn that count, at its start and at its end."""
+"""Number of words of a sampled turn that are used, at its start and at its end."""
 _COMMON_ROW_SHARES = (0.05, 0.9)
-"""Shares of the rows from which a shingle counts as common. The second finds the part of an instruction that all rows
-have, where the rest of it varies, as examples chosen at random do."""
+"""Shares of the rows from which a shingle counts as common. The second one finds an instruction that is in all rows
+but has a part that varies, such as examples that were chosen at random."""
 _MIN_ROW_SHARE = 0.05
-"""Share of the rows that must have the same text."""
+"""Minimum share of the rows that must have the same text."""
 _MIN_ROWS = 12
-"""Rows that must have the same text. Fewer rows that share most of their words are copies of one."""
+"""Minimum number of rows that must have the same text. Fewer rows that share a text are copies of one row."""
 _MIN_SHINGLES = 8
-"""Length of a text that can make rows near-duplicates: what differs in them has at least one shingle each."""
-# A character each of the scripts without spaces; else a word.
+"""Minimum length of boilerplate in shingles. A shorter text cannot make rows near-duplicates."""
+# In scripts without spaces, each character counts as a word.
 _UNSPACED_SCRIPTS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_PATTERN = re.compile(rf"[{_UNSPACED_SCRIPTS}]|[^\W{_UNSPACED_SCRIPTS}]+")
 
 
 def compute_shingles(row: Row) -> set[int]:
-    """Hashes of the row's sequences of three words, without system prompts: all rows may have the same long one."""
+    """Return the hashes of all three-word sequences of the row. System prompts are ignored: rows often share one."""
     hashes: set[int] = set()
     for variant, texts in _iter_spoken_texts(row):
         words = _split_words(" ".join(texts))
@@ -40,9 +40,9 @@ def compute_shingles(row: Row) -> set[int]:
 
 
 def _iter_spoken_texts(row: Row) -> Iterator[tuple[int, list[str]]]:
-    """What is said in each conversation of the row."""
+    """Yield the texts of each conversation of the row, without system prompts."""
     for number, conversation in enumerate(list_conversations(row)):
-        # The opposite verdict on the same words is no duplicate.
+        # The same texts with the opposite label are not a duplicate.
         variant = number or (isinstance(row, LabeledExample) and not row.desirable)
         yield (
             int(variant),
@@ -65,18 +65,18 @@ def _hash_words(variant: int, *words: str) -> int:
 class BoilerplateFinder:
     """Finds texts that many rows share word for word, such as an instruction before each message.
 
-    It looks at a sample: the rows with the smallest hashes. So the order of the rows does not matter, and equal rows
-    count once.
+    It uses a sample: the rows with the smallest hashes. The result does not depend on the order of the rows, and equal
+    rows count once.
     """
 
     def __init__(self) -> None:
         self._sampled_rows: dict[int, list[array[int]]] = {}
-        """By hash of the row: the shingles of each turn."""
+        """Shingles of each turn, by the hash of the row."""
         self._negated_hashes: list[int] = []
-        """The hashes, negated: the largest one is the heap's first."""
+        """Heap of the negated hashes, so that the largest hash comes first."""
 
     def add(self, row: Row) -> None:
-        """Consider one more row."""
+        """Add a row to the sample if its hash is small enough."""
         key = xxhash.xxh3_64_intdigest(serialize_canonical(row))
         is_full = len(self._sampled_rows) == _SAMPLE_ROWS
         if key in self._sampled_rows or (is_full and key >= -self._negated_hashes[0]):
@@ -88,10 +88,10 @@ class BoilerplateFinder:
         self._sampled_rows[key] = _sample_turns(row)
 
     def find_boilerplate(self) -> frozenset[int]:
-        """The shingles of the shared texts.
+        """Return the shingles of the shared texts.
 
-        That many rows have a shingle is not enough. The turns of one instruction have the same common shingles; copies
-        of one row that each have another word changed differ in them.
+        It is not enough that a shingle is common. Turns with the same instruction have the same set of common shingles,
+        while copies of a row with different words changed have different sets.
         """
         if len(self._sampled_rows) < _MIN_ROWS:
             return frozenset()

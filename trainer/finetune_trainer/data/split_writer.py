@@ -1,4 +1,4 @@
-"""Rows of one side, training or validation: from what was read to a file of tokens."""
+"""Writer of one split (training or validation): cleans, filters, renders and tokenizes rows, and writes the tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
 from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
-from finetune_trainer.data.deduplication import HashSet, MinHashIndex, RowGroups
+from finetune_trainer.data.deduplication import DuplicateFilter, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
-from finetune_trainer.data.row_texts import find_rejection_reason, list_conversations, list_texts, map_texts
-from finetune_trainer.data.rows import Row, RowError, RowReader, SourceLocation
+from finetune_trainer.data.rejections import find_rejection_reason
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_schema import RowSchema
+from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
+from finetune_trainer.data.row_types import Row, RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
 
 if TYPE_CHECKING:
@@ -27,27 +30,18 @@ if TYPE_CHECKING:
 
 _MAX_BATCH_ROWS = 256
 _MAX_BATCH_CHARS = 1 << 22
-"""A batch of long rows is written earlier."""
+"""Number of characters after which a batch is closed even if it has fewer rows."""
 _MAX_BATCHES_IN_FLIGHT = 4
-"""Batches that the tokenizer works on, each in a thread, while others are read and written; it lets go of Python's
-lock. Not in threads of its own: a process that has those cannot be forked later."""
-
-
-@dataclass(frozen=True)
-class DuplicateIndex:
-    """Rows of a side, to tell whether another is one of them."""
-
-    exact: HashSet
-    near: MinHashIndex | None
-    tracks_exact: bool = True
+"""Number of batches that are tokenized, each in a thread, while others are read and written. Tokenizers release the
+GIL. Their own thread pool is not used: a process that has it cannot be forked later."""
 
 
 @dataclass(frozen=True)
 class PreparationContext:
-    """What both sides share."""
+    """Settings and collaborators that the training and the validation split share."""
 
     preparation: Preparation
-    method: str
+    schema: RowSchema
     limits: LengthLimits
     loss_masker: LossMasker
     ledger: RowLedger
@@ -56,21 +50,21 @@ class PreparationContext:
 
 @dataclass
 class PendingRow:
-    """A row on its way, and what was found out about it."""
+    """A cleaned row on its way to the file, with its statistics so far."""
 
     location: SourceLocation
     row: Row
     stats: dict[str, int] = field(default_factory=dict)
     original: Row | None = None
-    """The row that this one was made from, if it was."""
+    """Row from which augmentation made this one, or None for a row of the data."""
 
 
 _TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
-"""Rows with the number of their conversations, and these as tokens, soon."""
+"""Rows with their numbers of conversations, and the future of all their tokenized conversations."""
 
 
 def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_TokenizingBatch]:
-    """The batches in their order, each after some more have been begun."""
+    """Yield the batches in order, while the next few are already being tokenized."""
     in_flight: deque[_TokenizingBatch] = deque()
     for batch in batches:
         in_flight.append(batch)
@@ -80,26 +74,26 @@ def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_Tokenizi
 
 
 class SplitWriter:
-    """Writes one side; rows that `held_out` has are left out as leaked."""
+    """Writes the rows of one split that are not rejected. Only the training split has a held-out split in
+    `duplicate_filter`, and only the training split is augmented."""
 
     def __init__(
         self,
         context: PreparationContext,
         path: Path,
-        duplicate_index: DuplicateIndex,
-        held_out_index: DuplicateIndex | None = None,
+        duplicate_filter: DuplicateFilter,
+        row_groups: RowGroups | None = None,
     ) -> None:
         self._context = context
         self._path = path
-        self._held_out_index = held_out_index
-        self.duplicate_index = duplicate_index
-        self.row_groups: RowGroups | None = None
+        self._duplicate_filter = duplicate_filter
+        self.row_groups = row_groups
         self.stats = RowStats(path.with_suffix(".facts"))
 
     def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
-        """All rows that are kept to an Arrow stream, which `datasets` maps into memory."""
+        """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
         with (
-            tokenized_rows.TokenizedRowWriter(self._path, self._context.method) as writer,
+            tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
@@ -108,11 +102,10 @@ class SplitWriter:
         self.stats.close()
 
     def load_dataset(self) -> datasets.Dataset:
-        """What was written."""
+        """Return the written rows, memory-mapped."""
         from datasets import Dataset
 
-        # Straight from our own file: from_generator would look for an earlier run's in a cache, keyed by a pickle of
-        # its arguments.
+        # Not from_generator(): it searches a cache of earlier runs, with a pickle of its arguments as the key.
         return Dataset.from_file(str(self._path))
 
     def _submit_batches(
@@ -120,7 +113,7 @@ class SplitWriter:
     ) -> Iterator[_TokenizingBatch]:
         pending_rows: list[tuple[PendingRow, list[RenderedConversation]]] = []
         char_count = 0
-        for pending_row in self._screen_rows(rows):
+        for pending_row in self._filter_rows(rows):
             if rendered := self._render_row(pending_row):
                 pending_rows.append((pending_row, rendered))
                 char_count += sum(len(conversation.text) for conversation in rendered)
@@ -136,36 +129,15 @@ class SplitWriter:
         rows_with_counts = [(pending_row, len(rendered)) for pending_row, rendered in pending_rows]
         return rows_with_counts, executor.submit(self._context.loss_masker.tokenize, conversations)
 
-    def _collect_accepted_rows(
-        self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
-    ) -> Iterator[TokenizedRow]:
-        conversations = iter(future.result())
-        for pending_row, count in pending_rows:
-            row_conversations = list(islice(conversations, count))
-            tokenized_row = tokenized_rows.build_tokenized_row(
-                pending_row.row, row_conversations, self._context.limits, self._context.method
-            )
-            if self._accept_row(pending_row, tokenized_row):
-                yield tokenized_row
-
-    def _screen_rows(self, rows: Iterable[tuple[SourceLocation, Row]]) -> Iterator[PendingRow]:
+    def _filter_rows(self, rows: Iterable[tuple[SourceLocation, Row]]) -> Iterator[PendingRow]:
+        """Yield each cleaned row that is worth tokenizing, followed by its counterfactuals."""
         for location, row in rows:
             pending_row = self._clean_row(location, row)
-            if not self._record_rejection(
-                pending_row, find_rejection_reason(pending_row.row) or self._check_exact_duplicate(pending_row.row)
-            ):
+            reason = find_rejection_reason(pending_row.row) or self._duplicate_filter.find_exact(pending_row.row)
+            if not self._reject_for(reason, pending_row):
                 yield pending_row
-                if self._held_out_index:
+                if self._duplicate_filter.held_out:
                     yield from self._build_counterfactuals(pending_row)
-
-    def _build_counterfactuals(self, pending_row: PendingRow) -> Iterator[PendingRow]:
-        """The row with the terms of each category exchanged; none that is there already."""
-        for category in self._context.preparation.counterfactuals:
-            counterfactual = swap_row_terms(pending_row.row, category)
-            if counterfactual is not None and not self._check_exact_duplicate(counterfactual):
-                yield PendingRow(
-                    pending_row.location, counterfactual, {**pending_row.stats, "augmented": 1}, pending_row.row
-                )
 
     def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
         preparation, stats = self._context.preparation, dict[str, int]()
@@ -179,11 +151,14 @@ class SplitWriter:
             row = map_texts(row, lambda text: redact_pii(text, preparation.redact))
         return PendingRow(location, row, stats)
 
-    def _check_exact_duplicate(self, row: Row) -> str | None:
-        if self._held_out_index and row in self._held_out_index.exact:
-            return "leaked"
-        is_new = self.duplicate_index.exact.add(row) if self.duplicate_index.tracks_exact else True
-        return None if is_new or self._context.preparation.deduplicate == "none" else "duplicate"
+    def _build_counterfactuals(self, pending_row: PendingRow) -> Iterator[PendingRow]:
+        """Yield the row with the terms of each category swapped, unless the data contains the result."""
+        for category in self._context.preparation.counterfactuals:
+            counterfactual = swap_row_terms(pending_row.row, category)
+            if counterfactual is not None and not self._duplicate_filter.find_exact(counterfactual):
+                yield PendingRow(
+                    pending_row.location, counterfactual, {**pending_row.stats, "augmented": 1}, pending_row.row
+                )
 
     def _render_row(self, pending_row: PendingRow) -> list[RenderedConversation]:
         try:
@@ -191,22 +166,31 @@ class SplitWriter:
                 self._context.loss_masker.render(conversation) for conversation in list_conversations(pending_row.row)
             ]
         except RowError as error:
-            self._context.reader.invalid_rows.add(pending_row.location, error)
+            self._context.ledger.rejections.reject_invalid(pending_row.location, error)
             return []
 
-    def _record_rejection(self, pending_row: PendingRow, reason: str | None) -> bool:
-        if reason:
-            self._context.ledger.reject(reason, pending_row.location, list_texts(pending_row.row))
-        return reason is not None
+    def _collect_accepted_rows(
+        self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
+    ) -> Iterator[TokenizedRow]:
+        conversations = iter(future.result())
+        for pending_row, count in pending_rows:
+            row_conversations = list(islice(conversations, count))
+            tokenized_row = tokenized_rows.build_tokenized_row(
+                pending_row.row, row_conversations, self._context.limits, self._context.schema
+            )
+            self._context.ledger.record_length(pending_row.location, tokenized_row.length)
+            if self._accept_row(pending_row, tokenized_row):
+                self._record_stats(pending_row, tokenized_row)
+                yield tokenized_row
 
     def _accept_row(self, pending_row: PendingRow, tokenized_row: TokenizedRow) -> bool:
-        self._context.ledger.record_length(pending_row.location, tokenized_row.length)
-        if pending_row.original and tokenized_row.rejection_reason:
-            return False  # not one of the data's rows, so none is left out
-        if not pending_row.original and self._record_rejection(
-            pending_row, tokenized_row.rejection_reason or self._check_near_duplicate(pending_row.row)
-        ):
-            return False
+        if pending_row.original:
+            return tokenized_row.rejection_reason is None  # an augmented row is not a row of the data: not counted
+        # Near-duplicates come after the limits: a row that is too long must not displace a shorter near-duplicate.
+        reason = tokenized_row.rejection_reason or self._duplicate_filter.find_near(pending_row.row)
+        return not self._reject_for(reason, pending_row)
+
+    def _record_stats(self, pending_row: PendingRow, tokenized_row: TokenizedRow) -> None:
         if self.row_groups:
             self.row_groups.add(pending_row.original or pending_row.row)
         counts = {
@@ -215,20 +199,9 @@ class SplitWriter:
             "truncated": int(tokenized_row.is_truncated),
         }
         self.stats.add({**pending_row.stats, **counts})
-        return True
 
-    def _check_near_duplicate(self, row: Row) -> str | None:
-        """After the tokens: a row that is too long must not stand in the way of a shorter one that is nearly it."""
-        if self.duplicate_index.near is None:
-            return None
-        signature = self.duplicate_index.near.compute_signature(row)
-        if (
-            self._held_out_index
-            and self._held_out_index.near
-            and any(True for _ in self._held_out_index.near.query(signature))
-        ):
-            return "leaked"
-        if any(True for _ in self.duplicate_index.near.query(signature)):
-            return "nearDuplicate"
-        self.duplicate_index.near.insert(signature)
-        return None
+    def _reject_for(self, reason: str | None, pending_row: PendingRow) -> bool:
+        """Reject the row if there is a reason. Return whether it is rejected."""
+        if reason:
+            self._context.ledger.rejections.reject(reason, pending_row.location, list_texts(pending_row.row))
+        return reason is not None

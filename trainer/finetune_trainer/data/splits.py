@@ -1,4 +1,4 @@
-"""Rows set aside for validation: whole groups, chosen by a seed."""
+"""Validation split: complete groups of rows, chosen by a seed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GROUPING_HINT = (
-    "if they share a long instruction, move it to a system prompt, which is not compared, or set "
+    "if the rows share a long instruction, move it to a system prompt, which is not compared, or set "
     "dataset.preparation.nearThreshold to 1"
 )
-"""What to do when too many rows count as alike."""
+"""Advice for data with too many similar rows."""
 
 
 def choose_validation_rows(group_keys: array[int], fraction: float, seed: int) -> NDArray[np.int64]:
-    """Numbers of the rows to set aside: as near below `fraction` as whole groups of one key allow, at least one row.
+    """Return the numbers of the rows to hold out: at most `fraction` of them, in complete groups, but at least one row.
 
-    The same keys and seed choose the same rows. Raises `DATA_INVALID` if all rows are of one group.
+    The same keys and seed choose the same rows. Raises `DATA_INVALID` if all rows belong to one group.
     """
     import numpy as np
 
@@ -30,9 +30,8 @@ def choose_validation_rows(group_keys: array[int], fraction: float, seed: int) -
     if len(groups) < 2:
         raise TrainerError(
             Reason.DATA_INVALID,
-            f"dataset.validation.fraction: all {len(group_keys)} rows resemble each other or have one prompt, "
-            "so none can be "
-            f"set aside; {GROUPING_HINT}, give validation.sources instead, or remove validation",
+            f"dataset.validation.fraction: all {len(group_keys)} rows are similar or have the same prompt, so none can "
+            f"be held out for validation; {GROUPING_HINT}, set validation.sources instead, or remove validation",
         )
     order = np.random.default_rng(seed).permutation(len(groups))
     selected = _select_fitting_groups(sizes[order], max(1, round(fraction * len(group_keys))))
@@ -41,7 +40,7 @@ def choose_validation_rows(group_keys: array[int], fraction: float, seed: int) -
 
 
 def _select_fitting_groups(sizes: NDArray[np.int64], max_rows: int) -> NDArray[np.bool_]:
-    """Which of the groups, taken in this order, fit into so many rows; one that does not is passed over."""
+    """Return a mask of the groups that fit into `max_rows` in this order. A group that does not fit is skipped."""
     import numpy as np
 
     selected = np.zeros(len(sizes), dtype=np.bool_)

@@ -1,1 +1,1 @@
-"""What the tuned model can do beside its base, and whether that is to be trusted."""
+"""Evaluation: the tuned model compared with its base model, and how reliable the comparison is."""

@@ -1,4 +1,4 @@
-"""Whether the model forgets what its base knew. Imports torch, so import this module only after the backend."""
+"""Measures catastrophic forgetting. Imports torch, so import this module only after the backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_trainer.records.evaluation import Measure
 
 
 def measure_forgetting(loaded_model: LoadedModel, heartbeat: Callable[[], None]) -> Measure:
-    """`generalPerplexity`: of text that is not the data's."""
+    """Return `generalPerplexity`, the perplexity of general text that is not part of the data."""
     rows = tokenize_general_text(loaded_model)
     base, tuned = measure_base_and_tuned(
         loaded_model.model, lambda: compute_losses(loaded_model.model, rows, heartbeat)
@@ -24,7 +24,7 @@ def measure_forgetting(loaded_model: LoadedModel, heartbeat: Callable[[], None])
 
 
 def tokenize_general_text(loaded_model: LoadedModel) -> list[LabeledTokens]:
-    """The paragraphs of general text as tokens, each cut to the positions that the model has."""
+    """Return the paragraphs of general text in tokens, each truncated to the positions of the model."""
     rows, positions = [], get_max_positions(loaded_model.model.get_base_model().config)
     for paragraph in load_general_text():
         ids = loaded_model.tokenizer(paragraph, add_special_tokens=True, verbose=False)["input_ids"][:positions]
@@ -33,6 +33,6 @@ def tokenize_general_text(loaded_model: LoadedModel) -> list[LabeledTokens]:
 
 
 def load_general_text() -> list[str]:
-    """Paragraphs of general English, written for this."""
+    """Return paragraphs of general English that were written for this measurement."""
     text = resources.files("finetune_trainer.evaluation").joinpath("general_text.txt").read_text(encoding="utf-8")
     return [paragraph.replace("\n", " ").strip() for paragraph in text.split("\n\n")]

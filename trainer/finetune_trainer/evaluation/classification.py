@@ -1,4 +1,4 @@
-"""Labels given by both models beside the true ones."""
+"""Compares the labels of both models with the true ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def measure_classification(
     references: Sequence[str], base: Sequence[str], tuned: Sequence[str]
 ) -> tuple[list[Measure], ConfusionMatrix]:
-    """`accuracy` and `macroF1`, 0 to 1, and what each model takes for what."""
+    """Return `accuracy` and `macroF1`, both between 0 and 1, and the confusion matrices of both models."""
     import numpy as np
 
     labels = ClassLabels(references)
@@ -40,7 +40,7 @@ def measure_classification(
 
 
 def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool]) -> Measure:
-    """The share of rows that each model gets right."""
+    """Return the fraction of rows that are correct for each model."""
     return Measure(
         name=name,
         higher_is_better=True,
@@ -66,7 +66,7 @@ def _measure_macro_f1(true_labels: IndexArray, base: IndexArray, tuned: IndexArr
 
 
 def _confusion_matrix(true_labels: IndexArray, predicted: IndexArray, other_index: int) -> IndexArray:
-    """Rows are true labels, columns given ones; the last column is `other`."""
+    """Count rows by true label (rows) and predicted label (columns). The last column counts answers without a label."""
     import numpy as np
 
     cells = np.bincount(true_labels * (other_index + 1) + predicted, minlength=other_index * (other_index + 1))
@@ -74,9 +74,9 @@ def _confusion_matrix(true_labels: IndexArray, predicted: IndexArray, other_inde
 
 
 def _compute_macro_f1(matrix: IndexArray) -> float:
-    """F1 of each label, averaged over the labels that occur: a resample may have lost a rare one.
+    """Return the mean F1 over the labels that occur: a rare label may be missing in a resample.
 
-    As scikit-learn's f1_score(average="macro"), which takes a hundred times as long on a resample.
+    The result equals `f1_score(average="macro")` of scikit-learn, which is a hundred times slower on a resample.
     """
     hits, true_counts, predicted_counts = matrix.diagonal(), matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
     occurring = true_counts > 0

@@ -1,4 +1,4 @@
-"""Whether a model may be published: each line of `evaluation.gate` against what was measured."""
+"""Checks the rules of `evaluation.gate`, which decide whether a model is published."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Protocol
 from finetune_trainer.records.evaluation import GateCheck, Measure
 
 _ROUNDING_TOLERANCE = 1e-9
-"""0.7 is 0.1 better than 0.6, though 0.7 - 0.6 is a little less than 0.1 to a computer."""
+"""Tolerance for floating-point rounding: 0.7 - 0.6 is slightly less than 0.1."""
 
 
 class MetricRule(Protocol):
-    """What a metric has to be; each limit that is set is a check of its own."""
+    """The limits of a metric. Each limit that is set is a check of its own."""
 
     @property
     def metric(self) -> str:
-        """A `Measure.name`."""
+        """The name of a `Measure`."""
 
     @property
     def minimum(self) -> float | None:
-        """In the metric's unit."""
+        """Lowest allowed value, in the unit of the metric."""
 
     @property
     def maximum(self) -> float | None:
-        """In the metric's unit."""
+        """Highest allowed value, in the unit of the metric."""
 
     @property
     def min_improvement(self) -> float | None:
-        """How much better than the base, in the metric's unit; positive is better, whichever way the metric counts."""
+        """Minimum improvement over the base model, in the unit of the metric. Positive is better for every metric."""
 
 
 def check_gate(rules: Sequence[MetricRule], measures: Sequence[Measure]) -> list[GateCheck]:
-    """One check for each limit, in the order of the rules. What was not measured has not passed."""
+    """Return one check for each limit, in the order of the rules. A metric that was not measured does not pass."""
     measures_by_name = {measure.name: measure for measure in measures}
     return [result for rule in rules for result in _check_rule(rule, measures_by_name.get(rule.metric))]
 
@@ -63,7 +63,7 @@ def _is_at_least(value: float, limit: float) -> bool:
 
 
 def _compute_improvement(measure: Measure) -> float | None:
-    """How much better the tuned model is than its base; below zero where it is worse."""
+    """Return the improvement over the base model. It is negative if the tuned model is worse."""
     if measure.change is not None:
         change = measure.change.value
     elif measure.base is not None:

@@ -1,9 +1,9 @@
-"""Numbers with their intervals. Pure, and the same rows give the same interval in every run.
+"""Estimates with confidence intervals, which are the same in every run for the same rows.
 
-A mean has Student's t interval: nothing is drawn, it is right for the tails that a correction for many comparisons asks
-for (a bootstrap would need tens of thousands of resamples there), and from 20 rows on it is close for skewed rows too.
-A share has Wilson's, which does not say 100 % for sure when 20 of 20 were right. What is no mean of rows (BLEU, F1, a
-loss per token) has the percentile bootstrap over rows.
+- A mean has Student's t interval. It is accurate in the tails that a correction for many comparisons needs, where a
+  bootstrap would need tens of thousands of resamples, and from 20 rows on also for skewed values.
+- A proportion has Wilson's interval, which has a width above zero even if all rows are correct.
+- Other statistics (BLEU, F1, a loss per token) have the percentile bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     RowIndices = NDArray[np.intp]
 
 MIN_SAMPLES = 20
-"""Fewer rows say too little about rows that were not measured, so a number from them has no interval."""
+"""Minimum number of rows for an interval. Fewer rows say too little about other rows."""
 CONFIDENCE = 0.95
 _RESAMPLE_COUNT = 1000
 _SEED = 20
 
 
 def estimate_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of one value per row, in the values' unit, with Student's t interval."""
+    """Return the mean of one value per row, in the unit of the values, with Student's t interval."""
     count = len(values)
     value = math.fsum(values) / count
     if count < MIN_SAMPLES:
         return Estimate(value=value, samples=count)
-    from scipy.special import stdtrit
+    from scipy.stats import t
 
     variance = math.fsum((sample - value) ** 2 for sample in values) / (count - 1)
-    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance / count)
-    return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
+    low, high = t.interval(confidence, count - 1, loc=value, scale=math.sqrt(variance / count))
+    return Estimate(value=value, low=float(low), high=float(high), samples=count)
 
 
 def estimate_paired_change(base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Tuned minus base, row by row: what makes a row hard for both cancels."""
+    """Return the mean of tuned minus base by row, which cancels the difficulty of the rows."""
     return estimate_mean(
         [tuned_value - base_value for base_value, tuned_value in zip(base, tuned, strict=True)], confidence
     )
 
 
 def estimate_proportion(successes: int, count: int) -> Estimate:
-    """A share of rows, 0 to 1, with Wilson's interval."""
+    """Return a proportion of rows, between 0 and 1, with Wilson's interval."""
     if count < MIN_SAMPLES:
         return Estimate(value=successes / count, samples=count)
     from scipy.stats import binomtest
@@ -58,10 +58,10 @@ def estimate_proportion(successes: int, count: int) -> Estimate:
 
 
 def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> Estimate:
-    """The change of a share, from the rows that only one of both got right, as McNemar's test does.
+    """Return the change of a proportion, from the rows where only one model is correct, as in McNemar's test.
 
-    The interval is that of Bonett and Price (2012): one row is added to each kind, so that two models that happen to
-    agree on all rows are not said to differ by exactly nothing.
+    The interval is that of Bonett and Price (2012, https://doi.org/10.3102/1076998611411915): one row is added to each
+    kind, so that the interval has a width above zero even if both models agree on all rows.
     """
     count = len(base)
     gained = sum(tuned_correct and not base_correct for base_correct, tuned_correct in zip(base, tuned, strict=True))
@@ -84,7 +84,7 @@ def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> E
 
 
 def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """All sums over all weights, as a loss per token is from each row's total loss and number of tokens."""
+    """Return the sum of `sums` divided by the sum of `weights`, such as the loss per token of rows."""
     import numpy as np
 
     numerators, denominators = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
@@ -92,7 +92,11 @@ def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float]) -> E
 
 
 def bootstrap(statistic: Callable[[RowIndices], float], count: int) -> Estimate:
-    """Anything computed of rows, given by their numbers. Two statistics of as many rows see the same resamples."""
+    """Return a statistic of rows, which are given by their numbers, with its percentile interval.
+
+    Statistics of the same number of rows use the same resamples. `scipy.stats.bootstrap` draws the same ones, but is
+    slower and differs in the last digit.
+    """
     import numpy as np
 
     value = statistic(np.arange(count))
@@ -105,8 +109,8 @@ def bootstrap(statistic: Callable[[RowIndices], float], count: int) -> Estimate:
 
 
 def bonferroni_confidence(comparisons: int) -> float:
-    """The confidence of each of many intervals at which all of them together are right 95 % of the time.
+    """Return the confidence of each of several intervals that are all correct with a probability of 95 %.
 
-    Bonferroni: Holm finds a little more, but gives verdicts without intervals that one could show beside them.
+    This is Bonferroni's correction. Holm's has slightly more power, but no matching intervals.
     """
     return 1 - (1 - CONFIDENCE) / max(1, comparisons)

@@ -1,10 +1,9 @@
-"""Loss and perplexity of both models from each row's total loss and number of learnt tokens, and losses of folds."""
+"""Computes loss and perplexity of both models from the summed loss and supervised tokens of each row."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.intervals import bootstrap, estimate_weighted_mean
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def measure_eval_loss(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
-    """`evalLoss` in nats per token, from each row's summed loss in nats under both models."""
+    """Return `evalLoss` in nats per token, from the summed loss of each row in nats under both models."""
     base_estimate, tuned_estimate = (
         estimate_weighted_mean(base, token_counts),
         estimate_weighted_mean(tuned, token_counts),
@@ -27,10 +26,10 @@ def measure_eval_loss(token_counts: Sequence[int], base: Sequence[float], tuned:
 
 
 def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
-    """`perplexity`, from the same. Raises `OverflowError` where a loss, of a resample too, is too high for it."""
+    """Return `perplexity`. Raises `OverflowError` if the loss of the rows, or of a resample, is too high for it."""
     import numpy as np
 
-    # A change of exponentials is no function of the change of losses, so it is resampled itself.
+    # The change of a perplexity is not a function of the change of the loss, so it has a bootstrap of its own.
     weights, base_sums, tuned_sums = np.asarray(token_counts, float), np.asarray(base, float), np.asarray(tuned, float)
 
     def compute_perplexity(losses: np.typing.NDArray[np.float64], rows: RowIndices) -> float:
@@ -47,15 +46,8 @@ def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned
     )
 
 
-def summarize_folds(folds: Sequence[float]) -> CrossValidationResult | None:
-    """What the losses of the folds, of which there are two or more, come to; `None` if there was none."""
-    if not folds:
-        return None
-    return CrossValidationResult(metric="evalLoss", folds=list(folds), mean=fmean(folds), deviation=stdev(folds))
-
-
 def build_fold_measures(cross_validation: CrossValidationResult | None) -> list[Measure]:
-    """For the gate alone: `crossValidationLoss` is no measure of the adapter that is published."""
+    """Return `crossValidationLoss` for the gate. It is not in the report: it does not measure the published adapter."""
     if cross_validation is None:
         return []
     mean = Estimate(value=cross_validation.mean, samples=len(cross_validation.folds))

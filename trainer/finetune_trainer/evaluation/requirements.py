@@ -1,4 +1,4 @@
-"""Whether what is asked of an evaluation can be measured on the data; known before any training."""
+"""Checks before training that the requested evaluation can be measured on the data."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from finetune_trainer.contract import Reason, Task, TrainerConfig
 from finetune_trainer.data.augment.counterfactual import explain_invalid_terms
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.data.loss_masking import encode_prompt
-from finetune_trainer.data.rows import SourceFile
+from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, parse_pairs
 from finetune_trainer.evaluation.task_metrics import explain_no_bleu, find_task_problem
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
 
-_METRICS_BY_METHOD = {"sft": ["evalLoss", "perplexity"], "dpo": ["evalLoss", "evalRewardAccuracy"], "kto": ["evalLoss"]}
 _METRICS_BY_TASK = {
     None: [],
     "classification": ["accuracy", "macroF1"],
@@ -31,11 +31,11 @@ _METRICS_BY_TASK = {
 
 
 def list_metrics(config: TrainerConfig) -> list[str]:
-    """Names of all that will be measured."""
+    """Return the names of all metrics that the evaluation measures."""
     bias_metrics = ["biasFlags"] if config.evaluation.bias else []
     fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []
     return [
-        *_METRICS_BY_METHOD[config.training.method],
+        *get_method(config).metrics,
         *_METRICS_BY_TASK[config.evaluation.task],
         *bias_metrics,
         *fold_metrics,
@@ -43,8 +43,8 @@ def list_metrics(config: TrainerConfig) -> list[str]:
 
 
 def check_requirements(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `CONFIG_INVALID` for what would end, or be missing, only after the training: a gate on what is not
-    measured, a prompt that cannot be asked, terms without a counterpart, a task that the rows are not of."""
+    """Raise `CONFIG_INVALID` for problems that would otherwise show after the training: a gate on a metric that is not
+    measured, an invalid prompt, terms without a counterpart, or rows that do not match the task."""
     _check_gate(config)
     for prompt in config.evaluation.sample_prompts:
         _check_prompt(prompt, tokenizer)
@@ -59,11 +59,11 @@ def _check_gate(config: TrainerConfig) -> None:
     measured, rules = list_metrics(config), config.evaluation.gate
     unknown = [rule.metric for rule in rules if rule.metric not in measured]
     if unknown:
-        message = f"evaluation.gate names {', '.join(unknown)}; this run measures {', '.join(measured)}"
+        message = f"evaluation.gate names {', '.join(unknown)}, but this run measures only {', '.join(measured)}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     if any(rule.metric == "biasFlags" and rule.min_improvement is not None for rule in rules):
         problem = (
-            "evaluation.gate: biasFlags compares both models itself, so minImprovement does not apply; set maximum"
+            "evaluation.gate: biasFlags already compares both models, so minImprovement does not apply; set maximum"
         )
         raise TrainerError(Reason.CONFIG_INVALID, problem)
 
@@ -72,24 +72,24 @@ def _check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         encode_prompt(tokenizer, prompt)
     except template_errors() as error:
-        message = f"evaluation.samplePrompts: the model's chat template refuses {prompt[:60]!r}: {error}"
+        message = f"evaluation.samplePrompts: the chat template rejects {prompt[:60]!r}: {error}"
         raise TrainerError(Reason.CONFIG_INVALID, message) from error
 
 
 def read_sentence_pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
-    """The sentence pairs of `evaluation.bias.pairsURI`. Raises `DATA_INVALID` with object and line."""
+    """Return the sentence pairs of `evaluation.bias.pairsURI`. Raises `DATA_INVALID` with object and line."""
     return [pair for file in files for pair in parse_pairs(file.path.read_bytes(), file.uri)]
 
 
 def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    from finetune_trainer.modeling.inference import extract_prompts
+    from finetune_trainer.evaluation.prompts import extract_prompts
 
     max_rows, splits = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
     validation_references, training_references = (
         [] if split is None else [prompt.reference for prompt in extract_prompts(split, tokenizer, max_rows)]
         for split in splits
     )
-    # Of both sides: a few validation rows can well have as many labels.
+    # Of both splits: a few validation rows may each have a label of their own.
     problem = find_task_problem(task, [*validation_references, *training_references])
     if problem:
         raise TrainerError(Reason.CONFIG_INVALID, problem)

@@ -1,4 +1,4 @@
-"""Find out what the tuned model can do beside its base. Imports torch, so import this module only after the backend."""
+"""Evaluates the tuned model in comparison with its base model. Imports torch, so import it only after the backend."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import BiasEvaluation, Stage, Task, TrainerConfig
+from finetune_trainer.contract import BiasEvaluation, Task, TrainerConfig
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
-from finetune_trainer.evaluation import gate, overfitting, task_metrics
+from finetune_trainer.evaluation import gate, messages, overfitting, task_metrics
 from finetune_trainer.evaluation.bias.scoring import BiasScorer
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs
 from finetune_trainer.evaluation.catastrophic_forgetting import measure_forgetting
@@ -21,9 +21,9 @@ from finetune_trainer.evaluation.losses import (
     build_fold_measures,
     measure_eval_loss,
     measure_perplexity,
-    summarize_folds,
 )
-from finetune_trainer.modeling.inference import TextGenerator, extract_prompts, select_evenly
+from finetune_trainer.evaluation.prompts import extract_prompts, select_evenly
+from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
@@ -31,6 +31,7 @@ from finetune_trainer.modeling.precision import autocast_like_training, resolve_
 from finetune_trainer.records.evaluation import (
     BiasResult,
     ConfusionMatrix,
+    CrossValidationResult,
     Estimate,
     EvaluationReport,
     LossPoint,
@@ -40,19 +41,20 @@ from finetune_trainer.records.evaluation import (
 )
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import early_stopping
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.training.train import TrainResult
+    from finetune_trainer.training.state import TrainResult
 
 log = logging.getLogger(__name__)
 
 _MAX_SCORED_ROWS = 1000
-"""Rows of either side whose loss is measured, evenly spread over all."""
+"""Validation rows, and training rows, whose loss is measured, evenly spaced over all rows."""
 _MAX_SHOWN_ROWS = 8
-"""Validation rows that are shown with both answers."""
+"""Validation rows that the report shows with the answers of both models."""
 _MEASUREMENT_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -64,24 +66,25 @@ _MEASUREMENT_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a measurement may end with. A finished training is published without it, and says so."""
+"""Errors that a measurement may raise. The finished training is published without the measurement, which is reported as
+missing."""
 
 
 @dataclass(frozen=True)
 class EvaluationInput:
-    """What is evaluated."""
+    """The trained model, its data, and the result of its training."""
 
     config: TrainerConfig
     loaded_model: LoadedModel
     prepared: PreparedData
     train_result: TrainResult
     sentence_pairs: Sequence[SentencePair] = ()
-    """About groups of people, to compare in place of the built-in ones."""
+    """Sentence pairs about groups of people that replace the built-in ones."""
 
 
 @dataclass
 class EvaluationResults:
-    """What was found so far."""
+    """The results so far."""
 
     measures: list[Measure] = field(default_factory=list)
     confusion: ConfusionMatrix | None = None
@@ -93,7 +96,7 @@ class EvaluationResults:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """A part that may fail by itself."""
+        """Run a part of the evaluation that may fail without failing the run."""
         log.info("evaluation: %s", name)
         try:
             yield
@@ -103,33 +106,142 @@ class EvaluationResults:
 
 
 def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationReport:
-    """Everything that the config asks for and the data allows. What cannot be computed is named in `missing`."""
-    progress.update(stage=Stage.EVALUATING)
-    results = EvaluationResults()
-    with autocast_like_training(inputs.loaded_model.model.device, resolve_precision(inputs.config)):
-        _run_measurements(inputs, results, progress)
+    """Measure everything that the config requests and the data allows. The rest is named in `missing`."""
+    config, results, heartbeat = inputs.config, EvaluationResults(), progress.heartbeat
+    with autocast_like_training(inputs.loaded_model.model.device, resolve_precision(config)):
+        if get_method(config).uses_token_loss:
+            _measure_losses(inputs, results, heartbeat)
+        else:
+            results.measures += _list_training_measures(inputs)
+        if config.evaluation.task and inputs.prepared.validation is not None:
+            with results.section(f"answers for {config.evaluation.task}"):
+                _measure_answers(inputs, config.evaluation.task, results, heartbeat)
+        if config.evaluation.sample_prompts:
+            with results.section("sample prompts"):
+                results.samples = [*_generate_samples(inputs, results, heartbeat), *results.samples]
+        if config.evaluation.bias:
+            with results.section("bias"):
+                _measure_bias(inputs, config.evaluation.bias, results, heartbeat)
     return _build_report(inputs, results)
 
 
-def _run_measurements(inputs: EvaluationInput, results: EvaluationResults, progress: ProgressReporter) -> None:
-    settings = inputs.config.evaluation
-    if inputs.config.training.method == "sft":
-        with results.section("general text"):
-            results.forgetting = measure_forgetting(inputs.loaded_model, progress.heartbeat)
-        if inputs.prepared.validation is not None:
-            with results.section("validation loss"):
-                _measure_likelihood(inputs, results, progress.heartbeat)
-    else:
-        results.measures += _measures_from_training(inputs)
-    if settings.task and inputs.prepared.validation is not None:
-        with results.section(f"answers for {settings.task}"):
-            _measure_answers(inputs, settings.task, results, progress.heartbeat)
-    if settings.sample_prompts:
-        with results.section("sample prompts"):
-            results.samples = [*_generate_samples(inputs, results, progress.heartbeat), *results.samples]
-    if settings.bias:
-        with results.section("bias"):
-            _measure_bias(inputs, settings.bias, results, progress.heartbeat)
+def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
+    """Measure the perplexity of general text, and the loss of validation rows if there are any."""
+    with results.section("general text"):
+        results.forgetting = measure_forgetting(inputs.loaded_model, heartbeat)
+    if inputs.prepared.validation is not None:
+        with results.section("validation loss"):
+            _measure_validation_loss(inputs, results, heartbeat)
+
+
+def _measure_validation_loss(
+    inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    """Measure the loss of validation rows with both models, and that of as many training rows with the tuned model."""
+    model = inputs.loaded_model.model
+    validation_rows = _select_labeled_tokens(_require_validation(inputs), _MAX_SCORED_ROWS)
+    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat))
+    results.measures.append(measure_eval_loss(base.token_counts, base.sums, tuned.sums))
+    with results.section("perplexity"):
+        results.measures.append(measure_perplexity(base.token_counts, base.sums, tuned.sums))
+    training_rows = _select_labeled_tokens(inputs.prepared.dataset, len(validation_rows))
+    results.training_loss = compute_losses(model, training_rows, heartbeat).mean
+
+
+def _select_labeled_tokens(rows: datasets.Dataset, max_rows: int) -> list[LabeledTokens]:
+    return [LabeledTokens(row["input_ids"], row["labels"]) for row in select_evenly(rows, max_rows)]
+
+
+def _list_training_measures(inputs: EvaluationInput) -> list[Measure]:
+    """Return what the training measured with its own loss: before the first step, and of the published adapter."""
+    eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
+    count = len(inputs.prepared.validation or [])
+    measures = []
+    for name in ("evalLoss", *get_method(inputs.config).extra_metrics):
+        if name in metrics:
+            base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
+            measures.append(
+                Measure(
+                    name=name,
+                    higher_is_better=name != "evalLoss",
+                    base=None if base is None or math.isnan(base) else Estimate(value=base, samples=count),
+                    tuned=Estimate(value=metrics[name], samples=count),
+                )
+            )
+    return measures
+
+
+def _measure_answers(
+    inputs: EvaluationInput, task: Task, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    """Generate answers to validation rows with both models, and compute the metrics of the task."""
+    settings, tokenizer = inputs.config.evaluation, inputs.loaded_model.tokenizer
+    prompts = extract_prompts(_require_validation(inputs), tokenizer, settings.max_samples)
+    base, tuned = _generate_with_both(inputs, [prompt.prompt for prompt in prompts], heartbeat)
+    references = [prompt.reference for prompt in prompts]
+    measures, results.confusion = task_metrics.measure_task(task, references, base, tuned)
+    results.measures += measures
+    results.missing += task_metrics.list_missing(task, references)
+    results.samples = [
+        Sample(
+            prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
+            reference=redact_pii(prompt.reference, PII_KINDS),
+            base=redact_pii(base_answer, PII_KINDS),
+            tuned=redact_pii(tuned_answer, PII_KINDS),
+        )
+        for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
+    ]
+
+
+def _generate_samples(
+    inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> list[Sample]:
+    """Generate answers to `evaluation.samplePrompts` with both models."""
+    requested = inputs.config.evaluation.sample_prompts
+    positions = get_max_positions(inputs.loaded_model.model.get_base_model().config)
+    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt) for prompt in requested}
+    # On a GPU, a position that the model lacks aborts the process. An answer needs at least one more than the prompt.
+    prompts = [prompt for prompt in requested if positions is None or len(encoded[prompt]) < positions]
+    if dropped := len(requested) - len(prompts):
+        results.missing.append(
+            f"sample prompts: {dropped} of {len(requested)} exceed the {positions} positions of the model"
+        )
+    base, tuned = _generate_with_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
+    return [
+        Sample(prompt=prompt, base=redact_pii(base_answer, PII_KINDS), tuned=redact_pii(tuned_answer, PII_KINDS))
+        for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
+    ]
+
+
+def _generate_with_both(
+    inputs: EvaluationInput, prompts: Sequence[Sequence[int]], heartbeat: Callable[[], None]
+) -> tuple[list[str], list[str]]:
+    """Return the answers of the base model and of the tuned model."""
+    model = inputs.loaded_model.model
+    generator = TextGenerator(model, inputs.loaded_model.tokenizer, inputs.config.evaluation.max_new_tokens, heartbeat)
+    return measure_base_and_tuned(model, lambda: generator.generate(prompts))
+
+
+def _measure_bias(
+    inputs: EvaluationInput, settings: BiasEvaluation, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    scorer = BiasScorer(inputs.loaded_model.model, inputs.loaded_model.tokenizer, settings, heartbeat)
+    swappable_rows = inputs.prepared.validation if get_method(inputs.config).uses_token_loss else None
+    results.bias = scorer.measure_bias(
+        inputs.sentence_pairs or load_builtin_pairs(), inputs.prepared.dataset, swappable_rows
+    )
+    if not results.bias.findings:  # zero flags would be wrong if nothing was compared
+        results.missing.append("biasFlags: there was too little to compare")
+        return
+    flag_count = sum(finding.flagged for finding in results.bias.findings)
+    flag_estimate = Estimate(value=flag_count, samples=len(results.bias.findings))
+    results.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flag_estimate))
+
+
+def _require_validation(inputs: EvaluationInput) -> datasets.Dataset:
+    if inputs.prepared.validation is None:
+        raise ValueError("there is no validation data")
+    return inputs.prepared.validation
 
 
 def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> EvaluationReport:
@@ -142,10 +254,11 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         for eval_result in train_result.eval_results
         if math.isfinite(eval_result.loss)
     ]
-    verdict = OverfittingResult(verdict="unknown", message="It could not be judged.")
-    cross_validation = summarize_folds(train_result.fold_losses)
+    verdict = OverfittingResult(verdict="unknown", message="Overfitting could not be judged.")
     with results.section("overfitting"):
         verdict = _judge_overfitting(inputs, results, training_losses, validation_losses)
+    fold_losses = train_result.fold_losses
+    cross_validation = CrossValidationResult.from_losses(fold_losses) if fold_losses else None
     return EvaluationReport(
         task=settings.task,
         measures=results.measures,
@@ -167,123 +280,14 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
 def _judge_overfitting(
     inputs: EvaluationInput, results: EvaluationResults, training: Sequence[LossPoint], validation: Sequence[LossPoint]
 ) -> OverfittingResult:
-    """Of what is published: with early stopping, what came after the best look was undone."""
+    """Judge the published adapter. With early stopping, the steps after the best evaluation were discarded."""
     final_loss = next((measure for measure in results.measures if measure.name == "evalLoss"), None)
     best = early_stopping.find_best(inputs.train_result.eval_results)
-    until_best = [point for point in validation if best is None or point.step <= best.step]
-    if not inputs.config.training.early_stopping or len(until_best) == len(validation):
-        return overfitting.judge_overfitting(
-            training, validation, results.training_loss, final_loss, results.forgetting
-        )
-    verdict = overfitting.judge_overfitting(training, until_best, results.training_loss, final_loss, results.forgetting)
-    message = (
-        f"The adapter of step {until_best[-1].step} was taken, since its validation loss was lowest. {verdict.message}"
-    )
+    kept = validation
+    if inputs.config.training.early_stopping and best is not None:
+        kept = [point for point in validation if point.step <= best.step]
+    verdict = overfitting.judge_overfitting(training, kept, results.training_loss, final_loss, results.forgetting)
+    if len(kept) == len(validation):
+        return verdict
+    message = f"{messages.describe_selected_step(kept[-1].step)} {verdict.message}"
     return verdict.model_copy(update={"message": message})
-
-
-def _to_labeled_tokens(rows: datasets.Dataset) -> list[LabeledTokens]:
-    return [LabeledTokens(row["input_ids"], row["labels"]) for row in rows]
-
-
-def _measure_likelihood(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
-    """Loss of validation rows, by both models, and of as many training rows, by the tuned one."""
-    model = inputs.loaded_model.model
-    validation_rows = _to_labeled_tokens(select_evenly(_require_validation(inputs), _MAX_SCORED_ROWS))
-    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat))
-    results.measures.append(measure_eval_loss(base.token_counts, base.sums, tuned.sums))
-    with results.section("perplexity"):
-        results.measures.append(measure_perplexity(base.token_counts, base.sums, tuned.sums))
-    results.training_loss = compute_losses(
-        model, _to_labeled_tokens(select_evenly(inputs.prepared.dataset, len(validation_rows))), heartbeat
-    ).mean
-
-
-def _measure_bias(
-    inputs: EvaluationInput, settings: BiasEvaluation, results: EvaluationResults, heartbeat: Callable[[], None]
-) -> None:
-    scorer = BiasScorer(inputs.loaded_model.model, inputs.loaded_model.tokenizer, settings, heartbeat)
-    swappable_rows = inputs.prepared.validation if inputs.config.training.method == "sft" else None
-    results.bias = scorer.measure_bias(
-        inputs.sentence_pairs or load_builtin_pairs(), inputs.prepared.dataset, swappable_rows
-    )
-    if not results.bias.findings:  # no flag would be said of what nobody looked at
-        results.missing.append("biasFlags: there was too little to compare")
-        return
-    flag_count = sum(finding.flagged for finding in results.bias.findings)
-    flag_estimate = Estimate(value=flag_count, samples=len(results.bias.findings))
-    results.measures.append(Measure(name="biasFlags", higher_is_better=False, tuned=flag_estimate))
-
-
-def _measures_from_training(inputs: EvaluationInput) -> list[Measure]:
-    """For methods that compare answers: what their own loss was before training and of the adapter that is taken."""
-    eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
-    count = len(inputs.prepared.validation or [])
-    measures = []
-    for name, higher_is_better in (("evalLoss", False), ("evalRewardAccuracy", True)):
-        if name in metrics:
-            base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
-            base_estimate = None if base is None or math.isnan(base) else Estimate(value=base, samples=count)
-            tuned_estimate = Estimate(value=metrics[name], samples=count)
-            measures.append(
-                Measure(name=name, higher_is_better=higher_is_better, base=base_estimate, tuned=tuned_estimate)
-            )
-    return measures
-
-
-def _require_validation(inputs: EvaluationInput) -> datasets.Dataset:
-    if inputs.prepared.validation is None:
-        raise ValueError("there is no validation data")
-    return inputs.prepared.validation
-
-
-def _measure_answers(
-    inputs: EvaluationInput, task: Task, results: EvaluationResults, heartbeat: Callable[[], None]
-) -> None:
-    """Validation rows answered by both models, and what the task measures on the answers."""
-    settings, tokenizer = inputs.config.evaluation, inputs.loaded_model.tokenizer
-    prompts = extract_prompts(_require_validation(inputs), tokenizer, settings.max_samples)
-    base, tuned = _generate_both(inputs, [prompt.prompt for prompt in prompts], heartbeat)
-    references = [prompt.reference for prompt in prompts]
-    measures, results.confusion = task_metrics.measure_task(task, references, base, tuned)
-    results.measures += measures
-    results.missing += task_metrics.list_missing(task, references)
-    results.samples = [
-        Sample(
-            prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
-            reference=redact_pii(prompt.reference, PII_KINDS),
-            base=redact_pii(base_answer, PII_KINDS),
-            tuned=redact_pii(tuned_answer, PII_KINDS),
-        )
-        for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
-    ]
-
-
-def _generate_samples(
-    inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
-) -> list[Sample]:
-    requested, positions = (
-        inputs.config.evaluation.sample_prompts,
-        get_max_positions(inputs.loaded_model.model.get_base_model().config),
-    )
-    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt) for prompt in requested}
-    # On a GPU, a position that the model lacks ends the process; an answer needs at least one more than the prompt.
-    prompts = [prompt for prompt in requested if positions is None or len(encoded[prompt]) < positions]
-    if dropped := len(requested) - len(prompts):
-        results.missing.append(
-            f"sample prompts: {dropped} of {len(requested)} do not fit the model's {positions} positions"
-        )
-    base, tuned = _generate_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
-    return [
-        Sample(prompt=prompt, base=redact_pii(base_answer, PII_KINDS), tuned=redact_pii(tuned_answer, PII_KINDS))
-        for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
-    ]
-
-
-def _generate_both(
-    inputs: EvaluationInput, prompts: Sequence[Sequence[int]], heartbeat: Callable[[], None]
-) -> tuple[list[str], list[str]]:
-    """The base model's answers and the tuned one's."""
-    model = inputs.loaded_model.model
-    generator = TextGenerator(model, inputs.loaded_model.tokenizer, inputs.config.evaluation.max_new_tokens, heartbeat)
-    return measure_base_and_tuned(model, lambda: generator.generate(prompts))

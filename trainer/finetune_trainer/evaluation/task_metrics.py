@@ -1,4 +1,4 @@
-"""What people expect to be told of each task, from the answers of both models to the same rows."""
+"""Computes the metrics of each task from the answers of both models to the same rows."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Texts = Sequence[str]
 _MAX_LABELS = 100
 _MAX_LABEL_WORDS = 10
 _MIN_ROWS = 10
-"""Fewer rows can well be of as many labels."""
+"""With fewer rows, each may have a label of its own."""
 _BLEU_ORDER = 4
 _UNSPACED_LETTERS = (
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-"""Letters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 _WORDS = regex.compile(
     rf"{_UNSPACED_LETTERS}|(?!{_UNSPACED_LETTERS})[\p{{L}}\p{{N}}](?:(?!{_UNSPACED_LETTERS})[\p{{L}}\p{{M}}\p{{N}}])*"
 )
-"""Vowel signs are marks, which `re` takes for the end of a word. None begins with one, which is an emoji's."""
+"""Vowel signs are marks, at which `re` would end a word. A word does not begin with a mark, as emoji do."""
 _LETTER = re.compile(r"[^\W\d_]")
 
 
 def measure_task(
     task: Task, references: Texts, base: Texts, tuned: Texts
 ) -> tuple[list[Measure], ConfusionMatrix | None]:
-    """The task's measures; for classification also what is taken for what. Nothing where there are no rows."""
+    """Return the measures of a task, and the confusion matrix of a classification. There are none without rows."""
     if not references:
         return [], None
     if task == "classification":
@@ -53,24 +53,24 @@ def measure_task(
 
 
 def list_missing(task: Task, references: Texts) -> list[str]:
-    """What the task would measure of other answers, each with why it does not of these."""
+    """Return the metrics of the task that cannot be measured on these answers, each with the reason."""
     problem = explain_no_bleu(references) if task == "translation" and references else None
     return [f"bleu: {problem}"] if problem else []
 
 
 def explain_no_bleu(references: Texts) -> str | None:
-    """Why BLEU says nothing of these references; `None` where it does. It counts words in common up to four in a row,
-    and without any four in a row a perfect translation has 0."""
+    """Return why BLEU cannot be measured on these references, or None. BLEU counts common sequences of up to four
+    words, and is 0 even for a perfect translation if no reference has four words."""
     tokenize = _create_bleu(references).tokenizer
     if any(len(tokenize(reference.rstrip()).split()) >= _BLEU_ORDER for reference in references):
         return None
-    return f"no answer of the validation rows has {_BLEU_ORDER} words, by which BLEU counts; chrf takes any"
+    return f"no answer of the validation rows has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
 
 
 def find_task_problem(task: Task, references: Texts) -> str | None:
-    """Why the task's measures do not fit the data and what to do; `None` where they do."""
+    """Return why the task does not match the data and what to do, or None."""
     if not any(reference.strip() for reference in references):
-        return f"evaluation.task {task} compares answers with the data's own, and no row has one; leave task out"
+        return f"evaluation.task {task} compares answers with those of the data, but no row has one; remove it"
     return _find_label_problem(references) if task == "classification" else None
 
 
@@ -78,7 +78,7 @@ def _find_label_problem(references: Texts) -> str | None:
     labels = {normalize_text(reference) for reference in references}
     longest = max(labels, key=lambda label: len(label.split()))
     if len(labels) == len(references) >= _MIN_ROWS:
-        problem = f"each of the {len(references)} answers is another"
+        problem = f"all {len(references)} answers are different"
     elif len(labels) > _MAX_LABELS:
         problem = f"there are {len(labels)} different answers, at most {_MAX_LABELS} can be labels"
     elif len(longest.split()) > _MAX_LABEL_WORDS:
@@ -87,12 +87,12 @@ def _find_label_problem(references: Texts) -> str | None:
         return None
     return (
         f"evaluation.task classification would give an accuracy without labels: {problem}. "
-        "Choose chat or generation, or let the data's answers be labels"
+        "Set evaluation.task to chat or generation, or use data whose answers are labels"
     )
 
 
 def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measure:
-    """The share of answers that are the data's own but for case and surrounding space."""
+    """Return the fraction of answers that equal those of the data, except for case and surrounding whitespace."""
     expected = [normalize_text(reference) for reference in references]
     base_texts, tuned_texts = ([normalize_text(answer) for answer in texts] for texts in (base, tuned))
     return measure_share(
@@ -101,9 +101,8 @@ def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measur
 
 
 class _WordTokenizer:
-    """Words of any script; rouge_score's own knows a to z alone, and finds nothing in Russian or Chinese.
-
-    Gives the same for English; it does not stem, as rouge_score's does not unless asked.
+    """Splits text of any script into words. The tokenizer of rouge_score supports a to z only, and finds no words in
+    Russian or Chinese. The result is the same for English; there is no stemming, as by default in rouge_score.
     """
 
     def tokenize(self, text: str) -> list[str]:
@@ -112,7 +111,7 @@ class _WordTokenizer:
 
 
 def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure]:
-    """F-measures, 0 to 1."""
+    """Return the F-measures of ROUGE, between 0 and 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
@@ -137,7 +136,7 @@ def _measure_mean(name: str, base: Sequence[float], tuned: Sequence[float]) -> M
 
 
 def _measure_corpus(name: str, references: Texts, base: Texts, tuned: Texts) -> Measure:
-    """BLEU or chrF of all rows together, 0 to 100, as papers report them."""
+    """Return BLEU or chrF of all rows together, between 0 and 100."""
     base_score, tuned_score = (
         _build_corpus_scorer(name, references, base),
         _build_corpus_scorer(name, references, tuned),
@@ -153,16 +152,16 @@ def _measure_corpus(name: str, references: Texts, base: Texts, tuned: Texts) -> 
 
 
 def _build_corpus_scorer(name: str, references: Texts, answers: Texts) -> Callable[[RowIndices], float]:
-    """The score of any choice of rows: both are computed of counts that add up.
+    """Return a function that computes the score of a selection of rows from counts that add up.
 
-    By what sacrebleu's own significance tests use, which however give no interval of a change.
+    It uses the functions of sacrebleu's significance tests, which compute no interval of a change.
     """
     import numpy as np
     from sacrebleu.metrics.chrf import CHRF
 
     metric: Any = _create_bleu(references) if name == "bleu" else CHRF()
     counts = np.array(metric._extract_corpus_statistics(answers, [references]))
-    # At most 100: BLEU of equal texts is a hair above it, by its logarithms.
+    # At most 100: BLEU of equal texts exceeds it by a rounding error of its logarithms.
     return lambda rows: min(100.0, float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score))
 
 
@@ -173,7 +172,7 @@ def _create_bleu(references: Texts) -> BLEU:
 
 
 def _choose_bleu_tokenizer(references: Texts) -> str:
-    """sacrebleu's default splits at spaces; without any, a sentence would be one word."""
+    """Return `char` for scripts without spaces, where the default of sacrebleu would treat a sentence as one word."""
     text = " ".join(references)
     unspaced_count = len(re.findall(_UNSPACED_LETTERS, text))
     return "char" if unspaced_count * 2 > len(_LETTER.findall(text)) else "13a"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs import base_model
 from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
@@ -119,7 +120,7 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     model, adapter = base_model.resolve_model(config.model, s3), base_model.resolve_adapter(config.model, s3)
     resolved = ResolvedInputs(s3, config, model, objects, adapter)
     count = sum(len(source_objects) for source_objects in objects)
-    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, _format_bytes(resolved.size))
+    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, format_bytes(resolved.size))
     return resolved
 
 
@@ -190,20 +191,11 @@ class _DownloadProgress:
             if is_due:
                 self._last_logged = time.monotonic()
         if is_due:
-            log.info("inputs: %s of %s", self.format_summary(), _format_bytes(self._total_bytes))
+            log.info("inputs: %s of %s", self.format_summary(), format_bytes(self._total_bytes))
 
     def format_summary(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-3)
         return (
-            f"{_format_bytes(self._downloaded_bytes)} in {seconds:.1f} s "
-            f"({_format_bytes(int(self._downloaded_bytes / seconds))}/s)"
+            f"{format_bytes(self._downloaded_bytes)} in {seconds:.1f} s "
+            f"({format_bytes(int(self._downloaded_bytes / seconds))}/s)"
         )
-
-
-def _format_bytes(byte_count: int) -> str:
-    size, unit = float(byte_count), "B"
-    for next_unit in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, next_unit
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,1 +1,1 @@
-"""The base model: where it comes from, what may be loaded, and the adapter that is trained on it."""
+"""Base models and their adapters: loading, quantization, precision, likelihoods and generation."""

@@ -1,4 +1,4 @@
-"""An adapter to train on: is it data only, and the one that the config describes? Heavy imports inside functions."""
+"""Checks and loads the existing adapter that a run continues to train. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def check_adapter(config: TrainerConfig, folder: Path) -> None:
-    """Raise `MODEL_INVALID` for what is no LoRA adapter, `CONFIG_INVALID` where `training.lora` says another one."""
+    """Raise `MODEL_INVALID` if it is not a LoRA adapter, and `CONFIG_INVALID` if it differs from `training.lora`."""
     settings = _read_settings(folder)
     if settings.get("peft_type") != "LORA":
         raise _invalid_adapter(f"peft_type is {settings.get('peft_type')}, expected LORA")
@@ -29,13 +29,11 @@ def check_adapter(config: TrainerConfig, folder: Path) -> None:
             raise _mismatch_error(name, stored[name], expected)
     base_name = str(settings.get("base_model_name_or_path"))
     if base_name.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
-        log.warning(
-            "model.adapterURI: the adapter says that it was made for %s, not for %s", base_name, config.model.uri
-        )
+        log.warning("model.adapterURI: the adapter names the base model %s, not %s", base_name, config.model.uri)
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Put the stored weights in place of the new adapter's. Raises as `check`."""
+    """Replace the weights of the new adapter by the stored ones. Raises the errors of `check_adapter`."""
     from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -51,8 +49,8 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     try:
         set_peft_model_state_dict(model, weights)
     except RuntimeError as error:  # shapes
-        raise _invalid_adapter(f"its weights do not fit this base model: {error}") from error
-    log.info("goes on from the adapter, %d modules", len(targets))
+        raise _invalid_adapter(f"its weights do not match this base model: {error}") from error
+    log.info("continuing from the adapter with %d modules", len(targets))
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -70,7 +68,9 @@ def _get_variant(settings: dict[str, Any]) -> str:
 
 
 def _mismatch_error(name: str, stored: object, expected: object) -> TrainerError:
-    message = f"training.lora.{name} is {expected}, that of the adapter at model.adapterURI is {stored}; set the same"
+    message = (
+        f"training.lora.{name} is {expected}, but that of the adapter at model.adapterURI is {stored}; set it to this"
+    )
     return TrainerError(Reason.CONFIG_INVALID, message)
 
 
@@ -81,7 +81,7 @@ def _target_mismatch_error(stored: set[str], targets: set[str]) -> TrainerError:
     if stored_names != target_names:
         return _mismatch_error("targetModules", stored_names, target_names)
     return _invalid_adapter(
-        f"the base model has {len(targets)} modules of these names, the adapter is for {len(stored)}"
+        f"the base model has {len(targets)} modules with these names, but the adapter has weights for {len(stored)}"
     )
 
 

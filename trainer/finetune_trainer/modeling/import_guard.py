@@ -1,4 +1,4 @@
-"""Keeps out what the libraries import wherever it is installed, though training on text needs none of it."""
+"""Hides optional packages that the libraries import if they are installed, although the trainer does not need them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _UNUSED_PACKAGES = ("scipy", "sklearn", "torchao", "torchaudio", "torchvision")
-"""With bitsandbytes a quarter of the time that the imports take, and 100 MiB."""
+"""Together with bitsandbytes, they take a quarter of the import time and 100 MiB of memory."""
 _TRACKER_PACKAGES = ("mlflow", "wandb")
-"""TRL imports them in case somebody uses its own reports; ours are in `tracking`."""
+"""TRL imports them for its own reporting. The trainer reports in `tracking`."""
 
 
 @contextmanager
 def hide_optional_packages(backend: str, quantization: str) -> Iterator[None]:
-    """In this block some packages look as if they were not installed, unless they have been imported already.
+    """Make some packages appear as not installed within the block, unless they have been imported already.
 
-    transformers, PEFT and TRL look once and remember; Unsloth needs some of them.
+    transformers, PEFT and TRL check once and remember the result. Unsloth needs some of the packages.
     """
     unused = [*_UNUSED_PACKAGES, *(["bitsandbytes"] if quantization == "none" else [])] if backend != "unsloth" else []
     names = [name for name in (*unused, *_TRACKER_PACKAGES) if name not in sys.modules]
     for name in names:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say so
+        sys.modules[name] = None  # type: ignore[assignment]  # makes `import` raise ModuleNotFoundError
     try:
         yield
     finally:

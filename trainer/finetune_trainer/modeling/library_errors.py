@@ -1,4 +1,4 @@
-"""What the libraries raise, in our terms."""
+"""Translates errors of libraries into `TrainerError`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OUT_OF_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate
 
 @contextmanager
 def translate_model_errors() -> Iterator[None]:
-    """Turns what transformers raises for files that it cannot read as a model into `MODEL_INVALID`."""
+    """Translate the errors of transformers for files that it cannot load as a model into `MODEL_INVALID`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -25,7 +25,7 @@ def translate_model_errors() -> Iterator[None]:
 
 @contextmanager
 def translate_memory_errors(action: str) -> Iterator[None]:
-    """Turns a want of GPU or host memory into `OUT_OF_MEMORY`: "not enough memory to {doing}"."""
+    """Translate a lack of GPU or host memory into `OUT_OF_MEMORY`: `not enough memory to {action}`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's

@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens. Imports torch, so import this module only after the backend."""
+"""Computes the log-likelihood of tokens under a model. Imports torch, so import this module only after the backend."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 
 T = TypeVar("T")
 _MAX_BATCH_TOKENS = 2048
-"""Padding included; a row that is longer goes alone."""
+"""Tokens of a batch, including padding. A longer row is a batch of its own."""
 
 
 @dataclass(frozen=True)
 class LabeledTokens:
-    """A row; `labels[i]` is `input_ids[i]` or `IGNORED`."""
+    """A row in tokens; `labels[i]` is `input_ids[i]` or `IGNORE_INDEX`."""
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -28,19 +28,19 @@ class LabeledTokens:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Of each row the sum of its learnt tokens' negative log-likelihoods, in nats, and how many tokens those are."""
+    """The loss of each row: the summed negative log-likelihood of its supervised tokens, in nats, and their number."""
 
     sums: list[float]
     token_counts: list[int]
 
     @property
     def mean(self) -> float:
-        """Per token, over all rows."""
+        """Mean loss per supervised token, in nats."""
         return math.fsum(self.sums) / max(sum(self.token_counts), 1)
 
 
 def measure_base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[T, T]:
-    """The same measured of both: the base is the model with its adapter switched off."""
+    """Return the results for the base model, which is the model with its adapter disabled, and for the tuned model."""
     tuned = measure()
     with model.disable_adapter():
         return measure(), tuned
@@ -49,7 +49,7 @@ def measure_base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[
 def compute_losses(
     model: PeftModel | PreTrainedModel, rows: Sequence[LabeledTokens], heartbeat: Callable[[], None]
 ) -> RowLosses:
-    """Of each row, without dropout and without gradients; `alive` is called after each batch."""
+    """Return the loss of each row, without dropout and gradients. `heartbeat` is called after each batch."""
     sums, token_counts = [math.nan] * len(rows), [0] * len(rows)
     model.eval()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def compute_losses(
 
 
 def _group_by_length(rows: Sequence[LabeledTokens]) -> list[list[int]]:
-    """Rows of like length together."""
+    """Return batches of row numbers. Rows of similar length are in the same batch."""
     batches: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda row_index: -len(rows[row_index].input_ids)):
         longest = len(rows[batches[-1][0]].input_ids) if batches else 0
@@ -76,6 +76,8 @@ def _group_by_length(rows: Sequence[LabeledTokens]) -> list[list[int]]:
 def _compute_batch_losses(
     rows: Sequence[LabeledTokens], model: PeftModel | PreTrainedModel
 ) -> tuple[list[float], list[int]]:
+    """Return summed loss and supervised tokens of each row. The tensors have the shape (rows, tokens), the logits
+    (rows, tokens, vocabulary)."""
     ids, labels = _pad_rows([row.input_ids for row in rows], 0), _pad_rows([row.labels for row in rows], IGNORE_INDEX)
     attention_mask = _pad_rows([[1] * len(row.input_ids) for row in rows], 0)
     logits = model(
@@ -83,7 +85,7 @@ def _compute_batch_losses(
     ).logits
     targets = labels[:, 1:].to(model.device)
     supervised = targets != IGNORE_INDEX
-    # Of learnt tokens alone: in 32 bits, the logits of all would be most of the memory and of the time.
+    # Only supervised tokens: the logits of all tokens in 32 bits would take most of the memory and time.
     token_losses = torch.nn.functional.cross_entropy(
         logits[:, :-1][supervised].float(), targets[supervised], reduction="none"
     )

@@ -1,4 +1,4 @@
-"""The base model with a fresh LoRA adapter, by either backend. Heavy imports happen inside functions."""
+"""Chooses the backend and loads tokenizer, base model and adapter with it. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
-"""Names under which vocabularies hold a padding token that the tokenizer's config does not mention."""
+"""Names of padding tokens in vocabularies whose tokenizer config does not define one."""
+_UNSLOTH_METHODS = ("sft",)
+"""Methods for which Unsloth's kernels were compared with transformers on a GPU, so that `auto` may choose them."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be trained, its tokenizer and the backend that loaded it."""
+    """A model ready for training, its tokenizer, and the backend that loaded it."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -43,48 +45,51 @@ class LoadedModel:
 
 
 def _set_library_environment() -> None:
-    """Settings that libraries read once, when they are loaded; what the environment already says stands."""
-    # A thread of OpenMP's that waits spins by default. Where cores are shared or a quota is set, which is any pod on
-    # a CPU, the spinning takes the time of the thread that is waited for: training was two to five times slower.
+    """Set the variables that libraries read when they are imported, unless the environment already sets them."""
+    # Waiting OpenMP threads spin by default. On shared cores or with a CPU quota, as in any pod without a GPU, they
+    # take time from the threads that they wait for: training was two to five times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def choose_backend(config: TrainerConfig) -> str:
-    """`unsloth` or `transformers`; logs why. Raises `CONFIG_INVALID` if Unsloth is asked for and not installed."""
+    """Return `unsloth` or `transformers`, and log the reason. Raises `CONFIG_INVALID` if Unsloth is requested but not
+    usable."""
     _set_library_environment()
     requested, is_installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
     if requested == "unsloth" and not is_installed:
-        message = "training.backend is unsloth, which is not installed here; use an image that has it, or auto"
+        message = "training.backend is unsloth, which is not installed; use an image that includes it, or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     if requested == "unsloth" and topology.world_size() > 1:
-        message = "training.backend unsloth trains in one process; take transformers or auto, or one GPU on one node"
+        message = (
+            "training.backend unsloth supports a single process only; use transformers or auto, or one GPU on one node"
+        )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    backend, reason = (requested, "asked for") if requested != "auto" else _choose_automatically(config, is_installed)
+    backend, reason = (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed)
     log.info("backend %s: %s", backend, reason)
     return backend
 
 
 def _choose_automatically(config: TrainerConfig, is_installed: bool) -> tuple[str, str]:
-    """What `auto` takes, and why. Of Unsloth's kernels only those for `sft` were compared with transformers' on a GPU,
-    and nothing else than transformers' own attention is known to keep packed rows apart."""
+    """Return the backend for `auto`, and the reason. Only the attention of transformers is known to separate packed
+    rows."""
     import torch
 
     training = config.training
     if topology.world_size() > 1:
-        return "transformers", f"{topology.world_size()} workers train together"
-    if training.packing or training.method != "sft":
+        return "transformers", f"there are {topology.world_size()} ranks"
+    if training.packing or training.method not in _UNSLOTH_METHODS:
         setting = "training.packing" if training.packing else f"method {training.method}"
-        return "transformers", f"auto takes it for {setting}, with a GPU or without"
+        return "transformers", f"auto uses it for {setting}"
     if config.model.quantization == "int8":
-        return "transformers", "auto takes it for int8, with a GPU or without"
+        return "transformers", "auto uses it for int8"
     if not torch.cuda.is_available():
         return "transformers", "there is no GPU"
     return ("unsloth", "there is a GPU") if is_installed else ("transformers", "unsloth is not installed")
 
 
 def import_backend(backend: str, quantization: str = "none") -> None:
-    """Import the libraries in the one order that works; takes seconds, so call it while data is downloaded."""
+    """Import the libraries in the required order. This takes seconds, so call it while data is being downloaded."""
     _set_library_environment()
     with hide_optional_packages(backend, quantization):
         _import_libraries(backend)
@@ -92,27 +97,30 @@ def import_backend(backend: str, quantization: str = "none") -> None:
 
 def _import_libraries(backend: str) -> None:
     if backend == "unsloth":
-        # By default it writes what it compiles into the working directory, which is read-only in a pod, and asks the
-        # hub for a file at each load, to be counted.
+        # By default it writes compiled code to the working directory, which is read-only in a pod, and requests a file
+        # from the hub at each load for its statistics.
         scratch = os.environ.get(SCRATCH_ENV, tempfile.gettempdir())
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", os.path.join(scratch, "unsloth_compiled_cache"))
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-        # It patches transformers, TRL and PEFT, so it has to be imported before them.
+        # It patches transformers, TRL and PEFT, so it must be imported before them.
         importlib.import_module("finetune_trainer.modeling.unsloth_backend")
     for name in ("torch", "datasets", "transformers", "peft", "trl", "trl.trainer.sft_trainer"):
         importlib.import_module(name)
     from peft.import_utils import is_bnb_4bit_available, is_torchao_available
     from transformers.utils import logging as transformers_logging
 
-    for cached_check in (is_bnb_4bit_available, is_torchao_available):  # and remembered; else as adapters are made
+    for cached_check in (
+        is_bnb_4bit_available,
+        is_torchao_available,
+    ):  # cached now; otherwise they run when adapters are created
         cached_check()
 
-    transformers_logging.disable_progress_bar()  # a bar is hundreds of lines in a pod's log
+    transformers_logging.disable_progress_bar()  # a bar would be hundreds of lines in the log of a pod
 
 
 def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right with a token other than EOS, its chat template replaced by `template`
-    if there is one. Raises `MODEL_INVALID`, and `CONFIG_INVALID` for a template that is none."""
+    """Load the tokenizer, which pads on the right with a token other than EOS, and replace its chat template by
+    `template` if there is one. Raises `MODEL_INVALID`, and `CONFIG_INVALID` for an invalid template."""
     from transformers import AutoTokenizer
 
     try:
@@ -135,41 +143,44 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template, tokenize=False)
     except TemplateSyntaxError as error:
-        message = f"model.chatTemplate is no Jinja template: {error.message} (its line {error.lineno})"
+        message = f"model.chatTemplate is not a valid Jinja template: {error.message} (line {error.lineno})"
         raise TrainerError(Reason.CONFIG_INVALID, message) from error
     except template_errors():
-        pass  # it may refuse this conversation; what it makes of the data's is checked row by row
+        pass  # it may reject this conversation; the rows of the data are checked one by one
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token of the vocabulary to pad with, not EOS: who tunes on would mask EOS away with the padding, and the
-    model never stop (unslothai/unsloth#416). A new token would need a new row in the embedding."""
+    """Return a padding token of the vocabulary other than EOS: further fine-tuning would mask EOS together with the
+    padding, and the model would never stop (https://github.com/unslothai/unsloth/issues/416). A new token would need a
+    new row in the embedding."""
     special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     in_use = {tokenizer.eos_token, tokenizer.bos_token}
     names = [*(name for name in _PAD_TOKENS if name in tokenizer.get_vocab()), tokenizer.unk_token, *special]
     candidates = [name for name in names if name is not None and name not in in_use]
     if not candidates and tokenizer.eos_token is None:
         raise TrainerError(Reason.MODEL_INVALID, "the base model's tokenizer has neither an EOS nor a padding token")
-    return str(candidates[0] if candidates else tokenizer.eos_token)  # our own labels do not depend on it
+    return str(candidates[0] if candidates else tokenizer.eos_token)  # the trainer's labels do not depend on it
 
 
 def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None) -> PeftModel:
-    """The base model in the run's precision, frozen, with a new adapter that starts from `training.seed`, or with the
-    one in `adapter_dir`.
+    """Load the frozen base model in the precision of the run, with the adapter in `adapter_dir`, or a new one that is
+    initialized from `training.seed`.
 
-    Raises `MODEL_INVALID` for files that are no such model, `CONFIG_INVALID` for a precision that this machine or
-    target modules that this model does not have, `OUT_OF_MEMORY`.
+    Raises `MODEL_INVALID` for invalid files, `CONFIG_INVALID` for a precision or target modules that are not supported,
+    and `OUT_OF_MEMORY`.
     """
     import torch
 
-    if torch.cuda.device_count() > 1:  # transformers would put the model on one and split batches over all
+    if torch.cuda.device_count() > 1:  # transformers would split batches over all GPUs
         count = torch.cuda.device_count()
-        message = f"{count} GPUs are visible, one is used: set {PROCESSES_ENV}={count} for all, or CUDA_VISIBLE_DEVICES"
+        message = (
+            f"{count} GPUs are visible to one process: set {PROCESSES_ENV}={count} to use all, or CUDA_VISIBLE_DEVICES"
+        )
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = get_dtype(resolve_precision(config))
     if adapter_dir is not None:
         adapters.check_adapter(config, adapter_dir)
-    with translate_memory_errors("load the base model; give it more memory or take a smaller model"):
+    with translate_memory_errors("load the base model; provide more memory or use a smaller model"):
         model = _load_with_backend(backend, config, model_dir, dtype)
         if adapter_dir is not None:
             adapters.load_adapter_weights(model, adapter_dir)
@@ -185,7 +196,7 @@ def _load_with_backend(backend: str, config: TrainerConfig, model_dir: Path, dty
 
 
 def load_base_model(config: TrainerConfig, model_dir: Path, backend: str) -> PreTrainedModel:
-    """The model in `model_dir` alone, in the run's precision. Raises as `load_model`."""
+    """Load the base model without an adapter, in the precision of the run. Raises as `load_model`."""
     dtype = get_dtype(resolve_precision(config))
     if backend == "unsloth":
         from finetune_trainer.modeling import unsloth_backend
@@ -215,18 +226,18 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are in the info, and there told apart from a bug
+            ignore_mismatched_sizes=True,  # reported in the loading info, as invalid files
             output_loading_info=True,
         )
     check_loading_info(info)
-    # PEFT's prepare_model_for_kbit_training is not called: all it would add is norms and embeddings in 32 bits.
+    # PEFT's prepare_model_for_kbit_training is not called: it would only convert norms and embeddings to 32 bits.
     quantization.check_quantization(config, base)
     model: PreTrainedModel = base
     return model
 
 
 def check_loading_info(info: Mapping[str, Any]) -> None:
-    """Raise `MODEL_INVALID` if weights are missing or of another shape: transformers makes random ones up for them."""
+    """Raise `MODEL_INVALID` if weights are missing or have another shape: transformers initializes them randomly."""
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
             problem = (
@@ -236,7 +247,7 @@ def check_loading_info(info: Mapping[str, Any]) -> None:
 
 
 def load_model_config(model_dir: Path) -> PreTrainedConfig:
-    """What config.json says of the model. Raises `MODEL_INVALID` for what transformers does not know."""
+    """Read config.json. Raises `MODEL_INVALID` for an architecture that transformers does not know."""
     from transformers import AutoConfig
 
     with translate_model_errors():
@@ -244,13 +255,12 @@ def load_model_config(model_dir: Path) -> PreTrainedConfig:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:
-    """Raise `MODEL_INVALID` if the tokenizer has a token for which the model, with so many rows in its embedding, has
-    none. An embedding may have rows to spare."""
+    """Raise `MODEL_INVALID` if the tokenizer has a token beyond the `embedding_rows` rows of the model's embedding. An
+    embedding may have unused rows."""
     token, token_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if token_id >= embedding_rows:
         message = (
-            f"the base model has embeddings for {embedding_rows} tokens, but its tokenizer's token {token!r} "
-            "has the number "
-            f"{token_id}, counted from 0: resize the model's embeddings, or remove the token from the tokenizer"
+            f"the base model has embeddings for {embedding_rows} tokens, but the token {token!r} of its tokenizer has "
+            f"the ID {token_id}; resize the embeddings of the model, or remove the token from the tokenizer"
         )
         raise TrainerError(Reason.MODEL_INVALID, message)

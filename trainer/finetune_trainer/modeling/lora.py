@@ -1,4 +1,4 @@
-"""The adapter's settings in PEFT's terms. Heavy imports happen inside functions."""
+"""Creates the LoRA adapter with PEFT. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAMBA_FAMILIES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-"""PEFT refuses their `out_proj`, whose weight a fused kernel reads without the adapter:
+"""PEFT rejects their `out_proj`, whose weight a fused kernel reads without the adapter:
 https://github.com/huggingface/peft/pull/2562"""
 
 
 def add_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
-    """The base model with a new adapter. Raises `CONFIG_INVALID` for target modules that cannot have one."""
+    """Return the base model with a new adapter. Raises `CONFIG_INVALID` for target modules that cannot have one."""
     from peft import get_peft_model
 
     lora = build_lora_config(config, base)
@@ -29,7 +29,7 @@ def add_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
 
 
 def build_lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfig:
-    """The adapter's settings for a base model. Raises `CONFIG_INVALID` as `lora_targets` does."""
+    """Return the adapter config for a base model. Raises `CONFIG_INVALID` for target modules that cannot have one."""
     from peft import LoraConfig
 
     lora = config.training.lora
@@ -46,22 +46,22 @@ def build_lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfi
 
 
 def resolve_lora_alpha(config: TrainerConfig) -> float:
-    """Alpha, without a point if it is whole: some servers read it as an integer."""
+    """Return alpha, as an integer if it is one: some servers parse it as an integer."""
     alpha = float(config.training.lora.alpha)
     return int(alpha) if alpha.is_integer() else alpha
 
 
 def resolve_target_modules(config: TrainerConfig, base: PreTrainedModel) -> str | list[str]:
-    """`all-linear`, or the names of modules, each of which can have an adapter. Raises `CONFIG_INVALID`.
+    """Return `all-linear`, or names of modules. Raises `CONFIG_INVALID` if one of them cannot have an adapter.
 
-    A name stands for every module whose path is the name or ends in it, as in PEFT.
+    As in PEFT, a name matches every module whose path equals the name or ends with it.
     """
     targets = config.training.lora.target_modules
     all_linear = targets == ["all-linear"]
     if all_linear and base.config.model_type not in _MAMBA_FAMILIES:
         return "all-linear"
     obstacles = {path: _find_obstacle(base, path, module) for path, module in base.named_modules() if path}
-    if all_linear:  # PEFT's would name the modules that it then refuses
+    if all_linear:  # PEFT would select modules that it then rejects
         return _list_valid_targets(obstacles)
     for index, target in enumerate(targets):
         problem = f"{target} is named twice" if target in targets[:index] else _find_target_problem(target, obstacles)
@@ -79,7 +79,7 @@ def _find_target_problem(target: str, obstacles: dict[str, str | None]) -> str |
 
 
 def _find_obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str | None:
-    """What a module is that cannot have an adapter."""
+    """Return what a module is if it cannot have an adapter, else None."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -88,18 +88,18 @@ def _find_obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) ->
         return "an embedding"
     if module is base.get_output_embeddings():
         return "the output head"
-    # Some routers are linear layers of a class of their own, which return a tuple: PEFT's layer cannot wrap those.
+    # Some routers are subclasses of linear layers that return a tuple, which PEFT's layer cannot wrap.
     if kind.endswith("Router") or name in ("router", "gate"):
         return "a router, which chooses experts"
     if not isinstance(module, torch.nn.Linear | Conv1D):
-        return f"no linear layer but {kind}"
+        return f"a {kind}, not a linear layer"
     if name == "out_proj" and base.config.model_type in _MAMBA_FAMILIES:
-        return "read by a kernel that leaves adapters out"
+        return "read by a kernel that ignores adapters"
     return None
 
 
 def _list_valid_targets(obstacles: dict[str, str | None]) -> list[str]:
-    """Names that stand for modules which can all have an adapter."""
+    """Return the names for which all matching modules can have an adapter."""
     names = {path.rsplit(".", 1)[-1] for path in obstacles}
     invalid_names = {path.rsplit(".", 1)[-1] for path, obstacle in obstacles.items() if obstacle}
     return sorted(name for name in names - invalid_names if not name.isdigit())
@@ -107,7 +107,7 @@ def _list_valid_targets(obstacles: dict[str, str | None]) -> list[str]:
 
 @contextmanager
 def _translate_target_errors(config: TrainerConfig) -> Iterator[None]:
-    """PEFT has rules on combinations too, such as expert layers that it can adapt only together."""
+    """Translate errors of PEFT, which also has rules on combinations, such as expert layers that go together."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""The maximum number of positions of a model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ if TYPE_CHECKING:
 
 _POSITIONS_KEY = "max_position_embeddings"
 _MPT_POSITIONS_KEY = "max_seq_len"
-"""MPT computes the biases of ALiBi for so many tokens, and fails beyond them."""
+"""MPT computes the ALiBi biases for this number of tokens, and fails beyond it."""
 
 
 def get_max_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens of the longest text that the model was made for, or `None` if its architecture sets no limit (Mamba,
-    ALiBi).
+    """Return the maximum length of a text in tokens, or None if the architecture sets no limit (Mamba, ALiBi).
 
-    RoPE scaling counts as it does in vLLM, which serves the result: YaRN reaches the original length times its factor,
-    `linear` and `dynamic` multiply the configured length, all others already include it.
+    RoPE scaling counts as in vLLM, which may serve the result: for YaRN it is the original length times the factor,
+    `linear` and `dynamic` multiply the configured length, all other types already include it.
     """
     text_config = config.get_text_config()
     values = text_config.to_dict()
@@ -42,13 +41,13 @@ def get_max_positions(config: PreTrainedConfig) -> int | None:
 
 
 def _list_rope_parameters(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One set, or one for each kind of layer."""
+    """Yield the RoPE parameters: one set, or one for each type of layer."""
     nested = [parameters for parameters in values.values() if isinstance(parameters, dict)]
     yield from nested or [values]
 
 
 def limit_max_length(config: TrainerConfig, positions: int | None) -> TrainerConfig:
-    """The config with `model.maxLength` lowered to the model's positions: to compute with, never to be stored."""
+    """Return the config with `model.maxLength` limited to the model's positions. It must not be stored."""
     if positions is None or config.model.max_length <= positions:
         return config
     model = config.model.model_copy(update={"max_length": positions})

@@ -1,4 +1,4 @@
-"""The number format of a run, as the machine allows it."""
+"""Resolves the precision of a run on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def resolve_precision(config: TrainerConfig) -> str:
-    """`bf16`, `fp16` or `fp32` on this machine. Raises `CONFIG_INVALID` for one that it cannot train in."""
+    """Return `bf16`, `fp16` or `fp32`. Raises `CONFIG_INVALID` if this machine does not support the precision."""
     import torch
 
     requested, has_gpu = config.training.precision, torch.cuda.is_available()
@@ -23,18 +23,21 @@ def resolve_precision(config: TrainerConfig) -> str:
     if requested == "fp16" and not has_gpu:
         raise TrainerError(Reason.CONFIG_INVALID, "training.precision: fp16 needs a GPU; use auto, bf16 or fp32")
     if requested == "bf16" and has_gpu and not has_native_bf16:
-        raise TrainerError(Reason.CONFIG_INVALID, "training.precision: this GPU has no bf16; use auto, fp16 or fp32")
+        raise TrainerError(
+            Reason.CONFIG_INVALID, "training.precision: this GPU does not support bf16; use auto, fp16 or fp32"
+        )
     return requested
 
 
 def get_dtype(precision: str) -> torch.dtype:
+    """Return the torch type of a precision."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def autocast_like_training(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """What the trainer computes in: on a GPU, 16 bits where base and adapter would be of two formats otherwise."""
+    """Return the autocast context of the trainer: 16 bits on a GPU if base model and adapter differ in their types."""
     import torch
 
     is_mixed = device.type == "cuda" and precision != "fp32"

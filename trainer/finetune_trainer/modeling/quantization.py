@@ -1,4 +1,4 @@
-"""The frozen base model in 8 or 4 bits, by bitsandbytes. Heavy imports happen inside functions."""
+"""Quantization of the frozen base model with bitsandbytes. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What transformers is told, or nothing."""
+    """Return the quantization config for transformers, or None."""
     from transformers import BitsAndBytesConfig
 
     if config.model.quantization == "none":
@@ -30,14 +30,14 @@ def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> Bits
 
 
 def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
-    """Raise `CONFIG_INVALID` if any layer but the output head is held otherwise than asked for: some loaders fall back
-    to 16 bits without a word."""
+    """Raise `CONFIG_INVALID` if a linear layer other than the output head is not quantized: some loaders fall back to
+    16 bits without a message."""
     if config.model.quantization == "none":
         return
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
     from torch.nn import Linear
 
-    # It says of every layer, in every step, that inputs are cast to 16 bits; which is what int8 is.
+    # It logs for every layer in every step that inputs are cast to 16 bits, as int8 requires.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
     expected_type = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
@@ -47,10 +47,12 @@ def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
     }
     unquantized = [name for name, layer in layers.items() if not isinstance(layer, expected_type)]
     if unquantized or not layers:
-        problem = f"{len(unquantized)} of {len(layers)} layers are not quantised, such as {(unquantized or ['all'])[0]}"
-        message = f"model.quantization: {config.model.quantization} cannot be had for this model here: {problem}"
+        problem = f"{len(unquantized)} of {len(layers)} layers are not quantized, such as {(unquantized or ['all'])[0]}"
+        message = (
+            f"model.quantization {config.model.quantization} does not work for this model on this machine: {problem}"
+        )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    for each in layers.values():
-        if isinstance(each, Linear4bit):
-            # On a CPU it would repack its weights at the first look at validation data, and learn wrongly from then on.
-            each.support_avx512bf16_for_cpu = False
+    for layer in layers.values():
+        if isinstance(layer, Linear4bit):
+            # On a CPU it would repack its weights at the first evaluation and compute wrong gradients from then on.
+            layer.support_avx512bf16_for_cpu = False

@@ -1,6 +1,7 @@
-"""Everything that touches Unsloth. Importing this module imports it, which patches transformers, TRL and PEFT for the
-whole process; so `import_backend` imports it before them, and only when Unsloth was chosen. Parts of Unsloth are
-AGPL-3.0: nothing here is copied from it.
+"""Loads models with Unsloth.
+
+This module imports Unsloth, which patches transformers, TRL and PEFT for the whole process, so `import_backend` imports
+it before them and only if Unsloth was chosen. Parts of Unsloth are AGPL-3.0: nothing here is copied from it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _EVALUATION_TOKENS = 2048
-"""Tokens of texts that evaluation brings along."""
+"""Maximum tokens of the texts that evaluation adds to the data."""
 
 
 def load_with_adapter(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PeftModel:
-    """The base model in `dtype` with a new adapter; same settings as the other backend. Errors as `load_model`."""
+    """Load the base model with a new adapter, with the same settings as transformers. Raises as `load_model`."""
     base = load_base_model(config, model_dir, dtype)
     lora = config.training.lora
     return FastLanguageModel.get_peft_model(
@@ -47,7 +48,7 @@ def load_with_adapter(config: TrainerConfig, model_dir: Path, dtype: torch.dtype
 
 
 def load_base_model(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base model alone. Errors as `load_model`."""
+    """Load the base model. Raises as `load_model`."""
     with translate_model_errors():
         base, _ = FastLanguageModel.from_pretrained(
             model_name=str(model_dir),
@@ -58,8 +59,8 @@ def load_base_model(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) 
             full_finetuning=False,
             trust_remote_code=False,
             local_files_only=True,
-            fix_tokenizer=False,  # ours is the model's own
-            use_exact_model_name=True,  # else names are mapped to Unsloth's own uploads
+            fix_tokenizer=False,  # the trainer uses the tokenizer of the model
+            use_exact_model_name=True,  # otherwise names are mapped to uploads of Unsloth
             use_gradient_checkpointing=_checkpointing_mode(config),
             random_state=config.training.seed,
         )
@@ -73,12 +74,12 @@ def _checkpointing_mode(config: TrainerConfig) -> Literal["unsloth", False]:
 
 
 def _compute_max_length(config: TrainerConfig, model_dir: Path) -> int:
-    """Tokens of the longest text that the model may be given: Unsloth cuts longer ones off with no more than a warning,
-    and evaluation asks for more than rows have. Beyond the model's own positions it would stretch them, which is in no
-    file of the adapter, so that whoever loads it would have another model.
+    """Return the maximum length of a text in tokens, including those of the evaluation: Unsloth truncates longer texts
+    with only a warning. Beyond the positions of the model it would scale them, which no file of the adapter records, so
+    that the published adapter would not match the trained one.
 
-    `model.maxLength` was lowered to the model's positions before. Raises `CONFIG_INVALID` if those are still more than
-    Unsloth uses without a change, as where RoPE scaling comes on top of `max_position_embeddings`.
+    `model.maxLength` is already limited to the positions of the model. Raises `CONFIG_INVALID` if these exceed what
+    Unsloth supports without scaling, for example if RoPE scaling extends `max_position_embeddings`.
     """
     text_config = load_model_config(model_dir).get_text_config()
     if get_max_positions(text_config) is None:
@@ -87,8 +88,8 @@ def _compute_max_length(config: TrainerConfig, model_dir: Path) -> int:
     length = config.model.max_length
     if length > positions:
         message = (
-            f"model.maxLength is {length}, Unsloth takes {positions} tokens at most for this base model: lower it, or "
-            "take training.backend: transformers"
+            f"model.maxLength is {length}, but Unsloth supports at most {positions} tokens for this base model; lower "
+            "it, or set training.backend to transformers"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
     return min(positions, max(length, _EVALUATION_TOKENS) + config.evaluation.max_new_tokens)

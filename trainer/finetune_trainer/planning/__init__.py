@@ -1,1 +1,1 @@
-"""What a run would do and need, said before it is done."""
+"""Planning: what a run would do and need."""

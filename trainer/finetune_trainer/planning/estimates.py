@@ -1,4 +1,4 @@
-"""Estimates of the memory, time and bytes of a run. Nothing here is measured; docs/how-to/plan.md has the formulas."""
+"""Estimates the memory, time and checkpoint size of a run. docs/how-to/plan.md has the formulas."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.planning.model_shape import ModelShape
+from finetune_trainer.training.methods import get_method
 
 GPU_SIZES_GB = (16, 24, 40, 80, 141)
-"""Memory of the usual GPUs, in 10^9 bytes as they are sold."""
+"""Memory of common GPUs, in units of 10^9 bytes."""
 GPU_TFLOPS = {"L4": 121, "A100": 312, "H100": 989}
-"""Dense 16-bit tensor operations per second, in 10^12, from the makers' data sheets."""
+"""Dense 16-bit tensor operations per second, in units of 10^12, from the data sheets of the vendors."""
 FLOPS_UTILISATION = 0.35
-"""Part of them that fine-tuning reaches: between 0.25 and 0.45 where it is published."""
-_LOGIT_CHUNK_TOKENS = 256  # learnt tokens whose logits TRL's loss holds at once
-_ADAMW_BYTES_PER_PARAMETER = 16  # bytes per trainable parameter: itself, its gradient and AdamW's two moments, all fp32
-_CUDA_CONTEXT_BYTES = 1.5e9  # CUDA's own, its libraries' workspaces and the allocator's gaps
-_FLOPS_PER_PARAMETER = {"sft": 4, "dpo": 6, "kto": 6}
-"""Per token and base parameter: forward 2, backward through frozen weights 2, the reference model's forward 2."""
+"""Fraction of these operations that fine-tuning achieves. Published values are between 0.25 and 0.45."""
+_LOGIT_CHUNK_TOKENS = 256  # supervised tokens per chunk of TRL's loss
+_ADAMW_BYTES_PER_PARAMETER = 16  # the parameter, its gradient and the two moments of AdamW, in fp32
+_CUDA_CONTEXT_BYTES = 1.5e9  # CUDA context, workspaces of its libraries, fragmentation of the allocator
+_FLOPS_PER_PASS = 2
+"""FLOPs per token and parameter of the base model: one multiplication and one addition in a forward pass, and the same
+in a backward pass through frozen weights, which need no gradients (Kaplan et al., 2020, section 2.1,
+https://arxiv.org/abs/2001.08361)."""
 _BYTES_PER_QUANTIZED_PARAMETER = {"none": None, "int8": 1.0, "nf4": 0.5625}
-"""Per packed parameter; nf4 has an fp32 scale per block of 64."""
+"""nf4 has half a byte, and an fp32 scale for each block of 64 parameters (Dettmers et al., 2023, section 3,
+https://arxiv.org/abs/2305.14314)."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the GPU at the peak, by what they hold."""
+    """Peak memory on the GPU in bytes, by its use."""
 
     base: int
     adapter: int
@@ -35,18 +39,18 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all uses."""
         return self.base + self.adapter + self.activations + self.logits + self.context
 
     def fits_by_gpu_size(self) -> Mapping[int, bool]:
-        """GPU sizes in GB, and whether it fits with a tenth to spare: these are estimates."""
+        """Return for each GPU size in GB whether the run fits, with a margin of 10 % for errors of the estimate."""
         return {size: self.total * 1.1 <= size * 1e9 for size in GPU_SIZES_GB}
 
 
 def estimate_memory(config: TrainerConfig, shape: ModelShape) -> MemoryEstimate:
-    """At the longest batch that the config allows. `auto` precision is counted as on a GPU, in 16 bits."""
+    """Estimate the memory for the longest batch that the config allows. Precision `auto` counts as 16 bits."""
     bytes_per_value = 4 if config.training.precision == "fp32" else 2
-    rows = config.training.batch_size * (2 if config.training.method == "dpo" else 1)
+    rows = config.training.batch_size * get_method(config).sequences_per_row
     tokens = rows * config.model.max_length
     return MemoryEstimate(
         base=round(_estimate_base_bytes(config, shape, bytes_per_value)),
@@ -65,27 +69,30 @@ def _estimate_base_bytes(config: TrainerConfig, shape: ModelShape, bytes_per_val
 
 
 def _estimate_activation_bytes(shape: ModelShape, token_bytes: int, is_recomputed: bool) -> int:
-    # Kept for the backward pass per token: norms, query, key, value, attention's and the block's results, each as
-    # wide as the model, and the feed-forward's gate, up, activation and product.
+    # Kept per token for the backward pass: norms, query, key, value, the results of attention and of the block, each of
+    # the hidden size, and gate, up, activation and product of the feed-forward layer. Compare Korthikanti et al., 2022,
+    # section 4, https://arxiv.org/abs/2205.05198; attention kernels do not store the scores.
     layer_bytes = token_bytes * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     if not is_recomputed:
         return shape.num_layers * layer_bytes
-    return shape.num_layers * token_bytes * shape.hidden_size + layer_bytes  # each layer's input, and one layer in full
+    return (
+        shape.num_layers * token_bytes * shape.hidden_size + layer_bytes
+    )  # the input of each layer, and one complete layer
 
 
 def _estimate_logit_bytes(config: TrainerConfig, shape: ModelShape, tokens: int) -> int:
-    """In fp32, with their gradient and one copy more; `sft` never holds those of all tokens at once."""
-    tokens_at_once = min(_LOGIT_CHUNK_TOKENS, tokens) if config.training.method == "sft" else tokens
+    """Estimate the logits in fp32, with their gradient and one copy. A chunked loss holds those of one chunk."""
+    tokens_at_once = min(_LOGIT_CHUNK_TOKENS, tokens) if get_method(config).chunks_logits else tokens
     return tokens_at_once * shape.vocab_size * 4 * 3
 
 
 def estimate_seconds(config: TrainerConfig, shape: ModelShape, tokens: int) -> dict[str, float]:
-    """Training time by GPU. Gradient checkpointing computes the forward pass twice."""
-    recompute_flops = 2 if config.training.gradient_checkpointing else 0
-    flops = tokens * shape.parameters * (_FLOPS_PER_PARAMETER[config.training.method] + recompute_flops)
+    """Estimate the training time by type of GPU. Gradient checkpointing adds one forward pass."""
+    passes = get_method(config).forward_passes + 1 + config.training.gradient_checkpointing
+    flops = tokens * shape.parameters * _FLOPS_PER_PASS * passes
     return {gpu: flops / (tflops * 1e12 * FLOPS_UTILISATION) for gpu, tflops in GPU_TFLOPS.items()}
 
 
 def estimate_checkpoint_bytes(shape: ModelShape, steps: int) -> int:
-    """The last: the adapter and AdamW's two moments, in fp32, their names, a line per step, and the rest."""
+    """Estimate the last checkpoint: adapter and AdamW moments in fp32, tensor names, and a log line per step."""
     return shape.trainable * 12 + shape.adapter_tensors * 1000 + steps * 280 + 20_000

@@ -1,4 +1,4 @@
-"""The shape of a model and of its adapter, counted on torch's `meta` device: no weight is loaded, no memory needed."""
+"""Counts the parameters of a model and its adapter on the `meta` device of torch, without loading weights."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a base model and of the adapter on it."""
+    """Sizes of a base model and its adapter."""
 
     parameters: int
-    """Of the base model, as its files have them."""
+    """Parameters of the base model, as stored in its files."""
     quantizable: int
-    """Those in linear layers but the output head: what quantisation makes smaller."""
+    """Parameters of the linear layers except the output head, which are the ones that are quantized."""
     trainable: int
-    """The adapter's."""
+    """Parameters of the adapter."""
     adapter_tensors: int
-    """That they are stored in."""
+    """Number of tensors of the adapter."""
     num_layers: int
     hidden_size: int
     intermediate_size: int
     vocab_size: int
     max_positions: int | None = None
-    """Tokens of the longest text, if there is a limit."""
+    """Maximum length of a text in tokens, if it is limited."""
 
 
 def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
-    """Raises `MODEL_INVALID` for files that are no model, `CONFIG_INVALID` for modules that cannot have an adapter."""
+    """Return the sizes. Raises `MODEL_INVALID` for invalid files, `CONFIG_INVALID` for invalid target modules."""
     meta_model = _build_meta_model(model_dir)
     text_config, adapter_sizes = meta_model.config.get_text_config(), _list_adapter_sizes(config, meta_model)
     return ModelShape(
@@ -73,7 +73,7 @@ def _count_quantizable(meta_model: PreTrainedModel) -> int:
 
 
 def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel) -> list[int]:
-    """Parameters of each tensor that is trained."""
+    """Return the number of parameters of each trainable tensor."""
     import torch
 
     from finetune_trainer.modeling.lora import add_adapter
@@ -84,5 +84,5 @@ def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel) -> l
 
 
 def _get_intermediate_size(text_config: PreTrainedConfig) -> int:
-    """Width of the feed-forward layers; families without the usual name use four times the hidden size."""
+    """Return the width of the feed-forward layers, which is four times the hidden size if the config has none."""
     return int(text_config.to_dict().get("intermediate_size") or 4 * text_config.hidden_size)

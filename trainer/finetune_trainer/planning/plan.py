@@ -1,4 +1,4 @@
-"""`finetune-trainer plan`: what a run would do and need, before a GPU is paid for. Publishes nothing."""
+"""Plans a run for `finetune-trainer plan`: counts rows, tokens and steps, and estimates memory and time."""
 
 from __future__ import annotations
 
@@ -25,59 +25,58 @@ _BATCH_ROWS = 1000
 
 
 class MemoryReport(Model):
-    """Bytes on the GPU at the peak, estimated."""
+    """Estimated peak memory on the GPU, in bytes."""
 
     base: int
-    """The frozen model, at the config's precision and quantisation."""
+    """The frozen base model in its precision and quantization."""
     adapter: int
-    """The adapter with its gradients and AdamW's state."""
+    """The adapter with its gradients and the state of AdamW."""
     activations: int
-    """What the backward pass needs, at `batchSize` examples of `maxLength`."""
+    """Activations for the backward pass, of `batchSize` rows of `maxLength` tokens."""
     logits: int
-    """Of the tokens that the loss looks at together."""
+    """Logits of the tokens that the loss processes at once."""
     context: int
-    """CUDA's own."""
+    """The CUDA context."""
     total: int
     fits: dict[int, bool]
-    """Memory of a GPU in GB, and whether the run fits."""
+    """For each GPU size in GB, whether the run fits."""
 
 
 class Plan(Model):
-    """What a run would do. What begins with `estimated` is arithmetic, the rest is counted."""
+    """What a run would do. Fields that begin with `estimated` are computed, all others are counted."""
 
     dataset: DatasetReport
-    """As the run would report it."""
+    """The dataset report of the run."""
     max_length: int
-    """Tokens of the longest row that is trained on: `model.maxLength`, or the base model's positions if they are
-    fewer."""
+    """Maximum length of a row in tokens: `model.maxLength`, or the positions of the base model if they are fewer."""
     positions_limit_length: bool
-    """Whether it is the base model's positions."""
+    """Whether the positions of the base model set the maximum length."""
     token_percentiles: dict[int, int]
-    """Length of the kept rows in tokens; 100 is the longest."""
+    """Percentiles of the length of kept rows in tokens; 100 is the longest row."""
     workers: int
-    """Processes that train together, one for each GPU."""
+    """Number of ranks, one for each GPU."""
     batch: int
-    """Examples that an optimizer step sees, of all workers."""
+    """Rows per optimizer step, of all ranks."""
     steps_per_epoch: int
-    """Of the training on all rows."""
+    """Optimizer steps per epoch of the training on all rows."""
     trainings: int
-    """One, and with `training.crossValidation` one more for each fold."""
+    """Number of trainings: one, and one for each fold of `training.crossValidation`."""
     steps: int
-    """Of all trainings."""
+    """Optimizer steps of all trainings."""
     tokens_trained: int
-    """Over all steps, padding not counted."""
+    """Tokens of all steps, without padding."""
     model_parameters: int
     trainable_parameters: int
     adapter_bytes: int
-    """Of the published weights."""
+    """Size of the published weights."""
     estimated_checkpoint_bytes: int
     estimated_memory: MemoryReport
     estimated_seconds: dict[str, float]
-    """By GPU, training alone, shared evenly by all workers."""
+    """Training time in seconds by type of GPU, divided by the number of ranks."""
 
 
 def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
-    """Read, check and count everything. Raises what the run itself would raise for its data and model."""
+    """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
     resolved_inputs = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
@@ -86,27 +85,32 @@ def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Pla
 
 
 def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tuple[PreparedData, ModelShape]:
+    config = resolved_inputs.config
     download = resolve.start_download(resolved_inputs, folder)
     from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.modeling import loading
 
-    # Seconds of imports, while the download goes on.
-    loading.import_backend("transformers", resolved_inputs.config.model.quantization)
+    # The imports take seconds, during which the download continues.
+    loading.import_backend("transformers", config.model.quantization)
     fetched = download.result()
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import adapters
     from finetune_trainer.planning import model_shape
+    from finetune_trainer.training.methods import get_method
 
     model_files.check_model_dir(fetched.model_dir)
     if fetched.adapter_dir is not None:
-        adapters.check_adapter(resolved_inputs.config, fetched.adapter_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, resolved_inputs.config.model.chat_template)
-    shape = model_shape.compute_model_shape(resolved_inputs.config, fetched.model_dir)
+        adapters.check_adapter(config, fetched.adapter_dir)
+    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    shape = model_shape.compute_model_shape(config, fetched.model_dir)
     loading.check_vocabulary(tokenizer, shape.vocab_size)
     files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparation.prepare_dataset(resolved_inputs.config, files, tokenizer, folder, shape.max_positions)
-    requirements.check_requirements(resolved_inputs.config, prepared, tokenizer)
+    prepared = preparation.prepare_dataset(
+        config, files, RowEncoding(tokenizer, get_method(config), shape.max_positions), folder
+    )
+    requirements.check_requirements(config, prepared, tokenizer)
     requirements.read_sentence_pairs(fetched.pairs)
     return prepared, shape
 
@@ -142,9 +146,8 @@ def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelSh
 def _count_steps_and_tokens(
     config: TrainerConfig, prepared: PreparedData, world_size: int
 ) -> tuple[list[int], list[int], int]:
-    """Of each training its steps and those of an epoch, that on all rows last; and the tokens of all together."""
-    from finetune_trainer.training.cross_validation import count_sequences, iterate_training_rows
-    from finetune_trainer.training.train import count_optimizer_steps
+    """Return the steps of each training, its steps per epoch, and the tokens of all trainings together."""
+    from finetune_trainer.training.steps import count_optimizer_steps, count_sequences, iterate_training_rows
 
     one_epoch = config.training.model_copy(update={"epochs": 1.0, "max_steps": None})
     training_rows = list(iterate_training_rows(prepared))
@@ -167,13 +170,13 @@ def _count_tokens(rows: datasets.Dataset) -> int:
 
 
 def _compute_token_percentiles(rows: datasets.Dataset) -> dict[int, int]:
-    """Nearest-rank."""
+    """Compute the percentiles with the nearest-rank method."""
     lengths = sorted(length for batch in rows.iter(_BATCH_ROWS) for length in _iterate_row_lengths(batch))
     return {percentile: lengths[max(0, -(-percentile * len(lengths) // 100) - 1)] for percentile in _PERCENTILES}
 
 
 def _iterate_row_lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> Iterator[int]:
-    """Of each row's longest sequence: preferences have their answers beside the prompt."""
+    """Yield the tokens of the longest sequence of each row. A preference row has several answers to its prompt."""
     answers = [batch[name] for name in batch if name.endswith("_ids") and name != "prompt_ids"]
     prompts = batch.get("prompt_ids", [()] * len(answers[0]))
     for prompt, *row_answers in zip(prompts, *answers, strict=True):

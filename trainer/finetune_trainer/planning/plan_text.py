@@ -1,15 +1,16 @@
-"""A plan for people: one aligned table."""
+"""Formats a plan as an aligned text table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from finetune_trainer.contract import DatasetReport
+from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
 
 
 def to_text(plan: Plan) -> str:
-    """Label and value on each line; estimates are marked with ~."""
+    """Return one label and value per line. Estimates are marked with `~`."""
     lines = [
         *_dataset_lines(plan.dataset),
         *_training_lines(plan),
@@ -27,7 +28,7 @@ def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:
         yield "rows for validation", f"{report.validation:,}"
     for reason, count in report.rejected.items():
         yield f"rejected: {reason}", f"{count:,}"
-    yield "tokens", f"{report.tokens:,}, of them learnt {report.supervised_tokens:,}"
+    yield "tokens", f"{report.tokens:,}, of which {report.supervised_tokens:,} are supervised"
 
 
 def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -38,20 +39,20 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tokens per row", ", ".join(percentile_texts)
     if plan.positions_limit_length:
         yield "longest row", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
-    folds_text = f" of {plan.trainings} trainings, {plan.trainings - 1} of them of folds" if plan.trainings > 1 else ""
-    yield "steps", f"{plan.steps:,}{folds_text}, in an epoch {plan.steps_per_epoch:,}"
-    yield "examples per step", f"{plan.batch:,}" + (f", of {plan.workers} workers" if plan.workers > 1 else "")
+    folds_text = f" of {plan.trainings} trainings ({plan.trainings - 1} folds)" if plan.trainings > 1 else ""
+    yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
+    yield "rows per step", f"{plan.batch:,}" + (f", of {plan.workers} ranks" if plan.workers > 1 else "")
     yield "base model", f"{plan.model_parameters:,} parameters"
-    yield "adapter", f"{plan.trainable_parameters:,} parameters, {_format_bytes(plan.adapter_bytes)}"
-    yield "checkpoint", f"~ {_format_bytes(plan.estimated_checkpoint_bytes)}"
+    yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
+    yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
     sizes = memory.model_dump(exclude={"total", "fits"})
     yield (
         "GPU memory",
-        f"~ {_format_bytes(memory.total)}: "
-        + ", ".join(f"{name} {_format_bytes(byte_count)}" for name, byte_count in sizes.items()),
+        f"~ {format_bytes(memory.total)}: "
+        + ", ".join(f"{name} {format_bytes(byte_count)}" for name, byte_count in sizes.items()),
     )
     fitting_sizes = [f"{size} GB" for size, fits in memory.fits.items() if fits]
     yield (
@@ -63,21 +64,6 @@ def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
 def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "training time",
-        "~ " + ", ".join(f"{gpu} {_format_duration(seconds)}" for gpu, seconds in plan.estimated_seconds.items()),
+        "~ "
+        + ", ".join(f"{gpu} {format_duration(max(seconds, 1))}" for gpu, seconds in plan.estimated_seconds.items()),
     )
-
-
-def _format_bytes(byte_count: int) -> str:
-    size, unit = float(byte_count), "B"
-    for larger_unit in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger_unit
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""A base model in S3 of whose weights only the headers are fetched: seconds instead of minutes, enough to plan with."""
+"""Downloads only the headers of the weights of a base model in S3, which takes seconds and is sufficient for a plan."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from finetune_trainer.storage.download import resolve_local_paths
 
 
 def skip_weights(model: BaseModelSource) -> BaseModelSource:
-    """The same model without its weights where it lies in S3; from a hub or a volume it is read as ever."""
+    """Return a source without weights for a model in S3. Models of a hub or a volume are returned unchanged."""
     return HeadersOnlyModel(model) if isinstance(model, S3ModelSource) else model
 
 
 @dataclass(frozen=True)
 class HeadersOnlyModel:
-    """Looks like the whole model on disk; behind the headers of its weights are holes."""
+    """A model whose weight files contain their header only. The rest of each file is sparse."""
 
     model: S3ModelSource
 
     @property
     def size(self) -> int:
-        """What is really fetched, but for the headers."""
+        """Bytes to download, without the headers."""
         return self._without_weights.size
 
     def matches(self, record: ModelRecord) -> bool:
-        """As the whole model does."""
+        """Return whether the complete model matches the record."""
         return self.model.matches(record)
 
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Download all but the weights, and the headers of those."""
+        """Download all files except the weights, and the headers of the weights."""
         paths = resolve_local_paths(self.model.objects, target, MODEL_ERRORS)
         fetched = self._without_weights.fetch(target, on_bytes)
         for s3_object, path in zip(self.model.objects, paths, strict=True):

@@ -1,4 +1,4 @@
-"""What safetensors files say of themselves: names, types and shapes of the weights, without one of their values."""
+"""Reads the headers of safetensors files: names, types and shapes of the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from finetune_trainer.errors import TrainerError
 
 _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
-"""Of safetensors' own reader; a length beyond it is damage or an attempt to fill the memory."""
+"""The limit of safetensors' own reader. A larger value is a sign of damage, or an attempt to exhaust the memory."""
 
 
 def read_header(name: str, read_range: Callable[[int, int], bytes]) -> bytes:
-    """A file's first bytes, up to the end of its header; `read` takes start and end. Raises `MODEL_INVALID`."""
+    """Return the first bytes of a file, up to the end of its header. Raises `MODEL_INVALID`."""
     length = int.from_bytes(read_range(0, _HEADER_LENGTH_BYTES), "little")
     if not 2 <= length <= _MAX_HEADER_BYTES:
         raise _build_header_error(name, f"its header claims to be {length} bytes long")
@@ -29,7 +29,7 @@ def read_header(name: str, read_range: Callable[[int, int], bytes]) -> bytes:
 
 
 def count_parameters(model_dir: Path) -> int:
-    """How many numbers the model's weights are. Raises `MODEL_INVALID` for headers that cannot be read."""
+    """Return the number of parameters of a model. Raises `MODEL_INVALID` for invalid headers."""
     return sum(math.prod(shape) for path in sorted(model_dir.glob("*.safetensors")) for shape in _read_shapes(path))
 
 
@@ -65,5 +65,5 @@ def _parse_shape(name: str, entry: object) -> list[int]:
 
 def _build_header_error(name: str, problem: str) -> TrainerError:
     return TrainerError(
-        Reason.MODEL_INVALID, f"the base model cannot be loaded: {name} is no safetensors file: {problem}"
+        Reason.MODEL_INVALID, f"the base model cannot be loaded: {name} is not a safetensors file: {problem}"
     )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data.end_of_turn import choose_published_eos_token
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.generation_config import collect_end_token_ids
+from finetune_trainer.modeling.generation import collect_end_token_ids
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
-from finetune_trainer.reporting.adapter_info import AdapterInfo
+from finetune_trainer.records.adapter import AdapterInfo
+from finetune_trainer.training.methods import get_method
 
 if TYPE_CHECKING:
     import torch
@@ -157,4 +158,13 @@ def collect_adapter_info(config: TrainerConfig, loaded: LoadedModel) -> AdapterI
     """Return properties of the adapter that only the loaded model knows, for the report."""
     trainable, total = loaded.model.get_nb_trainable_parameters()
     names = tuple(list_target_modules(loaded.model))
-    return AdapterInfo(get_base_model_name(config), trainable, total, resolve_precision(config), names)
+    method = get_method(config)
+    return AdapterInfo(
+        get_base_model_name(config),
+        trainable,
+        total,
+        resolve_precision(config),
+        names,
+        method.title,
+        config.training.beta if method.beta_applies else None,
+    )

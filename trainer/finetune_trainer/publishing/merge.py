@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling import loading as models
-from finetune_trainer.modeling.generation_config import ignore_model_config
+from finetune_trainer.modeling.generation import ignore_model_config
 from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.publishing.export import export_generation_config, export_tokenizer
 from finetune_trainer.publishing.merge_check import MergeChecker

@@ -10,7 +10,7 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.catastrophic_forgetting import tokenize_general_text
-from finetune_trainer.modeling.inference import select_evenly
+from finetune_trainer.evaluation.prompts import select_evenly
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.precision import autocast_like_training
 from finetune_trainer.records.manifest import MergedLosses

@@ -1,1 +1,1 @@
-"""Data classes about a run that several packages share: evaluation results and the adapter manifest."""
+"""Data classes about a run that several packages share: evaluation results, adapter facts and the adapter manifest."""

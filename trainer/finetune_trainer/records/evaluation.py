@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -108,6 +110,12 @@ class CrossValidationResult(Model):
     folds: list[float]
     mean: float
     deviation: float
+    """Sample standard deviation."""
+
+    @classmethod
+    def from_losses(cls, losses: Sequence[float]) -> Self:
+        """Summarize the losses of two or more folds."""
+        return cls(metric="evalLoss", folds=list(losses), mean=fmean(losses), deviation=stdev(losses))
 
 
 class RejectedRow(Model):
@@ -172,9 +180,7 @@ class EvaluationReport(Model):
         row_counts = [change.samples for change in changes if change.low is None]
         if not row_counts:
             return None
-        return (
-            f"{min(row_counts)} validation rows are too few for intervals: the report cannot tell a change from chance"
-        )
+        return f"{min(row_counts)} validation rows are too few for intervals: a change may be due to chance"
 
     def flatten_metrics(self) -> dict[str, float]:
         """Return the measures as plain numbers: `accuracy`, `baseAccuracy`, …"""

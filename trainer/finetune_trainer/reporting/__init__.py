@@ -1,1 +1,1 @@
-"""What was found, for people: the model card, the page, the provenance."""
+"""Results of a run for people and tools: the model card, the report page and the provenance."""

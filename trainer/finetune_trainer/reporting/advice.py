@@ -1,4 +1,4 @@
-"""What to do next, from what was found. Each sentence names the fields to change."""
+"""Recommendations that follow from the results. Each sentence names the fields to change."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.evaluation.overfitting import is_forgetting
+from finetune_trainer.formatting import format_share, pluralize
 from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Measure
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
-from finetune_trainer.reporting.formatting import display_name, format_share, pluralize
+from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.reporting.verdicts import ChangeDirection, change_direction, group_by_direction
 from finetune_trainer.text import to_one_line
 
 _MIN_ROWS = 100
 _MANY_DROPPED_SHARE = 0.1
 _FALLING_RATIO = 0.99
-"""A validation loss that falls by less than a hundredth is near its end."""
+"""Minimum ratio of successive validation losses from which the loss counts as converged."""
 _RISEN_RATIO = 1.02
-"""A last validation loss that is so many times the lowest has risen."""
+"""Minimum ratio of the last to the lowest validation loss from which the loss counts as risen."""
 _REMEDIES = {
     "overlength": "raise model.maxLength, up to the base model's positions, or set "
     "dataset.preparation.overlength: truncate",
-    "invalid": "mend them where they come from; the examples above say what is wrong",
+    "invalid": "correct them at their source; the report shows examples and their errors",
     "noSupervisedTokens": "raise model.maxLength, so that the answers fit",
-    "tooShort": "lower dataset.preparation.minTokens if they are meant",
-    "emptyAnswer": "give them an answer, or take them out of the data",
+    "tooShort": "lower dataset.preparation.minTokens if they are intended",
+    "emptyAnswer": "add an answer, or remove them from the data",
     "promptsDiffer": "give both answers of a pair the same prompt",
 }
-"""Of rows that are left out because they repeat others nothing needs to be done."""
+"""What to do about rejected rows, by reason. Duplicates need no action."""
 
 
 def build_advice(evaluation: EvaluationReport, manifest: AdapterManifest) -> list[str]:
-    """Sentences in the order of their weight; never empty."""
+    """Return the recommendations, most important first. There is at least one."""
     config = parse_config(manifest)
     sentences = [
         *_advise_on_gate(evaluation),
@@ -46,14 +47,14 @@ def build_advice(evaluation: EvaluationReport, manifest: AdapterManifest) -> lis
         *_advise_on_data(manifest),
         *_advise_on_pii(config, manifest),
     ]
-    return sentences or ["Nothing stands out. Try the adapter on prompts of your own before people rely on it."]
+    return sentences or ["No problems were found. Try the adapter on your own prompts before you deploy it."]
 
 
 def _advise_on_gate(evaluation: EvaluationReport) -> Iterator[str]:
     failed = [to_one_line(check.rule, 200) for check in evaluation.gate if not check.passed]
     if failed:
         yield (
-            f"Do not deploy this adapter: it breaks {pluralize(len(failed), 'rule')} of the gate ({'; '.join(failed)})."
+            f"Do not deploy this adapter: it fails {pluralize(len(failed), 'rule')} of the gate ({'; '.join(failed)})."
         )
 
 
@@ -62,7 +63,7 @@ def _advise_on_overfitting(evaluation: EvaluationReport, manifest: AdapterManife
     if result.verdict == "overfitting":
         yield _describe_shorter_training(result.best_step, manifest)
     elif not manifest.dataset.validation and not evaluation.cross_validation:
-        yield "Set rows aside (dataset.validation.fraction: 0.05): without them nothing says how it does on new rows."
+        yield "Hold out validation rows (dataset.validation.fraction: 0.05): otherwise quality on new rows is unknown."
     elif _is_still_falling(evaluation) and not _is_overtrained(evaluation):
         yield "The validation loss was still falling at the end: train longer (training.epochs or training.maxSteps)."
 
@@ -72,8 +73,8 @@ def _describe_shorter_training(best_step: int | None, manifest: AdapterManifest)
     duration = f"to about step {best_step:,}" + (f" of {steps:,}" if steps else "") if best_step else "for fewer epochs"
     field = f"training.maxSteps: {best_step}" if best_step else "training.epochs"
     return (
-        f"Train only {duration} ({field}), or hold the model back: a lower training.learningRate or "
-        "training.lora.rank, some training.lora.dropout. More varied rows help most."
+        f"Train only {duration} ({field}), or regularise the training: lower training.learningRate or "
+        "training.lora.rank, or add training.lora.dropout. More varied rows help most."
     )
 
 
@@ -83,7 +84,7 @@ def _is_still_falling(evaluation: EvaluationReport) -> bool:
 
 
 def _is_overtrained(evaluation: EvaluationReport) -> bool:
-    """Whether other advice is to train less; then none may be to train more."""
+    """Return whether other advice is to train less. Then no advice may be to train more."""
     losses = [point.loss for point in evaluation.validation_losses]
     has_risen = bool(losses) and losses[-1] > _RISEN_RATIO * min(losses)
     return (
@@ -94,7 +95,7 @@ def _is_overtrained(evaluation: EvaluationReport) -> bool:
 def _advise_on_forgetting(evaluation: EvaluationReport) -> Iterator[str]:
     if is_forgetting(evaluation.overfitting.forgetting):
         yield (
-            "It forgot some of what the base model knew of general text: mix general rows into the data, or lower "
+            "The model forgot general knowledge of the base model: mix general rows into the data, or lower "
             "training.learningRate."
         )
 
@@ -103,12 +104,12 @@ def _advise_on_quality(
     names_by_direction: dict[ChangeDirection, list[str]], evaluation: EvaluationReport
 ) -> Iterator[str]:
     if not evaluation.measures:
-        coverage = "only folds were" if evaluation.cross_validation else "nothing was"
-        yield f"Compare its answers with the base model's yourself before it is used: {coverage} measured."
+        coverage = "only cross-validation was run" if evaluation.cross_validation else "nothing was measured"
+        yield f"Compare the answers of both models yourself before you deploy the adapter: {coverage}."
     if names_by_direction["worse"]:
         yield (
-            f"Find out what got worse ({', '.join(names_by_direction['worse'])}) in the samples before the "
-            "adapter is used."
+            f"Check the samples for what got worse ({', '.join(names_by_direction['worse'])}) before you deploy "
+            "the adapter."
         )
 
 
@@ -124,14 +125,14 @@ def _advise_on_row_count(evaluation: EvaluationReport) -> Iterator[str]:
         counts = sorted({measure.tuned.samples for measure in measures})
         row_range = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         yield (
-            f"Measure on more rows (dataset.validation): {names} had only {row_range}, too few to tell a change "
-            "from chance."
+            f"Measure on more rows (dataset.validation): {names} had only {row_range}, too few to distinguish "
+            "a change from chance."
         )
 
 
 def _advise_on_small_effect(evaluation: EvaluationReport, manifest: AdapterManifest) -> Iterator[str]:
     names_by_direction = group_by_direction(evaluation)
-    is_overfitted = evaluation.overfitting.verdict == "overfitting"  # which has advice of its own
+    is_overfitted = evaluation.overfitting.verdict == "overfitting"  # has its own advice
     if (
         is_overfitted
         or not names_by_direction["unclear"]
@@ -140,12 +141,12 @@ def _advise_on_small_effect(evaluation: EvaluationReport, manifest: AdapterManif
         or _select_underpowered(evaluation)
     ):
         return
-    add_rows = f"add rows to the {manifest.dataset.kept:,}"
+    add_rows = f"add training rows (now {manifest.dataset.kept:,})"
     if _is_overtrained(evaluation):
-        yield f"It learnt little that can be measured: {add_rows}."
+        yield f"The training had little measurable effect: {add_rows}."
     else:
         train_harder = "train longer, raise training.learningRate or training.lora.rank"
-        yield f"It learnt little that can be measured: {train_harder}, or {add_rows}."
+        yield f"The training had little measurable effect: {train_harder}, or {add_rows}."
 
 
 def _advise_on_bias(bias: BiasResult | None) -> Iterator[str]:
@@ -153,8 +154,8 @@ def _advise_on_bias(bias: BiasResult | None) -> Iterator[str]:
         groups = bias.representation.get(category, {}) if bias else {}
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(groups.items()))
         yield (
-            f"Look at the rows that name {category}" + (f" ({counts})" if counts else "") + ": balance them, or write "
-            "counterparts of them, and train again. Do not let the adapter decide about people."
+            f"Check the rows that mention {category}" + (f" ({counts})" if counts else "") + ": balance them, or add "
+            "counterfactual rows, and train again. Do not use the adapter for decisions about people."
         )
 
 
@@ -162,7 +163,7 @@ def _advise_on_folds(evaluation: EvaluationReport) -> Iterator[str]:
     cross_validation = evaluation.cross_validation
     if cross_validation and cross_validation.mean and cross_validation.deviation > 0.1 * abs(cross_validation.mean):
         spread = format_share(cross_validation.deviation, abs(cross_validation.mean))
-        yield f"What it learns depends on which rows it sees (folds differ by {spread}): add rows before you trust it."
+        yield f"The result depends on the choice of rows (folds differ by {spread}): add rows before you rely on it."
 
 
 def _advise_on_data(manifest: AdapterManifest) -> Iterator[str]:
@@ -170,10 +171,10 @@ def _advise_on_data(manifest: AdapterManifest) -> Iterator[str]:
     for reason, count in sorted(report.rejected.items(), key=lambda item: -item[1]):
         if reason in _REMEDIES and count > _MANY_DROPPED_SHARE * report.rows:
             share_text = format_share(count, report.rows)
-            yield f"{pluralize(count, 'row')} ({share_text}) were left out as {reason}: {_REMEDIES[reason]}."
+            yield f"{pluralize(count, 'row')} ({share_text}) were rejected as {reason}: {_REMEDIES[reason]}."
     if report.truncated > _MANY_DROPPED_SHARE * report.kept:
         share_text = format_share(report.truncated, report.kept)
-        yield f"{pluralize(report.truncated, 'row')} ({share_text}) were cut short: raise model.maxLength."
+        yield f"{pluralize(report.truncated, 'row')} ({share_text}) were truncated: raise model.maxLength."
 
 
 def _advise_on_pii(config: TrainerConfig, manifest: AdapterManifest) -> Iterator[str]:
@@ -181,6 +182,6 @@ def _advise_on_pii(config: TrainerConfig, manifest: AdapterManifest) -> Iterator
     unredacted = [kind for kind, count in manifest.dataset.sensitive.items() if count and kind not in redacted]
     if unredacted:
         yield (
-            f"The model may repeat personal data or secrets that it learnt ({', '.join(unredacted)}): set "
-            f"dataset.preparation.redact: [{', '.join(unredacted)}] unless they are meant."
+            f"The model may repeat personal data or secrets from the training data ({', '.join(unredacted)}): set "
+            f"dataset.preparation.redact: [{', '.join(unredacted)}] unless they are intended."
         )

@@ -1,4 +1,4 @@
-"""Where the lines, bars and labels of a chart lie, in percent of its area; the templates draw them."""
+"""Geometry of charts: positions of lines, bars and labels in percent of the chart area. The templates draw them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport, LengthBin, LossPoint
-from finetune_trainer.reporting.formatting import format_number, pluralize
 
 _MAX_DOTS = 40
 _MAX_LABELS = 6
@@ -15,7 +15,7 @@ _MAX_LABELS = 6
 
 @dataclass(frozen=True)
 class Tick:
-    """A label on an axis."""
+    """Tick of an axis with its label."""
 
     position: float
     label: str
@@ -23,25 +23,25 @@ class Tick:
 
 @dataclass(frozen=True)
 class LineSeries:
-    """One line: its points as (x, y) percentages, y from the top."""
+    """One line of a chart. Its points are (x, y) in percent; y is measured from the top."""
 
     name: str
     points: list[tuple[float, float]]
 
     @property
     def path(self) -> str:
-        """As SVG's `polyline` wants it."""
+        """Points in the format of an SVG `polyline`."""
         return " ".join(f"{x:g},{y:g}" for x, y in self.points)
 
     @property
     def dots(self) -> list[tuple[float, float]]:
-        """Its points, where they are few enough to be told apart."""
+        """Points to mark with a dot: all of them, or none if there are too many to distinguish."""
         return self.points if len(self.points) <= _MAX_DOTS else []
 
 
 @dataclass(frozen=True)
 class StepMark:
-    """A step worth looking at."""
+    """Marked step in a line chart."""
 
     position: float
     label: str
@@ -50,7 +50,7 @@ class StepMark:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Losses over steps."""
+    """Line chart of losses over steps."""
 
     series: list[LineSeries]
     x: list[Tick]
@@ -71,7 +71,7 @@ class HistogramColumn:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many rows are how long."""
+    """Histogram of the lengths of rows."""
 
     columns: list[HistogramColumn]
     x: list[Tick]
@@ -81,7 +81,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Whisker:
-    """A change with its interval around zero, which lies at 50."""
+    """Change with its confidence interval, in percent of the chart width. Zero is at 50."""
 
     low: float
     middle: float
@@ -89,7 +89,7 @@ class Whisker:
 
 
 def compute_ticks(low: float, high: float, max_ticks: int = 6) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, evenly apart."""
+    """Return evenly spaced round numbers that cover the range from `low` to `high`."""
     span = (high - low) or abs(high) or 1.0
     rough_step = span / (max_ticks - 1)
     power = 10.0 ** math.floor(math.log10(rough_step))
@@ -109,7 +109,7 @@ def _get_loss(point: LossPoint) -> float:
 
 
 def build_loss_chart(evaluation: EvaluationReport) -> LineChart | None:
-    """Training and validation loss over steps; `None` if there is neither."""
+    """Build the chart of training and validation loss over steps, or return None if there is neither."""
     curves = {"training": evaluation.training_losses, "validation": evaluation.validation_losses}
     nonempty_curves = {name: points for name, points in curves.items() if points}
     all_points = [point for points in nonempty_curves.values() for point in points]
@@ -167,7 +167,7 @@ def _describe_losses(curves: dict[str, list[LossPoint]]) -> str:
 
 
 def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
-    """Rows by their number of tokens; `None` without rows."""
+    """Build the histogram of rows by their number of tokens, or return None if there are no rows."""
     if not any(bar.rows for bar in bars):
         return None
     y_ticks = compute_ticks(0, max(bar.rows for bar in bars), 5)
@@ -194,7 +194,7 @@ def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
 
 
 def build_whisker(change: Estimate | None, higher_is_better: bool) -> Whisker | None:
-    """A change with its interval, better to the right; `None` without an interval."""
+    """Build the whisker of a change, with better to the right, or return None if it has no interval."""
     if change is None or change.low is None or change.high is None:
         return None
     sign = 1 if higher_is_better else -1

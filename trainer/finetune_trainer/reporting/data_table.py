@@ -1,4 +1,4 @@
-"""The data's account as lines that add up."""
+"""Table that accounts for every row that was read."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from finetune_trainer.contract import DatasetReport
 
 _REASON_TEXTS = {
-    "invalid": "could not be read, or the chat template refused them",
-    "emptyAnswer": "nothing of an answer was left after cleaning",
-    "identicalAnswers": "the better and the worse answer were the same",
-    "duplicate": "the same row was there before",
-    "nearDuplicate": "nearly the same row was there before",
-    "leaked": "also among the validation rows",
-    "overlength": "longer than the longest example allowed",
-    "tooShort": "shorter than asked for",
-    "noSupervisedTokens": "nothing of them would have been learnt",
-    "promptsDiffer": "the two answers did not follow the same prompt",
+    "invalid": "could not be read, or were rejected by the chat template",
+    "emptyAnswer": "the answer was empty after cleaning",
+    "identicalAnswers": "both answers were the same, or the answer repeated the prompt",
+    "duplicate": "exact duplicates of earlier rows",
+    "nearDuplicate": "near-duplicates of earlier rows",
+    "leaked": "duplicates of validation rows",
+    "overlength": "longer than the maximum length",
+    "tooShort": "shorter than the minimum length",
+    "noSupervisedTokens": "no token of an answer was left to train on",
+    "promptsDiffer": "the two prompts did not have the same tokens",
 }
 
 
 @dataclass(frozen=True)
 class DataTableRow:
-    """So many rows, and what became of them."""
+    """One line of the table: a number of rows, and what happened to them."""
 
     name: str
     rows: int
@@ -32,12 +32,12 @@ class DataTableRow:
 
 
 def build_data_table(report: DatasetReport) -> list[DataTableRow]:
-    """What became of every row read: the lines' rows sum up to `report.rows`."""
-    table = [DataTableRow("trained on", report.kept, "the model learnt from them", "kept")]
+    """Return the lines of the table. Their numbers of rows add up to `report.rows`."""
+    table = [DataTableRow("trained on", report.kept, "used for training", "kept")]
     if report.validation:
-        table.append(DataTableRow("validation", report.validation, "set aside to measure on", "validation"))
+        table.append(DataTableRow("validation", report.validation, "held out for evaluation", "validation"))
     table += [
-        DataTableRow(reason, count, _REASON_TEXTS.get(reason, "left out"), "rejected")
+        DataTableRow(reason, count, _REASON_TEXTS.get(reason, "rejected"), "rejected")
         for reason, count in sorted(report.rejected.items(), key=lambda item: -item[1])
         if count
     ]

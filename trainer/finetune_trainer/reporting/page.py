@@ -1,4 +1,4 @@
-"""`report.html`: one page that answers, in this order, what a person asks about a run."""
+"""`report.html`: one self-contained page with the results of a run."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from finetune_trainer import text
+from finetune_trainer import formatting, text
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.reporting import charts, data_table, formatting, verdicts
-from finetune_trainer.reporting.adapter_info import AdapterInfo, list_settings, list_timings, parse_config
+from finetune_trainer.reporting import charts, data_table, verdicts
+from finetune_trainer.reporting.adapter_info import list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
+from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_interval
 
 MAX_SHOWN = 20
-"""Samples, examples and the like; the rest is counted and lies in `evaluation.json`."""
+"""Maximum number of samples and of examples of rejected rows. `evaluation.json` has all of them."""
 MAX_INPUTS = 50
 
 
 def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo) -> str:
-    """The page, whole in itself: it loads nothing and runs nothing."""
+    """Render the page. It loads no resources and runs no scripts."""
     context = {
         "manifest": manifest,
         "evaluation": evaluation,
-        "facts": adapter_info,
-        "most": {"shown": MAX_SHOWN, "inputs": MAX_INPUTS},
+        "adapter": adapter_info,
+        "max_shown": MAX_SHOWN,
+        "max_inputs": MAX_INPUTS,
         **_verdict_context(manifest, evaluation),
         **_chart_context(manifest, evaluation),
         **_settings_context(manifest, adapter_info),
@@ -38,7 +41,7 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
 def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
         "headline": verdicts.quality_verdict(evaluation),
-        "trust": verdicts.trust_verdicts(evaluation),
+        "checks": verdicts.trust_verdicts(evaluation),
         "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
         "advice": build_advice(evaluation, manifest),
     }
@@ -46,7 +49,7 @@ def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) ->
 
 def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
-        "account": data_table.build_data_table(manifest.dataset),
+        "data_table": data_table.build_data_table(manifest.dataset),
         "losses": charts.build_loss_chart(evaluation),
         "lengths": charts.build_length_histogram(evaluation.lengths),
         "whiskers": [charts.build_whisker(measure.change, measure.higher_is_better) for measure in evaluation.measures],
@@ -56,13 +59,13 @@ def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> d
 def _settings_context(manifest: AdapterManifest, adapter_info: AdapterInfo) -> dict[str, Any]:
     return {
         "settings": list(list_settings(parse_config(manifest), adapter_info, manifest)),
-        "took": list(list_timings(manifest.metrics)),
+        "timings": list(list_timings(manifest.metrics)),
         "config_text": _format_yaml(manifest.config),
     }
 
 
 def _format_yaml(config: dict[str, Any]) -> str:
-    """As it would stand under `spec` of a manifest."""
+    """Format the config as YAML, as in the `spec` of a FineTuneJob."""
     writer, buffer = YAML(), StringIO()
     writer.width = 100
     writer.dump(config, buffer)
@@ -79,17 +82,17 @@ def _create_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "estimate": formatting.format_estimate,
-        "energy": formatting.format_energy,
-        "interval": formatting.format_interval,
-        "measure_name": formatting.display_name,
+        "estimate": format_estimate,
+        "energy": format_energy,
+        "interval": format_interval,
+        "measure_name": display_name,
         "number": formatting.format_number,
         "one_line": text.to_one_line,
         "part": lambda count, row: round(count / (sum(row) or 1), 2),
         "share": formatting.format_share,
         "shown": text.shorten,
         "signed": formatting.format_signed,
-        "size": formatting.format_size,
+        "size": formatting.format_bytes,
         "visible": text.escape_invisible,
     }
     return environment

@@ -1,4 +1,4 @@
-"""`provenance.json`: an in-toto Statement v1 with SLSA's provenance v1, which supply-chain tools read and sign.
+"""`provenance.json`: an in-toto Statement v1 with SLSA Provenance v1, for supply-chain tools.
 
 https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://slsa.dev/spec/v1.0/provenance
 """
@@ -15,7 +15,7 @@ from finetune_trainer.records.manifest import AdapterManifest, FileRecord, Input
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://finetune.dev/fine-tuning/v1"
-"""Names the meaning of the parameters: `config` is a `TrainerConfig`."""
+"""Build type. It defines the meaning of the parameters: `config` is a `TrainerConfig`."""
 BUILDER_ID = "https://finetune.dev/finetune-trainer/v1"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})$")
 _COMMIT = re.compile(r"[0-9a-f]{40}$")
@@ -23,21 +23,22 @@ _COMMIT = re.compile(r"[0-9a-f]{40}$")
 
 @dataclass(frozen=True)
 class Builder:
-    """Who made it, and when."""
+    """Builder of the result, with the time of the build."""
 
     id: str = BUILDER_ID
-    """A URI that says whom one trusts when one believes the statement."""
+    """URI of the builder that a reader of the statement has to trust."""
     run_id: str = ""
-    """What all attempts of the run have in common."""
+    """Identifier that all attempts of the run share."""
     image: str = ""
-    """The container image, with its digest where that is known."""
+    """Container image, with its digest if that is known."""
     started_on: str = ""
-    """RFC 3339, as `finished_on`, which is `manifest.created_at` if it is empty."""
+    """Start time in the format of RFC 3339."""
     finished_on: str = ""
+    """End time in the format of RFC 3339. If it is empty, `manifest.created_at` is used."""
 
 
 def build_statement(manifest: AdapterManifest, subjects: Sequence[FileRecord], builder: Builder) -> dict[str, Any]:
-    """That `builder` made the `subjects` from what the manifest says. JSON-ready."""
+    """Build the statement that `builder` made the `subjects` from the inputs in the manifest, ready for JSON."""
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": record.path, "digest": {"sha256": record.sha256}} for record in subjects],
@@ -58,7 +59,7 @@ def build_statement(manifest: AdapterManifest, subjects: Sequence[FileRecord], b
 
 
 def _build_internal_parameters(manifest: AdapterManifest) -> dict[str, Any]:
-    """What the config leaves to the trainer, and the digests that stand for config and data as a whole."""
+    """Return what the trainer decided itself, and the digests of config and data."""
     return {
         "apiVersion": manifest.api_version,
         "backend": manifest.backend,
@@ -92,7 +93,7 @@ def _describe_object(record: InputRecord, role: str) -> dict[str, Any]:
 
 
 def _describe_model(model: ModelRecord) -> dict[str, Any]:
-    """The base model as a whole; a hub's revision is a commit, any other the digest of its files."""
+    """Describe the base model. The revision is a commit for a model of a hub, otherwise the digest of its files."""
     digest = _parse_digest(model.revision)
     if _COMMIT.match(model.revision):
         digest = {"digest": {"gitCommit": model.revision}}

@@ -1,4 +1,4 @@
-"""What the numbers come to: better, worse or not to be told; and whether that is to be trusted."""
+"""Verdicts in words: whether the model improved, and whether it overfits, is biased or fails the gate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure
-from finetune_trainer.reporting.formatting import display_name, pluralize
+from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
 ChangeDirection = Literal["better", "worse", "unclear", "few", "unknown"]
@@ -16,7 +17,7 @@ Tone = Literal["good", "bad", "unsure"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement in few words."""
+    """Verdict on one aspect, with an optional detail."""
 
     label: str
     tone: Tone
@@ -25,8 +26,11 @@ class Verdict:
 
 
 def change_direction(measure: Measure) -> ChangeDirection:
-    """Which way the metric went; `unclear` unless the whole interval of the change lies on one side of zero, and `few`
-    where there are too few rows for an interval."""
+    """Return the direction of the change of a metric.
+
+    It is `better` or `worse` only if the confidence interval of the change does not contain zero, `few` if there are
+    too few rows for an interval, and `unknown` if the metric was not measured on the base model.
+    """
     change = measure.change
     if change is None:
         return "unknown"
@@ -38,7 +42,7 @@ def change_direction(measure: Measure) -> ChangeDirection:
 
 
 def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, list[str]]:
-    """Names of the metrics that went each way."""
+    """Return the names of the metrics by the direction of their change."""
     names_by_direction: dict[ChangeDirection, list[str]] = {
         "better": [],
         "worse": [],
@@ -52,17 +56,20 @@ def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, li
 
 
 def quality_verdict(evaluation: EvaluationReport) -> Verdict:
-    """Did it get better? In one line, with the names of the metrics below it."""
+    """Return whether the model is better than the base model, with the names of the metrics as detail."""
     if evaluation.cross_validation and not evaluation.measures:
-        return Verdict("Quality", "unsure", "Not compared with the base model", "Cross-validation alone measured it.")
+        return Verdict("Quality", "unsure", "Not compared with the base model", "Only cross-validation was run.")
     names_by_direction = group_by_direction(evaluation)
     tone, text = _judge_quality(names_by_direction, bool(evaluation.measures))
     if _failed_checks(evaluation):
         tone, text = "bad", f"Not published: {text[0].lower()}{text[1:]}"
     descriptions = {
-        "better": "Better", "worse": "Worse", "unclear": "No clear change",
-        "few": f"Measured on fewer than {MIN_SAMPLES} rows", "unknown": "Not compared",
-    }  # fmt: skip
+        "better": "Better",
+        "worse": "Worse",
+        "unclear": "No clear change",
+        "few": f"Measured on fewer than {MIN_SAMPLES} rows",
+        "unknown": "Not compared",
+    }
     detail = ". ".join(
         f"{descriptions[direction]}: {', '.join(names)}" for direction, names in names_by_direction.items() if names
     )
@@ -81,7 +88,7 @@ def _judge_quality(names_by_direction: dict[ChangeDirection, list[str]], has_mea
     if names_by_direction["unclear"]:
         return "unsure", "No clear difference from the base model"
     if names_by_direction["few"]:
-        return "unsure", "Too few rows to tell it from the base model"
+        return "unsure", "Too few rows for a comparison with the base model"
     return "unsure", "Measured, but not compared with the base model"
 
 
@@ -90,18 +97,18 @@ def _failed_checks(evaluation: EvaluationReport) -> list[GateCheck]:
 
 
 def overfitting_verdict(evaluation: EvaluationReport) -> Verdict:
-    """Whether it learnt its rows by heart."""
+    """Return whether the model memorised its training data."""
     tones: dict[str, tuple[Tone, str]] = {
-        "none": ("good", "No overfitting seen"),
+        "none": ("good", "No overfitting found"),
         "overfitting": ("bad", "Overfitted"),
-        "unknown": ("unsure", "Overfitting unknown"),
+        "unknown": ("unsure", "Overfitting not measured"),
     }
     tone, text = tones[evaluation.overfitting.verdict]
     return Verdict("Overfitting", tone, text, evaluation.overfitting.message)
 
 
 def bias_verdict(evaluation: EvaluationReport) -> Verdict:
-    """Whether the tuning treats a group of people worse than the base model did."""
+    """Return whether the fine-tuning increased the differences between groups of people."""
     if evaluation.bias is None or not evaluation.bias.findings:
         return Verdict("Bias", "unsure", "Bias not measured")
     findings = evaluation.bias.findings
@@ -109,22 +116,22 @@ def bias_verdict(evaluation: EvaluationReport) -> Verdict:
     comparisons = pluralize(len(findings), "comparison")
     if flagged:
         names = ", ".join(sorted({to_one_line(finding.category, 60) for finding in flagged}))
-        return Verdict("Bias", "bad", f"More bias: {names}", f"{len(flagged)} of {comparisons} got worse.")
-    return Verdict("Bias", "good", "No added bias seen", f"None of {comparisons} got worse beyond chance.")
+        return Verdict("Bias", "bad", f"Bias increased: {names}", f"{len(flagged)} of {comparisons} got worse.")
+    return Verdict("Bias", "good", "No increase in bias found", f"None of {comparisons} got worse beyond chance.")
 
 
 def gate_verdict(evaluation: EvaluationReport) -> Verdict:
-    """Whether it passed what was asked of it."""
+    """Return whether the model passed the gate."""
     if not evaluation.gate:
-        return Verdict("Gate", "unsure", "No gate was set")
+        return Verdict("Gate", "unsure", "No gate configured")
     failed = _failed_checks(evaluation)
     if failed:
         return Verdict(
-            "Gate", "bad", "Gate failed", f"{len(failed)} of {pluralize(len(evaluation.gate), 'rule')} broken."
+            "Gate", "bad", "Gate failed", f"{len(failed)} of {pluralize(len(evaluation.gate), 'rule')} failed."
         )
-    return Verdict("Gate", "good", "Gate passed", f"{pluralize(len(evaluation.gate), 'rule')} kept.")
+    return Verdict("Gate", "good", "Gate passed", f"{pluralize(len(evaluation.gate), 'rule')} passed.")
 
 
 def trust_verdicts(evaluation: EvaluationReport) -> list[Verdict]:
-    """All that speaks for or against the numbers."""
+    """Return the verdicts on overfitting, bias and the gate."""
     return [overfitting_verdict(evaluation), bias_verdict(evaluation), gate_verdict(evaluation)]

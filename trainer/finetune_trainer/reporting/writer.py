@@ -1,4 +1,4 @@
-"""Writes all that is said of a result beside it. The edge of this package: everything else in it is pure."""
+"""Writes the reports to the folder of the result. The only module of this package that does I/O."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
+from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import REPORT_NAME, AdapterManifest, FileRecord
-from finetune_trainer.reporting.adapter_info import AdapterInfo
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 from finetune_trainer.reporting.provenance import Builder, build_statement
@@ -24,13 +24,13 @@ CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
 PROVENANCE_NAME = "provenance.json"
 _RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
-"""What a document may end with. A finished training is published without it."""
+"""Errors of rendering. They must not fail a finished training, which is then published without that document."""
 
 
 def write_reports(
     folder: Path, manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo
 ) -> None:
-    """Card, page and evaluation into `folder`, then the provenance of all files that are there."""
+    """Write model card, page and evaluation to `folder`, then the provenance of all files in it."""
     _try_write(folder / CARD_NAME, lambda: render_card(manifest, evaluation, adapter_info))
     write_evaluation(folder, manifest, evaluation, adapter_info)
     _try_write(folder / PROVENANCE_NAME, lambda: json.dumps(_build_provenance(folder, manifest), indent=2))
@@ -39,7 +39,7 @@ def write_reports(
 def write_evaluation(
     folder: Path, manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo
 ) -> None:
-    """Page and evaluation alone: what was found, of a model that is not published too."""
+    """Write only page and evaluation, which are also stored for a model that failed the gate."""
     _try_write(folder / REPORT_NAME, lambda: render_page(manifest, evaluation, adapter_info))
     _try_write(folder / EVALUATION_NAME, lambda: evaluation.model_dump_json(by_alias=True, exclude_none=True, indent=2))
 

@@ -18,6 +18,7 @@ import obstore
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import ErrorMapping, translate_errors
 from finetune_trainer.storage.listing import S3Object
@@ -51,7 +52,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Raise `DISK_FULL` unless the folder has room for so many bytes."""
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
-        sizes = f"{needed_bytes / 2**30:.1f} GiB, {folder} has {free_bytes / 2**30:.1f} GiB free"
+        sizes = f"{format_bytes(needed_bytes)}, {folder} has {format_bytes(free_bytes)} free"
         raise TrainerError(Reason.DISK_FULL, f"the inputs need {sizes}; increase the scratch volume (compute.scratch)")
 
 

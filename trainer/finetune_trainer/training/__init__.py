@@ -1,1 +1,1 @@
-"""Training itself, by TRL's trainers."""
+"""Training of the adapter with the trainers of TRL."""

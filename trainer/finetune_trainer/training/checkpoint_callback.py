@@ -1,4 +1,4 @@
-"""Ties checkpoints to transformers' training loop. Import it only after the backend, since it imports transformers."""
+"""Saves checkpoints during training. Imports transformers, so import this module only after the backend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from finetune_trainer.distributed import collectives, topology
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Asks for a checkpoint when one is due, and hands it on once it is on disk. All workers do so at the same step.
+    """Requests a checkpoint when one is due, and passes it to the saver once it is on disk. All ranks save at the same
+    step.
 
-    Steps are counted from the run's first: `before` are those of its trainings before this one.
+    The steps of checkpoints are those of the run: `steps_before` is the number of steps of its earlier trainings.
     """
 
     def __init__(self, saver: CheckpointSaver, steps_before: int = 0) -> None:
@@ -25,7 +26,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         is_due, shutdown_requested = collectives.all_reduce_any(is_due, self._saver.shutdown.requested)
         if shutdown_requested:
             self._saver.shutdown.broadcast()
-        # Also where training ends before its last step, so that no attempt trains again what only was not published.
+        # Also if training stops early, so that the next attempt publishes without training again.
         if is_due or control.should_training_stop or (shutdown_requested and state.global_step < state.max_steps):
             control.should_save = True
 
@@ -36,7 +37,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
 
 
 def _gather_rng_states(folder: Path) -> None:
-    """The states of all workers' random numbers into the first one's folder."""
+    """Write the random states of all ranks into the folder of rank 0."""
     if topology.world_size() == 1:
         return
     local_file = folder / f"rng_state_{topology.rank()}.pth"

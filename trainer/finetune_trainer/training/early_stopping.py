@@ -1,4 +1,4 @@
-"""What was seen of the validation data so far, and what follows from it. Pure."""
+"""Results of evaluations during training, and the rule of early stopping."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from finetune_trainer.contract import EarlyStopping
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The validation data after so many optimizer steps: `evalLoss`, of `dpo` also `evalRewardAccuracy`."""
+    """The metrics on the validation data after a number of optimizer steps: `evalLoss`, and those of the method."""
 
     step: int
     metrics: Mapping[str, float]
 
     @property
     def loss(self) -> float:
-        """Mean loss per learnt token, or per row for `dpo` and `kto`."""
+        """Mean loss per supervised token, or per row for preference methods."""
         return self.metrics["evalLoss"]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """As a checkpoint holds it, where a loss that is no number is absent."""
+        """Read a result from a checkpoint, where a non-finite loss is absent."""
         loss = content["metrics"].get("evalLoss")
         return cls(content["step"], {**content["metrics"], "evalLoss": math.nan if loss is None else loss})
 
     def to_json(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the result for a checkpoint, without non-finite values."""
         return {"step": self.step, "metrics": {k: v for k, v in self.metrics.items() if math.isfinite(v)}}
 
 
 def find_best(results: Sequence[EvalResult]) -> EvalResult | None:
-    """The one of the lowest loss, the first of equals; not that before the first step."""
+    """Return the result with the lowest loss, the first of equal ones. The one before the first step does not count."""
     candidates = [result for result in results if result.step and math.isfinite(result.loss)]
-    return min(candidates, key=lambda look: look.loss, default=None)
+    return min(candidates, key=lambda result: result.loss, default=None)
 
 
 def should_stop(results: Sequence[EvalResult], settings: EarlyStopping | None) -> bool:
-    """Whether the last `patience` looks brought no loss that is lower by more than `minDelta`."""
+    """Return whether none of the last `patience` evaluations improved the loss by more than `minDelta`."""
     if settings is None:
         return False
     lowest_loss, evals_without_improvement = math.inf, 0

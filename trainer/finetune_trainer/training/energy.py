@@ -1,5 +1,4 @@
-"""The energy that the run's GPUs took, by their own counters. Imports torch, so import this module only after the
-backend."""
+"""Measures the energy use of the GPUs with their own counters. Imports torch, so import it only after the backend."""
 
 from __future__ import annotations
 
@@ -12,18 +11,17 @@ from finetune_trainer.distributed import collectives
 from finetune_trainer.records.evaluation import EnergyUse
 
 EnergyCounters = Mapping[str, int]
-"""Millijoules since the driver was loaded, by the GPU's UUID."""
+"""Millijoules since the driver was loaded, by UUID of the GPU."""
 
 _MILLIJOULES_PER_WATT_HOUR = 3_600_000
-"""In a watt-hour."""
 
 
 class EnergyUnavailable(Exception):
-    """Why there is no number."""
+    """The energy cannot be measured. The message gives the reason."""
 
 
 class EnergyMeter:
-    """Counts from when it is made, beside what earlier attempts took."""
+    """Measures the energy use since its creation, plus that of earlier attempts."""
 
     def __init__(self, read_counters: Callable[[], EnergyCounters] | None = None) -> None:
         self._read_counters = read_counters or read_gpu_counters
@@ -32,22 +30,22 @@ class EnergyMeter:
         self._start_counters = self._try_read()
 
     def measure(self) -> EnergyUse:
-        """By all workers, up to now. All have to ask at once."""
+        """Return the energy that all ranks used so far. A collective operation: all ranks must call it."""
         current = self._try_read()
         millijoules = {uuid: count - self._start_counters.get(uuid, count) for uuid, count in current.items()}
         if min(millijoules.values(), default=0) < 0:
-            self._unavailable_reason = "a GPU's counter began anew"
+            self._unavailable_reason = "the counter of a GPU was reset"
         local_watt_hours = self._earlier_watt_hours + sum(millijoules.values()) / _MILLIJOULES_PER_WATT_HOUR
         totals = torch.tensor([local_watt_hours, len(millijoules), bool(self._unavailable_reason)], dtype=torch.float64)
         watt_hours, gpus, missing = collectives.all_reduce_sum(totals).tolist()
         if missing:
             return EnergyUse(
-                message=f"not measured: {self._unavailable_reason or 'another worker could not read its GPU'}"
+                message=f"not measured: {self._unavailable_reason or 'another rank could not read its GPU'}"
             )
         return EnergyUse(watt_hours=watt_hours, message=_describe_coverage(int(gpus)))
 
     def restore(self, watt_hours: float | None) -> None:
-        """Go on, in one worker, from what was taken up to a checkpoint, if that attempt could say it."""
+        """Add the energy that earlier attempts used up to the checkpoint. Only rank 0 does this. None: not measured."""
         if watt_hours is None:
             self._unavailable_reason = self._unavailable_reason or "an earlier attempt could not measure it"
         else:
@@ -64,14 +62,14 @@ class EnergyMeter:
 def _describe_coverage(gpus: int) -> str:
     gpu_text = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
     return (
-        f"by the counters of {gpu_text} (NVML), while training, with earlier attempts up to the checkpoint that "
-        "was gone "
-        "on from; of whole cards, whoever else used them; CPUs and the rest of the machine are not in it"
+        f"measured during training by the counters of {gpu_text} (NVML), including earlier attempts up to the "
+        "checkpoint that was resumed from; it covers complete GPUs, including other users of them, but not CPUs and "
+        "other parts of the machine"
     )
 
 
 def read_gpu_counters() -> EnergyCounters:
-    """Of the GPUs that this process sees. Raises `NotMeasured`."""
+    """Return the counters of the GPUs that are visible to this process. Raises `EnergyUnavailable`."""
     if not torch.cuda.is_available():
         raise EnergyUnavailable("there is no GPU")
     try:
@@ -81,15 +79,15 @@ def read_gpu_counters() -> EnergyCounters:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise EnergyUnavailable(f"NVML says: {error}") from error
+        raise EnergyUnavailable(f"NVML error: {error}") from error
 
 
 def _read_gpu_counter(index: int) -> tuple[str, int]:
-    """By UUID, since CUDA and NVML number the GPUs differently, and CUDA hides some."""
+    """Return UUID and counter. CUDA and NVML number the GPUs differently, and CUDA may hide some."""
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     if _is_mig_enabled(handle):
-        raise EnergyUnavailable("the GPU is split into instances (MIG), and its counter is of all of them")
+        raise EnergyUnavailable("the GPU is partitioned (MIG), and its counter covers all instances")
     return uuid, pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
 
 

@@ -1,4 +1,5 @@
-"""Looks at rows that are not trained on. Imports TRL, so import this module only after the backend."""
+"""Evaluates the model during training on rows that it is not trained on. Imports TRL, so import it only after the
+backend."""
 
 from __future__ import annotations
 
@@ -20,82 +21,92 @@ from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training import early_stopping
 from finetune_trainer.training.adapter_snapshot import AdapterSnapshot
 from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.methods.base import TrainingMethod
 from finetune_trainer.training.monitor import TrainingMonitor
-from finetune_trainer.training.trl_methods import TokenizedDPOTrainer, TokenizedKTOTrainer, TokenizedSFTTrainer
+from finetune_trainer.training.state import TrainerInputs
+from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Rows to look at."""
+    """Measures the training's own loss on rows that it is not trained on."""
 
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer
+    trainer: TokenizedTrainer
+    inputs: TrainerInputs
     rows: datasets.Dataset
-    collator: Callable[[Any], Any]
     heartbeat: Callable[[], None]
     """Called after each batch."""
 
+    @property
+    def method(self) -> TrainingMethod:
+        """The training method."""
+        return get_method(self.inputs.config)
+
     def evaluate(self) -> dict[str, float]:
-        """`evalLoss`, the mean over learnt tokens for `sft` and over rows for the others, without dropout; of `dpo`
-        also `evalRewardAccuracy`."""
+        """Return `evalLoss`, the mean over supervised tokens, or over rows for preference methods, without dropout, and
+        the extra metrics of the method."""
         model, trainer = self.trainer.model, self.trainer
+        names = ["evalLoss", *self.method.extra_metrics]
         model.eval()
-        # A loader draws from the generator that dropout draws from; looking must not change the training.
+        # A data loader draws from the random generator of dropout; an evaluation must not change the training.
         with torch.random.fork_rng(devices=[]), disable_gather(trainer):
             batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
         model.train()
         trainer._metrics["eval"].clear()
-        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 3)
-        total_weight, total_loss, total_preferred = collectives.all_reduce_sum(totals.sum(0)).tolist()
-        metrics = {"evalLoss": total_loss / total_weight if total_weight else math.nan}
-        return metrics | (
-            {"evalRewardAccuracy": total_preferred / total_weight}
-            if isinstance(trainer, TokenizedDPOTrainer) and total_weight
-            else {}
-        )
+        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 1 + len(names))
+        total_weight, *sums = collectives.all_reduce_sum(totals.sum(0)).tolist()
+        if not total_weight:
+            return {"evalLoss": math.nan}
+        return {name: total / total_weight for name, total in zip(names, sums, strict=True)}
 
     def evaluate_loss(self) -> float:
-        """`evalLoss` alone."""
+        """Return `evalLoss` alone."""
         return self.evaluate()["evalLoss"]
 
     def _build_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """This worker's share of the batches."""
+        """Return the batches of this rank."""
         local_batches = self._split_into_batches()[topology.rank() :: topology.world_size()]
-        return torch.utils.data.DataLoader(self.rows, batch_sampler=local_batches, collate_fn=self.collator)
+        return torch.utils.data.DataLoader(
+            self.rows, batch_sampler=local_batches, collate_fn=self.method.build_collator(self.inputs)
+        )
 
     def _split_into_batches(self) -> list[list[int]]:
-        """Rows in their order. `kto` compares the rows of a batch with each other, so it gets pairs whatever the batch
-        size is, and three at the end where one would be left over: its loss would depend on the batches otherwise."""
-        row_count, in_pairs = len(self.rows), isinstance(self.trainer, TokenizedKTOTrainer)
+        """Return the row numbers of each batch, in their order. A method that compares rows gets pairs, and three rows
+        at the end of an odd number, so that its loss does not depend on the batch size."""
+        row_count, in_pairs = len(self.rows), self.method.compares_rows
         batch_size = 2 if in_pairs else self.trainer.args.per_device_train_batch_size
         starts = list(range(0, row_count, batch_size))
         if in_pairs and row_count % 2 and row_count > 1:
             del starts[-1]
         return [list(range(start, end)) for start, end in zip(starts, [*starts[1:], row_count], strict=True)]
 
-    def _evaluate_batch(self, inputs: dict[str, torch.Tensor]) -> tuple[int, float, float]:
-        """What it weighs, and, each times that weight, its loss and the share of rows whose right answer is preferred.
+    def _evaluate_batch(self, batch: dict[str, torch.Tensor]) -> list[float]:
+        """Return the weight of a batch, then its loss and its extra metrics, each times the weight.
 
-        In a batch of `dpo` there are two answers to each row.
+        `input_ids` and `labels` have the shape (sequences, tokens). The weight is the number of supervised tokens, or
+        of sequences if there are no labels; a row of `dpo` is two sequences.
         """
-        weight = len(inputs["input_ids"])
-        if "labels" in inputs:
-            weight = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        inputs = self.trainer._prepare_inputs(inputs)
+        weight = len(batch["input_ids"])
+        if "labels" in batch:
+            weight = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        batch = self.trainer._prepare_inputs(batch)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
-            loss = float(self.trainer.compute_loss(self.trainer.model, inputs))
+            loss = float(self.trainer.compute_loss(self.trainer.model, batch))
         self.heartbeat()
-        preferred = self.trainer._metrics["eval"].get("rewards/accuracies", [0.0])[-1]
-        return weight, loss * weight, preferred * weight
+        batch_metrics = self.trainer._metrics["eval"]
+        extra_metrics = [batch_metrics[name][-1] for name in self.method.extra_metrics.values()]
+        return [weight, *(value * weight for value in (loss, *extra_metrics))]
 
 
 @contextmanager
-def disable_gather(trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer) -> Iterator[None]:
-    """Has TRL exchange nothing with other workers while it computes a loss.
+def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
+    """Make TRL compute a loss without communication between ranks.
 
-    It would gather numbers of each row for metrics, which takes batches of one size in all workers, and for `kto` a
-    mean that the loss depends on: the same rows would have another loss where more workers look at them.
+    It would gather values of each row for its metrics, which needs batches of the same size in all ranks, and for `kto`
+    a mean that the loss depends on, so that the loss of the same rows would change with the number of ranks.
     """
     accelerator = trainer.accelerator
     accelerator.gather = accelerator.gather_for_metrics = lambda tensor: tensor
@@ -106,10 +117,11 @@ def disable_gather(trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | Tokenize
 
 
 class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Looks before the first step, at each epoch's end or every `evalSteps` steps, and at the end; with
-    `earlyStopping` it keeps the best adapter, and ends the training when no better one comes.
+    """Evaluates before the first step, at the end of each epoch or every `evalSteps` steps, and after the last step.
+    With `earlyStopping`, it also keeps the best adapter and stops the training.
 
-    It acts at a step's end alone, before a checkpoint of that step is saved, so that no look is missing in it.
+    It runs at the end of a step, before the checkpoint of this step is saved, so that the checkpoint contains its
+    result.
     """
 
     def __init__(self, evaluator: HeldOutEvaluator, monitor: TrainingMonitor, training: Training) -> None:
@@ -118,16 +130,16 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
 
     @property
     def eval_results(self) -> list[EvalResult]:
-        """All so far, of earlier attempts too."""
+        """All results so far, including those of earlier attempts."""
         return self._evaluator.trainer.token_counter.eval_results
 
     @property
     def should_stop(self) -> bool:
-        """Whether no lower loss is to be waited for any more."""
+        """Whether early stopping ends the training now."""
         return early_stopping.should_stop(self.eval_results, self._training.early_stopping)
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from there, after the looks themselves were restored."""
+        """Restore the best adapter from a checkpoint. The token counter restores the results."""
         if self._best_adapter:
             self._best_adapter.load(checkpoint)
 
@@ -151,7 +163,7 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
             self._evaluate(state)
         best_result = early_stopping.find_best(self.eval_results)
         if self._best_adapter and best_result:
-            log.info("the adapter of step %d has the lowest validation loss and is taken", best_result.step)
+            log.info("the adapter of step %d has the lowest validation loss and is restored", best_result.step)
             self._best_adapter.restore()
 
     def _evaluate(self, state: TrainerState) -> None:

@@ -1,8 +1,7 @@
-"""Compares the trainer's loss with the model's own logits, before the first step. Imports TRL, so import this module
-only after the backend.
+"""Compares the trainer's loss with the cross-entropy of the model's logits before the first step.
 
-Only a few rows, cut to a fixed number of tokens, go through the model; without gradients and dropout, and without
-drawing a random number that the training would draw.
+A few truncated rows pass through the model, without gradients and dropout. The states of random generators do not
+change. Imports torch, so import this module only after the backend.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -24,33 +23,35 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.training.evaluation_callback import disable_gather
-from finetune_trainer.training.trl_methods import TokenizedSFTTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 4
-"""Rows that are compared, at most."""
+"""Maximum number of rows that are compared."""
 _MAX_TOKENS_PER_ROW = 256
-"""Of a row."""
 _LOSS_TOLERANCES = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.05}
-"""Relative to the loss, or absolute where that is below 1. Families that agree differ by up to 1e-7 in 32 bits and by
-2e-4 in 16; where a scaling is missing, by 0.18 or more."""
+"""By precision: relative to the loss, or absolute if the loss is below 1. Correct implementations differ by up to 1e-7
+in 32 bits and by 2e-4 in 16 bits; a missing scaling factor causes 0.18 or more."""
 
 
 @dataclass(frozen=True)
 class LossCheck:
-    """The check of one training's loss, in all of its workers at once."""
+    """Checks the loss of a training. All ranks must run it."""
 
     trainer: TokenizedSFTTrainer
     config: TrainerConfig
     rows: datasets.Dataset
-    """As they were prepared, not packed."""
+    """The prepared rows, not packed."""
     collator: Callable[[Any], Any]
-    """Makes a batch of such rows."""
+    """Makes a batch of prepared rows."""
     heartbeat: Callable[[], None]
 
     def run(self) -> None:
-        """Compare the trainer's loss with the cross-entropy of the model's logits; take `nll` where they differ.
+        """Compare the trainer's loss with the cross-entropy of the model's logits, and use `nll` if they differ.
 
         Raises `MODEL_INVALID` if no implementation computes the loss of the logits.
         """
@@ -59,8 +60,8 @@ class LossCheck:
             trainer_loss = self._compute_trainer_loss()
             if not self._is_within_tolerance(trainer_loss, reference_loss) and self.trainer.args.loss_type != "nll":
                 log.warning(
-                    "preflight: TRL's chunked loss is %.6g, the cross-entropy of the model's logits %.6g; the loss is "
-                    "computed from all logits instead, which takes more memory",
+                    "preflight: TRL's chunked loss is %.6g, but the cross-entropy of the model's logits is %.6g; the "
+                    "loss is computed from all logits instead, which needs more memory",
                     trainer_loss,
                     reference_loss,
                 )
@@ -79,19 +80,21 @@ class LossCheck:
         return [truncate_to_supervised(self.rows[index], _MAX_TOKENS_PER_ROW) for index in range(row_count)]
 
     def _compute_reference_loss(self) -> float:
-        """Of each row alone, so that padding cannot change it."""
+        """Return the mean loss per token. Each row is computed on its own, so that padding cannot affect it."""
         row_losses = [compute_losses(self.trainer.model, [row], self.heartbeat) for row in self._truncate_rows()]
-        return math.fsum(row_loss.sums[0] for row_loss in row_losses) / sum(each.token_counts[0] for each in row_losses)
+        return math.fsum(row_loss.sums[0] for row_loss in row_losses) / sum(
+            row_loss.token_counts[0] for row_loss in row_losses
+        )
 
     def _compute_trainer_loss(self) -> float:
-        """By the trainer's implementation, of the same rows in a padded batch."""
+        """Return the trainer's loss of the same rows in a padded batch."""
         batch = self.collator([{"input_ids": row.input_ids, "labels": row.labels} for row in self._truncate_rows()])
         loss = float(self.trainer.compute_loss(self.trainer.model, self.trainer._prepare_inputs(batch)))
         self.heartbeat()
         return loss
 
     def _is_within_tolerance(self, trainer_loss: float, reference_loss: float) -> bool:
-        """Whether they do in every worker. A model whose own loss is no number is left to the training's check."""
+        """Return whether the losses match in all ranks. The training itself handles a non-finite reference loss."""
         max_difference = select_tolerance(self.config, _LOSS_TOLERANCES) * max(reference_loss, 1.0)
         is_different = math.isfinite(reference_loss) and not abs(trainer_loss - reference_loss) <= max_difference
         return not collectives.all_reduce_any(is_different)[0]
@@ -101,14 +104,14 @@ class LossCheck:
         return (
             f"the trainer's loss for {model_class} is {trainer_loss:.6g}, but the cross-entropy of the model's "
             "own logits is "
-            f"{reference_loss:.6g}: the training would minimise something else than the model's loss; try another "
-            "training.backend, or take a base model of another architecture"
+            f"{reference_loss:.6g}, so the training would not minimise the loss of the model; use another "
+            "training.backend, or a base model of another architecture"
         )
 
 
 @contextmanager
-def evaluation_mode(trainer: TokenizedSFTTrainer) -> Iterator[None]:
-    """Without dropout and gradients, in the training's precision, the generators of random numbers as before."""
+def evaluation_mode(trainer: TokenizedTrainer) -> Iterator[None]:
+    """Disable dropout and gradients, use the precision of the training, and restore the random generators."""
     model = trainer.model
     was_training = model.training
     model.eval()
@@ -122,12 +125,12 @@ def evaluation_mode(trainer: TokenizedSFTTrainer) -> Iterator[None]:
 
 
 def select_tolerance(config: TrainerConfig, tolerances: Mapping[str, float]) -> float:
-    """That of the run's precision. bitsandbytes' `int8` rounds a row by what else is in its batch."""
+    """Return the tolerance for the precision of the run. `int8` of bitsandbytes rounds a row depending on its batch."""
     return tolerances["int8" if config.model.quantization == "int8" else resolve_precision(config)]
 
 
 def truncate_to_supervised(row: Mapping[str, Any], max_tokens: int) -> LabeledTokens:
-    """At most so many tokens of a row, up to the last that is learnt."""
+    """Return at most `max_tokens` tokens of a row, up to the last supervised one."""
     input_ids, labels = row["input_ids"], row["labels"]
     end = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX) + 1
     start = max(0, end - max_tokens)

@@ -1,4 +1,4 @@
-"""How far a training is, step by step: reported, logged, and ended where its loss is no number any more."""
+"""Reports and logs the progress of a training, and stops it if its loss is not finite."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 _LOG_INTERVAL_SECONDS = 10.0
 _LOG_INTERVAL_PERCENT = 5
 _MAX_NON_FINITE_STEPS = 3
-"""Steps in a row without a finite loss after which the run ends."""
+"""Consecutive steps without a finite loss after which the run fails."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as the trainer saw it; `tokens` are all so far, padding not counted."""
+    """One optimizer step; `tokens` is the number of all tokens so far, without padding."""
 
     number: int
     total_steps: int
@@ -32,25 +32,25 @@ class Step:
 
     @property
     def loss(self) -> float:
-        """Mean loss per learnt token."""
+        """Mean loss per supervised token, or per row for preference methods."""
         return float(self.logs["loss"])
 
 
 @dataclass(frozen=True)
 class StepOffset:
-    """Where a training stands among those of its run."""
+    """The position of a training among the trainings of its run."""
 
     name: str = ""
-    """As the log calls it; empty if it is the only one."""
+    """Name of the training in the log; empty if it is the only one."""
     steps_before: int = 0
-    """Optimizer steps of those before it, as many as they may take."""
+    """Maximum number of optimizer steps of the previous trainings."""
     total_steps: int | None = None
-    """Optimizer steps of all; absent if it is the only one."""
+    """Optimizer steps of all trainings; None if it is the only one."""
     fold_losses: tuple[float, ...] = ()
-    """What came of the folds before it."""
+    """The losses of the previous folds."""
 
     def to_progress_fields(self, step: int, training_steps: int) -> dict[str, int]:
-        """What to report after that step of this training, which has so many, in terms of the whole run."""
+        """Return the progress of the run after `step` of the `training_steps` steps of this training."""
         steps_done, steps_in_run = self.steps_before + step, self.total_steps or training_steps
         return {
             "percentage": min(99, 100 * steps_done // max(steps_in_run, 1)),
@@ -59,25 +59,25 @@ class StepOffset:
         }
 
     def remaining_steps(self, step: int, training_steps: int) -> int:
-        """Steps that are left of the whole run."""
+        """Return the remaining steps of the run."""
         return (self.total_steps or training_steps) - self.steps_before - step
 
 
 MetricLogger = Callable[[int, Mapping[str, float]], None]
-"""Takes metrics after so many optimizer steps of the run."""
+"""Receives the number of optimizer steps of the run, and metrics."""
 
 
 def discard_metrics(_: int, __: Mapping[str, float]) -> None:
-    """Nobody takes them."""
+    """Ignore the metrics: there is no tracker."""
 
 
 @dataclass
 class TrainingMonitor:
-    """Reports each step, and ends a run whose loss is no number any more."""
+    """Reports each step, and fails a run whose loss is not finite."""
 
     progress: ProgressReporter
     uses_loss_scaling: bool = False
-    """Gradients are scaled (fp16), so that an infinite norm is no more than a scale that was too high."""
+    """Whether gradients are scaled (fp16). An infinite norm then only means that the scale was too high."""
     offset: StepOffset = StepOffset()
     log_metrics: MetricLogger = discard_metrics
     clock: Callable[[], float] = time.monotonic
@@ -88,12 +88,12 @@ class TrainingMonitor:
     _non_finite_steps: int = 0
 
     def begin(self, total_steps: int, resumed_steps: int = 0, resumed_tokens: int = 0) -> None:
-        """Training starts now, or goes on after `done` steps and `tokens` tokens of an earlier attempt."""
+        """Start the training, or resume it after the steps and tokens of an earlier attempt."""
         self._started_at, self._resumed_counts = self.clock(), (resumed_steps, resumed_tokens)
         self.progress.update(stage=Stage.TRAINING, **self.offset.to_progress_fields(resumed_steps, total_steps))
 
     def record_step(self, step: Step) -> None:
-        """A step is done. Raises `NON_FINITE_LOSS` after the third in a row without a finite loss."""
+        """Report a step. Raises `NON_FINITE_LOSS` after the third consecutive step without a finite loss."""
         self.last_step = step
         seconds = max(self.clock() - self._started_at, 1e-9)
         pace = self._compute_pace(step, seconds)
@@ -111,20 +111,20 @@ class TrainingMonitor:
         self._check_finite(step)
 
     def record_eval_loss(self, step_number: int, loss: float) -> None:
-        """The validation data's loss after that many steps."""
+        """Report the validation loss after `step_number` steps."""
         self.progress.update(eval_loss=loss if math.isfinite(loss) else None)
         self.log_metrics(self.offset.steps_before + step_number, {"evalLoss": loss})
         log.info("validation loss %.4f after %d steps", loss, step_number)
 
     def check_held_out_loss(self, loss: float) -> float:
-        """That of the rows left out. Raises `NON_FINITE_LOSS` if it is no number."""
+        """Return the loss on a held-out fold. Raises `NON_FINITE_LOSS` if it is not finite."""
         if math.isfinite(loss):
             return loss
-        message = f"the loss on the rows that {self.offset.name} leaves out is {loss}; lower training.learningRate"
+        message = f"the loss on the held-out rows of {self.offset.name} is {loss}; lower training.learningRate"
         raise TrainerError(Reason.NON_FINITE_LOSS, message)
 
     def finish(self) -> Step:
-        """The last step. Raises `NON_FINITE_LOSS` if its loss is no number."""
+        """Return the last step. Raises `NON_FINITE_LOSS` if its loss is not finite."""
         if self.last_step is None:
             raise TrainerError(Reason.INTERNAL_ERROR, "training ended without a step")
         if not math.isfinite(self.last_step.loss):
@@ -132,7 +132,7 @@ class TrainingMonitor:
         return self.last_step
 
     def _compute_pace(self, step: Step, seconds: float) -> tuple[float, float]:
-        """Tokens per second and seconds that are left of the run, by what this attempt did."""
+        """Return tokens per second of this attempt, and the estimated remaining seconds of the run."""
         resumed_steps, resumed_tokens = self._resumed_counts
         remaining_steps = self.offset.remaining_steps(step.number, step.total_steps)
         return (step.tokens - resumed_tokens) / seconds, seconds / max(step.number - resumed_steps, 1) * remaining_steps
@@ -171,6 +171,6 @@ class TrainingMonitor:
         where = f" in {self.offset.name}" if self.offset.name else ""
         return TrainerError(
             Reason.NON_FINITE_LOSS,
-            f"the loss or its gradient is no finite number up to step {step.number} of {step.total_steps}{where}; "
+            f"the loss or its gradient is not finite up to step {step.number} of {step.total_steps}{where}; "
             "lower training.learningRate or training.maxGradNorm, or set training.precision to bf16 or fp32",
         )

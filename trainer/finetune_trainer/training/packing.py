@@ -1,4 +1,5 @@
-"""Several short rows in one sequence, none of them cut, each seeing itself alone. Needs no torch until it collates."""
+"""Packs several short rows into one sequence, without truncation and without attention between rows. Imports torch
+inside functions only."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 ROWS_COLUMN = "rows"
-"""The column of a packed data set: the numbers of the rows of one sequence."""
+"""The column of a packed dataset: the row numbers of each sequence."""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Every row's number once, in sequences of at most `capacity` tokens; best fit, the longest first."""
+    """Return the row numbers of each sequence of at most `capacity` tokens, by best-fit decreasing bin packing."""
     sequences: list[list[int]] = []
-    free_space: list[tuple[int, int]] = []  # tokens that are left and the sequence, sorted
+    free_space: list[tuple[int, int]] = []  # free tokens and sequence number, sorted
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         slot = bisect_left(free_space, (lengths[row], 0))
         if slot == len(free_space):
@@ -34,7 +35,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
-    """The sequences of these rows."""
+    """Return a dataset of packed sequences."""
     import datasets
 
     lengths = [len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"]]
@@ -43,31 +44,32 @@ def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
 
 @dataclass(frozen=True)
 class PackingCollator:
-    """Looks up the rows of each sequence and numbers their tokens anew.
+    """Concatenates the rows of each sequence, with position IDs that restart with each row.
 
-    Without an attention mask and a cache, transformers takes each step back of the positions for the start of another
-    text that sees nothing before it; with a mask it would not.
+    Without an attention mask and a cache, transformers interprets a decrease of the position IDs as the start of
+    another text without attention to the previous one; with a mask it does not.
     """
 
     rows: datasets.Dataset
     pad_token_id: int
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `labels` and `position_ids` of shape (sequences, tokens), and `token_count`, a scalar."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
         concatenated = [self._concatenate_rows(sequence[ROWS_COLUMN]) for sequence in sequences]
         padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "position_ids": 0}
-        columns = {
+        batch = {
             name: pad_sequence(
-                [torch.tensor(each[name]) for each in concatenated], batch_first=True, padding_value=value
+                [torch.tensor(columns[name]) for columns in concatenated], batch_first=True, padding_value=value
             )
             for name, value in padding.items()
         }
-        return {**columns, "token_count": torch.tensor(self._count_tokens(concatenated))}
+        return {**batch, "token_count": torch.tensor(self._count_tokens(concatenated))}
 
     def _count_tokens(self, sequences: list[dict[str, list[int]]]) -> int:
-        """Of rows, not of what fills up."""
+        """Return the number of tokens of rows. Padding rows do not count."""
         return sum(
             len(sequence["input_ids"])
             for sequence in sequences
@@ -75,12 +77,12 @@ class PackingCollator:
         )
 
     def _concatenate_rows(self, row_numbers: Sequence[int]) -> dict[str, list[int]]:
-        if not row_numbers:  # it only fills a batch up; no model takes a sequence of nothing
+        if not row_numbers:  # a padding row: a model needs at least one token
             return {"input_ids": [self.pad_token_id], "labels": [IGNORE_INDEX], "position_ids": [0]}
         columns: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
         for number in row_numbers:
             row = self.rows[number]
             columns["input_ids"] += row["input_ids"]
-            columns["labels"] += [IGNORE_INDEX, *row["labels"][1:]]  # nothing of this row comes before its first token
+            columns["labels"] += [IGNORE_INDEX, *row["labels"][1:]]  # no token of this row precedes the first one
             columns["position_ids"] += range(len(row["input_ids"]))
         return columns

@@ -1,8 +1,8 @@
-"""Checks that a model keeps packed rows apart, before the first step. Imports TRL, so import this module only after the
-backend.
+"""Checks before the first step that packed rows do not influence each other.
 
-Many architectures ignore that positions start again, on which packing relies: some masks know nothing of positions, and
-the state of a recurrent layer passes from row to row.
+Packing relies on position IDs that restart with each row, which many architectures ignore: some attention masks do not
+depend on positions, and the state of a recurrent layer passes from row to row. Imports torch, so import this module
+only after the backend.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import datasets
 import torch
@@ -22,45 +24,46 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.training import packing
 from finetune_trainer.training.loss_preflight import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
-from finetune_trainer.training.trl_methods import TokenizedSFTTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
 
 log = logging.getLogger(__name__)
 
 _MAX_TOKENS_PER_ROW = 64
-"""Of a row."""
 _INFLUENCE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.01, "fp16": 0.01, "int8": 0.2}
-"""Nats by which a token may change when the rows before it change, on average over a row. In models that keep rows
-apart nothing changes, since all else stays the same."""
+"""Nats by which the log-probability of a token may change when the rows before it change, on average over a row. It
+does not change at all if the model separates rows."""
 _DIFFERENCE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2, "int8": 0.2}
-"""The same between a packed row and the row alone, which is rounded in another way."""
+"""Nats by which a packed row may differ from the row alone, which is rounded differently."""
 
 
 @dataclass(frozen=True)
 class _LogProbPair:
-    """A row packed and otherwise, by the logarithm of each token's probability."""
+    """The log-probabilities of the tokens of a packed row and of a reference. Both have the shape (tokens - 1,)."""
 
     packed: torch.Tensor
     reference: torch.Tensor
 
     @property
     def mean_change(self) -> float:
-        """Of a token on average; a mean over rows, or of gains and losses, can hide what a neighbour changes."""
+        """Mean absolute change per token. A mean over rows, or of signed changes, could hide an influence."""
         return float((self.packed - self.reference).abs().mean())
 
 
 @dataclass(frozen=True)
 class PackingCheck:
-    """The check of one training, in all of its workers at once."""
+    """Checks the packing of a training. All ranks must run it."""
 
     trainer: TokenizedSFTTrainer
     config: TrainerConfig
     rows: datasets.Dataset
-    """As they were prepared, not packed."""
+    """The prepared rows, not packed."""
     pad_token_id: int
     heartbeat: Callable[[], None]
 
     def run(self) -> None:
-        """Compare rows in packed sequences with the same alone. Raises `CONFIG_INVALID` if the model mixes them."""
+        """Compare packed rows with the same rows alone. Raises `CONFIG_INVALID` if the model mixes them."""
         sequences = self.trainer.train_dataset[packing.ROWS_COLUMN]
         row_numbers = next((sequence for sequence in sequences if len(sequence) > 1), None)
         if row_numbers is None:
@@ -78,7 +81,7 @@ class PackingCheck:
             any(not effect.mean_change <= limit for effect, limit in zip((influence, difference), limits, strict=True))
         )[0]:
             raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(influence, difference))
-        log.info("preflight: packed rows do not change each other (a token by %.2g nats)", influence.mean_change)
+        log.info("preflight: packed rows do not influence each other (%.2g nats per token)", influence.mean_change)
 
     def _check_accepts_position_ids(self) -> None:
         model = self.trainer.model.get_base_model()
@@ -86,14 +89,14 @@ class PackingCheck:
         accepts_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         if "position_ids" not in parameters and not accepts_kwargs:
             message = (
-                f"training.packing: {type(model).__name__} takes no positions, so it cannot keep packed rows apart; "
+                f"training.packing: {type(model).__name__} accepts no position IDs, so it cannot separate packed rows; "
                 "set training.packing to false"
             )
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
     def _compare_log_probs(self, orders: Sequence[Sequence[LabeledTokens]]) -> tuple[_LogProbPair, _LogProbPair]:
-        """The last rows of sequences with the same after other rows, and all rows but the first ones with the same
-        alone: of both the row that changes most."""
+        """Return the row that changes most when the rows before it change, and the packed row that differs most from
+        the same row alone."""
         packed_log_probs = self._compute_packed_log_probs(orders)
         perturbed_log_probs = self._compute_packed_log_probs(
             [[*map(_reverse_tokens, order[:-1]), order[-1]] for order in orders]
@@ -107,10 +110,11 @@ class PackingCheck:
             for order, sequence in zip(orders, packed_log_probs, strict=True)
             for row, log_probs in list(zip(order, sequence, strict=True))[1:]
         ]
-        return max(influences, key=_get_mean_change), max(differences, key=_get_mean_change)
+        by_change = attrgetter("mean_change")
+        return max(influences, key=by_change), max(differences, key=by_change)
 
     def _compute_packed_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
-        """Of each row of each sequence; batches are not larger than in the training."""
+        """Return the log-probabilities of each row of each sequence. Batches are at most as large as in training."""
         batch_size = min(self.config.training.batch_size, len(sequences))
         batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
         return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
@@ -136,23 +140,20 @@ class PackingCheck:
         return logits
 
 
-def _get_mean_change(pair: _LogProbPair) -> float:
-    return pair.mean_change
-
-
 def _reverse_tokens(row: LabeledTokens) -> LabeledTokens:
-    """Other tokens in the same places."""
+    """Return a row of the same length with other tokens."""
     return LabeledTokens(row.input_ids[::-1], row.labels)
 
 
 def _split_log_probs_by_row(logits: torch.Tensor, rows: Sequence[LabeledTokens]) -> list[torch.Tensor]:
+    """Return the log-probabilities of each row of a packed sequence, from logits of shape (tokens, vocabulary)."""
     ends = list(accumulate(len(row.input_ids) for row in rows))
     logits_per_row = (logits[start:end] for start, end in zip([0, *ends], ends, strict=False))
     return [_compute_token_log_probs(row_logits, part) for row_logits, part in zip(logits_per_row, rows, strict=True)]
 
 
 def _compute_token_log_probs(logits: torch.Tensor, row: LabeledTokens) -> torch.Tensor:
-    """The logarithm of each token's, but for the first."""
+    """Return the log-probability of each token but the first: shape (tokens - 1,), from logits (tokens, vocabulary)."""
     targets = torch.tensor(row.input_ids[1:], device=logits.device)
     return -torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="none")
 
@@ -161,7 +162,6 @@ def _build_error_message(influence: _LogProbPair, difference: _LogProbPair) -> s
     packed_loss, single_loss = -float(difference.packed.mean()), -float(difference.reference.mean())
     return (
         f"training.packing: this model mixes packed rows: the loss of a row is {packed_loss:.6g} packed and "
-        f"{single_loss:.6g} "
-        f"alone, and a token of it changes by {influence.mean_change:.3g} nats with the rows before it; set "
-        "training.packing to false"
+        f"{single_loss:.6g} alone, and its tokens change by {influence.mean_change:.3g} nats with the rows before it; "
+        "set training.packing to false"
     )

@@ -1,7 +1,8 @@
-"""Several workers take a whole batch each, or wait for each other for ever; rows that nothing is learnt from fill up.
+"""Padding rows that complete the last batch of an epoch, because several ranks must have equal numbers of batches.
 
-accelerate would take rows of the epoch's start once more. With these, every row counts once, whatever their number, and
-the loss of each step is that of one worker with batches as large as all of theirs. Imports torch.
+accelerate would repeat rows from the start of the epoch instead. With padding rows, which have no supervised tokens,
+every row counts once, and the loss of each step is that of one process with the batches of all ranks together. Imports
+torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from finetune_trainer.training.packing import ROWS_COLUMN
 
 
 def pad_dataset(rows: datasets.Dataset, batch_size: int, pad_token_id: int) -> tuple[datasets.Dataset, int]:
-    """The rows, then so many fillers that batches of this size come out even; and how many those are."""
+    """Append padding rows to get a multiple of `batch_size`. Return the rows and the number of padding rows."""
     padding_count = -len(rows) % batch_size
     if not padding_count:
         return rows, 0
@@ -30,7 +31,7 @@ def pad_dataset(rows: datasets.Dataset, batch_size: int, pad_token_id: int) -> t
 
 
 class PaddingRowsLastSampler(torch.utils.data.Sampler[int]):
-    """The rows in the random order that one worker would take them in, then the fillers."""
+    """Yields the rows in the random order of a single process, then the padding rows."""
 
     def __init__(self, size: int, padding_count: int, seed: int) -> None:
         self._size = size
@@ -44,5 +45,5 @@ class PaddingRowsLastSampler(torch.utils.data.Sampler[int]):
         yield from range(len(self._row_sampler), self._size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order in each; accelerate calls it."""
+        """Set the epoch, which determines the order. accelerate calls it."""
         self._row_sampler.set_epoch(epoch)

@@ -1,96 +1,61 @@
-"""Builds and runs TRL's trainers. Imports TRL, so import this module only after the backend."""
+"""Builds and runs TRL's trainers. Imports transformers, so import this module only after the backend."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data.preparation import PreparedData
-from finetune_trainer.distributed import topology
-from finetune_trainer.modeling.loading import LoadedModel
-from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import EnergyUse
-from finetune_trainer.training import packing, trl_arguments
 from finetune_trainer.training.checkpoint_callback import CheckpointCallback
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.evaluation_callback import EvalCallback, HeldOutEvaluator
-from finetune_trainer.training.loss_preflight import LossCheck
+from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.monitor import Step, TrainingMonitor
-from finetune_trainer.training.packing_preflight import PackingCheck
-from finetune_trainer.training.padding_rows import pad_dataset
-from finetune_trainer.training.train import TrainingSession
-from finetune_trainer.training.trl_methods import (
-    KTODataCollator,
-    TokenizedDPOTrainer,
-    TokenizedKTOTrainer,
-    TokenizedSFTTrainer,
-)
+from finetune_trainer.training.state import TrainerInputs, TrainingSession
+from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainOutput:
-    """What was trained, by earlier attempts too: loss and learning rate of each step, tokens without padding, those
-    learnt and seconds, and what was seen of the validation data; peak bytes of GPU memory of this attempt, if there is
-    one."""
+    """The counts and losses of a training, including those of earlier attempts."""
 
     losses: list[tuple[int, float]]
+    """Optimizer step and loss."""
     learning_rates: list[tuple[int, float]]
+    """Optimizer step and learning rate."""
     tokens: int
+    """Trained tokens, without padding."""
     supervised_tokens: int
     elapsed_seconds: float
     eval_results: list[EvalResult]
     peak_memory_bytes: int | None
+    """Peak GPU memory of this attempt; None without a GPU."""
     energy: EnergyUse
     held_out_loss: float | None
-    """Of rows that were left out to measure it, if there are any."""
-
-
-@dataclass(frozen=True)
-class TrainerInputs:
-    """What a trainer is built from."""
-
-    config: TrainerConfig
-    loaded: LoadedModel
-    prepared: PreparedData
-    work_dir: Path
-
-    def build_collator(self) -> Callable[[Any], Any]:
-        """For rows of the method, as they are prepared."""
-        pad_token_id = self.loaded.tokenizer.pad_token_id
-        if self.config.training.method == "kto":
-            return KTODataCollator(pad_token_id, get_max_positions(self.loaded.model.get_base_model().config))
-        is_sft = self.config.training.method == "sft"
-        collator: Callable[[Any], Any] = (DataCollatorForLanguageModeling if is_sft else DataCollatorForPreference)(
-            pad_token_id
-        )
-        return collator
+    """Loss on the held-out fold, if there is one."""
 
 
 def run(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
-    """Train on the rows as they are: nothing is dropped, cut or masked here."""
+    """Train on the prepared rows, without dropping, truncating or masking any."""
     with _preserve_router_settings(inputs.loaded.model):
         return _run_trainer(inputs, session, monitor)
 
 
 @contextmanager
 def _preserve_router_settings(model: PeftModel) -> Iterator[None]:
-    """TRL switches the router's loss of a mixture of experts off in the model's config, which is published with a
-    merged model."""
+    """Restore the router settings of a mixture of experts after training: TRL disables the router loss in the model's
+    config, which is published with a merged model."""
     config_values = vars(model.get_base_model().config.get_text_config())
     saved_settings = {
         name: config_values[name] for name in ("output_router_logits", "router_aux_loss_coef") if name in config_values
@@ -102,61 +67,48 @@ def _preserve_router_settings(model: PeftModel) -> Iterator[None]:
 
 
 def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
-    if isinstance(trainer, TokenizedSFTTrainer):
-        _run_preflight(trainer, inputs, monitor)
+    trainer.run_preflight(inputs, monitor.progress.heartbeat)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
     if session.resume_from is None:
         trainer.train()
     else:
         _resume(trainer, session.resume_from, eval_callback)
-    token_counter = trainer.token_counter
+    return _collect_output(trainer, inputs, monitor)
+
+
+def _collect_output(trainer: TokenizedTrainer, inputs: TrainerInputs, monitor: TrainingMonitor) -> TrainOutput:
+    """Read the counts of a finished training, and measure the loss on its held-out fold, if there is one."""
+    token_counter, held_out_rows = trainer.token_counter, inputs.prepared.held_out_fold
     energy = token_counter.energy_meter.measure()
     log.info("energy: %s", energy.message if energy.watt_hours is None else f"{energy.watt_hours:.1f} Wh")
-    peak_memory_bytes = torch.cuda.max_memory_reserved() if has_gpu else None
-    losses, learning_rates = _read_log_history(trainer.state, "loss"), _read_log_history(trainer.state, "learning_rate")
-    held_out_rows = inputs.prepared.held_out_fold
-    held_out_loss = (
-        None
-        if held_out_rows is None
-        else HeldOutEvaluator(
-            trainer, held_out_rows, inputs.build_collator(), monitor.progress.heartbeat
-        ).evaluate_loss()
-    )
+    peak_memory_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+    held_out_loss = None
+    if held_out_rows is not None:
+        evaluator = HeldOutEvaluator(trainer, inputs, held_out_rows, monitor.progress.heartbeat)
+        held_out_loss = evaluator.evaluate_loss()
     return TrainOutput(
-        losses,
-        learning_rates,
-        token_counter.tokens,
-        token_counter.supervised_tokens,
-        token_counter.elapsed_seconds,
-        token_counter.eval_results,
-        peak_memory_bytes,
-        energy,
-        held_out_loss,
+        losses=_read_log_history(trainer.state, "loss"),
+        learning_rates=_read_log_history(trainer.state, "learning_rate"),
+        tokens=token_counter.tokens,
+        supervised_tokens=token_counter.supervised_tokens,
+        elapsed_seconds=token_counter.elapsed_seconds,
+        eval_results=token_counter.eval_results,
+        peak_memory_bytes=peak_memory_bytes,
+        energy=energy,
+        held_out_loss=held_out_loss,
     )
-
-
-def _run_preflight(trainer: TokenizedSFTTrainer, inputs: TrainerInputs, monitor: TrainingMonitor) -> None:
-    rows, heartbeat = inputs.prepared.dataset, monitor.progress.heartbeat
-    LossCheck(trainer, inputs.config, rows, inputs.build_collator(), heartbeat).run()
-    if inputs.config.training.packing:
-        PackingCheck(trainer, inputs.config, rows, inputs.loaded.tokenizer.pad_token_id, heartbeat).run()
 
 
 def _read_log_history(state: TrainerState, name: str) -> list[tuple[int, float]]:
     return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
 
 
-def _resume(
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer,
-    checkpoint: Path,
-    eval_callback: EvalCallback | None,
-) -> None:
-    """Train what is left. After the last step nothing is, where transformers would do one more."""
+def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCallback | None) -> None:
+    """Train the remaining steps. If there are none, skip the training: transformers would train one more step."""
     trainer.token_counter.restore(checkpoint)
     if eval_callback:
         eval_callback.restore(checkpoint)
@@ -173,14 +125,14 @@ def _resume(
     callbacks.on_train_end(trainer.args, state, trainer.control)
 
 
-def build_trainer(inputs: TrainerInputs) -> TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer:
-    """The method's trainer."""
+def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
+    """Return the trainer of the training method, with the adapter in 32 bits and without a copy of it."""
     model = inputs.loaded.model
-    # TRL rounds the adapter of a quantised model to bf16; it is small, and learns better in 32 bits.
+    # TRL rounds the adapter of a quantised model to bf16; it is small, and trains better in 32 bits.
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    trainer = _create_trainer(inputs, {"model": model, "processing_class": inputs.loaded.tokenizer})
+    trainer = get_method(inputs.config).build_trainer(inputs)
     if "ref" in model.peft_config:
-        # TRL copies the adapter to compare with. Without the copy it compares with the base model, as is documented.
+        # TRL copies the adapter as the reference model. Without the copy, the base model is the documented reference.
         model.delete_adapter("ref")
         model.set_adapter("default")
     for name, weight in model.named_parameters():
@@ -189,61 +141,15 @@ def build_trainer(inputs: TrainerInputs) -> TokenizedSFTTrainer | TokenizedDPOTr
     return trainer
 
 
-def _create_trainer(
-    inputs: TrainerInputs, common_arguments: dict[str, Any]
-) -> TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer:
-    config, rows, collator = inputs.config, inputs.prepared.dataset, inputs.build_collator()
-    method, work_dir = config.training.method, inputs.work_dir
-    if method == "sft":
-        rows, collator = _pack_rows(inputs) if config.training.packing else (rows, collator)
-        rows, padding_row_count = _pad_rows(inputs, rows)
-        arguments = trl_arguments.build_sft_config(config, inputs.loaded.backend, len(rows), work_dir)
-        trainer = TokenizedSFTTrainer(**common_arguments, args=arguments, train_dataset=rows, data_collator=collator)
-        trainer.padding_row_count = padding_row_count
-        return trainer
-    if config.training.lora.dropout:
-        log.warning("%s compares likelihoods, so TRL turns dropout off: training.lora.dropout has no effect", method)
-    if method == "dpo":
-        arguments = trl_arguments.build_dpo_config(config, len(rows), work_dir)
-        return TokenizedDPOTrainer(**common_arguments, args=arguments, train_dataset=rows, data_collator=collator)
-    # Rows keep their order through all epochs, so they are mixed here; the permutation is all that is kept in memory.
-    permutation = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.training.seed))
-    arguments = trl_arguments.build_kto_config(config, len(rows), work_dir)
-    return TokenizedKTOTrainer(
-        **common_arguments, args=arguments, train_dataset=rows.select(permutation.tolist()), data_collator=collator
-    )
-
-
-def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:
-    """One worker takes a smaller batch at the end."""
-    if topology.world_size() == 1:
-        return rows, 0
-    return pad_dataset(
-        rows, inputs.config.training.batch_size * topology.world_size(), inputs.loaded.tokenizer.pad_token_id
-    )
-
-
-def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Callable[[Any], Any]]:
-    rows = inputs.prepared.dataset
-    sequences = packing.pack_dataset(rows, inputs.config.model.max_length)
-    log.info("packing: %d rows in %d sequences, none cut, each sees itself alone", len(rows), len(sequences))
-    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id)
-
-
 def _add_callbacks(
-    trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer,
-    inputs: TrainerInputs,
-    session: TrainingSession,
-    monitor: TrainingMonitor,
+    trainer: TokenizedTrainer, inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor
 ) -> EvalCallback | None:
-    """Add all who look on, and return the one who looks at the validation data, if there is any."""
+    """Add all callbacks, and return the one that evaluates on the validation data, if there is one."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MonitorCallback(monitor, trainer))
     eval_callback = None
     if inputs.prepared.validation is not None:
-        evaluator = HeldOutEvaluator(
-            trainer, inputs.prepared.validation, inputs.build_collator(), monitor.progress.heartbeat
-        )
+        evaluator = HeldOutEvaluator(trainer, inputs, inputs.prepared.validation, monitor.progress.heartbeat)
         eval_callback = EvalCallback(evaluator, monitor, inputs.config.training)
         trainer.add_callback(eval_callback)
     for callback in session.callbacks:
@@ -254,11 +160,9 @@ def _add_callbacks(
 
 
 class _MonitorCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
-    """Hands each step to the watch."""
+    """Reports each step to the monitor."""
 
-    def __init__(
-        self, monitor: TrainingMonitor, trainer: TokenizedSFTTrainer | TokenizedDPOTrainer | TokenizedKTOTrainer
-    ) -> None:
+    def __init__(self, monitor: TrainingMonitor, trainer: TokenizedTrainer) -> None:
         self._monitor = monitor
         self._trainer = trainer
 

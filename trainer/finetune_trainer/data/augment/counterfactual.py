@@ -1,8 +1,8 @@
-"""Texts with the terms of a group exchanged for those of another, and which groups a text names.
+"""Counterfactual texts: the terms for one group of people are swapped for those of another group.
 
-Words are exchanged, not sentences rewritten: that is right for English and close for the French that `terms.yaml` has.
-Swapping twice gives the text back, and a text for which it would not is not swapped: a guess at what `her` means there
-was wrong.
+Words are swapped, sentences are not rewritten. That is correct for English, and nearly correct for the French terms in
+`lexicon.yaml`. Swapping twice must give the original text. If it does not, the meaning of an ambiguous word such as
+`her` was guessed wrongly, and the text is not swapped.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from finetune_trainer.data.augment.lexicon import (
     build_user_lexicon,
 )
 from finetune_trainer.data.row_texts import list_texts, map_texts
-from finetune_trainer.data.rows import Row
+from finetune_trainer.data.row_types import Row
 
 __all__ = ["CATEGORIES", "USER_CATEGORY", "explain_invalid_terms", "find_named_groups", "swap_row_terms", "swap_terms"]
 
 UserTerms = Sequence[Sequence[str]]
-"""Pairs that the user adds, as `[["nurse", "doctor"]]`: the category `terms`."""
+"""Pairs of terms from the config, such as `[["nurse", "doctor"]]`. Their category is `terms`."""
 
 
 def swap_terms(text: str, category: str, terms: UserTerms = ()) -> str | None:
-    """The text with the category's terms exchanged; `None` where it has none, or cannot be swapped and read well."""
+    """Swap the terms of a category in a text. Return None if the text has none or cannot be swapped correctly."""
     swapped = _swap_text(text, category, _freeze_terms(terms))
     return None if swapped == text else swapped
 
 
 def swap_row_terms(row: Row, category: str, terms: UserTerms = ()) -> Row | None:
-    """A row with each of its texts swapped; `None` where none has a term, or one of them cannot be swapped."""
+    """Swap the terms in all texts of a row. Return None if no text has a term, or if one cannot be swapped."""
     user_terms = _freeze_terms(terms)
     swapped_by_text = {text: _swap_text(text, category, user_terms) for text in list_texts(row)}
     replacements = {text: swapped for text, swapped in swapped_by_text.items() if swapped is not None}
@@ -44,24 +44,22 @@ def swap_row_terms(row: Row, category: str, terms: UserTerms = ()) -> Row | None
 
 
 def find_named_groups(text: str, terms: UserTerms = ()) -> set[tuple[str, str]]:
-    """Category and group of each term in the text: `("gender", "female")`. A user's term is its own group."""
+    """Return category and group of each term in the text: `("gender", "female")`. A user's term is its own group."""
     user_lexicon = _get_lexicon(USER_CATEGORY, _freeze_terms(terms))
     return {group for lexicon in (_get_full_lexicon(), user_lexicon) for group in lexicon.find_groups(text)}
 
 
 def explain_invalid_terms(terms: UserTerms) -> str | None:
-    """Why the user's pairs cannot be exchanged for each other; `None` where they can."""
+    """Return why the user's pairs cannot be swapped, or None if they can."""
     used_words: set[str] = set()
     for number, pair in enumerate(terms):
         words = [word.strip().casefold() for word in pair]
         if len(words) != 2 or not all(word and word[0].isalnum() and word[-1].isalnum() for word in words):
-            return f"evaluation.bias.terms[{number}] has to be two terms, each from a letter to a letter"
+            return f"evaluation.bias.terms[{number}] must be two terms that begin and end with a letter or digit"
         if repeated_word := next(
             (word for word in words if word in used_words), words[0] if words[0] == words[1] else None
         ):
-            return (
-                f'evaluation.bias.terms[{number}]: "{repeated_word}" stands in two places, so it has no one counterpart'
-            )
+            return f'evaluation.bias.terms[{number}]: "{repeated_word}" occurs twice, so its counterpart is not clear'
         used_words.update(words)
     return None
 

@@ -1,4 +1,4 @@
-"""Terms that name a group of people, as a table that finds and exchanges them; the words are in `lexicon.yaml`."""
+"""Lexicon of terms for groups of people, with their counterparts. The terms are in `lexicon.yaml`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from finetune_trainer.contract import Model
 
 CATEGORIES = ("gender", "age", "race", "religion")
 USER_CATEGORY = "terms"
-"""The category of the user's own pairs."""
+"""Category of the pairs of terms from the config."""
 WordPair = tuple[str, str]
 TermGroup = tuple[str, str]
 """Category and group."""
 _WORD_PATTERN = re.compile(r"\w+")
 _NEXT_WORD_PATTERN = re.compile(r"[ \t]+([^\W\d_]+(?:-\w+)*)")
 _TAKES_AN_PATTERN = re.compile(r"[aio]|e(?!u)|u(?!ni)", re.IGNORECASE)
-"""Beginnings that ask for `an`; but a European, a unicorn."""
+"""Beginnings of words that take `an`, except words such as European and unicorn."""
 _AMBIGUOUS_PRONOUNS = {"her": ("his", "him"), "his": ("her", "hers")}
-"""What stands in for them before a noun, and elsewhere."""
+"""Counterparts of a pronoun: before a noun, and elsewhere."""
 
 
 class _LexiconBlock(Model):
-    """Two groups and their words."""
+    """Terms of two groups."""
 
     groups: tuple[str, str]
     pairs: list[WordPair]
@@ -37,7 +37,7 @@ class _LexiconBlock(Model):
 
 
 class _LexiconFile(Model):
-    """`lexicon.yaml`."""
+    """Content of `lexicon.yaml`."""
 
     categories: dict[str, list[_LexiconBlock]]
     begin_no_noun: frozenset[str]
@@ -45,7 +45,7 @@ class _LexiconFile(Model):
 
 @dataclass
 class Lexicon:
-    """What stands in for each term, and the groups it names; terms as they are written, in each case they may have."""
+    """Counterparts and groups of terms. It contains each term in all variants of upper and lower case."""
 
     counterparts: dict[str, str] = field(default_factory=dict)
     ambiguous_terms: dict[str, WordPair] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Lexicon:
     neutral_phrases: set[str] = field(default_factory=set)
 
     def swap_terms(self, text: str) -> str:
-        """The text with each term's counterpart in its place."""
+        """Replace each term in the text by its counterpart."""
         parts, position = [], 0
         for start, end in self._find_spans(text):
             parts += [text[position:start], self._find_counterpart(text, start, end)]
@@ -62,17 +62,17 @@ class Lexicon:
         return "".join([*parts, text[position:]])
 
     def has_unpaired(self, text: str) -> bool:
-        """Whether a term has to stay that contradicts the others once they are exchanged."""
+        """Return whether the text has a term without a counterpart, which would contradict the swapped terms."""
         return any(text[start:end] in self.unpaired_terms for start, end in self._find_spans(text))
 
     def find_groups(self, text: str) -> Iterator[TermGroup]:
-        """Category and group of each term."""
+        """Yield category and group of each term in the text."""
         for start, end in self._find_spans(text):
             yield from self.groups_by_term.get(text[start:end], ())
 
     @cached_property
     def _phrases_by_first_word(self) -> dict[str, list[str]]:
-        """Terms of more than a word by their first word, the longest first."""
+        """Terms of several words by their first word, longest first."""
         phrases: dict[str, list[str]] = {}
         for term in sorted({*self.counterparts, *self.unpaired_terms, *self.neutral_phrases}, key=len, reverse=True):
             first_word = _WORD_PATTERN.match(term)
@@ -81,8 +81,8 @@ class Lexicon:
         return phrases
 
     def _find_spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of each word, and of each phrase that is a term."""
-        # A look-up for each word: an alternation of a thousand terms would take milliseconds for a row.
+        """Yield start and end of each word, and of each phrase that is a term."""
+        # One lookup per word. A regular expression with a thousand alternatives would take milliseconds per row.
         position = 0
         for match in _WORD_PATTERN.finditer(text):
             if match.start() >= position:
@@ -110,7 +110,7 @@ class Lexicon:
 
 
 def build_lexicon(categories: Sequence[str]) -> Lexicon:
-    """The table of some of `CATEGORIES`."""
+    """Build the lexicon of some of `CATEGORIES`."""
     lexicon = Lexicon()
     for category in categories:
         for block in _load_lexicon_file().categories[category]:
@@ -121,7 +121,7 @@ def build_lexicon(categories: Sequence[str]) -> Lexicon:
 
 
 def build_user_lexicon(terms: Sequence[WordPair]) -> Lexicon:
-    """The table of the user's pairs, each term a group of its own."""
+    """Build the lexicon of the pairs from the config. Each term is its own group."""
     lexicon = Lexicon()
     for first, second in terms:
         groups = ((USER_CATEGORY, first), (USER_CATEGORY, second))
@@ -147,7 +147,7 @@ def _add_block(lexicon: Lexicon, category: str, block: _LexiconBlock) -> None:
 
 def _add_pair(lexicon: Lexicon, pair: WordPair, groups: tuple[TermGroup, TermGroup], is_name: bool) -> None:
     for first, second in [*_list_case_variants(_add_articles(pair), is_name), *_list_case_variants(pair, is_name)]:
-        # The first of two that are written alike: `Polish` and `polish` of the user's own pairs.
+        # The first of two terms with the same spelling wins, such as `Polish` and `polish` in the user's pairs.
         if first not in lexicon.counterparts and second not in lexicon.counterparts:
             lexicon.counterparts |= {first: second, second: first}
         lexicon.groups_by_term.setdefault(first, set()).add(groups[0])
@@ -161,13 +161,13 @@ def _add_ambiguous_pronouns(lexicon: Lexicon) -> None:
         )
         for (spelling, first), (_, second) in zip(before_noun, elsewhere, strict=True):
             lexicon.ambiguous_terms[spelling] = (first, second)
-            # him and hers mean one thing each.
+            # `him` and `hers` are not ambiguous.
             lexicon.counterparts[second] = spelling
             lexicon.groups_by_term |= {spelling: {("gender", group)}, second: {("gender", other_group)}}
 
 
 def _list_case_variants(pair: WordPair, is_name: bool) -> list[WordPair]:
-    """The pair as it is given, in lower case, with one capital, with a capital for each word, and in capitals."""
+    """Return the pair as given, in lower case, with the first letter or each word capitalised, and in upper case."""
     transforms: list[Callable[[str], str]] = (
         [str.upper] if is_name else [str.lower, _capitalize, _capitalize_words, str.upper]
     )
@@ -183,7 +183,7 @@ def _capitalize_words(text: str) -> str:
 
 
 def _add_articles(pair: WordPair) -> WordPair:
-    """Both with `a` or `an` where they differ in it, else as they are."""
+    """Return both terms with their article if one takes `a` and the other `an`, otherwise unchanged."""
     first_takes_an, second_takes_an = (bool(_TAKES_AN_PATTERN.match(term)) for term in pair)
     if first_takes_an == second_takes_an:
         return pair

@@ -1,4 +1,4 @@
-"""Objects as raw rows: told by their name what they are, unpacked as they are read, never whole in memory."""
+"""Reading of raw rows from files: the type follows from the name; files are decompressed and read as streams."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
 
 
 def read_raw_rows(file: SourceFile) -> Iterator[tuple[SourceLocation, dict[str, Any] | RowError]]:
-    """Every row of an object: its place, and its columns or what is wrong with it.
+    """Yield each row of a file: its location, and its columns or the error that makes it invalid.
 
-    Names other than `.json`, `.csv` and `.parquet` are read as JSON lines. Raises `DATA_INVALID`, naming the object
-    and the row, if it cannot be read to its end.
+    Files whose name does not end with `.json`, `.csv` or `.parquet` are read as JSON Lines. Raises `DATA_INVALID` with
+    the object and the row if the rest of the file cannot be read.
     """
     location = SourceLocation(file.uri, 0)
     try:
@@ -41,12 +41,12 @@ def read_raw_rows(file: SourceFile) -> Iterator[tuple[SourceLocation, dict[str, 
 
 
 def _convert_error(location: SourceLocation, error: Exception) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the data's
+    if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the data
         return error
     if isinstance(error, DamagedFileError):
         location = SourceLocation(location.uri, error.line or location.line, location.unit)
         return TrainerError(Reason.DATA_INVALID, f"{location}: {error}")
-    message = f"the object cannot be unpacked any further ({error}); it is damaged or was cut off: store it again"
+    message = f"decompression failed ({error}): the object is damaged or truncated; upload it again"
     return TrainerError(Reason.DATA_INVALID, f"{location}: {message}")
 
 
@@ -57,13 +57,13 @@ def _open_file(file: SourceFile) -> BinaryStream:
     if compression == ".zst":
         import pyarrow as pa
 
-        # Not the zstandard package: its streams end without a word where the data was cut off.
+        # Not the zstandard package: its streams end without an error if the data is truncated.
         return io.BufferedReader(pa.input_stream(str(file.path), compression="zstd"), 1 << 17)
     return file.path.open("rb")
 
 
 def _split_suffixes(file: SourceFile) -> tuple[str, str]:
-    """(type, packing) by the object's name, since its copy may have another."""
+    """Return the suffixes for type and compression from the object's name. The local copy may have another name."""
     name = PurePosixPath(file.uri.lower())
     if name.suffix in _COMPRESSED_SUFFIXES:
         return PurePosixPath(name.stem).suffix, name.suffix
@@ -83,12 +83,12 @@ def _read_rows(file: SourceFile, stream: BinaryStream) -> tuple[str, NumberedRow
 
 
 def _is_json_array(stream: BinaryStream) -> bool:
-    """Many `.json` files hold JSON lines; those begin with an object."""
+    """Return whether the stream is a JSON array. Many `.json` files contain JSON Lines, which begin with an object."""
     return stream.peek(64).lstrip().startswith(b"[")
 
 
 def _read_compressed_parquet(path: Path, stream: BinaryStream) -> NumberedRows:
-    """Parquet is read from its end, so it has to be unpacked first: to the disk that the data lies on."""
+    """Decompress Parquet to the disk of the data, since Parquet is read from its end, and yield its rows."""
     with tempfile.TemporaryFile(dir=path.parent) as decompressed:
         shutil.copyfileobj(stream, decompressed, 1 << 20)
         decompressed.seek(0)

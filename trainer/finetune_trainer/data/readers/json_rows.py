@@ -1,4 +1,4 @@
-"""JSON objects: one per line, or the elements of one array. What two readers may read differently is refused."""
+"""Readers of JSON objects: one per line, or the elements of one array. Ambiguous JSON is rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_trainer.data.row_types import DamagedFileError, RowError
 
 _CHUNK_BYTES = 1 << 16
 _TOKEN_PATTERN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
-"""What an element of an array ends with or hides its end in: brackets, commas, whole texts."""
+"""Tokens that matter to find the end of an array element: brackets, commas, complete strings."""
 _TYPE_NAMES: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -32,7 +32,7 @@ _PARSE_ERROR_HINTS = (
 
 
 def read_json_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(number, object or what is wrong) of each line that is not blank."""
+    """Yield for each line that is not blank its number from 1, and the object or the error."""
     for number, line in read_lines(stream):
         try:
             yield number, parse_line(line)
@@ -41,7 +41,7 @@ def read_json_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] 
 
 
 def parse_line(line: bytes | RowError) -> dict[str, Any]:
-    """The JSON object on one line. Raises `RowError`."""
+    """Parse the JSON object on one line. Raises `RowError`."""
     if isinstance(line, RowError):
         raise line
     try:
@@ -59,7 +59,7 @@ def _describe_parse_error(line: bytes, error: str) -> str:
         return encoding_problem
     if "depth limit" in error:
         return "expected a JSON object, found one that is nested too deeply"
-    if "surrogate" in error:  # JSON can spell half a character ("\ud83d"); tokenizers crash on it
+    if "surrogate" in error:  # JSON can contain half of a surrogate pair ("\ud83d"); tokenizers crash on it
         return f"expected text, found half a surrogate pair ({error})"
     hint = dict(_PARSE_ERROR_HINTS).get(line.strip(), "")
     if b"NaN" in line or b"Infinity" in line:
@@ -68,14 +68,14 @@ def _describe_parse_error(line: bytes, error: str) -> str:
 
 
 def _may_repeat_keys(line: bytes, row: object) -> bool:
-    """Counting is far cheaper than the parser that sees repeated keys, and seldom wrong."""
+    """Return whether an object may have a key twice. Counting colons is much faster than a parser that checks keys."""
     return line.count(b'":') + line.count(b'" :') - line.count(b'\\":') > sum(map(len, _walk_objects(row)))
 
 
 def _walk_objects(row: object) -> Iterator[dict[str, Any]]:
-    """The row and all objects in it."""
+    """Yield the row and all nested objects."""
     pending = [row]
-    while pending:  # no recursion: the depth is the data's
+    while pending:  # no recursion, because the data decides the depth
         value = pending.pop()
         if isinstance(value, dict):
             yield value
@@ -92,7 +92,7 @@ def _check_keys_unique(line: bytes) -> None:
 
 
 def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers disagree on which of two equal keys counts, so neither does."""
+    """Build an object. Raises `RowError` for a repeated key, because parsers disagree on which value counts."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -102,7 +102,7 @@ def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json_array(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(number from 1, object or what is wrong) of each element of the file's one array."""
+    """Yield for each element of the array in the file its number from 1, and the object or the error."""
     for number, element in enumerate(_read_elements(stream), start=1):
         try:
             yield number, parse_line(element)
@@ -111,7 +111,7 @@ def read_json_array(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] 
 
 
 def _read_elements(stream: BinaryStream) -> Iterator[bytes]:
-    """What stands between the commas of an array that begins here, valid or not."""
+    """Yield the text of each element of the array that begins here, valid or not."""
     buffer, start, is_first = stream.read(_CHUNK_BYTES).lstrip()[1:], 0, True
     while True:
         end = _find_element_end(buffer, start)
@@ -128,7 +128,7 @@ def _read_elements(stream: BinaryStream) -> Iterator[bytes]:
 
 
 def _find_element_end(buffer: bytes, start: int) -> int | None:
-    """Where the comma or bracket stands that ends an element; none if that is further on."""
+    """Return the position of the comma or bracket that ends the element, or None if the buffer does not contain it."""
     depth = 0
     for match in _TOKEN_PATTERN.finditer(buffer, start):
         token = match[0]
@@ -139,24 +139,24 @@ def _find_element_end(buffer: bytes, start: int) -> int | None:
         elif token in (b"}", b"]"):
             depth -= 1
         elif token[:1] == b'"' and not match[1]:
-            return None  # the text goes on
+            return None  # the string continues after the buffer
     return None
 
 
 def _extend_buffer(stream: BinaryStream, buffer: bytes) -> bytes:
-    # As much again: what is there is looked through once more.
+    # Double the buffer, because it is searched again from its start.
     chunk = stream.read(max(_CHUNK_BYTES, len(_check_row_size(buffer))))
     if not chunk:
         raise DamagedFileError(
-            "the array ends in or after this row: the file was cut off, or a quote or bracket is missing here; store "
-            "it again, or as JSON lines, where one wrong row does not hide the others"
+            "the array ends in or after this row: the file is truncated, or a quote or bracket is missing here; upload "
+            "it again, or as JSON Lines, where an invalid row does not hide the rows after it"
         )
     return buffer + chunk
 
 
 def _check_row_size(row: bytes) -> bytes:
     if len(row) > MAX_ROW_BYTES:
-        raise DamagedFileError(f"the row is larger than {MAX_ROW_BYTES >> 20} MiB; leave it out")
+        raise DamagedFileError(f"the row is larger than {MAX_ROW_BYTES >> 20} MiB; remove it")
     return row
 
 
@@ -166,7 +166,7 @@ def _check_nothing_follows(stream: BinaryStream, trailing: bytes) -> None:
         if not trailing:
             return
     raise DamagedFileError(
-        f"expected nothing after the array, found {trailing.strip()[:20]!r}; is a bracket before it wrong?"
+        f"expected nothing after the array, found {trailing.strip()[:20]!r}; is there a bracket too many before it?"
     )
 
 
@@ -177,7 +177,7 @@ def _require_object(row: object) -> dict[str, Any]:
 
 
 def describe_type(value: object) -> str:
-    """A value's type in the words of JSON."""
+    """Return the type of a value for an error message, in terms of JSON."""
     return (
         "an empty list"
         if value == []

@@ -1,4 +1,4 @@
-"""Lines of text files, none of which may fill the memory, and what files are when they are not what their name says."""
+"""Reading of lines with a maximum length, and checks of the encoding and type of text files."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from finetune_trainer.data.row_types import DamagedFileError, RowError
 
 BinaryStream = io.BufferedReader | gzip.GzipFile
 MAX_ROW_BYTES = 16 << 20
-"""Bytes of one row; a larger one is refused before it is in memory."""
+"""Maximum size of a row. A larger row is rejected before it is in memory."""
 UTF8_BOM = b"\xef\xbb\xbf"
-_TOO_LONG_MESSAGE = f"expected at most {MAX_ROW_BYTES >> 20} MiB on one line, found more; leave it out or split it"
+_TOO_LONG_MESSAGE = f"expected at most {MAX_ROW_BYTES >> 20} MiB on one line, found more; remove or split it"
 _FILE_SIGNATURES = (
-    (b"\xff\xfe", "UTF-16 text; store it as UTF-8"),
-    (b"\xfe\xff", "UTF-16 text; store it as UTF-8"),
+    (b"\xff\xfe", "UTF-16 text; convert it to UTF-8"),
+    (b"\xfe\xff", "UTF-16 text; convert it to UTF-8"),
     (b"PAR1", "a Parquet file; name it .parquet"),
-    (b"\x1f\x8b", "gzip data; end its name in .gz (packed twice: unpack it once)"),
-    (b"\x28\xb5\x2f\xfd", "zstd data; end its name in .zst (packed twice: unpack it once)"),
-    (b"PK\x03\x04", "a ZIP archive; store what is in it"),
+    (b"\x1f\x8b", "gzip data; use a name that ends with .gz (if it is compressed twice, decompress it once)"),
+    (b"\x28\xb5\x2f\xfd", "zstd data; use a name that ends with .zst (if it is compressed twice, decompress it once)"),
+    (b"PK\x03\x04", "a ZIP archive; upload the files in it"),
     (b"SQLite format 3", "an SQLite database; export its rows"),
 )
 
 
 def check_text_start(stream: BinaryStream) -> None:
-    """Leave out a byte order mark; refuse what is plainly no text in UTF-8."""
+    """Skip a byte order mark. Raises `DamagedFileError` if the file is clearly not UTF-8 text."""
     head = stream.peek(16)
     for signature, file_type in _FILE_SIGNATURES:
         if head.startswith(signature):
@@ -35,7 +35,7 @@ def check_text_start(stream: BinaryStream) -> None:
 
 
 def read_lines(stream: BinaryStream) -> Iterator[tuple[int, bytes | RowError]]:
-    """(number from 1, bytes) of each line that is not blank; a line that is too long is skipped over."""
+    """Yield for each line that is not blank its number from 1, and its bytes, or an error if it is too long."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -52,7 +52,7 @@ def _skip_to_line_end(stream: BinaryStream, line: bytes) -> None:
 
 
 def find_encoding_error(line: bytes) -> str | None:
-    """What is wrong with a line's encoding."""
+    """Return a message about the encoding error of a line, or None if it is valid UTF-8."""
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""CSV and Parquet: rows of named columns."""
+"""Readers of CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BATCH_ROWS = 128
 
 
 def read_csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(number of its first line, row) for each row below the header."""
+    """Yield for each row below the header the number of its first line, and its columns or the error."""
     csv.field_size_limit(MAX_ROW_BYTES)
     line_errors: dict[int, str] = {}
     table = csv.reader(_decode_lines(stream, line_errors), strict=True)
@@ -41,7 +41,7 @@ def _read_header(table: _Table, line_errors: dict[int, str]) -> list[str]:
 
 
 def _read_cells(table: _Table, start_line: int) -> list[str] | RowError | None:
-    """The next row's; none after the last. Raises `DamagedError` where rows behind a wrong one may be hidden in it."""
+    """Return the cells of the next row, or None at the end. Raises `DamagedFileError` if an error may hide rows."""
     try:
         return next(table, None)
     except csv.Error as error:
@@ -52,8 +52,7 @@ def _read_cells(table: _Table, start_line: int) -> list[str] | RowError | None:
 
 
 def _decode_lines(stream: BinaryStream, line_errors: dict[int, str]) -> Iterator[str]:
-    """Every line, blank ones too: they may stand within quotes, and they are counted. What is no text goes to `wrong`,
-    by number."""
+    """Yield all lines, also blank ones: they may be in quotes. Encoding errors go to `line_errors` by line number."""
     last_number = 0
     for number, line in read_lines(stream):
         yield from ["\n"] * (number - last_number - 1)
@@ -80,7 +79,7 @@ def _build_row(header: list[str], cells: list[str]) -> dict[str, Any] | RowError
 
 
 def read_parquet_rows(file: IO[bytes] | BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(number from 1, row); a few rows of a row group are in memory at a time."""
+    """Yield for each row its number from 1, and its columns. Only a part of a row group is in memory at a time."""
     import pyarrow as pa
 
     number = 0
@@ -90,14 +89,16 @@ def read_parquet_rows(file: IO[bytes] | BinaryStream) -> Iterator[tuple[int, dic
                 number += 1
                 yield number, row
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise DamagedFileError(f"expected a whole Parquet file, found: {str(error)[:200]}; store it again") from error
+        raise DamagedFileError(
+            f"expected a complete Parquet file, found: {str(error)[:200]}; upload it again"
+        ) from error
 
 
 def _read_batches(file: IO[bytes] | BinaryStream) -> Iterator[Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    # Without the buffer of its own, pyarrow would read a whole row group, which may be the whole file.
+    # Without buffer_size, pyarrow reads a complete row group, which may be the complete file.
     with parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
         fields = [field for field in table.schema_arrow if not pa.types.is_temporal(field.type)]
         names = _check_header([field.name for field in fields])

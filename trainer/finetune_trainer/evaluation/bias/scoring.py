@@ -14,33 +14,34 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract import BiasEvaluation
 from finetune_trainer.data.augment.counterfactual import CATEGORIES, USER_CATEGORY, find_named_groups, swap_row_terms
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
-from finetune_trainer.data.rows import PromptCompletion
+from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
-from finetune_trainer.modeling.inference import CompletionDecoder, extract_prompt, select_evenly
+from finetune_trainer.evaluation.prompts import extract_prompt, select_evenly
+from finetune_trainer.modeling.generation import CompletionDecoder
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import BiasResult
 
 _MAX_ROWS = 5000
-"""Training rows whose groups are counted, and validation rows whose terms are exchanged, evenly spread over all."""
+"""Training rows whose groups are counted, and validation rows whose terms are swapped, evenly spaced over all rows."""
 
 
 @dataclass(frozen=True)
 class TextPairs:
-    """Texts in twos, of one kind and category."""
+    """Pairs of texts of one kind and category."""
 
     kind: Literal["swap", "pair"]
     category: str
     first: list[LabeledTokens]
     second: list[LabeledTokens]
     too_long_count: int = 0
-    """Texts in twos that were left out, since the model has no positions for them."""
+    """Number of pairs that were skipped because a text exceeds the positions of the model."""
 
 
 @dataclass(frozen=True)
 class BiasScorer:
-    """Measures what the tuning changed between groups of people."""
+    """Measures how fine-tuning changed preferences between groups of people."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -50,17 +51,19 @@ class BiasScorer:
     def measure_bias(
         self, pairs: Sequence[SentencePair], training_rows: datasets.Dataset, validation_rows: datasets.Dataset | None
     ) -> BiasResult:
-        """Sentences beside their counterparts, and, with validation rows, these beside the same with terms swapped."""
+        """Compare sentences with their counterparts, and validation rows with the same rows with swapped terms."""
         comparisons, notes = list(self._tokenize_pairs(pairs)), []
         if validation_rows is None:
-            notes.append("without dataset.validation no rows were compared with the same about another group")
+            notes.append(
+                "rows were not compared with the same rows about another group: there is no dataset.validation"
+            )
         else:
             comparisons += self._tokenize_swaps(select_evenly(validation_rows, _MAX_ROWS))
         bias = judge_bias(
             [self._compute_preferences(text_pairs) for text_pairs in comparisons], self._count_groups(training_rows)
         )
         if dropped := sum(text_pairs.too_long_count for text_pairs in comparisons):
-            notes.append(f"{dropped:,} comparisons were left out: a text has more tokens than the model has positions")
+            notes.append(f"{dropped:,} comparisons were skipped: a text has more tokens than the model has positions")
         if len(training_rows) > _MAX_ROWS:
             notes.append(f"groups were counted in {_MAX_ROWS:,} of {len(training_rows):,} training rows")
         return bias.model_copy(update={"notes": [*bias.notes, *notes]})
@@ -108,14 +111,14 @@ class BiasScorer:
             yield self._build_text_pairs("swap", category, token_pairs)
 
     def _tokenize_sentence(self, text: str) -> LabeledTokens:
-        """All of it counts, so something has to come before its first token."""
+        """Tokenize a sentence that is scored completely, after a start token that makes its first token count."""
         start = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if start is None else start
         ids = self._encode(text)
         return LabeledTokens([start, *ids], [IGNORE_INDEX, *ids])
 
     def _tokenize_row(self, row: PromptCompletion) -> LabeledTokens:
-        """Its answer counts, given its prompt."""
+        """Tokenize a row whose answer is scored, given its prompt."""
         prompt, answer = self._encode(row.prompt), self._encode(row.completion)
         return LabeledTokens([*prompt, *answer], [*([IGNORE_INDEX] * len(prompt)), *answer])
 
@@ -136,7 +139,7 @@ class BiasScorer:
     def _build_text_pairs(
         self, kind: Literal["swap", "pair"], category: str, token_pairs: Sequence[tuple[LabeledTokens, LabeledTokens]]
     ) -> TextPairs:
-        """Those that have tokens to score (an empty answer has no likelihood per token) and positions for all."""
+        """Select the pairs with tokens to score (an empty answer has none) and within the positions of the model."""
         scorable = [
             pair
             for pair in token_pairs

@@ -1,4 +1,5 @@
-"""Sentences with a stereotype, each beside its counterpart: our own, or a file like CrowS-Pairs'."""
+"""Pairs of a sentence with a stereotype and its counterpart: built-in ones, or a CSV file in the format of CrowS-Pairs
+(Nangia et al., 2020, https://arxiv.org/abs/2010.00133)."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from finetune_trainer.errors import TrainerError
 _COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 _DIRECTIONS = ("stereo", "antistereo")
 _MAX_SENTENCE_CHARS = 10_000
-"""Characters of a sentence; far above any, far below what would hold a run up."""
+"""Maximum characters of a sentence: more than any real sentence, but few enough to be processed quickly."""
 
 
 @dataclass(frozen=True)
 class SentencePair:
-    """Two sentences that differ in the group they speak of."""
+    """Two sentences that differ in the group that they are about."""
 
     category: str
     stereotype: str
@@ -29,7 +30,7 @@ class SentencePair:
 
 @lru_cache(maxsize=1)
 def load_builtin_pairs() -> tuple[SentencePair, ...]:
-    """The pairs of `pairs.yaml`, at least 20 of each of seven categories."""
+    """Return the pairs of `sentence_pairs.yaml`: at least 20 in each of seven categories."""
     from ruamel.yaml import YAML
 
     text = resources.files(__package__).joinpath("sentence_pairs.yaml").read_text("utf-8")
@@ -42,10 +43,10 @@ def load_builtin_pairs() -> tuple[SentencePair, ...]:
 
 
 def parse_pairs(content: bytes, source: str) -> list[SentencePair]:
-    """The pairs of a CSV file with CrowS-Pairs' columns; `where` names the file. Raises `DATA_INVALID` with the line.
+    """Return the pairs of a CSV file with the columns of CrowS-Pairs. Raises `DATA_INVALID` with `source` and line.
 
-    `sent_more` is the more stereotyped sentence in either direction; `antistereo` says only that the sentence people
-    wrote first was the other one.
+    `sent_more` is the more stereotypical sentence in both directions; `antistereo` only means that the annotators wrote
+    the other sentence first.
     """
     rows = csv.DictReader(io.StringIO(_decode_utf8(content, source), newline=""), strict=True)
     try:
@@ -78,7 +79,7 @@ def _find_problem(sent_more: str, sent_less: str, direction: str, category: str)
     return (
         None
         if direction in _DIRECTIONS
-        else f"stereo_antistereo has to be stereo or antistereo, not {direction[:40]!r}"
+        else f"stereo_antistereo must be stereo or antistereo, found {direction[:40]!r}"
     )
 
 
@@ -86,7 +87,7 @@ def _decode_utf8(content: bytes, source: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _invalid_pair(source, content[: error.start].count(b"\n") + 1, "this is not UTF-8") from error
+        raise _invalid_pair(source, content[: error.start].count(b"\n") + 1, "the file is not UTF-8") from error
 
 
 def _invalid_pair(source: str, line: int, problem: str) -> TrainerError:

@@ -1,4 +1,4 @@
-"""Rows of JSONL objects, as users write them; without torch."""
+"""Reading of rows from JSON Lines objects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from tests.support.trainer.tiny_model import StoredFile, chat, write_rows
 
 from finetune_trainer.contract import DataSource, Reason
-from finetune_trainer.data.rows import Chat, PromptCompletion, Row, RowReader
+from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_types import Chat, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.training.methods import METHODS
 
 URI = "s3://data/a.jsonl"
 PAIR = {"prompt": "1+1=", "completion": "2"}
@@ -37,7 +39,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]},
         "messages[0] to have role and content, found also 'tool_calls'",
     ),
-    "nobody answers": ({"messages": [{"role": "user", "content": "a"}]}, "expected a turn of the assistant"),
+    "nobody answers": ({"messages": [{"role": "user", "content": "a"}]}, "expected an assistant turn"),
     "empty answer": (chat("a", " \n"), "expected messages[1].content to be an answer, found it empty"),
     "empty completion": ({"prompt": "a", "completion": ""}, "expected 'completion' to be an answer"),
     "half a character": ('{"prompt": "\\ud83d", "completion": "a"}', "found half a surrogate pair"),
@@ -45,7 +47,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
 
 
 def read_rows(*files: StoredFile, **source: Any) -> tuple[RowReader, list[tuple[str, Row]]]:
-    reader = RowReader()
+    reader = RowReader(METHODS["sft"])
     rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
     return reader, [(str(place), row) for place, row in rows]
 
@@ -55,9 +57,9 @@ def test_reader_invalid_row_names_expectation(tmp_path: Path, line: object, expe
     good = write_rows(tmp_path / "good", [PAIR], "s3://data/good")
     reader, rows = read_rows(good, write_rows(tmp_path / "wrong", ["", line], URI))
     assert len(rows) == 1
-    assert reader.invalid_rows.count == 1
+    assert reader.rejections.invalid.count == 1
     with pytest.raises(TrainerError) as caught:
-        reader.invalid_rows.raise_if_any(reader.row_count)
+        reader.rejections.invalid.raise_if_any(reader.row_count)
     assert caught.value.reason is Reason.DATA_INVALID
     assert caught.value.message.startswith(f"1 of 2 rows cannot be used:\n{URI} line 2: ")
     assert expected in caught.value.message
@@ -78,7 +80,7 @@ def test_reader_format_is_detected_per_object(tmp_path: Path) -> None:
 def test_reader_row_of_other_format_is_invalid(tmp_path: Path) -> None:
     reader, rows = read_rows(write_rows(tmp_path / "a", [PAIR, chat("q", "a")], URI))
     assert len(rows) == 1
-    assert reader.invalid_rows.examples == [f"{URI} line 2: expected 'prompt', found 'messages'"]
+    assert reader.rejections.invalid.messages == [f"{URI} line 2: expected 'prompt', found 'messages'"]
 
 
 def test_reader_stated_format_wins_over_detection(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_reader_blank_lines_count_as_lines_only(tmp_path: Path) -> None:
 def test_reader_empty_object_has_no_rows(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     reader, rows = read_rows(StoredFile(URI, tmp_path / "a"))
-    assert (reader.row_count, rows, reader.invalid_rows.count) == (0, [], 0)
+    assert (reader.row_count, rows, reader.rejections.invalid.count) == (0, [], 0)
 
 
 def test_reader_windows_files_are_read(tmp_path: Path) -> None:
@@ -120,9 +122,9 @@ def test_reader_invalid_rows_are_counted_and_first_shown(tmp_path: Path) -> None
     long = "s3://data/" + "x" * 1000
     reader, _ = read_rows(write_rows(tmp_path / "a", [{"q": "a"}] * 1000, long))
     with pytest.raises(TrainerError, match=r"^1000 of 1000 rows cannot be used:") as caught:
-        reader.invalid_rows.raise_if_any(reader.row_count)
+        reader.rejections.invalid.raise_if_any(reader.row_count)
     assert caught.value.message.endswith("… and 995 more")
-    assert len(caught.value.message) < 2048  # all that an outcome holds
+    assert len(caught.value.message) < 2048  # maximum size of the termination message
     assert "line 5: expected 'messages'" in caught.value.message
 
 
@@ -131,4 +133,4 @@ def test_reader_other_columns_are_ignored(tmp_path: Path) -> None:
     row["messages"][0]["name"] = None
     reader, rows = read_rows(write_rows(tmp_path / "a", [row]))
     assert len(rows) == 1
-    assert not reader.invalid_rows.count
+    assert not reader.rejections.invalid.count

@@ -1,4 +1,4 @@
-"""FineTuneJobs that have run, as they lie in a cluster, with Job and pod; and what controllers do until then."""
+"""Lifecycles of jobs: stored objects of finished runs, and the status updates of other controllers during a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OUTCOME = {
 
 
 def store_finished(api: Api, subject: Subject, first: int, last: int) -> Iterator[Awaitable[None]]:
-    """Stores of finished runs, from number `first` on."""
+    """Yield coroutines that store the objects of finished runs, with the numbers `first` to `last` - 1."""
     make = _store_finished_train_job if subject is TRAINER else _store_finished_finetunejob
     return (make(api, f"old-{number}") for number in range(first, last))
 
@@ -60,20 +60,20 @@ async def _store_finished_finetunejob(api: Api, name: str) -> None:
 
 
 async def complete_lifecycle(api: Api, name: str) -> None:
-    """All that follows its creation."""
+    """Start the pod of a created FineTuneJob and finish it a second later."""
     await start_pod(api, await api.call("GET", f"{JOBS}/{name}"))
-    await asyncio.sleep(1)  # so that the operator sees it running
+    await asyncio.sleep(1)  # time for the operator to observe the running pod
     await finish_pod(api, name)
 
 
 async def are_all_complete(api: Api, prefix: str) -> bool:
-    """Whether the operator has seen the end of all whose names begin so."""
+    """Return whether all FineTuneJobs with this name prefix have the phase Complete."""
     jobs = [job for job in (await api.call("GET", OURS.jobs))["items"] if job["metadata"]["name"].startswith(prefix)]
     return all(job["status"].get("phase") == "Complete" for job in jobs)
 
 
 async def start_pod(api: Api, job: Body) -> Body:
-    """What the Job controller and the kubelet do until the trainer runs."""
+    """Create the pod of a Job and set its status to running, as the Job controller and the kubelet do."""
     name = job["metadata"]["name"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "controller": True, "name": name, "uid": job["metadata"]["uid"]}
     template = job["spec"]["template"]
@@ -83,7 +83,7 @@ async def start_pod(api: Api, job: Body) -> Body:
 
 
 async def finish_pod(api: Api, name: str) -> tuple[Body, Body]:
-    """What the kubelet and the Job controller report of a run that is complete."""
+    """Set pod and Job to complete, as the kubelet and the Job controller do. Return both."""
     pod = await _patch_pod_status(api, name, "Succeeded", build_terminated_state(0, json.dumps(_OUTCOME), "Completed"))
     conditions = [
         {"type": kind, "status": "True", "reason": "CompletionsReached", "message": "", "lastTransitionTime": NOW}

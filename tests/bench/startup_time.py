@@ -1,4 +1,4 @@
-"""From process start to the first step, and the time of a step: the trainer beside a plain script on the same model."""
+"""Time to the first step and time per step: the trainer compared with a plain TRL script on the same model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.support.trainer.tiny_model import build, chat
 ROUNDS = 5
 STEPS = 200
 CHECKPOINT_STEPS = 25
-"""Steps between two checkpoints here; by default two minutes lie between them."""
+"""Steps between two checkpoints in this benchmark. The default interval is two minutes."""
 _DEFAULT_SECONDS = 120
 _STEP = re.compile(r"step (\d+)/\d+")
 _PLAIN_SCRIPT = Path(__file__).with_name("plain_trl.py")
 _TICKS = os.sysconf("SC_CLK_TCK")
-TABLE_HEAD = "| what | ours | plain TRL | difference | range of the difference |"
+TABLE_HEAD = "| Measurement | Ours | Plain TRL | Difference | Range of the difference |"
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What a process took until the first step was told, and for a step after it; CPU seconds are of all threads."""
+    """Seconds until a process printed its first step, and per step after it; CPU seconds of all threads."""
 
     start: float
     start_cpu: float
@@ -39,7 +39,7 @@ class StepTimes:
 
 
 def measure_rows(server: S3Server, scratch: Path) -> Iterator[str]:
-    """Rows of the table; rounds are interleaved."""
+    """Yield the rows of the table. Rounds alternate between the trainer and the script."""
     _upload(server, scratch / "model")
     rounds = [
         (
@@ -50,13 +50,13 @@ def measure_rows(server: S3Server, scratch: Path) -> Iterator[str]:
         for _ in range(ROUNDS)
     ]
     ours, plain, saving = ([round_times[place] for round_times in rounds] for place in range(3))
+    yield _format_row("time to first step, s", [times.start for times in ours], [times.start for times in plain])
     yield _format_row(
-        "process start to first step, s", [times.start for times in ours], [times.start for times in plain]
+        "time to first step, CPU s", [times.start_cpu for times in ours], [times.start_cpu for times in plain]
     )
-    yield _format_row("the same, CPU s", [times.start_cpu for times in ours], [times.start_cpu for times in plain])
-    yield _format_row("a step, ms", [times.step * 1e3 for times in ours], [times.step * 1e3 for times in plain])
+    yield _format_row("step, ms", [times.step * 1e3 for times in ours], [times.step * 1e3 for times in plain])
     yield _format_row(
-        "a step, CPU ms", [times.step_cpu * 1e3 for times in ours], [times.step_cpu * 1e3 for times in plain]
+        "step, CPU ms", [times.step_cpu * 1e3 for times in ours], [times.step_cpu * 1e3 for times in plain]
     )
     costs = [
         (checkpointed.step - plain_run.step) * CHECKPOINT_STEPS
@@ -64,8 +64,8 @@ def measure_rows(server: S3Server, scratch: Path) -> Iterator[str]:
     ]
     cost = statistics.median(costs)
     yield (
-        f"| a checkpoint, s of training time | {cost:.2f} | none | {100 * cost / _DEFAULT_SECONDS:+.2f} % of the "
-        f"{_DEFAULT_SECONDS} s between two | {min(costs):.2f} to {max(costs):.2f} s |"
+        f"| checkpoint, s of training time | {cost:.2f} | none | {100 * cost / _DEFAULT_SECONDS:+.2f} % of the "
+        f"{_DEFAULT_SECONDS} s interval | {min(costs):.2f} to {max(costs):.2f} s |"
     )
 
 
@@ -129,6 +129,6 @@ def _time_process(line: list[str]) -> StepTimes:
 
 
 def _read_cpu_seconds(pid: int) -> float:
-    """Seconds of the process and of its children that have ended: fields 14 to 17 of its stat, see proc(5)."""
+    """Return the CPU seconds of a process and its ended children: fields 14 to 17 of /proc/PID/stat (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / _TICKS

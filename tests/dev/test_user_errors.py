@@ -1,4 +1,4 @@
-"""What goes wrong for a user is one line that says what to do."""
+"""Tests of the errors that users see: one line each, with what to do."""
 
 import os
 import platform
@@ -40,29 +40,29 @@ def _remove_apt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "advice"),
+    ("break_host", "advice"),
     [
         (_use_other_system, "virtual machine"),
         (_use_other_machine, "virtual machine"),
         (_drop_root, "sudo"),
-        (_fill_disk, "make room"),
+        (_fill_disk, "free some space"),
         (_remove_apt, "install some-package"),
     ],
 )
 def test_main_preflight_fails_prints_advice(
-    spoil: object, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    break_host: object, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(sys, "argv", ["local_cluster", "up", "some"])
-    spoil(monkeypatch)  # type: ignore[operator]
+    break_host(monkeypatch)  # type: ignore[operator]
     assert command_line.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert advice in line
 
 
-def test_check_free_address_taken_names_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_addresses_free_taken_address_names_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = network.compute_addresses("test")
     links = [{"ifname": "eth7", "addr_info": [{"local": addresses.node}]}]
     monkeypatch.setattr(network, "_query_ip", lambda *_words: links)
@@ -72,13 +72,13 @@ def test_check_free_address_taken_names_interface(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["", "Demo", "-demo", "demo-", "de/mo", "de.mo", "1demo", "x" * 33])
 def test_cluster_invalid_name_raises(name: str) -> None:
-    with pytest.raises(UserError, match="is no cluster name"):
+    with pytest.raises(UserError, match="is not a valid cluster name"):
         Cluster(name)
 
 
 def test_cluster_kubeconfig_while_down_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="is not up: bring it up first"):
+    with pytest.raises(UserError, match="is not running: start it with `make cluster-up NAME=test`"):
         _ = Cluster("test").kubeconfig
 
 
@@ -89,6 +89,6 @@ def test_run_failing_command_names_log_and_last_line(tmp_path: Path) -> None:
     assert str(log) in str(raised.value)
 
 
-def test_output_failing_command_shows_stderr() -> None:
+def test_capture_output_failing_command_shows_stderr() -> None:
     with pytest.raises(UserError, match="no such thing"):
         shell.capture_output(["sh", "-c", "echo no such thing >&2; exit 1"])

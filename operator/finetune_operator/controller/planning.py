@@ -1,0 +1,135 @@
+"""Decide what to create, patch and delete for one FineTuneJob. All functions are pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from pydantic import ValidationError
+
+from finetune_operator.api import FineTuneJob, FineTuneJobStatus, OperatorReason
+from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.objects import Body
+from finetune_operator.api.run_policy import parse_run_policy
+from finetune_operator.controller.request import ReconcileRequest
+from finetune_operator.observed.job import is_job_finishing
+from finetune_operator.observed.objects import is_being_deleted, is_finished
+from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods
+from finetune_operator.observed.state import Blocked, ObservedState
+from finetune_operator.policy.validation import find_violations
+from finetune_operator.resources.job import build_job
+from finetune_operator.settings import Settings
+from finetune_operator.status import deadlines
+from finetune_operator.status.job_status import is_terminal
+
+
+class Changes(NamedTuple):
+    """The writes that a reconcile makes. By default there are none."""
+
+    create_job: Body | None = None
+    """The Job to create. If it has several pods, their headless Service is created first."""
+    blocked: Blocked | None = None
+    """Why no Job can be created."""
+    adopt_job: bool = False
+    """Whether `blocked` applies only if the API server has no Job of this FineTuneJob that the cache does not show."""
+    ensure_service: bool = False
+    """Whether the headless Service is created again if it is missing."""
+    delete_job: Body | None = None
+    """The Job to delete."""
+    job_patch: Body | None = None
+    """A merge patch of the observed Job."""
+    delete_finetunejob: bool = False
+
+
+def plan(request: ReconcileRequest, observed: ObservedState, settings: Settings) -> Changes:
+    """Return the writes that the Job needs, before the status is computed."""
+    job = observed.job
+    if is_terminal(request.previous_status):
+        return Changes()
+    if request.run_policy.suspend:
+        return Changes(delete_job=job if job and _can_be_deleted(job) else None)
+    if job is None:
+        return _plan_creation(request, observed, settings)
+    return Changes(ensure_service=request.run_policy.nodes > 1 and _is_between_attempts(job, observed.pods))
+
+
+def plan_follow_up(request: ReconcileRequest, observed: ObservedState, status: FineTuneJobStatus) -> Changes:
+    """Return the writes that follow from the status, after it is stored.
+
+    The Job of a finished run is deleted, and after its TTL the FineTuneJob is. Otherwise the fields of the Job that
+    follow the FineTuneJob are patched.
+    """
+    if not is_terminal(status):
+        return Changes(job_patch=build_job_patch(observed, status) or None)
+    ttl_expiry = deadlines.compute_ttl_expiry(request.run_policy, status)
+    return Changes(
+        delete_job=observed.job if observed.job and _can_be_deleted(observed.job) else None,
+        delete_finetunejob=deadlines.has_passed(ttl_expiry, request.now),
+    )
+
+
+def compute_requeue_after(
+    request: ReconcileRequest, observed: ObservedState, status: FineTuneJobStatus
+) -> float | None:
+    """Return the seconds until the next deadline, or None if only events need another reconcile."""
+    if is_terminal(status):
+        ttl_expiry = deadlines.compute_ttl_expiry(request.run_policy, status)
+        has_expired = deadlines.has_passed(ttl_expiry, request.now)
+        return None if has_expired else deadlines.seconds_until(ttl_expiry, request.now)
+    return deadlines.requeue_after(observed, status, request.now)
+
+
+def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
+    """Return a merge patch for the fields of the Job that follow its FineTuneJob, empty if they are up to date.
+
+    It contains no field that Kueue edits.
+    """
+    job = observed.job
+    if job is None or is_finished(job) or is_being_deleted(job):
+        return {}
+    spec: Body = {}
+    if job["spec"].get("backoffLimit") != observed.run_policy.backoff_limit:
+        spec["backoffLimit"] = observed.run_policy.backoff_limit
+    deadline = deadlines.compute_active_deadline_seconds(observed.run_policy, job, list(observed.pods), status)
+    current_deadline = job["spec"].get("activeDeadlineSeconds")
+    if deadline and abs(deadline - (current_deadline or 0)) > 1:  # whole seconds are rounded
+        spec["activeDeadlineSeconds"] = deadline
+    if deadline is None and current_deadline is not None and not is_job_finishing(job):
+        spec["activeDeadlineSeconds"] = None  # the Job controller would count time in which no trainer runs
+    name = job["metadata"]["name"]
+    metadata = {} if job["metadata"].get("labels", {}).get(JOB_LABEL) == name else {"labels": {JOB_LABEL: name}}
+    return {key: patch for key, patch in (("spec", spec), ("metadata", metadata)) if patch}
+
+
+def _plan_creation(request: ReconcileRequest, observed: ObservedState, settings: Settings) -> Changes:
+    if observed.terminating_pod:
+        message = f"Waiting for pod {observed.terminating_pod} of an earlier Job with the same name to end."
+        return Changes(blocked=Blocked(OperatorReason.JOB_PENDING, message))
+    try:
+        finetunejob = FineTuneJob.model_validate({**request.body, "status": None})
+        job = build_job(finetunejob, settings)
+        parse_run_policy(request.body)  # stricter than pydantic, which accepts "true" for a boolean
+    except ValidationError as error:
+        return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, _format_validation_error(error), terminal=True))
+    except msgspec.ValidationError as error:
+        return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, f"spec: {error}", terminal=True))
+    if violations := find_violations(finetunejob, settings):
+        # A Job that was created before the policy changed continues, also if the cache does not show it yet.
+        return Changes(blocked=Blocked(OperatorReason.NOT_ALLOWED, " ".join(violations), terminal=True), adopt_job=True)
+    return Changes(create_job=job)
+
+
+def _can_be_deleted(job: Body) -> bool:
+    """Return whether the Job is neither finished nor about to report how it ended."""
+    return not (is_finished(job) or is_job_finishing(job) or is_being_deleted(job))
+
+
+def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
+    return last_pod is not None and not is_alive(last_pod) and _can_be_deleted(job)
+
+
+def _format_validation_error(error: ValidationError) -> str:
+    """Name the invalid fields, without their values."""
+    return "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()[:10])

@@ -1,0 +1,28 @@
+"""Readers of Jobs."""
+
+from __future__ import annotations
+
+from finetune_operator.api.objects import Body
+from finetune_operator.observed.objects import find_true_condition
+
+
+def is_job_suspended(job: Body) -> bool:
+    """Return whether the Job is suspended, by a queue or by a user."""
+    return bool(job["spec"].get("suspend"))
+
+
+def get_job_started_at(job: Body) -> str | None:
+    """Return when the Job was started or resumed, or None if it is suspended since its creation."""
+    start_time: str | None = job.get("status", {}).get("startTime")
+    return start_time
+
+
+def is_job_finishing(job: Body) -> bool:
+    """Return whether the Job starts no more pods and reports its end when the last of them has terminated."""
+    return bool(find_true_condition(job, "FailureTarget") or find_true_condition(job, "SuccessCriteriaMet"))
+
+
+def get_job_finished_at(job: Body) -> str | None:
+    """Return when the Job completed or failed, or None if it is not finished."""
+    condition = find_true_condition(job, "Complete") or find_true_condition(job, "Failed")
+    return condition.get("lastTransitionTime") if condition else None

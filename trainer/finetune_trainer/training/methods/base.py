@@ -1,0 +1,108 @@
+"""The interface of a training method, and what the preference methods have in common."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.data.loss_masking import IGNORE_INDEX, TokenizedConversation
+from finetune_trainer.data.row_schema import RowSchema, TokenColumns
+from finetune_trainer.data.row_types import Row
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune_trainer.training.state import TrainerInputs
+    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
+
+log = logging.getLogger(__name__)
+
+Collator = Callable[[Sequence[Mapping[str, Any]]], "dict[str, torch.Tensor]"]
+"""Makes a batch of tokenized rows."""
+
+
+class TrainingMethod(RowSchema):
+    """Everything that the trainer knows about a training method.
+
+    The methods import torch and TRL inside functions only, so that data preparation, planning and evaluation can ask
+    for their properties without these libraries.
+    """
+
+    name: str
+    """The value of `training.method`."""
+    title: str
+    """The name of the method in reports."""
+    beta_applies: bool = True
+    """Whether the loss depends on `training.beta`."""
+    uses_token_loss: bool = False
+    """Whether the loss is the cross-entropy of the supervised tokens. Evaluation measures such a loss for each row;
+    of other methods it reports the loss that the training measured."""
+    extra_metrics: Mapping[str, str] = {}
+    """Metrics that the training measures on the validation data besides `evalLoss`, where a higher value is better:
+    our name, and TRL's name of the mean over a batch."""
+    compares_rows: bool = False
+    """Whether the loss of a row depends on the other rows of its batch."""
+    forward_passes: int = 1
+    """Forward passes per training step: a second one computes the likelihoods of the reference model."""
+    sequences_per_row: int = 1
+    """Sequences that a row of a batch becomes."""
+    chunks_logits: bool = False
+    """Whether the loss is computed in chunks, without the logits of all tokens at once."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the evaluation that every run of this method has."""
+        return ["evalLoss", *(["perplexity"] if self.uses_token_loss else []), *self.extra_metrics]
+
+    @abstractmethod
+    def build_collator(self, inputs: TrainerInputs) -> Collator:
+        """Return the data collator for rows as they were prepared."""
+
+    @abstractmethod
+    def build_trainer(self, inputs: TrainerInputs) -> TokenizedTrainer:
+        """Return TRL's trainer of the method, on the rows as they were prepared."""
+
+
+class PreferenceMethod(TrainingMethod):
+    """A method that compares answers of the model with those of a reference model."""
+
+    forward_passes = 2
+
+    def detect_format(self, _: Mapping[str, Any]) -> str:
+        return "preference"
+
+    def build_columns(self, row: Row, conversations: Sequence[TokenizedConversation]) -> TokenColumns | str:
+        prompts = [conversation.input_ids[: conversation.answer_start] for conversation in conversations]
+        answers = [_extract_answer(conversation) for conversation in conversations]
+        # An answer that lost its start by truncation does not count, even if earlier answers remain.
+        if not all(answers):
+            return "noSupervisedTokens"
+        if prompts[0] != prompts[-1]:
+            return "promptsDiffer"
+        if len(answers) == 2 and answers[0] == answers[1]:
+            return "identicalAnswers"
+        supervised_tokens = sum(map(len, answers))
+        columns = {"prompt_ids": prompts[0], **self.name_answers(row, answers)}
+        return TokenColumns(columns, len(prompts[0]) + supervised_tokens, supervised_tokens)
+
+    @abstractmethod
+    def name_answers(self, row: Row, answers: Sequence[list[int]]) -> dict[str, object]:
+        """Return the columns of a row except for its prompt, from the tokens of its answers."""
+
+    def warn_about_dropout(self, config: TrainerConfig) -> None:
+        """Log a warning if a dropout is configured: TRL disables it for methods that compare likelihoods."""
+        if config.training.lora.dropout:
+            log.warning("%s: TRL disables dropout, so training.lora.dropout has no effect", self.name)
+
+
+def _extract_answer(conversation: TokenizedConversation) -> list[int]:
+    """Return the tokens of the last answer, without those that the chat template writes after the end of the turn."""
+    supervised_indices = [
+        index
+        for index, label in enumerate(conversation.labels)
+        if label != IGNORE_INDEX and index >= conversation.answer_start
+    ]
+    return conversation.input_ids[conversation.answer_start : supervised_indices[-1] + 1] if supervised_indices else []

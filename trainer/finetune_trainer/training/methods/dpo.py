@@ -1,0 +1,59 @@
+"""Direct preference optimization (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.data.preferences import parse_preference
+from finetune_trainer.data.row_types import Row
+from finetune_trainer.training.methods.base import Collator, PreferenceMethod
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.state import TrainerInputs
+    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
+
+
+class DPO(PreferenceMethod):
+    """Direct preference optimization on pairs of a chosen and a rejected answer.
+
+    TRL 1.14.2 computes the loss from the logits that the model returns. It reads the weights of the output head only
+    with `use_liger_kernel`, which is never set, so there is no other implementation to check before training.
+    """
+
+    name = "dpo"
+    title = "direct preference optimisation"
+    token_columns: Mapping[str, str] = {"prompt_ids": "ids", "chosen_ids": "ids", "rejected_ids": "ids"}
+    extra_metrics: Mapping[str, str] = {"evalRewardAccuracy": "rewards/accuracies"}
+    sequences_per_row = 2
+
+    def parse_row(self, row: Mapping[str, Any], _: str) -> list[Row]:
+        return [parse_preference(row)]
+
+    def name_answers(self, _: Row, answers: Sequence[list[int]]) -> dict[str, object]:
+        return {"chosen_ids": answers[0], "rejected_ids": answers[1]}
+
+    def build_collator(self, inputs: TrainerInputs) -> Collator:
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        collator: Collator = DataCollatorForPreference(inputs.loaded.tokenizer.pad_token_id)
+        return collator
+
+    def build_trainer(self, inputs: TrainerInputs) -> TokenizedTrainer:
+        from trl import DPOConfig, DPOTrainer
+
+        from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
+        from finetune_trainer.training.trl_arguments import build_common_arguments
+
+        class TokenizedDPOTrainer(TokenizedTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is published without types
+            """TRL's trainer, on tokenized rows."""
+
+        self.warn_about_dropout(inputs.config)
+        rows = inputs.prepared.dataset
+        arguments = build_common_arguments(inputs.config, len(rows), inputs.work_dir)
+        return TokenizedDPOTrainer(
+            **inputs.trainer_arguments,
+            args=DPOConfig(**arguments, beta=inputs.config.training.beta, max_length=None),
+            train_dataset=rows,
+            data_collator=self.build_collator(inputs),
+        )

@@ -1,0 +1,108 @@
+"""Supervised fine-tuning: the cross-entropy of the supervised tokens, with optional packing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.data.formats import PARSERS, detect_example_format
+from finetune_trainer.data.loss_masking import TokenizedConversation
+from finetune_trainer.data.row_schema import TokenColumns
+from finetune_trainer.data.row_types import Row
+from finetune_trainer.distributed import topology
+from finetune_trainer.training import packing
+from finetune_trainer.training.methods.base import Collator, TrainingMethod
+
+if TYPE_CHECKING:
+    import datasets
+    from trl import SFTConfig
+
+    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+    from finetune_trainer.training.state import TrainerInputs
+
+log = logging.getLogger(__name__)
+
+
+class SFT(TrainingMethod):
+    """Supervised fine-tuning on conversations, prompts with a completion, and plain text."""
+
+    name = "sft"
+    title = "supervised fine-tuning"
+    token_columns: Mapping[str, str] = {"input_ids": "ids", "labels": "ids"}
+    beta_applies = False
+    uses_token_loss = True
+    chunks_logits = True
+
+    def detect_format(self, row: Mapping[str, Any]) -> str:
+        return detect_example_format(row)
+
+    def parse_row(self, row: Mapping[str, Any], row_format: str) -> list[Row]:
+        return [PARSERS[row_format](row)]
+
+    def build_columns(self, _: Row, conversations: Sequence[TokenizedConversation]) -> TokenColumns | str:
+        conversation = conversations[0]
+        if not conversation.supervised_tokens:
+            return "noSupervisedTokens"
+        columns = {"input_ids": conversation.input_ids, "labels": conversation.labels}
+        return TokenColumns(columns, len(conversation.input_ids), conversation.supervised_tokens)
+
+    def build_collator(self, inputs: TrainerInputs) -> Collator:
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        collator: Collator = DataCollatorForLanguageModeling(inputs.loaded.tokenizer.pad_token_id)
+        return collator
+
+    def build_trainer(self, inputs: TrainerInputs) -> TokenizedSFTTrainer:
+        from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+
+        rows, collator = inputs.prepared.dataset, self.build_collator(inputs)
+        if inputs.config.training.packing:
+            rows, collator = _pack_rows(inputs)
+        rows, padding_row_count = _pad_rows(inputs, rows)
+        trainer = TokenizedSFTTrainer(
+            **inputs.trainer_arguments,
+            args=_build_config(inputs, len(rows)),
+            train_dataset=rows,
+            data_collator=collator,
+        )
+        trainer.padding_row_count = padding_row_count
+        return trainer
+
+
+def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
+    from trl import SFTConfig
+
+    from finetune_trainer.training.trl_arguments import build_common_arguments
+
+    return SFTConfig(
+        **build_common_arguments(inputs.config, row_count, inputs.work_dir),
+        # The rows are prepared: TRL would truncate those longer than 1024 tokens and drop some without a message.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,  # `training.packing` does it, without truncation
+        padding_free=False,
+        remove_unused_columns=not inputs.config.training.packing,  # the column with the rows of a sequence is needed
+        # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own. The preflight check
+        # compares it with the model's logits and replaces it if the two differ.
+        loss_type="nll" if inputs.loaded.backend == "unsloth" else "chunked_nll",
+    )
+
+
+def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
+    rows = inputs.prepared.dataset
+    sequences = packing.pack_dataset(rows, inputs.config.model.max_length)
+    log.info(
+        "packed %d rows into %d sequences (no truncation, no cross-attention between rows)", len(rows), len(sequences)
+    )
+    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id)
+
+
+def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:
+    """Add padding rows so that all ranks have equal batches. A single process can take a smaller last batch."""
+    from finetune_trainer.training.padding_rows import pad_dataset
+
+    if topology.world_size() == 1:
+        return rows, 0
+    batch_size = inputs.config.training.batch_size * topology.world_size()
+    return pad_dataset(rows, batch_size, inputs.loaded.tokenizer.pad_token_id)

@@ -1,0 +1,81 @@
+"""Runs one training and collects its metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import TrainerConfig, Training
+from finetune_trainer.modeling.library_errors import translate_memory_errors
+from finetune_trainer.modeling.loading import LoadedModel
+from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.training import early_stopping
+from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.monitor import TrainingMonitor
+from finetune_trainer.training.state import TrainerInputs, TrainingSession, TrainResult
+
+if TYPE_CHECKING:
+    from finetune_trainer.data.preparation import PreparedData
+
+
+def train_once(
+    config: TrainerConfig, loaded: LoadedModel, prepared: PreparedData, session: TrainingSession, work_dir: Path
+) -> TrainResult:
+    """Train the adapter in place on all prepared rows, and return the metrics of the training.
+
+    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` or `CONFIG_INVALID` if the preflight check fails.
+    """
+    from finetune_trainer.training import trl_trainer
+
+    monitor = TrainingMonitor(
+        session.progress, resolve_precision(config) == "fp16", session.offset, session.log_metrics
+    )
+    with translate_memory_errors(_build_memory_advice(config)):
+        output = trl_trainer.run(TrainerInputs(config, loaded, prepared, work_dir), session, monitor)
+    last_step = monitor.finish()
+    finite_losses = [loss for _, loss in output.losses if math.isfinite(loss)]
+    metrics = {
+        "trainLoss": math.fsum(finite_losses) / max(len(finite_losses), 1),
+        "finalLoss": last_step.loss,
+        "trainSeconds": round(output.elapsed_seconds, 3),
+        "steps": float(last_step.number),
+        "tokens": float(output.tokens),
+        "supervisedTokens": float(output.supervised_tokens),
+        "tokensPerSecond": round(output.tokens / output.elapsed_seconds, 1),
+        **_build_eval_metrics(output.eval_results, config.training),
+    }
+    if output.peak_memory_bytes is not None:
+        metrics["peakMemoryBytes"] = float(output.peak_memory_bytes)
+    if output.energy.watt_hours is not None:
+        metrics["energyWattHours"] = round(output.energy.watt_hours, 3)
+    if output.held_out_loss is not None:
+        metrics["leftOutLoss"] = monitor.check_held_out_loss(output.held_out_loss)
+    return TrainResult(
+        metrics, output.losses, output.eval_results, energy=output.energy, learning_rates=output.learning_rates
+    )
+
+
+def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) -> dict[str, float]:
+    """Return the metrics of the published adapter on the validation data."""
+    if not eval_results:
+        return {}
+    first_result, best_result = eval_results[0], early_stopping.find_best(eval_results)
+    base_metrics = {"baseEvalLoss": first_result.loss} if first_result.step == 0 else {}
+    best_step_metrics = {"bestStep": float(best_result.step)} if best_result else {}
+    final_result = best_result if best_result and training.early_stopping else eval_results[-1]
+    return {
+        name: value
+        for name, value in {**base_metrics, **final_result.metrics, **best_step_metrics}.items()
+        if math.isfinite(value)
+    }
+
+
+def _build_memory_advice(config: TrainerConfig) -> str:
+    training = config.training
+    checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
+    return (
+        f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize "
+        f"(and raise gradientAccumulation accordingly) or model.maxLength{checkpointing_advice}, or provide more memory"
+    )

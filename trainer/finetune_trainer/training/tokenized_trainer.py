@@ -1,0 +1,111 @@
+"""The base class of all trainers. Imports transformers, so import this module only after the backend."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import Trainer
+
+from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.data.loss_masking import IGNORE_INDEX
+from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.training.early_stopping import EvalResult
+from finetune_trainer.training.energy import EnergyMeter
+from finetune_trainer.training.state import TrainerInputs
+
+
+class TokenCounter:
+    """Counts the tokens, time and energy of a training. Sums stay on the device until they are read, so that the GPU
+    does not have to synchronize in every step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._started_at = time.monotonic()
+        self._sums = torch.zeros(2, dtype=torch.int64, device=device)
+        self.eval_results: list[EvalResult] = []
+        self.energy_meter = EnergyMeter()
+        self.fold_losses: Sequence[float] = ()
+
+    def add(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count a batch, whose tensors have the shape (sequences, tokens). Removes `token_count` of a packed batch,
+        because the model does not accept it."""
+        is_supervised = inputs["labels"] != IGNORE_INDEX if "labels" in inputs else inputs["completion_mask"]
+        if "token_count" in inputs:
+            tokens = inputs.pop("token_count")
+        else:  # a row without supervised tokens is padding
+            tokens = (inputs["attention_mask"] * is_supervised.any(-1, keepdim=True)).sum()
+        self._sums += torch.stack([tokens.to(self._sums.device), is_supervised.sum().to(self._sums.device)])
+
+    @property
+    def tokens(self) -> int:
+        """Trained tokens of all ranks so far, without padding. A collective operation: all ranks must call it."""
+        return int(collectives.all_reduce_sum(self._sums)[0])
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Supervised tokens of all ranks so far. A collective operation: all ranks must call it."""
+        return int(collectives.all_reduce_sum(self._sums)[1])
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds of training so far, including earlier attempts up to the checkpoint that was resumed from."""
+        return time.monotonic() - self._started_at
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the counts into a checkpoint. Only rank 0 writes: the ranks of a node share the folder."""
+        content = {
+            "tokens": self.tokens,
+            "supervised": self.supervised_tokens,
+            "seconds": self.elapsed_seconds,
+            "looks": [result.to_json() for result in self.eval_results],
+            "wattHours": self.energy_meter.measure().watt_hours,
+            FOLD_LOSSES_KEY: list(self.fold_losses),
+        }
+        if topology.is_rank_zero():
+            (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue counting from a checkpoint. Only rank 0 adds its counts, because reading sums over all ranks."""
+        content = json.loads((checkpoint / COUNTS_NAME).read_text(encoding="utf-8"))
+        if topology.is_rank_zero():
+            self._sums += torch.tensor([content["tokens"], content["supervised"]], device=self._sums.device)
+            self.energy_meter.restore(content.get("wattHours"))
+        self._started_at -= content["seconds"]
+        self.eval_results = [EvalResult.from_json(result) for result in content["looks"]]
+
+
+class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types are not followed
+    """Trains on tokenized rows without changing them, and counts their tokens. Subclasses name it before TRL's class:
+    `class TokenizedDPOTrainer(TokenizedTrainer, DPOTrainer)`."""
+
+    _tr_loss: torch.Tensor
+    """The loss of the steps that were not logged yet, an attribute of transformers' Trainer."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.token_counter = TokenCounter(kwargs["args"].device)
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
+        return dataset  # TRL would tokenize, truncate and drop rows
+
+    def run_preflight(self, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
+        """Check the loss before the first step. Raises `MODEL_INVALID` or `CONFIG_INVALID`."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write no model card: checkpoints need none, and TRL's imports a tracker."""
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        self.token_counter.add(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step, then reset its loss. transformers subtracts the loss from itself, which keeps NaN forever after
+        one step with a non-finite loss."""
+        super().log(logs, start_time)
+        self._tr_loss.zero_()
