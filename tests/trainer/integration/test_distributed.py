@@ -140,7 +140,7 @@ class TestWorkers:
         losses = parted.rank_zero.read_losses()
 
         processes = parted.start()
-        parted.wait_for("step 15 is stored")
+        parted.wait_for("stored step 15 in")
         os.kill(processes[1], signal.SIGKILL)
         began = time.monotonic()
         assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs

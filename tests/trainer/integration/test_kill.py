@@ -28,7 +28,7 @@ TRAINING = {"maxSteps": 240, "checkpoints": {"everySteps": 3}, "lora": {"dropout
 MOMENTS = [
     *[("", 1.0)] * 4,
     *[("stage: Training", 1.0)] * 6,
-    *[("is stored", 0.2)] * 7,  # the next upload is under way, or older ones are being removed
+    *[("checkpoint: stored step", 0.2)] * 7,  # the next upload is under way, or older ones are being removed
     *[("stage: Exporting", 0.3)],
     *[("stage: Uploading", 0.02)] * 2,
 ]

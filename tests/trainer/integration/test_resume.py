@@ -79,7 +79,7 @@ def test_resume_new_run_of_same_output_uses_checkpoint(
 
 def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     job = pods("job")
-    forks.run_until(job, "step 5 is stored", signal.SIGKILL)
+    forks.run_until(job, "stored step 5 in", signal.SIGKILL)
     s3.put("s3://data/resume.jsonl", make_rows(17))
     assert forks.run(job, maxSteps=STEPS) is Reason.COMPLETED, job.log
     assert ": the data has changed since" in job.log

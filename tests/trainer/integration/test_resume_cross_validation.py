@@ -92,7 +92,7 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert STEPS + 3 <= (stopped.step or 0) <= 2 * STEPS
     assert stopped.total_steps == 4 * STEPS
 
-    second = stop_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
+    second = stop_after(forks, job, f"stored step {3 * STEPS + 4} in", signal.SIGKILL)
     assert f"resuming from step {stopped.step}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
     assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
@@ -108,7 +108,7 @@ def test_cross_validation_damaged_checkpoint_uses_previous_fold(
     s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
-    first = stop_after(forks, job, f"step {2 * STEPS + 2} is stored", signal.SIGKILL)
+    first = stop_after(forks, job, f"stored step {2 * STEPS + 2} in", signal.SIGKILL)
     (folder,) = {key.partition("/step-")[0] for key in s3.list_keys(job.output) if "/step-" in key}
     for step in range(2 * STEPS + 1, 3 * STEPS + 1):
         marker = f"s3://results/{folder}/step-{step}/checkpoint.json"

@@ -97,7 +97,7 @@ def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], T
     whole, parted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
     assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
     assert whole.read_metrics()["steps"] == 3
-    assert stop_after(forks, parted, "step 3 is stored", asked) == 3
+    assert stop_after(forks, parted, "stored step 3 in", asked) == 3
     assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
     assert list(parted.read_losses()) == [3]
     assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]
