@@ -120,7 +120,7 @@ async def test_poll_only_newest_pod_of_own_job_is_polled(
     store_objects: Callable[[FineTuneJobCache], None],
     is_polled: bool,
 ) -> None:
-    monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.5)
+    monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.2)
     store_objects(get_cache(operator))
     await operator.workers.poll()
     assert bool(get_cache(operator).reported_progress) == is_polled
@@ -135,11 +135,11 @@ async def test_poll_silent_namespaces_leave_time_for_others(
     operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
 ) -> None:
     async def take_half_of_the_time(_: web.Request) -> web.Response:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.25)
         return web.json_response(GOOD)
 
     trainer.handler = take_half_of_the_time
-    limits = {"REQUEST_TIMEOUT": 1.0, "POLL_TIMEOUT": 5.0, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
+    limits = {"REQUEST_TIMEOUT": 0.5, "POLL_TIMEOUT": 2.5, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * each):

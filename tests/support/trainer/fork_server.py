@@ -68,6 +68,11 @@ def _run_trainer(environment: dict[str, str], log: str) -> None:
     command.main()
 
 
+def _run_script(source: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    exec(compile(source, "script", "exec"), {"__name__": "__main__"})
+
+
 def _build_model(folder: str, shape: dict[str, int]) -> None:
     from tests.support.trainer import tiny_model
 
@@ -94,7 +99,7 @@ def _redirect_output(log: Path) -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 
 
-_ACTIONS = {"run": _run_trainer, "build": _build_model, "train": _train}
+_ACTIONS = {"run": _run_trainer, "script": _run_script, "build": _build_model, "train": _train}
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,10 @@ class ForkServer:
         return self._request(
             action="run", environment=run.environment | {CONFIG_ENV: config}, log=str(run.folder / "log")
         )
+
+    def start_script(self, source: str, environment: dict[str, str]) -> int:
+        """Start Python code with these variables added to the environment, and return its process id."""
+        return self._request(action="script", source=source, environment=environment)
 
     def wait(self, child: int) -> int:
         """Return the exit status of a child, or the number of the signal that ended it, negative."""

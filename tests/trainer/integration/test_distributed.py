@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,12 +27,12 @@ UNEVEN_ROWS = 18
 """Rows that no group of workers can share evenly."""
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss")
 SAVE_COUNTS_SCRIPT = """
-import sys
+import os
 from pathlib import Path
 import torch
 torch.distributed.init_process_group("gloo")
 from finetune_trainer.training.tokenized_trainer import TokenCounter
-TokenCounter(torch.device("cpu")).save(Path(sys.argv[1]))
+TokenCounter(torch.device("cpu")).save(Path(os.environ["COUNTS_DIR"]))
 """
 WAIT_SCRIPT = """
 import os, time
@@ -44,7 +42,7 @@ from finetune_trainer.distributed import collectives
 collectives.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
 collectives.init_process_group(ProgressReporter().heartbeat)
 if os.environ["RANK"] == "0":
-    time.sleep(6)
+    time.sleep(4)
     collectives.release_waiters()
 else:
     collectives.barrier(ProgressReporter().heartbeat)
@@ -176,23 +174,22 @@ class TestWorkers:
                 name
             )
 
-    def test_workers_counts_are_written_by_local_rank_zero(self, tmp_path: Path) -> None:
+    def test_workers_counts_are_written_by_local_rank_zero(self, tmp_path: Path, forks: ForkServer) -> None:
         # They share the folder, and a file that two write at once is torn.
-        assert self.run_two_workers(SAVE_COUNTS_SCRIPT, tmp_path) == [0, 0]
+        assert self.run_two_workers(forks, SAVE_COUNTS_SCRIPT, tmp_path) == [0, 0]
         assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["0"]
 
-    def test_workers_wait_while_rank_zero_evaluates(self, tmp_path: Path) -> None:
-        assert self.run_two_workers(WAIT_SCRIPT, tmp_path) == [0, 0]
+    def test_workers_wait_while_rank_zero_evaluates(self, tmp_path: Path, forks: ForkServer) -> None:
+        assert self.run_two_workers(forks, WAIT_SCRIPT, tmp_path) == [0, 0]
 
-    def run_two_workers(self, script: str, tmp_path: Path) -> list[int]:
+    def run_two_workers(self, forks: ForkServer, script: str, tmp_path: Path) -> list[int]:
         """How two workers of one node end."""
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         workers = []
         for rank in range(2):
             (folder := tmp_path / str(rank)).mkdir()
-            environment = os.environ | meeting | {"RANK": str(rank)}
-            workers.append(subprocess.Popen([sys.executable, "-c", script, folder], env=environment))
-        return [each.wait() for each in workers]
+            workers.append(forks.start_script(script, meeting | {"RANK": str(rank), "COUNTS_DIR": str(folder)}))
+        return [forks.wait(each) for each in workers]
 
     def wait_for_exit(self, group: WorkerGroup, child: int) -> int:
         return group.fork_server.wait(child)

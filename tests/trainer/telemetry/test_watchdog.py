@@ -31,7 +31,7 @@ folder, moves = pathlib.Path(sys.argv[1]), sys.argv[2]
 recorder = OutcomeRecorder(ProgressReporter())
 recorder.progress.update(stage=Stage.PREPARING)
 with stall_watchdog(recorder, folder, 1.0):
-    for number in range(30):
+    for number in range(15):
         time.sleep(0.1)
         if moves == "reports":
             recorder.progress.update(step=number)
