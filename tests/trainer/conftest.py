@@ -11,14 +11,14 @@ import pytest
 from tests.support.trainer.faulty_proxy import FaultyProxy
 from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 from tests.support.trainer.tracking_fixtures import mlflow
-from tests.support.trainer.training_fixtures import model_dir, run, unsloth
+from tests.support.trainer.training_fixtures import model_dir, run, unsloth_forks
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV
 
-__all__ = ["mlflow", "model_dir", "run", "unsloth"]
+__all__ = ["mlflow", "model_dir", "run", "unsloth_forks"]
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[ForkServer]:
-    """Pods that start quickly, without Unsloth."""
-    from tests.support.trainer.forked_trainer import start_fork_server
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """A server of trainers that train with transformers."""
+    from tests.support.trainer.fork_server import start_fork_server
 
-    with start_fork_server("transformers") as started:
-        yield started
+    with start_fork_server("transformers", tmp_path_factory.mktemp("forks")) as server:
+        yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from finetune_operator.codegen.crd import build_root_schema
@@ -12,21 +13,22 @@ Schema = dict[str, Any]
 
 def collect_defaults() -> dict[str, Any]:
     """Return the default of each field that has one, by path."""
-    return {path: schema["default"] for path, schema in _iter_spec_fields() if "default" in schema}
+    return {path: schema["default"] for path, schema in _list_spec_fields() if "default" in schema}
 
 
 def list_fields_without_default() -> list[str]:
     """Return the paths of the fields without a default."""
-    return [path for path, schema in _iter_spec_fields() if "default" not in schema]
+    return [path for path, schema in _list_spec_fields() if "default" not in schema]
 
 
 def collect_required_fields() -> dict[str, list[str]]:
     """Return the required fields of each object, by path."""
-    return {path: sorted(schema.get("required", [])) for path, schema in _iter_spec_fields() if "properties" in schema}
+    return {path: sorted(schema.get("required", [])) for path, schema in _list_spec_fields() if "properties" in schema}
 
 
-def _iter_spec_fields() -> Iterator[tuple[str, Schema]]:
-    yield from _iter_fields("spec", build_root_schema()["properties"]["spec"])
+@cache
+def _list_spec_fields() -> list[tuple[str, Schema]]:
+    return list(_iter_fields("spec", build_root_schema()["properties"]["spec"]))
 
 
 def _iter_fields(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:

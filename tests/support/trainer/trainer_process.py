@@ -8,8 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,28 +34,6 @@ STEPS = 20
 BUILD_MODEL_SCRIPT = (
     "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
 )
-_FORK_SCRIPT = """
-import importlib, json, os, sys
-for name in ("torch", "transformers", "datasets", "peft", "trl", "transformers.models.llama.modeling_llama"):
-    importlib.import_module(name)
-from finetune_trainer import __main__ as command
-
-print("ready", flush=True)
-for line in sys.stdin:
-    question = json.loads(line)
-    if "wait" in question:
-        print(os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        os.environ.clear()
-        os.environ.update(question["start"])
-        for number in (1, 2):
-            os.dup2(os.open(os.environ["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-        sys.argv = ["finetune_trainer", "run"]
-        command.main()
-    print(child, flush=True)
-"""
 _STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 
@@ -108,6 +85,12 @@ class TrainerRun:
             assert process.poll() is None, self.log
             time.sleep(0.02)
 
+    def wait_for_log(self, text: str, seconds: float = 200) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.log:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
     def run(self, **training: Any) -> Outcome:
         with self.start(**training) as process:
             process.wait()
@@ -123,49 +106,6 @@ class TrainerRun:
 
     def read_losses(self) -> dict[int, str]:
         return {int(step): loss for step, loss in _STEP_LINE.findall(self.log)}
-
-
-class ParallelForkServer:
-    """Forks trainers from a process that has imported torch, which saves seconds. Several can run at the same time."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        assert self._read_answer() == "ready"
-
-    def start(self, run: TrainerRun, **training: Any) -> int:
-        """Start a trainer that appends to the log of its pod. Return its process id."""
-        config = json.dumps(run.config(**training).to_json())
-        environment = run.environment | {CONFIG_ENV: config, "LOG": str(run.folder / "log")}
-        (run.folder / "log").write_text("")
-        self._send({"start": environment})
-        return int(self._read_answer())
-
-    def wait(self, child: int) -> int:
-        """Wait for a trainer. Return its exit code, or the negative number of the signal that ended it."""
-        self._send({"wait": child})
-        return int(self._read_answer())
-
-    def _send(self, question: dict[str, Any]) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-
-    def _read_answer(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
-
-
-@contextmanager
-def start_parallel_fork_server() -> Iterator[ParallelForkServer]:
-    """Start a fork server that has imported all libraries."""
-    line = [sys.executable, "-W", "ignore", "-c", _FORK_SCRIPT]
-    # Set one thread before torch is imported, because its thread pool does not survive a fork.
-    environment = {**os.environ, **QUIET_ENV, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield ParallelForkServer(process)
-        finally:
-            process.kill()
 
 
 def build_model(folder: Path) -> None:

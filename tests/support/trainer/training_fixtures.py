@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.trainer.fork_server import ForkServer, start_fork_server
 from tests.support.trainer.tiny_model import build
 from tests.support.trainer.tiny_training import RecordingReporter, RunTraining, TrainingOutcome, TrainingRequest, train
-from tests.support.trainer.unsloth_process import UnslothProcess, start_unsloth
 
 DEFAULT_TRAINING = {"batchSize": 4, "gradientAccumulation": 1, "gradientCheckpointing": False, "maxSteps": 4}
 REQUEST_FIELDS = {field.name for field in fields(TrainingRequest)} - {"training"}
@@ -23,9 +23,10 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unsloth(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnslothProcess]:
-    with start_unsloth(model_dir, tmp_path_factory.mktemp("unsloth")) as started:
-        yield started
+def unsloth_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """A server of trainers and trainings with Unsloth."""
+    with start_fork_server("unsloth", tmp_path_factory.mktemp("unsloth")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def run(model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest) -> RunT
             settings if "rows" in request_fields else DEFAULT_TRAINING | settings, **request_fields
         )
         if settings.get("backend") == "unsloth":
-            started: UnslothProcess = request.getfixturevalue("unsloth")
-            return started.train(training_request, folder)
+            server: ForkServer = request.getfixturevalue("unsloth_forks")
+            return server.train(training_request, model_dir, folder)
         return train(training_request, base, folder, progress)
 
     return run

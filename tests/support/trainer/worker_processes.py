@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.trainer.s3_server import free_port
-from tests.support.trainer.trainer_process import ParallelForkServer, TrainerRun, make_run_factory
+from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import RUN_ID_ENV, Outcome, TrainerConfig
 from finetune_trainer.distributed import topology
 
 if TYPE_CHECKING:
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 
@@ -40,7 +41,7 @@ class WorkerRun(TrainerRun):
 class WorkerGroup:
     """The ranks of one run, `per_node` on each node, started as torchrun does."""
 
-    fork_server: ParallelForkServer
+    fork_server: ForkServer
     pods: list[TrainerRun]
     per_node: int
 
@@ -72,7 +73,7 @@ class WorkerGroup:
             time.sleep(0.02)
 
 
-def make_group_factory(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
+def make_group_factory(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., WorkerGroup]:
     """Return a function that creates the ranks of a run by its name and the numbers of nodes and ranks per node."""
     make_run = make_run_factory(s3, tmp_path)
 

@@ -95,7 +95,7 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
         (
             ["generate", "--prompt", "x", "--model", "/", "--adapter", "/no"],
             Reason.DATA_NOT_FOUND,
-            "/no is neither a folder",
+            "/no is neither",
         ),
     ],
 )

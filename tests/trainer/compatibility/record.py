@@ -25,7 +25,7 @@ from tests.trainer.compatibility.recorded import (
     store_inputs,
 )
 
-_SAVED_MESSAGE = "step 2 is stored"
+_SAVED_MESSAGE = "stored step 2 in"
 
 
 def record_inputs() -> None:

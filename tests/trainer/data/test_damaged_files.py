@@ -233,13 +233,13 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (_remove_file("config.json"), "config.json is missing"),
     "config cut off": (_write_file("config.json", '{"model_type"'), "config.json is not JSON"),
     "config is a list": (_write_file("config.json", "[]"), "config.json is not a JSON object"),
-    "config asks for code": (
+    "config refers to code": (
         _write_file("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'),
         "refers to code (auto_map)",
     ),
-    "tokenizer asks for code": (
+    "tokenizer refers to code": (
         _write_file("tokenizer_config.json", '{"auto_map": {}}'),
-        "tokenizer_config.json asks for",
+        "tokenizer_config.json refers to",
     ),
     "kernel of others": (
         _write_file("config.json", '{"attn_implementation": "a/b"}'),
@@ -250,7 +250,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (_remove_file("model.safetensors"), "no *.safetensors file"),
     "quantised": (
         _write_file("config.json", '{"quantization_config": {}}'),
-        "only unquantized models can be fine-tuned",
+        "only unquantized models",
     ),
     "an adapter": (_write_file("adapter_config.json", "{}"), "it is an adapter"),
     "weights above the folder": (

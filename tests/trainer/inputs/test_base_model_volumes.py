@@ -95,8 +95,6 @@ def test_base_model_link_leaving_volume_is_refused(
     if reason is None:
         assert publish(config, tmp_path).reason is Reason.COMPLETED
         return
-    with pytest.raises(
-        TrainerError, match=f"pvc://models/tiny: '{name}' is a link to a target outside of the volume"
-    ) as error:
+    with pytest.raises(TrainerError, match=f"pvc://models/tiny: '{name}' is a link to a target outside") as error:
         run_untrained(config, tmp_path)
     assert error.value.reason is reason

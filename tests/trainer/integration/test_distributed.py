@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.trainer.s3_server import free_port
-from tests.support.trainer.trainer_process import ParallelForkServer, make_rows, start_parallel_fork_server
+from tests.support.trainer.trainer_process import make_rows
 from tests.support.trainer.worker_processes import WorkerGroup, make_group_factory, read_adapter, read_float_losses
 
 from finetune_trainer.contract import ExitCode
 
 if TYPE_CHECKING:
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
@@ -53,14 +54,8 @@ DISTINCT_ROWS = [{"prompt": f"Where is {n}?", "completion": " ".join([f"place{n}
 TRAINING = {"maxSteps": None, "epochs": 2, "lora": {"rank": 4}, "learningRate": 2e-3}
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ParallelForkServer]:
-    with start_parallel_fork_server() as made:
-        yield made
-
-
 @pytest.fixture
-def workers(s3: S3Server, tmp_path: Path, forks: ParallelForkServer) -> Callable[..., WorkerGroup]:
+def workers(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., WorkerGroup]:
     return make_group_factory(s3, tmp_path, forks)
 
 
@@ -145,7 +140,7 @@ class TestWorkers:
         losses = parted.rank_zero.read_losses()
 
         processes = parted.start()
-        parted.wait_for("step 15 is stored")
+        parted.wait_for("stored step 15 in")
         os.kill(processes[1], signal.SIGKILL)
         began = time.monotonic()
         assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs

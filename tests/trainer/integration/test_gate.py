@@ -14,7 +14,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]

@@ -18,7 +18,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
@@ -28,7 +28,7 @@ TRAINING = {"maxSteps": 240, "checkpoints": {"everySteps": 3}, "lora": {"dropout
 MOMENTS = [
     *[("", 1.0)] * 4,
     *[("stage: Training", 1.0)] * 6,
-    *[("is stored", 0.2)] * 7,  # the next upload is under way, or older ones are being removed
+    *[("checkpoint: stored step", 0.2)] * 7,  # the next upload is under way, or older ones are being removed
     *[("stage: Exporting", 0.3)],
     *[("stage: Uploading", 0.02)] * 2,
 ]
@@ -45,7 +45,7 @@ def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) 
         time.sleep(0.01)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    status = forks.wait()
+    status = forks.wait(child)
     assert status in (0, -signal.SIGKILL), pods.log
     return status == -signal.SIGKILL
 

@@ -18,7 +18,7 @@ from finetune_trainer.contract import Outcome, Reason, Result
 
 if TYPE_CHECKING:
     from tests.support.trainer.faulty_proxy import FaultyProxy
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(300)]
@@ -150,7 +150,7 @@ def test_merged_run_stopped_in_upload_is_completed_later(
     child = 0
     proxy.on_write = lambda path: os.kill(child, number) if path.endswith(last) else None
     child = forks.start(job, **SHORT)
-    status = forks.wait()
+    status = forks.wait(child)
     proxy.on_write = lambda path: None
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 143), job.log
     if number == signal.SIGKILL and last != "/job/manifest.json":  # the last word that the pod left
@@ -171,7 +171,7 @@ def test_merged_run_killed_twice_in_merge_keeps_adapter(
     proxy.on_write = lambda path: os.kill(child, signal.SIGKILL) if path.endswith(".merging.json") else None
     for _ in range(2):
         child = forks.start(job, **SHORT)
-        assert forks.wait() == -signal.SIGKILL, job.log
+        assert forks.wait(child) == -signal.SIGKILL, job.log
     assert forks.run(job, **SHORT) is Reason.ALREADY_COMPLETE, job.log
     assert "2 attempts were killed while they merged; increase the memory" in job.outcome.message
     assert list_merged_output(job) == set()

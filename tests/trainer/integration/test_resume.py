@@ -15,30 +15,32 @@ from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, Reason
 
 if TYPE_CHECKING:
     from tests.support.trainer.faulty_proxy import FaultyProxy
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def pods(s3: S3Server, tmp_path: Path) -> Callable[[str], TrainerRun]:
-    return make_run_factory(s3, tmp_path)
+def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
+    return make_run_factory(s3, tmp_path, forks.build_model)
 
 
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
 
 
-def test_resume_after_sigterm_matches_uninterrupted_run(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+def test_resume_after_sigterm_matches_uninterrupted_run(
+    s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer
+) -> None:
     whole, parted = pods("whole"), pods("parted")
-    assert whole.run().reason is Reason.COMPLETED, whole.log
+    assert forks.run(whole) is Reason.COMPLETED, whole.log
     assert not [key for key in s3.list_keys(whole.output) if "/." in key]  # neither checkpoint nor claim
 
-    with parted.start(checkpoints={"everySteps": 1000}) as process:
-        parted.wait_for(process, "step 6/")
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    assert (process.returncode, parted.outcome.reason) == (143, Reason.PREEMPTED), parted.log
+    child = forks.start(parted, checkpoints={"everySteps": 1000})
+    parted.wait_for_log("step 6/")
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+    assert (forks.wait(child), parted.outcome.reason) == (143, Reason.PREEMPTED), parted.log
     assert parted.outcome.progress
     stopped_at = parted.outcome.progress.last_checkpoint_step
     assert stopped_at
@@ -46,7 +48,7 @@ def test_resume_after_sigterm_matches_uninterrupted_run(s3: S3Server, pods: Call
     assert max(before) <= stopped_at <= STEPS
     assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.list_keys(parted.output))
 
-    assert parted.run().reason is Reason.COMPLETED, parted.log
+    assert forks.run(parted) is Reason.COMPLETED, parted.log
     assert f"resuming from step {stopped_at}" in parted.log
     assert min(parted.read_losses()) == stopped_at + 1
     together = before | parted.read_losses()
@@ -58,44 +60,39 @@ def test_resume_after_sigterm_matches_uninterrupted_run(s3: S3Server, pods: Call
     assert not [key for key in s3.list_keys(parted.output) if "/." in key]
 
 
-def test_resume_new_run_of_same_output_uses_checkpoint(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+def test_resume_new_run_of_same_output_uses_checkpoint(
+    s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer
+) -> None:
     """`kubectl delete` and `kubectl apply` of the same file, in the middle of training."""
     job = pods("job")
-    with job.start() as process:
-        job.wait_for(process, "step 6/")
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    forks.run_until(job, "step 6/", signal.SIGTERM)
     assert job.outcome.reason is Reason.PREEMPTED, job.log
     saved = job.outcome.progress.last_checkpoint_step if job.outcome.progress else None
     assert saved
     assert not [key for key in s3.list_keys(job.output) if key.endswith(".claim.json")]
     job.environment[RUN_ID_ENV] = "uid-of-the-next"
-    assert job.run().reason is Reason.COMPLETED, job.log
+    assert forks.run(job) is Reason.COMPLETED, job.log
     assert "another run holds" not in job.log
     assert f"resuming from step {saved}" in job.log
     assert min(job.read_losses()) == saved + 1
 
 
-def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun]) -> None:
+def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     job = pods("job")
-    with job.start() as process:
-        job.wait_for(process, "step 5 is stored")
-        process.kill()
+    forks.run_until(job, "stored step 5 in", signal.SIGKILL)
     s3.put("s3://data/resume.jsonl", make_rows(17))
-    outcome = job.run(maxSteps=STEPS)
-    assert outcome.reason is Reason.COMPLETED, job.log
+    assert forks.run(job, maxSteps=STEPS) is Reason.COMPLETED, job.log
     assert ": the data has changed since" in job.log
     assert min(job.read_losses()) == 1
 
 
-def test_stop_save_timeout_ends_preempted(s3: S3Server, pods: Callable[[str], TrainerRun], proxy: FaultyProxy) -> None:
+def test_stop_save_timeout_ends_preempted(
+    pods: Callable[[str], TrainerRun], forks: ForkServer, proxy: FaultyProxy
+) -> None:
     job = pods("job")
     job.environment |= {STOP_SECONDS_ENV: "2"} | {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY")}
     job.environment |= {"no_proxy": "", "NO_PROXY": ""}
     proxy.stalled_key = "optimizer.pt"
-    with job.start(checkpoints={"everySteps": 1000}) as process:
-        job.wait_for(process, "step 3/")
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-    assert (process.returncode, job.outcome.reason) == (143, Reason.PREEMPTED), job.log
+    status = forks.run_until(job, "step 3/", signal.SIGTERM, checkpoints={"everySteps": 1000})
+    assert (status, job.outcome.reason) == (143, Reason.PREEMPTED), job.log
     assert "no checkpoint could be saved within 2 s" in job.outcome.message

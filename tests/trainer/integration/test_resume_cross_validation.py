@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -66,15 +64,10 @@ def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:
     return {(name, int(step)): loss for name, step, loss in _STEP.findall(pods.log)}
 
 
-def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: int) -> dict[tuple[str, int], str]:
+def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: signal.Signals) -> dict[tuple[str, int], str]:
     """Start it, and send the signal once the log says so; what it trained."""
-    child = forks.start(pods, **TRAINING)
-    deadline = time.monotonic() + 200
-    while text not in pods.log:
-        assert time.monotonic() < deadline, pods.log
-        time.sleep(0.005)
-    os.kill(child, number)
-    assert forks.wait() == (143 if number == signal.SIGTERM else -number), pods.log
+    status = forks.run_until(pods, text, number, **TRAINING)
+    assert status == (143 if number == signal.SIGTERM else -number), pods.log
     return read_fold_losses(pods)
 
 
@@ -99,7 +92,7 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert STEPS + 3 <= (stopped.step or 0) <= 2 * STEPS
     assert stopped.total_steps == 4 * STEPS
 
-    second = stop_after(forks, job, f"step {3 * STEPS + 4} is stored", signal.SIGKILL)
+    second = stop_after(forks, job, f"stored step {3 * STEPS + 4} in", signal.SIGKILL)
     assert f"resuming from step {stopped.step}" in job.log
     assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
     assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
@@ -115,7 +108,7 @@ def test_cross_validation_damaged_checkpoint_uses_previous_fold(
     s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
-    first = stop_after(forks, job, f"step {2 * STEPS + 2} is stored", signal.SIGKILL)
+    first = stop_after(forks, job, f"stored step {2 * STEPS + 2} in", signal.SIGKILL)
     (folder,) = {key.partition("/step-")[0] for key in s3.list_keys(job.output) if "/step-" in key}
     for step in range(2 * STEPS + 1, 3 * STEPS + 1):
         marker = f"s3://results/{folder}/step-{step}/checkpoint.json"

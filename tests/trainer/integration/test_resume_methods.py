@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.trainer.forked_trainer import start_fork_server
 from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
@@ -33,12 +30,6 @@ CASES: dict[str, dict[str, Any]] = {
     "best taken": {"earlyStopping": {"patience": 1000}, "evalSteps": 1, "learningRate": 0.3, "scheduler": "constant"},
     "nf4 dora": {"lora": {"variant": "dora", "rank": 4, "dropout": 0.1}},
 }
-
-
-@pytest.fixture(scope="module")
-def unsloth_forks() -> Iterator[ForkServer]:
-    with start_fork_server("unsloth") as started:
-        yield started
 
 
 @pytest.fixture
@@ -59,13 +50,8 @@ def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) ->
 
 def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[str, Any]) -> int:
     """Its last stored step."""
-    child = forks.start(pods, **training)
-    deadline = time.monotonic() + 200
-    while text not in pods.log:
-        assert time.monotonic() < deadline, pods.log
-        time.sleep(0.01)
-    os.kill(child, signal.SIGTERM)
-    assert (forks.wait(), pods.outcome.reason) == (143, Reason.PREEMPTED), pods.log
+    status = forks.run_until(pods, text, signal.SIGTERM, **training)
+    assert (status, pods.outcome.reason) == (143, Reason.PREEMPTED), pods.log
     assert pods.outcome.progress
     assert pods.outcome.progress.last_checkpoint_step
     return pods.outcome.progress.last_checkpoint_step
@@ -111,7 +97,7 @@ def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], T
     whole, parted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
     assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
     assert whole.read_metrics()["steps"] == 3
-    assert stop_after(forks, parted, "step 3 is stored", asked) == 3
+    assert stop_after(forks, parted, "stored step 3 in", asked) == 3
     assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
     assert list(parted.read_losses()) == [3]
     assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]

@@ -16,7 +16,7 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.evaluation import requirements
 
 if TYPE_CHECKING:
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]

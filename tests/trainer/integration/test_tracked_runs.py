@@ -20,7 +20,7 @@ from finetune_trainer.contract import JOB_ENV, Reason
 
 if TYPE_CHECKING:
     from tests.support.trainer.faulty_proxy import FaultyProxy
-    from tests.support.trainer.forked_trainer import ForkServer
+    from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
 __all__ = ["public_key"]
@@ -58,7 +58,7 @@ def test_tracked_run_next_attempt_resumes_mlflow_run(
         assert time.monotonic() < deadline, bot.log
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
-    assert forks.wait() == -signal.SIGKILL
+    assert forks.wait(child) == -signal.SIGKILL
     assert mlflow.get_run("bots").info.status == "RUNNING"
     proxy.faults = [Fault("delay", "PUT", "/bot/", times=4)]  # it takes a busy machine seconds to import MLflow
     assert forks.run(bot, evalSteps=10) is Reason.COMPLETED, bot.log

@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "shard elsewhere": (
         write_json(INDEX, weight_map={"a": "../model.safetensors"}),
-        "not a safetensors file next to it",
+        "is not a safetensors file",
     ),
     "whole model beside shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
     "index without shards": (write_json(INDEX), "has no weight_map"),

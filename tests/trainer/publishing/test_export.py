@@ -117,7 +117,7 @@ def test_export_same_run_writes_same_bytes(model_dir: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(0.0, Reason.INTERNAL_ERROR), (math.nan, Reason.NON_FINITE_LOSS)],
-    ids=["training did not change the adapter", "not a number"],
+    ids=["unchanged", "not a number"],
 )
 def test_export_unchanged_or_nan_adapter_is_refused(
     model_dir: Path, tmp_path: Path, value: float, reason: Reason

@@ -192,7 +192,7 @@ def test_output_lock_without_conditional_writes_is_logged(
     proxy.ignores_conditions = True
     claim = make("a")
     claim.acquire(ProgressReporter())
-    assert "no conditional writes" in caplog.text
+    assert "does not support conditional writes" in caplog.text
     time.sleep(0.5)
     claim.check_held()
     assert "uses this output" in assert_output_busy(lambda: make("b").acquire(ProgressReporter()))

@@ -125,12 +125,12 @@ def test_record_survives_sigkill_without_progress_server(pods: Callable[[str], T
     job = pods("job")
     job.environment[http_server.PORT_ENV] = str(taken_port)
     with job.start(checkpoints={"everySteps": 3}) as process:
-        job.wait_for(process, "step 6 is stored")
+        job.wait_for(process, "stored step 6 in")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     step, time = _read_record(job.folder / "outcome")
     assert step >= 6
-    assert f"step {step} is stored" in job.log
+    assert f"stored step {step} in" in job.log
 
     (job.folder / "outcome").write_bytes(b"")  # each attempt is another container
     with job.start(checkpoints={"everySteps": 1000}) as process:

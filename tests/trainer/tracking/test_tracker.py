@@ -61,8 +61,12 @@ FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
         FakeBackend(fails={"end": 10**6}, calls=4), 5,
         "the run could not be marked as finished in the tracker: somewhere: no end",
     ),
-    "it hangs at once": (FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not respond in time"),
-    "it hangs later": (FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not respond in time"),
+    "it hangs at once": (
+        FakeBackend(hangs="open"), 0, "5 of 5 points were lost: somewhere: it did not respond in time",
+    ),
+    "it hangs later": (
+        FakeBackend(hangs="send"), 0, "5 of 5 points were lost: somewhere: it did not respond in time",
+    ),
     "it hangs at the end": (
         FakeBackend(hangs="end"), 5,
         "the run could not be marked as finished in the tracker: somewhere: it did not respond in time",
