@@ -128,7 +128,7 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "alpaca input is a list": ("sft", {"instruction": "i", "input": [1], "output": "o"}, "'input' to be text"),
     "blank text": ("sft", {"text": " "}, "expected 'text' to be text, found it empty"),
     "two formats": ("sft", {"messages": [USER, GOOD], "conversations": []}, "has both 'messages' and 'conversations'"),
-    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "set training.method to dpo or kto"),
+    "preference for sft": ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, "need training.method dpo or kto"),
     "messages for dpo": ("dpo", {"messages": [USER, GOOD]}, "expected 'chosen', found 'messages'"),
     "no rejected": ("dpo", {"prompt": "q", "chosen": "a"}, "expected 'rejected'"),
     "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, "expected 'prompt' in addition to 'chosen'"),

@@ -89,7 +89,7 @@ REFUSED = {
     "the same twice": ((HEADER + "1,He.,He. ,stereo,gender,[]\n").encode(), "line 2: sent_more and sent_less are the"),
     "another direction": (
         (HEADER + "1,He.,She.,up,gender,[]\n").encode(),
-        "line 2: stereo_antistereo has to be",
+        "line 2: stereo_antistereo must be",
     ),
     "control characters": (
         (HEADER + "1,He.,She.,\x1b[2J\x00\u202eup,gender,[]\n").encode(),

@@ -191,7 +191,7 @@ class TestPlanAgainstRun:
         (b"\0\0", "claims to be 0 bytes long"),
         ((50).to_bytes(8, "little") + b"{}", "ends within its header"),
         ((4).to_bytes(8, "little") + b"nope", "is not JSON"),
-        ((2).to_bytes(8, "little") + b"[]", "no safetensors file: its header is not a JSON object"),
+        ((2).to_bytes(8, "little") + b"[]", "not a safetensors file: its header is not a JSON object"),
         ((10).to_bytes(8, "little") + b'{"a": [1]}', "a tensor without a shape"),
     ],
     ids=["bomb", "short", "cut", "no JSON", "a list", "no shape"],

@@ -33,11 +33,12 @@ def estimate_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     value = math.fsum(values) / count
     if count < MIN_SAMPLES:
         return Estimate(value=value, samples=count)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
+    # Not scipy.stats.t.interval, which returns NaN for equal values.
     variance = math.fsum((sample - value) ** 2 for sample in values) / (count - 1)
-    low, high = t.interval(confidence, count - 1, loc=value, scale=math.sqrt(variance / count))
-    return Estimate(value=value, low=float(low), high=float(high), samples=count)
+    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance / count)
+    return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
 
 
 def estimate_paired_change(base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
