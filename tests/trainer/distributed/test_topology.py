@@ -56,7 +56,7 @@ def test_choose_backend_several_workers_excludes_unsloth(
     if chosen:
         assert loading.choose_backend(config) == chosen
     else:
-        with pytest.raises(TrainerError, match="unsloth trains in one process"):
+        with pytest.raises(TrainerError, match="unsloth supports a single process only"):
             loading.choose_backend(config)
 
 
