@@ -23,8 +23,9 @@ from prometheus_client.core import Metric
 
 from finetune_operator import kopf_settings
 from finetune_operator.api.objects import Body
-from finetune_operator.controller import finetunejob, state_collector
+from finetune_operator.controller import gauges
 from finetune_operator.controller.controller import Controller
+from finetune_operator.controller.finetunejob.controller import build_controller
 from finetune_operator.controller.workers import WorkerPool, run_periodically
 from finetune_operator.kopf_settings import log_in
 from finetune_operator.kube.client import KubeClient
@@ -70,7 +71,7 @@ class Manager:
         self._server = HealthServer()
         self._tasks: list[asyncio.Task[None]] = []
         self._list_count = 0
-        self.register(finetunejob.build_controller(self._client, settings))
+        self.register(build_controller(self._client, settings))
 
     def register(self, controller: Controller) -> None:
         """Watch, list and reconcile the objects of a kind. Must be called before the manager starts."""
@@ -211,7 +212,7 @@ class Manager:
         yield from counters.REGISTRY.collect()
         counts = {watched.resource.plural: len(watched.cache) for watched in self._list_watched_resources()}
         is_leader = self.leader_elector.is_leader()
-        yield from state_collector.collect_operator_gauges(counts, self.workers.queue, is_leader, self.namespaces)
+        yield from gauges.collect_operator_gauges(counts, self.workers.queue, is_leader, self.namespaces)
         if is_leader:
             for controller in self.controllers.values():
                 yield from controller.collect_metrics()

@@ -20,7 +20,7 @@ from tests.support.operator.builders import (
     get_cache,
 )
 
-from finetune_operator.controller import progress_poller
+from finetune_operator.controller.finetunejob import progress_poller
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings

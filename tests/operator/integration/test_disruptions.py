@@ -48,7 +48,7 @@ async def _kill_pod(world: NamespaceHarness, index: int, saves: bool) -> None:
 async def test_reconciler_pods_killed_counts_checkpoint_records_not_progress(
     world: NamespaceHarness, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {}  # as unreachable as can be: no answer in form
     async with world.run_operator():
         await world.create_finetunejob()

@@ -236,7 +236,7 @@ async def _is_only_finetunejob(world: NamespaceHarness, name: str) -> bool:
 async def test_run_progress_stalled_sets_reason_until_it_moves(
     world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch, trainer: FakeTrainer
 ) -> None:
-    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": "Training", "step": 4, "lastUpdateTime": _seconds_ago(2)}
     async with world.run_operator():
         await world.create_finetunejob(spec={"training": {"stallSeconds": 10}})

@@ -81,7 +81,7 @@ async def test_operator_objects_deleted_while_down_are_left_alone(world: Namespa
 async def test_lister_object_deleted_without_watch_is_forgotten(
     world: NamespaceHarness, watches: WatchGate, monkeypatch: pytest.MonkeyPatch, trainer: FakeTrainer
 ) -> None:
-    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
     update_time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"  # else it stands still as soon as it is heard
     trainer.answer = {"stage": "Training", "percentage": 40, "step": 4, "lastUpdateTime": update_time}
     async with world.run_operator() as operator:

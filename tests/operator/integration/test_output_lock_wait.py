@@ -31,7 +31,7 @@ def start() -> str:
 @pytest.fixture
 def waits(trainer: FakeTrainer, start: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return the trainer's progress."""
-    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {"stage": WAITING, "lastUpdateTime": start}
     return trainer.answer
 

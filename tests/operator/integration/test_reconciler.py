@@ -213,7 +213,7 @@ async def test_reconciler_job_end_before_pod_end_reads_outcome(world: NamespaceH
 async def test_reconciler_polled_progress_appears_in_status(
     world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch, trainer: FakeTrainer
 ) -> None:
-    monkeypatch.setattr("finetune_operator.controller.progress_poller.PROGRESS_PORT", trainer.port)
+    monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
     trainer.answer = {
         "stage": "Training",
         "percentage": 40,

@@ -17,7 +17,7 @@ from tests.support.operator import spec_samples
 from tests.support.operator.builders import Body, build_finetunejob, build_manifest
 
 from finetune_operator.api import GROUP, PLURAL
-from finetune_operator.controller import state_collector
+from finetune_operator.controller.finetunejob import gauges
 from finetune_operator.kube import transform
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 
@@ -93,7 +93,7 @@ def test_cache_arbitrary_object_is_stored_and_counted(
     cache = FineTuneJobCache()
     take(cache, {**build_finetunejob(), "spec": spec, "status": status})
     assert len(cache.finetunejobs) == 1
-    list(state_collector.collect_job_gauges(cache, 10))
+    list(gauges.collect_job_gauges(cache, 10))
     cache.list_active_keys()
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.operator.builders import build_key
 
-from finetune_operator.controller import state_collector
+from finetune_operator.controller.finetunejob.gauges import collect_job_gauges
+from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ListSnapshot, ObjectCache
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
@@ -73,17 +74,13 @@ def test_unlisted_returns_namespaces_to_retry() -> None:
 def test_state_collector_shows_each_configured_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-b", FORBIDDEN)
-    metric_families = {
-        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, namespaces)
-    }
+    metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, namespaces)}
     samples = metric_families["finetune_operator_namespace_readable"].samples
     assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
 
 
 def test_state_collector_cluster_scope_shows_no_namespace() -> None:
-    metric_families = {
-        family.name: family for family in state_collector.collect_operator_gauges({}, None, True, NamespaceRegistry([]))
-    }
+    metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([]))}
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
@@ -113,7 +110,7 @@ def test_cache_unreadable_namespace_is_neither_open_nor_shown(build: type[Builde
     cache.unreadable_namespaces = {"team-b"}
     assert cache.list_active_keys() == [build_key("bot", "team-a")]
     assert len(cache.finetunejobs) == 2
-    (jobs, *_) = state_collector.collect_job_gauges(cache, 10)
+    (jobs, *_) = collect_job_gauges(cache, 10)
     assert [sample.labels["namespace"] for sample in jobs.samples] == ["team-a"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.controller.planning import build_job_patch
+from finetune_operator.controller.finetunejob.planning import build_job_patch
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status
 

@@ -14,7 +14,7 @@ from tests.support.operator.builders import build_key
 from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, Phase
-from finetune_operator.controller import state_collector, transition_metrics
+from finetune_operator.controller.finetunejob import gauges, transition_metrics
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import parse_verb_and_resource
 from finetune_operator.manager import Manager
@@ -99,9 +99,7 @@ def _build_cache(build: type[Builders], count: int) -> FineTuneJobCache:
 
 
 def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]) -> None:
-    metric_families = {
-        family.name: family for family in state_collector.collect_job_gauges(_build_cache(build, 12), 10)
-    }
+    metric_families = {family.name: family for family in gauges.collect_job_gauges(_build_cache(build, 12), 10)}
     shown = [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples]
     assert shown == [f"bot-{number:05}" for number in range(10)]
     assert metric_families["finetune_running_jobs_omitted"].samples[0].value == 2
@@ -115,7 +113,7 @@ def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders
     body["status"] = {"phase": "Complete", "progress": {"percentage": 100, "loss": 1.0}}
     cache.finetunejobs.update(build_key("done"), body)
     cache.finetunejobs.update(build_key("new"), build.finetunejob("new", uid="n"))
-    metric_families = {family.name: family for family in state_collector.collect_job_gauges(cache, 10)}
+    metric_families = {family.name: family for family in gauges.collect_job_gauges(cache, 10)}
     assert metric_families["finetune_job_eval_loss"].samples == []
     assert [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples] == ["bot-00000"]
     phases = {sample.labels["phase"]: sample.value for sample in metric_families["finetune_jobs"].samples}
@@ -129,9 +127,7 @@ def test_collector_gpus_count_running_pods_only(build: type[Builders]) -> None:
         pod = build.pod(name, state, "Running")
         pod["metadata"]["labels"] = {"finetune.dev/job": "bot"}
         cache.pods.update(build_key(), pod)
-    (gpus,) = next(
-        family for family in state_collector.collect_job_gauges(cache, 10) if family.name == "finetune_gpus"
-    ).samples
+    (gpus,) = next(family for family in gauges.collect_job_gauges(cache, 10) if family.name == "finetune_gpus").samples
     assert (gpus.labels["namespace"], gpus.value) == ("team", 8)
 
 
@@ -139,7 +135,7 @@ def test_collector_5000_jobs_scrape_takes_under_half_a_second(build: type[Builde
     """The limit is generous: a scrape takes about 40 ms."""
     cache = _build_cache(build, 5000)
     started = time.process_time()
-    list(state_collector.collect_job_gauges(cache, 1000))
+    list(gauges.collect_job_gauges(cache, 1000))
     assert time.process_time() - started < 0.5
 
 

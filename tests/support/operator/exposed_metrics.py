@@ -9,7 +9,8 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
 from tests.support.operator.builders import build_finetunejob, build_key
 
-from finetune_operator.controller import state_collector
+from finetune_operator.controller.finetunejob.gauges import collect_job_gauges
+from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
@@ -53,10 +54,8 @@ def _collect_metrics() -> Iterator[Metric]:
     }
     cache.pods.update(build_key(), pod)
     yield from counters.REGISTRY.collect()
-    yield from state_collector.collect_operator_gauges(
-        {"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"])
-    )
-    yield from state_collector.collect_job_gauges(cache, 10)
+    yield from collect_operator_gauges({"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"]))
+    yield from collect_job_gauges(cache, 10)
 
 
 def _label_names(family: Metric) -> set[str]:

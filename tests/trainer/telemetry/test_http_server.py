@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
-from finetune_operator.controller import progress_poller as asking
+from finetune_operator.controller.finetunejob import progress_poller as asking
 from finetune_trainer.contract import Stage
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.progress import ProgressReporter

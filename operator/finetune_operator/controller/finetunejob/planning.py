@@ -12,7 +12,7 @@ from finetune_operator.api import FineTuneJob, FineTuneJobStatus, OperatorReason
 from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import parse_run_policy
-from finetune_operator.controller.request import ReconcileRequest
+from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.observed.job import is_job_finishing
 from finetune_operator.observed.objects import is_being_deleted, is_finished
 from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods

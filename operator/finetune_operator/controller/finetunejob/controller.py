@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from finetune_operator.api import KIND
-from finetune_operator.controller import state_collector
 from finetune_operator.controller.controller import Controller
-from finetune_operator.controller.progress_poller import ProgressPoller
-from finetune_operator.controller.reconciler import FineTuneJobReconciler
+from finetune_operator.controller.finetunejob import gauges
+from finetune_operator.controller.finetunejob.progress_poller import ProgressPoller
+from finetune_operator.controller.finetunejob.reconciler import FineTuneJobReconciler
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.settings import Settings
@@ -22,5 +22,5 @@ def build_controller(client: KubeClient, settings: Settings) -> Controller:
         informer=cache,
         reconciler=FineTuneJobReconciler(cache, client, settings, client.now),
         poller=ProgressPoller(cache, settings.progress_interval),
-        collect_metrics=partial(state_collector.collect_job_gauges, cache, settings.metrics_max_jobs),
+        collect_metrics=partial(gauges.collect_job_gauges, cache, settings.metrics_max_jobs),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune_operator.api.objects import Body
-from finetune_operator.controller.request import ReconcileRequest
+from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache

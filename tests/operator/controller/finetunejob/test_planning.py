@@ -18,8 +18,8 @@ from tests.support.operator.builders import (
 from finetune_operator.api import Condition, FineTuneJobStatus
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
-from finetune_operator.controller.planning import Changes, compute_requeue_after, plan, plan_follow_up
-from finetune_operator.controller.request import ReconcileRequest, build_request
+from finetune_operator.controller.finetunejob.planning import Changes, compute_requeue_after, plan, plan_follow_up
+from finetune_operator.controller.finetunejob.request import ReconcileRequest, build_request
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.policy.limits import Bounds
 from finetune_operator.settings import Settings

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob, OperatorReason
 from finetune_operator.api.objects import Body, ObjectKey
-from finetune_operator.controller.request import ReconcileRequest
+from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from finetune_operator.controller import progress_poller
+from finetune_operator.controller.finetunejob import progress_poller
 from finetune_trainer.contract import Progress
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from http import HTTPStatus
 
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.objects import Body, ObjectKey
-from finetune_operator.controller import planning, transition_metrics
-from finetune_operator.controller.job_control import JobControl
-from finetune_operator.controller.observer import Observer
-from finetune_operator.controller.planning import Changes
-from finetune_operator.controller.request import ReconcileRequest, build_request
+from finetune_operator.controller.finetunejob import planning, transition_metrics
+from finetune_operator.controller.finetunejob.job_control import JobControl
+from finetune_operator.controller.finetunejob.observer import Observer
+from finetune_operator.controller.finetunejob.planning import Changes
+from finetune_operator.controller.finetunejob.request import ReconcileRequest, build_request
 from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key

@@ -1,0 +1,1 @@
+"""The controller of FineTuneJobs: observe, plan, apply, and the progress of running trainers."""
