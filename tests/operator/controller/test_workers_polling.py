@@ -134,12 +134,12 @@ FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connection
 async def test_poll_silent_namespaces_leave_time_for_others(
     operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
 ) -> None:
-    async def take_half_of_the_time(_: web.Request) -> web.Response:
+    async def respond_slowly(_: web.Request) -> web.Response:
         await asyncio.sleep(0.25)
         return web.json_response(GOOD)
 
-    trainer.handler = take_half_of_the_time
-    limits = {"REQUEST_TIMEOUT": 0.5, "POLL_TIMEOUT": 2.5, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
+    trainer.handler = respond_slowly
+    limits = {"REQUEST_TIMEOUT": 1.5, "POLL_TIMEOUT": 5.0, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * each):
