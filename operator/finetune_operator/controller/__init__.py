@@ -1,1 +1,1 @@
-"""Reconciles FineTuneJobs: work queue, workers, reconciler and progress polling."""
+"""Work queue and workers of all kinds, and the controller of FineTuneJobs: reconciler, progress poller and metrics."""

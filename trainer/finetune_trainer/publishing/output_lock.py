@@ -118,7 +118,7 @@ class OutputLock:
             raise _output_busy_error(f"{self._location}: several runs try to lock this output at the same time")
         self._probe_conditional_writes()
         self.check_held()  # where writes are not quite atomic, the later of two creators has it
-        threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
+        threading.Thread(target=self._run_heartbeat, name="output-lock", daemon=True).start()
 
     def _try_acquire(self, progress: ProgressReporter) -> bool:
         stored = read_with_etag(self._s3, self._location)
