@@ -51,7 +51,7 @@ def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) 
 
 
 def assert_nothing_lost(pods: TrainerRun, stored: int) -> int:
-    """A start goes on at least from what the log of those before said to be stored; the newest step stored since."""
+    """Check that a start resumes at least from the last step that the log reports as stored. Return that of this log."""
     resumed = _RESUMED.search(pods.log)
     if resumed:
         assert int(resumed[1]) >= stored, pods.log
