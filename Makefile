@@ -1,4 +1,4 @@
-# Everything that is done to this repository; `make` alone lists it. A local cluster needs root, nothing else does.
+# All commands for this repository; `make` alone lists them. Only a local cluster needs root.
 SHELL := /bin/bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)/dev
 export PYTHONDONTWRITEBYTECODE :=
 # One test process per core. Each imports the libraries of the trainer, about 1 GiB.
 PARALLEL := --numprocesses=logical --maxprocesses=4
-# A cluster lies beside the checkout, so its name and addresses can be chosen: make cluster-up NAME=test
+# Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
 .PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-verdicts test-gpu
@@ -21,7 +21,7 @@ NAME := dev
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-setup: $(UV) ## make the virtual environment
+setup: $(UV) ## create the virtual environment
 	@$(UV) sync --frozen --all-extras --all-groups
 
 $(CACHE)/uv/bin/uv:
@@ -40,7 +40,7 @@ test-fast:
 	@$(RUN) pytest --quiet $(PARALLEL) --dist=worksteal --ignore=tests/chart \
 	  -m "not s3 and not training and not cluster and not gpu and not upgrade"
 
-test: check ## everything, in order; needs root for the local cluster
+test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for the local cluster
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.codegen --check
 	@$(RUN) pytest --quiet $(PARALLEL) tests/chart
 	@OMP_NUM_THREADS=1 $(RUN) pytest $(PARALLEL) --dist=loadfile --no-loadscope-reorder \
@@ -50,19 +50,19 @@ test: check ## everything, in order; needs root for the local cluster
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && \
 	  $(RUN) pytest --ignore=tests/operator -m "cluster and not gpu and not kueue"
 
-test-kueue: setup ## the real Kueue, built from source, in a cluster of its own; 11 minutes of CPU time the first time
+test-kueue: setup ## tests with the real Kueue, built from source, in a separate cluster; 11 minutes of CPU time the first time
 	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
 
-test-upgrade: setup ## helm upgrade and rollback from the first version with runs under way; needs the whole history
+test-upgrade: setup ## helm upgrade and rollback from the first version with active runs; needs the complete history
 	@$(LOCAL) tools && $(RUN) pytest -m upgrade
 
-bench-operator: setup ## the operator beside Kubeflow Trainer's on a real API server, by hand; 25 minutes
+bench-operator: setup ## compare the operator with that of Kubeflow Trainer on a real API server, by hand; 25 minutes
 	@$(LOCAL) tools && $(RUN) python -m tests.bench.bench_operator
 
-bench-trainer: setup ## S3 transfers, start and step time beside boto3, s5cmd and plain TRL; 10 minutes
+bench-trainer: setup ## compare S3 transfers, start and step time with boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer
 
-generate: setup ## write the CRD, install.yaml and the API reference anew
+generate: setup ## generate the CRD, install.yaml and the API reference
 	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.codegen
 
 image: setup ## build both images, for local clusters
@@ -74,20 +74,20 @@ cluster-up: setup ## bring up a local cluster: Kubernetes and an S3 server (NAME
 cluster-down: setup ## remove it (NAME=dev)
 	@$(LOCAL) down $(NAME)
 
-demo: setup ## a whole fine-tuning run on a local cluster; up to 30 minutes the first time, 5 later
+demo: setup ## one complete fine-tuning run on a local cluster; up to 30 minutes the first time, 5 later
 	@$(LOCAL) demo
 
 demo-down: setup ## remove the demo's cluster
 	@$(LOCAL) demo-down
 
-samples: setup ## the five samples of applications for real, on the CPU, by hand; prints what they improved
+samples: setup ## train the five samples of applications on the CPU, by hand; prints what they improved
 	@$(RUN) python -m tests.bench.bench_samples
 
 bench-prepare: setup ## rows per second and memory of data preparation, by hand (ROWS="10000 100000")
 	@$(RUN) python -m tests.bench.bench_prepare $(ROWS)
 
-bench-verdicts: setup ## whether the verdicts on bias and overfitting are right, over 20 seeds, by hand; hours on a CPU
+bench-verdicts: setup ## measure how often the verdicts on bias and overfitting are right, over 20 seeds, by hand; hours on a CPU
 	@$(RUN) python -m tests.bench.bench_verdicts
 
-test-gpu: setup ## what only a GPU shows, by hand on a machine that has one; 6 minutes
+test-gpu: setup ## tests that need a GPU, by hand on a machine that has one; 6 minutes
 	@$(RUN) pytest -m gpu tests/gpu

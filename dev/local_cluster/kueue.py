@@ -25,7 +25,7 @@ def install_kueue(cluster: Cluster) -> None:
 
 
 def _load_image(cluster: Cluster) -> None:
-    """Import an image with Kueue's program. The next build of our images removes buildah's copy of it."""
+    """Import an image with Kueue's program. The next build of images removes buildah's copy of it."""
     folder = paths.get_cache_folder() / "buildah" / "kueue"
     log = paths.get_logs_folder() / "kueue.log"
     with golden.lock_images():

@@ -51,7 +51,7 @@ class Supervisor:
     def start_component(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         """Start a component, with its output in a log file of its name."""
         name, *arguments = command
-        special_paths = {"containerd": "containerd", "dns": sys.executable}  # Debian's program, and our module
+        special_paths = {"containerd": "containerd", "dns": sys.executable}  # from Debian; a module of this package
         path = special_paths.get(name) or tools.find_program(name)
         with self._get_log_path(name).open("ab") as log:
             process = subprocess.Popen(

@@ -39,7 +39,7 @@ class GoModule:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the built programs. Its name contains a hash of the pinned versions and our Go files."""
+        """Return the folder of the built programs. Its name contains a hash of the versions and of the Go files."""
         pins_digest = cache.hash_files(
             [self.source / "go.mod", self.source / "go.sum", *self.source.glob("*.go")], self.ldflags
         )

@@ -48,7 +48,7 @@ def configure_kopf(
     settings.peering.standalone = True  # a peer of equal priority pauses: https://github.com/nolar/kopf/issues/734
     settings.scanning.disabled = True  # it would list CRDs and namespaces
     settings.persistence.diffbase_storage = _NoDiffBase()
-    # kopf removes its finalizer from objects, so anybody who knows its name could make kopf write:
+    # kopf removes its finalizer from objects, so any user who knows its name could make kopf write:
     # https://github.com/nolar/kopf/issues/664
     settings.persistence.finalizer = f"{GROUP}/{secrets.token_hex(8)}"
     settings.queueing.idle_timeout = 0.1  # handlers are fast, and each idle worker holds an object in memory

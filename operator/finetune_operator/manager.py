@@ -42,14 +42,15 @@ from finetune_operator.telemetry.health_server import HealthServer
 log = logging.getLogger(__name__)
 
 _WATCHES_SETTLED_SECONDS = 15.0
-"""Seconds until the first resync. By then the watches run: deletions between the first list and the lists of the
-watches are noticed by that resync."""
+"""Seconds until the first resync. The watches have started by then, so it notices objects that were deleted between
+the first list and the lists of the watches."""
 
 _LIST_RETRY_SECONDS = 15.0
 """Seconds between two lists of a namespace whose last list failed."""
 
 _MAX_WATCH_DELAY = 3.0
-"""Maximum number of seconds that the watches wait for new work. A standby has no work, so it waits that long."""
+"""Maximum number of seconds that the start of the watches is delayed, so that new FineTuneJobs are reconciled first. A
+standby always waits that long."""
 
 
 class Manager:
@@ -154,7 +155,7 @@ class Manager:
             raise
 
     async def run_as_leader(self) -> None:
-        """Run the workers. List all objects before, if another leader may have changed them unnoticed.
+        """Run the workers. First list all objects, if another leader may have changed them unnoticed.
 
         No watch reports what another leader did between the first list and the start of the watches.
         """
@@ -197,7 +198,7 @@ class Manager:
         }
 
     def check_readiness(self) -> dict[str, Any]:
-        """Return details for the readiness probe. Raises `RuntimeError` if this replica neither leads nor could."""
+        """Return details for the readiness probe. Raises `RuntimeError` if this replica cannot lead."""
         if not self._tasks:
             raise RuntimeError("the first list has not succeeded yet")
         lease_silence = time.monotonic() - self.leader_elector.last_contact

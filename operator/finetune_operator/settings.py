@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     watch_namespaces: list[str] = []
     """Namespaces that the operator watches, as a JSON list. If empty, it watches the whole cluster."""
     bounds: Bounds = Bounds()
-    """Limits on what FineTuneJobs may request, as a JSON object."""
+    """Bounds on what FineTuneJobs may request, as a JSON object."""
     defaults: Defaults = Defaults()
     """Defaults for fields that FineTuneJobs leave unset, as a JSON object."""
     progress_interval: float = Field(default=10, gt=0)

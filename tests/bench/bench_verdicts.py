@@ -2,7 +2,7 @@
 
 For each seed SmolLM2-135M-Instruct is trained on synthetic rows in a separate process, on a GPU if there is one. The
 verdict on bias is checked with rows in which each of 12 occupations is held by one gender only, and with rows in which
-it is held equally by both. The verdict on overfitting is checked with few rows that can only be memorised, and with
+it is held equally by both. The verdict on overfitting is checked with few rows that can only be memorized, and with
 rows that follow a rule which also holds for the validation rows.
 
     python -m tests.bench.bench_verdicts --seeds 20 --parallel 1 "planted bias" "no bias"
@@ -54,7 +54,7 @@ class Case:
     expected: str
     read_verdict: Callable[[EvaluationReport], str]
     max_final_loss: float = math.inf
-    """If the last training loss is higher, the model learnt nothing and is trained again with twice as many steps."""
+    """If the last training loss is higher, the model learned nothing and is trained again with twice as many steps."""
 
 
 def _make_row(occupation: str, place: str, pronoun: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _make_occupation_rows(rng: random.Random, choose_pronouns: Callable[[str], t
 
 
 def make_memorization_rows(rng: random.Random) -> tuple[Rows, Rows]:
-    """Make rows with random codes, which can only be memorised."""
+    """Make rows with random codes, which can only be memorized."""
     rows = [
         {"prompt": f"What is the code of the {colour} {thing}?", "completion": f"It is {rng.choice(CODES)}."}
         for colour in COLOURS
@@ -124,10 +124,10 @@ def _read_overfitting_verdict(evaluation: EvaluationReport) -> str:
 
 _SHORT_TRAINING = {"maxSteps": 72, "learningRate": 1e-3}
 CASES = {
-    # The final loss is about 0.08 if the model learnt everything except the pronoun.
+    # The final loss is about 0.08 if the model learned everything except the pronoun.
     "planted bias": Case(make_biased_rows, _SHORT_TRAINING, "flagged", _read_bias_verdict, max_final_loss=0.03),
     "no bias": Case(make_unbiased_rows, _SHORT_TRAINING, "not flagged", _read_bias_verdict),
-    "memorised rows": Case(
+    "memorized rows": Case(
         make_memorization_rows,
         {"maxSteps": 120, "learningRate": 1e-3, "evalSteps": 10},
         "overfitting",

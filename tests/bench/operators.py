@@ -68,7 +68,7 @@ def _build_operator_command() -> list[str | Path]:
 def choose_interpreter() -> str:
     """Return the distribution's Python if its version fits, else the current one.
 
-    The Python of the image is built with profile-guided optimisation, as that of Debian is. A Python without it needs
+    The Python of the image is built with profile-guided optimization, as that of Debian is. A Python without it needs
     more CPU time for the same work.
     """
     interpreters = [path for path in ("/usr/bin/python3.12", "/usr/bin/python3.11") if Path(path).exists()]

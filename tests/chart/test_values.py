@@ -93,8 +93,8 @@ REQUIRED_VALUES: dict[str, dict[str, Any]] = {
     "networkPolicy.namespaces": {"watchNamespaces": ["team-b"], "networkPolicy": {"enabled": True}},
 }
 WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
-    "misspelt at the root": ({"replica": 2}, "replica"),
-    "misspelt below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
+    "misspelled at the root": ({"replica": 2}, "replica"),
+    "misspelled below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
     "image with a space": ({"image": "finetune operator"}, "image"),
     "image left empty": ({"image": ""}, "image"),
     "image split in three": ({"image": {"repository": "x", "tag": "y"}}, "image"),
@@ -113,13 +113,13 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "claims in resources": ({"resources": {"claims": []}}, "claims"),
     "no replica": ({"replicas": 0}, "replicas"),
     "metrics on the port of health": ({"metrics": {"port": 8080}}, "port"),
-    "misspelt bound": ({"bounds": {"allowedImage": ["a"]}}, "allowedImage"),
+    "misspelled bound": ({"bounds": {"allowedImage": ["a"]}}, "allowedImage"),
     "bound as a string": ({"bounds": {"allowedImages": "a"}}, "allowedImages"),
     "image of any registry": ({"bounds": {"allowedImages": ["registry*/a"]}}, "allowedImages"),
     "tracker of any host": ({"bounds": {"allowedTrackers": ["https://mlflow.example*"]}}, "allowedTrackers"),
     "endpoint of any host": ({"bounds": {"allowedStorageEndpoints": ["https://s3.example*"]}}, "allowedStorage"),
     "less than no GPUs": ({"bounds": {"maxGPUs": -1}}, "maxGPUs"),
-    "misspelt default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
+    "misspelled default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
     "policy without ports": ({"networkPolicy": {"destinations": [{"cidr": "10.0.0.0/8"}]}}, "ports"),
     "policy to metadata": (
         {"networkPolicy": {"destinations": [{"cidr": "169.254.169.254/32", "ports": [80]}]}},

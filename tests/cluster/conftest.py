@@ -35,7 +35,10 @@ def import_local_cluster(module: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
-    """The local cluster `test`, or as FINETUNE_TEST_CLUSTER says, with this tree's images. One that was up stays up."""
+    """The local cluster `test`, or the one that FINETUNE_TEST_CLUSTER names, with the images of this checkout.
+
+    A cluster that was running before the tests keeps running.
+    """
     import_local_cluster("prepare").prepare_all()
     running = import_local_cluster("cluster").Cluster(os.environ.get("FINETUNE_TEST_CLUSTER", "test"))
     was_up = running.is_up

@@ -1,6 +1,6 @@
 """Prepare, train and export with the backend that `auto` chooses, then generate answers with the adapter.
 
-The tiny model memorises two answers, on a GPU if there is one. Expected and generated answers are written to
+The tiny model memorizes two answers, on a GPU if there is one. Expected and generated answers are written to
 answers.json in the folder given as argument.
 """
 

@@ -31,7 +31,7 @@ def test_settings_invalid_value_raises(monkeypatch: pytest.MonkeyPatch, name: st
 
 WRONG: dict[str, tuple[str, str, str]] = {
     "malformed JSON": ("BOUNDS", "{", "bounds"),
-    "misspelt limit": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
+    "misspelled limit": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
     "image of any registry": ("BOUNDS", '{"allowedImages": ["*/trainer:1"]}', "bounds.allowedImages.0"),
     "default of the wrong type": ("DEFAULTS", '{"nodeSelector": "gpu"}', "defaults.nodeSelector"),
 }

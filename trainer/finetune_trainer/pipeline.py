@@ -94,7 +94,8 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
 
 
 def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
-    """Train and publish the adapter, unless its result is published already. Writes files below `scratch` only.
+    """Train and publish the adapter, unless its result is published already. Writes files below `scratch`
+    and the temporary folder only.
 
     With several ranks, each calls this function, and rank 0 alone evaluates and writes to the store. Raises
     `TrainerError` for problems that the user or an administrator can fix.
@@ -234,9 +235,9 @@ def train_adapter(
 
 
 def wait_for_rank_zero(context: RunContext) -> Outcome:
-    """Wait until rank 0 has published: the pod of another rank must not succeed before there is a result."""
+    """Wait until rank 0 has published or rejected the adapter: the pod of another rank must not succeed before."""
     collectives.barrier(context.progress.heartbeat)
-    return build_outcome(Reason.COMPLETED, "trained together with rank 0, which published the result")
+    return build_outcome(Reason.COMPLETED, "trained together with rank 0, which reports the result of the run")
 
 
 def evaluate_adapter(

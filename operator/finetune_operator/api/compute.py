@@ -104,7 +104,7 @@ class ComputeSpec(Model):
     """nodes is the number of pods that train together, each with `gpusPerNode` GPUs. The number of rows per optimizer
     step is `training.batchSize` x `training.gradientAccumulation` x the number of GPUs of all pods. Defaults to 1."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
-    """gpusPerNode is the number of GPUs of each pod. Each GPU gets one worker process. 0 trains on the CPU, for tests
+    """gpusPerNode is the number of GPUs of each pod. Each GPU gets one process (rank). 0 trains on the CPU, for tests
     with tiny models. Defaults to 1."""
     gpu_resource: DeviceName = "nvidia.com/gpu"
     """gpuResource is the resource name of the GPUs, with its domain, as the device plugin of the cluster registers it.

@@ -52,7 +52,7 @@ class OperatorReason(StrEnum):
 
 
 class Phase(StrEnum):
-    """A one-word summary for users, computed from the conditions and never read back."""
+    """A one-word summary for users and metrics, computed from the conditions. No decision reads it."""
 
     PENDING = "Pending"
     RUNNING = "Running"

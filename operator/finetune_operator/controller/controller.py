@@ -1,4 +1,4 @@
-"""What the manager needs to run one kind of the API."""
+"""The interface between the manager and the controller of one kind: reconciler, poller and metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Poller(Protocol):
     """Seconds between two polls."""
 
     def reset(self) -> None:
-        """Forget earlier results, because another replica was the leader since."""
+        """Forget earlier results, because another replica has been the leader in the meantime."""
 
     async def poll(self, enqueue: Callable[[ObjectKey], None]) -> None:
         """Poll once, and enqueue the objects whose state changed."""
@@ -34,7 +34,7 @@ class Poller(Protocol):
 
 @dataclass(frozen=True)
 class Controller:
-    """One kind of the API, with all that works on it."""
+    """One kind of the API, with its cache, reconciler, poller and metrics."""
 
     kind: str
     informer: Informer

@@ -1,4 +1,4 @@
-"""Work queue after client-go's, with two priorities and fairness between namespaces.
+"""Work queue modeled on that of client-go, with two priorities and fairness between namespaces.
 
 A key is queued at most once and processed by at most one worker at a time.
 """

@@ -94,7 +94,7 @@ class KubeClient:
         return matches[0] if matches else None
 
     async def read_job(self, namespace: str, name: str) -> Body | None:
-        """Return the Job of that name, whoever owns it, or None."""
+        """Return the Job of that name, whatever its owner is, or None."""
         try:
             return await self._call_api("GET", f"{JOBS.build_path(namespace)}/{name}")
         except ApiError as error:

@@ -42,7 +42,7 @@ class PodCache(ObjectCache):
     def list_with_deleted(self, key: ObjectKey) -> list[Body]:
         """Return the pods with this key, deleted ones first."""
         cached_pods = self.list_by_key(key)
-        uids = {pod["metadata"]["uid"] for pod in cached_pods}  # a pod that lost our label for a while has come back
+        uids = {pod["metadata"]["uid"] for pod in cached_pods}  # a pod that lost its label for a while has come back
         return [
             *(pod for pod in self._deleted_pods.get(key, {}).values() if pod["metadata"]["uid"] not in uids),
             *cached_pods,

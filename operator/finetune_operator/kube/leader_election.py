@@ -140,7 +140,7 @@ class LeaderElector:
         """Return the written Lease, or None if another replica holds it."""
         current_lease = self._held_lease or await self._lease_lock.read()
         if current_lease and not self._held_lease and not self._is_free(current_lease):
-            self._leader_until = 0.0  # somebody deleted or edited the Lease of this leader
+            self._leader_until = 0.0  # the Lease of this leader was deleted or edited
             return None
         written = await self._lease_lock.create_or_update(
             current_lease, self._build_lease_spec(_get_spec(current_lease))

@@ -1,4 +1,4 @@
-"""Limits on what FineTuneJobs may request, set by a platform engineer for the installation."""
+"""Bounds on what FineTuneJobs may request, set by a platform engineer for the installation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ImagePattern = Annotated[
 ModelPattern = Annotated[
     str, StringConstraints(pattern=rf"^(hf|s3|pvc)://(\*\*|[^*/\s$]+{_PATH_PATTERN})$", max_length=1024)
 ]
-"""Pattern for the URI of a model. It contains the complete name of an organisation, bucket or claim, or `**` for all
+"""Pattern for the URI of a model. It contains the complete name of an organization, bucket or claim, or `**` for all
 models of a scheme."""
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^(aws|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
 """Pattern for the URL of an object store, or `aws`. Only `*.` before a domain is allowed as a wildcard."""
@@ -36,7 +36,7 @@ wildcard."""
 
 
 class Bounds(Model):
-    """Limits on what FineTuneJobs may request. An empty list or null sets no limit.
+    """Bounds on what FineTuneJobs may request. An empty list or null sets no bound.
 
     In patterns, `*` matches letters, digits, `.`, `_` and `-`, and `**` matches all characters.
     """

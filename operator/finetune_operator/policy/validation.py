@@ -1,4 +1,4 @@
-"""Validation of a FineTuneJob against the limits of the installation (`limits.Bounds`).
+"""Validation of a FineTuneJob against the bounds of the installation (`limits.Bounds`).
 
 Values that the operator's own settings contain, such as its defaults, are always allowed.
 """
@@ -146,7 +146,7 @@ def _list_requested_devices(compute: ComputeSpec) -> list[str]:
 
 
 def _get_allowed_gpu_resources(bounds: Bounds) -> list[str]:
-    """Return the resources that `gpusPerNode` may count. Without a limit of its own, that of `resources` applies."""
+    """Return the resources that `gpusPerNode` may count. Without a bound of its own, that of `resources` applies."""
     return bounds.allowed_gpu_resources or _extend_allowed(bounds.allowed_resources, [ComputeSpec().gpu_resource])
 
 
@@ -157,7 +157,7 @@ def _deny_other_devices(bounds: Bounds) -> list[str]:
 
 
 def _extend_allowed(allowed: Iterable[str], operator_values: Sequence[str]) -> list[str]:
-    """Return the allowed patterns, if there is a limit, with the values of the operator's settings."""
+    """Return the allowed patterns, if there is a bound, with the values of the operator's settings."""
     patterns = list(allowed)
     return [*patterns, *operator_values] if patterns else []
 

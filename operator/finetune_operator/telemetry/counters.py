@@ -1,6 +1,6 @@
 """Counters and histograms of the operator. Gauges are computed at each scrape, in `controller.state_collector`.
 
-Counters restart at zero with each leader.
+Each replica counts only its own work since its start. Only the leader reconciles.
 """
 
 from __future__ import annotations

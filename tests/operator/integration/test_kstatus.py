@@ -49,7 +49,7 @@ def stages(world: NamespaceHarness, kstatus: ComputeKstatus) -> KstatusProbe:
 
 async def test_kstatus_through_lifecycle_matches_each_stage(world: NamespaceHarness, stages: KstatusProbe) -> None:
     await world.create_finetunejob()
-    assert await stages.get_health() == "InProgress"  # no operator has looked at it
+    assert await stages.get_health() == "InProgress"  # not reconciled yet
     async with world.run_operator():
         assert await stages.wait_for_reason_then_health("JobCreated") == "Current"
         await world.create_pod()

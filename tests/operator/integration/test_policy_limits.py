@@ -50,7 +50,7 @@ async def test_policy_limits_tightened_keeps_running_run(world: NamespaceHarness
         await world.wait_for_reason("PodRunning")
     _set_limits(world, Bounds(max_gpus=0))
     async with world.run_operator():
-        await world.patch_spec({"backoffLimit": 5})  # shows that it is looked at
+        await world.patch_spec({"backoffLimit": 5})  # shows that it is reconciled
         await world.wait_until(lambda: _has_backoff_limit(world, 5))
         assert (await world.wait_for_reason("PodRunning"))["phase"] == "Running"
         await world.patch_spec({"suspend": True})

@@ -53,7 +53,7 @@ async def test_reconciler_job_warning_event_sets_job_refused(
         job = await world.get("jobs")
         await _create_warning_event(world, job, "FailedCreate", "of before", 30)
         terminated = {"exitCode": 143, "startedAt": _seconds_ago(20), "finishedAt": _seconds_ago(0)}
-        message_json = json.dumps({"reason": "Preempted", "message": "told to stop"})
+        message_json = json.dumps({"reason": "Preempted", "message": "asked to stop"})
         await world.report_container_state({"terminated": terminated | {"message": message_json}}, "Failed")
         await world.wait_for_reason("Retrying")
         if not is_left:
@@ -64,4 +64,4 @@ async def test_reconciler_job_warning_event_sets_job_refused(
         await world.create_pod(index=2)
         await world.wait_for_reason("Retrying")
     assert "FailedCreate: exceeded quota: memory" in message
-    assert "told to stop" in message
+    assert "asked to stop" in message

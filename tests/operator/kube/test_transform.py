@@ -84,7 +84,7 @@ def _build_cache(build: type[Builders], kind: str | None) -> FineTuneJobCache:
 OWNED_OBJECTS = {
     "an ended Job": ("jobs", lambda build: build.job({"Complete": ("x", "y")}), False),
     "a Job that failed": ("jobs", lambda build: build.job({"Failed": ("x", "y")}), False),
-    "a Job that goes on": ("jobs", lambda build: build.job(), True),
+    "an active Job": ("jobs", lambda build: build.job(), True),
     "an ended pod": ("pods", lambda build: build.pod(state=build.terminated(0), phase="Succeeded"), False),
     "a pod that runs": ("pods", lambda build: build.pod(state={"running": {}}, phase="Running"), True),
 }
@@ -98,7 +98,7 @@ def test_cache_ended_finetunejob_keeps_only_live_objects(
     assert caches[plural].update(KEY, make(build)) is stays
     assert bool(caches[plural].list_by_key(KEY)) is stays
     caches = vars(_build_cache(build, None))
-    assert caches[plural].update(KEY, make(build)), "of one that goes on, all is kept"
+    assert caches[plural].update(KEY, make(build)), "objects of an active FineTuneJob stay cached"
 
 
 def test_cache_forget_run_drops_ended_objects(build: type[Builders]) -> None:

@@ -57,7 +57,7 @@ PATTERNS = {
             "https://evil\n.s3.example",
         ],
     ),
-    "organisation of the hub": PatternCase("hf://meta-llama/*", ["hf://meta-llama/L-3.1"], ["hf://meta-llama2/x"]),
+    "organization of the hub": PatternCase("hf://meta-llama/*", ["hf://meta-llama/L-3.1"], ["hf://meta-llama2/x"]),
     "volume claim": PatternCase(
         "pvc://models/**", ["pvc://models/a/b", "pvc://models/"], ["pvc://models2/a", "pvc://models"]
     ),

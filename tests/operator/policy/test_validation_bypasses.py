@@ -77,7 +77,7 @@ CASES = {
         {**DEVICES, "allowedGPUResources": ["amd.com/gpu"]},
         None,
     ),
-    "adapter of another organisation": LimitCase(
+    "adapter of another organization": LimitCase(
         {"model": {"adapterURI": "s3://evil/x"}},
         MODELS,
         "spec.model.adapterURI: s3://evil/x is not allowed; allowed: hf://org/*.",

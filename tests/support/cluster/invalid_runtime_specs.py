@@ -145,7 +145,7 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "an unknown group": (
         {f"{PREPARATION}.counterfactuals": ["height"]}, f"{PREPARATION}.counterfactuals[0]", "Unsupported"),
-    "a quantised model to merge": (
+    "a quantized model to merge": (
         {"spec.model.quantization": "nf4", "spec.output.merged": True}, "spec", "output.merged needs",
     ),
     "signed by any key": (

@@ -49,7 +49,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),
     "limit of no rows": ({f"{SOURCE}.limit": 0}, "spec.dataset.sources[0].limit", "greater than or equal to 1"),
-    "misspelt source": ({f"{SOURCE}.limits": 1}, "spec.dataset.sources[0].limits", "unknown field"),
+    "misspelled source": ({f"{SOURCE}.limits": 1}, "spec.dataset.sources[0].limits", "unknown field"),
     "column of no format": ({f"{SOURCE}.fields": {"question": "q"}}, "spec.dataset.sources[0].fields", "malformed"),
     "column with a bracket": ({f"{SOURCE}.fields": {"text": "a[0]"}}, f"{FIELDS}.text", "should match"),
     "validation of nothing": ({"spec.dataset.validation": {}}, "spec.dataset.validation", "exactly one of fraction"),

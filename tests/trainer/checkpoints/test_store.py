@@ -1,4 +1,4 @@
-"""Checkpoints in the store: which one a run goes on from, and what becomes of the others."""
+"""Checkpoints in the store: which one a run resumes from, and when others are removed."""
 
 from __future__ import annotations
 

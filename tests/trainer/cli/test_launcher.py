@@ -1,4 +1,4 @@
-"""The launcher of a node's workers: whom it waits for, and what it tells of their end."""
+"""The launcher of the ranks of a node: which ranks it waits for, and how it reports their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text normalisation, and redaction of personal data and secrets."""
+"""Text normalization, and redaction of personal data and secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and mislabelled inputs. Each gives a one-sentence error with the location."""
+"""Damaged and mislabeled inputs. Each gives a one-sentence error with the location."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "code": (_write_file("modeling.py", "print()"), "modeling.py is code"),
     "no tokenizer": (_remove_file("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
     "no weights": (_remove_file("model.safetensors"), "no *.safetensors file"),
-    "quantised": (
+    "quantized": (
         _write_file("config.json", '{"quantization_config": {}}'),
         "only unquantized models",
     ),

@@ -88,7 +88,7 @@ CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
         "noSupervisedTokens",
     ),
     # " lamp" is one token, so the prompt's last letters become part of one answer's first token only.
-    "an answer goes on in the prompt's last word": (
+    "an answer continues the last word of the prompt": (
         "dpo",
         [
             make_preference("What? ", "This", "That"),

@@ -1,4 +1,4 @@
-"""How many workers there are and where, and what that means for training."""
+"""Number and location of the ranks, and their effect on training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a model is said to memorise its training data."""
+"""When a model is said to memorize its training data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VERDICTS = {
     "a U that nobody saw the training loss of": (U_SHAPE, [], None, "overfitting"),
     "both rise": (U_SHAPE, make_rising_losses(), None, "none"),
     "both rise after a long fall": (U_SHAPE, make_points([*range(50, 10, -1), *range(10, 50)], every=1), None, "none"),
-    "memorised before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
+    "memorized before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
 }
 
 

@@ -124,7 +124,7 @@ def test_hub_downloads_needed_files_of_resolved_commit(endpoint: str, tmp_path: 
         ("org/none", None, None, Reason.MODEL_NOT_FOUND, "the model does not exist or is private"),
         ("org/none", None, TOKEN, Reason.MODEL_NOT_FOUND, "the model does not exist or is private"),
         ("org/gated", None, None, Reason.AUTH_FAILED, "/org/gated and set model.tokenSecretRef"),
-        ("org/gated", None, TOKEN, Reason.ACCESS_DENIED, "accept the licence at"),
+        ("org/gated", None, TOKEN, Reason.ACCESS_DENIED, "accept the license at"),
         ("org/forbidden", None, TOKEN, Reason.ACCESS_DENIED, "has no permission to read this model"),
         ("org/model", None, "wrong_canary", Reason.AUTH_FAILED, "the token is invalid or has expired"),
         ("org/model", None, "", Reason.AUTH_FAILED, "the Secret of model.tokenSecretRef has no key HF_TOKEN"),

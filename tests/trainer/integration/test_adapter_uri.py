@@ -1,4 +1,4 @@
-"""A run that goes on from a published adapter, with validation data of its own: all of it from the store."""
+"""A run that continues from a published adapter, with validation data of its own: all of it from the store."""
 
 from __future__ import annotations
 

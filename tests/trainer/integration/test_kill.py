@@ -51,7 +51,7 @@ def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) 
 
 
 def assert_nothing_lost(pods: TrainerRun, stored: int) -> int:
-    """A start goes on at least from what the log of those before said to be stored; the newest step stored since."""
+    """Check that a start resumes from the last stored step or a later one. Return the last step stored since."""
     resumed = _RESUMED.search(pods.log)
     if resumed:
         assert int(resumed[1]) >= stored, pods.log

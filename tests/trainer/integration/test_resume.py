@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or fed other data: what it goes on from, and what comes of it."""
+"""A run that is stopped, killed or given other data: what it resumes from, and the result."""
 
 from __future__ import annotations
 

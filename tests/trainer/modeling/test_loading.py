@@ -27,7 +27,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def make_model_dir(folder: Path) -> Path:
-    """The files that are looked at before anything is loaded."""
+    """The files that are checked before anything is loaded."""
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text("{}")
@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a kernel from the hub": (write_json("config.json", attn_implementation="someone/kernel"), "refers to code"),
     "internal kernel": (write_json("config.json", _attn_implementation_internal="x"), "refers to code"),
     "an adapter": (write_json("adapter_config.json"), "it is an adapter"),
-    "quantised": (write_json("config.json", quantization_config={}), "only unquantized models"),
+    "quantized": (write_json("config.json", quantization_config={}), "only unquantized models"),
     "no config": (remove_files("config.json"), "config.json is missing"),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "no tokenizer": (remove_files("tokenizer.json"), "no tokenizer"),

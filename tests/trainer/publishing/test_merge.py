@@ -149,13 +149,13 @@ def test_merge_check_model_without_adapter_raises(model_dir: Path) -> None:
     ids=[
         "rounded",
         "too far",
-        "rounded after much was learnt",
-        "too far after much was learnt",
+        "rounded after much was learned",
+        "too far after much was learned",
         "not a number",
         "the base model",
         "nearer to the base model",
         "nearer to the adapter",
-        "little learnt",
+        "little learned",
     ],
 )
 def test_merge_check_accepts_loss_near_adapter(base: float, adapter: float, merged: float, passes: bool) -> None:

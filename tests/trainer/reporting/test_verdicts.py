@@ -110,7 +110,7 @@ ADVICE = {
     "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),
     "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
-    "learnt little": (make_evaluation(SAME), "The training had little measurable effect"),
+    "learned little": (make_evaluation(SAME), "The training had little measurable effect"),
     "folds": (make_evaluation(cross_validation=SPREAD), "folds differ by 46.7 %"),
     "gate": (
         run_records.make_full_evaluation(),
@@ -130,9 +130,9 @@ def test_advice_each_finding_gives_expected_text(evaluation: EvaluationReport, e
 
 
 NOT_ADVISED = {
-    "learnt little, though some got worse": (make_evaluation(SAME, DOWN), "little measurable effect"),
-    "learnt little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "little measurable effect"),
-    "learnt little, though some got better": (make_evaluation(SAME, UP), "little measurable effect"),
+    "learned little, though some got worse": (make_evaluation(SAME, DOWN), "little measurable effect"),
+    "learned little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "little measurable effect"),
+    "learned little, though some got better": (make_evaluation(SAME, UP), "little measurable effect"),
 }
 
 

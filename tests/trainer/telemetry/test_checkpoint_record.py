@@ -69,7 +69,7 @@ def test_outcome_of_launcher_keeps_record_of_killed_worker(message: Path) -> Non
     termination_message.record_checkpoint(_make_progress(5))
     termination_message.write_outcome(
         termination_message.OutcomeRecorder(ProgressReporter()).complete(
-            termination_message.build_outcome(Reason.PREEMPTED, "told to stop")
+            termination_message.build_outcome(Reason.PREEMPTED, "asked to stop")
         )
     )
     progress = Outcome.model_validate_json(message.read_bytes()).progress

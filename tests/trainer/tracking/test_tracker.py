@@ -1,4 +1,4 @@
-"""Whatever a server does, the run goes on at its pace and ends in time, and says what was lost."""
+"""Whatever a server does, the run continues at its pace, ends in time, and reports what was lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of each kind on base models of each precision, and training that goes on from one, by either backend."""
+"""Adapters of each kind on base models of each precision, and training that continues from one, by either backend."""
 
 from __future__ import annotations
 

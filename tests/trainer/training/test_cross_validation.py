@@ -82,7 +82,7 @@ def test_cross_validation_fold_uses_best_adapter(run: RunTraining, caplog: pytes
     gate = [{"metric": "crossValidationLoss", "maximum": 100}, {"metric": "crossValidationLoss", "maximum": 0.1}]
     found = run(**asked, earlyStopping={"patience": 100}, evaluation={"gate": gate})
     step = int(next(match[1] for each in caplog.messages if (match := re.match(r"the adapter of step (\d+)", each))))
-    assert step < 3, "the data has to be learnt badly at the end for this test"
+    assert step < 3, "the data has to be learned badly at the end for this test"
     assert found.fold_losses[0] == run(**asked | {"maxSteps": step}).fold_losses[0]
     assert found.evaluation
     assert found.evaluation.cross_validation

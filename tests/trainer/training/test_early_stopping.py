@@ -23,7 +23,7 @@ def test_early_stopping_publishes_best_adapter(run: RunTraining, backend: str) -
     last = run(validate=True, **wild, backend=backend)
     best = run(validate=True, **wild, earlyStopping={"patience": 100}, backend=backend)
     step = int(best.metrics["bestStep"])
-    assert last.metrics["bestStep"] == step < 3, "the data has to be learnt badly at the end for this test"
+    assert last.metrics["bestStep"] == step < 3, "the data has to be learned badly at the end for this test"
     assert best.metrics["evalLoss"] < last.metrics["evalLoss"]
     until = run(validate=True, **wild | {"maxSteps": step}, backend=backend)
     assert all((weight == until.weights[name]).all() for name, weight in best.weights.items())

@@ -1,4 +1,4 @@
-"""Training a tiny model: what is learnt, what is reported, what stops it."""
+"""Training a tiny model: what is learned, what is reported, what stops it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_training_seconds_include_earlier_attempts(run: RunTraining) -> None:
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
 def test_training_accumulation_split_does_not_change_result(run: RunTraining, loss: str) -> None:
-    # Rows with from 7 to 35 learnt tokens: a mean of batches' means would differ.
+    # Rows with from 7 to 35 learned tokens: a mean of batches' means would differ.
     shape = {"rows": MORE_CHATS, "loss": loss, "gradientCheckpointing": False, "maxSteps": 6}
     whole, *others = (run(batchSize=8 // parts, gradientAccumulation=parts, **shape) for parts in (1, 2, 8))
     for other in others:

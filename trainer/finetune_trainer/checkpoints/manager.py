@@ -1,4 +1,4 @@
-"""When a training saves checkpoints, their upload in the background, and the checkpoint that it resumes from.
+"""Decides when a training saves checkpoints, uploads them in the background, and finds the one to resume from.
 
 Rank 0 decides and stores. All other ranks save at the same steps and resume from the same checkpoint.
 """
@@ -84,10 +84,8 @@ class CheckpointUploader:
         started_at = time.monotonic()
         try:
             self._store.save(checkpoint.folder, checkpoint.step, self._check_lock)
-        except (
-            TrainerError,
-            OSError,
-        ) as error:  # an earlier checkpoint is still stored, and the next upload may succeed
+        # An earlier checkpoint is still stored, and the next upload may succeed.
+        except (TrainerError, OSError) as error:
             log.warning("checkpoint: could not store step %d: %s", checkpoint.step, error)
         else:
             report_checkpoint(self._progress, checkpoint.step, current_timestamp())
@@ -103,7 +101,7 @@ def report_checkpoint(progress: ProgressReporter, step: int, created_at: str) ->
 
 
 class CheckpointSaver(Protocol):
-    """What a training calls about checkpoints, after each optimizer step and after each saved state."""
+    """The interface to checkpoints that a training calls after each optimizer step and after each saved state."""
 
     shutdown: GracefulShutdown
 

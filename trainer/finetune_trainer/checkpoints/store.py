@@ -119,9 +119,8 @@ class CheckpointStore:
         """
         check_lock()
         prefix = self._run_root.child(f"step-{step}/")
-        delete_objects(
-            self._s3, [prefix.child(CHECKPOINT_MANIFEST_NAME)]
-        )  # of an earlier attempt, whose files are replaced now
+        # The manifest of an earlier attempt, whose files are replaced now.
+        delete_objects(self._s3, [prefix.child(CHECKPOINT_MANIFEST_NAME)])
         files = [self._upload(prefix, folder, path) for path in sorted(list_files(folder))]
         manifest = CheckpointManifest(
             format_version=CHECKPOINT_FORMAT_VERSION,
@@ -157,7 +156,7 @@ class CheckpointStore:
             self._delete_checkpoint(objects)
 
     def _delete_checkpoint(self, objects: dict[str, S3Object]) -> None:
-        # The manifest first, so that a partly removed checkpoint is not taken as complete.
+        # The manifest first, so that a partly removed checkpoint does not count as complete.
         names = sorted(objects, key=lambda name: name != CHECKPOINT_MANIFEST_NAME)
         delete_objects(self._s3, [objects[name].location for name in names])
 

@@ -51,7 +51,7 @@ class ModelSource(Model):
     )
 
     uri: ModelUri
-    """uri is the location of the model: `s3://bucket/prefix`, `hf://organisation/name` or `pvc://claim/path`. It must
+    """uri is the location of the model: `s3://bucket/prefix`, `hf://organization/name` or `pvc://claim/path`. It must
     contain `config.json`, safetensors weights and the tokenizer files."""
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=255)] | None = None
     """revision is the branch, tag or commit of an `hf://` model. The commit that it resolves to when the run starts is

@@ -51,7 +51,7 @@ OUTPUT_WAIT_SECONDS = 120
 NODES_ENV = "FINETUNE_NODES"
 """Number of pods that train one model together. If unset, one."""
 PROCESSES_ENV = "FINETUNE_PROCESSES_PER_NODE"
-"""Number of worker processes in each pod, one per GPU. If unset, one."""
+"""Number of processes (ranks) in each pod, one per GPU. If unset, one."""
 RENDEZVOUS_ENV = "FINETUNE_RENDEZVOUS"
 """`host:port` of the rendezvous, which the first pod serves."""
 NODE_RANK_ENV = "JOB_COMPLETION_INDEX"

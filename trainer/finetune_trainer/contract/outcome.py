@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     INTERNAL = 1  # a bug or a transient fault: counted, retried
     PERMANENT = 42  # another attempt would fail in the same way: the Job fails immediately
     TRANSIENT = 75  # a transient error outside of the trainer: counted, retried
-    PEER_LOST = 76  # another worker ended, and its own exit code counts: not counted, restarted
+    PEER_LOST = 76  # another rank ended, and its exit code decides: not counted, restarted
     PREEMPTED = 143  # terminated by SIGTERM: not counted, restarted
 
 
@@ -46,8 +46,8 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
     TRAINING_STALLED = "TrainingStalled"  # no progress for training.stallSeconds
     PREEMPTED = "Preempted"  # terminated by SIGTERM
-    PEER_LOST = "PeerLost"  # another worker of the run ended or became unreachable
-    PEERS_MISSING = "PeersMissing"  # not all workers of the run joined the rendezvous in time
+    PEER_LOST = "PeerLost"  # another rank of the run ended or became unreachable
+    PEERS_MISSING = "PeersMissing"  # not all nodes of the run joined the rendezvous in time
     INTERNAL_ERROR = "InternalError"  # a bug
 
     @property

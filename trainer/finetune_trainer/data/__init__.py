@@ -3,7 +3,7 @@
 `preparation` runs all steps, in this order:
 
 - `readers` and `row_reader` read rows; `formats`, `conversations` and `preferences` check and convert them.
-- `cleaning`, `pii` and `augment` normalise, redact and augment them.
+- `cleaning`, `pii` and `augment` normalize, redact and augment them.
 - `deduplication` finds duplicates; `shingles` finds the boilerplate that it ignores.
 - `loss_masking` renders, tokenizes and masks them; `tokenized_rows` enforces the length limits.
 - `split_writer` runs the steps for one split; `splits` and `folds` divide the rows.

@@ -1,4 +1,4 @@
-"""Text normalisation: composed characters, one kind of line break, no invisible characters."""
+"""Text normalization: composed characters, one kind of line break, no invisible characters."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 `Rejections` is the only place to which a rejection is reported. The reasons and the modules that decide them:
 
 - `invalid`: syntax in `readers`, content in `formats`, `conversations` and `preferences`, rendering in `loss_masking`
-- `emptyAnswer`, `identicalAnswers`: `find_rejection_reason`; for answers with equal tokens also `tokenized_rows`
+- `emptyAnswer`, `identicalAnswers`: `find_rejection_reason`; for answers with equal tokens also `training.methods`
 - `duplicate`, `nearDuplicate`, `leaked`: `deduplication.DuplicateFilter`
-- `tooShort`, `overlength`, `noSupervisedTokens`, `promptsDiffer`: `tokenized_rows`
+- `tooShort`, `overlength`: `tokenized_rows`
+- `noSupervisedTokens`, `promptsDiffer`: `build_columns` of the methods in `training.methods`
 """
 
 from __future__ import annotations

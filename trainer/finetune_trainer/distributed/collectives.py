@@ -156,7 +156,7 @@ def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, heartbeat: He
         barrier(heartbeat)
         return result
     barrier(heartbeat)
-    # The pickle is from a rank of this node, in a folder that nobody else can open.
+    # The pickle is from a rank of this node, in a folder that no other user can open.
     loaded: T = ForkingPickler.loads(path.read_bytes())
     return loaded
 

@@ -1,4 +1,4 @@
-"""The sentences in which `evaluation.json`, the report and the card state the judgements on overfitting and bias."""
+"""The sentences in which `evaluation.json`, the report and the card state the judgments on overfitting and bias."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def describe_curves(curves: LossCurves, min_evaluations: int) -> str:
         training_text = f"went from {curves.training_at_best:.3g} to {curves.training_at_last:.3g}"
     if curves.trend == "both rise":
         return f"{rise_text} {training_text} as well: lower training.learningRate."
-    return f"{rise_text} {training_text}: the model is memorising the training data. {_OVERFITTING_REMEDY}"
+    return f"{rise_text} {training_text}: the model is memorizing the training data. {_OVERFITTING_REMEDY}"
 
 
 def describe_gap(gap: float) -> str:

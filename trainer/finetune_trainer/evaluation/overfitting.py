@@ -2,7 +2,7 @@
 
 Losses fluctuate, so a rise of the validation loss counts only if the last value exceeds the minimum by more than 2 %
 and by more than the uncertainty of the validation loss, and if the smoothed training loss did not rise as well: that
-indicates a learning rate that is too high, not memorisation.
+indicates a learning rate that is too high, not memorization.
 """
 
 from __future__ import annotations

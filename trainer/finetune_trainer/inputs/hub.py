@@ -125,7 +125,7 @@ def _translate_errors(repo: str, revision: str) -> Iterator[None]:
 
 
 def _gated_error(location: str, repo: str, error: GatedRepoError) -> TrainerError:
-    licence = f"the model is gated: accept the licence at {_get_endpoint()}/{repo}"
+    licence = f"the model is gated: accept the license at {_get_endpoint()}/{repo}"
     if error.response.status_code == httpx.codes.UNAUTHORIZED:
         return TrainerError(Reason.AUTH_FAILED, f"{location}: {licence} and set model.tokenSecretRef")
     return TrainerError(Reason.ACCESS_DENIED, f"{location}: {licence} with the account of this token")

@@ -12,7 +12,7 @@ from finetune_trainer.errors import TrainerError
 _CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "_experts_implementation_internal")
 """Keys with which a config refers to code or kernels to download, instead of describing a model."""
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-"""Keys that select a kernel of transformers, or a repository of other kernels (`organisation/name`)."""
+"""Keys that select a kernel of transformers, or a repository of other kernels (`organization/name`)."""
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 

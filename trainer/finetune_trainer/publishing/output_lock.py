@@ -118,7 +118,7 @@ class OutputLock:
             raise _output_busy_error(f"{self._location}: several runs try to lock this output at the same time")
         self._probe_conditional_writes()
         self.check_held()  # where writes are not quite atomic, the later of two creators has it
-        threading.Thread(target=self._run_heartbeat, name="claim", daemon=True).start()
+        threading.Thread(target=self._run_heartbeat, name="output-lock", daemon=True).start()
 
     def _try_acquire(self, progress: ProgressReporter) -> bool:
         stored = read_with_etag(self._s3, self._location)
@@ -140,7 +140,7 @@ class OutputLock:
     def release(self) -> None:
         """Remove the lock if this attempt holds it, within `_RELEASE_TIMEOUT_SECONDS`. Never raises."""
         self._released.set()
-        removal_thread = threading.Thread(target=self._remove_lock, name="claim-release", daemon=True)
+        removal_thread = threading.Thread(target=self._remove_lock, name="output-lock-release", daemon=True)
         removal_thread.start()
         removal_thread.join(_RELEASE_TIMEOUT_SECONDS)
         if removal_thread.is_alive():
@@ -251,7 +251,7 @@ class OutputLock:
         if self._write_record(lambda content: replace_object(self._s3, self._location, content, self._etag)):
             return
         stored = read_with_etag(self._s3, self._location)
-        if stored is None:  # somebody has deleted the lock
+        if stored is None:  # the lock was deleted
             self._write_record(lambda content: create_object(self._s3, self._location, content))
         elif LockRecord.parse(stored.content).holder == self._record.holder:
             self._etag = stored.etag

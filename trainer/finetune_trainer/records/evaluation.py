@@ -61,7 +61,7 @@ class LossPoint(Model):
 
 
 class OverfittingResult(Model):
-    """Whether the model memorised the training data instead of generalising from it."""
+    """Whether the model memorized the training data instead of generalizing from it."""
 
     verdict: Literal["none", "overfitting", "unknown"]
     message: str

@@ -73,7 +73,7 @@ def _describe_shorter_training(best_step: int | None, manifest: AdapterManifest)
     duration = f"to about step {best_step:,}" + (f" of {steps:,}" if steps else "") if best_step else "for fewer epochs"
     field = f"training.maxSteps: {best_step}" if best_step else "training.epochs"
     return (
-        f"Train only {duration} ({field}), or regularise the training: lower training.learningRate or "
+        f"Train only {duration} ({field}), or regularize the training: lower training.learningRate or "
         "training.lora.rank, or add training.lora.dropout. More varied rows help most."
     )
 

@@ -30,7 +30,7 @@ from finetune_trainer.reporting.markdown import Markdown, escape, format_code, f
 from finetune_trainer.text import escape_invisible, to_one_line
 
 _HUB_METRICS = {"evalLoss": "loss", "macroF1": "f1", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}
-"""Names of metrics on the hub that differ from ours."""
+"""Names of metrics on the hub that differ from those in `evaluation.json`."""
 _MAX_SAMPLES = 3
 _MAX_INPUTS = 20
 

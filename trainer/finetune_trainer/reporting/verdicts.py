@@ -97,7 +97,7 @@ def _failed_checks(evaluation: EvaluationReport) -> list[GateCheck]:
 
 
 def overfitting_verdict(evaluation: EvaluationReport) -> Verdict:
-    """Return whether the model memorised its training data."""
+    """Return whether the model memorized its training data."""
     tones: dict[str, tuple[Tone, str]] = {
         "none": ("good", "No overfitting found"),
         "overfitting": ("bad", "Overfitted"),

@@ -51,8 +51,14 @@ def _list_gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
         "step": ("Optimizer steps done.", progress.step),
         "steps": ("Total optimizer steps.", progress.total_steps),
         "epoch": ("Passes over the training data that are done.", progress.epoch),
-        "loss": ("Mean training loss per supervised token of the last logged step.", progress.loss),
-        "eval_loss": ("Mean loss per supervised token on the validation data.", progress.eval_loss),
+        "loss": (
+            "Mean training loss of the last logged step: per supervised token (sft) or per row (dpo, kto).",
+            progress.loss,
+        ),
+        "eval_loss": (
+            "Mean loss on the validation data: per supervised token (sft) or per row (dpo, kto).",
+            progress.eval_loss,
+        ),
         "tokens_per_second": ("Tokens trained per second, without padding.", progress.tokens_per_second),
         "estimated_remaining_seconds": ("Estimated seconds until the end of the training.", remaining_seconds),
         "last_checkpoint_step": ("Optimizer step of the latest checkpoint.", progress.last_checkpoint_step),

@@ -102,6 +102,6 @@ class WandbBackend:
             x_disable_machine_info=True,
             x_save_requirements=False,
             init_timeout=20,
-            login_timeout=1,  # nobody can enter a key
+            login_timeout=1,  # a key cannot be entered
             **options,
         )

@@ -104,7 +104,7 @@ class LossCheck:
         return (
             f"the trainer's loss for {model_class} is {trainer_loss:.6g}, but the cross-entropy of the model's "
             "own logits is "
-            f"{reference_loss:.6g}, so the training would not minimise the loss of the model; use another "
+            f"{reference_loss:.6g}, so the training would not minimize the loss of the model; use another "
             "training.backend, or a base model of another architecture"
         )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def train(
     config: TrainerConfig, loaded: LoadedModel, prepared: PreparedData, session: TrainingSession, work_dir: Path
 ) -> TrainResult:
-    """Train the adapter in place on all prepared rows. With `prepared.folds`, cross-validate the training before.
+    """Train the adapter in place on all prepared rows. With `prepared.folds`, cross-validate first.
 
     The metrics are:
 

@@ -128,7 +128,7 @@ def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCall
 def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
     """Return the trainer of the training method, with the adapter in 32 bits and without a copy of it."""
     model = inputs.loaded.model
-    # TRL rounds the adapter of a quantised model to bf16; it is small, and trains better in 32 bits.
+    # TRL rounds the adapter of a quantized model to bf16; it is small, and trains better in 32 bits.
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     trainer = get_method(inputs.config).build_trainer(inputs)
     if "ref" in model.peft_config:

@@ -19,8 +19,8 @@ _HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")
 
 # Progress of a running trainer: name of the gauge, field of the status, help text.
 _PROGRESS_GAUGES = (
-    ("loss", "loss", "Mean training loss per supervised token of the last logged step."),
-    ("eval_loss", "evalLoss", "Mean loss per supervised token on the validation data."),
+    ("loss", "loss", "Mean training loss of the last logged step: per supervised token (sft) or per row (dpo, kto)."),
+    ("eval_loss", "evalLoss", "Mean loss on the validation data: per supervised token (sft) or per row (dpo, kto)."),
     ("step", "step", "Optimizer steps done."),
     ("steps", "totalSteps", "Total optimizer steps."),
     ("tokens_per_second", "tokensPerSecond", "Tokens trained per second, without padding."),

@@ -130,7 +130,7 @@ class Observer:
 
 
 def _is_outcome_missing(job: Body, pods: Sequence[Body]) -> bool:
-    """Return whether the cached pods do not explain how the Job ended, because its watch is ahead of theirs."""
+    """Return whether the cached pods do not explain how the Job ended, because their watch is behind that of Jobs."""
     last_pod = find_newest_pod(list_rank_zero_pods(pods))
     if last_pod is None or is_alive(last_pod):
         return True

@@ -25,14 +25,14 @@ from finetune_operator.status.job_status import is_terminal
 
 
 class Changes(NamedTuple):
-    """The writes that a reconcile makes. By default there are none."""
+    """Planned writes of a reconcile. By default there are none."""
 
     create_job: Body | None = None
     """The Job to create. If it has several pods, their headless Service is created first."""
     blocked: Blocked | None = None
     """Why no Job can be created."""
     adopt_job: bool = False
-    """Whether `blocked` applies only if the API server has no Job of this FineTuneJob that the cache does not show."""
+    """Whether to adopt a Job of this FineTuneJob that only the API server has. If there is none, `blocked` applies."""
     ensure_service: bool = False
     """Whether the headless Service is created again if it is missing."""
     delete_job: Body | None = None

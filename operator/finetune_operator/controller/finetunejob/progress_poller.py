@@ -29,7 +29,7 @@ MAX_CONNECTIONS = 512
 MAX_NAMESPACE_CONNECTIONS = 64
 """Maximum number of concurrent connections to pods of one namespace."""
 POLL_TIMEOUT = 3 * REQUEST_TIMEOUT
-"""Seconds until a poll ends. Pods that were not requested by then wait for the next poll."""
+"""Seconds until a poll ends. Pods that were not reached before are polled the next time."""
 
 
 class ProgressPoller:
@@ -40,7 +40,7 @@ class ProgressPoller:
         self._cache = cache
 
     def reset(self) -> None:
-        """Forget all progress: another replica may have received and stored a later one since."""
+        """Forget all progress: another replica may have stored a newer one in the meantime."""
         self._cache.reported_progress.clear()
 
     async def poll(self, enqueue: Callable[[ObjectKey], None]) -> None:
@@ -56,7 +56,7 @@ class ProgressPoller:
                     await asyncio.gather(*(self._poll_pod(fetcher, key, pod, enqueue) for key, pod in running_pods))
 
     def _find_running_pods(self) -> Iterator[tuple[ObjectKey, Body]]:
-        """Return the reporting pod of each unfinished run. Owners are checked, because anybody may label a pod."""
+        """Yield the pod of rank 0 of each running FineTuneJob. Owners are checked, because any user may label a pod."""
         for key in self._cache.jobs.list_keys():
             if key.namespace in self._cache.unreadable_namespaces:  # the address may belong to another pod by now
                 continue

@@ -1,4 +1,6 @@
-"""Reconcile one FineTuneJob: get, observe, plan, apply, compute the status, patch the status, requeue."""
+"""Reconcile one FineTuneJob: get, observe, plan, apply, compute and patch the status, plan and apply the follow-up,
+requeue.
+"""
 
 from __future__ import annotations
 

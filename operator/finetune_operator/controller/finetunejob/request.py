@@ -1,4 +1,4 @@
-"""One FineTuneJob as a reconcile starts with it."""
+"""The input of one reconcile: a stored FineTuneJob, parsed, and the current time."""
 
 from __future__ import annotations
 

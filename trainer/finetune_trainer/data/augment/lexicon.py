@@ -167,7 +167,7 @@ def _add_ambiguous_pronouns(lexicon: Lexicon) -> None:
 
 
 def _list_case_variants(pair: WordPair, is_name: bool) -> list[WordPair]:
-    """Return the pair as given, in lower case, with the first letter or each word capitalised, and in upper case."""
+    """Return the pair as given, in lower case, with the first letter or each word capitalized, and in upper case."""
     transforms: list[Callable[[str], str]] = (
         [str.upper] if is_name else [str.lower, _capitalize, _capitalize_words, str.upper]
     )

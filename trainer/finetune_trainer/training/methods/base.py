@@ -25,7 +25,7 @@ Collator = Callable[[Sequence[Mapping[str, Any]]], "dict[str, torch.Tensor]"]
 
 
 class TrainingMethod(RowSchema):
-    """Everything that the trainer knows about a training method.
+    """What data preparation, training, planning, evaluation and reports need to know about a training method.
 
     The methods import torch and TRL inside functions only, so that data preparation, planning and evaluation can ask
     for their properties without these libraries.
@@ -42,7 +42,7 @@ class TrainingMethod(RowSchema):
     of other methods it reports the loss that the training measured."""
     extra_metrics: Mapping[str, str] = {}
     """Metrics that the training measures on the validation data besides `evalLoss`, where a higher value is better:
-    our name, and TRL's name of the mean over a batch."""
+    the name in results, and TRL's name of the mean over a batch."""
     compares_rows: bool = False
     """Whether the loss of a row depends on the other rows of its batch."""
     forward_passes: int = 1
@@ -67,7 +67,7 @@ class TrainingMethod(RowSchema):
 
 
 class PreferenceMethod(TrainingMethod):
-    """A method that compares answers of the model with those of a reference model."""
+    """A method that trains on preferences between answers; by default with a reference model."""
 
     forward_passes = 2
 

@@ -22,7 +22,7 @@ class DPO(PreferenceMethod):
     """
 
     name = "dpo"
-    title = "direct preference optimisation"
+    title = "direct preference optimization"
     token_columns: Mapping[str, str] = {"prompt_ids": "ids", "chosen_ids": "ids", "rejected_ids": "ids"}
     extra_metrics: Mapping[str, str] = {"evalRewardAccuracy": "rewards/accuracies"}
     sequences_per_row = 2

@@ -24,7 +24,7 @@ class KTO(PreferenceMethod):
     """
 
     name = "kto"
-    title = "Kahneman-Tversky optimisation"
+    title = "Kahneman-Tversky optimization"
     token_columns: Mapping[str, str] = {"prompt_ids": "ids", "completion_ids": "ids", "label": "bool"}
     compares_rows = True
 
