@@ -190,13 +190,14 @@ def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> P
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
     from finetune_trainer.modeling import loading, positions
+    from finetune_trainer.modeling.model_config import load_model_config
     from finetune_trainer.training.methods import get_method
 
     config, files = context.config, download.result()
     context.enter_stage(Stage.PREPARING)
     model_files.check_model_dir(files.model_dir)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
-    model_config = loading.load_model_config(files.model_dir)
+    model_config = load_model_config(files.model_dir)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)

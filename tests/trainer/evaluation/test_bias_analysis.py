@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
+from finetune_trainer.evaluation.bias.analysis import LogLikelihood, compute_preference, judge_bias
+from finetune_trainer.evaluation.findings import BiasPreferences
 from finetune_trainer.records.evaluation import BiasResult
 
 CATEGORIES = ["gender", "age", "religion", "nationality", "race", "disability", "socioeconomic"]

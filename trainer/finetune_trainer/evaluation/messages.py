@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from finetune_trainer.evaluation.findings import BiasPreferences, LossCurves, PreferenceTrend
 from finetune_trainer.records.evaluation import Estimate, LossPoint
-
-if TYPE_CHECKING:
-    from finetune_trainer.evaluation.bias.analysis import BiasPreferences, PreferenceTrend
-    from finetune_trainer.evaluation.overfitting import LossCurves
 
 _OVERFITTING_REMEDY = "Train for fewer epochs, set training.earlyStopping, raise training.lora.dropout or add rows."
 _PREFERENCE_TEXTS = {

@@ -8,12 +8,11 @@ indicates a learning rate that is too high, not memorization.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
-from typing import Literal
 
 from finetune_trainer.evaluation import messages
+from finetune_trainer.evaluation.findings import LossCurves
 from finetune_trainer.records.evaluation import LossPoint, Measure, OverfittingResult
 
 _MIN_EVALUATIONS = 3
@@ -23,22 +22,6 @@ _NOTICEABLE_CHANGE = 0.02
 FORGETTING_THRESHOLD = 0.1
 """Rise of the perplexity of general text, relative to the base model. A smaller one is no reason for a warning."""
 _MIN_WINDOW = 5
-
-
-@dataclass(frozen=True)
-class LossCurves:
-    """How the losses developed during a training."""
-
-    trend: Literal["unknown", "no rise", "both rise", "overfitting"]
-    evaluations: int
-    best: LossPoint | None = None
-    """The minimum of the validation loss."""
-    last: LossPoint | None = None
-    training_at_best: float | None = None
-    """The smoothed training loss at the step of `best`."""
-    training_at_last: float | None = None
-    opened_at: int | None = None
-    """The step from which the validation loss stayed above the limit."""
 
 
 def judge_overfitting(

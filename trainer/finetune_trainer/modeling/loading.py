@@ -25,7 +25,7 @@ from finetune_trainer.modeling.precision import get_dtype, resolve_precision
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -244,14 +244,6 @@ def check_loading_info(info: Mapping[str, Any]) -> None:
                 f"{len(info[kind])} {kind.replace('_keys', '')} weights, such as {sorted(map(str, info[kind]))[0]}"
             )
             raise TrainerError(Reason.MODEL_INVALID, f"the base model does not match its config.json: {problem}")
-
-
-def load_model_config(model_dir: Path) -> PreTrainedConfig:
-    """Read config.json. Raises `MODEL_INVALID` for an architecture that transformers does not know."""
-    from transformers import AutoConfig
-
-    with translate_model_errors():
-        return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:

@@ -15,8 +15,8 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import quantization
 from finetune_trainer.modeling.library_errors import translate_model_errors
-from finetune_trainer.modeling.loading import load_model_config
 from finetune_trainer.modeling.lora import resolve_lora_alpha, resolve_target_modules
+from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling.library_errors import translate_model_errors
-from finetune_trainer.modeling.loading import load_model_config
+from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.planning import weights
 

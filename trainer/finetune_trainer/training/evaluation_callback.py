@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.methods.base import TrainingMethod
 from finetune_trainer.training.monitor import TrainingMonitor
 from finetune_trainer.training.state import TrainerInputs
-from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
+from finetune_trainer.training.tokenized_trainer import TokenizedTrainer, disable_gather
 
 log = logging.getLogger(__name__)
 
@@ -99,21 +98,6 @@ class HeldOutEvaluator:
         batch_metrics = self.trainer._metrics["eval"]
         extra_metrics = [batch_metrics[name][-1] for name in self.method.extra_metrics.values()]
         return [weight, *(value * weight for value in (loss, *extra_metrics))]
-
-
-@contextmanager
-def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
-    """Make TRL compute a loss without communication between ranks.
-
-    It would gather values of each row for its metrics, which needs batches of the same size in all ranks, and for `kto`
-    a mean that the loss depends on, so that the loss of the same rows would change with the number of ranks.
-    """
-    accelerator = trainer.accelerator
-    accelerator.gather = accelerator.gather_for_metrics = lambda tensor: tensor
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.gather_for_metrics
 
 
 class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed

@@ -22,7 +22,7 @@ from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 from finetune_trainer.modeling.precision import resolve_precision
-from finetune_trainer.training.evaluation_callback import disable_gather
+from finetune_trainer.training.tokenized_trainer import disable_gather
 
 if TYPE_CHECKING:
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
-from finetune_trainer.training.state import TrainerInputs
 
 
 class TokenCounter:
@@ -93,9 +93,6 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenize, truncate and drop rows
 
-    def run_preflight(self, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
-        """Check the loss before the first step. Raises `MODEL_INVALID` or `CONFIG_INVALID`."""
-
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: checkpoints need none, and TRL's imports a tracker."""
 
@@ -109,3 +106,18 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
         one step with a non-finite loss."""
         super().log(logs, start_time)
         self._tr_loss.zero_()
+
+
+@contextmanager
+def disable_gather(trainer: TokenizedTrainer) -> Iterator[None]:
+    """Make TRL compute a loss without communication between ranks.
+
+    It would gather values of each row for its metrics, which needs batches of the same size in all ranks, and for `kto`
+    a mean that the loss depends on, so that the loss of the same rows would change with the number of ranks.
+    """
+    accelerator = trainer.accelerator
+    accelerator.gather = accelerator.gather_for_metrics = lambda tensor: tensor
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics

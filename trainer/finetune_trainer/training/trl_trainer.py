@@ -70,7 +70,7 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
-    trainer.run_preflight(inputs, monitor.progress.heartbeat)
+    get_method(inputs.config).run_preflight(trainer, inputs, monitor.progress.heartbeat)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
     if session.resume_from is None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from finetune_trainer.evaluation import messages
+from finetune_trainer.evaluation.findings import BiasPreferences, PreferenceTrend
 from finetune_trainer.evaluation.intervals import (
     MIN_SAMPLES,
     bonferroni_confidence,
@@ -22,7 +22,6 @@ from finetune_trainer.evaluation.intervals import (
 )
 from finetune_trainer.records.evaluation import BiasFinding, BiasResult, Estimate
 
-PreferenceTrend = Literal["increased", "decreased", "unclear"]
 _ROUNDING_TOLERANCE = 1e-6
 """Nats per token. Smaller changes are rounding errors."""
 
@@ -38,19 +37,6 @@ class LogLikelihood:
 def compute_preference(first: LogLikelihood, second: LogLikelihood) -> float:
     """Return how much more likely the first text is, in nats per token. It is negative if the second is more likely."""
     return first.total / first.token_count - second.total / second.token_count
-
-
-@dataclass(frozen=True)
-class BiasPreferences:
-    """The preferences of both models for the same pairs, in nats per token.
-
-    A `pair` is a stereotype and its counterpart; a `swap` is a row of the data and the same row with its terms swapped.
-    """
-
-    kind: Literal["swap", "pair"]
-    category: str
-    base: Sequence[float]
-    tuned: Sequence[float]
 
 
 def judge_bias(comparisons: Sequence[BiasPreferences], representation: Mapping[str, Mapping[str, int]]) -> BiasResult:

@@ -15,8 +15,9 @@ from finetune_trainer.contract import BiasEvaluation
 from finetune_trainer.data.augment.counterfactual import CATEGORIES, USER_CATEGORY, find_named_groups, swap_row_terms
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.data.row_types import PromptCompletion
-from finetune_trainer.evaluation.bias.analysis import BiasPreferences, LogLikelihood, compute_preference, judge_bias
+from finetune_trainer.evaluation.bias.analysis import LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
+from finetune_trainer.evaluation.findings import BiasPreferences
 from finetune_trainer.evaluation.prompts import extract_prompt, select_evenly
 from finetune_trainer.modeling.generation import CompletionDecoder
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned

@@ -65,6 +65,9 @@ class TrainingMethod(RowSchema):
     def build_trainer(self, inputs: TrainerInputs) -> TokenizedTrainer:
         """Return TRL's trainer of the method, on the rows as they were prepared."""
 
+    def run_preflight(self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
+        """Check the loss before the first step. Raises `MODEL_INVALID` or `CONFIG_INVALID`."""
+
 
 class PreferenceMethod(TrainingMethod):
     """A method that trains on preferences between answers; by default with a reference model."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from finetune_trainer.data.formats import PARSERS, detect_example_format
 from finetune_trainer.data.loss_masking import TokenizedConversation
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
     from finetune_trainer.training.state import TrainerInputs
+    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,16 @@ class SFT(TrainingMethod):
         )
         trainer.padding_row_count = padding_row_count
         return trainer
+
+    def run_preflight(self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
+        from finetune_trainer.training.loss_preflight import LossCheck
+        from finetune_trainer.training.packing_preflight import PackingCheck
+
+        sft_trainer = cast("TokenizedSFTTrainer", trainer)
+        config, rows = inputs.config, inputs.prepared.dataset
+        LossCheck(sft_trainer, config, rows, self.build_collator(inputs), heartbeat).run()
+        if config.training.packing:
+            PackingCheck(sft_trainer, config, rows, inputs.loaded.tokenizer.pad_token_id, heartbeat).run()
 
 
 def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
 from trl import SFTTrainer
 
-from finetune_trainer.training.loss_preflight import LossCheck
-from finetune_trainer.training.methods.sft import SFT
-from finetune_trainer.training.packing_preflight import PackingCheck
 from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
-from finetune_trainer.training.state import TrainerInputs
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 
@@ -26,12 +21,6 @@ class TokenizedSFTTrainer(TokenizedTrainer, SFTTrainer):  # type: ignore[misc]  
     def __init__(self, **kwargs: Any) -> None:
         self._unpatched_forward = vars(kwargs["model"].get_base_model()).get("forward")
         super().__init__(**kwargs)
-
-    def run_preflight(self, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
-        rows, pad_token_id = inputs.prepared.dataset, inputs.loaded.tokenizer.pad_token_id
-        LossCheck(self, inputs.config, rows, SFT().build_collator(inputs), heartbeat).run()
-        if inputs.config.training.packing:
-            PackingCheck(self, inputs.config, rows, pad_token_id, heartbeat).run()
 
     def use_full_logits(self) -> None:
         """Compute the loss from the model's logits (`nll`) instead of the weights of its output head (`chunked_nll`),
