@@ -101,7 +101,7 @@ def _run_trainer(server: S3Server, scratch: Path, checkpoint_steps: int = 10_000
 
 
 def _run_plain_script(server: S3Server, scratch: Path) -> StepTimes:
-    folder, options = scratch / "plain", json.dumps({"steps": STEPS, "batch": 2, "rate": 2e-4})
+    folder, options = scratch / "plain", json.dumps({"steps": STEPS, "batch_size": 2, "learning_rate": 2e-4})
     paths = [str(folder / name) for name in ("models/tiny", "out", "data/train.jsonl")]
     line = [sys.executable, plain_trl_training.__file__, "trl", *paths, "--options", options]
     return _time_process([*line, "--download", server.endpoint, "models", "data"])

@@ -167,9 +167,9 @@ def _convert_options(config: TrainerConfig) -> plain_trl_training.TrainingOption
     training, steps = config.training, config.training.max_steps or 1
     return plain_trl_training.TrainingOptions(
         steps=steps,
-        batch=training.batch_size,
-        accumulation=training.gradient_accumulation,
-        rate=training.learning_rate,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
         warmup_steps=round(steps * training.warmup_ratio),
         weight_decay=training.weight_decay,
         seed=training.seed,

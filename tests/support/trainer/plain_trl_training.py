@@ -29,15 +29,15 @@ class TrainingOptions:
     """
 
     steps: int = 4
-    batch: int = 4
-    accumulation: int = 1
-    rate: float = 1e-2
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-2
     warmup_steps: int = 0
     weight_decay: float = 0.01
     seed: int = 42
     max_length: int = 256
     rank: int = 16
-    alpha: int = 32
+    alpha: float = 32
     nf4: bool = False
     gradient_checkpointing: bool = False
     gpu: bool = False
@@ -130,11 +130,11 @@ def train(loaded: tuple[Any, Any], rows: datasets.Dataset, folder: Path, options
 
     arguments = SFTConfig(
         output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=options.batch,
-        gradient_accumulation_steps=options.accumulation,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
         max_steps=options.steps,
-        learning_rate=options.rate,
+        learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
         seed=options.seed,
