@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.trainer import plain_trl_training
 from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server
 from tests.support.trainer.tiny_model import build, chat
 
@@ -23,7 +24,6 @@ CHECKPOINT_STEPS = 25
 """Steps between two checkpoints in this benchmark. The default interval is two minutes."""
 _DEFAULT_SECONDS = 120
 _STEP = re.compile(r"step (\d+)/\d+")
-_PLAIN_SCRIPT = Path(__file__).with_name("plain_trl.py")
 _TICKS = os.sysconf("SC_CLK_TCK")
 TABLE_HEAD = "| Measurement | Ours | Plain TRL | Difference | Range of the difference |"
 
@@ -101,7 +101,10 @@ def _run_trainer(server: S3Server, scratch: Path, checkpoint_steps: int = 10_000
 
 
 def _run_plain_script(server: S3Server, scratch: Path) -> StepTimes:
-    return _time_process([sys.executable, str(_PLAIN_SCRIPT), server.endpoint, str(scratch / "plain"), str(STEPS)])
+    folder, options = scratch / "plain", json.dumps({"steps": STEPS, "batch_size": 2, "learning_rate": 2e-4})
+    paths = [str(folder / name) for name in ("models/tiny", "out", "data/train.jsonl")]
+    line = [sys.executable, plain_trl_training.__file__, "trl", *paths, "--options", options]
+    return _time_process([*line, "--download", server.endpoint, "models", "data"])
 
 
 def _time_process(line: list[str]) -> StepTimes:

@@ -57,9 +57,10 @@ def time_plain_script(backend: str, model_dir: Path, folder: Path) -> list[float
     """Train with a plain script. Return the CPU seconds of the process at each step."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    options = plain_trl_training.DEFAULT_OPTIONS | {"steps": STEPS, "batch": BATCH}
+    options = plain_trl_training.TrainingOptions(steps=STEPS, batch_size=BATCH)
     load = plain_trl_training.load_with_unsloth if backend == "unsloth" else plain_trl_training.load_with_trl
-    return plain_trl_training.train(load(str(model_dir), options["seed"]), str(rows), folder / "out", options)["cpu"]
+    data = plain_trl_training.read_rows(rows, folder / "cache")
+    return plain_trl_training.train(load(model_dir, options), data, folder, options).cpu_times
 
 
 def cpu_ms_per_step(times: list[float]) -> float:

@@ -3,10 +3,10 @@
     PYTHONPATH=trainer:. python tests/gpu/bench_backends.py [--json OUT] [--backends transformers unsloth]
 
 `trl` and `unsloth-script` run the same training as a short script that uses TRL or Unsloth directly
-(`plain_scripts.py`). No network is needed: the model has the shape of Llama-3.2-1B (`--shape 8b`: Llama-3.1-8B) with
-random weights. With `--rows full` (the default) every row has `--length` tokens, as in published benchmarks; with
-`--rows mixed` rows have between 1/16 of that and all of it, as in real data. MFU is relative to the dense bf16 peak of
-the GPU, and counts neither recomputation nor padding.
+(`tests/support/trainer/plain_trl_training.py`). No network is needed: the model has the shape of Llama-3.2-1B
+(`--shape 8b`: Llama-3.1-8B) with random weights. With `--rows full` (the default) every row has `--length` tokens, as
+in published benchmarks; with `--rows mixed` rows have between 1/16 of that and all of it, as in real data. MFU is
+relative to the dense bf16 peak of the GPU, and counts neither recomputation nor padding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tests.gpu import plain_scripts, random_model
+from tests.gpu import random_model
+from tests.support.trainer import plain_trl_training
 
 from finetune_trainer.contract import DatasetReport, Progress, TrainerConfig
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 200
 TRAINER_BACKENDS = ("transformers", "unsloth")
-SCRIPTS = {"trl": plain_scripts.load_with_trl, "unsloth-script": plain_scripts.load_with_unsloth}
+SCRIPTS = {"trl": plain_trl_training.load_with_trl, "unsloth-script": plain_trl_training.load_with_unsloth}
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,38 @@ def _make_prepared_data(data: datasets.Dataset) -> PreparedData:
 def _train_with_script(
     config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
 ) -> tuple[StepMeasurements, float]:
-    started = time.monotonic()
-    loaded = SCRIPTS[backend](config, folder)
+    options, started = _convert_options(config), time.monotonic()
+    loaded = SCRIPTS[backend](folder, options)
     load_seconds = time.monotonic() - started
-    trained = plain_scripts.train(config, loaded, random_model.make_rows(*shape), folder.parent / backend)
+    rows = _add_completion_mask(random_model.make_rows(*shape))
+    trained = plain_trl_training.train(loaded, rows, folder.parent / backend, options)
     return StepMeasurements(trained.times, trained.losses, trained.model, trained.peak / 2**30), load_seconds
+
+
+def _convert_options(config: TrainerConfig) -> plain_trl_training.TrainingOptions:
+    training, steps = config.training, config.training.max_steps or 1
+    return plain_trl_training.TrainingOptions(
+        steps=steps,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        warmup_steps=round(steps * training.warmup_ratio),
+        weight_decay=training.weight_decay,
+        seed=training.seed,
+        max_length=config.model.max_length,
+        rank=training.lora.rank,
+        alpha=training.lora.alpha,
+        nf4=config.model.quantization == "nf4",
+        gradient_checkpointing=training.gradient_checkpointing,
+        gpu=True,
+    )
+
+
+def _add_completion_mask(rows: datasets.Dataset) -> datasets.Dataset:
+    """Replace labels by `completion_mask`, which is 1 for supervised tokens, as SFTTrainer expects."""
+    return rows.map(
+        lambda row: {"completion_mask": [int(label >= 0) for label in row["labels"]]}, remove_columns=["labels"]
+    )
 
 
 def _tokens_per_second(steps: StepMeasurements, arguments: argparse.Namespace) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -139,20 +139,28 @@ def test_collector_5000_jobs_scrape_takes_under_half_a_second(build: type[Builde
     assert time.process_time() - started < 0.5
 
 
+class RequestCase(NamedTuple):
+    method: str
+    path: str
+    verb: str
+    resource: str
+
+
 REQUESTS = {
-    "all of a kind": ("GET", "/apis/finetune.dev/v1alpha1/finetunejobs", ("list", "finetunejobs")),
-    "one namespace's": ("GET", "/api/v1/namespaces/a/pods", ("list", "pods")),
-    "one": ("GET", "/apis/batch/v1/namespaces/a/jobs/b", ("get", "jobs")),
-    "a status": ("PATCH", "/apis/finetune.dev/v1alpha1/namespaces/a/finetunejobs/b/status",
-                 ("patch", "finetunejobs/status")),
-    "a new one": ("POST", "/api/v1/namespaces/a/events", ("create", "events")),
-    "a whole one": ("PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", ("update", "leases")),
-}  # fmt: skip
+    "list in all namespaces": RequestCase("GET", "/apis/finetune.dev/v1alpha1/finetunejobs", "list", "finetunejobs"),
+    "list in one namespace": RequestCase("GET", "/api/v1/namespaces/a/pods", "list", "pods"),
+    "get": RequestCase("GET", "/apis/batch/v1/namespaces/a/jobs/b", "get", "jobs"),
+    "patch of a status": RequestCase(
+        "PATCH", "/apis/finetune.dev/v1alpha1/namespaces/a/finetunejobs/b/status", "patch", "finetunejobs/status"
+    ),
+    "create": RequestCase("POST", "/api/v1/namespaces/a/events", "create", "events"),
+    "update": RequestCase("PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", "update", "leases"),
+}
 
 
-@pytest.mark.parametrize(("method", "path", "expected"), REQUESTS.values(), ids=REQUESTS)
-def test_verb_and_resource_match_rbac_names(method: str, path: str, expected: tuple[str, str]) -> None:
-    assert parse_verb_and_resource(method, path) == expected
+@pytest.mark.parametrize("case", REQUESTS.values(), ids=REQUESTS)
+def test_verb_and_resource_match_rbac_names(case: RequestCase) -> None:
+    assert parse_verb_and_resource(case.method, case.path) == (case.verb, case.resource)
 
 
 async def _http_get(port: int, path: str = "/metrics") -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""The same losses as from the libraries themselves, whichever backend trains; and which one `auto` takes."""
+"""Losses of each backend compared with those of TRL and Unsloth themselves, and the backend that `auto` chooses."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ FILES = {
 def direct_losses(
     request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, list[float]]]:
-    """A backend, and its losses by kind of rows in a script, and a process, that knows nothing of ours."""
+    """Return a backend, and the losses of plain_trl_training.py with its library by kind of rows."""
     folder = tmp_path_factory.mktemp("direct")
     for name, rows in FILES.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = "unsloth" if request.param == "unsloth" else "trl"
     environment = {**os.environ, **QUIET_ENV, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"UNSLOTH_DISABLE_STATISTICS": "1"}
-    line = [sys.executable, plain_trl_training.__file__, script, str(model_dir), str(folder / "out"), "{}", *FILES]
+    line = [sys.executable, plain_trl_training.__file__, script, str(model_dir), str(folder / "out"), *FILES]
     done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / "out").read_text())
-    return request.param, {name: each["losses"] for name, each in zip(FILES, results, strict=True)}
+    return request.param, dict(zip(FILES, results, strict=True))
 
 
 @pytest.mark.parametrize("rows", FILES)
