@@ -31,7 +31,7 @@ TRAINING: dict[str, Any] = {
 }
 COMPARED = ("crossValidationLoss", "crossValidationDeviation", "trainLoss", "finalLoss", "steps", "tokens")
 _STEP = re.compile(r"(fold \d/\d|refit): step (\d+)/\d+ loss ([\d.]+)")
-_BEGUN = re.compile(r"(fold \d/\d): trains on")
+_BEGUN = re.compile(r"(fold \d/\d): training on")
 
 
 @pytest.fixture
