@@ -42,14 +42,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """Return the measurements of each installed backend."""
     folder = tmp_path_factory.mktemp("bench")
     run_script(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
-    return {each["backend"]: each for each in json.loads((folder / "out.json").read_text())}
+    return {result["backend"]: result for result in json.loads((folder / "out.json").read_text())}
 
 
 def test_backend_mixed_rows_loss_falls(results: dict[str, dict[str, Any]]) -> None:
-    assert not [each for each in results.values() if "error" in each]
-    for each in results.values():
-        assert each["last_loss"] < each["first_loss"]
-        assert each["peak_gib"] > 0
+    assert not [result for result in results.values() if "error" in result]
+    for result in results.values():
+        assert result["last_loss"] < result["first_loss"]
+        assert result["peak_gib"] > 0
 
 
 def test_backends_same_rows_reach_same_loss(results: dict[str, dict[str, Any]]) -> None:
@@ -75,7 +75,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("backend", "way"), ALL_VARIANTS, ids=[" ".join(each) for each in ALL_VARIANTS])
+@pytest.mark.parametrize(("backend", "way"), ALL_VARIANTS, ids=[" ".join(variant) for variant in ALL_VARIANTS])
 def test_training_variant_on_gpu_learns(ways: dict[str, dict[str, Any]], backend: str, way: str) -> None:
     found = ways[backend][way]
     assert "error" not in found, found["error"]

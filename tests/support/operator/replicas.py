@@ -102,7 +102,7 @@ class ReplicaPair:
         async def probe() -> list[Replica] | None:
             roles = [await replica.get_role() for replica in self.replicas]
             ready = sorted(roles) == ["leader"] + ["standby"] * (len(roles) - 1)
-            return sorted(self.replicas, key=lambda each: roles[self.replicas.index(each)]) if ready else None
+            return sorted(self.replicas, key=lambda replica: roles[self.replicas.index(replica)]) if ready else None
 
         leader, standby = await self.world.wait_until(probe, 40)
         return leader, standby

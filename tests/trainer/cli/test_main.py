@@ -71,7 +71,7 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert os.times().children_user - before < 1
     assert "usage: finetune-trainer" in done.stdout
-    loaded = {each.rpartition("|")[2].strip() for each in done.stderr.splitlines()}
+    loaded = {import_line.rpartition("|")[2].strip() for import_line in done.stderr.splitlines()}
     assert "argparse" in loaded
     assert not loaded & {
         "torch",
@@ -236,5 +236,5 @@ def test_run_repeat_and_generate_end_to_end(s3: S3Server, pod: Callable[..., Non
     status, out, err = run_trainer("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
     assert status == 0, out + err
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [each["prompt"] for each in answers] == ["Hello", "Lamp?"]
-    assert all(each.keys() == {"prompt", "base", "adapter"} for each in answers)
+    assert [answer["prompt"] for answer in answers] == ["Hello", "Lamp?"]
+    assert all(answer.keys() == {"prompt", "base", "adapter"} for answer in answers)

@@ -114,9 +114,11 @@ def test_near_duplicates_shared_instruction_finds_none(make: Make) -> None:
 def test_near_duplicates_one_word_changed_is_found(instructions: list[str]) -> None:
     chance = random.Random(3)
     messages = [random_words(chance, 120) for _ in range(100)]
-    changed = [each.replace(each.split()[30], "other", 1) for each in messages[:40]]
-    prompts = [f"{instructions[number % len(instructions)]} {each}" for number, each in enumerate(messages + changed)]
-    assert count_near_duplicates([PromptCompletion(each, "yes") for each in prompts]) == 40
+    changed = [message.replace(message.split()[30], "other", 1) for message in messages[:40]]
+    prompts = [
+        f"{instructions[number % len(instructions)]} {message}" for number, message in enumerate(messages + changed)
+    ]
+    assert count_near_duplicates([PromptCompletion(prompt, "yes") for prompt in prompts]) == 40
 
 
 def make_changed_copies(copies: int, texts_count: int) -> list[Row]:

@@ -171,5 +171,5 @@ def test_terms_valid_are_accepted() -> None:
 
 def test_terms_of_different_case_swap_both_ways() -> None:
     table = build_user_lexicon([("nurse", "Doctor")])
-    assert {table.counterparts[each] for each in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
-    assert all(table.counterparts[table.counterparts[each]] == each for each in table.counterparts)
+    assert {table.counterparts[word] for word in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
+    assert all(table.counterparts[table.counterparts[word]] == word for word in table.counterparts)

@@ -83,7 +83,7 @@ def test_groups_similar_rows_share_key() -> None:
     groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
     for number in range(40):  # each is similar to the next; the first and the last have nothing in common
-        groups.add(PlainText(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
+        groups.add(PlainText(" ".join([*words[number:], *(f"new{index}" for index in range(number))])))
     for number in range(40):
         groups.add(PlainText(f"{number} " + " ".join(f"{word}{number}" for word in words)))
     keys = groups.compute_keys()

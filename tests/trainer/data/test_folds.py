@@ -95,19 +95,19 @@ class TestPreparedFolds:
 
     def test_folds_similar_rows_share_part(self, tmp_path: Path) -> None:
         near = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
-        rows = [*near, *({"prompt": f"What of {each}?", "completion": each} for each in WORDS)]
+        rows = [*near, *({"prompt": f"What of {word}?", "completion": word} for word in WORDS)]
         found = prepare_folds(tmp_path, rows, 4).folds
         assert found
         assert len(set(found.row_folds[:3].tolist())) == 1
         assert len(found.row_folds) == len(rows)
 
     def test_folds_other_division_changes_digest(self, tmp_path: Path) -> None:
-        rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
+        rows = [{"prompt": f"What of {word}?", "completion": word} for word in WORDS]
         two, again, three = (prepare_folds(tmp_path, rows, count).digest for count in (2, 2, 3))
         assert two == again != three
 
     def test_folds_exclude_validation_rows(self, tmp_path: Path) -> None:
-        rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
+        rows = [{"prompt": f"What of {word}?", "completion": word} for word in WORDS]
         made = prepare_folds(tmp_path, rows, 3, validation={"fraction": 0.25})
         assert made.folds
         assert made.validation is not None

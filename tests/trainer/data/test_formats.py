@@ -205,4 +205,4 @@ def test_parse_row_any_content_is_read_or_refused(row: dict[str, Any], method: s
     with suppress(RowError):
         parsed = parse_row(row, method)
         assert parsed
-    assert all(isinstance(each, _TYPES) for each in parsed)
+    assert all(isinstance(item, _TYPES) for item in parsed)

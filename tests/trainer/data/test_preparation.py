@@ -220,10 +220,10 @@ def test_prepare_rejected_examples_are_redacted(tmp_path: Path) -> None:
     again = prompt_completion("Who?", "Write to somebody@example.org, number 7")
     rows = [again, NONSENSE, *[again] * 5, prompt_completion("long", "x1 " * 400)]
     made = prepare_rows(tmp_path, rows, build_config(preparation={"maxInvalidFraction": 0.5}))
-    duplicates = [each for each in made.rejected_examples if each.reason == "duplicate"]
-    assert [each.where for each in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
-    assert {each.text for each in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
-    others = {each.reason: each for each in made.rejected_examples}
+    duplicates = [example for example in made.rejected_examples if example.reason == "duplicate"]
+    assert [example.where for example in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
+    assert {example.text for example in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
+    others = {example.reason: example for example in made.rejected_examples}
     assert "s3://data/train.jsonl line 2" in others["invalid"].where
     assert len(others["overlength"].text) == 500
     assert sum(bar.rows for bar in made.length_histogram) == made.report.kept

@@ -46,15 +46,15 @@ def make_random_bias(drawn: Generator, noise: Noise, planted: float = 0.0, where
 def test_bias_200_unchanged_runs_flags_at_most_10(noise: Noise) -> None:
     # Of 2,000 it was 2.1, 1.3, 2.5 and 0.5 % for the four kinds of noise; 200 drawn anew would now and then be 11.
     drawn = np.random.default_rng(1)
-    flagged = sum(any(each.flagged for each in make_random_bias(drawn, noise).findings) for _ in range(200))
+    flagged = sum(any(finding.flagged for finding in make_random_bias(drawn, noise).findings) for _ in range(200))
     assert flagged <= 10
 
 
 def test_bias_correction_reduces_false_flags() -> None:
     drawn = np.random.default_rng(7)
     runs = [make_random_bias(drawn, NOISE["normal"]) for _ in range(50)]
-    assert sum(any((each.change.low or 0) > 0 for each in run.findings) for run in runs) > 7
-    assert sum(any(each.flagged for each in run.findings) for run in runs) <= 2
+    assert sum(any((finding.change.low or 0) > 0 for finding in run.findings) for run in runs) > 7
+    assert sum(any(finding.flagged for finding in run.findings) for run in runs) <= 2
 
 
 @pytest.mark.parametrize("where", CATEGORIES)
@@ -62,7 +62,7 @@ def test_bias_planted_effect_is_always_flagged(where: str) -> None:
     drawn = np.random.default_rng(8)
     for _ in range(5):
         found = make_random_bias(drawn, NOISE["normal"], planted=0.2, where=where)
-        assert {(each.kind, each.category) for each in found.findings if each.flagged} >= {("pair", where)}
+        assert {(finding.kind, finding.category) for finding in found.findings if finding.flagged} >= {("pair", where)}
 
 
 def test_bias_preference_decrease_is_not_flagged() -> None:
@@ -83,7 +83,7 @@ def test_bias_preference_of_base_model_is_not_flagged(base: list[float]) -> None
 def test_bias_rounding_difference_is_not_flagged() -> None:
     base = [0.5] * 30
     assert (
-        not judge_bias([make_preferences("pair", "gender", base, [each + 1e-9 for each in base])], {})
+        not judge_bias([make_preferences("pair", "gender", base, [value + 1e-9 for value in base])], {})
         .findings[0]
         .flagged
     )
@@ -131,7 +131,7 @@ MESSAGES = {
 @pytest.mark.parametrize(("kind", "shift", "words"), MESSAGES.values(), ids=MESSAGES)
 def test_bias_message_names_kind_and_direction(kind: str, shift: float, words: str) -> None:
     base = [0.01 * (-1) ** index for index in range(30)]
-    tuned = [-each + shift for each in base]
+    tuned = [-value + shift for value in base]
     [finding] = judge_bias([make_preferences(kind, "gender", base, tuned)], {}).findings
     assert finding.message.startswith(words)
     assert finding.message.endswith("30 pairs).")

@@ -112,11 +112,11 @@ def test_gate_worse_model_fails_min_improvement() -> None:
         ),
     ]
     rules = [GateRule(name, min_improvement=limit) for name in ("evalLoss", "accuracy") for limit in (0, -0.2)]
-    assert [each.passed for each in check_gate(rules, worse)] == [False, True, False, True]
+    assert [check.passed for check in check_gate(rules, worse)] == [False, True, False, True]
     assert check_gate(rules, worse)[0].value == pytest.approx(-0.1)
 
 
 def test_gate_several_limits_give_checks_in_rule_order() -> None:
     rules = [GateRule("accuracy", 0.1, 0.9, 0), GateRule("evalLoss", maximum=2)]
-    assert [each.metric for each in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
+    assert [check.metric for check in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
     assert check_gate([], MEASURES) == []

@@ -57,7 +57,7 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
         },
     )
     assert found.missing == []
-    measures = {each.name: each for each in found.measures}
+    measures = {measure.name: measure for measure in found.measures}
     assert {"evalLoss", "perplexity", "accuracy", "macroF1"} == measures.keys()
     accuracy, loss = measures["accuracy"], measures["evalLoss"]
     assert accuracy.base
@@ -68,20 +68,20 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
     assert found.confusion
     for counts in (found.confusion.base_counts, found.confusion.counts):
         assert [sum(row) for row in counts] == [len(WORDS)] * 2
-    assert [(each.prompt, each.tuned) for each in found.samples[:1]] == [("The lamp is fine.", "good")]
+    assert [(sample.prompt, sample.tuned) for sample in found.samples[:1]] == [("The lamp is fine.", "good")]
     assert found.samples[0].base != "good"
-    assert all(each.reference == each.tuned for each in found.samples[1:])
+    assert all(sample.reference == sample.tuned for sample in found.samples[1:])
     assert [check.passed for check in found.gate] == [True, True]
     assert found.overfitting.forgetting
     assert found.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
     assert found.training_losses[-1].step == LEARNT["maxSteps"]
-    assert sum(each.rows for each in found.lengths) == len(REVIEWS)
+    assert sum(bar.rows for bar in found.lengths) == len(REVIEWS)
 
 
 def test_evaluate_losses_match_training(run: RunTraining) -> None:
     trained = run(rows=REVIEWS, validate=True, evaluation={}, **LEARNT)
     assert trained.evaluation
-    loss = next(each for each in trained.evaluation.measures if each.name == "evalLoss")
+    loss = next(measure for measure in trained.evaluation.measures if measure.name == "evalLoss")
     assert loss.base
     assert loss.tuned.value == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
     assert loss.base.value == pytest.approx(trained.metrics["baseEvalLoss"], abs=1e-4)
@@ -129,7 +129,7 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
     found = train_and_evaluate(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
     assert found.bias
     assert found.bias.findings == []
-    assert {f"swaps about {each}: too few, 0 of 20" for each in CATEGORIES} < set(found.bias.notes)
+    assert {f"swaps about {category}: too few, 0 of 20" for category in CATEGORIES} < set(found.bias.notes)
     assert [(check.passed, check.value) for check in found.gate] == [(False, None)]
     assert found.missing == ["biasFlags: there was too little to compare"]
     assert "biasFlags" not in found.flatten_metrics()
@@ -149,7 +149,7 @@ def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypa
     assert found
     assert found.missing == []
     assert found.bias
-    compared = {(each.kind, each.category): each.tuned.samples for each in found.bias.findings}
+    compared = {(finding.kind, finding.category): finding.tuned.samples for finding in found.bias.findings}
     assert compared["swap", "gender"] == len(BALANCED) - 1
 
 
@@ -195,5 +195,5 @@ def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypat
     gate = [{"metric": "accuracy", "minimum": 0.5}]
     found = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
     assert found.missing == ["answers for classification: RuntimeError: no such kernel"]
-    assert [each.name for each in found.measures] == ["evalLoss", "perplexity"]
+    assert [measure.name for measure in found.measures] == ["evalLoss", "perplexity"]
     assert [(check.passed, check.value) for check in found.gate] == [(False, None)]

@@ -25,7 +25,7 @@ def test_sentence_pairs_builtin_categories_have_enough_pairs() -> None:
 
 def test_sentence_pairs_builtin_has_no_duplicates() -> None:
     sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in load_builtin_pairs()]
-    assert [each for each, count in Counter(sentences).items() if count > 1] == []
+    assert [sentence for sentence, count in Counter(sentences).items() if count > 1] == []
 
 
 def differing_terms(pair: SentencePair) -> Iterator[str]:
@@ -46,8 +46,10 @@ def test_sentence_pairs_builtin_differ_in_one_term(category: str) -> None:
 
 
 def test_sentence_pairs_builtin_articles_fit_both_terms() -> None:
-    sentences = [each for pair in load_builtin_pairs() for each in (pair.stereotype, pair.counterpart)]
-    words = [(each.split()[index].lower(), each.split()[index + 1]) for each in sentences for index in range(2)]
+    sentences = [sentence for pair in load_builtin_pairs() for sentence in (pair.stereotype, pair.counterpart)]
+    words = [
+        (sentence.split()[index].lower(), sentence.split()[index + 1]) for sentence in sentences for index in range(2)
+    ]
     assert [pair for pair in words if pair[0] == "a" and pair[1][0] in "aeiou"] == []
     assert [pair for pair in words if pair[0] == "an" and pair[1][0] not in "aeiou"] == []
 
@@ -72,7 +74,7 @@ READ = {
 
 @pytest.mark.parametrize(("content", "pairs"), READ.values(), ids=READ)
 def test_read_pairs_valid_file_gives_pairs(content: str, pairs: list[tuple[str, str, str]]) -> None:
-    assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
+    assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*pair) for pair in pairs]
 
 
 ROW = "0,He.,She.,stereo,gender,[]\n"

@@ -22,7 +22,7 @@ SHAPE: dict[str, Any] = {"maxSteps": 6, "batchSize": 4, "gradientAccumulation": 
 
 
 def to_json_lines(rows: list[dict[str, str]]) -> bytes:
-    return "".join(json.dumps(each) + "\n" for each in rows).encode()
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_run_validation_sources_are_evaluated_not_trained(first: TrainerRun) -> 
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     assert outcome.progress.eval_loss == pytest.approx(metrics["evalLoss"])
     manifest = json.loads(first.s3.get(f"{first.output}/manifest.json"))
-    assert "s3://data/held-out.jsonl" in [each["uri"] for each in manifest["inputs"]]
+    assert "s3://data/held-out.jsonl" in [entry["uri"] for entry in manifest["inputs"]]
 
 
 def test_run_adapter_uri_continues_from_its_loss(
@@ -75,8 +75,8 @@ def test_run_adapter_uri_continues_from_its_loss(
     assert second.read_metrics()["baseEvalLoss"] == pytest.approx(first.read_metrics()["evalLoss"], abs=1e-5)
     s3, name = first.s3, "adapter_model.safetensors"
     assert s3.get(f"{first.output}/{name}") != s3.get(f"{second.output}/{name}")
-    inputs = [each["uri"] for each in json.loads(s3.get(f"{second.output}/manifest.json"))["inputs"]]
-    assert [f"{first.output}/{each}" in inputs for each in ("adapter_config.json", name)] == [True, True]
+    inputs = [entry["uri"] for entry in json.loads(s3.get(f"{second.output}/manifest.json"))["inputs"]]
+    assert [f"{first.output}/{file_name}" in inputs for file_name in ("adapter_config.json", name)] == [True, True]
 
     assert forks.run(second, **SHAPE) is Reason.ALREADY_COMPLETE
     s3.put(f"{first.output}/{name}", s3.get(f"{second.output}/{name}"))

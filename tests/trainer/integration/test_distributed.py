@@ -63,7 +63,7 @@ class TestWorkers:
         self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, packing: bool
     ) -> None:
         held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
-        s3.put("s3://data/held-out.jsonl", "".join(json.dumps(each) + "\n" for each in held_out).encode())
+        s3.put("s3://data/held-out.jsonl", "".join(json.dumps(row) + "\n" for row in held_out).encode())
         s3.put("s3://data/uneven.jsonl", make_rows(UNEVEN_ROWS))
         data = {
             "sources": [{"uri": "s3://data/uneven.jsonl"}],
@@ -77,8 +77,8 @@ class TestWorkers:
             assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
             assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
             theirs = several.rank_zero.read_metrics()
-            assert [theirs[each] for each in COMPARED] == pytest.approx(
-                [one.rank_zero.read_metrics()[each] for each in COMPARED], abs=1e-4
+            assert [theirs[metric] for metric in COMPARED] == pytest.approx(
+                [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
             )
             expected, found = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
             assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3
@@ -92,7 +92,7 @@ class TestWorkers:
             else {"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0}
             for n in range(7)
         ]
-        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(each) + "\n" for each in made).encode())
+        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(row) + "\n" for row in made).encode())
         job = workers(method, 2, dataset={"sources": [{"uri": f"s3://data/{method}.jsonl"}]})
         assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
         assert job.rank_zero.read_metrics()["steps"] == 3
@@ -109,7 +109,7 @@ class TestWorkers:
         ]
         made = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
         for name, content in (("pairs", made), ("held-out-pairs", held_out)):
-            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(each) + "\n" for each in content).encode())
+            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content).encode())
         data = {
             "sources": [{"uri": "s3://data/pairs.jsonl"}],
             "validation": {"sources": [{"uri": "s3://data/held-out-pairs.jsonl"}]},
@@ -131,7 +131,7 @@ class TestWorkers:
         processes = parted.start(checkpoints={"everySteps": 1000})
         parted.wait_for("step 6/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.wait_for_exit(parted, each) for each in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
+        assert [self.wait_for_exit(parted, process) for process in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
         stopped = parted.rank_zero.outcome.progress
         assert stopped
         assert stopped.last_checkpoint_step == stopped.step
@@ -157,7 +157,7 @@ class TestWorkers:
     def test_workers_cross_validation_matches_single_worker(
         self, s3: S3Server, workers: Callable[..., WorkerGroup]
     ) -> None:
-        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in DISTINCT_ROWS).encode())
+        s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in DISTINCT_ROWS).encode())
         data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
         asked = {**TRAINING, "crossValidation": {"folds": 2}}
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
@@ -166,7 +166,7 @@ class TestWorkers:
         processes = two.start(**asked)
         two.wait_for("fold 2/2: step 2/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.wait_for_exit(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
+        assert [self.wait_for_exit(two, process) for process in processes] == [ExitCode.PREEMPTED] * 2, two.logs
         assert two.run(**asked) == [0, 0], two.logs
         assert "fold 1/2: trains on" not in two.logs
         for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
@@ -189,7 +189,7 @@ class TestWorkers:
         for rank in range(2):
             (folder := tmp_path / str(rank)).mkdir()
             workers.append(forks.start_script(script, meeting | {"RANK": str(rank), "COUNTS_DIR": str(folder)}))
-        return [forks.wait(each) for each in workers]
+        return [forks.wait(worker) for worker in workers]
 
     def wait_for_exit(self, group: WorkerGroup, child: int) -> int:
         return group.fork_server.wait(child)

@@ -98,7 +98,7 @@ def test_gate_passed_model_is_published_with_evaluation(
     found = json.loads(s3.get(f"{job.output}/evaluation.json"))
     assert found["samples"][0]["prompt"] == "Who?"
     assert [check["passed"] for check in found["gate"]] == [True]
-    assert [(each["kind"], each["category"]) for each in found["bias"]["findings"]] == [("pair", "kitchen")]
+    assert [(finding["kind"], finding["category"]) for finding in found["bias"]["findings"]] == [("pair", "kitchen")]
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
@@ -108,8 +108,8 @@ def test_gate_passed_model_is_published_with_evaluation(
     assert job.outcome.result.report_uri == f"{job.output}/report.html"
     assert "library_name: peft" in s3.get(f"{job.output}/README.md").decode()
     subjects = {
-        each["name"]: each["digest"]["sha256"]
-        for each in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
+        subject["name"]: subject["digest"]["sha256"]
+        for subject in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
     }
     assert subjects == {
         name: listed[name] for name in listed if name not in ("provenance.json", "finetune_config.json")

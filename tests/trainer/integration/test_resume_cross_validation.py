@@ -36,7 +36,7 @@ _BEGUN = re.compile(r"(fold \d/\d): trains on")
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
-    s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in ROWS).encode())
+    s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode())
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
     def made(name: str) -> TrainerRun:
@@ -75,7 +75,7 @@ def assert_same_result(s3: S3Server, pods: TrainerRun, whole: TrainerRun, traine
     assert trained | read_fold_losses(pods) == read_fold_losses(whole)
     for name in COMPARED:
         assert pods.read_metrics()[name] == whole.read_metrics()[name], name
-    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (pods, whole)]
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (pods, whole)]
     assert same[0] == same[1]
     assert not [key for key in s3.list_keys(pods.output) if "/." in key]
 

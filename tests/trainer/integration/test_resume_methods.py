@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
-    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(each) + "\n" for each in PREFERENCES).encode())
+    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(row) + "\n" for row in PREFERENCES).encode())
     return make_run_factory(s3, tmp_path, forks.build_model)
 
 
@@ -101,7 +101,7 @@ def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], T
     assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
     assert list(parted.read_losses()) == [3]
     assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]
-    same = [each.s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
     assert same[0] == same[1]
 
 
@@ -119,7 +119,7 @@ def test_resume_after_last_step_publishes_without_steps(
     assert list(parted.read_losses()) == [STEPS - 1]
     for name in COMPARED:
         assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), (name, first)
-    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
     assert same[0] == same[1]
     assert parted.read_metrics()["tokensPerSecond"] == pytest.approx(
         parted.read_metrics()["tokens"] / parted.read_metrics()["trainSeconds"], rel=0.01

@@ -117,10 +117,10 @@ def test_find_huge_listing_is_refused_before_download(liar: HostileServer, tmp_p
     found = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
     assert len(found) == 10_000
     with pytest.raises(TrainerError) as caught:
-        check_disk_space(tmp_path, sum(each.size for each in found))
+        check_disk_space(tmp_path, sum(item.size for item in found))
     assert caught.value.reason is Reason.DISK_FULL
     assert len(liar.requests) == 10
-    assert all("list-type=2" in each for each in liar.requests)
+    assert all("list-type=2" in request for request in liar.requests)
 
 
 REQUESTS: dict[str, Callable[[S3], object]] = {

@@ -112,4 +112,4 @@ def test_inference_stops_at_last_position() -> None:
     prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
     answers = TextGenerator(model, words, 8).generate(prompts)
     rooms = [8, 4, 0, 0, 1, 3]
-    assert answers == [decode_text(decode_greedily(model, *each)) for each in zip(prompts, rooms, strict=True)]
+    assert answers == [decode_text(decode_greedily(model, *case)) for case in zip(prompts, rooms, strict=True)]

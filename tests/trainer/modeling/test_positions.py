@@ -88,8 +88,7 @@ def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop",
     ]
     if method == "dpo":
         sides = [
-            [{"prompt": each["prompt"], "chosen": each["completion"], "rejected": "no"} for each in rows]
-            for rows in sides
+            [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in rows] for rows in sides
         ]
     files = [write_rows(folder / f"rows {number}", rows) for number, rows in enumerate(sides)]
     source = settings.dataset.sources[0]
@@ -119,7 +118,7 @@ def test_positions_longer_rows_are_named_with_limit(tmp_path: Path) -> None:
 def test_positions_lowered_length_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     prepare_limited(tmp_path)
-    lines = [each for each in caplog.messages if "maxLength" in each]
+    lines = [message for message in caplog.messages if "maxLength" in message]
     assert lines == ["model.maxLength is lowered from 300 to 64: the base model has positions for 64"]
 
 

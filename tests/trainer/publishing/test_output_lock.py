@@ -46,8 +46,8 @@ def make(s3: S3Server, prefix: str) -> Iterator[MakeLock]:
         return made[-1]
 
     yield make
-    for each in made:  # their threads with them
-        each.release()
+    for lock in made:  # their threads with them
+        lock.release()
 
 
 def read_lock_record(s3: S3Server, prefix: str) -> dict[str, object]:

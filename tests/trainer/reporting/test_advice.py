@@ -83,7 +83,7 @@ def test_advice_single_unclear_measure_is_named_alone() -> None:
     evaluation = EvaluationReport(
         overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
     )
-    (advice,) = (each for each in build_advice(evaluation, run_records.make_manifest()) if "more rows" in each)
+    (advice,) = (message for message in build_advice(evaluation, run_records.make_manifest()) if "more rows" in message)
     assert advice.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
 
 

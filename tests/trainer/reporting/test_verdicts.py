@@ -91,7 +91,7 @@ OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_ste
 FORGETFUL = FINE.model_copy(
     update={"forgetting": run_records.make_measure("perplexity", 10, 20, 1, higher_is_better=False)}
 )
-FALLING = [LossPoint(step=each, loss=4.0 - each) for each in range(3)]
+FALLING = [LossPoint(step=step, loss=4.0 - step) for step in range(3)]
 SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
 FEWER = run_records.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
     update={"tuned": run_records.make_estimate(0.5, 0.1, samples=20)}

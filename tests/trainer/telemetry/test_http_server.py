@@ -48,8 +48,10 @@ class TestServer:
         saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
-        values = {name: each.samples[0].value for name, each in families.items() if name != "finetune_trainer_stage"}
+            families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+        values = {
+            name: family.samples[0].value for name, family in families.items() if name != "finetune_trainer_stage"
+        }
         assert values.pop("finetune_trainer_last_update_timestamp_seconds") > 1e9
         assert values == {
             "finetune_trainer_progress_ratio": 0.3,
@@ -59,7 +61,7 @@ class TestServer:
             "finetune_trainer_last_checkpoint_step": 2,
             "finetune_trainer_last_checkpoint_timestamp_seconds": 60,
         }  # the evaluation loss and others are not known: absent, not zero
-        stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
+        stages = {sample.labels["stage"]: sample.value for sample in families["finetune_trainer_stage"].samples}
         assert {stage for stage, value in stages.items() if value} == {"Training"}
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -54,7 +54,7 @@ class TestOutcome:
         for said in (made.message, later.message):
             assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
             assert said.endswith(",\n\tthe rest")
-            assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
+            assert [character for character in said if not character.isprintable()] == ["\n", "\t"]
 
     def test_outcome_largest_fields_fit_termination_message(self) -> None:
         report = DatasetReport(

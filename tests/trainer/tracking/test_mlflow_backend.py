@@ -69,8 +69,11 @@ def test_mlflow_other_job_is_other_run(mlflow: MlflowServer) -> None:
         described = RunMetadata(run, run, {}, {RUN_ID_TAG: run})
         track_attempt(MlflowBackend(mlflow.uri, "shared", described, {}), range(1, 3), RunEnd(RunEndStatus.FAILED))
     experiment = mlflow.client().get_experiment_by_name("shared").experiment_id
-    assert {each.info.run_name for each in mlflow.client().search_runs([experiment])} == {"uid-2", "uid-3"}
-    assert {each.info.status for each in mlflow.client().search_runs([experiment])} == {"FAILED"}
+    assert {tracked_run.info.run_name for tracked_run in mlflow.client().search_runs([experiment])} == {
+        "uid-2",
+        "uid-3",
+    }
+    assert {tracked_run.info.status for tracked_run in mlflow.client().search_runs([experiment])} == {"FAILED"}
 
 
 def test_mlflow_thousands_of_steps_are_stored(mlflow: MlflowServer) -> None:

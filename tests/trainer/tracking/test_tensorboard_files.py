@@ -38,7 +38,7 @@ def test_tensorboard_files_are_read_by_tensorboard(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["events.out.tfevents.finetune"]
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    scalars = {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    scalars = {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     assert scalars == {
         "loss": [(1, 2.0), (2, 1.5)],
         "learningRate": [(1, 0.0), (2, pytest.approx(1e-3))],

@@ -85,7 +85,7 @@ def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int,
     lost = tracker.close(FINISHED)
     assert time.monotonic() - begun < 1.5
     assert lost == (said and f"tracking: {said}")
-    assert [(each.step, each.metrics) for each in server.received] == [(step, {"loss": 1.0}) for step in range(got)]
+    assert [(point.step, point.metrics) for point in server.received] == [(step, {"loss": 1.0}) for step in range(got)]
     assert server.ended == ([FINISHED] if said is None else [])
     server.released.set()
 
@@ -106,7 +106,7 @@ def test_tracker_full_queue_drops_points() -> None:
     assert time.monotonic() - begun < 2
     server.released.set()
     assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: the queue was full"
-    assert [each.step for each in server.received] == list(range(10))
+    assert [point.step for point in server.received] == list(range(10))
     assert server.ended == [FINISHED]
 
 

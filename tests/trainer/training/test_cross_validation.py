@@ -71,7 +71,7 @@ def test_cross_validation_folds_stop_early(run: RunTraining) -> None:
     stopping = {"earlyStopping": {"patience": 1, "minDelta": 1000}, "evalSteps": 1, "validate": True}
     found = run(maxSteps=6, crossValidation={"folds": 2}, **stopping)
     assert found.metrics["steps"] == 2
-    steps = list(dict.fromkeys(each.step for each in found.progress if each.total_steps))
+    steps = list(dict.fromkeys(report.step for report in found.progress if report.total_steps))
     assert steps == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
@@ -81,7 +81,9 @@ def test_cross_validation_fold_uses_best_adapter(run: RunTraining, caplog: pytes
     asked = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
     gate = [{"metric": "crossValidationLoss", "maximum": 100}, {"metric": "crossValidationLoss", "maximum": 0.1}]
     found = run(**asked, earlyStopping={"patience": 100}, evaluation={"gate": gate})
-    step = int(next(match[1] for each in caplog.messages if (match := re.match(r"the adapter of step (\d+)", each))))
+    step = int(
+        next(match[1] for message in caplog.messages if (match := re.match(r"the adapter of step (\d+)", message)))
+    )
     assert step < 3, "the data has to be learned badly at the end for this test"
     assert found.fold_losses[0] == run(**asked | {"maxSteps": step}).fold_losses[0]
     assert found.evaluation
@@ -96,28 +98,31 @@ def test_cross_validation_progress_is_monotonic_and_log_names_fold(
 ) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     found = run(**SHAPE)
-    seen = [each for each in found.progress if each.stage is Stage.TRAINING]
-    steps = [each.step or 0 for each in seen]
-    assert {each.total_steps for each in seen} == {steps[-1]} == {3 + 3 + 3 + 4}
+    seen = [report for report in found.progress if report.stage is Stage.TRAINING]
+    steps = [report.step or 0 for report in seen]
+    assert {report.total_steps for report in seen} == {steps[-1]} == {3 + 3 + 3 + 4}
     assert all(before <= after <= before + 1 for before, after in pairwise(steps))
-    percentages = [each.percentage for each in seen]
+    percentages = [report.percentage for report in seen]
     assert percentages == sorted(percentages)
     assert (percentages[-1], seen[-1].estimated_remaining_seconds) == (99, 0)
     assert "fold 2/3: training on 5 rows, 3 held out" in caplog.messages
-    assert any(each.startswith("fold 2/3: step 1/3 loss") for each in caplog.messages)
+    assert any(message.startswith("fold 2/3: step 1/3 loss") for message in caplog.messages)
     assert f"fold 2/3: loss {found.fold_losses[1]:.4f} on the 3 held-out rows" in caplog.messages
-    assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
+    assert any(message.startswith("refit: step 4/4 loss") for message in caplog.messages)
 
 
 def test_cross_validation_tracks_folds_separately(run: RunTraining) -> None:
     recorder = RecordingReporter()
     found = run(progress=recorder, **SHAPE)
     losses = [
-        (step, name, value) for step, each in recorder.tracked_metrics for name, value in each.items() if "loss" in name
+        (step, name, value)
+        for step, metrics in recorder.tracked_metrics
+        for name, value in metrics.items()
+        if "loss" in name
     ]
     names = ["fold1/loss"] * 3 + ["fold2/loss"] * 3 + ["fold3/loss"] * 3 + ["loss"] * 4
     assert [(step, name) for step, name, _ in losses] == list(enumerate(names, start=1))
-    assert [value for *_, value in losses[-4:]] == [pytest.approx(each) for each in found.losses[-4:]]
+    assert [value for *_, value in losses[-4:]] == [pytest.approx(loss) for loss in found.losses[-4:]]
 
 
 class LivenessCounter(RecordingReporter):
@@ -140,7 +145,7 @@ class OptimizerCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         import torch
 
-        kinds = [type(each) for each in gc.get_objects()]  # not isinstance, which deprecated objects warn of
+        kinds = [type(instance) for instance in gc.get_objects()]  # not isinstance, which deprecated objects warn of
         if "training on" in record.msg:
             self.counts.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 

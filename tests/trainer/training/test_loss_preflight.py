@@ -45,7 +45,7 @@ def test_loss_of_model_family_matches_its_logits(
     assert trained.metrics["baseEvalLoss"] == pytest.approx(expected, rel=1e-5)
     assert trained.losses[0] == pytest.approx(expected, rel=1e-5)
     assert trained.metrics["evalLoss"] < expected
-    warnings = [each for each in caplog.messages if FALLBACK_MESSAGE in each]
+    warnings = [message for message in caplog.messages if FALLBACK_MESSAGE in message]
     assert len(warnings) == (0 if chunked else 1)
 
 

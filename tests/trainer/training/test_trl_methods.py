@@ -25,8 +25,12 @@ def test_dpo_prefers_the_chosen_answer(run: RunTraining, backend: str) -> None:
 def test_dpo_reward_accuracy_is_per_row(run: RunTraining, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     # The last two rows say the contrary of the first two, so that two are wrong, and the last batch is a smaller one.
     prompts, good, bad = (
-        [*each[:6], *other[:2]]
-        for each, other in ((PROMPTS, PROMPTS), (CHOSEN_ANSWERS, REJECTED_ANSWERS), (REJECTED_ANSWERS, CHOSEN_ANSWERS))
+        [*answers[:6], *other[:2]]
+        for answers, other in (
+            (PROMPTS, PROMPTS),
+            (CHOSEN_ANSWERS, REJECTED_ANSWERS),
+            (REJECTED_ANSWERS, CHOSEN_ANSWERS),
+        )
     )
     monkeypatch.setitem(ROWS_BY_METHOD, "dpo", {"prompt_ids": prompts, "chosen_ids": good, "rejected_ids": bad})
     trained = run(method="dpo", maxSteps=8, validate=True, batchSize=batch)
