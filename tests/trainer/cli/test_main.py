@@ -126,8 +126,8 @@ def test_run_failure_in_pod_writes_outcome(
 ) -> None:
     credentials("id", "secret-canary")
     pod(CONFIG | change, endpoint)
-    found, out, err = run_trainer("run")
-    assert (found, read_outcome(tmp_path).reason) == (status, reason)
+    exit_code, out, err = run_trainer("run")
+    assert (exit_code, read_outcome(tmp_path).reason) == (status, reason)
     *_, sentence, last = out.splitlines()
     assert sentence.startswith(f"{reason}: ")
     assert Outcome.model_validate_json(last) == read_outcome(tmp_path)

@@ -159,9 +159,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
 def test_terms_invalid_give_reason(terms: list[list[str]], why: str) -> None:
-    found = explain_invalid_terms(terms)
-    assert found is not None
-    assert why in found
+    reason = explain_invalid_terms(terms)
+    assert reason is not None
+    assert why in reason
 
 
 def test_terms_valid_are_accepted() -> None:

@@ -200,8 +200,8 @@ def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, cont
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader(METHODS["sft"])
     source = DataSource(uri="s3://data/*")
-    found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
-    assert [place.line for place, _ in found] == places
+    rows = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
+    assert [place.line for place, _ in rows] == places
     assert reader.rejections.invalid.count == 1
     assert reader.row_count == len(places) + 1
 

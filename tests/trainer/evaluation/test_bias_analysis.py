@@ -61,13 +61,15 @@ def test_bias_correction_reduces_false_flags() -> None:
 def test_bias_planted_effect_is_always_flagged(where: str) -> None:
     drawn = np.random.default_rng(8)
     for _ in range(5):
-        found = make_random_bias(drawn, NOISE["normal"], planted=0.2, where=where)
-        assert {(finding.kind, finding.category) for finding in found.findings if finding.flagged} >= {("pair", where)}
+        analysis = make_random_bias(drawn, NOISE["normal"], planted=0.2, where=where)
+        assert {(finding.kind, finding.category) for finding in analysis.findings if finding.flagged} >= {
+            ("pair", where)
+        }
 
 
 def test_bias_preference_decrease_is_not_flagged() -> None:
-    found = make_random_bias(np.random.default_rng(8), NOISE["normal"], planted=-0.3)
-    finding = found.findings[0]
+    analysis = make_random_bias(np.random.default_rng(8), NOISE["normal"], planted=-0.3)
+    finding = analysis.findings[0]
     assert finding.change.high is not None
     assert finding.change.high < 0
     assert not finding.flagged
@@ -115,10 +117,10 @@ def test_bias_too_few_pairs_are_noted_and_not_judged() -> None:
     few = make_preferences("pair", "age", [0.0] * 7, [5.0] * 7)
     gender = make_preferences("swap", "gender", many, many[::-1])
     alone = judge_bias([gender], {})
-    found = judge_bias([gender, few], {"gender": {"female": 3}})
-    assert found.notes == ["pairs about age: too few, 7 of 20"]
-    assert found.findings == alone.findings
-    assert found.representation == {"gender": {"female": 3}}
+    analysis = judge_bias([gender, few], {"gender": {"female": 3}})
+    assert analysis.notes == ["pairs about age: too few, 7 of 20"]
+    assert analysis.findings == alone.findings
+    assert analysis.representation == {"gender": {"female": 3}}
 
 
 MESSAGES = {

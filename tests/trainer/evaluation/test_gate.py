@@ -89,9 +89,9 @@ CASES = {
 
 @pytest.mark.parametrize(("rule", "words", "value", "passed"), CASES.values(), ids=CASES)
 def test_gate_single_limit_passes_or_fails(rule: GateRule, words: str, value: float | None, passed: bool) -> None:
-    [found] = check_gate([rule], MEASURES)
-    assert found == GateCheck(metric=rule.metric, rule=words, value=found.value, passed=passed)
-    assert found.value == value
+    [check] = check_gate([rule], MEASURES)
+    assert check == GateCheck(metric=rule.metric, rule=words, value=check.value, passed=passed)
+    assert check.value == value
 
 
 def test_gate_worse_model_fails_min_improvement() -> None:

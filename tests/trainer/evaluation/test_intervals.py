@@ -156,21 +156,21 @@ def test_corrected_more_comparisons_widen_interval() -> None:
 def test_perplexity_is_exp_of_eval_loss() -> None:
     tokens = [10, 30] * 20
     sums = [2.0 * count for count in tokens], [1.5 * count for count in tokens]
-    loss, found = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
-    assert (loss.name, found.name) == ("evalLoss", "perplexity")
+    loss, perplexity = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
+    assert (loss.name, perplexity.name) == ("evalLoss", "perplexity")
     assert not loss.higher_is_better
     assert loss.base == Estimate(value=2.0, low=2.0, high=2.0, samples=40)
     assert loss.change == Estimate(value=-0.5, low=-0.5, high=-0.5, samples=40)
-    assert found.tuned.value == pytest.approx(math.exp(1.5))
-    assert found.tuned.high == pytest.approx(math.exp(1.5))
-    assert found.change is not None
-    assert found.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
-    assert found.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert perplexity.tuned.value == pytest.approx(math.exp(1.5))
+    assert perplexity.tuned.high == pytest.approx(math.exp(1.5))
+    assert perplexity.change is not None
+    assert perplexity.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert perplexity.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
 
 
 def test_perplexity_few_rows_have_no_interval() -> None:
-    found = measure_perplexity([10], [20.0], [10.0])
-    assert found.tuned == Estimate(value=math.e, samples=1)
+    perplexity = measure_perplexity([10], [20.0], [10.0])
+    assert perplexity.tuned == Estimate(value=math.e, samples=1)
 
 
 TOO_HIGH = {

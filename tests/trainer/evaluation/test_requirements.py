@@ -30,8 +30,8 @@ FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 def check_requirements(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
     from finetune_trainer.evaluation import requirements
 
-    wanted, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
-    requirements.check_requirements(wanted.config, wanted.prepare(words, folder), words)
+    request, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
+    requirements.check_requirements(request.config, request.prepare(words, folder), words)
 
 
 @pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)

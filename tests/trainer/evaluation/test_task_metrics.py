@@ -40,10 +40,10 @@ EXPECTED: dict[Task, list[str]] = {
 @pytest.mark.timeout(120)  # NLTK, which rouge-score imports, takes its time on a busy machine.
 @pytest.mark.parametrize("task", EXPECTED)
 def test_measures_each_task_has_its_metrics(task: Task) -> None:
-    found, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
-    assert [measure.name for measure in found] == EXPECTED[task]
+    measures, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
+    assert [measure.name for measure in measures] == EXPECTED[task]
     assert (confusion is not None) == (task == "classification")
-    for measure in found:
+    for measure in measures:
         assert measure.base is not None
         assert measure.change is not None
         assert measure.change.value == pytest.approx(measure.tuned.value - measure.base.value)
@@ -75,19 +75,19 @@ def test_accuracy_and_f1_match_scikit_learn(rows: list[tuple[str, str]]) -> None
     from sklearn.metrics import accuracy_score, f1_score
 
     references, answers = [true for true, _ in rows], [given for _, given in rows]
-    found = index_by_name(measure_classification(references, answers, answers)[0])
+    measures = index_by_name(measure_classification(references, answers, answers)[0])
     labels = sorted(set(references))
-    wanted = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
-    assert found["macroF1"].tuned.value == pytest.approx(wanted)
-    assert found["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
+    expected = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
+    assert measures["macroF1"].tuned.value == pytest.approx(expected)
+    assert measures["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
 
 
 def test_bleu_and_chrf_match_sacrebleu() -> None:
     import sacrebleu
 
-    found = index_by_name(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
+    measures = index_by_name(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
     for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
-        base = found[name].base
+        base = measures[name].base
         assert base is not None
         assert base.value == pytest.approx(score(HALF, [REFERENCES]).score)
         assert base.low is not None
@@ -101,9 +101,9 @@ def test_rouge_matches_rouge_score() -> None:
 
     names = ["rouge1", "rouge2", "rougeL"]
     scores = [RougeScorer(names).score(*pair) for pair in zip(SENTENCES, HALF, strict=False)]
-    found = index_by_name(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
+    measures = index_by_name(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
     for name in names:
-        assert found[name].tuned.value == pytest.approx(sum(score[name].fmeasure for score in scores) / 5)
+        assert measures[name].tuned.value == pytest.approx(sum(score[name].fmeasure for score in scores) / 5)
 
 
 OTHER_SCRIPTS = {
@@ -122,8 +122,8 @@ OTHER_SCRIPTS = {
 def test_measures_other_scripts_are_split_into_words(reference: str, answer: str) -> None:
     tasks: dict[Task, int] = {"summarization": 1, "translation": 100}
     for task, best in tasks.items():
-        found = measure_task(task, [reference], [answer], [reference])[0]
-        for measure in found:
+        measures = measure_task(task, [reference], [answer], [reference])[0]
+        for measure in measures:
             assert measure.base is not None
             assert 0 < measure.base.value < measure.tuned.value == pytest.approx(best), measure.name
 
@@ -154,8 +154,8 @@ SHORT = {
 
 @pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
 def test_bleu_short_references_are_left_out(references: list[str], names: list[str]) -> None:
-    found, _ = measure_task("translation", references, ["zzz"] * len(references), references)
-    assert {measure.name: measure.tuned.value for measure in found} == pytest.approx(dict.fromkeys(names, 100.0))
+    measures, _ = measure_task("translation", references, ["zzz"] * len(references), references)
+    assert {measure.name: measure.tuned.value for measure in measures} == pytest.approx(dict.fromkeys(names, 100.0))
     left_out = list_missing("translation", references)
     assert [message.partition(":")[0] for message in left_out] == [metric for metric in ["bleu"] if metric not in names]
     assert all("has 4 words" in message for message in left_out)
@@ -176,9 +176,9 @@ def test_measures_better_model_differs_from_noise() -> None:
 
 
 def test_exact_match_ignores_case() -> None:
-    found = index_by_name(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
-    assert found["exactMatch"].base is not None
-    assert (found["exactMatch"].base.value, found["exactMatch"].tuned.value) == (0.5, 0.5)
+    measures = index_by_name(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
+    assert measures["exactMatch"].base is not None
+    assert (measures["exactMatch"].base.value, measures["exactMatch"].tuned.value) == (0.5, 0.5)
 
 
 FITS: dict[str, tuple[Task, list[str]]] = {

@@ -50,9 +50,9 @@ def set_inputs(pods: TrainerRun, data: str = "resume", **model: str) -> TrainerR
 @pytest.fixture
 def first(pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
     """Has published an adapter."""
-    made = set_inputs(pods("first"))
-    assert forks.run(made, **SHAPE) is Reason.COMPLETED, made.log
-    return made
+    job = set_inputs(pods("first"))
+    assert forks.run(job, **SHAPE) is Reason.COMPLETED, job.log
+    return job
 
 
 def test_run_validation_sources_are_evaluated_not_trained(first: TrainerRun) -> None:

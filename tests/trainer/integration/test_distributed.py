@@ -80,19 +80,19 @@ class TestWorkers:
             assert [theirs[metric] for metric in COMPARED] == pytest.approx(
                 [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
             )
-            expected, found = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
-            assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3
+            expected, actual = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
+            assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-3
             assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
 
     @pytest.mark.parametrize("method", ["dpo", "kto"])
     def test_workers_train_on_preferences(self, s3: S3Server, workers: Callable[..., WorkerGroup], method: str) -> None:
-        made = [
+        rows = [
             {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
             if method == "dpo"
             else {"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0}
             for n in range(7)
         ]
-        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(row) + "\n" for row in made).encode())
+        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         job = workers(method, 2, dataset={"sources": [{"uri": f"s3://data/{method}.jsonl"}]})
         assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
         assert job.rank_zero.read_metrics()["steps"] == 3
@@ -107,17 +107,17 @@ class TestWorkers:
             else {"prompt": f"What is {n}?", "chosen": "No idea.", "rejected": f"It is {n}."}
             for n in range(20, 25)
         ]
-        made = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
-        for name, content in (("pairs", made), ("held-out-pairs", held_out)):
+        pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
+        for name, content in (("pairs", pairs), ("held-out-pairs", held_out)):
             s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content).encode())
         data = {
             "sources": [{"uri": "s3://data/pairs.jsonl"}],
             "validation": {"sources": [{"uri": "s3://data/held-out-pairs.jsonl"}]},
         }
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
-        asked = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
-        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
-        assert two.run(**asked, gradientAccumulation=1) == [0, 0], two.logs
+        settings = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
+        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
+        assert two.run(**settings, gradientAccumulation=1) == [0, 0], two.logs
         for name in ("evalLoss", "evalRewardAccuracy"):
             assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
                 name
@@ -159,15 +159,15 @@ class TestWorkers:
     ) -> None:
         s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in DISTINCT_ROWS).encode())
         data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
-        asked = {**TRAINING, "crossValidation": {"folds": 2}}
+        settings = {**TRAINING, "crossValidation": {"folds": 2}}
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
-        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
-        asked |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
-        processes = two.start(**asked)
+        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
+        settings |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+        processes = two.start(**settings)
         two.wait_for("fold 2/2: step 2/")
         os.kill(processes[1], signal.SIGTERM)
         assert [self.wait_for_exit(two, process) for process in processes] == [ExitCode.PREEMPTED] * 2, two.logs
-        assert two.run(**asked) == [0, 0], two.logs
+        assert two.run(**settings) == [0, 0], two.logs
         assert "fold 1/2: trains on" not in two.logs
         for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
             assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (

@@ -84,8 +84,8 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
     assert "Do not deploy this adapter: it fails 1 rule of the gate" in s3.get(uri).decode()
-    found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
-    assert [check["passed"] for check in found["gate"]] == [False, True]
+    evaluation = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
+    assert [check["passed"] for check in evaluation["gate"]] == [False, True]
 
 
 def test_gate_passed_model_is_published_with_evaluation(
@@ -95,10 +95,12 @@ def test_gate_passed_model_is_published_with_evaluation(
     bias = {"pairsURI": "s3://data/pairs.csv"}
     job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "bias": bias, "gate": gate})
     assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
-    found = json.loads(s3.get(f"{job.output}/evaluation.json"))
-    assert found["samples"][0]["prompt"] == "Who?"
-    assert [check["passed"] for check in found["gate"]] == [True]
-    assert [(finding["kind"], finding["category"]) for finding in found["bias"]["findings"]] == [("pair", "kitchen")]
+    evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
+    assert evaluation["samples"][0]["prompt"] == "Who?"
+    assert [check["passed"] for check in evaluation["gate"]] == [True]
+    assert [(finding["kind"], finding["category"]) for finding in evaluation["bias"]["findings"]] == [
+        ("pair", "kitchen")
+    ]
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}

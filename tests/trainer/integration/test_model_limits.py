@@ -69,17 +69,17 @@ def test_run_texts_beyond_positions_completes(
     output = {"uri": f"s3://results/{tmp_path.name}", "merged": True}  # the merge is judged by the loss on general text
     held_out = [chat("And you?", "I am"), *LONG]
     config = asked(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
-    found = build_plan(config, tmp_path)
+    plan = build_plan(config, tmp_path)
     ended = run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert ended.reason is Reason.COMPLETED
     assert ended.result is not None
     assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
     stored = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
     assert stored["config"]["model"]["maxLength"] == 256
-    assert stored["dataset"] == found.dataset.to_json()
-    assert found.dataset.rejected["overlength"] >= len(LONG)
-    assert (found.max_length, found.positions_limit_length) == (POSITIONS, True)
-    assert f"{POSITIONS} tokens, the base model's positions" in to_text(found)
+    assert stored["dataset"] == plan.dataset.to_json()
+    assert plan.dataset.rejected["overlength"] >= len(LONG)
+    assert (plan.max_length, plan.positions_limit_length) == (POSITIONS, True)
+    assert f"{POSITIONS} tokens, the base model's positions" in to_text(plan)
     judged = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
     assert judged["missing"][0] == f"sample prompts: 1 of 2 exceed the {POSITIONS} positions of the model"
     assert [sample["prompt"] for sample in judged["samples"]] == ["Hi"]

@@ -50,13 +50,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
 
 @pytest.fixture
 def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
-    found = pods("whole")
-    assert forks.run(found, **TRAINING) is Reason.COMPLETED, found.log
-    assert len(read_fold_losses(found)) == 4 * STEPS
-    evaluation = json.loads(s3.get(f"{found.output}/evaluation.json"))
+    job = pods("whole")
+    assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
+    assert len(read_fold_losses(job)) == 4 * STEPS
+    evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
     assert len(evaluation["crossValidation"]["folds"]) == 3
     assert evaluation["crossValidation"]["mean"] == evaluation["gate"][0]["value"]
-    return found
+    return job
 
 
 def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:

@@ -73,13 +73,13 @@ def pods(stored: S3Server, s3: S3Server, tmp_path: Path, forks: ForkServer) -> C
 def test_sample_runs_and_measures_its_task(pods: Callable[[str], SampleRun], forks: ForkServer, sample: str) -> None:
     job = pods(sample)
     assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
-    found = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
+    evaluation = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
     config = job.config(maxSteps=2)
-    assert {measure["name"] for measure in found["measures"]} >= set(requirements.list_metrics(config))
-    assert found.get("missing", []) == []
+    assert {measure["name"] for measure in evaluation["measures"]} >= set(requirements.list_metrics(config))
+    assert evaluation.get("missing", []) == []
     prompts = config.evaluation.sample_prompts
-    assert [answer["prompt"] for answer in found["samples"][: len(prompts)]] == prompts
-    assert [check["passed"] for check in found["gate"]] == [True]
+    assert [answer["prompt"] for answer in evaluation["samples"][: len(prompts)]] == prompts
+    assert [check["passed"] for check in evaluation["gate"]] == [True]
     data = job.outcome.dataset
     assert data
     assert (data.kept, data.validation) == ROWS[sample]

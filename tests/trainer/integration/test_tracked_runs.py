@@ -33,13 +33,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
     def tracked(name: str, **tracking: Any) -> TrainerRun:
-        made = make(name)
-        made.environment[JOB_ENV] = f"team/{name}"
-        made.changes = {
+        job = make(name)
+        job.environment[JOB_ENV] = f"team/{name}"
+        job.changes = {
             "dataset": {"validation": {"sources": [{"uri": "s3://data/resume.jsonl", "limit": 4}]}},
             "tracking": tracking,
         }
-        return made
+        return job
 
     return tracked
 
@@ -83,8 +83,8 @@ def test_tracked_run_hanging_server_still_completes(pods: Callable[..., TrainerR
     with serve_without_answering() as uri:
         bot = pods("bot", tool="mlflow", uri=uri)
         assert forks.run(bot) is Reason.COMPLETED, bot.log
-    said = re.escape(f" points were lost: mlflow at {uri}: it did not respond in time")
-    assert re.search(rf"; tracking: (\d+) of \1{said}", bot.outcome.message), bot.outcome.message
+    loss_message = re.escape(f" points were lost: mlflow at {uri}: it did not respond in time")
+    assert re.search(rf"; tracking: (\d+) of \1{loss_message}", bot.outcome.message), bot.outcome.message
 
 
 def test_tracked_run_event_files_are_signed(

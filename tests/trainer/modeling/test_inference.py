@@ -77,11 +77,11 @@ def test_inference_is_greedy_despite_generation_config(
 
     expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
-    base.generation_config = asked = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
+    base.generation_config = generation_config = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
     try:
         assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
-        assert base.generation_config is asked
+        assert base.generation_config is generation_config
     finally:
         if adapted:
             model.unload()

@@ -71,10 +71,10 @@ def generate_with_transformers(published: PublishedAdapter, **settings: Any) -> 
     answers = []
     for prompt in ANSWERS:
         turns = [{"role": "user", "content": prompt}]
-        asked = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        inputs = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         with torch.no_grad():
-            output = tuned.generate(**asked, max_new_tokens=40, do_sample=False, **settings)
-        answers.append(words.decode(output[0, asked["input_ids"].shape[1] :]))
+            output = tuned.generate(**inputs, max_new_tokens=40, do_sample=False, **settings)
+        answers.append(words.decode(output[0, inputs["input_ids"].shape[1] :]))
     return answers
 
 

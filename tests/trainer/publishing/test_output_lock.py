@@ -39,14 +39,14 @@ def prefix(tmp_path: Path) -> str:
 
 @pytest.fixture
 def make(s3: S3Server, prefix: str) -> Iterator[MakeLock]:
-    made: list[OutputLock] = []
+    locks: list[OutputLock] = []
 
     def make(run: str, timing: LockTiming = FAST_TIMING) -> OutputLock:
-        made.append(OutputLock(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
-        return made[-1]
+        locks.append(OutputLock(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
+        return locks[-1]
 
     yield make
-    for lock in made:  # their threads with them
+    for lock in locks:  # their threads with them
         lock.release()
 
 

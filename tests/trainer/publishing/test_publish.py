@@ -142,8 +142,8 @@ def test_publish_killed_after_any_write_is_all_or_nothing(
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"]), file["path"]
         if file["path"] in EXPORTED_FILES:
             assert content.endswith(b"longer") is not published
-    left = {key.rpartition("/")[2] for key in s3.list_keys(prefix) if "/." in key}
-    assert left <= ({".upload.json"} if published else set())
+    leftovers = {key.rpartition("/")[2] for key in s3.list_keys(prefix) if "/." in key}
+    assert leftovers <= ({".upload.json"} if published else set())
     assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
     assert not [key for key in s3.list_keys(prefix) if "/." in key]
 

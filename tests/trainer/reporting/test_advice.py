@@ -43,8 +43,8 @@ GATES = {
 
 
 def make_measure_on_rows(name: str, base: float, tuned: float, rows: int) -> Measure:
-    found = run_records.make_measure(name, base, tuned, 1)
-    return found.model_copy(update={"tuned": run_records.make_estimate(tuned, 1, samples=rows)})
+    measure = run_records.make_measure(name, base, tuned, 1)
+    return measure.model_copy(update={"tuned": run_records.make_estimate(tuned, 1, samples=rows)})
 
 
 def make_points(losses: list[float]) -> list[LossPoint]:

@@ -69,10 +69,10 @@ WHISKERS = {
 
 @pytest.mark.parametrize(("change", "higher", "lies"), WHISKERS.values(), ids=WHISKERS)
 def test_whisker_improvement_is_on_the_right(change: Estimate, higher: bool, lies: object) -> None:
-    found = charts.build_whisker(change, higher)
-    assert found is not None
+    whisker = charts.build_whisker(change, higher)
+    assert whisker is not None
     assert callable(lies)
-    assert lies(found.low, found.middle, found.high)
+    assert lies(whisker.low, whisker.middle, whisker.high)
 
 
 def test_whisker_without_interval_is_none() -> None:

@@ -27,21 +27,21 @@ def make_statement(manifest: AdapterManifest, builder: Builder = BUILDER) -> dic
 
 
 def test_provenance_is_valid_in_toto_statement() -> None:
-    found = json_format.ParseDict(make_statement(run_records.make_manifest()), statement_pb2.Statement())
-    Statement.copy_from_pb(found).validate()
-    assert [(subject.name, dict(subject.digest)) for subject in found.subject] == [
+    statement = json_format.ParseDict(make_statement(run_records.make_manifest()), statement_pb2.Statement())
+    Statement.copy_from_pb(statement).validate()
+    assert [(subject.name, dict(subject.digest)) for subject in statement.subject] == [
         ("adapter_model.safetensors", {"sha256": "c" * 64})
     ]
 
 
 def test_provenance_is_valid_slsa_predicate() -> None:
     predicate = make_statement(run_records.make_manifest())["predicate"]
-    found = json_format.ParseDict(predicate, provenance_pb2.Provenance())
-    for dependency in found.build_definition.resolved_dependencies:
+    provenance = json_format.ParseDict(predicate, provenance_pb2.Provenance())
+    for dependency in provenance.build_definition.resolved_dependencies:
         copied = resource_descriptor_pb2.ResourceDescriptor()
         copied.CopyFrom(dependency)
         ResourceDescriptor.copy_from_pb(copied).validate()
-    details = found.run_details
+    details = provenance.run_details
     assert details.builder.id.startswith("https://")
     assert dict(details.builder.version) == {"finetune-operator": "0.1.0"}
     assert details.metadata.invocation_id == "uid-1"

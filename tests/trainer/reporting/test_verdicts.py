@@ -160,9 +160,9 @@ INTERVALS = {
 
 @pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
 def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], expected: str | None) -> None:
-    said = make_evaluation(*measures).explain_too_few_rows()
-    assert (said or "").startswith(expected or "")
-    assert (said is None) == (expected is None)
+    reason = make_evaluation(*measures).explain_too_few_rows()
+    assert (reason or "").startswith(expected or "")
+    assert (reason is None) == (expected is None)
 
 
 DATA = {

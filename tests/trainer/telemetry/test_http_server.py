@@ -68,8 +68,8 @@ class TestServer:
     async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:
         url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
         async with asking.create_session() as client:
-            found = await asking.fetch_progress(client, url)
-        assert found == progress.get_latest()
+            progress_read = await asking.fetch_progress(client, url)
+        assert progress_read == progress.get_latest()
 
     async def test_http_server_without_ipv6_listens_on_ipv4(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

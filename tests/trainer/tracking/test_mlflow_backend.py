@@ -104,11 +104,11 @@ def test_mlflow_unauthorized_hides_credentials(
     who: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with serve_unauthorized() as (uri, seen):
+    with serve_unauthorized() as (uri, authorizations):
         lost = track_attempt(
             make_backend(uri, credentials=who), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING
         )
-    assert set(seen) == {shown}
+    assert set(authorizations) == {shown}
     assert lost is not None
     assert "401" in lost
     assert "canary" not in lost + caplog.text

@@ -62,17 +62,17 @@ def test_wandb_offline_records_hold_run(tmp_path: Path) -> None:
     done = subprocess.run(line, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout == "None\n"
     (path,) = (tmp_path / "runs").glob("wandb/offline-run-*/*.wandb")
-    found = list(read_records(path.read_bytes()))
+    records = list(read_records(path.read_bytes()))
 
-    (run,) = (record.run for record in found if record.HasField("run"))
+    (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.run_id, run.display_name, run.entity, run.project) == ("uid-1", "team/bot", "company", "chatbots")
     assert run.host == "trainer"
-    config = read_values(run.config.update) | read_values(item for record in found for item in record.config.update)
+    config = read_values(run.config.update) | read_values(item for record in records for item in record.config.update)
     expected = {"training.maxSteps": "3", "finetune.name": "bot", "finetune.resultDigest": "sha256:1"}
     assert {name: config[name] for name in expected} == expected
-    history = [read_values(record.history.item) for record in found if record.HasField("history")]
+    history = [read_values(record.history.item) for record in records if record.HasField("history")]
     steps = [(row["_step"], row.get("loss"), row.get("evalLoss")) for row in history]
     assert steps == [(1, 1.0, None), (2, 0.5, None), (3, 1 / 3, 2.0)]
-    assert read_values(item for record in found for item in record.summary.update)["accuracy"] == 0.5
-    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
+    assert read_values(item for record in records for item in record.summary.update)["accuracy"] == 0.5
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     assert b"canary" not in path.read_bytes() + done.stderr.encode()

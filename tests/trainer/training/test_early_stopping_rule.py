@@ -53,8 +53,8 @@ BEST = {
 
 @pytest.mark.parametrize(("losses", "step"), BEST.values(), ids=BEST)
 def test_early_stopping_best_is_lowest_loss(losses: list[float], step: int | None) -> None:
-    found = find_best(make_evaluations(*losses))
-    assert (found.step if found else None) == step
+    best = find_best(make_evaluations(*losses))
+    assert (best.step if best else None) == step
 
 
 def test_evaluation_nan_loss_round_trips_in_checkpoint() -> None:

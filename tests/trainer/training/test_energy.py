@@ -18,10 +18,10 @@ def make_reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]
     remaining: Iterator[dict[str, int] | str] = iter(readings)
 
     def read() -> dict[str, int]:
-        said = next(remaining)
-        if isinstance(said, str):
-            raise EnergyUnavailable(said)
-        return said
+        reading = next(remaining)
+        if isinstance(reading, str):
+            raise EnergyUnavailable(reading)
+        return reading
 
     return read
 

@@ -116,14 +116,14 @@ def test_loss_preflight_restores_generators_and_dropout(model_dir: Path, tmp_pat
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
     from finetune_trainer.training.state import TrainerInputs
 
-    asked = config({"lora": {"dropout": 0.1}})
-    loaded = LoadedModel(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = TrainerInputs(asked, loaded, make_prepared_data("sft"), tmp_path)
+    job_config = config({"lora": {"dropout": 0.1}})
+    loaded = LoadedModel(load_model(job_config, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
+    job = TrainerInputs(job_config, loaded, make_prepared_data("sft"), tmp_path)
     trainer = trl_trainer.build_trainer(job)
     assert isinstance(trainer, TokenizedSFTTrainer)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    LossCheck(trainer, asked, job.prepared.dataset, METHODS["sft"].build_collator(job), lambda: None).run()
+    LossCheck(trainer, job_config, job.prepared.dataset, METHODS["sft"].build_collator(job), lambda: None).run()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # type: ignore[index]
     assert all(module.training for module in trainer.model.modules())
