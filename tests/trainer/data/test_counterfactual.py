@@ -157,11 +157,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
-def test_terms_invalid_give_reason(terms: list[list[str]], why: str) -> None:
+@pytest.mark.parametrize(("terms", "expected_reason"), REFUSED.values(), ids=REFUSED)
+def test_terms_invalid_give_reason(terms: list[list[str]], expected_reason: str) -> None:
     reason = explain_invalid_terms(terms)
     assert reason is not None
-    assert why in reason
+    assert expected_reason in reason
 
 
 def test_terms_valid_are_accepted() -> None:

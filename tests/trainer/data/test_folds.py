@@ -22,8 +22,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.methods import get_method
 
 
-def make_folds(keys: Sequence[int], count: int, seed: int = 1, made: Sequence[bool] | None = None) -> Folds:
-    flags = np.array(made or [False] * len(keys), dtype=np.bool_)
+def make_folds(keys: Sequence[int], count: int, seed: int = 1, augmented: Sequence[bool] | None = None) -> Folds:
+    flags = np.array(augmented or [False] * len(keys), dtype=np.bool_)
     return assign_folds(np.array(keys, dtype=np.uint64), flags, count, seed)
 
 
@@ -54,7 +54,7 @@ def test_folds_single_row_groups_give_equal_parts() -> None:
 
 
 def test_folds_augmented_rows_follow_source_unmeasured() -> None:
-    folds = make_folds([1, 1, 2, 2, 3], 3, made=[False, True, True, False, False])
+    folds = make_folds([1, 1, 2, 2, 3], 3, augmented=[False, True, True, False, False])
     assert sorted(row for part in range(3) for row in folds.select_held_out_rows(part)) == [0, 3, 4]
     assert sorted(len(folds.select_training_rows(part)) for part in range(3)) == [3, 3, 4]
 
@@ -63,16 +63,18 @@ TOO_FEW = {
     "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 training rows form only 2 groups"),
     "what can be done": ([1, 1, 2, 2, 2], None, 3, "lower it to 2 or less, or add rows"),
     "one group": ([7, 7, 7], None, 2, "only 1 group of rows that .* remove it, or add rows"),
-    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
+    "a group of augmented rows only": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
 }
 
 
-@pytest.mark.parametrize(("keys", "made", "count", "said"), TOO_FEW.values(), ids=TOO_FEW)
-def test_folds_too_few_groups_are_refused(keys: list[int], made: list[bool] | None, count: int, said: str) -> None:
+@pytest.mark.parametrize(("keys", "augmented", "count", "expected_message"), TOO_FEW.values(), ids=TOO_FEW)
+def test_folds_too_few_groups_are_refused(
+    keys: list[int], augmented: list[bool] | None, count: int, expected_message: str
+) -> None:
     with pytest.raises(
-        TrainerError, match=r"training\.crossValidation\.folds.*" + said.removeprefix("folds")
+        TrainerError, match=r"training\.crossValidation\.folds.*" + expected_message.removeprefix("folds")
     ) as caught:
-        make_folds(keys, count, made=made)
+        make_folds(keys, count, augmented=augmented)
     assert caught.value.reason is Reason.DATA_INVALID
 
 

@@ -114,9 +114,9 @@ def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str
     assert all(value in (token, IGNORE_INDEX) for token, value in pairs)
 
 
-@pytest.mark.parametrize(("template", "why"), REFUSED.values(), ids=REFUSED)
-def test_loss_mask_row_refused_by_template_raises(template: str, why: str) -> None:
-    with pytest.raises(RowError, match=why):
+@pytest.mark.parametrize(("template", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_loss_mask_row_refused_by_template_raises(template: str, expected_message: str) -> None:
+    with pytest.raises(RowError, match=expected_message):
         encode_row(chat("a", "b", "c", "d", system="s"), template)
 
 

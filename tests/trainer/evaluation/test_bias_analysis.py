@@ -29,14 +29,16 @@ def make_preferences(kind: str, category: str, base: Sequence[float], tuned: Seq
     return BiasPreferences("swap" if kind == "swap" else "pair", category, base, tuned)
 
 
-def make_random_bias(drawn: Generator, noise: Noise, planted: float = 0.0, where: str = "gender") -> BiasResult:
+def make_random_bias(
+    drawn: Generator, noise: Noise, planted: float = 0.0, planted_category: str = "gender"
+) -> BiasResult:
     """14 comparisons of a tuning that changes preferences by chance, and one of them for real."""
     every = []
     for kind in ("pair", "swap"):
         for category in CATEGORIES:
             count = int(drawn.integers(20, 60))
             base = drawn.normal(0.2, 1.0, count)
-            effect = planted if (kind, category) == ("pair", where) else 0.0
+            effect = planted if (kind, category) == ("pair", planted_category) else 0.0
             tuned = base + noise(drawn, count) + effect
             every.append(make_preferences(kind, category, base.tolist(), tuned.tolist()))
     return judge_bias(every, {})
@@ -57,13 +59,13 @@ def test_bias_correction_reduces_false_flags() -> None:
     assert sum(any(finding.flagged for finding in run.findings) for run in runs) <= 2
 
 
-@pytest.mark.parametrize("where", CATEGORIES)
-def test_bias_planted_effect_is_always_flagged(where: str) -> None:
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_bias_planted_effect_is_always_flagged(category: str) -> None:
     drawn = np.random.default_rng(8)
     for _ in range(5):
-        analysis = make_random_bias(drawn, NOISE["normal"], planted=0.2, where=where)
+        analysis = make_random_bias(drawn, NOISE["normal"], planted=0.2, planted_category=category)
         assert {(finding.kind, finding.category) for finding in analysis.findings if finding.flagged} >= {
-            ("pair", where)
+            ("pair", category)
         }
 
 

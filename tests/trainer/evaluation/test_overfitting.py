@@ -81,9 +81,11 @@ def test_overfitting_both_losses_rising_blames_learning_rate() -> None:
 UNKNOWN = {"none at all": ([], "dataset.validation"), "two": ([2.0, 1.9], "was measured 2 times")}
 
 
-@pytest.mark.parametrize(("validation", "why"), UNKNOWN.values(), ids=UNKNOWN)
-def test_overfitting_unknown_verdict_gives_reason(validation: list[float], why: str) -> None:
-    assert why in judge_overfitting(make_falling_losses(), make_points(validation), None, None, None).message
+@pytest.mark.parametrize(("validation", "expected_message"), UNKNOWN.values(), ids=UNKNOWN)
+def test_overfitting_unknown_verdict_gives_reason(validation: list[float], expected_message: str) -> None:
+    assert (
+        expected_message in judge_overfitting(make_falling_losses(), make_points(validation), None, None, None).message
+    )
 
 
 GAPS = {
@@ -111,11 +113,11 @@ FORGETTING = {
 }
 
 
-@pytest.mark.parametrize(("measured", "said"), FORGETTING.values(), ids=FORGETTING)
-def test_overfitting_forgetting_is_reported_when_clear(measured: Measure, said: bool) -> None:
+@pytest.mark.parametrize(("measured", "is_reported"), FORGETTING.values(), ids=FORGETTING)
+def test_overfitting_forgetting_is_reported_when_clear(measured: Measure, is_reported: bool) -> None:
     result = judge_overfitting([], make_points([2.0, 1.5, 1.2]), None, None, measured)
     assert result.forgetting == measured
-    assert ("Perplexity of general text rose from 10 to 14" in result.message) == said
+    assert ("Perplexity of general text rose from 10 to 14" in result.message) == is_reported
 
 
 Losses = st.floats(min_value=0.01, max_value=20)

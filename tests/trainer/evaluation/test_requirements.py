@@ -56,10 +56,10 @@ REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("rows", "evaluation", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("rows", "evaluation", "expected_message"), REFUSED.values(), ids=REFUSED)
 def test_requirements_unmeasurable_evaluation_is_refused(
-    rows: list[dict[str, str]], evaluation: dict[str, Any], said: str, tmp_path: Path
+    rows: list[dict[str, str]], evaluation: dict[str, Any], expected_message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainerError, match=said) as error:
+    with pytest.raises(TrainerError, match=expected_message) as error:
         check_requirements(rows, evaluation, tmp_path)
     assert error.value.reason is Reason.CONFIG_INVALID

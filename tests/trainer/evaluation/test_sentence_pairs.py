@@ -113,9 +113,9 @@ def default_csv_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("default_csv_limit")
-@pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
-def test_read_pairs_invalid_file_names_line(content: bytes, why: str) -> None:
+@pytest.mark.parametrize(("content", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_read_pairs_invalid_file_names_line(content: bytes, expected_message: str) -> None:
     with pytest.raises(TrainerError) as caught:
         parse_pairs(content, "s3://data/pairs.csv")
     assert caught.value.reason is Reason.DATA_INVALID
-    assert caught.value.message.startswith(f"s3://data/pairs.csv {why}")
+    assert caught.value.message.startswith(f"s3://data/pairs.csv {expected_message}")

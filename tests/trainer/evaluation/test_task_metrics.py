@@ -24,8 +24,8 @@ HALF = [" ".join(reference.split()[: len(reference.split()) // 2]) for reference
 NOTHING = ["zzz qqq"] * 25
 
 
-def index_by_name(found: list[Measure]) -> dict[str, Measure]:
-    return {measure.name: measure for measure in found}
+def index_by_name(measures: list[Measure]) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
 
 
 EXPECTED: dict[Task, list[str]] = {

@@ -84,7 +84,7 @@ def test_run_adapter_uri_continues_from_its_loss(
 
 
 @pytest.mark.parametrize(
-    ("hidden", "layers", "reason", "why"),
+    ("hidden", "layers", "reason", "expected_message"),
     [
         (64, 2, Reason.COMPLETED, "the adapter names the base model s3://models/resume/, not s3://models/"),
         (128, 2, Reason.MODEL_INVALID, "its weights do not match this base model"),
@@ -105,7 +105,7 @@ def test_run_adapter_of_other_base_model_is_checked(
     hidden: int,
     layers: int,
     reason: Reason,
-    why: str,
+    expected_message: str,
 ) -> None:
     uri, folder = f"s3://models/{tmp_path.name}", tmp_path / "other"
     forks.build_model(folder, hidden=hidden, layers=layers)
@@ -113,7 +113,7 @@ def test_run_adapter_of_other_base_model_is_checked(
         first.s3.put(f"{uri}/{path.name}", path.read_bytes())
     second = set_inputs(pods("second"), "more", adapterURI=first.output, uri=uri)
     assert forks.run(second, **SHAPE) is reason, second.log
-    assert why in second.log
+    assert expected_message in second.log
 
 
 def test_run_adapter_uri_without_adapter_is_refused(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:

@@ -62,7 +62,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     s3.put("s3://data/pairs.csv", (PAIRS + sentences).encode())
     s3.put("s3://data/wrong.csv", (PAIRS + "one,,stereo,kitchen\n").encode())
 
-    def made(name: str, evaluation: dict[str, Any]) -> TrainerRun:
+    def make_job(name: str, evaluation: dict[str, Any]) -> TrainerRun:
         pods = make(name)
         pods.changes = {
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
@@ -71,7 +71,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
         }
         return pods
 
-    return made
+    return make_job
 
 
 def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
@@ -118,11 +118,15 @@ def test_gate_passed_model_is_published_with_evaluation(
     }
 
 
-@pytest.mark.parametrize(("evaluation", "reason", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("evaluation", "reason", "expected_message"), REFUSED.values(), ids=REFUSED)
 def test_gate_unmeasurable_is_refused_before_training(
-    pods: Callable[..., TrainerRun], forks: ForkServer, evaluation: dict[str, Any], reason: Reason, said: str
+    pods: Callable[..., TrainerRun],
+    forks: ForkServer,
+    evaluation: dict[str, Any],
+    reason: Reason,
+    expected_message: str,
 ) -> None:
     job = pods("refused", evaluation)
     assert forks.run(job) is reason, job.log
-    assert said in job.outcome.message
+    assert expected_message in job.outcome.message
     assert "stage: Training" not in job.log

@@ -31,12 +31,12 @@ REFUSED_BY_TRANSFORMERS = b'{"temperature": 0.6, "top_p": 0.9}'
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def made(name: str) -> TrainerRun:
+    def make_job(name: str) -> TrainerRun:
         pods = make(name)
         pods.changes = {"output": {"merged": True}}
         return pods
 
-    return made
+    return make_job
 
 
 def list_output(pods: TrainerRun) -> set[str]:

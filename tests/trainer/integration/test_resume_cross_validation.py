@@ -39,13 +39,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
     s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode())
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def made(name: str) -> TrainerRun:
+    def make_job(name: str) -> TrainerRun:
         pods = make(name)
         gate = [{"metric": "crossValidationLoss", "maximum": 100}]
         pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}, "evaluation": {"gate": gate}}
         return pods
 
-    return made
+    return make_job
 
 
 @pytest.fixture

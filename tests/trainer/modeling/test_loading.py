@@ -91,12 +91,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "why"), REFUSED.values(), ids=REFUSED)
-def test_check_model_dir_invalid_folder_is_refused(tmp_path: Path, change: Callable[[Path], Any], why: str) -> None:
+@pytest.mark.parametrize(("change", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_check_model_dir_invalid_folder_is_refused(
+    tmp_path: Path, change: Callable[[Path], Any], expected_message: str
+) -> None:
     folder = make_model_dir(tmp_path / "model")
     check_model_dir(folder)
     change(folder)
-    with pytest.raises(TrainerError, match=why) as caught:
+    with pytest.raises(TrainerError, match=expected_message) as caught:
         check_model_dir(folder)
     assert caught.value.reason is Reason.MODEL_INVALID
 

@@ -185,7 +185,7 @@ class TestPlanAgainstRun:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "expected_message"),
     [
         ((2**60).to_bytes(8, "little"), "claims to be 1152921504606846976 bytes long"),
         (b"\0\0", "claims to be 0 bytes long"),
@@ -196,9 +196,9 @@ class TestPlanAgainstRun:
     ],
     ids=["bomb", "short", "cut", "no JSON", "a list", "no shape"],
 )
-def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, expected_message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(TrainerError, match=why) as caught:
+    with pytest.raises(TrainerError, match=expected_message) as caught:
         count_parameters(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
@@ -214,7 +214,7 @@ def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
 
 
 @pytest.mark.parametrize(
-    ("asked", "smallest"),
+    ("job_config", "smallest"),
     [
         (make_config(), 24),
         (make_config("nf4"), 16),
@@ -226,8 +226,8 @@ def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
     ],
     ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
 )
-def test_memory_estimate_8b_model_gives_smallest_gpu(asked: TrainerConfig, smallest: int | None) -> None:
-    fits = estimates.estimate_memory(asked, LLAMA_8B).fits_by_gpu_size()
+def test_memory_estimate_8b_model_gives_smallest_gpu(job_config: TrainerConfig, smallest: int | None) -> None:
+    fits = estimates.estimate_memory(job_config, LLAMA_8B).fits_by_gpu_size()
     assert next((size for size, enough in fits.items() if enough), None) == smallest
 
 

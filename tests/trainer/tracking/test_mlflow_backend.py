@@ -99,14 +99,14 @@ WHO = {
 }
 
 
-@pytest.mark.parametrize(("who", "shown"), WHO.values(), ids=WHO)
+@pytest.mark.parametrize(("credentials", "shown"), WHO.values(), ids=WHO)
 def test_mlflow_unauthorized_hides_credentials(
-    who: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture
+    credentials: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with serve_unauthorized() as (uri, authorizations):
         lost = track_attempt(
-            make_backend(uri, credentials=who), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING
+            make_backend(uri, credentials=credentials), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING
         )
     assert set(authorizations) == {shown}
     assert lost is not None

@@ -51,7 +51,7 @@ class FakeBackend:
 
 
 FINISHED = RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
-FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
+SERVER_FAULTS: dict[str, tuple[FakeBackend, int, str | None]] = {
     "it takes all": (FakeBackend(), 5, None),
     "it comes up late": (FakeBackend(fails={"open": 3}), 5, None),
     "it stumbles": (FakeBackend(fails={"send": 2}), 5, None),
@@ -74,8 +74,10 @@ FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("server", "got", "said"), FARES.values(), ids=FARES)
-def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int, said: str | None) -> None:
+@pytest.mark.parametrize(("server", "received_count", "expected_message"), SERVER_FAULTS.values(), ids=SERVER_FAULTS)
+def test_tracker_server_faults_report_lost_points(
+    server: FakeBackend, received_count: int, expected_message: str | None
+) -> None:
     tracker = Tracker(server, FAST_TIMING)
     tracker.start()
     for step in range(5):
@@ -84,9 +86,11 @@ def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int,
     begun = time.monotonic()
     lost = tracker.close(FINISHED)
     assert time.monotonic() - begun < 1.5
-    assert lost == (said and f"tracking: {said}")
-    assert [(point.step, point.metrics) for point in server.received] == [(step, {"loss": 1.0}) for step in range(got)]
-    assert server.ended == ([FINISHED] if said is None else [])
+    assert lost == (expected_message and f"tracking: {expected_message}")
+    assert [(point.step, point.metrics) for point in server.received] == [
+        (step, {"loss": 1.0}) for step in range(received_count)
+    ]
+    assert server.ended == ([FINISHED] if expected_message is None else [])
     server.released.set()
 
 

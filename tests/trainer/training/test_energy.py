@@ -44,13 +44,13 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
 }
 
 
-@pytest.mark.parametrize(("said", "watt_hours", "message"), READINGS.values(), ids=READINGS)
+@pytest.mark.parametrize(("readings", "watt_hours", "message"), READINGS.values(), ids=READINGS)
 def test_energy_meter_counters_give_watt_hours(
-    said: list[dict[str, int] | str], watt_hours: float | None, message: str
+    readings: list[dict[str, int] | str], watt_hours: float | None, message: str
 ) -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
-    taken = EnergyMeter(make_reader(*said)).measure()
+    taken = EnergyMeter(make_reader(*readings)).measure()
     assert taken.watt_hours == pytest.approx(watt_hours)
     assert taken.message.startswith(message)
 
