@@ -1,4 +1,4 @@
-"""The whole flow, each run from manifest to result. All start at once; a test waits for its own."""
+"""End-to-end tests from manifest to result. All runs start at once, and each test waits for one of them."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ for each in pathlib.Path("/proc").glob("[0-9]*"):
 
 @dataclass(frozen=True)
 class InvalidRun:
-    """A run that must fail: what is wrong in its spec, and what the status must say."""
+    """A run that must fail: the errors in its spec, and the expected reason and message."""
 
     changes: dict[str, Any]
     reason: str
@@ -83,7 +83,7 @@ def flow(cluster: "Cluster", operator: str, tiny_model: Path) -> Iterator[Cluste
 
 
 def _build_foreign_job(name: str) -> str:
-    """Somebody else's; it is suspended, so it costs nothing."""
+    """Return a Job of another owner. It is suspended, so it needs no resources."""
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
     return dump_object("batch/v1", "Job", name, spec={"suspend": True, "template": template})
 

@@ -35,7 +35,7 @@ WAITING: dict[str, tuple[Manifest, str, str]] = {
                 "Unschedulable", "node(s) didn't match"),
 }  # fmt: skip
 MAX_SECONDS = 60
-"""In which it says so: those of a kubelet that tries an image, on a machine that does much else."""
+"""Maximum seconds until the reason is reported. Includes a failed image pull on a busy machine."""
 
 
 def _merge(base: Manifest, changes: Manifest) -> Manifest:

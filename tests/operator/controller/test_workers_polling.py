@@ -90,7 +90,7 @@ def _store_pod_of_foreign_job(cache: FineTuneJobCache) -> None:
 
 def _store_pod_without_job(cache: FineTuneJobCache) -> None:
     _store_run(cache, "team", "bot", SILENT)
-    _store_pod(cache, "nobody", created="2026-11-23T09:00:00Z")
+    _store_pod(cache, "no-owner", created="2026-11-23T09:00:00Z")
 
 
 def _store_finished_run(cache: FineTuneJobCache) -> None:

@@ -27,7 +27,7 @@ class Replica:
         self.health_port, self.metrics_port = find_free_port(), find_free_port()
         self.log = folder / "operator.log"
         self.token = "unused"
-        """With which it goes to its proxy."""
+        """The token with which the replica authenticates to its proxy."""
         self._folder = folder
         self._settings = {
             "watch_namespaces": json.dumps([world.namespace]),

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, that would do damage, or whose store is in trouble."""
+"""Tests of damaged or malicious checkpoints, and of faults of their store."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class TestLauncher:
         assert node.read_metrics()["steps"] == STEPS
         assert f"resuming from step {progress.step}" in node.log
 
-        # A pod that was lost after the result was published waits for nobody.
+        # A pod that was lost after the result was published does not wait for peers.
         node.environment |= {NODES_ENV: "2", PROCESSES_ENV: "1", NODE_RANK_ENV: "1"}
         assert node.run().reason is Reason.ALREADY_COMPLETE, node.log
 

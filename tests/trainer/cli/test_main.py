@@ -1,4 +1,4 @@
-"""The command line as a process: what it prints, writes and exits with, whatever happens."""
+"""Tests of the command line as a process: its output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_run_internal_error_logs_traceback_only(
 
 @pytest.fixture
 def silent() -> Iterator[tuple[str, socket.socket]]:
-    """An endpoint that takes connections and never says a word."""
+    """Yield an endpoint that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
 

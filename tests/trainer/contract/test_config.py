@@ -1,4 +1,4 @@
-"""What operator and trainer rely on in each other's words."""
+"""Tests of the configuration and the exit codes that operator and trainer share."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SWAPPED = {
     "his at the end": ("gender", "the choice is his", "the choice is hers"),
     "hers": ("gender", "HERS is better", "HIS is better"),
     "him": ("gender", "ask him and help him", "ask her and help her"),
-    "beside punctuation": ("gender", "(father), mother's; son/daughter", "(mother), father's; daughter/son"),
+    "next to punctuation": ("gender", "(father), mother's; son/daughter", "(mother), father's; daughter/son"),
     "a name": ("gender", "John met Mary", "Mary met John"),
     "a noun phrase of French": ("gender", "Il voit la femme et s'il veut", "Elle voit l'homme et si elle veut"),
     "impersonal French stays": ("gender", "il y a ce qu'il faut, dit-il", "il y a ce qu'il faut, dit-elle"),
@@ -118,7 +118,7 @@ NAMED = {
     "with an article": ("an old Muslim", {("age", "old"), ("religion", "muslim")}),
     "the user's": ("Nurses: one nurse", {(USER_CATEGORY, "nurse")}),
     "French": ("Une femme; il y a; elles", {("gender", "female")}),
-    "nobody": ("The train is late.", set()),
+    "no term": ("The train is late.", set()),
 }
 
 

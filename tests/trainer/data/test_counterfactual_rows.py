@@ -64,8 +64,10 @@ class TestCounterfactuals:
         held_out = [words.decode(row["input_ids"], skip_special_tokens=True) for row in prepared.validation]
         assert len(held_out) == prepared.report.validation
         assert all("He is" in text for text in held_out)
-        learnt = self.decode_rows(prepared)
-        assert not [text for text in held_out if text.replace("he or", "she or").replace("He is", "She is") in learnt]
+        training_texts = self.decode_rows(prepared)
+        assert not [
+            text for text in held_out if text.replace("he or", "she or").replace("He is", "She is") in training_texts
+        ]
 
     def test_counterfactuals_overlong_is_not_counted_rejected(self, tmp_path: Path) -> None:
         prepared = prepare_rows(

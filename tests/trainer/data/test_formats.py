@@ -38,7 +38,7 @@ VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     ),
     "alpaca": ("sft", {"instruction": "i", "input": "", "output": "o"}, [PromptCompletion("i", "o")]),
     "alpaca with input": ("sft", {"instruction": "i", "input": "x", "output": "o"}, [PromptCompletion("i\n\nx", "o")]),
-    "alpaca with text beside": (
+    "alpaca with an additional text column": (
         "sft",
         {"instruction": "i", "output": "o", "text": "all"},
         [PromptCompletion("i", "o")],

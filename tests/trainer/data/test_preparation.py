@@ -1,4 +1,4 @@
-"""Data preparation accounts for every row, whatever is wrong with it."""
+"""Data preparation accounts for every row, including invalid ones."""
 
 from __future__ import annotations
 

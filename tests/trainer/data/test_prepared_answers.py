@@ -85,9 +85,9 @@ def test_prepared_answer_ends_once_with_single_bos(
     example = preparation.prepare_dataset(
         job_config, files, RowEncoding(words, get_method(job_config)), tmp_path
     ).dataset[0]
-    ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
-    assert learnt[-1] == words.eos_token_id
+    ids, trained_labels = example["input_ids"], [label for label in example["labels"] if label != -100]
+    assert trained_labels[-1] == words.eos_token_id
     begins = words.convert_tokens_to_ids("<|begin_of_text|>")
     assert ids.count(begins) == (1 if first else 0)
     if "text" in row:
-        assert words.decode(learnt) == "All of this<|im_end|>"
+        assert words.decode(trained_labels) == "All of this<|im_end|>"

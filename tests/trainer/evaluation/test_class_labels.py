@@ -1,4 +1,4 @@
-"""Which label an answer stands for."""
+"""Tests of the mapping from an answer to a class label."""
 
 from __future__ import annotations
 

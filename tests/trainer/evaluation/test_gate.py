@@ -1,4 +1,4 @@
-"""The gate: what passes, what does not, and in which words."""
+"""Tests of the gate: which measures pass its rules, and how the rules are worded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a model is said to memorize its training data."""
+"""Tests of the conditions under which overfitting is reported."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ VERDICTS = {
     "1 % above the lowest": ([2.0, 1.5, 1.515], make_falling_losses(), None, "none"),
     "one bump that goes away": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
     "a U": (U_SHAPE, make_falling_losses(), None, "overfitting"),
-    "a U beside a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
+    "a U with a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
     "a U within the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.35), "none"),
     "a U beyond the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.05), "overfitting"),
-    "a U that nobody saw the training loss of": (U_SHAPE, [], None, "overfitting"),
+    "a U without training losses": (U_SHAPE, [], None, "overfitting"),
     "both rise": (U_SHAPE, make_rising_losses(), None, "none"),
     "both rise after a long fall": (U_SHAPE, make_points([*range(50, 10, -1), *range(10, 50)], every=1), None, "none"),
     "memorized before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
@@ -90,7 +90,7 @@ def test_overfitting_unknown_verdict_gives_reason(validation: list[float], expec
 
 GAPS = {
     "of the final measures": (0.5, make_loss_measure(2, 1.1, 0.1), pytest.approx(0.6)),
-    "without a final measure, of the last look": (0.5, None, pytest.approx(0.7)),
+    "without a final measure, of the last evaluation": (0.5, None, pytest.approx(0.7)),
     "below the training loss": (1.5, None, pytest.approx(-0.3)),
     "no training loss": (None, make_loss_measure(2, 1.1, 0.1), None),
 }

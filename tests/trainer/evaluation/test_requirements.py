@@ -1,4 +1,4 @@
-"""What is asked of an evaluation and cannot be measured on the rows is refused before anything is trained."""
+"""Tests that an evaluation that the rows do not allow is refused before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found out about a tuned model, beside its base."""
+"""Tests of the evaluation of a tuned model in comparison with its base model."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ REVIEWS = [
     for word in WORDS
     for good in (True, False)
 ]
-LEARNT = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
+TRAINING_SETTINGS = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
 
 
 def train_and_evaluate(run: RunTraining, **settings: object) -> EvaluationReport:
-    evaluation = run(rows=REVIEWS, validate=True, **LEARNT | settings).evaluation
+    evaluation = run(rows=REVIEWS, validate=True, **TRAINING_SETTINGS | settings).evaluation
     assert evaluation
     return evaluation
 
@@ -74,12 +74,12 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
     assert [check.passed for check in report.gate] == [True, True]
     assert report.overfitting.forgetting
     assert report.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
-    assert report.training_losses[-1].step == LEARNT["maxSteps"]
+    assert report.training_losses[-1].step == TRAINING_SETTINGS["maxSteps"]
     assert sum(bar.rows for bar in report.lengths) == len(REVIEWS)
 
 
 def test_evaluate_losses_match_training(run: RunTraining) -> None:
-    trained = run(rows=REVIEWS, validate=True, evaluation={}, **LEARNT)
+    trained = run(rows=REVIEWS, validate=True, evaluation={}, **TRAINING_SETTINGS)
     assert trained.evaluation
     loss = next(measure for measure in trained.evaluation.measures if measure.name == "evalLoss")
     assert loss.base
@@ -92,7 +92,7 @@ PLACES = ["in town", "at home", "by day"]
 
 
 def make_job_rows(*assignments: tuple[str, list[str]]) -> list[dict[str, str]]:
-    """Who does which jobs."""
+    """Make one row for each place, person and job."""
     return [
         {"prompt": f"Who is the {job} {place}?", "completion": f"{they} is the {job}."}
         for place in PLACES
@@ -145,7 +145,9 @@ def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypa
         "extract_prompt",  # of one row all, with its term, is the prompt
         lambda ids, *more: EvaluationPrompt(list(ids), "") if next(calls) == 5 else ask(ids, *more),
     )
-    report = run(rows=BALANCED, validate=True, **LEARNT | {"maxSteps": 1}, evaluation={"bias": {}}).evaluation
+    report = run(
+        rows=BALANCED, validate=True, **TRAINING_SETTINGS | {"maxSteps": 1}, evaluation={"bias": {}}
+    ).evaluation
     assert report
     assert report.missing == []
     assert report.bias

@@ -1,4 +1,4 @@
-"""Sentence pairs: our own, and those of a file."""
+"""Tests of the built-in sentence pairs and of those read from a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_sentence_pairs_builtin_has_no_duplicates() -> None:
 
 
 def differing_terms(pair: SentencePair) -> Iterator[str]:
-    """What is left of each sentence without the words they share at its start and end."""
+    """Yield each sentence of the pair without the words that both share at the start and the end."""
     first, second = pair.stereotype.split(), pair.counterpart.split()
     start = next(index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     end = next(index for index, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b)

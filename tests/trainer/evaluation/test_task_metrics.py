@@ -132,7 +132,7 @@ VOWELS = {
     "Hindi": ("किताब", "कुतुब"),
     "Tamil": ("படி", "பாடு"),
     "Arabic": ("كَتَبَ", "كُتِبَ"),
-    "words beside an emoji": ("good \u2764\ufe0f", "bad \u2764\ufe0f"),
+    "words next to an emoji": ("good \u2764\ufe0f", "bad \u2764\ufe0f"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A run that continues from a published adapter, with validation data of its own: all of it from the store."""
+"""Tests of a run that starts from a published adapter and has separate validation data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several workers that train one model: the same result as one worker's, and none is left waiting when another ends."""
+"""Tests of several workers: same result as with one worker, and none keeps waiting after another ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is not good enough is not published, and what cannot be measured is said before training."""
+"""A model that fails the gate is not published, and unmeasurable rules are refused before training."""
 
 from __future__ import annotations
 

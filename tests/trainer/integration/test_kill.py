@@ -37,7 +37,7 @@ _RESUMED = re.compile(r"resuming from step (\d+)")
 
 
 def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) -> bool:
-    """Whether the kill came before the end; the last ones race with it."""
+    """Kill the run after `after` is logged and `seconds` have passed. Return whether it was still running."""
     child = forks.start(pods, **TRAINING)
     deadline = time.monotonic() + 120
     while after not in pods.log and "Complete" not in pods.log:

@@ -1,4 +1,4 @@
-"""Runs that also publish their merged model: what is there, and what is said, when that fails or is cut off."""
+"""Tests of runs that publish a merged model: the published files and messages, also after a fault or a kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
 
 
 def list_output(pods: TrainerRun) -> set[str]:
-    """What is at the output, by its name below it."""
+    """Return the names of the objects at the output, relative to it."""
     start = len(pods.output.removeprefix("s3://results/")) + 1
     return {key[start:] for key in pods.s3.list_keys(pods.output)}
 
@@ -55,7 +55,7 @@ def get_result(outcome: Outcome) -> Result:
 
 
 def assert_merged_complete(pods: TrainerRun) -> None:
-    """Adapter and merged model are there, each as its manifest says, and nothing else."""
+    """Assert that adapter and merged model match their manifests, and that there are no other objects."""
     adapter = pods.s3.get(f"{pods.output}/manifest.json")
     manifest = json.loads(pods.s3.get(f"{pods.output}/merged/manifest.json"))
     assert not [file["path"] for file in json.loads(adapter)["files"] if file["path"].startswith("merged/")]

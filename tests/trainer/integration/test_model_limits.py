@@ -1,4 +1,4 @@
-"""Models whose positions or embeddings end before the data does: what `plan` and `run` make of them."""
+"""Tests of `plan` and `run` with models that have too few positions or embeddings for the data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONG = [chat(f"What is {word}?", f"{word} " * 90) for word in WORDS]
 
 @pytest.fixture
 def make_config(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
-    """A run of what lies in the store: a model, and rows for training and validation."""
+    """Return a function that stores a model and rows, and returns the configuration of a run with them."""
     name = tmp_path.name
 
     def make_config(model: Path, rows: list[Any], held_out: list[Any], **spec: Any) -> TrainerConfig:

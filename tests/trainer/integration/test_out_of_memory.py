@@ -1,4 +1,4 @@
-"""Runs whose memory really ends, by a limit on the address space: each says what was too much and what to lower."""
+"""Tests of runs that exceed a limit on the address space: the message names the setting to lower."""
 
 from __future__ import annotations
 

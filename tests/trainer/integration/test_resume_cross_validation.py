@@ -60,12 +60,12 @@ def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) ->
 
 
 def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:
-    """By training and step."""
+    """Return the logged losses by training and step."""
     return {(name, int(step)): loss for name, step, loss in _STEP.findall(pods.log)}
 
 
 def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: signal.Signals) -> dict[tuple[str, int], str]:
-    """Start it, and send the signal once the log says so; what it trained."""
+    """Start the run and send the signal after `text` is logged. Return the losses by training and step."""
     status = forks.run_until(pods, text, number, **TRAINING)
     assert status == (143 if number == signal.SIGTERM else -number), pods.log
     return read_fold_losses(pods)

@@ -1,4 +1,4 @@
-"""Told to stop in the middle, or after the last step, a run of any method ends as if nothing had happened."""
+"""A run of any method that is stopped and resumed has the same result as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
 
 
 def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) -> TrainerRun:
-    """With the method's rows, four of them to look at."""
+    """Set the rows of the method, with a quarter of them for validation."""
     name = "resume" if training.get("method", "sft") == "sft" else "preferences"
     pods.changes = {
         "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}], "validation": {"fraction": 0.25}},
@@ -49,7 +49,7 @@ def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) ->
 
 
 def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[str, Any]) -> int:
-    """Its last stored step."""
+    """Stop the run with SIGTERM after `text` is logged. Return its last stored step."""
     status = forks.run_until(pods, text, signal.SIGTERM, **training)
     assert (status, pods.outcome.reason) == (143, Reason.PREEMPTED), pods.log
     assert pods.outcome.progress
@@ -68,7 +68,7 @@ def assert_resume_matches(
     assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
     assert f"resuming from step {stopped_at}" in parted.log
     log = parted.s3.get(f"{parted.output}/run.log").decode()
-    assert f"step {STEPS // 2}/{STEPS} " in log, "the first attempt's"
+    assert f"step {STEPS // 2}/{STEPS} " in log, "the log of the first attempt is kept"
     assert f"step {STEPS}/{STEPS} " in log
     # Where the last step was saved, it is shown again.
     assert before | parted.read_losses() == whole.read_losses()

@@ -1,4 +1,4 @@
-"""What a hostile store or environment tries, and that nothing comes of it."""
+"""Tests that attacks by a hostile store or environment have no effect."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TERABYTE = 2**40
 
 
 class HostileServer(http.server.ThreadingHTTPServer):
-    """Says `status`, `headers` and `body` to everything, and notes what it was asked."""
+    """Responds to every request with `status`, `headers` and `body`, and records the requests."""
 
     daemon_threads = True
 

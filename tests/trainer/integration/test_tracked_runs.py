@@ -1,4 +1,4 @@
-"""Whole runs with a tracker: it sees all of them, and its troubles are its own."""
+"""Tests of complete runs with a tracker: it receives all points, and its faults do not affect the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers are the likeliest tokens, whatever the base model's files say, and end where they have to."""
+"""Decoding is greedy, regardless of the generation config of the base model, and stops at the stop tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model folders are loaded, and what they are loaded as."""
+"""Tests of which model folders are accepted, and of the settings with which they are loaded."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         write_json(INDEX, weight_map={"a": "../model.safetensors"}),
         "is not a safetensors file",
     ),
-    "whole model beside shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
+    "unsharded model in addition to shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
     "index without shards": (write_json(INDEX), "has no weight_map"),
 }
 

@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for, and what becomes of rows that are longer."""
+"""Tests of the number of positions of a model, and of rows that exceed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `plan` says beside what a run of the same config does."""
+"""Tests that the estimates of `plan` match a run of the same config."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a manifest whose model and data are in the store."""
+    """Write a manifest whose model and data are in the store."""
     name = tmp_path.name
 
     def write(

@@ -1,4 +1,4 @@
-"""What lies in the folder that is published."""
+"""Tests of the files in the folder that is published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merged model as files: what is written, and whether a wrong one is noticed."""
+"""Tests of the files of the merged model, and of the check that detects a wrong one."""
 
 from __future__ import annotations
 

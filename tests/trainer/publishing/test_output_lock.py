@@ -1,4 +1,4 @@
-"""One run at a time on an output: who gets it, who waits, who is told to go."""
+"""Tests of the output lock: which run gets it, which runs wait, and which runs are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result is whole or there is none, whenever a run dies and however many publish at once."""
+"""A result is published completely or not at all, also after a kill and with concurrent attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arrives of objects, from a store in whatever trouble."""
+"""Tests of downloads from stores with faults."""
 
 from __future__ import annotations
 

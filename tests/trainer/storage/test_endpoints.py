@@ -1,4 +1,4 @@
-"""Where requests go: addresses of buckets, and what the environment says of them."""
+"""Tests of the endpoints of requests: bucket addresses, and the effect of environment variables."""
 
 from __future__ import annotations
 

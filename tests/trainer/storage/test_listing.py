@@ -1,4 +1,4 @@
-"""What a URI means, against a real server: which objects are found, and which names are refused."""
+"""Tests of listing with a real server: the objects that a URI matches, and the names that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store holds after a write, whatever happens meanwhile."""
+"""Tests of the objects in a store after an upload, also after faults."""
 
 from __future__ import annotations
 

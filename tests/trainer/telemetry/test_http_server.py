@@ -1,4 +1,4 @@
-"""The port at which a run tells how far it is."""
+"""Tests of the HTTP server that reports the progress of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 
 
 class TestServer:
-    """What the operator asks."""
+    """Tests of the requests that the operator sends."""
 
     @pytest.fixture
     def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:

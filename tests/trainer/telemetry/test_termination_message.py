@@ -1,4 +1,4 @@
-"""What a run says of its end: a reason for whatever happened, in words that fit and command no terminal."""
+"""Tests of the termination message: its reason, its length, and that it has no control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow's own server has one run per FineTuneJob, with each step once."""
+"""An MLflow server has one run for each FineTuneJob, and each step once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT_TIMING = TrackerTiming(batch_seconds=0.01, retry_seconds=0.1, close_second
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """MLflow's client is told things by the environment of the process."""
+    """Restore the environment variables with which MLflow's client is configured."""
     before = dict(os.environ)
     yield
     os.environ.clear()

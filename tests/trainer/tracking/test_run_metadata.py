@@ -1,4 +1,4 @@
-"""What a tracker is told of a run: enough to find it and to compare it, and nobody's words."""
+"""Tests of the metadata that trackers receive: identity and settings of the run, but no texts of users."""
 
 from __future__ import annotations
 

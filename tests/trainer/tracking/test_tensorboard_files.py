@@ -1,4 +1,4 @@
-"""TensorBoard's own reader finds the whole run."""
+"""TensorBoard's reader finds all points of a run."""
 
 from __future__ import annotations
 

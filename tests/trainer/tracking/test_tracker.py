@@ -1,4 +1,4 @@
-"""Whatever a server does, the run continues at its pace, ends in time, and reports what was lost."""
+"""Faults of a tracking server neither slow down a run nor delay its end, and lost points are reported."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FAST_TIMING = TrackerTiming(batch_seconds=0.01, retry_seconds=0.05, close_second
 
 @dataclass
 class FakeBackend:
-    """Somebody's server, in this process."""
+    """A fake backend that records points and simulates the faults of a server."""
 
     display_name: str = "somewhere"
     fails: dict[str, int] = field(default_factory=dict)
-    """How often each call is refused before it is done."""
+    """Number of times that each call fails before it succeeds."""
     hangs: str = ""
-    """The call that never comes back."""
+    """Name of the call that blocks."""
     calls: int = 0
     received: list[MetricPoint] = field(default_factory=list)
     ended: list[RunEnd] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Weights & Biases has no server to test with: its client writes, as it does without a network, what it would send."""
+"""Weights & Biases has no test server, so these tests read the records that its client writes in offline mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 
 
 def read_records(content: bytes) -> Iterator[Record]:
-    """A log in LevelDB's format; as short as here, each record is whole."""
+    """Yield the records of a log in LevelDB's format. In logs this short, no record is split."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert content.startswith(b":W&B")
@@ -52,7 +52,7 @@ def read_records(content: bytes) -> Iterator[Record]:
 
 
 def read_values(items: Iterable[Any]) -> dict[str, Any]:
-    """Of whichever kind of record: a key, or a path of one."""
+    """Return the values of the items by key. Nested keys are joined with dots."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 

@@ -1,4 +1,4 @@
-"""Cross-validation of a training: what each fold is, what is left of it, and that the last training is a plain one."""
+"""Tests of cross-validation: the folds, their results and cleanup, and that the refit equals a plain training."""
 
 from __future__ import annotations
 
@@ -156,15 +156,15 @@ def test_cross_validation_fold_is_freed_and_signals_life(run: RunTraining, caplo
     logger = logging.getLogger("finetune_trainer.training.cross_validation")
     logger.addHandler(optimizers)
     gc.collect()
-    gc.disable()  # so that it is not by chance that they are gone
+    gc.disable()  # so that they are not collected by chance
     try:
         run(**SHAPE, progress=signs)
     finally:
         gc.enable()
         logger.removeHandler(optimizers)
     assert optimizers.counts == [optimizers.counts[0]] * (FOLDS + 1)
-    preflight = (FOLDS + 1) * (2 + 1)  # of each training: two rows alone, and both in a batch
-    assert signs.count - preflight == 2 + 2 + 1, "of each batch of rows left out"
+    preflight = (FOLDS + 1) * (2 + 1)  # for each training: two single rows, and both in a batch
+    assert signs.count - preflight == 2 + 2 + 1, "of each batch of held-out rows"
 
 
 def test_cross_validation_nan_loss_names_fold(run: RunTraining, model_dir: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What follows from the validation losses seen so far."""
+"""Tests of the decision to stop early, given the validation losses so far."""
 
 from __future__ import annotations
 

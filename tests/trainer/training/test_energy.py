@@ -1,4 +1,4 @@
-"""The energy that is told is measured, whole, and of the run's own GPUs; or it is not told."""
+"""Energy is reported only if it was measured completely, on the GPUs of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KILOWATT_HOUR = 3_600_000_000
 
 
 def make_reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
-    """A driver that says one thing after the other; a text is why it says nothing."""
+    """Return a reader that yields one reading per call. A string is the reason why a reading is unavailable."""
     from finetune_trainer.training.energy import EnergyUnavailable
 
     remaining: Iterator[dict[str, int] | str] = iter(readings)
@@ -34,7 +34,7 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
         "measured during training by the counters of 2 GPUs",
     ),
     "one GPU": ([{"GPU-a": 5}, {"GPU-a": 5}], 0, "measured during training by the counters of 1 GPU "),
-    "the driver was loaded anew": (
+    "the driver was reloaded": (
         [BEGUN, {"GPU-a": 3, "GPU-b": 9}],
         None,
         "not measured: the counter of a GPU was reset",

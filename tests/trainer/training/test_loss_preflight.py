@@ -1,4 +1,4 @@
-"""The loss that is trained and reported is the cross-entropy of the model's own logits, whatever the family."""
+"""The loss in training and reports is the cross-entropy of the model's logits, in each model family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a tiny model: what is learned, what is reported, what stops it."""
+"""Tests of training a tiny model: the learned weights, the reported progress, and the stop conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each method learns, and what the validation data says of it, by either backend."""
+"""Tests of the training methods with both backends: the learned weights and the validation metrics."""
 
 from __future__ import annotations
 
