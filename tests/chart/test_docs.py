@@ -120,7 +120,7 @@ def _is_part_of(part: object, complete: object) -> bool:
     return part == complete
 
 
-# Folder of dev/tools, and what tells the version there.
+# Folder of dev/tools, and the pattern of the version in it.
 TESTED = {
     "Kubernetes": ("kubernetes", r"k8s\.io/kubernetes v(1\.\d+)"),
     "Helm": ("helm", r"helm\.sh/helm/v3 v(3\.\d+)"),

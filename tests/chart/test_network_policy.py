@@ -1,5 +1,5 @@
-"""What trainer pods may reach and who may reach them, as the rendered objects say. Whether a cluster enforces that is
-its network plugin's: none of the local cluster does."""
+"""Tests of the rendered network policies: allowed connections from and to trainer pods. Enforcement is up to the
+network plugin of a cluster; that of the local cluster does not enforce them."""
 
 import ipaddress
 import json

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# What kopf itself would believe: "this object was handled, nothing is left to do".
+# Annotations from which kopf would conclude that the object is handled completely.
 FORGED = {
     "kopf.zalando.org/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
     "kopf.zalando.org/finetunejob": json.dumps({"started": "2020-01-01T00:00:00Z", "success": True}),
     "finetune.dev/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
 }
 INDEX = "batch.kubernetes.io/job-completion-index"
-# What its memory limit would do; the process with number 1 only started them.
+# Kill the workers, as their memory limit would. Process 1 only started them.
 KILL_WORKERS = """
 import os, pathlib
 for each in pathlib.Path("/proc").glob("[0-9]*"):
@@ -69,7 +69,7 @@ INVALID_RUNS = {
 
 @pytest.fixture(scope="module")
 def flow(cluster: "Cluster", operator: str, tiny_model: Path) -> Iterator[ClusterHarness]:
-    """All runs, started."""
+    """Yield the harness after starting all runs."""
     assert operator
     with open_cluster_harness(cluster, tiny_model) as started:
         started.create_object(_build_foreign_job("name-conflict"))
@@ -201,7 +201,7 @@ def test_run_multi_node_worker_killed_resumes_from_checkpoint(flow: ClusterHarne
     assert (status["attempts"], status["progress"]["totalSteps"]) == (2, 300)
     job = flow.get_object("job", "together")["status"]
     job_counts = (job["succeeded"], job["completedIndexes"], job.get("failed"))
-    assert job_counts == (2, "0,1", 1)  # the other one's end is free
+    assert job_counts == (2, "0,1", 1)  # the end of the other pod does not count as a failure
     assert "resuming from step" in flow.kubectl("logs", flow.list_pods("together", f",{INDEX}=0")[-1])
     assert json.loads(flow.read_object("out/together/manifest.json"))["metrics"]["steps"] == 300
 

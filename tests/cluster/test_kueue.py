@@ -107,7 +107,7 @@ def _read_exit_codes(process: subprocess.Popen[str], codes: dict[str, int]) -> N
 
 
 def test_job_suspended_by_queue_resumes_without_using_attempt(cluster: Cluster, flow: ClusterHarness) -> None:
-    """With no attempt to spare: had the stop counted, the run would have failed."""
+    """The run has a single attempt, so it would fail if the stop counted as one."""
     _start_run(flow, "bot", 400, {}, backoffLimit=0)
     saved = _wait_for_checkpoint(flow, "bot")
     with _record_exit_codes(cluster, flow) as codes:

@@ -25,7 +25,7 @@ SPECS: dict[str, Manifest] = {  # all start at once
     "forgotten": {"ttlSecondsAfterFinished": 1},
 }
 
-# What keeps a pod from starting, and the words by which the status says so.
+# Changes that prevent a pod from starting, and the expected reason and text of the status.
 WAITING: dict[str, tuple[Manifest, str, str]] = {
     "no-image": ({"compute": {"image": "registry.invalid/trainer:1"}}, "ImagePullFailed", "registry.invalid/trainer:1"),
     "no-claim": ({"model": {"uri": "pvc://no-such-claim/base"}}, "Unschedulable", '"no-such-claim" not found'),
@@ -48,7 +48,7 @@ def _merge(base: Manifest, changes: Manifest) -> Manifest:
 
 @pytest.fixture(scope="module")
 def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[ClusterHarness]:
-    """All runs, started."""
+    """Yield the harness after starting all runs."""
     assert operator
     with open_cluster_harness(cluster, tiny_model) as started:
         hard = {"hard": {"requests.memory": "800Gi"}}

@@ -1,4 +1,4 @@
-"""Which pods the operator polls for progress, and that unresponsive pods delay only their namespace."""
+"""The operator polls running pods for progress, and unresponsive pods delay only their namespace."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 UPDATES = 200
 OTHER_RUNS = 20
-MAX_SECONDS = 5.0  # seconds for one among all this; alone it takes a fraction of one
+MAX_SECONDS = 5.0  # for one run among the others; without them it takes less than a second
 
 
 async def _has_job(world: NamespaceHarness, name: str) -> bool:

@@ -94,7 +94,7 @@ def test_checkpoint_store_damaged_checkpoint_is_skipped(
     assert restored.step == 5
     assert "skipping step 10" in caplog.text
     assert expected_message in caplog.text
-    save_checkpoints(store, tmp_path, 7)  # what comes after it replaces what came to nothing
+    save_checkpoints(store, tmp_path, 7)  # the next checkpoint replaces the damaged one
     assert list_steps(s3, prefix) == ["step-5", "step-7"]
 
 

@@ -183,7 +183,7 @@ class TestWorkers:
         assert self.run_two_workers(forks, WAIT_SCRIPT, tmp_path) == [0, 0]
 
     def run_two_workers(self, forks: ForkServer, script: str, tmp_path: Path) -> list[int]:
-        """How two workers of one node end."""
+        """Return the exit codes of two workers of one node."""
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         workers = []
         for rank in range(2):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 REFUSED = {
-    # evaluation, reason, what is said
+    # evaluation, reason, expected message
     "a metric of another task": (
         {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
         Reason.CONFIG_INVALID,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 
 TRAINING = {"maxSteps": 240, "checkpoints": {"everySteps": 3}, "lora": {"dropout": 0.1, "rank": 4}}
-# (what the log says before, seconds after it at most)
+# (text in the log, maximum seconds after it)
 MOMENTS = [
     *[("", 1.0)] * 4,
     *[("stage: Training", 1.0)] * 6,

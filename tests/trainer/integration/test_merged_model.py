@@ -153,7 +153,7 @@ def test_merged_run_stopped_in_upload_is_completed_later(
     status = forks.wait(child)
     proxy.on_write = lambda path: None
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 143), job.log
-    if number == signal.SIGKILL and last != "/job/manifest.json":  # the last word that the pod left
+    if number == signal.SIGKILL and last != "/job/manifest.json":  # the last record of the killed pod
         assert job.outcome.reason is Reason.COMPLETED
         assert "the merged model is not published yet" in job.outcome.message
         assert get_result(job.outcome).adapter_uri == job.output

@@ -93,7 +93,7 @@ def liar(credentials: Callable[..., Path]) -> Iterator[HostileServer]:
 
 @pytest.fixture
 def decoy() -> Iterator[HostileServer]:
-    """Where nothing may go."""
+    """Start a server that no request may reach."""
     yield from _serve(HostileServer())
 
 

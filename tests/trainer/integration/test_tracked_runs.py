@@ -68,7 +68,7 @@ def test_tracked_run_next_attempt_resumes_mlflow_run(
     assert [step for step, _ in mlflow.get_history(run, "loss")] == list(range(1, STEPS + 1))
     assert {step for step, _ in mlflow.get_history(run, "evalLoss")} == {0, 10, 20}
     assert len(mlflow.get_history(run, "learningRate")) == STEPS
-    assert len(mlflow.get_history(run, "tokensPerSecond")) == STEPS + 1  # and, at the end, the whole run's
+    assert len(mlflow.get_history(run, "tokensPerSecond")) == STEPS + 1  # and at the end that of the complete run
     assert bot.outcome.result
     assert run.data.metrics.items() >= bot.read_metrics().items()
     assert {"baseEvalLoss", "evalLoss", "perplexity", "basePerplexity"} <= run.data.metrics.keys()

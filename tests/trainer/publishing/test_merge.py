@@ -36,7 +36,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
-    """As after training: B matrices that are not zero."""
+    """Return a model whose B matrices are not zero, as after training."""
     import torch
 
     model = load_model(settings, model_dir, "transformers")

@@ -46,7 +46,7 @@ def test_record_after_each_checkpoint_names_newest(message: Path) -> None:
     termination_message.record_checkpoint(_make_progress(None))
     assert message.read_bytes() == b""
     inode = message.stat().st_ino
-    for step in (5, 10, 1_000_000, 7):  # a shorter one leaves nothing of a longer one
+    for step in (5, 10, 1_000_000, 7):  # a shorter record replaces a longer one completely
         termination_message.record_checkpoint(_make_progress(step))
         assert _read_record(message) == (step, TIME)
     assert message.stat().st_ino == inode  # the kubelet reads the file that it has mounted

@@ -33,7 +33,7 @@ def write_event_files(folder: Path, **changes: object) -> None:
 def test_tensorboard_files_are_read_by_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(2):  # a later attempt leaves nothing of an earlier one
+    for _ in range(2):  # a later attempt replaces the files of an earlier one
         write_event_files(tmp_path, tracking={"tool": "tensorboard"})
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["events.out.tfevents.finetune"]
     accumulator = EventAccumulator(str(tmp_path / "tensorboard"))

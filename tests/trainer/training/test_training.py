@@ -24,7 +24,7 @@ CHATS = MORE_CHATS[:10]
 
 
 def test_training_uses_all_reported_tokens_each_epoch(run: RunTraining) -> None:
-    long = chat("x " * 40, "y " * 30)  # beyond TRL's own limits nothing is cut either
+    long = chat("x " * 40, "y " * 30)  # longer than the default limits of TRL, which do not truncate it
     trained = run(rows=[*CHATS, long], maxSteps=None, epochs=2, batchSize=2, gradientAccumulation=2)
     assert trained.metrics["tokens"] == 2 * trained.report.tokens
     assert trained.metrics["supervisedTokens"] == 2 * trained.report.supervised_tokens
@@ -39,7 +39,7 @@ def test_training_reports_each_step(run: RunTraining) -> None:
     assert all(report.tokens_per_second for report in steps)
     assert trained.losses[-1] == trained.metrics["finalLoss"]
     assert trained.metrics["trainLoss"] == pytest.approx(sum(trained.losses) / 5)
-    assert not list((trained.folder / "trainer").rglob("*"))  # nothing of TRL's own is left behind
+    assert not list((trained.folder / "trainer").rglob("*"))  # no files of TRL remain
 
 
 def test_training_lowers_loss(run: RunTraining) -> None:

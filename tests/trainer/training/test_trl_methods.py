@@ -23,7 +23,7 @@ def test_dpo_prefers_the_chosen_answer(run: RunTraining, backend: str) -> None:
 
 @pytest.mark.parametrize("batch", [3, 8])
 def test_dpo_reward_accuracy_is_per_row(run: RunTraining, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    # The last two rows say the contrary of the first two, so that two are wrong, and the last batch is a smaller one.
+    # The last two rows contradict the first two, so that two are wrong. The last batch is smaller.
     prompts, good, bad = (
         [*answers[:6], *other[:2]]
         for answers, other in (
