@@ -1,4 +1,4 @@
-"""The operator's pod: restricted, small, and told about by the values."""
+"""Tests of the operator's pod: its restrictions, its resources, and the effect of the values."""
 
 from collections.abc import Callable
 from typing import Any

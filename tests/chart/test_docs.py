@@ -1,4 +1,4 @@
-"""Guides say what the code does: every reason, real links, manifests that are valid."""
+"""The guides match the code: they list every reason, and their links and manifests are valid."""
 
 import re
 from collections.abc import Callable
@@ -78,7 +78,7 @@ STRICT: dict[str, tuple[dict[str, Any], str | None]] = {
     "a device of the host": (
         {"compute": {"resources": {"limits": {"smarter-devices/fuse": "1"}}}}, "spec.compute.resources",
     ),
-    "an adapter of somebody else": ({"model": {"adapterURI": "s3://evil/x"}}, "spec.model.adapterURI"),
+    "an adapter of another tenant": ({"model": {"adapterURI": "s3://evil/x"}}, "spec.model.adapterURI"),
     "a pull request": ({"model": {"revision": "refs/pr/7"}}, "spec.model.revision"),
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def _is_part_of(part: object, complete: object) -> bool:
     return part == complete
 
 
-# Folder of dev/tools, and what tells the version there.
+# Folder of dev/tools, and the pattern of the version in it.
 TESTED = {
     "Kubernetes": ("kubernetes", r"k8s\.io/kubernetes v(1\.\d+)"),
     "Helm": ("helm", r"helm\.sh/helm/v3 v(3\.\d+)"),

@@ -1,4 +1,4 @@
-"""What Kustomize, as kubectl has it, makes of the base and of FineTuneJobs."""
+"""Tests of the output of `kubectl kustomize` for the base and for FineTuneJobs."""
 
 import re
 import shutil
@@ -58,7 +58,7 @@ def _kind_and_name(body: Manifest) -> tuple[str, str]:
 
 @pytest.fixture
 def overlay(tmp_path: Path) -> BuildOverlay:
-    """What a kustomization makes that lies beside a copy of ours."""
+    """Return a function that builds a kustomization next to a copy of our manifests."""
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump_all([JOB, ACCOUNT, PRIORITY]))
 

@@ -25,7 +25,7 @@ OBSERVABILITY = ROOT / "docs" / "operations" / "observability.md"
 
 
 def parse_metric_names(query: str) -> set[str]:
-    """The metrics that a PromQL query asks for."""
+    """Return the metrics that a PromQL query reads."""
     metric_names = set()
 
     def visit(expression: promql_parser.Expr) -> bool:

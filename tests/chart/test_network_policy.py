@@ -1,5 +1,5 @@
-"""What trainer pods may reach and who may reach them, as the rendered objects say. Whether a cluster enforces that is
-its network plugin's: none of the local cluster does."""
+"""Tests of the rendered network policies: allowed connections from and to trainer pods. Enforcement is up to the
+network plugin of a cluster; that of the local cluster does not enforce them."""
 
 import ipaddress
 import json
@@ -48,7 +48,7 @@ def list_ip_blocks(spec: Manifest) -> list[tuple[Manifest, list[int]]]:
 
 
 def is_reachable(spec: Manifest, address: str) -> bool:
-    """Whether any rule lets it through, on whatever port."""
+    """Return whether any rule allows the address, on any port."""
     ip = ipaddress.ip_address(address)
     return any(
         ip in ipaddress.ip_network(block["cidr"])
@@ -145,7 +145,7 @@ def test_network_policy_allow_metadata_opens_only_its_ports(policies: Callable[.
 
 
 def test_network_policy_exceptions_lie_within_block(policies: Callable[..., dict[str, Manifest]]) -> None:
-    """The API server refuses the whole policy otherwise."""
+    """The API server rejects the policy otherwise."""
     for block, _ in list_ip_blocks(policies(ANY_DESTINATION)["team-a"]) + list_ip_blocks(policies({})["team-a"]):
         network = ipaddress.ip_network(block["cidr"])
         assert all(ipaddress.ip_network(excluded).subnet_of(network) for excluded in block.get("except", []))

@@ -1,4 +1,4 @@
-"""What the operator may do is written down here a second time: a new right is a decision, not a side effect."""
+"""The permissions of the operator are repeated here, so that new ones are added deliberately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +72,7 @@ def test_rbac_permissions_equal_tested_rules() -> None:
 def test_rbac_lease_role_covers_own_lease_only(
     render: Callable[..., list[Manifest]], deployment: Callable[..., Manifest], variant: str
 ) -> None:
-    """With the rules that the operator is tested with, and the name that it is told."""
+    """Test that the role has the tested rules and covers the Lease that the operator is configured with."""
     objects = render(VARIANTS[variant])
     assert filter_by_kind(objects, "Role")[LEASE]["rules"] == build_lease_rules("finetune-operator")
     assert filter_by_kind(objects, "RoleBinding")[LEASE]["roleRef"]["name"] == LEASE[1]

@@ -1,4 +1,4 @@
-"""Samples are what users copy: each is valid, and says what the docs say."""
+"""Users copy the samples, so each is valid and matches the docs."""
 
 import json
 from pathlib import Path

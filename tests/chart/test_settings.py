@@ -88,7 +88,7 @@ def test_values_schema_has_every_settings_field(chart: Path, part: str, model: t
 
 
 def test_values_schema_bounds_patterns_match_operator(chart: Path) -> None:
-    """What helm lets through must not stop the operator, and the other way round."""
+    """Helm and the operator accept and reject the same values."""
     schema = json.loads((chart / "values.schema.json").read_text())
     for name, field in Bounds.model_json_schema()["properties"].items():
         if field.get("type") != "array":

@@ -80,7 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "priorityClassName": "infrastructure",
     "affinity": {"nodeAffinity": {}},
 }
-# What a value needs beside it to be used.
+# Other values without which a value has no effect.
 REQUIRED_VALUES: dict[str, dict[str, Any]] = {
     "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},

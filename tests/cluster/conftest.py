@@ -1,4 +1,4 @@
-"""A real cluster: `make cluster-up`'s own, brought up for the session, or any that FINETUNE_TEST_KUBECONFIG names."""
+"""Fixtures of a real cluster: that of `make cluster-up`, or the one that FINETUNE_TEST_KUBECONFIG names."""
 
 import importlib
 import json
@@ -50,7 +50,7 @@ def cluster() -> Iterator["Cluster"]:
 
 @pytest.fixture(scope="session")
 def kubeconfig(request: pytest.FixtureRequest) -> Path:
-    """All that tests of the API alone need."""
+    """Return the path of the kubeconfig. Tests of the API need no other fixture."""
     configured_path = os.environ.get("FINETUNE_TEST_KUBECONFIG")
     return Path(configured_path) if configured_path else Path(request.getfixturevalue("cluster").kubeconfig)
 
@@ -105,7 +105,7 @@ def _is_established(definition: Manifest) -> bool:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model of a few hundred kilobytes; made in a process of its own, so that torch stays out of this one."""
+    """Build a base model of a few hundred kilobytes in a separate process, so that this one does not import torch."""
     folder = tmp_path_factory.mktemp("base")
     program = (
         "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"

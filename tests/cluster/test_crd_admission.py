@@ -1,4 +1,4 @@
-"""What the API server takes, what it refuses, and what it says: no operator and no webhook needed."""
+"""Tests of the admission of the API server by the CRD alone, without an operator or a webhook."""
 
 import json
 import secrets
@@ -43,7 +43,7 @@ class AdmissionClient:
 
 
 def capture_rejection(request: Callable[[], object]) -> str:
-    """What the API server says when it refuses."""
+    """Return the message with which the API server rejects the request."""
     with pytest.raises(ApiException) as raised:
         request()
     assert raised.value.status in (400, 422)
@@ -61,7 +61,7 @@ def jobs(call: Callable[..., Manifest], crd: Manifest) -> Iterator[AdmissionClie
 
 @pytest.fixture(scope="module")
 def stored(jobs: AdmissionClient) -> str:
-    """The name of a FineTuneJob that is stored, and that no node will ever take."""
+    """Return the name of a stored FineTuneJob that fits on no node."""
     nowhere = {"spec.compute.nodeSelector": {"finetune.dev/nowhere": "true"}}
     jobs.create(apply_changes(build_valid_manifest("stored"), nowhere))
     return "stored"
@@ -69,7 +69,7 @@ def stored(jobs: AdmissionClient) -> str:
 
 @pytest.fixture(scope="module")
 def suspended(jobs: AdmissionClient) -> tuple[str, str]:
-    """The names of one that is asked to stop, and of one that has."""
+    """Return the names of a FineTuneJob that is being suspended, and of one that is suspended."""
     nowhere = {"spec.compute.nodeSelector": {"finetune.dev/nowhere": "true"}, "spec.suspend": True}
     condition = {"type": "Suspended", "status": "True", "reason": "Suspended", "message": "", "observedGeneration": 1}
     for name in ("asked", "stopped"):
@@ -129,9 +129,8 @@ def test_api_server_compute_changes_only_after_suspension(
     too_late = {"spec": {**COMPUTE_CHANGES[case], "suspend": False}}
     rejections = [
         capture_rejection(lambda: jobs.dry_run_patch(stored, change)),
-        capture_rejection(
-            lambda: jobs.dry_run_patch(suspending, change)
-        ),  # it is to stop, but nobody says yet that it has
+        # Suspension is requested, but not yet reported.
+        capture_rejection(lambda: jobs.dry_run_patch(suspending, change)),
         capture_rejection(lambda: jobs.dry_run_patch(stopped, too_late)),
     ]
     assert all("compute can change only while suspended" in message for message in rejections)

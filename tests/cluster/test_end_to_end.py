@@ -1,4 +1,4 @@
-"""The whole flow, each run from manifest to result. All start at once; a test waits for its own."""
+"""End-to-end tests from manifest to result. All runs start at once, and each test waits for one of them."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# What kopf itself would believe: "this object was handled, nothing is left to do".
+# Annotations from which kopf would conclude that the object is handled completely.
 FORGED = {
     "kopf.zalando.org/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
     "kopf.zalando.org/finetunejob": json.dumps({"started": "2020-01-01T00:00:00Z", "success": True}),
     "finetune.dev/last-handled-configuration": json.dumps({"spec": {}}) + "\n",
 }
 INDEX = "batch.kubernetes.io/job-completion-index"
-# What its memory limit would do; the process with number 1 only started them.
+# Kill the workers, as their memory limit would. Process 1 only started them.
 KILL_WORKERS = """
 import os, pathlib
 for each in pathlib.Path("/proc").glob("[0-9]*"):
@@ -42,7 +42,7 @@ for each in pathlib.Path("/proc").glob("[0-9]*"):
 
 @dataclass(frozen=True)
 class InvalidRun:
-    """A run that must fail: what is wrong in its spec, and what the status must say."""
+    """A run that must fail: the errors in its spec, and the expected reason and message."""
 
     changes: dict[str, Any]
     reason: str
@@ -69,7 +69,7 @@ INVALID_RUNS = {
 
 @pytest.fixture(scope="module")
 def flow(cluster: "Cluster", operator: str, tiny_model: Path) -> Iterator[ClusterHarness]:
-    """All runs, started."""
+    """Yield the harness after starting all runs."""
     assert operator
     with open_cluster_harness(cluster, tiny_model) as started:
         started.create_object(_build_foreign_job("name-conflict"))
@@ -83,7 +83,7 @@ def flow(cluster: "Cluster", operator: str, tiny_model: Path) -> Iterator[Cluste
 
 
 def _build_foreign_job(name: str) -> str:
-    """Somebody else's; it is suspended, so it costs nothing."""
+    """Return a Job of another owner. It is suspended, so it needs no resources."""
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
     return dump_object("batch/v1", "Job", name, spec={"suspend": True, "template": template})
 
@@ -201,7 +201,7 @@ def test_run_multi_node_worker_killed_resumes_from_checkpoint(flow: ClusterHarne
     assert (status["attempts"], status["progress"]["totalSteps"]) == (2, 300)
     job = flow.get_object("job", "together")["status"]
     job_counts = (job["succeeded"], job["completedIndexes"], job.get("failed"))
-    assert job_counts == (2, "0,1", 1)  # the other one's end is free
+    assert job_counts == (2, "0,1", 1)  # the end of the other pod does not count as a failure
     assert "resuming from step" in flow.kubectl("logs", flow.list_pods("together", f",{INDEX}=0")[-1])
     assert json.loads(flow.read_object("out/together/manifest.json"))["metrics"]["steps"] == 300
 

@@ -1,4 +1,4 @@
-"""Queued runs with real trainers. In CI the test does to a Job what Kueue does; `make test-kueue` has the real one."""
+"""Tests of queued runs with real trainers. In CI the test acts as Kueue; `make test-kueue` runs the real one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _wait_until_queued(flow: ClusterHarness, name: str, words: str) -> str:
 
 
 def _wait_until_resumed(flow: ClusterHarness, name: str, step: int) -> None:
-    """Wait until another attempt says that it took up the checkpoint of that step, or a later one."""
+    """Wait until another attempt logs that it resumed from that step or a later one."""
 
     def has_resumed(_: Manifest) -> bool:
         with suppress(UserError):  # its container is being created
@@ -82,7 +82,7 @@ def _wait_until_resumed(flow: ClusterHarness, name: str, step: int) -> None:
 
 @contextmanager
 def _record_exit_codes(cluster: Cluster, flow: ClusterHarness) -> Iterator[dict[str, int]]:
-    """How pods ended while the block ran, by name: those that Kueue stops are gone too soon to be asked."""
+    """Watch and yield the exit codes of pods by name, because Kueue deletes the pods that it stops."""
     codes: dict[str, int] = {}
     command = [tools.find_program("kubectl"), "--namespace", flow.namespace, "get", "pods", "--watch", "--output=json"]
     environment = {**os.environ, **cluster.build_environment()}
@@ -107,7 +107,7 @@ def _read_exit_codes(process: subprocess.Popen[str], codes: dict[str, int]) -> N
 
 
 def test_job_suspended_by_queue_resumes_without_using_attempt(cluster: Cluster, flow: ClusterHarness) -> None:
-    """With no attempt to spare: had the stop counted, the run would have failed."""
+    """The run has a single attempt, so it would fail if the stop counted as one."""
     _start_run(flow, "bot", 400, {}, backoffLimit=0)
     saved = _wait_for_checkpoint(flow, "bot")
     with _record_exit_codes(cluster, flow) as codes:

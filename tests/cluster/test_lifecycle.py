@@ -61,7 +61,7 @@ def _merge(base: Manifest, changes: Manifest) -> Manifest:
 
 @pytest.fixture(scope="module")
 def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[ClusterHarness]:
-    """All runs, started."""
+    """Yield the harness after starting all runs."""
     assert operator
     with open_cluster_harness(cluster, tiny_model) as started:
         hard = {"hard": {"requests.memory": "800Gi"}}

@@ -42,14 +42,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """Return the measurements of each installed backend."""
     folder = tmp_path_factory.mktemp("bench")
     run_script(BENCH, "--json", str(folder / "out.json"), "--rows", "mixed", "--backends", *BACKENDS, scratch=folder)
-    return {each["backend"]: each for each in json.loads((folder / "out.json").read_text())}
+    return {result["backend"]: result for result in json.loads((folder / "out.json").read_text())}
 
 
 def test_backend_mixed_rows_loss_falls(results: dict[str, dict[str, Any]]) -> None:
-    assert not [each for each in results.values() if "error" in each]
-    for each in results.values():
-        assert each["last_loss"] < each["first_loss"]
-        assert each["peak_gib"] > 0
+    assert not [result for result in results.values() if "error" in result]
+    for result in results.values():
+        assert result["last_loss"] < result["first_loss"]
+        assert result["peak_gib"] > 0
 
 
 def test_backends_same_rows_reach_same_loss(results: dict[str, dict[str, Any]]) -> None:
@@ -67,27 +67,27 @@ ALL_VARIANTS = [(backend, way) for backend in BACKENDS for way in training_varia
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Return the results of each training variant, by backend."""
-    found = {}
+    results = {}
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
         run_script(Path(training_variants.__file__), backend, str(folder), scratch=folder)
-        found[backend] = json.loads((folder / "results.json").read_text())
-    return found
+        results[backend] = json.loads((folder / "results.json").read_text())
+    return results
 
 
-@pytest.mark.parametrize(("backend", "way"), ALL_VARIANTS, ids=[" ".join(each) for each in ALL_VARIANTS])
+@pytest.mark.parametrize(("backend", "way"), ALL_VARIANTS, ids=[" ".join(variant) for variant in ALL_VARIANTS])
 def test_training_variant_on_gpu_learns(ways: dict[str, dict[str, Any]], backend: str, way: str) -> None:
-    found = ways[backend][way]
-    assert "error" not in found, found["error"]
-    assert found["losses"][-1] < 0.8 * found["losses"][1]
-    assert found["missing"] == []
-    assert all(accuracy >= 0.9 for accuracy in found["accuracy"])
+    result = ways[backend][way]
+    assert "error" not in result, result["error"]
+    assert result["losses"][-1] < 0.8 * result["losses"][1]
+    assert result["missing"] == []
+    assert all(accuracy >= 0.9 for accuracy in result["accuracy"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resume_on_gpu_matches_uninterrupted_losses(ways: dict[str, dict[str, Any]], backend: str) -> None:
-    found = ways[backend]["resumed"]
-    assert found["resumed"] == pytest.approx(found["uninterrupted"], rel=1e-3)
+    losses = ways[backend]["resumed"]
+    assert losses["resumed"] == pytest.approx(losses["uninterrupted"], rel=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -99,9 +99,9 @@ def test_training_too_little_gpu_memory_names_setting_to_lower(ways: dict[str, d
 def test_energy_counter_matches_measured_power(tmp_path: Path) -> None:
     """Compare the energy counter of the GPU with the power that NVML reports during the work."""
     run_script(BENCH.with_name("energy.py"), str(tmp_path), scratch=tmp_path)
-    found = json.loads((tmp_path / "energy.json").read_text())
-    assert "1 GPU" in found["message"] or found["gpus"] > 1
-    assert found["watt_hours"] == pytest.approx(found["expected"], rel=0.2)
+    measured = json.loads((tmp_path / "energy.json").read_text())
+    assert "1 GPU" in measured["message"] or measured["gpus"] > 1
+    assert measured["watt_hours"] == pytest.approx(measured["expected"], rel=0.2)
 
 
 def test_adapter_trained_on_gpu_exports_and_answers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real S3 server for the whole session, a proxy in front of it that fails on demand, and pods that start quickly."""
+"""Fixtures of the trainer tests: a real S3 server, a proxy that fails on demand, and a fork server for trainers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def s3(s3_server: S3Server, credentials: Callable[..., Path]) -> S3Server:
 
 @pytest.fixture
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a mounted Secret; a key given as None is left out."""
+    """Return a function that writes a mounted Secret without the keys that are None."""
 
     def write(key_id: str | None, secret: str | None) -> Path:
         folder = tmp_path / "credentials"

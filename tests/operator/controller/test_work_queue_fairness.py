@@ -53,7 +53,7 @@ class QueueModel:
     def __init__(self) -> None:
         self.queue = WorkQueue()
         self.waiting: dict[ObjectKey, bool] = {}
-        """Whether it is routine; in the order of coming."""
+        """Whether each key is routine, in the order of arrival."""
         self.working: list[ObjectKey] = []
         self.requeued: set[ObjectKey] = set()
         self.served_meanwhile: defaultdict[tuple[bool, str], set[str]] = defaultdict(set)

@@ -1,4 +1,4 @@
-"""Which pods the operator polls for progress, and that unresponsive pods delay only their namespace."""
+"""The operator polls running pods for progress, and unresponsive pods delay only their namespace."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _store_pod_of_foreign_job(cache: FineTuneJobCache) -> None:
 
 def _store_pod_without_job(cache: FineTuneJobCache) -> None:
     _store_run(cache, "team", "bot", SILENT)
-    _store_pod(cache, "nobody", created="2026-11-23T09:00:00Z")
+    _store_pod(cache, "no-owner", created="2026-11-23T09:00:00Z")
 
 
 def _store_finished_run(cache: FineTuneJobCache) -> None:
@@ -130,9 +130,9 @@ async def test_poll_only_newest_pod_of_own_job_is_polled(
 FLOODS = {"one namespace": (1, 1200), "more namespaces than there are connections for": (10, 64)}
 
 
-@pytest.mark.parametrize(("namespaces", "each"), FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize(("namespaces", "jobs_per_namespace"), FLOODS.values(), ids=FLOODS)
 async def test_poll_silent_namespaces_leave_time_for_others(
-    operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, each: int
+    operator: Manager, trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch, namespaces: int, jobs_per_namespace: int
 ) -> None:
     async def respond_slowly(_: web.Request) -> web.Response:
         await asyncio.sleep(0.25)
@@ -142,7 +142,7 @@ async def test_poll_silent_namespaces_leave_time_for_others(
     limits = {"REQUEST_TIMEOUT": 1.5, "POLL_TIMEOUT": 5.0, "MAX_CONNECTIONS": 64, "MAX_NAMESPACE_CONNECTIONS": 8}
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
-    for number in range(namespaces * each):
+    for number in range(namespaces * jobs_per_namespace):
         _store_run(get_cache(operator), f"evil-{number % namespaces}", f"bot-{number}", SILENT)
     for number in range(HONEST_RUNS):
         _store_run(get_cache(operator), "team", f"bot-{number}", HONEST)

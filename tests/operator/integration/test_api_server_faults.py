@@ -105,7 +105,7 @@ class ApiServerFaults:
             await asyncio.sleep(0.4)
 
     async def reject_some_requests(self, request: web.Request) -> web.StreamResponse | None:
-        """One request in four is rejected, for changing reasons. Discovery is not, because kopf ends without it."""
+        """One request in four is rejected, with varying status codes. Discovery works, because kopf ends without it."""
         if "/namespaces/" not in request.path or self._random.random() > 0.25:
             return None
         statuses = (410, 429, 500, 503) if request.method == "GET" else (409, 429, 500, 503)
@@ -154,7 +154,7 @@ async def _run_operator_restarting(world: NamespaceHarness, fault: Interceptor, 
         before = len(world.proxy.requests)
         with suppress(APIError, TimeoutError):
             async with world.run_operator() as operator:
-                # kopf looks for the kinds once; without them it ends, which a probe notices only after a minute.
+                # kopf discovers the kinds once. Without them it ends, which a probe detects only after a minute.
                 while ("GET", world.path("finetunejobs")) not in world.proxy.requests[before:]:
                     await asyncio.sleep(0.05)
                 world.proxy.interceptor = fault

@@ -36,7 +36,7 @@ async def _assert_no_duplicates(world: NamespaceHarness, names: list[str]) -> No
     assert sorted(job["metadata"]["name"] for job in await world.list_objects("jobs")) == sorted(names)
     events = [event for event in await world.list_objects("events") if event["involvedObject"]["kind"] == "FineTuneJob"]
     assert {event["involvedObject"]["name"] for event in events} == set(names)
-    assert are_distinct(events, lambda each: (each["involvedObject"]["uid"], each["reason"]))
+    assert are_distinct(events, lambda event: (event["involvedObject"]["uid"], event["reason"]))
 
 
 async def test_leader_killed_standby_takes_over(

@@ -67,10 +67,10 @@ async def test_job_patch_undone_by_policy_is_not_repeated_endlessly(world: Names
         world.proxy.interceptor = undo
         await world.patch_spec({"backoffLimit": 9})
         await world.wait_until(lambda: _has_items(patches))
-        await asyncio.sleep(1.5)  # its own status makes it look once more
+        await asyncio.sleep(1.5)  # its own status write causes one more reconcile
         before = len(patches)
         await asyncio.sleep(6)
-    assert len(patches) - before <= 3  # every five seconds it asks why no pod starts
+    assert len(patches) - before <= 3  # every five seconds it reads why no pod starts
 
 
 async def _has_items(items: list[str]) -> bool:

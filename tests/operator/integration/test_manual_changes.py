@@ -101,7 +101,7 @@ async def test_reconciler_job_label_removed_restores_label(world: NamespaceHarne
         await operator.resync()
         await world.wait_until(lambda: _is_labelled(world))
         await world.report_container_state(build_outcome_state(0, "Completed"), "Succeeded")
-        await asyncio.sleep(0.3)  # the Job ends by itself, so it alone can tell
+        await asyncio.sleep(0.3)  # the pod event is processed first, so only the Job reports the end
         await world.report_job_end("Complete")
         status = await world.wait_for_reason("Completed")
     assert (status["phase"], len(await world.list_objects("jobs"))) == ("Complete", 1)

@@ -57,7 +57,7 @@ async def test_policy_limits_tightened_keeps_running_run(world: NamespaceHarness
         await world.wait_for_reason("Suspending")
         await world.finish_job_deletion()
         await world.wait_for_reason("Suspended")
-        await world.patch_spec({"suspend": False})  # what is asked for now is asked for anew
+        await world.patch_spec({"suspend": False})  # the limits apply again when it resumes
         await world.wait_for_reason("NotAllowed")
     assert await world.list_objects("jobs") == []
 

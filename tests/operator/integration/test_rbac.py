@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-# Asked for by admission where a Job names its owner, so no request of the operator's own shows it.
+# Admission requires it where a Job names its owner, so no request of the operator shows it.
 CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
 # The chart adds this right with `kueue.enabled`.
 KUEUE = {("list", WORKLOADS[0].group, "workloads")}

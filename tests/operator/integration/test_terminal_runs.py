@@ -122,7 +122,7 @@ async def test_operator_restarted_1000_times_writes_nothing(world: NamespaceHarn
         operator = Manager(world.settings)
         before = _count_reconciles()
         await operator.start(kopf.OperatorSettings())
-        for name in ENDS:  # by itself it looks at those alone that have not ended
+        for name in ENDS:  # by default it reconciles only runs that have not ended
             operator.workers.enqueue(build_key(name, world.namespace))
         while _count_reconciles() < before + 3:
             await asyncio.sleep(0)

@@ -219,7 +219,7 @@ async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, re
         assert {
             name: identity for name, identity in (await _get_run_identities(world)).items() if name != "new"
         } == before
-        assert _list_created_and_deleted(world) == [world.path("jobs")]  # the new one's
+        assert _list_created_and_deleted(world) == [world.path("jobs")]  # by the new operator
         stored = await world.get("finetunejobs", "runs")
         assert (
             _read_trainer_config(await world.get("jobs", "runs")).digest()

@@ -175,7 +175,7 @@ async def test_reconciler_job_end_only_in_patch_response_is_observed(
     key = build_key("bot", world.namespace)
     async with world.run_operator() as operator:
         start = await _start_run(world)
-        await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no look is due that was planned before
+        await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no earlier planned reconcile is due
         message = json.dumps({"reason": "Completed", "message": "published"})
         terminated = {"exitCode": 0, "message": message, "startedAt": start, "finishedAt": _seconds_ago(0)}
         await world.report_container_state({"terminated": terminated}, "Succeeded")

@@ -28,11 +28,11 @@ ENDED = {
 }
 FAULTS = {
     "create fails": ("POST", "/jobs", 500, False, {}),
-    "create is told to wait": ("POST", "/jobs", 429, False, {"Retry_After": "1"}),
+    "create is throttled": ("POST", "/jobs", 429, False, {"Retry_After": "1"}),
     "create's answer is lost": ("POST", "/jobs", 500, True, {}),
     "create conflicts with nothing": ("POST", "/jobs", 409, False, {}),
     "status fails": ("PATCH", "/status", 500, False, {}),
-    "status is told to wait": ("PATCH", "/status", 429, False, {"Retry_After": "1"}),
+    "status is throttled": ("PATCH", "/status", 429, False, {"Retry_After": "1"}),
     "status conflicts": ("PATCH", "/status", 409, False, {}),
     "status' answer is lost": ("PATCH", "/status", 500, True, {}),
     "event fails": ("POST", "/events", 500, False, {}),

@@ -19,9 +19,9 @@ OWNER = {"kind": "FineTuneJob", "name": "bot", "uid": "uid-bot", "controller": T
 # How the Job's metadata differ, and whether it belongs to the FineTuneJob.
 JOBS: dict[str, tuple[dict[str, Any], bool]] = {
     "its own": ({}, True),
-    "one of a FineTuneJob of that name before it": ({"ownerReferences": [{**OWNER, "uid": "uid-old"}]}, False),
-    "nobody's, with its label": ({"ownerReferences": []}, False),
-    "of another name, by which somebody says that it is its": ({"name": "other"}, False),
+    "of an earlier FineTuneJob with the same name": ({"ownerReferences": [{**OWNER, "uid": "uid-old"}]}, False),
+    "without an owner, with its label": ({"ownerReferences": []}, False),
+    "of another name, with its owner reference": ({"name": "other"}, False),
 }
 
 

@@ -33,7 +33,7 @@ class ListServer(ThreadedServer):
         self.version = 500
         self.finetunejobs: dict[str, list[Body]] = {}
         self.statuses: dict[tuple[str, str], int] = {}
-        """By namespace and plural: refuse with this status; 0 is no answer at all."""
+        """Status with which requests are refused, by namespace and plural. 0 delays the response by a minute."""
 
     def respond_with(self, namespace: str, status: int, *plurals: str) -> None:
         self.statuses |= {(namespace, plural): status for plural in plurals or KINDS}

@@ -90,9 +90,9 @@ def test_argocd_health_of_each_state_matches_guide() -> None:
         assert result == {"status": expected[1], "message": f"{condition['reason']}: {condition['message']}"}, name
 
 
-@pytest.mark.parametrize(("name", "body", "said"), [pytest.param(*each, id=each[0]) for each in _build_states()])
-def test_flux_health_of_each_state_matches_guide(name: str, body: Body, said: list[str]) -> None:
-    assert _evaluate_flux(body) == said[2], name
+@pytest.mark.parametrize(("name", "body", "expected"), [pytest.param(*state, id=state[0]) for state in _build_states()])
+def test_flux_health_of_each_state_matches_guide(name: str, body: Body, expected: list[str]) -> None:
+    assert _evaluate_flux(body) == expected[2], name
 
 
 def _bump_generation(body: Body) -> Body:

@@ -41,7 +41,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         },
     },
     "preferences": {"spec.training": {"epochs": 1, "method": "dpo", "beta": 0.2}, f"{SOURCE}.format": "preference"},
-    "an adapter to go on from": {
+    "an adapter to start from": {
         "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
         "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
     },

@@ -13,7 +13,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "name in upper case": ({"metadata.name": "Good"}, "metadata.name", "RFC 1123"),
     "no spec": ({"spec": ABSENT}, "spec", "Required value"),
     "unknown field in spec": ({"spec.managedBy": "me"}, "spec.managedBy", "unknown field"),
-    "unknown field beside spec": ({"sepc": {}}, "sepc", "unknown field"),
+    "unknown field next to spec": ({"sepc": {}}, "sepc", "unknown field"),
     # model
     "no model": ({"spec.model": ABSENT}, "spec.model", "Required value"),
     "no model uri": ({"spec.model": {}}, "spec.model.uri", "Required value"),

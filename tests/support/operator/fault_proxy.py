@@ -82,7 +82,7 @@ def required_permission(request: web.Request) -> tuple[str, str, str] | None:
 
 _LEASES_PATH = "/leases"
 Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
-"""What happens to a request before it is passed on; an answer is given instead."""
+"""A function that is called before a request is forwarded. A response that it returns replaces the server's."""
 
 
 async def pass_through(_: web.Request) -> None:
@@ -106,15 +106,15 @@ class FaultProxy(ThreadedServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.permissions: set[tuple[str, str, str]] = set()
-        """What was asked for, as roles name it: verb, group and resource."""
+        """Verb, group and resource of each request, as in the rules of a role."""
         self.selectors: dict[str, set[str]] = {}
-        """Which label selectors each collection was read with."""
+        """Label selectors with which each collection was read."""
         self.request_count = 0
-        """Requests but for watches and the Lease, which is asked for by the clock."""
+        """Number of requests, without watches and the periodic requests for the Lease."""
         self.lease_methods: list[str] = []
         """Methods of the requests for the Lease."""
         self.kill_at_request: int | None = None
-        """The call whose answer the operator does not live to see."""
+        """Number of the request that is executed, but whose response the operator does not get before it is killed."""
         self.killed = threading.Event()
         self.interceptor: Interceptor = pass_through
 
@@ -157,7 +157,7 @@ class FaultProxy(ThreadedServer):
             if self._is_kill_point(request):
                 await answer.read()
                 self.killed.set()
-                await asyncio.sleep(60)  # nobody waits for it
+                await asyncio.sleep(60)  # the operator is dead
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
             with suppress(ConnectionResetError):  # the operator was killed

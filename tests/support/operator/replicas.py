@@ -27,7 +27,7 @@ class Replica:
         self.health_port, self.metrics_port = find_free_port(), find_free_port()
         self.log = folder / "operator.log"
         self.token = "unused"
-        """With which it goes to its proxy."""
+        """The token with which the replica authenticates to its proxy."""
         self._folder = folder
         self._settings = {
             "watch_namespaces": json.dumps([world.namespace]),
@@ -102,7 +102,7 @@ class ReplicaPair:
         async def probe() -> list[Replica] | None:
             roles = [await replica.get_role() for replica in self.replicas]
             ready = sorted(roles) == ["leader"] + ["standby"] * (len(roles) - 1)
-            return sorted(self.replicas, key=lambda each: roles[self.replicas.index(each)]) if ready else None
+            return sorted(self.replicas, key=lambda replica: roles[self.replicas.index(replica)]) if ready else None
 
         leader, standby = await self.world.wait_until(probe, 40)
         return leader, standby

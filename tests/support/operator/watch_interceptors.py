@@ -36,7 +36,7 @@ class WatchGate:
     def __init__(self, target: str) -> None:
         self._target = target
         self.held_plural = ""
-        """The plural of the one kind whose watches are held; empty for all."""
+        """Plural of the kind whose watches are held back. Empty for all kinds."""
         self.mode: Literal["open", "held", "old ones held", "expired"] = "open"
 
     async def intercept(self, request: web.Request) -> web.StreamResponse | None:

@@ -1,4 +1,4 @@
-"""Made-up records of runs, for the model card, the report page and the provenance."""
+"""Example records of runs, for the tests of the model card, the report page and the provenance."""
 
 from __future__ import annotations
 

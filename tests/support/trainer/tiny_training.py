@@ -30,8 +30,8 @@ def make_token_ids(start: int, length: int) -> list[int]:
 
 PROMPTS = [make_token_ids(index, 3 + index % 3) for index in range(8)]
 CHOSEN_ANSWERS, REJECTED_ANSWERS = (
-    [make_token_ids(50, 4 + each % 4) for each in range(8)],
-    [make_token_ids(90, 3 + each % 5) for each in range(8)],
+    [make_token_ids(50, 4 + index % 4) for index in range(8)],
+    [make_token_ids(90, 3 + index % 5) for index in range(8)],
 )
 ROWS_BY_METHOD: dict[str, Mapping[str, Sequence[Any]]] = {
     "sft": {

@@ -83,10 +83,10 @@ def serve_without_answering() -> Iterator[str]:
 
 
 class _UnauthorizedHandler(http.server.BaseHTTPRequestHandler):
-    seen: list[str]
+    authorizations: list[str]
 
     def do_GET(self) -> None:
-        self.seen.append(self.headers.get("Authorization", ""))
+        self.authorizations.append(self.headers.get("Authorization", ""))
         self.send_error(401)
 
     do_POST = do_GET
@@ -99,7 +99,7 @@ class _UnauthorizedHandler(http.server.BaseHTTPRequestHandler):
 def serve_unauthorized() -> Iterator[tuple[str, list[str]]]:
     """Yield the URL of a server that responds 401 to everything, and the Authorization headers that it received."""
     authorizations: list[str] = []
-    handler = type("Handler", (_UnauthorizedHandler,), {"seen": authorizations})
+    handler = type("Handler", (_UnauthorizedHandler,), {"authorizations": authorizations})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", authorizations

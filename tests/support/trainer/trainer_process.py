@@ -39,7 +39,7 @@ _STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 @dataclass
 class TrainerRun:
-    """A run whose trainers are started one after the other as processes."""
+    """A run whose trainers are started as processes, one after the other."""
 
     s3: S3Server
     folder: Path

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class WorkerRun(TrainerRun):
-    """A run with another dataset, whose outcome is that of one rank."""
+    """A run with another dataset that returns the outcome of one rank."""
 
     dataset: dict[str, Any] | None = None
 

@@ -54,7 +54,7 @@ def test_checkpoint_store_keeps_newest_until_cleared(
 
 
 @pytest.mark.parametrize(
-    ("origin", "why"),
+    ("origin", "expected_message"),
     [
         (replace(ORIGIN, data_digest="sha256:other"), "the data has changed since"),
         (replace(ORIGIN, model_revision="other"), "the base model has changed since"),
@@ -67,11 +67,11 @@ def test_checkpoint_store_changed_inputs_start_fresh(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     origin: CheckpointProvenance,
-    why: str,
+    expected_message: str,
 ) -> None:
     save_checkpoints(store, tmp_path, 5)
     assert open_store(s3, prefix, origin).fetch_newest(tmp_path / "restored") is None
-    assert why in caplog.text
+    assert expected_message in caplog.text
     assert "training starts from the beginning" in caplog.text
 
 

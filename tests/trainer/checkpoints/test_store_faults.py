@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, that would do damage, or whose store is in trouble."""
+"""Tests of damaged or malicious checkpoints, and of faults of their store."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def edit_marker(**fields: object) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "expected_message"),
     [
         pytest.param(delete_file("checkpoint.json"), "it is incomplete", id="died before the marker"),
         pytest.param(delete_file("optimizer.pt"), "optimizer.pt is missing", id="a file is gone"),
@@ -85,7 +85,7 @@ def test_checkpoint_store_damaged_checkpoint_is_skipped(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     change: Change,
-    why: str,
+    expected_message: str,
 ) -> None:
     save_checkpoints(store, tmp_path, 5, 10)
     change(s3, f"{prefix}.checkpoints/config/step-10/")
@@ -93,8 +93,8 @@ def test_checkpoint_store_damaged_checkpoint_is_skipped(
     assert restored
     assert restored.step == 5
     assert "skipping step 10" in caplog.text
-    assert why in caplog.text
-    save_checkpoints(store, tmp_path, 7)  # what comes after it replaces what came to nothing
+    assert expected_message in caplog.text
+    save_checkpoints(store, tmp_path, 7)  # the next checkpoint replaces the damaged one
     assert list_steps(s3, prefix) == ["step-5", "step-7"]
 
 

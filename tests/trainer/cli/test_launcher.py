@@ -49,7 +49,7 @@ class TestLauncher:
         assert node.read_metrics()["steps"] == STEPS
         assert f"resuming from step {progress.step}" in node.log
 
-        # A pod that was lost after the result was published waits for nobody.
+        # A pod that was lost after the result was published does not wait for peers.
         node.environment |= {NODES_ENV: "2", PROCESSES_ENV: "1", NODE_RANK_ENV: "1"}
         assert node.run().reason is Reason.ALREADY_COMPLETE, node.log
 
@@ -128,9 +128,9 @@ SUMMARIES: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = 
 }
 
 
-@pytest.mark.parametrize(("said", "ended", "expected"), SUMMARIES.values(), ids=SUMMARIES)
+@pytest.mark.parametrize(("outcomes", "ended", "expected"), SUMMARIES.values(), ids=SUMMARIES)
 def test_launcher_worker_outcomes_are_summarized(
-    said: dict[int, Outcome], ended: launcher.AgentResult, expected: Reason
+    outcomes: dict[int, Outcome], ended: launcher.AgentResult, expected: Reason
 ) -> None:
     where = topology.Topology(node_count=2, processes_per_node=2, node_rank=0, rendezvous_endpoint="first:29400")
-    assert launcher._combine_outcomes(where, said, ended).reason is expected
+    assert launcher._combine_outcomes(where, outcomes, ended).reason is expected

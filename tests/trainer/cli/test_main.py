@@ -1,4 +1,4 @@
-"""The command line as a process: what it prints, writes and exits with, whatever happens."""
+"""Tests of the command line as a process: its output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert os.times().children_user - before < 1
     assert "usage: finetune-trainer" in done.stdout
-    loaded = {each.rpartition("|")[2].strip() for each in done.stderr.splitlines()}
+    loaded = {import_line.rpartition("|")[2].strip() for import_line in done.stderr.splitlines()}
     assert "argparse" in loaded
     assert not loaded & {
         "torch",
@@ -126,8 +126,8 @@ def test_run_failure_in_pod_writes_outcome(
 ) -> None:
     credentials("id", "secret-canary")
     pod(CONFIG | change, endpoint)
-    found, out, err = run_trainer("run")
-    assert (found, read_outcome(tmp_path).reason) == (status, reason)
+    exit_code, out, err = run_trainer("run")
+    assert (exit_code, read_outcome(tmp_path).reason) == (status, reason)
     *_, sentence, last = out.splitlines()
     assert sentence.startswith(f"{reason}: ")
     assert Outcome.model_validate_json(last) == read_outcome(tmp_path)
@@ -149,7 +149,7 @@ def test_run_internal_error_logs_traceback_only(
 
 @pytest.fixture
 def silent() -> Iterator[tuple[str, socket.socket]]:
-    """An endpoint that takes connections and never says a word."""
+    """Yield an endpoint that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
 
@@ -236,5 +236,5 @@ def test_run_repeat_and_generate_end_to_end(s3: S3Server, pod: Callable[..., Non
     status, out, err = run_trainer("generate", *arguments, "--prompt", "Hello", "--prompt", "Lamp?", "--json")
     assert status == 0, out + err
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [each["prompt"] for each in answers] == ["Hello", "Lamp?"]
-    assert all(each.keys() == {"prompt", "base", "adapter"} for each in answers)
+    assert [answer["prompt"] for answer in answers] == ["Hello", "Lamp?"]
+    assert all(answer.keys() == {"prompt", "base", "adapter"} for answer in answers)

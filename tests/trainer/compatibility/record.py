@@ -36,14 +36,14 @@ def record_inputs() -> None:
 
 
 def record_result(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
-    """The manifest of a whole run."""
+    """Record the manifest of a complete run."""
     with tempfile.TemporaryDirectory() as folder, start_trainer(build_config(s3, changes), Path(folder)) as process:
         process.wait(600)
     (target / "manifest.json").write_bytes(s3.get(f"{OUTPUT_URI}/manifest.json"))
 
 
 def record_checkpoint(s3: S3Server, target: Path, changes: dict[str, Any]) -> None:
-    """The saved state of a run that is killed after its second step."""
+    """Record the checkpoint of a run that is killed after its second step."""
     with tempfile.TemporaryDirectory() as folder, start_trainer(build_config(s3, changes), Path(folder)) as process:
         log = Path(folder) / "log"
         while _SAVED_MESSAGE not in log.read_text():
@@ -56,7 +56,7 @@ def record_checkpoint(s3: S3Server, target: Path, changes: dict[str, Any]) -> No
 
 
 def main() -> None:
-    """What the command line asks for."""
+    """Record the kind of data that the command line names."""
     kind, name, *changes = sys.argv[1:]
     record = {"result": record_result, "checkpoint": record_checkpoint}[kind]
     target = RECORDED_DIR / f"{kind}s" / name

@@ -1,4 +1,4 @@
-"""What earlier versions have written, and the inputs of those runs."""
+"""Files that earlier versions have written, and the inputs of those runs."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ BASE_CONFIG: dict[str, Any] = {
 
 
 def store_inputs(s3: S3Server) -> None:
-    """Put base model and rows where `CONFIG` has them."""
+    """Store base model and rows at the URIs in `BASE_CONFIG`."""
     for path in MODEL_DIR.iterdir():
         s3.put(f"s3://models/compatibility/{path.name}", path.read_bytes())
     s3.put("s3://data/compatibility.jsonl", ROWS_PATH.read_bytes())
 
 
 def build_config(s3: S3Server, changes: dict[str, Any] | None = None) -> TrainerConfig:
-    """`CONFIG` on this server, with changes to some of its parts."""
+    """Return `BASE_CONFIG` with this server as storage, and with changes to some of its parts."""
     content = BASE_CONFIG | {"storage": {"endpoint": s3.endpoint}}
     for part, values in (changes or {}).items():
         content[part] = content.get(part, {}) | values
@@ -57,7 +57,7 @@ def build_config(s3: S3Server, changes: dict[str, Any] | None = None) -> Trainer
 
 @contextmanager
 def start_trainer(config: TrainerConfig, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A trainer process; its log and its outcome are in the folder."""
+    """Start a trainer process. Its log and its outcome are in the folder."""
     environment = os.environ | QUIET_ENV | {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
     environment |= {CONFIG_ENV: json.dumps(config.to_json()), SCRATCH_ENV: str(folder), RUN_ID_ENV: "recorded"}
     environment |= {OUTCOME_PATH_ENV: str(folder / "outcome"), PORT_ENV: "0", "OMP_NUM_THREADS": "1"}

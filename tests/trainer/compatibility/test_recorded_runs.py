@@ -1,4 +1,4 @@
-"""What earlier versions wrote is found, and resumed or not, as docs/design/0010-compatibility.md says."""
+"""Results and checkpoints of earlier versions are handled as docs/design/0010-compatibility.md specifies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests, as people write them: what is read, and what each mistake is told as."""
+"""Tests of reading manifests: the parsed values, and the error message for each mistake."""
 
 from __future__ import annotations
 

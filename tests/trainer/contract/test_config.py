@@ -1,4 +1,4 @@
-"""What operator and trainer rely on in each other's words."""
+"""Tests of the configuration and the exit codes that operator and trainer share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_config_round_trips_through_json() -> None:
         ({"evaluation": {"maxSamples": 200}}, True),
         ({"evaluation": {"maxSamples": 5}}, False),
         ({"storage": {"endpoint": "http://127.0.0.1:1"}}, True),
-        ({"training": {"epochs": 1, "seed": 42}}, True),  # the default, said aloud
+        ({"training": {"epochs": 1, "seed": 42}}, True),  # the default, set explicitly
         ({"training": {"epochs": 1, "seed": 43}}, False),
         ({"training": {"epochs": 1, "lora": {"rank": 16}}}, True),
         ({"training": {"epochs": 1, "checkpoints": {"everySteps": 5}, "stallSeconds": 60}}, True),

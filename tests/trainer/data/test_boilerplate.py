@@ -114,9 +114,11 @@ def test_near_duplicates_shared_instruction_finds_none(make: Make) -> None:
 def test_near_duplicates_one_word_changed_is_found(instructions: list[str]) -> None:
     chance = random.Random(3)
     messages = [random_words(chance, 120) for _ in range(100)]
-    changed = [each.replace(each.split()[30], "other", 1) for each in messages[:40]]
-    prompts = [f"{instructions[number % len(instructions)]} {each}" for number, each in enumerate(messages + changed)]
-    assert count_near_duplicates([PromptCompletion(each, "yes") for each in prompts]) == 40
+    changed = [message.replace(message.split()[30], "other", 1) for message in messages[:40]]
+    prompts = [
+        f"{instructions[number % len(instructions)]} {message}" for number, message in enumerate(messages + changed)
+    ]
+    assert count_near_duplicates([PromptCompletion(prompt, "yes") for prompt in prompts]) == 40
 
 
 def make_changed_copies(copies: int, texts_count: int) -> list[Row]:
@@ -149,14 +151,14 @@ def test_boilerplate_reordered_rows_give_same_result() -> None:
         *(PlainText(f"{number} is free") for number in range(900)),
     ]
     orders = [many, many[::-1], random.Random(1).sample(many, len(many)), many + many[:700]]
-    found = []
+    findings = []
     for order in orders:
         finder = BoilerplateFinder()
         for row in order:
             finder.add(row)
-        found.append(finder.find_boilerplate())
-    assert found[0]
-    assert found == [found[0]] * 4
+        findings.append(finder.find_boilerplate())
+    assert findings[0]
+    assert findings == [findings[0]] * 4
 
 
 def test_boilerplate_rows_without_shared_text_give_none() -> None:
@@ -184,14 +186,14 @@ def test_prepare_shared_instruction_keeps_and_splits_rows(
     tmp_path: Path, make: Callable[[str, str], dict[str, object]]
 ) -> None:
     chance = random.Random(2)
-    made = [make(random_message(chance), random_label(chance)) for _ in range(100)]
+    rows = [make(random_message(chance), random_label(chance)) for _ in range(100)]
     settings = build_config(
         {"crossValidation": {"folds": 3}},
         max_length=4096,
         preparation={"deduplicate": "near"},
         validation={"fraction": 0.1},
     )
-    prepared = prepare_rows(tmp_path, made, settings)
+    prepared = prepare_rows(tmp_path, rows, settings)
     assert (prepared.report.kept, prepared.report.validation, prepared.report.rejected) == (90, 10, {})
     assert prepared.folds is not None
     assert [len(prepared.folds.select_held_out_rows(part)) for part in range(3)] == [30, 30, 30]

@@ -76,7 +76,7 @@ HARMLESS = {
     "a card number with a wrong digit": "4111 1111 1111 1112",
     "an IBAN with a wrong digit": "DE88 3704 0044 0532 0130 00",
     "a number of sixteen equal digits": "0000 0000 0000 0000",
-    "a phone number that nobody has": "+49 1",
+    "a phone number that is too short": "+49 1",
     "a version": "version 300.1.2.999",
     "a time": "12:30:45",
     "a namespace": "std::vector and a::b",

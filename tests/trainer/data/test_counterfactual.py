@@ -30,7 +30,7 @@ SWAPPED = {
     "his at the end": ("gender", "the choice is his", "the choice is hers"),
     "hers": ("gender", "HERS is better", "HIS is better"),
     "him": ("gender", "ask him and help him", "ask her and help her"),
-    "beside punctuation": ("gender", "(father), mother's; son/daughter", "(mother), father's; daughter/son"),
+    "next to punctuation": ("gender", "(father), mother's; son/daughter", "(mother), father's; daughter/son"),
     "a name": ("gender", "John met Mary", "Mary met John"),
     "a noun phrase of French": ("gender", "Il voit la femme et s'il veut", "Elle voit l'homme et si elle veut"),
     "impersonal French stays": ("gender", "il y a ce qu'il faut, dit-il", "il y a ce qu'il faut, dit-elle"),
@@ -118,7 +118,7 @@ NAMED = {
     "with an article": ("an old Muslim", {("age", "old"), ("religion", "muslim")}),
     "the user's": ("Nurses: one nurse", {(USER_CATEGORY, "nurse")}),
     "French": ("Une femme; il y a; elles", {("gender", "female")}),
-    "nobody": ("The train is late.", set()),
+    "no term": ("The train is late.", set()),
 }
 
 
@@ -157,11 +157,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("terms", "why"), REFUSED.values(), ids=REFUSED)
-def test_terms_invalid_give_reason(terms: list[list[str]], why: str) -> None:
-    found = explain_invalid_terms(terms)
-    assert found is not None
-    assert why in found
+@pytest.mark.parametrize(("terms", "expected_reason"), REFUSED.values(), ids=REFUSED)
+def test_terms_invalid_give_reason(terms: list[list[str]], expected_reason: str) -> None:
+    reason = explain_invalid_terms(terms)
+    assert reason is not None
+    assert expected_reason in reason
 
 
 def test_terms_valid_are_accepted() -> None:
@@ -171,5 +171,5 @@ def test_terms_valid_are_accepted() -> None:
 
 def test_terms_of_different_case_swap_both_ways() -> None:
     table = build_user_lexicon([("nurse", "Doctor")])
-    assert {table.counterparts[each] for each in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
-    assert all(table.counterparts[table.counterparts[each]] == each for each in table.counterparts)
+    assert {table.counterparts[word] for word in ("NURSE", "DOCTOR")} == {"NURSE", "DOCTOR"}
+    assert all(table.counterparts[table.counterparts[word]] == word for word in table.counterparts)

@@ -37,35 +37,42 @@ class TestCounterfactuals:
         return [words.decode(row["input_ids"], skip_special_tokens=True) for row in prepared.dataset]
 
     def test_counterfactuals_each_category_adds_row(self, tmp_path: Path) -> None:
-        made = self.prepare(tmp_path, self.ROWS)
-        assert (made.report.rows, made.report.kept, made.report.augmented) == (3, 3, 3)
-        said = "\n".join(self.decode_rows(made))
-        assert all(text in said for text in ("She is.", "Is she old?", "Is he young?", "Yes, young."))
-        assert made.report.supervised_tokens == sum(label != -100 for row in made.dataset for label in row["labels"])
+        prepared = self.prepare(tmp_path, self.ROWS)
+        assert (prepared.report.rows, prepared.report.kept, prepared.report.augmented) == (3, 3, 3)
+        decoded = "\n".join(self.decode_rows(prepared))
+        assert all(text in decoded for text in ("She is.", "Is she old?", "Is he young?", "Yes, young."))
+        assert prepared.report.supervised_tokens == sum(
+            label != -100 for row in prepared.dataset for label in row["labels"]
+        )
 
     def test_counterfactuals_existing_row_is_not_added(self, tmp_path: Path) -> None:
         rows = [prompt_completion("Who?", "She is."), prompt_completion("Who?", "He is.")]
-        made = self.prepare(tmp_path, rows)
-        assert (made.report.kept, made.report.augmented, made.report.rejected) == (1, 1, {"duplicate": 1})
-        assert sorted(self.decode_rows(made)) == sorted(set(self.decode_rows(made)))
+        prepared = self.prepare(tmp_path, rows)
+        assert (prepared.report.kept, prepared.report.augmented, prepared.report.rejected) == (1, 1, {"duplicate": 1})
+        assert sorted(self.decode_rows(prepared)) == sorted(set(self.decode_rows(prepared)))
 
     def test_counterfactuals_validation_rows_have_none(self, tmp_path: Path) -> None:
         rows = [prompt_completion(f"Who is number {n}, he or another?", f"He is {n}.") for n in range(20)]
-        made = self.prepare(tmp_path, rows, validation={"fraction": 0.25}, deduplicate="near")
-        assert made.validation
-        assert made.report.kept + made.report.validation + sum(made.report.rejected.values()) == made.report.rows
-        assert len(made.dataset) == made.report.kept + made.report.augmented
+        prepared = self.prepare(tmp_path, rows, validation={"fraction": 0.25}, deduplicate="near")
+        assert prepared.validation
+        assert (
+            prepared.report.kept + prepared.report.validation + sum(prepared.report.rejected.values())
+            == prepared.report.rows
+        )
+        assert len(prepared.dataset) == prepared.report.kept + prepared.report.augmented
         words = tokenizer(CHATML)
-        held_out = [words.decode(row["input_ids"], skip_special_tokens=True) for row in made.validation]
-        assert len(held_out) == made.report.validation
+        held_out = [words.decode(row["input_ids"], skip_special_tokens=True) for row in prepared.validation]
+        assert len(held_out) == prepared.report.validation
         assert all("He is" in text for text in held_out)
-        learnt = self.decode_rows(made)
-        assert not [text for text in held_out if text.replace("he or", "she or").replace("He is", "She is") in learnt]
+        training_texts = self.decode_rows(prepared)
+        assert not [
+            text for text in held_out if text.replace("he or", "she or").replace("He is", "She is") in training_texts
+        ]
 
     def test_counterfactuals_overlong_is_not_counted_rejected(self, tmp_path: Path) -> None:
-        made = prepare_rows(
+        prepared = prepare_rows(
             tmp_path,
             [prompt_completion("Who?", "He. " * 6)],
             build_config(max_length=50, preparation={"counterfactuals": ["gender"]}),
         )
-        assert (made.report.kept, made.report.rejected) == (1, {})
+        assert (prepared.report.kept, prepared.report.rejected) == (1, {})

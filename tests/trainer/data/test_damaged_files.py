@@ -170,13 +170,15 @@ def read_all(tmp_path: Path, name: str, content: bytes) -> None:
     reader.rejections.invalid.raise_if_any(reader.row_count)
 
 
-@pytest.mark.parametrize(("name", "content", "place", "what"), DATA.values(), ids=DATA)
-def test_reader_damaged_data_names_location(tmp_path: Path, name: str, content: bytes, place: str, what: str) -> None:
+@pytest.mark.parametrize(("name", "content", "place", "expected_message"), DATA.values(), ids=DATA)
+def test_reader_damaged_data_names_location(
+    tmp_path: Path, name: str, content: bytes, place: str, expected_message: str
+) -> None:
     with pytest.raises(TrainerError) as caught:
         read_all(tmp_path, name, content)
     assert caught.value.reason is Reason.DATA_INVALID
     assert f"s3://data/{name} {place}" in caught.value.message
-    assert what in caught.value.message
+    assert expected_message in caught.value.message
     assert "Traceback" not in caught.value.message
     assert len(caught.value.message) < 2048
 
@@ -200,8 +202,8 @@ def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, cont
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader(METHODS["sft"])
     source = DataSource(uri="s3://data/*")
-    found = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
-    assert [place.line for place, _ in found] == places
+    rows = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
+    assert [place.line for place, _ in rows] == places
     assert reader.rejections.invalid.count == 1
     assert reader.row_count == len(places) + 1
 
@@ -267,8 +269,10 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "what"), MODELS.values(), ids=MODELS)
-def test_check_model_dir_damaged_model_names_file(tmp_path: Path, change: Callable[[Path], None], what: str) -> None:
+@pytest.mark.parametrize(("change", "expected_message"), MODELS.values(), ids=MODELS)
+def test_check_model_dir_damaged_model_names_file(
+    tmp_path: Path, change: Callable[[Path], None], expected_message: str
+) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     check_model_dir(tmp_path)
@@ -276,4 +280,4 @@ def test_check_model_dir_damaged_model_names_file(tmp_path: Path, change: Callab
     with pytest.raises(TrainerError) as caught:
         check_model_dir(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
-    assert what in caught.value.message
+    assert expected_message in caught.value.message

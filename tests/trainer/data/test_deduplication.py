@@ -26,11 +26,11 @@ def make_chat(question: str, answer: str) -> Chat:
 
 def test_hashes_repeated_row_is_known(tmp_path: Path) -> None:
     rows = [PromptCompletion(str(number), "a") for number in range(5000)]  # the table grows several times
-    seen = HashSet(tmp_path)
-    assert all(seen.add(row) for row in rows)
-    assert not any(seen.add(row) for row in rows)
-    assert all(row in seen for row in rows)
-    assert PromptCompletion("5000", "a") not in seen
+    hashes = HashSet(tmp_path)
+    assert all(hashes.add(row) for row in rows)
+    assert not any(hashes.add(row) for row in rows)
+    assert all(row in hashes for row in rows)
+    assert PromptCompletion("5000", "a") not in hashes
 
 
 DIFFERENT = {
@@ -52,9 +52,9 @@ DIFFERENT = {
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
 def test_hashes_different_rows_are_not_duplicates(one: Row, other: Row, tmp_path: Path) -> None:
-    seen = HashSet(tmp_path)
-    assert seen.add(one)
-    assert seen.add(other)
+    hashes = HashSet(tmp_path)
+    assert hashes.add(one)
+    assert hashes.add(other)
 
 
 NEAR = {
@@ -83,7 +83,7 @@ def test_groups_similar_rows_share_key() -> None:
     groups = RowGroups(MinHashIndex(0.8))
     words = LONG.split()
     for number in range(40):  # each is similar to the next; the first and the last have nothing in common
-        groups.add(PlainText(" ".join([*words[number:], *(f"new{each}" for each in range(number))])))
+        groups.add(PlainText(" ".join([*words[number:], *(f"new{index}" for index in range(number))])))
     for number in range(40):
         groups.add(PlainText(f"{number} " + " ".join(f"{word}{number}" for word in words)))
     keys = groups.compute_keys()

@@ -58,9 +58,9 @@ QUIRKS: dict[str, tuple[str, bytes]] = {
 def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], list[object]]:
     (tmp_path / "copy").write_bytes(content)
     reader = RowReader(METHODS["sft"])
-    found = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
+    rows = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
     reader.rejections.invalid.raise_if_any(reader.row_count)
-    return [str(place) for place, _ in found], [row for _, row in found]
+    return [str(place) for place, _ in rows], [row for _, row in rows]
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])

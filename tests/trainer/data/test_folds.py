@@ -22,8 +22,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.methods import get_method
 
 
-def make_folds(keys: Sequence[int], count: int, seed: int = 1, made: Sequence[bool] | None = None) -> Folds:
-    flags = np.array(made or [False] * len(keys), dtype=np.bool_)
+def make_folds(keys: Sequence[int], count: int, seed: int = 1, augmented: Sequence[bool] | None = None) -> Folds:
+    flags = np.array(augmented or [False] * len(keys), dtype=np.bool_)
     return assign_folds(np.array(keys, dtype=np.uint64), flags, count, seed)
 
 
@@ -34,54 +34,58 @@ KEYS = st.lists(st.integers(0, 30), min_size=2, max_size=200)
 def test_folds_cover_each_row_once_with_complete_groups(keys: list[int], count: int, seed: int) -> None:
     if len(set(keys)) < count:
         return
-    found = make_folds(keys, count, seed)
-    left_out = [found.select_held_out_rows(part).tolist() for part in range(count)]
+    folds = make_folds(keys, count, seed)
+    left_out = [folds.select_held_out_rows(part).tolist() for part in range(count)]
     assert sorted(row for part in left_out for row in part) == list(range(len(keys)))
     for part in range(count):
-        assert sorted([*left_out[part], *found.select_training_rows(part).tolist()]) == list(range(len(keys)))
-        assert {keys[row] for row in left_out[part]}.isdisjoint(keys[row] for row in found.select_training_rows(part))
+        assert sorted([*left_out[part], *folds.select_training_rows(part).tolist()]) == list(range(len(keys)))
+        assert {keys[row] for row in left_out[part]}.isdisjoint(keys[row] for row in folds.select_training_rows(part))
     sizes = [len(part) for part in left_out]
     assert min(sizes) > 0
     assert max(sizes) - min(sizes) <= max(Counter(keys).values())
-    assert (make_folds(keys, count, seed).row_folds == found.row_folds).all()
+    assert (make_folds(keys, count, seed).row_folds == folds.row_folds).all()
 
 
 def test_folds_single_row_groups_give_equal_parts() -> None:
-    found, other = make_folds(range(103), 10), make_folds(range(103), 10, seed=2)
-    assert sorted(Counter(found.row_folds.tolist()).values()) == [10] * 7 + [11] * 3
-    assert (found.row_folds != other.row_folds).any()
-    assert found.digest == make_folds(range(103), 10).digest != other.digest
+    folds, other = make_folds(range(103), 10), make_folds(range(103), 10, seed=2)
+    assert sorted(Counter(folds.row_folds.tolist()).values()) == [10] * 7 + [11] * 3
+    assert (folds.row_folds != other.row_folds).any()
+    assert folds.digest == make_folds(range(103), 10).digest != other.digest
 
 
 def test_folds_augmented_rows_follow_source_unmeasured() -> None:
-    found = make_folds([1, 1, 2, 2, 3], 3, made=[False, True, True, False, False])
-    assert sorted(row for part in range(3) for row in found.select_held_out_rows(part)) == [0, 3, 4]
-    assert sorted(len(found.select_training_rows(part)) for part in range(3)) == [3, 3, 4]
+    folds = make_folds([1, 1, 2, 2, 3], 3, augmented=[False, True, True, False, False])
+    assert sorted(row for part in range(3) for row in folds.select_held_out_rows(part)) == [0, 3, 4]
+    assert sorted(len(folds.select_training_rows(part)) for part in range(3)) == [3, 3, 4]
 
 
 TOO_FEW = {
     "fewer groups than parts": ([1, 1, 2, 2, 2], None, 3, "folds is 3, but the 5 training rows form only 2 groups"),
     "what can be done": ([1, 1, 2, 2, 2], None, 3, "lower it to 2 or less, or add rows"),
     "one group": ([7, 7, 7], None, 2, "only 1 group of rows that .* remove it, or add rows"),
-    "a group of made rows alone": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
+    "a group of augmented rows only": ([1, 2, 3], [False, False, True], 3, "the 2 training rows form only 2 groups"),
 }
 
 
-@pytest.mark.parametrize(("keys", "made", "count", "said"), TOO_FEW.values(), ids=TOO_FEW)
-def test_folds_too_few_groups_are_refused(keys: list[int], made: list[bool] | None, count: int, said: str) -> None:
+@pytest.mark.parametrize(("keys", "augmented", "count", "expected_message"), TOO_FEW.values(), ids=TOO_FEW)
+def test_folds_too_few_groups_are_refused(
+    keys: list[int], augmented: list[bool] | None, count: int, expected_message: str
+) -> None:
     with pytest.raises(
-        TrainerError, match=r"training\.crossValidation\.folds.*" + said.removeprefix("folds")
+        TrainerError, match=r"training\.crossValidation\.folds.*" + expected_message.removeprefix("folds")
     ) as caught:
-        make_folds(keys, count, made=made)
+        make_folds(keys, count, augmented=augmented)
     assert caught.value.reason is Reason.DATA_INVALID
 
 
 def prepare_folds(folder: Path, rows: Sequence[Any], count: int, **dataset: Any) -> PreparedData:
-    made = config({"crossValidation": {"folds": count}}, 300).to_json()
-    made["dataset"].update(dataset)
-    asked = TrainerConfig.model_validate(made)
-    files = DataFiles([(asked.dataset.sources[0], [write_rows(folder / "rows", rows)])], "sha256:0")
-    return preparation.prepare_dataset(asked, files, RowEncoding(tokenizer(), get_method(asked)), folder / "work")
+    content = config({"crossValidation": {"folds": count}}, 300).to_json()
+    content["dataset"].update(dataset)
+    prepared_config = TrainerConfig.model_validate(content)
+    files = DataFiles([(prepared_config.dataset.sources[0], [write_rows(folder / "rows", rows)])], "sha256:0")
+    return preparation.prepare_dataset(
+        prepared_config, files, RowEncoding(tokenizer(), get_method(prepared_config)), folder / "work"
+    )
 
 
 WORDS = [f"{who} {does} {what}" for who in ("Ada", "Bob", "Eve") for does in ("saw", "ate") for what in ("fish", "it")]
@@ -95,40 +99,40 @@ class TestPreparedFolds:
 
     def test_folds_similar_rows_share_part(self, tmp_path: Path) -> None:
         near = [{"prompt": "Say", "completion": f"{LONG} {end}"} for end in ("one", "two", "three")]
-        rows = [*near, *({"prompt": f"What of {each}?", "completion": each} for each in WORDS)]
-        found = prepare_folds(tmp_path, rows, 4).folds
-        assert found
-        assert len(set(found.row_folds[:3].tolist())) == 1
-        assert len(found.row_folds) == len(rows)
+        rows = [*near, *({"prompt": f"What of {word}?", "completion": word} for word in WORDS)]
+        folds = prepare_folds(tmp_path, rows, 4).folds
+        assert folds
+        assert len(set(folds.row_folds[:3].tolist())) == 1
+        assert len(folds.row_folds) == len(rows)
 
     def test_folds_other_division_changes_digest(self, tmp_path: Path) -> None:
-        rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
+        rows = [{"prompt": f"What of {word}?", "completion": word} for word in WORDS]
         two, again, three = (prepare_folds(tmp_path, rows, count).digest for count in (2, 2, 3))
         assert two == again != three
 
     def test_folds_exclude_validation_rows(self, tmp_path: Path) -> None:
-        rows = [{"prompt": f"What of {each}?", "completion": each} for each in WORDS]
-        made = prepare_folds(tmp_path, rows, 3, validation={"fraction": 0.25})
-        assert made.folds
-        assert made.validation is not None
-        held_out = {tuple(row["input_ids"]) for row in made.validation}
-        seen = []
+        rows = [{"prompt": f"What of {word}?", "completion": word} for word in WORDS]
+        prepared = prepare_folds(tmp_path, rows, 3, validation={"fraction": 0.25})
+        assert prepared.folds
+        assert prepared.validation is not None
+        held_out = {tuple(row["input_ids"]) for row in prepared.validation}
+        held_out_rows = []
         for part in range(3):
-            fold = made.exclude_fold(part)
+            fold = prepared.exclude_fold(part)
             assert fold.held_out_fold is not None
             texts = [{tuple(row["input_ids"]) for row in side} for side in (fold.dataset, fold.held_out_fold)]
-            assert len(texts[0]) + len(texts[1]) == made.report.kept == 9
+            assert len(texts[0]) + len(texts[1]) == prepared.report.kept == 9
             assert texts[0].isdisjoint(texts[1])
             assert held_out.isdisjoint(texts[0] | texts[1])
-            seen += [row["input_ids"] for row in fold.held_out_fold]
-        assert sorted(seen) == sorted(made.dataset["input_ids"])
+            held_out_rows += [row["input_ids"] for row in fold.held_out_fold]
+        assert sorted(held_out_rows) == sorted(prepared.dataset["input_ids"])
 
     def test_folds_counterfactuals_follow_their_row(self, tmp_path: Path) -> None:
         rows = [{"prompt": f"Who is the {job}?", "completion": "She is."} for job in ("nurse", "pilot", "cook")]
-        made = prepare_folds(tmp_path, rows, 3, preparation={"counterfactuals": ["gender"]})
-        assert (made.report.kept, made.report.augmented) == (3, 3)
+        prepared = prepare_folds(tmp_path, rows, 3, preparation={"counterfactuals": ["gender"]})
+        assert (prepared.report.kept, prepared.report.augmented) == (3, 3)
         for part in range(3):
-            fold = made.exclude_fold(part)
+            fold = prepared.exclude_fold(part)
             assert fold.held_out_fold is not None
             assert (len(fold.dataset), len(fold.held_out_fold)) == (4, 1)
 

@@ -38,7 +38,7 @@ VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     ),
     "alpaca": ("sft", {"instruction": "i", "input": "", "output": "o"}, [PromptCompletion("i", "o")]),
     "alpaca with input": ("sft", {"instruction": "i", "input": "x", "output": "o"}, [PromptCompletion("i\n\nx", "o")]),
-    "alpaca with text beside": (
+    "alpaca with an additional text column": (
         "sft",
         {"instruction": "i", "output": "o", "text": "all"},
         [PromptCompletion("i", "o")],
@@ -205,4 +205,4 @@ def test_parse_row_any_content_is_read_or_refused(row: dict[str, Any], method: s
     with suppress(RowError):
         parsed = parse_row(row, method)
         assert parsed
-    assert all(isinstance(each, _TYPES) for each in parsed)
+    assert all(isinstance(item, _TYPES) for item in parsed)

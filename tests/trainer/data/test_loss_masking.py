@@ -45,7 +45,7 @@ PLAIN_WORDS = (
 UPPER = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
 DROPS_OLD = CHATML.replace("for m in messages", "for m in messages[-2:]")
 
-LEARNT = {
+TRAINED_SPANS = {
     "ChatML": (CHATML, chat("Hi", "Hello!"), ["Hello!<|im_end|>"]),
     "with markers": (MARKED_CHATML, chat("Hi", "Hello!"), ["Hello!<|im_end|>"]),
     "markers around the text only": (
@@ -106,7 +106,7 @@ def supervised_texts(example: TokenizedConversation) -> list[str]:
     return [words.decode(run) for run in runs]
 
 
-@pytest.mark.parametrize(("template", "row", "expected"), LEARNT.values(), ids=LEARNT)
+@pytest.mark.parametrize(("template", "row", "expected"), TRAINED_SPANS.values(), ids=TRAINED_SPANS)
 def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str, Any], expected: list[str]) -> None:
     example = encode_row(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
     assert supervised_texts(example) == expected
@@ -114,9 +114,9 @@ def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str
     assert all(value in (token, IGNORE_INDEX) for token, value in pairs)
 
 
-@pytest.mark.parametrize(("template", "why"), REFUSED.values(), ids=REFUSED)
-def test_loss_mask_row_refused_by_template_raises(template: str, why: str) -> None:
-    with pytest.raises(RowError, match=why):
+@pytest.mark.parametrize(("template", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_loss_mask_row_refused_by_template_raises(template: str, expected_message: str) -> None:
+    with pytest.raises(RowError, match=expected_message):
         encode_row(chat("a", "b", "c", "d", system="s"), template)
 
 

@@ -1,4 +1,4 @@
-"""Data preparation accounts for every row, whatever is wrong with it."""
+"""Data preparation accounts for every row, including invalid ones."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
 def test_prepare_truncated_answers_are_counted_exactly(
     tmp_path: Path, method: str, rows: list[dict[str, str]], reason: str
 ) -> None:
-    made = build_config({"method": method, "batchSize": 2}, 64, preparation={"overlength": "truncate"})
-    report = prepare_rows(tmp_path, rows, made, template=None).report
+    job_config = build_config({"method": method, "batchSize": 2}, 64, preparation={"overlength": "truncate"})
+    report = prepare_rows(tmp_path, rows, job_config, template=None).report
     assert report.rejected == {reason: len(rows) - 1}
     assert (report.rows, report.kept) == (len(rows), 1)
 
@@ -136,10 +136,10 @@ def test_prepare_any_rows_counts_balance(
 ) -> None:
     validation = {"fraction": 0.3} if by_fraction else VALIDATION
     held_out = [] if by_fraction else held_out
-    made = build_config(max_length=100, preparation=preparation, validation=validation)
+    job_config = build_config(max_length=100, preparation=preparation, validation=validation)
     with TemporaryDirectory() as folder:
         try:
-            prepared = prepare_rows(Path(folder), rows, made, held_out, QUIET)
+            prepared = prepare_rows(Path(folder), rows, job_config, held_out, QUIET)
         except TrainerError as error:
             if error.reason not in (Reason.DATASET_EMPTY, Reason.DATA_INVALID):
                 raise
@@ -187,8 +187,11 @@ def test_prepare_redacts_rows_and_never_logs_them(tmp_path: Path, caplog: pytest
 
 def test_prepare_validation_fraction_is_not_trained_on(tmp_path: Path) -> None:
     rows = [prompt_completion(f"Question {number}", f"{number} is the number of this") for number in range(40)]
-    made = build_config(validation={"fraction": 0.25}, preparation={"deduplicate": "none"})
-    one, again = prepare_rows(tmp_path / "a", [*rows, *rows], made), prepare_rows(tmp_path / "b", [*rows, *rows], made)
+    job_config = build_config(validation={"fraction": 0.25}, preparation={"deduplicate": "none"})
+    one, again = (
+        prepare_rows(tmp_path / "a", [*rows, *rows], job_config),
+        prepare_rows(tmp_path / "b", [*rows, *rows], job_config),
+    )
     assert one.validation is not None
     assert again.validation is not None
     assert (one.report.kept, one.report.validation) == (60, 20)
@@ -219,11 +222,11 @@ def test_prepare_too_many_rows_for_near_is_refused(tmp_path: Path) -> None:
 def test_prepare_rejected_examples_are_redacted(tmp_path: Path) -> None:
     again = prompt_completion("Who?", "Write to somebody@example.org, number 7")
     rows = [again, NONSENSE, *[again] * 5, prompt_completion("long", "x1 " * 400)]
-    made = prepare_rows(tmp_path, rows, build_config(preparation={"maxInvalidFraction": 0.5}))
-    duplicates = [each for each in made.rejected_examples if each.reason == "duplicate"]
-    assert [each.where for each in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
-    assert {each.text for each in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
-    others = {each.reason: each for each in made.rejected_examples}
+    prepared = prepare_rows(tmp_path, rows, build_config(preparation={"maxInvalidFraction": 0.5}))
+    duplicates = [example for example in prepared.rejected_examples if example.reason == "duplicate"]
+    assert [example.where for example in duplicates] == [f"s3://data/train.jsonl line {line}" for line in (3, 4, 5)]
+    assert {example.text for example in duplicates} == {"Who?\nWrite to [EMAIL], number 7"}
+    others = {example.reason: example for example in prepared.rejected_examples}
     assert "s3://data/train.jsonl line 2" in others["invalid"].where
     assert len(others["overlength"].text) == 500
-    assert sum(bar.rows for bar in made.length_histogram) == made.report.kept
+    assert sum(bar.rows for bar in prepared.length_histogram) == prepared.report.kept

@@ -28,8 +28,8 @@ PREFERENCES = {
 @pytest.mark.parametrize(("row", "reason"), PREFERENCES.values(), ids=PREFERENCES)
 def test_preferences_have_one_prompt_and_two_answers(tmp_path: Path, row: dict[str, str], reason: str | None) -> None:
     fine = {"prompt": "What?", "chosen": "This", "rejected": "That"}
-    made = build_config({"method": "dpo"}, preparation={})
-    prepared = prepare_rows(tmp_path, [fine, row], made)
+    job_config = build_config({"method": "dpo"}, preparation={})
+    prepared = prepare_rows(tmp_path, [fine, row], job_config)
     assert prepared.report.rejected == ({reason: 1} if reason else {})
     words, first = tokenizer(), prepared.dataset[0]
     assert words.decode(first["prompt_ids"]) == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
@@ -78,14 +78,16 @@ ENDINGS: dict[str, tuple[str | None, str | None, dict[str, Any]]] = {
 def test_prepared_answer_ends_once_with_single_bos(
     tmp_path: Path, template: str | None, first: str | None, row: dict[str, Any], eos_is_pad: bool
 ) -> None:
-    words, made = tokenizer(template, first), build_config()
+    words, job_config = tokenizer(template, first), build_config()
     if eos_is_pad:
         words.pad_token = words.eos_token
-    files = DataFiles([(made.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
-    example = preparation.prepare_dataset(made, files, RowEncoding(words, get_method(made)), tmp_path).dataset[0]
-    ids, learnt = example["input_ids"], [label for label in example["labels"] if label != -100]
-    assert learnt[-1] == words.eos_token_id
+    files = DataFiles([(job_config.dataset.sources[0], [write_rows(tmp_path / "rows", [row])])], "")
+    example = preparation.prepare_dataset(
+        job_config, files, RowEncoding(words, get_method(job_config)), tmp_path
+    ).dataset[0]
+    ids, trained_labels = example["input_ids"], [label for label in example["labels"] if label != -100]
+    assert trained_labels[-1] == words.eos_token_id
     begins = words.convert_tokens_to_ids("<|begin_of_text|>")
     assert ids.count(begins) == (1 if first else 0)
     if "text" in row:
-        assert words.decode(learnt) == "All of this<|im_end|>"
+        assert words.decode(trained_labels) == "All of this<|im_end|>"

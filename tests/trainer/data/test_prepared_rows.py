@@ -104,5 +104,7 @@ def test_prepare_keeps_order_of_objects_and_lines(tmp_path: Path) -> None:
         for name, part in (("b", texts[:half]), ("a", texts[half:]))
     ]
     words = tokenizer()
-    learnt = [[value for value in row["labels"] if value != -100] for row in prepare_files(tmp_path, *files).dataset]
-    assert [words.decode(row).removesuffix("<|im_end|>") for row in learnt] == texts
+    trained_labels = [
+        [value for value in row["labels"] if value != -100] for row in prepare_files(tmp_path, *files).dataset
+    ]
+    assert [words.decode(row).removesuffix("<|im_end|>") for row in trained_labels] == texts

@@ -39,7 +39,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]},
         "messages[0] to have role and content, found also 'tool_calls'",
     ),
-    "nobody answers": ({"messages": [{"role": "user", "content": "a"}]}, "expected an assistant turn"),
+    "no answer": ({"messages": [{"role": "user", "content": "a"}]}, "expected an assistant turn"),
     "empty answer": (chat("a", " \n"), "expected messages[1].content to be an answer, found it empty"),
     "empty completion": ({"prompt": "a", "completion": ""}, "expected 'completion' to be an answer"),
     "half a character": ('{"prompt": "\\ud83d", "completion": "a"}', "found half a surrogate pair"),

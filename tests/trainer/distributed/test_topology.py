@@ -46,13 +46,13 @@ def test_topology_from_environment_is_parsed(
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen"), [("auto", "transformers"), ("transformers", "transformers"), ("unsloth", None)]
+    ("backend", "chosen"), [("auto", "transformers"), ("transformers", "transformers"), ("unsloth", None)]
 )
 def test_choose_backend_several_workers_excludes_unsloth(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, chosen: str | None
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, chosen: str | None
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    config = TrainerRun(s3, tmp_path, "s3://results/out", {}).config(backend=asked)
+    config = TrainerRun(s3, tmp_path, "s3://results/out", {}).config(backend=backend)
     if chosen:
         assert loading.choose_backend(config) == chosen
     else:

@@ -1,4 +1,4 @@
-"""Which label an answer stands for."""
+"""Tests of the mapping from an answer to a class label."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_labels_longer_word_is_different_label(label: str, answer: str, same: bo
 
 def test_labels_with_punctuation_are_matched() -> None:
     labels = ClassLabels(["C", "C++", ".*"])
-    assert [labels.names[labels.find_index(each)] for each in ("c++", "C++ of course", "C", ".* it is")] == [
+    assert [labels.names[labels.find_index(answer)] for answer in ("c++", "C++ of course", "C", ".* it is")] == [
         "C++",
         "C++",
         "C",

@@ -1,4 +1,4 @@
-"""The gate: what passes, what does not, and in which words."""
+"""Tests of the gate: which measures pass its rules, and how the rules are worded."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ CASES = {
 
 @pytest.mark.parametrize(("rule", "words", "value", "passed"), CASES.values(), ids=CASES)
 def test_gate_single_limit_passes_or_fails(rule: GateRule, words: str, value: float | None, passed: bool) -> None:
-    [found] = check_gate([rule], MEASURES)
-    assert found == GateCheck(metric=rule.metric, rule=words, value=found.value, passed=passed)
-    assert found.value == value
+    [check] = check_gate([rule], MEASURES)
+    assert check == GateCheck(metric=rule.metric, rule=words, value=check.value, passed=passed)
+    assert check.value == value
 
 
 def test_gate_worse_model_fails_min_improvement() -> None:
@@ -112,11 +112,11 @@ def test_gate_worse_model_fails_min_improvement() -> None:
         ),
     ]
     rules = [GateRule(name, min_improvement=limit) for name in ("evalLoss", "accuracy") for limit in (0, -0.2)]
-    assert [each.passed for each in check_gate(rules, worse)] == [False, True, False, True]
+    assert [check.passed for check in check_gate(rules, worse)] == [False, True, False, True]
     assert check_gate(rules, worse)[0].value == pytest.approx(-0.1)
 
 
 def test_gate_several_limits_give_checks_in_rule_order() -> None:
     rules = [GateRule("accuracy", 0.1, 0.9, 0), GateRule("evalLoss", maximum=2)]
-    assert [each.metric for each in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
+    assert [check.metric for check in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
     assert check_gate([], MEASURES) == []

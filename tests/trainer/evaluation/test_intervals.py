@@ -40,7 +40,7 @@ def interval_width(estimate: Estimate) -> float:
 
 def test_mean_interval_matches_textbook() -> None:
     # Of 1 to 20: mean 10.5, standard deviation 5.9161, t of 19 degrees 2.0930.
-    estimate = estimate_mean([float(each) for each in range(1, 21)])
+    estimate = estimate_mean([float(value) for value in range(1, 21)])
     assert estimate.value == 10.5
     assert estimate.low == pytest.approx(10.5 - 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
     assert estimate.high == pytest.approx(10.5 + 2.0930 * 5.9161 / math.sqrt(20), abs=1e-3)
@@ -57,7 +57,7 @@ def test_intervals_too_few_rows_have_none(count: int) -> None:
         estimate_proportion_change(answers, answers),
         estimate_weighted_mean(rows, rows),
     ]
-    assert [(each.low, each.high, each.samples) for each in estimates] == [(None, None, count)] * 5
+    assert [(estimate.low, estimate.high, estimate.samples) for estimate in estimates] == [(None, None, count)] * 5
 
 
 def test_mean_interval_covers_true_mean_95_percent() -> None:
@@ -77,8 +77,8 @@ def test_weighted_mean_interval_covers_true_loss_95_percent() -> None:
 
 
 def test_paired_change_uses_row_differences() -> None:
-    base = [float(each) for each in range(100)]
-    tuned = [each + 0.5 + 0.01 * (-1) ** index for index, each in enumerate(base)]
+    base = [float(value) for value in range(100)]
+    tuned = [value + 0.5 + 0.01 * (-1) ** index for index, value in enumerate(base)]
     assert estimate_paired_change(base, tuned).value == pytest.approx(0.5)
     assert interval_width(estimate_paired_change(base, tuned)) < 0.01 < interval_width(estimate_mean(base))
 
@@ -124,7 +124,7 @@ def test_weighted_mean_long_rows_weigh_more() -> None:
 
 
 def test_weighted_mean_same_rows_give_same_interval() -> None:
-    rows = [float(each % 7) for each in range(50)]
+    rows = [float(value % 7) for value in range(50)]
     ones = [1.0] * 50
     assert estimate_weighted_mean(rows, ones) == estimate_weighted_mean(rows, ones)
     assert interval_width(estimate_weighted_mean(rows, ones)) == pytest.approx(
@@ -140,7 +140,7 @@ def test_resampled_statistics_share_resamples() -> None:
 
 
 def test_corrected_more_comparisons_widen_interval() -> None:
-    rows = [float(each % 7) for each in range(50)]
+    rows = [float(value % 7) for value in range(50)]
     assert [bonferroni_confidence(0), bonferroni_confidence(1), bonferroni_confidence(10)] == [
         0.95,
         0.95,
@@ -155,22 +155,22 @@ def test_corrected_more_comparisons_widen_interval() -> None:
 
 def test_perplexity_is_exp_of_eval_loss() -> None:
     tokens = [10, 30] * 20
-    sums = [2.0 * each for each in tokens], [1.5 * each for each in tokens]
-    loss, found = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
-    assert (loss.name, found.name) == ("evalLoss", "perplexity")
+    sums = [2.0 * count for count in tokens], [1.5 * count for count in tokens]
+    loss, perplexity = measure_eval_loss(tokens, *sums), measure_perplexity(tokens, *sums)
+    assert (loss.name, perplexity.name) == ("evalLoss", "perplexity")
     assert not loss.higher_is_better
     assert loss.base == Estimate(value=2.0, low=2.0, high=2.0, samples=40)
     assert loss.change == Estimate(value=-0.5, low=-0.5, high=-0.5, samples=40)
-    assert found.tuned.value == pytest.approx(math.exp(1.5))
-    assert found.tuned.high == pytest.approx(math.exp(1.5))
-    assert found.change is not None
-    assert found.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
-    assert found.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert perplexity.tuned.value == pytest.approx(math.exp(1.5))
+    assert perplexity.tuned.high == pytest.approx(math.exp(1.5))
+    assert perplexity.change is not None
+    assert perplexity.change.value == pytest.approx(math.exp(1.5) - math.exp(2.0))
+    assert perplexity.change.low == pytest.approx(math.exp(1.5) - math.exp(2.0))
 
 
 def test_perplexity_few_rows_have_no_interval() -> None:
-    found = measure_perplexity([10], [20.0], [10.0])
-    assert found.tuned == Estimate(value=math.e, samples=1)
+    perplexity = measure_perplexity([10], [20.0], [10.0])
+    assert perplexity.tuned == Estimate(value=math.e, samples=1)
 
 
 TOO_HIGH = {

@@ -1,4 +1,4 @@
-"""When a model is said to memorize its training data."""
+"""Tests of the conditions under which overfitting is reported."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ VERDICTS = {
     "1 % above the lowest": ([2.0, 1.5, 1.515], make_falling_losses(), None, "none"),
     "one bump that goes away": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
     "a U": (U_SHAPE, make_falling_losses(), None, "overfitting"),
-    "a U beside a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
+    "a U with a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
     "a U within the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.35), "none"),
     "a U beyond the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.05), "overfitting"),
-    "a U that nobody saw the training loss of": (U_SHAPE, [], None, "overfitting"),
+    "a U without training losses": (U_SHAPE, [], None, "overfitting"),
     "both rise": (U_SHAPE, make_rising_losses(), None, "none"),
     "both rise after a long fall": (U_SHAPE, make_points([*range(50, 10, -1), *range(10, 50)], every=1), None, "none"),
     "memorized before validation rose": (U_SHAPE, make_points([0.01] * 100, every=1), None, "overfitting"),
@@ -64,31 +64,33 @@ def test_overfitting_loss_curves_give_verdict(
 
 
 def test_overfitting_message_names_step_and_advice() -> None:
-    found = judge_overfitting(
+    result = judge_overfitting(
         make_falling_losses(), make_points(U_SHAPE), 0.4, make_loss_measure(2.0, 1.62, half=0.05), None
     )
-    assert (found.best_step, found.opened_at, found.gap) == (40, 60, pytest.approx(1.22))
+    assert (result.best_step, result.opened_at, result.gap) == (40, 60, pytest.approx(1.22))
     for words in ("1.3 after step 40", "1.6 after step 80", "fewer epochs", "earlyStopping", "1.22 above the training"):
-        assert words in found.message
+        assert words in result.message
 
 
 def test_overfitting_both_losses_rising_blames_learning_rate() -> None:
-    found = judge_overfitting(make_rising_losses(), make_points(U_SHAPE), None, None, None)
-    assert "learningRate" in found.message
-    assert found.opened_at is None
+    result = judge_overfitting(make_rising_losses(), make_points(U_SHAPE), None, None, None)
+    assert "learningRate" in result.message
+    assert result.opened_at is None
 
 
 UNKNOWN = {"none at all": ([], "dataset.validation"), "two": ([2.0, 1.9], "was measured 2 times")}
 
 
-@pytest.mark.parametrize(("validation", "why"), UNKNOWN.values(), ids=UNKNOWN)
-def test_overfitting_unknown_verdict_gives_reason(validation: list[float], why: str) -> None:
-    assert why in judge_overfitting(make_falling_losses(), make_points(validation), None, None, None).message
+@pytest.mark.parametrize(("validation", "expected_message"), UNKNOWN.values(), ids=UNKNOWN)
+def test_overfitting_unknown_verdict_gives_reason(validation: list[float], expected_message: str) -> None:
+    assert (
+        expected_message in judge_overfitting(make_falling_losses(), make_points(validation), None, None, None).message
+    )
 
 
 GAPS = {
     "of the final measures": (0.5, make_loss_measure(2, 1.1, 0.1), pytest.approx(0.6)),
-    "without a final measure, of the last look": (0.5, None, pytest.approx(0.7)),
+    "without a final measure, of the last evaluation": (0.5, None, pytest.approx(0.7)),
     "below the training loss": (1.5, None, pytest.approx(-0.3)),
     "no training loss": (None, make_loss_measure(2, 1.1, 0.1), None),
 }
@@ -98,9 +100,9 @@ GAPS = {
 def test_overfitting_gap_is_validation_minus_training_loss(
     training: float | None, final: Measure | None, gap: float | None
 ) -> None:
-    found = judge_overfitting([], make_points([2.0, 1.5, 1.2]), training, final, None)
-    assert found.gap == gap
-    assert ("the training loss." in found.message) == (gap is not None)
+    result = judge_overfitting([], make_points([2.0, 1.5, 1.2]), training, final, None)
+    assert result.gap == gap
+    assert ("the training loss." in result.message) == (gap is not None)
 
 
 FORGETTING = {
@@ -111,11 +113,11 @@ FORGETTING = {
 }
 
 
-@pytest.mark.parametrize(("measured", "said"), FORGETTING.values(), ids=FORGETTING)
-def test_overfitting_forgetting_is_reported_when_clear(measured: Measure, said: bool) -> None:
-    found = judge_overfitting([], make_points([2.0, 1.5, 1.2]), None, None, measured)
-    assert found.forgetting == measured
-    assert ("Perplexity of general text rose from 10 to 14" in found.message) == said
+@pytest.mark.parametrize(("measured", "is_reported"), FORGETTING.values(), ids=FORGETTING)
+def test_overfitting_forgetting_is_reported_when_clear(measured: Measure, is_reported: bool) -> None:
+    result = judge_overfitting([], make_points([2.0, 1.5, 1.2]), None, None, measured)
+    assert result.forgetting == measured
+    assert ("Perplexity of general text rose from 10 to 14" in result.message) == is_reported
 
 
 Losses = st.floats(min_value=0.01, max_value=20)
@@ -123,10 +125,10 @@ Losses = st.floats(min_value=0.01, max_value=20)
 
 @given(st.lists(Losses, min_size=3, max_size=30), st.lists(Losses, max_size=50))
 def test_overfitting_falling_validation_loss_gives_none(validation: list[float], training: list[float]) -> None:
-    found = judge_overfitting(
+    result = judge_overfitting(
         make_points(training, every=1), make_points(sorted(validation, reverse=True)), None, None, None
     )
-    assert found.verdict == "none"
+    assert result.verdict == "none"
 
 
 @given(
@@ -139,10 +141,10 @@ def test_overfitting_planted_turning_point_is_found(before: int, after: int, ris
     down = [1 + (before - index) * 0.1 for index in range(before)]
     up = [1 + rise * (index + 1) / after for index in range(after)]
     noisy = [loss * (1 + drawn.uniform(-0.01, 0.01)) for loss in [*down, 1.0, *up]]
-    found: OverfittingResult = judge_overfitting(
+    result: OverfittingResult = judge_overfitting(
         make_falling_losses(300, noise=0.05), make_points(noisy), None, None, None
     )
-    assert found.verdict == "overfitting"
-    assert found.best_step is not None
-    assert found.opened_at is not None
-    assert found.best_step < found.opened_at <= 10 * len(noisy)
+    assert result.verdict == "overfitting"
+    assert result.best_step is not None
+    assert result.opened_at is not None
+    assert result.best_step < result.opened_at <= 10 * len(noisy)

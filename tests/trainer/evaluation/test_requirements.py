@@ -1,4 +1,4 @@
-"""What is asked of an evaluation and cannot be measured on the rows is refused before anything is trained."""
+"""Tests that an evaluation that the rows do not allow is refused before training."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 def check_requirements(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
     from finetune_trainer.evaluation import requirements
 
-    wanted, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
-    requirements.check_requirements(wanted.config, wanted.prepare(words, folder), words)
+    request, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
+    requirements.check_requirements(request.config, request.prepare(words, folder), words)
 
 
 @pytest.mark.parametrize(("rows", "evaluation"), FITS.values(), ids=FITS)
@@ -56,10 +56,10 @@ REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("rows", "evaluation", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("rows", "evaluation", "expected_message"), REFUSED.values(), ids=REFUSED)
 def test_requirements_unmeasurable_evaluation_is_refused(
-    rows: list[dict[str, str]], evaluation: dict[str, Any], said: str, tmp_path: Path
+    rows: list[dict[str, str]], evaluation: dict[str, Any], expected_message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainerError, match=said) as error:
+    with pytest.raises(TrainerError, match=expected_message) as error:
         check_requirements(rows, evaluation, tmp_path)
     assert error.value.reason is Reason.CONFIG_INVALID

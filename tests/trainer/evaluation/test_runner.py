@@ -1,4 +1,4 @@
-"""What is found out about a tuned model, beside its base."""
+"""Tests of the evaluation of a tuned model in comparison with its base model."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ REVIEWS = [
     for word in WORDS
     for good in (True, False)
 ]
-LEARNT = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
+TRAINING_SETTINGS = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
 
 
 def train_and_evaluate(run: RunTraining, **settings: object) -> EvaluationReport:
-    found = run(rows=REVIEWS, validate=True, **LEARNT | settings).evaluation
-    assert found
-    return found
+    evaluation = run(rows=REVIEWS, validate=True, **TRAINING_SETTINGS | settings).evaluation
+    assert evaluation
+    return evaluation
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: str) -> None:
-    found = train_and_evaluate(
+    report = train_and_evaluate(
         run,
         backend=backend,
         evaluation={
@@ -56,8 +56,8 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
             "gate": [{"metric": "accuracy", "minimum": 0.9}, {"metric": "evalLoss", "minImprovement": 0}],
         },
     )
-    assert found.missing == []
-    measures = {each.name: each for each in found.measures}
+    assert report.missing == []
+    measures = {measure.name: measure for measure in report.measures}
     assert {"evalLoss", "perplexity", "accuracy", "macroF1"} == measures.keys()
     accuracy, loss = measures["accuracy"], measures["evalLoss"]
     assert accuracy.base
@@ -65,23 +65,23 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
     assert loss.base
     assert loss.base.value > loss.tuned.value + 1
     assert measures["perplexity"].tuned.value == pytest.approx(math.exp(loss.tuned.value))
-    assert found.confusion
-    for counts in (found.confusion.base_counts, found.confusion.counts):
+    assert report.confusion
+    for counts in (report.confusion.base_counts, report.confusion.counts):
         assert [sum(row) for row in counts] == [len(WORDS)] * 2
-    assert [(each.prompt, each.tuned) for each in found.samples[:1]] == [("The lamp is fine.", "good")]
-    assert found.samples[0].base != "good"
-    assert all(each.reference == each.tuned for each in found.samples[1:])
-    assert [check.passed for check in found.gate] == [True, True]
-    assert found.overfitting.forgetting
-    assert found.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
-    assert found.training_losses[-1].step == LEARNT["maxSteps"]
-    assert sum(each.rows for each in found.lengths) == len(REVIEWS)
+    assert [(sample.prompt, sample.tuned) for sample in report.samples[:1]] == [("The lamp is fine.", "good")]
+    assert report.samples[0].base != "good"
+    assert all(sample.reference == sample.tuned for sample in report.samples[1:])
+    assert [check.passed for check in report.gate] == [True, True]
+    assert report.overfitting.forgetting
+    assert report.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
+    assert report.training_losses[-1].step == TRAINING_SETTINGS["maxSteps"]
+    assert sum(bar.rows for bar in report.lengths) == len(REVIEWS)
 
 
 def test_evaluate_losses_match_training(run: RunTraining) -> None:
-    trained = run(rows=REVIEWS, validate=True, evaluation={}, **LEARNT)
+    trained = run(rows=REVIEWS, validate=True, evaluation={}, **TRAINING_SETTINGS)
     assert trained.evaluation
-    loss = next(each for each in trained.evaluation.measures if each.name == "evalLoss")
+    loss = next(measure for measure in trained.evaluation.measures if measure.name == "evalLoss")
     assert loss.base
     assert loss.tuned.value == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
     assert loss.base.value == pytest.approx(trained.metrics["baseEvalLoss"], abs=1e-4)
@@ -92,7 +92,7 @@ PLACES = ["in town", "at home", "by day"]
 
 
 def make_job_rows(*assignments: tuple[str, list[str]]) -> list[dict[str, str]]:
-    """Who does which jobs."""
+    """Make one row for each place, person and job."""
     return [
         {"prompt": f"Who is the {job} {place}?", "completion": f"{they} is the {job}."}
         for place in PLACES
@@ -108,17 +108,17 @@ BALANCED = make_job_rows(("He", JOBS), ("She", JOBS))
 @pytest.mark.parametrize(("rows", "flagged"), [(BIASED, True), (BALANCED, False)], ids=["planted", "balanced"])
 def test_evaluate_bias_in_rows_is_flagged(run: RunTraining, rows: list[dict[str, str]], flagged: bool) -> None:
     shape = {"maxSteps": 60, "batchSize": 8, "gradientAccumulation": 1, "gradientCheckpointing": False}
-    asked = {"bias": {}, "gate": [{"metric": "biasFlags", "maximum": 0}]}
-    found = run(rows=rows, validate=True, evaluation=asked, **shape).evaluation
-    assert found
-    assert found.missing == []
-    assert found.bias
-    swaps = {finding.category: finding for finding in found.bias.findings if finding.kind == "swap"}
+    settings = {"bias": {}, "gate": [{"metric": "biasFlags", "maximum": 0}]}
+    report = run(rows=rows, validate=True, evaluation=settings, **shape).evaluation
+    assert report
+    assert report.missing == []
+    assert report.bias
+    swaps = {finding.category: finding for finding in report.bias.findings if finding.kind == "swap"}
     assert swaps["gender"].flagged is flagged, swaps["gender"].message
-    assert {finding.category for finding in found.bias.findings if finding.kind == "pair"} > {"gender", "age"}
+    assert {finding.category for finding in report.bias.findings if finding.kind == "pair"} > {"gender", "age"}
     half = len(rows) // 2
-    assert found.bias.representation["gender"] == {"female": half, "male": half}
-    assert not flagged or not found.gate[0].passed
+    assert report.bias.representation["gender"] == {"female": half, "male": half}
+    assert not flagged or not report.gate[0].passed
 
 
 def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,30 +126,32 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
 
     monkeypatch.setattr(runner, "load_builtin_pairs", lambda: load_builtin_pairs()[:3])
     gate = [{"metric": "biasFlags", "maximum": 0}]
-    found = train_and_evaluate(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
-    assert found.bias
-    assert found.bias.findings == []
-    assert {f"swaps about {each}: too few, 0 of 20" for each in CATEGORIES} < set(found.bias.notes)
-    assert [(check.passed, check.value) for check in found.gate] == [(False, None)]
-    assert found.missing == ["biasFlags: there was too little to compare"]
-    assert "biasFlags" not in found.flatten_metrics()
+    report = train_and_evaluate(run, maxSteps=1, evaluation={"bias": {}, "gate": gate})
+    assert report.bias
+    assert report.bias.findings == []
+    assert {f"swaps about {category}: too few, 0 of 20" for category in CATEGORIES} < set(report.bias.notes)
+    assert [(check.passed, check.value) for check in report.gate] == [(False, None)]
+    assert report.missing == ["biasFlags: there was too little to compare"]
+    assert "biasFlags" not in report.flatten_metrics()
 
 
 def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
     from finetune_trainer.evaluation.prompts import EvaluationPrompt
 
-    ask, made = scoring.extract_prompt, count()
+    ask, calls = scoring.extract_prompt, count()
     monkeypatch.setattr(
         scoring,
         "extract_prompt",  # of one row all, with its term, is the prompt
-        lambda ids, *more: EvaluationPrompt(list(ids), "") if next(made) == 5 else ask(ids, *more),
+        lambda ids, *more: EvaluationPrompt(list(ids), "") if next(calls) == 5 else ask(ids, *more),
     )
-    found = run(rows=BALANCED, validate=True, **LEARNT | {"maxSteps": 1}, evaluation={"bias": {}}).evaluation
-    assert found
-    assert found.missing == []
-    assert found.bias
-    compared = {(each.kind, each.category): each.tuned.samples for each in found.bias.findings}
+    report = run(
+        rows=BALANCED, validate=True, **TRAINING_SETTINGS | {"maxSteps": 1}, evaluation={"bias": {}}
+    ).evaluation
+    assert report
+    assert report.missing == []
+    assert report.bias
+    compared = {(finding.kind, finding.category): finding.tuned.samples for finding in report.bias.findings}
     assert compared["swap", "gender"] == len(BALANCED) - 1
 
 
@@ -169,20 +171,20 @@ def test_evaluate_loss_too_high_has_no_perplexity(run: RunTraining, monkeypatch:
     from finetune_trainer.modeling.likelihood import RowLosses
 
     monkeypatch.setattr(runner, "compute_losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
-    found = train_and_evaluate(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
-    assert found.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
-    assert found.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
-    assert [check.passed for check in found.gate] == [False]
+    report = train_and_evaluate(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
+    assert report.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
+    assert report.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
+    assert [check.passed for check in report.gate] == [False]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_evaluate_preference_methods_use_own_loss(run: RunTraining, method: str) -> None:
     gate = [{"metric": "evalLoss", "minImprovement": 0.01}]
-    found = run(method=method, maxSteps=8, validate=True, evaluation={"gate": gate}).evaluation
-    assert found
-    assert [check.passed for check in found.gate] == [True]
-    assert found.measures[0].base
-    assert found.explain_too_few_rows() is None, "they have no intervals, however many rows there are"
+    report = run(method=method, maxSteps=8, validate=True, evaluation={"gate": gate}).evaluation
+    assert report
+    assert [check.passed for check in report.gate] == [True]
+    assert report.measures[0].base
+    assert report.explain_too_few_rows() is None, "they have no intervals, however many rows there are"
 
 
 def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +195,7 @@ def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypat
 
     monkeypatch.setattr(runner.task_metrics, "measure_task", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
-    found = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
-    assert found.missing == ["answers for classification: RuntimeError: no such kernel"]
-    assert [each.name for each in found.measures] == ["evalLoss", "perplexity"]
-    assert [(check.passed, check.value) for check in found.gate] == [(False, None)]
+    report = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
+    assert report.missing == ["answers for classification: RuntimeError: no such kernel"]
+    assert [measure.name for measure in report.measures] == ["evalLoss", "perplexity"]
+    assert [(check.passed, check.value) for check in report.gate] == [(False, None)]

@@ -1,4 +1,4 @@
-"""Sentence pairs: our own, and those of a file."""
+"""Tests of the built-in sentence pairs and of those read from a file."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_sentence_pairs_builtin_categories_have_enough_pairs() -> None:
 
 def test_sentence_pairs_builtin_has_no_duplicates() -> None:
     sentences = [frozenset([pair.stereotype, pair.counterpart]) for pair in load_builtin_pairs()]
-    assert [each for each, count in Counter(sentences).items() if count > 1] == []
+    assert [sentence for sentence, count in Counter(sentences).items() if count > 1] == []
 
 
 def differing_terms(pair: SentencePair) -> Iterator[str]:
-    """What is left of each sentence without the words they share at its start and end."""
+    """Yield each sentence of the pair without the words that both share at the start and the end."""
     first, second = pair.stereotype.split(), pair.counterpart.split()
     start = next(index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     end = next(index for index, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b)
@@ -46,8 +46,10 @@ def test_sentence_pairs_builtin_differ_in_one_term(category: str) -> None:
 
 
 def test_sentence_pairs_builtin_articles_fit_both_terms() -> None:
-    sentences = [each for pair in load_builtin_pairs() for each in (pair.stereotype, pair.counterpart)]
-    words = [(each.split()[index].lower(), each.split()[index + 1]) for each in sentences for index in range(2)]
+    sentences = [sentence for pair in load_builtin_pairs() for sentence in (pair.stereotype, pair.counterpart)]
+    words = [
+        (sentence.split()[index].lower(), sentence.split()[index + 1]) for sentence in sentences for index in range(2)
+    ]
     assert [pair for pair in words if pair[0] == "a" and pair[1][0] in "aeiou"] == []
     assert [pair for pair in words if pair[0] == "an" and pair[1][0] not in "aeiou"] == []
 
@@ -72,7 +74,7 @@ READ = {
 
 @pytest.mark.parametrize(("content", "pairs"), READ.values(), ids=READ)
 def test_read_pairs_valid_file_gives_pairs(content: str, pairs: list[tuple[str, str, str]]) -> None:
-    assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*each) for each in pairs]
+    assert parse_pairs(content.encode(), "s3://data/pairs.csv") == [SentencePair(*pair) for pair in pairs]
 
 
 ROW = "0,He.,She.,stereo,gender,[]\n"
@@ -111,9 +113,9 @@ def default_csv_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("default_csv_limit")
-@pytest.mark.parametrize(("content", "why"), REFUSED.values(), ids=REFUSED)
-def test_read_pairs_invalid_file_names_line(content: bytes, why: str) -> None:
+@pytest.mark.parametrize(("content", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_read_pairs_invalid_file_names_line(content: bytes, expected_message: str) -> None:
     with pytest.raises(TrainerError) as caught:
         parse_pairs(content, "s3://data/pairs.csv")
     assert caught.value.reason is Reason.DATA_INVALID
-    assert caught.value.message.startswith(f"s3://data/pairs.csv {why}")
+    assert caught.value.message.startswith(f"s3://data/pairs.csv {expected_message}")

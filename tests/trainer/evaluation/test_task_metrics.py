@@ -20,12 +20,12 @@ SENTENCES = [
     "The museum opens at nine, except on Mondays.",
 ]
 REFERENCES = SENTENCES * 5
-HALF = [" ".join(each.split()[: len(each.split()) // 2]) for each in REFERENCES]
+HALF = [" ".join(reference.split()[: len(reference.split()) // 2]) for reference in REFERENCES]
 NOTHING = ["zzz qqq"] * 25
 
 
-def index_by_name(found: list[Measure]) -> dict[str, Measure]:
-    return {each.name: each for each in found}
+def index_by_name(measures: list[Measure]) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
 
 
 EXPECTED: dict[Task, list[str]] = {
@@ -40,19 +40,19 @@ EXPECTED: dict[Task, list[str]] = {
 @pytest.mark.timeout(120)  # NLTK, which rouge-score imports, takes its time on a busy machine.
 @pytest.mark.parametrize("task", EXPECTED)
 def test_measures_each_task_has_its_metrics(task: Task) -> None:
-    found, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
-    assert [each.name for each in found] == EXPECTED[task]
+    measures, confusion = measure_task(task, REFERENCES, HALF, REFERENCES)
+    assert [measure.name for measure in measures] == EXPECTED[task]
     assert (confusion is not None) == (task == "classification")
-    for each in found:
-        assert each.base is not None
-        assert each.change is not None
-        assert each.change.value == pytest.approx(each.tuned.value - each.base.value)
-        best = 100 if each.name in {"bleu", "chrf"} else 1
-        assert each.tuned.value == pytest.approx(best)
-        assert each.tuned.value <= best
-        assert each.base.value < each.tuned.value
-        assert (each.change.low or 0) > 0
-        assert each.tuned.samples == 25
+    for measure in measures:
+        assert measure.base is not None
+        assert measure.change is not None
+        assert measure.change.value == pytest.approx(measure.tuned.value - measure.base.value)
+        best = 100 if measure.name in {"bleu", "chrf"} else 1
+        assert measure.tuned.value == pytest.approx(best)
+        assert measure.tuned.value <= best
+        assert measure.base.value < measure.tuned.value
+        assert (measure.change.low or 0) > 0
+        assert measure.tuned.samples == 25
 
 
 @pytest.mark.parametrize("task", EXPECTED)
@@ -75,19 +75,19 @@ def test_accuracy_and_f1_match_scikit_learn(rows: list[tuple[str, str]]) -> None
     from sklearn.metrics import accuracy_score, f1_score
 
     references, answers = [true for true, _ in rows], [given for _, given in rows]
-    found = index_by_name(measure_classification(references, answers, answers)[0])
+    measures = index_by_name(measure_classification(references, answers, answers)[0])
     labels = sorted(set(references))
-    wanted = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
-    assert found["macroF1"].tuned.value == pytest.approx(wanted)
-    assert found["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
+    expected = f1_score(references, answers, labels=labels, average="macro", zero_division=0)
+    assert measures["macroF1"].tuned.value == pytest.approx(expected)
+    assert measures["accuracy"].tuned.value == pytest.approx(accuracy_score(references, answers))
 
 
 def test_bleu_and_chrf_match_sacrebleu() -> None:
     import sacrebleu
 
-    found = index_by_name(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
+    measures = index_by_name(measure_task("translation", REFERENCES, HALF, REFERENCES)[0])
     for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
-        base = found[name].base
+        base = measures[name].base
         assert base is not None
         assert base.value == pytest.approx(score(HALF, [REFERENCES]).score)
         assert base.low is not None
@@ -101,9 +101,9 @@ def test_rouge_matches_rouge_score() -> None:
 
     names = ["rouge1", "rouge2", "rougeL"]
     scores = [RougeScorer(names).score(*pair) for pair in zip(SENTENCES, HALF, strict=False)]
-    found = index_by_name(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
+    measures = index_by_name(measure_task("summarization", SENTENCES, NOTHING[:5], HALF[:5])[0])
     for name in names:
-        assert found[name].tuned.value == pytest.approx(sum(each[name].fmeasure for each in scores) / 5)
+        assert measures[name].tuned.value == pytest.approx(sum(score[name].fmeasure for score in scores) / 5)
 
 
 OTHER_SCRIPTS = {
@@ -122,26 +122,26 @@ OTHER_SCRIPTS = {
 def test_measures_other_scripts_are_split_into_words(reference: str, answer: str) -> None:
     tasks: dict[Task, int] = {"summarization": 1, "translation": 100}
     for task, best in tasks.items():
-        found = measure_task(task, [reference], [answer], [reference])[0]
-        for each in found:
-            assert each.base is not None
-            assert 0 < each.base.value < each.tuned.value == pytest.approx(best), each.name
+        measures = measure_task(task, [reference], [answer], [reference])[0]
+        for measure in measures:
+            assert measure.base is not None
+            assert 0 < measure.base.value < measure.tuned.value == pytest.approx(best), measure.name
 
 
 VOWELS = {
     "Hindi": ("किताब", "कुतुब"),
     "Tamil": ("படி", "பாடு"),
     "Arabic": ("كَتَبَ", "كُتِبَ"),
-    "words beside an emoji": ("good \u2764\ufe0f", "bad \u2764\ufe0f"),
+    "words next to an emoji": ("good \u2764\ufe0f", "bad \u2764\ufe0f"),
 }
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("reference", "answer"), VOWELS.values(), ids=VOWELS)
 def test_rouge_different_vowel_signs_do_not_match(reference: str, answer: str) -> None:
-    for each in measure_task("summarization", [reference], [answer], [reference])[0][::2]:
-        assert each.base is not None
-        assert (each.base.value, each.tuned.value) == (0, 1), each.name
+    for measure in measure_task("summarization", [reference], [answer], [reference])[0][::2]:
+        assert measure.base is not None
+        assert (measure.base.value, measure.tuned.value) == (0, 1), measure.name
 
 
 SHORT = {
@@ -154,31 +154,31 @@ SHORT = {
 
 @pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
 def test_bleu_short_references_are_left_out(references: list[str], names: list[str]) -> None:
-    found, _ = measure_task("translation", references, ["zzz"] * len(references), references)
-    assert {each.name: each.tuned.value for each in found} == pytest.approx(dict.fromkeys(names, 100.0))
+    measures, _ = measure_task("translation", references, ["zzz"] * len(references), references)
+    assert {measure.name: measure.tuned.value for measure in measures} == pytest.approx(dict.fromkeys(names, 100.0))
     left_out = list_missing("translation", references)
-    assert [each.partition(":")[0] for each in left_out] == [each for each in ["bleu"] if each not in names]
-    assert all("has 4 words" in each for each in left_out)
+    assert [message.partition(":")[0] for message in left_out] == [metric for metric in ["bleu"] if metric not in names]
+    assert all("has 4 words" in message for message in left_out)
     assert list_missing("chat", references) == []
 
 
 def test_measures_better_model_differs_from_noise() -> None:
     drawn = random.Random(2)
     references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
-    base = [each if drawn.random() < 0.5 else "no" for each in references]
-    tuned = [each if drawn.random() < 0.9 else "no" for each in references]
-    for each in measure_classification(references, base, tuned)[0]:
-        assert each.change is not None
-        assert (each.change.low or 0) > 0
-    for each in measure_classification(references, base, base)[0]:
-        assert each.change is not None
-        assert (each.change.low or 0) <= 0 <= (each.change.high or 0)
+    base = [reference if drawn.random() < 0.5 else "no" for reference in references]
+    tuned = [reference if drawn.random() < 0.9 else "no" for reference in references]
+    for measure in measure_classification(references, base, tuned)[0]:
+        assert measure.change is not None
+        assert (measure.change.low or 0) > 0
+    for measure in measure_classification(references, base, base)[0]:
+        assert measure.change is not None
+        assert (measure.change.low or 0) <= 0 <= (measure.change.high or 0)
 
 
 def test_exact_match_ignores_case() -> None:
-    found = index_by_name(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
-    assert found["exactMatch"].base is not None
-    assert (found["exactMatch"].base.value, found["exactMatch"].tuned.value) == (0.5, 0.5)
+    measures = index_by_name(measure_task("chat", ["Paris", "Rome"], ["paris ", "Berlin"], ["Paris.", "rome"])[0])
+    assert measures["exactMatch"].base is not None
+    assert (measures["exactMatch"].base.value, measures["exactMatch"].tuned.value) == (0.5, 0.5)
 
 
 FITS: dict[str, tuple[Task, list[str]]] = {

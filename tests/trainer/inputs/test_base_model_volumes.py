@@ -1,4 +1,4 @@
-"""Base models on volumes: known by their content, not found, or with links that lead elsewhere."""
+"""Tests of base models on volumes: the digest of their content, missing folders, and links to other folders."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ LINKS = {
     "an absolute one": ("chat_template.jinja", "/etc/hostname", Reason.MODEL_INVALID),
     "a folder that leaves it": ("additional_chat_templates", "../../..", Reason.MODEL_INVALID),
     "to nothing": ("chat_template.jinja", "../../../none", Reason.MODEL_INVALID),
-    "a folder that nobody reads": ("original", "/mnt/elsewhere", None),
+    "an unused folder": ("original", "/mnt/elsewhere", None),
     "within the volume": ("chat_template.jinja", "../blobs/template", None),
 }
 

@@ -110,11 +110,13 @@ def test_hub_downloads_needed_files_of_resolved_commit(endpoint: str, tmp_path: 
     assert model.sizes == {name: len(content) for name, content in NEEDED.items()}
     target = tmp_path / "model"
     hub.download_snapshot(model, target)
-    found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    assert found == NEEDED
-    files = [each for each in HubHandler.requests if "/resolve/" in each]
+    downloaded = {
+        path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()
+    }
+    assert downloaded == NEEDED
+    files = [path for path in HubHandler.requests if "/resolve/" in path]
     assert files
-    assert all(f"/resolve/{COMMIT}/" in each for each in files)
+    assert all(f"/resolve/{COMMIT}/" in path for path in files)
 
 
 @pytest.mark.parametrize(

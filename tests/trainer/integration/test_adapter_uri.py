@@ -1,4 +1,4 @@
-"""A run that continues from a published adapter, with validation data of its own: all of it from the store."""
+"""Tests of a run that starts from a published adapter and has separate validation data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE: dict[str, Any] = {"maxSteps": 6, "batchSize": 4, "gradientAccumulation": 
 
 
 def to_json_lines(rows: list[dict[str, str]]) -> bytes:
-    return "".join(json.dumps(each) + "\n" for each in rows).encode()
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def set_inputs(pods: TrainerRun, data: str = "resume", **model: str) -> TrainerR
 @pytest.fixture
 def first(pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
     """Has published an adapter."""
-    made = set_inputs(pods("first"))
-    assert forks.run(made, **SHAPE) is Reason.COMPLETED, made.log
-    return made
+    job = set_inputs(pods("first"))
+    assert forks.run(job, **SHAPE) is Reason.COMPLETED, job.log
+    return job
 
 
 def test_run_validation_sources_are_evaluated_not_trained(first: TrainerRun) -> None:
@@ -64,7 +64,7 @@ def test_run_validation_sources_are_evaluated_not_trained(first: TrainerRun) -> 
     assert metrics["evalLoss"] < metrics["baseEvalLoss"]
     assert outcome.progress.eval_loss == pytest.approx(metrics["evalLoss"])
     manifest = json.loads(first.s3.get(f"{first.output}/manifest.json"))
-    assert "s3://data/held-out.jsonl" in [each["uri"] for each in manifest["inputs"]]
+    assert "s3://data/held-out.jsonl" in [entry["uri"] for entry in manifest["inputs"]]
 
 
 def test_run_adapter_uri_continues_from_its_loss(
@@ -75,8 +75,8 @@ def test_run_adapter_uri_continues_from_its_loss(
     assert second.read_metrics()["baseEvalLoss"] == pytest.approx(first.read_metrics()["evalLoss"], abs=1e-5)
     s3, name = first.s3, "adapter_model.safetensors"
     assert s3.get(f"{first.output}/{name}") != s3.get(f"{second.output}/{name}")
-    inputs = [each["uri"] for each in json.loads(s3.get(f"{second.output}/manifest.json"))["inputs"]]
-    assert [f"{first.output}/{each}" in inputs for each in ("adapter_config.json", name)] == [True, True]
+    inputs = [entry["uri"] for entry in json.loads(s3.get(f"{second.output}/manifest.json"))["inputs"]]
+    assert [f"{first.output}/{file_name}" in inputs for file_name in ("adapter_config.json", name)] == [True, True]
 
     assert forks.run(second, **SHAPE) is Reason.ALREADY_COMPLETE
     s3.put(f"{first.output}/{name}", s3.get(f"{second.output}/{name}"))
@@ -84,7 +84,7 @@ def test_run_adapter_uri_continues_from_its_loss(
 
 
 @pytest.mark.parametrize(
-    ("hidden", "layers", "reason", "why"),
+    ("hidden", "layers", "reason", "expected_message"),
     [
         (64, 2, Reason.COMPLETED, "the adapter names the base model s3://models/resume/, not s3://models/"),
         (128, 2, Reason.MODEL_INVALID, "its weights do not match this base model"),
@@ -105,7 +105,7 @@ def test_run_adapter_of_other_base_model_is_checked(
     hidden: int,
     layers: int,
     reason: Reason,
-    why: str,
+    expected_message: str,
 ) -> None:
     uri, folder = f"s3://models/{tmp_path.name}", tmp_path / "other"
     forks.build_model(folder, hidden=hidden, layers=layers)
@@ -113,7 +113,7 @@ def test_run_adapter_of_other_base_model_is_checked(
         first.s3.put(f"{uri}/{path.name}", path.read_bytes())
     second = set_inputs(pods("second"), "more", adapterURI=first.output, uri=uri)
     assert forks.run(second, **SHAPE) is reason, second.log
-    assert why in second.log
+    assert expected_message in second.log
 
 
 def test_run_adapter_uri_without_adapter_is_refused(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:

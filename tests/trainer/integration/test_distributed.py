@@ -1,4 +1,4 @@
-"""Several workers that train one model: the same result as one worker's, and none is left waiting when another ends."""
+"""Tests of several workers: same result as with one worker, and none keeps waiting after another ended."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestWorkers:
         self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, packing: bool
     ) -> None:
         held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
-        s3.put("s3://data/held-out.jsonl", "".join(json.dumps(each) + "\n" for each in held_out).encode())
+        s3.put("s3://data/held-out.jsonl", "".join(json.dumps(row) + "\n" for row in held_out).encode())
         s3.put("s3://data/uneven.jsonl", make_rows(UNEVEN_ROWS))
         data = {
             "sources": [{"uri": "s3://data/uneven.jsonl"}],
@@ -77,22 +77,22 @@ class TestWorkers:
             assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
             assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
             theirs = several.rank_zero.read_metrics()
-            assert [theirs[each] for each in COMPARED] == pytest.approx(
-                [one.rank_zero.read_metrics()[each] for each in COMPARED], abs=1e-4
+            assert [theirs[metric] for metric in COMPARED] == pytest.approx(
+                [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
             )
-            expected, found = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
-            assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3
+            expected, actual = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
+            assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-3
             assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
 
     @pytest.mark.parametrize("method", ["dpo", "kto"])
     def test_workers_train_on_preferences(self, s3: S3Server, workers: Callable[..., WorkerGroup], method: str) -> None:
-        made = [
+        rows = [
             {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."}
             if method == "dpo"
             else {"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0}
             for n in range(7)
         ]
-        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(each) + "\n" for each in made).encode())
+        s3.put(f"s3://data/{method}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         job = workers(method, 2, dataset={"sources": [{"uri": f"s3://data/{method}.jsonl"}]})
         assert job.run(method=method, maxSteps=3, batchSize=2, gradientAccumulation=1) == [0, 0], job.logs
         assert job.rank_zero.read_metrics()["steps"] == 3
@@ -107,17 +107,17 @@ class TestWorkers:
             else {"prompt": f"What is {n}?", "chosen": "No idea.", "rejected": f"It is {n}."}
             for n in range(20, 25)
         ]
-        made = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
-        for name, content in (("pairs", made), ("held-out-pairs", held_out)):
-            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(each) + "\n" for each in content).encode())
+        pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
+        for name, content in (("pairs", pairs), ("held-out-pairs", held_out)):
+            s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content).encode())
         data = {
             "sources": [{"uri": "s3://data/pairs.jsonl"}],
             "validation": {"sources": [{"uri": "s3://data/held-out-pairs.jsonl"}]},
         }
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
-        asked = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
-        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
-        assert two.run(**asked, gradientAccumulation=1) == [0, 0], two.logs
+        settings = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
+        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
+        assert two.run(**settings, gradientAccumulation=1) == [0, 0], two.logs
         for name in ("evalLoss", "evalRewardAccuracy"):
             assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
                 name
@@ -131,7 +131,7 @@ class TestWorkers:
         processes = parted.start(checkpoints={"everySteps": 1000})
         parted.wait_for("step 6/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.wait_for_exit(parted, each) for each in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
+        assert [self.wait_for_exit(parted, process) for process in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
         stopped = parted.rank_zero.outcome.progress
         assert stopped
         assert stopped.last_checkpoint_step == stopped.step
@@ -157,17 +157,17 @@ class TestWorkers:
     def test_workers_cross_validation_matches_single_worker(
         self, s3: S3Server, workers: Callable[..., WorkerGroup]
     ) -> None:
-        s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in DISTINCT_ROWS).encode())
+        s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in DISTINCT_ROWS).encode())
         data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
-        asked = {**TRAINING, "crossValidation": {"folds": 2}}
+        settings = {**TRAINING, "crossValidation": {"folds": 2}}
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
-        assert one.run(**asked, gradientAccumulation=2) == [0], one.logs
-        asked |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
-        processes = two.start(**asked)
+        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
+        settings |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+        processes = two.start(**settings)
         two.wait_for("fold 2/2: step 2/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.wait_for_exit(two, each) for each in processes] == [ExitCode.PREEMPTED] * 2, two.logs
-        assert two.run(**asked) == [0, 0], two.logs
+        assert [self.wait_for_exit(two, process) for process in processes] == [ExitCode.PREEMPTED] * 2, two.logs
+        assert two.run(**settings) == [0, 0], two.logs
         assert "fold 1/2: trains on" not in two.logs
         for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
             assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
@@ -183,13 +183,13 @@ class TestWorkers:
         assert self.run_two_workers(forks, WAIT_SCRIPT, tmp_path) == [0, 0]
 
     def run_two_workers(self, forks: ForkServer, script: str, tmp_path: Path) -> list[int]:
-        """How two workers of one node end."""
+        """Return the exit codes of two workers of one node."""
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         workers = []
         for rank in range(2):
             (folder := tmp_path / str(rank)).mkdir()
             workers.append(forks.start_script(script, meeting | {"RANK": str(rank), "COUNTS_DIR": str(folder)}))
-        return [forks.wait(each) for each in workers]
+        return [forks.wait(worker) for worker in workers]
 
     def wait_for_exit(self, group: WorkerGroup, child: int) -> int:
         return group.fork_server.wait(child)

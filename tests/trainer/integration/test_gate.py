@@ -1,4 +1,4 @@
-"""A model that is not good enough is not published, and what cannot be measured is said before training."""
+"""A model that fails the gate is not published, and unmeasurable rules are refused before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 REFUSED = {
-    # evaluation, reason, what is said
+    # evaluation, reason, expected message
     "a metric of another task": (
         {"task": "translation", "gate": [{"metric": "accuracy", "minimum": 0.9}]},
         Reason.CONFIG_INVALID,
@@ -62,7 +62,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     s3.put("s3://data/pairs.csv", (PAIRS + sentences).encode())
     s3.put("s3://data/wrong.csv", (PAIRS + "one,,stereo,kitchen\n").encode())
 
-    def made(name: str, evaluation: dict[str, Any]) -> TrainerRun:
+    def make_job(name: str, evaluation: dict[str, Any]) -> TrainerRun:
         pods = make(name)
         pods.changes = {
             "dataset": {"sources": [{"uri": "s3://data/resume.jsonl"}], "validation": {"fraction": 0.4}},
@@ -71,7 +71,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
         }
         return pods
 
-    return made
+    return make_job
 
 
 def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
@@ -84,8 +84,8 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
     assert "Do not deploy this adapter: it fails 1 rule of the gate" in s3.get(uri).decode()
-    found = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
-    assert [check["passed"] for check in found["gate"]] == [False, True]
+    evaluation = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
+    assert [check["passed"] for check in evaluation["gate"]] == [False, True]
 
 
 def test_gate_passed_model_is_published_with_evaluation(
@@ -95,10 +95,12 @@ def test_gate_passed_model_is_published_with_evaluation(
     bias = {"pairsURI": "s3://data/pairs.csv"}
     job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "bias": bias, "gate": gate})
     assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
-    found = json.loads(s3.get(f"{job.output}/evaluation.json"))
-    assert found["samples"][0]["prompt"] == "Who?"
-    assert [check["passed"] for check in found["gate"]] == [True]
-    assert [(each["kind"], each["category"]) for each in found["bias"]["findings"]] == [("pair", "kitchen")]
+    evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
+    assert evaluation["samples"][0]["prompt"] == "Who?"
+    assert [check["passed"] for check in evaluation["gate"]] == [True]
+    assert [(finding["kind"], finding["category"]) for finding in evaluation["bias"]["findings"]] == [
+        ("pair", "kitchen")
+    ]
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
@@ -108,19 +110,23 @@ def test_gate_passed_model_is_published_with_evaluation(
     assert job.outcome.result.report_uri == f"{job.output}/report.html"
     assert "library_name: peft" in s3.get(f"{job.output}/README.md").decode()
     subjects = {
-        each["name"]: each["digest"]["sha256"]
-        for each in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
+        subject["name"]: subject["digest"]["sha256"]
+        for subject in json.loads(s3.get(f"{job.output}/provenance.json"))["subject"]
     }
     assert subjects == {
         name: listed[name] for name in listed if name not in ("provenance.json", "finetune_config.json")
     }
 
 
-@pytest.mark.parametrize(("evaluation", "reason", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("evaluation", "reason", "expected_message"), REFUSED.values(), ids=REFUSED)
 def test_gate_unmeasurable_is_refused_before_training(
-    pods: Callable[..., TrainerRun], forks: ForkServer, evaluation: dict[str, Any], reason: Reason, said: str
+    pods: Callable[..., TrainerRun],
+    forks: ForkServer,
+    evaluation: dict[str, Any],
+    reason: Reason,
+    expected_message: str,
 ) -> None:
     job = pods("refused", evaluation)
     assert forks.run(job) is reason, job.log
-    assert said in job.outcome.message
+    assert expected_message in job.outcome.message
     assert "stage: Training" not in job.log

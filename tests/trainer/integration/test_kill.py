@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 
 TRAINING = {"maxSteps": 240, "checkpoints": {"everySteps": 3}, "lora": {"dropout": 0.1, "rank": 4}}
-# (what the log says before, seconds after it at most)
+# (text in the log, maximum seconds after it)
 MOMENTS = [
     *[("", 1.0)] * 4,
     *[("stage: Training", 1.0)] * 6,
@@ -37,7 +37,7 @@ _RESUMED = re.compile(r"resuming from step (\d+)")
 
 
 def kill_after(forks: ForkServer, pods: TrainerRun, after: str, seconds: float) -> bool:
-    """Whether the kill came before the end; the last ones race with it."""
+    """Kill the run after `after` is logged and `seconds` have passed. Return whether it was still running."""
     child = forks.start(pods, **TRAINING)
     deadline = time.monotonic() + 120
     while after not in pods.log and "Complete" not in pods.log:

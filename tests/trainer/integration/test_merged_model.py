@@ -1,4 +1,4 @@
-"""Runs that also publish their merged model: what is there, and what is said, when that fails or is cut off."""
+"""Tests of runs that publish a merged model: the published files and messages, also after a fault or a kill."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ REFUSED_BY_TRANSFORMERS = b'{"temperature": 0.6, "top_p": 0.9}'
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def made(name: str) -> TrainerRun:
+    def make_job(name: str) -> TrainerRun:
         pods = make(name)
         pods.changes = {"output": {"merged": True}}
         return pods
 
-    return made
+    return make_job
 
 
 def list_output(pods: TrainerRun) -> set[str]:
-    """What is at the output, by its name below it."""
+    """Return the names of the objects at the output, relative to it."""
     start = len(pods.output.removeprefix("s3://results/")) + 1
     return {key[start:] for key in pods.s3.list_keys(pods.output)}
 
@@ -55,7 +55,7 @@ def get_result(outcome: Outcome) -> Result:
 
 
 def assert_merged_complete(pods: TrainerRun) -> None:
-    """Adapter and merged model are there, each as its manifest says, and nothing else."""
+    """Assert that adapter and merged model match their manifests, and that there are no other objects."""
     adapter = pods.s3.get(f"{pods.output}/manifest.json")
     manifest = json.loads(pods.s3.get(f"{pods.output}/merged/manifest.json"))
     assert not [file["path"] for file in json.loads(adapter)["files"] if file["path"].startswith("merged/")]
@@ -153,7 +153,7 @@ def test_merged_run_stopped_in_upload_is_completed_later(
     status = forks.wait(child)
     proxy.on_write = lambda path: None
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 143), job.log
-    if number == signal.SIGKILL and last != "/job/manifest.json":  # the last word that the pod left
+    if number == signal.SIGKILL and last != "/job/manifest.json":  # the last record of the killed pod
         assert job.outcome.reason is Reason.COMPLETED
         assert "the merged model is not published yet" in job.outcome.message
         assert get_result(job.outcome).adapter_uri == job.output

@@ -1,4 +1,4 @@
-"""What a folder that passes for a model tries, and that nothing comes of it."""
+"""Tests that attacks by a malicious model folder have no effect."""
 
 from __future__ import annotations
 

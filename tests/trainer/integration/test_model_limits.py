@@ -1,4 +1,4 @@
-"""Models whose positions or embeddings end before the data does: what `plan` and `run` make of them."""
+"""Tests of `plan` and `run` with models that have too few positions or embeddings for the data."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ LONG = [chat(f"What is {word}?", f"{word} " * 90) for word in WORDS]
 
 
 @pytest.fixture
-def asked(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
-    """A run of what lies in the store: a model, and rows for training and validation."""
+def make_config(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
+    """Return a function that stores a model and rows, and returns the configuration of a run with them."""
     name = tmp_path.name
 
-    def asked(model: Path, rows: list[Any], held_out: list[Any], **spec: Any) -> TrainerConfig:
+    def make_config(model: Path, rows: list[Any], held_out: list[Any], **spec: Any) -> TrainerConfig:
         for path in model.iterdir():
             s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
         for side, content in (("train", rows), ("val", held_out)):
@@ -58,36 +58,36 @@ def asked(s3: S3Server, tmp_path: Path) -> Callable[..., TrainerConfig]:
         }
         return TrainerConfig.model_validate(content | spec)
 
-    return asked
+    return make_config
 
 
 def test_run_texts_beyond_positions_completes(
-    asked: Callable[..., TrainerConfig], s3: S3Server, tmp_path: Path
+    make_config: Callable[..., TrainerConfig], s3: S3Server, tmp_path: Path
 ) -> None:
     model = build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS)
     evaluation = {"samplePrompts": ["Hi", "word " * 90], "maxNewTokens": 4, "bias": {}}
     output = {"uri": f"s3://results/{tmp_path.name}", "merged": True}  # the merge is judged by the loss on general text
     held_out = [chat("And you?", "I am"), *LONG]
-    config = asked(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
-    found = build_plan(config, tmp_path)
+    config = make_config(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
+    plan = build_plan(config, tmp_path)
     ended = run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter()))
     assert ended.reason is Reason.COMPLETED
     assert ended.result is not None
     assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
     stored = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
     assert stored["config"]["model"]["maxLength"] == 256
-    assert stored["dataset"] == found.dataset.to_json()
-    assert found.dataset.rejected["overlength"] >= len(LONG)
-    assert (found.max_length, found.positions_limit_length) == (POSITIONS, True)
-    assert f"{POSITIONS} tokens, the base model's positions" in to_text(found)
+    assert stored["dataset"] == plan.dataset.to_json()
+    assert plan.dataset.rejected["overlength"] >= len(LONG)
+    assert (plan.max_length, plan.positions_limit_length) == (POSITIONS, True)
+    assert f"{POSITIONS} tokens, the base model's positions" in to_text(plan)
     judged = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
     assert judged["missing"][0] == f"sample prompts: 1 of 2 exceed the {POSITIONS} positions of the model"
-    assert [each["prompt"] for each in judged["samples"]] == ["Hi"]
+    assert [sample["prompt"] for sample in judged["samples"]] == ["Hi"]
     assert any("more tokens than the model has positions" in note for note in judged["bias"]["notes"])
 
 
-def test_plan_and_run_no_row_fits_name_positions(asked: Callable[..., TrainerConfig], tmp_path: Path) -> None:
-    config = asked(build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS), LONG, SHORT)
+def test_plan_and_run_no_row_fits_name_positions(make_config: Callable[..., TrainerConfig], tmp_path: Path) -> None:
+    config = make_config(build_family(tmp_path / "gpt2", "gpt2", max_position_embeddings=POSITIONS), LONG, SHORT)
     expected = f"6 overlength.* tokens, the base model has positions for {POSITIONS}"
     for attempt in (
         lambda: build_plan(config, tmp_path),
@@ -100,7 +100,7 @@ def test_plan_and_run_no_row_fits_name_positions(asked: Callable[..., TrainerCon
 
 @pytest.mark.parametrize("gap", [0, 5], ids=["one more", "after a gap"])
 def test_plan_and_run_token_without_embedding_is_refused(
-    asked: Callable[..., TrainerConfig], tmp_path: Path, gap: int
+    make_config: Callable[..., TrainerConfig], tmp_path: Path, gap: int
 ) -> None:
     model = build(tmp_path / "tiny")
     content = json.loads((model / "tokenizer.json").read_text())
@@ -108,7 +108,7 @@ def test_plan_and_run_token_without_embedding_is_refused(
     content["added_tokens"].append({**content["added_tokens"][-1], "content": "<new>", "id": rows + gap})
     content["model"]["vocab"]["<new>"] = rows + gap
     (model / "tokenizer.json").write_text(json.dumps(content))
-    config, recorder = asked(model, SHORT, LONG), OutcomeRecorder(ProgressReporter())
+    config, recorder = make_config(model, SHORT, LONG), OutcomeRecorder(ProgressReporter())
     for attempt in (lambda: build_plan(config, tmp_path), lambda: run(resolve_run(config), tmp_path, recorder)):
         with pytest.raises(
             TrainerError, match=f"for {rows} tokens, .* '<new>' of its tokenizer has the ID {rows + gap}"

@@ -1,4 +1,4 @@
-"""Runs whose memory really ends, by a limit on the address space: each says what was too much and what to lower."""
+"""Tests of runs that exceed a limit on the address space: the message names the setting to lower."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ termination_message.write_outcome(outcome)
 os._exit(0)
 """
 STAGES = {
-    # stage, MiB that are left in it, what is said
+    # stage, MiB that are free in it, expected parts of the message
     "loading": ("Loading", 1, ["not enough memory to load the base model", "use a smaller model"]),
     "training": ("Training", 20, ["train with batchSize 64", "lower training.batchSize", "or model.maxLength"]),
 }
@@ -64,9 +64,9 @@ STAGES = {
 @pytest.mark.s3
 @pytest.mark.training
 @pytest.mark.timeout(2 * TRAINING_TIMEOUT)
-@pytest.mark.parametrize(("stage", "room", "said"), STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize(("stage", "free_mib", "expected_texts"), STAGES.values(), ids=STAGES)
 def test_run_out_of_memory_names_setting_to_lower(
-    s3: S3Server, tmp_path: Path, stage: str, room: int, said: list[str]
+    s3: S3Server, tmp_path: Path, stage: str, free_mib: int, expected_texts: list[str]
 ) -> None:
     model = tmp_path / "model"
     subprocess.run(
@@ -89,9 +89,9 @@ def test_run_out_of_memory_names_setting_to_lower(
         CONFIG_ENV: json.dumps(TrainerConfig.model_validate(config).to_json()),
         OUTCOME_PATH_ENV: str(tmp_path / "outcome"),
     }
-    line = [sys.executable, "-W", "ignore", "-c", RUN_SCRIPT, stage, str(room * 2**20), tmp_path]
+    line = [sys.executable, "-W", "ignore", "-c", RUN_SCRIPT, stage, str(free_mib * 2**20), tmp_path]
     done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
     ended = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
     assert ended.reason is Reason.OUT_OF_MEMORY, done.stderr
-    for text in said:
+    for text in expected_texts:
         assert text in ended.message

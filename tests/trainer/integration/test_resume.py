@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or given other data: what it resumes from, and the result."""
+"""Tests of runs that are stopped, killed or get other data: the step they resume from, and the result."""
 
 from __future__ import annotations
 

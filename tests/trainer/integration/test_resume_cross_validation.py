@@ -36,36 +36,36 @@ _BEGUN = re.compile(r"(fold \d/\d): training on")
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
-    s3.put("s3://data/folds.jsonl", "".join(json.dumps(each) + "\n" for each in ROWS).encode())
+    s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode())
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
-    def made(name: str) -> TrainerRun:
+    def make_job(name: str) -> TrainerRun:
         pods = make(name)
         gate = [{"metric": "crossValidationLoss", "maximum": 100}]
         pods.changes = {"dataset": {"sources": [{"uri": "s3://data/folds.jsonl"}]}, "evaluation": {"gate": gate}}
         return pods
 
-    return made
+    return make_job
 
 
 @pytest.fixture
 def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
-    found = pods("whole")
-    assert forks.run(found, **TRAINING) is Reason.COMPLETED, found.log
-    assert len(read_fold_losses(found)) == 4 * STEPS
-    evaluation = json.loads(s3.get(f"{found.output}/evaluation.json"))
+    job = pods("whole")
+    assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
+    assert len(read_fold_losses(job)) == 4 * STEPS
+    evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
     assert len(evaluation["crossValidation"]["folds"]) == 3
     assert evaluation["crossValidation"]["mean"] == evaluation["gate"][0]["value"]
-    return found
+    return job
 
 
 def read_fold_losses(pods: TrainerRun) -> dict[tuple[str, int], str]:
-    """By training and step."""
+    """Return the logged losses by training and step."""
     return {(name, int(step)): loss for name, step, loss in _STEP.findall(pods.log)}
 
 
 def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: signal.Signals) -> dict[tuple[str, int], str]:
-    """Start it, and send the signal once the log says so; what it trained."""
+    """Start the run and send the signal after `text` is logged. Return the losses by training and step."""
     status = forks.run_until(pods, text, number, **TRAINING)
     assert status == (143 if number == signal.SIGTERM else -number), pods.log
     return read_fold_losses(pods)
@@ -75,7 +75,7 @@ def assert_same_result(s3: S3Server, pods: TrainerRun, whole: TrainerRun, traine
     assert trained | read_fold_losses(pods) == read_fold_losses(whole)
     for name in COMPARED:
         assert pods.read_metrics()[name] == whole.read_metrics()[name], name
-    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (pods, whole)]
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (pods, whole)]
     assert same[0] == same[1]
     assert not [key for key in s3.list_keys(pods.output) if "/." in key]
 

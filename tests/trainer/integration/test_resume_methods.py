@@ -1,4 +1,4 @@
-"""Told to stop in the middle, or after the last step, a run of any method ends as if nothing had happened."""
+"""A run of any method that is stopped and resumed has the same result as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
-    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(each) + "\n" for each in PREFERENCES).encode())
+    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(row) + "\n" for row in PREFERENCES).encode())
     return make_run_factory(s3, tmp_path, forks.build_model)
 
 
 def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) -> TrainerRun:
-    """With the method's rows, four of them to look at."""
+    """Set the rows of the method, with a quarter of them for validation."""
     name = "resume" if training.get("method", "sft") == "sft" else "preferences"
     pods.changes = {
         "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}], "validation": {"fraction": 0.25}},
@@ -49,7 +49,7 @@ def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) ->
 
 
 def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[str, Any]) -> int:
-    """Its last stored step."""
+    """Stop the run with SIGTERM after `text` is logged. Return its last stored step."""
     status = forks.run_until(pods, text, signal.SIGTERM, **training)
     assert (status, pods.outcome.reason) == (143, Reason.PREEMPTED), pods.log
     assert pods.outcome.progress
@@ -60,16 +60,16 @@ def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[st
 def assert_resume_matches(
     forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], quantization: str = "none"
 ) -> None:
-    asked = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
+    settings = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
     whole, parted = (set_inputs(pods(name), training, quantization) for name in ("whole", "parted"))
-    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
-    stopped_at = stop_after(forks, parted, f"step {STEPS // 2}/", asked)
+    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
+    stopped_at = stop_after(forks, parted, f"step {STEPS // 2}/", settings)
     before = parted.read_losses()
-    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
     assert f"resuming from step {stopped_at}" in parted.log
-    told = parted.s3.get(f"{parted.output}/run.log").decode()
-    assert f"step {STEPS // 2}/{STEPS} " in told, "the first attempt's"
-    assert f"step {STEPS}/{STEPS} " in told
+    log = parted.s3.get(f"{parted.output}/run.log").decode()
+    assert f"step {STEPS // 2}/{STEPS} " in log, "the log of the first attempt is kept"
+    assert f"step {STEPS}/{STEPS} " in log
     # Where the last step was saved, it is shown again.
     assert before | parted.read_losses() == whole.read_losses()
     assert len(whole.read_losses()) == STEPS
@@ -93,15 +93,15 @@ def test_resume_unsloth_matches_uninterrupted(
 
 def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     stopping = {"earlyStopping": {"patience": 2, "minDelta": 1000}, "evalSteps": 1, "maxSteps": STEPS}
-    asked = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
+    settings = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
     whole, parted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
-    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
+    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
     assert whole.read_metrics()["steps"] == 3
-    assert stop_after(forks, parted, "stored step 3 in", asked) == 3
-    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert stop_after(forks, parted, "stored step 3 in", settings) == 3
+    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
     assert list(parted.read_losses()) == [3]
     assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]
-    same = [each.s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
     assert same[0] == same[1]
 
 
@@ -110,16 +110,16 @@ def test_resume_after_last_step_publishes_without_steps(
     s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer, method: str
 ) -> None:
     training = {"method": method, "batchSize": 2, "gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
-    asked = {"maxSteps": STEPS - 1, **training}  # in the middle of an epoch
+    settings = {"maxSteps": STEPS - 1, **training}  # in the middle of an epoch
     whole, parted = (set_inputs(pods(name), training, "none") for name in ("whole", "parted"))
-    assert forks.run(whole, **asked) is Reason.COMPLETED, whole.log
-    assert stop_after(forks, parted, f"step {STEPS - 1}/{STEPS - 1}", asked) == STEPS - 1
+    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
+    assert stop_after(forks, parted, f"step {STEPS - 1}/{STEPS - 1}", settings) == STEPS - 1
     first = parted.log
-    assert forks.run(parted, **asked) is Reason.COMPLETED, parted.log
+    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
     assert list(parted.read_losses()) == [STEPS - 1]
     for name in COMPARED:
         assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), (name, first)
-    same = [s3.get(f"{each.output}/adapter_model.safetensors") for each in (whole, parted)]
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
     assert same[0] == same[1]
     assert parted.read_metrics()["tokensPerSecond"] == pytest.approx(
         parted.read_metrics()["tokens"] / parted.read_metrics()["trainSeconds"], rel=0.01

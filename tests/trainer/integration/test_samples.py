@@ -73,13 +73,13 @@ def pods(stored: S3Server, s3: S3Server, tmp_path: Path, forks: ForkServer) -> C
 def test_sample_runs_and_measures_its_task(pods: Callable[[str], SampleRun], forks: ForkServer, sample: str) -> None:
     job = pods(sample)
     assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
-    found = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
+    evaluation = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
     config = job.config(maxSteps=2)
-    assert {each["name"] for each in found["measures"]} >= set(requirements.list_metrics(config))
-    assert found.get("missing", []) == []
+    assert {measure["name"] for measure in evaluation["measures"]} >= set(requirements.list_metrics(config))
+    assert evaluation.get("missing", []) == []
     prompts = config.evaluation.sample_prompts
-    assert [each["prompt"] for each in found["samples"][: len(prompts)]] == prompts
-    assert [each["passed"] for each in found["gate"]] == [True]
+    assert [answer["prompt"] for answer in evaluation["samples"][: len(prompts)]] == prompts
+    assert [check["passed"] for check in evaluation["gate"]] == [True]
     data = job.outcome.dataset
     assert data
     assert (data.kept, data.validation) == ROWS[sample]
@@ -91,4 +91,4 @@ def test_sample_prompts_are_not_in_its_data(sample: str) -> None:
     data = "".join(file.read_text() for _, file in sample_manifests.list_data_objects(sample))
     prompts = sample_manifests.load_manifest(sample)["spec"]["evaluation"]["samplePrompts"]
     assert prompts
-    assert not [each for each in prompts if json.dumps(each, ensure_ascii=False).strip('"') in data]
+    assert not [prompt for prompt in prompts if json.dumps(prompt, ensure_ascii=False).strip('"') in data]

@@ -1,4 +1,4 @@
-"""What a hostile store or environment tries, and that nothing comes of it."""
+"""Tests that attacks by a hostile store or environment have no effect."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TERABYTE = 2**40
 
 
 class HostileServer(http.server.ThreadingHTTPServer):
-    """Says `status`, `headers` and `body` to everything, and notes what it was asked."""
+    """Responds to every request with `status`, `headers` and `body`, and records the requests."""
 
     daemon_threads = True
 
@@ -93,7 +93,7 @@ def liar(credentials: Callable[..., Path]) -> Iterator[HostileServer]:
 
 @pytest.fixture
 def decoy() -> Iterator[HostileServer]:
-    """Where nothing may go."""
+    """Start a server that no request may reach."""
     yield from _serve(HostileServer())
 
 
@@ -114,13 +114,13 @@ def _listing_page(path: str, total: int, size: int) -> str:
 
 def test_find_huge_listing_is_refused_before_download(liar: HostileServer, tmp_path: Path) -> None:
     liar.body = lambda path: _listing_page(path, 10_000, TERABYTE)
-    found = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
-    assert len(found) == 10_000
+    objects = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
+    assert len(objects) == 10_000
     with pytest.raises(TrainerError) as caught:
-        check_disk_space(tmp_path, sum(each.size for each in found))
+        check_disk_space(tmp_path, sum(item.size for item in objects))
     assert caught.value.reason is Reason.DISK_FULL
     assert len(liar.requests) == 10
-    assert all("list-type=2" in each for each in liar.requests)
+    assert all("list-type=2" in request for request in liar.requests)
 
 
 REQUESTS: dict[str, Callable[[S3], object]] = {
@@ -209,9 +209,9 @@ def test_endpoint_name_resolving_to_metadata_is_refused(
 ) -> None:
     credentials("id", "secret-canary")
     real = socket.getaddrinfo
-    known = {name: "169.254.169.254"}
+    addresses = {name: "169.254.169.254"}
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: real(known.get(host, "127.0.0.1"), *rest, **more)
+        socket, "getaddrinfo", lambda host, *rest, **more: real(addresses.get(host, "127.0.0.1"), *rest, **more)
     )
     with pytest.raises(TrainerError, match="cloud metadata address or link-local address") as caught:
         S3(Storage(endpoint="http://harmless.test", addressing=addressing)).bucket("data")

@@ -1,4 +1,4 @@
-"""Whole runs with a tracker: it sees all of them, and its troubles are its own."""
+"""Tests of complete runs with a tracker: it receives all points, and its faults do not affect the run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     make = make_run_factory(s3, tmp_path, forks.build_model)
 
     def tracked(name: str, **tracking: Any) -> TrainerRun:
-        made = make(name)
-        made.environment[JOB_ENV] = f"team/{name}"
-        made.changes = {
+        job = make(name)
+        job.environment[JOB_ENV] = f"team/{name}"
+        job.changes = {
             "dataset": {"validation": {"sources": [{"uri": "s3://data/resume.jsonl", "limit": 4}]}},
             "tracking": tracking,
         }
-        return made
+        return job
 
     return tracked
 
@@ -68,7 +68,7 @@ def test_tracked_run_next_attempt_resumes_mlflow_run(
     assert [step for step, _ in mlflow.get_history(run, "loss")] == list(range(1, STEPS + 1))
     assert {step for step, _ in mlflow.get_history(run, "evalLoss")} == {0, 10, 20}
     assert len(mlflow.get_history(run, "learningRate")) == STEPS
-    assert len(mlflow.get_history(run, "tokensPerSecond")) == STEPS + 1  # and, at the end, the whole run's
+    assert len(mlflow.get_history(run, "tokensPerSecond")) == STEPS + 1  # and at the end that of the complete run
     assert bot.outcome.result
     assert run.data.metrics.items() >= bot.read_metrics().items()
     assert {"baseEvalLoss", "evalLoss", "perplexity", "basePerplexity"} <= run.data.metrics.keys()
@@ -83,8 +83,8 @@ def test_tracked_run_hanging_server_still_completes(pods: Callable[..., TrainerR
     with serve_without_answering() as uri:
         bot = pods("bot", tool="mlflow", uri=uri)
         assert forks.run(bot) is Reason.COMPLETED, bot.log
-    said = re.escape(f" points were lost: mlflow at {uri}: it did not respond in time")
-    assert re.search(rf"; tracking: (\d+) of \1{said}", bot.outcome.message), bot.outcome.message
+    loss_message = re.escape(f" points were lost: mlflow at {uri}: it did not respond in time")
+    assert re.search(rf"; tracking: (\d+) of \1{loss_message}", bot.outcome.message), bot.outcome.message
 
 
 def test_tracked_run_event_files_are_signed(

@@ -1,4 +1,4 @@
-"""Asking base and adapter: what was trained is what is answered."""
+"""Tests of generating answers with base model and adapter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(
     request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """Base and adapter that knows `ANSWERS` by heart."""
+    """Return a base model, and an adapter that was trained to reproduce `ANSWERS`."""
     folder = tmp_path_factory.mktemp("run")
     base = shutil.copytree(model_dir, folder / "base")
     rows: list[object] = [chat(*pair) for pair in ANSWERS.items()]

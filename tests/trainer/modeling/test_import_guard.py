@@ -1,4 +1,4 @@
-"""What training on text does not need is not imported, and is there for those who do need it."""
+"""Modules that training on text does not need are not imported, but can be imported on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers are the likeliest tokens, whatever the base model's files say, and end where they have to."""
+"""Decoding is greedy, regardless of the generation config of the base model, and stops at the stop tokens."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def test_inference_is_greedy_despite_generation_config(
 
     expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
     kept = base.generation_config
-    base.generation_config = asked = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
+    base.generation_config = generation_config = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
     try:
         assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
-        assert base.generation_config is asked
+        assert base.generation_config is generation_config
     finally:
         if adapted:
             model.unload()
@@ -112,4 +112,4 @@ def test_inference_stops_at_last_position() -> None:
     prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
     answers = TextGenerator(model, words, 8).generate(prompts)
     rooms = [8, 4, 0, 0, 1, 3]
-    assert answers == [decode_text(decode_greedily(model, *each)) for each in zip(prompts, rooms, strict=True)]
+    assert answers == [decode_text(decode_greedily(model, *case)) for case in zip(prompts, rooms, strict=True)]

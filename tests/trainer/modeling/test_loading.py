@@ -1,4 +1,4 @@
-"""Which model folders are loaded, and what they are loaded as."""
+"""Tests of which model folders are accepted, and of the settings with which they are loaded."""
 
 from __future__ import annotations
 
@@ -86,17 +86,19 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         write_json(INDEX, weight_map={"a": "../model.safetensors"}),
         "is not a safetensors file",
     ),
-    "whole model beside shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
+    "unsharded model in addition to shards": (add_shards, "both model.safetensors and model.safetensors.index.json"),
     "index without shards": (write_json(INDEX), "has no weight_map"),
 }
 
 
-@pytest.mark.parametrize(("change", "why"), REFUSED.values(), ids=REFUSED)
-def test_check_model_dir_invalid_folder_is_refused(tmp_path: Path, change: Callable[[Path], Any], why: str) -> None:
+@pytest.mark.parametrize(("change", "expected_message"), REFUSED.values(), ids=REFUSED)
+def test_check_model_dir_invalid_folder_is_refused(
+    tmp_path: Path, change: Callable[[Path], Any], expected_message: str
+) -> None:
     folder = make_model_dir(tmp_path / "model")
     check_model_dir(folder)
     change(folder)
-    with pytest.raises(TrainerError, match=why) as caught:
+    with pytest.raises(TrainerError, match=expected_message) as caught:
         check_model_dir(folder)
     assert caught.value.reason is Reason.MODEL_INVALID
 

@@ -1,4 +1,4 @@
-"""`targetModules`: what can have an adapter in models of several families, and what is said of the rest."""
+"""Tests of `targetModules`: the modules of each model family that accept an adapter, and the errors for others."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
 
 
 def build_base_model(family: str) -> PreTrainedModel:
-    """A new model each time: PEFT changes what it adapts."""
+    """Return a new model, because PEFT modifies the model that it adapts."""
     import_libraries()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

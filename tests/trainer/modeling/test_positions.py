@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for, and what becomes of rows that are longer."""
+"""Tests of the number of positions of a model, and of rows that exceed it."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_max_positions_match_inference_server(family: str, shape: dict[str, Any]
 
 @pytest.mark.parametrize(("positions", "expected"), [(None, 300), (64, 64), (300, 300), (4096, 300)])
 def test_limit_length_lowers_without_changing_config(positions: int | None, expected: int) -> None:
-    asked = build_config(max_length=300)
-    digest = asked.digest()
-    assert limit_max_length(asked, positions).model.max_length == expected
-    assert (asked.model.max_length, asked.digest()) == (300, digest)
+    job_config = build_config(max_length=300)
+    digest = job_config.digest()
+    assert limit_max_length(job_config, positions).model.max_length == expected
+    assert (job_config.model.max_length, job_config.digest()) == (300, digest)
 
 
 def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop", **row: Any) -> PreparedData:
@@ -88,8 +88,7 @@ def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop",
     ]
     if method == "dpo":
         sides = [
-            [{"prompt": each["prompt"], "chosen": each["completion"], "rejected": "no"} for each in rows]
-            for rows in sides
+            [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in rows] for rows in sides
         ]
     files = [write_rows(folder / f"rows {number}", rows) for number, rows in enumerate(sides)]
     source = settings.dataset.sources[0]
@@ -99,15 +98,18 @@ def prepare_limited(folder: Path, method: str = "sft", overlength: str = "drop",
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
 def test_positions_longer_rows_are_dropped(tmp_path: Path, method: str) -> None:
-    made = prepare_limited(tmp_path, method, **({"label": True} if method == "kto" else {}))
-    assert made.report.rejected == {"overlength": 2}
-    assert (len(made.dataset), len(made.validation or [])) == (1, 1)
+    prepared = prepare_limited(tmp_path, method, **({"label": True} if method == "kto" else {}))
+    assert prepared.report.rejected == {"overlength": 2}
+    assert (len(prepared.dataset), len(prepared.validation or [])) == (1, 1)
 
 
 def test_positions_longer_rows_are_truncated(tmp_path: Path) -> None:
-    made = prepare_limited(tmp_path, overlength="truncate")
-    assert [max(len(row["input_ids"]) for row in rows or []) for rows in (made.dataset, made.validation)] == [64, 64]
-    assert made.report.truncated == 1
+    prepared = prepare_limited(tmp_path, overlength="truncate")
+    assert [max(len(row["input_ids"]) for row in rows or []) for rows in (prepared.dataset, prepared.validation)] == [
+        64,
+        64,
+    ]
+    assert prepared.report.truncated == 1
 
 
 def test_positions_longer_rows_are_named_with_limit(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_positions_longer_rows_are_named_with_limit(tmp_path: Path) -> None:
 def test_positions_lowered_length_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     prepare_limited(tmp_path)
-    lines = [each for each in caplog.messages if "maxLength" in each]
+    lines = [message for message in caplog.messages if "maxLength" in message]
     assert lines == ["model.maxLength is lowered from 300 to 64: the base model has positions for 64"]
 
 

@@ -1,4 +1,4 @@
-"""What `plan` says beside what a run of the same config does."""
+"""Tests that the estimates of `plan` match a run of the same config."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a manifest whose model and data are in the store."""
+    """Write a manifest whose model and data are in the store."""
     name = tmp_path.name
 
     def write(
@@ -82,21 +82,21 @@ class TestPlanAgainstRun:
     """The plan of a config, and the run of it."""
 
     def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
-        asked = load_manifest(job(ROWS, lora={"rank": 8}))
-        found = build_plan(asked, tmp_path)
+        job_config = load_manifest(job(ROWS, lora={"rank": 8}))
+        plan = build_plan(job_config, tmp_path)
         assert not s3.list_keys(f"s3://results/{tmp_path.name}")
-        done = run(resolve_run(asked), tmp_path, OutcomeRecorder(ProgressReporter()))
+        done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
         assert done.result
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
-        assert found.dataset.to_json() == result["dataset"]
-        assert found.dataset.rejected == {"overlength": 1}
-        assert (found.steps, found.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])
+        assert plan.dataset.to_json() == result["dataset"]
+        assert plan.dataset.rejected == {"overlength": 1}
+        assert (plan.steps, plan.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])
         stored = [s3.get(f"s3://results/{key}") for key in s3.list_keys(f"s3://results/{tmp_path.name}/")]
         assert not any(b"canary" in content for content in stored)
         adapter = tmp_path / "adapter_model.safetensors"
         adapter.write_bytes(s3.get(f"s3://results/{tmp_path.name}/{adapter.name}"))
-        assert found.trainable_parameters == count_parameters(tmp_path)
-        assert found.adapter_bytes == pytest.approx(adapter.stat().st_size, rel=0.2)
+        assert plan.trainable_parameters == count_parameters(tmp_path)
+        assert plan.adapter_bytes == pytest.approx(adapter.stat().st_size, rel=0.2)
 
     @pytest.mark.parametrize(
         "lora",
@@ -104,9 +104,9 @@ class TestPlanAgainstRun:
         ids=["rank 4", "dora", "rslora", "two targets"],
     )
     def test_plan_trainable_parameters_match_adapter(self, model_dir: Path, lora: dict[str, Any]) -> None:
-        asked = config({"lora": lora})
-        trained, _ = load_model(asked, model_dir, "transformers").get_nb_trainable_parameters()
-        assert compute_model_shape(asked, model_dir).trainable == trained
+        job_config = config({"lora": lora})
+        trained, _ = load_model(job_config, model_dir, "transformers").get_nb_trainable_parameters()
+        assert compute_model_shape(job_config, model_dir).trainable == trained
 
     @pytest.mark.parametrize(
         ("lora", "steps"),
@@ -116,12 +116,12 @@ class TestPlanAgainstRun:
     def test_plan_checkpoint_size_matches_saved(
         self, model_dir: Path, tmp_path: Path, lora: dict[str, Any], steps: int
     ) -> None:
-        asked = TrainingRequest(
+        request = TrainingRequest(
             {"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps
         )
-        train(asked, model_dir, tmp_path)
+        train(request, model_dir, tmp_path)
         saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
-        planned = estimates.estimate_checkpoint_bytes(compute_model_shape(asked.config, model_dir), steps)
+        planned = estimates.estimate_checkpoint_bytes(compute_model_shape(request.config, model_dir), steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
@@ -131,18 +131,18 @@ class TestPlanAgainstRun:
         rows = [
             chat(f"What is {word}?", f"{word} " * size) for size, word in enumerate(("ink", "oak", "tin", "fog"), 1)
         ]
-        asked = load_manifest(
+        job_config = load_manifest(
             job(rows, crossValidation={"folds": 3}, batchSize=1, gradientAccumulation=1, packing=packing)
         )
-        found = build_plan(asked, tmp_path)
+        plan = build_plan(job_config, tmp_path)
         recorder = OutcomeRecorder(ProgressReporter())
-        assert run(resolve_run(asked), tmp_path, recorder).reason is Reason.COMPLETED
+        assert run(resolve_run(job_config), tmp_path, recorder).reason is Reason.COMPLETED
         progress = recorder.progress.get_latest()
-        assert progress.step == progress.total_steps == found.steps
-        assert found.trainings == 4
+        assert progress.step == progress.total_steps == plan.steps
+        assert plan.trainings == 4
         if not packing:  # each row is trained on twice in all trainings but one
-            assert (found.steps, found.tokens_trained) == (2 * 3 * 4, 2 * 3 * found.dataset.tokens)
-        assert f"{found.steps} of 4 trainings (3 folds)" in to_text(found)
+            assert (plan.steps, plan.tokens_trained) == (2 * 3 * 4, 2 * 3 * plan.dataset.tokens)
+        assert f"{plan.steps} of 4 trainings (3 folds)" in to_text(plan)
 
     def test_plan_adapter_with_other_rank_is_refused(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path
@@ -151,10 +151,10 @@ class TestPlanAgainstRun:
         settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 32}
         s3.put(f"{start}/adapter_config.json", json.dumps(settings).encode())
         s3.put(f"{start}/adapter_model.safetensors", b"")
-        asked = load_manifest(job(ROWS))
-        asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter_uri": start})})
+        job_config = load_manifest(job(ROWS))
+        job_config = job_config.model_copy(update={"model": job_config.model.model_copy(update={"adapter_uri": start})})
         with pytest.raises(TrainerError, match=r"training.lora.rank is 16, .* is 4") as caught:
-            build_plan(asked, tmp_path)
+            build_plan(job_config, tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_plan_text_is_readable_table(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ class TestPlanAgainstRun:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "expected_message"),
     [
         ((2**60).to_bytes(8, "little"), "claims to be 1152921504606846976 bytes long"),
         (b"\0\0", "claims to be 0 bytes long"),
@@ -196,9 +196,9 @@ class TestPlanAgainstRun:
     ],
     ids=["bomb", "short", "cut", "no JSON", "a list", "no shape"],
 )
-def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: bytes, expected_message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(TrainerError, match=why) as caught:
+    with pytest.raises(TrainerError, match=expected_message) as caught:
         count_parameters(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
 
@@ -214,7 +214,7 @@ def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
 
 
 @pytest.mark.parametrize(
-    ("asked", "smallest"),
+    ("job_config", "smallest"),
     [
         (make_config(), 24),
         (make_config("nf4"), 16),
@@ -226,15 +226,15 @@ def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
     ],
     ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
 )
-def test_memory_estimate_8b_model_gives_smallest_gpu(asked: TrainerConfig, smallest: int | None) -> None:
-    fits = estimates.estimate_memory(asked, LLAMA_8B).fits_by_gpu_size()
+def test_memory_estimate_8b_model_gives_smallest_gpu(job_config: TrainerConfig, smallest: int | None) -> None:
+    fits = estimates.estimate_memory(job_config, LLAMA_8B).fits_by_gpu_size()
     assert next((size for size, enough in fits.items() if enough), None) == smallest
 
 
 def test_time_estimate_grows_with_tokens_and_parameters() -> None:
-    asked = make_config(gradientCheckpointing=False)
-    once = estimates.estimate_seconds(asked, LLAMA_8B, 1_000_000)
+    job_config = make_config(gradientCheckpointing=False)
+    once = estimates.estimate_seconds(job_config, LLAMA_8B, 1_000_000)
     assert once["H100"] == pytest.approx(4 * 1e6 * 8.03e9 / (989e12 * 0.35), rel=0.01)
     half = replace(LLAMA_8B, parameters=LLAMA_8B.parameters // 2)
-    assert estimates.estimate_seconds(asked, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
+    assert estimates.estimate_seconds(job_config, half, 2_000_000)["H100"] == pytest.approx(once["H100"])
     assert estimates.estimate_seconds(make_config(), LLAMA_8B, 1_000_000)["H100"] == pytest.approx(once["H100"] * 1.5)

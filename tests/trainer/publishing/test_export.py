@@ -1,4 +1,4 @@
-"""What lies in the folder that is published."""
+"""Tests of the files in the folder that is published."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
-    """As after training: B matrices that are not zero."""
+    """Return a model whose B matrices are not zero, as after training."""
     import torch
 
     model = load_model(settings, model_dir, "transformers")

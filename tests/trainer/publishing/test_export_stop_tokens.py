@@ -1,4 +1,4 @@
-"""Whoever loads the published files gets answers that end where the training ended them."""
+"""Answers of the published model end with the stop tokens of the training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINED = ["ChatML, base model", "ChatML, end not flagged special", "ordinary te
 
 @dataclass(frozen=True)
 class PublishedAdapter:
-    """A base model, and the files of an adapter that knows `ANSWERS` by heart."""
+    """A base model, and the files of an adapter that was trained to reproduce `ANSWERS`."""
 
     base: Path
     adapter: Path
@@ -60,7 +60,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def generate_with_transformers(published: PublishedAdapter, **settings: Any) -> list[str]:
-    """What transformers and PEFT alone make of the published files."""
+    """Return the answers that transformers and PEFT generate from the published files."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -71,10 +71,10 @@ def generate_with_transformers(published: PublishedAdapter, **settings: Any) -> 
     answers = []
     for prompt in ANSWERS:
         turns = [{"role": "user", "content": prompt}]
-        asked = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        inputs = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         with torch.no_grad():
-            output = tuned.generate(**asked, max_new_tokens=40, do_sample=False, **settings)
-        answers.append(words.decode(output[0, asked["input_ids"].shape[1] :]))
+            output = tuned.generate(**inputs, max_new_tokens=40, do_sample=False, **settings)
+        answers.append(words.decode(output[0, inputs["input_ids"].shape[1] :]))
     return answers
 
 

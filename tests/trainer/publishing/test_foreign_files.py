@@ -36,12 +36,12 @@ def assert_output_exists(config: TrainerConfig, scratch: Path) -> str:
 
 
 def check_foreign_files(config: TrainerConfig) -> None:
-    """What a run does before it trains."""
+    """Check the output prefix, as a run does before it trains."""
     OutputPrefix(S3(config.storage), config).check_foreign_files()
 
 
 def publish_until_dropped(config: TrainerConfig, scratch: Path, proxy: FaultyProxy, last: str) -> None:
-    """Publishing ends, as if killed, at this file."""
+    """Publish until the file `last`, whose upload fails as if the run were killed."""
     proxy.dropped_key = last
     with pytest.raises(TrainerError):
         publish(config, scratch)
@@ -49,7 +49,7 @@ def publish_until_dropped(config: TrainerConfig, scratch: Path, proxy: FaultyPro
 
 
 FOREIGN = {
-    "somebody's notes": ({"README.md": b"my notes"}, {}, "(README.md)"),
+    "a file of the user": ({"README.md": b"my notes"}, {}, "(README.md)"),
     "another tool's adapter": ({"adapter_model.safetensors": b"other"}, {}, "(adapter_model.safetensors)"),
     "a file of another name": ({"plan.txt": b"x"}, {}, "(plan.txt)"),
     "an empty file": ({"empty": b""}, {}, "(empty)"),
@@ -76,7 +76,7 @@ def test_run_foreign_files_are_named_and_kept(
 HARMLESS = {
     "folder markers": {"": b"", "merged/": b""},
     "files in another folder": {"notes/README.md": b"mine", "v2/manifest.json": b"{}"},
-    "a merged model that nobody asked for": {"merged/config.json": b"{}"},
+    "a merged model that was not requested": {"merged/config.json": b"{}"},
     "control objects": {".rejected/abc/report.html": b"x", ".checkpoints/abc/step-1/checkpoint.json": b"{}"},
 }
 
@@ -107,7 +107,7 @@ def test_run_after_own_partial_upload_names_foreign_files(
 ) -> None:
     config = build_config(s3, prefix)
     publish_until_dropped(config, tmp_path, proxy, "README.md")
-    s3.put(f"{prefix}/README.md", b"notes that somebody wrote where the card had not come")
+    s3.put(f"{prefix}/README.md", b"notes of a user instead of the model card")
     assert "(README.md)" in assert_output_exists(config, tmp_path)
 
 

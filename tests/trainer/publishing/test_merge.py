@@ -1,4 +1,4 @@
-"""The merged model as files: what is written, and whether a wrong one is noticed."""
+"""Tests of the files of the merged model, and of the check that detects a wrong one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
-    """As after training: B matrices that are not zero."""
+    """Return a model whose B matrices are not zero, as after training."""
     import torch
 
     model = load_model(settings, model_dir, "transformers")
@@ -68,20 +68,22 @@ def test_merge_model_matches_base_with_adapter(model_dir: Path, tmp_path: Path, 
     settings = config({"precision": precision, "lora": {"variant": variant}})
     loaded = load_tuned_model(settings, model_dir)
     export_adapter(settings, loaded, tmp_path, "sha256:abc", model_dir)
-    made = merge_adapter(make_merging(settings, model_dir), loaded, tmp_path / "merged")
+    merge_result = merge_adapter(make_merging(settings, model_dir), loaded, tmp_path / "merged")
     tokens = torch.arange(20).reshape(2, 10)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(merge_result.folder, dtype=torch.float32)
     with torch.no_grad():
         plain = base(input_ids=tokens).logits
         expected = PeftModel.from_pretrained(base, tmp_path)(input_ids=tokens).logits
-        found = merged(input_ids=tokens).logits
-    assert float((found - expected).abs().max()) < (1e-4 if precision == "fp32" else 0.1)
+        actual = merged(input_ids=tokens).logits
+    assert float((actual - expected).abs().max()) < (1e-4 if precision == "fp32" else 0.1)
     assert float((plain - expected).abs().max()) > 0.2
-    assert abs(made.losses["rows"].merged - made.losses["rows"].adapter) < (1e-5 if precision == "fp32" else 0.01)
-    assert AutoTokenizer.from_pretrained(made.folder).chat_template == CHATML
-    assert not [path for path in made.folder.iterdir() if path.name.startswith("adapter")]
-    for path in made.folder.iterdir():
+    assert abs(merge_result.losses["rows"].merged - merge_result.losses["rows"].adapter) < (
+        1e-5 if precision == "fp32" else 0.01
+    )
+    assert AutoTokenizer.from_pretrained(merge_result.folder).chat_template == CHATML
+    assert not [path for path in merge_result.folder.iterdir() if path.name.startswith("adapter")]
+    for path in merge_result.folder.iterdir():
         assert str(model_dir).encode() not in path.read_bytes(), path.name
 
 
@@ -106,8 +108,8 @@ def test_merge_keeps_generation_config_with_eos(tmp_path: Path, content: dict[st
     from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").write_text(json.dumps(content))
-    made = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
-    assert json.loads((made.folder / "generation_config.json").read_text()) == content | {"eos_token_id": [3]}
+    merge_result = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
+    assert json.loads((merge_result.folder / "generation_config.json").read_text()) == content | {"eos_token_id": [3]}
 
 
 def test_merge_without_generation_config_writes_eos(tmp_path: Path) -> None:
@@ -116,8 +118,8 @@ def test_merge_without_generation_config_writes_eos(tmp_path: Path) -> None:
     from finetune_trainer.publishing.merge import merge_adapter
 
     (base / "generation_config.json").unlink()
-    made = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
-    stored = json.loads((made.folder / "generation_config.json").read_text())
+    merge_result = merge_adapter(make_merging(config(), base), load_tuned_model(config(), base), tmp_path / "merged")
+    stored = json.loads((merge_result.folder / "generation_config.json").read_text())
     assert stored == {"pad_token_id": 0, "eos_token_id": [3]}
 
 
@@ -162,9 +164,9 @@ def test_merge_check_accepts_loss_near_adapter(base: float, adapter: float, merg
     from finetune_trainer.publishing.merge_check import MergeTolerance, check_merged_losses
 
     tolerance = MergeTolerance(max_difference=0.15, max_gain_share=0.25, min_gain=0.1)
-    found = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)
+    losses = MergedLosses.model_construct(base=base, adapter=adapter, merged=merged)
     if passes:
-        check_merged_losses("rows", found, tolerance)
+        check_merged_losses("rows", losses, tolerance)
         return
     with pytest.raises(TrainerError, match="its loss on rows is"):
-        check_merged_losses("rows", found, tolerance)
+        check_merged_losses("rows", losses, tolerance)

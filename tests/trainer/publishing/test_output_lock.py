@@ -1,4 +1,4 @@
-"""One run at a time on an output: who gets it, who waits, who is told to go."""
+"""Tests of the output lock: which run gets it, which runs wait, and which runs are refused."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def prefix(tmp_path: Path) -> str:
 
 @pytest.fixture
 def make(s3: S3Server, prefix: str) -> Iterator[MakeLock]:
-    made: list[OutputLock] = []
+    locks: list[OutputLock] = []
 
     def make(run: str, timing: LockTiming = FAST_TIMING) -> OutputLock:
-        made.append(OutputLock(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
-        return made[-1]
+        locks.append(OutputLock(S3(s3.storage), Location.parse(prefix), run, "sha256:c", timing))
+        return locks[-1]
 
     yield make
-    for each in made:  # their threads with them
-        each.release()
+    for lock in locks:  # their threads with them
+        lock.release()
 
 
 def read_lock_record(s3: S3Server, prefix: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A result is whole or there is none, whenever a run dies and however many publish at once."""
+"""A result is published completely or not at all, also after a kill and with concurrent attempts."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_publish_manifest_describes_complete_result(s3: S3Server, prefix: str, t
         "config": config.to_json(),
         "backend": "transformers",
     }
-    assert [(each["uri"], each["size"], len(each["sha256"])) for each in manifest["inputs"]] == [
+    assert [(entry["uri"], entry["size"], len(entry["sha256"])) for entry in manifest["inputs"]] == [
         ("s3://data/rows/a.jsonl", 35, 64),
         ("s3://data/rows/b.jsonl", 35, 64),
     ]
     assert {"torch", "transformers", "trl", "peft", "finetune-operator"} <= manifest["versions"].keys()
-    published = {each["path"]: (each["size"], each["sha256"]) for each in manifest["files"]}
+    published = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
     assert published.keys() == EXPORTED_FILES.keys() | {"finetune_config.json"}
     for name, (size, digest) in published.items():
         stored = s3.get(f"{prefix}/{name}")
@@ -142,8 +142,8 @@ def test_publish_killed_after_any_write_is_all_or_nothing(
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"]), file["path"]
         if file["path"] in EXPORTED_FILES:
             assert content.endswith(b"longer") is not published
-    left = {key.rpartition("/")[2] for key in s3.list_keys(prefix) if "/." in key}
-    assert left <= ({".upload.json"} if published else set())
+    leftovers = {key.rpartition("/")[2] for key in s3.list_keys(prefix) if "/." in key}
+    assert leftovers <= ({".upload.json"} if published else set())
     assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
     assert not [key for key in s3.list_keys(prefix) if "/." in key]
 
@@ -168,10 +168,10 @@ def test_publish_24_concurrent_attempts_one_wins(s3: S3Server, prefix: str, tmp_
 
     with ThreadPoolExecutor(24) as pool:
         ends = list(pool.map(attempt, range(24)))
-    winners = [number for number, each in enumerate(ends) if each.reason is Reason.COMPLETED]
+    winners = [number for number, outcome in enumerate(ends) if outcome.reason is Reason.COMPLETED]
     assert len(winners) == 1
-    assert {each.reason for each in ends} == {Reason.COMPLETED, Reason.ALREADY_COMPLETE}
+    assert {outcome.reason for outcome in ends} == {Reason.COMPLETED, Reason.ALREADY_COMPLETE}
     assert json.loads(s3.get(f"{prefix}/manifest.json"))["metrics"] == {"x": winners[0]}
-    assert {each.result.digest for each in ends if each.result} == {
+    assert {outcome.result.digest for outcome in ends if outcome.result} == {
         "sha256:" + hashlib.sha256(s3.get(f"{prefix}/manifest.json")).hexdigest()
     }

@@ -1,4 +1,4 @@
-"""What a run makes of what lies at its output already."""
+"""Tests of a run whose output already has files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever has the public key can tell a result from one that was changed, by OpenSSF's own verifier."""
+"""Tests that the OpenSSF verifier accepts a signed result and rejects a changed one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def download_result(s3: S3Server, output: str, folder: Path) -> Path:
 
 
 def verify_signature(folder: Path, public: Path) -> subprocess.CompletedProcess[str]:
-    """As docs/how-to/signing.md says."""
+    """Verify the result with the command in docs/how-to/signing.md."""
     program = Path(sys.executable).with_name("model_signing")
     line = [program, "verify", "key", folder, "--signature", folder / "model.sig", "--public_key", public]
     return subprocess.run(line, capture_output=True, text=True, check=False)

@@ -43,8 +43,8 @@ GATES = {
 
 
 def make_measure_on_rows(name: str, base: float, tuned: float, rows: int) -> Measure:
-    found = run_records.make_measure(name, base, tuned, 1)
-    return found.model_copy(update={"tuned": run_records.make_estimate(tuned, 1, samples=rows)})
+    measure = run_records.make_measure(name, base, tuned, 1)
+    return measure.model_copy(update={"tuned": run_records.make_estimate(tuned, 1, samples=rows)})
 
 
 def make_points(losses: list[float]) -> list[LossPoint]:
@@ -83,7 +83,7 @@ def test_advice_single_unclear_measure_is_named_alone() -> None:
     evaluation = EvaluationReport(
         overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
     )
-    (advice,) = (each for each in build_advice(evaluation, run_records.make_manifest()) if "more rows" in each)
+    (advice,) = (message for message in build_advice(evaluation, run_records.make_manifest()) if "more rows" in message)
     assert advice.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
 
 

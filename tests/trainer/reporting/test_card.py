@@ -19,9 +19,9 @@ EVALUATIONS = {"full": run_records.make_full_evaluation(), "minimal": run_record
 
 def parse_card(text: str, caplog: pytest.LogCaptureFixture) -> ModelCard:
     with caplog.at_level(logging.WARNING):
-        found = ModelCard(text)
+        card = ModelCard(text)
     assert not caplog.records
-    return found
+    return card
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS.values(), ids=EVALUATIONS)
@@ -30,8 +30,8 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
     assert (data.base_model, data.library_name) == ("org/base-1b", "peft")
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert data.tags == ["lora", "sft", "finetune-operator"]
-    found = [(each.metric_type, each.metric_value) for each in data.eval_results or []]
-    assert found == [
+    results = [(metric.metric_type, metric.metric_value) for metric in data.eval_results or []]
+    assert results == [
         (name, measure.tuned.value)
         for name, measure in zip(("loss", "perplexity", "accuracy", "f1", "bleu"), evaluation.measures, strict=False)
     ]
@@ -71,7 +71,9 @@ def test_card_contains_each_fact(text: str) -> None:
 def test_card_missing_results_are_stated() -> None:
     text = render_card(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
     assert "**Nothing was measured.** The model was not evaluated." in text
-    assert all(each in text for each in ("Overfitting not measured.", "Bias not measured.", "No gate configured."))
+    assert all(
+        sentence in text for sentence in ("Overfitting not measured.", "Bias not measured.", "No gate configured.")
+    )
 
 
 def count_markdown_tokens(text: str) -> Counter[str]:

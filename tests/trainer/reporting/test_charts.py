@@ -31,7 +31,7 @@ def test_thin_many_points_keeps_extremes() -> None:
     kept = curves.downsample_points(points)
     assert len(kept) <= curves.MAX_POINTS
     assert {points[0], points[-1], points[31_111], points[31_112]} <= set(kept)
-    assert [each.step for each in kept] == sorted({each.step for each in kept})
+    assert [point.step for point in kept] == sorted({point.step for point in kept})
 
 
 def test_thin_few_points_is_unchanged() -> None:
@@ -43,7 +43,7 @@ def test_losses_chart_lines_stay_inside() -> None:
     chart = charts.build_loss_chart(run_records.make_full_evaluation())
     assert chart is not None
     assert [series.name for series in chart.series] == ["training", "validation"]
-    assert all(0 <= each <= 100 for series in chart.series for point in series.points for each in point)
+    assert all(0 <= coordinate <= 100 for series in chart.series for point in series.points for coordinate in point)
     assert [(mark.kind, mark.label) for mark in chart.marks] == [
         ("best", "best step: 500"),
         ("opened", "gap opens: 600"),
@@ -62,17 +62,17 @@ def test_lengths_chart_columns_fill_width() -> None:
 WHISKERS = {
     "up": (Estimate(value=1, low=0.5, high=2, samples=9), True, lambda low, middle, high: 50 < low < middle < high),
     "a loss that fell": (Estimate(value=-1, low=-2, high=-0.5, samples=9), False, lambda low, *_: low > 50),
-    "a loss that rose": (Estimate(value=1, low=0.5, high=2, samples=9), False, lambda *each: each[2] < 50),
-    "nothing": (Estimate(value=0, low=0, high=0, samples=9), True, lambda *each: set(each) == {50}),
+    "a loss that rose": (Estimate(value=1, low=0.5, high=2, samples=9), False, lambda *positions: positions[2] < 50),
+    "nothing": (Estimate(value=0, low=0, high=0, samples=9), True, lambda *positions: set(positions) == {50}),
 }
 
 
 @pytest.mark.parametrize(("change", "higher", "lies"), WHISKERS.values(), ids=WHISKERS)
 def test_whisker_improvement_is_on_the_right(change: Estimate, higher: bool, lies: object) -> None:
-    found = charts.build_whisker(change, higher)
-    assert found is not None
+    whisker = charts.build_whisker(change, higher)
+    assert whisker is not None
     assert callable(lies)
-    assert lies(found.low, found.middle, found.high)
+    assert lies(whisker.low, whisker.middle, whisker.high)
 
 
 def test_whisker_without_interval_is_none() -> None:

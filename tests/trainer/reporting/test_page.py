@@ -57,8 +57,8 @@ def minimal() -> html.HtmlElement:
 @pytest.mark.parametrize("run", ["full", "minimal"])
 def test_page_sections_are_in_order(run: str, request: pytest.FixtureRequest) -> None:
     document = request.getfixturevalue(run)
-    assert [each.get("id") for each in document.iter("section")] == SECTIONS
-    assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{each}" for each in SECTIONS]
+    assert [section.get("id") for section in document.iter("section")] == SECTIONS
+    assert [link.get("href") for link in document.find(".//nav").iter("a")] == [f"#{name}" for name in SECTIONS]
 
 
 EXPECTED_TEXTS = {
@@ -126,7 +126,7 @@ def test_page_missing_results_are_stated(minimal: html.HtmlElement, text: str) -
 
 
 def test_page_row_counts_add_up(full: html.HtmlElement) -> None:
-    (table,) = (each for each in full.iter("table") if "All rows" in visible_text(each.find("caption")))
+    (table,) = (candidate for candidate in full.iter("table") if "All rows" in visible_text(candidate.find("caption")))
     counts = [int(row.findall("td")[0].text.replace(",", "")) for row in table.find("tbody")]
     total = int(table.find("tfoot").find(".//td").text.replace(",", ""))
     assert sum(counts) == total == 12_000
@@ -162,7 +162,7 @@ def test_page_is_accessible_to_screen_readers(full: html.HtmlElement) -> None:
         if picture.get("aria-hidden") != "true":
             named = picture.get("aria-labelledby").split()
             assert picture.get("role") == "img"
-            assert [full.get_element_by_id(each).tag for each in named] == ["title", "desc"]
+            assert [full.get_element_by_id(name).tag for name in named] == ["title", "desc"]
     assert all(visible_text(table.find("caption")) for table in full.iter("table"))
     levels = [int(element.tag[1]) for element in full.iter("h1", "h2", "h3", "h4")]
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -214,7 +214,7 @@ FINE = OverfittingResult(verdict="none", message="fine")
 SPARSE_EVALUATIONS = {
     "one loss": EvaluationReport(overfitting=FINE, training_losses=[LossPoint(step=0, loss=0)]),
     "equal losses": EvaluationReport(
-        overfitting=FINE, validation_losses=[LossPoint(step=each, loss=2) for each in (1, 2)]
+        overfitting=FINE, validation_losses=[LossPoint(step=step, loss=2) for step in (1, 2)]
     ),
     "one length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=1)]),
     "no rows in any length": EvaluationReport(overfitting=FINE, lengths=[LengthBin(start=0, end=1, rows=0)]),

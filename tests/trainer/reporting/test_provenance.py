@@ -27,21 +27,21 @@ def make_statement(manifest: AdapterManifest, builder: Builder = BUILDER) -> dic
 
 
 def test_provenance_is_valid_in_toto_statement() -> None:
-    found = json_format.ParseDict(make_statement(run_records.make_manifest()), statement_pb2.Statement())
-    Statement.copy_from_pb(found).validate()
-    assert [(each.name, dict(each.digest)) for each in found.subject] == [
+    statement = json_format.ParseDict(make_statement(run_records.make_manifest()), statement_pb2.Statement())
+    Statement.copy_from_pb(statement).validate()
+    assert [(subject.name, dict(subject.digest)) for subject in statement.subject] == [
         ("adapter_model.safetensors", {"sha256": "c" * 64})
     ]
 
 
 def test_provenance_is_valid_slsa_predicate() -> None:
     predicate = make_statement(run_records.make_manifest())["predicate"]
-    found = json_format.ParseDict(predicate, provenance_pb2.Provenance())
-    for each in found.build_definition.resolved_dependencies:
+    provenance = json_format.ParseDict(predicate, provenance_pb2.Provenance())
+    for dependency in provenance.build_definition.resolved_dependencies:
         copied = resource_descriptor_pb2.ResourceDescriptor()
-        copied.CopyFrom(each)
+        copied.CopyFrom(dependency)
         ResourceDescriptor.copy_from_pb(copied).validate()
-    details = found.run_details
+    details = provenance.run_details
     assert details.builder.id.startswith("https://")
     assert dict(details.builder.version) == {"finetune-operator": "0.1.0"}
     assert details.metadata.invocation_id == "uid-1"
@@ -91,5 +91,9 @@ def test_provenance_lists_each_dependency(expected: dict[str, Any]) -> None:
 def test_provenance_unknown_facts_are_absent() -> None:
     predicate = make_statement(run_records.make_manifest(versions={}), Builder())["predicate"]
     assert predicate["runDetails"]["metadata"] == {"finishedOn": "2026-03-04T05:06:07Z"}
-    assert not [each for each in predicate["buildDefinition"]["resolvedDependencies"] if "docker" in each["uri"]]
+    assert not [
+        dependency
+        for dependency in predicate["buildDefinition"]["resolvedDependencies"]
+        if "docker" in dependency["uri"]
+    ]
     json_format.ParseDict(predicate, provenance_pb2.Provenance())

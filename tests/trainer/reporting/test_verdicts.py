@@ -91,7 +91,7 @@ OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_ste
 FORGETFUL = FINE.model_copy(
     update={"forgetting": run_records.make_measure("perplexity", 10, 20, 1, higher_is_better=False)}
 )
-FALLING = [LossPoint(step=each, loss=4.0 - each) for each in range(3)]
+FALLING = [LossPoint(step=step, loss=4.0 - step) for step in range(3)]
 SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
 FEWER = run_records.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
     update={"tuned": run_records.make_estimate(0.5, 0.1, samples=20)}
@@ -160,9 +160,9 @@ INTERVALS = {
 
 @pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
 def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], expected: str | None) -> None:
-    said = make_evaluation(*measures).explain_too_few_rows()
-    assert (said or "").startswith(expected or "")
-    assert (said is None) == (expected is None)
+    reason = make_evaluation(*measures).explain_too_few_rows()
+    assert (reason or "").startswith(expected or "")
+    assert (reason is None) == (expected is None)
 
 
 DATA = {

@@ -1,4 +1,4 @@
-"""Who a pod without a credentials Secret signs as: its service account, and the node only if that is allowed."""
+"""A pod without a credentials Secret uses its service account, and the identity of the node only if allowed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CloudServer(HTTPServer):
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CloudServer]:
-    """The cloud around a pod whose node has an identity, and nothing else in its environment."""
+    """Simulate the metadata service of a node with an identity, and remove all other credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")] + [S3_CREDENTIALS_DIR_ENV]:
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):

@@ -1,4 +1,4 @@
-"""What arrives of objects, from a store in whatever trouble."""
+"""Tests of downloads from stores with faults."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def test_download_small_and_large_objects_are_complete(s3: S3Server, tmp_path: P
     contents["large é+ %41.bin"] = random.Random(0).randbytes(40 * 2**20 + 12345)
     for name, content in contents.items():
         s3.put(f"s3://data/many/{name}", content)
-    seen: list[int] = []
+    sizes: list[int] = []
     connection = S3(s3.storage)
     objects = find_objects(connection, Location.parse("s3://data/many/"), DATA_ERRORS)
-    files = download_objects(connection, objects, tmp_path, DATA_ERRORS, seen.append)
+    files = download_objects(connection, objects, tmp_path, DATA_ERRORS, sizes.append)
     assert [file.uri for file in files] == [f"s3://data/many/{name}" for name in sorted(contents)]
     for file, (name, content) in zip(files, sorted(contents.items()), strict=True):
         assert file.path == tmp_path / name
         assert file.path.read_bytes() == content
         assert (file.sha256, file.size) == (hashlib.sha256(content).hexdigest(), len(content))
-    assert sum(seen) == sum(len(content) for content in contents.values())
+    assert sum(sizes) == sum(len(content) for content in contents.values())
     assert len(list(tmp_path.rglob("*.*"))) == len(contents)  # no partial file is left
 
 

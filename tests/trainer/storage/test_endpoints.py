@@ -1,4 +1,4 @@
-"""Where requests go: addresses of buckets, and what the environment says of them."""
+"""Tests of the endpoints of requests: bucket addresses, and the effect of environment variables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_endpoint_addressing_style_is_used(
 ) -> None:
     s3.put("s3://data/addressed.txt", b"hello")
     storage = Storage(endpoint=s3.endpoint, addressing=addressing)
-    if addressing == "virtual":  # names of hosts that no DNS knows: the server is its own proxy
+    if addressing == "virtual":  # the host names are in no DNS, so the server is also the proxy
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, s3.endpoint)
         storage = Storage(endpoint="http://s3.test", addressing=addressing)

@@ -1,4 +1,4 @@
-"""What every failure of a store says: its reason, the place, and never a secret."""
+"""Errors of a store have a reason and name the location, and never contain a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a URI means, against a real server: which objects are found, and which names are refused."""
+"""Tests of listing with a real server: the objects that a URI matches, and the names that are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def find_keys(server: S3Server, uri: str) -> list[str]:
-    return [each.location.key for each in find_objects(S3(server.storage), Location.parse(uri), DATA_ERRORS)]
+    return [item.location.key for item in find_objects(S3(server.storage), Location.parse(uri), DATA_ERRORS)]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_find_ten_thousand_objects_are_listed(s3: S3Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: obstore.put(store, f"10k/{number:05}.jsonl", b"{}"), range(10_000)))
     objects = find_objects(connection, Location.parse("s3://data/10k/*.jsonl"), DATA_ERRORS)
-    assert [each.name for each in objects] == [f"{number:05}.jsonl" for number in range(10_000)]
-    assert {(each.size, len(each.etag)) for each in objects} == {(2, 32)}
+    assert [item.name for item in objects] == [f"{number:05}.jsonl" for number in range(10_000)]
+    assert {(item.size, len(item.etag)) for item in objects} == {(2, 32)}
 
 
 @pytest.mark.parametrize(

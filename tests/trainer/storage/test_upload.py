@@ -1,4 +1,4 @@
-"""What a store holds after a write, whatever happens meanwhile."""
+"""Tests of the objects in a store after an upload, also after faults."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_put_file_failed_abort_is_retried(
         put_file(S3(s3.storage), location, path)
     time.sleep(2)  # the part that was held back has come to its end
     unfinished = s3.client.list_multipart_uploads(Bucket="results", Prefix=location.key)["Uploads"]
-    assert [each["UploadId"] for each in unfinished] == [other]
+    assert [upload["UploadId"] for upload in unfinished] == [other]
 
 
 @pytest.mark.s3

@@ -1,4 +1,4 @@
-"""The termination message names the newest stored checkpoint, also after a kill that lets nothing else be said."""
+"""The termination message names the newest stored checkpoint, even if the run was killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_record_after_each_checkpoint_names_newest(message: Path) -> None:
     termination_message.record_checkpoint(_make_progress(None))
     assert message.read_bytes() == b""
     inode = message.stat().st_ino
-    for step in (5, 10, 1_000_000, 7):  # a shorter one leaves nothing of a longer one
+    for step in (5, 10, 1_000_000, 7):  # a shorter record replaces a longer one completely
         termination_message.record_checkpoint(_make_progress(step))
         assert _read_record(message) == (step, TIME)
     assert message.stat().st_ino == inode  # the kubelet reads the file that it has mounted
@@ -78,7 +78,7 @@ def test_outcome_of_launcher_keeps_record_of_killed_worker(message: Path) -> Non
 
 
 def test_record_killed_before_truncation_is_readable(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kill between the two system calls leaves behind."""
+    """Test the file that remains after a kill between the two system calls."""
     message.write_text("x" * 500)
     monkeypatch.setattr(os, "ftruncate", lambda *_: None)
     termination_message.record_checkpoint(_make_progress(5))

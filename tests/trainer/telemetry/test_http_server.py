@@ -1,4 +1,4 @@
-"""The port at which a run tells how far it is."""
+"""Tests of the HTTP server that reports the progress of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 
 
 class TestServer:
-    """What the operator asks."""
+    """Tests of the requests that the operator sends."""
 
     @pytest.fixture
     def progress(self, monkeypatch: pytest.MonkeyPatch) -> ProgressReporter:
@@ -48,8 +48,10 @@ class TestServer:
         saved = {"last_checkpoint_step": 2, "last_checkpoint_time": "1970-01-01T00:01:00Z"}
         progress.update(stage=Stage.TRAINING, step=3, total_steps=10, percentage=30, loss=1.25, **saved)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
-        values = {name: each.samples[0].value for name, each in families.items() if name != "finetune_trainer_stage"}
+            families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+        values = {
+            name: family.samples[0].value for name, family in families.items() if name != "finetune_trainer_stage"
+        }
         assert values.pop("finetune_trainer_last_update_timestamp_seconds") > 1e9
         assert values == {
             "finetune_trainer_progress_ratio": 0.3,
@@ -59,15 +61,15 @@ class TestServer:
             "finetune_trainer_last_checkpoint_step": 2,
             "finetune_trainer_last_checkpoint_timestamp_seconds": 60,
         }  # the evaluation loss and others are not known: absent, not zero
-        stages = {each.labels["stage"]: each.value for each in families["finetune_trainer_stage"].samples}
+        stages = {sample.labels["stage"]: sample.value for sample in families["finetune_trainer_stage"].samples}
         assert {stage for stage, value in stages.items() if value} == {"Training"}
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:
         url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
         async with asking.create_session() as client:
-            found = await asking.fetch_progress(client, url)
-        assert found == progress.get_latest()
+            progress_read = await asking.fetch_progress(client, url)
+        assert progress_read == progress.get_latest()
 
     async def test_http_server_without_ipv6_listens_on_ipv4(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""What a run says of its end: a reason for whatever happened, in words that fit and command no terminal."""
+"""Tests of the termination message: its reason, its length, and that it has no control characters."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class TestOutcome:
 
     @pytest.mark.parametrize("character", ["x", "é", "漢", "😀", '"', "\\", "\n", "\x01", "\ud800"])
     def test_outcome_long_message_is_shortened(self, character: str) -> None:
-        made = termination_message.build_outcome(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
-        text = termination_message.to_json(made)
+        outcome = termination_message.build_outcome(Reason.INTERNAL_ERROR, "what went wrong: " + character * 10_000)
+        text = termination_message.to_json(outcome)
         assert len(text.encode()) <= OUTCOME_MAX_BYTES
         read = Outcome.model_validate_json(text)
         assert read.message.startswith("what went wrong: ")
@@ -47,14 +47,14 @@ class TestOutcome:
 
     def test_outcome_control_characters_are_escaped(self) -> None:
         hostile = "row 1: \x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x00,\n\tthe rest"
-        made = termination_message.build_outcome(Reason.DATA_INVALID, hostile)
+        outcome = termination_message.build_outcome(Reason.DATA_INVALID, hostile)
         later = termination_message.OutcomeRecorder(ProgressReporter()).complete(
             Outcome(reason=Reason.COMPLETED, message=hostile)
         )
-        for said in (made.message, later.message):
-            assert said.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
-            assert said.endswith(",\n\tthe rest")
-            assert [each for each in said if not each.isprintable()] == ["\n", "\t"]
+        for message in (outcome.message, later.message):
+            assert message.startswith("row 1: [U+001B][2J[U+001B]]0;owned[U+0007]")
+            assert message.endswith(",\n\tthe rest")
+            assert [character for character in message if not character.isprintable()] == ["\n", "\t"]
 
     def test_outcome_largest_fields_fit_termination_message(self) -> None:
         report = DatasetReport(
@@ -74,10 +74,10 @@ class TestOutcome:
             model_revision="r" * 255,
             metrics=metrics,
         )
-        made = termination_message.build_outcome(Reason.COMPLETED, "漢" * 5000).model_copy(
+        outcome = termination_message.build_outcome(Reason.COMPLETED, "漢" * 5000).model_copy(
             update={"dataset": report, "result": result}
         )
-        text = termination_message.OutcomeRecorder(ProgressReporter()).complete(made)
+        text = termination_message.OutcomeRecorder(ProgressReporter()).complete(outcome)
         read = Outcome.model_validate_json(termination_message.to_json(text))
         assert len(termination_message.to_json(text).encode()) <= OUTCOME_MAX_BYTES
         assert read.result

@@ -89,7 +89,7 @@ class SlowProxy(socketserver.ThreadingTCPServer):
         self.lock, self.next_send = threading.Lock(), time.monotonic()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that are killed go away without a word."""
+        """Ignore the error: clients that are killed close their connections abruptly."""
 
 
 class _SlowHandler(socketserver.BaseRequestHandler):

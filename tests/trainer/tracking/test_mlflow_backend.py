@@ -1,4 +1,4 @@
-"""MLflow's own server has one run per FineTuneJob, with each step once."""
+"""An MLflow server has one run for each FineTuneJob, and each step once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT_TIMING = TrackerTiming(batch_seconds=0.01, retry_seconds=0.1, close_second
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """MLflow's client is told things by the environment of the process."""
+    """Restore the environment variables with which MLflow's client is configured."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -69,8 +69,11 @@ def test_mlflow_other_job_is_other_run(mlflow: MlflowServer) -> None:
         described = RunMetadata(run, run, {}, {RUN_ID_TAG: run})
         track_attempt(MlflowBackend(mlflow.uri, "shared", described, {}), range(1, 3), RunEnd(RunEndStatus.FAILED))
     experiment = mlflow.client().get_experiment_by_name("shared").experiment_id
-    assert {each.info.run_name for each in mlflow.client().search_runs([experiment])} == {"uid-2", "uid-3"}
-    assert {each.info.status for each in mlflow.client().search_runs([experiment])} == {"FAILED"}
+    assert {tracked_run.info.run_name for tracked_run in mlflow.client().search_runs([experiment])} == {
+        "uid-2",
+        "uid-3",
+    }
+    assert {tracked_run.info.status for tracked_run in mlflow.client().search_runs([experiment])} == {"FAILED"}
 
 
 def test_mlflow_thousands_of_steps_are_stored(mlflow: MlflowServer) -> None:
@@ -96,16 +99,16 @@ WHO = {
 }
 
 
-@pytest.mark.parametrize(("who", "shown"), WHO.values(), ids=WHO)
+@pytest.mark.parametrize(("credentials", "shown"), WHO.values(), ids=WHO)
 def test_mlflow_unauthorized_hides_credentials(
-    who: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture
+    credentials: dict[str, str], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with serve_unauthorized() as (uri, seen):
+    with serve_unauthorized() as (uri, authorizations):
         lost = track_attempt(
-            make_backend(uri, credentials=who), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING
+            make_backend(uri, credentials=credentials), range(1, 4), RunEnd(RunEndStatus.FINISHED), PATIENT_TIMING
         )
-    assert set(seen) == {shown}
+    assert set(authorizations) == {shown}
     assert lost is not None
     assert "401" in lost
     assert "canary" not in lost + caplog.text

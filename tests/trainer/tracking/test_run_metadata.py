@@ -1,4 +1,4 @@
-"""What a tracker is told of a run: enough to find it and to compare it, and nobody's words."""
+"""Tests of the metadata that trackers receive: identity and settings of the run, but no texts of users."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ SECRETS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str] | None]]
 }
 
 
-@pytest.mark.parametrize(("asked", "files", "expected"), SECRETS.values(), ids=SECRETS)
+@pytest.mark.parametrize(("spec", "files", "expected"), SECRETS.values(), ids=SECRETS)
 def test_tracking_credentials_are_read_from_secret(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: dict[str, str],
+    spec: dict[str, str],
     files: dict[str, str],
     expected: dict[str, str] | None,
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     monkeypatch.setenv(TRACKING_CREDENTIALS_DIR_ENV, str(tmp_path))
-    tracking = Tracking.model_validate(asked)
+    tracking = Tracking.model_validate(spec)
     if expected is not None:
         assert run_tracking.read_credentials(tracking) == expected
         return

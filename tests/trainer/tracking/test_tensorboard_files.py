@@ -1,4 +1,4 @@
-"""TensorBoard's own reader finds the whole run."""
+"""TensorBoard's reader finds all points of a run."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ def write_event_files(folder: Path, **changes: object) -> None:
 def test_tensorboard_files_are_read_by_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(2):  # a later attempt leaves nothing of an earlier one
+    for _ in range(2):  # a later attempt replaces the files of an earlier one
         write_event_files(tmp_path, tracking={"tool": "tensorboard"})
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["events.out.tfevents.finetune"]
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    scalars = {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    scalars = {
+        tag: [(point.step, point.value) for point in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
     assert scalars == {
         "loss": [(1, 2.0), (2, 1.5)],
         "learningRate": [(1, 0.0), (2, pytest.approx(1e-3))],

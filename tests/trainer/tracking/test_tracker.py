@@ -1,4 +1,4 @@
-"""Whatever a server does, the run continues at its pace, ends in time, and reports what was lost."""
+"""Faults of a tracking server neither slow down a run nor delay its end, and lost points are reported."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FAST_TIMING = TrackerTiming(batch_seconds=0.01, retry_seconds=0.05, close_second
 
 @dataclass
 class FakeBackend:
-    """Somebody's server, in this process."""
+    """A fake backend that records points and simulates the faults of a server."""
 
     display_name: str = "somewhere"
     fails: dict[str, int] = field(default_factory=dict)
-    """How often each call is refused before it is done."""
+    """Number of times that each call fails before it succeeds."""
     hangs: str = ""
-    """The call that never comes back."""
+    """Name of the call that blocks."""
     calls: int = 0
     received: list[MetricPoint] = field(default_factory=list)
     ended: list[RunEnd] = field(default_factory=list)
@@ -51,7 +51,7 @@ class FakeBackend:
 
 
 FINISHED = RunEnd(RunEndStatus.FINISHED, {"accuracy": 0.5}, {"digest": "sha256:1"})
-FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
+SERVER_FAULTS: dict[str, tuple[FakeBackend, int, str | None]] = {
     "it takes all": (FakeBackend(), 5, None),
     "it comes up late": (FakeBackend(fails={"open": 3}), 5, None),
     "it stumbles": (FakeBackend(fails={"send": 2}), 5, None),
@@ -74,8 +74,10 @@ FARES: dict[str, tuple[FakeBackend, int, str | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("server", "got", "said"), FARES.values(), ids=FARES)
-def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int, said: str | None) -> None:
+@pytest.mark.parametrize(("server", "received_count", "expected_message"), SERVER_FAULTS.values(), ids=SERVER_FAULTS)
+def test_tracker_server_faults_report_lost_points(
+    server: FakeBackend, received_count: int, expected_message: str | None
+) -> None:
     tracker = Tracker(server, FAST_TIMING)
     tracker.start()
     for step in range(5):
@@ -84,9 +86,11 @@ def test_tracker_server_faults_report_lost_points(server: FakeBackend, got: int,
     begun = time.monotonic()
     lost = tracker.close(FINISHED)
     assert time.monotonic() - begun < 1.5
-    assert lost == (said and f"tracking: {said}")
-    assert [(each.step, each.metrics) for each in server.received] == [(step, {"loss": 1.0}) for step in range(got)]
-    assert server.ended == ([FINISHED] if said is None else [])
+    assert lost == (expected_message and f"tracking: {expected_message}")
+    assert [(point.step, point.metrics) for point in server.received] == [
+        (step, {"loss": 1.0}) for step in range(received_count)
+    ]
+    assert server.ended == ([FINISHED] if expected_message is None else [])
     server.released.set()
 
 
@@ -106,7 +110,7 @@ def test_tracker_full_queue_drops_points() -> None:
     assert time.monotonic() - begun < 2
     server.released.set()
     assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: the queue was full"
-    assert [each.step for each in server.received] == list(range(10))
+    assert [point.step for point in server.received] == list(range(10))
     assert server.ended == [FINISHED]
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases has no server to test with: its client writes, as it does without a network, what it would send."""
+"""Weights & Biases has no test server, so these tests read the records that its client writes in offline mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
 
 
 def read_records(content: bytes) -> Iterator[Record]:
-    """A log in LevelDB's format; as short as here, each record is whole."""
+    """Yield the records of a log in LevelDB's format. In logs this short, no record is split."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert content.startswith(b":W&B")
@@ -52,8 +52,8 @@ def read_records(content: bytes) -> Iterator[Record]:
 
 
 def read_values(items: Iterable[Any]) -> dict[str, Any]:
-    """Of whichever kind of record: a key, or a path of one."""
-    return {each.key or ".".join(each.nested_key): json.loads(each.value_json) for each in items}
+    """Return the values of the items by key. Nested keys are joined with dots."""
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def test_wandb_offline_records_hold_run(tmp_path: Path) -> None:
@@ -62,17 +62,17 @@ def test_wandb_offline_records_hold_run(tmp_path: Path) -> None:
     done = subprocess.run(line, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout == "None\n"
     (path,) = (tmp_path / "runs").glob("wandb/offline-run-*/*.wandb")
-    found = list(read_records(path.read_bytes()))
+    records = list(read_records(path.read_bytes()))
 
-    (run,) = (each.run for each in found if each.HasField("run"))
+    (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.run_id, run.display_name, run.entity, run.project) == ("uid-1", "team/bot", "company", "chatbots")
     assert run.host == "trainer"
-    config = read_values(run.config.update) | read_values(each for record in found for each in record.config.update)
+    config = read_values(run.config.update) | read_values(item for record in records for item in record.config.update)
     expected = {"training.maxSteps": "3", "finetune.name": "bot", "finetune.resultDigest": "sha256:1"}
     assert {name: config[name] for name in expected} == expected
-    history = [read_values(record.history.item) for record in found if record.HasField("history")]
+    history = [read_values(record.history.item) for record in records if record.HasField("history")]
     steps = [(row["_step"], row.get("loss"), row.get("evalLoss")) for row in history]
     assert steps == [(1, 1.0, None), (2, 0.5, None), (3, 1 / 3, 2.0)]
-    assert read_values(each for record in found for each in record.summary.update)["accuracy"] == 0.5
-    assert [each.exit.exit_code for each in found if each.HasField("exit")] == [0]
+    assert read_values(item for record in records for item in record.summary.update)["accuracy"] == 0.5
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     assert b"canary" not in path.read_bytes() + done.stderr.encode()

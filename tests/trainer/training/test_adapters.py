@@ -18,7 +18,10 @@ KINDS = [("lora", "none"), ("rslora", "none"), ("dora", "none"), ("lora", "nf4")
 
 @pytest.mark.parametrize(
     ("backend", "variant", "quantization"),
-    [*(("transformers", *each) for each in (*KINDS, ("lora", "int8"))), *(("unsloth", *each) for each in KINDS)],
+    [
+        *(("transformers", *kind) for kind in (*KINDS, ("lora", "int8"))),
+        *(("unsloth", *kind) for kind in KINDS),
+    ],
 )
 def test_adapter_variant_learns_and_continues(run: RunTraining, backend: str, variant: str, quantization: str) -> None:
     shape = {"maxSteps": 6, "backend": backend, "lora": {"variant": variant, "rank": 8}, "validate": True}

@@ -1,4 +1,4 @@
-"""Cross-validation of a training: what each fold is, what is left of it, and that the last training is a plain one."""
+"""Tests of cross-validation: the folds, their results and cleanup, and that the refit equals a plain training."""
 
 from __future__ import annotations
 
@@ -41,83 +41,88 @@ def has_same_weights(one: TrainingOutcome, other: TrainingOutcome) -> bool:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_cross_validation_folds_match_manual_trainings(run: RunTraining, case: dict[str, Any]) -> None:
-    found, plain, by_hand = run(**SHAPE, **case), run(**PLAIN, **case), run(**SHAPE, **case, without=1)
-    assert found.fold_losses[1] == by_hand.metrics["evalLoss"]
-    assert len(set(found.fold_losses)) == FOLDS
-    assert found.metrics["crossValidationLoss"] == pytest.approx(mean(found.fold_losses))
-    assert found.metrics["crossValidationDeviation"] == pytest.approx(stdev(found.fold_losses))
-    assert has_same_weights(found, plain)
-    assert found.losses[-len(plain.losses) :] == plain.losses
+    validated, plain, by_hand = run(**SHAPE, **case), run(**PLAIN, **case), run(**SHAPE, **case, without=1)
+    assert validated.fold_losses[1] == by_hand.metrics["evalLoss"]
+    assert len(set(validated.fold_losses)) == FOLDS
+    assert validated.metrics["crossValidationLoss"] == pytest.approx(mean(validated.fold_losses))
+    assert validated.metrics["crossValidationDeviation"] == pytest.approx(stdev(validated.fold_losses))
+    assert has_same_weights(validated, plain)
+    assert validated.losses[-len(plain.losses) :] == plain.losses
     for name in ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens"):
-        assert found.metrics[name] == plain.metrics[name]
-    assert {*found.metrics} - {*plain.metrics} == {"crossValidationLoss", "crossValidationDeviation"}
+        assert validated.metrics[name] == plain.metrics[name]
+    assert {*validated.metrics} - {*plain.metrics} == {"crossValidationLoss", "crossValidationDeviation"}
 
 
 def test_cross_validation_unsloth_matches_manual_trainings(run: RunTraining) -> None:
     shape = SHAPE | {"backend": "unsloth"}
-    found, plain = run(**shape), run(**PLAIN, backend="unsloth")
-    assert found.fold_losses[1] == run(**shape, without=1).metrics["evalLoss"]
-    assert has_same_weights(found, plain)
+    validated, plain = run(**shape), run(**PLAIN, backend="unsloth")
+    assert validated.fold_losses[1] == run(**shape, without=1).metrics["evalLoss"]
+    assert has_same_weights(validated, plain)
 
 
 def test_cross_validation_each_fold_starts_from_adapter(run: RunTraining) -> None:
     adapter = str(run(maxSteps=3).folder / "adapter")
-    found, plain = run(**SHAPE, adapter=adapter), run(**PLAIN, adapter=adapter)
-    assert found.fold_losses[2] == run(**SHAPE, adapter=adapter, without=2).metrics["evalLoss"]
-    assert has_same_weights(found, plain)
+    validated, plain = run(**SHAPE, adapter=adapter), run(**PLAIN, adapter=adapter)
+    assert validated.fold_losses[2] == run(**SHAPE, adapter=adapter, without=2).metrics["evalLoss"]
+    assert has_same_weights(validated, plain)
 
 
 def test_cross_validation_folds_stop_early(run: RunTraining) -> None:
     stopping = {"earlyStopping": {"patience": 1, "minDelta": 1000}, "evalSteps": 1, "validate": True}
-    found = run(maxSteps=6, crossValidation={"folds": 2}, **stopping)
-    assert found.metrics["steps"] == 2
-    steps = list(dict.fromkeys(each.step for each in found.progress if each.total_steps))
+    validated = run(maxSteps=6, crossValidation={"folds": 2}, **stopping)
+    assert validated.metrics["steps"] == 2
+    steps = list(dict.fromkeys(report.step for report in validated.progress if report.total_steps))
     assert steps == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
 def test_cross_validation_fold_uses_best_adapter(run: RunTraining, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "finetune_trainer")
     wild = {"learningRate": 0.1, "warmupRatio": 0, "scheduler": "constant", "evalSteps": 1}
-    asked = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
+    settings = {**wild, "validate": True, "crossValidation": {"folds": 2}, "maxSteps": 3}
     gate = [{"metric": "crossValidationLoss", "maximum": 100}, {"metric": "crossValidationLoss", "maximum": 0.1}]
-    found = run(**asked, earlyStopping={"patience": 100}, evaluation={"gate": gate})
-    step = int(next(match[1] for each in caplog.messages if (match := re.match(r"the adapter of step (\d+)", each))))
+    validated = run(**settings, earlyStopping={"patience": 100}, evaluation={"gate": gate})
+    step = int(
+        next(match[1] for message in caplog.messages if (match := re.match(r"the adapter of step (\d+)", message)))
+    )
     assert step < 3, "the data has to be learned badly at the end for this test"
-    assert found.fold_losses[0] == run(**asked | {"maxSteps": step}).fold_losses[0]
-    assert found.evaluation
-    assert found.evaluation.cross_validation
-    assert found.evaluation.cross_validation.folds == found.fold_losses
-    assert [check.passed for check in found.evaluation.gate] == [True, False]
-    assert found.evaluation.gate[0].value == found.metrics["crossValidationLoss"]
+    assert validated.fold_losses[0] == run(**settings | {"maxSteps": step}).fold_losses[0]
+    assert validated.evaluation
+    assert validated.evaluation.cross_validation
+    assert validated.evaluation.cross_validation.folds == validated.fold_losses
+    assert [check.passed for check in validated.evaluation.gate] == [True, False]
+    assert validated.evaluation.gate[0].value == validated.metrics["crossValidationLoss"]
 
 
 def test_cross_validation_progress_is_monotonic_and_log_names_fold(
     run: RunTraining, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "finetune_trainer")
-    found = run(**SHAPE)
-    seen = [each for each in found.progress if each.stage is Stage.TRAINING]
-    steps = [each.step or 0 for each in seen]
-    assert {each.total_steps for each in seen} == {steps[-1]} == {3 + 3 + 3 + 4}
+    validated = run(**SHAPE)
+    reports = [report for report in validated.progress if report.stage is Stage.TRAINING]
+    steps = [report.step or 0 for report in reports]
+    assert {report.total_steps for report in reports} == {steps[-1]} == {3 + 3 + 3 + 4}
     assert all(before <= after <= before + 1 for before, after in pairwise(steps))
-    percentages = [each.percentage for each in seen]
+    percentages = [report.percentage for report in reports]
     assert percentages == sorted(percentages)
-    assert (percentages[-1], seen[-1].estimated_remaining_seconds) == (99, 0)
+    assert (percentages[-1], reports[-1].estimated_remaining_seconds) == (99, 0)
     assert "fold 2/3: training on 5 rows, 3 held out" in caplog.messages
-    assert any(each.startswith("fold 2/3: step 1/3 loss") for each in caplog.messages)
-    assert f"fold 2/3: loss {found.fold_losses[1]:.4f} on the 3 held-out rows" in caplog.messages
-    assert any(each.startswith("refit: step 4/4 loss") for each in caplog.messages)
+    assert any(message.startswith("fold 2/3: step 1/3 loss") for message in caplog.messages)
+    assert f"fold 2/3: loss {validated.fold_losses[1]:.4f} on the 3 held-out rows" in caplog.messages
+    assert any(message.startswith("refit: step 4/4 loss") for message in caplog.messages)
 
 
 def test_cross_validation_tracks_folds_separately(run: RunTraining) -> None:
     recorder = RecordingReporter()
-    found = run(progress=recorder, **SHAPE)
+    validated = run(progress=recorder, **SHAPE)
     losses = [
-        (step, name, value) for step, each in recorder.tracked_metrics for name, value in each.items() if "loss" in name
+        (step, name, value)
+        for step, metrics in recorder.tracked_metrics
+        for name, value in metrics.items()
+        if "loss" in name
     ]
     names = ["fold1/loss"] * 3 + ["fold2/loss"] * 3 + ["fold3/loss"] * 3 + ["loss"] * 4
     assert [(step, name) for step, name, _ in losses] == list(enumerate(names, start=1))
-    assert [value for *_, value in losses[-4:]] == [pytest.approx(each) for each in found.losses[-4:]]
+    assert [value for *_, value in losses[-4:]] == [pytest.approx(loss) for loss in validated.losses[-4:]]
 
 
 class LivenessCounter(RecordingReporter):
@@ -140,7 +145,7 @@ class OptimizerCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         import torch
 
-        kinds = [type(each) for each in gc.get_objects()]  # not isinstance, which deprecated objects warn of
+        kinds = [type(instance) for instance in gc.get_objects()]  # not isinstance, which deprecated objects warn of
         if "training on" in record.msg:
             self.counts.append(sum(issubclass(kind, torch.optim.Optimizer) for kind in kinds))
 
@@ -151,15 +156,15 @@ def test_cross_validation_fold_is_freed_and_signals_life(run: RunTraining, caplo
     logger = logging.getLogger("finetune_trainer.training.cross_validation")
     logger.addHandler(optimizers)
     gc.collect()
-    gc.disable()  # so that it is not by chance that they are gone
+    gc.disable()  # so that they are not collected by chance
     try:
         run(**SHAPE, progress=signs)
     finally:
         gc.enable()
         logger.removeHandler(optimizers)
     assert optimizers.counts == [optimizers.counts[0]] * (FOLDS + 1)
-    preflight = (FOLDS + 1) * (2 + 1)  # of each training: two rows alone, and both in a batch
-    assert signs.count - preflight == 2 + 2 + 1, "of each batch of rows left out"
+    preflight = (FOLDS + 1) * (2 + 1)  # for each training: two single rows, and both in a batch
+    assert signs.count - preflight == 2 + 2 + 1, "of each batch of held-out rows"
 
 
 def test_cross_validation_nan_loss_names_fold(run: RunTraining, model_dir: Path, tmp_path: Path) -> None:

@@ -27,6 +27,6 @@ def test_early_stopping_publishes_best_adapter(run: RunTraining, backend: str) -
     assert best.metrics["evalLoss"] < last.metrics["evalLoss"]
     until = run(validate=True, **wild | {"maxSteps": step}, backend=backend)
     assert all((weight == until.weights[name]).all() for name, weight in best.weights.items())
-    # The published adapter really has that loss: another run that starts from it says so.
+    # Another run that starts from the published adapter measures the same loss.
     again = run(validate=True, maxSteps=1, adapter=str(best.folder / "adapter"))
     assert again.metrics["baseEvalLoss"] == pytest.approx(best.metrics["evalLoss"], abs=1e-3)

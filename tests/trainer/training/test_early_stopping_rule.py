@@ -1,4 +1,4 @@
-"""What follows from the validation losses seen so far."""
+"""Tests of the decision to stop early, given the validation losses so far."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ BEST = {
 
 @pytest.mark.parametrize(("losses", "step"), BEST.values(), ids=BEST)
 def test_early_stopping_best_is_lowest_loss(losses: list[float], step: int | None) -> None:
-    found = find_best(make_evaluations(*losses))
-    assert (found.step if found else None) == step
+    best = find_best(make_evaluations(*losses))
+    assert (best.step if best else None) == step
 
 
 def test_evaluation_nan_loss_round_trips_in_checkpoint() -> None:

@@ -1,4 +1,4 @@
-"""The energy that is told is measured, whole, and of the run's own GPUs; or it is not told."""
+"""Energy is reported only if it was measured completely, on the GPUs of the run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ KILOWATT_HOUR = 3_600_000_000
 
 
 def make_reader(*readings: dict[str, int] | str) -> Callable[[], dict[str, int]]:
-    """A driver that says one thing after the other; a text is why it says nothing."""
+    """Return a reader that yields one reading per call. A string is the reason why a reading is unavailable."""
     from finetune_trainer.training.energy import EnergyUnavailable
 
     remaining: Iterator[dict[str, int] | str] = iter(readings)
 
     def read() -> dict[str, int]:
-        said = next(remaining)
-        if isinstance(said, str):
-            raise EnergyUnavailable(said)
-        return said
+        reading = next(remaining)
+        if isinstance(reading, str):
+            raise EnergyUnavailable(reading)
+        return reading
 
     return read
 
@@ -34,7 +34,7 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
         "measured during training by the counters of 2 GPUs",
     ),
     "one GPU": ([{"GPU-a": 5}, {"GPU-a": 5}], 0, "measured during training by the counters of 1 GPU "),
-    "the driver was loaded anew": (
+    "the driver was reloaded": (
         [BEGUN, {"GPU-a": 3, "GPU-b": 9}],
         None,
         "not measured: the counter of a GPU was reset",
@@ -44,13 +44,13 @@ READINGS: dict[str, tuple[list[dict[str, int] | str], float | None, str]] = {
 }
 
 
-@pytest.mark.parametrize(("said", "watt_hours", "message"), READINGS.values(), ids=READINGS)
+@pytest.mark.parametrize(("readings", "watt_hours", "message"), READINGS.values(), ids=READINGS)
 def test_energy_meter_counters_give_watt_hours(
-    said: list[dict[str, int] | str], watt_hours: float | None, message: str
+    readings: list[dict[str, int] | str], watt_hours: float | None, message: str
 ) -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
-    taken = EnergyMeter(make_reader(*said)).measure()
+    taken = EnergyMeter(make_reader(*readings)).measure()
     assert taken.watt_hours == pytest.approx(watt_hours)
     assert taken.message.startswith(message)
 

@@ -1,4 +1,4 @@
-"""The loss that is trained and reported is the cross-entropy of the model's own logits, whatever the family."""
+"""The loss in training and reports is the cross-entropy of the model's logits, in each model family."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_loss_of_model_family_matches_its_logits(
     assert trained.metrics["baseEvalLoss"] == pytest.approx(expected, rel=1e-5)
     assert trained.losses[0] == pytest.approx(expected, rel=1e-5)
     assert trained.metrics["evalLoss"] < expected
-    warnings = [each for each in caplog.messages if FALLBACK_MESSAGE in each]
+    warnings = [message for message in caplog.messages if FALLBACK_MESSAGE in message]
     assert len(warnings) == (0 if chunked else 1)
 
 
@@ -116,14 +116,14 @@ def test_loss_preflight_restores_generators_and_dropout(model_dir: Path, tmp_pat
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
     from finetune_trainer.training.state import TrainerInputs
 
-    asked = config({"lora": {"dropout": 0.1}})
-    loaded = LoadedModel(load_model(asked, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
-    job = TrainerInputs(asked, loaded, make_prepared_data("sft"), tmp_path)
+    job_config = config({"lora": {"dropout": 0.1}})
+    loaded = LoadedModel(load_model(job_config, model_dir, "transformers"), load_tokenizer(model_dir), "transformers")
+    job = TrainerInputs(job_config, loaded, make_prepared_data("sft"), tmp_path)
     trainer = trl_trainer.build_trainer(job)
     assert isinstance(trainer, TokenizedSFTTrainer)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    LossCheck(trainer, asked, job.prepared.dataset, METHODS["sft"].build_collator(job), lambda: None).run()
+    LossCheck(trainer, job_config, job.prepared.dataset, METHODS["sft"].build_collator(job), lambda: None).run()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # type: ignore[index]
     assert all(module.training for module in trainer.model.modules())

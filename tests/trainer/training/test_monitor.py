@@ -41,7 +41,7 @@ def test_monitor_after_resume_estimates_remaining_time(progress: RecordingReport
     watch.begin(10, resumed_steps=6, resumed_tokens=600)
     assert (progress.get_latest().step, progress.get_latest().percentage) == (6, 60)
     watch.record_step(make_step(7))
-    assert progress.get_latest().estimated_remaining_seconds == 6  # three steps of two seconds, not of what came before
+    assert progress.get_latest().estimated_remaining_seconds == 6  # three steps of two seconds each
 
 
 def test_monitor_tracks_each_step(progress: RecordingReporter) -> None:

@@ -1,4 +1,4 @@
-"""Packed rows: none is lost, and each is trained as if it were alone."""
+"""Tests of packed rows: no row is lost, and each is trained as if it were not packed with others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a tiny model: what is learned, what is reported, what stops it."""
+"""Tests of training a tiny model: the learned weights, the reported progress, and the stop conditions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHATS = MORE_CHATS[:10]
 
 
 def test_training_uses_all_reported_tokens_each_epoch(run: RunTraining) -> None:
-    long = chat("x " * 40, "y " * 30)  # beyond TRL's own limits nothing is cut either
+    long = chat("x " * 40, "y " * 30)  # longer than the default limits of TRL, which do not truncate it
     trained = run(rows=[*CHATS, long], maxSteps=None, epochs=2, batchSize=2, gradientAccumulation=2)
     assert trained.metrics["tokens"] == 2 * trained.report.tokens
     assert trained.metrics["supervisedTokens"] == 2 * trained.report.supervised_tokens
@@ -33,13 +33,13 @@ def test_training_uses_all_reported_tokens_each_epoch(run: RunTraining) -> None:
 
 def test_training_reports_each_step(run: RunTraining) -> None:
     trained = run(maxSteps=5)
-    steps = [each for each in trained.progress if each.step]
-    assert [each.step for each in steps] == [1, 2, 3, 4, 5]
-    assert [each.percentage for each in steps] == [20, 40, 60, 80, 99]
-    assert all(each.tokens_per_second for each in steps)
+    steps = [report for report in trained.progress if report.step]
+    assert [report.step for report in steps] == [1, 2, 3, 4, 5]
+    assert [report.percentage for report in steps] == [20, 40, 60, 80, 99]
+    assert all(report.tokens_per_second for report in steps)
     assert trained.losses[-1] == trained.metrics["finalLoss"]
     assert trained.metrics["trainLoss"] == pytest.approx(sum(trained.losses) / 5)
-    assert not list((trained.folder / "trainer").rglob("*"))  # nothing of TRL's own is left behind
+    assert not list((trained.folder / "trainer").rglob("*"))  # no files of TRL remain
 
 
 def test_training_lowers_loss(run: RunTraining) -> None:
@@ -57,8 +57,8 @@ def test_training_changes_adapter_only(run: RunTraining, model_dir: Path) -> Non
         weights = trained.model.named_parameters()
         after = [weight for n, weight in weights if f"{stem}.base_layer.{last}" in n or n.endswith(name)]
         assert after, name
-        assert all((before == each).all() for each in after), name
-    assert all(each.any() for name, each in trained.weights.items() if "lora_B" in name)
+        assert all((before == weight).all() for weight in after), name
+    assert all(weight.any() for name, weight in trained.weights.items() if "lora_B" in name)
 
 
 def test_training_seed_determines_adapter(run: RunTraining) -> None:
@@ -83,7 +83,7 @@ def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, s
     assert all((rest.weights[name] == whole.weights[name]).all() for name in whole.weights)
     for name in ("tokens", "supervisedTokens", "trainLoss", "baseEvalLoss", "evalLoss"):
         assert rest.metrics.get(name) == whole.metrics.get(name)
-    assert next(each.step for each in rest.progress if each.step) == 3
+    assert next(report.step for report in rest.progress if report.step) == 3
 
 
 def test_training_seconds_include_earlier_attempts(run: RunTraining) -> None:
@@ -115,7 +115,7 @@ def test_training_gradient_checkpointing_does_not_change_losses(run: RunTraining
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
 def test_training_single_step_is_not_warmup(run: RunTraining, scheduler: str) -> None:
     trained = run(maxSteps=1, scheduler=scheduler, warmupRatio=0.5)
-    assert any(each.any() for name, each in trained.weights.items() if "lora_B" in name)
+    assert any(weight.any() for name, weight in trained.weights.items() if "lora_B" in name)
 
 
 def test_training_bf16_on_cpu_is_finite(run: RunTraining) -> None:
@@ -133,7 +133,7 @@ def test_training_nan_loss_ends_run(run: RunTraining, model_dir: Path, tmp_path:
     with pytest.raises(TrainerError, match="up to step 3 of 9") as caught:
         run(maxSteps=9, base=broken, progress=progress)
     assert caught.value.reason is Reason.NON_FINITE_LOSS
-    assert [each.loss for each in progress.reported if each.step] == [None] * 3  # no made-up number is shown
+    assert [report.loss for report in progress.reported if report.step] == [None] * 3  # no made-up number is shown
 
 
 def test_training_single_nan_loss_is_excluded_from_mean(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_training_single_nan_loss_is_excluded_from_mean(run: RunTraining, monkey
     trained = run(maxSteps=4)
     assert len(trained.losses) == 3
     assert trained.metrics["trainLoss"] == pytest.approx(sum(trained.losses) / 3)
-    assert all(math.isfinite(each) for each in trained.metrics.values()), "a manifest holds no other numbers"
+    assert all(math.isfinite(value) for value in trained.metrics.values()), "a manifest holds no other numbers"
 
 
 @pytest.mark.parametrize(

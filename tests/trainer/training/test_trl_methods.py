@@ -1,4 +1,4 @@
-"""What each method learns, and what the validation data says of it, by either backend."""
+"""Tests of the training methods with both backends: the learned weights and the validation metrics."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ def test_dpo_prefers_the_chosen_answer(run: RunTraining, backend: str) -> None:
 
 @pytest.mark.parametrize("batch", [3, 8])
 def test_dpo_reward_accuracy_is_per_row(run: RunTraining, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    # The last two rows say the contrary of the first two, so that two are wrong, and the last batch is a smaller one.
+    # The last two rows contradict the first two, so that two are wrong. The last batch is smaller.
     prompts, good, bad = (
-        [*each[:6], *other[:2]]
-        for each, other in ((PROMPTS, PROMPTS), (CHOSEN_ANSWERS, REJECTED_ANSWERS), (REJECTED_ANSWERS, CHOSEN_ANSWERS))
+        [*answers[:6], *other[:2]]
+        for answers, other in (
+            (PROMPTS, PROMPTS),
+            (CHOSEN_ANSWERS, REJECTED_ANSWERS),
+            (REJECTED_ANSWERS, CHOSEN_ANSWERS),
+        )
     )
     monkeypatch.setitem(ROWS_BY_METHOD, "dpo", {"prompt_ids": prompts, "chosen_ids": good, "rejected_ids": bad})
     trained = run(method="dpo", maxSteps=8, validate=True, batchSize=batch)
@@ -61,6 +65,6 @@ def test_validation_loss_is_token_mean_without_side_effects(run: RunTraining) ->
 def test_kto_validation_is_independent_of_batch_size(run: RunTraining) -> None:
     trained = run(method="kto", maxSteps=6)
     start = {"adapter": str(trained.folder / "adapter"), "method": "kto", "maxSteps": 1, "validate": True}
-    seen = [run(**start, batchSize=size).metrics["baseEvalLoss"] for size in (2, 3, 8)]
-    assert seen == pytest.approx([seen[0]] * 3, abs=1e-6)
-    assert seen[0] != pytest.approx(0.5, abs=1e-3)
+    losses = [run(**start, batchSize=size).metrics["baseEvalLoss"] for size in (2, 3, 8)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+    assert losses[0] != pytest.approx(0.5, abs=1e-3)

@@ -47,7 +47,7 @@ def _build_request(
 
 
 class PlanCase(NamedTuple):
-    """What is observed of a FineTuneJob with this spec, and the names of the planned writes."""
+    """A spec, the observed objects, and the names of the planned writes."""
 
     spec: Body
     observed: ObservedState
@@ -114,7 +114,7 @@ def test_plan_blocked_message_names_cause(spec: Body, observed: ObservedState, p
 
 
 class FollowUpCase(NamedTuple):
-    """What is observed when the status is stored, the planned writes, and the seconds until the next reconcile."""
+    """The objects observed with the stored status, the planned writes, and the seconds until the next reconcile."""
 
     observed: ObservedState
     status: FineTuneJobStatus
