@@ -146,7 +146,7 @@ REQUESTS = {
     "a status": ("PATCH", "/apis/finetune.dev/v1alpha1/namespaces/a/finetunejobs/b/status",
                  ("patch", "finetunejobs/status")),
     "a new one": ("POST", "/api/v1/namespaces/a/events", ("create", "events")),
-    "a whole one": ("PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", ("update", "leases")),
+    "a complete object": ("PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", ("update", "leases")),
 }  # fmt: skip
 
 

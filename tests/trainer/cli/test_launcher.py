@@ -97,7 +97,7 @@ SUMMARIES: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = 
         launcher.AgentResult(),
         Reason.COMPLETED,
     ),
-    "the result is whole": (
+    "the result is complete": (
         {0: make_outcome(Reason.COMPLETED), 1: make_outcome(Reason.PEER_LOST)},
         launcher.AgentResult(),
         Reason.COMPLETED,

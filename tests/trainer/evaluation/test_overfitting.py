@@ -44,7 +44,7 @@ VERDICTS = {
     "falling": ([2.0, 1.5, 1.2, 1.1], make_falling_losses(), None, "none"),
     "flat": ([2.0, 1.5, 1.49, 1.5], make_falling_losses(), None, "none"),
     "1 % above the lowest": ([2.0, 1.5, 1.515], make_falling_losses(), None, "none"),
-    "one bump that goes away": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
+    "one temporary bump": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
     "a U": (U_SHAPE, make_falling_losses(), None, "overfitting"),
     "a U with a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
     "a U within the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.35), "none"),
