@@ -163,10 +163,10 @@ def test_bleu_short_references_are_skipped(references: list[str], names: list[st
 
 
 def test_measures_better_model_differs_from_noise() -> None:
-    drawn = random.Random(2)
-    references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
-    base = [reference if drawn.random() < 0.5 else "no" for reference in references]
-    tuned = [reference if drawn.random() < 0.9 else "no" for reference in references]
+    rng = random.Random(2)
+    references = [rng.choice(["yes", "no", "perhaps"]) for _ in range(60)]
+    base = [reference if rng.random() < 0.5 else "no" for reference in references]
+    tuned = [reference if rng.random() < 0.9 else "no" for reference in references]
     for measure in measure_classification(references, base, tuned)[0]:
         assert measure.change is not None
         assert (measure.change.low or 0) > 0
