@@ -96,7 +96,7 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "misspelled at the root": ({"replica": 2}, "replica"),
     "misspelled below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
     "image with a space": ({"image": "finetune operator"}, "image"),
-    "image left empty": ({"image": ""}, "image"),
+    "empty image": ({"image": ""}, "image"),
     "image split in three": ({"image": {"repository": "x", "tag": "y"}}, "image"),
     "trainer image not a string": ({"trainer": {"image": 1}}, "trainer"),
     "pull policy in lower case": ({"imagePullPolicy": "always"}, "imagePullPolicy"),

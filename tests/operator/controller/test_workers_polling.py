@@ -106,7 +106,7 @@ def _store_run_with_newer_ended_pod(cache: FineTuneJobCache) -> None:
 POLL_CASES: dict[str, tuple[Callable[[FineTuneJobCache], None], bool]] = {
     "its Job's newest pod": (_store_newest_pod_of_job, True),
     "a pod without a FineTuneJob": (_store_pod_without_finetunejob, False),
-    "a pod of a Job that another made": (_store_pod_of_foreign_job, False),
+    "a pod of a Job with another owner": (_store_pod_of_foreign_job, False),
     "a pod of no Job": (_store_pod_without_job, False),
     "a pod of a run that has ended": (_store_finished_run, False),
     "a pod before the last": (_store_run_with_newer_ended_pod, False),

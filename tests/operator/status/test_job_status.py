@@ -54,9 +54,9 @@ def test_job_status_terminal_never_changes(case: StateCase) -> None:
 
 
 def test_job_status_terminal_follows_generation(build: type[Builders]) -> None:
-    ended = compute_status(META, FineTuneJobStatus(), ObservedState(build.job(JOB_COMPLETE)), NOW)
+    status = compute_status(META, FineTuneJobStatus(), ObservedState(build.job(JOB_COMPLETE)), NOW)
     changed = META.model_copy(update={"generation": 2})
-    assert compute_status(changed, ended, ObservedState(), LATER).observed_generation == 2
+    assert compute_status(changed, status, ObservedState(), LATER).observed_generation == 2
 
 
 @pytest.mark.parametrize("case", STATE_CASES.values(), ids=STATE_CASES)

@@ -100,11 +100,11 @@ def _build_cache(build: type[Builders], count: int) -> FineTuneJobCache:
 
 def test_collector_jobs_beyond_limit_are_counted_not_shown(build: type[Builders]) -> None:
     metric_families = {family.name: family for family in gauges.collect_job_gauges(_build_cache(build, 12), 10)}
-    shown = [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples]
-    assert shown == [f"bot-{number:05}" for number in range(10)]
+    shown_names = [sample.labels["name"] for sample in metric_families["finetune_job_loss"].samples]
+    assert shown_names == [f"bot-{number:05}" for number in range(10)]
     assert metric_families["finetune_running_jobs_omitted"].samples[0].value == 2
-    (all_of_them,) = metric_families["finetune_jobs"].samples
-    assert (all_of_them.value, all_of_them.labels["reason"]) == (12, "PodRunning")
+    (job_count,) = metric_families["finetune_jobs"].samples
+    assert (job_count.value, job_count.labels["reason"]) == (12, "PodRunning")
 
 
 def test_collector_unknown_values_and_ended_jobs_are_absent(build: type[Builders]) -> None:

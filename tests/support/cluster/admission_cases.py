@@ -45,8 +45,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "spec.model.adapterURI": "s3://adapters/a", "spec.model.quantization": "nf4",
         "spec.model.chatTemplate": "{{ messages }}\n", f"{LORA}.variant": "dora",
     },
-    "folds alone": {**FIVE_FOLDS, "spec.evaluation.gate": [FOLD_LOSS_GATE]},
-    "folds with all that goes with them": {
+    "only folds": {**FIVE_FOLDS, "spec.evaluation.gate": [FOLD_LOSS_GATE]},
+    "folds with all related settings": {
         **VALIDATION_SPLIT, **DPO_TRAINING, "spec.compute": {"nodes": 2, "gpusPerNode": 8},
         "spec.training": {
             "epochs": 1, "method": "dpo", "crossValidation": {"folds": 10}, "earlyStopping": {},
@@ -78,7 +78,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "no GPU": {"spec.compute.gpusPerNode": 0},
     "many nodes with many GPUs": {"spec.compute": {"nodes": 64, "gpusPerNode": 16}},
     "Unsloth without a GPU": {"spec.training.backend": "unsloth", "spec.compute.gpusPerNode": 0},
-    "the whole pod": {
+    "the complete pod": {
         "spec.compute": {
             "image": "registry.example:5000/t/trainer@sha256:" + "0" * 64, "gpuResource": "amd.com/gpu",
             "resources": {"requests": {"cpu": "500m", "memory": "1.5Gi"}, "limits": {"memory": "2Gi"}},

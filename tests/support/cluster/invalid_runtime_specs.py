@@ -89,7 +89,7 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown taint effect": (
         {"spec.compute.tolerations": [{"effect": "Never"}]}, "spec.compute.tolerations[0].effect", "Unsupported value",
     ),
-    "whole pod spec": ({"spec.compute.hostNetwork": True}, "spec.compute.hostNetwork", "unknown field"),
+    "complete pod spec": ({"spec.compute.hostNetwork": True}, "spec.compute.hostNetwork", "unknown field"),
     "no time to stop": (
         {"spec.compute.terminationGracePeriodSeconds": 0}, "spec.compute.terminationGracePeriodSeconds", "equal to 1",
     ),

@@ -86,7 +86,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "packed by unsloth": (
         {"spec.training": {"epochs": 1, "backend": "unsloth", "packing": True}}, "spec.training", "needs backend trans",
     ),
-    "whole texts for dpo": (
+    "loss all for dpo": (
         {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss all applies to",
     ),
     "kto of one": (

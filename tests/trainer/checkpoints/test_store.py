@@ -34,8 +34,8 @@ def test_checkpoint_store_restores_saved_files(
     s3: S3Server, prefix: str, store: CheckpointStore, tmp_path: Path
 ) -> None:
     save_checkpoints(store, tmp_path, 5)
-    where = prefix.removeprefix("s3://results/") + ".checkpoints/config/step-5/"
-    assert s3.list_keys(prefix) == sorted(where + name for name in [*CHECKPOINT_FILES, "checkpoint.json"])
+    folder = prefix.removeprefix("s3://results/") + ".checkpoints/config/step-5/"
+    assert s3.list_keys(prefix) == sorted(folder + name for name in [*CHECKPOINT_FILES, "checkpoint.json"])
     restored = store.fetch_newest(tmp_path / "restored")
     assert restored
     assert restored.step == 5

@@ -76,15 +76,17 @@ class TestLauncher:
 
 
 @pytest.mark.training
-@pytest.mark.parametrize(("gpus", "own"), [(0, False), (1, None), (2, True), (8, True)])
-def test_launcher_workers_all_have_gpu_or_none(monkeypatch: pytest.MonkeyPatch, gpus: int, own: bool | None) -> None:
+@pytest.mark.parametrize(("gpus", "own_gpus"), [(0, False), (1, None), (2, True), (8, True)])
+def test_launcher_workers_all_have_gpu_or_none(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, own_gpus: bool | None
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    where = topology.Topology(node_count=1, processes_per_node=2, node_rank=0, rendezvous_endpoint="127.0.0.1:29400")
-    if own is None:
+    node = topology.Topology(node_count=1, processes_per_node=2, node_rank=0, rendezvous_endpoint="127.0.0.1:29400")
+    if own_gpus is None:
         with pytest.raises(TrainerError, match="requests 2 ranks with one GPU each, but 1 GPUs are visible"):
-            launcher._build_launch_config(where)
+            launcher._build_launch_config(node)
     else:
-        assert launcher._build_launch_config(where).virtual_local_rank is own
+        assert launcher._build_launch_config(node).virtual_local_rank is own_gpus
 
 
 def make_outcome(reason: Reason) -> Outcome:
@@ -97,7 +99,7 @@ SUMMARIES: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = 
         launcher.AgentResult(),
         Reason.COMPLETED,
     ),
-    "the result is whole": (
+    "the result is complete": (
         {0: make_outcome(Reason.COMPLETED), 1: make_outcome(Reason.PEER_LOST)},
         launcher.AgentResult(),
         Reason.COMPLETED,
@@ -132,5 +134,5 @@ SUMMARIES: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = 
 def test_launcher_worker_outcomes_are_summarized(
     outcomes: dict[int, Outcome], ended: launcher.AgentResult, expected: Reason
 ) -> None:
-    where = topology.Topology(node_count=2, processes_per_node=2, node_rank=0, rendezvous_endpoint="first:29400")
-    assert launcher._combine_outcomes(where, outcomes, ended).reason is expected
+    node = topology.Topology(node_count=2, processes_per_node=2, node_rank=0, rendezvous_endpoint="first:29400")
+    assert launcher._combine_outcomes(node, outcomes, ended).reason is expected

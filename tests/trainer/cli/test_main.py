@@ -191,10 +191,10 @@ def test_run_stopped_while_downloading_is_preempted(
 
 def assert_stopped(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
     process.send_signal(number)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     out, err = process.communicate(timeout=20)
     assert process.returncode == 143, err
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - started_at < 10
     assert read_outcome(tmp_path).reason is Reason.PREEMPTED
     assert number.name in read_outcome(tmp_path).message
     assert "Traceback" not in out + err

@@ -39,13 +39,13 @@ def test_run_recorded_result_is_already_complete(s3: S3Server, output: str, tmp_
     content = (RECORDED_DIR / "results" / name / "manifest.json").read_bytes()
     recorded = json.loads(content)
     s3.put(f"{output}/manifest.json", content)
-    ended = run_untrained(build_config(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
-    assert ended.reason is Reason.ALREADY_COMPLETE
+    outcome = run_untrained(build_config(s3, {"output": {"merged": recorded["config"]["output"]["merged"]}}), tmp_path)
+    assert outcome.reason is Reason.ALREADY_COMPLETE
     recipe = recorded.get("recipe", 1)
-    assert (f"trained with recipe {recipe}" in ended.message) is (recipe != RECIPE)
-    assert ended.result
-    assert ended.result.digest == "sha256:" + hashlib.sha256(content).hexdigest()
-    assert ended.result.metrics == recorded["metrics"]
+    assert (f"trained with recipe {recipe}" in outcome.message) is (recipe != RECIPE)
+    assert outcome.result
+    assert outcome.result.digest == "sha256:" + hashlib.sha256(content).hexdigest()
+    assert outcome.result.metrics == recorded["metrics"]
 
 
 def test_checkpoint_current_recipe_is_recorded() -> None:

@@ -27,7 +27,7 @@ def test_load_cluster_only_fields_are_ignored(tmp_path: Path) -> None:
 
 
 WORKERS = {
-    "not said": ("", 1),
+    "not set": ("", 1),
     "one GPU": ("  compute: {gpusPerNode: 1}\n", 1),
     "a CPU": ("  compute: {gpusPerNode: 0}\n", 1),
     "CPUs": ("  compute: {nodes: 3, gpusPerNode: 0}\n", 3),

@@ -96,7 +96,7 @@ ROWS: dict[str, tuple[TemplateFamily, Row | dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("family", "row", "expected"), ROWS.values(), ids=ROWS)
-def test_end_of_turn_is_learnt_once_after_last_answer(
+def test_end_of_turn_is_trained_once_after_last_answer(
     family: TemplateFamily, row: Row | dict[str, Any], expected: list[str]
 ) -> None:
     assert supervised_texts(family, encode_row(family, row)) == expected
@@ -139,7 +139,7 @@ def test_template_requiring_system_turn_is_supported() -> None:
 
 
 @pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}], ids=["blanks after it", "blanks before it"])
-def test_end_of_turn_token_with_blanks_is_learnt(flags: dict[str, bool]) -> None:
+def test_end_of_turn_token_with_blanks_is_trained(flags: dict[str, bool]) -> None:
     from tokenizers import AddedToken
 
     words = FAMILIES["Phi 3"][0].build_tokenizer()

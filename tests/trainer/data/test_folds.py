@@ -35,12 +35,14 @@ def test_folds_cover_each_row_once_with_complete_groups(keys: list[int], count: 
     if len(set(keys)) < count:
         return
     folds = make_folds(keys, count, seed)
-    left_out = [folds.select_held_out_rows(part).tolist() for part in range(count)]
-    assert sorted(row for part in left_out for row in part) == list(range(len(keys)))
+    held_out_rows = [folds.select_held_out_rows(part).tolist() for part in range(count)]
+    assert sorted(row for part in held_out_rows for row in part) == list(range(len(keys)))
     for part in range(count):
-        assert sorted([*left_out[part], *folds.select_training_rows(part).tolist()]) == list(range(len(keys)))
-        assert {keys[row] for row in left_out[part]}.isdisjoint(keys[row] for row in folds.select_training_rows(part))
-    sizes = [len(part) for part in left_out]
+        assert sorted([*held_out_rows[part], *folds.select_training_rows(part).tolist()]) == list(range(len(keys)))
+        assert {keys[row] for row in held_out_rows[part]}.isdisjoint(
+            keys[row] for row in folds.select_training_rows(part)
+        )
+    sizes = [len(part) for part in held_out_rows]
     assert min(sizes) > 0
     assert max(sizes) - min(sizes) <= max(Counter(keys).values())
     assert (make_folds(keys, count, seed).row_folds == folds.row_folds).all()

@@ -59,7 +59,7 @@ VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [PREFERENCE]),
     "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [PREFERENCE]),
     "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [PREFERENCE]),
-    "preference, prompt said twice": (
+    "preference with repeated prompt": (
         "dpo",
         {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         [PREFERENCE],

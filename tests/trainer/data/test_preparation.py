@@ -30,11 +30,11 @@ PLANTED: dict[str, tuple[list[Any], str]] = {
         "emptyAnswer",
     ),
     "answer that echoes": ([prompt_completion("echo this", "echo this")], "identicalAnswers"),
-    "said before": (
+    "duplicate of an earlier row": (
         [prompt_completion("Good one, long enough", "Yes"), prompt_completion("Good\u200b one, long enough", "Yes")],
         "duplicate",
     ),
-    "said nearly before": ([prompt_completion("u", OTHER + " stop")], "nearDuplicate"),
+    "near-duplicate of an earlier row": ([prompt_completion("u", OTHER + " stop")], "nearDuplicate"),
     "too long": ([prompt_completion("long", "x1 " * 400)], "overlength"),
     "too short": ([prompt_completion("a", "b")], "tooShort"),
     "also held out": ([prompt_completion("What is held out?", "This one")], "leaked"),
@@ -65,7 +65,7 @@ def make_preference(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 
 CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
     # method, rows of which all but the first are rejected, reason
-    "nothing but the question is left": (
+    "only the question remains": (
         "sft",
         [
             prompt_completion("What? ", "This"),
@@ -74,7 +74,7 @@ CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
         ],
         "noSupervisedTokens",
     ),
-    "one of two answers is cut off whole": (
+    "one of two answers is truncated completely": (
         "dpo",
         [
             make_preference("What? ", "This", "That"),
@@ -82,7 +82,7 @@ CUT: dict[str, tuple[str, list[dict[str, str]], str]] = {
         ],
         "noSupervisedTokens",
     ),
-    "a judged answer is cut off whole": (
+    "a labeled answer is truncated completely": (
         "kto",
         [{**prompt_completion("What? ", "This"), "label": True}, {**prompt_completion("x " * 64, "a"), "label": False}],
         "noSupervisedTokens",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
 LAYOUTS: dict[str, tuple[dict[str, str], topology.Topology | None]] = {
-    "nothing is asked": ({}, topology.Topology(1, 1, 0, "127.0.0.1:29400")),
+    "nothing is set": ({}, topology.Topology(1, 1, 0, "127.0.0.1:29400")),
     "GPUs of one node": ({PROCESSES_ENV: "8"}, topology.Topology(1, 8, 0, "127.0.0.1:29400")),
     "a second node": (
         {NODES_ENV: "2", PROCESSES_ENV: "4", NODE_RANK_ENV: "1", RENDEZVOUS_ENV: "job-0.job:29400"},

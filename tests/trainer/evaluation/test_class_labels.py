@@ -44,7 +44,7 @@ GO_ON = {
     "a dash apart": ("no", "no - it is not", True),
     "a dash that ends": ("no", "no-", True),
     "with a comma": ("no", "no, it is not", True),
-    "alone with a full stop": ("no", "no.", True),
+    "single word with a full stop": ("no", "no.", True),
     "short for another": ("can", "can't", False),
     "short for another, as it is printed": ("can", "can\u2019t", False),
     "in quotation marks": ("can", "can' it is", True),

@@ -61,17 +61,17 @@ def test_intervals_too_few_rows_have_none(count: int) -> None:
 
 
 def test_mean_interval_covers_true_mean_95_percent() -> None:
-    drawn = random.Random(1)
-    held = sum(contains(estimate_mean([drawn.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
+    rng = random.Random(1)
+    held = sum(contains(estimate_mean([rng.expovariate(1) for _ in range(40)]), 1.0) for _ in range(400))
     assert 0.91 < held / 400 < 0.98
 
 
 def test_weighted_mean_interval_covers_true_loss_95_percent() -> None:
-    drawn = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     held = 0
     for _ in range(30):
-        tokens = drawn.integers(5, 200, size=60)
-        losses = tokens * drawn.normal(2.0, 0.3, size=60)
+        tokens = rng.integers(5, 200, size=60)
+        losses = tokens * rng.normal(2.0, 0.3, size=60)
         held += contains(estimate_weighted_mean(losses.tolist(), tokens.tolist()), 2.0)
     assert held >= 25
 

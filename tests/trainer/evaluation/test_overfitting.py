@@ -17,8 +17,8 @@ def make_points(losses: list[float], every: int = 10) -> list[LossPoint]:
 
 
 def make_falling_losses(count: int = 100, noise: float = 0.0) -> list[LossPoint]:
-    drawn = random.Random(5)
-    return make_points([2.0 / (1 + index / 20) + drawn.gauss(0, noise) for index in range(count)], every=1)
+    rng = random.Random(5)
+    return make_points([2.0 / (1 + index / 20) + rng.gauss(0, noise) for index in range(count)], every=1)
 
 
 def make_rising_losses(count: int = 100) -> list[LossPoint]:
@@ -44,7 +44,7 @@ VERDICTS = {
     "falling": ([2.0, 1.5, 1.2, 1.1], make_falling_losses(), None, "none"),
     "flat": ([2.0, 1.5, 1.49, 1.5], make_falling_losses(), None, "none"),
     "1 % above the lowest": ([2.0, 1.5, 1.515], make_falling_losses(), None, "none"),
-    "one bump that goes away": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
+    "one temporary bump": ([2.0, 1.5, 1.9, 1.45], make_falling_losses(), None, "none"),
     "a U": (U_SHAPE, make_falling_losses(), None, "overfitting"),
     "a U with a noisy training loss": (U_SHAPE, make_falling_losses(noise=0.1), None, "overfitting"),
     "a U within the interval": (U_SHAPE, make_falling_losses(), make_loss_measure(2.0, 1.6, half=0.35), "none"),
@@ -137,10 +137,10 @@ def test_overfitting_falling_validation_loss_gives_none(validation: list[float],
     st.floats(min_value=0.06, max_value=2),
     st.randoms(use_true_random=False),
 )
-def test_overfitting_planted_turning_point_is_found(before: int, after: int, rise: float, drawn: random.Random) -> None:
+def test_overfitting_planted_turning_point_is_found(before: int, after: int, rise: float, rng: random.Random) -> None:
     down = [1 + (before - index) * 0.1 for index in range(before)]
     up = [1 + rise * (index + 1) / after for index in range(after)]
-    noisy = [loss * (1 + drawn.uniform(-0.01, 0.01)) for loss in [*down, 1.0, *up]]
+    noisy = [loss * (1 + rng.uniform(-0.01, 0.01)) for loss in [*down, 1.0, *up]]
     result: OverfittingResult = judge_overfitting(
         make_falling_losses(300, noise=0.05), make_points(noisy), None, None, None
     )

@@ -22,7 +22,7 @@ FLAGS = {"metric": "biasFlags", "maximum": 0}
 FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
     "BLEU of sentences": (SENTENCES, BLEU),
     "chrF of words": (WORDS, {"task": "translation", "gate": [{"metric": "chrf", "minimum": 10}]}),
-    "words of which no BLEU is asked": (WORDS, {"task": "translation"}),
+    "words without a rule for BLEU": (WORDS, {"task": "translation"}),
     "no flags": (WORDS, {"bias": {}, "gate": [FLAGS]}),
 }
 

@@ -135,7 +135,7 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
     assert "biasFlags" not in report.flatten_metrics()
 
 
-def test_evaluate_bias_row_without_answer_is_left_out(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
     from finetune_trainer.evaluation.prompts import EvaluationPrompt
 

@@ -153,20 +153,20 @@ SHORT = {
 
 
 @pytest.mark.parametrize(("references", "names"), SHORT.values(), ids=SHORT)
-def test_bleu_short_references_are_left_out(references: list[str], names: list[str]) -> None:
+def test_bleu_short_references_are_skipped(references: list[str], names: list[str]) -> None:
     measures, _ = measure_task("translation", references, ["zzz"] * len(references), references)
     assert {measure.name: measure.tuned.value for measure in measures} == pytest.approx(dict.fromkeys(names, 100.0))
-    left_out = list_missing("translation", references)
-    assert [message.partition(":")[0] for message in left_out] == [metric for metric in ["bleu"] if metric not in names]
-    assert all("has 4 words" in message for message in left_out)
+    missing = list_missing("translation", references)
+    assert [message.partition(":")[0] for message in missing] == [metric for metric in ["bleu"] if metric not in names]
+    assert all("has 4 words" in message for message in missing)
     assert list_missing("chat", references) == []
 
 
 def test_measures_better_model_differs_from_noise() -> None:
-    drawn = random.Random(2)
-    references = [drawn.choice(["yes", "no", "perhaps"]) for _ in range(60)]
-    base = [reference if drawn.random() < 0.5 else "no" for reference in references]
-    tuned = [reference if drawn.random() < 0.9 else "no" for reference in references]
+    rng = random.Random(2)
+    references = [rng.choice(["yes", "no", "perhaps"]) for _ in range(60)]
+    base = [reference if rng.random() < 0.5 else "no" for reference in references]
+    tuned = [reference if rng.random() < 0.9 else "no" for reference in references]
     for measure in measure_classification(references, base, tuned)[0]:
         assert measure.change is not None
         assert (measure.change.low or 0) > 0

@@ -125,34 +125,36 @@ class TestWorkers:
         assert one.rank_zero.read_metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
 
     def test_workers_stop_and_resume_together(self, s3: S3Server, workers: Callable[..., WorkerGroup]) -> None:
-        whole, parted = workers("whole", 2), workers("parted", 2)
-        assert whole.run() == [0, 0], whole.logs
+        uninterrupted, interrupted = workers("whole", 2), workers("parted", 2)
+        assert uninterrupted.run() == [0, 0], uninterrupted.logs
 
-        processes = parted.start(checkpoints={"everySteps": 1000})
-        parted.wait_for("step 6/")
+        processes = interrupted.start(checkpoints={"everySteps": 1000})
+        interrupted.wait_for("step 6/")
         os.kill(processes[1], signal.SIGTERM)
-        assert [self.wait_for_exit(parted, process) for process in processes] == [ExitCode.PREEMPTED] * 2, parted.logs
-        stopped = parted.rank_zero.outcome.progress
+        assert [self.wait_for_exit(interrupted, process) for process in processes] == [ExitCode.PREEMPTED] * 2, (
+            interrupted.logs
+        )
+        stopped = interrupted.rank_zero.outcome.progress
         assert stopped
         assert stopped.last_checkpoint_step == stopped.step
-        losses = parted.rank_zero.read_losses()
+        losses = interrupted.rank_zero.read_losses()
 
-        processes = parted.start()
-        parted.wait_for("stored step 15 in")
+        processes = interrupted.start()
+        interrupted.wait_for("stored step 15 in")
         os.kill(processes[1], signal.SIGKILL)
         began = time.monotonic()
-        assert self.wait_for_exit(parted, processes[0]) == ExitCode.PEER_LOST, parted.logs
+        assert self.wait_for_exit(interrupted, processes[0]) == ExitCode.PEER_LOST, interrupted.logs
         assert time.monotonic() - began < 60
-        assert self.wait_for_exit(parted, processes[1]) == -signal.SIGKILL
-        assert f"resuming from step {stopped.step}" in parted.rank_zero.log
-        losses |= parted.rank_zero.read_losses()
+        assert self.wait_for_exit(interrupted, processes[1]) == -signal.SIGKILL
+        assert f"resuming from step {stopped.step}" in interrupted.rank_zero.log
+        losses |= interrupted.rank_zero.read_losses()
 
-        assert parted.run() == [0, 0], parted.logs
-        assert losses | parted.rank_zero.read_losses() == whole.rank_zero.read_losses()
-        assert [parted.rank_zero.read_metrics()[name] for name in COMPARED[:5]] == pytest.approx(
-            [whole.rank_zero.read_metrics()[name] for name in COMPARED[:5]]
+        assert interrupted.run() == [0, 0], interrupted.logs
+        assert losses | interrupted.rank_zero.read_losses() == uninterrupted.rank_zero.read_losses()
+        assert [interrupted.rank_zero.read_metrics()[name] for name in COMPARED[:5]] == pytest.approx(
+            [uninterrupted.rank_zero.read_metrics()[name] for name in COMPARED[:5]]
         )
-        assert not [key for key in s3.list_keys(parted.rank_zero.output) if "/." in key]
+        assert not [key for key in s3.list_keys(interrupted.rank_zero.output) if "/." in key]
 
     def test_workers_cross_validation_matches_single_worker(
         self, s3: S3Server, workers: Callable[..., WorkerGroup]

@@ -62,15 +62,15 @@ def assert_nothing_lost(pods: TrainerRun, stored: int) -> int:
 
 def test_run_killed_twenty_times_matches_uninterrupted(s3: S3Server, tmp_path: Path, forks: ForkServer) -> None:
     make = make_run_factory(s3, tmp_path, forks.build_model)
-    whole, killed = make("whole"), make("killed")
-    assert forks.run(whole, **TRAINING) is Reason.COMPLETED, whole.log
+    uninterrupted, killed = make("whole"), make("killed")
+    assert forks.run(uninterrupted, **TRAINING) is Reason.COMPLETED, uninterrupted.log
     dice, stored, kills = random.Random(20), 0, 0
     for after, limit in MOMENTS:
         kills += kill_after(forks, killed, after, dice.uniform(0, limit))
         stored = assert_nothing_lost(killed, stored)
     assert kills >= len(MOMENTS) - 3  # a quick machine ends before the last ones
     assert forks.run(killed, **TRAINING) in (Reason.COMPLETED, Reason.ALREADY_COMPLETE), killed.log
-    expected = whole.read_metrics()
+    expected = uninterrupted.read_metrics()
     for name in ("trainLoss", "finalLoss", "tokens", "supervisedTokens", "steps"):
         assert killed.read_metrics()[name] == pytest.approx(expected[name], rel=1e-6), name
     assert_result_complete(s3, killed.output)

@@ -70,10 +70,10 @@ def test_run_texts_beyond_positions_completes(
     held_out = [chat("And you?", "I am"), *LONG]
     config = make_config(model, [*SHORT, *LONG], held_out, evaluation=evaluation, output=output)
     plan = build_plan(config, tmp_path)
-    ended = run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter()))
-    assert ended.reason is Reason.COMPLETED
-    assert ended.result is not None
-    assert ended.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
+    outcome = run(resolve_run(config), tmp_path, OutcomeRecorder(ProgressReporter()))
+    assert outcome.reason is Reason.COMPLETED
+    assert outcome.result is not None
+    assert outcome.result.merged_uri == f"s3://results/{tmp_path.name}/merged"
     stored = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
     assert stored["config"]["model"]["maxLength"] == 256
     assert stored["dataset"] == plan.dataset.to_json()

@@ -91,7 +91,7 @@ def test_run_out_of_memory_names_setting_to_lower(
     }
     line = [sys.executable, "-W", "ignore", "-c", RUN_SCRIPT, stage, str(free_mib * 2**20), tmp_path]
     done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
-    ended = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
-    assert ended.reason is Reason.OUT_OF_MEMORY, done.stderr
+    outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
+    assert outcome.reason is Reason.OUT_OF_MEMORY, done.stderr
     for text in expected_texts:
-        assert text in ended.message
+        assert text in outcome.message

@@ -32,32 +32,32 @@ COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
 def test_resume_after_sigterm_matches_uninterrupted_run(
     s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer
 ) -> None:
-    whole, parted = pods("whole"), pods("parted")
-    assert forks.run(whole) is Reason.COMPLETED, whole.log
-    assert not [key for key in s3.list_keys(whole.output) if "/." in key]  # neither checkpoint nor claim
+    uninterrupted, interrupted = pods("whole"), pods("parted")
+    assert forks.run(uninterrupted) is Reason.COMPLETED, uninterrupted.log
+    assert not [key for key in s3.list_keys(uninterrupted.output) if "/." in key]  # neither checkpoint nor claim
 
-    child = forks.start(parted, checkpoints={"everySteps": 1000})
-    parted.wait_for_log("step 6/")
+    child = forks.start(interrupted, checkpoints={"everySteps": 1000})
+    interrupted.wait_for_log("step 6/")
     for _ in range(2):
         os.kill(child, signal.SIGTERM)
-    assert (forks.wait(child), parted.outcome.reason) == (143, Reason.PREEMPTED), parted.log
-    assert parted.outcome.progress
-    stopped_at = parted.outcome.progress.last_checkpoint_step
+    assert (forks.wait(child), interrupted.outcome.reason) == (143, Reason.PREEMPTED), interrupted.log
+    assert interrupted.outcome.progress
+    stopped_at = interrupted.outcome.progress.last_checkpoint_step
     assert stopped_at
-    before = parted.read_losses()
+    before = interrupted.read_losses()
     assert max(before) <= stopped_at <= STEPS
-    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.list_keys(parted.output))
+    assert any("step-" in key and key.endswith("/checkpoint.json") for key in s3.list_keys(interrupted.output))
 
-    assert forks.run(parted) is Reason.COMPLETED, parted.log
-    assert f"resuming from step {stopped_at}" in parted.log
-    assert min(parted.read_losses()) == stopped_at + 1
-    together = before | parted.read_losses()
+    assert forks.run(interrupted) is Reason.COMPLETED, interrupted.log
+    assert f"resuming from step {stopped_at}" in interrupted.log
+    assert min(interrupted.read_losses()) == stopped_at + 1
+    together = before | interrupted.read_losses()
     assert len(together) == STEPS
-    assert together == whole.read_losses()
-    assert [parted.read_metrics()[name] for name in COMPARED] == pytest.approx(
-        [whole.read_metrics()[name] for name in COMPARED]
+    assert together == uninterrupted.read_losses()
+    assert [interrupted.read_metrics()[name] for name in COMPARED] == pytest.approx(
+        [uninterrupted.read_metrics()[name] for name in COMPARED]
     )
-    assert not [key for key in s3.list_keys(parted.output) if "/." in key]
+    assert not [key for key in s3.list_keys(interrupted.output) if "/." in key]
 
 
 def test_resume_new_run_of_same_output_uses_checkpoint(

@@ -49,7 +49,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
 
 
 @pytest.fixture
-def whole(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
+def uninterrupted(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> TrainerRun:
     job = pods("whole")
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
     assert len(read_fold_losses(job)) == 4 * STEPS
@@ -71,17 +71,19 @@ def stop_after(forks: ForkServer, pods: TrainerRun, text: str, number: signal.Si
     return read_fold_losses(pods)
 
 
-def assert_same_result(s3: S3Server, pods: TrainerRun, whole: TrainerRun, trained: dict[tuple[str, int], str]) -> None:
-    assert trained | read_fold_losses(pods) == read_fold_losses(whole)
+def assert_same_result(
+    s3: S3Server, pods: TrainerRun, uninterrupted: TrainerRun, trained: dict[tuple[str, int], str]
+) -> None:
+    assert trained | read_fold_losses(pods) == read_fold_losses(uninterrupted)
     for name in COMPARED:
-        assert pods.read_metrics()[name] == whole.read_metrics()[name], name
-    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (pods, whole)]
+        assert pods.read_metrics()[name] == uninterrupted.read_metrics()[name], name
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (pods, uninterrupted)]
     assert same[0] == same[1]
     assert not [key for key in s3.list_keys(pods.output) if "/." in key]
 
 
 def test_cross_validation_stopped_and_killed_resumes(
-    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
+    s3: S3Server, pods: Callable[[str], TrainerRun], uninterrupted: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
     first = stop_after(forks, job, "fold 2/3: step 3/", signal.SIGTERM)
@@ -101,11 +103,11 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert _BEGUN.findall(job.log) == []
     assert {name for name, _ in read_fold_losses(job)} == {"refit"}
     assert min(read_fold_losses(job)) > ("refit", 4 - 1)
-    assert_same_result(s3, job, whole, first | second)
+    assert_same_result(s3, job, uninterrupted, first | second)
 
 
 def test_cross_validation_damaged_checkpoint_uses_previous_fold(
-    s3: S3Server, pods: Callable[[str], TrainerRun], whole: TrainerRun, forks: ForkServer
+    s3: S3Server, pods: Callable[[str], TrainerRun], uninterrupted: TrainerRun, forks: ForkServer
 ) -> None:
     job = pods("job")
     first = stop_after(forks, job, f"stored step {2 * STEPS + 2} in", signal.SIGKILL)
@@ -120,4 +122,4 @@ def test_cross_validation_damaged_checkpoint_uses_previous_fold(
     assert [step for name, step in read_fold_losses(job) if name == "fold 2/3"] == [STEPS], (
         "shown again, and not trained"
     )
-    assert_same_result(s3, job, whole, first)
+    assert_same_result(s3, job, uninterrupted, first)

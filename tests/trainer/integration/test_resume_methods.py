@@ -61,20 +61,20 @@ def assert_resume_matches(
     forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], quantization: str = "none"
 ) -> None:
     settings = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
-    whole, parted = (set_inputs(pods(name), training, quantization) for name in ("whole", "parted"))
-    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
-    stopped_at = stop_after(forks, parted, f"step {STEPS // 2}/", settings)
-    before = parted.read_losses()
-    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
-    assert f"resuming from step {stopped_at}" in parted.log
-    log = parted.s3.get(f"{parted.output}/run.log").decode()
+    uninterrupted, interrupted = (set_inputs(pods(name), training, quantization) for name in ("whole", "parted"))
+    assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
+    stopped_at = stop_after(forks, interrupted, f"step {STEPS // 2}/", settings)
+    before = interrupted.read_losses()
+    assert forks.run(interrupted, **settings) is Reason.COMPLETED, interrupted.log
+    assert f"resuming from step {stopped_at}" in interrupted.log
+    log = interrupted.s3.get(f"{interrupted.output}/run.log").decode()
     assert f"step {STEPS // 2}/{STEPS} " in log, "the log of the first attempt is kept"
     assert f"step {STEPS}/{STEPS} " in log
     # Where the last step was saved, it is shown again.
-    assert before | parted.read_losses() == whole.read_losses()
-    assert len(whole.read_losses()) == STEPS
+    assert before | interrupted.read_losses() == uninterrupted.read_losses()
+    assert len(uninterrupted.read_losses()) == STEPS
     for name in COMPARED:
-        assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), name
+        assert interrupted.read_metrics()[name] == pytest.approx(uninterrupted.read_metrics()[name], abs=1e-6), name
 
 
 @pytest.mark.parametrize("training", CASES.values(), ids=CASES)
@@ -94,14 +94,14 @@ def test_resume_unsloth_matches_uninterrupted(
 def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     stopping = {"earlyStopping": {"patience": 2, "minDelta": 1000}, "evalSteps": 1, "maxSteps": STEPS}
     settings = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
-    whole, parted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
-    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
-    assert whole.read_metrics()["steps"] == 3
-    assert stop_after(forks, parted, "stored step 3 in", settings) == 3
-    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
-    assert list(parted.read_losses()) == [3]
-    assert parted.read_metrics()["evalLoss"] == whole.read_metrics()["evalLoss"]
-    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
+    uninterrupted, interrupted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
+    assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
+    assert uninterrupted.read_metrics()["steps"] == 3
+    assert stop_after(forks, interrupted, "stored step 3 in", settings) == 3
+    assert forks.run(interrupted, **settings) is Reason.COMPLETED, interrupted.log
+    assert list(interrupted.read_losses()) == [3]
+    assert interrupted.read_metrics()["evalLoss"] == uninterrupted.read_metrics()["evalLoss"]
+    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in (uninterrupted, interrupted)]
     assert same[0] == same[1]
 
 
@@ -111,17 +111,20 @@ def test_resume_after_last_step_publishes_without_steps(
 ) -> None:
     training = {"method": method, "batchSize": 2, "gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
     settings = {"maxSteps": STEPS - 1, **training}  # in the middle of an epoch
-    whole, parted = (set_inputs(pods(name), training, "none") for name in ("whole", "parted"))
-    assert forks.run(whole, **settings) is Reason.COMPLETED, whole.log
-    assert stop_after(forks, parted, f"step {STEPS - 1}/{STEPS - 1}", settings) == STEPS - 1
-    first = parted.log
-    assert forks.run(parted, **settings) is Reason.COMPLETED, parted.log
-    assert list(parted.read_losses()) == [STEPS - 1]
+    uninterrupted, interrupted = (set_inputs(pods(name), training, "none") for name in ("whole", "parted"))
+    assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
+    assert stop_after(forks, interrupted, f"step {STEPS - 1}/{STEPS - 1}", settings) == STEPS - 1
+    first = interrupted.log
+    assert forks.run(interrupted, **settings) is Reason.COMPLETED, interrupted.log
+    assert list(interrupted.read_losses()) == [STEPS - 1]
     for name in COMPARED:
-        assert parted.read_metrics()[name] == pytest.approx(whole.read_metrics()[name], abs=1e-6), (name, first)
-    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (whole, parted)]
+        assert interrupted.read_metrics()[name] == pytest.approx(uninterrupted.read_metrics()[name], abs=1e-6), (
+            name,
+            first,
+        )
+    same = [s3.get(f"{run.output}/adapter_model.safetensors") for run in (uninterrupted, interrupted)]
     assert same[0] == same[1]
-    assert parted.read_metrics()["tokensPerSecond"] == pytest.approx(
-        parted.read_metrics()["tokens"] / parted.read_metrics()["trainSeconds"], rel=0.01
+    assert interrupted.read_metrics()["tokensPerSecond"] == pytest.approx(
+        interrupted.read_metrics()["tokens"] / interrupted.read_metrics()["trainSeconds"], rel=0.01
     )
-    assert not [key for key in s3.list_keys(parted.output) if "/." in key]
+    assert not [key for key in s3.list_keys(interrupted.output) if "/." in key]

@@ -76,8 +76,8 @@ def test_inference_is_greedy_despite_generation_config(
     from finetune_trainer.modeling.generation import TextGenerator
 
     expected = [decode_text(decode_greedily(base, prompt)) for prompt in PROMPTS]
-    kept = base.generation_config
-    base.generation_config = generation_config = GenerationConfig(eos_token_id=kept.eos_token_id, **settings)
+    original_config = base.generation_config
+    base.generation_config = generation_config = GenerationConfig(eos_token_id=original_config.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
     try:
         assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
@@ -85,7 +85,7 @@ def test_inference_is_greedy_despite_generation_config(
     finally:
         if adapted:
             model.unload()
-        base.generation_config = kept
+        base.generation_config = original_config
 
 
 def test_generate_ignores_generation_config_file(model_dir: Path, tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def test_export_generation_config_keeps_base_settings(published: PublishedAdapte
     assert "très" in (published.adapter / "generation_config.json").read_text()
 
 
-@pytest.mark.parametrize(("family", "_learnt", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(("family", "_trained", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
 def test_export_tokenizer_matches_trained_one(
-    tmp_path: Path, family: TemplateFamily, _learnt: list[str], stops: list[str], eos: str | None
+    tmp_path: Path, family: TemplateFamily, _trained: list[str], stops: list[str], eos: str | None
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -124,7 +124,7 @@ def test_export_tokenizer_matches_trained_one(
     [(None, [3, 1]), ({"eos_token_id": [9, 1, 8], "_from_model_config": True}, [3, 1, 9, 8]), ({"top_k": 5}, [3, 1])],
     ids=["no file", "several of its own", "none of its own"],
 )
-def test_export_generation_config_lists_learnt_end_first(
+def test_export_generation_config_lists_trained_end_first(
     tmp_path: Path, own: dict[str, Any] | None, expected: list[int]
 ) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig

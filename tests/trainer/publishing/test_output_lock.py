@@ -102,9 +102,9 @@ def test_output_lock_release_with_dead_store_times_out(
     claim = make("a", SILENT_TIMING)
     claim.acquire(ProgressReporter())
     proxy.faults = [Fault("503", "GET", ".claim.json", 100), Fault("503", "HEAD", ".claim.json", 100)]
-    begun = time.monotonic()
+    started_at = time.monotonic()
     claim.release()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started_at < 2
     proxy.faults = []
 
 
@@ -130,9 +130,9 @@ def test_output_lock_refused_run_restores_stage(make: MakeLock) -> None:
 def test_output_lock_stale_lock_is_taken_over(s3: S3Server, prefix: str, make: MakeLock) -> None:
     dead = make("a", SILENT_TIMING)
     dead.acquire(ProgressReporter())
-    begun = time.monotonic()
+    started_at = time.monotonic()
     make("b").acquire(ProgressReporter())
-    assert time.monotonic() - begun >= FAST_TIMING.stale_seconds
+    assert time.monotonic() - started_at >= FAST_TIMING.stale_seconds
     assert (read_lock_record(s3, prefix)["runId"], read_lock_record(s3, prefix)["attempt"]) == ("b", 2)
     assert "run b on" in assert_output_busy(dead.check_held)  # should it come back to life
     dead.release()
@@ -142,9 +142,9 @@ def test_output_lock_stale_lock_is_taken_over(s3: S3Server, prefix: str, make: M
 def test_output_lock_next_attempt_takes_over_at_once(make: MakeLock) -> None:
     first, second = make("a"), make("a", SILENT_TIMING)
     first.acquire(ProgressReporter())
-    begun = time.monotonic()
+    started_at = time.monotonic()
     second.acquire(ProgressReporter())
-    assert time.monotonic() - begun < FAST_TIMING.stale_seconds
+    assert time.monotonic() - started_at < FAST_TIMING.stale_seconds
     time.sleep(0.8)
     assert "another attempt of this run" in assert_output_busy(first.check_not_lost)  # by its own heartbeat
     second.check_held()

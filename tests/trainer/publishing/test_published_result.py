@@ -44,16 +44,16 @@ def test_run_existing_result_is_already_complete(s3: S3Server, prefix: str, tmp_
     assert (again.result, again.dataset, again.backend) == (first.result, first.dataset, first.backend)
 
 
-LEFT = {
+STALE_LOCKS = {
     "by this run": ({"runId": "me", "configDigest": "sha256:old"}, False),
     "by another run of this config": ({"runId": "other", "configDigest": "{digest}"}, False),
     "by a run of another config": ({"runId": "other", "configDigest": "sha256:other"}, True),
-    "by who knows whom": ({}, True),
+    "of an unknown owner": ({}, True),
 }
 
 
-@pytest.mark.parametrize(("note", "stays"), LEFT.values(), ids=LEFT)
-def test_run_stale_lock_beside_result_is_removed_if_own(
+@pytest.mark.parametrize(("note", "stays"), STALE_LOCKS.values(), ids=STALE_LOCKS)
+def test_run_stale_lock_next_to_result_is_removed_if_own(
     s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: dict[str, str], stays: bool
 ) -> None:
     monkeypatch.setenv(RUN_ID_ENV, "me")

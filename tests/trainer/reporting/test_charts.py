@@ -28,10 +28,10 @@ def test_thin_many_points_keeps_extremes() -> None:
     points = [LossPoint(step=step, loss=1 + (step % 7) / 10) for step in range(50_000)]
     points[31_111] = LossPoint(step=31_111, loss=99)
     points[31_112] = LossPoint(step=31_112, loss=-5)
-    kept = curves.downsample_points(points)
-    assert len(kept) <= curves.MAX_POINTS
-    assert {points[0], points[-1], points[31_111], points[31_112]} <= set(kept)
-    assert [point.step for point in kept] == sorted({point.step for point in kept})
+    thinned = curves.downsample_points(points)
+    assert len(thinned) <= curves.MAX_POINTS
+    assert {points[0], points[-1], points[31_111], points[31_112]} <= set(thinned)
+    assert [point.step for point in thinned] == sorted({point.step for point in thinned})
 
 
 def test_thin_few_points_is_unchanged() -> None:

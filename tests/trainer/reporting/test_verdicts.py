@@ -106,7 +106,7 @@ ADVICE = {
     "longer": (make_evaluation(validation_losses=FALLING), "still falling at the end: train longer"),
     "forgetting": (make_evaluation(overfitting=FORGETFUL), "mix general rows into the data"),
     "nothing measured": (make_evaluation(), "Compare the answers of both models yourself"),
-    "folds alone": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
+    "only folds": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
     "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),
     "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
@@ -117,7 +117,7 @@ ADVICE = {
         "Do not deploy this adapter: it fails 1 rule of the gate (bleu at least 30)",
     ),
     "bias": (run_records.make_full_evaluation(), "Check the rows that mention gender (female 210, male 930)"),
-    "left in": (
+    "personal data not redacted": (
         run_records.make_full_evaluation(),
         "from the training data (phone): set dataset.preparation.redact: [phone]",
     ),
@@ -137,7 +137,7 @@ NOT_ADVISED = {
 
 
 @pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
-def test_advice_learnt_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
+def test_advice_learned_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
     assert unwanted not in " ".join(build_advice(evaluation, run_records.make_manifest()))
 
 

@@ -101,7 +101,7 @@ FAULTS = {
     "busy": Fault("503", times=2),
     "broken": Fault("500", times=2),
     "connection reset": Fault("reset", times=2),
-    "says nothing for 20 s": Fault("stall"),
+    "sends nothing for 20 s": Fault("stall"),
 }
 
 

@@ -120,13 +120,13 @@ def test_find_and_put_without_permission_are_access_denied(s3: S3Server, credent
 )
 def test_endpoint_unreachable_is_storage_unreachable(credentials: Callable[..., Path], endpoint: str) -> None:
     credentials("test-key-id", SECRET)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for uri in ("s3://data/key", "s3://data/prefix/"):
         assert_find_fails(Storage(endpoint=endpoint), uri, Reason.STORAGE_UNREACHABLE, "check storage.endpoint")
     with pytest.raises(TrainerError, match=r"check storage\.endpoint") as error:
         put_bytes(S3(Storage(endpoint=endpoint)), Location.parse("s3://results/x"), b"x")
     assert error.value.reason is Reason.STORAGE_UNREACHABLE
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - started_at < 45
 
 
 @pytest.mark.s3

@@ -61,11 +61,11 @@ MLFLOW = {"tool": "mlflow", "uri": "http://mlflow.example"}
 SECRETS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str] | None]] = {
     "a token": (MLFLOW, {TOKEN: "t\n"}, {TOKEN: "t"}),
     "a name and a password": (MLFLOW, {NAME: "u", PASSWORD: "p"}, {NAME: "u", PASSWORD: "p"}),
-    "a name alone": (MLFLOW, {NAME: "u"}, None),
+    "a name without a password": (MLFLOW, {NAME: "u"}, None),
     "something else": (MLFLOW, {"WANDB_API_KEY": "k"}, None),
     "an empty token": (MLFLOW, {TOKEN: ""}, None),
     "W&B's key": ({"tool": "wandb"}, {"WANDB_API_KEY": "k"}, {"WANDB_API_KEY": "k"}),
-    "none of W&B's": ({"tool": "wandb"}, {TOKEN: "t"}, None),
+    "no key for W&B": ({"tool": "wandb"}, {TOKEN: "t"}, None),
 }
 
 

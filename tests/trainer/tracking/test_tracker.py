@@ -83,9 +83,9 @@ def test_tracker_server_faults_report_lost_points(
     for step in range(5):
         tracker.log(step, {"loss": 1.0, "learningRate": math.nan})
     wait_until(lambda: server.calls > 3 or not server.fails)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     lost = tracker.close(FINISHED)
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - started_at < 1.5
     assert lost == (expected_message and f"tracking: {expected_message}")
     assert [(point.step, point.metrics) for point in server.received] == [
         (step, {"loss": 1.0}) for step in range(received_count)
@@ -104,10 +104,10 @@ def test_tracker_full_queue_drops_points() -> None:
     server = FakeBackend(hangs="open")
     tracker = Tracker(server, FAST_TIMING, queue_size=10)
     tracker.start()
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for step in range(10_000):
         tracker.log(step, {"loss": 1.0})
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started_at < 2
     server.released.set()
     assert tracker.close(FINISHED) == "tracking: 9990 of 10000 points were lost: somewhere: the queue was full"
     assert [point.step for point in server.received] == list(range(10))
@@ -118,9 +118,9 @@ def test_tracker_stopped_run_closes_quickly() -> None:
     tracker = Tracker(FakeBackend(hangs="send"), TrackerTiming(batch_seconds=0.01, close_seconds=60, stop_seconds=0.1))
     tracker.start()
     tracker.log(1, {"loss": 1.0})
-    begun = time.monotonic()
+    started_at = time.monotonic()
     tracker.close(RunEnd(RunEndStatus.STOPPED))
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - started_at < 1
 
 
 def test_tracker_never_started_closes_silently() -> None:

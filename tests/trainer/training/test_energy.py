@@ -50,9 +50,9 @@ def test_energy_meter_counters_give_watt_hours(
 ) -> None:
     from finetune_trainer.training.energy import EnergyMeter
 
-    taken = EnergyMeter(make_reader(*readings)).measure()
-    assert taken.watt_hours == pytest.approx(watt_hours)
-    assert taken.message.startswith(message)
+    energy = EnergyMeter(make_reader(*readings)).measure()
+    assert energy.watt_hours == pytest.approx(watt_hours)
+    assert energy.message.startswith(message)
 
 
 EARLIER: dict[str, tuple[float | None, float | None]] = {"measured": (250.0, 1250.0), "not measured": (None, None)}

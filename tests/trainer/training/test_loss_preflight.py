@@ -74,8 +74,8 @@ def test_loss_of_preferences_excludes_router_loss(run: RunTraining, tmp_path: Pa
 
 def test_router_settings_of_base_model_are_kept(run: RunTraining, tmp_path: Path) -> None:
     trained = run(build_family(tmp_path / "mixtral", "mixtral"), **TARGETS, maxSteps=1)
-    kept = trained.model.get_base_model().config
-    assert (kept.output_router_logits, kept.router_aux_loss_coef) == (True, 0.5)
+    base_config = trained.model.get_base_model().config
+    assert (base_config.output_router_logits, base_config.router_aux_loss_coef) == (True, 0.5)
 
 
 def load_scaled_model(model_dir: Path, scale: float) -> LoadedModel:
