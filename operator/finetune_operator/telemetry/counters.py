@@ -1,4 +1,4 @@
-"""Counters and histograms of the operator. Gauges are computed at each scrape, in `controller.state_collector`.
+"""Counters and histograms of the operator. Gauges are computed at each scrape, in the `gauges` modules of `controller`.
 
 Each replica counts only its own work since its start. Only the leader reconciles.
 """

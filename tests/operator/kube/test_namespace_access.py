@@ -71,7 +71,7 @@ def test_unlisted_returns_namespaces_to_retry() -> None:
     assert namespaces.get_list_errors() == [TIMEOUT]
 
 
-def test_state_collector_shows_each_configured_namespace() -> None:
+def test_operator_gauges_show_each_configured_namespace() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b"])
     namespaces.record_unreadable("team-b", FORBIDDEN)
     metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, namespaces)}
@@ -79,7 +79,7 @@ def test_state_collector_shows_each_configured_namespace() -> None:
     assert {sample.labels["namespace"]: sample.value for sample in samples} == {"team-a": 1, "team-b": 0}
 
 
-def test_state_collector_cluster_scope_shows_no_namespace() -> None:
+def test_operator_gauges_cluster_scope_shows_no_namespace() -> None:
     metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([]))}
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
