@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 from collections.abc import Callable
@@ -91,13 +92,14 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert job.outcome.reason is Reason.PREEMPTED
     assert stopped
     assert stopped.last_checkpoint_step == stopped.step
-    assert STEPS + 3 <= (stopped.step or 0) <= 2 * STEPS
+    assert STEPS + 3 <= (stopped.step or 0) <= 3 * STEPS  # on a busy machine the signal arrives some steps later
     assert stopped.total_steps == 4 * STEPS
+    stopped_fold = math.ceil((stopped.step or 0) / STEPS)
 
     second = stop_after(forks, job, f"stored step {3 * STEPS + 4} in", signal.SIGKILL)
     assert f"resuming from step {stopped.step}" in job.log
-    assert _BEGUN.findall(job.log) == ["fold 2/3", "fold 3/3"]
-    assert min(second) >= ("fold 2/3", (stopped.step or 0) - STEPS)
+    assert _BEGUN.findall(job.log) == [f"fold {fold}/3" for fold in range(stopped_fold, 4)]
+    assert min(second) >= (f"fold {stopped_fold}/3", (stopped.step or 0) - (stopped_fold - 1) * STEPS)
 
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
     assert _BEGUN.findall(job.log) == []
