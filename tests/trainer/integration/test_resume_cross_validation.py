@@ -96,7 +96,8 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert stopped.total_steps == 4 * STEPS
     stopped_fold = math.ceil((stopped.step or 0) / STEPS)
 
-    second = stop_after(forks, job, f"stored step {3 * STEPS + 4} in", signal.SIGKILL)
+    # One of the checkpoints 20, 22 and 24: of those that wait for an upload only the newest is stored.
+    second = stop_after(forks, job, "stored step 2", signal.SIGKILL)
     assert f"resuming from step {stopped.step}" in job.log
     assert _BEGUN.findall(job.log) == [f"fold {fold}/3" for fold in range(stopped_fold, 4)]
     assert min(second) >= (f"fold {stopped_fold}/3", (stopped.step or 0) - (stopped_fold - 1) * STEPS)
@@ -104,7 +105,7 @@ def test_cross_validation_stopped_and_killed_resumes(
     assert forks.run(job, **TRAINING) is Reason.COMPLETED, job.log
     assert _BEGUN.findall(job.log) == []
     assert {name for name, _ in read_fold_losses(job)} == {"refit"}
-    assert min(read_fold_losses(job)) > ("refit", 4 - 1)
+    assert min(read_fold_losses(job)) > ("refit", 1)
     assert_same_result(s3, job, uninterrupted, first | second)
 
 
