@@ -116,7 +116,7 @@ def _print_answers(model_answers: questions.ModelAnswers) -> None:
 
 
 def _print_next_steps(cluster: Cluster) -> None:
-    print("The demo is complete. To look at the run:")
+    print("The demo is complete. To inspect the run:")
     cluster.print_environment()
     for command in ("get ftj", f"describe ftj {JOB}", f"logs job/{JOB}"):
         print(f"  kubectl {command}")

@@ -14,11 +14,12 @@ from tests.support.trainer.chat_template_families import (
     NO_END_TEMPLATE,
     TemplateFamily,
 )
+from tests.support.trainer.supervised_texts import decode_supervised
 from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, chat
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.end_of_turn import choose_published_eos_token, get_stop_token_ids
-from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker, TokenizedConversation
+from finetune_trainer.data.loss_masking import LossMasker, TokenizedConversation
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row
 from finetune_trainer.errors import TrainerError
 
@@ -32,24 +33,12 @@ def encode_row(
     return labeller.tokenize([labeller.render(Chat(row["messages"]) if isinstance(row, dict) else row)])[0]
 
 
-def supervised_texts(family: TemplateFamily, example: TokenizedConversation) -> list[str]:
-    """Return the text of each run of tokens that the loss is computed on."""
-    words, previous = family.build_tokenizer(), IGNORE_INDEX
-    runs: list[list[int]] = []
-    for value in example.labels:
-        if value != IGNORE_INDEX:
-            runs = runs if previous != IGNORE_INDEX else [*runs, []]
-            runs[-1].append(value)
-        previous = value
-    return [words.decode(run) for run in runs]
-
-
 @pytest.mark.parametrize(("family", "expected", "stops", "eos"), FAMILIES.values(), ids=FAMILIES)
 def test_template_family_learns_end_and_stops_there(
     family: TemplateFamily, expected: list[str], stops: list[str], eos: str | None
 ) -> None:
     words = family.build_tokenizer()
-    assert supervised_texts(family, encode_row(family, chat("a", "1", "b", "2"))) == expected
+    assert decode_supervised(family.build_tokenizer(), encode_row(family, chat("a", "1", "b", "2"))) == expected
     assert words.convert_ids_to_tokens(get_stop_token_ids(words)) == stops
     assert choose_published_eos_token(words) == (eos or family.eos_token)
 
@@ -99,7 +88,7 @@ ROWS: dict[str, tuple[TemplateFamily, Row | dict[str, Any], list[str]]] = {
 def test_end_of_turn_is_trained_once_after_last_answer(
     family: TemplateFamily, row: Row | dict[str, Any], expected: list[str]
 ) -> None:
-    assert supervised_texts(family, encode_row(family, row)) == expected
+    assert decode_supervised(family.build_tokenizer(), encode_row(family, row)) == expected
 
 
 @pytest.mark.parametrize("template", [BRACKETS_TEMPLATE, HEADINGS_TEMPLATE], ids=["same line", "line of its own"])
@@ -132,7 +121,9 @@ def test_end_of_turn_missing_is_refused(template: str | None, row: Row | dict[st
 def test_template_requiring_system_turn_is_supported() -> None:
     needs_system = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + LLAMA3
     family = TemplateFamily(needs_system)
-    assert supervised_texts(family, encode_row(family, chat("a", "1", system="s"))) == ["1<|eot_id|>"]
+    assert decode_supervised(family.build_tokenizer(), encode_row(family, chat("a", "1", system="s"))) == [
+        "1<|eot_id|>"
+    ]
     assert (
         family.build_tokenizer().convert_ids_to_tokens(get_stop_token_ids(family.build_tokenizer()))[0] == "<|eot_id|>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from tests.support.trainer.supervised_texts import decode_supervised
 from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, tokenizer
 
 from finetune_trainer.contract import Reason
@@ -94,22 +95,10 @@ def encode_row(
     return labeller.tokenize([rendered])[0]
 
 
-def supervised_texts(example: TokenizedConversation) -> list[str]:
-    """Return the text of each run of tokens that the loss is computed on."""
-    words, previous = tokenizer(), IGNORE_INDEX
-    runs: list[list[int]] = []
-    for value in example.labels:
-        if value != IGNORE_INDEX:
-            runs = runs if previous != IGNORE_INDEX else [*runs, []]
-            runs[-1].append(value)
-        previous = value
-    return [words.decode(run) for run in runs]
-
-
 @pytest.mark.parametrize(("template", "row", "expected"), TRAINED_SPANS.values(), ids=TRAINED_SPANS)
 def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str, Any], expected: list[str]) -> None:
     example = encode_row(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
-    assert supervised_texts(example) == expected
+    assert decode_supervised(tokenizer(), example) == expected
     pairs = zip(example.input_ids, example.labels, strict=True)
     assert all(value in (token, IGNORE_INDEX) for token, value in pairs)
 
@@ -133,28 +122,28 @@ def test_loss_mask_plain_pair_has_one_bos_and_eos(bos: str | None, prompt: str) 
     start = "<|begin_of_text|>" if bos and "begin" not in prompt else ""
     assert tokenizer().decode(example.input_ids) == f"{start}{prompt}4<|im_end|>"
     # The first token is always masked, because no token precedes it.
-    assert supervised_texts(example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
+    assert decode_supervised(tokenizer(), example) == ["4<|im_end|>" if start or prompt else "<|im_end|>"]
 
 
 def test_loss_mask_plain_pair_with_eos_gets_no_second() -> None:
-    assert supervised_texts(encode_row(PromptCompletion("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
+    assert decode_supervised(tokenizer(), encode_row(PromptCompletion("a", "b<|im_end|>"), None)) == ["b<|im_end|>"]
 
 
 def test_loss_mask_word_after_prompt_space_is_complete() -> None:
-    assert supervised_texts(encode_row(PromptCompletion("Tap ", "the top"), None)) == [
+    assert decode_supervised(tokenizer(), encode_row(PromptCompletion("Tap ", "the top"), None)) == [
         " the top<|im_end|>"
     ]  # " the" is one token
 
 
 def test_loss_mask_token_starting_in_prompt_is_ignored() -> None:
-    assert supervised_texts(encode_row(PromptCompletion("Tap t", "he top"), None)) == [" top<|im_end|>"]
+    assert decode_supervised(tokenizer(), encode_row(PromptCompletion("Tap t", "he top"), None)) == [" top<|im_end|>"]
 
 
 def test_loss_mask_pair_with_template_is_a_chat() -> None:
     example = encode_row(PromptCompletion("2+2?", "4"), CHATML)
     words = tokenizer(CHATML)
     assert words.decode(example.input_ids) == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-    assert supervised_texts(example) == ["4<|im_end|>"]
+    assert decode_supervised(tokenizer(), example) == ["4<|im_end|>"]
     prompt = encode_prompt(words, "2+2?")
     assert example.input_ids[: len(prompt)] == prompt  # inference uses the same prompt as training
     assert example.labels[len(prompt) - 1 : len(prompt) + 1] == [IGNORE_INDEX, example.input_ids[len(prompt)]]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, config
+from tests.support.trainer.tuned_model import load_tuned_model
 
-from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
+from finetune_trainer.contract import ModelSource, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 from finetune_trainer.publishing.export import export_adapter, list_target_modules
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
@@ -31,18 +31,6 @@ FILES = {
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
-
-
-def load_tuned_model(settings: TrainerConfig, model_dir: Path) -> LoadedModel:
-    """Return a model whose B matrices are not zero, as after training."""
-    import torch
-
-    model = load_model(settings, model_dir, "transformers")
-    torch.manual_seed(1)
-    for name, weight in model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    return LoadedModel(model, load_tokenizer(model_dir), "transformers")
 
 
 def test_export_folder_is_complete_without_local_paths(model_dir: Path, tmp_path: Path) -> None:
