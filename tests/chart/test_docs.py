@@ -14,6 +14,8 @@ from finetune_operator.policy.limits import Bounds
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode, Reason
+from finetune_trainer.data.row_types import RowError
+from finetune_trainer.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDWRITTEN = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.name != "api.md"]
@@ -133,3 +135,10 @@ def test_install_guide_names_tested_versions(name: str) -> None:
     (version,) = set(re.findall(pattern, (ROOT / "dev" / "tools" / folder / "go.mod").read_text()))
     (tested,) = re.findall(r"\(tested with (.*?)\)", (ROOT / "docs" / "getting-started" / "install.md").read_text())
     assert f"{name} {version}" in tested
+
+
+def test_readme_rejected_row_has_message_of_trainer() -> None:
+    (quoted,) = re.findall(r"train\.jsonl line 17: (.*)", (ROOT / "README.md").read_text())
+    with pytest.raises(RowError) as caught:
+        METHODS["sft"].detect_format({"question": "Is it waterproof?", "answer": "Splashes are fine."})
+    assert str(caught.value) == quoted
