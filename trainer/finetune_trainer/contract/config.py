@@ -44,8 +44,8 @@ class ModelSource(Model):
                 "adapterURI must not contain '..' or wildcards and must not be longer than 1024 bytes",
             ),
             (
-                "!has(self.chatTemplate) || bytes(self.chatTemplate).size() <= 8192",
-                "chatTemplate must not be longer than 8192 bytes",
+                "!has(self.chatTemplate) || bytes(self.chatTemplate).size() <= 32768",
+                "chatTemplate must not be longer than 32768 bytes",
             ),
         )
     )
@@ -67,8 +67,11 @@ class ModelSource(Model):
     """quantization is the precision in which bitsandbytes keeps the frozen base model in memory. `int8` needs about
     half and `nf4` (QLoRA) about a quarter of the memory of 16-bit weights. The adapter is never quantized. Defaults to
     none."""
+    min_quantized_fraction: float = Field(default=0.9, ge=0, le=1)
+    """minQuantizedFraction is the minimum fraction of the weights of the linear layers and experts that `quantization`
+    must cover; the run fails below it. The report has the actual fraction. Defaults to 0.9."""
     chat_template: (
-        Annotated[str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=8192)]
+        Annotated[str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=32768)]
         | None
     ) = None
     """chatTemplate is a Jinja chat template that replaces the template of the tokenizer, for base models that have

@@ -95,6 +95,10 @@ class Preparation(Model):
     max_invalid_fraction: float = Field(default=0, ge=0, le=1)
     """maxInvalidFraction is the fraction of the rows that may be invalid. Up to it, invalid rows are dropped and
     counted as `invalid`; above it, the run fails and reports the first ones. Defaults to 0."""
+    max_rewritten_fraction: float = Field(default=0.01, ge=0, le=1)
+    """maxRewrittenFraction is the fraction of the rows in which the chat template may remove or rewrite words of an
+    answer. Up to it, such rows are trained as the template renders them and are counted in the report; above it, the
+    run fails and shows an example. Defaults to 0.01."""
     counterfactuals: list[GroupCategory] = Field(
         default=[], max_length=4, json_schema_extra={"x-kubernetes-list-type": "set"}
     )

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     OUTPUT_NOT_FOUND = "OutputNotFound"  # the output's bucket does not exist
     MODEL_NOT_FOUND = "ModelNotFound"  # there is no model at model.uri
     MODEL_INVALID = "ModelInvalid"  # the files are not a model that can be loaded
+    MODEL_UNSUPPORTED = "ModelUnsupported"  # a preflight check found that this model cannot be trained correctly
     AUTH_FAILED = "AuthFailed"  # credentials are missing, wrong or expired
     ACCESS_DENIED = "AccessDenied"  # credentials are valid but lack permission
     STORAGE_UNREACHABLE = "StorageUnreachable"  # the endpoint does not respond

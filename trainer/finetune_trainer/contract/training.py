@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, ModuleName, cel_rules
 
@@ -35,6 +35,15 @@ class Lora(Model):
     target_modules: list[ModuleName] = Field(default=["all-linear"], min_length=1, max_length=64)
     """targetModules are the names of the modules that get an adapter, or `all-linear` for all linear layers except the
     output head. Defaults to [all-linear]."""
+    target_parameters: list[ModuleName] = Field(default=[], max_length=16)
+    """targetParameters are the names of parameters that get an adapter although they belong to no linear layer, such as
+    `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. The variant
+    `dora` and `dropout` do not apply to them. Defaults to none."""
+    trainable_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
+        default=[], max_length=64
+    )
+    """trainableTokens are tokens of the vocabulary whose embeddings are trained as well, such as an `<|im_end|>` that
+    the base model was never trained on. Defaults to none."""
 
 
 class Checkpoints(Model):
@@ -129,8 +138,12 @@ class Training(Model):
     """loss sets which tokens are trained on. `completion` trains on the tokens of the assistant or of the completion
     only, `all` trains on all tokens. Rows of format `text` are always trained on all tokens. Defaults to completion."""
     beta: float = Field(default=0.1, gt=0, le=10)
-    """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the base model. Higher values keep it
+    """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the reference model. Higher values keep it
     closer. Defaults to 0.1."""
+    reference: Literal["initial", "base"] = "initial"
+    """reference is the model that `dpo` and `kto` stay close to. `initial`: the model that the training starts from,
+    which includes the adapter at `model.adapterURI`, if it is set. `base`: the base model without an adapter. Defaults
+    to initial."""
     eval_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """evalSteps is the number of optimizer steps between evaluations on the validation data. If unset, the model is
     evaluated at the end of each epoch."""

@@ -273,6 +273,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         examples=list(inputs.prepared.rejected_examples),
         lengths=list(inputs.prepared.length_histogram),
         energy=train_result.energy,
+        preflight=list(train_result.preflight),
         missing=results.missing,
     )
 

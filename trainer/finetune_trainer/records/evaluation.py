@@ -155,6 +155,22 @@ class EnergyUse(Model):
     """How the energy was measured and what it includes, or why it was not measured."""
 
 
+class PreflightFinding(Model):
+    """Result of one check before the first step of the training."""
+
+    check: str
+    """Name of the check: `loss`, `packing`, `padding`, `accumulation`, `gradients`, `answers`, `endOfTurn`,
+    `adapterKeys`, `quantization`, `positions`, …"""
+    status: Literal["passed", "warning"]
+    """A `warning` does not end the run, but the user should read it. A check that fails ends the run."""
+    message: str
+    """The result as a sentence, with its numbers."""
+    value: float | None = None
+    """Measured number that the check compares, if there is one."""
+    expected: float | None = None
+    """Number that it is compared with, or the limit."""
+
+
 class EvaluationReport(Model):
     """All evaluation results of a run. `missing` lists what could not be computed, and why."""
 
@@ -171,6 +187,8 @@ class EvaluationReport(Model):
     examples: list[RejectedRow] = Field(default=[])
     lengths: list[LengthBin] = Field(default=[])
     energy: EnergyUse = EnergyUse()
+    preflight: list[PreflightFinding] = Field(default=[])
+    """Results of the checks before the first step."""
     missing: list[str] = Field(default=[])
 
     def explain_too_few_rows(self) -> str | None:

@@ -53,7 +53,12 @@ def train_once(
     if output.held_out_loss is not None:
         metrics["leftOutLoss"] = monitor.check_held_out_loss(output.held_out_loss)
     return TrainResult(
-        metrics, output.losses, output.eval_results, energy=output.energy, learning_rates=output.learning_rates
+        metrics,
+        output.losses,
+        output.eval_results,
+        energy=output.energy,
+        learning_rates=output.learning_rates,
+        preflight=output.preflight,
     )
 
 

@@ -14,12 +14,13 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetune_trainer.records.evaluation import EnergyUse
+from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding
 from finetune_trainer.training.checkpoint_callback import CheckpointCallback
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.evaluation_callback import EvalCallback, HeldOutEvaluator
 from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.monitor import Step, TrainingMonitor
+from finetune_trainer.training.preflight.runner import run_preflight
 from finetune_trainer.training.state import TrainerInputs, TrainingSession
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
@@ -42,6 +43,7 @@ class TrainOutput:
     peak_memory_bytes: int | None
     """Peak GPU memory of this attempt; None without a GPU."""
     energy: EnergyUse
+    preflight: list[PreflightFinding]
     held_out_loss: float | None
     """Loss on the held-out fold, if there is one."""
 
@@ -70,17 +72,19 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
-    get_method(inputs.config).run_preflight(trainer, inputs, monitor.progress.heartbeat)
+    findings = run_preflight(trainer, inputs, monitor.progress.heartbeat)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
     if session.resume_from is None:
         trainer.train()
     else:
         _resume(trainer, session.resume_from, eval_callback)
-    return _collect_output(trainer, inputs, monitor)
+    return _collect_output(trainer, inputs, monitor, findings)
 
 
-def _collect_output(trainer: TokenizedTrainer, inputs: TrainerInputs, monitor: TrainingMonitor) -> TrainOutput:
+def _collect_output(
+    trainer: TokenizedTrainer, inputs: TrainerInputs, monitor: TrainingMonitor, findings: list[PreflightFinding]
+) -> TrainOutput:
     """Read the counts of a finished training, and measure the loss on its held-out fold, if there is one."""
     token_counter, held_out_rows = trainer.token_counter, inputs.prepared.held_out_fold
     energy = token_counter.energy_meter.measure()
@@ -99,6 +103,7 @@ def _collect_output(trainer: TokenizedTrainer, inputs: TrainerInputs, monitor: T
         eval_results=token_counter.eval_results,
         peak_memory_bytes=peak_memory_bytes,
         energy=energy,
+        preflight=findings,
         held_out_loss=held_out_loss,
     )
 

@@ -11,6 +11,7 @@ from finetune_trainer.data.loss_masking import TokenizedConversation
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
+from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod
 
@@ -70,15 +71,19 @@ class SFT(TrainingMethod):
         trainer.padding_row_count = padding_row_count
         return trainer
 
-    def run_preflight(self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> None:
-        from finetune_trainer.training.loss_preflight import LossCheck
-        from finetune_trainer.training.packing_preflight import PackingCheck
+    def run_preflight(
+        self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
+    ) -> list[PreflightFinding]:
+        from finetune_trainer.training.preflight.loss import LossCheck
+        from finetune_trainer.training.preflight.packing import PackingCheck
 
         sft_trainer = cast("TokenizedSFTTrainer", trainer)
         config, rows = inputs.config, inputs.prepared.dataset
-        LossCheck(sft_trainer, config, rows, self.build_collator(inputs), heartbeat).run()
+        findings = [LossCheck(sft_trainer, config, rows, self.build_collator(inputs), heartbeat).run()]
         if config.training.packing:
-            PackingCheck(sft_trainer, config, rows, inputs.loaded.tokenizer.pad_token_id, heartbeat).run()
+            pad_token_id = inputs.loaded.tokenizer.pad_token_id
+            findings += PackingCheck(sft_trainer, config, rows, pad_token_id, heartbeat).run()
+        return findings
 
 
 def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:

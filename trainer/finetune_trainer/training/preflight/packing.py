@@ -8,7 +8,6 @@ only after the backend.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,13 +21,12 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
+from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
-from finetune_trainer.training.loss_preflight import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
+from finetune_trainer.training.preflight.loss import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
 
 if TYPE_CHECKING:
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
-
-log = logging.getLogger(__name__)
 
 _MAX_TOKENS_PER_ROW = 64
 _INFLUENCE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.01, "fp16": 0.01, "int8": 0.2}
@@ -62,12 +60,12 @@ class PackingCheck:
     pad_token_id: int
     heartbeat: Callable[[], None]
 
-    def run(self) -> None:
+    def run(self) -> list[PreflightFinding]:
         """Compare packed rows with the same rows alone. Raises `CONFIG_INVALID` if the model mixes them."""
         sequences = self.trainer.train_dataset[packing.ROWS_COLUMN]
         row_numbers = next((sequence for sequence in sequences if len(sequence) > 1), None)
         if row_numbers is None:
-            return  # no row shares a sequence with another
+            return []  # no row shares a sequence with another
         self._check_accepts_position_ids()
         truncated_rows = [
             truncate_to_supervised(self.rows[number], _MAX_TOKENS_PER_ROW) for number in row_numbers[:MAX_ROWS]
@@ -81,7 +79,8 @@ class PackingCheck:
             any(not effect.mean_change <= limit for effect, limit in zip((influence, difference), limits, strict=True))
         )[0]:
             raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(influence, difference))
-        log.info("preflight: packed rows do not influence each other (%.2g nats per token)", influence.mean_change)
+        message = f"packed rows do not influence each other ({influence.mean_change:.2g} nats per token)"
+        return [PreflightFinding(check="packing", status="passed", message=message, value=influence.mean_change)]
 
     def _check_accepts_position_ids(self) -> None:
         model = self.trainer.model.get_base_model()

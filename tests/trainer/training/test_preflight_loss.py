@@ -111,9 +111,9 @@ def test_loss_preflight_restores_generators_and_dropout(model_dir: Path, tmp_pat
     import torch
 
     from finetune_trainer.training import trl_trainer
-    from finetune_trainer.training.loss_preflight import LossCheck
     from finetune_trainer.training.methods import METHODS
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+    from finetune_trainer.training.preflight.loss import LossCheck
     from finetune_trainer.training.state import TrainerInputs
 
     job_config = config({"lora": {"dropout": 0.1}})

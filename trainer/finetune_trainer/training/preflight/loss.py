@@ -22,6 +22,7 @@ from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.tokenized_trainer import disable_gather
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class LossCheck:
     """Makes a batch of prepared rows."""
     heartbeat: Callable[[], None]
 
-    def run(self) -> None:
+    def run(self) -> PreflightFinding:
         """Compare the trainer's loss with the cross-entropy of the model's logits, and use `nll` if they differ.
 
-        Raises `MODEL_INVALID` if no implementation computes the loss of the logits.
+        Raises `MODEL_UNSUPPORTED` if no implementation computes the loss of the logits.
         """
         with evaluation_mode(self.trainer):
             reference_loss = self._compute_reference_loss()
@@ -68,11 +69,14 @@ class LossCheck:
                 self.trainer.use_full_logits()
                 trainer_loss = self._compute_trainer_loss()
             if not self._is_within_tolerance(trainer_loss, reference_loss):
-                raise TrainerError(Reason.MODEL_INVALID, self._build_error_message(trainer_loss, reference_loss))
-        log.info(
-            "preflight: the trainer's loss is %.6g, the cross-entropy of the model's logits %.6g",
-            trainer_loss,
-            reference_loss,
+                raise TrainerError(Reason.MODEL_UNSUPPORTED, self._build_error_message(trainer_loss, reference_loss))
+        return PreflightFinding(
+            check="loss",
+            status="passed",
+            message=f"the trainer's loss is {trainer_loss:.6g}, the cross-entropy of the model's logits "
+            f"{reference_loss:.6g}",
+            value=trainer_loss,
+            expected=reference_loss,
         )
 
     def _truncate_rows(self) -> list[LabeledTokens]:
