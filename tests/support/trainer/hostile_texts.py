@@ -12,6 +12,7 @@ from finetune_trainer.records.evaluation import (
     GateCheck,
     Measure,
     OverfittingResult,
+    PreflightFinding,
     RejectedRow,
     Sample,
 )
@@ -50,6 +51,7 @@ def hostile_evaluation(text: str) -> EvaluationReport:
         confusion=ConfusionMatrix(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
         samples=[Sample(prompt=text, reference=text, base=text, tuned=text)],
         overfitting=OverfittingResult(verdict="unknown", message=f"m{text}"),
+        preflight=[PreflightFinding(check="answers", status="warning", message=f"m{text}")],
         bias=BiasResult(
             findings=[
                 BiasFinding(

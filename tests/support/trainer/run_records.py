@@ -20,6 +20,7 @@ from finetune_trainer.records.evaluation import (
     LossPoint,
     Measure,
     OverfittingResult,
+    PreflightFinding,
     RejectedRow,
     Sample,
 )
@@ -148,6 +149,15 @@ def make_full_evaluation() -> EvaluationReport:
             for start in range(0, 1024, 64)
         ],
         energy=EnergyUse(watt_hours=1530.0, message="by the counters of 2 GPUs (NVML)"),
+        preflight=[
+            PreflightFinding(check="loss", status="passed", message="the trainer's loss is 2.31, the model's 2.31"),
+            PreflightFinding(
+                check="answers",
+                status="warning",
+                message='3 of 10,423 rows: the chat template removes words, such as "<think>" in s3://data/a.jsonl:4',
+                value=3,
+            ),
+        ],
         missing=["rougeL: the task is classification"],
     )
 

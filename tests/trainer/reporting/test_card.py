@@ -49,6 +49,7 @@ EXPECTED_TEXTS = {
     "gate": "| bleu at least 30 | 24.60 | no |",
     "bias": "| gender | swap | 0.110 (0.090 to 0.130) | 0.200 (0.180 to 0.220) | +0.090 (+0.060 to +0.120) | worse |",
     "group": "| gender | male | 930 |",
+    "preflight warning": "- **1 warning before the training.** 3 of 10,423 rows: the chat template removes words",
     "missing": "**Not measured:** rougeL: the task is classification",
     "rejected": "| duplicate | 310 | exact duplicates of earlier rows |",
     "total": "| **rows read** | **12,000** |",
@@ -66,6 +67,11 @@ def test_card_contains_each_fact(text: str) -> None:
     assert text in render_card(
         run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS
     )
+
+
+def test_card_passed_preflight_checks_are_left_out() -> None:
+    text = render_card(run_records.make_manifest(), run_records.make_full_evaluation(), run_records.ADAPTER_FACTS)
+    assert "the trainer's loss" not in text
 
 
 def test_card_missing_results_are_stated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from itertools import pairwise
@@ -10,7 +11,13 @@ import pytest
 from lxml import html
 from tests.support.trainer import hostile_texts, run_records
 
-from finetune_trainer.records.evaluation import EvaluationReport, LengthBin, LossPoint, OverfittingResult
+from finetune_trainer.records.evaluation import (
+    EvaluationReport,
+    LengthBin,
+    LossPoint,
+    OverfittingResult,
+    PreflightFinding,
+)
 from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
@@ -82,6 +89,9 @@ EXPECTED_TEXTS = {
     "bias": ("#checks", "gender swap 0.110 0.090 to 0.130 0.200 0.180 to 0.220 +0.090 +0.060 to +0.120 worse"),
     "groups": ("#checks", "gender female 210"),
     "bias note": ("#checks", "religion: 4 rows are too few"),
+    "passed preflight check": ("#checks", "loss passed the trainer's loss is 2.31, the model's 2.31"),
+    "preflight warning": ("#checks", "answers warning 3 of 10,423 rows: the chat template removes words, such as"),
+    "rewritten rows": ("#data", 'Chat template: 3 of 10,423 rows: the chat template removes words, such as "<think>"'),
     "missing": ("#checks", "rougeL: the task is classification"),
     "rows": (
         "#data",
@@ -101,6 +111,32 @@ EXPECTED_TEXTS = {
     "config": ("#settings", "maxLength: 1024"),
     "version": ("#settings", "torch 2.14.1"),
 }
+
+
+def test_page_headline_shows_number_of_preflight_warnings(full: html.HtmlElement, minimal: html.HtmlElement) -> None:
+    (header,), (minimal_header,) = full.iter("header"), minimal.iter("header")
+    assert "1 warning before the training" in visible_text(header)
+    assert "before the training" not in visible_text(minimal_header)
+
+
+def test_page_evaluation_without_preflight_key_is_rendered() -> None:
+    content = run_records.make_full_evaluation().to_json()
+    del content["preflight"]
+    evaluation = EvaluationReport.model_validate_json(json.dumps(content))
+    assert "Preflight checks" not in render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+
+
+def test_page_without_rewritten_rows_does_not_mention_chat_template() -> None:
+    evaluation = run_records.make_full_evaluation()
+    passed = PreflightFinding(check="loss", status="passed", message="equal")
+    for findings in ([], [passed]):
+        page = render_page(
+            run_records.make_manifest(),
+            evaluation.model_copy(update={"preflight": findings}),
+            run_records.ADAPTER_FACTS,
+        )
+        assert "Chat template:" not in page
+        assert ("Preflight checks" in page) == bool(findings)
 
 
 @pytest.mark.parametrize(("place", "text"), EXPECTED_TEXTS.values(), ids=EXPECTED_TEXTS)

@@ -117,6 +117,10 @@ ADVICE = {
         "Do not deploy this adapter: it fails 1 rule of the gate (bleu at least 30)",
     ),
     "bias": (run_records.make_full_evaluation(), "Check the rows that mention gender (female 210, male 930)"),
+    "preflight warning": (
+        run_records.make_full_evaluation(),
+        "Read the warnings of the preflight checks (answers) before you deploy the adapter.",
+    ),
     "personal data not redacted": (
         run_records.make_full_evaluation(),
         "from the training data (phone): set dataset.preparation.redact: [phone]",

@@ -11,7 +11,12 @@ from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Me
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
 from finetune_trainer.reporting.formatting import display_name
-from finetune_trainer.reporting.verdicts import ChangeDirection, change_direction, group_by_direction
+from finetune_trainer.reporting.verdicts import (
+    ChangeDirection,
+    change_direction,
+    group_by_direction,
+    list_preflight_warnings,
+)
 from finetune_trainer.text import to_one_line
 
 _MIN_ROWS = 100
@@ -37,6 +42,7 @@ def build_advice(evaluation: EvaluationReport, manifest: AdapterManifest) -> lis
     config = parse_config(manifest)
     sentences = [
         *_advise_on_gate(evaluation),
+        *_advise_on_preflight(evaluation),
         *_advise_on_overfitting(evaluation, manifest),
         *_advise_on_forgetting(evaluation),
         *_advise_on_quality(group_by_direction(evaluation), evaluation),
@@ -56,6 +62,13 @@ def _advise_on_gate(evaluation: EvaluationReport) -> Iterator[str]:
         yield (
             f"Do not deploy this adapter: it fails {pluralize(len(failed), 'rule')} of the gate ({'; '.join(failed)})."
         )
+
+
+def _advise_on_preflight(evaluation: EvaluationReport) -> Iterator[str]:
+    warnings = list_preflight_warnings(evaluation)
+    if warnings:
+        names = ", ".join(to_one_line(finding.check, 60) for finding in warnings)
+        yield f"Read the warnings of the preflight checks ({names}) before you deploy the adapter."
 
 
 def _advise_on_overfitting(evaluation: EvaluationReport, manifest: AdapterManifest) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Verdicts in words: whether the model improved, and whether it overfits, is biased or fails the gate."""
+"""Verdicts in words: whether the model improved, and whether it overfits, is biased, fails the gate or has warnings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
 from finetune_trainer.formatting import pluralize
-from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure
+from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure, PreflightFinding
 from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
@@ -132,6 +132,23 @@ def gate_verdict(evaluation: EvaluationReport) -> Verdict:
     return Verdict("Gate", "good", "Gate passed", f"{pluralize(len(evaluation.gate), 'rule')} passed.")
 
 
+def list_preflight_warnings(evaluation: EvaluationReport) -> list[PreflightFinding]:
+    """Return the preflight checks that ended with a warning."""
+    return [finding for finding in evaluation.preflight if finding.status == "warning"]
+
+
+def preflight_verdict(evaluation: EvaluationReport) -> Verdict | None:
+    """Return the warnings of the preflight checks with their messages, or None if there are none."""
+    warnings = list_preflight_warnings(evaluation)
+    if not warnings:
+        return None
+    text = pluralize(len(warnings), "warning before the training", "warnings before the training")
+    messages = "; ".join(to_one_line(finding.message, 400) for finding in warnings)
+    return Verdict("Preflight", "unsure", text, f"{messages}.")
+
+
 def trust_verdicts(evaluation: EvaluationReport) -> list[Verdict]:
-    """Return the verdicts on overfitting, bias and the gate."""
-    return [overfitting_verdict(evaluation), bias_verdict(evaluation), gate_verdict(evaluation)]
+    """Return the verdicts on overfitting, bias, the gate and, if they have warnings, the preflight checks."""
+    verdicts = [overfitting_verdict(evaluation), bias_verdict(evaluation), gate_verdict(evaluation)]
+    warnings = preflight_verdict(evaluation)
+    return [*verdicts, warnings] if warnings else verdicts
