@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def _print_plan(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.telemetry import termination_message
 
     config = loader.load_manifest(args.manifest)
-    run_plan = plan.build_plan(config, app.resolve_scratch(args), loader.read_world_size(args.manifest))
+    build_plan = plan.build_checked_plan if args.check else plan.build_plan
+    with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, which is for the plan
+        run_plan = build_plan(config, app.resolve_scratch(args), loader.read_world_size(args.manifest))
     print(run_plan.model_dump_json(by_alias=True, indent=2) if args.json else plan_text.to_text(run_plan))
     return termination_message.build_outcome(Reason.COMPLETED, "planned")
 

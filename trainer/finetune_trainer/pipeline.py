@@ -215,9 +215,7 @@ def load_model(inputs: PreparedInputs, backend: str, context: RunContext) -> Loa
 
     context.enter_stage(Stage.LOADING)
     files = inputs.files
-    tokenizer = loading.load_tokenizer(files.model_dir, context.config.model.chat_template)
-    peft_model = loading.load_model(inputs.training_config, files.model_dir, backend, files.adapter_dir)
-    return loading.LoadedModel(peft_model, tokenizer, backend)
+    return loading.load_with_tokenizer(inputs.training_config, files.model_dir, backend, files.adapter_dir)
 
 
 def train_adapter(
@@ -368,9 +366,7 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     inputs = prepare_inputs(download, context)
     model_dir = inputs.files.model_dir
     adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
-    tokenizer = loading.load_tokenizer(model_dir, config.model.chat_template)
-    peft_model = loading.load_model(config, model_dir, backend, adapter_dir)
-    model = loading.LoadedModel(peft_model, tokenizer, backend)
+    model = loading.load_with_tokenizer(config, model_dir, backend, adapter_dir)
     texts = merge_check.select_check_texts(inputs.dataset, model)
     merge_inputs = merge.MergeInputs(config, model_dir, texts, context.progress.heartbeat)
     return merge.merge_adapter(merge_inputs, model, context.work_dir / "merged")

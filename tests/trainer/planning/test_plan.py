@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.trainer.plan_jobs import PlanJobWriter
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config
 from tests.support.trainer.tiny_training import TrainingRequest, train
 
@@ -51,28 +52,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a manifest whose model and data are in the store."""
-    name = tmp_path.name
-
-    def write(
-        rows: list[Any], uri: str = f"s3://models/{name}", evaluation: dict[str, Any] | None = None, **training: Any
-    ) -> Path:
-        for path in model_dir.iterdir():
-            s3.put(f"s3://models/{name}/{path.name}", path.read_bytes())
-        s3.put(f"s3://data/{name}.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
-        spec = {
-            "model": {"uri": uri, "maxLength": 128},
-            "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}]},
-            "training": {"epochs": 2, "backend": "transformers", **training},
-            "evaluation": evaluation or {},
-            "output": {"uri": f"s3://results/{name}"},
-            "storage": {"endpoint": s3.endpoint},
-        }
-        path = tmp_path / "job.yaml"
-        content = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "x"}}
-        path.write_text(json.dumps(content | {"spec": spec}))
-        return path
-
-    return write
+    writer = PlanJobWriter(s3, tmp_path)
+    writer.upload_model(model_dir)
+    return writer.write
 
 
 @pytest.mark.s3
@@ -88,6 +70,9 @@ class TestPlanAgainstRun:
         done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
         assert done.result
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
+        evaluation = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
+        assert [finding["check"] for finding in evaluation["preflight"]] == ["loss"]
+        assert plan.preflight == []
         assert plan.dataset.to_json() == result["dataset"]
         assert plan.dataset.rejected == {"overlength": 1}
         assert (plan.steps, plan.tokens_trained) == (result["metrics"]["steps"], result["metrics"]["tokens"])

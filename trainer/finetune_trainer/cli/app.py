@@ -65,6 +65,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument(
+        "--check", action="store_true", help="load the base model and run the checks before the first step"
+    )
     _add_work_dir_argument(parser)
 
 

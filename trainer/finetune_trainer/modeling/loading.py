@@ -52,32 +52,35 @@ def _set_library_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def choose_backend(config: TrainerConfig) -> str:
-    """Return `unsloth` or `transformers`, and log the reason. Raises `CONFIG_INVALID` if Unsloth is requested but not
-    usable."""
+def choose_backend(config: TrainerConfig, world_size: int | None = None) -> str:
+    """Return `unsloth` or `transformers`, and log the reason. `world_size` is the number of ranks, by default those of
+    this run. Raises `CONFIG_INVALID` if Unsloth is requested but not usable."""
+    world_size = world_size or topology.world_size()
     _set_library_environment()
     requested, is_installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
     if requested == "unsloth" and not is_installed:
         message = "training.backend is unsloth, which is not installed; use an image that includes it, or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    if requested == "unsloth" and topology.world_size() > 1:
+    if requested == "unsloth" and world_size > 1:
         message = (
             "training.backend unsloth supports a single process only; use transformers or auto, or one GPU on one node"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    backend, reason = (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed)
+    backend, reason = (
+        (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
+    )
     log.info("backend %s: %s", backend, reason)
     return backend
 
 
-def _choose_automatically(config: TrainerConfig, is_installed: bool) -> tuple[str, str]:
+def _choose_automatically(config: TrainerConfig, is_installed: bool, world_size: int) -> tuple[str, str]:
     """Return the backend for `auto`, and the reason. Only the attention of transformers is known to separate packed
     rows."""
     import torch
 
     training = config.training
-    if topology.world_size() > 1:
-        return "transformers", f"there are {topology.world_size()} ranks"
+    if world_size > 1:
+        return "transformers", f"there are {world_size} ranks"
     if training.packing or training.method not in _UNSLOTH_METHODS:
         setting = "training.packing" if training.packing else f"method {training.method}"
         return "transformers", f"auto uses it for {setting}"
@@ -160,6 +163,14 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if not candidates and tokenizer.eos_token is None:
         raise TrainerError(Reason.MODEL_INVALID, "the base model's tokenizer has neither an EOS nor a padding token")
     return str(candidates[0] if candidates else tokenizer.eos_token)  # the trainer's labels do not depend on it
+
+
+def load_with_tokenizer(
+    config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None
+) -> LoadedModel:
+    """Load the base model with an adapter as `load_model` does, and its tokenizer. Raises as `load_model`."""
+    tokenizer = load_tokenizer(model_dir, config.model.chat_template)
+    return LoadedModel(load_model(config, model_dir, backend, adapter_dir), tokenizer, backend)
 
 
 def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None) -> PeftModel:

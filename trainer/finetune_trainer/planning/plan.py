@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
 from finetune_trainer.contract.base import Model
+from finetune_trainer.distributed import topology
 from finetune_trainer.inputs import resolve
-from finetune_trainer.planning import safetensors_headers
+from finetune_trainer.planning import inspection
+from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import S3
 
 if TYPE_CHECKING:
@@ -73,46 +75,32 @@ class Plan(Model):
     estimated_memory: MemoryReport
     estimated_seconds: dict[str, float]
     """Training time in seconds by type of GPU, divided by the number of ranks."""
+    preflight: list[PreflightFinding] = Field(default=[])
+    """Results of the preflight checks of `--check`; empty without it."""
 
 
 def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    resolved_inputs = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
-    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
-        prepared, shape = _inspect_inputs(resolved_inputs, Path(folder))
-        return _assemble_plan(config, prepared, shape, world_size)
+    with inspection.inspect_inputs(resolved_inputs, scratch, "transformers") as inputs:
+        return _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
 
 
-def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tuple[PreparedData, ModelShape]:
-    config = resolved_inputs.config
-    download = resolve.start_download(resolved_inputs, folder)
-    from finetune_trainer.data import preparation
-    from finetune_trainer.data.row_schema import RowEncoding
+def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
+    """Build the plan. If this machine has enough memory, also load the model and run the preflight checks.
+
+    Raises as `build_plan`, and the errors that the run would raise before its first step.
+    """
+    topology.use_first_gpu()
+    resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
     from finetune_trainer.modeling import loading
 
-    # The imports take seconds, during which the download continues.
-    loading.import_backend("transformers", config.model.quantization)
-    fetched = download.result()
-    from finetune_trainer.evaluation import requirements
-    from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import adapters
-    from finetune_trainer.planning import model_shape
-    from finetune_trainer.training.methods import get_method
+    backend = loading.choose_backend(config, world_size)
+    with inspection.inspect_inputs(resolved_inputs, scratch, backend) as inputs:
+        from finetune_trainer.planning import model_check
 
-    model_files.check_model_dir(fetched.model_dir)
-    if fetched.adapter_dir is not None:
-        adapters.check_adapter(config, fetched.adapter_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    shape = model_shape.compute_model_shape(config, fetched.model_dir)
-    loading.check_vocabulary(tokenizer, shape.vocab_size)
-    files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
-    prepared = preparation.prepare_dataset(
-        config, files, RowEncoding(tokenizer, get_method(config), shape.max_positions), folder
-    )
-    requirements.check_requirements(config, prepared, tokenizer)
-    requirements.read_sentence_pairs(fetched.pairs)
-    return prepared, shape
+        plan = _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
+        return plan.model_copy(update={"preflight": model_check.check_model(inputs, backend)})
 
 
 def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelShape, world_size: int) -> Plan:

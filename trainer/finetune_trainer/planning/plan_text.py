@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from finetune_trainer.contract import DatasetReport
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
+from finetune_trainer.text import to_one_line
 
 
 def to_text(plan: Plan) -> str:
@@ -16,6 +17,7 @@ def to_text(plan: Plan) -> str:
         *_training_lines(plan),
         *_memory_lines(plan.estimated_memory),
         *_time_lines(plan),
+        *_preflight_lines(plan),
     ]
     width = max(len(label) for label, _ in lines)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
@@ -67,3 +69,8 @@ def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         "~ "
         + ", ".join(f"{gpu} {format_duration(max(seconds, 1))}" for gpu, seconds in plan.estimated_seconds.items()),
     )
+
+
+def _preflight_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    for finding in plan.preflight:
+        yield f"check: {finding.check}", f"{finding.status}: {to_one_line(finding.message)}"

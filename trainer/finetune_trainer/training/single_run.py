@@ -32,7 +32,7 @@ def train_once(
     monitor = TrainingMonitor(
         session.progress, resolve_precision(config) == "fp16", session.offset, session.log_metrics
     )
-    with translate_memory_errors(_build_memory_advice(config)):
+    with translate_memory_errors(build_memory_advice(config)):
         output = trl_trainer.run(TrainerInputs(config, loaded, prepared, work_dir), session, monitor)
     last_step = monitor.finish()
     finite_losses = [loss for _, loss in output.losses if math.isfinite(loss)]
@@ -77,7 +77,8 @@ def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) 
     }
 
 
-def _build_memory_advice(config: TrainerConfig) -> str:
+def build_memory_advice(config: TrainerConfig) -> str:
+    """Return what to change if the training does not fit the memory, as the end of a sentence."""
     training = config.training
     checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
     return (

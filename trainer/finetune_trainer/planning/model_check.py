@@ -1,0 +1,78 @@
+"""Loads the base model for `plan --check` and runs the preflight checks. Import this module only after the backend."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from finetune_trainer.formatting import format_bytes
+from finetune_trainer.inputs import model_files
+from finetune_trainer.inputs.base_model import S3ModelSource
+from finetune_trainer.modeling import loading
+from finetune_trainer.modeling.positions import limit_max_length
+from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.planning import estimates
+from finetune_trainer.planning.inspection import InspectedInputs
+from finetune_trainer.records.evaluation import PreflightFinding
+from finetune_trainer.storage.download import check_disk_space
+from finetune_trainer.training.check import check_training
+
+log = logging.getLogger(__name__)
+
+_MEMORY_MARGIN = 1.1
+"""Factor on the estimate of the memory for the base model."""
+_CGROUP_LIMIT_PATH = Path("/sys/fs/cgroup/memory.max")
+"""Memory limit of a container in bytes, or `max`. Missing outside of Linux."""
+
+
+def check_model(inputs: InspectedInputs, backend: str) -> list[PreflightFinding]:
+    """Run the checks, or return a warning if this machine has too little memory for the base model.
+
+    Raises the errors that the run would raise before its first step.
+    """
+    memory_finding = _check_memory(inputs)
+    if memory_finding is not None:
+        return [memory_finding]
+    config = limit_max_length(inputs.config, inputs.shape.max_positions)
+    loaded = loading.load_with_tokenizer(config, _fetch_weights(inputs), backend, inputs.files.adapter_dir)
+    return check_training(config, loaded, inputs.prepared, inputs.work_dir)
+
+
+def _check_memory(inputs: InspectedInputs) -> PreflightFinding | None:
+    """Return a warning if the base model does not fit the free memory, otherwise None."""
+    precision = resolve_precision(inputs.config)
+    training = inputs.config.training.model_copy(update={"precision": precision})
+    memory = estimates.estimate_memory(inputs.config.model_copy(update={"training": training}), inputs.shape)
+    needed_bytes = round(memory.base * _MEMORY_MARGIN)
+    kind, free_bytes = _get_free_memory()
+    if needed_bytes <= free_bytes:
+        return None
+    message = (
+        f"nothing was checked: the base model needs about {format_bytes(needed_bytes)} in {precision}, but only "
+        f"{format_bytes(free_bytes)} of {kind} memory are free; repeat the check on a machine with more memory"
+    )
+    return PreflightFinding(check="memory", status="warning", message=message, value=needed_bytes, expected=free_bytes)
+
+
+def _get_free_memory() -> tuple[str, int]:
+    """Return the kind of memory that the model would be loaded into, and its free bytes."""
+    if torch.cuda.is_available():
+        return "GPU", torch.cuda.mem_get_info()[0]
+    import psutil
+
+    limit_text = _CGROUP_LIMIT_PATH.read_text().strip() if _CGROUP_LIMIT_PATH.is_file() else "max"
+    free_bytes = int(psutil.virtual_memory().available)
+    return "host", free_bytes if limit_text == "max" else min(free_bytes, int(limit_text))
+
+
+def _fetch_weights(inputs: InspectedInputs) -> Path:
+    """Return the folder of the complete base model. Only a model in S3 is not complete yet."""
+    if not isinstance(inputs.model, S3ModelSource):
+        return inputs.files.model_dir
+    check_disk_space(inputs.work_dir, inputs.model.size)
+    log.info("downloading the base model, %s", format_bytes(inputs.model.size))
+    fetched = inputs.model.fetch(inputs.work_dir / "complete-model", lambda _: None)
+    model_files.check_model_dir(fetched.folder)
+    return fetched.folder
