@@ -24,7 +24,7 @@ from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.pod import parse_checkpoint_record, parse_outcome
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status, is_terminal
-from finetune_trainer.contract import Progress, Stage
+from finetune_trainer.contract import ExitCode, Progress, Reason, Stage
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
@@ -158,6 +158,16 @@ def test_job_status_outcome_fields_are_copied(build: type[Builders]) -> None:
     assert (status["result"], status["backend"]) == (result, "unsloth")
     assert (status["attempts"], status["startTime"], status["jobName"]) == (1, NOW, "bot")
     assert status["progress"] == {"stage": "Done", "percentage": 100, "lastUpdateTime": NOW}
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.exit_code is ExitCode.PERMANENT])
+def test_job_status_permanent_failure_keeps_reason_and_message_of_run(build: type[Builders], reason: Reason) -> None:
+    message = "the loss is 2.5, but the cross-entropy of the logits is 0.5; use another training.backend"
+    pod = build.pod(state=build.terminated(42, build_termination_message(reason, message)), phase="Failed")
+    status = compute_status(META, FineTuneJobStatus(), ObservedState(build.job(JOB_POD_FAILURE_POLICY), (pod,)), NOW)
+    assert status.phase == "Failed"
+    assert {condition.reason for condition in status.conditions} == {str(reason)}
+    assert message in status.conditions[0].message
 
 
 def test_job_status_failed_run_has_no_result(build: type[Builders]) -> None:

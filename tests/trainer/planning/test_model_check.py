@@ -54,8 +54,8 @@ def test_check_command_prints_plan_with_findings(jobs: PlanJobWriter, forks: For
     status, out, err = run_command(forks, tmp_path, "plan", "--check", "--json", str(manifest))
     assert status == 0, err
     plan = json.loads(out)
-    (finding,) = plan["preflight"]
-    assert (finding["check"], finding["status"]) == ("loss", "passed")
+    assert {finding["status"] for finding in plan["preflight"]} == {"passed"}
+    finding = next(finding for finding in plan["preflight"] if finding["check"] == "loss")
     assert finding["value"] == pytest.approx(finding["expected"], rel=1e-3)
     assert plan["steps"] == build_plan(load_manifest(manifest), tmp_path).steps
     assert not jobs.s3.list_keys(f"s3://results/{jobs.name}")
@@ -76,10 +76,9 @@ def test_check_text_shows_each_finding(jobs: PlanJobWriter, tmp_path: Path) -> N
     jobs.upload_model(build(tmp_path / "tiny"))
     config = load_manifest(jobs.write(ROWS, packing=True))
     checked_lines = to_text(build_checked_plan(config, tmp_path)).splitlines()
-    findings = [line.split()[:3] for line in checked_lines if line.startswith("check: ")]
-    assert findings == [["check:", "loss", "passed:"], ["check:", "packing", "passed:"]]
-    unchecked_lines = to_text(build_plan(config, tmp_path)).splitlines()
-    assert len(unchecked_lines) == len(checked_lines) - 2
+    results = {tuple(line.split()[1:3]) for line in checked_lines if line.startswith("check: ")}
+    assert results >= {("loss", "passed:"), ("packing", "passed:")}
+    assert "check: " not in to_text(build_plan(config, tmp_path))
 
 
 def test_check_too_large_model_is_warning_without_download(jobs: PlanJobWriter, tmp_path: Path) -> None:
