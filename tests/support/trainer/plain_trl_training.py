@@ -159,6 +159,53 @@ def train(loaded: tuple[Any, Any], rows: datasets.Dataset, folder: Path, options
     return result
 
 
+def train_on_preferences(
+    method: str, model_dir: Path, adapter_dir: Path, rows: dict[str, Any], options: TrainingOptions
+) -> list[float]:
+    """Continue an adapter with DPOTrainer or KTOTrainer on the CPU, and return the loss of each step.
+
+    The rows are columns of token IDs, as TRL prepares them, in the order of training for `kto`.
+    """
+    import datasets
+    import trl
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer_class: Any = trl.DPOTrainer if method == "dpo" else trl.KTOTrainer
+    config_class: Any = trl.DPOConfig if method == "dpo" else trl.KTOConfig
+    prepare = {"_prepare_dataset": lambda _, dataset, *__, **___: dataset}  # the rows are tokenized
+    trainer = type("TokenizedTrainer", (trainer_class,), prepare)(
+        model=PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(model_dir), adapter_dir, is_trainable=True
+        ),
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        args=config_class(**_build_preference_arguments(method, adapter_dir.parent / "plain", options)),
+        train_dataset=datasets.Dataset.from_dict(rows),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _build_preference_arguments(method: str, folder: Path, options: TrainingOptions) -> dict[str, Any]:
+    order = {"train_sampling_strategy": "sequential"} if method == "kto" else {}
+    return order | {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "max_steps": options.steps,
+        "learning_rate": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "seed": options.seed,
+        "max_length": None,
+        "bf16": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def download_buckets(endpoint: str, buckets: list[str], folder: Path) -> None:
     """Download all objects of the buckets with boto3, one by one, to a folder per bucket."""
     import boto3

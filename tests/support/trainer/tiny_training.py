@@ -89,8 +89,9 @@ class TrainingRequest:
     def config(self) -> TrainerConfig:
         base_config = config(self.training)
         evaluation = Evaluation.model_validate(self.evaluation or {})
+        source = self.source | ({"adapter_uri": "s3://adapters/first/"} if self.adapter else {})
         return base_config.model_copy(
-            update={"model": base_config.model.model_copy(update=self.source), "evaluation": evaluation}
+            update={"model": base_config.model.model_copy(update=source), "evaluation": evaluation}
         )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:

@@ -199,3 +199,17 @@ def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypat
     assert report.missing == ["answers for classification: RuntimeError: no such kernel"]
     assert [measure.name for measure in report.measures] == ["evalLoss", "perplexity"]
     assert [(check.passed, check.value) for check in report.gate] == [(False, None)]
+
+
+def test_evaluate_reference_answers_beyond_max_new_tokens_are_counted(run: RunTraining) -> None:
+    answers = ["Yes.", "Yes.", "It is red, green and blue, and it is very, very large.", "No."]
+    rows = [{"prompt": f"What is {number}?", "completion": answer} for number, answer in enumerate(answers)]
+    reports = [
+        run(rows=rows, validate=True, maxSteps=1, evaluation={"task": "generation", "maxNewTokens": limit}).evaluation
+        for limit in (8, 128)
+    ]
+    assert reports[0]
+    assert reports[1]
+    assert reports[1].missing == []
+    (message,) = reports[0].missing
+    assert "1 of 4 reference answers have more than 8 tokens (evaluation.maxNewTokens)" in message

@@ -124,6 +124,22 @@ class TestWorkers:
             )
         assert one.rank_zero.read_metrics()["evalRewardAccuracy"] == pytest.approx(2 / 5)
 
+    def test_workers_keep_adapter_as_reference(self, s3: S3Server, workers: Callable[..., WorkerGroup]) -> None:
+        pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
+        s3.put("s3://data/pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs).encode())
+        data = {"sources": [{"uri": "s3://data/pairs.jsonl"}]}
+        first = workers("first", 1)
+        assert first.run(maxSteps=6) == [0], first.logs
+        one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
+        for pod in (*one.pods, *two.pods):
+            pod.changes = {"model": {"adapterURI": first.rank_zero.output}}
+        settings = {"method": "dpo", "maxSteps": 4, "batchSize": 2, "learningRate": 2e-3}
+        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
+        assert two.run(**settings, gradientAccumulation=1) == [0, 0], two.logs
+        losses = read_float_losses(two.rank_zero)
+        assert losses[1] == pytest.approx(0.6931, abs=1e-4)
+        assert losses == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
+
     def test_workers_stop_and_resume_together(self, s3: S3Server, workers: Callable[..., WorkerGroup]) -> None:
         uninterrupted, interrupted = workers("whole", 2), workers("parted", 2)
         assert uninterrupted.run() == [0, 0], uninterrupted.logs

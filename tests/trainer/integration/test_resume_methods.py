@@ -38,12 +38,12 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
     return make_run_factory(s3, tmp_path, forks.build_model)
 
 
-def set_inputs(pods: TrainerRun, training: dict[str, Any], quantization: str) -> TrainerRun:
+def set_inputs(pods: TrainerRun, training: dict[str, Any], **model: str) -> TrainerRun:
     """Set the rows of the method, with a quarter of them for validation."""
     name = "resume" if training.get("method", "sft") == "sft" else "preferences"
     pods.changes = {
         "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}], "validation": {"fraction": 0.25}},
-        "model": {"quantization": quantization},
+        "model": dict(model),
     }
     return pods
 
@@ -58,10 +58,11 @@ def stop_after(forks: ForkServer, pods: TrainerRun, text: str, training: dict[st
 
 
 def assert_resume_matches(
-    forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], quantization: str = "none"
-) -> None:
+    forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], **model: str
+) -> tuple[TrainerRun, TrainerRun]:
+    """Return the uninterrupted and the interrupted run."""
     settings = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
-    uninterrupted, interrupted = (set_inputs(pods(name), training, quantization) for name in ("whole", "parted"))
+    uninterrupted, interrupted = (set_inputs(pods(name), training, **model) for name in ("whole", "parted"))
     assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
     stopped_at = stop_after(forks, interrupted, f"step {STEPS // 2}/", settings)
     before = interrupted.read_losses()
@@ -75,13 +76,23 @@ def assert_resume_matches(
     assert len(uninterrupted.read_losses()) == STEPS
     for name in COMPARED:
         assert interrupted.read_metrics()[name] == pytest.approx(uninterrupted.read_metrics()[name], abs=1e-6), name
+    return uninterrupted, interrupted
 
 
 @pytest.mark.parametrize("training", CASES.values(), ids=CASES)
 def test_resume_each_method_matches_uninterrupted(
     pods: Callable[[str], TrainerRun], forks: ForkServer, training: dict[str, Any]
 ) -> None:
-    assert_resume_matches(forks, pods, training, "nf4" if training.get("lora") else "none")
+    assert_resume_matches(forks, pods, training, quantization="nf4" if training.get("lora") else "none")
+
+
+def test_resume_dpo_from_adapter_matches_uninterrupted(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
+    first = pods("first")
+    assert forks.run(first, maxSteps=6) is Reason.COMPLETED, first.log
+    runs = assert_resume_matches(forks, pods, {"method": "dpo", "learningRate": 1e-3}, adapterURI=first.output)
+    assert runs[0].read_losses()[1] == "0.6931"
+    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in runs]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -94,7 +105,7 @@ def test_resume_unsloth_matches_uninterrupted(
 def test_resume_after_early_stop_publishes_without_steps(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:
     stopping = {"earlyStopping": {"patience": 2, "minDelta": 1000}, "evalSteps": 1, "maxSteps": STEPS}
     settings = {**stopping, "checkpoints": {"everySteps": 1000}, "learningRate": 0.3, "scheduler": "constant"}
-    uninterrupted, interrupted = (set_inputs(pods(name), {}, "none") for name in ("whole", "parted"))
+    uninterrupted, interrupted = (set_inputs(pods(name), {}) for name in ("whole", "parted"))
     assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
     assert uninterrupted.read_metrics()["steps"] == 3
     assert stop_after(forks, interrupted, "stored step 3 in", settings) == 3
@@ -111,7 +122,7 @@ def test_resume_after_last_step_publishes_without_steps(
 ) -> None:
     training = {"method": method, "batchSize": 2, "gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
     settings = {"maxSteps": STEPS - 1, **training}  # in the middle of an epoch
-    uninterrupted, interrupted = (set_inputs(pods(name), training, "none") for name in ("whole", "parted"))
+    uninterrupted, interrupted = (set_inputs(pods(name), training) for name in ("whole", "parted"))
     assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
     assert stop_after(forks, interrupted, f"step {STEPS - 1}/{STEPS - 1}", settings) == STEPS - 1
     first = interrupted.log

@@ -216,6 +216,15 @@ def test_memory_estimate_8b_model_gives_smallest_gpu(job_config: TrainerConfig, 
     assert next((size for size, enough in fits.items() if enough), None) == smallest
 
 
+def test_memory_estimate_reference_copy_adds_adapter_once() -> None:
+    new = make_config(method="dpo")
+    model = new.model.model_copy(update={"adapter_uri": "s3://adapters/first/"})
+    continued = new.model_copy(update={"model": model})
+    base = continued.model_copy(update={"training": new.training.model_copy(update={"reference": "base"})})
+    sizes = [estimates.estimate_memory(each, LLAMA_8B).adapter for each in (new, continued, base)]
+    assert sizes == [16 * LLAMA_8B.trainable, 20 * LLAMA_8B.trainable, 16 * LLAMA_8B.trainable]
+
+
 def test_time_estimate_grows_with_tokens_and_parameters() -> None:
     job_config = make_config(gradientCheckpointing=False)
     once = estimates.estimate_seconds(job_config, LLAMA_8B, 1_000_000)

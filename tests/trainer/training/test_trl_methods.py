@@ -65,6 +65,7 @@ def test_validation_loss_is_token_mean_without_side_effects(run: RunTraining) ->
 def test_kto_validation_is_independent_of_batch_size(run: RunTraining) -> None:
     trained = run(method="kto", maxSteps=6)
     start = {"adapter": str(trained.folder / "adapter"), "method": "kto", "maxSteps": 1, "validate": True}
+    start["reference"] = "base"
     losses = [run(**start, batchSize=size).metrics["baseEvalLoss"] for size in (2, 3, 8)]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     assert losses[0] != pytest.approx(0.5, abs=1e-3)

@@ -46,6 +46,19 @@ def extract_prompts(
     return [prompt for prompt in prompts if prompt]
 
 
+def list_cut_answers(references: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[str]:
+    """Return a message if some reference answers have more tokens than a generated answer can have."""
+    token_counts = [len(tokenizer(reference, add_special_tokens=False)["input_ids"]) for reference in references]
+    long_count = sum(count > max_new_tokens for count in token_counts)
+    if not long_count:
+        return []
+    return [
+        f"complete answers: {long_count} of {len(references)} reference answers have more than {max_new_tokens} tokens "
+        f"(evaluation.maxNewTokens), the longest {max(token_counts)}; answers are cut at this length, which lowers "
+        "their scores, so raise evaluation.maxNewTokens"
+    ]
+
+
 def select_evenly(rows: datasets.Dataset, max_rows: int) -> datasets.Dataset:
     """Select at most `max_rows` rows, evenly spaced over all rows."""
     import numpy as np

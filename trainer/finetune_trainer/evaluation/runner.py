@@ -22,7 +22,7 @@ from finetune_trainer.evaluation.losses import (
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.evaluation.prompts import extract_prompts, select_evenly
+from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
@@ -182,6 +182,7 @@ def _measure_answers(
     measures, results.confusion = task_metrics.measure_task(task, references, base, tuned)
     results.measures += measures
     results.missing += task_metrics.list_missing(task, references)
+    results.missing += list_cut_answers(references, tokenizer, settings.max_new_tokens)
     results.samples = [
         Sample(
             prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),

@@ -54,7 +54,7 @@ def estimate_memory(config: TrainerConfig, shape: ModelShape) -> MemoryEstimate:
     tokens = rows * config.model.max_length
     return MemoryEstimate(
         base=round(_estimate_base_bytes(config, shape, bytes_per_value)),
-        adapter=shape.trainable * _ADAMW_BYTES_PER_PARAMETER,
+        adapter=shape.trainable * (_ADAMW_BYTES_PER_PARAMETER + 4 * get_method(config).copies_adapter(config)),
         activations=_estimate_activation_bytes(shape, tokens * bytes_per_value, config.training.gradient_checkpointing),
         logits=_estimate_logit_bytes(config, shape, tokens),
         context=round(_CUDA_CONTEXT_BYTES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
+from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 
 
 class TokenCounter:
@@ -95,6 +97,14 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: checkpoints need none, and TRL's imports a tracker."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save only the trained adapter. PEFT saves the reference to a subfolder, and transformers would then resume
+        with the adapters in subfolders only."""
+        super()._save(output_dir, state_dict)
+        reference_dir = Path(output_dir or self.args.output_dir) / REFERENCE_ADAPTER
+        if reference_dir.is_dir():
+            shutil.rmtree(reference_dir)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         self.token_counter.add(inputs)

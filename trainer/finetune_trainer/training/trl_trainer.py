@@ -21,6 +21,7 @@ from finetune_trainer.training.evaluation_callback import EvalCallback, HeldOutE
 from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.monitor import Step, TrainingMonitor
 from finetune_trainer.training.preflight.runner import run_preflight
+from finetune_trainer.training.reference_adapter import remove_reference, set_reference
 from finetune_trainer.training.state import TrainerInputs, TrainingSession
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
@@ -51,7 +52,9 @@ class TrainOutput:
 def run(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
     """Train on the prepared rows, without dropping, truncating or masking any."""
     with _preserve_router_settings(inputs.loaded.model):
-        return _run_trainer(inputs, session, monitor)
+        output = _run_trainer(inputs, session, monitor)
+    remove_reference(inputs.loaded.model)
+    return output
 
 
 @contextmanager
@@ -131,18 +134,16 @@ def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCall
 
 
 def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
-    """Return the trainer of the training method, with the adapter in 32 bits and without a copy of it."""
+    """Return the trainer of the training method, with the adapter in 32 bits, and set the reference model."""
     model = inputs.loaded.model
     # TRL rounds the adapter of a quantized model to bf16; it is small, and trains better in 32 bits.
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    trainer = get_method(inputs.config).build_trainer(inputs)
-    if "ref" in model.peft_config:
-        # TRL copies the adapter as the reference model. Without the copy, the base model is the documented reference.
-        model.delete_adapter("ref")
-        model.set_adapter("default")
+    method = get_method(inputs.config)
+    trainer = method.build_trainer(inputs)
     for name, weight in model.named_parameters():
         if name in initial_weights:
             weight.data = initial_weights[name]
+    set_reference(model, method.copies_adapter(inputs.config))
     return trainer
 
 

@@ -58,6 +58,10 @@ class TrainingMethod(RowSchema):
         """The metrics of the evaluation that every run of this method has."""
         return ["evalLoss", *(["perplexity"] if self.uses_token_loss else []), *self.extra_metrics]
 
+    def copies_adapter(self, _: TrainerConfig) -> bool:
+        """Whether a frozen copy of the adapter that the training starts from is kept as the reference model."""
+        return False
+
     @abstractmethod
     def build_collator(self, inputs: TrainerInputs) -> Collator:
         """Return the data collator for rows as they were prepared."""
@@ -78,6 +82,10 @@ class PreferenceMethod(TrainingMethod):
     """A method that trains on preferences between answers; by default with a reference model."""
 
     forward_passes = 2
+
+    def copies_adapter(self, config: TrainerConfig) -> bool:
+        """A new adapter equals the base model, so it needs no copy."""
+        return config.model.adapter_uri is not None and config.training.reference == "initial"
 
     def detect_format(self, _: Mapping[str, Any]) -> str:
         return "preference"
