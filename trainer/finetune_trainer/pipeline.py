@@ -250,7 +250,8 @@ def evaluate_adapter(
     pairs = requirements.read_sentence_pairs(inputs.files.pairs)
     evaluation_input = runner.EvaluationInput(context.config, model, inputs.dataset, result, pairs)
     evaluation = runner.evaluate(evaluation_input, context.progress)
-    metrics = {**evaluation.flatten_metrics(), **result.metrics}
+    # The measures of the evaluation replace those of the training, so that all outputs show what the gate has checked.
+    metrics = {**result.metrics, **evaluation.flatten_metrics()}
     manifest = build_manifest(context.config, inputs.files, model.backend, inputs.dataset.report, metrics)
     manifest = manifest.model_copy(update={"config_digest": digest})
     return RunReport(manifest, evaluation, export.collect_adapter_info(context.config, model))

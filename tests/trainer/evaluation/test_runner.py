@@ -170,7 +170,7 @@ def test_evaluate_loss_too_high_has_no_perplexity(run: RunTraining, monkeypatch:
     from finetune_trainer.evaluation import runner
     from finetune_trainer.modeling.likelihood import RowLosses
 
-    monkeypatch.setattr(runner, "compute_losses", lambda _, rows, __: RowLosses([1600.0] * len(rows), [2] * len(rows)))
+    monkeypatch.setattr(runner, "compute_losses", lambda _, rows, *__: RowLosses([1600.0] * len(rows), [2] * len(rows)))
     report = train_and_evaluate(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
     assert report.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert report.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]

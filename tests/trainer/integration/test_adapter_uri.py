@@ -72,7 +72,13 @@ def test_run_adapter_uri_continues_from_its_loss(
 ) -> None:
     second = set_inputs(pods("second"), "more", adapterURI=first.output)
     assert forks.run(second, **SHAPE) is Reason.COMPLETED, second.log
-    assert second.read_metrics()["baseEvalLoss"] == pytest.approx(first.read_metrics()["evalLoss"], abs=1e-5)
+    evaluation = json.loads(second.s3.get(f"{second.output}/evaluation.json"))
+    first_loss = evaluation["validationLosses"][0]["loss"]
+    assert first_loss == pytest.approx(first.read_metrics()["evalLoss"], abs=1e-5)
+    measure = next(measure for measure in evaluation["measures"] if measure["name"] == "evalLoss")
+    metrics = second.read_metrics()
+    assert (metrics["evalLoss"], metrics["baseEvalLoss"]) == (measure["tuned"]["value"], measure["base"]["value"])
+    assert metrics["baseEvalLoss"] > first_loss, "the base model has no adapter"
     s3, name = first.s3, "adapter_model.safetensors"
     assert s3.get(f"{first.output}/{name}") != s3.get(f"{second.output}/{name}")
     inputs = [entry["uri"] for entry in json.loads(s3.get(f"{second.output}/manifest.json"))["inputs"]]

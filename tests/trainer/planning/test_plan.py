@@ -41,6 +41,7 @@ LLAMA_8B = ModelShape(
     hidden_size=4096,
     intermediate_size=14336,
     vocab_size=128_256,
+    key_value_size=1024,
 )
 
 
@@ -223,6 +224,26 @@ def test_memory_estimate_reference_copy_adds_adapter_once() -> None:
     base = continued.model_copy(update={"training": new.training.model_copy(update={"reference": "base"})})
     sizes = [estimates.estimate_memory(each, LLAMA_8B).adapter for each in (new, continued, base)]
     assert sizes == [16 * LLAMA_8B.trainable, 20 * LLAMA_8B.trainable, 16 * LLAMA_8B.trainable]
+
+
+@pytest.mark.parametrize("training", [{}, {"batchSize": 8}, {"precision": "fp32"}], ids=str)
+def test_memory_estimate_losses_of_evaluation_need_no_more_than_training(training: dict[str, Any]) -> None:
+    memory = estimates.estimate_memory(make_config(**training), LLAMA_8B)
+    assert memory.base + memory.adapter + memory.context < memory.evaluation < memory.total
+
+
+def test_memory_estimate_counts_key_value_cache_of_answers() -> None:
+    job_config = make_config(batchSize=1)
+    answering = job_config.evaluation.model_copy(update={"sample_prompts": ["Who?"], "max_new_tokens": 2048})
+    job_config = job_config.model_copy(update={"evaluation": answering})
+    many_heads = replace(LLAMA_8B, key_value_size=4096)
+    memory = estimates.estimate_memory(job_config, many_heads)
+    assert memory.total == memory.evaluation
+    cache_bytes = (
+        memory.evaluation - estimates.estimate_memory(job_config, replace(many_heads, key_value_size=0)).evaluation
+    )
+    assert cache_bytes <= 2 * 32 * 4096 * 4096 * 2, "two values of 16 bits for each of 4096 tokens"
+    assert memory.evaluation > estimates.estimate_memory(job_config, LLAMA_8B).evaluation
 
 
 def test_time_estimate_grows_with_tokens_and_parameters() -> None:

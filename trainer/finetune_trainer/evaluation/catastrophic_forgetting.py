@@ -7,17 +7,20 @@ from importlib import resources
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.evaluation.losses import measure_perplexity
+from finetune_trainer.modeling.batch_limits import MAX_LOSS_TOKENS
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import Measure
 
 
-def measure_forgetting(loaded_model: LoadedModel, heartbeat: Callable[[], None]) -> Measure:
+def measure_forgetting(
+    loaded_model: LoadedModel, heartbeat: Callable[[], None], max_batch_tokens: int = MAX_LOSS_TOKENS
+) -> Measure:
     """Return `generalPerplexity`, the perplexity of general text that is not part of the data."""
     rows = tokenize_general_text(loaded_model)
     base, tuned = measure_base_and_tuned(
-        loaded_model.model, lambda: compute_losses(loaded_model.model, rows, heartbeat)
+        loaded_model.model, lambda: compute_losses(loaded_model.model, rows, heartbeat, max_batch_tokens)
     )
     measure = measure_perplexity(base.token_counts, base.sums, tuned.sums)
     return measure.model_copy(update={"name": "generalPerplexity"})

@@ -23,8 +23,13 @@ from finetune_trainer.evaluation.losses import (
     measure_perplexity,
 )
 from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
+from finetune_trainer.modeling.batch_limits import limit_loss_tokens
 from finetune_trainer.modeling.generation import TextGenerator
-from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
+from finetune_trainer.modeling.likelihood import (
+    LabeledTokens,
+    compute_losses,
+    measure_base_and_tuned,
+)
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
@@ -81,6 +86,11 @@ class EvaluationInput:
     sentence_pairs: Sequence[SentencePair] = ()
     """Sentence pairs about groups of people that replace the built-in ones."""
 
+    @property
+    def max_batch_tokens(self) -> int:
+        """Maximum number of tokens of a batch whose losses are measured."""
+        return limit_loss_tokens(self.config, get_max_positions(self.loaded_model.model.config))
+
 
 @dataclass
 class EvaluationResults:
@@ -128,7 +138,7 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
 def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
     """Measure the perplexity of general text, and the loss of validation rows if there are any."""
     with results.section("general text"):
-        results.forgetting = measure_forgetting(inputs.loaded_model, heartbeat)
+        results.forgetting = measure_forgetting(inputs.loaded_model, heartbeat, inputs.max_batch_tokens)
     if inputs.prepared.validation is not None:
         with results.section("validation loss"):
             _measure_validation_loss(inputs, results, heartbeat)
@@ -138,14 +148,14 @@ def _measure_validation_loss(
     inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
     """Measure the loss of validation rows with both models, and that of as many training rows with the tuned model."""
-    model = inputs.loaded_model.model
+    model, max_tokens = inputs.loaded_model.model, inputs.max_batch_tokens
     validation_rows = _select_labeled_tokens(_require_validation(inputs), _MAX_SCORED_ROWS)
-    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat))
+    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat, max_tokens))
     results.measures.append(measure_eval_loss(base.token_counts, base.sums, tuned.sums))
     with results.section("perplexity"):
         results.measures.append(measure_perplexity(base.token_counts, base.sums, tuned.sums))
     training_rows = _select_labeled_tokens(inputs.prepared.dataset, len(validation_rows))
-    results.training_loss = compute_losses(model, training_rows, heartbeat).mean
+    results.training_loss = compute_losses(model, training_rows, heartbeat, max_tokens).mean
 
 
 def _select_labeled_tokens(rows: datasets.Dataset, max_rows: int) -> list[LabeledTokens]:
@@ -226,7 +236,8 @@ def _generate_with_both(
 def _measure_bias(
     inputs: EvaluationInput, settings: BiasEvaluation, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
-    scorer = BiasScorer(inputs.loaded_model.model, inputs.loaded_model.tokenizer, settings, heartbeat)
+    loaded = inputs.loaded_model
+    scorer = BiasScorer(loaded.model, loaded.tokenizer, settings, heartbeat, inputs.max_batch_tokens)
     swappable_rows = inputs.prepared.validation if get_method(inputs.config).uses_token_loss else None
     results.bias = scorer.measure_bias(
         inputs.sentence_pairs or load_builtin_pairs(), inputs.prepared.dataset, swappable_rows

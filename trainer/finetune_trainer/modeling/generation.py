@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.data.loss_masking import encode_prompt
+from finetune_trainer.modeling.batch_limits import MAX_GENERATION_PROMPTS, MAX_GENERATION_TOKENS
 from finetune_trainer.modeling.library_errors import translate_model_errors
 from finetune_trainer.modeling.loading import load_tokenizer
 from finetune_trainer.modeling.positions import get_max_positions
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-_BATCH_SIZE = 8
 
 
 class CompletionDecoder:
@@ -68,8 +67,10 @@ class TextGenerator:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for token_limit, group in groupby(order, key=lambda index: self._limit_new_tokens(prompts[index])):
             indices = list(group) if token_limit > 0 else []
-            for start in range(0, len(indices), _BATCH_SIZE):
-                yield token_limit, indices[start : start + _BATCH_SIZE]
+            while indices:
+                size = _count_fitting([len(prompts[index]) + token_limit for index in indices[:MAX_GENERATION_PROMPTS]])
+                yield token_limit, indices[:size]
+                del indices[:size]
 
     def _limit_new_tokens(self, prompt: Sequence[int]) -> int:
         positions = get_max_positions(self.model.config)
@@ -90,6 +91,11 @@ class TextGenerator:
             )
         completions: list[list[int]] = output[:, longest:].tolist()
         return completions
+
+
+def _count_fitting(lengths: Sequence[int]) -> int:
+    """Return how many of the texts, which are sorted by length, form a batch within the limit of tokens."""
+    return max([size for size, longest in enumerate(lengths, 1) if size * longest <= MAX_GENERATION_TOKENS], default=1)
 
 
 def generate_completions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
+from finetune_trainer.modeling.batch_limits import LOGIT_CHUNK_TOKENS, MAX_LOSS_TOKENS
+from finetune_trainer.modeling.logits import compute_logits, matches_own_logits, run_decoder
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_MAX_BATCH_TOKENS = 2048
-"""Tokens of a batch, including padding. A longer row is a batch of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,51 +50,72 @@ def measure_base_and_tuned(model: PeftModel, measure: Callable[[], T]) -> tuple[
 
 
 def compute_losses(
-    model: PeftModel | PreTrainedModel, rows: Sequence[LabeledTokens], heartbeat: Callable[[], None]
+    model: PeftModel | PreTrainedModel,
+    rows: Sequence[LabeledTokens],
+    heartbeat: Callable[[], None],
+    max_batch_tokens: int = MAX_LOSS_TOKENS,
 ) -> RowLosses:
-    """Return the loss of each row, without dropout and gradients. `heartbeat` is called after each batch."""
+    """Return the loss of each row, without dropout and gradients. `heartbeat` is called after each batch.
+
+    Only the logits of `LOGIT_CHUNK_TOKENS` tokens are in memory at once, if the class of the model allows it.
+    Otherwise each row is a batch of its own, and all its logits are in memory.
+    """
     sums, token_counts = [math.nan] * len(rows), [0] * len(rows)
     model.eval()
     with torch.no_grad():
-        for batch in _group_by_length(rows):
+        in_chunks = _can_compute_in_chunks(model, rows)
+        for batch in _group_by_length(rows, max_batch_tokens if in_chunks else 0):
             for index, loss, count in zip(
-                batch, *_compute_batch_losses([rows[index] for index in batch], model), strict=True
+                batch, *_compute_batch_losses([rows[index] for index in batch], model, in_chunks), strict=True
             ):
                 sums[index], token_counts[index] = loss, count
             heartbeat()
     return RowLosses(sums, token_counts)
 
 
-def _group_by_length(rows: Sequence[LabeledTokens]) -> list[list[int]]:
+def _can_compute_in_chunks(model: PeftModel | PreTrainedModel, rows: Sequence[LabeledTokens]) -> bool:
+    """Return whether logits can be computed in chunks. Rows with few tokens need no chunks, and no check."""
+    if sum(len(row.input_ids) for row in rows) <= LOGIT_CHUNK_TOKENS:
+        return True
+    longest = max(rows, key=lambda row: len(row.input_ids))
+    if matches_own_logits(model, longest.input_ids):
+        return True
+    log.warning(
+        "likelihood: the logits of this model cannot be computed in chunks; all logits of a row are in memory at once"
+    )
+    return False
+
+
+def _group_by_length(rows: Sequence[LabeledTokens], max_batch_tokens: int) -> list[list[int]]:
     """Return batches of row numbers. Rows of similar length are in the same batch."""
     batches: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda row_index: -len(rows[row_index].input_ids)):
         longest = len(rows[batches[-1][0]].input_ids) if batches else 0
-        if not batches or longest * (len(batches[-1]) + 1) > _MAX_BATCH_TOKENS:
+        if not batches or longest * (len(batches[-1]) + 1) > max_batch_tokens:
             batches.append([])
         batches[-1].append(index)
     return batches
 
 
 def _compute_batch_losses(
-    rows: Sequence[LabeledTokens], model: PeftModel | PreTrainedModel
+    rows: Sequence[LabeledTokens], model: PeftModel | PreTrainedModel, in_chunks: bool
 ) -> tuple[list[float], list[int]]:
-    """Return summed loss and supervised tokens of each row. The tensors have the shape (rows, tokens), the logits
-    (rows, tokens, vocabulary)."""
-    ids, labels = _pad_rows([row.input_ids for row in rows], 0), _pad_rows([row.labels for row in rows], IGNORE_INDEX)
-    attention_mask = _pad_rows([[1] * len(row.input_ids) for row in rows], 0)
-    logits = model(
-        input_ids=ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
-    ).logits
-    targets = labels[:, 1:].to(model.device)
-    supervised = targets != IGNORE_INDEX
-    # Only supervised tokens: the logits of all tokens in 32 bits would take most of the memory and time.
-    token_losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1][supervised].float(), targets[supervised], reduction="none"
-    )
-    sums = torch.zeros(len(rows), dtype=torch.float64, device=token_losses.device)
-    sums.index_add_(0, supervised.nonzero()[:, 0], token_losses.double())
-    return sums.tolist(), supervised.sum(1).tolist()
+    """Return summed loss and supervised tokens of each row."""
+    inputs = {
+        "input_ids": _pad_rows([row.input_ids for row in rows], 0).to(model.device),
+        "attention_mask": _pad_rows([[1] * len(row.input_ids) for row in rows], 0).to(model.device),
+    }
+    targets = _pad_rows([row.labels for row in rows], IGNORE_INDEX)[:, 1:].to(model.device)
+    supervised = (targets != IGNORE_INDEX).nonzero()  # shape (supervised tokens, 2): row and position
+    uses_decoder = in_chunks and inputs["input_ids"].numel() > LOGIT_CHUNK_TOKENS
+    compute_at = (run_decoder if uses_decoder else compute_logits)(model, inputs)
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
+    for start in range(0, len(supervised), LOGIT_CHUNK_TOKENS):
+        row_numbers, positions = supervised[start : start + LOGIT_CHUNK_TOKENS].T
+        logits = compute_at(row_numbers, positions).float()
+        token_losses = torch.nn.functional.cross_entropy(logits, targets[row_numbers, positions], reduction="none")
+        sums.index_add_(0, row_numbers, token_losses.double())
+    return sums.tolist(), (targets != IGNORE_INDEX).sum(1).tolist()
 
 
 def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -32,6 +32,8 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+    key_value_size: int
+    """Elements of the keys of a token in a layer, and of its values."""
     max_positions: int | None = None
     """Maximum length of a text in tokens, if it is limited."""
 
@@ -49,6 +51,7 @@ def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
         hidden_size=text_config.hidden_size,
         intermediate_size=_get_intermediate_size(text_config),
         vocab_size=meta_model.get_input_embeddings().weight.shape[0],
+        key_value_size=_compute_key_value_size(text_config),
         max_positions=get_max_positions(meta_model.config),
     )
 
@@ -86,3 +89,12 @@ def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel) -> l
 def _get_intermediate_size(text_config: PreTrainedConfig) -> int:
     """Return the width of the feed-forward layers, which is four times the hidden size if the config has none."""
     return int(text_config.to_dict().get("intermediate_size") or 4 * text_config.hidden_size)
+
+
+def _compute_key_value_size(text_config: PreTrainedConfig) -> int:
+    """Return the number of key-value heads times their size. Without these fields it is at most the hidden size."""
+    values = text_config.to_dict()
+    heads = values.get("num_attention_heads")
+    key_value_heads = values.get("num_key_value_heads") or heads
+    head_size = values.get("head_dim") or (text_config.hidden_size // heads if heads else None)
+    return int(key_value_heads * head_size) if key_value_heads and head_size else int(text_config.hidden_size)

@@ -39,7 +39,10 @@ class MemoryReport(Model):
     """Logits of the tokens that the loss processes at once."""
     context: int
     """The CUDA context."""
+    evaluation: int
+    """Peak of the evaluation after the training, with base model, adapter and context."""
     total: int
+    """The sum of the parts of the training, or the peak of the evaluation if that is more."""
     fits: dict[int, bool]
     """For each GPU size in GB, whether the run fits."""
 

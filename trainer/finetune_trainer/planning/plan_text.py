@@ -50,12 +50,14 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
-    sizes = memory.model_dump(exclude={"total", "fits"})
+    sizes = memory.model_dump(exclude={"total", "fits", "evaluation"})
     yield (
         "GPU memory",
         f"~ {format_bytes(memory.total)}: "
         + ", ".join(f"{name} {format_bytes(byte_count)}" for name, byte_count in sizes.items()),
     )
+    if memory.evaluation == memory.total:
+        yield "peak", f"~ {format_bytes(memory.evaluation)} in the evaluation, which needs more than the training"
     fitting_sizes = [f"{size} GB" for size, fits in memory.fits.items() if fits]
     yield (
         "fits a GPU of",

@@ -12,7 +12,9 @@ from peft.tuners.lora import LoraLayer
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling import loading as models
+from finetune_trainer.modeling.batch_limits import limit_loss_tokens
 from finetune_trainer.modeling.generation import ignore_model_config
+from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.publishing.export import export_generation_config, export_tokenizer
 from finetune_trainer.publishing.merge_check import MergeChecker
@@ -59,7 +61,8 @@ def merge_adapter(merge_inputs: MergeInputs, loaded: LoadedModel, target: Path) 
     differs from base model and adapter.
     """
     precision = resolve_precision(merge_inputs.config)
-    checker = MergeChecker(merge_inputs.texts, precision, merge_inputs.heartbeat)
+    max_tokens = limit_loss_tokens(merge_inputs.config, get_max_positions(loaded.model.config))
+    checker = MergeChecker(merge_inputs.texts, precision, merge_inputs.heartbeat, max_tokens)
     losses_before = checker.measure_before_merge(loaded.model)
     _save_merged_model(
         merge_weights(loaded.model, merge_inputs.heartbeat), loaded.tokenizer, merge_inputs.model_dir, target

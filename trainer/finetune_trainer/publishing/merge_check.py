@@ -11,6 +11,7 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.catastrophic_forgetting import tokenize_general_text
 from finetune_trainer.evaluation.prompts import select_evenly
+from finetune_trainer.modeling.batch_limits import MAX_LOSS_TOKENS
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.precision import autocast_like_training
 from finetune_trainer.records.manifest import MergedLosses
@@ -56,6 +57,7 @@ class MergeChecker:
     precision: str
     heartbeat: Callable[[], None]
     """Called after each batch."""
+    max_batch_tokens: int = MAX_LOSS_TOKENS
 
     def measure_before_merge(self, model: PeftModel) -> dict[str, tuple[float, float]]:
         """Return the losses of the base model and of base model with adapter, by kind of text."""
@@ -76,7 +78,10 @@ class MergeChecker:
 
     def _measure_losses(self, model: PeftModel | PreTrainedModel) -> dict[str, float]:
         with autocast_like_training(model.device, self.precision):
-            return {kind: compute_losses(model, rows, self.heartbeat).mean for kind, rows in self.texts.items()}
+            return {
+                kind: compute_losses(model, rows, self.heartbeat, self.max_batch_tokens).mean
+                for kind, rows in self.texts.items()
+            }
 
 
 def check_merged_losses(kind: str, merged_losses: MergedLosses, tolerance: MergeTolerance) -> None:

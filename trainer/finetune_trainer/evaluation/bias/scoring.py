@@ -19,6 +19,7 @@ from finetune_trainer.evaluation.bias.analysis import LogLikelihood, compute_pre
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
 from finetune_trainer.evaluation.findings import BiasPreferences
 from finetune_trainer.evaluation.prompts import extract_prompt, select_evenly
+from finetune_trainer.modeling.batch_limits import MAX_LOSS_TOKENS
 from finetune_trainer.modeling.generation import CompletionDecoder
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.positions import get_max_positions
@@ -48,6 +49,7 @@ class BiasScorer:
     tokenizer: PreTrainedTokenizerBase
     settings: BiasEvaluation
     heartbeat: Callable[[], None]
+    max_batch_tokens: int = MAX_LOSS_TOKENS
 
     def measure_bias(
         self, pairs: Sequence[SentencePair], training_rows: datasets.Dataset, validation_rows: datasets.Dataset | None
@@ -81,7 +83,7 @@ class BiasScorer:
         ]
 
     def _compute_likelihoods(self, texts: Sequence[LabeledTokens]) -> list[LogLikelihood]:
-        row_losses = compute_losses(self.model, texts, self.heartbeat)
+        row_losses = compute_losses(self.model, texts, self.heartbeat, self.max_batch_tokens)
         return [
             LogLikelihood(-loss, token_count)
             for loss, token_count in zip(row_losses.sums, row_losses.token_counts, strict=True)

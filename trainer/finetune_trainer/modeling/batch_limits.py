@@ -1,0 +1,22 @@
+"""Limits of the batches of the evaluation, so that it needs at most the memory of a training step. Without torch, so
+that `plan` can count them."""
+
+from __future__ import annotations
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.modeling.positions import limit_max_length
+
+LOGIT_CHUNK_TOKENS = 256
+"""Number of supervised tokens whose logits are in memory at once, as in TRL's chunked loss."""
+MAX_LOSS_TOKENS = 2048
+"""Tokens of a batch whose losses are computed, including padding. A longer row is a batch of its own."""
+MAX_GENERATION_PROMPTS = 8
+"""Prompts that are answered at once."""
+MAX_GENERATION_TOKENS = 4096
+"""Tokens of prompts and answers in the key-value cache, including padding. A longer prompt is a batch of its own."""
+
+
+def limit_loss_tokens(config: TrainerConfig, positions: int | None) -> int:
+    """Return the maximum number of tokens of a batch, which is at most that of a forward pass of the training."""
+    limited = limit_max_length(config, positions)
+    return min(MAX_LOSS_TOKENS, limited.training.batch_size * limited.model.max_length)
