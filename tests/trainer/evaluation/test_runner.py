@@ -158,8 +158,10 @@ def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypat
 
 def test_evaluate_sample_answers_are_redacted(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
+    from finetune_trainer.modeling.generation import Answer
 
-    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    answer = Answer("Ask ann@example.com.", "")
+    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: [answer] * len(prompts))
     prompt = "Is bob@example.com right?"
     [shown] = train_and_evaluate(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt
