@@ -99,16 +99,21 @@ def test_job_config_special_text_is_not_expanded(build: type[Builders], text: st
     assert _get_container(job)["args"] == ["run"]
 
 
+MAX_ENVIRONMENT_STRING = 32 * 4096 - 1
+"""Bytes of a variable with its name that Linux passes to a program (`MAX_ARG_STRLEN`, without the final null)."""
+
+
 def test_job_config_maximal_spec_fits_one_variable(build: type[Builders]) -> None:
     def uri(filler: str) -> str:
         return "s3://bucket/" + filler * ((1024 - 12) // len(filler.encode()))
 
     names = ("system", "prompt", "completion", "chosen", "rejected", "label")
+    line = "{%- if message['role'] == \"assistant\" %}$\n"
+    template = line * (32768 // len(line))
     for filler in ('"', "$", "ü", "\U0001f600"):
         fields = dict.fromkeys(names, "\U00020000" * 32)
         source = {"uri": uri(filler), "format": "promptCompletion", "limit": 10**9, "fields": fields}
         validation = {"sources": [source] * 4}
-        template = filler * (8192 // len(filler.encode()))
         spec = {
             "model": {"uri": uri(filler), "adapterURI": uri(filler), "chatTemplate": template},
             "dataset": {"sources": [source] * 16, "validation": validation},
@@ -116,7 +121,9 @@ def test_job_config_maximal_spec_fits_one_variable(build: type[Builders]) -> Non
         }
         storage = {"endpoint": "https://" + "e" * 504, "region": "r" * 64}
         job = _build_job(build, {**spec, "output": {"uri": uri(filler)}, "storage": storage})
-        assert len(_get_environment(job)["FINETUNE_CONFIG"].encode()) < 96 * 1024, filler
+        assert len(_get_environment(job)["FINETUNE_CONFIG"].encode()) < MAX_ENVIRONMENT_STRING - len(
+            "FINETUNE_CONFIG="
+        ), filler
 
 
 def test_job_gpus_are_added_to_user_resources(build: type[Builders]) -> None:

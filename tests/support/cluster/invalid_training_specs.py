@@ -74,7 +74,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "adapter on the hub": ({"spec.model.adapterURI": "hf://a/b"}, "spec.model.adapterURI", "should match"),
     "adapter with ..": ({"spec.model.adapterURI": "s3://adapters/../x"}, "spec.model", "must not contain '..'"),
     "unknown quantization": ({"spec.model.quantization": "int4"}, "spec.model.quantization", "Unsupported value"),
-    "long template": ({"spec.model.chatTemplate": "ü" * 4097}, "spec.model", "must not be longer than 8192 bytes"),
+    "long template": ({"spec.model.chatTemplate": "ü" * 16385}, "spec.model", "must not be longer than 32768 bytes"),
     "preferences for sft": ({f"{SOURCE}.format": "preference"}, "spec", "method sft cannot use format preference"),
     "messages for dpo": (
         {f"{SOURCE}.format": "messages", "spec.training.method": "dpo"}, "spec", "dpo and kto need preference data",

@@ -31,6 +31,7 @@ COMMAND_R = (
     "{% else %}<|USER_TOKEN|>{{ m.content }}{% endif %}<|END_OF_TURN_TOKEN|>{% endfor %}"
     "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{% endif %}"
 )
+THREE_ENDS_TEMPLATE = COMMAND_R.replace("<|END_RESPONSE|>", "<|END_RESPONSE|><|END_ACTION|>")
 PHI3 = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
@@ -174,6 +175,19 @@ FAMILIES: dict[str, tuple[TemplateFamily, list[str], list[str], str | None]] = {
         ["1<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "2<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"],
         ["<|END_OF_TURN_TOKEN|>", "<|endoftext|>"],
         "<|END_OF_TURN_TOKEN|>",
+    ),
+    "three end tokens": (
+        TemplateFamily(
+            THREE_ENDS_TEMPLATE,
+            special_tokens=("<|END_RESPONSE|>", "<|END_ACTION|>", "<|END_OF_TURN_TOKEN|>"),
+            eos_token="<|END_OF_TURN_TOKEN|>",
+        ),
+        [
+            "1<|END_RESPONSE|><|END_ACTION|><|END_OF_TURN_TOKEN|>",
+            "2<|END_RESPONSE|><|END_ACTION|><|END_OF_TURN_TOKEN|>",
+        ],
+        ["<|END_OF_TURN_TOKEN|>"],
+        None,
     ),
     "Phi 3": (
         TemplateFamily(PHI3, special_tokens=("<|end|>",)),

@@ -56,7 +56,7 @@ def test_prepare_row_of_max_length_is_kept(tmp_path: Path) -> None:
 def test_prepare_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:
     template = (
         "{% if messages[0].content == 'quiet' %}hush{% else %}"
-        "{% generation %}{{ messages[1].content }}{% endgeneration %}{% endif %}"
+        "{{ messages[0].content }}{% generation %}{{ messages[1].content }}{% endgeneration %}{% endif %}"
     )
     file = write_rows(tmp_path / "a", [chat("loud", "a b c"), chat("quiet", "a"), chat("quiet", "b")])
     report = prepare_files(tmp_path, file, template=template).report

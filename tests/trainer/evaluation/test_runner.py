@@ -138,12 +138,13 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
 def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
     from finetune_trainer.evaluation.prompts import EvaluationPrompt
+    from finetune_trainer.modeling.generation import Answer
 
     ask, calls = scoring.extract_prompt, count()
     monkeypatch.setattr(
         scoring,
         "extract_prompt",  # of one row all, with its term, is the prompt
-        lambda ids, *more: EvaluationPrompt(list(ids), "") if next(calls) == 5 else ask(ids, *more),
+        lambda ids, *more: EvaluationPrompt(list(ids), Answer("", "")) if next(calls) == 5 else ask(ids, *more),
     )
     report = run(
         rows=BALANCED, validate=True, **TRAINING_SETTINGS | {"maxSteps": 1}, evaluation={"bias": {}}
@@ -157,8 +158,10 @@ def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypat
 
 def test_evaluate_sample_answers_are_redacted(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation import runner
+    from finetune_trainer.modeling.generation import Answer
 
-    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: ["Ask ann@example.com."] * len(prompts))
+    answer = Answer("Ask ann@example.com.", "")
+    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: [answer] * len(prompts))
     prompt = "Is bob@example.com right?"
     [shown] = train_and_evaluate(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
     assert shown.prompt == prompt

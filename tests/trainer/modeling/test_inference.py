@@ -80,7 +80,7 @@ def test_inference_is_greedy_despite_generation_config(
     base.generation_config = generation_config = GenerationConfig(eos_token_id=original_config.eos_token_id, **settings)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"])) if adapted else base
     try:
-        assert TextGenerator(model, tokenizer(), NEW).generate(PROMPTS) == expected
+        assert [answer.text for answer in TextGenerator(model, tokenizer(), NEW).generate(PROMPTS)] == expected
         assert base.generation_config is generation_config
     finally:
         if adapted:
@@ -120,6 +120,6 @@ def test_inference_stops_at_last_position() -> None:
     shape = GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=None)
     model = GPT2LMHeadModel(shape).eval()
     prompts = [[40 + index % 9 for index in range(length)] for length in (3, 60, 64, 90, 63, 61)]
-    answers = TextGenerator(model, words, 8).generate(prompts)
+    answers = [answer.text for answer in TextGenerator(model, words, 8).generate(prompts)]
     rooms = [8, 4, 0, 0, 1, 3]
     assert answers == [decode_text(decode_greedily(model, *case)) for case in zip(prompts, rooms, strict=True)]

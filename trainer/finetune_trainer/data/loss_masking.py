@@ -70,6 +70,9 @@ class TokenizedConversation:
     """`input_ids[i]` or `IGNORE_INDEX` for each token, in shape (tokens,). Not shifted: the model shifts them."""
     answer_start: int = 0
     """Index of the first token of the last answer."""
+    end_token_id: int | None = None
+    """Last token of the last answer, or None without an answer. Unlike the last label, it is the same for all values of
+    `loss`."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -204,18 +207,20 @@ class LossMasker:
             )
 
     def _apply_loss_mask(self, conversation: RenderedConversation, tokens: _TokenOffsets) -> TokenizedConversation:
-        ids, answer_start = tokens.ids, 0
+        ids, answer_start, answer_end = tokens.ids, 0, 0
         labels = self._init_labels(ids)
         for answer_span in conversation.answer_spans:
-            answer_start, end = _find_supervised_span(tokens, answer_span)
-            labels[answer_start:end] = ids[answer_start:end]
+            answer_start, answer_end = _find_supervised_span(tokens, answer_span)
+            labels[answer_start:answer_end] = ids[answer_start:answer_end]
+        end_token_id = ids[answer_end - 1] if answer_end > answer_start else None
         if conversation.needs_eos:
-            ids, labels = [*ids, self._tokenizer.eos_token_id], [*labels, self._tokenizer.eos_token_id]
+            end_token_id = self._tokenizer.eos_token_id
+            ids, labels = [*ids, end_token_id], [*labels, end_token_id]
         if conversation.is_untemplated and ids[: len(self._bos_ids)] != self._bos_ids:
             ids, labels = [*self._bos_ids, *ids], [*self._init_labels(self._bos_ids), *labels]
             answer_start += len(self._bos_ids)
         labels[:1] = [IGNORE_INDEX] * len(labels[:1])  # no token precedes the first one, so it cannot be predicted
-        return TokenizedConversation(ids, labels, answer_start)
+        return TokenizedConversation(ids, labels, answer_start, end_token_id)
 
     def _init_labels(self, ids: list[int]) -> list[int]:
         return list(ids) if self._supervise_all else [IGNORE_INDEX] * len(ids)

@@ -9,8 +9,8 @@ row for near-duplicates, which are limited to `deduplication.MAX_NEAR_DUPLICATE_
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from finetune_trainer.data.deduplication import (
 from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
+from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.row_types import SourceFile
@@ -70,6 +71,10 @@ class PreparedData:
     """Folds of `dataset`, or None without cross-validation."""
     held_out_fold: datasets.Dataset | None = None
     """Rows to measure the loss on after training on the other folds."""
+    rewritten: RewrittenRows = field(default_factory=RewrittenRows)
+    """Rows with words that the chat template removes or rewrites."""
+    answer_ends: Mapping[int, int] = field(default_factory=dict)
+    """Number of answers by the token that ends them, without answers of truncated rows."""
 
     @property
     def digest(self) -> str:
@@ -100,7 +105,8 @@ def prepare_dataset(
 
     Raises `DATA_INVALID` if too many rows are invalid (the message names the first ones), or if the rows cannot be
     split as configured; `DATASET_EMPTY` if no row is left; `CONFIG_INVALID` if there are too many rows for
-    near-duplicate search; `MODEL_INVALID` if the tokenizer is not suitable.
+    near-duplicate search; `MODEL_INVALID` if the tokenizer is not suitable; `MODEL_UNSUPPORTED` if the chat template
+    rewrites too many rows.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     boilerplate = _find_boilerplate(config, files, encoding.schema)
@@ -139,6 +145,7 @@ def _split_rows(
         training_writer.stats.compute_totals(held_out_rows),
         files.digest,
     )
+    context.ledger.check_rewritten_rows()
     dataset, validation = _split_dataset(training_writer, held_out_rows, validation_rows)
     return PreparedData(
         dataset,
@@ -147,6 +154,8 @@ def _split_rows(
         context.ledger.rejections.examples,
         training_writer.stats.compute_length_histogram(),
         _build_folds(config, training_writer, held_out_rows),
+        rewritten=context.ledger.rewritten_rows.get_result(),
+        answer_ends=context.ledger.answer_ends,
     )
 
 

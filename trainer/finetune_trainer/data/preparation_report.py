@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.data.pii import PII_KINDS
 from finetune_trainer.data.rejections import Rejections, RowErrors
+from finetune_trainer.data.rewritten_text import RewrittenRowCounter
 from finetune_trainer.data.row_types import RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import format_share
 from finetune_trainer.records.evaluation import LengthBin
 
 if TYPE_CHECKING:
@@ -91,9 +94,13 @@ class RowLedger:
         self, config: TrainerConfig, object_uris: Sequence[str], limits: LengthLimits, rejections: Rejections
     ) -> None:
         self.rejections = rejections
+        self.rewritten_rows = RewrittenRowCounter()
+        self.answer_ends: Counter[int] = Counter()
+        """Number of answers by the token that ends them, without answers of truncated rows."""
         self._object_uris = object_uris
         self._limits = limits
         self._max_invalid_fraction = config.dataset.preparation.max_invalid_fraction
+        self._max_rewritten_fraction = config.dataset.preparation.max_rewritten_fraction
         self._overlong_rows = RowErrors()
         self._max_length = 0
 
@@ -108,6 +115,17 @@ class RowLedger:
         if self.rejections.invalid.count > self._max_invalid_fraction * row_count:
             self.rejections.invalid.raise_if_any(row_count)
         self._overlong_rows.raise_if_any(row_count)
+
+    def check_rewritten_rows(self) -> None:
+        """Raise `MODEL_UNSUPPORTED` if the chat template rewrites too many of the rows that are not rejected."""
+        rewritten = self.rewritten_rows.get_result()
+        if rewritten.count > self._max_rewritten_fraction * rewritten.rows:
+            raise TrainerError(
+                Reason.MODEL_UNSUPPORTED,
+                f"{rewritten.summary}; at most {format_share(self._max_rewritten_fraction, 1)} may be rewritten; use a "
+                "chat template that keeps all words (model.chatTemplate), remove these words from the data, or raise "
+                "dataset.preparation.maxRewrittenFraction",
+            )
 
     def build_report(
         self, row_count: int, validation_count: int, totals: Mapping[str, int], digest: str

@@ -19,6 +19,7 @@ from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation,
 from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
+from finetune_trainer.data.rewritten_text import find_removed_text
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
@@ -57,6 +58,8 @@ class PendingRow:
     stats: dict[str, int] = field(default_factory=dict)
     original: Row | None = None
     """Row from which augmentation made this one, or None for a row of the data."""
+    removed_text: str | None = None
+    """Words of the row that its rendered text lacks, or None if there are none."""
 
 
 _TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
@@ -161,13 +164,15 @@ class SplitWriter:
                 )
 
     def _render_row(self, pending_row: PendingRow) -> list[RenderedConversation]:
+        conversations = list_conversations(pending_row.row)
         try:
-            return [
-                self._context.loss_masker.render(conversation) for conversation in list_conversations(pending_row.row)
-            ]
+            rendered = [self._context.loss_masker.render(conversation) for conversation in conversations]
         except RowError as error:
             self._context.ledger.rejections.reject_invalid(pending_row.location, error)
             return []
+        removed_texts = map(find_removed_text, conversations, rendered)
+        pending_row.removed_text = next((text for text in removed_texts if text is not None), None)
+        return rendered
 
     def _collect_accepted_rows(
         self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
@@ -181,6 +186,7 @@ class SplitWriter:
             self._context.ledger.record_length(pending_row.location, tokenized_row.length)
             if self._accept_row(pending_row, tokenized_row):
                 self._record_stats(pending_row, tokenized_row)
+                self._record_answers(pending_row, [] if tokenized_row.is_truncated else row_conversations)
                 yield tokenized_row
 
     def _accept_row(self, pending_row: PendingRow, tokenized_row: TokenizedRow) -> bool:
@@ -199,6 +205,14 @@ class SplitWriter:
             "truncated": int(tokenized_row.is_truncated),
         }
         self.stats.add({**pending_row.stats, **counts})
+
+    def _record_answers(self, pending_row: PendingRow, conversations: Sequence[TokenizedConversation]) -> None:
+        """Record how a row was rendered, and the ends of its answers: those of truncated rows are not given."""
+        if pending_row.original is None:
+            self._context.ledger.rewritten_rows.add(pending_row.location, pending_row.removed_text)
+        self._context.ledger.answer_ends.update(
+            conversation.end_token_id for conversation in conversations if conversation.end_token_id is not None
+        )
 
     def _reject_for(self, reason: str | None, pending_row: PendingRow) -> bool:
         """Reject the row if there is a reason. Return whether it is rejected."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
-from finetune_trainer.modeling.generation import CompletionDecoder
+from finetune_trainer.modeling.generation import Answer, CompletionDecoder
 
 if TYPE_CHECKING:
     import datasets
@@ -19,7 +19,12 @@ class EvaluationPrompt:
     """A prompt in tokens, and the answer to it in the data."""
 
     prompt: list[int]
-    reference: str
+    answer: Answer
+
+    @property
+    def reference(self) -> str:
+        """The text that metrics compare answers with: without reasoning and markers of the chat template."""
+        return self.answer.final
 
 
 def extract_prompt(

@@ -24,12 +24,8 @@ from finetune_trainer.evaluation.losses import (
 )
 from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
 from finetune_trainer.modeling.batch_limits import limit_loss_tokens
-from finetune_trainer.modeling.generation import TextGenerator
-from finetune_trainer.modeling.likelihood import (
-    LabeledTokens,
-    compute_losses,
-    measure_base_and_tuned,
-)
+from finetune_trainer.modeling.generation import Answer, TextGenerator
+from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
@@ -189,16 +185,18 @@ def _measure_answers(
     prompts = extract_prompts(_require_validation(inputs), tokenizer, settings.max_samples)
     base, tuned = _generate_with_both(inputs, [prompt.prompt for prompt in prompts], heartbeat)
     references = [prompt.reference for prompt in prompts]
-    measures, results.confusion = task_metrics.measure_task(task, references, base, tuned)
+    measures, results.confusion = task_metrics.measure_task(
+        task, references, [answer.final for answer in base], [answer.final for answer in tuned]
+    )
     results.measures += measures
     results.missing += task_metrics.list_missing(task, references)
     results.missing += list_cut_answers(references, tokenizer, settings.max_new_tokens)
     results.samples = [
         Sample(
             prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
-            reference=redact_pii(prompt.reference, PII_KINDS),
-            base=redact_pii(base_answer, PII_KINDS),
-            tuned=redact_pii(tuned_answer, PII_KINDS),
+            reference=redact_pii(prompt.answer.text, PII_KINDS),
+            base=redact_pii(base_answer.text, PII_KINDS),
+            tuned=redact_pii(tuned_answer.text, PII_KINDS),
         )
         for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
     ]
@@ -219,14 +217,18 @@ def _generate_samples(
         )
     base, tuned = _generate_with_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
     return [
-        Sample(prompt=prompt, base=redact_pii(base_answer, PII_KINDS), tuned=redact_pii(tuned_answer, PII_KINDS))
+        Sample(
+            prompt=prompt,
+            base=redact_pii(base_answer.text, PII_KINDS),
+            tuned=redact_pii(tuned_answer.text, PII_KINDS),
+        )
         for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
     ]
 
 
 def _generate_with_both(
     inputs: EvaluationInput, prompts: Sequence[Sequence[int]], heartbeat: Callable[[], None]
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[Answer], list[Answer]]:
     """Return the answers of the base model and of the tuned model."""
     model = inputs.loaded_model.model
     generator = TextGenerator(model, inputs.loaded_model.tokenizer, inputs.config.evaluation.max_new_tokens, heartbeat)

@@ -21,18 +21,44 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+_END_OF_REASONING = "</think>"
+_FINAL_MARKERS = (_END_OF_REASONING, "<|message|>")
+"""Tokens that the final part of an answer follows: in `<think>…</think>`, and after the channel's name in gpt-oss."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of an answer."""
+
+    text: str
+    """The whole text, with reasoning and what the chat template writes around it."""
+    final: str
+    """The text after the reasoning, without markers of the chat template such as an empty `<think>` block. It is all of
+    the text if the answer has no reasoning, or does not end its reasoning."""
+
+
 class CompletionDecoder:
     """Decodes the tokens of an answer, up to the first token that ends it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] | None = None) -> None:
         self._tokenizer = tokenizer
         self._end_ids = frozenset(get_stop_token_ids(tokenizer) if end_ids is None else end_ids)
+        vocabulary = tokenizer.get_vocab()
+        self._final_marker_ids = {vocabulary[token] for token in _FINAL_MARKERS if token in vocabulary}
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> Answer:
         """Return the answer without its end token, special tokens and surrounding whitespace."""
         # The end is cut off by its ID: skip_special_tokens keeps tokens that are not marked as special.
         answer_ids = list(takewhile(lambda token: token not in self._end_ids, ids))
-        return str(self._tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
+        text = self._decode_text(answer_ids)
+        final_start = max(
+            (index + 1 for index, id_ in enumerate(answer_ids) if id_ in self._final_marker_ids), default=0
+        )
+        final_text = self._decode_text(answer_ids[final_start:]) if final_start else text
+        return Answer(text, final_text.rpartition(_END_OF_REASONING)[2].strip())
+
+    def _decode_text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 @dataclass(frozen=True)
@@ -49,10 +75,10 @@ class TextGenerator:
     heartbeat: Callable[[], None] = lambda: None
     """Called after each batch."""
 
-    def generate(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+    def generate(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """Return one answer for each prompt, which is given in tokens."""
         self.model.eval()
-        completions, config = [""] * len(prompts), _build_greedy_config(self.model, self.tokenizer)
+        completions, config = [Answer("", "")] * len(prompts), _build_greedy_config(self.model, self.tokenizer)
         decoder = CompletionDecoder(self.tokenizer, config.eos_token_id or ())
         for token_limit, batch in self._batch_prompts(prompts):
             config.max_new_tokens = token_limit
@@ -109,7 +135,7 @@ def generate_completions(
     tokenizer = load_tokenizer(adapter_dir or model_dir)
     model = _load_for_inference(model_dir, adapter_dir)
     encoded_prompts = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    return TextGenerator(model, tokenizer, max_new_tokens).generate(encoded_prompts)
+    return [answer.text for answer in TextGenerator(model, tokenizer, max_new_tokens).generate(encoded_prompts)]
 
 
 def _load_for_inference(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:

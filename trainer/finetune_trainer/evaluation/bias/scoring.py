@@ -102,7 +102,7 @@ class BiasScorer:
         decoder = CompletionDecoder(self.tokenizer)
         prompts = [extract_prompt(row["input_ids"], row["labels"], decoder) for row in rows]
         texts = [
-            PromptCompletion(self.tokenizer.decode(prompt.prompt), prompt.reference) for prompt in prompts if prompt
+            PromptCompletion(self.tokenizer.decode(prompt.prompt), prompt.answer.text) for prompt in prompts if prompt
         ]
         for category in [*CATEGORIES, *([USER_CATEGORY] if self.settings.terms else [])]:
             swapped = [(text, swap_row_terms(text, category, self.settings.terms)) for text in texts]

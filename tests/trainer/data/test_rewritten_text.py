@@ -1,0 +1,108 @@
+"""Rows with words that the chat template removes or rewrites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.trainer.chat_template_families import LLAMA3
+from tests.support.trainer.data_preparation import build_config, prepare_rows
+from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, import_libraries
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.rewritten_text import RewrittenRows
+from finetune_trainer.errors import TrainerError
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
+
+KEEP_ALL = {"maxRewrittenFraction": 1}
+THINKING = "<think>\nI add.\n</think>\n\n4"
+THINKING_TURNS = chat("2+2", THINKING, "3+3", THINKING.replace("4", "6"))
+THINKING_PROMPT = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+NO_SYSTEM_TEMPLATE = CHATML.replace(
+    "{% for m in messages %}", "{% for m in messages if m.role in ['user', 'assistant'] %}"
+)
+TOOL_TURNS = [*chat("Weather?", "I call a tool")["messages"], {"role": "tool", "content": '{"sky": "clear"}'}]
+TOOL_ROW = {"messages": [*TOOL_TURNS, {"role": "assistant", "content": "Sunny"}]}
+# Template (the name of one of TRL, or its source), row, and the words that the template removes.
+ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "DeepSeek R1": ("deepseek_r1_distill_chat_template", chat("2+2", THINKING), "<think> I add. </think>"),
+    "DeepSeek V3": ("deepseekv3_chat_template", chat("2+2", THINKING), "<think> I add. </think>"),
+    "DeepSeek R1, for training": ("deepseek_r1_distill_training_chat_template", chat("2+2", THINKING), ""),
+    "Qwen 3": ("qwen3_chat_template", chat("2+2", THINKING), ""),
+    "Qwen 3, two turns": ("qwen3_chat_template", THINKING_TURNS, "<think> I add. </think>"),
+    "Qwen 3, two turns without reasoning": ("qwen3_chat_template", chat("2+2", "4", "3+3", "6"), ""),
+    "Qwen 3, for training": ("qwen3_training_chat_template", THINKING_TURNS, ""),
+    "GLM 4 MoE": ("glm4moe_chat_template", THINKING_TURNS, "I add."),
+    "gpt-oss": ("gptoss_chat_template", chat("2+2", "4", system="Be terse."), ""),
+    "start of the answer in the generation prompt": (THINKING_PROMPT, chat("2+2", THINKING), ""),
+    "whitespace": (LLAMA3, chat("Hi", " Hello\n\n"), ""),
+    "lower case": (CHATML.replace("content", "content | lower"), chat("hi", "this is Paris"), "Paris"),
+    "replaced word": (CHATML.replace("content", "content | replace('red', '')"), chat("hi", "a red cat"), "red"),
+    "repeated word": (CHATML.replace("content", "content | replace('no no', 'no')"), chat("hi", "no no"), "no"),
+    "markers": (MARKED_CHATML.replace("{{ m.content }}", "{{ m.content[:5] }}"), chat("a", "one two"), "two"),
+    "no system turn": (NO_SYSTEM_TEMPLATE, chat("Hi", "Hello", system="Be terse."), "Be terse."),
+    "no tool turn": (NO_SYSTEM_TEMPLATE, TOOL_ROW, '{"sky": "clear"}'),
+    "tool turn as JSON": (CHATML.replace("m.content", "m.content | tojson"), TOOL_ROW, ""),
+    "user turn after the last answer": (CHATML.replace("<|im_end|>", " [/END]"), chat("Hi", "Hello", "Bye"), ""),
+}
+
+
+@pytest.mark.parametrize(("template", "row", "removed"), ROWS.values(), ids=ROWS)
+def test_rewritten_row_is_counted_with_removed_words(
+    tmp_path: Path, template: str, row: dict[str, Any], removed: str
+) -> None:
+    import_libraries()
+    from trl import chat_template_utils
+
+    source = vars(chat_template_utils).get(template, template)
+    prepared = prepare_rows(tmp_path, [row], build_config(max_length=1000, preparation=KEEP_ALL), template=source)
+    expected = RewrittenRows(1, 1, "s3://data/train.jsonl line 1", removed) if removed else RewrittenRows(0, 1)
+    assert prepared.rewritten == expected
+
+
+LOWER_CASE = CHATML.replace("content", "content | lower")
+DATA_IN_TWO_CASES = [chat(f"question {number}", "Yes" if number < 3 else "no") for number in range(200)]
+
+
+def test_rewritten_rows_above_limit_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(tmp_path, DATA_IN_TWO_CASES, build_config(), template=LOWER_CASE)
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert str(caught.value) == (
+        "3 of 200 rows (1.5 %): the chat template removes or rewrites words of the data, such as "
+        '"Yes" in s3://data/train.jsonl line 1; at most 1 % may be rewritten; use a chat template that keeps all words '
+        "(model.chatTemplate), remove these words from the data, or raise dataset.preparation.maxRewrittenFraction"
+    )
+
+
+def test_rewritten_rows_up_to_limit_are_trained(tmp_path: Path) -> None:
+    prepared = prepare_rows(tmp_path, DATA_IN_TWO_CASES[2:], build_config(), template=LOWER_CASE)
+    assert (prepared.rewritten.count, prepared.rewritten.rows, prepared.report.kept) == (1, 198, 198)
+
+
+def test_rewritten_row_that_is_rejected_is_not_counted(tmp_path: Path) -> None:
+    rows = [chat("hi", "Yes"), chat("hi", "Yes"), chat("long", "Yes " * 400), chat("b", "no")]
+    rewritten = prepare_rows(tmp_path, rows, build_config(preparation=KEEP_ALL), template=LOWER_CASE).rewritten
+    assert (rewritten.count, rewritten.rows) == (1, 2)
+
+
+def test_rewritten_example_has_no_personal_data(tmp_path: Path) -> None:
+    rows = [chat("hi", "Write to Ada@Example.com")]
+    rewritten = prepare_rows(tmp_path, rows, build_config(preparation=KEEP_ALL), template=LOWER_CASE).rewritten
+    assert rewritten.removed == "Write"
+    rows = [chat("hi", "Ada@Example.com")]
+    rewritten = prepare_rows(tmp_path / "2", rows, build_config(preparation=KEEP_ALL), template=LOWER_CASE).rewritten
+    assert "Ada@Example.com" not in rewritten.removed
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_rewritten_preference_is_counted(tmp_path: Path, method: str) -> None:
+    import_libraries()
+    from trl.chat_template_utils import deepseek_r1_distill_chat_template
+
+    settings = build_config({"method": method, "batchSize": 2}, preparation=KEEP_ALL)
+    rows = [{"prompt": "2+2", "chosen": "4", "rejected": THINKING}]
+    rewritten = prepare_rows(tmp_path, rows, settings, template=deepseek_r1_distill_chat_template).rewritten
+    assert (rewritten.count, rewritten.removed) == (1, "<think> I add. </think>")
