@@ -29,8 +29,8 @@ def train(
     - with a held-out fold, `leftOutLoss`, the loss on it
     - with folds, `crossValidationLoss` and `crossValidationDeviation`
 
-    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, `MODEL_INVALID` if the tokenizer does not match the model or the loss
-    does not match its logits, and `CONFIG_INVALID` if the model does not support packing.
+    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, `MODEL_INVALID` if the tokenizer does not match the model, and
+    `MODEL_UNSUPPORTED` or `CONFIG_INVALID` if a check before the first step fails.
     """
     check_vocabulary(loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0])
     if prepared.folds is None:

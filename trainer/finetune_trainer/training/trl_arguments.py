@@ -44,7 +44,7 @@ def build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # the default hides NaN behind a plausible loss
         "save_strategy": "no",  # callbacks of the session request checkpoints
-        "ddp_find_unused_parameters": False,  # every trainable weight has a gradient in every step
+        "ddp_find_unused_parameters": False,  # the preflight checks that all trained parameters have a gradient
         "report_to": "none",
         "disable_tqdm": True,
     }

@@ -74,16 +74,13 @@ class SFT(TrainingMethod):
     def run_preflight(
         self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
     ) -> list[PreflightFinding]:
-        from finetune_trainer.training.preflight.loss import LossCheck
         from finetune_trainer.training.preflight.packing import PackingCheck
 
-        sft_trainer = cast("TokenizedSFTTrainer", trainer)
         config, rows = inputs.config, inputs.prepared.dataset
-        findings = [LossCheck(sft_trainer, config, rows, self.build_collator(inputs), heartbeat).run()]
-        if config.training.packing:
-            pad_token_id = inputs.loaded.tokenizer.pad_token_id
-            findings += PackingCheck(sft_trainer, config, rows, pad_token_id, heartbeat).run()
-        return findings
+        if not config.training.packing:
+            return []
+        pad_token_id = inputs.loaded.tokenizer.pad_token_id
+        return PackingCheck(cast("TokenizedSFTTrainer", trainer), config, rows, pad_token_id, heartbeat).run()
 
 
 def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:

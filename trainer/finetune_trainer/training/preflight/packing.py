@@ -23,7 +23,12 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
-from finetune_trainer.training.preflight.loss import MAX_ROWS, evaluation_mode, select_tolerance, truncate_to_supervised
+from finetune_trainer.training.preflight.sample import (
+    MAX_ROWS,
+    evaluation_mode,
+    select_tolerance,
+    truncate_to_supervised,
+)
 
 if TYPE_CHECKING:
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import TYPE_CHECKING
 
+from finetune_trainer.distributed import collectives
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.preflight.architecture import check_forward_pass
+from finetune_trainer.training.preflight.loss import LossCheck
+from finetune_trainer.training.preflight.preferences import PreferenceLossCheck
+from finetune_trainer.training.preflight.sample import Sample, build_sample, evaluation_mode
+from finetune_trainer.training.preflight.sizes import check_sizes
+from finetune_trainer.training.preflight.step import StepCheck
 from finetune_trainer.training.state import TrainerInputs
 
 if TYPE_CHECKING:
@@ -25,7 +34,26 @@ def run_preflight(
 
     Raises `MODEL_UNSUPPORTED`, or `CONFIG_INVALID` for a setting that the model does not support.
     """
-    findings = get_method(inputs.config).run_preflight(trainer, inputs, heartbeat)
+    findings = [
+        *check_sizes(inputs),
+        *_check_model(build_sample(trainer, inputs, heartbeat)),
+        *get_method(inputs.config).run_preflight(trainer, inputs, heartbeat),
+    ]
     for finding in findings:
         log.log(_LOG_LEVELS[finding.status], "preflight: %s", finding.message)
     return findings
+
+
+def _check_model(sample: Sample) -> list[PreflightFinding]:
+    """Check the loss and the gradients of the model on a few rows."""
+    with evaluation_mode(sample.trainer):
+        check_forward_pass(sample)
+        if get_method(sample.config).uses_token_loss:
+            findings = LossCheck(sample).run()
+            row_loss = findings[0].value or 0.0
+        else:
+            findings = PreferenceLossCheck(sample).run()
+            row_loss = fmean(sample.compute_loss([row]) for row in sample.rows)
+        if collectives.all_reduce_any(not math.isfinite(row_loss))[0]:
+            return findings  # the training itself handles a loss that is not finite
+        return [*findings, *StepCheck(sample, row_loss).run()]
