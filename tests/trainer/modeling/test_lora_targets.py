@@ -79,8 +79,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
     "bloom": (SIZES | {"n_layer": 2, "n_head": 4}, FUSED, {"gelu_impl": "a BloomGelu, not a linear layer"}),
     "mamba": (
         SIZES,
-        ["dt_proj", "in_proj", "x_proj"],
-        {"conv1d": "a Conv1d, not a linear layer", "out_proj": "read by a kernel"},
+        ["in_proj"],
+        {"conv1d": "a Conv1d, not a linear layer", "out_proj": "read by a kernel", "dt_proj": "read by a kernel"},
     ),
 }
 
@@ -126,8 +126,8 @@ def test_targets_unsupported_module_is_refused(family: str) -> None:
 
 
 MAMBA = {
-    "mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
-    "falcon_mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "mamba": (SIZES, {"in_proj"}),
+    "falcon_mamba": (SIZES, {"in_proj"}),
     "mamba2": (SIZES | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, {"in_proj"}),
     "falcon_h1": (
         SIZES | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
@@ -156,13 +156,14 @@ def test_targets_module_path_suffix_is_accepted(path: str) -> None:
     assert find_adapted_modules("llama", path) == {"q_proj"}
 
 
-def test_targets_refused_by_peft_are_refused() -> None:
+def test_targets_converted_to_experts_by_peft_are_refused() -> None:
     FAMILIES["deepseek_v3"] = (
         SIZES | EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
         [],
         {},
     )
-    assert refusal_message("deepseek_v3", "gate_proj").startswith("these modules cannot have an adapter: ")
+    message = refusal_message("deepseek_v3", "gate_proj")
+    assert "gate_proj cannot have an adapter, it is a name that PEFT applies to the fused experts" in message
 
 
 @pytest.mark.parametrize("target", ["self_attn", "lm_head", "wqkv"])
