@@ -96,7 +96,7 @@ def build_base_model(family: str) -> PreTrainedModel:
 
 
 def find_adapted_modules(family: str, *targets: str) -> set[str]:
-    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family))
+    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family), Path())
     return {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names}
 
 
@@ -176,3 +176,61 @@ def test_targets_refused_by_run_are_refused_by_plan(tmp_path: Path, target: str)
         compute_model_shape(settings, tmp_path / "model")
     assert of_run.value.reason is of_plan.value.reason is Reason.CONFIG_INVALID
     assert of_run.value.message == of_plan.value.message
+
+
+EXPERT_FAMILIES = {
+    "mixtral": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    "gpt_oss": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    "granitemoe": ["block_sparse_moe.experts.down_proj", "block_sparse_moe.experts.gate_up_proj"],
+}
+FAMILIES["gpt_oss"] = (SIZES | EXPERTS | {"num_local_experts": 4, "head_dim": 8}, ATTENTION, {"router": "a router"})
+FAMILIES["granitemoe"] = (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"router": "a router"})
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "phimoe", "gpt_oss", "granitemoe"])
+def test_targets_all_linear_leaves_out_experts_and_routers(family: str) -> None:
+    model = add_adapter(config({"lora": {"rank": 2}}), build_base_model(family), Path())
+    assert {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names} == set(ATTENTION)
+    assert model.base_model.targeted_parameter_names == []
+    assert not model.peft_config["default"].rank_pattern
+
+
+def refuse_parameters(family: str, *names: str, **lora: Any) -> str:
+    settings = config({"lora": {"targetParameters": list(names), **lora}})
+    with pytest.raises(TrainerError) as caught:
+        add_adapter(settings, build_base_model(family), Path())
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    return caught.value.message.removeprefix("training.lora.targetParameters: ")
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_target_parameters_unknown_name_is_refused_with_candidates(family: str) -> None:
+    names = EXPERT_FAMILIES[family]
+    assert refuse_parameters(family, "w1") == f"the model has no w1; use some of {', '.join(names)}"
+    model = add_adapter(config({"lora": {"targetParameters": names}}), build_base_model(family), Path())
+    assert len(model.base_model.targeted_parameter_names) == 2 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "problem"),
+    [
+        ("mixtral", "gate.weight", "the weight of a router"),
+        ("mixtral", "q_proj.weight", "the weight of a linear layer"),
+        ("mixtral", "embed_tokens.weight", "an embedding"),
+        ("mixtral", "input_layernorm.weight", "no matrix"),
+        ("gpt_oss", "experts.down_proj_bias", "no matrix"),
+    ],
+)
+def test_target_parameters_unsupported_parameter_is_refused(family: str, name: str, problem: str) -> None:
+    assert refuse_parameters(family, name).startswith(f"{name} cannot have an adapter, it is {problem}")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("dropout", 0.1), ("variant", "dora")])
+def test_target_parameters_unsupported_setting_is_refused(setting: str, value: object) -> None:
+    message = refuse_parameters("mixtral", "experts.down_proj", **{setting: value})
+    assert message.startswith(f"PEFT does not support {setting}")
+
+
+def test_target_parameters_of_dense_model_are_refused() -> None:
+    message = refuse_parameters("llama", "experts.down_proj")
+    assert message == "the model has no experts.down_proj; the model has no such parameters, remove the setting"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.trainer.model_families import build_family
@@ -15,13 +15,16 @@ from tests.support.trainer.tiny_training import RunTraining, TrainingOutcome
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
+if TYPE_CHECKING:
+    import torch
+
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 TOKENS = ["<|im_end|>", "<|im_start|>"]
 
 
-def compute_reloaded_logits(base: Path, adapter: Path) -> Any:
+def compute_reloaded_logits(base: Path, adapter: Path) -> torch.Tensor:
     """Return the logits of plain PEFT."""
     import torch
     from peft import PeftModel
@@ -29,22 +32,25 @@ def compute_reloaded_logits(base: Path, adapter: Path) -> Any:
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval()
     with torch.no_grad():
-        return model(input_ids=probe_tokens()).logits
+        logits: torch.Tensor = model(input_ids=probe_tokens()).logits
+    return logits
 
 
-def compute_merged_logits(trained: TrainingOutcome, folder: Path) -> Any:
+def compute_merged_logits(trained: TrainingOutcome, folder: Path) -> torch.Tensor:
     import torch
     from transformers import AutoModelForCausalLM
 
     from finetune_trainer.publishing.merge import merge_weights
 
     merge_weights(trained.model, lambda: None).save_pretrained(folder)
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=probe_tokens()).logits
+        logits: torch.Tensor = merged(input_ids=probe_tokens()).logits
+    return logits
 
 
 @cache
-def probe_tokens() -> Any:
+def probe_tokens() -> torch.Tensor:
     import torch
 
     return torch.tensor([[2, 30, 31, 3, 40, 41, 3, 2]])
@@ -97,13 +103,10 @@ def test_trainable_tokens_train_only_named_rows(run: RunTraining, tmp_path: Path
         assert set((old != new).any(dim=1).nonzero().flatten().tolist()) == {2, 3}
 
 
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [("hello", r"'hello' is not one token of the vocabulary, it splits into \['h', 'e', .*name single tokens")],
-)
-def test_trainable_tokens_several_tokens_are_refused(run: RunTraining, token: str, message: str) -> None:
+def test_trainable_tokens_text_of_several_tokens_is_refused(run: RunTraining) -> None:
+    message = r"trainableTokens: 'hello' is not one token of the vocabulary, it splits into \['he', 'l', 'l', 'o'\]"
     with pytest.raises(TrainerError, match=message) as caught:
-        run(lora={"trainableTokens": [token]})
+        run(lora={"trainableTokens": ["hello"]})
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 

@@ -55,9 +55,12 @@ def resolve_target_parameters(config: TrainerConfig, base: PreTrainedModel) -> l
     lora = config.training.lora
     if not lora.target_parameters:
         return None
-    for setting, is_set in (("dropout", lora.dropout > 0), ("variant dora", lora.variant == "dora")):
+    for setting, is_set in (("dropout", lora.dropout > 0), ("variant", lora.variant == "dora")):
         if is_set:  # PEFT's ParamWrapper does not support them
-            raise _invalid_parameters(f"PEFT does not support {setting} for them; change training.lora.{setting}")
+            value = lora.model_dump()[setting]
+            raise _invalid_parameters(
+                f"PEFT does not support {setting} {value} for them; change training.lora.{setting}"
+            )
     obstacles = _find_parameter_obstacles(base)
     for name in lora.target_parameters:
         if problem := _find_target_problem(name, obstacles):
