@@ -234,3 +234,19 @@ def test_target_parameters_unsupported_setting_is_refused(setting: str, value: o
 def test_target_parameters_of_dense_model_are_refused() -> None:
     message = refuse_parameters("llama", "experts.down_proj")
     assert message == "the model has no experts.down_proj; the model has no such parameters, remove the setting"
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("target", ["all-linear", "q_proj"])
+def test_targets_of_multimodal_model_are_in_its_language_part(target: str) -> None:
+    text = SIZES | {"head_dim": 8, "sliding_window": 16}
+    FAMILIES["gemma3"] = ({"text_config": text, "vision_config": VISION | {"image_size": 28, "patch_size": 14}}, [], {})
+    model = add_adapter(config({"lora": {"targetModules": [target]}}), build_base_model("gemma3"), Path())
+    paths = model.base_model.targeted_module_names
+    assert len(paths) == 2 * (1 if target == "q_proj" else 7)
+    assert all(path.startswith("model.language_model.layers.") for path in paths)
+    assert "out_proj cannot have an adapter, it is outside of the language part" in refusal_message(
+        "gemma3", "out_proj"
+    )

@@ -39,7 +39,8 @@ def resolve_token_indices(config: TrainerConfig, base: PreTrainedModel, model_di
 
 
 def _find_path(base: PreTrainedModel, module: torch.nn.Module) -> str:
-    return next(path for path, other in base.named_modules() if other is module)
+    paths: dict[torch.nn.Module, str] = {other: path for path, other in base.named_modules()}
+    return paths[module]
 
 
 def _find_token_ids(tokens: list[str], model_dir: Path) -> list[int]:
