@@ -250,3 +250,10 @@ def test_targets_of_multimodal_model_are_in_its_language_part(target: str) -> No
     assert "out_proj cannot have an adapter, it is outside of the language part" in refusal_message(
         "gemma3", "out_proj"
     )
+
+
+def test_targets_plain_linear_router_is_adapted_by_name_only() -> None:
+    sizes = SIZES | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16}
+    FAMILIES["qwen2_moe"] = (sizes, [], {})
+    assert find_adapted_modules("qwen2_moe", "all-linear") == set(LLAMA)
+    assert find_adapted_modules("qwen2_moe", "shared_expert_gate") == {"shared_expert_gate"}
