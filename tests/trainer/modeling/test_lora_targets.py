@@ -79,8 +79,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {
     "bloom": (SIZES | {"n_layer": 2, "n_head": 4}, FUSED, {"gelu_impl": "a BloomGelu, not a linear layer"}),
     "mamba": (
         SIZES,
-        ["dt_proj", "in_proj", "x_proj"],
-        {"conv1d": "a Conv1d, not a linear layer", "out_proj": "read by a kernel"},
+        ["in_proj"],
+        {"conv1d": "a Conv1d, not a linear layer", "out_proj": "read by a kernel", "dt_proj": "read by a kernel"},
     ),
 }
 
@@ -96,7 +96,7 @@ def build_base_model(family: str) -> PreTrainedModel:
 
 
 def find_adapted_modules(family: str, *targets: str) -> set[str]:
-    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family))
+    model = add_adapter(config({"lora": {"rank": 2, "targetModules": list(targets)}}), build_base_model(family), Path())
     return {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names}
 
 
@@ -126,8 +126,8 @@ def test_targets_unsupported_module_is_refused(family: str) -> None:
 
 
 MAMBA = {
-    "mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
-    "falcon_mamba": (SIZES, {"dt_proj", "in_proj", "x_proj"}),
+    "mamba": (SIZES, {"in_proj"}),
+    "falcon_mamba": (SIZES, {"in_proj"}),
     "mamba2": (SIZES | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, {"in_proj"}),
     "falcon_h1": (
         SIZES | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
@@ -156,13 +156,14 @@ def test_targets_module_path_suffix_is_accepted(path: str) -> None:
     assert find_adapted_modules("llama", path) == {"q_proj"}
 
 
-def test_targets_refused_by_peft_are_refused() -> None:
+def test_targets_converted_to_experts_by_peft_are_refused() -> None:
     FAMILIES["deepseek_v3"] = (
         SIZES | EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
         [],
         {},
     )
-    assert refusal_message("deepseek_v3", "gate_proj").startswith("these modules cannot have an adapter: ")
+    message = refusal_message("deepseek_v3", "gate_proj")
+    assert "gate_proj cannot have an adapter, it is a name that PEFT applies to the fused experts" in message
 
 
 @pytest.mark.parametrize("target", ["self_attn", "lm_head", "wqkv"])
@@ -175,3 +176,84 @@ def test_targets_refused_by_run_are_refused_by_plan(tmp_path: Path, target: str)
         compute_model_shape(settings, tmp_path / "model")
     assert of_run.value.reason is of_plan.value.reason is Reason.CONFIG_INVALID
     assert of_run.value.message == of_plan.value.message
+
+
+EXPERT_FAMILIES = {
+    "mixtral": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    "gpt_oss": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    "granitemoe": ["block_sparse_moe.experts.down_proj", "block_sparse_moe.experts.gate_up_proj"],
+}
+FAMILIES["gpt_oss"] = (SIZES | EXPERTS | {"num_local_experts": 4, "head_dim": 8}, ATTENTION, {"router": "a router"})
+FAMILIES["granitemoe"] = (SIZES | EXPERTS | {"num_local_experts": 4}, ATTENTION, {"router": "a router"})
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "phimoe", "gpt_oss", "granitemoe"])
+def test_targets_all_linear_leaves_out_experts_and_routers(family: str) -> None:
+    model = add_adapter(config({"lora": {"rank": 2}}), build_base_model(family), Path())
+    assert {name.rsplit(".", 1)[-1] for name in model.base_model.targeted_module_names} == set(ATTENTION)
+    assert model.base_model.targeted_parameter_names == []
+    assert not model.peft_config["default"].rank_pattern
+
+
+def refuse_parameters(family: str, *names: str, **lora: Any) -> str:
+    settings = config({"lora": {"targetParameters": list(names), **lora}})
+    with pytest.raises(TrainerError) as caught:
+        add_adapter(settings, build_base_model(family), Path())
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    return caught.value.message.removeprefix("training.lora.targetParameters: ")
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_target_parameters_unknown_name_is_refused_with_candidates(family: str) -> None:
+    names = EXPERT_FAMILIES[family]
+    assert refuse_parameters(family, "w1") == f"the model has no w1; use some of {', '.join(names)}"
+    model = add_adapter(config({"lora": {"targetParameters": names}}), build_base_model(family), Path())
+    assert len(model.base_model.targeted_parameter_names) == 2 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "problem"),
+    [
+        ("mixtral", "gate.weight", "the weight of a router"),
+        ("mixtral", "q_proj.weight", "the weight of a linear layer"),
+        ("mixtral", "embed_tokens.weight", "an embedding"),
+        ("mixtral", "input_layernorm.weight", "no matrix"),
+        ("gpt_oss", "experts.down_proj_bias", "no matrix"),
+    ],
+)
+def test_target_parameters_unsupported_parameter_is_refused(family: str, name: str, problem: str) -> None:
+    assert refuse_parameters(family, name).startswith(f"{name} cannot have an adapter, it is {problem}")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("dropout", 0.1), ("variant", "dora")])
+def test_target_parameters_unsupported_setting_is_refused(setting: str, value: object) -> None:
+    message = refuse_parameters("mixtral", "experts.down_proj", **{setting: value})
+    assert message.startswith(f"PEFT does not support {setting}")
+
+
+def test_target_parameters_of_dense_model_are_refused() -> None:
+    message = refuse_parameters("llama", "experts.down_proj")
+    assert message == "the model has no experts.down_proj; the model has no such parameters, remove the setting"
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("target", ["all-linear", "q_proj"])
+def test_targets_of_multimodal_model_are_in_its_language_part(target: str) -> None:
+    text = SIZES | {"head_dim": 8, "sliding_window": 16}
+    FAMILIES["gemma3"] = ({"text_config": text, "vision_config": VISION | {"image_size": 28, "patch_size": 14}}, [], {})
+    model = add_adapter(config({"lora": {"targetModules": [target]}}), build_base_model("gemma3"), Path())
+    paths = model.base_model.targeted_module_names
+    assert len(paths) == 2 * (1 if target == "q_proj" else 7)
+    assert all(path.startswith("model.language_model.layers.") for path in paths)
+    assert "out_proj cannot have an adapter, it is outside of the language part" in refusal_message(
+        "gemma3", "out_proj"
+    )
+
+
+def test_targets_plain_linear_router_is_adapted_by_name_only() -> None:
+    sizes = SIZES | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16}
+    FAMILIES["qwen2_moe"] = (sizes, [], {})
+    assert find_adapted_modules("qwen2_moe", "all-linear") == set(LLAMA)
+    assert find_adapted_modules("qwen2_moe", "shared_expert_gate") == {"shared_expert_gate"}

@@ -33,17 +33,18 @@ class Lora(Model):
     ranks. `dora` trains magnitude and direction separately, which is better at low ranks but slower. Defaults to
     lora."""
     target_modules: list[ModuleName] = Field(default=["all-linear"], min_length=1, max_length=64)
-    """targetModules are the names of the modules that get an adapter, or `all-linear` for all linear layers except the
-    output head. Defaults to [all-linear]."""
+    """targetModules are the names of the modules that get an adapter, or `all-linear` for all linear layers of the
+    language part except the output head and routers. Defaults to [all-linear]."""
     target_parameters: list[ModuleName] = Field(default=[], max_length=16)
     """targetParameters are the names of parameters that get an adapter although they belong to no linear layer, such as
     `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. The variant
-    `dora` and `dropout` do not apply to them. Defaults to none."""
+    `dora` and `dropout` are refused together with them. Defaults to none."""
     trainable_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default=[], max_length=64
     )
-    """trainableTokens are tokens of the vocabulary whose embeddings are trained as well, such as an `<|im_end|>` that
-    the base model was never trained on. Defaults to none."""
+    """trainableTokens are tokens of the vocabulary whose embeddings and rows of the output head are trained as well,
+    such as an `<|im_end|>` that the base model was never trained on. vLLM serves the result with `output.merged` only.
+    Defaults to none."""
 
 
 class Checkpoints(Model):

@@ -66,6 +66,12 @@ def choose_backend(config: TrainerConfig, world_size: int | None = None) -> str:
             "training.backend unsloth supports a single process only; use transformers or auto, or one GPU on one node"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
+    if requested == "unsloth" and (config.training.lora.target_parameters or config.training.lora.trainable_tokens):
+        message = (
+            "training.backend unsloth supports neither training.lora.targetParameters nor trainableTokens; use "
+            "transformers or auto"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     backend, reason = (
         (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
     )
@@ -86,6 +92,8 @@ def _choose_automatically(config: TrainerConfig, is_installed: bool, world_size:
         return "transformers", f"auto uses it for {setting}"
     if config.model.quantization == "int8":
         return "transformers", "auto uses it for int8"
+    if training.lora.target_parameters or training.lora.trainable_tokens:
+        return "transformers", "auto uses it for parameters and tokens"
     if not torch.cuda.is_available():
         return "transformers", "there is no GPU"
     return ("unsloth", "there is a GPU") if is_installed else ("transformers", "unsloth is not installed")
@@ -221,7 +229,7 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
 
     base = _load_base_with_transformers(config, model_dir, dtype)
     set_seed(config.training.seed)
-    return add_adapter(config, base)
+    return add_adapter(config, base, model_dir)
 
 
 def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Reason, TrainerConfig
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.modeling.adapter_targets import (
+    invalid_targets,
+    resolve_target_modules,
+    resolve_target_parameters,
+)
+from finetune_trainer.modeling.trainable_tokens import resolve_token_indices
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-_MAMBA_FAMILIES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-"""PEFT rejects their `out_proj`, whose weight a fused kernel reads without the adapter:
-https://github.com/huggingface/peft/pull/2562"""
 
+def add_adapter(config: TrainerConfig, base: PreTrainedModel, model_dir: Path) -> PeftModel:
+    """Return the base model with a new adapter. `model_dir` has the tokenizer.
 
-def add_adapter(config: TrainerConfig, base: PreTrainedModel) -> PeftModel:
-    """Return the base model with a new adapter. Raises `CONFIG_INVALID` for target modules that cannot have one."""
+    Raises `CONFIG_INVALID` for modules, parameters or tokens that cannot be trained.
+    """
     from peft import get_peft_model
 
-    lora = build_lora_config(config, base)
-    with _translate_target_errors(config):
+    lora = build_lora_config(config, base, model_dir)
+    with _translate_target_errors():
         return get_peft_model(base, lora)
 
 
-def build_lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfig:
-    """Return the adapter config for a base model. Raises `CONFIG_INVALID` for target modules that cannot have one."""
+def build_lora_config(config: TrainerConfig, base: PreTrainedModel, model_dir: Path) -> LoraConfig:
+    """Return the adapter config for a base model. Raises as `add_adapter`."""
     from peft import LoraConfig
 
     lora = config.training.lora
@@ -40,6 +44,8 @@ def build_lora_config(config: TrainerConfig, base: PreTrainedModel) -> LoraConfi
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
         target_modules=resolve_target_modules(config, base),
+        target_parameters=resolve_target_parameters(config, base),
+        trainable_token_indices=resolve_token_indices(config, base, model_dir),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -51,70 +57,10 @@ def resolve_lora_alpha(config: TrainerConfig) -> float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def resolve_target_modules(config: TrainerConfig, base: PreTrainedModel) -> str | list[str]:
-    """Return `all-linear`, or names of modules. Raises `CONFIG_INVALID` if one of them cannot have an adapter.
-
-    As in PEFT, a name matches every module whose path equals the name or ends with it.
-    """
-    targets = config.training.lora.target_modules
-    all_linear = targets == ["all-linear"]
-    if all_linear and base.config.model_type not in _MAMBA_FAMILIES:
-        return "all-linear"
-    obstacles = {path: _find_obstacle(base, path, module) for path, module in base.named_modules() if path}
-    if all_linear:  # PEFT would select modules that it then rejects
-        return _list_valid_targets(obstacles)
-    for index, target in enumerate(targets):
-        problem = f"{target} is named twice" if target in targets[:index] else _find_target_problem(target, obstacles)
-        if problem:
-            raise _invalid_targets(f"{problem}; use all-linear or some of {', '.join(_list_valid_targets(obstacles))}")
-    return list(targets)
-
-
-def _find_target_problem(target: str, obstacles: dict[str, str | None]) -> str | None:
-    matches = [reason for path, reason in obstacles.items() if path == target or path.endswith(f".{target}")]
-    if not matches:
-        return f"the model has no {target}"
-    obstacle = next((reason for reason in matches if reason), None)
-    return f"{target} cannot have an adapter, it is {obstacle}" if obstacle else None
-
-
-def _find_obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) -> str | None:
-    """Return what a module is if it cannot have an adapter, else None."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    name, kind = path.rsplit(".", 1)[-1], type(module).__name__
-    if isinstance(module, torch.nn.Embedding):
-        return "an embedding"
-    if module is base.get_output_embeddings():
-        return "the output head"
-    # Some routers are subclasses of linear layers that return a tuple, which PEFT's layer cannot wrap.
-    if kind.endswith("Router") or name in ("router", "gate"):
-        return "a router, which chooses experts"
-    if not isinstance(module, torch.nn.Linear | Conv1D):
-        return f"a {kind}, not a linear layer"
-    if name == "out_proj" and base.config.model_type in _MAMBA_FAMILIES:
-        return "read by a kernel that ignores adapters"
-    return None
-
-
-def _list_valid_targets(obstacles: dict[str, str | None]) -> list[str]:
-    """Return the names for which all matching modules can have an adapter."""
-    names = {path.rsplit(".", 1)[-1] for path in obstacles}
-    invalid_names = {path.rsplit(".", 1)[-1] for path, obstacle in obstacles.items() if obstacle}
-    return sorted(name for name in names - invalid_names if not name.isdigit())
-
-
 @contextmanager
-def _translate_target_errors(config: TrainerConfig) -> Iterator[None]:
-    """Translate errors of PEFT, which also has rules on combinations, such as expert layers that go together."""
+def _translate_target_errors() -> Iterator[None]:
+    """Translate errors of PEFT, which has rules of its own on modules and their combinations."""
     try:
         yield
     except ValueError as error:
-        if config.training.lora.target_modules == ["all-linear"]:
-            raise
-        raise _invalid_targets(f"these modules cannot have an adapter: {error}") from error
-
-
-def _invalid_targets(problem: str) -> TrainerError:
-    return TrainerError(Reason.CONFIG_INVALID, f"training.lora.targetModules: {problem}")
+        raise invalid_targets(f"these modules cannot have an adapter: {error}") from error

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.adapter_targets import strip_layer_number
 
 if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+_MAX_NAMES = 3
+
+
+@dataclass(frozen=True)
+class QuantizationCoverage:
+    """The weights of linear layers and fused experts, without the output head, that are quantized and that are not."""
+
+    quantized: int
+    """Number of quantized weights."""
+    unquantized: Counter[str]
+    """Number of the other weights, by the name of the parameter without its layer."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the weights that is quantized, which is 0 if there are none."""
+        return self.quantized / total if (total := self.quantized + self.unquantized.total()) else 0.0
+
+    def describe_unquantized(self) -> str:
+        """Return the largest parameters that are not quantized, with their share of the weights."""
+        total = self.quantized + self.unquantized.total()
+        names = [f"{name} ({count / total:.1%})" for name, count in self.unquantized.most_common(_MAX_NAMES)]
+        others = len(self.unquantized) - len(names)
+        return ", ".join([*names, *([f"{others} others"] if others > 0 else [])])
 
 
 def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -30,29 +58,66 @@ def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> Bits
 
 
 def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
-    """Raise `CONFIG_INVALID` if a linear layer other than the output head is not quantized: some loaders fall back to
-    16 bits without a message."""
+    """Raise `CONFIG_INVALID` if less than `model.minQuantizedFraction` is quantized.
+
+    bitsandbytes skips fused experts (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849), and some
+    loaders leave layers in 16 bits without a message.
+    """
     if config.model.quantization == "none":
         return
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
-    from torch.nn import Linear
+    from bitsandbytes.nn.modules import Linear4bit
 
     # It logs for every layer in every step that inputs are cast to 16 bits, as int8 requires.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-    expected_type = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
-    output_head = base.get_output_embeddings()
-    layers = {
-        name: layer for name, layer in base.named_modules() if isinstance(layer, Linear) and layer is not output_head
-    }
-    unquantized = [name for name, layer in layers.items() if not isinstance(layer, expected_type)]
-    if unquantized or not layers:
-        problem = f"{len(unquantized)} of {len(layers)} layers are not quantized, such as {(unquantized or ['all'])[0]}"
-        message = (
-            f"model.quantization {config.model.quantization} does not work for this model on this machine: {problem}"
-        )
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-    for layer in layers.values():
+    coverage = measure_quantization(config, base)
+    if coverage.fraction < config.model.min_quantized_fraction:
+        raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(config, coverage))
+    for layer in base.modules():
         if isinstance(layer, Linear4bit):
             # On a CPU it would repack its weights at the first evaluation and compute wrong gradients from then on.
             layer.support_avx512bf16_for_cpu = False
+
+
+def measure_quantization(config: TrainerConfig, base: PreTrainedModel) -> QuantizationCoverage:
+    """Return which weights of a base model are quantized. It may have an adapter, which does not count."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    expected_type = Linear4bit if config.model.quantization == "nf4" else Linear8bitLt
+    quantized, unquantized = 0, Counter[str]()
+    for path, module, count in _iterate_weights(base):
+        if isinstance(module, expected_type):
+            quantized += count
+        else:
+            unquantized[strip_layer_number(path)] += count
+    return QuantizationCoverage(quantized, unquantized)
+
+
+def _iterate_weights(base: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module, int]]:
+    """Yield the path, module and number of weights of each linear layer and each stack of matrices."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = base.get_output_embeddings()
+    head_modules = set() if head is None else set(head.modules())
+    for path, module in base.named_modules():
+        if module in head_modules or ".lora_" in path or isinstance(module, torch.nn.modules.conv._ConvNd):
+            continue
+        clean_path = path.replace(".base_layer", "")
+        if isinstance(module, torch.nn.Linear):  # quantized weights are packed, so that their number differs
+            yield clean_path, module, module.in_features * module.out_features
+        elif isinstance(module, Conv1D):
+            yield clean_path, module, module.weight.numel()
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3:
+                    yield f"{clean_path}.{name}", module, parameter.numel()
+
+
+def _build_error_message(config: TrainerConfig, coverage: QuantizationCoverage) -> str:
+    model = config.model
+    return (
+        f"model.quantization {model.quantization} covers {coverage.fraction:.1%} of the weights of linear layers and "
+        f"experts on this machine, less than model.minQuantizedFraction {model.min_quantized_fraction}; "
+        f"{coverage.describe_unquantized() or 'it has no such layers'} would stay unquantized; set "
+        f"model.quantization to none, or lower model.minQuantizedFraction if there is enough memory"
+    )

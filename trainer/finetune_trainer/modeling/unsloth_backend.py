@@ -14,8 +14,9 @@ from unsloth import FastLanguageModel  # before transformers
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import quantization
+from finetune_trainer.modeling.adapter_targets import resolve_target_modules
 from finetune_trainer.modeling.library_errors import translate_model_errors
-from finetune_trainer.modeling.lora import resolve_lora_alpha, resolve_target_modules
+from finetune_trainer.modeling.lora import resolve_lora_alpha
 from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions
 

@@ -41,7 +41,7 @@ class ModelShape:
 def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
     """Return the sizes. Raises `MODEL_INVALID` for invalid files, `CONFIG_INVALID` for invalid target modules."""
     meta_model = _build_meta_model(model_dir)
-    text_config, adapter_sizes = meta_model.config.get_text_config(), _list_adapter_sizes(config, meta_model)
+    text_config, adapter_sizes = meta_model.config.get_text_config(), _list_adapter_sizes(config, meta_model, model_dir)
     return ModelShape(
         parameters=weights.count_parameters(model_dir),
         quantizable=_count_quantizable(meta_model),
@@ -75,14 +75,14 @@ def _count_quantizable(meta_model: PreTrainedModel) -> int:
     return sum(layer.weight.numel() for layer in linear_layers)
 
 
-def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel) -> list[int]:
+def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> list[int]:
     """Return the number of parameters of each trainable tensor."""
     import torch
 
     from finetune_trainer.modeling.lora import add_adapter
 
     with torch.device("meta"):
-        adapted = add_adapter(config, meta_model)
+        adapted = add_adapter(config, meta_model, model_dir)
     return [parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad]
 
 

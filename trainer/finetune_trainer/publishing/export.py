@@ -115,11 +115,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_adapter_trained(model: PeftModel) -> None:
-    """Raise unless training changed the adapter: the B matrices of LoRA start at zero and must be finite."""
-    weights = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
-    if not all(bool(weight.isfinite().all()) for weight in weights):
+    """Raise unless training changed the adapter: the B matrices of LoRA start at zero. All trained weights must be
+    finite."""
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not all(bool(weight.isfinite().all()) for weight in trainable.values()):
         raise TrainerError(Reason.NON_FINITE_LOSS, "the weights of the adapter are not finite")
-    if not any(bool(weight.any()) for weight in weights):
+    if not any(bool(weight.any()) for name, weight in trainable.items() if ".lora_B." in name):
         raise TrainerError(Reason.INTERNAL_ERROR, "training did not change the adapter: its B matrices are all zero")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling import loading as models
@@ -87,7 +88,8 @@ def merge_adapter(merge_inputs: MergeInputs, loaded: LoadedModel, target: Path) 
 def merge_weights(model: PeftModel, heartbeat: Callable[[], None]) -> PreTrainedModel:
     """Add the adapter to the weights of the base model, in place, and return the base model.
 
-    Each sum is computed in 32 bits and rounded once, whereas PEFT rounds the update before the addition.
+    Each sum is computed in 32 bits and rounded once, whereas PEFT rounds the update before the addition. Trained
+    embeddings replace those of the base model, also in an output head that shares them.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -98,6 +100,8 @@ def merge_weights(model: PeftModel, heartbeat: Callable[[], None]) -> PreTrained
             for name, weight in base.named_parameters():
                 weight.data = weight.data.to(dtypes[name])
             heartbeat()
+        elif isinstance(module, TrainableTokensLayer):
+            module.merge(safe_merge=True)
     merged: PreTrainedModel = model.unload()
     return merged
 

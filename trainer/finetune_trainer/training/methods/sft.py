@@ -96,10 +96,15 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
         packing=False,  # `training.packing` does it, without truncation
         padding_free=False,
         remove_unused_columns=not inputs.config.training.packing,  # the column with the rows of a sequence is needed
-        # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own. The preflight check
-        # compares it with the model's logits and replaces it if the two differ.
-        loss_type="nll" if inputs.loaded.backend == "unsloth" else "chunked_nll",
+        loss_type=_choose_loss_type(inputs),
     )
+
+
+def _choose_loss_type(inputs: TrainerInputs) -> str:
+    """Return TRL's loss without all logits at once, unless it would bypass Unsloth's own or cannot read the output head
+    because its tokens are trained. The preflight check compares it with the model's logits."""
+    is_head_trained = bool(inputs.config.training.lora.trainable_tokens)
+    return "nll" if inputs.loaded.backend == "unsloth" or is_head_trained else "chunked_nll"
 
 
 def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from finetune_trainer.distributed import collectives
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.preflight.answers import check_answers
 from finetune_trainer.training.preflight.architecture import check_forward_pass
+from finetune_trainer.training.preflight.end_of_turn import check_end_of_turn
 from finetune_trainer.training.preflight.loss import LossCheck
 from finetune_trainer.training.preflight.preferences import PreferenceLossCheck
+from finetune_trainer.training.preflight.quantization import check_quantization_coverage
 from finetune_trainer.training.preflight.sample import Sample, build_sample, evaluation_mode
 from finetune_trainer.training.preflight.sizes import check_sizes
 from finetune_trainer.training.preflight.step import StepCheck
@@ -36,6 +39,9 @@ def run_preflight(
     """
     findings = [
         *check_sizes(inputs),
+        *check_answers(inputs),
+        *check_end_of_turn(inputs),
+        *check_quantization_coverage(inputs),
         *_check_model(build_sample(trainer, inputs, heartbeat)),
         *get_method(inputs.config).run_preflight(trainer, inputs, heartbeat),
     ]
