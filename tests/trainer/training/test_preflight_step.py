@@ -189,6 +189,13 @@ def test_preflight_unsupported_checkpointing_is_refused(make_preflight: Callable
         preflight.run()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_preflight_leaves_non_finite_loss_to_training(make_preflight: Callable[..., Preflight], method: str) -> None:
+    preflight = make_preflight(method=method)
+    preflight.base_model.model.norm.weight.data[0] = float("nan")
+    assert list(preflight.run()) == ["positions", "vocabulary"]
+
+
 def test_preflight_failing_forward_pass_is_refused(make_preflight: Callable[..., Preflight]) -> None:
     preflight = make_preflight()
     preflight.base_model.model.layers[0].mlp.forward = lambda hidden: hidden.unknown

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from finetune_trainer.distributed import collectives
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.preflight.answers import check_answers
@@ -54,12 +52,11 @@ def _check_model(sample: Sample) -> list[PreflightFinding]:
     """Check the loss and the gradients of the model on a few rows."""
     with evaluation_mode(sample.trainer):
         check_forward_pass(sample)
-        if get_method(sample.config).uses_token_loss:
-            findings = LossCheck(sample).run()
-            row_loss = findings[0].value or 0.0
-        else:
-            findings = PreferenceLossCheck(sample).run()
+        uses_token_loss = get_method(sample.config).uses_token_loss
+        findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
+        if not findings:
+            return []
+        row_loss = findings[0].value if uses_token_loss else None
+        if row_loss is None:
             row_loss = fmean(sample.compute_loss([row]) for row in sample.rows)
-        if collectives.all_reduce_any(not math.isfinite(row_loss))[0]:
-            return findings  # the training itself handles a loss that is not finite
         return [*findings, *StepCheck(sample, row_loss).run()]
