@@ -8,7 +8,9 @@ a trainer with the same recipe, so that no run mixes two recipes.
 2. The end of an answer is always supervised; the loss is the cross-entropy of the model's own logits, without the
    auxiliary loss of a router; rows longer than the positions of the model are overlength; shared instructions do not
    make rows near-duplicates.
-3. `dpo` and `kto` that continue from an adapter keep this adapter as the reference model, instead of the base model.
+3. `dpo` and `kto` that continue from an adapter keep this adapter as the reference model, instead of the base model;
+   `all-linear` leaves out routers, modules whose weights are read without their adapter, and the vision and audio parts
+   of multimodal models; the loss of a step does not depend on the gradient accumulation for any model.
 """
 
 RECIPE = 3

@@ -25,7 +25,8 @@ def train_once(
 ) -> TrainResult:
     """Train the adapter in place on all prepared rows, and return the metrics of the training.
 
-    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_INVALID` or `CONFIG_INVALID` if the preflight check fails.
+    Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_UNSUPPORTED` or `CONFIG_INVALID` if a preflight check
+    fails.
     """
     from finetune_trainer.training import trl_trainer
 
