@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.text_modules import find_language_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -58,15 +59,22 @@ def resolve_target_modules(config: TrainerConfig, base: PreTrainedModel) -> str 
     """
     targets = config.training.lora.target_modules
     all_linear = targets == ["all-linear"]
-    if all_linear and base.config.model_type not in _MAMBA_FAMILIES:
+    language_prefix = find_language_prefix(base)
+    if all_linear and base.config.model_type not in _MAMBA_FAMILIES and not language_prefix:
         return "all-linear"
     obstacles = {path: _find_obstacle(base, path, module) for path, module in base.named_modules() if path}
+    if language_prefix:  # names would also match modules of the vision tower
+        obstacles = {path: obstacle for path, obstacle in obstacles.items() if path.startswith(language_prefix)}
+    if all_linear and language_prefix:
+        return [path for path, obstacle in obstacles.items() if not obstacle]
     if all_linear:  # PEFT would select modules that it then rejects
         return _list_valid_targets(obstacles)
     for index, target in enumerate(targets):
         problem = f"{target} is named twice" if target in targets[:index] else _find_target_problem(target, obstacles)
         if problem:
             raise _invalid_targets(f"{problem}; use all-linear or some of {', '.join(_list_valid_targets(obstacles))}")
+    if language_prefix:
+        return [path for path in obstacles if path.endswith(tuple(f".{target}" for target in targets))]
     return list(targets)
 
 
