@@ -11,6 +11,7 @@ from finetune_trainer.data.loss_masking import TokenizedConversation
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
+from finetune_trainer.modeling.text_modules import is_head_in_language_part
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod
@@ -91,6 +92,8 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
 
     from finetune_trainer.training.trl_arguments import build_common_arguments
 
+    base_model = inputs.loaded.model.get_base_model()
+    needs_full_logits = inputs.loaded.backend == "unsloth" or is_head_in_language_part(base_model)
     return SFTConfig(
         **build_common_arguments(inputs.config, row_count, inputs.work_dir),
         # The rows are prepared: TRL would truncate those longer than 1024 tokens and drop some without a message.
@@ -101,7 +104,7 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
         remove_unused_columns=not inputs.config.training.packing,  # the column with the rows of a sequence is needed
         # Both compute the same loss without all logits at once; TRL's would bypass Unsloth's own. The preflight check
         # compares it with the model's logits and replaces it if the two differ.
-        loss_type="nll" if inputs.loaded.backend == "unsloth" else "chunked_nll",
+        loss_type="nll" if needs_full_logits else "chunked_nll",
     )
 
 
