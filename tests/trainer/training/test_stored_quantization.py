@@ -120,3 +120,6 @@ def test_training_of_dequantized_model_equals_its_values(run: RunTraining, tmp_p
     with pytest.raises(TrainerError, match=f"stored in {method} and converted .*; set it to none") as caught:
         compute_model_shape(asked, stored)
     assert caught.value.reason is Reason.CONFIG_INVALID
+    merging = config().model_copy(update={"output": config().output.model_copy(update={"merged": True})})
+    with pytest.raises(TrainerError, match=f"output.merged does not support .* stored in {method}"):
+        compute_model_shape(merging, stored)

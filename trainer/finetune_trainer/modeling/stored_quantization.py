@@ -38,6 +38,12 @@ def _check_setting(config: TrainerConfig, model_config: PreTrainedConfig) -> Non
     For bitsandbytes it must name the same method, since the library is imported before the model is downloaded.
     """
     method, configured = get_stored_method(model_config), config.model.quantization
+    if method in DEQUANTIZED_METHODS and config.output.merged:  # transformers does not save such models completely
+        message = (
+            f"output.merged does not support base models whose weights are stored in {method}; set it to false, or use "
+            "the unquantized model"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     expected = "none" if method in DEQUANTIZED_METHODS else method
     if method is None or configured == expected:
         return
