@@ -250,10 +250,6 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "code": (_write_file("modeling.py", "print()"), "modeling.py is code"),
     "no tokenizer": (_remove_file("tokenizer.json"), "no tokenizer; expected one of tokenizer.json"),
     "no weights": (_remove_file("model.safetensors"), "no *.safetensors file"),
-    "quantized": (
-        _write_file("config.json", '{"quantization_config": {}}'),
-        "only unquantized models",
-    ),
     "an adapter": (_write_file("adapter_config.json", "{}"), "it is an adapter"),
     "weights above the folder": (
         _write_index({"a": "../a.safetensors"}),

@@ -39,23 +39,34 @@ def test_load_model_malicious_file_is_model_invalid(tmp_path: Path, name: str, c
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
-        {"nested": {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}},
-    ],
-    ids=["code", "nested code"],
-)
-def test_tokenizer_with_code_is_refused_and_not_imported(tmp_path: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("location", ["top", "nested"])
+def test_code_beside_known_model_is_never_run(tmp_path: Path, file: str, location: str) -> None:
     folder, canary = build(tmp_path / "model"), tmp_path / "canary"
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
-    with pytest.raises(TrainerError) as caught:
-        check_model_dir(folder)
-    assert caught.value.reason is Reason.MODEL_INVALID
+    names = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    auto_map: dict[str, object] = {"auto_map": dict.fromkeys(names, "evil.Evil")}
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | (auto_map if location == "top" else {"nested": auto_map})))
+    code = f"open({str(canary)!r}, 'w')\nclass Evil: pass\n"
+    for name in ("evil.py", "modeling_llama.py", "configuration_llama.py", "__init__.py"):
+        (folder / name).write_text(code)
+    check_model_dir(folder)
+    load_tokenizer(folder)
+    model = load_model(config(), folder, "transformers")
+    assert type(model.get_base_model()).__module__ == "transformers.models.llama.modeling_llama"
+    assert not canary.exists()
+
+
+def test_code_of_unknown_model_is_refused_and_never_run(tmp_path: Path) -> None:
+    folder, canary = build(tmp_path / "model"), tmp_path / "canary"
+    settings = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "evil", "auto_map": auto_map}))
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
-    load_tokenizer(folder)  # even without that check
+    for load in (check_model_dir, lambda path: load_model(config(), path, "transformers")):
+        with pytest.raises(TrainerError) as caught:
+            load(folder)
+        assert caught.value.reason is Reason.MODEL_INVALID
     assert not canary.exists()
 
 

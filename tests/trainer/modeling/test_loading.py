@@ -60,12 +60,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "sub/x.py is code",
     ),
     "auto_map": (write_json("config.json", auto_map={}), r"config.json refers to code \(auto_map\)"),
+    "auto_map of an unknown model": (
+        write_json("config.json", model_type="x", auto_map={}),
+        "use a model whose model_type",
+    ),
     "auto_map of a part": (write_json("config.json", text_config={"auto_map": {}}), "refers to code"),
     "tokenizer's auto_map": (write_json("tokenizer_config.json", auto_map={}), "tokenizer_config.json refers to code"),
     "a kernel from the hub": (write_json("config.json", attn_implementation="someone/kernel"), "refers to code"),
     "internal kernel": (write_json("config.json", _attn_implementation_internal="x"), "refers to code"),
     "an adapter": (write_json("adapter_config.json"), "it is an adapter"),
-    "quantized": (write_json("config.json", quantization_config={}), "only unquantized models"),
     "no config": (remove_files("config.json"), "config.json is missing"),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "no tokenizer": (remove_files("tokenizer.json"), "no tokenizer"),
@@ -101,6 +104,61 @@ def test_check_model_dir_invalid_folder_is_refused(
     with pytest.raises(TrainerError, match=expected_message) as caught:
         check_model_dir(folder)
     assert caught.value.reason is Reason.MODEL_INVALID
+
+
+QUANTIZED: dict[str, tuple[dict[str, Any], str]] = {
+    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+    "AWQ": ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+    "compressed tensors": ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    "fp4": ({"quantization_config": {"load_in_4bit": True}}, "fp4"),
+    "no method": ({"quantization_config": {}}, "an unknown method"),
+    "no object": ({"quantization_config": "x"}, "an unknown method"),
+    "in a part": (
+        {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+        "fp8, in its text part only",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "method"), QUANTIZED.values(), ids=QUANTIZED)
+def test_check_model_dir_unknown_quantization_is_refused_by_name(
+    tmp_path: Path, content: dict[str, Any], method: str
+) -> None:
+    folder = make_model_dir(tmp_path / "model")
+    write_json("config.json", **content)(folder)
+    with pytest.raises(TrainerError) as caught:
+        check_model_dir(folder)
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert caught.value.message == (
+        f"the weights of the base model are quantized with {method} (quantization_config in config.json), which the "
+        "trainer cannot train on; set model.uri to the original, unquantized model, and model.quantization to nf4 to "
+        "save memory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "obstacle"),
+    [
+        ({"model_type": "llama"}, None),
+        ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}, None),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "stored in mxfp4"),
+        ({"vision_config": {}}, "a multimodal model"),
+        ({"audio_config": {}}, "a multimodal model"),
+    ],
+)
+def test_choose_backend_unsloth_depends_on_model(tmp_path: Path, content: dict[str, Any], obstacle: str | None) -> None:
+    folder = make_model_dir(tmp_path / "model")
+    write_json("config.json", **content)(folder)
+    requested = config({"backend": "unsloth"})
+    if obstacle is None:
+        assert choose_backend(requested, lambda: folder) == "unsloth"
+        return
+    with pytest.raises(TrainerError) as caught:
+        choose_backend(requested, lambda: folder)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert caught.value.message == (
+        f"training.backend is unsloth, but the base model is {obstacle}; use transformers or auto"
+    )
 
 
 def test_check_model_dir_sharded_model_is_accepted(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
 """Files of an adapter that are downloaded: no pickle files, no code, no records of an earlier run."""
-# Copies of the weights for other programs, and folders with such copies. All other files are downloaded and checked:
-# `model_files.check_model_dir` rejects a model with Python or pickle files.
+# Copies of the weights for other programs, folders with such copies, and code, which is never run. All other files are
+# downloaded and checked: `model_files.check_model_dir` rejects a model in pickle files.
 _IGNORED_SUFFIXES = {
     ".gguf",
     ".onnx",
@@ -35,6 +35,7 @@ _IGNORED_SUFFIXES = {
     ".png",
     ".jpg",
     ".gitattributes",
+    ".py",
 }
 _IGNORED_FOLDERS = {"original", "onnx", "openvino", "coreml"}
 

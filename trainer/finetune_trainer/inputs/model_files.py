@@ -8,11 +8,17 @@ from typing import Any
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs.stored_quantization import DEQUANTIZED_METHODS, find_stored_method
 
-_CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "_experts_implementation_internal")
+_AUTO_MAP = "auto_map"
+"""Key that names classes of the model's own Python files. They are never imported, so it is refused unless transformers
+has a class of its own for the model."""
+_CODE_KEYS = ("custom_pipelines", "_attn_implementation_internal", "_experts_implementation_internal")
 """Keys with which a config refers to code or kernels to download, instead of describing a model."""
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys that select a kernel of transformers, or a repository of other kernels (`organization/name`)."""
+_MULTIMODAL_KEYS = frozenset({"vision_config", "audio_config"})
+_KNOWN_MODEL_ADVICE = "use a model whose model_type in config.json the installed transformers supports without code"
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -22,38 +28,55 @@ def check_model_dir(model_dir: Path) -> None:
     _check_no_code(model_dir)
     if (model_dir / "adapter_config.json").is_file():  # transformers would load the model that it names
         raise _invalid_model("it is an adapter (adapter_config.json); use the model that the adapter was trained on")
-    config = _read_json(model_dir / "config.json", "it describes the model")
-    if "quantization_config" in config:
-        raise _invalid_model(
-            "config.json has quantization_config; only unquantized models can be fine-tuned, use that model"
-        )
+    find_stored_method(_read_json(model_dir / "config.json", "it describes the model"))
     _check_weights(model_dir)
     if not any((model_dir / name).is_file() for name in _TOKENIZER_FILES):
         raise _invalid_model(f"no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}")
 
 
+def find_unsloth_obstacle(model_dir: Path) -> str | None:
+    """Return why Unsloth is not used for a model, as a description of the model, or None.
+
+    It needs no transformers, which must not be imported before Unsloth. Raises as `check_model_dir`.
+    """
+    config = _read_json(model_dir / "config.json", "it describes the model")
+    if not _MULTIMODAL_KEYS.isdisjoint(config):
+        return "a multimodal model"
+    method = find_stored_method(config)
+    return f"stored in {method}" if method in DEQUANTIZED_METHODS else None
+
+
 def _check_no_code(model_dir: Path) -> None:
+    """Raise unless transformers has a class for the model, or nothing in the folder refers to code.
+
+    Python files are data that is never imported: everything is loaded with `trust_remote_code=False`.
+    """
+    is_known = _is_known_model_type(_read_json(model_dir / "config.json", "it describes the model"))
     code = sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*.py"))
-    if code:
-        raise _invalid_model(
-            f"{code[0]} is code; models are loaded as data only, so use a model that transformers supports"
-        )
+    if code and not is_known:
+        raise _invalid_model(f"{code[0]} is code, which is never run; {_KNOWN_MODEL_ADVICE}")
+    code_keys = _CODE_KEYS if is_known else (_AUTO_MAP, *_CODE_KEYS)
     for path in sorted(model_dir.glob("*.json")):
-        forbidden_keys = _find_code_keys(_read_json(path, "it is part of the model")) if "config" in path.name else []
+        content = _read_json(path, "it is part of the model") if "config" in path.name else {}
+        forbidden_keys = _find_code_keys(content, code_keys)
         if forbidden_keys:
-            raise _invalid_model(
-                f"{path.name} refers to code ({forbidden_keys[0]}); use a model that transformers supports without it"
-            )
+            raise _invalid_model(f"{path.name} refers to code ({forbidden_keys[0]}); {_KNOWN_MODEL_ADVICE}")
 
 
-def _find_code_keys(value: object) -> list[str]:
+def _is_known_model_type(config: dict[str, Any]) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return config.get("model_type") in CONFIG_MAPPING_NAMES
+
+
+def _find_code_keys(value: object, code_keys: tuple[str, ...]) -> list[str]:
     """Return the forbidden keys anywhere in a JSON value: a config may contain those of other models."""
     if isinstance(value, list):
-        return [key for item in value for key in _find_code_keys(item)]
+        return [key for item in value for key in _find_code_keys(item, code_keys)]
     if not isinstance(value, dict):
         return []
-    direct_keys = [key for key in value if key in _CODE_KEYS or (key in _KERNEL_KEYS and "/" in str(value[key]))]
-    return direct_keys + [key for item in value.values() for key in _find_code_keys(item)]
+    direct_keys = [key for key in value if key in code_keys or (key in _KERNEL_KEYS and "/" in str(value[key]))]
+    return direct_keys + [key for item in value.values() for key in _find_code_keys(item, code_keys)]
 
 
 def _check_weights(model_dir: Path) -> None:

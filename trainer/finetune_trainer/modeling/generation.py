@@ -14,8 +14,10 @@ from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.modeling.batch_limits import MAX_GENERATION_PROMPTS, MAX_GENERATION_TOKENS
 from finetune_trainer.modeling.library_errors import translate_model_errors
-from finetune_trainer.modeling.loading import load_tokenizer
+from finetune_trainer.modeling.loading import check_loading_info, load_tokenizer, load_weights
+from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions
+from finetune_trainer.modeling.stored_quantization import build_dequantization_config
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -141,19 +143,14 @@ def generate_completions(
 def _load_for_inference(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    has_gpu = torch.cuda.is_available()
-    with translate_model_errors():
-        base = AutoModelForCausalLM.from_pretrained(
-            str(model_dir),
-            dtype=torch.bfloat16 if has_gpu and torch.cuda.is_bf16_supported() else torch.float32,
-            device_map={"": 0} if has_gpu else None,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        if adapter_dir is not None and (adapter_dir / "generation_config.json").is_file():
+    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    model_config = load_model_config(model_dir)
+    base, info = load_weights(model_dir, model_config, dtype, build_dequantization_config(model_config))
+    check_loading_info(info)
+    if adapter_dir is not None and (adapter_dir / "generation_config.json").is_file():
+        with translate_model_errors():
             base.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model = base if adapter_dir is None else PeftModel.from_pretrained(base, str(adapter_dir))
     return model.eval()

@@ -13,12 +13,17 @@ _OUT_OF_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate
 
 @contextmanager
 def translate_model_errors() -> Iterator[None]:
-    """Translate the errors of transformers for files that it cannot load as a model into `MODEL_INVALID`."""
+    """Translate the errors of transformers for files that it cannot load as a model into `MODEL_INVALID`, and a package
+    that the model needs and this image does not have into `MODEL_UNSUPPORTED`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
+    except ImportError as error:
+        problem = str(error).strip().splitlines()[0]
+        message = f"the base model needs a package that the trainer does not have, so use another model: {problem}"
+        raise TrainerError(Reason.MODEL_UNSUPPORTED, message) from error
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
 

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,19 @@ from finetune_trainer.contract import PROCESSES_ENV, SCRATCH_ENV, Reason, Traine
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import adapters, quantization
+from finetune_trainer.inputs.model_files import find_unsloth_obstacle
+from finetune_trainer.modeling import adapters, quantization, stored_quantization
 from finetune_trainer.modeling.import_guard import hide_optional_packages
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
 from finetune_trainer.modeling.lora import add_adapter
+from finetune_trainer.modeling.model_config import choose_model_class
 from finetune_trainer.modeling.precision import get_dtype, resolve_precision
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 log = logging.getLogger(__name__)
 
@@ -52,31 +55,48 @@ def _set_library_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def choose_backend(config: TrainerConfig, world_size: int | None = None) -> str:
-    """Return `unsloth` or `transformers`, and log the reason. `world_size` is the number of ranks, by default those of
-    this run. Raises `CONFIG_INVALID` if Unsloth is requested but not usable."""
+def choose_backend(
+    config: TrainerConfig, wait_for_model: Callable[[], Path] | None = None, world_size: int | None = None
+) -> str:
+    """Return `unsloth` or `transformers`, and log the reason.
+
+    `wait_for_model` returns the folder of the base model, which is checked before Unsloth is chosen. `world_size` is
+    the number of ranks, by default that of this run. Raises `CONFIG_INVALID` if Unsloth is requested but not usable.
+    """
     world_size = world_size or topology.world_size()
     _set_library_environment()
     requested, is_installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
-    if requested == "unsloth" and not is_installed:
+    if requested == "unsloth":
+        _check_unsloth(config, is_installed, world_size)
+    backend, reason = (
+        (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
+    )
+    obstacle = find_unsloth_obstacle(wait_for_model()) if backend == "unsloth" and wait_for_model else None
+    if obstacle and requested == "unsloth":
+        message = f"training.backend is unsloth, but the base model is {obstacle}; use transformers or auto"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    if obstacle:
+        backend, reason = "transformers", f"auto uses it because the base model is {obstacle}"
+    log.info("backend %s: %s", backend, reason)
+    return backend
+
+
+def _check_unsloth(config: TrainerConfig, is_installed: bool, world_size: int) -> None:
+    lora = config.training.lora
+    if not is_installed:
         message = "training.backend is unsloth, which is not installed; use an image that includes it, or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    if requested == "unsloth" and world_size > 1:
+    if world_size > 1:
         message = (
             "training.backend unsloth supports a single process only; use transformers or auto, or one GPU on one node"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    if requested == "unsloth" and (config.training.lora.target_parameters or config.training.lora.trainable_tokens):
+    if lora.target_parameters or lora.trainable_tokens:
         message = (
             "training.backend unsloth supports neither training.lora.targetParameters nor trainableTokens; use "
             "transformers or auto"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    backend, reason = (
-        (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
-    )
-    log.info("backend %s: %s", backend, reason)
-    return backend
 
 
 def _choose_automatically(config: TrainerConfig, is_installed: bool, world_size: int) -> tuple[str, str]:
@@ -233,14 +253,38 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
 
 
 def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
+    model_config = stored_quantization.load_checked_config(config, model_dir)
+    is_stored_quantized = stored_quantization.get_stored_method(model_config) is not None
+    quantization_config = (
+        stored_quantization.build_dequantization_config(model_config)
+        if is_stored_quantized
+        else quantization.build_quantization_config(config, dtype)
+    )
+    base, info = load_weights(model_dir, model_config, dtype, quantization_config)
+    check_loading_info(info)
+    if is_stored_quantized:
+        stored_quantization.convert_to_run_precision(base, dtype)
+    # PEFT's prepare_model_for_kbit_training is not called: it would only convert norms and embeddings to 32 bits.
+    quantization.check_quantization(config, base)
+    return base
 
+
+def load_weights(
+    model_dir: Path,
+    model_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    quantization_config: QuantizationConfigMixin | None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load the class that config.json names, on the GPU if there is one. Return it with the loading info."""
+    import torch
+
+    model_class = choose_model_class(model_config)
     with translate_model_errors():
-        base, info = AutoModelForCausalLM.from_pretrained(
+        base, info = model_class.from_pretrained(
             str(model_dir),
+            config=model_config,
             dtype=dtype,
-            quantization_config=quantization.build_quantization_config(config, dtype),
+            quantization_config=quantization_config,
             device_map={"": 0} if torch.cuda.is_available() else None,
             trust_remote_code=False,
             use_safetensors=True,
@@ -248,15 +292,14 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
             ignore_mismatched_sizes=True,  # reported in the loading info, as invalid files
             output_loading_info=True,
         )
-    check_loading_info(info)
-    # PEFT's prepare_model_for_kbit_training is not called: it would only convert norms and embeddings to 32 bits.
-    quantization.check_quantization(config, base)
-    model: PreTrainedModel = base
-    return model
+    return base, info
 
 
 def check_loading_info(info: Mapping[str, Any]) -> None:
     """Raise `MODEL_INVALID` if weights are missing or have another shape: transformers initializes them randomly."""
+    if info["unexpected_keys"]:  # such as the heads that predict several tokens at once
+        names = sorted(map(str, info["unexpected_keys"]))
+        log.warning("the base model has %d weights that its class does not use, such as %s", len(names), names[0])
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
             problem = (

@@ -1,14 +1,22 @@
-"""The config.json of a base model."""
+"""The config.json of a base model, and the class of transformers that it describes."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.library_errors import translate_model_errors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+_OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel", "ImageGeneration")
+"""Ends of names of classes that do not predict the next token."""
+_GENERATING_CLASSES = ("ForConditionalGeneration", "ForCausalLM")
+"""Ends of names of multimodal classes that predict the next token. Others diffuse blocks, or encode and decode."""
 
 
 def load_model_config(model_dir: Path) -> PreTrainedConfig:
@@ -17,3 +25,62 @@ def load_model_config(model_dir: Path) -> PreTrainedConfig:
 
     with translate_model_errors():
         return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+
+
+def choose_model_class(config: PreTrainedConfig) -> type[AutoModel]:
+    """Return the auto class that loads the class in `architectures` of config.json, which is also what servers load:
+    the names of the weights of an adapter depend on it.
+
+    A config that names no class, or one that transformers does not know, gets the class for its `model_type`. Raises
+    `MODEL_UNSUPPORTED` for a class that is no decoder-only language model.
+    """
+    architecture = (config.architectures or [""])[0]
+    causal, multimodal = _find_causal_class(config), _find_multimodal_class(config)
+    classes = [auto_class for auto_class, name in (causal, multimodal) if name == architecture and auto_class]
+    if classes:
+        return classes[0]
+    is_other_task = architecture.endswith(_OTHER_TASKS) or config.is_encoder_decoder
+    preferred = (multimodal, causal) if config.get_text_config() is not config else (causal, multimodal)
+    classes = [auto_class for auto_class, _ in preferred if auto_class]
+    if is_other_task or not classes:
+        raise _unsupported_class_error(config, architecture)
+    return classes[0]
+
+
+def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of a config on the `meta` device, without weights. Its layers are not quantized."""
+    import torch
+
+    plain_config = copy.deepcopy(config)
+    if "quantization_config" in vars(plain_config):
+        del plain_config.quantization_config
+    model_class = choose_model_class(plain_config)
+    with translate_model_errors(), torch.device("meta"):
+        return model_class.from_config(plain_config, trust_remote_code=False)
+
+
+def _find_causal_class(config: PreTrainedConfig) -> tuple[type[AutoModel] | None, str]:
+    """Return the auto class and the name of the class that it loads, or None."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None, ""
+    return AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+
+
+def _find_multimodal_class(config: PreTrainedConfig) -> tuple[type[AutoModel] | None, str]:
+    """Return the auto class and the name of the class that it loads, or None."""
+    from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM
+
+    known = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    name = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)].__name__ if known else ""
+    return (AutoModelForMultimodalLM, name) if name.endswith(_GENERATING_CLASSES) else (None, "")
+
+
+def _unsupported_class_error(config: PreTrainedConfig, architecture: str) -> TrainerError:
+    message = (
+        f"the base model is {architecture or config.model_type} (model_type {config.model_type}), which is no "
+        "decoder-only language model; use a model that transformers loads for text generation, such as the Llama, "
+        "Qwen, Mistral or Gemma families"
+    )
+    return TrainerError(Reason.MODEL_UNSUPPORTED, message)

@@ -30,3 +30,10 @@ def is_language_module(model: PreTrainedModel, path: str) -> bool:
     """Return whether the module at `path` of a base model is outside of the towers for images, audio and video and
     their projectors. Rows are text, so these other parts would get no gradient."""
     return path.startswith(find_language_prefix(model)) or model.get_submodule(path) is model.get_output_embeddings()
+
+
+def is_head_in_language_part(model: PreTrainedModel) -> bool:
+    """Return whether a multimodal base model is a wrapper around a complete language model with its own output head, as
+    Llama 4 is. TRL's chunked loss expects the head outside: it reads hidden states of what is called without it."""
+    head = model.get_output_embeddings()
+    return is_multimodal(model) and any(module is head for module in model.get_decoder().modules())

@@ -30,31 +30,43 @@ class InspectedInputs:
     """All inputs, but only the headers of the weights of a base model in S3."""
     prepared: PreparedData
     shape: ModelShape
+    backend: str
+    """The imported backend."""
     work_dir: Path
     """A temporary folder."""
 
 
 @contextmanager
-def inspect_inputs(resolved_inputs: resolve.ResolvedInputs, scratch: Path, backend: str) -> Iterator[InspectedInputs]:
-    """Yield the inspected inputs, whose files are removed at the end of the block. Imports the backend.
+def inspect_inputs(
+    resolved_inputs: resolve.ResolvedInputs, scratch: Path, world_size: int | None = None
+) -> Iterator[InspectedInputs]:
+    """Yield the inspected inputs, whose files are removed at the end of the block. Imports the backend: the one that a
+    run with `world_size` ranks would use, or transformers, which suffices to count parameters.
 
     Raises the errors that the run would raise for its data and model.
     """
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         work_dir, config = Path(folder), resolved_inputs.config
-        files = _download_inputs(resolved_inputs, work_dir, backend)
+        files, backend = _download_inputs(resolved_inputs, work_dir, world_size)
         prepared, shape = _prepare_dataset(config, files, work_dir)
-        yield InspectedInputs(config, resolved_inputs.model, files, prepared, shape, work_dir)
+        yield InspectedInputs(config, resolved_inputs.model, files, prepared, shape, backend, work_dir)
 
 
-def _download_inputs(resolved_inputs: resolve.ResolvedInputs, work_dir: Path, backend: str) -> resolve.DownloadedInputs:
+def _download_inputs(
+    resolved_inputs: resolve.ResolvedInputs, work_dir: Path, world_size: int | None
+) -> tuple[resolve.DownloadedInputs, str]:
+    """Return the inputs and the backend, which is imported."""
+    config = resolved_inputs.config
     without_weights = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
     download = resolve.start_download(without_weights, work_dir)
     from finetune_trainer.modeling import loading
 
+    backend = "transformers"
+    if world_size is not None:
+        backend = loading.choose_backend(config, lambda: download.result().model_dir, world_size)
     # The imports take seconds, during which the download continues.
-    loading.import_backend(backend, resolved_inputs.config.model.quantization)
-    return download.result()
+    loading.import_backend(backend, config.model.quantization)
+    return download.result(), backend
 
 
 def _prepare_dataset(

@@ -27,7 +27,7 @@ _CGROUP_LIMIT_PATH = Path("/sys/fs/cgroup/memory.max")
 """Memory limit of a container in bytes, or `max`. Missing outside of Linux."""
 
 
-def check_model(inputs: InspectedInputs, backend: str) -> list[PreflightFinding]:
+def check_model(inputs: InspectedInputs) -> list[PreflightFinding]:
     """Run the checks, or return a warning if this machine has too little memory for the base model.
 
     Raises the errors that the run would raise before its first step.
@@ -36,7 +36,7 @@ def check_model(inputs: InspectedInputs, backend: str) -> list[PreflightFinding]
     if memory_finding is not None:
         return [memory_finding]
     config = limit_max_length(inputs.config, inputs.shape.max_positions)
-    loaded = loading.load_with_tokenizer(config, _fetch_weights(inputs), backend, inputs.files.adapter_dir)
+    loaded = loading.load_with_tokenizer(config, _fetch_weights(inputs), inputs.backend, inputs.files.adapter_dir)
     return check_training(config, loaded, inputs.prepared, inputs.work_dir)
 
 

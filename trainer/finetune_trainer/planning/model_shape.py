@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.modeling.library_errors import translate_model_errors
-from finetune_trainer.modeling.model_config import load_model_config
+from finetune_trainer.modeling import stored_quantization
+from finetune_trainer.modeling.model_config import build_meta_model
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.planning import weights
 
@@ -40,10 +40,14 @@ class ModelShape:
 
 def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
     """Return the sizes. Raises `MODEL_INVALID` for invalid files, `CONFIG_INVALID` for invalid target modules."""
-    meta_model = _build_meta_model(model_dir)
+    model_config = stored_quantization.load_checked_config(config, model_dir)
+    is_quantized = stored_quantization.get_stored_method(model_config) is not None
+    meta_model = build_meta_model(model_config)
+    # Quantized weights are stored packed, so that their files do not tell the number of parameters.
+    parameters = meta_model.num_parameters() if is_quantized else weights.count_parameters(model_dir)
     text_config, adapter_sizes = meta_model.config.get_text_config(), _list_adapter_sizes(config, meta_model, model_dir)
     return ModelShape(
-        parameters=weights.count_parameters(model_dir),
+        parameters=parameters,
         quantizable=_count_quantizable(meta_model),
         trainable=sum(adapter_sizes),
         adapter_tensors=len(adapter_sizes),
@@ -54,15 +58,6 @@ def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
         key_value_size=_compute_key_value_size(text_config),
         max_positions=get_max_positions(meta_model.config),
     )
-
-
-def _build_meta_model(model_dir: Path) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model_config = load_model_config(model_dir)
-    with translate_model_errors(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
 
 
 def _count_quantizable(meta_model: PreTrainedModel) -> int:
@@ -87,8 +82,9 @@ def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel, mode
 
 
 def _get_intermediate_size(text_config: PreTrainedConfig) -> int:
-    """Return the width of the feed-forward layers, which is four times the hidden size if the config has none."""
-    return int(text_config.to_dict().get("intermediate_size") or 4 * text_config.hidden_size)
+    """Return the largest width of the feed-forward layers, or four times the hidden size if the config has none."""
+    size = text_config.to_dict().get("intermediate_size") or 4 * text_config.hidden_size
+    return max(size) if isinstance(size, list) else int(size)
 
 
 def _compute_key_value_size(text_config: PreTrainedConfig) -> int:

@@ -85,7 +85,7 @@ class Plan(Model):
 def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    with inspection.inspect_inputs(resolved_inputs, scratch, "transformers") as inputs:
+    with inspection.inspect_inputs(resolved_inputs, scratch) as inputs:
         return _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
 
 
@@ -96,14 +96,11 @@ def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1
     """
     topology.use_first_gpu()
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    from finetune_trainer.modeling import loading
-
-    backend = loading.choose_backend(config, world_size)
-    with inspection.inspect_inputs(resolved_inputs, scratch, backend) as inputs:
+    with inspection.inspect_inputs(resolved_inputs, scratch, world_size) as inputs:
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
-        return plan.model_copy(update={"preflight": model_check.check_model(inputs, backend)})
+        return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
 
 
 def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelShape, world_size: int) -> Plan:

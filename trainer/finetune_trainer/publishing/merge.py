@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from finetune_trainer.modeling.loading import LoadedModel
 
 log = logging.getLogger(__name__)
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Settings with which servers prepare images and audio for a multimodal model."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def _save_merged_model(
         merged.save_pretrained(str(target))
     export_tokenizer(tokenizer, target)
     export_generation_config(merged, tokenizer, model_dir, target)
+    for name in _PROCESSOR_FILES:
+        if (model_dir / name).is_file():
+            shutil.copyfile(model_dir / name, target / name)
 
 
 def _free_weights(model: torch.nn.Module) -> None:

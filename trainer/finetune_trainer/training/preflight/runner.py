@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.preflight.adapter_keys import check_trained_adapter_keys
 from finetune_trainer.training.preflight.answers import check_answers
 from finetune_trainer.training.preflight.architecture import check_forward_pass
 from finetune_trainer.training.preflight.end_of_turn import check_end_of_turn
@@ -40,6 +41,7 @@ def run_preflight(
         *check_answers(inputs),
         *check_end_of_turn(inputs),
         *check_quantization_coverage(inputs),
+        check_trained_adapter_keys(trainer),
         *_check_model(build_sample(trainer, inputs, heartbeat)),
         *get_method(inputs.config).run_preflight(trainer, inputs, heartbeat),
     ]
