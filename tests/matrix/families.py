@@ -232,7 +232,10 @@ MULTIMODAL_FAMILIES: dict[str, dict[str, Any]] = {
         "boi_token_id": 502,
         "eoi_token_id": 503,
     },
-    "qwen2_vl": {"text_config": _MROPE, "vision_config": {"embed_dim": 32, "hidden_size": 64, "depth": 1, "num_heads": 2, "patch_size": 4}}
+    "qwen2_vl": {
+        "text_config": _MROPE,
+        "vision_config": {"embed_dim": 32, "hidden_size": 64, "depth": 1, "num_heads": 2, "patch_size": 4},
+    }
     | _QWEN_TOKENS,
     "qwen2_5_vl": {"text_config": _MROPE, "vision_config": {**_QWEN_VISION, "fullatt_block_indexes": [0]}}
     | _QWEN_TOKENS,
