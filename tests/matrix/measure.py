@@ -3,30 +3,100 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import sys
-import time
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.matrix.families import MODEL_TYPES
+from tests.matrix.page import render_page
+from tests.support.trainer.tiny_model import QUIET_ENV
+
+from finetune_trainer.modeling.support_matrix import COLUMNS, MATRIX_PATH, NOT_MEASURED, load_families
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE_PATH = ROOT / "docs" / "reference" / "support-matrix.md"
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth")
+_UNSLOTH_COLUMN = "unsloth"
 
 
 def main() -> int:
-    """Measure the families, print each, and write the matrix if asked. Return 1 if there are defects."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--families", default="")
-    arguments = parser.parse_args()
+    """Measure the families and print each. Return 1 if there are defects of the trainer."""
+    arguments = _parse_arguments()
     warnings.simplefilter("ignore")
+    os.environ.update(QUIET_ENV)
+    families = arguments.families.split(",") if arguments.families else list(MODEL_TYPES)
+    measured = {family: dict(cells) for family, cells in (load_families() if MATRIX_PATH.is_file() else {}).items()}
+    defect_count = 0
+    for family, cells in _iterate_cells(families, arguments.unsloth, arguments.only_unsloth):
+        print(json.dumps({family: cells}), flush=True)
+        defect_count += sum(cell.startswith("error") for cell in cells.values())
+        measured[family] = {**measured.get(family, {}), **cells}
+        if arguments.write:
+            write_matrix(measured)
+    print(f"{len(families)} families, {defect_count} defects", file=sys.stderr)
+    return 1 if defect_count else 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", default="", help="comma-separated model types; all by default")
+    parser.add_argument("--unsloth", action="store_true", help="also measure Unsloth, after everything else")
+    parser.add_argument("--only-unsloth", action="store_true", help="measure Unsloth alone")
+    parser.add_argument("--write", action="store_true", help="write the matrix and its page")
+    return parser.parse_args()
+
+
+def _iterate_cells(families: Sequence[str], unsloth: bool, only_unsloth: bool) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield families with measured cells. Libraries are imported as in a run that quantizes the model."""
     from finetune_trainer.modeling import loading
+
     loading.import_backend("transformers", "nf4")
     import torch
-    torch.set_num_threads(1)
-    from tests.matrix.families import MODEL_TYPES
     from tests.matrix.measurement import measure_family
-    for f in [x for x in arguments.families.split(",") if x] or MODEL_TYPES:
-        t=time.time()
-        m=measure_family(f)
-        print("==",f,f"{time.time()-t:.1f}",{k:v[:200] for k,v in m.cells.items()},flush=True)
-        for k,v in m.tracebacks.items(): print(f"--TB {f} {k}\n{v}",file=sys.stderr,flush=True)
-    return 0
+    from tests.matrix.unsloth_measurement import measure_unsloth
+
+    torch.set_num_threads(1)
+    for family in families if not only_unsloth else ():
+        measurement = measure_family(family)
+        for column, text in measurement.tracebacks.items():
+            print(f"{family}, {column}: {text}", file=sys.stderr, flush=True)
+        yield family, measurement.cells
+    for family, cell in measure_unsloth(families) if unsloth or only_unsloth else ():
+        yield family, {_UNSLOTH_COLUMN: cell}
+
+
+def build_matrix(measured: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return the matrix as it is stored. The cell of a defect is not measured: it must be fixed."""
+    return {
+        "lockSha256": compute_lock_hash(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "families": {
+            family: {column: _clean_cell(cells.get(column, NOT_MEASURED)) for column in COLUMNS}
+            for family, cells in sorted(measured.items())
+        },
+    }
+
+
+def _clean_cell(cell: str) -> str:
+    return NOT_MEASURED if cell.startswith("error") else cell
+
+
+def compute_lock_hash() -> str:
+    """Return the SHA-256 of `uv.lock`."""
+    return hashlib.sha256((ROOT / "uv.lock").read_bytes()).hexdigest()
+
+
+def write_matrix(measured: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the JSON file that the trainer reads, and the page of the documentation."""
+    matrix = build_matrix(measured)
+    MATRIX_PATH.write_text(json.dumps(matrix, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE_PATH.write_text(render_page(matrix), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -26,7 +26,7 @@ from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
-from finetune_trainer.modeling.support_matrix import NOT_MEASURED, YES
+from finetune_trainer.modeling.support_matrix import YES
 from finetune_trainer.publishing import export, merge, merge_check
 from finetune_trainer.training.state import TrainingSession, TrainResult
 from finetune_trainer.training.train import train
@@ -44,8 +44,15 @@ _TRAINING = {"maxSteps": 2, "learningRate": 1e-2, "batchSize": 2, "gradientAccum
 _EVALUATION = {"task": "generation", "maxNewTokens": 8, "maxSamples": 4}
 _MAX_LOGIT_DIFFERENCE = 0.01
 """Logits have a standard deviation of about 3. The order of sums alone changes them by 1e-5."""
+_MAX_MESSAGE_LENGTH = 400
 _QUESTIONS = ("How do I turn on the lamp?", "Capital of France?", "2 + 2?", "Name a colour that is not red, please.")
 _ANSWERS = ("Tap the top once.", "Paris.", "4", "Blue")
+
+
+def shorten(message: str) -> str:
+    """Return a message in one line, of at most 400 characters."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MAX_MESSAGE_LENGTH else line[: _MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 class MeasurementError(RuntimeError):
@@ -67,10 +74,9 @@ class FamilyMeasurement:
             yield
         except TrainerError as error:
             prefix = "no: " if error.reason in _REFUSALS else f"{ERROR_PREFIX}{error.reason}: "
-            self._record(columns, prefix + " ".join(error.message.split()), error)
+            self._record(columns, prefix + shorten(error.message), error)
         except _DEFECTS as error:
-            problem = f"{ERROR_PREFIX}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self._record(columns, problem, error)
+            self._record(columns, f"{ERROR_PREFIX}{type(error).__name__}: {shorten(str(error))}", error)
         else:
             self.cells |= dict.fromkeys(columns, YES)
 
@@ -236,8 +242,3 @@ def check_logits(logits: torch.Tensor, expected: torch.Tensor, subject: str) -> 
     difference = float((logits - expected).abs().max())
     if not difference <= _MAX_LOGIT_DIFFERENCE:
         raise MeasurementError(f"a logit of {subject} differs by {difference:.4g} from the trained model")
-
-
-def mark_unmeasured(cells: Mapping[str, str], columns: Sequence[str]) -> dict[str, str]:
-    """Return a cell for each column."""
-    return {column: cells.get(column, NOT_MEASURED) for column in columns}

@@ -96,7 +96,8 @@ def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tu
     fetched = download.result()
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import adapters
+    from finetune_trainer.modeling import adapters, support_matrix
+    from finetune_trainer.modeling.model_config import load_model_config
     from finetune_trainer.planning import model_shape
     from finetune_trainer.training.methods import get_method
 
@@ -104,6 +105,7 @@ def _inspect_inputs(resolved_inputs: resolve.ResolvedInputs, folder: Path) -> tu
     if fetched.adapter_dir is not None:
         adapters.check_adapter(config, fetched.adapter_dir)
     tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    support_matrix.check_support(config, load_model_config(fetched.model_dir).model_type)
     shape = model_shape.compute_model_shape(config, fetched.model_dir)
     loading.check_vocabulary(tokenizer, shape.vocab_size)
     files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
