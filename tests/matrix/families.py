@@ -69,8 +69,14 @@ _CLIP_VISION = {
     "patch_size": 4,
 }
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
-_GEMMA4 = {**_MIXED_ATTENTION, "head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 16}
-_GEMMA4 = {**_GEMMA4, "vocab_size_per_layer_input": 512, "final_logit_softcapping": 30.0}
+_GEMMA4 = {
+    **_MIXED_ATTENTION,
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 512,
+    "final_logit_softcapping": 30.0,
+}
 _GEMMA3N = {
     **_MIXED_ATTENTION,
     "head_dim": 16,

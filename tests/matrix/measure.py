@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE_PATH = ROOT / "docs" / "reference" / "support-matrix.md"
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth")
 _UNSLOTH_COLUMN = "unsloth"
+_OTHER_COLUMNS = [column for column in COLUMNS if column != _UNSLOTH_COLUMN]
 
 
 def main() -> int:
@@ -33,7 +34,7 @@ def main() -> int:
     families = arguments.families.split(",") if arguments.families else list(MODEL_TYPES)
     measured = {family: dict(cells) for family, cells in (load_families() if MATRIX_PATH.is_file() else {}).items()}
     defect_count = 0
-    for family, cells in _iterate_cells(families, arguments.unsloth, arguments.only_unsloth):
+    for family, cells in _iterate_unsloth_cells(families) if arguments.unsloth else _iterate_cells(families):
         print(json.dumps({family: cells}), flush=True)
         defect_count += sum(cell.startswith("error") for cell in cells.values())
         measured[family] = {**measured.get(family, {}), **cells}
@@ -46,28 +47,31 @@ def main() -> int:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", default="", help="comma-separated model types; all by default")
-    parser.add_argument("--unsloth", action="store_true", help="also measure Unsloth, after everything else")
-    parser.add_argument("--only-unsloth", action="store_true", help="measure Unsloth alone")
+    parser.add_argument("--unsloth", action="store_true", help="measure the column unsloth instead of all others")
     parser.add_argument("--write", action="store_true", help="write the matrix and its page")
     return parser.parse_args()
 
 
-def _iterate_cells(families: Sequence[str], unsloth: bool, only_unsloth: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield families with measured cells. Libraries are imported as in a run that quantizes the model."""
+def _iterate_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield families with all cells except that of Unsloth. Libraries are imported as in a run that quantizes."""
     from finetune_trainer.modeling import loading
 
     loading.import_backend("transformers", "nf4")
     import torch
     from tests.matrix.measurement import measure_family
-    from tests.matrix.unsloth_measurement import measure_unsloth
 
     torch.set_num_threads(1)
-    for family in families if not only_unsloth else ():
+    for family in families:
         measurement = measure_family(family)
         for column, text in measurement.tracebacks.items():
             print(f"{family}, {column}: {text}", file=sys.stderr, flush=True)
-        yield family, measurement.cells
-    for family, cell in measure_unsloth(families) if unsloth or only_unsloth else ():
+        yield family, dict.fromkeys(_OTHER_COLUMNS, NOT_MEASURED) | measurement.cells
+
+
+def _iterate_unsloth_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    from tests.matrix.unsloth_measurement import measure_unsloth
+
+    for family, cell in measure_unsloth(families):
         yield family, {_UNSLOTH_COLUMN: cell}
 
 
@@ -77,8 +81,9 @@ def build_matrix(measured: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         "lockSha256": compute_lock_hash(),
         "versions": {name: version(name) for name in _LIBRARIES},
         "families": {
-            family: {column: _clean_cell(cells.get(column, NOT_MEASURED)) for column in COLUMNS}
-            for family, cells in sorted(measured.items())
+            family: {column: _clean_cell(measured[family].get(column, NOT_MEASURED)) for column in COLUMNS}
+            for family in sorted(MODEL_TYPES)
+            if family in measured
         },
     }
 
