@@ -130,13 +130,15 @@ def test_choose_supported_backend_auto_uses_transformers_where_unsloth_fails(
     credentials("id", "secret")
     cells = {family: columns["unsloth"] for family, columns in load_families().items()}
     assert cells["llama"] == YES
+    automatic, requested = (
+        ResolvedInputs(S3(config().storage), config({"backend": backend}), VolumeModelSource(tmp_path), [])
+        for backend in ("auto", "unsloth")
+    )
     for family, cell in cells.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
         expected = "transformers" if cell.startswith(NO_PREFIX) else "unsloth"
-        for backend, chosen in (("auto", expected), ("unsloth", "unsloth")):
-            settings = config({"backend": backend})
-            inputs = ResolvedInputs(S3(settings.storage), settings, VolumeModelSource(tmp_path), [])
-            assert choose_supported_backend(inputs, "unsloth") == chosen, family
+        assert choose_supported_backend(automatic, "unsloth") == expected, family
+        assert choose_supported_backend(requested, "unsloth") == "unsloth", family
 
 
 @pytest.mark.training
