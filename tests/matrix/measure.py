@@ -17,7 +17,7 @@ from tests.matrix.families import MODEL_TYPES
 from tests.matrix.page import render_page
 from tests.support.trainer.tiny_model import QUIET_ENV
 
-from finetune_trainer.modeling.support_matrix import COLUMNS, MATRIX_PATH, NOT_MEASURED, load_families
+from finetune_trainer.modeling.support_matrix import COLUMNS, MATRIX_PATH, NOT_MEASURED, YES, load_families
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_PATH = ROOT / "docs" / "reference" / "support-matrix.md"
@@ -69,9 +69,11 @@ def _iterate_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str
 
 
 def _iterate_unsloth_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the cell of Unsloth for families that train with transformers, whose losses it is compared with."""
     from tests.matrix.unsloth_measurement import measure_unsloth
 
-    for family, cell in measure_unsloth(families):
+    stored = load_families()
+    for family, cell in measure_unsloth([family for family in families if stored[family]["sft"] == YES]):
         yield family, {_UNSLOTH_COLUMN: cell}
 
 
