@@ -110,7 +110,7 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         if topology.is_rank_zero():
             output.check_foreign_files()
         download = start_download(resolved.inputs, context)  # in the background
-        backend = import_backend(context, download)  # meanwhile: it takes seconds
+        backend = import_backend(resolved.inputs, context)  # meanwhile: it takes seconds
         collectives.init_process_group(context.progress.heartbeat)
         inputs = collectives.run_on_local_rank_zero(
             partial(prepare_inputs, download, context), context.work_dir, context.progress.heartbeat
@@ -171,13 +171,12 @@ def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[Downlo
     return resolve.start_download(inputs, context.work_dir) if topology.is_local_rank_zero() else Future()
 
 
-def import_backend(context: RunContext, download: Future[DownloadedInputs]) -> str:
-    """Choose and import the backend, then start the tracker. Returns the name of the backend.
-
-    If it may be Unsloth, this first waits for the model, which Unsloth may not support."""
+def import_backend(inputs: ResolvedInputs, context: RunContext) -> str:
+    """Choose and import the backend, then start the tracker. Returns the name of the backend."""
+    from finetune_trainer.inputs.base_model import read_model_settings
     from finetune_trainer.modeling import loading
 
-    backend = loading.choose_backend(context.config, lambda: download.result().model_dir)
+    backend = loading.choose_backend(context.config, lambda: read_model_settings(inputs.model))
     loading.import_backend(backend, context.config.model.quantization)
     context.recorder.record_backend(backend)
     if context.tracker:
@@ -191,7 +190,7 @@ def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> P
     from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import loading, positions, stored_quantization
+    from finetune_trainer.modeling import loading, positions, stored_quantization, support_matrix
     from finetune_trainer.training.methods import get_method
 
     config, files = context.config, download.result()
@@ -199,6 +198,7 @@ def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> P
     model_files.check_model_dir(files.model_dir)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
     model_config = stored_quantization.load_checked_config(config, files.model_dir)
+    support_matrix.check_support(config, model_config.model_type)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)

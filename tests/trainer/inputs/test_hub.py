@@ -14,6 +14,7 @@ import pytest
 from finetune_trainer.contract import HUB_TOKEN_FILE_ENV, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import hub
+from finetune_trainer.inputs.base_model import HubModelSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_token_canary"
@@ -117,6 +118,12 @@ def test_hub_downloads_needed_files_of_resolved_commit(endpoint: str, tmp_path: 
     files = [path for path in HubHandler.requests if "/resolve/" in path]
     assert files
     assert all(f"/resolve/{COMMIT}/" in path for path in files)
+
+
+def test_hub_config_is_read_without_the_weights(endpoint: str) -> None:
+    source = HubModelSource(hub.resolve_snapshot("hf://org/model", "main"))
+    assert source.read_config() == NEEDED["config.json"]
+    assert {path.rpartition("/")[2] for path in HubHandler.requests if "/resolve/" in path} == {"config.json"}
 
 
 @pytest.mark.parametrize(

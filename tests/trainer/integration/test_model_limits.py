@@ -1,4 +1,4 @@
-"""Tests of `plan` and `run` with models that have too few positions or embeddings for the data."""
+"""Tests of `plan` and `run` with models that do not support the config or the data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat
 
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs.base_model import read_model_settings
 from finetune_trainer.pipeline import resolve_run, run
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
@@ -115,4 +116,18 @@ def test_plan_and_run_token_without_embedding_is_refused(
         ) as caught:
             attempt()
         assert caught.value.reason is Reason.MODEL_INVALID
+    assert recorder.progress.get_latest().stage is Stage.PREPARING
+
+
+def test_plan_and_run_option_that_family_does_not_support_is_refused(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    packed = {"maxSteps": 2, "packing": True}
+    config = make_config(build_family(tmp_path / "model", "gpt_oss"), SHORT, SHORT, training=packed)
+    resolved, recorder = resolve_run(config), OutcomeRecorder(ProgressReporter())
+    assert read_model_settings(resolved.inputs.model)["model_type"] == "gpt_oss"
+    for attempt in (lambda: build_plan(config, tmp_path), lambda: run(resolved, tmp_path, recorder)):
+        with pytest.raises(TrainerError, match=r"family gpt_oss does not .* set training\.packing to false") as caught:
+            attempt()
+        assert caught.value.reason is Reason.CONFIG_INVALID
     assert recorder.progress.get_latest().stage is Stage.PREPARING

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.trainer.model_families import build_family
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, import_libraries, tokenizer
 
 from finetune_trainer.modeling.generation import generate_completions
@@ -123,3 +124,15 @@ def test_inference_stops_at_last_position() -> None:
     answers = [answer.text for answer in TextGenerator(model, words, 8).generate(prompts)]
     rooms = [8, 4, 0, 0, 1, 3]
     assert answers == [decode_text(decode_greedily(model, *case)) for case in zip(prompts, rooms, strict=True)]
+
+
+def test_inference_of_experts_ignores_router_settings(tmp_path: Path) -> None:
+    prompts = ["a", "a longer prompt"]
+    plain, routed = (
+        generate_completions(
+            build_family(tmp_path / str(enabled), "mixtral", output_router_logits=enabled), None, prompts, 6
+        )
+        for enabled in (False, True)
+    )
+    assert plain == routed
+    assert any(plain)

@@ -146,15 +146,13 @@ def test_check_model_dir_unknown_quantization_is_refused_by_name(
         ({"audio_config": {}}, "a multimodal model"),
     ],
 )
-def test_choose_backend_unsloth_depends_on_model(tmp_path: Path, content: dict[str, Any], obstacle: str | None) -> None:
-    folder = make_model_dir(tmp_path / "model")
-    write_json("config.json", **content)(folder)
+def test_choose_backend_unsloth_depends_on_model(content: dict[str, Any], obstacle: str | None) -> None:
     requested = config({"backend": "unsloth"})
     if obstacle is None:
-        assert choose_backend(requested, lambda: folder) == "unsloth"
+        assert choose_backend(requested, lambda: content) == "unsloth"
         return
     with pytest.raises(TrainerError) as caught:
-        choose_backend(requested, lambda: folder)
+        choose_backend(requested, lambda: content)
     assert caught.value.reason is Reason.CONFIG_INVALID
     assert caught.value.message == (
         f"training.backend is unsloth, but the base model is {obstacle}; use transformers or auto"

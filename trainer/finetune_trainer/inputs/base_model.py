@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
@@ -17,6 +20,7 @@ from finetune_trainer.storage import MODEL_ERRORS, S3, InputFile, Location, S3Ob
 if TYPE_CHECKING:
     from finetune_trainer.inputs.hub import HubSnapshot
 
+CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
@@ -64,6 +68,9 @@ class BaseModelSource(Protocol):
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Provide the model on disk. Calls `on_bytes` with the number of bytes of each chunk."""
 
+    def read_config(self) -> bytes:
+        """Return the content of config.json without the download of the model. Raises `OSError` if there is none."""
+
 
 def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
     """Find the model. Raises for problems of its location, before anything is downloaded."""
@@ -90,6 +97,20 @@ def resolve_adapter(source: ModelSource, s3: S3) -> S3ModelSource | None:
         message = f"{source.adapter_uri} has no {missing[0]}; model.adapterURI must be the prefix of a LoRA adapter"
         raise TrainerError(Reason.MODEL_NOT_FOUND, message)
     return S3ModelSource(s3, needed)
+
+
+def read_model_settings(source: BaseModelSource) -> Mapping[str, Any]:
+    """Return config.json before the model is downloaded, or nothing if it is invalid: the run reports that when it
+    loads the model. Raises for problems of the location."""
+    with suppress(OSError, ValueError):
+        settings = json.loads(source.read_config())
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def _read_fetched_config(source: BaseModelSource) -> bytes:
+    with TemporaryDirectory(prefix="config-") as folder:
+        return (source.fetch(Path(folder), lambda _: None).folder / CONFIG_NAME).read_bytes()
 
 
 def is_model_file(name: str) -> bool:
@@ -125,6 +146,11 @@ class S3ModelSource:
         revision = _compute_digest(zip(names, (file.sha256 for file in files), strict=True))
         return FetchedModel(target, revision, files)
 
+    def read_config(self) -> bytes:
+        """Download config.json alone."""
+        config_objects = [entry for entry in self.objects if entry.name == CONFIG_NAME]
+        return _read_fetched_config(replace(self, objects=config_objects))
+
 
 @dataclass(frozen=True)
 class HubModelSource:
@@ -149,6 +175,11 @@ class HubModelSource:
         on_bytes(self.size)
         return FetchedModel(target, self.snapshot.commit, [])
 
+    def read_config(self) -> bytes:
+        """Download config.json alone."""
+        sizes = {name: size for name, size in self.snapshot.sizes.items() if name == CONFIG_NAME}
+        return _read_fetched_config(HubModelSource(replace(self.snapshot, sizes=sizes)))
+
 
 @dataclass(frozen=True)
 class VolumeModelSource:
@@ -168,6 +199,10 @@ class VolumeModelSource:
     def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Hash the files in place."""
         return FetchedModel(self.folder, self._compute_revision(), [])
+
+    def read_config(self) -> bytes:
+        """Read config.json in place."""
+        return (self.folder / CONFIG_NAME).read_bytes()
 
     def _compute_revision(self) -> str:
         return _compute_digest((name, _hash_file(self.folder / name)) for name in _list_files(self.folder))

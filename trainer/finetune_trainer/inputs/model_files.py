@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,11 @@ def check_model_dir(model_dir: Path) -> None:
         raise _invalid_model(f"no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}")
 
 
-def find_unsloth_obstacle(model_dir: Path) -> str | None:
-    """Return why Unsloth is not used for a model, as a description of the model, or None.
-
-    It needs no transformers, which must not be imported before Unsloth. Raises as `check_model_dir`.
-    """
-    config = _read_json(model_dir / "config.json", "it describes the model")
-    if not _MULTIMODAL_KEYS.isdisjoint(config):
+def find_unsloth_obstacle(settings: Mapping[str, Any]) -> str | None:
+    """Return why Unsloth is not used for a model with this config.json, as a description of the model, or None."""
+    if not _MULTIMODAL_KEYS.isdisjoint(settings):
         return "a multimodal model"
-    method = find_stored_method(config)
+    method = find_stored_method(settings)
     return f"stored in {method}" if method in DEQUANTIZED_METHODS else None
 
 

@@ -113,7 +113,7 @@ class TextGenerator:
         ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         attention_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         device = self.model.device
-        with torch.no_grad(), ignore_model_config(self.model):
+        with torch.no_grad(), ignore_model_config(self.model), _disable_router_loss(self.model):
             output = self.model.generate(
                 input_ids=ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
             )
@@ -193,3 +193,16 @@ def ignore_model_config(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         base_model.generation_config = original
+
+
+@contextmanager
+def _disable_router_loss(model: PreTrainedModel) -> Iterator[None]:
+    """Set `output_router_logits` to false: some mixtures of experts would compute the router loss of each new token
+    with the mask of the whole sequence, which fails."""
+    config_values = vars(model.config.get_text_config())
+    router_settings = {name: config_values[name] for name in ("output_router_logits",) if name in config_values}
+    config_values.update(dict.fromkeys(router_settings, False))
+    try:
+        yield
+    finally:
+        config_values.update(router_settings)

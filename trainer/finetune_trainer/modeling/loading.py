@@ -16,8 +16,8 @@ from finetune_trainer.contract import PROCESSES_ENV, SCRATCH_ENV, Reason, Traine
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.model_files import find_unsloth_obstacle
-from finetune_trainer.modeling import adapters, quantization, stored_quantization
+from finetune_trainer.inputs import model_files
+from finetune_trainer.modeling import adapters, quantization, stored_quantization, support_matrix
 from finetune_trainer.modeling.import_guard import hide_optional_packages
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
 from finetune_trainer.modeling.lora import add_adapter
@@ -56,11 +56,11 @@ def _set_library_environment() -> None:
 
 
 def choose_backend(
-    config: TrainerConfig, wait_for_model: Callable[[], Path] | None = None, world_size: int | None = None
+    config: TrainerConfig, read_settings: Callable[[], Mapping[str, Any]] = dict, world_size: int | None = None
 ) -> str:
     """Return `unsloth` or `transformers`, and log the reason.
 
-    `wait_for_model` returns the folder of the base model, which is checked before Unsloth is chosen. `world_size` is
+    `read_settings` returns the base model's config.json, which is checked before Unsloth is chosen. `world_size` is
     the number of ranks, by default that of this run. Raises `CONFIG_INVALID` if Unsloth is requested but not usable.
     """
     world_size = world_size or topology.world_size()
@@ -71,7 +71,7 @@ def choose_backend(
     backend, reason = (
         (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
     )
-    obstacle = find_unsloth_obstacle(wait_for_model()) if backend == "unsloth" and wait_for_model else None
+    obstacle = _find_unsloth_obstacle(read_settings()) if backend == "unsloth" else None
     if obstacle and requested == "unsloth":
         message = f"training.backend is unsloth, but the base model is {obstacle}; use transformers or auto"
         raise TrainerError(Reason.CONFIG_INVALID, message)
@@ -79,6 +79,12 @@ def choose_backend(
         backend, reason = "transformers", f"auto uses it because the base model is {obstacle}"
     log.info("backend %s: %s", backend, reason)
     return backend
+
+
+def _find_unsloth_obstacle(settings: Mapping[str, Any]) -> str | None:
+    family = str(settings.get("model_type"))
+    is_refused = support_matrix.find_problem(family, "unsloth") is not None
+    return model_files.find_unsloth_obstacle(settings) or (f"of the family {family}" if is_refused else None)
 
 
 def _check_unsloth(config: TrainerConfig, is_installed: bool, world_size: int) -> None:

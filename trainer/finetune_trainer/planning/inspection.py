@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.inputs.base_model import BaseModelSource
+from finetune_trainer.inputs.base_model import BaseModelSource, read_model_settings
 from finetune_trainer.planning import safetensors_headers
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _download_inputs(
 
     backend = "transformers"
     if world_size is not None:
-        backend = loading.choose_backend(config, lambda: download.result().model_dir, world_size)
+        backend = loading.choose_backend(config, lambda: read_model_settings(resolved_inputs.model), world_size)
     # The imports take seconds, during which the download continues.
     loading.import_backend(backend, config.model.quantization)
     return download.result(), backend
@@ -76,7 +76,8 @@ def _prepare_dataset(
     from finetune_trainer.data.row_schema import RowEncoding
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import adapters, loading
+    from finetune_trainer.modeling import adapters, loading, support_matrix
+    from finetune_trainer.modeling.model_config import load_model_config
     from finetune_trainer.planning import model_shape
     from finetune_trainer.training.methods import get_method
 
@@ -84,6 +85,7 @@ def _prepare_dataset(
     if fetched.adapter_dir is not None:
         adapters.check_adapter(config, fetched.adapter_dir)
     tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
+    support_matrix.check_support(config, load_model_config(fetched.model_dir).model_type)
     shape = model_shape.compute_model_shape(config, fetched.model_dir)
     loading.check_vocabulary(tokenizer, shape.vocab_size)
     files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)

@@ -42,6 +42,10 @@ class HeadersOnlyModel:
                 self._write_header(s3_object, path)
         return fetched
 
+    def read_config(self) -> bytes:
+        """Download config.json alone."""
+        return self.model.read_config()
+
     @property
     def _without_weights(self) -> S3ModelSource:
         return S3ModelSource(
