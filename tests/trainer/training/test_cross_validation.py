@@ -163,7 +163,7 @@ def test_cross_validation_fold_is_freed_and_signals_life(run: RunTraining, caplo
         gc.enable()
         logger.removeHandler(optimizers)
     assert optimizers.counts == [optimizers.counts[0]] * (FOLDS + 1)
-    preflight = (FOLDS + 1) * (2 + 1)  # for each training: two single rows, and both in a batch
+    preflight = (FOLDS + 1) * 6  # batches of the checks before each training
     assert signs.count - preflight == 2 + 2 + 1, "of each batch of held-out rows"
 
 

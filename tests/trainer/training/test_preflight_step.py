@@ -110,14 +110,14 @@ def scale_step_loss(preflight: Preflight, factor: float) -> None:
 def test_preflight_findings_have_stable_order(make_preflight: Callable[..., Preflight], method: str) -> None:
     findings = make_preflight(method=method).run()
     split = [] if method == "kto" else ["accumulation"]  # its loss depends on the other rows of a batch
-    assert list(findings) == ["positions", "vocabulary", "loss", "padding", "gradients", *split]
+    assert list(findings) == ["positions", "vocabulary", "adapterKeys", "loss", "padding", "gradients", *split]
     assert {finding.status for finding in findings.values()} == {"passed"}
     assert (findings["positions"].value, findings["positions"].expected) == (11, 512)
 
 
 def test_preflight_single_row_steps_are_not_compared(make_preflight: Callable[..., Preflight]) -> None:
     findings = make_preflight(batchSize=1, gradientAccumulation=1).run()
-    assert list(findings) == ["positions", "vocabulary", "loss", "gradients"]
+    assert list(findings) == ["positions", "vocabulary", "adapterKeys", "loss", "gradients"]
 
 
 @pytest.mark.parametrize(("method", "new_loss"), [("dpo", 0.693147), ("kto", 0.5)])
@@ -193,7 +193,7 @@ def test_preflight_unsupported_checkpointing_is_refused(make_preflight: Callable
 def test_preflight_leaves_non_finite_loss_to_training(make_preflight: Callable[..., Preflight], method: str) -> None:
     preflight = make_preflight(method=method)
     preflight.base_model.model.norm.weight.data[0] = float("nan")
-    assert list(preflight.run()) == ["positions", "vocabulary"]
+    assert list(preflight.run()) == ["positions", "vocabulary", "adapterKeys"]
 
 
 def test_preflight_failing_forward_pass_is_refused(make_preflight: Callable[..., Preflight]) -> None:
