@@ -92,11 +92,20 @@ def _parse_role(name: str, role: object, role_key: str) -> str:
 
 
 def _parse_content(name: str, role: str, content: object) -> str:
+    if isinstance(content, list):
+        _reject_media_parts(name, content)
     if role == "assistant":
         return require_nonblank_text(name, content)
     return (
         require_nonblank_text(name, content, "a message of the user") if role == "user" else require_text(name, content)
     )
+
+
+def _reject_media_parts(name: str, parts: list[object]) -> None:
+    """Raise `RowError` if the parts of a content, as multimodal models have them, are not all text."""
+    kinds = {part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)} - {"text"}
+    if kinds:
+        raise RowError(f"{name} has parts of type {', '.join(sorted(kinds))}; only text can be trained on")
 
 
 def require_assistant_turn(name: str, conversation: list[Message]) -> list[Message]:

@@ -8,6 +8,7 @@ from typing import Any
 from finetune_trainer.contract.dataset import FieldName
 from finetune_trainer.data.conversations import (
     format_keys,
+    format_value,
     get_optional_text,
     parse_turns,
     require_assistant_turn,
@@ -18,6 +19,8 @@ from finetune_trainer.data.conversations import (
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
 RawRow = Mapping[str, Any]
+_MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns of multimodal datasets, whose rows are not complete without them."""
 _OPTIONAL_FIELDS = ("system", "input")
 _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -43,6 +46,13 @@ def rename_columns(row: dict[str, Any], fields: Mapping[FieldName, str]) -> dict
         elif name not in _OPTIONAL_FIELDS:
             raise RowError(f"expected the column {source!r} (fields: {name}), found {format_keys(row)}")
     return renamed_row
+
+
+def reject_media(row: RawRow) -> None:
+    """Raise `RowError` if the row has images, video or audio: the model would learn answers about what it never saw."""
+    media = [name for name in _MEDIA_COLUMNS if row.get(name)]
+    if media:
+        raise RowError(f"has {format_value(media[0])}; only text can be trained on, so remove such rows or the column")
 
 
 def detect_example_format(row: RawRow) -> str:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from finetune_trainer.contract import DataSource
-from finetune_trainer.data.formats import rename_columns
+from finetune_trainer.data.formats import reject_media, rename_columns
 from finetune_trainer.data.readers.files import read_raw_rows
 from finetune_trainer.data.rejections import Rejections
 from finetune_trainer.data.row_schema import RowSchema
@@ -61,6 +61,7 @@ class _FormatDetector:
         if isinstance(row, RowError):
             raise row
         renamed_row = rename_columns(row, self.source.fields)
+        reject_media(renamed_row)
         if self.source.format != "auto":
             return self.schema.parse_row(renamed_row, self.source.format)
         if uri not in self.detected:
