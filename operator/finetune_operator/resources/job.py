@@ -69,13 +69,28 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     }
 
 
+MAX_VARIABLE_BYTES = 131_071
+"""Bytes of a variable with its name that Linux passes to a program (`MAX_ARG_STRLEN`, without the final null)."""
+
+
+class ConfigTooLargeError(ValueError):
+    """Raised for a config that is too long for an environment variable."""
+
+
 def encode_config(config: TrainerConfig) -> str:
     """Return the config as JSON, escaped for the value of an environment variable: each `$` is doubled.
 
     The kubelet expands `$(NAME)` and replaces `$$` by `$`. It is not sufficient to double only the `$` of `$(`, because
-    `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded.
+    `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded. Raises `ConfigTooLargeError`.
     """
-    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":")).replace("$", "$$")
+    encoded = json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"))
+    size = len(f"{contract.CONFIG_ENV}={encoded}".encode())
+    if size > MAX_VARIABLE_BYTES:
+        raise ConfigTooLargeError(
+            f"the config has {size} bytes as JSON, but a container cannot start with more than {MAX_VARIABLE_BYTES} in "
+            "one variable; shorten model.chatTemplate or other long fields"
+        )
+    return encoded.replace("$", "$$")
 
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:

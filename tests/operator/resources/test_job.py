@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources.job import build_job
+from finetune_operator.resources.job import ConfigTooLargeError, build_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import TrainerConfig
 
@@ -124,6 +124,17 @@ def test_job_config_maximal_spec_fits_one_variable(build: type[Builders]) -> Non
         assert len(_get_environment(job)["FINETUNE_CONFIG"].encode()) < MAX_ENVIRONMENT_STRING - len(
             "FINETUNE_CONFIG="
         ), filler
+
+
+def test_job_config_too_large_for_a_variable_is_refused(build: type[Builders]) -> None:
+    quotes = {"chatTemplate": '"' * 32768}  # each of which is two bytes in JSON
+    long_uri = "s3://bucket/" + '"' * 1012
+    source = {"uri": long_uri, "format": "promptCompletion"}
+    dataset = {"sources": [source] * 16, "validation": {"sources": [source] * 4}}
+    spec = {"model": {"uri": long_uri, **quotes}, "dataset": dataset}
+    evaluation = {"samplePrompts": ['"' * 1000] * 16}
+    with pytest.raises(ConfigTooLargeError, match=r"the config has \d+ bytes as JSON, .* more than 131071 in one"):
+        _build_job(build, {**spec, "evaluation": evaluation, "output": {"uri": "s3://bucket/x"}})
 
 
 def test_job_gpus_are_added_to_user_resources(build: type[Builders]) -> None:
