@@ -95,7 +95,9 @@ def test_inference_batches_hold_limited_tokens(base: PreTrainedModel, monkeypatc
     prompts, batches = [[40 + index % 9 for index in range(size)] for size in (20, 18, 17, 16, 4, 3, 90)], []
     monkeypatch.setattr(generation, "MAX_GENERATION_TOKENS", 3 * (18 + NEW))
     generator = generation.TextGenerator(base, tokenizer(), NEW, lambda: batches.append(1))
-    assert [answer.text for answer in generator.generate(prompts)] == [decode_text(decode_greedily(base, prompt)) for prompt in prompts]
+    assert [answer.text for answer in generator.generate(prompts)] == [
+        decode_text(decode_greedily(base, prompt)) for prompt in prompts
+    ]
     assert len(batches) == 4, "the prompts of 3, 4, 16 tokens; of 17 and 18; of 20; and of 90, which alone exceeds it"
 
 

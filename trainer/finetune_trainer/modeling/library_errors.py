@@ -28,12 +28,17 @@ def translate_model_errors() -> Iterator[None]:
         raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
 
 
+def is_memory_error(error: Exception) -> bool:
+    """Return whether an error is due to a lack of GPU or host memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES)
+
+
 @contextmanager
 def translate_memory_errors(action: str) -> Iterator[None]:
     """Translate a lack of GPU or host memory into `OUT_OF_MEMORY`: `not enough memory to {action}`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES):
+        if not is_memory_error(error):
             raise
         raise TrainerError(Reason.OUT_OF_MEMORY, f"not enough memory to {action}") from error
