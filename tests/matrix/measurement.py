@@ -26,7 +26,7 @@ from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
-from finetune_trainer.modeling.support_matrix import YES
+from finetune_trainer.modeling.support_matrix import NOT_MEASURED, YES
 from finetune_trainer.publishing import export, merge, merge_check
 from finetune_trainer.training.state import TrainingSession, TrainResult
 from finetune_trainer.training.train import train
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ERROR_PREFIX = "error: "
 _DEFECTS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """Errors of libraries. A run must translate them, so each is a defect of the trainer."""
-_REFUSALS = (Reason.CONFIG_INVALID, Reason.MODEL_INVALID, Reason.MODEL_UNSUPPORTED)
+_REFUSALS = (Reason.CONFIG_INVALID, Reason.MODEL_INVALID, Reason.MODEL_UNSUPPORTED, Reason.NON_FINITE_LOSS)
 _TRAINING = {"maxSteps": 2, "learningRate": 1e-2, "batchSize": 2, "gradientAccumulation": 2}
 _EVALUATION = {"task": "generation", "maxNewTokens": 8, "maxSamples": 4}
 _MAX_LOGIT_DIFFERENCE = 0.01
@@ -73,6 +73,9 @@ class FamilyMeasurement:
         try:
             yield
         except TrainerError as error:
+            if _is_cpu_kernel_error(columns, error):
+                self.cells |= dict.fromkeys(columns, NOT_MEASURED)
+                return
             prefix = "no: " if error.reason in _REFUSALS else f"{ERROR_PREFIX}{error.reason}: "
             self._record(columns, prefix + shorten(error.message), error)
         except _DEFECTS as error:
@@ -88,6 +91,12 @@ class FamilyMeasurement:
     def has(self, column: str) -> bool:
         """Return whether the cell is `yes`."""
         return self.cells.get(column) == YES
+
+
+def _is_cpu_kernel_error(columns: Sequence[str], error: TrainerError) -> bool:
+    """Return whether an operator of bitsandbytes failed, which has other implementations for GPUs: its
+    `int8_vectorwise_quant` for CPUs accepts no inputs of three dimensions."""
+    return columns[0] == "int8" and isinstance(error.__cause__, RuntimeError)
 
 
 @dataclass(frozen=True)

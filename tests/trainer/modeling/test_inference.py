@@ -138,3 +138,14 @@ def test_inference_of_experts_ignores_router_settings(tmp_path: Path) -> None:
     )
     assert plain == routed
     assert any(plain)
+
+
+def test_inference_of_padding_sensitive_model_pads_nothing(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from finetune_trainer.modeling.generation import TextGenerator
+
+    model = AutoModelForCausalLM.from_pretrained(build_family(tmp_path / "model", "minimax")).eval()
+    prompts = [[40 + index % 9 for index in range(size)] for size in (20, 5, 12)]
+    generator = TextGenerator(model, tokenizer(), NEW)
+    assert generator.generate(prompts) == [answer for prompt in prompts for answer in generator.generate([prompt])]

@@ -206,6 +206,27 @@ def test_preflight_failing_forward_pass_is_refused(make_preflight: Callable[...,
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
 
+def test_preflight_forward_pass_that_fails_in_training_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    mlp = preflight.base_model.model.layers[0].mlp
+    compute = mlp.forward
+    mlp.forward = lambda hidden: hidden @ hidden if mlp.training else compute(hidden)
+    with pytest.raises(TrainerError, match=r"forward pass .* fails on a row of \d+ tokens \(RuntimeError: ") as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_preflight_lack_of_memory_is_no_defect_of_the_model(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+
+    def run_out_of_memory(_: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    preflight.base_model.model.layers[0].mlp.forward = run_out_of_memory
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        preflight.run()
+
+
 def test_preflight_model_that_ignores_token_count_is_normalized(make_preflight: Callable[..., Preflight]) -> None:
     preflight = make_preflight()
     ignore_token_count(preflight)

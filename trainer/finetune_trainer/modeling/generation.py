@@ -21,6 +21,7 @@ from finetune_trainer.modeling.stored_quantization import build_dequantization_c
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 
 _END_OF_REASONING = "</think>"
@@ -37,6 +38,10 @@ class Answer:
     final: str
     """The text after the reasoning, without markers of the chat template such as an empty `<think>` block. It is all of
     the text if the answer has no reasoning, or does not end its reasoning."""
+
+
+_PADDING_CHECK_TOKENS = 8
+"""Tokens of an answer that are compared to find out whether padding changes it."""
 
 
 class CompletionDecoder:
@@ -82,7 +87,8 @@ class TextGenerator:
         self.model.eval()
         completions, config = [Answer("", "")] * len(prompts), _build_greedy_config(self.model, self.tokenizer)
         decoder = CompletionDecoder(self.tokenizer, config.eos_token_id or ())
-        for token_limit, batch in self._batch_prompts(prompts):
+        can_pad = self._ignores_padding(prompts)
+        for token_limit, batch in self._batch_prompts(prompts, can_pad):
             config.max_new_tokens = token_limit
             generated = self._generate_batch([prompts[index] for index in batch], config)
             for index, ids in zip(batch, generated, strict=True):
@@ -90,10 +96,37 @@ class TextGenerator:
             self.heartbeat()
         return completions
 
-    def _batch_prompts(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Yield a limit of new tokens and the indices of prompts of similar length that have this limit."""
+    def _ignores_padding(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Return whether padding changes the first tokens of an answer only as rounding does. The state of some models
+        with linear attention (MiniMax, RWKV) reads the padding."""
+        import torch
+
+        usable = [prompt for prompt in prompts if self._limit_new_tokens(prompt) >= _PADDING_CHECK_TOKENS]
+        shortest, longest = min(usable, key=len, default=()), max(usable, key=len, default=())
+        if len(shortest) == len(longest):
+            return True
+        config = _build_greedy_config(self.model, self.tokenizer)
+        config.max_new_tokens = config.min_new_tokens = _PADDING_CHECK_TOKENS
+        config.output_logits = True
+        alone, padded = (
+            torch.stack([logits[0].float().log_softmax(-1) for logits in self._call_model(batch, config).logits])
+            for batch in ([shortest], [shortest, longest])
+        )
+        # After the first token that differs, other texts are compared.
+        is_same = (alone.argmax(-1) == padded.argmax(-1)).cumprod(0).roll(1).bool()
+        is_same[0] = True
+        change = float((alone - padded)[is_same].abs().mean())
+        return change <= (1e-3 if self.model.dtype == torch.float32 else 0.1)
+
+    def _batch_prompts(self, prompts: Sequence[Sequence[int]], can_pad: bool) -> Iterator[tuple[int, list[int]]]:
+        """Yield a limit of new tokens and the indices of prompts that have this limit: prompts of similar length, or of
+        equal length if they cannot be padded."""
+
+        def key(index: int) -> tuple[int, int]:
+            return self._limit_new_tokens(prompts[index]), 0 if can_pad else len(prompts[index])
+
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        for token_limit, group in groupby(order, key=lambda index: self._limit_new_tokens(prompts[index])):
+        for (token_limit, _), group in groupby(order, key=key):
             indices = list(group) if token_limit > 0 else []
             while indices:
                 size = _count_fitting([len(prompts[index]) + token_limit for index in indices[:MAX_GENERATION_PROMPTS]])
@@ -105,7 +138,13 @@ class TextGenerator:
         return self.max_new_tokens if positions is None else min(self.max_new_tokens, positions - len(prompt))
 
     def _generate_batch(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
-        """Pad the prompts on the left to shape (prompts, tokens), and return the new tokens of each."""
+        """Return the new tokens of each prompt."""
+        output = self._call_model(prompts, config)
+        completions: list[list[int]] = output.sequences[:, max(map(len, prompts)) :].tolist()
+        return completions
+
+    def _call_model(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> GenerateDecoderOnlyOutput:
+        """Pad the prompts on the left to shape (prompts, tokens), and return what `generate` returns."""
         import torch
 
         longest = max(map(len, prompts))
@@ -114,11 +153,10 @@ class TextGenerator:
         attention_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         device = self.model.device
         with torch.no_grad(), ignore_model_config(self.model), _disable_router_loss(self.model):
-            output = self.model.generate(
+            output: GenerateDecoderOnlyOutput = self.model.generate(
                 input_ids=ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
             )
-        completions: list[list[int]] = output[:, longest:].tolist()
-        return completions
+        return output
 
 
 def _count_fitting(lengths: Sequence[int]) -> int:
@@ -171,6 +209,7 @@ def _build_greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
     return GenerationConfig(
         do_sample=False,
+        return_dict_in_generate=True,
         eos_token_id=collect_end_token_ids(model, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id,
     )

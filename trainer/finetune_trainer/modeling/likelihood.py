@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.modeling.batch_limits import LOGIT_CHUNK_TOKENS, MAX_LOSS_TOKENS
 from finetune_trainer.modeling.logits import compute_logits, matches_own_logits, run_decoder
+from finetune_trainer.modeling.text_modules import is_head_in_decoder
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def _can_compute_in_chunks(model: PeftModel | PreTrainedModel, rows: Sequence[La
     if sum(len(row.input_ids) for row in rows) <= LOGIT_CHUNK_TOKENS:
         return True
     longest = max(rows, key=lambda row: len(row.input_ids))
-    if matches_own_logits(model, longest.input_ids):
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not is_head_in_decoder(base) and matches_own_logits(model, longest.input_ids):
         return True
     log.warning(
         "likelihood: the logits of this model cannot be computed in chunks; all logits of a row are in memory at once"

@@ -32,8 +32,8 @@ def is_language_module(model: PreTrainedModel, path: str) -> bool:
     return path.startswith(find_language_prefix(model)) or model.get_submodule(path) is model.get_output_embeddings()
 
 
-def is_head_in_language_part(model: PreTrainedModel) -> bool:
-    """Return whether a multimodal base model is a wrapper around a complete language model with its own output head, as
-    Llama 4 is. TRL's chunked loss expects the head outside: it reads hidden states of what is called without it."""
+def is_head_in_decoder(model: PreTrainedModel) -> bool:
+    """Return whether the output head is a part of what transformers calls the decoder, as in Llama 4. A loss in chunks
+    expects the head outside: it reads hidden states of what is called without it."""
     head = model.get_output_embeddings()
-    return is_multimodal(model) and any(module is head for module in model.get_decoder().modules())
+    return any(module is head for module in model.get_decoder().modules())

@@ -11,7 +11,7 @@ from finetune_trainer.data.loss_masking import TokenizedConversation
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
-from finetune_trainer.modeling.text_modules import is_head_in_language_part
+from finetune_trainer.modeling.text_modules import is_head_in_decoder
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod
@@ -103,10 +103,10 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
 
 def _choose_loss_type(inputs: TrainerInputs) -> str:
     """Return TRL's loss without all logits at once, unless it would bypass Unsloth's own, or cannot read the output
-    head because its tokens are trained or it is a part of the language model. The preflight check compares it with the
+    head because its tokens are trained or it is a part of the decoder. The preflight check compares it with the
     model's logits."""
     is_head_trained = bool(inputs.config.training.lora.trainable_tokens)
-    needs_logits = is_head_trained or is_head_in_language_part(inputs.loaded.model.get_base_model())
+    needs_logits = is_head_trained or is_head_in_decoder(inputs.loaded.model.get_base_model())
     return "nll" if inputs.loaded.backend == "unsloth" or needs_logits else "chunked_nll"
 
 

@@ -21,7 +21,9 @@ def check_forward_pass(sample: Sample) -> None:
     row, model = sample.rows[-1], sample.trainer.model
     input_ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"]
     try:
-        model(input_ids=torch.tensor([input_ids], device=model.device), use_cache=False)
+        for is_training in (True, False):  # some models compute something else when they are trained
+            model.train(is_training)
+            model(input_ids=torch.tensor([input_ids], device=model.device), use_cache=False)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if _is_machine_error(error):
             raise
