@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.trainer.model_families import OUTPUT_HEAD_SCALE
+from tests.matrix.families import OUTPUT_HEAD_SCALE
 from tests.support.trainer.tiny_model import import_libraries, tokenizer
 
 if TYPE_CHECKING:

@@ -76,7 +76,8 @@ def test_sample_runs_and_measures_its_task(pods: Callable[[str], SampleRun], for
     evaluation = json.loads(job.s3.get(f"{job.output}/evaluation.json"))
     config = job.config(maxSteps=2)
     assert {measure["name"] for measure in evaluation["measures"]} >= set(requirements.list_metrics(config))
-    assert evaluation.get("missing", []) == []
+    missing = [entry for entry in evaluation.get("missing", []) if not entry.startswith("complete answers: ")]
+    assert missing == []  # the test shortens answers
     prompts = config.evaluation.sample_prompts
     assert [answer["prompt"] for answer in evaluation["samples"][: len(prompts)]] == prompts
     assert [check["passed"] for check in evaluation["gate"]] == [True]

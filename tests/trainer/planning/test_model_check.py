@@ -65,11 +65,13 @@ def test_check_command_prints_plan_with_findings(jobs: PlanJobWriter, forks: For
 def test_check_command_failed_check_ends_with_its_reason(
     jobs: PlanJobWriter, forks: ForkServer, tmp_path: Path
 ) -> None:
-    jobs.upload_model(build_family(tmp_path / "gpt_oss", "gpt_oss"))
-    manifest = jobs.write(ROWS, packing=True, lora={"targetModules": ["q_proj"]})
+    jobs.upload_model(
+        build_family(tmp_path / "model", "ctrl", n_layer=2, n_embd=64, n_head=4, dff=128, n_positions=512)
+    )
+    manifest = jobs.write(ROWS)
     status, out, err = run_command(forks, tmp_path, "plan", "--check", str(manifest))
     assert (status, out) == (Reason.CONFIG_INVALID.exit_code, "")
-    assert err.splitlines()[-1].startswith("ConfigInvalid: training.packing: this model mixes packed rows: the loss")
+    assert err.splitlines()[-1].startswith("ConfigInvalid: training.gradientCheckpointing: CTRLLMHeadModel does not")
 
 
 def test_check_text_shows_each_finding(jobs: PlanJobWriter, tmp_path: Path) -> None:
