@@ -10,7 +10,8 @@ a trainer with the same recipe, so that no run mixes two recipes.
    make rows near-duplicates.
 3. `dpo` and `kto` that continue from an adapter keep this adapter as the reference model, instead of the base model;
    `all-linear` leaves out routers, modules whose weights are read without their adapter, and the vision and audio parts
-   of multimodal models; the loss of a step does not depend on the gradient accumulation for any model.
+   of multimodal models; the loss of a step does not depend on the gradient accumulation for any model; chat
+   templates write a fixed date.
 """
 
 RECIPE = 3

@@ -14,6 +14,7 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, ch
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data import preparation
+from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
@@ -65,10 +66,14 @@ def test_answers_complete_rows_with_a_date_in_the_template(build_inputs: BuildIn
     from finetune_trainer.training.preflight.answers import check_answers
 
     template = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    answers, date = check_answers(build_inputs(TemplateFamily(template)))
+    inputs = build_inputs(TemplateFamily(template))
+    answers, date = check_answers(inputs)
     assert (answers.status, answers.value) == ("passed", 0)
-    assert (date.check, date.status) == ("chatTemplate", "warning")
-    assert "current date" in date.message
+    assert (date.check, date.status) == ("chatTemplate", "passed")
+    assert "the rows have the date 01 January 2026" in date.message
+    tokenizer = inputs.loaded.tokenizer
+    texts = [tokenizer.decode(ids) for ids in (inputs.prepared.dataset[0]["input_ids"], encode_prompt(tokenizer, "x"))]
+    assert [text[:11] for text in texts] == ["01 Jan 2026"] * 2, "in training and in evaluation"
 
 
 # Name of a family, settings of the training, and the message without truncated rows.

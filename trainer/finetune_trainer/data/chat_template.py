@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,28 @@ ANSWER_MARK = "answer0f1e2d3c4b5a"
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+DATE_FUNCTION = "strftime_now"
+"""Name of the function with which chat templates write the current date, as those of Llama 3 and gpt-oss do."""
+_RENDERING_DATE = datetime(2026, 1, 1)
+
+
+def format_rendering_date(pattern: str) -> str:
+    """Return the date that templates write as the current one: 1 January 2026, so that a run trains the same tokens on
+    every day. `pattern` is that of `strftime`."""
+    return _RENDERING_DATE.strftime(pattern)
+
+
 class ChatTemplate:
     """Chat template of a tokenizer. `has_generation_tags` says whether it marks the text of the assistant itself."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source: str = tokenizer.get_chat_template()
-        self._variables = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+        self._variables = {
+            **tokenizer.special_tokens_map,
+            "tools": None,
+            "documents": None,
+            DATE_FUNCTION: format_rendering_date,
+        }
         self.has_generation_tags = _GENERATION_TAG.search(self._source) is not None
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:

@@ -28,7 +28,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages, Span
+from finetune_trainer.data.chat_template import (
+    ANSWER_MARK,
+    DATE_FUNCTION,
+    ChatTemplate,
+    Messages,
+    Span,
+    format_rendering_date,
+)
 from finetune_trainer.data.end_of_turn import (
     EndOfTurn,
     find_end_of_turn,
@@ -284,7 +291,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
         # transformers 5 returns a BatchEncoding by default; return_dict=True gives one in all versions.
-        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
+        encoded = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=True, **{DATE_FUNCTION: format_rendering_date}
+        )
+        return list(encoded["input_ids"])
     prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     bos_ids = get_bos_ids(tokenizer)
     return prompt_ids if prompt_ids[: len(bos_ids)] == bos_ids else [*bos_ids, *prompt_ids]
