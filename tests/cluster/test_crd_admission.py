@@ -103,6 +103,8 @@ def test_api_server_defaults_every_hyperparameter(jobs: AdmissionClient) -> None
         "dropout": 0,
         "variant": "lora",
         "targetModules": ["all-linear"],
+        "targetParameters": [],
+        "trainableTokens": [],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,11 @@ from tempfile import TemporaryDirectory
 from tests.matrix.measurement import shorten
 from tests.support.trainer.fork_server import ForkServer, start_fork_server
 from tests.support.trainer.model_families import build_family
+from tests.support.trainer.tiny_model import config
 from tests.support.trainer.tiny_training import TrainingRequest, train
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.loading import choose_backend
 from finetune_trainer.modeling.support_matrix import NO_PREFIX, YES
 
 _TRAINING = {"maxSteps": 2, "batchSize": 4, "gradientAccumulation": 1, "warmupRatio": 0}
@@ -32,7 +35,9 @@ def _measure_family(server: ForkServer, family: str, folder: Path) -> str:
     model_dir = build_family(folder / "model", family)
     for backend in ("transformers", "unsloth"):
         (folder / backend).mkdir()
+    requested = config({"backend": "unsloth"})
     try:
+        choose_backend(requested, lambda: json.loads((model_dir / "config.json").read_bytes()))
         plain = train(TrainingRequest({**_TRAINING, "backend": "transformers"}), model_dir, folder / "transformers")
         tuned = server.train(TrainingRequest({**_TRAINING, "backend": "unsloth"}), model_dir, folder / "unsloth")
     except TrainerError as error:

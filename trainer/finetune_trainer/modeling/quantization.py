@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.adapter_targets import strip_layer_number
+from finetune_trainer.modeling.text_modules import find_language_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -93,14 +94,17 @@ def measure_quantization(config: TrainerConfig, base: PreTrainedModel) -> Quanti
 
 
 def _iterate_weights(base: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module, int]]:
-    """Yield the path, module and number of weights of each linear layer and each stack of matrices."""
+    """Yield the path, module and number of weights of each linear layer and each stack of matrices of the language
+    part."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = base.get_output_embeddings()
+    head, language_prefix = base.get_output_embeddings(), find_language_prefix(base)
     head_modules = set() if head is None else set(head.modules())
     for path, module in base.named_modules():
-        if module in head_modules or ".lora_" in path or isinstance(module, torch.nn.modules.conv._ConvNd):
+        if not path.startswith(language_prefix) or module in head_modules:
+            continue
+        if ".lora_" in path or isinstance(module, torch.nn.modules.conv._ConvNd):
             continue
         clean_path = path.replace(".base_layer", "")
         if isinstance(module, torch.nn.Linear):  # quantized weights are packed, so that their number differs
