@@ -127,6 +127,7 @@ async def test_lease_holder_changed_by_user_ends_term(world: NamespaceHarness) -
         await world.call("PATCH", _lease_path(world, LEASE_NAME), {"spec": _build_lease_spec(timedelta())})
         await world.wait_until(lambda: _negate(candidate.is_leader()), LEASE_SECONDS)
         await world.wait_until(candidate.has_led_twice)  # its second term begins after it holds the Lease
+        assert candidate.term_count == 2
 
 
 async def _negate(value: Awaitable[bool]) -> bool:
