@@ -14,7 +14,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import VolumeModelSource, read_model_settings
-from finetune_trainer.modeling.loading import choose_backend
+from finetune_trainer.modeling.backends import choose_backend
 from finetune_trainer.modeling.support_matrix import (
     COLUMNS,
     MATRIX_PATH,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.stored_quantization import DEQUANTIZED_METHODS, find_stored_method
+from finetune_trainer.inputs.quantization_methods import DEQUANTIZED_METHODS, find_stored_method
 from finetune_trainer.modeling.model_config import choose_model_class, load_model_config
 
 if TYPE_CHECKING:

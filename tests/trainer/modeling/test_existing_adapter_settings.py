@@ -10,7 +10,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, import_libraries
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import adapter_settings
+from finetune_trainer.modeling import existing_adapter_settings
 
 
 @pytest.mark.training
@@ -20,15 +20,15 @@ def test_settings_every_field_of_peft_is_classified() -> None:
     from peft import LoraConfig
 
     groups = [
-        adapter_settings.COMPARED,
-        adapter_settings.SELECTIONS,
-        adapter_settings.IRRELEVANT,
-        set(adapter_settings.NEUTRAL_VALUES),
+        existing_adapter_settings.COMPARED,
+        existing_adapter_settings.SELECTIONS,
+        existing_adapter_settings.IRRELEVANT,
+        set(existing_adapter_settings.NEUTRAL_VALUES),
     ]
     classified = sorted(name for group in groups for name in group)
     assert classified == sorted(field.name for field in dataclasses.fields(LoraConfig))
     defaults = LoraConfig().to_dict()
-    adapter_settings.check_settings(defaults)
+    existing_adapter_settings.check_settings(defaults)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_settings_every_field_of_peft_is_classified() -> None:
 )
 def test_settings_that_change_the_result_are_refused(name: str, value: object) -> None:
     with pytest.raises(TrainerError) as caught:
-        adapter_settings.check_settings({"r": 8, name: value})
+        existing_adapter_settings.check_settings({"r": 8, name: value})
     assert caught.value.reason is Reason.CONFIG_INVALID
     assert caught.value.message.startswith(f"model.adapterURI: the adapter_config.json has {name} {value!r}, which ")
 
@@ -60,4 +60,4 @@ def test_settings_that_change_the_result_are_refused(name: str, value: object) -
     [{"init_lora_weights": "gaussian"}, {"layers_to_transform": [0]}, {"unknown": None}, {"lora_dropout": 0.1}],
 )
 def test_settings_without_effect_are_accepted(settings: dict[str, Any]) -> None:
-    adapter_settings.check_settings(settings)
+    existing_adapter_settings.check_settings(settings)
