@@ -40,6 +40,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     check_model_dir(files.model_dir)
     if files.adapter_dir is not None:
         existing_adapter.check_adapter(config, files.adapter_dir)
+        existing_adapter.warn_of_other_base_model(config, files.adapter_dir)
     model_config = stored_quantization.load_checked_config(config, files.model_dir)
     support_matrix.check_support(config, model_config.model_type)
     build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared

@@ -33,7 +33,11 @@ def check_adapter(config: TrainerConfig, folder: Path) -> None:
             raise _mismatch_error(name, stored[name], expected)
     _check_target_parameters(config, settings)
     existing_adapter_settings.check_settings(settings)
-    base_name = str(settings.get("base_model_name_or_path"))
+
+
+def warn_of_other_base_model(config: TrainerConfig, folder: Path) -> None:
+    """Log a warning if the adapter names another base model, which may be a copy of `model.uri`."""
+    base_name = str(_read_settings(folder).get("base_model_name_or_path"))
     if base_name.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
         log.warning("model.adapterURI: the adapter names the base model %s, not %s", base_name, config.model.uri)
 

@@ -89,8 +89,8 @@ def load_with_tokenizer(
 
 
 def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None) -> PeftModel:
-    """Load the frozen base model in the precision of the run, with the adapter in `adapter_dir`, which `check_adapter`
-    has accepted, or a new one that is initialized from `training.seed`.
+    """Load the frozen base model in the precision of the run, with the adapter in `adapter_dir`, or a new one that is
+    initialized from `training.seed`.
 
     Raises `MODEL_INVALID` for invalid files, `CONFIG_INVALID` for a precision or target modules that are not supported,
     and `OUT_OF_MEMORY`.
@@ -104,6 +104,8 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = get_dtype(resolve_precision(config))
+    if adapter_dir is not None:
+        existing_adapter.check_adapter(config, adapter_dir)
     with translate_memory_errors("load the base model; provide more memory or use a smaller model"):
         model = _load_with_backend(backend, config, model_dir, dtype)
         if adapter_dir is not None:

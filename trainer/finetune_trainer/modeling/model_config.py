@@ -44,8 +44,8 @@ def choose_model_class(config: PreTrainedConfig) -> type[AutoModel]:
     """Return the auto class that loads the class in `architectures` of config.json, which is also what servers load:
     the names of the weights of an adapter depend on it.
 
-    A config that names no class, or one that transformers does not know, gets the class for its `model_type`. Raises
-    `MODEL_UNSUPPORTED` for a class that is no decoder-only language model.
+    A config that names no class, or one that transformers does not know, gets the class for its `model_type`, with all
+    parts of a multimodal model. Raises `MODEL_UNSUPPORTED` for a class that is no decoder-only language model.
     """
     architecture = (config.architectures or [""])[0]
     causal, multimodal = _find_causal_class(config), _find_multimodal_class(config)
@@ -53,8 +53,7 @@ def choose_model_class(config: PreTrainedConfig) -> type[AutoModel]:
     if classes:
         return classes[0]
     is_other_task = architecture.endswith(_OTHER_TASKS) or config.is_encoder_decoder
-    preferred = (multimodal, causal) if config.get_text_config() is not config else (causal, multimodal)
-    classes = [auto_class for auto_class, _ in preferred if auto_class]
+    classes = [auto_class for auto_class, _ in (multimodal, causal) if auto_class]
     if is_other_task or not classes:
         raise _unsupported_class_error(config, architecture)
     return classes[0]
