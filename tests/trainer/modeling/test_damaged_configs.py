@@ -1,4 +1,4 @@
-"""A config.json with invalid values ends `run` and `plan` with `MODEL_INVALID`, before the weights are trained."""
+"""A config.json with invalid values ends a run with `MODEL_INVALID`, before its first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from finetune_trainer.input_preparation import check_model
 from finetune_trainer.inputs.base_model import FetchedModel
 from finetune_trainer.inputs.resolve import DownloadedInputs
 from finetune_trainer.modeling.loading import load_model, load_tokenizer
-from finetune_trainer.planning.model_shape import compute_model_shape
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT), pytest.mark.filterwarnings("ignore")]
 
@@ -65,9 +64,8 @@ def damage(model_dir: Path, target: Path, changes: dict[str, Any]) -> Path:
 
 
 def prepare_and_load(model_dir: Path) -> None:
-    """Do with the model what a run and a plan do before the first step."""
+    """Do with the model what a run does before the first step."""
     check_model(config(), DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []))
-    compute_model_shape(config(), model_dir)
     load_model(config(), model_dir, "transformers")
 
 

@@ -1,16 +1,19 @@
-"""Tests of the settings of a stored adapter that `model.adapterURI` accepts."""
+"""Tests of the adapters that `model.adapterURI` accepts, by their settings."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, import_libraries
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config, import_libraries
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import existing_adapter_settings
+from finetune_trainer.modeling.existing_adapter import check_adapter
 
 
 @pytest.mark.training
@@ -61,3 +64,29 @@ def test_settings_that_change_the_result_are_refused(name: str, value: object) -
 )
 def test_settings_without_effect_are_accepted(settings: dict[str, Any]) -> None:
     existing_adapter_settings.check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"target_parameters": []}, None),
+        ({"target_parameters": ["down_proj"]}, r"targetParameters is \[\], but .* is \['down_proj'\]"),
+        ({"r": 3}, "rank is 16, but .* is 3"),
+        ({"use_rslora": True}, "variant is lora, but .* is rslora"),
+        ({"peft_type": "LOHA"}, "peft_type is LOHA, expected LORA"),
+        ({"bias": "all"}, "has bias 'all'"),
+    ],
+    ids=["equal", "no parameters", "parameters", "rank", "variant", "kind", "another setting"],
+)
+def test_check_adapter_compares_stored_adapter_with_config(
+    tmp_path: Path, changes: dict[str, Any], problem: str | None
+) -> None:
+    lora = config().training.lora
+    content = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha} | changes
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    if problem is None:
+        check_adapter(config(), tmp_path)
+        return
+    with pytest.raises(TrainerError, match=problem):
+        check_adapter(config(), tmp_path)
