@@ -169,10 +169,10 @@ def judge_seed(case: Case, seed: int, model_dir: Path, folder: Path) -> str:
 
 
 def _train_and_evaluate(case: Case, config: TrainerConfig, model_dir: Path, folder: Path) -> EvaluationReport:
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
     from finetune_trainer.telemetry.progress import ProgressReporter
 
-    loading.import_backend("transformers")
+    backends.import_backend("transformers")
     from finetune_trainer.evaluation import runner
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train

@@ -70,9 +70,9 @@ def cpu_ms_per_step(times: list[float]) -> float:
 
 def measure(backend: str, model_dir: Path, folder: Path) -> dict[str, list[float]]:
     """Return the CPU milliseconds per step of both in alternating rounds, without the first round."""
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
-    loading.import_backend(backend)
+    backends.import_backend(backend)
     results: dict[str, list[float]] = {"ours": [], "direct": []}
     for number in range(ROUNDS + 1):
         for name, time_training in (("ours", time_trainer), ("direct", time_plain_script)):

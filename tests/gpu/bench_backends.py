@@ -125,11 +125,11 @@ def _train_with_trainer(
     config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
 ) -> tuple[StepMeasurements, float]:
     """Train as a run does. Return the steps and the seconds of loading the model."""
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train
 
-    loading.import_backend(backend, config.model.quantization)
+    backends.import_backend(backend, config.model.quantization)
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(folder)
     loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)

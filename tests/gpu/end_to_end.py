@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
     from finetune_trainer.data import preparation
     from finetune_trainer.data.row_schema import RowEncoding
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
     from finetune_trainer.publishing import export
     from finetune_trainer.telemetry.progress import ProgressReporter
     from finetune_trainer.training.methods import get_method
@@ -38,8 +38,8 @@ def main(folder: Path) -> None:
 
     shape = {"maxSteps": 120, "batchSize": 2, "gradientAccumulation": 1}
     config = tiny_model.config(shape)
-    backend = loading.choose_backend(config)
-    loading.import_backend(backend)
+    backend = backends.choose_backend(config)
+    backends.import_backend(backend)
     base = tiny_model.build(folder / "base")
     tokenizer = loading.load_tokenizer(base)
     rows = tiny_model.write_rows(folder / "rows", [tiny_model.chat(*pair) for pair in ANSWERS.items()])

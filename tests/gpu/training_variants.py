@@ -113,9 +113,9 @@ def train_without_memory(backend: str, model_dir: Path, folder: Path) -> dict[st
 def main(backend: str, folder: Path) -> None:
     """Train all variants with one backend, and write results.json."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # tiny_model hides the GPU from tests
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
-    loading.import_backend(backend, "nf4")
+    backends.import_backend(backend, "nf4")
     import torch
 
     model_dir = tiny_model.build(folder / "model")

@@ -54,9 +54,9 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _iterate_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield families with all cells except that of Unsloth. Libraries are imported as in a run that quantizes."""
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
-    loading.import_backend("transformers", "nf4")
+    backends.import_backend("transformers", "nf4")
     import torch
     from tests.matrix.measurement import measure_family
 

@@ -46,8 +46,9 @@ whether it fits into memory.
 | exports | Plain PEFT loads the adapter on the class that `config.json` names, with the logits of the trained model. |
 | Unsloth | Unsloth loads the model, with the losses of transformers. |
 
-`yes` and `no` are measured; a number refers to the reason below. `-` is not measured. A run that asks for an option
-with `no` (packing, nf4, int8, a merged model, dpo, or backend `unsloth`) is refused before it loads the model. With
+`yes` and `no` are measured; a number refers to the reason below. `-` is not measured. A run of a family with `no` in
+loads, evaluates, exports or, with method sft, in sft is refused before it loads the model, and so is a run that asks
+for an option with `no` (packing, nf4, int8, a merged model, dpo, or backend `unsloth`). With
 `training.backend: auto`, a family without Unsloth support is trained with transformers. A family that is not in the
 table is trained if the preflight checks pass.
 

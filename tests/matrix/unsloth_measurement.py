@@ -15,7 +15,7 @@ from tests.support.trainer.tiny_model import config
 from tests.support.trainer.tiny_training import TrainingRequest, train
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import choose_backend
+from finetune_trainer.modeling.backends import choose_backend
 from finetune_trainer.modeling.support_matrix import NO_PREFIX, YES
 
 _TRAINING = {"maxSteps": 2, "batchSize": 4, "gradientAccumulation": 1, "warmupRatio": 0}

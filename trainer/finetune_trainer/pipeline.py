@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from finetune_trainer import input_preparation
 from finetune_trainer.checkpoints.manager import CheckpointManager, create_checkpoint_manager
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
@@ -174,10 +175,10 @@ def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[Downlo
 def import_backend(inputs: ResolvedInputs, context: RunContext) -> str:
     """Choose and import the backend, then start the tracker. Returns the name of the backend."""
     from finetune_trainer.inputs.base_model import read_model_settings
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
-    backend = loading.choose_backend(context.config, lambda: read_model_settings(inputs.model))
-    loading.import_backend(backend, context.config.model.quantization)
+    backend = backends.choose_backend(context.config, lambda: read_model_settings(inputs.model))
+    backends.import_backend(backend, context.config.model.quantization)
     context.recorder.record_backend(backend)
     if context.tracker:
         context.tracker.start()
@@ -186,28 +187,13 @@ def import_backend(inputs: ResolvedInputs, context: RunContext) -> str:
 
 def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> PreparedInputs:
     """Wait for the download, check the model's files and prepare the dataset. One rank of each node does this."""
-    from finetune_trainer.data import preparation
-    from finetune_trainer.data.row_schema import RowEncoding
-    from finetune_trainer.evaluation import requirements
-    from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import loading, positions, stored_quantization, support_matrix
-    from finetune_trainer.training.methods import get_method
+    from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
     context.enter_stage(Stage.PREPARING)
-    model_files.check_model_dir(files.model_dir)
-    tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
-    model_config = stored_quantization.load_checked_config(config, files.model_dir)
-    support_matrix.check_support(config, model_config.model_type)
-    loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
-    max_positions = positions.get_max_positions(model_config)
-    data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
-    encoding = RowEncoding(tokenizer, get_method(config), max_positions)
-    dataset = preparation.prepare_dataset(config, data_files, encoding, context.work_dir)
-    context.recorder.record_dataset(dataset.report)
-    requirements.check_requirements(config, dataset, tokenizer)
-    requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training
-    return PreparedInputs(files, dataset, positions.limit_max_length(config, max_positions))
+    model = input_preparation.check_model(config, files)
+    dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
+    return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
 
 
 def load_model(inputs: PreparedInputs, backend: str, context: RunContext) -> LoadedModel:
@@ -360,9 +346,9 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     """Write the merged model of an adapter that an earlier attempt has published."""
     config, backend = context.config, "transformers"  # which loads adapters of either backend
     download = start_download(resolved.inputs, context)
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
 
-    loading.import_backend(backend, config.model.quantization)
+    backends.import_backend(backend, config.model.quantization)
     from finetune_trainer.publishing import merge, merge_check
 
     inputs = prepare_inputs(download, context)

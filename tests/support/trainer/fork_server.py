@@ -49,9 +49,9 @@ def serve(backend: str) -> None:
 def _import_everything(backend: str) -> None:
     """Import the libraries, and all modules of the trainer that a run imports as it needs them."""
     import finetune_trainer
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
-    loading.import_backend(backend)
+    backends.import_backend(backend)
     importlib.import_module("transformers.models.llama.modeling_llama")
     for module in pkgutil.walk_packages(finetune_trainer.__path__, "finetune_trainer."):
         if not module.name.endswith(_OPTIONAL_MODULES):

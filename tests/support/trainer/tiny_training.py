@@ -192,14 +192,14 @@ def train(
     request: TrainingRequest, model_dir: Path, folder: Path, progress: RecordingReporter | None = None
 ) -> TrainingOutcome:
     """Prepare, train, evaluate and export as a run does. The adapter is in `<folder>/adapter`."""
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
     from finetune_trainer.publishing import export
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train
 
     settings, recorder = request.config, progress or RecordingReporter()
-    backend = loading.choose_backend(settings)
-    loading.import_backend(backend)
+    backend = backends.choose_backend(settings)
+    backends.import_backend(backend)
     # Imported after the backend, which patches the libraries that these modules import.
     from finetune_trainer.evaluation import runner
 

@@ -11,7 +11,7 @@ from tests.support.trainer.trainer_process import TrainerRun
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, Reason, Training
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import loading
+from finetune_trainer.modeling import backends
 from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def test_choose_backend_several_workers_excludes_unsloth(
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = TrainerRun(s3, tmp_path, "s3://results/out", {}).config(backend=backend)
     if chosen:
-        assert loading.choose_backend(config) == chosen
+        assert backends.choose_backend(config) == chosen
     else:
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
-            loading.choose_backend(config)
+            backends.choose_backend(config)
 
 
 # rows, batchSize, gradientAccumulation, workers → steps of two epochs

@@ -12,7 +12,7 @@ from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT
 RUN_SCRIPT = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from finetune_trainer.modeling.loading import import_backend
+from finetune_trainer.modeling.backends import import_backend
 import_backend("transformers", sys.argv[1])
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM

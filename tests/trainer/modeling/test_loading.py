@@ -14,10 +14,10 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, config, to
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_files import check_model_dir
+from finetune_trainer.modeling.backends import choose_backend
 from finetune_trainer.modeling.library_errors import translate_memory_errors
 from finetune_trainer.modeling.loading import (
     check_vocabulary,
-    choose_backend,
     load_model,
     load_tokenizer,
 )

@@ -11,6 +11,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, config, im
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.adapter_targets import resolve_target_modules
 from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.modeling.lora import add_adapter
 from finetune_trainer.planning.model_shape import compute_model_shape
@@ -250,6 +251,19 @@ def test_targets_of_multimodal_model_are_in_its_language_part(target: str) -> No
     assert "out_proj cannot have an adapter, it is outside of the language part" in refusal_message(
         "gemma3", "out_proj"
     )
+
+
+def test_targets_all_linear_leaves_out_layers_within_a_router_of_any_name() -> None:
+    import torch
+
+    class TopKRouter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = torch.nn.Linear(16, 4)
+
+    base = build_base_model("llama")
+    base.model.layers[0].mlp.choice = TopKRouter()
+    assert resolve_target_modules(config(), base) == LLAMA
 
 
 def test_targets_plain_linear_router_is_adapted_by_name_only() -> None:

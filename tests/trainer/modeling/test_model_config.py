@@ -28,6 +28,7 @@ OTHERS = [
     ("bert", "BertForMaskedLM"),
     ("t5", "T5ForConditionalGeneration"),
     ("t5", None),
+    ("bart", "BartForConditionalGeneration"),  # transformers also has a class for its decoder alone
     ("clip", "CLIPModel"),
     ("diffusion_gemma", "DiffusionGemmaForBlockDiffusion"),
 ]

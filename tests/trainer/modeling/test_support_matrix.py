@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import VolumeModelSource, read_model_settings
-from finetune_trainer.modeling.loading import choose_backend
+from finetune_trainer.modeling import support_matrix
+from finetune_trainer.modeling.backends import choose_backend
 from finetune_trainer.modeling.support_matrix import (
     COLUMNS,
     MATRIX_PATH,
@@ -99,6 +101,45 @@ def test_check_support_accepts_all_other_options() -> None:
         check_support(build_config(column), "a_family_of_next_year")
     for family in MODEL_TYPES:
         check_support(config(), family)
+
+
+@pytest.fixture
+def write_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that replaces the matrix by one of Llama, with one cell that differs from `yes`."""
+
+    def write_cell(column: str, cell: str) -> None:
+        content = {"families": {"llama": dict.fromkeys(COLUMNS, YES) | {column: cell}}}
+        (tmp_path / "matrix.json").write_text(json.dumps(content))
+        monkeypatch.setattr(support_matrix, "MATRIX_PATH", tmp_path / "matrix.json")
+        load_families.cache_clear()
+
+    yield write_cell
+    load_families.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("column", "method", "is_refused"),
+    [
+        ("loads", "dpo", True),
+        ("sft", "sft", True),
+        ("sft", "dpo", False),
+        ("evaluates", "kto", True),
+        ("exports", "sft", True),
+    ],
+)
+def test_check_support_family_without_a_step_of_the_run_is_refused(
+    write_cell: Callable[[str, str], None], column: str, method: str, is_refused: bool
+) -> None:
+    write_cell(column, "no: its class has no such step")
+    if not is_refused:
+        check_support(config({"method": method}), "llama")
+        return
+    with pytest.raises(TrainerError) as caught:
+        check_support(config({"method": method}), "llama")
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert caught.value.message == (
+        "the model family llama is not supported: its class has no such step; use a base model of another family"
+    )
 
 
 def test_check_support_smaller_quantized_fraction_is_not_refused() -> None:

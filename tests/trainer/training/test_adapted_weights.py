@@ -114,7 +114,7 @@ def test_trainable_tokens_text_of_several_tokens_is_refused(run: RunTraining) ->
 def test_unsloth_parameters_and_tokens_are_refused(setting: str) -> None:
     from tests.support.trainer.tiny_model import config
 
-    from finetune_trainer.modeling.loading import choose_backend
+    from finetune_trainer.modeling.backends import choose_backend
 
     with pytest.raises(TrainerError, match="unsloth supports neither") as caught:
         choose_backend(config({"backend": "unsloth", "lora": {setting: ["x"]}}))

@@ -15,7 +15,7 @@ from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, 
 from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
-from finetune_trainer.modeling.loading import choose_backend
+from finetune_trainer.modeling.backends import choose_backend
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_TIMEOUT)]
 

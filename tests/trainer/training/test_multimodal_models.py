@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.trainer.multimodal_models import SHAPES, build_multimodal
+from tests.support.trainer.model_families import build_family
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config
 from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
+TRAINED_FAMILIES = ("gemma3", "gemma4", "qwen2_5_vl", "qwen3_5", "mistral3", "llama4")
 SINGLE_BATCH = {"maxSteps": 2, "batchSize": 8, "warmupRatio": 0}
 
 
@@ -46,13 +47,13 @@ def compute_cross_entropy(model: PreTrainedModel, rows: dict[str, Any]) -> float
     return float(torch.cat(losses).mean())
 
 
-@pytest.mark.parametrize("family", [family for family in SHAPES if family not in ("qwen3_vl", "qwen2_audio")])
+@pytest.mark.parametrize("family", TRAINED_FAMILIES)
 def test_training_adapter_has_effect_on_class_of_config(run: RunTraining, tmp_path: Path, family: str) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForMultimodalLM
 
-    base = build_multimodal(tmp_path / "base", family)
+    base = build_family(tmp_path / "base", family)
     check_model_dir(base)
     served = AutoModelForMultimodalLM.from_pretrained(base).eval()
     named_class = json.loads((base / "config.json").read_text())["architectures"]
@@ -77,7 +78,7 @@ def test_training_adapter_has_effect_on_class_of_config(run: RunTraining, tmp_pa
 def test_training_of_text_class_with_same_weights_is_the_same(run: RunTraining, tmp_path: Path, family: str) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    base, text_base = build_multimodal(tmp_path / "base", family), tmp_path / "text"
+    base, text_base = build_family(tmp_path / "base", family), tmp_path / "text"
     whole = AutoModelForMultimodalLM.from_pretrained(base)
     text = AutoModelForCausalLM.from_config(whole.config.get_text_config())
     text.model.load_state_dict(whole.get_decoder().state_dict())
@@ -92,7 +93,7 @@ def test_training_of_text_class_with_same_weights_is_the_same(run: RunTraining, 
 
 
 def test_load_model_text_class_of_multimodal_config_is_loaded(tmp_path: Path) -> None:
-    base = build_multimodal(tmp_path / "base", "qwen3_5")
+    base = build_family(tmp_path / "base", "qwen3_5")
     change_config(base, architectures=["Qwen3_5ForCausalLM"])
     model = load_model(config(), base, "transformers")
     assert type(model.get_base_model()).__name__ == "Qwen3_5ForCausalLM"
@@ -100,7 +101,7 @@ def test_load_model_text_class_of_multimodal_config_is_loaded(tmp_path: Path) ->
 
 
 def test_load_model_named_targets_exclude_vision_tower(tmp_path: Path) -> None:
-    base = build_multimodal(tmp_path / "base", "gemma3")
+    base = build_family(tmp_path / "base", "gemma3")
     model = load_model(config({"lora": {"targetModules": ["q_proj", "k_proj"]}}), base, "transformers")
     assert sorted(model.base_model.targeted_module_names) == [
         f"model.language_model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("k_proj", "q_proj")
@@ -108,7 +109,7 @@ def test_load_model_named_targets_exclude_vision_tower(tmp_path: Path) -> None:
 
 
 def test_generate_multimodal_model_answers_text(tmp_path: Path) -> None:
-    base = build_multimodal(tmp_path / "base", "qwen2_5_vl")
+    base = build_family(tmp_path / "base", "qwen2_5_vl")
     assert len(generate_completions(base, None, ["How do I turn the lamp on?"], 4)) == 1
 
 
@@ -119,7 +120,7 @@ def test_merged_multimodal_model_is_complete(run: RunTraining, tmp_path: Path) -
     from finetune_trainer.modeling.likelihood import LabeledTokens
     from finetune_trainer.publishing.merge import MergeInputs, merge_adapter
 
-    base = build_multimodal(tmp_path / "base", "gemma3")
+    base = build_family(tmp_path / "base", "gemma3")
     (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     trained = run(base, validate=True, **SINGLE_BATCH)
     assert trained.loaded is not None
@@ -137,7 +138,7 @@ def test_merged_multimodal_model_is_complete(run: RunTraining, tmp_path: Path) -
 
 
 def test_adapter_keys_of_other_class_are_unsupported(tmp_path: Path) -> None:
-    base = build_multimodal(tmp_path / "base", "qwen3_5")
+    base = build_family(tmp_path / "base", "qwen3_5")
     finding = check_adapter_keys(load_model(config(), base, "transformers"), base)
     assert finding.message == (
         "all 30 weights of the adapter fit Qwen3_5ForConditionalGeneration, the class that config.json names"

@@ -12,7 +12,7 @@ from tests.support.trainer.tiny_training import make_prepared_data
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
+from finetune_trainer.modeling.loading import LoadedModel, load_base_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from finetune_trainer.records.evaluation import PreflightFinding
@@ -43,6 +43,17 @@ def test_quantization_of_dense_model_is_complete(tmp_path: Path, quantization: L
 
 def test_quantization_none_has_no_finding(tmp_path: Path) -> None:
     assert run_check(quantized_config("none"), build(tmp_path)) == []
+
+
+def test_quantization_of_multimodal_model_counts_its_language_part(tmp_path: Path) -> None:
+    """Two layers with four attention projections and three of the feed-forward part, without those for images."""
+    from finetune_trainer.modeling.quantization import measure_quantization
+
+    settings = quantized_config("nf4")
+    base = load_base_model(settings, build_family(tmp_path, "gemma3"), "transformers")
+    coverage = measure_quantization(settings, base)
+    assert coverage.quantized == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert coverage.unquantized == {}
 
 
 def test_quantization_without_experts_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from finetune_trainer.planning.model_shape import compute_model_shape
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 SETTINGS = {"maxSteps": 2, "batchSize": 8, "warmupRatio": 0}
+KEPT_MODULE = "model.layers.0.self_attn.o_proj"
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
@@ -36,19 +37,22 @@ def copy_model(source: Path, target: Path, weights: dict[str, Any], quantization
 
 
 def store_fp8(source: Path, folder: Path) -> tuple[Path, Path]:
-    """Return a model with weights in fp8, in blocks of 32 x 32, and one with the same weights in 32 bits."""
+    """Return a model with weights in fp8, in blocks of 32 x 32, and one with the same weights in 32 bits.
+
+    One module keeps its precision, as in published models.
+    """
     import torch
     from safetensors.torch import load_file
 
     plain, stored = load_file(source / "model.safetensors"), {}
-    for name in [name for name in plain if "proj" in name]:
+    for name in [name for name in plain if "proj" in name and not name.startswith(KEPT_MODULE)]:
         rows, columns = plain[name].shape
         blocks = plain[name].reshape(rows // 32, 32, columns // 32, 32)
         scales = blocks.abs().amax((1, 3)) / 448
         scale = scales.repeat_interleave(32, 0).repeat_interleave(32, 1)
         stored[name], stored[f"{name}_scale_inv"] = (plain[name] / scale).to(torch.float8_e4m3fn), scales
         plain[name] = stored[name].float() * scale
-    method = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head"]}
+    method = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head", KEPT_MODULE]}
     return copy_model(source, folder / "fp8", plain | stored, method), copy_model(source, folder / "plain", plain, None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.stored_quantization import DEQUANTIZED_METHODS, find_stored_method
+from finetune_trainer.inputs.quantization_methods import DEQUANTIZED_METHODS, find_stored_method
 
 _AUTO_MAP = "auto_map"
 """Key that names classes of the model's own Python files. They are never imported, so it is refused unless transformers
@@ -63,7 +63,7 @@ def _check_no_code(model_dir: Path) -> None:
 def _is_known_model_type(config: dict[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return config.get("model_type") in CONFIG_MAPPING_NAMES
+    return str(config.get("model_type")) in CONFIG_MAPPING_NAMES
 
 
 def _find_code_keys(value: object, code_keys: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.text_modules import find_language_prefix
+from finetune_trainer.modeling.language_part import find_language_prefix
 
 if TYPE_CHECKING:
     import torch

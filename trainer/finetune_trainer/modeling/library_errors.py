@@ -10,11 +10,14 @@ from finetune_trainer.errors import TrainerError
 
 _OUT_OF_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+_VALUE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
+"""Errors of transformers for values of config.json that it does not check, such as a model with 0 attention heads."""
+
 
 @contextmanager
-def translate_model_errors() -> Iterator[None]:
-    """Translate the errors of transformers for files that it cannot load as a model into `MODEL_INVALID`, and a package
-    that the model needs and this image does not have into `MODEL_UNSUPPORTED`."""
+def translate_model_errors(subject: str = "the base model") -> Iterator[None]:
+    """Translate the errors of transformers for files that it cannot load into `MODEL_INVALID`, and a package that the
+    model needs and this image does not have into `MODEL_UNSUPPORTED`. `subject` is what the block loads."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -24,8 +27,11 @@ def translate_model_errors() -> Iterator[None]:
         problem = str(error).strip().splitlines()[0]
         message = f"the base model needs a package that the trainer does not have, so use another model: {problem}"
         raise TrainerError(Reason.MODEL_UNSUPPORTED, message) from error
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise TrainerError(Reason.MODEL_INVALID, f"the base model cannot be loaded: {error}") from error
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise TrainerError(Reason.MODEL_INVALID, f"{subject} cannot be loaded: {error}") from error
+    except _VALUE_ERRORS as error:
+        problem = f"transformers fails with {type(error).__name__} ({error}); check the values in its config.json"
+        raise TrainerError(Reason.MODEL_INVALID, f"{subject} cannot be loaded: {problem}") from error
 
 
 def is_memory_error(error: Exception) -> bool:

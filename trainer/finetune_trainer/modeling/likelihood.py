@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.modeling.batch_limits import LOGIT_CHUNK_TOKENS, MAX_LOSS_TOKENS
+from finetune_trainer.modeling.language_part import is_head_in_decoder
 from finetune_trainer.modeling.logits import compute_logits, matches_own_logits, run_decoder
-from finetune_trainer.modeling.text_modules import is_head_in_decoder
 
 log = logging.getLogger(__name__)
 

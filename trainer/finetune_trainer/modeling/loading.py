@@ -1,24 +1,17 @@
-"""Chooses the backend and loads tokenizer, base model and adapter with it. Heavy imports happen inside functions."""
+"""Loads tokenizer, base model and adapter with the chosen backend. Heavy imports happen inside functions."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.contract import PROCESSES_ENV, SCRATCH_ENV, Reason, TrainerConfig
+from finetune_trainer.contract import PROCESSES_ENV, Reason, TrainerConfig
 from finetune_trainer.data.chat_template import template_errors
-from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs import model_files
-from finetune_trainer.modeling import adapters, quantization, stored_quantization, support_matrix
-from finetune_trainer.modeling.import_guard import hide_optional_packages
+from finetune_trainer.modeling import existing_adapter, quantization, stored_quantization
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
 from finetune_trainer.modeling.lora import add_adapter
 from finetune_trainer.modeling.model_config import choose_model_class
@@ -34,8 +27,6 @@ log = logging.getLogger(__name__)
 
 _PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 """Names of padding tokens in vocabularies whose tokenizer config does not define one."""
-_UNSLOTH_METHODS = ("sft",)
-"""Methods for which Unsloth's kernels were compared with transformers on a GPU, so that `auto` may choose them."""
 
 
 @dataclass(frozen=True)
@@ -47,125 +38,15 @@ class LoadedModel:
     backend: str
 
 
-def _set_library_environment() -> None:
-    """Set the variables that libraries read when they are imported, unless the environment already sets them."""
-    # Waiting OpenMP threads spin by default. On shared cores or with a CPU quota, as in any pod without a GPU, they
-    # take time from the threads that they wait for: training was two to five times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def choose_backend(
-    config: TrainerConfig, read_settings: Callable[[], Mapping[str, Any]] = dict, world_size: int | None = None
-) -> str:
-    """Return `unsloth` or `transformers`, and log the reason.
-
-    `read_settings` returns the base model's config.json, which is checked before Unsloth is chosen. `world_size` is
-    the number of ranks, by default that of this run. Raises `CONFIG_INVALID` if Unsloth is requested but not usable.
-    """
-    world_size = world_size or topology.world_size()
-    _set_library_environment()
-    requested, is_installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
-    if requested == "unsloth":
-        _check_unsloth(config, is_installed, world_size)
-    backend, reason = (
-        (requested, "requested") if requested != "auto" else _choose_automatically(config, is_installed, world_size)
-    )
-    obstacle = _find_unsloth_obstacle(read_settings()) if backend == "unsloth" else None
-    if obstacle and requested == "unsloth":
-        message = f"training.backend is unsloth, but the base model is {obstacle}; use transformers or auto"
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-    if obstacle:
-        backend, reason = "transformers", f"auto uses it because the base model is {obstacle}"
-    log.info("backend %s: %s", backend, reason)
-    return backend
-
-
-def _find_unsloth_obstacle(settings: Mapping[str, Any]) -> str | None:
-    family = str(settings.get("model_type"))
-    is_refused = support_matrix.find_problem(family, "unsloth") is not None
-    return model_files.find_unsloth_obstacle(settings) or (f"of the family {family}" if is_refused else None)
-
-
-def _check_unsloth(config: TrainerConfig, is_installed: bool, world_size: int) -> None:
-    lora = config.training.lora
-    if not is_installed:
-        message = "training.backend is unsloth, which is not installed; use an image that includes it, or auto"
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-    if world_size > 1:
-        message = (
-            "training.backend unsloth supports a single process only; use transformers or auto, or one GPU on one node"
-        )
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-    if lora.target_parameters or lora.trainable_tokens:
-        message = (
-            "training.backend unsloth supports neither training.lora.targetParameters nor trainableTokens; use "
-            "transformers or auto"
-        )
-        raise TrainerError(Reason.CONFIG_INVALID, message)
-
-
-def _choose_automatically(config: TrainerConfig, is_installed: bool, world_size: int) -> tuple[str, str]:
-    """Return the backend for `auto`, and the reason. Only the attention of transformers is known to separate packed
-    rows."""
-    import torch
-
-    training = config.training
-    if world_size > 1:
-        return "transformers", f"there are {world_size} ranks"
-    if training.packing or training.method not in _UNSLOTH_METHODS:
-        setting = "training.packing" if training.packing else f"method {training.method}"
-        return "transformers", f"auto uses it for {setting}"
-    if config.model.quantization == "int8":
-        return "transformers", "auto uses it for int8"
-    if training.lora.target_parameters or training.lora.trainable_tokens:
-        return "transformers", "auto uses it for parameters and tokens"
-    if not torch.cuda.is_available():
-        return "transformers", "there is no GPU"
-    return ("unsloth", "there is a GPU") if is_installed else ("transformers", "unsloth is not installed")
-
-
-def import_backend(backend: str, quantization: str = "none") -> None:
-    """Import the libraries in the required order. This takes seconds, so call it while data is being downloaded."""
-    _set_library_environment()
-    with hide_optional_packages(backend, quantization):
-        _import_libraries(backend)
-
-
-def _import_libraries(backend: str) -> None:
-    if backend == "unsloth":
-        # By default it writes compiled code to the working directory, which is read-only in a pod, and requests a file
-        # from the hub at each load for its statistics.
-        scratch = os.environ.get(SCRATCH_ENV, tempfile.gettempdir())
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", os.path.join(scratch, "unsloth_compiled_cache"))
-        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-        # It patches transformers, TRL and PEFT, so it must be imported before them.
-        importlib.import_module("finetune_trainer.modeling.unsloth_backend")
-    for name in ("torch", "datasets", "transformers", "peft", "trl", "trl.trainer.sft_trainer"):
-        importlib.import_module(name)
-    from peft.import_utils import is_bnb_4bit_available, is_torchao_available
-    from transformers.utils import logging as transformers_logging
-
-    for cached_check in (
-        is_bnb_4bit_available,
-        is_torchao_available,
-    ):  # cached now; otherwise they run when adapters are created
-        cached_check()
-
-    transformers_logging.disable_progress_bar()  # a bar would be hundreds of lines in the log of a pod
-
-
 def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer, which pads on the right with a token other than EOS, and replace its chat template by
     `template` if there is one. Raises `MODEL_INVALID`, and `CONFIG_INVALID` for an invalid template."""
     from transformers import AutoTokenizer
 
-    try:
+    with translate_model_errors("the base model's tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             str(model_dir), trust_remote_code=False, local_files_only=True, padding_side="right"
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise TrainerError(Reason.MODEL_INVALID, f"the base model's tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _choose_pad_token(tokenizer)
     if template is not None:
@@ -224,11 +105,11 @@ def load_model(config: TrainerConfig, model_dir: Path, backend: str, adapter_dir
         raise TrainerError(Reason.CONFIG_INVALID, message)
     dtype = get_dtype(resolve_precision(config))
     if adapter_dir is not None:
-        adapters.check_adapter(config, adapter_dir)
+        existing_adapter.check_adapter(config, adapter_dir)
     with translate_memory_errors("load the base model; provide more memory or use a smaller model"):
         model = _load_with_backend(backend, config, model_dir, dtype)
         if adapter_dir is not None:
-            adapters.load_adapter_weights(model, adapter_dir)
+            existing_adapter.load_adapter_weights(model, adapter_dir)
     return model
 
 

@@ -18,21 +18,34 @@ _OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM", "RewardModel"
 _GENERATING_CLASSES = ("ForConditionalGeneration", "ForCausalLM")
 """Ends of names of multimodal classes that predict the next token. Others diffuse blocks, or encode and decode."""
 
+_LAYERS_KEY = "num_hidden_layers"
+_MAX_LAYERS = 1000
+"""Published models have less than 200. transformers creates all layers before it compares them with the weights."""
+
 
 def load_model_config(model_dir: Path) -> PreTrainedConfig:
-    """Read config.json. Raises `MODEL_INVALID` for an architecture that transformers does not know."""
+    """Read config.json. Raises `MODEL_INVALID` for an architecture that transformers does not know, or too many
+    layers."""
     from transformers import AutoConfig
 
     with translate_model_errors():
-        return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+        _check_layer_count(config.get_text_config())
+    return config
+
+
+def _check_layer_count(text_config: PreTrainedConfig) -> None:
+    count = text_config.to_dict().get(text_config.attribute_map.get(_LAYERS_KEY, _LAYERS_KEY))
+    if isinstance(count, int) and count > _MAX_LAYERS:
+        raise ValueError(f"its config.json has {count} layers, more than {_MAX_LAYERS}; check {_LAYERS_KEY}")
 
 
 def choose_model_class(config: PreTrainedConfig) -> type[AutoModel]:
     """Return the auto class that loads the class in `architectures` of config.json, which is also what servers load:
     the names of the weights of an adapter depend on it.
 
-    A config that names no class, or one that transformers does not know, gets the class for its `model_type`. Raises
-    `MODEL_UNSUPPORTED` for a class that is no decoder-only language model.
+    A config that names no class, or one that transformers does not know, gets the class for its `model_type`, with all
+    parts of a multimodal model. Raises `MODEL_UNSUPPORTED` for a class that is no decoder-only language model.
     """
     architecture = (config.architectures or [""])[0]
     causal, multimodal = _find_causal_class(config), _find_multimodal_class(config)
@@ -40,15 +53,17 @@ def choose_model_class(config: PreTrainedConfig) -> type[AutoModel]:
     if classes:
         return classes[0]
     is_other_task = architecture.endswith(_OTHER_TASKS) or config.is_encoder_decoder
-    preferred = (multimodal, causal) if config.get_text_config() is not config else (causal, multimodal)
-    classes = [auto_class for auto_class, _ in preferred if auto_class]
+    classes = [auto_class for auto_class, _ in (multimodal, causal) if auto_class]
     if is_other_task or not classes:
         raise _unsupported_class_error(config, architecture)
     return classes[0]
 
 
 def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the model of a config on the `meta` device, without weights. Its layers are not quantized."""
+    """Return the model of a config on the `meta` device, without weights. Its layers are not quantized.
+
+    Raises `MODEL_INVALID` for a config that transformers cannot build a model of.
+    """
     import torch
 
     plain_config = copy.deepcopy(config)
@@ -56,7 +71,10 @@ def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         del plain_config.quantization_config
     model_class = choose_model_class(plain_config)
     with translate_model_errors(), torch.device("meta"):
-        return model_class.from_config(plain_config, trust_remote_code=False)
+        try:
+            return model_class.from_config(plain_config, trust_remote_code=False)
+        except RuntimeError as error:  # neither memory nor a GPU is used, so that only a size can be wrong
+            raise ValueError(f"a size in its config.json is invalid: {error}") from error
 
 
 def _find_causal_class(config: PreTrainedConfig) -> tuple[type[AutoModel] | None, str]:

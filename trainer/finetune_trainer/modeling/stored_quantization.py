@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.stored_quantization import DEQUANTIZED_METHODS, find_stored_method
+from finetune_trainer.inputs.quantization_methods import DEQUANTIZED_METHODS, find_stored_method
 from finetune_trainer.modeling.model_config import choose_model_class, load_model_config
 
 if TYPE_CHECKING:
@@ -64,12 +64,7 @@ def build_dequantization_config(model_config: PreTrainedConfig) -> Mxfp4Config |
     if method not in DEQUANTIZED_METHODS:
         return None
     log.info("the weights of the base model are stored in %s and dequantized", method)
-    if method == "mxfp4":
-        return Mxfp4Config(dequantize=True)
-    # transformers replaces the stored list of modules by the one that it is called with, even by none.
-    settings = dict(model_config.quantization_config)
-    kept = settings.get("modules_to_not_convert") or settings.get("ignored_layers")
-    return FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)
+    return (Mxfp4Config if method == "mxfp4" else FineGrainedFP8Config)(dequantize=True)
 
 
 def convert_to_run_precision(base: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -28,10 +28,16 @@ def load_families() -> Mapping[str, Mapping[str, str]]:
 
 
 def check_support(config: TrainerConfig, model_type: str) -> None:
-    """Raise `CONFIG_INVALID` if the config asks for an option that is known not to work for this family.
+    """Raise `MODEL_UNSUPPORTED` if a step of every run is known not to work for this family, and `CONFIG_INVALID` for
+    such an option that the config asks for.
 
     A family that was not measured passes: the preflight checks decide.
     """
+    for column in _list_needed_steps(config):
+        reason = find_problem(model_type, column)
+        if reason:
+            message = f"the model family {model_type} is not supported: {reason}; use a base model of another family"
+            raise TrainerError(Reason.MODEL_UNSUPPORTED, message)
     for column, advice in _list_requested_options(config).items():
         reason = find_problem(model_type, column)
         if reason:
@@ -42,6 +48,11 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
 def find_problem(model_type: str, column: str) -> str | None:
     """Return why an option does not work for a family, or None if it works or was not measured."""
     return load_families().get(model_type, {}).get(column, "").partition(NO_PREFIX)[2] or None
+
+
+def _list_needed_steps(config: TrainerConfig) -> list[str]:
+    """Return the columns that no setting avoids. The column of dpo is an option: the method can be changed."""
+    return ["loads", *(["sft"] if config.training.method == "sft" else []), "evaluates", "exports"]
 
 
 def _list_requested_options(config: TrainerConfig) -> dict[str, str]:

@@ -44,7 +44,10 @@ def _find_path(base: PreTrainedModel, module: torch.nn.Module) -> str:
 
 
 def _find_token_ids(tokens: list[str], model_dir: Path) -> list[int]:
-    """Return sorted token IDs, so that the adapter does not depend on the order of the setting."""
+    """Return sorted token IDs, so that the adapter does not depend on the order of the setting.
+
+    The tokenizer is loaded again: it takes a second, and only this setting needs it between the backend and PEFT.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from finetune_trainer import input_preparation
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.base_model import BaseModelSource, read_model_settings
@@ -48,7 +49,11 @@ def inspect_inputs(
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         work_dir, config = Path(folder), resolved_inputs.config
         files, backend = _download_inputs(resolved_inputs, work_dir, world_size)
-        prepared, shape = _prepare_dataset(config, files, work_dir)
+        from finetune_trainer.planning.model_shape import compute_model_shape
+
+        model = input_preparation.check_model(config, files)
+        shape = compute_model_shape(config, files.model_dir)
+        prepared = input_preparation.prepare_data(config, files, model, work_dir)
         yield InspectedInputs(config, resolved_inputs.model, files, prepared, shape, backend, work_dir)
 
 
@@ -59,38 +64,11 @@ def _download_inputs(
     config = resolved_inputs.config
     without_weights = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
     download = resolve.start_download(without_weights, work_dir)
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends
 
     backend = "transformers"
     if world_size is not None:
-        backend = loading.choose_backend(config, lambda: read_model_settings(resolved_inputs.model), world_size)
+        backend = backends.choose_backend(config, lambda: read_model_settings(resolved_inputs.model), world_size)
     # The imports take seconds, during which the download continues.
-    loading.import_backend(backend, config.model.quantization)
+    backends.import_backend(backend, config.model.quantization)
     return download.result(), backend
-
-
-def _prepare_dataset(
-    config: TrainerConfig, fetched: resolve.DownloadedInputs, work_dir: Path
-) -> tuple[PreparedData, ModelShape]:
-    from finetune_trainer.data import preparation
-    from finetune_trainer.data.row_schema import RowEncoding
-    from finetune_trainer.evaluation import requirements
-    from finetune_trainer.inputs import model_files
-    from finetune_trainer.modeling import adapters, loading, support_matrix
-    from finetune_trainer.modeling.model_config import load_model_config
-    from finetune_trainer.planning import model_shape
-    from finetune_trainer.training.methods import get_method
-
-    model_files.check_model_dir(fetched.model_dir)
-    if fetched.adapter_dir is not None:
-        adapters.check_adapter(config, fetched.adapter_dir)
-    tokenizer = loading.load_tokenizer(fetched.model_dir, config.model.chat_template)
-    support_matrix.check_support(config, load_model_config(fetched.model_dir).model_type)
-    shape = model_shape.compute_model_shape(config, fetched.model_dir)
-    loading.check_vocabulary(tokenizer, shape.vocab_size)
-    files = preparation.DataFiles(fetched.sources, fetched.digest, fetched.validation)
-    encoding = RowEncoding(tokenizer, get_method(config), shape.max_positions)
-    prepared = preparation.prepare_dataset(config, files, encoding, work_dir)
-    requirements.check_requirements(config, prepared, tokenizer)
-    requirements.read_sentence_pairs(fetched.pairs)
-    return prepared, shape

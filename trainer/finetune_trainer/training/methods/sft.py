@@ -11,7 +11,7 @@ from finetune_trainer.data.loss_masking import TokenizedConversation
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
-from finetune_trainer.modeling.text_modules import is_head_in_decoder
+from finetune_trainer.modeling.language_part import is_head_in_decoder
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod

@@ -71,12 +71,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             continue
         if name not in NEUTRAL_VALUES and value:
             raise _unsupported(f"{name} {value!r}, which this version of PEFT does not know")
-        if name in NEUTRAL_VALUES and not _is_neutral(name, value):
+        if name in NEUTRAL_VALUES and value not in NEUTRAL_VALUES[name]:
             raise _unsupported(f"{name} {value!r}, which a further training would lose")
-
-
-def _is_neutral(name: str, value: object) -> bool:
-    return any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL_VALUES[name])
 
 
 def _unsupported(problem: str) -> TrainerError:

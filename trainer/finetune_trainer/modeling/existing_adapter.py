@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
-from finetune_trainer.modeling import adapter_settings
+from finetune_trainer.modeling import existing_adapter_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,14 +32,22 @@ def check_adapter(config: TrainerConfig, folder: Path) -> None:
         if stored[name] != expected:
             raise _mismatch_error(name, stored[name], expected)
     _check_target_parameters(config, settings)
-    adapter_settings.check_settings(settings)
-    base_name = str(settings.get("base_model_name_or_path"))
+    existing_adapter_settings.check_settings(settings)
+
+
+def warn_of_other_base_model(config: TrainerConfig, folder: Path) -> None:
+    """Log a warning if the adapter names another base model, which may be a copy of `model.uri`."""
+    base_name = str(_read_settings(folder).get("base_model_name_or_path"))
     if base_name.rstrip("/") != config.model.uri.removeprefix("hf://").rstrip("/"):
         log.warning("model.adapterURI: the adapter names the base model %s, not %s", base_name, config.model.uri)
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Replace the weights of the new adapter by the stored ones. Raises the errors of `check_adapter`."""
+    """Replace the weights of the new adapter by the stored ones.
+
+    Raises `MODEL_INVALID` for weights that cannot be read or belong to another base model, and `CONFIG_INVALID` for
+    other target modules or tokens.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file

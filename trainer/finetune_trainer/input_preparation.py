@@ -1,0 +1,74 @@
+"""Checks the downloaded base model of a run and prepares its dataset, in the same way for `run` and `plan`.
+
+Libraries are imported inside functions: import the backend before they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.inputs.resolve import DownloadedInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune_trainer.data.preparation import PreparedData
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """What the data preparation needs of a base model whose files were checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_positions: int | None
+    """Maximum length of a text in tokens, if it is limited."""
+
+
+def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
+    """Check the base model without its weights, and the adapter that training starts from.
+
+    Raises `MODEL_INVALID`, `MODEL_UNSUPPORTED`, and `CONFIG_INVALID` for settings that do not fit the model.
+    """
+    from finetune_trainer.inputs.model_files import check_model_dir
+    from finetune_trainer.modeling import existing_adapter, loading, positions, stored_quantization, support_matrix
+    from finetune_trainer.modeling.model_config import build_meta_model
+
+    check_model_dir(files.model_dir)
+    if files.adapter_dir is not None:
+        existing_adapter.check_adapter(config, files.adapter_dir)
+        existing_adapter.warn_of_other_base_model(config, files.adapter_dir)
+    model_config = stored_quantization.load_checked_config(config, files.model_dir)
+    support_matrix.check_support(config, model_config.model_type)
+    build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
+    tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
+    loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
+    return CheckedModel(tokenizer, positions.get_max_positions(model_config))
+
+
+def prepare_data(
+    config: TrainerConfig,
+    files: DownloadedInputs,
+    model: CheckedModel,
+    work_dir: Path,
+    record_report: Callable[[DatasetReport], None] = lambda _: None,
+) -> PreparedData:
+    """Prepare the dataset in `work_dir`, and check that it has what the evaluation needs.
+
+    `record_report` is called before that check, so that the report is known if it fails.
+    """
+    from finetune_trainer.data import preparation
+    from finetune_trainer.data.row_schema import RowEncoding
+    from finetune_trainer.evaluation import requirements
+    from finetune_trainer.training.methods import get_method
+
+    data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
+    encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions)
+    dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
+    record_report(dataset.report)
+    requirements.check_requirements(config, dataset, model.tokenizer)
+    requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training
+    return dataset
