@@ -42,6 +42,11 @@ def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({ROWS_COLUMN: pack(lengths, capacity)})
 
 
+def find_shared_sequence(sequences: datasets.Dataset) -> list[int] | None:
+    """Return the row numbers of a sequence with several rows, or None if each row has a sequence of its own."""
+    return next((row_numbers for row_numbers in sequences[ROWS_COLUMN] if len(row_numbers) > 1), None)
+
+
 @dataclass(frozen=True)
 class PackingCollator:
     """Makes a batch of a packed dataset."""
@@ -58,9 +63,7 @@ class PackingCollator:
         return {**collate_sequences(rows, self.pad_token_id), "token_count": torch.tensor(token_count)}
 
 
-def collate_sequences(
-    sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int
-) -> dict[str, torch.Tensor]:
+def collate_sequences(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Concatenate the rows of each sequence, with position IDs that restart with each row.
 
     Without an attention mask and a cache, transformers interprets a decrease of the position IDs as the start of
