@@ -42,9 +42,9 @@ def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({ROWS_COLUMN: pack(lengths, capacity)})
 
 
-def find_shared_sequence(sequences: datasets.Dataset) -> list[int] | None:
-    """Return the row numbers of a sequence with several rows, or None if each row has a sequence of its own."""
-    return next((row_numbers for row_numbers in sequences[ROWS_COLUMN] if len(row_numbers) > 1), None)
+def shares_sequences(sequences: datasets.Dataset) -> bool:
+    """Return whether a sequence of a packed dataset has several rows."""
+    return any(len(row_numbers) > 1 for row_numbers in sequences[ROWS_COLUMN])
 
 
 @dataclass(frozen=True)

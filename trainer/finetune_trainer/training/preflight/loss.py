@@ -13,7 +13,7 @@ from typing import cast
 from finetune_trainer.contract import Reason
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling.likelihood import LabeledTokens, RowLosses, compute_losses
+from finetune_trainer.modeling.likelihood import RowLosses, compute_losses
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
 from finetune_trainer.training.preflight.findings import build_comparison
@@ -50,9 +50,11 @@ class LossCheck:
 
     def _compute_reference_losses(self) -> RowLosses:
         """Return the losses of the rows. Each row is computed on its own, so that padding cannot affect it."""
-        rows = [LabeledTokens(row["input_ids"], row["labels"]) for row in self.sample.rows]
         with self.sample.translate_errors("logits"):
-            losses = [compute_losses(self.sample.trainer.model, [row], self.sample.heartbeat) for row in rows]
+            losses = [
+                compute_losses(self.sample.trainer.model, [row], self.sample.heartbeat)
+                for row in self.sample.labeled_rows
+            ]
         return RowLosses([loss.sums[0] for loss in losses], [loss.token_counts[0] for loss in losses])
 
     def _try_trainer_loss(self, reference: RowLosses) -> float:

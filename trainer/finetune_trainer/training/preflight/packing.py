@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,16 +22,7 @@ from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.preflight.library_errors import translate_computation_errors
-from finetune_trainer.training.preflight.sample import (
-    MAX_ROWS,
-    MAX_TOKENS_PER_ROW,
-    Sample,
-    select_tolerance,
-    truncate_to_supervised,
-)
-
-if TYPE_CHECKING:
-    from finetune_trainer.training.state import TrainerInputs
+from finetune_trainer.training.preflight.sample import Sample, select_tolerance
 
 _ADVICE = "set training.packing to false"
 _INFLUENCE_TOLERANCES = {"fp32": 1e-5, "bf16": 5e-4, "fp16": 5e-4, "int8": 0.2}
@@ -61,17 +51,14 @@ class PackingCheck:
     """Checks the packing of a training, in evaluation mode. All ranks must run it."""
 
     sample: Sample
-    inputs: TrainerInputs
 
     def run(self) -> list[PreflightFinding]:
         """Compare packed rows with the same rows alone. Raises `CONFIG_INVALID` if the model mixes them."""
         self._check_accepts_position_ids()
-        row_numbers = packing.find_shared_sequence(self.sample.trainer.train_dataset)
-        if row_numbers is None:
+        if not packing.shares_sequences(self.sample.trainer.train_dataset):
             return []
-        rows, config = self.inputs.prepared.dataset, self.sample.config
-        truncated_rows = [truncate_to_supervised(rows[number], MAX_TOKENS_PER_ROW) for number in row_numbers[:MAX_ROWS]]
-        influence, difference = self._compare_log_probs([truncated_rows, truncated_rows[::-1]])
+        config, rows = self.sample.config, self.sample.labeled_rows
+        influence, difference = self._compare_log_probs([rows, rows[::-1]])
         limits = (
             select_tolerance(config, tolerances) for tolerances in (_INFLUENCE_TOLERANCES, _DIFFERENCE_TOLERANCES)
         )
@@ -119,7 +106,7 @@ class PackingCheck:
         return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
 
     def _compute_batch_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
-        pad_token_id = self.inputs.loaded.tokenizer.pad_token_id
+        pad_token_id = self.sample.trainer.processing_class.pad_token_id
         batch = packing.collate_sequences([list(map(vars, sequence)) for sequence in sequences], pad_token_id)
         logits = self._compute_logits({name: batch[name] for name in ("input_ids", "position_ids")})
         return [

@@ -43,18 +43,18 @@ def run_preflight(
         *check_end_of_turn(inputs),
         *check_quantization_coverage(inputs),
         check_trained_adapter_keys(trainer),
-        *_check_model(build_sample(trainer, inputs, heartbeat), inputs),
+        *_check_model(build_sample(trainer, inputs, heartbeat)),
     ]
     for finding in findings:
         log.log(_LOG_LEVELS[finding.status], "preflight: %s", finding.message)
     return findings
 
 
-def _check_model(sample: Sample, inputs: TrainerInputs) -> list[PreflightFinding]:
+def _check_model(sample: Sample) -> list[PreflightFinding]:
     """Check the forward pass, the packing, the loss and the gradients of the model on a few rows."""
     with evaluation_mode(sample.trainer):
         check_forward_pass(sample)
-        packing = PackingCheck(sample, inputs).run() if sample.config.training.packing else []
+        packing = PackingCheck(sample).run() if sample.config.training.packing else []
         uses_token_loss = get_method(sample.config).uses_token_loss
         findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
         if not findings:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from finetune_trainer.training.state import TrainerInputs
     from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
-MAX_ROWS = 4
+_MAX_ROWS = 4
 """Maximum number of rows that are compared."""
 _MAX_PREFERENCE_ROWS = 2
 """For `dpo` and `kto`: each row is several sequences, and the reference model computes them too."""
-MAX_TOKENS_PER_ROW = 64
+_MAX_TOKENS_PER_ROW = 64
 """More tokens take up to 15 s for a tiny model with Mamba layers, whose implementation for CPUs is slow."""
 _ROWS_PER_SEQUENCE = 2
 """With packing: rows in each sequence of a batch."""
@@ -72,6 +72,11 @@ class Sample:
         )
 
     @property
+    def labeled_rows(self) -> list[LabeledTokens]:
+        """The rows of `sft`."""
+        return [LabeledTokens(row["input_ids"], row["labels"]) for row in self.rows]
+
+    @property
     def model_class(self) -> str:
         """The class of the base model, for messages."""
         return type(self.trainer.model.get_base_model()).__name__
@@ -88,11 +93,11 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
     method = get_method(config)
     sample = Sample(trainer, config, [], _build_collator(trainer, inputs), heartbeat)
     min_rows = 2 if sample.splits_steps else 1
-    max_rows = MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
+    max_rows = _MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
     rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.packing else 1
     row_count = min(len(dataset), max(config.training.batch_size * rows_per_sequence, min_rows), max_rows)
     rows = _select_rows(dataset, row_count)
-    max_tokens = min(MAX_TOKENS_PER_ROW, max(map(_count_tokens, rows)) * config.training.batch_size // row_count)
+    max_tokens = min(_MAX_TOKENS_PER_ROW, max(map(_count_tokens, rows)) * config.training.batch_size // row_count)
     # Rows of equal length would not be padded, so later ones are shorter: with 4 rows by up to 3/8.
     limits = [max(2, max_tokens * (2 * row_count - index) // (2 * row_count)) for index in range(row_count)]
     truncated = [_truncate_row(row, limit) for row, limit in zip(rows, limits, strict=True)]
@@ -102,7 +107,7 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
 def _build_collator(trainer: TokenizedTrainer, inputs: TrainerInputs) -> Collator:
     if not inputs.config.training.packing:
         return get_method(inputs.config).build_collator(inputs)
-    rows_per_sequence = _ROWS_PER_SEQUENCE if packing.find_shared_sequence(trainer.train_dataset) else 1
+    rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
     return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence)
 
 
@@ -158,7 +163,7 @@ def select_tolerance(config: TrainerConfig, tolerances: Mapping[str, float]) -> 
     return tolerances["int8" if config.model.quantization == "int8" else resolve_precision(config)]
 
 
-def truncate_to_supervised(row: Mapping[str, Any], max_tokens: int) -> LabeledTokens:
+def _truncate_to_supervised(row: Mapping[str, Any], max_tokens: int) -> LabeledTokens:
     """Return at most `max_tokens` tokens of a row, up to the last supervised one."""
     input_ids, labels = row["input_ids"], row["labels"]
     end = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX) + 1
@@ -188,7 +193,7 @@ def _list_answers(row: Mapping[str, Any]) -> list[str]:
 def _truncate_row(row: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     """Return a shorter row: the end of a prompt, and the start of its answers."""
     if "input_ids" in row:
-        tokens = truncate_to_supervised(row, max_tokens)
+        tokens = _truncate_to_supervised(row, max_tokens)
         return {"input_ids": tokens.input_ids, "labels": tokens.labels}
     prompt = row["prompt_ids"][-max(max_tokens // 2, 1) :]
     answers = {name: row[name][: max(max_tokens - len(prompt), 1)] for name in _list_answers(row)}
