@@ -23,8 +23,16 @@ BLOOM = {"lora": {"targetModules": ["query_key_value"]}}
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("llama", {}), ("qwen3", {}), ("gemma2", {}), ("mixtral", {}), ("qwen3_moe", {}), ("gpt2", GPT2)],
-    ids=["llama", "qwen3", "gemma2", "mixtral", "qwen3_moe", "gpt2"],
+    [
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gemma2", {}),
+        ("gemma3n_text", {}),
+        ("mixtral", {}),
+        ("qwen3_moe", {}),
+        ("gpt2", GPT2),
+    ],
+    ids=["llama", "qwen3", "gemma2", "gemma3n_text", "mixtral", "qwen3_moe", "gpt2"],
 )
 def test_packing_preflight_separating_model_is_accepted(
     run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int
@@ -37,8 +45,8 @@ def test_packing_preflight_separating_model_is_accepted(
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("gpt_oss", {}), ("bamba", {}), ("granitemoehybrid", {}), ("opt", {}), ("bloom", BLOOM)],
-    ids=["gpt_oss", "bamba", "granitemoehybrid", "opt", "bloom"],
+    [("gpt_oss", {}), ("bamba", {}), ("granitemoehybrid", {}), ("llama4_text", {}), ("opt", {}), ("bloom", BLOOM)],
+    ids=["gpt_oss", "bamba", "granitemoehybrid", "llama4_text", "opt", "bloom"],
 )
 def test_packing_preflight_mixing_model_is_refused(
     run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int

@@ -277,8 +277,8 @@ def test_preflight_packed_rows_are_checked_in_a_step(make_preflight: Callable[..
     preflight = make_preflight(packing=True, batchSize=2)
     forward, shapes = preflight.base_model.forward, []
 
-    def record_shape(*args: Any, position_ids: torch.Tensor, **kwargs: Any) -> object:
-        if torch.is_grad_enabled():
+    def record_shape(*args: Any, position_ids: torch.Tensor | None = None, **kwargs: Any) -> object:
+        if torch.is_grad_enabled() and position_ids is not None:
             shapes.append((len(position_ids), int((position_ids == 0).sum())))
         return forward(*args, position_ids=position_ids, **kwargs)
 
