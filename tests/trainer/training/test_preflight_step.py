@@ -16,6 +16,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
@@ -328,6 +329,36 @@ def test_preflight_large_accumulation_difference_is_refused(make_preflight: Call
     preflight = make_preflight()
     scale_step_loss(preflight, 1.1)
     with pytest.raises(TrainerError, match=r"step is 6\.\d+ with 4 .* rows 5\.\d+; .*set it to 1") as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def scale_gradient_of_batch(preflight: Preflight, factor: float) -> None:
+    """Make the gradient, but not the loss, of several rows in one batch differ from that of the rows alone."""
+    norm = preflight.base_model.model.norm
+    forward = norm.forward
+
+    def scaled_forward(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.requires_grad and len(hidden) > 1:
+            hidden.register_hook(lambda gradient: gradient * factor)
+        output: torch.Tensor = forward(hidden)
+        return output
+
+    norm.forward = scaled_forward
+
+
+def test_preflight_small_gradient_difference_is_warning(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    scale_gradient_of_batch(preflight, 1.05)
+    finding = preflight.run()["accumulation"]
+    assert finding.status == "warning"
+    assert "the gradient differs by 4.76%" in finding.message
+
+
+def test_preflight_large_gradient_difference_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    scale_gradient_of_batch(preflight, 1.5)
+    with pytest.raises(TrainerError, match=r"gradient differs by 33\.33% from .*set it to 1") as caught:
         preflight.run()
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
