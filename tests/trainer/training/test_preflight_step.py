@@ -215,6 +215,19 @@ def test_preflight_forward_pass_that_fails_in_training_is_refused(make_preflight
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
 
+def test_preflight_small_influence_of_packed_rows_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight(packing=True)
+    layer = preflight.base_model.model.layers[0]
+    forward = layer.forward
+    # The first token of a sequence, of whatever row, has a small influence on all tokens.
+    layer.forward = lambda hidden, *args, **kwargs: forward(hidden + 2e-3 * hidden[:, :1], *args, **kwargs)
+    with pytest.raises(
+        TrainerError, match=r"its tokens change by 0\.000\d+ nats .*training.packing to false"
+    ) as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
 def fail_backward_pass(preflight: Preflight) -> None:
     import torch
 
