@@ -23,8 +23,16 @@ BLOOM = {"lora": {"targetModules": ["query_key_value"]}}
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("llama", {}), ("qwen3", {}), ("gemma2", {}), ("mixtral", {}), ("qwen3_moe", {}), ("gpt2", GPT2)],
-    ids=["llama", "qwen3", "gemma2", "mixtral", "qwen3_moe", "gpt2"],
+    [
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gemma2", {}),
+        ("gemma3n_text", {}),
+        ("mixtral", {}),
+        ("qwen3_moe", {}),
+        ("gpt2", GPT2),
+    ],
+    ids=["llama", "qwen3", "gemma2", "gemma3n_text", "mixtral", "qwen3_moe", "gpt2"],
 )
 def test_packing_preflight_separating_model_is_accepted(
     run: RunTraining, tmp_path: Path, family: str, targets: dict[str, object], batch: int
@@ -48,6 +56,13 @@ def test_packing_preflight_mixing_model_is_refused(
     with pytest.raises(TrainerError, match=f"{expected}.*; set training.packing to false") as caught:
         run(base, packing=True, **SHORT | targets | {"batchSize": batch})
     assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+def test_packing_preflight_attention_chunks_across_rows_are_refused(run: RunTraining, tmp_path: Path) -> None:
+    base = build_family(tmp_path / "llama4", "llama4_text")  # its chunks of 64 tokens do not begin with the rows
+    rows = [chat("x", f"{word} " * 20) for word in ("red", "blue", "green", "black")]
+    with pytest.raises(TrainerError, match=r"training\.packing: .*change by 0 nats .*; set training.packing to false"):
+        run(base, packing=True, rows=rows, source={"max_length": 512}, **SHORT)
 
 
 def test_packing_preflight_without_packing_is_skipped(run: RunTraining, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
@@ -199,9 +200,7 @@ def test_preflight_leaves_non_finite_loss_to_training(make_preflight: Callable[.
 def test_preflight_failing_forward_pass_is_refused(make_preflight: Callable[..., Preflight]) -> None:
     preflight = make_preflight()
     preflight.base_model.model.layers[0].mlp.forward = lambda hidden: hidden.unknown
-    with pytest.raises(
-        TrainerError, match=r"forward pass of LlamaForCausalLM .* \d+ tokens \(AttributeError: "
-    ) as caught:
+    with pytest.raises(TrainerError, match=r"forward pass of LlamaForCausalLM .* fails \(AttributeError: ") as caught:
         preflight.run()
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
@@ -211,19 +210,111 @@ def test_preflight_forward_pass_that_fails_in_training_is_refused(make_preflight
     mlp = preflight.base_model.model.layers[0].mlp
     compute = mlp.forward
     mlp.forward = lambda hidden: hidden @ hidden if mlp.training else compute(hidden)
-    with pytest.raises(TrainerError, match=r"forward pass .* fails on a row of \d+ tokens \(RuntimeError: ") as caught:
+    with pytest.raises(TrainerError, match=r"forward pass .* fails \(RuntimeError: ") as caught:
         preflight.run()
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
 
-def test_preflight_lack_of_memory_is_no_defect_of_the_model(make_preflight: Callable[..., Preflight]) -> None:
+def test_preflight_small_influence_of_packed_rows_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight(packing=True)
+    layer = preflight.base_model.model.layers[0]
+    forward = layer.forward
+    # The first token of a sequence, of whatever row, has a small influence on all tokens.
+    layer.forward = lambda hidden, *args, **kwargs: forward(hidden + 2e-3 * hidden[:, :1], *args, **kwargs)
+    with pytest.raises(
+        TrainerError, match=r"its tokens change by 0\.000\d+ nats .*training.packing to false"
+    ) as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+def fail_backward_pass(preflight: Preflight) -> None:
+    import torch
+
+    class FailingBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(_: object, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.clone()
+
+        @staticmethod
+        def backward(_: object, __: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError("no kernel for this operator on the 'CUDA' backend")
+
+    mlp = preflight.base_model.model.layers[0].mlp
+    compute = mlp.forward
+    mlp.forward = lambda hidden: FailingBackward.apply(compute(hidden))
+
+
+def fail_loss(preflight: Preflight) -> None:
+    def compute_loss(*_: Any, **__: Any) -> None:
+        raise KeyError("logits")
+
+    vars(preflight.trainer)["compute_loss"] = compute_loss
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        (fail_backward_pass, r"the backward pass of LlamaForCausalLM .* fails \(NotImplementedError: no kernel for "),
+        (fail_loss, r"the loss of LlamaForCausalLM .* fails \(KeyError: 'logits'\); set other training.lora"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_preflight_failing_computation_is_refused(
+    make_preflight: Callable[..., Preflight], method: str, fail: Callable[[Preflight], None], message: str
+) -> None:
+    preflight = make_preflight(method=method)
+    fail(preflight)
+    with pytest.raises(TrainerError, match=message) as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_preflight_failing_chunked_loss_is_replaced(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    compute = preflight.base_model.forward
+
+    def fail_in_chunks(*args: Any, labels: object = None, **kwargs: Any) -> object:
+        if labels is not None:  # TRL's chunked loss gets the labels
+            raise AttributeError("last_hidden_state")
+        return compute(*args, **kwargs)
+
+    preflight.base_model.forward = fail_in_chunks
+    finding = preflight.run()["loss"]
+    assert finding.value == pytest.approx(finding.expected, rel=1e-5)
+    assert preflight.trainer.args.loss_type == "nll"
+
+
+def test_preflight_packed_rows_are_checked_in_a_step(make_preflight: Callable[..., Preflight]) -> None:
+    import torch
+
+    preflight = make_preflight(packing=True, batchSize=2)
+    forward, shapes = preflight.base_model.forward, []
+
+    def record_shape(*args: Any, position_ids: torch.Tensor | None = None, **kwargs: Any) -> object:
+        if torch.is_grad_enabled() and position_ids is not None:
+            shapes.append((len(position_ids), int((position_ids == 0).sum())))
+        return forward(*args, position_ids=position_ids, **kwargs)
+
+    preflight.base_model.forward = record_shape
+    findings = preflight.run()
+    assert list(findings)[3:] == ["packing", "loss", "padding", "gradients", "accumulation"]
+    assert shapes == [(2, 4), *[(1, 1)] * 4], "sequences and rows of each batch: the whole step, then row by row"
+
+
+@pytest.mark.parametrize(
+    "message", ["DefaultCPUAllocator: can't allocate memory", "CUDA error: unspecified launch failure"]
+)
+def test_preflight_failing_machine_is_no_defect_of_the_model(
+    make_preflight: Callable[..., Preflight], message: str
+) -> None:
     preflight = make_preflight()
 
-    def run_out_of_memory(_: object) -> object:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def fail(_: object) -> object:
+        raise RuntimeError(message)
 
-    preflight.base_model.model.layers[0].mlp.forward = run_out_of_memory
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    preflight.base_model.model.layers[0].mlp.forward = fail
+    with pytest.raises(RuntimeError, match=message):
         preflight.run()
 
 
@@ -251,6 +342,36 @@ def test_preflight_large_accumulation_difference_is_refused(make_preflight: Call
     preflight = make_preflight()
     scale_step_loss(preflight, 1.1)
     with pytest.raises(TrainerError, match=r"step is 6\.\d+ with 4 .* rows 5\.\d+; .*set it to 1") as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def scale_gradient_of_batch(preflight: Preflight, factor: float) -> None:
+    """Make the gradient, but not the loss, of several rows in one batch differ from that of the rows alone."""
+    norm = preflight.base_model.model.norm
+    forward = norm.forward
+
+    def scaled_forward(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.requires_grad and len(hidden) > 1:
+            hidden.register_hook(lambda gradient: gradient * factor)
+        output: torch.Tensor = forward(hidden)
+        return output
+
+    norm.forward = scaled_forward
+
+
+def test_preflight_small_gradient_difference_is_warning(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    scale_gradient_of_batch(preflight, 1.05)
+    finding = preflight.run()["accumulation"]
+    assert finding.status == "warning"
+    assert "the gradient differs by 4.76%" in finding.message
+
+
+def test_preflight_large_gradient_difference_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight()
+    scale_gradient_of_batch(preflight, 1.5)
+    with pytest.raises(TrainerError, match=r"gradient differs by 33\.33% from .*set it to 1") as caught:
         preflight.run()
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 

@@ -120,6 +120,16 @@ def test_end_of_turn_outside_of_stop_tokens_is_refused(build_inputs: BuildInputs
     )
 
 
+def test_end_of_turn_any_stop_token_is_accepted(build_inputs: BuildInputs) -> None:
+    inputs = build_inputs(TemplateFamily(CHATML))
+    inputs = replace(inputs, prepared=replace(inputs.prepared, answer_ends={3: 1, 1: 3}))
+    ((status, message),) = check_end_of_turn(inputs)
+    assert (status, message) == (
+        "passed",
+        "answers end with <|endoftext|> (ID 1), <|im_end|> (ID 3), where the published model stops",
+    )
+
+
 @pytest.mark.parametrize("untrained", ["zero", "equal to another"])
 def test_end_of_turn_untrained_token_is_a_warning(build_inputs: BuildInputs, untrained: str) -> None:
     import torch

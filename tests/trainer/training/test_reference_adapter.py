@@ -12,6 +12,8 @@ from tests.support.trainer import plain_trl_training
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining, TrainingOutcome
 
+from finetune_trainer.modeling.loading import load_tokenizer
+
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 STARTS = {"dpo": math.log(2), "kto": 0.5}
@@ -33,6 +35,14 @@ def test_dpo_from_adapter_starts_at_ln_2(run: RunTraining, settings: dict[str, A
     trained = run(method="dpo", adapter=adapter, validate=True, learningRate=1e-3, **settings)
     assert [trained.losses[0], trained.metrics["baseEvalLoss"]] == pytest.approx([STARTS["dpo"]] * 2, abs=1e-6)
     assert trained.metrics["evalLoss"] < STARTS["dpo"]
+
+
+def test_dpo_from_adapter_with_trained_tokens_starts_at_ln_2(run: RunTraining, model_dir: Path) -> None:
+    prompt_start = ROWS_BY_METHOD["dpo"]["prompt_ids"][2][0]
+    tokens = load_tokenizer(model_dir).convert_ids_to_tokens([prompt_start])
+    lora = {"trainableTokens": tokens}
+    trained = run(method="dpo", adapter=train_adapter(run, lora=lora), lora=lora, warmupRatio=0)
+    assert trained.losses[0] == pytest.approx(STARTS["dpo"], abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

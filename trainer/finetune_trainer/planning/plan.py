@@ -11,6 +11,7 @@ from pydantic import Field
 from finetune_trainer.contract import DatasetReport, TrainerConfig
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
 from finetune_trainer.planning import inspection
 from finetune_trainer.records.evaluation import PreflightFinding
@@ -82,6 +83,14 @@ class Plan(Model):
     """Results of the preflight checks of `--check`; empty without it."""
 
 
+class CheckFailedError(TrainerError):
+    """The error of a check, with the plan that precedes it."""
+
+    def __init__(self, error: TrainerError, plan: Plan) -> None:
+        super().__init__(error.reason, error.message)
+        self.plan = plan
+
+
 def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
@@ -92,7 +101,7 @@ def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Pla
 def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Build the plan. If this machine has enough memory, also load the model and run the preflight checks.
 
-    Raises as `build_plan`, and the errors that the run would raise before its first step.
+    Raises as `build_plan`, and `CheckFailedError` for the errors that the run would raise before its first step.
     """
     topology.use_first_gpu()
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
@@ -100,7 +109,10 @@ def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
-        return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
+        try:
+            return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
+        except TrainerError as error:
+            raise CheckFailedError(error, plan) from error
 
 
 def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelShape, world_size: int) -> Plan:

@@ -42,47 +42,62 @@ def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({ROWS_COLUMN: pack(lengths, capacity)})
 
 
+def shares_sequences(sequences: datasets.Dataset) -> bool:
+    """Return whether a sequence of a packed dataset has several rows."""
+    return any(len(row_numbers) > 1 for row_numbers in sequences[ROWS_COLUMN])
+
+
 @dataclass(frozen=True)
 class PackingCollator:
-    """Concatenates the rows of each sequence, with position IDs that restart with each row.
-
-    Without an attention mask and a cache, transformers interprets a decrease of the position IDs as the start of
-    another text without attention to the previous one; with a mask it does not.
-    """
+    """Makes a batch of a packed dataset."""
 
     rows: datasets.Dataset
     pad_token_id: int
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `labels` and `position_ids` of shape (sequences, tokens), and `token_count`, a scalar."""
+        """Return the tensors of `collate_sequences`, and `token_count`, the tokens without padding as a scalar."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        concatenated = [self._concatenate_rows(sequence[ROWS_COLUMN]) for sequence in sequences]
-        padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "position_ids": 0}
-        batch = {
-            name: pad_sequence(
-                [torch.tensor(columns[name]) for columns in concatenated], batch_first=True, padding_value=value
-            )
-            for name, value in padding.items()
-        }
-        return {**batch, "token_count": torch.tensor(self._count_tokens(concatenated))}
+        rows = [[self.rows[number] for number in sequence[ROWS_COLUMN]] for sequence in sequences]
+        token_count = sum(len(row["input_ids"]) for sequence_rows in rows for row in sequence_rows)
+        return {**collate_sequences(rows, self.pad_token_id), "token_count": torch.tensor(token_count)}
 
-    def _count_tokens(self, sequences: list[dict[str, list[int]]]) -> int:
-        """Return the number of tokens of rows. Padding rows do not count."""
-        return sum(
-            len(sequence["input_ids"])
-            for sequence in sequences
-            if any(label != IGNORE_INDEX for label in sequence["labels"])
-        )
 
-    def _concatenate_rows(self, row_numbers: Sequence[int]) -> dict[str, list[int]]:
-        if not row_numbers:  # a padding row: a model needs at least one token
-            return {"input_ids": [self.pad_token_id], "labels": [IGNORE_INDEX], "position_ids": [0]}
-        columns: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
-        for number in row_numbers:
-            row = self.rows[number]
-            columns["input_ids"] += row["input_ids"]
-            columns["labels"] += [IGNORE_INDEX, *row["labels"][1:]]  # no token of this row precedes the first one
-            columns["position_ids"] += range(len(row["input_ids"]))
-        return columns
+def collate_sequences(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Concatenate the rows of each sequence, with position IDs that restart with each row.
+
+    Without an attention mask and a cache, transformers interprets a decrease of the position IDs as the start of
+    another text without attention to the previous one; with a mask it does not. Returns `input_ids`, `labels` and
+    `position_ids` of shape (sequences, tokens).
+    """
+    import torch
+
+    concatenated = [_concatenate_rows(rows, pad_token_id) for rows in sequences]
+    size = max(len(columns["input_ids"]) for columns in concatenated)
+    padded = [_pad_sequence(columns, size, pad_token_id) for columns in concatenated]
+    return {name: torch.tensor([columns[name] for columns in padded]) for name in padded[0]}
+
+
+def _concatenate_rows(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, list[int]]:
+    if not rows:  # a padding row: a model needs at least one token
+        return {"input_ids": [pad_token_id], "labels": [IGNORE_INDEX], "position_ids": [0]}
+    columns: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in rows:
+        columns["input_ids"] += row["input_ids"]
+        columns["labels"] += [IGNORE_INDEX, *row["labels"][1:]]  # no token of this row precedes the first one
+        columns["position_ids"] += range(len(row["input_ids"]))
+    return columns
+
+
+def _pad_sequence(columns: Mapping[str, list[int]], size: int, pad_token_id: int) -> dict[str, list[int]]:
+    """Append padding that continues the last row, as without packing.
+
+    As a text of its own, its hidden state would be the embedding of the padding token. That can be zero, and then the
+    norms of Gemma 3n have the gradient NaN.
+    """
+    length, next_position = len(columns["input_ids"]), columns["position_ids"][-1] + 1
+    return {
+        "input_ids": columns["input_ids"] + [pad_token_id] * (size - length),
+        "labels": columns["labels"] + [IGNORE_INDEX] * (size - length),
+        "position_ids": [*columns["position_ids"], *range(next_position, next_position + size - length)],
+    }

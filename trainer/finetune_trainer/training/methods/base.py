@@ -11,7 +11,6 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, TokenizedConversation
 from finetune_trainer.data.row_schema import RowSchema, TokenColumns
 from finetune_trainer.data.row_types import Row
-from finetune_trainer.records.evaluation import PreflightFinding
 
 if TYPE_CHECKING:
     import torch
@@ -69,13 +68,6 @@ class TrainingMethod(RowSchema):
     @abstractmethod
     def build_trainer(self, inputs: TrainerInputs) -> TokenizedTrainer:
         """Return TRL's trainer of the method, on the rows as they were prepared."""
-
-    def run_preflight(
-        self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
-    ) -> list[PreflightFinding]:
-        """Check the loss before the first step. Raises `MODEL_UNSUPPORTED`, or `CONFIG_INVALID` for a setting that the
-        model does not support."""
-        return []
 
 
 class PreferenceMethod(TrainingMethod):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.formats import PARSERS, detect_example_format
 from finetune_trainer.data.loss_masking import TokenizedConversation
@@ -12,7 +12,6 @@ from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.language_part import is_head_in_decoder
-from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
     from finetune_trainer.training.state import TrainerInputs
-    from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +69,6 @@ class SFT(TrainingMethod):
         )
         trainer.padding_row_count = padding_row_count
         return trainer
-
-    def run_preflight(
-        self, trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
-    ) -> list[PreflightFinding]:
-        from finetune_trainer.training.preflight.packing import PackingCheck
-
-        config, rows = inputs.config, inputs.prepared.dataset
-        if not config.training.packing:
-            return []
-        pad_token_id = inputs.loaded.tokenizer.pad_token_id
-        return PackingCheck(cast("TokenizedSFTTrainer", trainer), config, rows, pad_token_id, heartbeat).run()
 
 
 def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:

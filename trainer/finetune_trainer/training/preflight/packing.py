@@ -8,32 +8,23 @@ only after the backend.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
-import datasets
 import torch
 
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import Reason
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
-from finetune_trainer.training.preflight.sample import (
-    MAX_ROWS,
-    evaluation_mode,
-    select_tolerance,
-    truncate_to_supervised,
-)
+from finetune_trainer.training.preflight.library_errors import translate_computation_errors
+from finetune_trainer.training.preflight.sample import Sample, select_tolerance
 
-if TYPE_CHECKING:
-    from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
-
-_MAX_TOKENS_PER_ROW = 64
+_ADVICE = "set training.packing to false"
 _INFLUENCE_TOLERANCES = {"fp32": 1e-5, "bf16": 5e-4, "fp16": 5e-4, "int8": 0.2}
 """Nats by which the log-probability of a token may change when the rows before it change, on average over a row. It
 does not change at all if the model separates rows. The state of a recurrent layer that fades quickly changes it by as
@@ -57,29 +48,19 @@ class _LogProbPair:
 
 @dataclass(frozen=True)
 class PackingCheck:
-    """Checks the packing of a training. All ranks must run it."""
+    """Checks the packing of a training, in evaluation mode. All ranks must run it."""
 
-    trainer: TokenizedSFTTrainer
-    config: TrainerConfig
-    rows: datasets.Dataset
-    """The prepared rows, not packed."""
-    pad_token_id: int
-    heartbeat: Callable[[], None]
+    sample: Sample
 
     def run(self) -> list[PreflightFinding]:
         """Compare packed rows with the same rows alone. Raises `CONFIG_INVALID` if the model mixes them."""
-        sequences = self.trainer.train_dataset[packing.ROWS_COLUMN]
-        row_numbers = next((sequence for sequence in sequences if len(sequence) > 1), None)
-        if row_numbers is None:
-            return []  # no row shares a sequence with another
         self._check_accepts_position_ids()
-        truncated_rows = [
-            truncate_to_supervised(self.rows[number], _MAX_TOKENS_PER_ROW) for number in row_numbers[:MAX_ROWS]
-        ]
-        with evaluation_mode(self.trainer):
-            influence, difference = self._compare_log_probs([truncated_rows, truncated_rows[::-1]])
+        if not packing.shares_sequences(self.sample.trainer.train_dataset):
+            return []
+        config, rows = self.sample.config, self.sample.labeled_rows
+        influence, difference = self._compare_log_probs([rows, rows[::-1]])
         limits = (
-            select_tolerance(self.config, tolerances) for tolerances in (_INFLUENCE_TOLERANCES, _DIFFERENCE_TOLERANCES)
+            select_tolerance(config, tolerances) for tolerances in (_INFLUENCE_TOLERANCES, _DIFFERENCE_TOLERANCES)
         )
         if collectives.all_reduce_any(
             any(not effect.mean_change <= limit for effect, limit in zip((influence, difference), limits, strict=True))
@@ -89,13 +70,13 @@ class PackingCheck:
         return [PreflightFinding(check="packing", status="passed", message=message, value=influence.mean_change)]
 
     def _check_accepts_position_ids(self) -> None:
-        model = self.trainer.model.get_base_model()
+        model = self.sample.trainer.model.get_base_model()
         parameters = inspect.signature(model.forward).parameters
         accepts_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         if "position_ids" not in parameters and not accepts_kwargs:
             message = (
                 f"training.packing: {type(model).__name__} accepts no position IDs, so it cannot separate packed rows; "
-                "set training.packing to false"
+                f"{_ADVICE}"
             )
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
@@ -120,15 +101,13 @@ class PackingCheck:
 
     def _compute_packed_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
         """Return the log-probabilities of each row of each sequence. Batches are at most as large as in training."""
-        batch_size = min(self.config.training.batch_size, len(sequences))
+        batch_size = min(self.sample.config.training.batch_size, len(sequences))
         batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
         return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
 
     def _compute_batch_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
-        rows = [{"input_ids": row.input_ids, "labels": row.labels} for sequence in sequences for row in sequence]
-        row_numbers = iter(range(len(rows)))
-        collator = packing.PackingCollator(datasets.Dataset.from_list(rows), self.pad_token_id)
-        batch = collator([{packing.ROWS_COLUMN: [next(row_numbers) for _ in sequence]} for sequence in sequences])
+        pad_token_id = self.sample.trainer.processing_class.pad_token_id
+        batch = packing.collate_sequences([list(map(vars, sequence)) for sequence in sequences], pad_token_id)
         logits = self._compute_logits({name: batch[name] for name in ("input_ids", "position_ids")})
         return [
             _split_log_probs_by_row(sequence_logits, sequence)
@@ -139,9 +118,12 @@ class PackingCheck:
         return _compute_token_log_probs(self._compute_logits({"input_ids": torch.tensor([row.input_ids])})[0], row)
 
     def _compute_logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        self.heartbeat()
-        device_inputs = {name: tensor.to(self.trainer.model.device) for name, tensor in inputs.items()}
-        logits: torch.Tensor = self.trainer.model(**device_inputs, use_cache=False).logits
+        self.sample.heartbeat()
+        model = self.sample.trainer.model
+        device_inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        computation = f"training.packing: the forward pass of {self.sample.model_class} on packed rows"
+        with translate_computation_errors(computation, Reason.CONFIG_INVALID, _ADVICE):
+            logits: torch.Tensor = model(**device_inputs, use_cache=False).logits
         return logits
 
 
@@ -168,5 +150,5 @@ def _build_error_message(influence: _LogProbPair, difference: _LogProbPair) -> s
     return (
         f"training.packing: this model mixes packed rows: the loss of a row is {packed_loss:.6g} packed and "
         f"{single_loss:.6g} alone, and its tokens change by {influence.mean_change:.3g} nats with the rows before it; "
-        "set training.packing to false"
+        f"{_ADVICE}"
     )

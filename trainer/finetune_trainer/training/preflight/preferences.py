@@ -21,11 +21,11 @@ from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 from finetune_trainer.records.evaluation import PreflightFinding
+from finetune_trainer.training.preflight.findings import build_comparison
 from finetune_trainer.training.preflight.loss import LOSS_TOLERANCES
 from finetune_trainer.training.preflight.sample import Sample, select_tolerance
+from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 
-_REFERENCE_ADAPTER = "ref"
-"""TRL's name of the copy of the initial adapter. Without it, the reference is the model without its adapter."""
 _ANSWER_KINDS = ("chosen", "rejected")
 
 
@@ -74,15 +74,8 @@ class PreferenceLossCheck:
         rounding = self.sample.config.training.beta * math.sqrt(batch["input_ids"].shape[-1])
         if self._differ(loss, expected.loss, max(expected.loss, 1.0, rounding)):
             raise TrainerError(Reason.MODEL_UNSUPPORTED, self._build_error_message(loss, expected.loss))
-        message = f"the trainer's loss is {loss:.6g}, that of the log-probabilities of the model's logits "
-        finding = PreflightFinding(
-            check="loss",
-            status="passed",
-            message=f"{message}{expected.loss:.6g}",
-            value=loss,
-            expected=expected.loss,
-        )
-        return [finding, *padding]
+        reference_name = "that of the log-probabilities of the model's logits"
+        return [build_comparison("loss", "the trainer's loss", loss, reference_name, expected.loss), *padding]
 
     def _compute_expectation(self, batch: Mapping[str, Any]) -> _Expectation:
         answers = self._compute_log_probs(list(_iterate_sequences(batch, "")))
@@ -104,9 +97,11 @@ class PreferenceLossCheck:
     def _compute_log_probs(self, sequences: Sequence[LabeledTokens]) -> _LogProbs:
         """Return the log-probabilities of sequences. Each is computed on its own, so that padding cannot affect it."""
         model, heartbeat = self.sample.trainer.model, self.sample.heartbeat
-        policy = [-compute_losses(model, [sequence], heartbeat).sums[0] for sequence in sequences]
-        with use_adapter(model, _REFERENCE_ADAPTER if _REFERENCE_ADAPTER in model.peft_config else None):
-            reference = [-compute_losses(model, [sequence], heartbeat).sums[0] for sequence in sequences]
+        reference_name = REFERENCE_ADAPTER if REFERENCE_ADAPTER in model.peft_config else None  # None: the base model
+        with self.sample.translate_errors("logits"):
+            policy = [-compute_losses(model, [sequence], heartbeat).sums[0] for sequence in sequences]
+            with use_adapter(model, reference_name):
+                reference = [-compute_losses(model, [sequence], heartbeat).sums[0] for sequence in sequences]
         return _LogProbs(policy, reference)
 
     def _check_padding(self, log_probs: Mapping[str, float], expected: Mapping[str, float]) -> list[PreflightFinding]:
@@ -119,8 +114,8 @@ class PreferenceLossCheck:
                     "answers alone; use another training.backend, or a base model of another architecture",
                 )
         value, reference = sum(log_probs.values()), sum(expected.values())
-        message = f"the log-probability of the answers is {value:.6g} in a padded batch, and {reference:.6g} alone"
-        return [PreflightFinding(check="padding", status="passed", message=message, value=value, expected=reference)]
+        subject = "the log-probability of the answers in a padded batch"
+        return [build_comparison("padding", subject, value, "that of the answers alone", reference)]
 
     def _differ(self, value: float, expected: float, scale: float) -> bool:
         """Return whether the numbers differ in any rank."""

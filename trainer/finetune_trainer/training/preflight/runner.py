@@ -14,6 +14,7 @@ from finetune_trainer.training.preflight.answers import check_answers
 from finetune_trainer.training.preflight.architecture import check_forward_pass
 from finetune_trainer.training.preflight.end_of_turn import check_end_of_turn
 from finetune_trainer.training.preflight.loss import LossCheck
+from finetune_trainer.training.preflight.packing import PackingCheck
 from finetune_trainer.training.preflight.preferences import PreferenceLossCheck
 from finetune_trainer.training.preflight.quantization import check_quantization_coverage
 from finetune_trainer.training.preflight.sample import Sample, build_sample, evaluation_mode
@@ -32,7 +33,7 @@ _LOG_LEVELS = {"passed": logging.INFO, "warning": logging.WARNING}
 def run_preflight(
     trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
 ) -> list[PreflightFinding]:
-    """Run the checks that all methods share, and those of the method. All ranks must call it.
+    """Run all checks that apply to the settings. All ranks must call it.
 
     Raises `MODEL_UNSUPPORTED`, or `CONFIG_INVALID` for a setting that the model does not support.
     """
@@ -43,7 +44,6 @@ def run_preflight(
         *check_quantization_coverage(inputs),
         check_trained_adapter_keys(trainer),
         *_check_model(build_sample(trainer, inputs, heartbeat)),
-        *get_method(inputs.config).run_preflight(trainer, inputs, heartbeat),
     ]
     for finding in findings:
         log.log(_LOG_LEVELS[finding.status], "preflight: %s", finding.message)
@@ -51,14 +51,15 @@ def run_preflight(
 
 
 def _check_model(sample: Sample) -> list[PreflightFinding]:
-    """Check the loss and the gradients of the model on a few rows."""
+    """Check the forward pass, the packing, the loss and the gradients of the model on a few rows."""
     with evaluation_mode(sample.trainer):
         check_forward_pass(sample)
+        packing = PackingCheck(sample).run() if sample.config.training.packing else []
         uses_token_loss = get_method(sample.config).uses_token_loss
         findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
         if not findings:
-            return []
+            return packing
         row_loss = findings[0].value if uses_token_loss else None
         if row_loss is None:
             row_loss = fmean(sample.compute_loss([row]) for row in sample.rows)
-        return [*findings, *StepCheck(sample, row_loss).run()]
+        return [*packing, *findings, *StepCheck(sample, row_loss).run()]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.likelihood import LabeledTokens
 from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.training import packing
 from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.preflight.library_errors import translate_computation_errors
 from finetune_trainer.training.tokenized_trainer import disable_gather
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     from finetune_trainer.training.state import TrainerInputs
     from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
-MAX_ROWS = 4
+_MAX_ROWS = 4
 """Maximum number of rows that are compared."""
 _MAX_PREFERENCE_ROWS = 2
 """For `dpo` and `kto`: each row is several sequences, and the reference model computes them too."""
-_MAX_TOKENS_PER_ROW = 256
+_MAX_TOKENS_PER_ROW = 64
+"""More tokens take up to 15 s for a tiny model with Mamba layers, whose implementation for CPUs is slow."""
+_ROWS_PER_SEQUENCE = 2
+"""With packing: rows in each sequence of a batch."""
 _MAX_CANDIDATES = 64
 """The rows are selected among the first ones, because reading all rows takes long."""
 
@@ -43,6 +48,7 @@ class Sample:
     rows: Sequence[Mapping[str, Any]]
     """Prepared rows in the columns of the training method, not packed."""
     collator: Collator
+    """Makes a batch of rows, which it packs if the training does."""
     heartbeat: Callable[[], None]
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -52,9 +58,23 @@ class Sample:
 
     def compute_loss(self, rows: Sequence[Mapping[str, Any]]) -> float:
         """Return the trainer's loss of the rows as one batch, as in an evaluation."""
-        loss = float(self.trainer.compute_loss(self.trainer.model, self.collate(rows)))
+        with self.translate_errors("loss"):
+            loss = float(self.trainer.compute_loss(self.trainer.model, self.collate(rows)))
         self.heartbeat()
         return loss
+
+    def translate_errors(self, computation: str) -> AbstractContextManager[None]:
+        """Translate errors of libraries into `MODEL_UNSUPPORTED`."""
+        return translate_computation_errors(
+            f"the {computation} of {self.model_class} with its adapter",
+            Reason.MODEL_UNSUPPORTED,
+            "set other training.lora.targetModules, or use another training.backend or base model",
+        )
+
+    @property
+    def labeled_rows(self) -> list[LabeledTokens]:
+        """The rows of `sft`."""
+        return [LabeledTokens(row["input_ids"], row["labels"]) for row in self.rows]
 
     @property
     def model_class(self) -> str:
@@ -71,16 +91,38 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
     """Select and truncate rows. Together they are not longer than a batch of the training may be."""
     config, dataset = inputs.config, inputs.prepared.dataset
     method = get_method(config)
-    sample = Sample(trainer, config, [], method.build_collator(inputs), heartbeat)
+    sample = Sample(trainer, config, [], _build_collator(trainer, inputs), heartbeat)
     min_rows = 2 if sample.splits_steps else 1
-    max_rows = MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
-    row_count = min(len(dataset), max(config.training.batch_size, min_rows), max_rows)
+    max_rows = _MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
+    rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.packing else 1
+    row_count = min(len(dataset), max(config.training.batch_size * rows_per_sequence, min_rows), max_rows)
     rows = _select_rows(dataset, row_count)
     max_tokens = min(_MAX_TOKENS_PER_ROW, max(map(_count_tokens, rows)) * config.training.batch_size // row_count)
     # Rows of equal length would not be padded, so later ones are shorter: with 4 rows by up to 3/8.
     limits = [max(2, max_tokens * (2 * row_count - index) // (2 * row_count)) for index in range(row_count)]
     truncated = [_truncate_row(row, limit) for row, limit in zip(rows, limits, strict=True)]
     return Sample(trainer, config, truncated, sample.collator, heartbeat)
+
+
+def _build_collator(trainer: TokenizedTrainer, inputs: TrainerInputs) -> Collator:
+    if not inputs.config.training.packing:
+        return get_method(inputs.config).build_collator(inputs)
+    rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
+    return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence)
+
+
+@dataclass(frozen=True)
+class _PackedRowsCollator:
+    """Packs the rows of a batch into sequences of a few rows."""
+
+    pad_token_id: int
+    rows_per_sequence: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        starts = range(0, len(rows), self.rows_per_sequence)
+        return packing.collate_sequences(
+            [rows[start : start + self.rows_per_sequence] for start in starts], self.pad_token_id
+        )
 
 
 @contextmanager
@@ -121,7 +163,7 @@ def select_tolerance(config: TrainerConfig, tolerances: Mapping[str, float]) -> 
     return tolerances["int8" if config.model.quantization == "int8" else resolve_precision(config)]
 
 
-def truncate_to_supervised(row: Mapping[str, Any], max_tokens: int) -> LabeledTokens:
+def _truncate_to_supervised(row: Mapping[str, Any], max_tokens: int) -> LabeledTokens:
     """Return at most `max_tokens` tokens of a row, up to the last supervised one."""
     input_ids, labels = row["input_ids"], row["labels"]
     end = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX) + 1
@@ -151,7 +193,7 @@ def _list_answers(row: Mapping[str, Any]) -> list[str]:
 def _truncate_row(row: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     """Return a shorter row: the end of a prompt, and the start of its answers."""
     if "input_ids" in row:
-        tokens = truncate_to_supervised(row, max_tokens)
+        tokens = _truncate_to_supervised(row, max_tokens)
         return {"input_ids": tokens.input_ids, "labels": tokens.labels}
     prompt = row["prompt_ids"][-max(max_tokens // 2, 1) :]
     answers = {name: row[name][: max(max_tokens - len(prompt), 1)] for name in _list_answers(row)}

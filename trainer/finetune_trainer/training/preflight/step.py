@@ -82,8 +82,10 @@ class StepCheck:
         # transformers multiplies a loss that is divided by the tokens of all ranks: the ranks' mean is a sum then.
         divisor = len(row_groups) if item_count is None else trainer.accelerator.num_processes
         for batch in batches:
-            loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=item_count) / divisor
-            loss.backward()
+            with self.sample.translate_errors("loss of a step"):
+                loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=item_count) / divisor
+            with self.sample.translate_errors("backward pass"):
+                loss.backward()
             losses.append(float(loss.detach()))
             self.sample.heartbeat()
         return StepResult(math.fsum(losses), dict(_take_gradients(trainer.model)))
