@@ -26,6 +26,33 @@ def test_reject_media_empty_column_is_accepted(media: dict[str, Any]) -> None:
     reject_media({**TEXT_ROW, **media})
 
 
+def parse_user_turn(**keys: Any) -> dict[str, str]:
+    answer = {"role": "assistant", "content": "A cat."}
+    return parse_turns("messages", [{"role": "user", "content": "Hi", **keys}, answer])[0]
+
+
+@pytest.mark.parametrize("empty", [{"tool_calls": []}, {"annotations": []}, {"name": ""}, {"audio": None}], ids=str)
+def test_parse_turns_empty_key_is_ignored(empty: dict[str, Any]) -> None:
+    assert parse_user_turn(**empty) == {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize("filled", [{"tool_calls": [1]}, {"name": "x"}, {"weight": 1}, {"weight": 0}], ids=str)
+def test_parse_turns_filled_key_is_refused(filled: dict[str, Any]) -> None:
+    with pytest.raises(RowError, match=f"found also '{next(iter(filled))}'"):
+        parse_user_turn(**filled)
+
+
+def test_parse_turns_text_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": " this?", "image_url": None}]
+    assert parse_user_turn(content=parts)["content"] == "What is this?"
+
+
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": "a", "cache": {"x": 1}}, "a"], ids=str)
+def test_parse_turns_other_part_is_refused(part: object) -> None:
+    with pytest.raises(RowError, match=r"messages\[0\].content to be text, found a list"):
+        parse_user_turn(content=[part])
+
+
 def test_parse_turns_image_part_is_named() -> None:
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "cat.png"}}]
     with pytest.raises(RowError, match=r"messages\[0\].content has parts of type image_url; only text"):

@@ -75,13 +75,18 @@ def _parse_turn(name: str, turn: object) -> Message:
         raise RowError(f"expected {name} to be an object with role and content, found {describe_type(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     role = _parse_role(f"{name}.{role_key}", turn.get(role_key), role_key)
-    unknown_keys = [key for key, value in turn.items() if key not in (role_key, content_key) and value is not None]
+    unknown_keys = [key for key, value in turn.items() if key not in (role_key, content_key) and not _is_empty(value)]
     if unknown_keys:
         raise RowError(
             f"expected {name} to have {role_key} and {content_key}, found also "
             f"{', '.join(map(format_value, sorted(unknown_keys)[:5]))}"
         )
     return {"role": role, "content": _parse_content(f"{name}.{content_key}", role, turn.get(content_key))}
+
+
+def _is_empty(value: object) -> bool:
+    """Return whether a value says nothing, as the empty columns that OpenAI's SDK and Arrow write."""
+    return value is None or value in ("", [], {})
 
 
 def _parse_role(name: str, role: object, role_key: str) -> str:
@@ -93,7 +98,7 @@ def _parse_role(name: str, role: object, role_key: str) -> str:
 
 def _parse_content(name: str, role: str, content: object) -> str:
     if isinstance(content, list):
-        _reject_media_parts(name, content)
+        content = _join_text_parts(name, content)
     if role == "assistant":
         return require_nonblank_text(name, content)
     return (
@@ -101,11 +106,25 @@ def _parse_content(name: str, role: str, content: object) -> str:
     )
 
 
-def _reject_media_parts(name: str, parts: list[object]) -> None:
-    """Raise `RowError` if the parts of a content, as multimodal models have them, are not all text."""
+def _join_text_parts(name: str, parts: list[object]) -> object:
+    """Return the text of the parts of a content, as multimodal models have them, or the parts if they have other keys.
+
+    Raises `RowError` if a part is not text.
+    """
     kinds = {part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)} - {"text"}
     if kinds:
         raise RowError(f"{name} has parts of type {', '.join(sorted(kinds))}; only text can be trained on")
+    texts = [_get_part_text(part) for part in parts]
+    return "".join(text for text in texts if text is not None) if texts and None not in texts else parts
+
+
+def _get_part_text(part: object) -> str | None:
+    """Return the text of a part `{"type": "text", "text": …}`, or None if it has another form."""
+    if not isinstance(part, dict):
+        return None
+    filled_keys = {key for key, value in part.items() if key != "text" and not _is_empty(value)}
+    text = part.get("text")
+    return text if filled_keys == {"type"} and isinstance(text, str) else None
 
 
 def require_assistant_turn(name: str, conversation: list[Message]) -> list[Message]:
