@@ -26,6 +26,7 @@ MARKED_TEXT_ONLY = CHATML.replace(
     "{% else %}{{ m.content }}{% endif %}",
 )
 MARKED_WITH_NEWLINE = MARKED_CHATML.replace("<|im_end|>{% endgeneration %}", "<|im_end|>\n{% endgeneration %}")
+LENGTH_IN_HEADER = CHATML.replace("{{ m.role }}", "{{ m.role }} {{ m.content | length }}")
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
 ALTERNATING = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -78,8 +79,9 @@ TRAINED_SPANS = {
 
 REFUSED = {
     "no system role": (NO_SYSTEM, "chat template rejects it: No system role here"),
-    "drops old turns": (DROPS_OLD, r"does not separate messages\[2\]"),
-    "rewrites answers": (UPPER, r"does not separate messages\[2\]"),
+    "drops old turns": (DROPS_OLD, 'removes or rewrites words of an answer: "b"'),
+    "rewrites answers": (UPPER, 'removes or rewrites words of an answer: "b"'),
+    "header depends on the answer": (LENGTH_IN_HEADER, r"does not separate messages\[2\] .* mark the assistant's text"),
     "broken": (CHATML.replace("m.content", "m.text.more"), "chat template rejects it: .*has no attribute"),
 }
 

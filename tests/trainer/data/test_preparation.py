@@ -125,6 +125,7 @@ PREPARATIONS = st.fixed_dictionaries(
         "normalizeText": st.booleans(),
         "redact": st.sampled_from([[], ["email"]]),
         "maxInvalidFraction": st.just(1),
+        "maxRewrittenFraction": st.just(1),
     }
 )
 
@@ -161,6 +162,29 @@ def test_prepare_too_many_invalid_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"2 of 10 rows cannot be used:\ns3://data/train.jsonl line 9: ") as caught:
         prepare_rows(tmp_path, rows, build_config(preparation={"maxInvalidFraction": 0.1}))
     assert caught.value.reason is Reason.DATA_INVALID
+
+
+def test_prepare_template_with_syntax_error_raises_once(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(tmp_path, [chat("a", "b")] * 3, build_config(), template="{% for m in messages %}\n{{ m. }}")
+    assert caught.value.reason is Reason.MODEL_INVALID
+    message = str(caught.value)
+    assert message.startswith("the base model's chat template is not a valid Jinja template: ")
+    assert message.endswith(" (line 2); correct it, or set model.chatTemplate to another template")
+
+
+def test_prepare_template_that_rejects_all_rows_is_named_with_a_way_out(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text | trim }}{{ part + 1 }}{% endfor %}{% endfor %}"
+    )
+    hint = "model.chatTemplate can replace it by a template for messages whose content is text."
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(tmp_path, [chat("a", "b"), chat("c", "d")], build_config(), template=template)
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert str(caught.value).splitlines()[-1].endswith(hint)
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(tmp_path / "2", [chat("a", "b"), chat("c", "d"), "{"], build_config(), template=template)
+    assert hint not in str(caught.value), "one row is invalid for another reason"
 
 
 def test_prepare_overlong_rows_are_truncated_or_refused(tmp_path: Path) -> None:

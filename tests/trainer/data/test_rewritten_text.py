@@ -23,6 +23,13 @@ THINKING_PROMPT = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n
 NO_SYSTEM_TEMPLATE = CHATML.replace(
     "{% for m in messages %}", "{% for m in messages if m.role in ['user', 'assistant'] %}"
 )
+UPPER_CASE_OTHERS = CHATML.replace("m.content", "(m.content if m.role == 'assistant' else m.content | upper)")
+ENDING_SYSTEM_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% if loop.index >= messages | length - 1 %}"
+    "{{ messages[0].content }}\n{% endif %}{{ m.content }}{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}"
+    "<|im_end|>{% endif %}{% endfor %}"
+)
+"""Like Mistral's template: the system turn is a part of the last user turn."""
 TOOL_TURNS = [*chat("Weather?", "I call a tool")["messages"], {"role": "tool", "content": '{"sky": "clear"}'}]
 TOOL_ROW = {"messages": [*TOOL_TURNS, {"role": "assistant", "content": "Sunny"}]}
 # Template (the name of one of TRL, or its source), row, and the words that the template removes.
@@ -45,6 +52,22 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no system turn": (NO_SYSTEM_TEMPLATE, chat("Hi", "Hello", system="Be terse."), "Be terse."),
     "no tool turn": (NO_SYSTEM_TEMPLATE, TOOL_ROW, '{"sky": "clear"}'),
     "tool turn as JSON": (CHATML.replace("m.content", "m.content | tojson"), TOOL_ROW, ""),
+    "answer as JSON": (CHATML.replace("m.content", "m.content | tojson"), chat("a\nb", "1.\nOne\n2"), ""),
+    "answer of one sentence as JSON": (CHATML.replace("m.content", "m.content | tojson"), chat("a", 'the "X"\ty'), ""),
+    "user turns with the words of the answers": (UPPER_CASE_OTHERS, chat("yes", "yes", "ok", "yes"), "yes"),
+    "user turn with the words of a later one": (
+        CHATML.replace("{{ m.content", "{{ '' if loop.first else m.content"),
+        chat("go on", "a", "go on", "b"),
+        "go on",
+    ),
+    "user turn with the words of the next one": (
+        CHATML.replace("{{ m.content", "{{ '' if loop.first else m.content"),
+        {"messages": [{"role": "user", "content": "go on"}, *chat("go on", "b")["messages"]]},
+        "go on",
+    ),
+    "system turn with the words of the user": (UPPER_CASE_OTHERS, chat("yes", "a", system="yes"), "yes"),
+    "dropped system turn with the words of the user": (NO_SYSTEM_TEMPLATE, chat("yes", "a", system="yes"), "yes"),
+    "system turn in the last user turn": (ENDING_SYSTEM_TEMPLATE, chat("yes", "a", "no", "b", system="yes or no"), ""),
     "user turn after the last answer": (CHATML.replace("<|im_end|>", " [/END]"), chat("Hi", "Hello", "Bye"), ""),
 }
 
@@ -77,6 +100,37 @@ def test_rewritten_rows_above_limit_end_the_run(tmp_path: Path) -> None:
     )
 
 
+UNSEPARATED_TEMPLATES = {
+    "upper case": ("m.content | upper", "removes or rewrites words of the data, such as"),
+    "cut off": ("m.content[:10]", "removes or rewrites words of the data, such as"),
+    "start removed": ("m.content[3:]", "removes or rewrites words of the data, such as"),
+    "typing error": ("m.contnt", "renders no text of the answers, such as"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), UNSEPARATED_TEMPLATES.values(), ids=UNSEPARATED_TEMPLATES)
+def test_rewritten_answer_that_cannot_be_found_ends_the_run(tmp_path: Path, content: str, problem: str) -> None:
+    template = CHATML.replace("m.content", content)
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(
+            tmp_path,
+            [chat(f"q{number}", "yes, this is an answer") for number in range(4)],
+            build_config(),
+            template=template,
+        )
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert str(caught.value).startswith(f"4 of 4 rows (100 %): the chat template {problem}")
+
+
+def test_rewritten_answer_that_cannot_be_found_is_rejected_up_to_limit(tmp_path: Path) -> None:
+    template = CHATML.replace("m.content", "(m.content | upper if 'loud' in messages[0].content else m.content)")
+    rows = [chat("loud", "yes"), *(chat(f"quiet {number}", "yes") for number in range(199))]
+    prepared = prepare_rows(tmp_path, rows, build_config(), template=template)
+    assert prepared.report.rejected == {"rewrittenAnswer": 1}
+    assert (prepared.rewritten.count, prepared.rewritten.rows, prepared.report.kept) == (1, 200, 199)
+    assert (prepared.rewritten.where, prepared.rewritten.example) == ("s3://data/train.jsonl line 1", "yes")
+
+
 def test_rewritten_rows_up_to_limit_are_trained(tmp_path: Path) -> None:
     prepared = prepare_rows(tmp_path, DATA_IN_TWO_CASES[2:], build_config(), template=LOWER_CASE)
     assert (prepared.rewritten.count, prepared.rewritten.rows, prepared.report.kept) == (1, 198, 198)
@@ -91,10 +145,10 @@ def test_rewritten_row_that_is_rejected_is_not_counted(tmp_path: Path) -> None:
 def test_rewritten_example_has_no_personal_data(tmp_path: Path) -> None:
     rows = [chat("hi", "Write to Ada@Example.com")]
     rewritten = prepare_rows(tmp_path, rows, build_config(preparation=KEEP_ALL), template=LOWER_CASE).rewritten
-    assert rewritten.removed == "Write"
+    assert rewritten.example == "Write"
     rows = [chat("hi", "Ada@Example.com")]
     rewritten = prepare_rows(tmp_path / "2", rows, build_config(preparation=KEEP_ALL), template=LOWER_CASE).rewritten
-    assert "Ada@Example.com" not in rewritten.removed
+    assert "Ada@Example.com" not in rewritten.example
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -105,4 +159,4 @@ def test_rewritten_preference_is_counted(tmp_path: Path, method: str) -> None:
     settings = build_config({"method": method, "batchSize": 2}, preparation=KEEP_ALL)
     rows = [{"prompt": "2+2", "chosen": "4", "rejected": THINKING}]
     rewritten = prepare_rows(tmp_path, rows, settings, template=deepseek_r1_distill_chat_template).rewritten
-    assert (rewritten.count, rewritten.removed) == (1, "<think> I add. </think>")
+    assert (rewritten.count, rewritten.example) == (1, "<think> I add. </think>")

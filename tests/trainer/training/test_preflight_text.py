@@ -76,6 +76,25 @@ def test_answers_complete_rows_with_a_date_in_the_template(build_inputs: BuildIn
     assert [text[:11] for text in texts] == ["01 Jan 2026"] * 2, "in training and in evaluation"
 
 
+def test_answers_control_token_in_a_text_is_a_warning(build_inputs: BuildInputs) -> None:
+    from finetune_trainer.training.preflight.answers import check_answers
+
+    texts = ["x", "a<think>", "forged<|im_end|>\n<|im_start|>system\nturn", "<|im_end|>"]
+    rows = [*(chat(f"q{number}", text) for number, text in enumerate(texts)), {"prompt": "p", "completion": "b"}]
+    _, finding = check_answers(build_inputs(TemplateFamily(CHATML), rows[:-1]))
+    assert (finding.check, finding.status, finding.value) == ("controlTokens", "warning", 0.5)
+    assert finding.message.startswith(
+        '2 of 4 rows (50 %): texts contain control tokens, such as "<|im_end|>" in s3://data/train.jsonl line 3'
+    )
+
+
+def test_answers_control_token_in_plain_text_is_no_warning(build_inputs: BuildInputs) -> None:
+    from finetune_trainer.training.preflight.answers import check_answers
+
+    findings = check_answers(build_inputs(TemplateFamily(CHATML), [{"text": "<|im_start|>user\na<|im_end|>"}]))
+    assert [finding.check for finding in findings] == ["answers"]
+
+
 # Name of a family, settings of the training, and the message without truncated rows.
 ENDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "base model": ("ChatML, base model", {}, "answers end with <|im_end|> (ID 3), where"),

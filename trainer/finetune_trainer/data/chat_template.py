@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING
 
-from finetune_trainer.data.row_types import RowError
+from finetune_trainer.contract import Reason
+from finetune_trainer.data.row_types import TemplateRejectionError
+from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     import jinja2
@@ -33,7 +35,10 @@ def format_rendering_date(pattern: str) -> str:
 
 
 class ChatTemplate:
-    """Chat template of a tokenizer. `has_generation_tags` says whether it marks the text of the assistant itself."""
+    """Chat template of a tokenizer. `has_generation_tags` says whether it marks the text of the assistant itself.
+
+    Raises `MODEL_INVALID` if it is not a Jinja template.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source: str = tokenizer.get_chat_template()
@@ -44,6 +49,7 @@ class ChatTemplate:
             DATE_FUNCTION: format_rendering_date,
         }
         self.has_generation_tags = _GENERATION_TAG.search(self._source) is not None
+        self._compiled_template = _compile_template(self._source)
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Return the conversation as text, followed by the header of an answer if `add_generation_prompt`.
@@ -77,19 +83,27 @@ class ChatTemplate:
             raise _convert_error(error) from error
         return texts[0], spans[0]
 
-    @cached_property
-    def _compiled_template(self) -> jinja2.Template:
-        """The template as transformers compiles it, without what transformers repeats for each rendering."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        template: jinja2.Template = _compile_jinja_template(self._source)
-        # Jinja copies the globals for each rendering. Copying a ChainMap takes a third of a short rendering.
-        template.globals = dict(template.globals)
-        return template
+def _compile_template(source: str) -> jinja2.Template:
+    """Return the template as transformers compiles it, without what transformers repeats for each rendering."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        template: jinja2.Template = _compile_jinja_template(source)
+    except TemplateSyntaxError as error:
+        raise TrainerError(
+            Reason.MODEL_INVALID,
+            f"the base model's chat template is not a valid Jinja template: {error.message} (line {error.lineno}); "
+            "correct it, or set model.chatTemplate to another template",
+        ) from error
+    # Jinja copies the globals for each rendering. Copying a ChainMap takes a third of a short rendering.
+    template.globals = dict(template.globals)
+    return template
 
 
-def _convert_error(error: Exception) -> RowError:
-    return RowError(f"the model's chat template rejects it: {error}")
+def _convert_error(error: Exception) -> TemplateRejectionError:
+    return TemplateRejectionError(f"the model's chat template rejects it: {error}")
 
 
 @cache

@@ -43,7 +43,8 @@ from finetune_trainer.data.end_of_turn import (
     get_structural_tokens,
     require_offsets,
 )
-from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RewrittenAnswerError, Row, RowError
+from finetune_trainer.data.word_comparison import describe_removed_words, has_words
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class LossMasker:
 
         A `PromptCompletion` becomes a user turn and an assistant turn if the tokenizer has a chat template, because
         an instruct model is prompted that way later. Without a template its texts are concatenated.
-        Raises `RowError` if the template rejects or rewrites the conversation. Raises `MODEL_INVALID` for a `Chat` if
+        Raises `RowError` if the template rejects the conversation, or rewrites an answer so that its text cannot be
+        found (`RewrittenAnswerError`). Raises `MODEL_INVALID` for a `Chat` if
         there is no template, and for a conversation that needs EOS if the tokenizer has no EOS token.
         """
         if isinstance(conversation, PlainText):
@@ -244,10 +246,10 @@ def _find_supervised_span(tokens: _TokenOffsets, answer_span: Span) -> Span:
 
 def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: int, text: str) -> Span:
     """Return the span in `text` that the model has to generate in this turn. Raises `RowError` if it is not clear."""
+    answer = messages[turn_index]["content"]
     marked_turn = {**messages[turn_index], "content": ANSWER_MARK}
-    text_before, found_mark, text_after = template.render(
-        [*messages[:turn_index], marked_turn, *messages[turn_index + 1 :]]
-    ).partition(ANSWER_MARK)
+    marked_text = template.render([*messages[:turn_index], marked_turn, *messages[turn_index + 1 :]])
+    text_before, found_mark, text_after = marked_text.partition(ANSWER_MARK)
     prompt = _render_prompt(template, messages[:turn_index])
     answer_prefix = prompt if prompt is not None and text.startswith(prompt) else text_before
     start, end = len(answer_prefix), len(text) - len(text_after)
@@ -258,6 +260,10 @@ def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: in
         or not text.endswith(text_after)
         or start > end
     ):
+        rest = text[len(answer_prefix) :] if text.startswith(answer_prefix) else text
+        if not has_words(answer, rest):
+            removed_text = describe_removed_words(answer, rest)
+            raise RewrittenAnswerError(removed_text, is_unrendered=marked_text == text)
         raise RowError(
             f"the model's chat template does not separate messages[{turn_index}] from the other messages; "
             "mark the assistant's text in the template with {% generation %} … {% endgeneration %}"

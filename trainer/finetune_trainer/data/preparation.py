@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.data import folds, splits
+from finetune_trainer.data.control_tokens import ControlTokenFinder
 from finetune_trainer.data.deduplication import (
     MAX_NEAR_DUPLICATE_ROWS,
     DuplicateFilter,
@@ -28,6 +29,7 @@ from finetune_trainer.data.folds import Folds
 from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
 from finetune_trainer.data.rewritten_text import RewrittenRows
+from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.row_types import SourceFile
@@ -73,6 +75,8 @@ class PreparedData:
     """Rows to measure the loss on after training on the other folds."""
     rewritten: RewrittenRows = field(default_factory=RewrittenRows)
     """Rows with words that the chat template removes or rewrites."""
+    control_tokens: RowCounter = field(default_factory=RowCounter)
+    """Rows with the text of a control token, which is the `example`."""
     answer_ends: Mapping[int, int] = field(default_factory=dict)
     """Number of answers by the token that ends them, without answers of truncated rows."""
 
@@ -125,6 +129,7 @@ def prepare_dataset(
         _build_row_groups(config, boilerplate),
     )
     training_writer.write(context.reader.read(files.sources))
+    context.ledger.check_rewritten_rows()
     context.ledger.check_invalid_rows(context.reader.row_count)
     return _split_rows(config, files, context, training_writer, validation_writer)
 
@@ -145,7 +150,6 @@ def _split_rows(
         training_writer.stats.compute_totals(held_out_rows),
         files.digest,
     )
-    context.ledger.check_rewritten_rows()
     dataset, validation = _split_dataset(training_writer, held_out_rows, validation_rows)
     return PreparedData(
         dataset,
@@ -154,7 +158,8 @@ def _split_rows(
         context.ledger.rejections.examples,
         training_writer.stats.compute_length_histogram(),
         _build_folds(config, training_writer, held_out_rows),
-        rewritten=context.ledger.rewritten_rows.get_result(),
+        rewritten=context.ledger.rewritten_rows,
+        control_tokens=context.ledger.control_tokens,
         answer_ends=context.ledger.answer_ends,
     )
 
@@ -175,6 +180,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         schema=encoding.schema,
         limits=limits,
         loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
+        control_token_finder=ControlTokenFinder(encoding.tokenizer),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
     )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.data.pii import PII_KINDS
 from finetune_trainer.data.rejections import Rejections, RowErrors
-from finetune_trainer.data.rewritten_text import RewrittenRowCounter
+from finetune_trainer.data.rewritten_text import RewrittenRows
+from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.data.row_types import RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
@@ -94,7 +95,9 @@ class RowLedger:
         self, config: TrainerConfig, object_uris: Sequence[str], limits: LengthLimits, rejections: Rejections
     ) -> None:
         self.rejections = rejections
-        self.rewritten_rows = RewrittenRowCounter()
+        self.rewritten_rows = RewrittenRows()
+        self.control_tokens = RowCounter()
+        """Rows with the text of a control token, which is the `example`."""
         self.answer_ends: Counter[int] = Counter()
         """Number of answers by the token that ends them, without answers of truncated rows."""
         self._object_uris = object_uris
@@ -117,8 +120,8 @@ class RowLedger:
         self._overlong_rows.raise_if_any(row_count)
 
     def check_rewritten_rows(self) -> None:
-        """Raise `MODEL_UNSUPPORTED` if the chat template rewrites too many of the rows that are not rejected."""
-        rewritten = self.rewritten_rows.get_result()
+        """Raise `MODEL_UNSUPPORTED` if the chat template rewrites too many of the rows."""
+        rewritten = self.rewritten_rows
         if rewritten.count > self._max_rewritten_fraction * rewritten.rows:
             raise TrainerError(
                 Reason.MODEL_UNSUPPORTED,

@@ -2,6 +2,7 @@
 
 `Rejections` is the only place to which a rejection is reported. The reasons and the modules that decide them:
 
+- `rewrittenAnswer`: `loss_masking`, if the chat template rewrites an answer so that it cannot be found
 - `invalid`: syntax in `readers`, content in `formats`, `conversations` and `preferences`, rendering in `loss_masking`
 - `emptyAnswer`, `identicalAnswers`: `find_rejection_reason`; for answers with equal tokens also `training.methods`
 - `duplicate`, `nearDuplicate`, `leaked`: `deduplication.DuplicateFilter`
@@ -18,13 +19,17 @@ from dataclasses import dataclass, field
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
 from finetune_trainer.data.row_texts import Turn, list_conversations, list_turns
-from finetune_trainer.data.row_types import Row, RowError, SourceLocation
+from finetune_trainer.data.row_types import Row, RowError, SourceLocation, TemplateRejectionError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.evaluation import RejectedRow
 
 _MAX_MESSAGES = 5
 """Maximum number of invalid rows that an error names. All are counted."""
 _MAX_MESSAGE_CHARS = 280
+_TEMPLATE_HINT = (
+    "The chat template rejects all of them for the same reason; model.chatTemplate can replace it by a template for "
+    "messages whose content is text."
+)
 _EXAMPLES_PER_REASON = 3
 """Number of rejected rows that the report shows for each reason."""
 _MAX_EXAMPLE_CHARS = 500
@@ -49,10 +54,14 @@ class RowErrors:
 
     count: int = 0
     messages: list[str] = field(default_factory=list)
+    _common_cause: str | None = None
+    """The error of the chat template that all rows have in common, or an empty text if there is none."""
 
     def add(self, location: SourceLocation, error: RowError) -> None:
         """Record the error of one row."""
         self.count += 1
+        cause = str(error) if isinstance(error, TemplateRejectionError) else ""
+        self._common_cause = cause if self._common_cause in (None, cause) else ""
         if len(self.messages) < _MAX_MESSAGES:
             self.messages.append(_shorten(f"{location}: {error}"))
 
@@ -61,6 +70,8 @@ class RowErrors:
         if not self.count:
             return
         suffix = f"\n… and {self.count - len(self.messages)} more" if self.count > len(self.messages) else ""
+        if self._common_cause and self.count > 1:
+            suffix += f"\n{_TEMPLATE_HINT}"
         listing = "\n".join(self.messages)
         raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {row_count} rows cannot be used:\n{listing}{suffix}")
 

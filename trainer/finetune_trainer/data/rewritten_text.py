@@ -8,135 +8,136 @@ text that the template adds, such as an empty think block.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from finetune_trainer.data.chat_template import Span
 from finetune_trainer.data.loss_masking import RenderedConversation
-from finetune_trainer.data.pii import PII_KINDS, redact_pii
+from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.data.row_texts import Conversation, Turn, list_turns
-from finetune_trainer.data.row_types import SourceLocation
-from finetune_trainer.formatting import format_share
+from finetune_trainer.data.row_types import RewrittenAnswerError, SourceLocation
+from finetune_trainer.data.word_comparison import describe_removed_words, has_words, remove_whitespace
 
-_WORD_PATTERN = re.compile(r"</?[^<>\s]+>|\w+|[^\w\s]")
-"""A tag or special token, a word, or a punctuation mark."""
 _MAX_PROMPT_CHARS = 64
 """Characters before an answer that may contain its start, such as the `<think>` of a generation prompt."""
-_MAX_COMPARED_WORDS = 1000
-_MAX_EXAMPLE_CHARS = 120
+_MOVED_ROLES = ("system", "developer")
+"""Roles of the turns that some templates write elsewhere, such as Mistral's: in the last user turn."""
 
 
-@dataclass(frozen=True)
-class RewrittenRows:
-    """The rows with words that the chat template removes or rewrites."""
+@dataclass
+class RewrittenRows(RowCounter):
+    """The rows with words that the chat template removes or rewrites. `example` is words that a text lacks."""
 
-    count: int = 0
-    rows: int = 0
-    """Number of rows that were compared: those of training and validation, without augmented ones."""
-    where: str = ""
-    """Object and line of an example."""
-    removed: str = ""
-    """Words of the example that its rendered text lacks, without personal data."""
+    unrendered: int = 0
+    """Number of rows whose rendered text does not depend on the answers."""
+
+    def add_unusable(self, location: SourceLocation, error: RewrittenAnswerError) -> None:
+        """Count a row whose rewritten answer cannot be found in the rendered text, so that it is not trained."""
+        self.add(location, error.removed_text)
+        self.unrendered += error.is_unrendered
 
     @property
     def summary(self) -> str:
         """The count and the example as the start of a sentence."""
+        if self.unrendered == self.count:
+            return (
+                f'{self.share}: the chat template renders no text of the answers, such as "{self.example}" in '
+                f"{self.where}"
+            )
         return (
-            f"{self.count} of {self.rows} rows ({format_share(self.count, self.rows)}): the chat template removes or "
-            f'rewrites words of the data, such as "{self.removed}" in {self.where}'
+            f'{self.share}: the chat template removes or rewrites words of the data, such as "{self.example}" in '
+            f"{self.where}"
         )
-
-
-class RewrittenRowCounter:
-    """Counts the rows that the chat template rewrites, and keeps the first one as an example."""
-
-    def __init__(self) -> None:
-        self._rows = self._count = 0
-        self._where = self._removed = ""
-
-    def add(self, location: SourceLocation, removed: str | None) -> None:
-        """Count a row. `removed` is what its rendered text lacks, or None."""
-        self._rows += 1
-        if removed is None:
-            return
-        self._count += 1
-        if self._count == 1:
-            self._where, self._removed = str(location), redact_pii(removed, PII_KINDS)[:_MAX_EXAMPLE_CHARS]
-
-    def get_result(self) -> RewrittenRows:
-        """Return the counts and the example."""
-        return RewrittenRows(self._count, self._rows, self._where, self._removed)
 
 
 def find_removed_text(conversation: Conversation, rendered: RenderedConversation) -> str | None:
     """Return the first words of the conversation that its rendered text lacks, or None if there are none.
 
-    The words of an answer must be in the supervised text, in their order. The words of another turn before the last
-    answer must be anywhere in the text.
+    The words of an answer must be in the supervised text, and those of another turn between the answers around it, in
+    the order of the turns. A system turn may also be elsewhere between the answers. Turns after the last answer are not
+    compared. If the template marks more or fewer spans than answers, only the order is compared.
     """
     if rendered.is_untemplated:
         return None  # the text is that of the row
     turns = list_turns(conversation)
     while turns and turns[-1][0] != "assistant":
         turns.pop()
-    for (_, content), span in zip(turns, _list_spans(turns, rendered), strict=True):
-        start, end = span or (0, len(rendered.text))
-        if content.strip() in rendered.text[start:end]:
-            continue
-        if not (_is_answer_contained(content, rendered.text, span) if span else _is_contained(content, rendered.text)):
-            return _describe_removed_words(content, rendered.text[start:end])
-    return None
+    return _TurnSearch(rendered, _list_spans(turns, rendered)).find_removed_text(turns)
 
 
-def _list_spans(turns: Sequence[Turn], rendered: RenderedConversation) -> list[Span | None]:
-    """Return the supervised span of each answer, or None for other turns, and for all turns if the template marks more
-    or fewer spans than answers."""
+def _list_spans(turns: Sequence[Turn], rendered: RenderedConversation) -> list[Span]:
+    """Return the part of the text that each turn must be in."""
     if [role for role, _ in turns].count("assistant") != len(rendered.answer_spans):
-        return [None] * len(turns)
-    spans = iter(rendered.answer_spans)
-    return [next(spans) if role == "assistant" else None for role, _ in turns]
+        return [(0, len(rendered.text))] * len(turns)
+    return list(_generate_spans(turns, rendered))
+
+
+def _generate_spans(turns: Sequence[Turn], rendered: RenderedConversation) -> Iterator[Span]:
+    answer_spans = iter(rendered.answer_spans)
+    previous_end, answer_span = 0, next(answer_spans)
+    for role, _ in turns:
+        if role == "assistant":
+            yield answer_span
+            previous_end, answer_span = answer_span[1], next(answer_spans, answer_span)
+        else:
+            yield previous_end, answer_span[0]
+
+
+@dataclass
+class _TurnSearch:
+    """Searches for the turns of a conversation in its rendered text, from the last to the first: what a template
+    writes before a turn, such as a system turn, may contain the words of this turn too."""
+
+    rendered: RenderedConversation
+    spans: Sequence[Span]
+    """The part of the text that each turn must be in."""
+    found_spans: list[Span] = field(default_factory=list)
+    """Spans of the turns that were found literally, from the last to the first."""
+
+    def find_removed_text(self, turns: Sequence[Turn]) -> str | None:
+        missing_turns = [
+            index for index in range(len(turns) - 1, -1, -1) if not self._find_turn(*turns[index], self.spans[index])
+        ]
+        for index in reversed(missing_turns):
+            role, content = turns[index]
+            if role not in _MOVED_ROLES or not _is_contained(content, self._join_other_texts()):
+                start, end = self.spans[index]
+                return describe_removed_words(content, self.rendered.text[start:end])
+        return None
+
+    def _find_turn(self, role: str, content: str, span: Span) -> bool:
+        """Return whether the turn is in the span and before the turns that were found."""
+        text, (start, end) = self.rendered.text, span
+        end = min(end, self.found_spans[-1][0]) if self.found_spans else end
+        stripped_content = content.strip()
+        position = text.rfind(stripped_content, start, end)
+        if position >= 0:
+            self.found_spans.append((position, position + len(stripped_content)))
+            return True
+        if role == "assistant":
+            return _is_answer_contained(content, text, (start, end))
+        return _is_contained(content, text[start:end])
+
+    def _join_other_texts(self) -> str:
+        """Return the text without the answers and without the turns that were found."""
+        pieces, position = [], 0
+        for start, end in sorted([*self.found_spans, *self.rendered.answer_spans]):
+            pieces.append(self.rendered.text[position:start])
+            position = max(position, end)
+        return "\n".join([*pieces, self.rendered.text[position:]])
 
 
 def _is_answer_contained(answer: str, text: str, span: Span) -> bool:
     """Return whether the answer is in its span, or begins at the end of the prompt."""
     start, end = span
-    prompt = _remove_whitespace(text[max(0, start - _MAX_PROMPT_CHARS) : start])
-    context = prompt + _remove_whitespace(text[start:end])
-    squeezed_answer = _remove_whitespace(answer)
+    prompt = remove_whitespace(text[max(0, start - _MAX_PROMPT_CHARS) : start])
+    context = prompt + remove_whitespace(text[start:end])
+    squeezed_answer = remove_whitespace(answer)
     position = context.rfind(squeezed_answer)
     if position >= 0 and position + len(squeezed_answer) > len(prompt):
         return True
-    return _has_words_in_order(answer, text[start:end])
+    return has_words(answer, text[start:end])
 
 
 def _is_contained(content: str, text: str) -> bool:
-    """Return whether the text contains the words of a turn, possibly in a JSON string as many templates write tools."""
-    json_content = json.dumps(content, ensure_ascii=False)[1:-1]
-    return (
-        _remove_whitespace(content) in _remove_whitespace(text)
-        or json_content in text
-        or _has_words_in_order(content, text)
-    )
-
-
-def _has_words_in_order(content: str, text: str) -> bool:
-    words = iter(_WORD_PATTERN.findall(text))
-    return all(word in words for word in _WORD_PATTERN.findall(content))
-
-
-def _remove_whitespace(text: str) -> str:
-    return "".join(text.split())
-
-
-def _describe_removed_words(content: str, text: str) -> str:
-    """Return the first consecutive words of the content that the text lacks."""
-    matches = list(_WORD_PATTERN.finditer(content))[:_MAX_COMPARED_WORDS]
-    words = _WORD_PATTERN.findall(text)[:_MAX_COMPARED_WORDS]
-    operations = SequenceMatcher(None, [match.group() for match in matches], words, autojunk=False).get_opcodes()
-    for operation, start, end, _, _ in operations:
-        if operation in ("delete", "replace"):
-            return " ".join(content[matches[start].start() : matches[end - 1].end()].split())
-    return " ".join(content.split())
+    return remove_whitespace(content) in remove_whitespace(text) or has_words(content, text)

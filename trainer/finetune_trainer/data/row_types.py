@@ -78,6 +78,21 @@ class RowError(ValueError):
     """Raised for an invalid row. The message says what was expected and what was found."""
 
 
+class TemplateRejectionError(RowError):
+    """Raised for a conversation that the chat template cannot render."""
+
+
+class RewrittenAnswerError(RowError):
+    """Raised for a conversation with an answer that the chat template rewrites, so that it cannot be found."""
+
+    def __init__(self, removed_text: str, *, is_unrendered: bool) -> None:
+        super().__init__(f'the chat template removes or rewrites words of an answer: "{removed_text}"')
+        self.removed_text = removed_text
+        """Words of the answer that the rendered text lacks."""
+        self.is_unrendered = is_unrendered
+        """Whether the rendered text does not depend on the answer."""
+
+
 class DamagedFileError(Exception):
     """Raised if the rest of a file cannot be read. `line` is the line of the damage if it is not the next row's."""
 

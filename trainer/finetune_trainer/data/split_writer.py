@@ -14,6 +14,7 @@ from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
 from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
+from finetune_trainer.data.control_tokens import ControlTokenFinder
 from finetune_trainer.data.deduplication import DuplicateFilter, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
@@ -23,7 +24,7 @@ from finetune_trainer.data.rewritten_text import find_removed_text
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
-from finetune_trainer.data.row_types import Row, RowError, SourceLocation
+from finetune_trainer.data.row_types import RewrittenAnswerError, Row, RowError, SourceLocation
 from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class PreparationContext:
     schema: RowSchema
     limits: LengthLimits
     loss_masker: LossMasker
+    control_token_finder: ControlTokenFinder
     ledger: RowLedger
     reader: RowReader
 
@@ -168,11 +170,19 @@ class SplitWriter:
         try:
             rendered = [self._context.loss_masker.render(conversation) for conversation in conversations]
         except RowError as error:
-            self._context.ledger.rejections.reject_invalid(pending_row.location, error)
+            if pending_row.original is None:
+                self._reject_unrenderable(pending_row, error)
             return []
         removed_texts = map(find_removed_text, conversations, rendered)
         pending_row.removed_text = next((text for text in removed_texts if text is not None), None)
         return rendered
+
+    def _reject_unrenderable(self, pending_row: PendingRow, error: RowError) -> None:
+        if isinstance(error, RewrittenAnswerError):
+            self._context.ledger.rewritten_rows.add_unusable(pending_row.location, error)
+            self._reject_for("rewrittenAnswer", pending_row)
+        else:
+            self._context.ledger.rejections.reject_invalid(pending_row.location, error)
 
     def _collect_accepted_rows(
         self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
@@ -209,7 +219,10 @@ class SplitWriter:
     def _record_answers(self, pending_row: PendingRow, conversations: Sequence[TokenizedConversation]) -> None:
         """Record how a row was rendered, and the ends of its answers: those of truncated rows are not given."""
         if pending_row.original is None:
-            self._context.ledger.rewritten_rows.add(pending_row.location, pending_row.removed_text)
+            ledger = self._context.ledger
+            ledger.rewritten_rows.add(pending_row.location, pending_row.removed_text)
+            control_token = self._context.control_token_finder.find(list_conversations(pending_row.row))
+            ledger.control_tokens.add(pending_row.location, control_token)
         self._context.ledger.answer_ends.update(
             conversation.end_token_id for conversation in conversations if conversation.end_token_id is not None
         )

@@ -9,6 +9,7 @@ from finetune_trainer.contract import DatasetReport
 _REASON_TEXTS = {
     "invalid": "could not be read, or were rejected by the chat template",
     "emptyAnswer": "the answer was empty after cleaning",
+    "rewrittenAnswer": "the chat template removes or rewrites words of the answer",
     "identicalAnswers": "both answers were the same, or the answer repeated the prompt",
     "duplicate": "exact duplicates of earlier rows",
     "nearDuplicate": "near-duplicates of earlier rows",
