@@ -101,6 +101,10 @@ def test_rewritten_rows_above_limit_end_the_run(tmp_path: Path) -> None:
 
 
 UNSEPARATED_TEMPLATES = {
+    "upper case of answers alone": (
+        "(m.content | upper if m.role == 'assistant' else m.content)",
+        "removes or rewrites words of the data, such as",
+    ),
     "upper case": ("m.content | upper", "removes or rewrites words of the data, such as"),
     "cut off": ("m.content[:10]", "removes or rewrites words of the data, such as"),
     "start removed": ("m.content[3:]", "removes or rewrites words of the data, such as"),

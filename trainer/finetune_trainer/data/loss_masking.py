@@ -25,6 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
@@ -260,15 +261,28 @@ def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: in
         or not text.endswith(text_after)
         or start > end
     ):
-        rest = text[len(answer_prefix) :] if text.startswith(answer_prefix) else text
-        if not has_words(answer, rest):
-            removed_text = describe_removed_words(answer, rest)
-            raise RewrittenAnswerError(removed_text, is_unrendered=marked_text == text)
+        answer_start = start if text.startswith(answer_prefix) else 0
+        _check_answer_words(answer, text[answer_start : len(text) - _count_common_end(text, marked_text)])
         raise RowError(
             f"the model's chat template does not separate messages[{turn_index}] from the other messages; "
             "mark the assistant's text in the template with {% generation %} … {% endgeneration %}"
         )
     return start, end
+
+
+def _count_common_end(text: str, marked_text: str) -> int:
+    """Return the number of characters at the end of both texts that are certainly not part of the answer."""
+    if text == marked_text:
+        return len(text)  # the template renders neither the answer nor the placeholder
+    pairs = zip(reversed(text), reversed(marked_text), strict=False)
+    common_chars = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return max(0, common_chars - len(ANSWER_MARK))  # the answer may end like the placeholder
+
+
+def _check_answer_words(answer: str, text: str) -> None:
+    """Raise `RewrittenAnswerError` if the text lacks words of the answer."""
+    if not has_words(answer, text):
+        raise RewrittenAnswerError(describe_removed_words(answer, text), is_unrendered=not text)
 
 
 def _render_prompt(template: ChatTemplate, messages: Messages) -> str | None:
