@@ -37,14 +37,15 @@ class Lora(Model):
     language part except the output head and routers. Defaults to [all-linear]."""
     target_parameters: list[ModuleName] = Field(default=[], max_length=16)
     """targetParameters are the names of parameters that get an adapter although they belong to no linear layer, such as
-    `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. The variant
-    `dora` and `dropout` are refused together with them. Defaults to none."""
+    `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. A name matches the
+    end of a parameter's path in all layers. The variant `dora` and `dropout` are refused together with them. They need
+    backend transformers or auto. Defaults to none."""
     trainable_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default=[], max_length=64
     )
-    """trainableTokens are tokens of the vocabulary whose embeddings and rows of the output head are trained as well,
-    such as an `<|im_end|>` that the base model was never trained on. vLLM serves the result with `output.merged` only.
-    Defaults to none."""
+    """trainableTokens are tokens whose embeddings and rows of the output head are trained as well, such as an
+    `<|im_end|>` that the base model was never trained on. Each must be exactly one token of the vocabulary. They need
+    backend transformers or auto. vLLM serves the result with `output.merged` only. Defaults to none."""
 
 
 class Checkpoints(Model):
@@ -102,9 +103,12 @@ class Training(Model):
     pairs of a chosen and a rejected answer. `kto`: Kahneman-Tversky optimization on answers that are each labeled as
     desirable or undesirable. Defaults to sft."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """backend is the training library. `unsloth`: Unsloth's optimized kernels, without packing, and int8 only on a GPU.
-    `transformers`: transformers with PEFT. `auto`: Unsloth for `sft` without packing or int8 if it is installed and
-    there is a GPU, otherwise transformers. Both train the same tokens with the trainers of TRL. Defaults to auto."""
+    """backend is the training library. `transformers`: transformers with PEFT. `unsloth`: Unsloth's optimized kernels,
+    in a single process, without packing, `lora.targetParameters` and `lora.trainableTokens`, and int8 only on a GPU;
+    not for multimodal models, weights that are stored in fp8 or mxfp4, and families without Unsloth in the support
+    matrix. `auto`: Unsloth if all of this allows it, the method is `sft`, the quantization is not int8, Unsloth is
+    installed and there is a GPU; otherwise transformers. Both train the same tokens with the trainers of TRL. Defaults
+    to auto."""
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """epochs is the number of passes over the training data. Exactly one of `epochs` and `maxSteps` must be set."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
@@ -143,8 +147,8 @@ class Training(Model):
     closer. Defaults to 0.1."""
     reference: Literal["initial", "base"] = "initial"
     """reference is the model that `dpo` and `kto` stay close to. `initial`: the model that the training starts from,
-    which includes the adapter at `model.adapterURI`, if it is set. `base`: the base model without an adapter. Defaults
-    to initial."""
+    which includes the adapter at `model.adapterURI`, if it is set. `base`: the base model without an adapter. It has no
+    effect with `sft`. Defaults to initial."""
     eval_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """evalSteps is the number of optimizer steps between evaluations on the validation data. If unset, the model is
     evaluated at the end of each epoch."""
