@@ -126,6 +126,13 @@ def test_page_evaluation_without_preflight_key_is_rendered() -> None:
     assert "Preflight checks" not in render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
 
 
+def test_page_control_tokens_are_in_the_data_section() -> None:
+    finding = PreflightFinding(check="controlTokens", status="warning", message='2 of 4 rows: "<|im_end|>" in a:1')
+    evaluation = run_records.make_full_evaluation().model_copy(update={"preflight": [finding]})
+    page = render_page(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+    assert "Control tokens: 2 of 4 rows: &#34;&lt;|im_end|&gt;&#34; in a:1." in page
+
+
 def test_page_without_rewritten_rows_does_not_mention_chat_template() -> None:
     evaluation = run_records.make_full_evaluation()
     passed = PreflightFinding(check="loss", status="passed", message="equal")
