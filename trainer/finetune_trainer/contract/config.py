@@ -61,8 +61,8 @@ class ModelSource(Model):
     `dataset.preparation.overlength`. Defaults to 2048."""
     adapter_uri: S3Uri | None = Field(default=None, alias="adapterURI")
     """adapterURI is the S3 prefix of an existing LoRA adapter of this base model to continue training from, such as the
-    `output.uri` of an earlier run. Its rank, alpha, variant, target modules, target parameters and trainable tokens must
-    be equal to those in `training.lora`. If unset, a new adapter is trained."""
+    `output.uri` of an earlier run. Its rank, alpha, variant, target modules, target parameters and trainable tokens
+    must be equal to those in `training.lora`. If unset, a new adapter is trained."""
     quantization: Literal["none", "int8", "nf4"] = "none"
     """quantization is the precision in which bitsandbytes keeps the frozen base model in memory. `int8` needs about
     half and `nf4` (QLoRA) about a quarter of the memory of 16-bit weights. The adapter is never quantized. Defaults to

@@ -37,9 +37,9 @@ class Lora(Model):
     language part except the output head and routers. Defaults to [all-linear]."""
     target_parameters: list[ModuleName] = Field(default=[], max_length=16)
     """targetParameters are the names of parameters that get an adapter although they belong to no linear layer, such as
-    `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. A name matches the
-    end of a parameter's path in all layers. The variant `dora` and `dropout` are refused together with them. They need
-    backend transformers or auto. Defaults to none."""
+    `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, the fused experts of a mixture of experts. A name matches
+    the end of a parameter's path in all layers. The variant `dora` and `dropout` are refused together with them. They
+    need backend transformers or auto. Defaults to none."""
     trainable_tokens: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default=[], max_length=64
     )
