@@ -76,3 +76,9 @@ class TestCounterfactuals:
             build_config(max_length=50, preparation={"counterfactuals": ["gender"]}),
         )
         assert (prepared.report.kept, prepared.report.rejected) == (1, {})
+
+    def test_counterfactuals_of_row_that_the_template_rejects_are_not_counted(self, tmp_path: Path) -> None:
+        template = "{% if 'doctor' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + CHATML
+        settings = build_config(preparation={"counterfactuals": ["gender"], "maxInvalidFraction": 0.5})
+        report = prepare_rows(tmp_path, self.ROWS, settings, template=template).report
+        assert (report.rows, report.kept, report.augmented, report.rejected) == (3, 2, 1, {"invalid": 1})
