@@ -45,6 +45,7 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
             raise TrainerError(Reason.MODEL_UNSUPPORTED, message)
     for column, (setting, advice) in _list_requested_options(config).items():
         if problem := find_problem(model_type, column):
+            problem = problem.removeprefix(f"{setting}: ")
             message = f"the model family {model_type} does not support {setting}{_attribute(problem)}; {advice}"
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
