@@ -1,8 +1,13 @@
-"""The model families of the support matrix, by `model_type`, as shapes of tiny models with two layers."""
+"""The model families of the support matrix, by `model_type`, as shapes of tiny models with two layers.
+
+A family of published models that differ in their layers has several variants: `model_type:name`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.modeling.support_matrix import VARIANT_SEPARATOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,6 +40,7 @@ _DEEPSEEK = {
     "n_group": 1,
     "topk_group": 1,
 }
+_SPARSE_ATTENTION = {**_DEEPSEEK, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 512}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2}
 _LINEAR_ATTENTION = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -124,6 +130,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": None},
     "persimmon": {},
     "falcon": {"new_decoder_architecture": False, "multi_query": True},
+    "falcon:grouped": {"new_decoder_architecture": True, "num_kv_heads": 2},  # Falcon 40B and Falcon 2 11B
     "gpt2": {},
     "gpt_neox": {},
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
@@ -160,6 +167,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 64,
         "position_embedding_type": None,
     },
+    "granitemoehybrid:attention": {  # Granite 4.0 350M, 1B and Micro
+        **_SCALED,
+        "layer_types": ["attention", "attention"],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 128,
+        "position_embedding_type": "rope",
+    },
+    "granitemoehybrid:dense": {  # Granite 4.0 H 350M, H 1B and H Micro
+        **_SCALED,
+        "layer_types": ["mamba", "attention"],
+        **_MAMBA,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 32,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 128,
+        "position_embedding_type": None,
+    },
     "glm4_moe": {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
@@ -170,6 +196,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**_DEEPSEEK, "topk_method": "greedy"},
     "deepseek_v3": _DEEPSEEK,
+    "deepseek_v32": _SPARSE_ATTENTION,
+    "glm_moe_dsa": _SPARSE_ATTENTION,
     "dots1": {**_DEEPSEEK, "head_dim": 16},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_end_index": 1},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
@@ -180,6 +208,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "jamba": {
         "num_experts": 4,
         "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_dt_rank": 8,
+        "use_mamba_kernels": False,
+    },
+    "jamba:dense": {  # Jamba Reasoning 3B
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "mamba_dt_rank": 8,
@@ -285,7 +321,8 @@ def build_config(family: str, token_ids: dict[str, Any], **shape: Any) -> PreTra
     from transformers import AutoConfig
 
     if family not in MULTIMODAL_FAMILIES:
-        return AutoConfig.for_model(family, **{**_SIZES, **token_ids, **FAMILIES.get(family, {}), **shape})
+        model_type = family.partition(VARIANT_SEPARATOR)[0]
+        return AutoConfig.for_model(model_type, **{**_SIZES, **token_ids, **FAMILIES.get(family, {}), **shape})
     settings = {**MULTIMODAL_FAMILIES[family], **shape}
     settings["text_config"] = {**_SIZES, **token_ids, **settings["text_config"]}
     return AutoConfig.for_model(family, tie_word_embeddings=False, **settings)

@@ -26,7 +26,8 @@ from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.model_config import load_model_config
 from finetune_trainer.modeling.positions import get_max_positions, limit_max_length
-from finetune_trainer.modeling.support_matrix import NOT_MEASURED, YES
+from finetune_trainer.modeling.quantization import QuantizationCoverageError
+from finetune_trainer.modeling.support_matrix import NO_PREFIX, NOT_MEASURED, PARTIAL_PREFIX, YES
 from finetune_trainer.publishing import export, merge, merge_check
 from finetune_trainer.training.state import TrainingSession, TrainResult
 from finetune_trainer.training.train import train
@@ -69,14 +70,17 @@ class FamilyMeasurement:
 
     @contextmanager
     def measure(self, *columns: str) -> Iterator[None]:
-        """Set the cells of the columns to the outcome of the block: `yes`, `no: <reason>` or `error: <problem>`."""
+        """Set the cells of the columns to the outcome of the block: `yes`, `partial: <reason>`, `no: <reason>` or
+        `error: <problem>`."""
         try:
             yield
+        except QuantizationCoverageError as error:
+            self._record(columns, PARTIAL_PREFIX + shorten(error.message.partition(", less than")[0]), error)
         except TrainerError as error:
             if _is_cpu_kernel_error(columns, error):
                 self.cells |= dict.fromkeys(columns, NOT_MEASURED)
                 return
-            prefix = "no: " if error.reason in _REFUSALS else f"{ERROR_PREFIX}{error.reason}: "
+            prefix = NO_PREFIX if error.reason in _REFUSALS else f"{ERROR_PREFIX}{error.reason}: "
             self._record(columns, prefix + shorten(error.message), error)
         except _DEFECTS as error:
             self._record(columns, f"{ERROR_PREFIX}{type(error).__name__}: {shorten(str(error))}", error)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_trainer.modeling.support_matrix import COLUMNS, NO_PREFIX
+from finetune_trainer.modeling.support_matrix import COLUMNS, NO_PREFIX, PARTIAL_PREFIX
 
 _TITLES = {
     "loads": "loads",
@@ -46,9 +46,12 @@ whether it fits into memory.
 | exports | Plain PEFT loads the adapter on the class that `config.json` names, with the logits of the trained model. |
 | Unsloth | Unsloth loads the model, with the losses of transformers. |
 
-`yes` and `no` are measured; a number refers to the reason below. `-` is not measured. A run of a family with `no` in
-loads, evaluates, exports or, with method sft, in sft is refused before it loads the model, and so is a run that asks
-for an option with `no` (packing, nf4, int8, a merged model, dpo, or backend `unsloth`). With
+`yes`, `no` and `partly` are measured; a number refers to the reason below. `-` is not measured. A run of a family with
+`no` in loads, evaluates, exports or, with method sft, in sft is refused before it loads the model, and so is a run that
+asks for an option with `no` (packing, nf4, int8, a merged model, dpo, or backend `unsloth`). A family with several
+variants (`family:variant`), which differ in their `config.json`, is refused only if all of them have a `no`. `partly`
+means that only some weights of the small model are quantized: the trainer counts those of the base model of the run
+before it loads it, and compares them with `minQuantizedFraction`. With
 `training.backend: auto`, a family without Unsloth support is trained with transformers. A family that is not in the
 table is trained if the preflight checks pass.
 
@@ -71,10 +74,11 @@ def render_page(matrix: Mapping[str, Any]) -> str:
 
 
 def _render_cell(cell: str, reasons: dict[str, int]) -> str:
-    if not cell.startswith(NO_PREFIX):
+    prefix = next((prefix for prefix in (NO_PREFIX, PARTIAL_PREFIX) if cell.startswith(prefix)), None)
+    if prefix is None:
         return "yes" if cell == "yes" else "-"
-    number = reasons.setdefault(cell.removeprefix(NO_PREFIX), len(reasons) + 1)
-    return f"no ({number})"
+    number = reasons.setdefault(cell.removeprefix(prefix), len(reasons) + 1)
+    return f"{'no' if prefix == NO_PREFIX else 'partly'} ({number})"
 
 
 def _escape(text: str) -> str:

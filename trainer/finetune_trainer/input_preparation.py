@@ -36,6 +36,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     from finetune_trainer.inputs.model_files import check_model_dir
     from finetune_trainer.modeling import existing_adapter, loading, positions, stored_quantization, support_matrix
     from finetune_trainer.modeling.model_config import build_meta_model
+    from finetune_trainer.modeling.quantization import check_planned_quantization
 
     check_model_dir(files.model_dir)
     if files.adapter_dir is not None:
@@ -43,7 +44,8 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
         existing_adapter.warn_of_other_base_model(config, files.adapter_dir)
     model_config = stored_quantization.load_checked_config(config, files.model_dir)
     support_matrix.check_support(config, model_config.model_type)
-    build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
+    meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
+    check_planned_quantization(config, model_config, meta_model)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     return CheckedModel(tokenizer, positions.get_max_positions(model_config))

@@ -127,7 +127,7 @@ def test_plan_and_run_option_that_family_does_not_support_is_refused(
     resolved, recorder = resolve_run(config), OutcomeRecorder(ProgressReporter())
     assert read_model_settings(resolved.inputs.model)["model_type"] == "gpt_oss"
     for attempt in (lambda: build_plan(config, tmp_path), lambda: run(resolved, tmp_path, recorder)):
-        with pytest.raises(TrainerError, match=r"family gpt_oss does not .* set training\.packing to false") as caught:
+        with pytest.raises(TrainerError, match=r"does not support training\.packing, .*; set it to false") as caught:
             attempt()
         assert caught.value.reason is Reason.CONFIG_INVALID
     assert recorder.progress.get_latest().stage is Stage.PREPARING

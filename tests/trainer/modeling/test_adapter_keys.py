@@ -45,5 +45,6 @@ def test_check_adapter_keys_class_unknown_to_transformers_is_a_warning(tmp_path:
     finding = check_adapter_keys(load_model(QUERIES, base, "transformers"), base)
     assert finding.status == "warning"
     assert finding.message == (
-        "config.json names YiForCausalLM, which transformers does not load; the adapter fits LlamaForCausalLM"
+        "config.json names YiForCausalLM, which is no class of transformers for its model_type; the adapter fits "
+        "LlamaForCausalLM"
     )

@@ -45,6 +45,25 @@ DAMAGES_OF_LLAMA: dict[str, dict[str, Any]] = {
     "class as text": {"architectures": "LlamaForCausalLM"},
     "list as a part": {"text_config": []},
     "list of family names": {"model_type": ["llama"]},
+    "fewer layers than weights": {"num_hidden_layers": 1},
+}
+PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown family": ({"model_type": "nextllama"}, "does not know the model_type 'nextllama' in its config.json; use"),
+    "list of family names": ({"model_type": ["llama"]}, r"does not know the model_type \['llama'\] in its config.json"),
+    "unknown RoPE": (
+        {"rope_parameters": {"rope_type": "spiral", "rope_theta": 10000.0}},
+        "does not know 'spiral', the value of rope_parameters.rope_type in its config.json",
+    ),
+    "unknown activation": ({"hidden_act": "bend"}, "does not know 'bend', the value of hidden_act in its config.json"),
+    "parts of a text model": ({"text_config": {"hidden_size": 64}}, "has a text_config, but its model_type is"),
+    "fewer layers": ({"num_hidden_layers": 1}, "has weights of the layer model.layers.1, beyond the number of layers"),
+}
+GENERATION_SETTINGS: dict[str, object] = {
+    "eos_token_id": "x",
+    "pad_token_id": True,
+    "bos_token_id": [[3]],
+    "max_length": "a",
+    "temperature": "high",
 }
 
 
@@ -90,6 +109,62 @@ def test_prepare_and_load_damaged_config_is_model_invalid(
         prepare_and_load(model_dir)
     assert caught.value.reason is Reason.MODEL_INVALID, caught.value.message
     assert caught.value.message.startswith("the base model"), caught.value.message
+    assert "\n" not in caught.value.message
+    assert "pip install" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_prepare_and_load_damaged_config_message_names_the_value(
+    model_dirs: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    changes, problem = PROBLEMS[name]
+    with pytest.raises(TrainerError, match=problem) as caught:
+        prepare_and_load(damage(model_dirs["llama"], tmp_path / "damaged", changes))
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe"])
+def test_prepare_and_load_fewer_layers_than_weights_is_model_invalid(
+    model_dirs: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    layers = {"n_layer": 1} if family == "gpt2" else {"num_hidden_layers": 1}
+    with pytest.raises(TrainerError, match="beyond the number of layers in its") as caught:
+        prepare_and_load(damage(model_dirs[family], tmp_path / "damaged", layers))
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_prepare_and_load_layer_of_multi_token_prediction_is_accepted(
+    model_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Published models of the DeepSeek family have such a layer after the last one."""
+    from safetensors.torch import load_file, save_file
+
+    model_dir = damage(model_dirs["llama"], tmp_path / "model", {})
+    weights = load_file(model_dir / "model.safetensors")
+    extra = {name.replace(".1.", ".2."): weight.clone() for name, weight in weights.items() if ".layers.1." in name}
+    extra["model.layers.2.eh_proj.weight"] = weights["model.layers.1.self_attn.q_proj.weight"].clone()
+    save_file(weights | extra, model_dir / "model.safetensors", {"format": "pt"})
+    prepare_and_load(model_dir)
+
+
+@pytest.mark.parametrize("key", GENERATION_SETTINGS)
+def test_prepare_and_load_damaged_generation_config_is_model_invalid(
+    model_dirs: dict[str, Path], tmp_path: Path, key: str
+) -> None:
+    model_dir = damage(model_dirs["llama"], tmp_path / "damaged", {})
+    (model_dir / "generation_config.json").write_text(json.dumps({key: GENERATION_SETTINGS[key]}))
+    with pytest.raises(TrainerError, match=f"{key} in generation_config.json is .*, expected") as caught:
+        prepare_and_load(model_dir)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_generate_completions_damaged_config_is_model_invalid(model_dirs: dict[str, Path], tmp_path: Path) -> None:
+    from finetune_trainer.modeling.generation import generate_completions
+
+    model_dir = damage(model_dirs["llama"], tmp_path / "damaged", {"vocab_size": -1})
+    with pytest.raises(TrainerError, match="a size in its config") as caught:
+        generate_completions(model_dir, None, ["Hello"], 2)
+    assert caught.value.reason is Reason.MODEL_INVALID
 
 
 def test_load_tokenizer_damaged_config_is_model_invalid(model_dirs: dict[str, Path], tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_settings_every_field_of_peft_is_classified() -> None:
         ("layer_replication", [[0, 2]]),
         ("alora_invocation_tokens", [1]),
         ("task_type", "SEQ_CLS"),
+        ("layers_to_transform", [0]),
         ("setting_of_the_future", 3),
     ],
 )
@@ -60,7 +61,12 @@ def test_settings_that_change_the_result_are_refused(name: str, value: object) -
 
 @pytest.mark.parametrize(
     "settings",
-    [{"init_lora_weights": "gaussian"}, {"layers_to_transform": [0]}, {"unknown": None}, {"lora_dropout": 0.1}],
+    [
+        {"init_lora_weights": "gaussian"},
+        {"layers_to_transform": None, "layers_pattern": "layers"},
+        {"unknown": None},
+        {"lora_dropout": 0.1},
+    ],
 )
 def test_settings_without_effect_are_accepted(settings: dict[str, Any]) -> None:
     existing_adapter_settings.check_settings(settings)
@@ -73,11 +79,23 @@ def test_settings_without_effect_are_accepted(settings: dict[str, Any]) -> None:
         ({"target_parameters": []}, None),
         ({"target_parameters": ["down_proj"]}, r"targetParameters is \[\], but .* is \['down_proj'\]"),
         ({"r": 3}, "rank is 16, but .* is 3"),
+        ({"r": "16"}, "r in adapter_config.json is '16', expected a number"),
+        ({"lora_alpha": None}, "lora_alpha in adapter_config.json is None, expected a number"),
         ({"use_rslora": True}, "variant is lora, but .* is rslora"),
         ({"peft_type": "LOHA"}, "peft_type is LOHA, expected LORA"),
         ({"bias": "all"}, "has bias 'all'"),
     ],
-    ids=["equal", "no parameters", "parameters", "rank", "variant", "kind", "another setting"],
+    ids=[
+        "equal",
+        "no parameters",
+        "parameters",
+        "rank",
+        "rank as text",
+        "no alpha",
+        "variant",
+        "kind",
+        "another setting",
+    ],
 )
 def test_check_adapter_compares_stored_adapter_with_config(
     tmp_path: Path, changes: dict[str, Any], problem: str | None

@@ -148,6 +148,16 @@ def test_targets_all_linear_mamba_skips_unsupported_modules(family: str) -> None
     assert find_adapted_modules(family, "all-linear") == names
 
 
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_targets_all_linear_skips_indexer_of_sparse_attention(family: str) -> None:
+    """The indexer selects tokens, without a gradient."""
+    FAMILIES[family] = (SIZES | EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1}, [], {})
+    names = find_adapted_modules(family, "all-linear")
+    assert {"q_a_proj", "kv_b_proj", "o_proj"} <= names
+    assert names.isdisjoint({"wq_b", "wk", "weights_proj"})
+    assert "wk cannot have an adapter, it is a part of an indexer" in refusal_message(family, "wk")
+
+
 def test_targets_duplicate_name_is_refused() -> None:
     assert refusal_message("llama", "q_proj", "v_proj", "q_proj").startswith("q_proj is named twice; ")
 

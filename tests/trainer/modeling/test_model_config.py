@@ -16,6 +16,7 @@ CLASSES = [
     ("llama", None, "AutoModelForCausalLM"),
     ("llama", "YiForCausalLM", "AutoModelForCausalLM"),  # named by code that older versions needed
     ("gpt2", "GPT2LMHeadModel", "AutoModelForCausalLM"),
+    ("gpt_neox", "GPTNeoXForCausalLM", "AutoModelForCausalLM"),  # its is_decoder is false
     ("qwen3_5", "Qwen3_5ForConditionalGeneration", "AutoModelForMultimodalLM"),
     ("qwen3_5", "Qwen3_5ForCausalLM", "AutoModelForCausalLM"),
     ("qwen3_5", None, "AutoModelForMultimodalLM"),
@@ -23,13 +24,23 @@ CLASSES = [
     ("mistral3", "Mistral3ForConditionalGeneration", "AutoModelForMultimodalLM"),
     ("mistral3", None, "AutoModelForMultimodalLM"),
 ]
+NO_HEAD, NO_DECODER = "a class that has no output head", "no decoder: is_decoder is false"
+INCOMPLETE = [
+    ("llama", "LlamaModel", NO_HEAD),
+    ("gemma3_text", "Gemma3TextModel", NO_HEAD),
+    ("clip", "CLIPModel", NO_HEAD),
+    ("qwen3", "Qwen3Model", NO_HEAD),
+    ("llama", "LlamaBidirectionalModel", NO_HEAD),
+    ("bert", "BertLMHeadModel", NO_DECODER),
+    ("roberta", None, NO_DECODER),
+]
 OTHERS = [
     ("llama", "LlamaForSequenceClassification"),
-    ("bert", "BertForMaskedLM"),
+    ("modernbert", "ModernBertForMaskedLM"),
     ("t5", "T5ForConditionalGeneration"),
     ("t5", None),
     ("bart", "BartForConditionalGeneration"),  # transformers also has a class for its decoder alone
-    ("clip", "CLIPModel"),
+    ("siglip", None),
     ("diffusion_gemma", "DiffusionGemmaForBlockDiffusion"),
 ]
 
@@ -41,6 +52,27 @@ def test_choose_model_class_follows_architectures(model_type: str, architecture:
 
     config = AutoConfig.for_model(model_type, architectures=[architecture] if architecture else None)
     assert choose_model_class(config).__name__ == expected
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "problem"), INCOMPLETE)
+def test_choose_model_class_without_head_or_decoder_is_unsupported(
+    model_type: str, architecture: str | None, problem: str
+) -> None:
+    import_libraries()
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type, architectures=[architecture] if architecture else None)
+    with pytest.raises(TrainerError, match=problem) as caught:
+        choose_model_class(config)
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_choose_model_class_encoder_as_decoder_is_causal() -> None:
+    import_libraries()
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("bert", architectures=["BertLMHeadModel"], is_decoder=True)
+    assert choose_model_class(config).__name__ == "AutoModelForCausalLM"
 
 
 @pytest.mark.parametrize(("model_type", "architecture"), OTHERS)

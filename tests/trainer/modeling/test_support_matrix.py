@@ -22,6 +22,8 @@ from finetune_trainer.modeling.support_matrix import (
     MATRIX_PATH,
     NO_PREFIX,
     NOT_MEASURED,
+    PARTIAL_PREFIX,
+    VARIANT_SEPARATOR,
     YES,
     check_support,
     find_problem,
@@ -45,7 +47,7 @@ REPRESENTATIVES = (
     "gemma3",
     "qwen3_moe",
     "gpt_oss",
-    "granitemoehybrid",
+    "granitemoehybrid:attention",
     "phi3",
 )
 
@@ -81,39 +83,52 @@ def test_matrix_has_all_families_and_columns() -> None:
     assert set(MATRIX["families"]) == set(MODEL_TYPES)
     for family, cells in MATRIX["families"].items():
         assert tuple(cells) == COLUMNS, family
-        assert all(cell in (YES, NOT_MEASURED) or cell.startswith(NO_PREFIX) for cell in cells.values()), family
+        prefixes = (NO_PREFIX, PARTIAL_PREFIX)
+        assert all(cell in (YES, NOT_MEASURED) or cell.startswith(prefixes) for cell in cells.values()), family
+        assert all(cells[column] == YES for column in ("loads", "sft", "evaluates", "exports")), family
+
+
+def test_matrix_partial_cells_are_those_of_quantization() -> None:
+    partial = list_cells(PARTIAL_PREFIX)
+    assert ("mixtral", "nf4") in partial
+    assert {column for _, column in partial} == {"nf4", "int8"}
 
 
 def test_check_support_refuses_every_option_that_is_known_not_to_work() -> None:
     refused = list_cells(NO_PREFIX)
     assert ("gpt_oss", "packs") in refused
-    for family, column in refused:
-        with pytest.raises(TrainerError, match=f"the model family {family} does not support") as caught:
+    for family, column in [(family, column) for family, column in refused if VARIANT_SEPARATOR not in family]:
+        pattern = f"family {family} does not support .*, as measured on a small model of the family .*; (set|use) "
+        with pytest.raises(TrainerError, match=pattern) as caught:
             check_support(build_config(column), family)
         assert caught.value.reason is Reason.CONFIG_INVALID
-        assert MATRIX["families"][family][column].removeprefix(NO_PREFIX) in caught.value.message
+        problem = MATRIX["families"][family][column].removeprefix(NO_PREFIX).removeprefix("training.packing: ")
+        assert f"({problem.partition(';')[0]})" in caught.value.message
 
 
 def test_check_support_accepts_all_other_options() -> None:
-    for family, column in [*list_cells(YES), *list_cells(NOT_MEASURED)]:
-        check_support(build_config(column), family)
+    for family, column in [*list_cells(YES), *list_cells(NOT_MEASURED), *list_cells(PARTIAL_PREFIX)]:
+        check_support(build_config(column), family.partition(VARIANT_SEPARATOR)[0])
     for column in OPTIONS:
         check_support(build_config(column), "a_family_of_next_year")
     for family in MODEL_TYPES:
-        check_support(config(), family)
+        check_support(config(), family.partition(VARIANT_SEPARATOR)[0])
 
 
 @pytest.fixture
-def write_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Return a function that replaces the matrix by one of Llama, with one cell that differs from `yes`."""
+def write_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return a function that replaces the matrix by one of variants of Llama, with cells of a column that differ from
+    `yes`."""
 
-    def write_cell(column: str, cell: str) -> None:
-        content = {"families": {"llama": dict.fromkeys(COLUMNS, YES) | {column: cell}}}
+    def write_cells(column: str, *cells: str) -> None:
+        names = ["llama", *(f"llama:{number}" for number in range(1, len(cells)))]
+        rows = {name: dict.fromkeys(COLUMNS, YES) | {column: cell} for name, cell in zip(names, cells, strict=True)}
+        content = {"families": rows}
         (tmp_path / "matrix.json").write_text(json.dumps(content))
         monkeypatch.setattr(support_matrix, "MATRIX_PATH", tmp_path / "matrix.json")
         load_families.cache_clear()
 
-    yield write_cell
+    yield write_cells
     load_families.cache_clear()
 
 
@@ -128,9 +143,9 @@ def write_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     ],
 )
 def test_check_support_family_without_a_step_of_the_run_is_refused(
-    write_cell: Callable[[str, str], None], column: str, method: str, is_refused: bool
+    write_cells: Callable[..., None], column: str, method: str, is_refused: bool
 ) -> None:
-    write_cell(column, "no: its class has no such step")
+    write_cells(column, "no: its class has no such step; change it")
     if not is_refused:
         check_support(config({"method": method}), "llama")
         return
@@ -138,16 +153,35 @@ def test_check_support_family_without_a_step_of_the_run_is_refused(
         check_support(config({"method": method}), "llama")
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
     assert caught.value.message == (
-        "the model family llama is not supported: its class has no such step; use a base model of another family"
+        "the model family llama is not supported, as measured on a small model of the family (its class has no such "
+        "step); use one of another family"
     )
 
 
-def test_check_support_smaller_quantized_fraction_is_not_refused() -> None:
-    families = {family for family, column in list_cells(NO_PREFIX) if column in ("nf4", "int8")}
-    for family in families:
-        settings = config().to_json()
-        settings["model"] |= {"quantization": "nf4", "minQuantizedFraction": 0.5}
-        check_support(TrainerConfig.model_validate(settings), family)
+@pytest.mark.parametrize(
+    ("cells", "is_refused"),
+    [
+        (["no: rows are mixed", "yes"], False),
+        (["yes", "no: rows are mixed"], False),
+        (["no: rows are mixed", "no: rows are mixed too"], True),
+        (["no: rows are mixed", "not measured"], True),
+        (["not measured", "not measured"], False),
+        (["no: rows are mixed", "partial: half of it"], False),
+    ],
+)
+def test_check_support_family_is_refused_only_if_no_variant_works(
+    write_cells: Callable[..., None], cells: list[str], is_refused: bool
+) -> None:
+    write_cells("packs", *cells)
+    if not is_refused:
+        check_support(build_config("packs"), "llama")
+        return
+    with pytest.raises(TrainerError) as caught:
+        check_support(build_config("packs"), "llama")
+    assert caught.value.message == (
+        "the model family llama does not support training.packing, as measured on a small model of the family (rows "
+        "are mixed); set it to false"
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +199,7 @@ def test_read_model_settings_invalid_config_is_left_to_the_load(
 
 @pytest.mark.parametrize("family", load_families())
 def test_choose_backend_unsloth_is_refused_where_it_fails(family: str) -> None:
+    family = family.partition(VARIANT_SEPARATOR)[0]
     requested, settings = config({"backend": "unsloth"}), {"model_type": family}
     if find_problem(family, "unsloth") is None:
         assert choose_backend(requested, lambda: settings) == "unsloth"

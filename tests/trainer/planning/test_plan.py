@@ -64,6 +64,16 @@ def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 class TestPlanAgainstRun:
     """The plan of a config, and the run of it."""
 
+    def test_plan_config_that_unsloth_does_not_support_is_refused(
+        self, job: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        tokens = {"rank": 8, "trainableTokens": ["<|im_end|>"]}
+        with pytest.raises(TrainerError, match="unsloth supports neither") as caught:
+            build_plan(load_manifest(job(ROWS, backend="unsloth", lora=tokens)), tmp_path)
+        assert caught.value.reason is Reason.CONFIG_INVALID
+        with pytest.raises(TrainerError, match="unsloth supports a single process only"):
+            build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, world_size=2)
+
     def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
         job_config = load_manifest(job(ROWS, lora={"rank": 8}))
         plan = build_plan(job_config, tmp_path)

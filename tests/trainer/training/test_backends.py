@@ -15,7 +15,10 @@ from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, 
 from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
 from finetune_trainer.config.loader import find_broken_rules
-from finetune_trainer.modeling.backends import choose_backend
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling import backends
+from finetune_trainer.modeling.backends import check_unsloth, choose_backend
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(2 * TRAINING_TIMEOUT)]
 
@@ -111,6 +114,37 @@ def test_choose_backend_is_logged_with_reason(
     asked = asked.model_copy(update={"model": asked.model.model_copy(update={"quantization": quantization})})
     assert choose_backend(asked) == chosen
     assert [each for each in caplog.messages if each.startswith(f"backend {chosen}: {why}")] == caplog.messages
+
+
+@pytest.mark.parametrize("setting", ["targetParameters", "trainableTokens"])
+def test_choose_backend_parameters_and_tokens_are_named_in_the_log(
+    caplog: pytest.LogCaptureFixture, setting: str
+) -> None:
+    caplog.set_level("INFO", "finetune_trainer")
+    assert choose_backend(config({"lora": {"rank": 4, setting: ["x"]}})) == "transformers"
+    assert caplog.messages == ["backend transformers: auto uses it for targetParameters and trainableTokens"]
+
+
+@pytest.mark.parametrize(
+    ("lora", "settings", "world_size", "problem"),
+    [
+        ({}, {}, 2, "single process only"),
+        ({"trainableTokens": ["x"]}, {}, 1, "neither training.lora.targetParameters nor trainableTokens"),
+        ({"targetParameters": ["x"]}, {}, 1, "neither training.lora.targetParameters nor trainableTokens"),
+        ({}, {"vision_config": {}}, 1, "a multimodal model"),
+        ({}, {"quantization_config": {"quant_method": "fp8"}}, 1, "stored in fp8"),
+    ],
+    ids=["ranks", "tokens", "parameters", "multimodal", "fp8"],
+)
+def test_check_unsloth_refuses_without_unsloth_what_a_run_refuses(
+    monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], settings: dict[str, Any], world_size: int, problem: str
+) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
+    asked = config({"backend": "unsloth", "lora": {"rank": 4, **lora}})
+    with pytest.raises(TrainerError, match=problem) as caught:
+        check_unsloth(asked, lambda: settings, world_size)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    check_unsloth(config({"backend": "unsloth"}), dict, 1)
 
 
 def test_rules_packing_with_unsloth_is_refused() -> None:

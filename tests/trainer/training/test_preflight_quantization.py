@@ -12,6 +12,9 @@ from tests.support.trainer.tiny_training import make_prepared_data
 
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.input_preparation import check_model
+from finetune_trainer.inputs.base_model import FetchedModel
+from finetune_trainer.inputs.resolve import DownloadedInputs
 from finetune_trainer.modeling.loading import LoadedModel, load_base_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -71,3 +74,33 @@ def test_quantization_without_experts_is_refused(tmp_path: Path) -> None:
     assert finding.status == "warning"
     assert finding.value == pytest.approx(12288 / (12288 + 98304))
     assert "mlp.experts.gate_up_proj (59.3%)" in finding.message
+
+
+def check_files(settings: TrainerConfig, model_dir: Path) -> None:
+    """Check a model without its weights, as run and plan do."""
+    (model_dir / "model.safetensors").write_bytes(b"")
+    check_model(settings, DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["mixtral", "granitemoehybrid", "jamba", "falcon"])
+def test_check_model_quantization_is_counted_before_the_weights_are_loaded(
+    tmp_path: Path, quantization: Literal["int8", "nf4"], family: str
+) -> None:
+    """The numbers are those of this model, as after loading it."""
+    settings, model_dir = quantized_config(quantization), build_family(tmp_path, family, intermediate_size=96)
+    with pytest.raises(TrainerError, match=f"quantization {quantization} covers") as after_loading:
+        load_model(settings, model_dir, "transformers")
+    with pytest.raises(TrainerError) as caught:
+        check_files(settings, model_dir)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert caught.value.message == after_loading.value.message
+    check_files(quantized_config(quantization, fraction=0), model_dir)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["granitemoehybrid:attention", "granitemoehybrid:dense", "jamba:dense", "gpt2"])
+def test_check_model_quantization_of_dense_model_is_accepted(
+    tmp_path: Path, quantization: Literal["int8", "nf4"], family: str
+) -> None:
+    check_files(quantized_config(quantization), build_family(tmp_path, family))

@@ -108,6 +108,22 @@ def test_training_of_stored_bitsandbytes_model_equals_quantizing_it(
     )
 
 
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_load_model_plain_weights_with_leftover_quantization_config_is_model_invalid(
+    tmp_path: Path, method: str
+) -> None:
+    model_dir = build(tmp_path)
+    bits = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}[method]
+    settings = json.loads((model_dir / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", **bits}
+    (model_dir / "config.json").write_text(json.dumps(settings))
+    asked = config()
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"quantization": method})})
+    with pytest.raises(TrainerError, match=r"14 layers such as .* have plain weights; remove quant") as caught:
+        load_model(asked, model_dir, "transformers")
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])
 def test_training_of_dequantized_model_equals_its_values(run: RunTraining, tmp_path: Path, method: str) -> None:
     if method == "fp8":

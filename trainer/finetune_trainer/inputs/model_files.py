@@ -18,6 +18,9 @@ _CODE_KEYS = ("custom_pipelines", "_attn_implementation_internal", "_experts_imp
 """Keys with which a config refers to code or kernels to download, instead of describing a model."""
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys that select a kernel of transformers, or a repository of other kernels (`organization/name`)."""
+_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_NUMBER_KEYS = ("max_length", "max_new_tokens", "min_length", "temperature", "top_p", "top_k", "repetition_penalty")
+"""Keys of generation_config.json whose types transformers does not check before it generates."""
 _MULTIMODAL_KEYS = frozenset({"vision_config", "audio_config"})
 _KNOWN_MODEL_ADVICE = "use a model whose model_type in config.json the installed transformers supports without code"
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -30,6 +33,7 @@ def check_model_dir(model_dir: Path) -> None:
     if (model_dir / "adapter_config.json").is_file():  # transformers would load the model that it names
         raise _invalid_model("it is an adapter (adapter_config.json); use the model that the adapter was trained on")
     find_stored_method(_read_json(model_dir / "config.json", "it describes the model"))
+    _check_generation_config(model_dir / "generation_config.json")
     _check_weights(model_dir)
     if not any((model_dir / name).is_file() for name in _TOKENIZER_FILES):
         raise _invalid_model(f"no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}")
@@ -74,6 +78,18 @@ def _find_code_keys(value: object, code_keys: tuple[str, ...]) -> list[str]:
         return []
     direct_keys = [key for key in value if key in code_keys or (key in _KERNEL_KEYS and "/" in str(value[key]))]
     return direct_keys + [key for item in value.values() for key in _find_code_keys(item, code_keys)]
+
+
+def _check_generation_config(path: Path) -> None:
+    """Raise for values of another type. A model may have no such file."""
+    settings = _read_json(path, "it has the tokens that end an answer") if path.is_file() else {}
+    for key in _TOKEN_KEYS:
+        value = settings.get(key)
+        if not all(type(token_id) is int for token_id in (value if isinstance(value, list) else [value or 0])):
+            raise _invalid_model(f"{key} in {path.name} is {json.dumps(value)}, expected token IDs")
+    for key in _NUMBER_KEYS:
+        if type(settings.get(key)) not in (int, float, type(None)):
+            raise _invalid_model(f"{key} in {path.name} is {json.dumps(settings[key])}, expected a number")
 
 
 def _check_weights(model_dir: Path) -> None:

@@ -39,7 +39,10 @@ def check_adapter_keys(model: PeftModel, model_dir: Path) -> PreflightFinding:
     message = f"all {len(trained)} weights of the adapter fit {class_name}, the class that config.json names"
     named = (load_model_config(model_dir).architectures or [class_name])[0]
     if named != class_name:
-        message = f"config.json names {named}, which transformers does not load; the adapter fits {class_name}"
+        message = (
+            f"config.json names {named}, which is no class of transformers for its model_type; the adapter fits "
+            f"{class_name}"
+        )
     return PreflightFinding(check="adapterKeys", status="passed" if named == class_name else "warning", message=message)
 
 

@@ -25,6 +25,8 @@ _DIRECTLY_READ: dict[str, frozenset[str]] = {
 of them: https://github.com/huggingface/peft/pull/2562"""
 _ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
 _ROUTER_CLASS = re.compile(r"(Router|Gating|MoE\w*Gate)$")
+_INDEXER_CLASS = re.compile(r"Indexer$")
+"""Modules of sparse attention that select tokens. The selection has no gradient."""
 _OUTSIDE = "outside of the language part, which no text reaches"
 
 
@@ -84,7 +86,7 @@ def _invalid_parameters(problem: str) -> TrainerError:
 
 
 def _select_all_linear(base: PreTrainedModel, obstacles: dict[str, str | None]) -> str | list[str]:
-    """Return the linear layers of the language part, except for the output head and routers.
+    """Return the linear layers of the language part, except for the output head, routers and indexers.
 
     PEFT's own `all-linear` includes routers and other parts of a multimodal model, and for some families the experts.
     """
@@ -134,12 +136,15 @@ def _exclude_outside(target: str, obstacles: dict[str, str | None]) -> list[str]
 def _find_obstacles(base: PreTrainedModel) -> dict[str, str | None]:
     """Return by path what each module is if it cannot have an adapter, else None."""
     prefix, head = find_language_prefix(base), base.get_output_embeddings()
+    indexer_prefixes = tuple(f"{path}." for path, module in base.named_modules() if _is_indexer(module))
     obstacles: dict[str, str | None] = {}
     for path, module in base.named_modules():
         if module is head:
             obstacles[path] = "the output head"
         elif path and not path.startswith(prefix):
             obstacles[path] = _OUTSIDE
+        elif path.startswith(indexer_prefixes):
+            obstacles[path] = "a part of an indexer, which gets no gradient"
         elif path:
             obstacles[path] = _find_obstacle(base, path, module)
     converted = {name for name in map(_leaf, obstacles) if _converts_to_experts(base, name)}
@@ -164,6 +169,10 @@ def _find_obstacle(base: PreTrainedModel, path: str, module: torch.nn.Module) ->
     if _leaf(path) in _DIRECTLY_READ.get(base.config.get_text_config().model_type, ()):
         return "read by a kernel that ignores adapters"
     return None
+
+
+def _is_indexer(module: torch.nn.Module) -> bool:
+    return _INDEXER_CLASS.search(type(module).__name__) is not None
 
 
 def _is_router(path: str, base: PreTrainedModel) -> bool:

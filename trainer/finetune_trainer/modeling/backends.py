@@ -35,8 +35,8 @@ def choose_backend(
     world_size = world_size or topology.world_size()
     requested = config.training.backend
     if requested == "unsloth":
-        _check_unsloth_settings(config, world_size)
-        _check_unsloth_model(read_settings())
+        _check_unsloth_installed()
+        check_unsloth(config, read_settings, world_size)
     backend, reason = (
         _choose_automatically(config, read_settings, world_size) if requested == "auto" else (requested, "requested")
     )
@@ -44,11 +44,24 @@ def choose_backend(
     return backend
 
 
+def check_unsloth(config: TrainerConfig, read_settings: Callable[[], Mapping[str, Any]], world_size: int) -> None:
+    """Raise `CONFIG_INVALID` if `training.backend` is unsloth, but it cannot train this config or base model. Unsloth
+    need not be installed. The arguments are those of `choose_backend`."""
+    if config.training.backend != "unsloth":
+        return
+    _check_unsloth_settings(config, world_size)
+    _check_unsloth_model(read_settings())
+
+
+def _check_unsloth_installed() -> None:
+    if not _is_unsloth_installed():
+        message = "training.backend is unsloth, which is not installed; use an image that includes it, or auto"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+
+
 def _check_unsloth_settings(config: TrainerConfig, world_size: int) -> None:
     problem = None
-    if not _is_unsloth_installed():
-        problem = "is unsloth, which is not installed; use an image that includes it, or auto"
-    elif world_size > 1:
+    if world_size > 1:
         problem = "unsloth supports a single process only; use transformers or auto, or one GPU on one node"
     elif _trains_parameters_or_tokens(config):
         problem = (
@@ -89,7 +102,7 @@ def _find_reason_for_transformers(config: TrainerConfig, world_size: int) -> str
         (training.packing, "auto uses it for training.packing"),
         (training.method not in _UNSLOTH_METHODS, f"auto uses it for method {training.method}"),
         (config.model.quantization == "int8", "auto uses it for int8"),
-        (_trains_parameters_or_tokens(config), "auto uses it for parameters and tokens"),
+        (_trains_parameters_or_tokens(config), "auto uses it for targetParameters and trainableTokens"),
         (not torch.cuda.is_available(), "there is no GPU"),
         (not _is_unsloth_installed(), "unsloth is not installed"),
     )

@@ -26,6 +26,9 @@ def check_adapter(config: TrainerConfig, folder: Path) -> None:
     settings = _read_settings(folder)
     if settings.get("peft_type") != "LORA":
         raise _invalid_adapter(f"peft_type is {settings.get('peft_type')}, expected LORA")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(settings.get(name), int | float):
+            raise _invalid_adapter(f"{name} in {ADAPTER_CONFIG_NAME} is {settings.get(name)!r}, expected a number")
     lora = config.training.lora
     stored = {"rank": settings.get("r"), "alpha": settings.get("lora_alpha"), "variant": _get_variant(settings)}
     for name, expected in (("rank", lora.rank), ("alpha", lora.alpha), ("variant", lora.variant)):

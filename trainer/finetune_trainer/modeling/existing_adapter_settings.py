@@ -20,7 +20,7 @@ COMPARED = frozenset(
     }
 )
 """Settings of `LoraConfig` that must be equal to those in `training.lora`."""
-SELECTIONS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+SELECTIONS = frozenset({"target_modules", "exclude_modules"})
 """Settings that select modules. The modules that have weights are compared with `training.lora` instead."""
 IRRELEVANT = frozenset(
     {
@@ -35,6 +35,7 @@ IRRELEVANT = frozenset(
         "corda_config",  # these configure an `init_lora_weights`
         "eva_config",
         "lora_ga_config",
+        "layers_pattern",  # used with `layers_to_transform` only
         "megatron_core",  # used with `megatron_config` only
         "qalora_group_size",  # used with `use_qalora` only
     }
@@ -45,6 +46,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     # Other initializations change the weights of the base model, or train only a part of the adapter.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    "layers_to_transform": (None, []),
     "modules_to_save": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),

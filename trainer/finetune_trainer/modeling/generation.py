@@ -15,7 +15,7 @@ from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.modeling.batch_limits import MAX_GENERATION_PROMPTS, MAX_GENERATION_TOKENS
 from finetune_trainer.modeling.library_errors import translate_model_errors
 from finetune_trainer.modeling.loading import check_loading_info, load_tokenizer, load_weights
-from finetune_trainer.modeling.model_config import load_model_config
+from finetune_trainer.modeling.model_config import build_meta_model, load_model_config
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.stored_quantization import build_dequantization_config
 
@@ -185,8 +185,9 @@ def _load_for_inference(model_dir: Path, adapter_dir: Path | None) -> PreTrained
 
     dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     model_config = load_model_config(model_dir)
+    build_meta_model(model_config)  # fails for invalid sizes
     base, info = load_weights(model_dir, model_config, dtype, build_dequantization_config(model_config))
-    check_loading_info(info)
+    check_loading_info(base, info)
     if adapter_dir is not None and (adapter_dir / "generation_config.json").is_file():
         with translate_model_errors():
             base.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.text import to_one_line
 
 _OUT_OF_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -28,7 +29,8 @@ def translate_model_errors(subject: str = "the base model") -> Iterator[None]:
         message = f"the base model needs a package that the trainer does not have, so use another model: {problem}"
         raise TrainerError(Reason.MODEL_UNSUPPORTED, message) from error
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise TrainerError(Reason.MODEL_INVALID, f"{subject} cannot be loaded: {error}") from error
+        problem = to_one_line(str(error))
+        raise TrainerError(Reason.MODEL_INVALID, f"{subject} cannot be loaded: {problem}") from error
     except _VALUE_ERRORS as error:
         problem = f"transformers fails with {type(error).__name__} ({error}); check the values in its config.json"
         raise TrainerError(Reason.MODEL_INVALID, f"{subject} cannot be loaded: {problem}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +150,7 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
         else quantization.build_quantization_config(config, dtype)
     )
     base, info = load_weights(model_dir, model_config, dtype, quantization_config)
-    check_loading_info(info)
+    check_loading_info(base, info)
     if is_stored_quantized:
         stored_quantization.convert_to_run_precision(base, dtype)
     # PEFT's prepare_model_for_kbit_training is not called: it would only convert norms and embeddings to 32 bits.
@@ -182,8 +184,16 @@ def load_weights(
     return base, info
 
 
-def check_loading_info(info: Mapping[str, Any]) -> None:
-    """Raise `MODEL_INVALID` if weights are missing or have another shape: transformers initializes them randomly."""
+def check_loading_info(base: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise `MODEL_INVALID` if weights are missing or have another shape, which transformers initializes randomly, or
+    if the weights have more layers than config.json."""
+    surplus = _find_surplus_layer(base.state_dict(), info["unexpected_keys"])
+    if surplus:
+        message = (
+            f"the base model does not match its config.json: it has weights of the layer {surplus}, beyond the number "
+            "of layers in its config.json; correct that number"
+        )
+        raise TrainerError(Reason.MODEL_INVALID, message)
     if info["unexpected_keys"]:  # such as the heads that predict several tokens at once
         names = sorted(map(str, info["unexpected_keys"]))
         log.warning("the base model has %d weights that its class does not use, such as %s", len(names), names[0])
@@ -193,6 +203,33 @@ def check_loading_info(info: Mapping[str, Any]) -> None:
                 f"{len(info[kind])} {kind.replace('_keys', '')} weights, such as {sorted(map(str, info[kind]))[0]}"
             )
             raise TrainerError(Reason.MODEL_INVALID, f"the base model does not match its config.json: {problem}")
+
+
+def _find_surplus_layer(names: Iterable[str], unexpected_names: Iterable[str]) -> str | None:
+    """Return the first layer of the unexpected weights that has a higher number than the layers of the model, and the
+    same weights as some of them.
+
+    Layers that predict several tokens at once have weights of their own, or transformers does not report them.
+    """
+    own_numbers: dict[str, set[int]] = defaultdict(set)
+    own_weights: dict[str, set[str]] = defaultdict(set)
+    for prefix, number, weight in _split_layer_names(names):
+        own_numbers[prefix].add(number)
+        own_weights[prefix].add(weight)
+    layers: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for prefix, number, weight in _split_layer_names(unexpected_names):
+        layers[prefix, number].add(weight)
+    for (prefix, number), weights in sorted(layers.items()):
+        if number > max(own_numbers[prefix], default=number) and weights <= own_weights[prefix]:
+            return f"{prefix}{number}"
+    return None
+
+
+def _split_layer_names(names: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield path, number and weight of the names that have them: `model.layers.`, 0 and `mlp.up_proj.weight`."""
+    for match in map(re.compile(r"(.*?\.)(\d+)\.(.+)").fullmatch, map(str, names)):
+        if match:
+            yield match[1], int(match[2]), match[3]
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:

@@ -15,9 +15,16 @@ from finetune_trainer.modeling.language_part import find_language_prefix
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 _MAX_NAMES = 3
+
+
+class QuantizationCoverageError(TrainerError):
+    """Too few weights of the base model are quantized. It depends on the sizes in its config.json."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.CONFIG_INVALID, message)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> Bits
 
 
 def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
-    """Raise `CONFIG_INVALID` if less than `model.minQuantizedFraction` is quantized.
+    """Raise `CONFIG_INVALID` if less than `model.minQuantizedFraction` of a loaded base model is quantized, and
+    `MODEL_INVALID` if its config.json says that its weights are stored quantized, but they are not.
 
-    bitsandbytes skips fused experts (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849), and some
-    loaders leave layers in 16 bits without a message.
+    Some loaders leave layers in 16 bits without a message.
     """
     if config.model.quantization == "none":
         return
@@ -70,13 +77,57 @@ def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
 
     # It logs for every layer in every step that inputs are cast to 16 bits, as int8 requires.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    coverage = measure_quantization(config, base)
-    if coverage.fraction < config.model.min_quantized_fraction:
-        raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(config, coverage))
+    _check_coverage(config, base)
+    _check_states(base)
     for layer in base.modules():
         if isinstance(layer, Linear4bit):
             # On a CPU it would repack its weights at the first evaluation and compute wrong gradients from then on.
             layer.support_avx512bf16_for_cpu = False
+
+
+def check_planned_quantization(
+    config: TrainerConfig, model_config: PreTrainedConfig, meta_model: PreTrainedModel
+) -> None:
+    """Raise `CONFIG_INVALID` if transformers would quantize less than `model.minQuantizedFraction` of a base model on
+    the `meta` device. Its linear layers are replaced as before the weights are loaded.
+
+    bitsandbytes skips fused experts (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849).
+    """
+    import torch
+    from transformers.quantizers import AutoHfQuantizer
+
+    if config.model.quantization == "none":
+        return
+    stored = vars(model_config).get("quantization_config")
+    settings = stored or build_quantization_config(config, torch.float32)
+    quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=stored is not None)
+    quantizer.preprocess_model(meta_model, device_map=None)
+    _check_coverage(config, meta_model)
+
+
+def _check_coverage(config: TrainerConfig, base: PreTrainedModel) -> None:
+    coverage = measure_quantization(config, base)
+    if coverage.fraction < config.model.min_quantized_fraction:
+        raise QuantizationCoverageError(_build_error_message(config, coverage))
+
+
+def _check_states(base: PreTrainedModel) -> None:
+    """Raise `MODEL_INVALID` if a layer has no quantized weights, as if they are stored in 16 bits, but config.json has
+    the `quantization_config` of a copy that was quantized."""
+    from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+
+    paths = [
+        path
+        for path, layer in base.named_modules()
+        if (isinstance(layer, Linear4bit) and not isinstance(layer.weight, Params4bit))
+        or (isinstance(layer, Linear8bitLt) and not isinstance(layer.weight, Int8Params))
+    ]
+    if paths:
+        message = (
+            "the base model does not match its config.json: quantization_config says that it is stored quantized, but "
+            f"{len(paths)} layers such as {paths[0]} have plain weights; remove quantization_config from this file"
+        )
+        raise TrainerError(Reason.MODEL_INVALID, message)
 
 
 def measure_quantization(config: TrainerConfig, base: PreTrainedModel) -> QuantizationCoverage:

@@ -10,19 +10,24 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from finetune_trainer.contract import ModelSource, Reason, TrainerConfig
+from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 
 MATRIX_PATH = Path(__file__).with_suffix(".json")
 YES, NOT_MEASURED = "yes", "not measured"
 NO_PREFIX = "no: "
+PARTIAL_PREFIX = "partial: "
+"""Begins the cell of an option that works for a part of the weights. Which part depends on the config of the model."""
+VARIANT_SEPARATOR = ":"
+"""Separates the `model_type` from the name of a variant, such as `granitemoehybrid:attention`. Variants of a family
+differ in their config, for example in their types of layers."""
 COLUMNS = ("loads", "sft", "dpo", "evaluates", "packs", "nf4", "int8", "merges", "exports", "unsloth")
-_DEFAULT_MIN_QUANTIZED_FRACTION = ModelSource.model_fields["min_quantized_fraction"].default
 
 
 @cache
 def load_families() -> Mapping[str, Mapping[str, str]]:
-    """Return the cells of each model family, by column: `yes`, `not measured`, or `no: ` with the reason."""
+    """Return the cells of each variant of a model family, by column: `yes`, `not measured`, or `no: ` or `partial: `
+    with the reason."""
     families: dict[str, dict[str, str]] = json.loads(MATRIX_PATH.read_bytes())["families"]
     return families
 
@@ -31,23 +36,35 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
     """Raise `MODEL_UNSUPPORTED` if a step of every run is known not to work for this family, and `CONFIG_INVALID` for
     such an option that the config asks for.
 
-    A family that was not measured passes: the preflight checks decide.
+    A family that was not measured passes, and so does an option that works for a part of the weights: the checks of
+    this model decide.
     """
     for column in _list_needed_steps(config):
-        reason = find_problem(model_type, column)
-        if reason:
-            message = f"the model family {model_type} is not supported: {reason}; use a base model of another family"
+        if problem := find_problem(model_type, column):
+            message = f"the model family {model_type} is not supported{_attribute(problem)}; use one of another family"
             raise TrainerError(Reason.MODEL_UNSUPPORTED, message)
-    for column, advice in _list_requested_options(config).items():
-        reason = find_problem(model_type, column)
-        if reason:
-            message = f"the model family {model_type} does not support this config: {reason}"
-            raise TrainerError(Reason.CONFIG_INVALID, message if advice in message else f"{message}; {advice}")
+    for column, (setting, advice) in _list_requested_options(config).items():
+        if problem := find_problem(model_type, column):
+            problem = problem.removeprefix(f"{setting}: ")
+            message = f"the model family {model_type} does not support {setting}{_attribute(problem)}; {advice}"
+            raise TrainerError(Reason.CONFIG_INVALID, message)
 
 
 def find_problem(model_type: str, column: str) -> str | None:
-    """Return why an option does not work for a family, or None if it works or was not measured."""
-    return load_families().get(model_type, {}).get(column, "").partition(NO_PREFIX)[2] or None
+    """Return why an option does not work for a family, or None if it works for a variant or was not measured."""
+    cells = [
+        cells[column]
+        for name, cells in load_families().items()
+        if name.partition(VARIANT_SEPARATOR)[0] == model_type and cells[column] != NOT_MEASURED
+    ]
+    if not cells or not all(cell.startswith(NO_PREFIX) for cell in cells):
+        return None
+    return cells[0].removeprefix(NO_PREFIX)
+
+
+def _attribute(problem: str) -> str:
+    """Return a problem without its advice, with the model that it was measured on: its numbers are not the user's."""
+    return f", as measured on a small model of the family ({problem.partition(';')[0]})"
 
 
 def _list_needed_steps(config: TrainerConfig) -> list[str]:
@@ -55,17 +72,14 @@ def _list_needed_steps(config: TrainerConfig) -> list[str]:
     return ["loads", *(["sft"] if config.training.method == "sft" else []), "evaluates", "exports"]
 
 
-def _list_requested_options(config: TrainerConfig) -> dict[str, str]:
-    """Return the columns of the options that the config asks for, with what to change if they do not work."""
+def _list_requested_options(config: TrainerConfig) -> dict[str, tuple[str, str]]:
+    """Return the columns of the options that the config asks for, with the setting and what to change."""
     training, quantization = config.training, config.model.quantization
-    # A user who accepts that a smaller fraction of the weights is quantized decides by the fraction of this model.
-    checks_quantization = config.model.min_quantized_fraction >= _DEFAULT_MIN_QUANTIZED_FRACTION
     options = {
-        "packs": (training.packing, "set training.packing to false"),
-        "dpo": (training.method == "dpo", "use training.method sft, or a base model of another family"),
-        "nf4": (quantization == "nf4" and checks_quantization, "set model.quantization to none"),
-        "int8": (quantization == "int8" and checks_quantization, "set model.quantization to none"),
-        "merges": (config.output.merged, "set output.merged to false"),
-        "unsloth": (training.backend == "unsloth", "set training.backend to transformers"),
+        "packs": (training.packing, "training.packing", "set it to false"),
+        "dpo": (training.method == "dpo", "training.method dpo", "use sft, or a base model of another family"),
+        quantization: (quantization != "none", f"model.quantization {quantization}", "set it to none"),
+        "merges": (config.output.merged, "output.merged", "set it to false"),
+        "unsloth": (training.backend == "unsloth", "training.backend unsloth", "set it to transformers"),
     }
-    return {column: advice for column, (is_requested, advice) in options.items() if is_requested}
+    return {column: (setting, advice) for column, (is_requested, setting, advice) in options.items() if is_requested}

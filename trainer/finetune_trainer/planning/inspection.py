@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -39,16 +40,17 @@ class InspectedInputs:
 
 @contextmanager
 def inspect_inputs(
-    resolved_inputs: resolve.ResolvedInputs, scratch: Path, world_size: int | None = None
+    resolved_inputs: resolve.ResolvedInputs, scratch: Path, world_size: int, chooses_backend: bool = False
 ) -> Iterator[InspectedInputs]:
-    """Yield the inspected inputs, whose files are removed at the end of the block. Imports the backend: the one that a
-    run with `world_size` ranks would use, or transformers, which suffices to count parameters.
+    """Yield the inspected inputs, whose files are removed at the end of the block. Imports the backend: with
+    `chooses_backend` the one that a run with `world_size` ranks would use, otherwise transformers, which suffices to
+    count parameters.
 
     Raises the errors that the run would raise for its data and model.
     """
     with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
         work_dir, config = Path(folder), resolved_inputs.config
-        files, backend = _download_inputs(resolved_inputs, work_dir, world_size)
+        files, backend = _download_inputs(resolved_inputs, work_dir, world_size, chooses_backend)
         from finetune_trainer.planning.model_shape import compute_model_shape
 
         model = input_preparation.check_model(config, files)
@@ -58,17 +60,16 @@ def inspect_inputs(
 
 
 def _download_inputs(
-    resolved_inputs: resolve.ResolvedInputs, work_dir: Path, world_size: int | None
+    resolved_inputs: resolve.ResolvedInputs, work_dir: Path, world_size: int, chooses_backend: bool
 ) -> tuple[resolve.DownloadedInputs, str]:
     """Return the inputs and the backend, which is imported."""
-    config = resolved_inputs.config
+    config, read_settings = resolved_inputs.config, partial(read_model_settings, resolved_inputs.model)
     without_weights = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
     download = resolve.start_download(without_weights, work_dir)
     from finetune_trainer.modeling import backends
 
-    backend = "transformers"
-    if world_size is not None:
-        backend = backends.choose_backend(config, lambda: read_model_settings(resolved_inputs.model), world_size)
+    backends.check_unsloth(config, read_settings, world_size)
+    backend = backends.choose_backend(config, read_settings, world_size) if chooses_backend else "transformers"
     # The imports take seconds, during which the download continues.
     backends.import_backend(backend, config.model.quantization)
     return download.result(), backend

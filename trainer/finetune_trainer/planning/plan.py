@@ -94,7 +94,7 @@ class CheckFailedError(TrainerError):
 def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
     """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    with inspection.inspect_inputs(resolved_inputs, scratch) as inputs:
+    with inspection.inspect_inputs(resolved_inputs, scratch, world_size) as inputs:
         return _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
 
 
@@ -105,7 +105,7 @@ def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1
     """
     topology.use_first_gpu()
     resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    with inspection.inspect_inputs(resolved_inputs, scratch, world_size) as inputs:
+    with inspection.inspect_inputs(resolved_inputs, scratch, world_size, chooses_backend=True) as inputs:
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(config, inputs.prepared, inputs.shape, world_size)

@@ -40,7 +40,7 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "tokens per row", ", ".join(percentile_texts)
     if plan.positions_limit_length:
-        yield "longest row", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
+        yield "maximum length", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
     folds_text = f" of {plan.trainings} trainings ({plan.trainings - 1} folds)" if plan.trainings > 1 else ""
     yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
     yield "rows per step", f"{plan.batch:,}" + (f", of {plan.workers} ranks" if plan.workers > 1 else "")
