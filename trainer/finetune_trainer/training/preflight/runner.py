@@ -12,6 +12,7 @@ from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.preflight.adapter_keys import check_trained_adapter_keys
 from finetune_trainer.training.preflight.adapter_reload import check_adapter_reload
 from finetune_trainer.training.preflight.answers import check_answers
+from finetune_trainer.training.preflight.batches import check_batches
 from finetune_trainer.training.preflight.causality import CausalityCheck
 from finetune_trainer.training.preflight.end_of_turn import check_end_of_turn
 from finetune_trainer.training.preflight.loss import LossCheck
@@ -40,6 +41,7 @@ def run_preflight(
     """
     findings = [
         *check_sizes(inputs),
+        *check_batches(inputs),
         *check_answers(inputs),
         *check_end_of_turn(inputs),
         *check_quantization_coverage(inputs),
