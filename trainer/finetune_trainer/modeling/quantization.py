@@ -58,7 +58,7 @@ def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> Bits
     )
 
 
-def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
+def check_quantization(config: TrainerConfig, base: PreTrainedModel, backend: str) -> None:
     """Raise `CONFIG_INVALID` if less than `model.minQuantizedFraction` is quantized.
 
     bitsandbytes skips fused experts (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849), and some
@@ -72,6 +72,12 @@ def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     coverage = measure_quantization(config, base)
     if coverage.fraction < config.model.min_quantized_fraction:
+        if not coverage.quantized and backend == "unsloth":
+            message = (
+                f"training.backend unsloth loads no {config.model.quantization} model on this machine, such as int8 on "
+                "a CPU; set training.backend to transformers"
+            )
+            raise TrainerError(Reason.CONFIG_INVALID, message)
         raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(config, coverage))
     for layer in base.modules():
         if isinstance(layer, Linear4bit):
