@@ -21,7 +21,7 @@ from finetune_trainer.training.preflight.packing import compute_token_log_probs
 from finetune_trainer.training.preflight.sample import Sample, select_tolerance
 
 _TOLERANCES = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 5e-3, "int8": 0.2}
-"""Nats by which the log-probability of a token may change, on average. It changes by less than 1e-6 in 32 bits.
+"""Nats by which the log-probability of a token may change, on average. It changes by less than 2e-6 in 32 bits.
 Experts may round a token depending on the number of tokens that they process. Attention to later tokens
 changes it by 0.15 or more, unless the logits are almost constant as in a model with initial weights."""
 _MIN_TOKENS = 8
