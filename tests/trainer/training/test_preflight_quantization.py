@@ -71,15 +71,3 @@ def test_quantization_without_experts_is_refused(tmp_path: Path) -> None:
     assert finding.status == "warning"
     assert finding.value == pytest.approx(12288 / (12288 + 98304))
     assert "mlp.experts.gate_up_proj (59.3%)" in finding.message
-
-
-def test_quantization_that_unsloth_ignores_names_the_backend(tmp_path: Path) -> None:
-    """Unsloth loads no int8 model on a CPU: its layers stay in 16 bits."""
-    from finetune_trainer.modeling.quantization import check_quantization
-
-    base = load_base_model(quantized_config("none"), build(tmp_path), "transformers")
-    with pytest.raises(
-        TrainerError, match=r"training\.backend unsloth loads no int8 model .* to transformers"
-    ) as caught:
-        check_quantization(quantized_config("int8"), base, "unsloth")
-    assert caught.value.reason is Reason.CONFIG_INVALID
