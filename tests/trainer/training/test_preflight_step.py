@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
 SPLIT_STEP = {"batchSize": 4, "gradientAccumulation": 2}
 METHODS = ["sft", "dpo", "kto"]
+MODEL_CHECKS = ["positions", "vocabulary", "adapterKeys", "adapterReload", "causality"]
 
 
 class Preflight:
@@ -111,14 +113,29 @@ def scale_step_loss(preflight: Preflight, factor: float) -> None:
 def test_preflight_findings_have_stable_order(make_preflight: Callable[..., Preflight], method: str) -> None:
     findings = make_preflight(method=method).run()
     split = [] if method == "kto" else ["accumulation"]  # its loss depends on the other rows of a batch
-    assert list(findings) == ["positions", "vocabulary", "adapterKeys", "loss", "padding", "gradients", *split]
+    assert list(findings) == [*MODEL_CHECKS, "loss", "padding", "gradients", *split]
     assert {finding.status for finding in findings.values()} == {"passed"}
     assert (findings["positions"].value, findings["positions"].expected) == (11, 512)
 
 
 def test_preflight_single_row_steps_are_not_compared(make_preflight: Callable[..., Preflight]) -> None:
     findings = make_preflight(batchSize=1, gradientAccumulation=1).run()
-    assert list(findings) == ["positions", "vocabulary", "adapterKeys", "loss", "gradients"]
+    assert list(findings) == [*MODEL_CHECKS, "loss", "gradients"]
+
+
+def test_preflight_small_last_batch_of_kto_is_warning(make_preflight: Callable[..., Preflight]) -> None:
+    finding = make_preflight(method="kto", batchSize=7).run()["batches"]
+    assert finding.status == "warning"
+    assert "the last batch of an epoch has 1 of 8 rows" in finding.message
+
+
+def test_preflight_single_row_of_kto_is_refused(make_preflight: Callable[..., Preflight]) -> None:
+    preflight = make_preflight(method="kto")
+    data = preflight.inputs.prepared
+    preflight.inputs = replace(preflight.inputs, prepared=replace(data, dataset=data.dataset.select([0])))
+    with pytest.raises(TrainerError, match="kto compares the rows of a batch, but there is 1 row; add rows") as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.CONFIG_INVALID
 
 
 @pytest.mark.parametrize(("method", "new_loss"), [("dpo", 0.693147), ("kto", 0.5)])
@@ -173,6 +190,17 @@ def test_preflight_parameter_without_gradient_is_refused(make_preflight: Callabl
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_preflight_gradients_of_zero_are_refused(make_preflight: Callable[..., Preflight], method: str) -> None:
+    preflight = make_preflight(method=method)
+    for weight in preflight.base_model.parameters():
+        if not weight.requires_grad:
+            weight.data.zero_()
+    with pytest.raises(TrainerError, match=r"the gradients of all 8 trained .* are 0 with a loss of \d") as caught:
+        preflight.run()
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
 def test_preflight_infinite_gradient_is_refused(make_preflight: Callable[..., Preflight]) -> None:
     preflight = make_preflight()
     weight = next(weight for name, weight in preflight.trainer.model.named_parameters() if "lora_B" in name)
@@ -194,7 +222,7 @@ def test_preflight_unsupported_checkpointing_is_refused(make_preflight: Callable
 def test_preflight_leaves_non_finite_loss_to_training(make_preflight: Callable[..., Preflight], method: str) -> None:
     preflight = make_preflight(method=method)
     preflight.base_model.model.norm.weight.data[0] = float("nan")
-    assert list(preflight.run()) == ["positions", "vocabulary", "adapterKeys"]
+    assert list(preflight.run()) == ["positions", "vocabulary", "adapterKeys", "adapterReload"]
 
 
 def test_preflight_failing_forward_pass_is_refused(make_preflight: Callable[..., Preflight]) -> None:
@@ -298,7 +326,7 @@ def test_preflight_packed_rows_are_checked_in_a_step(make_preflight: Callable[..
 
     preflight.base_model.forward = record_shape
     findings = preflight.run()
-    assert list(findings)[3:] == ["packing", "loss", "padding", "gradients", "accumulation"]
+    assert list(findings)[5:] == ["packing", "loss", "padding", "gradients", "accumulation"]
     assert shapes == [(2, 4), *[(1, 1)] * 4], "sequences and rows of each batch: the whole step, then row by row"
 
 

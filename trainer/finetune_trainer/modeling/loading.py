@@ -154,7 +154,7 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
     if is_stored_quantized:
         stored_quantization.convert_to_run_precision(base, dtype)
     # PEFT's prepare_model_for_kbit_training is not called: it would only convert norms and embeddings to 32 bits.
-    quantization.check_quantization(config, base)
+    quantization.check_quantization(config, base, "transformers")
     return base
 
 

@@ -65,7 +65,7 @@ def build_quantization_config(config: TrainerConfig, dtype: torch.dtype) -> Bits
     )
 
 
-def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
+def check_quantization(config: TrainerConfig, base: PreTrainedModel, backend: str) -> None:
     """Raise `CONFIG_INVALID` if less than `model.minQuantizedFraction` of a loaded base model is quantized, and
     `MODEL_INVALID` if its config.json says that its weights are stored quantized, but they are not.
 
@@ -77,7 +77,7 @@ def check_quantization(config: TrainerConfig, base: PreTrainedModel) -> None:
 
     # It logs for every layer in every step that inputs are cast to 16 bits, as int8 requires.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    _check_coverage(config, base)
+    _check_coverage(config, base, backend)
     _check_states(base)
     for layer in base.modules():
         if isinstance(layer, Linear4bit):
@@ -102,12 +102,18 @@ def check_planned_quantization(
     settings = stored or build_quantization_config(config, torch.float32)
     quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=stored is not None)
     quantizer.preprocess_model(meta_model, device_map=None)
-    _check_coverage(config, meta_model)
+    _check_coverage(config, meta_model, "transformers")
 
 
-def _check_coverage(config: TrainerConfig, base: PreTrainedModel) -> None:
+def _check_coverage(config: TrainerConfig, base: PreTrainedModel, backend: str) -> None:
     coverage = measure_quantization(config, base)
     if coverage.fraction < config.model.min_quantized_fraction:
+        if not coverage.quantized and backend == "unsloth":
+            message = (
+                f"training.backend unsloth loads no {config.model.quantization} model on this machine, such as int8 on "
+                "a CPU; set training.backend to transformers"
+            )
+            raise TrainerError(Reason.CONFIG_INVALID, message)
         raise QuantizationCoverageError(_build_error_message(config, coverage))
 
 

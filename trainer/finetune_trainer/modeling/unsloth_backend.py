@@ -65,7 +65,7 @@ def load_base_model(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) 
             use_gradient_checkpointing=_checkpointing_mode(config),
             random_state=config.training.seed,
         )
-    quantization.check_quantization(config, base)
+    quantization.check_quantization(config, base, "unsloth")
     model: PreTrainedModel = base
     return model
 

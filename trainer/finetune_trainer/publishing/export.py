@@ -37,8 +37,9 @@ def export_adapter(
 ) -> None:
     """Write adapter, tokenizer, chat template and generation config to the folder `target`, without subfolders.
 
-    `model_revision` is the commit or digest of the base model in `model_dir`. Raises `INTERNAL_ERROR` if training did
-    not change the adapter, or if its logits differ after it is loaded from `target`.
+    `model_revision` is the commit or digest of the base model in `model_dir`. Raises `MODEL_UNSUPPORTED` if
+    the adapter differs after it is loaded from `target`, and `INTERNAL_ERROR` if training did not change it, or if its
+    logits differ although its weights are the same.
     """
     target.mkdir(parents=True, exist_ok=True)
     check_adapter_trained(loaded.model)
@@ -131,6 +132,7 @@ def _check_reloaded_logits(loaded: LoadedModel, target: Path, precision: str) ->
     memory_logits = compute_probe_logits(model, precision)
     model.load_adapter(str(target), adapter_name=_RELOADED_ADAPTER)
     try:
+        _check_restored_modules(model)
         model.set_adapter(_RELOADED_ADAPTER)
         disk_logits = compute_probe_logits(model, precision)
     finally:
@@ -143,6 +145,19 @@ def _check_reloaded_logits(loaded: LoadedModel, target: Path, precision: str) ->
             f"the adapter differs after it is loaded from disk: a logit differs by {difference:g}",
         )
     log.info("export: loaded the adapter from disk, logits differ by at most %g", difference)
+
+
+def _check_restored_modules(model: PeftModel) -> None:
+    """Raise `MODEL_UNSUPPORTED` if weights differ after they are loaded. The preflight found none that do."""
+    from finetune_trainer.modeling.adapter_reload import describe_modules, find_unrestored_modules
+
+    modules = find_unrestored_modules(model, _RELOADED_ADAPTER)
+    if modules:
+        raise TrainerError(
+            Reason.MODEL_UNSUPPORTED,
+            f"the adapter of {len(modules)} modules differs after it is loaded from disk: {describe_modules(modules)}; "
+            "set training.lora.targetModules to other modules",
+        )
 
 
 def compute_probe_logits(model: PreTrainedModel, precision: str) -> torch.Tensor:

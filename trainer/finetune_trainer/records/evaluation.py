@@ -160,7 +160,7 @@ class PreflightFinding(Model):
 
     check: str
     """Name of the check: `loss`, `packing`, `padding`, `accumulation`, `gradients`, `answers`, `endOfTurn`,
-    `adapterKeys`, `quantization`, `positions`, …"""
+    `adapterKeys`, `adapterReload`, `causality`, `quantization`, `positions`, …"""
     status: Literal["passed", "warning"]
     """A `warning` does not end the run, but the user should read it. A check that fails ends the run."""
     message: str

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding
 from finetune_trainer.training.checkpoint_callback import CheckpointCallback
+from finetune_trainer.training.dropout import preserve_dropout_settings
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.evaluation_callback import EvalCallback, HeldOutEvaluator
 from finetune_trainer.training.methods import get_method
@@ -51,9 +52,10 @@ class TrainOutput:
 
 def run(inputs: TrainerInputs, session: TrainingSession, monitor: TrainingMonitor) -> TrainOutput:
     """Train on the prepared rows, without dropping, truncating or masking any."""
-    with _preserve_router_settings(inputs.loaded.model):
+    model = inputs.loaded.model
+    with _preserve_router_settings(model), preserve_dropout_settings(model):
         output = _run_trainer(inputs, session, monitor)
-    remove_reference(inputs.loaded.model)
+    remove_reference(model)
     return output
 
 

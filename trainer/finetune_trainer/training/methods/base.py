@@ -100,10 +100,16 @@ class PreferenceMethod(TrainingMethod):
     def name_answers(self, row: Row, answers: Sequence[list[int]]) -> dict[str, object]:
         """Return the columns of a row except for its prompt, from the tokens of its answers."""
 
-    def warn_about_dropout(self, config: TrainerConfig) -> None:
-        """Log a warning if a dropout is configured: TRL disables it for methods that compare likelihoods."""
-        if config.training.lora.dropout:
-            log.warning("%s: TRL disables dropout, so training.lora.dropout has no effect", self.name)
+    def disable_dropout(self, inputs: TrainerInputs) -> None:
+        """Disable the dropout of adapter and base model, and log a warning if one is configured for the adapter.
+
+        The likelihoods under the model and its reference would have different noise.
+        """
+        from finetune_trainer.training.dropout import disable_dropout
+
+        if inputs.config.training.lora.dropout:
+            log.warning("%s: dropout is disabled, so training.lora.dropout has no effect", self.name)
+        disable_dropout(inputs.loaded.model)
 
 
 def _extract_answer(conversation: TokenizedConversation) -> list[int]:

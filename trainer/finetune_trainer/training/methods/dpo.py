@@ -48,7 +48,7 @@ class DPO(PreferenceMethod):
         class TokenizedDPOTrainer(TokenizedTrainer, DPOTrainer):  # type: ignore[misc]  # TRL is published without types
             """TRL's trainer, on tokenized rows."""
 
-        self.warn_about_dropout(inputs.config)
+        self.disable_dropout(inputs)
         rows = inputs.prepared.dataset
         arguments = build_common_arguments(inputs.config, len(rows), inputs.work_dir)
         return TokenizedDPOTrainer(

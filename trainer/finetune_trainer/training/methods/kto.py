@@ -50,7 +50,7 @@ class KTO(PreferenceMethod):
         class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):  # type: ignore[misc]  # TRL is published without types
             """TRL's trainer, on tokenized rows."""
 
-        self.warn_about_dropout(inputs.config)
+        self.disable_dropout(inputs)
         training, rows = inputs.config.training, inputs.prepared.dataset
         # TRL only accepts a sequential order of rows, so they are shuffled here, once for all epochs.
         permutation = torch.randperm(len(rows), generator=torch.Generator().manual_seed(training.seed))

@@ -115,7 +115,7 @@ class PackingCheck:
         ]
 
     def _compute_single_row_log_probs(self, row: LabeledTokens) -> torch.Tensor:
-        return _compute_token_log_probs(self._compute_logits({"input_ids": torch.tensor([row.input_ids])})[0], row)
+        return compute_token_log_probs(self._compute_logits({"input_ids": torch.tensor([row.input_ids])})[0], row)
 
     def _compute_logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         self.sample.heartbeat()
@@ -136,10 +136,10 @@ def _split_log_probs_by_row(logits: torch.Tensor, rows: Sequence[LabeledTokens])
     """Return the log-probabilities of each row of a packed sequence, from logits of shape (tokens, vocabulary)."""
     ends = list(accumulate(len(row.input_ids) for row in rows))
     logits_per_row = (logits[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return [_compute_token_log_probs(row_logits, part) for row_logits, part in zip(logits_per_row, rows, strict=True)]
+    return [compute_token_log_probs(row_logits, part) for row_logits, part in zip(logits_per_row, rows, strict=True)]
 
 
-def _compute_token_log_probs(logits: torch.Tensor, row: LabeledTokens) -> torch.Tensor:
+def compute_token_log_probs(logits: torch.Tensor, row: LabeledTokens) -> torch.Tensor:
     """Return the log-probability of each token but the first: shape (tokens - 1,), from logits (tokens, vocabulary)."""
     targets = torch.tensor(row.input_ids[1:], device=logits.device)
     return -torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="none")

@@ -7,7 +7,7 @@ of the answers are therefore compared too. Imports torch and TRL, so import this
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,9 @@ from finetune_trainer.training.preflight.loss import LOSS_TOLERANCES
 from finetune_trainer.training.preflight.sample import Sample, select_tolerance
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 
+_NOISE_TOLERANCES = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 5e-3, "int8": 5e-3}
+"""Difference of a loss, and of a log-probability relative to it, between training and evaluation mode. Without noise
+both compute the same numbers."""
 _ANSWER_KINDS = ("chosen", "rejected")
 
 
@@ -66,10 +69,9 @@ class PreferenceLossCheck:
         numbers = [expected.loss, *expected.answer_log_probs.values()]
         if collectives.all_reduce_any(not all(map(math.isfinite, numbers)))[0]:
             return []  # the training itself handles a loss that is not finite
-        loss = self.sample.compute_loss(self.sample.rows)
-        metrics = self.sample.trainer._metrics["eval"]
-        log_probs = {kind: float(metrics[f"logps/{kind}"][-1]) for kind in expected.answer_log_probs}
+        loss, log_probs = self._compute_trainer_loss(expected.answer_log_probs)
         padding = self._check_padding(log_probs, expected.answer_log_probs)
+        self._check_training_mode(loss, log_probs)
         # The loss depends on sums of log-probabilities, whose rounding errors grow with the number of tokens.
         rounding = self.sample.config.training.beta * math.sqrt(batch["input_ids"].shape[-1])
         if self._differ(loss, expected.loss, max(expected.loss, 1.0, rounding)):
@@ -103,6 +105,31 @@ class PreferenceLossCheck:
             with use_adapter(model, reference_name):
                 reference = [-compute_losses(model, [sequence], heartbeat).sums[0] for sequence in sequences]
         return _LogProbs(policy, reference)
+
+    def _compute_trainer_loss(self, kinds: Iterable[str]) -> tuple[float, dict[str, float]]:
+        """Return the trainer's loss of the batch, and its mean log-probability of each kind of answers."""
+        loss = self.sample.compute_loss(self.sample.rows)
+        metrics = self.sample.trainer._metrics["eval"]
+        return loss, {kind: float(metrics[f"logps/{kind}"][-1]) for kind in kinds}
+
+    def _check_training_mode(self, loss: float, log_probs: Mapping[str, float]) -> None:
+        """Compare the same batch in training mode. Dropout is disabled, so any difference is noise."""
+        with self.sample.training_mode():
+            training_loss, training_log_probs = self._compute_trainer_loss(log_probs)
+        values, noisy_values = sum(log_probs.values()), sum(training_log_probs.values())
+        max_difference = select_tolerance(self.sample.config, _NOISE_TOLERANCES)
+        is_noisy = not (
+            abs(training_loss - loss) <= max_difference
+            and abs(noisy_values - values) <= max_difference * max(abs(values), 1.0)
+        )
+        if collectives.all_reduce_any(is_noisy)[0]:
+            raise TrainerError(
+                Reason.MODEL_UNSUPPORTED,
+                f"{self.sample.model_class} computes something else in training: the "
+                f"{self.sample.config.training.method} loss of a batch is {training_loss:.6g} in training mode and "
+                f"{loss:.6g} in evaluation mode, and the log-probability of its answers {noisy_values:.6g} and "
+                f"{values:.6g}, so it cannot be compared with its reference; use method sft, or another base model",
+            )
 
     def _check_padding(self, log_probs: Mapping[str, float], expected: Mapping[str, float]) -> list[PreflightFinding]:
         for kind, value in log_probs.items():

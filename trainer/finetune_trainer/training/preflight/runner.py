@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.preflight.adapter_keys import check_trained_adapter_keys
+from finetune_trainer.training.preflight.adapter_reload import check_adapter_reload
 from finetune_trainer.training.preflight.answers import check_answers
-from finetune_trainer.training.preflight.architecture import check_forward_pass
+from finetune_trainer.training.preflight.batches import check_batches
+from finetune_trainer.training.preflight.causality import CausalityCheck
 from finetune_trainer.training.preflight.end_of_turn import check_end_of_turn
 from finetune_trainer.training.preflight.loss import LossCheck
 from finetune_trainer.training.preflight.packing import PackingCheck
@@ -39,6 +41,7 @@ def run_preflight(
     """
     findings = [
         *check_sizes(inputs),
+        *check_batches(inputs),
         *check_answers(inputs),
         *check_end_of_turn(inputs),
         *check_quantization_coverage(inputs),
@@ -53,13 +56,14 @@ def run_preflight(
 def _check_model(sample: Sample) -> list[PreflightFinding]:
     """Check the forward pass, the packing, the loss and the gradients of the model on a few rows."""
     with evaluation_mode(sample.trainer):
-        check_forward_pass(sample)
+        adapter = check_adapter_reload(sample)
+        causality = CausalityCheck(sample).run()
         packing = PackingCheck(sample).run() if sample.config.training.packing else []
         uses_token_loss = get_method(sample.config).uses_token_loss
         findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
         if not findings:
-            return packing
+            return [adapter, *causality, *packing]
         row_loss = findings[0].value if uses_token_loss else None
         if row_loss is None:
             row_loss = fmean(sample.compute_loss([row]) for row in sample.rows)
-        return [*packing, *findings, *StepCheck(sample, row_loss).run()]
+        return [adapter, *causality, *packing, *findings, *StepCheck(sample, row_loss).run()]

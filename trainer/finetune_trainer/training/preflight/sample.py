@@ -63,6 +63,16 @@ class Sample:
         self.heartbeat()
         return loss
 
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Put the base model into training mode. The outer model stays in evaluation mode, in which TRL records no
+        metrics of the training."""
+        self.trainer.model.get_base_model().train()
+        try:
+            yield
+        finally:
+            self.trainer.model.eval()
+
     def translate_errors(self, computation: str) -> AbstractContextManager[None]:
         """Translate errors of libraries into `MODEL_UNSUPPORTED`."""
         return translate_computation_errors(
@@ -70,6 +80,12 @@ class Sample:
             Reason.MODEL_UNSUPPORTED,
             "set other training.lora.targetModules, or use another training.backend or base model",
         )
+
+    @staticmethod
+    def get_answer(row: Mapping[str, Any]) -> Sequence[int]:
+        """Return the tokens of the first answer of a preference row."""
+        answer: Sequence[int] = row[_list_answers(row)[0]]
+        return answer
 
     @property
     def labeled_rows(self) -> list[LabeledTokens]:

@@ -107,9 +107,18 @@ class StepCheck:
                 f"gradient that is not finite, with a loss of {result.loss:.6g}: {_join_names(invalid)}; use another "
                 "training.precision or training.backend",
             )
+        if not collectives.all_reduce_any(result.norm > 0)[0]:
+            raise TrainerError(Reason.MODEL_UNSUPPORTED, self._describe_zero(result))
         message = f"all {len(result.gradients)} trained parameters have a finite gradient; its norm is "
         return PreflightFinding(
             check="gradients", status="passed", message=f"{message}{result.norm:.6g}", value=result.norm
+        )
+
+    def _describe_zero(self, result: StepResult) -> str:
+        return (
+            f"the gradients of all {len(result.gradients)} trained parameters of {self.sample.model_class} are 0 with "
+            f"a loss of {result.loss:.6g}, so nothing would be learned; check that the weights of the base model are "
+            "complete and not all zero, or use another base model"
         )
 
     def _describe_unused(self, names: Sequence[str], parameter_count: int) -> str:
