@@ -11,7 +11,7 @@ a trainer with the same recipe, so that no run mixes two recipes.
 3. `dpo` and `kto` that continue from an adapter keep this adapter as the reference model, instead of the base model;
    `all-linear` leaves out routers, modules whose weights are read without their adapter, and the vision and audio parts
    of multimodal models; the loss of a step does not depend on the gradient accumulation for any model; chat
-   templates write a fixed date.
+   templates write a fixed date; `dpo` and `kto` train without any dropout of the base model.
 """
 
 RECIPE = 3
