@@ -45,6 +45,7 @@ def check_adapter_reload(sample: Sample) -> PreflightFinding:
 
 def _reload_adapter(model: PeftModel, work_dir: Path) -> list[str]:
     """Return the modules whose adapter differs after it is saved and loaded."""
+    work_dir.mkdir(parents=True, exist_ok=True)  # that of a fold does not exist yet
     with tempfile.TemporaryDirectory(dir=work_dir) as folder:
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         try:
