@@ -104,7 +104,7 @@ def _format_interval(change: Estimate) -> str:
 def _print_samples(evaluation: EvaluationReport) -> None:
     """Print the answers to the sample prompts and the verdict on overfitting to standard error."""
     for sample in evaluation.samples[:3]:
-        sys.stderr.write(f"\n> {sample.prompt}\nbase:  {sample.base}\ntuned: {sample.tuned}\n")
+        sys.stderr.write(f"\n> {sample.turns[-1].text}\nbase:  {sample.base.text}\ntuned: {sample.tuned.text}\n")
     sys.stderr.write(f"{evaluation.overfitting.verdict}: {evaluation.overfitting.message}\n")
 
 

@@ -12,8 +12,10 @@ a trainer with the same recipe, so that no run mixes two recipes.
    `all-linear` leaves out routers, modules whose weights are read without their adapter, and the vision and audio parts
    of multimodal models; the loss of a step does not depend on the gradient accumulation for any model; chat
    templates write a fixed date; `dpo` and `kto` train without any dropout of the base model.
+4. Rows whose answer equals the question are kept; control tokens that are typed in texts are encoded as ordinary text;
+   chat templates write the date of the first attempt; tool calls, tool definitions and reasoning are rendered.
 """
 
-RECIPE = 3
+RECIPE = 4
 FIRST_RECIPE = 1
 """The recipe of checkpoints and manifests that do not name one."""

@@ -6,11 +6,13 @@ their limits, and stored objects contain their defaults. This package depends on
 """
 
 from finetune_trainer.contract.base import (
+    DATA_URI_RULE,
     DNS_LABEL_PATTERN,
     JOB_NAME_MAX_LENGTH,
     NO_PARENT,
     SHORT_IN_BYTES,
     Count,
+    DataUri,
     Model,
     ModelUri,
     ModuleName,
@@ -33,6 +35,7 @@ from finetune_trainer.contract.environment import (
     CA_BUNDLE_ENV,
     CLAIMS_DIR_ENV,
     CONFIG_ENV,
+    DATASET_HUB_TOKEN_FILE_ENV,
     HUB_TOKEN_FILE_ENV,
     HUB_TOKEN_KEY,
     IMAGE_ENV,
@@ -56,7 +59,7 @@ from finetune_trainer.contract.environment import (
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
 )
-from finetune_trainer.contract.evaluation import BiasEvaluation, Evaluation, GateRule, Task
+from finetune_trainer.contract.evaluation import Baseline, BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
     CheckpointRecord,
     DatasetReport,
@@ -76,6 +79,8 @@ __all__ = [
     "CLAIMS_DIR_ENV",
     "CLUSTER_ONLY_FIELDS",
     "CONFIG_ENV",
+    "DATASET_HUB_TOKEN_FILE_ENV",
+    "DATA_URI_RULE",
     "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
@@ -100,16 +105,19 @@ __all__ = [
     "SIGNING_KEY",
     "SIGNING_KEY_FILE_ENV",
     "STOP_SECONDS_ENV",
+    "TEMPLATE_DATE_ENV",
     "TRACKING_CREDENTIALS_DIR_ENV",
     "TRACKING_KEYS",
     "TRACKING_RULES",
     "TRAINER_RULES",
+    "Baseline",
     "BiasEvaluation",
     "CheckpointRecord",
     "Checkpoints",
     "Count",
     "CrossValidation",
     "DataSource",
+    "DataUri",
     "Dataset",
     "DatasetReport",
     "EarlyStopping",

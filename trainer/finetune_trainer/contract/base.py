@@ -51,6 +51,15 @@ ModelUri = Annotated[
         max_length=1024,
     ),
 ]
+DataUri = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\\]+$", min_length=1, max_length=1024)]
+"""URI of data. `DATA_URI_RULE` says which ones are accepted."""
+DATA_URI_RULE = (
+    "self.uri.matches('^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+"
+    "|hf://datasets/[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[^/@]+)?(/.*)?"
+    "|pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?/.+"
+    "|file:///.+)$')",
+    "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path",
+)
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A non-negative integer that every JSON parser represents exactly."""
 ObjectName = Annotated[

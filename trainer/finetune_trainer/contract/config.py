@@ -23,6 +23,7 @@ CLUSTER_ONLY_FIELDS = (
     "activeDeadlineSeconds",
     "ttlSecondsAfterFinished",
     "model.tokenSecretRef",
+    "dataset.tokenSecretRef",
     "storage.credentialsSecretRef",
     "storage.caConfigMapRef",
     "tracking.credentialsSecretRef",
@@ -46,6 +47,10 @@ class ModelSource(Model):
             (
                 "!has(self.chatTemplate) || bytes(self.chatTemplate).size() <= 32768",
                 "chatTemplate must not be longer than 32768 bytes",
+            ),
+            (
+                "!has(self.chatTemplate) || !has(self.chatTemplateName)",
+                "at most one of chatTemplate and chatTemplateName may be set",
             ),
         )
     )
@@ -76,6 +81,17 @@ class ModelSource(Model):
     ) = None
     """chatTemplate is a Jinja chat template that replaces the template of the tokenizer, for base models that have none
     or one that does not render the rows completely. It is stored with the adapter."""
+    chat_template_name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.-]+$", max_length=64)] | None = None
+    """chatTemplateName is the name of a training template that TRL bundles, such as `qwen3`, which replaces the
+    template of the tokenizer. Training templates mark the answers and keep the reasoning of all turns. It is stored
+    with the adapter."""
+    chat_template_arguments: dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)],
+        Annotated[str, StringConstraints(max_length=256)],
+    ] = Field(default={}, max_length=16)
+    """chatTemplateArguments are variables of the chat template, such as `enable_thinking: "false"`. Each value is a
+    JSON scalar, or else plain text. They apply to training, evaluation and, as defaults of the published template, to
+    servers."""
 
 
 class Signing(Model):
@@ -106,6 +122,21 @@ class Output(Model):
     that cannot load adapters. It is as large as the base model and needs `model.quantization` none. It is created after
     the adapter is published; if that fails, the run still completes and its message gives the reason. Defaults to
     false."""
+    base_model_name: (
+        Annotated[
+            str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)
+        ]
+        | None
+    ) = None
+    """baseModelName is the name of the base model on the Hugging Face hub, such as `Qwen/Qwen3-8B`, by which servers
+    and the model card refer to it. If unset, it is that of an `hf://` model, or else the URI of the model."""
+    license: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+$", max_length=64)] | None = None
+    """license is the license of the adapter in the model card, as an identifier of the Hugging Face hub, such as
+    `apache-2.0`. If unset, it is that of the base model's own card, if it has one."""
+    languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]] = Field(
+        default=[], max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    """languages are the ISO 639 codes of the languages of the data in the model card, such as `en`."""
     signing: Signing | None = None
     """signing also publishes `model.sig`, a signature of all other files that `model_signing verify key` (OpenSSF)
     verifies. The merged model gets its own signature. If unset, the result is not signed."""
@@ -159,6 +190,10 @@ TRAINER_RULES = (
     (
         "!has(self.evaluation.task) || (has(self.dataset.validation) && self.training.method == 'sft')",
         "evaluation.task needs dataset.validation and method sft",
+    ),
+    (
+        "self.evaluation.baselines.size() == 0 || (has(self.dataset.validation) && self.training.method == 'sft')",
+        "evaluation.baselines needs dataset.validation and method sft",
     ),
     (
         "has(self.dataset.validation) || self.evaluation.gate.all(each, each.metric == 'crossValidationLoss')",

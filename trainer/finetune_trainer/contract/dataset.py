@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, S3Uri, cel_rules
+from finetune_trainer.contract.base import DATA_URI_RULE, NO_PARENT, SHORT_IN_BYTES, DataUri, Model, cel_rules
 
 FieldName = Literal[
     "messages",
@@ -21,9 +21,11 @@ FieldName = Literal[
     "chosen",
     "rejected",
     "label",
+    "tools",
+    "history",
 ]
 """Names of the columns that the formats define."""
-ColumnName = Annotated[str, StringConstraints(pattern=r"^[\p{L}\p{N}_ ./:-]+$", min_length=1, max_length=32)]
+ColumnName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=128)]
 GroupCategory = Literal["gender", "age", "race", "religion"]
 SensitiveKind = Literal["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
 
@@ -33,23 +35,36 @@ class DataSource(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
+            DATA_URI_RULE,
             NO_PARENT,
             SHORT_IN_BYTES,
+            (
+                "(!has(self.subset) && !has(self.split)) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')",
+                "subset and split apply to hf://datasets/OWNER/NAME without a path only",
+            ),
         )
     )
 
-    uri: S3Uri
-    """uri is an object (`s3://bucket/key.jsonl`), a prefix that ends in `/`, or a glob (`s3://bucket/data/**/*.jsonl`).
+    uri: DataUri
+    """uri is the location of the data. `s3://bucket/key.jsonl` is an object, `s3://bucket/data/` a prefix and
+    `s3://bucket/data/**/*.jsonl` a glob. `hf://datasets/OWNER/NAME[@REVISION]` is a dataset of the Hugging Face hub,
+    and with a path or a glob, some of its files. `pvc://claim/path` is a file, folder or glob on a volume claim.
     Supported files are `.jsonl`, `.json` (one array of objects), `.csv` and `.parquet`, each optionally compressed as
-    `.gz` or `.zst`."""
+    `.gz` or `.zst`. Hidden and temporary files in folders are left out."""
+    subset: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
+    """subset is the name of a subset (configuration) of an `hf://` dataset. If unset, its default subset is used."""
+    split: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
+    """split is the name of a split of an `hf://` dataset. If unset, `train` is used."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "promptCompletion", "text", "preference"] = "auto"
-    """format is the format of the rows. `messages`: a list of `{role, content}`. `sharegpt`: `conversations`, a list of
-    `{from, value}`. `alpaca`: `instruction`, `input`, `output`. `promptCompletion`: `prompt`, `completion`. `text`:
-    plain `text`. `preference`: `prompt`, `chosen`, `rejected`, or for kto also `prompt`, `completion`, `label`. `auto`:
-    detected from the keys of the first row of each object. Defaults to auto."""
-    fields: dict[FieldName, ColumnName] = Field(default={}, max_length=6)
+    """format is the format of the rows. `messages`: a list of `{role, content}`, with optional `tools`. `sharegpt`:
+    `conversations`, a list of `{from, value}`. `alpaca`: `instruction`, `input`, `output`, `history`.
+    `promptCompletion`: `prompt`, `completion`, as texts or lists of turns. `text`: plain `text`. `preference`:
+    `prompt`, `chosen`, `rejected`, or OpenAI's `input`, `preferred_output`, `non_preferred_output`, or for kto also
+    `prompt`, `completion`, `label`. `auto`: detected from the keys of the first row of each object. Defaults to
+    auto."""
+    fields: dict[FieldName, ColumnName] = Field(default={}, max_length=8)
     """fields maps names of the format's columns to the names in the data, where they differ: `{prompt: question,
-    completion: answer}`."""
+    completion: answer}`. A column that is named here but not used by the format is an error."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """limit is the maximum number of rows to read, in the order of keys and lines. If unset, all rows are read."""
 
@@ -89,6 +104,19 @@ class Preparation(Model):
     overlength: Literal["drop", "truncate", "fail"] = "drop"
     """overlength sets how rows with more than `model.maxLength` tokens are handled: `drop` drops the row, `truncate`
     cuts it at the end, and `fail` fails the run. Defaults to drop."""
+    merge_turns: bool = False
+    """mergeTurns joins consecutive turns of the same role by a blank line, for chat templates that need alternating
+    roles. Defaults to false."""
+    answers: Literal["all", "last"] = "all"
+    """answers sets which turns of the assistant the loss is computed on: `all`, or only the `last` one of each row.
+    Turns with `weight: 0` are never included. Defaults to all."""
+    control_tokens: Literal["text", "control"] = "text"
+    """controlTokens sets how control tokens that are typed in texts of the data, such as `<|im_end|>`, are encoded:
+    as ordinary `text`, or as `control` tokens, as tokenizers do by default. The rows with such texts are counted.
+    Defaults to text."""
+    drop_echoes: bool = False
+    """dropEchoes drops rows whose answer equals the message before it, and counts them as `echo`. Defaults to
+    false."""
     min_tokens: int = Field(default=0, ge=0, le=1_048_576)
     """minTokens is the minimum length of a row, in tokens. Shorter rows are dropped and counted as `tooShort`. Defaults
     to 0."""

@@ -22,6 +22,11 @@ HUB_TOKEN_FILE_ENV = "FINETUNE_HUB_TOKEN_FILE"
 HUB_TOKEN_KEY = "HF_TOKEN"
 """Key of the hub token in its Secret. It is not `token`, because service account Secrets have that key and must not be
 usable here."""
+DATASET_HUB_TOKEN_FILE_ENV = "FINETUNE_DATASET_HUB_TOKEN_FILE"
+"""File with the hub token for `hf://` datasets. If unset, the token of the model is used."""
+TEMPLATE_DATE_ENV = "FINETUNE_TEMPLATE_DATE"
+"""Date that chat templates write as the current one, such as `2026-11-30`: the day on which the FineTuneJob was
+created, so that all attempts of a run train the same tokens. If unset, it is the day of the first attempt."""
 SIGNING_KEY_FILE_ENV = "FINETUNE_SIGNING_KEY_FILE"
 """File with the private key of `output.signing`."""
 SIGNING_KEY = "signing-key.pem"

@@ -68,6 +68,26 @@ class BiasEvaluation(Model):
     `stereo_antistereo`, `bias_type`). It replaces the built-in pairs."""
 
 
+class Baseline(Model):
+    """Baseline is an adapter that the fine-tuned model is compared with, besides the base model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            (
+                "!self.adapterURI.contains('/../') && !self.adapterURI.endsWith('/..') "
+                "&& !self.adapterURI.contains('*') && bytes(self.adapterURI).size() <= 1024",
+                "adapterURI must not contain '..' or wildcards and must not be longer than 1024 bytes",
+            ),
+        )
+    )
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=32)]
+    """name is the name of the baseline in the results."""
+    adapter_uri: S3Uri = Field(alias="adapterURI")
+    """adapterURI is the S3 prefix of a LoRA adapter of the same base model, such as the `output.uri` of an earlier
+    run."""
+
+
 class Evaluation(Model):
     """Evaluation configures how the fine-tuned model is compared with the base model before it is published."""
 
@@ -78,8 +98,16 @@ class Evaluation(Model):
     max_samples: int = Field(default=200, ge=1, le=10_000)
     """maxSamples is the maximum number of validation rows to generate answers for, evenly spaced over all rows.
     Defaults to 200."""
-    max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """maxNewTokens is the maximum length of a generated answer, in tokens. Defaults to 128."""
+    max_new_tokens: int | None = Field(default=None, ge=1, le=4096)
+    """maxNewTokens is the maximum length of a generated answer, in tokens. Longer answers are cut and marked as such.
+    If unset, it is a quarter more than the longest reference answer, at least 128 and at most 1024."""
+    baselines: list[Baseline] = Field(
+        default=[],
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """baselines are adapters that are measured on the same rows as the base model and the fine-tuned model, to compare
+    results over time."""
     sample_prompts: list[SamplePrompt] = Field(default=[], max_length=16)
     """samplePrompts are prompts that the report shows with the answers of the base model and the fine-tuned model."""
     bias: BiasEvaluation | None = None

@@ -142,6 +142,10 @@ class DatasetReport(Model):
     """sensitive is the number of kept rows that contain personal data or secrets, by kind."""
     redacted: Count = 0
     """redacted is the number of places in kept rows that were replaced by a placeholder."""
+    control_tokens: Count = 0
+    """controlTokens is the number of kept rows with the text of a control token, such as `<|im_end|>`."""
+    skipped_files: Count = 0
+    """skippedFiles is the number of hidden and temporary files in folders of the sources, which are left out."""
     tokens: Count
     """tokens is the number of tokens in the rows to train on."""
     supervised_tokens: Count
@@ -203,5 +207,8 @@ class Outcome(Model):
     rejected."""
     result: Result | None = None
     """result describes the published result."""
+    log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
+    """logURI is the S3 URI of the log of the run. The log of a failed run is below `.failed/` of the output, that of a
+    rejected adapter below `.rejected/`."""
     progress: Progress | None = None
     """progress is the last progress of the run."""

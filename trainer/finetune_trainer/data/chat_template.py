@@ -8,14 +8,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.row_types import TemplateRejectionError
+from finetune_trainer.data.row_types import Message, TemplateRejectionError
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     import jinja2
     from transformers import PreTrainedTokenizerBase
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 Span = tuple[int, int]
 """Range of characters in a text: start, and exclusive end."""
 ANSWER_MARK = "answer0f1e2d3c4b5a"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_trainer.data.readers.json_rows import describe_type
-from finetune_trainer.data.row_types import RowError
+from finetune_trainer.data.row_types import Message, RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of the turns of a conversation."""
@@ -21,7 +21,6 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-Message = dict[str, str]
 
 
 def require_column(row: Mapping[str, Any], name: str) -> object:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 from finetune_trainer.data.conversations import (
-    Message,
     format_keys,
     format_value,
     get_optional_text,
@@ -17,7 +16,7 @@ from finetune_trainer.data.conversations import (
     require_nonblank_text,
     require_text,
 )
-from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
+from finetune_trainer.data.row_types import Chat, LabeledExample, Message, Preference, PromptCompletion, RowError
 
 _PROMPT_COLUMNS = ("prompt", "messages", "conversations")
 _LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class SourceFile(Protocol):
@@ -19,11 +19,26 @@ class SourceFile(Protocol):
         """Path of the local copy."""
 
 
+Message = dict[str, Any]
+"""A turn in the form that chat templates read.
+
+`role` and `content` are texts; `content` is empty for a turn that only calls tools. Optional keys, which are absent if
+they are empty: `reasoning_content` (text of the assistant's reasoning), `tool_calls` (a list of `{"type": "function",
+"id": …, "function": {"name": …, "arguments": {…}}}`, with the arguments as an object), `tool_call_id` and `name`.
+"""
+ToolDefinition = dict[str, Any]
+"""Definition of a function that the model may call: `{"type": "function", "function": {"name": …, …}}`."""
+
+
 @dataclass(frozen=True)
 class Chat:
-    """A conversation as a list of turns, each with `role` and `content`."""
+    """A conversation as a list of turns."""
 
-    messages: list[dict[str, str]]
+    messages: list[Message]
+    tools: list[ToolDefinition] = field(default_factory=list)
+    """Definitions of the tools that the assistant may call. They are a part of the prompt."""
+    unsupervised_turns: frozenset[int] = frozenset()
+    """Indices of the turns of the assistant that the loss is not computed on, as those with `weight: 0`."""
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,10 @@ def describe_gap(gap: float) -> str:
     return f"At the end it is {abs(gap):.3g} {'above' if gap >= 0 else 'below'} the training loss."
 
 
-def describe_forgetting(base: Estimate, tuned: Estimate) -> str:
-    """State how much the perplexity of general text rose, and what to do about it."""
+def describe_forgetting(base: Estimate, tuned: Estimate, *, is_forgetting: bool) -> str:
+    """State how the perplexity of general text changed, and what to do about it."""
+    if not is_forgetting:
+        return f"Perplexity of general text went from {base.value:.4g} to {tuned.value:.4g}: no relevant rise."
     return (
         f"Perplexity of general text rose from {base.value:.4g} to {tuned.value:.4g}: the model forgets. Add general "
         "rows to the data, or lower training.learningRate."

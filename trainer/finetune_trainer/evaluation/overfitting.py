@@ -13,7 +13,7 @@ from statistics import fmean
 
 from finetune_trainer.evaluation import messages
 from finetune_trainer.evaluation.findings import LossCurves
-from finetune_trainer.records.evaluation import LossPoint, Measure, OverfittingResult
+from finetune_trainer.records.evaluation import ForgettingResult, LossPoint, Measure, OverfittingResult
 
 _MIN_EVALUATIONS = 3
 """Measurements of the validation loss: fewer show no minimum."""
@@ -29,7 +29,6 @@ def judge_overfitting(
     validation: Sequence[LossPoint],
     final_training_loss: float | None,
     final_validation_loss: Measure | None,
-    forgetting: Measure | None,
 ) -> OverfittingResult:
     """Return the verdict on the published model. Losses are in nats per token, points in the order of their steps.
 
@@ -40,15 +39,25 @@ def judge_overfitting(
     sentences = [messages.describe_curves(curves, _MIN_EVALUATIONS)]
     if gap is not None:
         sentences.append(messages.describe_gap(gap))
-    if forgetting is not None and forgetting.base is not None and is_forgetting(forgetting):
-        sentences.append(messages.describe_forgetting(forgetting.base, forgetting.tuned))
     return OverfittingResult(
         verdict=curves.trend if curves.trend in ("unknown", "overfitting") else "none",
         message=" ".join(sentences),
         gap=gap,
         best_step=curves.best.step if curves.best else None,
         opened_at=curves.opened_at,
-        forgetting=forgetting,
+    )
+
+
+def judge_forgetting(measure: Measure) -> ForgettingResult:
+    """Return the verdict on `generalPerplexity`: forgetting is a significant rise by a relevant amount."""
+    if measure.base is None or measure.change is None:
+        return ForgettingResult(verdict="unknown", message="Forgetting was not measured.", measure=measure)
+    is_significant = measure.change.low is not None and measure.change.low > 0
+    is_forgetting = is_significant and measure.change.value >= FORGETTING_THRESHOLD * measure.base.value
+    return ForgettingResult(
+        verdict="forgetting" if is_forgetting else "none",
+        message=messages.describe_forgetting(measure.base, measure.tuned, is_forgetting=is_forgetting),
+        measure=measure,
     )
 
 
@@ -92,11 +101,3 @@ def _compute_gap(
     if training_loss is None or (final_loss is None and not validation):
         return None
     return (final_loss.tuned.value if final_loss else validation[-1].loss) - training_loss
-
-
-def is_forgetting(forgetting: Measure | None) -> bool:
-    """Return whether the perplexity of general text rose significantly and by a relevant amount."""
-    if forgetting is None or forgetting.base is None or forgetting.change is None:
-        return False
-    is_significant = forgetting.change.low is not None and forgetting.change.low > 0
-    return is_significant and forgetting.change.value >= FORGETTING_THRESHOLD * forgetting.base.value

@@ -23,7 +23,7 @@ from finetune_trainer.evaluation.losses import (
     measure_perplexity,
 )
 from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
-from finetune_trainer.modeling.batch_limits import limit_loss_tokens
+from finetune_trainer.modeling.batch_limits import limit_loss_tokens, limit_new_tokens
 from finetune_trainer.modeling.generation import Answer, TextGenerator
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
@@ -35,10 +35,13 @@ from finetune_trainer.records.evaluation import (
     CrossValidationResult,
     Estimate,
     EvaluationReport,
+    ForgettingResult,
+    GeneratedAnswer,
     LossPoint,
     Measure,
     OverfittingResult,
     Sample,
+    SampleTurn,
 )
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import early_stopping
@@ -96,7 +99,7 @@ class EvaluationResults:
     confusion: ConfusionMatrix | None = None
     samples: list[Sample] = field(default_factory=list)
     training_loss: float | None = None
-    forgetting: Measure | None = None
+    forgetting: ForgettingResult | None = None
     bias: BiasResult | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -134,7 +137,8 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
 def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
     """Measure the perplexity of general text, and the loss of validation rows if there are any."""
     with results.section("general text"):
-        results.forgetting = measure_forgetting(inputs.loaded_model, heartbeat, inputs.max_batch_tokens)
+        measure = measure_forgetting(inputs.loaded_model, heartbeat, inputs.max_batch_tokens)
+        results.forgetting = overfitting.judge_forgetting(measure)
     if inputs.prepared.validation is not None:
         with results.section("validation loss"):
             _measure_validation_loss(inputs, results, heartbeat)
@@ -190,13 +194,19 @@ def _measure_answers(
     )
     results.measures += measures
     results.missing += task_metrics.list_missing(task, references)
-    results.missing += list_cut_answers(references, tokenizer, settings.max_new_tokens)
+    results.missing += list_cut_answers(references, tokenizer, limit_new_tokens(inputs.config))
     results.samples = [
         Sample(
-            prompt=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
+            kind="row",
+            turns=[
+                SampleTurn(
+                    role="text",
+                    text=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
+                )
+            ],
             reference=redact_pii(prompt.answer.text, PII_KINDS),
-            base=redact_pii(base_answer.text, PII_KINDS),
-            tuned=redact_pii(tuned_answer.text, PII_KINDS),
+            base=GeneratedAnswer(text=redact_pii(base_answer.text, PII_KINDS)),
+            tuned=GeneratedAnswer(text=redact_pii(tuned_answer.text, PII_KINDS)),
         )
         for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
     ]
@@ -218,9 +228,10 @@ def _generate_samples(
     base, tuned = _generate_with_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
     return [
         Sample(
-            prompt=prompt,
-            base=redact_pii(base_answer.text, PII_KINDS),
-            tuned=redact_pii(tuned_answer.text, PII_KINDS),
+            kind="prompt",
+            turns=[SampleTurn(role="user", text=prompt)],
+            base=GeneratedAnswer(text=redact_pii(base_answer.text, PII_KINDS)),
+            tuned=GeneratedAnswer(text=redact_pii(tuned_answer.text, PII_KINDS)),
         )
         for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
     ]
@@ -231,7 +242,7 @@ def _generate_with_both(
 ) -> tuple[list[Answer], list[Answer]]:
     """Return the answers of the base model and of the tuned model."""
     model = inputs.loaded_model.model
-    generator = TextGenerator(model, inputs.loaded_model.tokenizer, inputs.config.evaluation.max_new_tokens, heartbeat)
+    generator = TextGenerator(model, inputs.loaded_model.tokenizer, limit_new_tokens(inputs.config), heartbeat)
     return measure_base_and_tuned(model, lambda: generator.generate(prompts))
 
 
@@ -281,6 +292,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         training_losses=training_losses,
         validation_losses=downsample_points(validation_losses),
         overfitting=verdict,
+        forgetting=results.forgetting,
         bias=results.bias,
         cross_validation=cross_validation,
         gate=gate.check_gate(settings.gate, [*results.measures, *build_fold_measures(cross_validation)]),
@@ -301,7 +313,7 @@ def _judge_overfitting(
     kept = validation
     if inputs.config.training.early_stopping and best is not None:
         kept = [point for point in validation if point.step <= best.step]
-    verdict = overfitting.judge_overfitting(training, kept, results.training_loss, final_loss, results.forgetting)
+    verdict = overfitting.judge_overfitting(training, kept, results.training_loss, final_loss)
     if len(kept) == len(validation):
         return verdict
     message = f"{messages.describe_selected_step(kept[-1].step)} {verdict.message}"

@@ -15,6 +15,14 @@ MAX_GENERATION_PROMPTS = 8
 MAX_GENERATION_TOKENS = 4096
 """Tokens of prompts and answers in the key-value cache, including padding. A longer prompt is a batch of its own."""
 
+MAX_DEFAULT_NEW_TOKENS = 1024
+"""Maximum length of a generated answer if `evaluation.maxNewTokens` is unset."""
+
+
+def limit_new_tokens(config: TrainerConfig) -> int:
+    """Return the maximum length of a generated answer, in tokens, before the length of the data's answers is known."""
+    return config.evaluation.max_new_tokens or MAX_DEFAULT_NEW_TOKENS
+
 
 def limit_loss_tokens(config: TrainerConfig, positions: int | None) -> int:
     """Return the maximum number of tokens of a batch, which is at most that of a forward pass of the training."""

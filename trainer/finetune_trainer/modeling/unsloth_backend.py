@@ -15,6 +15,7 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import quantization
 from finetune_trainer.modeling.adapter_targets import resolve_target_modules
+from finetune_trainer.modeling.batch_limits import limit_new_tokens
 from finetune_trainer.modeling.library_errors import translate_model_errors
 from finetune_trainer.modeling.lora import resolve_lora_alpha
 from finetune_trainer.modeling.model_config import load_model_config
@@ -84,7 +85,7 @@ def _compute_max_length(config: TrainerConfig, model_dir: Path) -> int:
     """
     text_config = load_model_config(model_dir).get_text_config()
     if get_max_positions(text_config) is None:
-        return max(config.model.max_length, _EVALUATION_TOKENS) + config.evaluation.max_new_tokens
+        return max(config.model.max_length, _EVALUATION_TOKENS) + limit_new_tokens(config)
     positions: int = text_config.max_position_embeddings
     length = config.model.max_length
     if length > positions:
@@ -93,4 +94,4 @@ def _compute_max_length(config: TrainerConfig, model_dir: Path) -> int:
             "it, or set training.backend to transformers"
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
-    return min(positions, max(length, _EVALUATION_TOKENS) + config.evaluation.max_new_tokens)
+    return min(positions, max(length, _EVALUATION_TOKENS) + limit_new_tokens(config))

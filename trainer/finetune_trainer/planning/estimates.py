@@ -11,6 +11,7 @@ from finetune_trainer.modeling.batch_limits import (
     MAX_GENERATION_PROMPTS,
     MAX_GENERATION_TOKENS,
     limit_loss_tokens,
+    limit_new_tokens,
 )
 from finetune_trainer.planning.model_shape import ModelShape
 from finetune_trainer.training.methods import get_method
@@ -103,7 +104,7 @@ def _estimate_evaluation_bytes(config: TrainerConfig, shape: ModelShape, bytes_p
     loss_bytes += min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * _LOGIT_BYTES
     if not (config.evaluation.task or config.evaluation.sample_prompts):
         return loss_bytes
-    answered_tokens = config.model.max_length + config.evaluation.max_new_tokens
+    answered_tokens = config.model.max_length + limit_new_tokens(config)
     tokens = min(MAX_GENERATION_PROMPTS * answered_tokens, max(MAX_GENERATION_TOKENS, answered_tokens))
     cache_bytes = 2 * shape.num_layers * shape.key_value_size * tokens * bytes_per_value
     logit_bytes = MAX_GENERATION_PROMPTS * shape.vocab_size * _LOGIT_BYTES

@@ -31,16 +31,69 @@ class Measure(Model):
     tuned: Estimate
     change: Estimate | None = None
     """Value of the fine-tuned model minus value of the base model, paired by row."""
+    p_value: float | None = None
+    """p-value of an exact paired test of the change, if there are too few rows for an interval."""
+    baselines: dict[str, Comparison] = Field(default={})
+    """Comparison with each of `evaluation.baselines` on the same rows, by name."""
+
+
+class Comparison(Model):
+    """One metric of a baseline, and the change from it to the fine-tuned model."""
+
+    estimate: Estimate
+    """Value of the baseline."""
+    change: Estimate | None = None
+    """Value of the fine-tuned model minus value of the baseline, paired by row."""
+    p_value: float | None = None
+    """p-value of an exact paired test of the change, if there are too few rows for an interval."""
+
+
+class SampleTurn(Model):
+    """One turn of a prompt."""
+
+    role: str
+    text: str
+
+
+class GeneratedAnswer(Model):
+    """An answer that a model generated."""
+
+    text: str
+    """The answer, without its reasoning and what the chat template writes around it."""
+    reasoning: str = ""
+    """Reasoning before the answer, if the model writes it apart."""
+    is_cut: bool = False
+    """Whether the answer was cut at the maximum number of new tokens."""
 
 
 class Sample(Model):
-    """One prompt with the answers of the base model and the fine-tuned model."""
+    """One prompt with the answers of the models."""
 
-    prompt: str
+    kind: Literal["prompt", "row"]
+    """`prompt`: one of `evaluation.samplePrompts`. `row`: a validation row."""
+    turns: list[SampleTurn]
+    """The turns of the prompt. Plain text is one turn of the role `text`."""
     reference: str | None = None
-    """Reference answer from the data."""
-    base: str
-    tuned: str
+    """Answer of the data, for a validation row."""
+    reference_reasoning: str = ""
+    """Reasoning of the data, for a validation row."""
+    base: GeneratedAnswer
+    tuned: GeneratedAnswer
+    baselines: dict[str, GeneratedAnswer] = Field(default={})
+    """Answers of `evaluation.baselines`, by name."""
+
+
+class RowScores(Model):
+    """The answers to one validation row and their scores: one line of `evaluation.jsonl`."""
+
+    row: str
+    """`sha256:…` of the row's turns, which is the same in all runs that contain the row."""
+    reference: str
+    """Answer of the data."""
+    answers: dict[str, GeneratedAnswer]
+    """Answers by model: `base`, `tuned` and the names of `evaluation.baselines`."""
+    scores: dict[str, dict[str, float]]
+    """Scores of the row by model and metric. A metric of all rows together, such as `macroF1`, has none."""
 
 
 class ConfusionMatrix(Model):
@@ -72,8 +125,20 @@ class OverfittingResult(Model):
     """Optimizer step with the lowest validation loss."""
     opened_at: int | None = None
     """Optimizer step from which the validation loss increased while the training loss continued to decrease."""
-    forgetting: Measure | None = None
-    """Perplexity of general text that is unrelated to the training data, to detect catastrophic forgetting."""
+    change: Estimate | None = None
+    """Validation loss at the last evaluation minus that at the best one, paired by row, in nats per token."""
+    p_value: float | None = None
+    """p-value of an exact paired test of the change, if there are too few rows for an interval."""
+
+
+class ForgettingResult(Model):
+    """Whether the model forgot what the base model knew of general text (catastrophic forgetting)."""
+
+    verdict: Literal["none", "forgetting", "unknown"]
+    message: str
+    """The verdict as a sentence, with its numbers and what to do."""
+    measure: Measure | None = None
+    """`generalPerplexity`: the perplexity of general text that is unrelated to the training data."""
 
 
 class BiasFinding(Model):
@@ -181,10 +246,15 @@ class EvaluationReport(Model):
     training_losses: list[LossPoint] = Field(default=[])
     validation_losses: list[LossPoint] = Field(default=[])
     overfitting: OverfittingResult
+    forgetting: ForgettingResult | None = None
     bias: BiasResult | None = None
     cross_validation: CrossValidationResult | None = None
     gate: list[GateCheck] = Field(default=[])
     examples: list[RejectedRow] = Field(default=[])
+    unused_columns: dict[str, int] = Field(default={})
+    """Number of rows by the name of a filled column that no part of the training uses."""
+    max_new_tokens: int | None = None
+    """Maximum length of the generated answers to validation rows, in tokens."""
     lengths: list[LengthBin] = Field(default=[])
     energy: EnergyUse = EnergyUse()
     preflight: list[PreflightFinding] = Field(default=[])

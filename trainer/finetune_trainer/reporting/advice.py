@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.evaluation.overfitting import is_forgetting
 from finetune_trainer.formatting import format_share, pluralize
 from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Measure
 from finetune_trainer.records.manifest import AdapterManifest
@@ -100,13 +99,15 @@ def _is_overtrained(evaluation: EvaluationReport) -> bool:
     """Return whether other advice is to train less. Then no advice may be to train more."""
     losses = [point.loss for point in evaluation.validation_losses]
     has_risen = bool(losses) and losses[-1] > _RISEN_RATIO * min(losses)
-    return (
-        has_risen or evaluation.overfitting.verdict == "overfitting" or is_forgetting(evaluation.overfitting.forgetting)
-    )
+    return has_risen or evaluation.overfitting.verdict == "overfitting" or _is_forgetting(evaluation)
+
+
+def _is_forgetting(evaluation: EvaluationReport) -> bool:
+    return evaluation.forgetting is not None and evaluation.forgetting.verdict == "forgetting"
 
 
 def _advise_on_forgetting(evaluation: EvaluationReport) -> Iterator[str]:
-    if is_forgetting(evaluation.overfitting.forgetting):
+    if _is_forgetting(evaluation):
         yield (
             "The model forgot general knowledge of the base model: mix general rows into the data, or lower "
             "training.learningRate."
