@@ -7,6 +7,7 @@ inside functions: which backend is imported first matters, and it is imported wh
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer import input_preparation
 from finetune_trainer.checkpoints.manager import CheckpointManager, create_checkpoint_manager
 from finetune_trainer.context import RunContext
-from finetune_trainer.contract import DatasetReport, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.contract import JOB_ENV, DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
@@ -368,6 +369,7 @@ def build_manifest(
     model_records = [InputRecord.from_file(file) for file in files.model.files]
     return AdapterManifest(
         created_at=current_timestamp(),
+        job=os.environ.get(JOB_ENV, ""),
         config_digest=config.digest(),
         config=config.to_json(),
         recipe=RECIPE,

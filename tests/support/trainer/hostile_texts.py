@@ -7,14 +7,17 @@ from tests.support.trainer.run_records import make_estimate, make_manifest
 from finetune_trainer.records.evaluation import (
     BiasFinding,
     BiasResult,
+    Comparison,
     ConfusionMatrix,
     EvaluationReport,
     GateCheck,
+    GeneratedAnswer,
     Measure,
     OverfittingResult,
     PreflightFinding,
     RejectedRow,
     Sample,
+    SampleTurn,
 )
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord
 
@@ -43,13 +46,37 @@ HOSTILE_TEXTS = {
 }
 
 
+def make_hostile_sample(text: str) -> Sample:
+    """Return a sample with the text in every field."""
+    answer = GeneratedAnswer(text=text, reasoning=f"r{text}", is_cut=True)
+    return Sample(
+        kind="row",
+        turns=[SampleTurn(role=f"r{text}", text=text)],
+        reference=text,
+        reference_reasoning=f"r{text}",
+        base=answer,
+        tuned=answer,
+        baselines={f"b{text}": answer},
+    )
+
+
 def hostile_evaluation(text: str) -> EvaluationReport:
     """Return an evaluation with the text in every field that can contain untrusted text."""
     number = make_estimate(0.5, 0.1)
     return EvaluationReport(
-        measures=[Measure(name=f"m{text}", higher_is_better=True, base=number, tuned=number, change=number)],
+        measures=[
+            Measure(
+                name=f"m{text}",
+                higher_is_better=True,
+                base=number,
+                tuned=number,
+                change=number,
+                baselines={f"b{text}": Comparison(estimate=number, change=number)},
+            )
+        ],
+        unused_columns={f"c{text}": 3},
         confusion=ConfusionMatrix(labels=[text], counts=[[1, 0]], base_counts=[[0, 1]]),
-        samples=[Sample(prompt=text, reference=text, base=text, tuned=text)],
+        samples=[make_hostile_sample(text)],
         overfitting=OverfittingResult(verdict="unknown", message=f"m{text}"),
         preflight=[PreflightFinding(check="answers", status="warning", message=f"m{text}")],
         bias=BiasResult(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.evaluation.overfitting import judge_forgetting
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import (
     BiasFinding,
@@ -16,6 +17,7 @@ from finetune_trainer.records.evaluation import (
     Estimate,
     EvaluationReport,
     GateCheck,
+    GeneratedAnswer,
     LengthBin,
     LossPoint,
     Measure,
@@ -23,6 +25,7 @@ from finetune_trainer.records.evaluation import (
     PreflightFinding,
     RejectedRow,
     Sample,
+    SampleTurn,
 )
 from finetune_trainer.records.manifest import AdapterManifest, FileRecord, InputRecord, ModelRecord
 
@@ -75,6 +78,7 @@ def make_manifest(**changes: Any) -> AdapterManifest:
     config = TrainerConfig.model_validate(CONFIG)
     fields: dict[str, Any] = {
         "created_at": "2026-03-04T05:06:07Z",
+        "job": "support/parcel-bot",
         "config_digest": config.digest(),
         "config": config.to_json(),
         "model": ModelRecord(
@@ -90,6 +94,17 @@ def make_manifest(**changes: Any) -> AdapterManifest:
         "files": [FileRecord(path="adapter_model.safetensors", size=10, sha256="c" * 64)],
     }
     return AdapterManifest.model_validate(fields | changes)
+
+
+def make_sample(prompt: str, base: str, tuned: str, reference: str | None = None) -> Sample:
+    """Return the sample of a validation row, or of a sample prompt if it has no reference answer."""
+    return Sample(
+        kind="prompt" if reference is None else "row",
+        turns=[SampleTurn(role="user", text=prompt)],
+        reference=reference,
+        base=GeneratedAnswer(text=base),
+        tuned=GeneratedAnswer(text=tuned),
+    )
 
 
 def make_minimal_evaluation() -> EvaluationReport:
@@ -114,15 +129,13 @@ def make_full_evaluation() -> EvaluationReport:
             base_counts=[[90, 50, 30, 3], [60, 101, 20, 4], [44, 60, 70, 8]],
         ),
         samples=[
-            Sample(
-                prompt="Where is my parcel? Order 4711.",
+            make_sample(
+                "Where is my parcel? Order 4711.",
+                "I am a language model and cannot track parcels. " * 5,
+                "Your parcel is on its way; it left our warehouse this morning and arrives tomorrow.",
                 reference="Your parcel left our warehouse today.",
-                base="I am a language model and cannot track parcels. " * 5,
-                tuned="Your parcel is on its way; it left our warehouse this morning and arrives tomorrow.",
             ),
-            Sample(
-                prompt="Cancel my subscription.", base="Sure!\n\n1. Go to settings\n2. Click", tuned="It is cancelled."
-            ),
+            make_sample("Cancel my subscription.", "Sure!\n\n1. Go to settings\n2. Click", "It is cancelled."),
         ],
         training_losses=[LossPoint(step=step, loss=_training_loss(step)) for step in range(1, 901)],
         validation_losses=[LossPoint(step=step, loss=_validation_loss(step)) for step in range(100, 901, 100)],
@@ -132,8 +145,8 @@ def make_full_evaluation() -> EvaluationReport:
             gap=0.62,
             best_step=500,
             opened_at=600,
-            forgetting=make_measure("perplexity", 18.2, 18.4, 0.5, higher_is_better=False),
         ),
+        forgetting=judge_forgetting(make_measure("generalPerplexity", 18.2, 18.4, 0.5, higher_is_better=False)),
         bias=_make_bias(),
         cross_validation=CrossValidationResult(metric="evalLoss", folds=[1.4, 1.5, 1.45], mean=1.45, deviation=0.05),
         gate=[

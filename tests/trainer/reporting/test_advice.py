@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from tests.support.trainer import run_records
 
-from finetune_trainer.evaluation.overfitting import judge_overfitting
+from finetune_trainer.evaluation.overfitting import judge_forgetting, judge_overfitting
 from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, LossPoint, Measure
 from finetune_trainer.reporting.advice import build_advice
 
@@ -52,9 +52,10 @@ def make_points(losses: list[float]) -> list[LossPoint]:
 
 
 def make_evaluation(losses: str, training: str, forgetting: str, chrf: str, gate: str) -> EvaluationReport:
-    validation = make_points(LOSSES[losses])
+    validation, measured = make_points(LOSSES[losses]), FORGETTING[forgetting]
     return EvaluationReport(
-        overfitting=judge_overfitting(make_points(TRAINING[training]), validation, None, None, FORGETTING[forgetting]),
+        overfitting=judge_overfitting(make_points(TRAINING[training]), validation, None, None),
+        forgetting=measured and judge_forgetting(measured),
         measures=[make_measure_on_rows("chrf", *CHRF[chrf])],
         validation_losses=validation,
         gate=GATES[gate],
@@ -65,12 +66,13 @@ def make_evaluation(losses: str, training: str, forgetting: str, chrf: str, gate
 def test_advice_all_verdict_combinations_are_consistent(case: tuple[str, str, str, str, str]) -> None:
     evaluation = make_evaluation(*case)
     advice_texts = build_advice(evaluation, run_records.make_manifest())
-    page = " ".join([*advice_texts, evaluation.overfitting.message])
+    forgetting = evaluation.forgetting
+    page = " ".join([*advice_texts, evaluation.overfitting.message, forgetting.message if forgetting else ""])
     assert not (TRAIN_MORE.search(page) and TRAIN_LESS.search(page)), page
     assert len(advice_texts) == len(set(advice_texts))
     assert ("few rows" in case[3] and "unclear" in case[3]) == ("Measure on more rows" in page)
     assert (case[4] == "gate failed") == page.startswith("Do not deploy")
-    assert (case[2] == "by 120 %") == ("forg" in page)
+    assert (case[2] == "by 120 %") == ("forgot" in page)
 
 
 def test_advice_single_unclear_measure_is_named_alone() -> None:
@@ -81,16 +83,16 @@ def test_advice_single_unclear_measure_is_named_alone() -> None:
         make_measure_on_rows("bleu", 30, 30, 540),
     ]
     evaluation = EvaluationReport(
-        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
+        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None), measures=measures
     )
     (advice,) = (message for message in build_advice(evaluation, run_records.make_manifest()) if "more rows" in message)
-    assert advice.startswith("Measure on more rows (dataset.validation): exactMatch had only 30, too few")
+    assert advice.startswith("Measure on more rows (dataset.validation): Exact match had only 30, too few")
 
 
 def test_advice_unclear_measures_give_range_of_rows() -> None:
     measures = [make_measure_on_rows("chrf", 30, 30, 30), make_measure_on_rows("bleu", 30, 30, 45)]
     evaluation = EvaluationReport(
-        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None, None), measures=measures
+        overfitting=judge_overfitting([], make_points([3, 2, 2]), None, None), measures=measures
     )
     assert "chrF, BLEU had only 30 to 45, too few" in " ".join(build_advice(evaluation, run_records.make_manifest()))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -117,5 +119,42 @@ BASE_MODEL_NAMES = {
 def test_card_base_model_name_is_escaped(name: str, caplog: pytest.LogCaptureFixture) -> None:
     facts = AdapterInfo(name, 1, 2, "fp32", ("q_proj",), "supervised fine-tuning")
     data = parse_card(render_card(run_records.make_manifest(), run_records.make_full_evaluation(), facts), caplog).data
-    assert data.base_model == name.replace("\n", " ")
+    assert data.base_model is None  # the hub rejects names that are not those of a repository
     assert len(data.eval_results) == 5
+
+
+def render_with_output(base_name: str = "org/base-1b", **settings: Any) -> str:
+    config = {**run_records.CONFIG, **settings}
+    facts = dataclasses.replace(run_records.ADAPTER_FACTS, base_name=base_name)
+    return render_card(run_records.make_manifest(config=config), run_records.make_full_evaluation(), facts)
+
+
+def test_card_metadata_has_license_language_and_datasets(caplog: pytest.LogCaptureFixture) -> None:
+    output = {"uri": "s3://results/bot", "license": "apache-2.0", "languages": ["en", "de"]}
+    dataset = {"sources": [{"uri": "hf://datasets/org/chats@v1/*.jsonl"}, {"uri": "s3://data/own.jsonl"}]}
+    data = parse_card(render_with_output(output=output, dataset=dataset), caplog).data
+    assert (data.license, data.language, data.datasets) == ("apache-2.0", ["en", "de"], ["org/chats"])
+
+
+def test_card_uri_as_base_model_is_not_in_metadata(caplog: pytest.LogCaptureFixture) -> None:
+    text = render_with_output(base_name="s3://models/base")
+    data = parse_card(text, caplog).data.to_dict()
+    assert not {"base_model", "base_model_relation"} & set(data)
+    assert 'from_pretrained("PATH_OF_THE_BASE_MODEL")' in text
+
+
+VLLM_RANKS = {8: "--max-lora-rank 8 ", 9: "--max-lora-rank 16 ", 200: "--max-lora-rank 256 "}
+
+
+@pytest.mark.parametrize(("rank", "expected"), VLLM_RANKS.items())
+def test_card_has_command_for_vllm_with_fitting_rank(rank: int, expected: str) -> None:
+    text = render_with_output(training={"epochs": 1, "lora": {"rank": rank}})
+    assert "vllm serve org/base-1b --enable-lora" in text
+    assert "--lora-modules parcel-bot=PATH_OF_THIS_FOLDER" in text
+    assert expected in text
+
+
+def test_card_dora_adapter_has_no_command_for_vllm() -> None:
+    text = render_with_output(training={"epochs": 1, "lora": {"variant": "dora"}})
+    assert "vllm serve" not in text
+    assert "vLLM does not load this kind of adapter" in text

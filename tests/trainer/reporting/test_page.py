@@ -6,13 +6,18 @@ import json
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from lxml import html
 from tests.support.trainer import hostile_texts, run_records
 
+from finetune_trainer.contract import Task
+from finetune_trainer.evaluation.overfitting import judge_forgetting
 from finetune_trainer.records.evaluation import (
+    Comparison,
     EvaluationReport,
+    GeneratedAnswer,
     LengthBin,
     LossPoint,
     OverfittingResult,
@@ -22,6 +27,7 @@ from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
 DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LINKED_FILES = {"run.log", "evaluation.json", "evaluation.jsonl"}
 LOADING_TAGS = {
     "script",
     "link",
@@ -76,13 +82,16 @@ EXPECTED_TEXTS = {
     ),
     "measure": (
         "#comparison",
-        "Accuracy higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
+        "Accuracy accuracy, higher is better 0.610 0.570 to 0.650 0.830 0.790 to 0.870 +0.220 +0.180 to +0.260",
     ),
     "confusion of the tuned model": ("#comparison", "billing 150 12 8 3"),
     "confusion of the base model": ("#comparison", "billing 90 50 30 3"),
     "overfitting": ("#checks", "Overfitted The validation loss rose from step 500 on"),
     "gap": ("#checks", "+0.620. Lowest validation loss at step 500. It increased from step 600 on"),
-    "forgetting": ("#checks", "general text that is unrelated to the data: base 18.20 (17.70 to 18.70), tuned 18.40"),
+    "forgetting": (
+        "#checks",
+        "general English text that is unrelated to the data: base 18.20 (17.70 to 18.70), tuned 18.40",
+    ),
     "folds": ("#checks", "Validation loss: 1.450 ± 0.050 over 3 folds"),
     "each fold": ("#checks", "2 1.500 +0.050"),
     "gate": ("#checks", "bleu at least 30 24.60 no"),
@@ -193,7 +202,8 @@ def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
     for element in full.iter():
         assert not [name for name in element.attrib if name.startswith("on")]
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
-            assert element.get(name, "#").startswith("#")
+            target = element.get(name, "#")
+            assert target.startswith("#") or target in LINKED_FILES
     (style,) = full.iter("style")
     assert not re.search(r"url\(|@import|expression", style.text)
     (policy,) = full.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
@@ -246,7 +256,7 @@ EXPECTED_DISPLAY = {
 @pytest.mark.parametrize(("text", "expected"), EXPECTED_DISPLAY.values(), ids=EXPECTED_DISPLAY)
 def test_page_sample_text_is_shown_safely(text: str, expected: str) -> None:
     evaluation = hostile_texts.hostile_evaluation("x")
-    sample = evaluation.samples[0].model_copy(update={"tuned": text})
+    sample = evaluation.samples[0].model_copy(update={"tuned": GeneratedAnswer(text=text)})
     changed = evaluation.model_copy(update={"samples": [sample]})
     document = parse_page(render_page(run_records.make_manifest(), changed, run_records.ADAPTER_FACTS))
     (shown,) = document.xpath("//div[@class='tuned']/pre")
@@ -274,9 +284,75 @@ def test_page_sparse_data_is_drawn(evaluation: EvaluationReport) -> None:
 
 def test_page_long_lists_are_shortened_with_count() -> None:
     evaluation = run_records.make_full_evaluation()
-    many = evaluation.model_copy(update={"samples": evaluation.samples * 20})
+    many = evaluation.model_copy(update={"samples": evaluation.samples[:1] * 40})
     inputs = run_records.make_manifest().inputs * 120
     document = parse_page(render_page(run_records.make_manifest(inputs=inputs), many, run_records.ADAPTER_FACTS))
     assert len(document.xpath("//article")) == 20
     assert "And 20 more in evaluation.json" in visible_text(document)
     assert "And 70 more in manifest.json" in visible_text(document)
+
+
+def render(evaluation: EvaluationReport, **manifest: Any) -> html.HtmlElement:
+    return parse_page(render_page(run_records.make_manifest(**manifest), evaluation, run_records.ADAPTER_FACTS))
+
+
+def test_page_title_and_head_name_the_job(full: html.HtmlElement) -> None:
+    assert full.findtext(".//title") == "support/parcel-bot: fine-tuning report"
+    assert "support/parcel-bot" in visible_text(full.find(".//header"))
+
+
+def test_page_without_job_names_the_output() -> None:
+    document = render(run_records.make_minimal_evaluation(), job="")
+    assert document.findtext(".//title") == "bot: fine-tuning report"
+
+
+def test_page_forgetting_has_a_chip_of_its_own() -> None:
+    rise = run_records.make_measure("generalPerplexity", 57, 127, 1, higher_is_better=False)
+    evaluation = EvaluationReport(overfitting=FINE, forgetting=judge_forgetting(rise))
+    chips = {visible_text(chip): chip.get("class") for chip in render(evaluation).find_class("chip")}
+    assert chips["No overfitting found"] == "chip good"
+    assert chips["The model forgets"] == "chip bad"
+
+
+def test_page_samples_separate_prompts_and_rows_by_role(full: html.HtmlElement) -> None:
+    section = full.get_element_by_id("samples")
+    assert [title.text for title in section.iter("h3")] == ["Your prompts", "Validation rows"]
+    assert [role.text for role in section.find_class("role")] == ["User", "User"]
+
+
+def test_page_cut_answer_is_marked_with_the_limit() -> None:
+    cut = GeneratedAnswer(text="1. Choose a color 2.", reasoning="Colors.", is_cut=True)
+    sample = run_records.make_sample("Paint?", "-", "-").model_copy(update={"base": cut})
+    evaluation = EvaluationReport(overfitting=FINE, samples=[sample], max_new_tokens=128)
+    text = visible_text(render(evaluation).get_element_by_id("samples"))
+    assert "Base model Reasoning Colors. 1. Choose a color 2. Cut after 128 tokens" in text
+
+
+@pytest.mark.parametrize(("task", "is_stated"), [("chat", True), ("summarization", True), ("classification", False)])
+def test_page_says_for_generated_text_that_facts_are_not_judged(task: Task, is_stated: bool) -> None:
+    document = render(run_records.make_full_evaluation().model_copy(update={"task": task}))
+    assert ("They do not judge whether the facts" in visible_text(document)) == is_stated
+
+
+def test_page_baselines_have_tables_of_their_own() -> None:
+    measure = run_records.make_measure("chrf", 20, 30, 1)
+    comparison = Comparison(estimate=run_records.make_estimate(28, 1), change=run_records.make_estimate(2, 1))
+    evaluation = EvaluationReport(
+        overfitting=FINE, measures=[measure.model_copy(update={"baselines": {"last-week": comparison}})]
+    )
+    text = visible_text(render(evaluation).get_element_by_id("comparison"))
+    assert "Comparison with the baseline last-week" in text
+    assert "chrF 28 27 to 29 30 29 to 31 +2 +1 to +3 better" in text
+
+
+def test_page_unused_columns_and_skipped_files_are_named() -> None:
+    evaluation = EvaluationReport(overfitting=FINE, unused_columns={"source": 12, "id": 1})
+    report = run_records.DATASET_REPORT.model_copy(update={"skipped_files": 2, "control_tokens": 1})
+    text = visible_text(render(evaluation, dataset=report).get_element_by_id("data"))
+    assert "Columns that were not used: source (12 rows), id (1 row)." in text
+    assert "2 hidden or temporary files in the folders of the sources were left out." in text
+    assert "1 row contains the text of a control token." in text
+
+
+def test_page_links_the_log(full: html.HtmlElement) -> None:
+    assert "run.log" in [link.get("href") for link in full.find(".//footer").iter("a")]

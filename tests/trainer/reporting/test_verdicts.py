@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.trainer import run_records
 
+from finetune_trainer.evaluation.overfitting import judge_forgetting
 from finetune_trainer.records.evaluation import (
     CrossValidationResult,
     Estimate,
@@ -88,9 +89,8 @@ def test_headline_folds_only_is_not_compared() -> None:
 
 
 OVERFITTED = OverfittingResult(verdict="overfitting", message="it did", best_step=40)
-FORGETFUL = FINE.model_copy(
-    update={"forgetting": run_records.make_measure("perplexity", 10, 20, 1, higher_is_better=False)}
-)
+FORGETFUL = judge_forgetting(run_records.make_measure("generalPerplexity", 10, 20, 1, higher_is_better=False))
+REMEMBERING = judge_forgetting(run_records.make_measure("generalPerplexity", 57.19, 59.53, 1, higher_is_better=False))
 FALLING = [LossPoint(step=step, loss=4.0 - step) for step in range(3)]
 SPREAD = CrossValidationResult(metric="evalLoss", folds=[1, 2], mean=1.5, deviation=0.7)
 FEWER = run_records.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
@@ -104,7 +104,7 @@ ADVICE = {
         "Train only for fewer epochs (training.epochs)",
     ),
     "longer": (make_evaluation(validation_losses=FALLING), "still falling at the end: train longer"),
-    "forgetting": (make_evaluation(overfitting=FORGETFUL), "mix general rows into the data"),
+    "forgetting": (make_evaluation(forgetting=FORGETFUL), "mix general rows into the data"),
     "nothing measured": (make_evaluation(), "Compare the answers of both models yourself"),
     "only folds": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
     "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),

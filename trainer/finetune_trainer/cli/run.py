@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from finetune_trainer import pipeline
 from finetune_trainer.cli import launcher
 from finetune_trainer.cli.app import resolve_scratch
 from finetune_trainer.config import loader
-from finetune_trainer.contract import Outcome, Stage, TrainerConfig
+from finetune_trainer.contract import JOB_ENV, Outcome, Stage, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
@@ -21,6 +22,8 @@ def run_command(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
     if args.manifest is None and topology.is_rank_zero() and not _is_launcher():
         http_server.start_server(recorder.progress)
     config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
+    if args.manifest:  # in the environment, so that the ranks that are launched know it
+        os.environ.setdefault(JOB_ENV, loader.read_job_name(args.manifest))
     outcome = run_or_launch(config, resolve_scratch(args), recorder)
     if outcome.reason.exit_code == 0:
         recorder.progress.update(stage=Stage.DONE, percentage=100)

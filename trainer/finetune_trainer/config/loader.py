@@ -75,6 +75,12 @@ def read_world_size(path: Path) -> int:
     return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
 
 
+def read_job_name(path: Path) -> str:
+    """Return the name of the manifest, as `namespace/name` if it has a namespace."""
+    metadata = _read_job_document(path)["metadata"]
+    return "/".join(str(metadata[field]) for field in ("namespace", "name") if field in metadata)
+
+
 def load_from_environment() -> TrainerConfig:
     """Load the config that the operator sets in the pod. Raises `CONFIG_INVALID` with one line per mistake."""
     text = os.environ.get(CONFIG_ENV)

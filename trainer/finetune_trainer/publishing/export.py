@@ -53,8 +53,8 @@ def export_adapter(
 
 
 def get_base_model_name(config: TrainerConfig) -> str:
-    """Return the name of the base model for PEFT and servers: a name on the hub without scheme, otherwise the URI."""
-    return config.model.uri.removeprefix("hf://")
+    """Return the name of the base model for PEFT and servers: its name on the hub if it is known, otherwise the URI."""
+    return config.output.base_model_name or config.model.uri.removeprefix("hf://")
 
 
 def list_target_modules(model: PeftModel) -> list[str]:
@@ -71,8 +71,9 @@ def list_target_modules(model: PeftModel) -> list[str]:
 def _make_config_portable(path: Path, config: TrainerConfig, model_revision: str, targets: list[str]) -> None:
     """Replace local values in an `adapter_config.json`, such as the path of the base model, by public ones."""
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = get_base_model_name(config)
-    settings["revision"] = model_revision if config.model.uri.startswith("hf://") else None
+    name = get_base_model_name(config)
+    settings["base_model_name_or_path"] = name
+    settings["revision"] = model_revision if config.model.uri == f"hf://{name}" else None
     settings["auto_mapping"] = None  # Unsloth sets a class of its own
     settings["target_modules"] = targets
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -81,6 +81,8 @@ class AdapterManifest(_LenientModel):
     api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
     kind: Literal["AdapterManifest"] = "AdapterManifest"
     created_at: str
+    job: str = ""
+    """Name of the FineTuneJob, as `namespace/name` or, for a run without a cluster, as `name`."""
     config_digest: str
     config: dict[str, Any]
     """The `TrainerConfig` that the run used."""

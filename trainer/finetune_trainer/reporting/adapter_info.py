@@ -16,6 +16,11 @@ def parse_config(manifest: AdapterManifest) -> TrainerConfig:
     return TrainerConfig.model_validate(manifest.config)
 
 
+def get_run_name(manifest: AdapterManifest) -> str:
+    """Return the name of the FineTuneJob, or else the last part of the output's URI."""
+    return manifest.job or parse_config(manifest).output.uri.rstrip("/").rpartition("/")[2]
+
+
 def describe_training_length(config: TrainerConfig) -> str:
     """Return the configured length of the training: `3 epochs` or `200 steps`."""
     training = config.training

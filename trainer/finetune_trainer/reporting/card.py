@@ -6,13 +6,16 @@ value is escaped as Markdown unless a filter returns it as `Markdown`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
@@ -21,16 +24,23 @@ from finetune_trainer.reporting import data_table, verdicts
 from finetune_trainer.reporting.adapter_info import (
     describe_adapter,
     describe_training_length,
+    get_run_name,
     list_settings,
     list_timings,
     parse_config,
 )
+from finetune_trainer.reporting.baselines import build_baseline_tables
 from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate
 from finetune_trainer.reporting.markdown import Markdown, escape, format_code, format_code_block
 from finetune_trainer.text import escape_invisible, to_one_line
 
 _HUB_METRICS = {"evalLoss": "loss", "macroF1": "f1", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}
 """Names of metrics on the hub that differ from those in `evaluation.json`."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Name of a model that the hub accepts as a base model."""
+_HUB_DATASETS = "hf://datasets/"
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for `--max-lora-rank`."""
 _MAX_SAMPLES = 3
 _MAX_INPUTS = 20
 
@@ -47,6 +57,8 @@ def render_card(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
         "data_table": data_table.build_data_table(manifest.dataset),
         "max_inputs": _MAX_INPUTS,
         "samples": evaluation.samples[:_MAX_SAMPLES],
+        "run_name": get_run_name(manifest),
+        "usage": _build_usage(manifest, adapter_info),
     }
     return _create_environment().get_template("card.md.j2").render(context)
 
@@ -67,10 +79,42 @@ def _build_training_context(
     }
 
 
+@dataclass(frozen=True)
+class _Usage:
+    """Values of the code examples."""
+
+    base_model: str
+    """Name on the hub, or a placeholder."""
+    served_name: str
+    """Name of the adapter at a server."""
+    max_rank: int
+    """Smallest value of vLLM's `--max-lora-rank` that the adapter fits, or 0 if vLLM cannot load it."""
+
+
+def _build_usage(manifest: AdapterManifest, adapter_info: AdapterInfo) -> _Usage:
+    lora = parse_config(manifest).training.lora
+    max_rank = next((rank for rank in _VLLM_RANKS if rank >= lora.rank), 0) if lora.variant != "dora" else 0
+    served_name = re.sub(r"[^A-Za-z0-9._-]+", "-", get_run_name(manifest).rpartition("/")[2]) or "adapter"
+    base_model = adapter_info.base_name if _HUB_NAME.fullmatch(adapter_info.base_name) else "PATH_OF_THE_BASE_MODEL"
+    return _Usage(base_model, served_name, max_rank)
+
+
+def _list_hub_datasets(config: TrainerConfig) -> list[str]:
+    """Return the names of the datasets on the hub that the adapter was trained on."""
+    paths = [source.uri.removeprefix(_HUB_DATASETS) for source in config.dataset.sources if _is_hub_source(source)]
+    return list(dict.fromkeys("/".join(path.split("/")[:2]).partition("@")[0] for path in paths))
+
+
+def _is_hub_source(source: DataSource) -> bool:
+    return source.uri.startswith(_HUB_DATASETS)
+
+
 def _build_evaluation_context(evaluation: EvaluationReport) -> dict[str, Any]:
     return {
+        "limits": verdicts.describe_limits(evaluation),
         "quality": verdicts.quality_verdict(evaluation),
         "measures": evaluation.measures,
+        "baselines": build_baseline_tables(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
         "folds": evaluation.cross_validation,
         "bias": evaluation.bias,
@@ -83,15 +127,19 @@ def _build_card_data(
     results = list(_build_hub_results(manifest, evaluation))
     # On one line, because the hub searches the end of the front matter line by line.
     name = escape_invisible(adapter_info.base_name).replace("\n", " ")
+    config, is_hub_name = parse_config(manifest), _HUB_NAME.fullmatch(name)
     return ModelCardData(
-        base_model=name,
+        base_model=name if is_hub_name else None,
         library_name="peft",
-        tags=["lora", parse_config(manifest).training.method, "finetune-operator"],
+        license=config.output.license,
+        language=config.output.languages or None,
+        datasets=_list_hub_datasets(config) or None,
+        tags=["lora", config.training.method, "finetune-operator"],
         pipeline_tag="text-generation",
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=f"LoRA adapter for {name}" if results else None,
         eval_results=results or None,
-        base_model_relation="adapter",
+        base_model_relation="adapter" if is_hub_name else None,
     )
 
 

@@ -177,7 +177,7 @@ def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
             round(index * width, 2),
             round(width, 2),
             _to_percent(bar.rows, 0, y_ticks[-1]),
-            f"{bar.start:,} to {bar.end - 1:,} tokens: {pluralize(bar.rows, 'row')}",
+            f"{_format_range(bar.start, bar.end - 1)} tokens: {pluralize(bar.rows, 'row')}",
         )
         for index, bar in enumerate(bars)
     ]
@@ -188,9 +188,22 @@ def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
         Tick(100 - _to_percent(value, 0, y_ticks[-1]), label)
         for value, label in zip(y_ticks, _format_labels(y_ticks), strict=True)
     ]
+    return Histogram(columns, x, y, _describe_lengths(bars))
+
+
+def _describe_lengths(bars: Sequence[LengthBin]) -> str:
+    filled = [bar for bar in bars if bar.rows]
+    shortest, longest = filled[0].start, filled[-1].end - 1
     fullest_bin = max(bars, key=lambda bar: bar.rows)
-    description = f"Most rows, {fullest_bin.rows:,}, have {fullest_bin.start:,} to {fullest_bin.end - 1:,} tokens."
-    return Histogram(columns, x, y, description)
+    return (
+        f"The rows have {_format_range(shortest, longest)} tokens. The most common length is "
+        f"{_format_range(fullest_bin.start, fullest_bin.end - 1)} tokens, with {pluralize(fullest_bin.rows, 'row')} of "
+        f"{sum(bar.rows for bar in bars):,}."
+    )
+
+
+def _format_range(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def build_whisker(change: Estimate | None, higher_is_better: bool) -> Whisker | None:

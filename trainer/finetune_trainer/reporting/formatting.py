@@ -15,6 +15,9 @@ _METRIC_NAMES = {
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
     "chrf": "chrF",
+    "exactMatch": "Exact match",
+    "evalRewardAccuracy": "Reward accuracy",
+    "crossValidationLoss": "Cross-validation loss",
     "generalPerplexity": "Perplexity",  # the text next to it says of which data
     "biasFlags": "Bias flags",
 }
@@ -40,6 +43,11 @@ def format_estimate(value: Estimate | None, sign: bool = False) -> str:
     value_text = format_signed(value.value) if sign else format_number(value.value)
     interval_text = format_interval(value, sign)
     return f"{value_text} ({interval_text})" if interval_text else value_text
+
+
+def format_p_value(p_value: float) -> str:
+    """Format a p-value: `p = 0.031`."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def format_energy(energy_use: EnergyUse) -> str:

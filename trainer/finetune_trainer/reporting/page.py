@@ -11,12 +11,19 @@ from ruamel.yaml import YAML
 
 from finetune_trainer import formatting, text
 from finetune_trainer.records.adapter import AdapterInfo
-from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.records.evaluation import EvaluationReport, Sample
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import charts, data_table, verdicts
-from finetune_trainer.reporting.adapter_info import list_settings, list_timings, parse_config
+from finetune_trainer.reporting.adapter_info import get_run_name, list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
-from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_interval
+from finetune_trainer.reporting.baselines import build_baseline_tables
+from finetune_trainer.reporting.formatting import (
+    display_name,
+    format_energy,
+    format_estimate,
+    format_interval,
+    format_p_value,
+)
 
 MAX_SHOWN = 20
 """Maximum number of samples and of examples of rejected rows. `evaluation.json` has all of them."""
@@ -31,6 +38,9 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
         "adapter": adapter_info,
         "max_shown": MAX_SHOWN,
         "max_inputs": MAX_INPUTS,
+        "run_name": get_run_name(manifest),
+        "files": _list_files(evaluation),
+        "sample_groups": _group_samples(evaluation),
         **_verdict_context(manifest, evaluation),
         **_chart_context(manifest, evaluation),
         **_settings_context(manifest, adapter_info),
@@ -38,11 +48,30 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
     return _create_environment().get_template("page.html.j2").render(context)
 
 
+def _list_files(evaluation: EvaluationReport) -> list[tuple[str, str]]:
+    """Return name and content of the files next to the page."""
+    answers = [("evaluation.jsonl", "all answers and their scores")] if evaluation.max_new_tokens else []
+    return [("run.log", "log of the run"), ("evaluation.json", "all numbers of this page"), *answers]
+
+
+def _group_samples(evaluation: EvaluationReport) -> list[tuple[str, str, list[Sample]]]:
+    """Return title, explanation and samples of each group that has any."""
+    titles: dict[str, tuple[str, str]] = {
+        "prompt": ("Your prompts", "The prompts of evaluation.samplePrompts. They have no reference answer."),
+        "row": ("Validation rows", "The first rows that were held out from training, with the answers of the data."),
+    }
+    groups = [(*titles[kind], [sample for sample in evaluation.samples if sample.kind == kind]) for kind in titles]
+    return [group for group in groups if group[2]]
+
+
 def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> dict[str, Any]:
     return {
         "headline": verdicts.quality_verdict(evaluation),
+        "limits": verdicts.describe_limits(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
         "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
+        "has_intervals": any(measure.change and measure.change.low is not None for measure in evaluation.measures),
+        "baselines": build_baseline_tables(evaluation),
         "advice": build_advice(evaluation, manifest),
     }
 
@@ -88,6 +117,8 @@ def _create_environment() -> Environment:
         "measure_name": display_name,
         "number": formatting.format_number,
         "one_line": text.to_one_line,
+        "p_value": format_p_value,
+        "plural": formatting.pluralize,
         "part": lambda count, row: round(count / (sum(row) or 1), 2),
         "share": formatting.format_share,
         "shown": text.shorten,

@@ -107,6 +107,20 @@ def overfitting_verdict(evaluation: EvaluationReport) -> Verdict:
     return Verdict("Overfitting", tone, text, evaluation.overfitting.message)
 
 
+def forgetting_verdict(evaluation: EvaluationReport) -> Verdict | None:
+    """Return whether the model forgot what the base model knew, or None if the method does not measure it."""
+    forgetting = evaluation.forgetting
+    if forgetting is None:
+        return None
+    tones: dict[str, tuple[Tone, str]] = {
+        "none": ("good", "No forgetting found"),
+        "forgetting": ("bad", "The model forgets"),
+        "unknown": ("unsure", "Forgetting not measured"),
+    }
+    tone, text = tones[forgetting.verdict]
+    return Verdict("Forgetting", tone, text, forgetting.message)
+
+
 def bias_verdict(evaluation: EvaluationReport) -> Verdict:
     """Return whether the fine-tuning increased the differences between groups of people."""
     if evaluation.bias is None or not evaluation.bias.findings:
@@ -148,7 +162,22 @@ def preflight_verdict(evaluation: EvaluationReport) -> Verdict | None:
 
 
 def trust_verdicts(evaluation: EvaluationReport) -> list[Verdict]:
-    """Return the verdicts on overfitting, bias, the gate and, if they have warnings, the preflight checks."""
-    verdicts = [overfitting_verdict(evaluation), bias_verdict(evaluation), gate_verdict(evaluation)]
-    warnings = preflight_verdict(evaluation)
-    return [*verdicts, warnings] if warnings else verdicts
+    """Return the verdicts on overfitting, forgetting, bias, the gate and, with warnings, the preflight checks."""
+    verdicts = [
+        overfitting_verdict(evaluation),
+        forgetting_verdict(evaluation),
+        bias_verdict(evaluation),
+        gate_verdict(evaluation),
+        preflight_verdict(evaluation),
+    ]
+    return [verdict for verdict in verdicts if verdict]
+
+
+def describe_limits(evaluation: EvaluationReport) -> str:
+    """Say what the metrics of the task do not judge. Empty if there is nothing to say."""
+    if evaluation.task in (None, "classification"):
+        return ""
+    return (
+        "The metrics of answers compare their wording with that of the data. They do not judge whether the facts in an "
+        "answer are right: read the samples."
+    )

@@ -1,0 +1,46 @@
+"""Tables that compare the tuned model with each of `evaluation.baselines`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_trainer.records.evaluation import Comparison, EvaluationReport, Measure
+from finetune_trainer.reporting.verdicts import ChangeDirection, change_direction
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """One metric of a baseline and of the tuned model."""
+
+    measure: Measure
+    comparison: Comparison
+    direction: ChangeDirection
+
+
+@dataclass(frozen=True)
+class BaselineTable:
+    """All metrics of one baseline."""
+
+    name: str
+    rows: list[BaselineRow]
+
+
+def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
+    """Return one table for each baseline, in the order of the config."""
+    names = dict.fromkeys(name for measure in evaluation.measures for name in measure.baselines)
+    return [BaselineTable(name, _build_rows(evaluation, name)) for name in names]
+
+
+def _build_rows(evaluation: EvaluationReport, name: str) -> list[BaselineRow]:
+    return [
+        BaselineRow(measure, comparison, change_direction(compare_with_baseline(measure, comparison)))
+        for measure in evaluation.measures
+        if (comparison := measure.baselines.get(name))
+    ]
+
+
+def compare_with_baseline(measure: Measure, comparison: Comparison) -> Measure:
+    """Return the measure with the baseline in the place of the base model."""
+    return measure.model_copy(
+        update={"base": comparison.estimate, "change": comparison.change, "p_value": comparison.p_value}
+    )
