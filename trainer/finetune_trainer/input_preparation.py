@@ -28,6 +28,13 @@ class CheckedModel:
     """Maximum length of a text in tokens, if it is limited."""
 
 
+def check_settings(config: TrainerConfig) -> None:
+    """Raise `CONFIG_INVALID` for settings that are wrong for every base model, before anything is downloaded."""
+    from finetune_trainer.data.template_settings import check_template_settings
+
+    check_template_settings(config.model)
+
+
 def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     """Check the base model without its weights, and the adapter that training starts from.
 
@@ -46,7 +53,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     support_matrix.check_support(config, model_config.model_type)
     meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
     check_planned_quantization(config, model_config, meta_model)
-    tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
+    tokenizer = loading.load_tokenizer(files.model_dir, config.model)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     return CheckedModel(tokenizer, positions.get_max_positions(model_config))
 

@@ -85,6 +85,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
     if topology.is_rank_zero():
         _check_secrets(config)
+    input_preparation.check_settings(config)
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
     published = output.find_published()

@@ -84,6 +84,17 @@ class ChatTemplate:
         return texts[0], spans[0]
 
 
+def list_template_variables(source: str) -> frozenset[str]:
+    """Return the variables that a chat template reads and does not always set itself.
+
+    Raises `MODEL_INVALID` if it is not a Jinja template.
+    """
+    from jinja2.meta import find_undeclared_variables
+
+    environment = _compile_template(source).environment  # knows the tag `generation`
+    return frozenset(find_undeclared_variables(environment.parse(source)))
+
+
 def _compile_template(source: str) -> jinja2.Template:
     """Return the template as transformers compiles it, without what transformers repeats for each rendering."""
     from jinja2 import TemplateSyntaxError
