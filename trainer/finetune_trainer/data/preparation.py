@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,8 @@ class PreparedData:
     """Rows with the text of a control token, which is the `example`."""
     answer_ends: Mapping[int, int] = field(default_factory=dict)
     """Number of answers by the token that ends them, without answers of truncated rows."""
+    template_date: date | None = None
+    """Date that the chat template wrote as the current one. None: it writes today's date, or none."""
 
     @property
     def digest(self) -> str:
@@ -131,7 +134,8 @@ def prepare_dataset(
     training_writer.write(context.reader.read(files.sources))
     context.ledger.check_rewritten_rows()
     context.ledger.check_invalid_rows(context.reader.row_count)
-    return _split_rows(config, files, context, training_writer, validation_writer)
+    prepared = _split_rows(config, files, context, training_writer, validation_writer)
+    return replace(prepared, template_date=encoding.template_date)
 
 
 def _split_rows(
@@ -179,7 +183,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         preparation=config.dataset.preparation,
         schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
+        loss_masker=LossMasker(encoding.tokenizer, config.training.loss, encoding.template_date),
         control_token_finder=ControlTokenFinder(encoding.tokenizer),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
