@@ -18,6 +18,8 @@ from finetune_trainer.inputs.base_model import BaseModelSource, read_model_setti
 from finetune_trainer.planning import safetensors_headers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from finetune_trainer.data.preparation import PreparedData
     from finetune_trainer.planning.model_shape import ModelShape
 
@@ -31,6 +33,7 @@ class InspectedInputs:
     """The complete base model."""
     files: resolve.DownloadedInputs
     """All inputs, but only the headers of the weights of a base model in S3."""
+    tokenizer: PreTrainedTokenizerBase
     prepared: PreparedData
     shape: ModelShape
     backend: str
@@ -57,7 +60,7 @@ def inspect_inputs(
         model = input_preparation.check_model(config, files, read_template_date() or get_current_date())
         shape = compute_model_shape(config, files.model_dir)
         prepared = input_preparation.prepare_data(config, files, model, work_dir)
-        yield InspectedInputs(config, resolved_inputs.model, files, prepared, shape, backend, work_dir)
+        yield InspectedInputs(config, resolved_inputs.model, files, model.tokenizer, prepared, shape, backend, work_dir)
 
 
 def _download_inputs(
