@@ -31,7 +31,7 @@ class CheckedModel:
     max_positions: int | None
     """Maximum length of a text in tokens, if it is limited."""
     template_date: date | None = None
-    """Date that the chat template writes as the current one, or None if it writes none."""
+    """Date that the chat template writes as the current one, or None if it cannot write any."""
 
 
 def check_settings(config: TrainerConfig) -> None:
@@ -66,7 +66,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     max_positions = positions.get_max_positions(model_config)
     if not can_write_date(tokenizer):
         return CheckedModel(tokenizer, max_positions)
-    log.info("the chat template writes the current date: rows and prompts have %s", template_date)
+    log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
     return CheckedModel(tokenizer, max_positions, template_date)
 
 

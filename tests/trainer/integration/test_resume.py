@@ -80,7 +80,7 @@ def test_resume_new_run_of_same_output_uses_checkpoint(
     assert "another run holds" not in job.log
     assert f"resuming from step {saved}" in job.log
     assert min(job.read_losses()) == saved + 1
-    assert "the chat template writes the current date: rows and prompts have 2026-02-01" in job.log
+    assert "the chat template can write the current date: rows and prompts then have 2026-02-01" in job.log
     manifest, published_template, card = (
         s3.get(f"{job.output}/{name}").decode() for name in ("manifest.json", "chat_template.jinja", "README.md")
     )

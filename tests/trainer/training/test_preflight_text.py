@@ -72,7 +72,7 @@ def test_answers_complete_rows_with_a_date_in_the_template(build_inputs: BuildIn
     answers, written_date = check_answers(inputs)
     assert (answers.status, answers.value) == ("passed", 0)
     assert (written_date.check, written_date.status) == ("chatTemplate", "passed")
-    assert "rows and prompts have 2026-02-01, the date of the first attempt" in written_date.message
+    assert "rows and prompts then have 2026-02-01, so that all attempts" in written_date.message
     assert inputs.loaded.tokenizer.decode(inputs.prepared.dataset[0]["input_ids"])[:11] == "01 Feb 2026"
 
 

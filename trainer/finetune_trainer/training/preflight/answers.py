@@ -51,6 +51,6 @@ def _describe_date(template_date: date) -> PreflightFinding:
     return PreflightFinding(
         check="chatTemplate",
         status="passed",
-        message=f"the chat template writes the current date; rows and prompts have {template_date}, the date of the "
-        "first attempt of the run, so that all attempts train the same tokens",
+        message=f"the chat template can write the current date; rows and prompts then have {template_date}, so that "
+        "all attempts of the run train the same tokens",
     )
