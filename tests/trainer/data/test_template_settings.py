@@ -167,6 +167,9 @@ def test_arguments_published_tokenizer_renders_as_in_training(tmp_path: Path) ->
     options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
     assert list(published.apply_chat_template(TURNS[:1], **options)["input_ids"]) == encode_prompt(words, "2+2?")
     assert "<think>\n\n</think>" in words.decode(encode_prompt(words, "2+2?"))
+    masker = LossMasker(words)
+    (row,) = masker.tokenize([masker.render(Chat(TURNS))])
+    assert list(published.apply_chat_template(TURNS, return_dict=True)["input_ids"]) == row.input_ids
     apply_template_settings(published, build_settings(chatTemplateArguments={"enable_thinking": "false"}))
     assert published.chat_template == words.chat_template, "training again changes nothing"
 
