@@ -113,17 +113,20 @@ def _print_plan(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.cli import app
     from finetune_trainer.config import loader
     from finetune_trainer.contract import Reason
-    from finetune_trainer.planning import plan, plan_text
+    from finetune_trainer.planning import plan, plan_text, shown_rows
     from finetune_trainer.telemetry import termination_message
 
     def format_plan(run_plan: plan.Plan) -> str:
-        return run_plan.model_dump_json(by_alias=True, indent=2) if args.json else plan_text.to_text(run_plan)
+        marks = shown_rows.TERMINAL_MARKS if sys.stdout.isatty() else shown_rows.QUOTE_MARKS
+        return run_plan.model_dump_json(by_alias=True, indent=2) if args.json else plan_text.to_text(run_plan, marks)
 
     config = loader.load_manifest(args.manifest)
     build_plan = plan.build_checked_plan if args.check else plan.build_plan
     try:
         with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, which is for the plan
-            run_plan = build_plan(config, app.resolve_scratch(args), loader.read_world_size(args.manifest))
+            run_plan = build_plan(
+                config, app.resolve_scratch(args), loader.read_world_size(args.manifest), args.show_rows
+            )
     except plan.CheckFailedError as error:
         print(format_plan(error.plan))
         raise

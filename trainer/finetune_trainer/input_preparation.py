@@ -5,8 +5,10 @@ Libraries are imported inside functions: import the backend before they are call
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.preparation import PreparedData
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class CheckedModel:
@@ -26,13 +30,24 @@ class CheckedModel:
     tokenizer: PreTrainedTokenizerBase
     max_positions: int | None
     """Maximum length of a text in tokens, if it is limited."""
+    template_date: date | None = None
+    """Date that the chat template writes as the current one, or None if it cannot write any."""
 
 
-def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
-    """Check the base model without its weights, and the adapter that training starts from.
+def check_settings(config: TrainerConfig) -> None:
+    """Raise `CONFIG_INVALID` for settings that are wrong for every base model, before anything is downloaded."""
+    from finetune_trainer.data.template_settings import check_template_settings
+
+    check_template_settings(config.model)
+
+
+def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: date) -> CheckedModel:
+    """Check the base model without its weights, and the adapter that training starts from. `template_date` is the date
+    of the run for chat templates that write the current date.
 
     Raises `MODEL_INVALID`, `MODEL_UNSUPPORTED`, and `CONFIG_INVALID` for settings that do not fit the model.
     """
+    from finetune_trainer.data.chat_template import can_write_date
     from finetune_trainer.inputs.model_files import check_model_dir
     from finetune_trainer.modeling import existing_adapter, loading, positions, stored_quantization, support_matrix
     from finetune_trainer.modeling.model_config import build_meta_model
@@ -46,9 +61,13 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     support_matrix.check_support(config, model_config.model_type)
     meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
     check_planned_quantization(config, model_config, meta_model)
-    tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
+    tokenizer = loading.load_tokenizer(files.model_dir, config.model)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
-    return CheckedModel(tokenizer, positions.get_max_positions(model_config))
+    max_positions = positions.get_max_positions(model_config)
+    if not can_write_date(tokenizer):
+        return CheckedModel(tokenizer, max_positions)
+    log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
+    return CheckedModel(tokenizer, max_positions, template_date)
 
 
 def prepare_data(
@@ -68,7 +87,7 @@ def prepare_data(
     from finetune_trainer.training.methods import get_method
 
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
-    encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions)
+    encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions, model.template_date)
     dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
     record_report(dataset.report)
     requirements.check_requirements(config, dataset, model.tokenizer)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer import input_preparation
 from finetune_trainer.checkpoints.manager import CheckpointManager, create_checkpoint_manager
+from finetune_trainer.checkpoints.store import CheckpointStore
+from finetune_trainer.config.template_date import get_current_date, read_template_date
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import JOB_ENV, DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import collectives, topology
@@ -86,6 +89,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
     if topology.is_rank_zero():
         _check_secrets(config)
+    input_preparation.check_settings(config)
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
     published = output.find_published()
@@ -114,12 +118,10 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         download = start_download(resolved.inputs, context)  # in the background
         backend = import_backend(resolved.inputs, context)  # meanwhile: it takes seconds
         collectives.init_process_group(context.progress.heartbeat)
-        inputs = collectives.run_on_local_rank_zero(
-            partial(prepare_inputs, download, context), context.work_dir, context.progress.heartbeat
-        )
+        prepare = partial(prepare_inputs, download, choose_template_date(output), context)
+        inputs = collectives.run_on_local_rank_zero(prepare, context.work_dir, context.progress.heartbeat)
         model = load_model(inputs, backend, context)
-        checkpoint_store = output.checkpoint_store(inputs.dataset.digest, inputs.files.start_revision)
-        checkpoints = create_checkpoint_manager(checkpoint_store, context)
+        checkpoints = create_checkpoint_manager(_open_checkpoint_store(inputs, output), context)
         result = train_adapter(model, inputs, checkpoints, context)
         if not topology.is_rank_zero():
             return wait_for_rank_zero(context)
@@ -186,13 +188,25 @@ def import_backend(inputs: ResolvedInputs, context: RunContext) -> str:
     return backend
 
 
-def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> PreparedInputs:
+def choose_template_date(output: OutputPrefix) -> date:
+    """Return the date that chat templates write as the current one, which is the same in all ranks and attempts.
+
+    It is that of the checkpoints of this config, if there are any: also those of an earlier run, which this one
+    resumes from. Otherwise it is the date in the environment, or today.
+    """
+    if not topology.is_rank_zero():
+        return date.fromordinal(collectives.broadcast(0))
+    template_date = output.find_template_date() or read_template_date() or get_current_date()
+    return date.fromordinal(collectives.broadcast(template_date.toordinal()))
+
+
+def prepare_inputs(download: Future[DownloadedInputs], template_date: date, context: RunContext) -> PreparedInputs:
     """Wait for the download, check the model's files and prepare the dataset. One rank of each node does this."""
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
     context.enter_stage(Stage.PREPARING)
-    model = input_preparation.check_model(config, files)
+    model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
 
@@ -204,6 +218,11 @@ def load_model(inputs: PreparedInputs, backend: str, context: RunContext) -> Loa
     context.enter_stage(Stage.LOADING)
     files = inputs.files
     return loading.load_with_tokenizer(inputs.training_config, files.model_dir, backend, files.adapter_dir)
+
+
+def _open_checkpoint_store(inputs: PreparedInputs, output: OutputPrefix) -> CheckpointStore:
+    dataset = inputs.dataset
+    return output.checkpoint_store(dataset.digest, inputs.files.start_revision, dataset.template_date)
 
 
 def train_adapter(
@@ -241,7 +260,7 @@ def evaluate_adapter(
     # The measures of the evaluation replace those of the training, so that all outputs show what the gate has checked.
     metrics = {**result.metrics, **evaluation.flatten_metrics()}
     manifest = build_manifest(context.config, inputs.files, model.backend, inputs.dataset.report, metrics)
-    manifest = manifest.model_copy(update={"config_digest": digest})
+    manifest = manifest.model_copy(update={"config_digest": digest, "template_date": inputs.dataset.template_date})
     return RunReport(manifest, evaluation, export.collect_adapter_info(context.config, model))
 
 
@@ -352,7 +371,7 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     backends.import_backend(backend, config.model.quantization)
     from finetune_trainer.publishing import merge, merge_check
 
-    inputs = prepare_inputs(download, context)
+    inputs = prepare_inputs(download, published.manifest.template_date or get_current_date(), context)
     model_dir = inputs.files.model_dir
     adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
     model = loading.load_with_tokenizer(config, model_dir, backend, adapter_dir)

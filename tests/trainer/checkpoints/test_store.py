@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,10 @@ def test_checkpoint_store_keeps_newest_until_cleared(
     [
         (replace(ORIGIN, data_digest="sha256:other"), "the data has changed since"),
         (replace(ORIGIN, model_revision="other"), "the base model has changed since"),
+        (
+            replace(ORIGIN, template_date=date(2026, 2, 1)),
+            "its rows have the date None, those of this run 2026-02-01",
+        ),
     ],
 )
 def test_checkpoint_store_changed_inputs_start_fresh(
@@ -73,6 +78,16 @@ def test_checkpoint_store_changed_inputs_start_fresh(
     assert open_store(s3, prefix, origin).fetch_newest(tmp_path / "restored") is None
     assert expected_message in caplog.text
     assert "training starts from the beginning" in caplog.text
+
+
+def test_checkpoint_store_template_date_is_that_of_the_newest(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    dated = open_store(s3, prefix, replace(ORIGIN, template_date=date(2026, 2, 1)))
+    assert dated.find_template_date() is None
+    save_checkpoints(dated, tmp_path, 5)
+    store_of_next_attempt = open_store(s3, prefix, replace(ORIGIN, data_digest="", model_revision=""))
+    assert store_of_next_attempt.find_template_date() == date(2026, 2, 1)
+    s3.put(f"{prefix}.checkpoints/config/step-10/checkpoint.json", b"damaged")
+    assert store_of_next_attempt.find_template_date() == date(2026, 2, 1)
 
 
 def test_checkpoint_store_other_config_is_untouched(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from finetune_trainer.cli.app import build_parser
 from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, SCRATCH_ENV, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.telemetry import http_server
 
@@ -83,6 +84,13 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
         "ruamel.yaml",
         "cel",
     }
+
+
+@pytest.mark.parametrize("count", ["-1", "x", "1001"])
+def test_plan_number_of_shown_rows_is_checked(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["plan", "job.yaml", "--show-rows", count])
+    assert f"--show-rows: must be a number from 0 to 1000, not '{count}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.trainer.tiny_model import CHATML
 from tests.support.trainer.trainer_process import STEPS, TrainerRun, make_rows, make_run_factory
 
-from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, Reason
+from finetune_trainer.contract import RUN_ID_ENV, STOP_SECONDS_ENV, TEMPLATE_DATE_ENV, Reason
 
 if TYPE_CHECKING:
     from tests.support.trainer.faulty_proxy import FaultyProxy
@@ -26,6 +28,7 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], Tra
     return make_run_factory(s3, tmp_path, forks.build_model)
 
 
+DATED_CHATML = "{{ strftime_now('%d %b') }} {{ mood }} " + CHATML
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens")
 
 
@@ -63,18 +66,30 @@ def test_resume_after_sigterm_matches_uninterrupted_run(
 def test_resume_new_run_of_same_output_uses_checkpoint(
     s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer
 ) -> None:
-    """`kubectl delete` and `kubectl apply` of the same file, in the middle of training."""
+    """`kubectl delete` and `kubectl apply` of the same file on the next day, in the middle of training."""
     job = pods("job")
+    job.changes["model"] = {"chatTemplate": DATED_CHATML, "chatTemplateArguments": {"mood": "calm"}}
+    job.environment[TEMPLATE_DATE_ENV] = "2026-02-01"
     forks.run_until(job, "step 6/", signal.SIGTERM)
     assert job.outcome.reason is Reason.PREEMPTED, job.log
     saved = job.outcome.progress.last_checkpoint_step if job.outcome.progress else None
     assert saved
     assert not [key for key in s3.list_keys(job.output) if key.endswith(".claim.json")]
-    job.environment[RUN_ID_ENV] = "uid-of-the-next"
+    job.environment |= {RUN_ID_ENV: "uid-of-the-next", TEMPLATE_DATE_ENV: "2026-02-02"}
     assert forks.run(job) is Reason.COMPLETED, job.log
     assert "another run holds" not in job.log
     assert f"resuming from step {saved}" in job.log
     assert min(job.read_losses()) == saved + 1
+    assert "the chat template can write the current date: rows and prompts then have 2026-02-01" in job.log
+    manifest, published_template, card = (
+        s3.get(f"{job.output}/{name}").decode() for name in ("manifest.json", "chat_template.jinja", "README.md")
+    )
+    assert json.loads(manifest)["templateDate"] == "2026-02-01"
+    assert published_template == ('{% if mood is not defined %}{% set mood = "calm" %}{% endif %}\n' + DATED_CHATML), (
+        "servers write their own date"
+    )
+    assert "| Chat template arguments | mood: calm |" in card
+    assert "| Date in the chat template | 2026-02-01 |" in card
 
 
 def test_resume_changed_data_starts_fresh(s3: S3Server, pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:

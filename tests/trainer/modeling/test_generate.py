@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config, write_rows
+from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, chat, config, write_rows
 
 from finetune_trainer.data import preparation
+from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.generation import generate_completions
@@ -21,6 +22,7 @@ from finetune_trainer.training.train import train
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
+SYSTEM_CHATML = "{% if mood is defined %}<|im_start|>system\n{{ mood }}<|im_end|>\n{% endif %}" + CHATML
 ANSWERS = {"What is red?": "A warm colour.", "What is blue?": "A cold colour."}
 
 
@@ -32,7 +34,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["with chat template", "plain text"])
+@pytest.fixture(scope="module", params=["template arguments", "plain text"])
 def tuned(
     request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
@@ -44,7 +46,10 @@ def tuned(
         (base / "chat_template.jinja").unlink()
         rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS.items()]
     settings = config({"maxSteps": 80, "batchSize": 2, "gradientAccumulation": 1, "gradientCheckpointing": False})
-    words = loading.load_tokenizer(base)
+    if request.param == "template arguments":
+        source = {"chat_template": SYSTEM_CHATML, "chat_template_arguments": {"mood": "Be brief."}}
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=source)})
+    words = loading.load_tokenizer(base, settings.model)
     sources = [(settings.dataset.sources[0], [write_rows(folder / "rows", rows)])]
     prepared = preparation.prepare_dataset(
         settings, preparation.DataFiles(sources, "sha256:0"), RowEncoding(words, get_method(settings)), folder
@@ -68,3 +73,9 @@ def test_generate_base_model_is_deterministic(tuned: tuple[Path, Path]) -> None:
     )
     assert first == again
     assert first != list(ANSWERS.values())
+
+
+@pytest.mark.parametrize("tuned", ["template arguments"], indirect=True)
+def test_generate_prompts_have_the_template_arguments(tuned: tuple[Path, Path]) -> None:
+    words = loading.load_tokenizer(tuned[1])
+    assert words.decode(encode_prompt(words, "Hi")).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")

@@ -51,12 +51,13 @@ def test_check_command_prints_plan_with_findings(jobs: PlanJobWriter, forks: For
     jobs.upload_model(build(tmp_path / "tiny"))
     manifest = jobs.write(ROWS)
     before = {path.name for path in tmp_path.iterdir()}
-    status, out, err = run_command(forks, tmp_path, "plan", "--check", "--json", str(manifest))
+    status, out, err = run_command(forks, tmp_path, "plan", "--check", "--json", "--show-rows", "2", str(manifest))
     assert status == 0, err
     plan = json.loads(out)
     assert {finding["status"] for finding in plan["preflight"]} == {"passed"}
     finding = next(finding for finding in plan["preflight"] if finding["check"] == "loss")
     assert finding["value"] == pytest.approx(finding["expected"], rel=1e-3)
+    assert [row["location"].rpartition(" ")[2] for row in plan["rows"]] == ["1", "2"]
     assert plan["steps"] == build_plan(load_manifest(manifest), tmp_path).steps
     assert not jobs.s3.list_keys(f"s3://results/{jobs.name}")
     assert {path.name for path in tmp_path.iterdir()} == before | {"out", "err"}

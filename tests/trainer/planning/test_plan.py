@@ -180,6 +180,16 @@ class TestPlanAgainstRun:
         assert caught.value.reason is reason
 
 
+def test_unknown_template_is_refused_before_any_download(tmp_path: Path) -> None:
+    job_config = make_config().model_copy(
+        update={"model": make_config().model.model_copy(update={"chat_template_name": "qwen9"})}
+    )
+    for refuse in (lambda: build_plan(job_config, tmp_path), lambda: resolve_run(job_config)):
+        with pytest.raises(TrainerError, match=r"model.chatTemplateName: TRL has no chat template 'qwen9'") as caught:
+            refuse()
+        assert caught.value.reason is Reason.CONFIG_INVALID
+
+
 @pytest.mark.parametrize(
     ("content", "expected_message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, build, ch
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data import preparation
-from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.row_schema import RowEncoding
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import LoadedModel, load_model, load_tokenizer
@@ -31,12 +31,14 @@ BuildInputs = Callable[..., TrainerInputs]
 def build_inputs(tmp_path: Path) -> BuildInputs:
     """Return a function that prepares rows for the tiny model with the tokenizer of a family."""
 
-    def build_for(family: TemplateFamily, rows: Sequence[Any] = ROWS, **training: Any) -> TrainerInputs:
+    def build_for(
+        family: TemplateFamily, rows: Sequence[Any] = ROWS, template_date: date | None = None, **training: Any
+    ) -> TrainerInputs:
         model_dir = build(tmp_path / "model", custom_tokenizer=family.build_tokenizer())
         settings = build_config(training, preparation={"overlength": "truncate", "maxRewrittenFraction": 0.5})
         tokenizer = load_tokenizer(model_dir)
         files = preparation.DataFiles([(settings.dataset.sources[0], [write_rows(tmp_path / "rows", rows)])], "")
-        encoding = RowEncoding(tokenizer, get_method(settings))
+        encoding = RowEncoding(tokenizer, get_method(settings), template_date=template_date)
         prepared = preparation.prepare_dataset(settings, files, encoding, tmp_path / "work")
         loaded = LoadedModel(load_model(settings, model_dir, "transformers"), tokenizer, "transformers")
         return TrainerInputs(settings, loaded, prepared, tmp_path)
@@ -66,14 +68,12 @@ def test_answers_complete_rows_with_a_date_in_the_template(build_inputs: BuildIn
     from finetune_trainer.training.preflight.answers import check_answers
 
     template = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    inputs = build_inputs(TemplateFamily(template))
-    answers, date = check_answers(inputs)
+    inputs = build_inputs(TemplateFamily(template), template_date=date(2026, 2, 1))
+    answers, written_date = check_answers(inputs)
     assert (answers.status, answers.value) == ("passed", 0)
-    assert (date.check, date.status) == ("chatTemplate", "passed")
-    assert "the rows have the date 01 January 2026" in date.message
-    tokenizer = inputs.loaded.tokenizer
-    texts = [tokenizer.decode(ids) for ids in (inputs.prepared.dataset[0]["input_ids"], encode_prompt(tokenizer, "x"))]
-    assert [text[:11] for text in texts] == ["01 Jan 2026"] * 2, "in training and in evaluation"
+    assert (written_date.check, written_date.status) == ("chatTemplate", "passed")
+    assert "rows and prompts then have 2026-02-01, so that all attempts" in written_date.message
+    assert inputs.loaded.tokenizer.decode(inputs.prepared.dataset[0]["input_ids"])[:11] == "01 Feb 2026"
 
 
 def test_answers_control_token_in_a_text_is_a_warning(build_inputs: BuildInputs) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +65,8 @@ class CheckpointProvenance:
     data_digest: str
     model_revision: str
     versions: dict[str, str]
+    template_date: date | None = None
+    """Date that the chat template wrote as the current one in the rows, or None if it writes none."""
 
 
 def _validate_timestamp(timestamp: str) -> str:
@@ -86,11 +88,12 @@ class CheckpointManifest(Model):
     data_digest: str
     model_revision: str
     versions: dict[str, str]
+    template_date: date | None = None
     files: list[FileRecord]
 
     def to_bytes(self) -> bytes:
         """Serialize the manifest as it is stored."""
-        return self.model_dump_json(by_alias=True, indent=2).encode()
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,15 @@ class CheckpointStore:
             log.warning("checkpoint: training starts from the beginning, since no checkpoint is usable")
         return None
 
+    def find_template_date(self) -> date | None:
+        """Return the date that the newest complete checkpoint records for chat templates, or None."""
+        steps = self._list_steps()
+        for step in sorted(steps, reverse=True):
+            manifest = self._read_manifest(steps[step])
+            if isinstance(manifest, CheckpointManifest):
+                return manifest.template_date
+        return None
+
     def fetch(self, step: int, target: Path) -> None:
         """Download the checkpoint of this step, which rank 0 chose. Raises `STORAGE_CORRUPT` if it is unusable."""
         manifest_or_problem = self._fetch_verified(self._list_steps().get(step, {}), target / f"checkpoint-{step}")
@@ -205,15 +217,21 @@ class CheckpointStore:
 
     def _fetch_verified(self, objects: dict[str, S3Object], folder: Path) -> CheckpointManifest | str:
         """Download and verify a checkpoint. Returns its manifest, or why it is unusable."""
+        manifest = self._read_manifest(objects)
+        if not isinstance(manifest, CheckpointManifest):
+            return manifest
+        problem = self._find_mismatch(manifest) or _find_incomplete(manifest, objects)
+        return problem or self._download_files(manifest, objects, folder) or manifest
+
+    def _read_manifest(self, objects: dict[str, S3Object]) -> CheckpointManifest | str:
+        """Return the manifest of a checkpoint, or why it has none."""
         if CHECKPOINT_MANIFEST_NAME not in objects:
             return "it is incomplete"
         content = read_object(self._s3, objects[CHECKPOINT_MANIFEST_NAME].location)
         try:
-            manifest = CheckpointManifest.model_validate_json(content or b"")
+            return CheckpointManifest.model_validate_json(content or b"")
         except ValidationError:
             return f"its {CHECKPOINT_MANIFEST_NAME} is invalid"
-        problem = self._find_mismatch(manifest) or _find_incomplete(manifest, objects)
-        return problem or self._download_files(manifest, objects, folder) or manifest
 
     def _find_mismatch(self, manifest: CheckpointManifest) -> str | None:
         if manifest.format_version != CHECKPOINT_FORMAT_VERSION:
@@ -224,6 +242,10 @@ class CheckpointStore:
             return "the data has changed since"
         if manifest.model_revision != self._provenance.model_revision:
             return "the base model has changed since"
+        if manifest.template_date != self._provenance.template_date:
+            return (
+                f"its rows have the date {manifest.template_date}, those of this run {self._provenance.template_date}"
+            )
         return None
 
     def _download_files(self, manifest: CheckpointManifest, objects: dict[str, S3Object], folder: Path) -> str | None:

@@ -13,6 +13,9 @@ from finetune_trainer.errors import TrainerError
 if TYPE_CHECKING:
     from finetune_trainer.cli.generate import GenerateRequest
 
+MAX_SHOWN_ROWS = 1000
+"""Maximum of `plan --show-rows`: the data preparation keeps the locations of as many rows."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `run`, `plan` and `generate`."""
@@ -68,7 +71,20 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="load the base model and run the checks before the first step"
     )
+    parser.add_argument(
+        "--show-rows",
+        type=_parse_row_count,
+        default=0,
+        metavar="N",
+        help="also print the first N rows as rendered, with the supervised tokens marked",
+    )
     _add_work_dir_argument(parser)
+
+
+def _parse_row_count(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SHOWN_ROWS:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_SHOWN_ROWS}, not {text!r}")
+    return int(text)
 
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:

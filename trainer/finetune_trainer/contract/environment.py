@@ -26,7 +26,8 @@ DATASET_HUB_TOKEN_FILE_ENV = "FINETUNE_DATASET_HUB_TOKEN_FILE"
 """File with the hub token for `hf://` datasets. If unset, the token of the model is used."""
 TEMPLATE_DATE_ENV = "FINETUNE_TEMPLATE_DATE"
 """Date that chat templates write as the current one, such as `2026-11-30`: the day on which the FineTuneJob was
-created, so that all attempts of a run train the same tokens. If unset, it is the day of the first attempt."""
+created, so that all attempts of a run train the same tokens. If unset, it is the day of the first attempt. A run that
+finds checkpoints keeps their date."""
 SIGNING_KEY_FILE_ENV = "FINETUNE_SIGNING_KEY_FILE"
 """File with the private key of `output.signing`."""
 SIGNING_KEY = "signing-key.pem"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from collections.abc import Callable
+from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,32 +22,37 @@ Span = tuple[int, int]
 ANSWER_MARK = "answer0f1e2d3c4b5a"
 """Placeholder for an answer, to find out what the template writes around answers."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
 DATE_FUNCTION = "strftime_now"
 """Name of the function with which chat templates write the current date, as those of Llama 3 and gpt-oss do."""
-_RENDERING_DATE = datetime(2026, 1, 1)
 
 
-def format_rendering_date(pattern: str) -> str:
-    """Return the date that templates write as the current one: 1 January 2026, so that a run trains the same tokens on
-    every day. `pattern` is that of `strftime`."""
-    return _RENDERING_DATE.strftime(pattern)
+def build_date_variables(template_date: date | None) -> dict[str, Callable[[str], str]]:
+    """Return the variables with which a template writes this date as the current one. None: it writes today's date."""
+    return {} if template_date is None else {DATE_FUNCTION: template_date.strftime}
+
+
+def can_write_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has a chat template that writes the current date, at least for some conversations.
+
+    Templates with a `date_string` either take it from the same function, or have a constant date.
+    """
+    return bool(tokenizer.chat_template) and DATE_FUNCTION in tokenizer.get_chat_template()
 
 
 class ChatTemplate:
     """Chat template of a tokenizer. `has_generation_tags` says whether it marks the text of the assistant itself.
 
-    Raises `MODEL_INVALID` if it is not a Jinja template.
+    It writes `template_date` as the current date, or today's date if that is None. Raises `MODEL_INVALID` if it is not
+    a Jinja template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_date: date | None = None) -> None:
         self._source: str = tokenizer.get_chat_template()
         self._variables = {
             **tokenizer.special_tokens_map,
             "tools": None,
             "documents": None,
-            DATE_FUNCTION: format_rendering_date,
+            **build_date_variables(template_date),
         }
         self.has_generation_tags = _GENERATION_TAG.search(self._source) is not None
         self._compiled_template = _compile_template(self._source)
@@ -82,6 +88,17 @@ class ChatTemplate:
         except template_errors() as error:
             raise _convert_error(error) from error
         return texts[0], spans[0]
+
+
+def list_template_variables(source: str) -> frozenset[str]:
+    """Return the variables that a chat template reads and does not always set itself.
+
+    Raises `MODEL_INVALID` if it is not a Jinja template.
+    """
+    from jinja2.meta import find_undeclared_variables
+
+    environment = _compile_template(source).environment  # knows the tag `generation`
+    return frozenset(find_undeclared_variables(environment.parse(source)))
 
 
 def _compile_template(source: str) -> jinja2.Template:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -31,11 +32,10 @@ from typing import TYPE_CHECKING, Literal
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.chat_template import (
     ANSWER_MARK,
-    DATE_FUNCTION,
     ChatTemplate,
     Messages,
     Span,
-    format_rendering_date,
+    build_date_variables,
 )
 from finetune_trainer.data.end_of_turn import (
     EndOfTurn,
@@ -111,14 +111,20 @@ class LossMasker:
     """Renders and tokenizes conversations with one tokenizer, and masks the tokens that the loss ignores.
 
     `loss` is `completion` (answers and their endings) or `all` (every token but the first, which no token precedes).
+    The chat template writes `template_date` as the current date, or today's date if that is None.
     Raises `MODEL_INVALID` if the tokenizer does not provide the character offsets of its tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Literal["completion", "all"] = "completion") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        loss: Literal["completion", "all"] = "completion",
+        template_date: date | None = None,
+    ) -> None:
         require_offsets(tokenizer)
         self._tokenizer = tokenizer
         self._supervise_all = loss == "all"
-        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._template = ChatTemplate(tokenizer, template_date) if tokenizer.chat_template else None
         self._bos_ids = get_bos_ids(tokenizer)
 
     def render(self, conversation: Row) -> RenderedConversation:
@@ -306,13 +312,16 @@ def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.bos_token_id] if starts_with_bos else []
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Tokenize a prompt as in training: as a user turn, or as plain text if there is no chat template."""
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template_date: date | None = None) -> list[int]:
+    """Tokenize a prompt as in training: as a user turn, or as plain text if there is no chat template.
+
+    The chat template writes `template_date` as the current date, or today's date if that is None.
+    """
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
         # transformers 5 returns a BatchEncoding by default; return_dict=True gives one in all versions.
         encoded = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=True, **{DATE_FUNCTION: format_rendering_date}
+            turns, add_generation_prompt=True, return_dict=True, **build_date_variables(template_date)
         )
         return list(encoded["input_ids"])
     prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])

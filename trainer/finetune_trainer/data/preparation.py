@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowEncoding, RowSchema
-from finetune_trainer.data.row_types import SourceFile
+from finetune_trainer.data.row_types import SourceFile, SourceLocation
 from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.split_writer import PreparationContext, SplitWriter
 from finetune_trainer.data.tokenized_rows import LengthLimits
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MAX_LOCATIONS = 1000
+"""Number of rows whose locations are kept in memory."""
 SourceFiles = Sequence[tuple[DataSource, Sequence[SourceFile]]]
 
 
@@ -79,6 +82,10 @@ class PreparedData:
     """Rows with the text of a control token, which is the `example`."""
     answer_ends: Mapping[int, int] = field(default_factory=dict)
     """Number of answers by the token that ends them, without answers of truncated rows."""
+    template_date: date | None = None
+    """Date that the chat template wrote as the current one. None: it writes today's date, or none."""
+    locations: Sequence[SourceLocation] = ()
+    """Locations of the first rows of `dataset`, in its order."""
 
     @property
     def digest(self) -> str:
@@ -131,7 +138,8 @@ def prepare_dataset(
     training_writer.write(context.reader.read(files.sources))
     context.ledger.check_rewritten_rows()
     context.ledger.check_invalid_rows(context.reader.row_count)
-    return _split_rows(config, files, context, training_writer, validation_writer)
+    prepared = _split_rows(config, files, context, training_writer, validation_writer)
+    return replace(prepared, template_date=encoding.template_date)
 
 
 def _split_rows(
@@ -161,6 +169,7 @@ def _split_rows(
         rewritten=context.ledger.rewritten_rows,
         control_tokens=context.ledger.control_tokens,
         answer_ends=context.ledger.answer_ends,
+        locations=training_writer.locate_rows(_select_training_rows(training_writer, held_out_rows)[:_MAX_LOCATIONS]),
     )
 
 
@@ -179,7 +188,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         preparation=config.dataset.preparation,
         schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
+        loss_masker=LossMasker(encoding.tokenizer, config.training.loss, encoding.template_date),
         control_token_finder=ControlTokenFinder(encoding.tokenizer),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
@@ -246,6 +255,13 @@ def _select_held_out_rows(config: TrainerConfig, training_writer: SplitWriter) -
     return splits.choose_validation_rows(training_writer.row_groups.compute_keys(), fraction, seed)
 
 
+def _select_training_rows(training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of the rows that are not held out, in order."""
+    import numpy as np
+
+    return np.setdiff1d(np.arange(training_writer.stats.row_count), held_out_rows, assume_unique=True)
+
+
 def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> Folds | None:
     """Assign the rows that are not held out to the folds of cross-validation, if the config asks for it."""
     import numpy as np
@@ -253,7 +269,7 @@ def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_r
     cross_validation = config.training.cross_validation
     if not cross_validation or not training_writer.row_groups:
         return None
-    rows = np.setdiff1d(np.arange(training_writer.stats.row_count), held_out_rows, assume_unique=True)
+    rows = _select_training_rows(training_writer, held_out_rows)
     group_keys = np.frombuffer(training_writer.row_groups.compute_keys(), dtype=np.uint64)[rows]
     return folds.assign_folds(
         group_keys, training_writer.stats.is_augmented(rows), cross_validation.folds, config.training.seed
@@ -264,12 +280,10 @@ def _split_dataset(
     training_writer: SplitWriter, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Return the dataset without the held-out rows, and the dataset of the validation rows if there are any."""
-    import numpy as np
-
     dataset = training_writer.load_dataset()
     if not len(held_out_rows):
         return dataset, None
-    training_rows = np.setdiff1d(np.arange(len(dataset)), held_out_rows, assume_unique=True)
+    training_rows = _select_training_rows(training_writer, held_out_rows)
     return dataset.select(training_rows), dataset.select(validation_rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,3 +51,5 @@ class RowEncoding:
     schema: RowSchema
     max_positions: int | None = None
     """The number of positions of the base model, if it is limited. No row is longer."""
+    template_date: date | None = None
+    """Date that the chat template writes as the current one. None: it writes today's date, or none."""

@@ -21,6 +21,7 @@ from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.rewritten_text import find_removed_text
+from finetune_trainer.data.row_locations import RowLocations
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
@@ -29,6 +30,8 @@ from finetune_trainer.data.tokenized_rows import LengthLimits, TokenizedRow
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAX_BATCH_ROWS = 256
 _MAX_BATCH_CHARS = 1 << 22
@@ -94,6 +97,7 @@ class SplitWriter:
         self._duplicate_filter = duplicate_filter
         self.row_groups = row_groups
         self.stats = RowStats(path.with_suffix(".facts"))
+        self._locations = RowLocations(path.with_suffix(".locations"))
 
     def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
         """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
@@ -105,6 +109,7 @@ class SplitWriter:
                 for tokenized_row in self._collect_accepted_rows(*batch):
                     writer.add(tokenized_row)
         self.stats.close()
+        self._locations.close()
 
     def load_dataset(self) -> datasets.Dataset:
         """Return the written rows, memory-mapped."""
@@ -112,6 +117,10 @@ class SplitWriter:
 
         # Not from_generator(): it searches a cache of earlier runs, with a pickle of its arguments as the key.
         return Dataset.from_file(str(self._path))
+
+    def locate_rows(self, rows: NDArray[np.int64]) -> list[SourceLocation]:
+        """Return the locations in the data of these written rows."""
+        return self._locations.load(rows)
 
     def _submit_batches(
         self, rows: Iterable[tuple[SourceLocation, Row]], executor: Executor
@@ -215,6 +224,7 @@ class SplitWriter:
             "truncated": int(tokenized_row.is_truncated),
         }
         self.stats.add({**pending_row.stats, **counts})
+        self._locations.add(pending_row.location)
 
     def _record_answers(self, pending_row: PendingRow, conversations: Sequence[TokenizedConversation]) -> None:
         """Record how a row was rendered, and the ends of its answers: those of truncated rows are not given."""

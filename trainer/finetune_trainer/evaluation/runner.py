@@ -218,7 +218,8 @@ def _generate_samples(
     """Generate answers to `evaluation.samplePrompts` with both models."""
     requested = inputs.config.evaluation.sample_prompts
     positions = get_max_positions(inputs.loaded_model.model.get_base_model().config)
-    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt) for prompt in requested}
+    template_date = inputs.prepared.template_date
+    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt, template_date) for prompt in requested}
     # On a GPU, a position that the model lacks aborts the process. An answer needs at least one more than the prompt.
     prompts = [prompt for prompt in requested if positions is None or len(encoded[prompt]) < positions]
     if dropped := len(requested) - len(prompts):

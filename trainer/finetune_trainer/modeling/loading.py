@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.contract import PROCESSES_ENV, Reason, TrainerConfig
-from finetune_trainer.data.chat_template import template_errors
+from finetune_trainer.contract import PROCESSES_ENV, ModelSource, Reason, TrainerConfig
+from finetune_trainer.data.template_settings import apply_template_settings
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import existing_adapter, quantization, stored_quantization
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
@@ -40,9 +40,12 @@ class LoadedModel:
     backend: str
 
 
-def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, which pads on the right with a token other than EOS, and replace its chat template by
-    `template` if there is one. Raises `MODEL_INVALID`, and `CONFIG_INVALID` for an invalid template."""
+def load_tokenizer(model_dir: Path, settings: ModelSource | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, which pads on the right with a token other than EOS. Without `settings` it keeps its chat
+    template as it is.
+
+    Raises `MODEL_INVALID`, and `CONFIG_INVALID` for settings of the chat template that are not valid.
+    """
     from transformers import AutoTokenizer
 
     with translate_model_errors("the base model's tokenizer"):
@@ -51,22 +54,9 @@ def load_tokenizer(model_dir: Path, template: str | None = None) -> PreTrainedTo
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _choose_pad_token(tokenizer)
-    if template is not None:
-        _check_template(tokenizer, template)
-        tokenizer.chat_template = template
+    if settings is not None:
+        apply_template_settings(tokenizer, settings)
     return tokenizer
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    from jinja2 import TemplateSyntaxError
-
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template, tokenize=False)
-    except TemplateSyntaxError as error:
-        message = f"model.chatTemplate is not a valid Jinja template: {error.message} (line {error.lineno})"
-        raise TrainerError(Reason.CONFIG_INVALID, message) from error
-    except template_errors():
-        pass  # it may reject this conversation; the rows of the data are checked one by one
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -86,7 +76,7 @@ def load_with_tokenizer(
     config: TrainerConfig, model_dir: Path, backend: str, adapter_dir: Path | None = None
 ) -> LoadedModel:
     """Load the base model with an adapter as `load_model` does, and its tokenizer. Raises as `load_model`."""
-    tokenizer = load_tokenizer(model_dir, config.model.chat_template)
+    tokenizer = load_tokenizer(model_dir, config.model)
     return LoadedModel(load_model(config, model_dir, backend, adapter_dir), tokenizer, backend)
 
 

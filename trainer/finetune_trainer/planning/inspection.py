@@ -11,12 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from finetune_trainer import input_preparation
+from finetune_trainer.config.template_date import get_current_date, read_template_date
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.base_model import BaseModelSource, read_model_settings
 from finetune_trainer.planning import safetensors_headers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from finetune_trainer.data.preparation import PreparedData
     from finetune_trainer.planning.model_shape import ModelShape
 
@@ -30,6 +33,7 @@ class InspectedInputs:
     """The complete base model."""
     files: resolve.DownloadedInputs
     """All inputs, but only the headers of the weights of a base model in S3."""
+    tokenizer: PreTrainedTokenizerBase
     prepared: PreparedData
     shape: ModelShape
     backend: str
@@ -53,10 +57,10 @@ def inspect_inputs(
         files, backend = _download_inputs(resolved_inputs, work_dir, world_size, chooses_backend)
         from finetune_trainer.planning.model_shape import compute_model_shape
 
-        model = input_preparation.check_model(config, files)
+        model = input_preparation.check_model(config, files, read_template_date() or get_current_date())
         shape = compute_model_shape(config, files.model_dir)
         prepared = input_preparation.prepare_data(config, files, model, work_dir)
-        yield InspectedInputs(config, resolved_inputs.model, files, prepared, shape, backend, work_dir)
+        yield InspectedInputs(config, resolved_inputs.model, files, model.tokenizer, prepared, shape, backend, work_dir)
 
 
 def _download_inputs(

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from finetune_trainer import input_preparation
 from finetune_trainer.contract import DatasetReport, TrainerConfig
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
-from finetune_trainer.planning import inspection
+from finetune_trainer.planning import inspection, shown_rows
+from finetune_trainer.planning.shown_rows import ShownRow
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import S3
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     import datasets
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.planning.model_shape import ModelShape
 
 _PERCENTILES = (50, 90, 99, 100)
 _BATCH_ROWS = 1000
@@ -81,6 +82,8 @@ class Plan(Model):
     """Training time in seconds by type of GPU, divided by the number of ranks."""
     preflight: list[PreflightFinding] = Field(default=[])
     """Results of the preflight checks of `--check`; empty without it."""
+    rows: list[ShownRow] = Field(default=[])
+    """The rows of `--show-rows`; empty without it."""
 
 
 class CheckFailedError(TrainerError):
@@ -91,35 +94,43 @@ class CheckFailedError(TrainerError):
         self.plan = plan
 
 
-def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
-    """Prepare the data and inspect the model. Raises the errors that the run would raise for its data and model."""
-    resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    with inspection.inspect_inputs(resolved_inputs, scratch, world_size) as inputs:
-        return _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
+def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1, row_count: int = 0) -> Plan:
+    """Prepare the data and inspect the model. The plan contains the first `row_count` rows to train on.
+
+    Raises the errors that the run would raise for its data and model.
+    """
+    with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size) as inputs:
+        return _assemble_plan(inputs, world_size, row_count)
 
 
-def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1) -> Plan:
-    """Build the plan. If this machine has enough memory, also load the model and run the preflight checks.
+def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1, row_count: int = 0) -> Plan:
+    """Build the plan as `build_plan` does. If this machine has enough memory, also load the model and run the preflight
+    checks.
 
     Raises as `build_plan`, and `CheckFailedError` for the errors that the run would raise before its first step.
     """
     topology.use_first_gpu()
-    resolved_inputs = resolve.resolve_inputs(config, S3(config.storage))
-    with inspection.inspect_inputs(resolved_inputs, scratch, world_size, chooses_backend=True) as inputs:
+    with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs:
         from finetune_trainer.planning import model_check
 
-        plan = _assemble_plan(config, inputs.prepared, inputs.shape, world_size)
+        plan = _assemble_plan(inputs, world_size, row_count)
         try:
             return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
         except TrainerError as error:
             raise CheckFailedError(error, plan) from error
 
 
-def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelShape, world_size: int) -> Plan:
+def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
+    input_preparation.check_settings(config)
+    return resolve.resolve_inputs(config, S3(config.storage))
+
+
+def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_count: int) -> Plan:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
 
-    config, configured_length = limit_max_length(config, shape.max_positions), config.model.max_length
+    prepared, shape, configured_length = inputs.prepared, inputs.shape, inputs.config.model.max_length
+    config = limit_max_length(inputs.config, shape.max_positions)
     training = config.training
     steps, per_epoch, tokens = _count_steps_and_tokens(config, prepared, world_size)
     memory, seconds = estimates.estimate_memory(config, shape), estimates.estimate_seconds(config, shape, tokens)
@@ -140,6 +151,7 @@ def _assemble_plan(config: TrainerConfig, prepared: PreparedData, shape: ModelSh
         estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(shape, steps[-1]),
         estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
+        rows=shown_rows.collect_rows(prepared, inputs.tokenizer, row_count),
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from finetune_trainer.contract import DatasetReport
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
+from finetune_trainer.planning.shown_rows import QUOTE_MARKS, TextMarks, format_rows
 from finetune_trainer.text import to_one_line
 
 
-def to_text(plan: Plan) -> str:
-    """Return one label and value per line. Estimates are marked with `~`."""
+def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
+    """Return one label and value per line. Estimates are marked with `~`. The rows of the plan follow, with `marks`
+    around their supervised parts."""
     lines = [
         *_dataset_lines(plan.dataset),
         *_training_lines(plan),
@@ -20,7 +22,8 @@ def to_text(plan: Plan) -> str:
         *_preflight_lines(plan),
     ]
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+    table = "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+    return f"{table}\n\n{format_rows(plan.rows, marks)}" if plan.rows else table
 
 
 def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -75,9 +76,12 @@ class OutputPrefix:
             # Also after SIGTERM, so that another run with this output need not wait until the lock is stale.
             output_lock.release()
 
-    def checkpoint_store(self, data_digest: str, model_revision: str) -> CheckpointStore:
-        """Return the store of checkpoints of this run with these inputs."""
-        provenance = CheckpointProvenance(self.digest, data_digest, model_revision, get_installed_versions())
+    def checkpoint_store(
+        self, data_digest: str, model_revision: str, template_date: date | None = None
+    ) -> CheckpointStore:
+        """Return the store of checkpoints of this run with these inputs, and this date in its rows."""
+        versions = get_installed_versions()
+        provenance = CheckpointProvenance(self.digest, data_digest, model_revision, versions, template_date)
         return CheckpointStore(self._s3, self._prefix, provenance, self._config.training.checkpoints.keep)
 
     def remove_leftovers(self) -> None:
@@ -89,6 +93,10 @@ class OutputPrefix:
         except TrainerError as error:
             log.warning("publish: could not remove everything of an earlier attempt: %s", error.message)
         self.clear_checkpoints()
+
+    def find_template_date(self) -> date | None:
+        """Return the date that the rows of an earlier attempt have, if it has left a checkpoint."""
+        return self.checkpoint_store("", "").find_template_date()
 
     def clear_checkpoints(self) -> None:
         """Remove the checkpoints of this run, whose result is published. Failures are only logged."""

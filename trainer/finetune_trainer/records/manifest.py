@@ -4,6 +4,7 @@ complete."""
 from __future__ import annotations
 
 import hashlib
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -91,6 +92,8 @@ class AdapterManifest(_LenientModel):
     model: ModelRecord
     inputs: list[InputRecord]
     backend: str
+    template_date: date | None = None
+    """Date that the chat template wrote as the current one in rows and prompts, or None if it writes none."""
     dataset: DatasetReport
     metrics: dict[str, float]
     versions: dict[str, str]

@@ -50,6 +50,7 @@ def list_settings(
     yield "Gradient clipping", f"norm at most {training.max_grad_norm:g}"
     yield "Loss on", "tokens of the answers" if training.loss == "completion" else "all tokens"
     yield "Maximum length", f"{config.model.max_length:,} tokens" + (", packed" if training.packing else "")
+    yield from _list_template_settings(config, manifest)
     yield "Adapter", describe_adapter(config, adapter_info)
     yield (
         "Base model weights",
@@ -58,6 +59,15 @@ def list_settings(
     yield "Precision", adapter_info.precision
     yield "Backend", manifest.backend
     yield "Seed", str(training.seed)
+
+
+def _list_template_settings(config: TrainerConfig, manifest: AdapterManifest) -> Iterator[tuple[str, str]]:
+    if config.model.chat_template_name is not None:
+        yield "Chat template", f"{config.model.chat_template_name} of TRL"
+    if arguments := config.model.chat_template_arguments:
+        yield "Chat template arguments", ", ".join(f"{name}: {value}" for name, value in sorted(arguments.items()))
+    if manifest.template_date is not None:
+        yield "Date in the chat template", manifest.template_date.isoformat()
 
 
 def list_timings(metrics: dict[str, float]) -> Iterator[tuple[str, str]]:

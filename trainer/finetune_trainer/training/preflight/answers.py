@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from finetune_trainer.data.chat_template import DATE_FUNCTION, format_rendering_date
+from datetime import date
+
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.records.evaluation import PreflightFinding
@@ -18,8 +19,8 @@ def check_answers(inputs: TrainerInputs) -> list[PreflightFinding]:
     findings = [_describe_rewritten_rows(inputs)] if inputs.prepared.rewritten.rows else []
     if inputs.prepared.control_tokens.count:
         findings.append(_describe_control_tokens(inputs.prepared.control_tokens))
-    if DATE_FUNCTION in (inputs.loaded.tokenizer.chat_template or ""):
-        findings.append(_DATE_FINDING)
+    if inputs.prepared.template_date is not None:
+        findings.append(_describe_date(inputs.prepared.template_date))
     return findings
 
 
@@ -46,9 +47,10 @@ def _describe_control_tokens(found: RowCounter) -> PreflightFinding:
     )
 
 
-_DATE_FINDING = PreflightFinding(
-    check="chatTemplate",
-    status="passed",
-    message="the chat template writes the current date; the rows have the date "
-    f"{format_rendering_date('%d %B %Y')} instead, so that every run trains the same tokens",
-)
+def _describe_date(template_date: date) -> PreflightFinding:
+    return PreflightFinding(
+        check="chatTemplate",
+        status="passed",
+        message=f"the chat template can write the current date; rows and prompts then have {template_date}, so that "
+        "all attempts of the run train the same tokens",
+    )

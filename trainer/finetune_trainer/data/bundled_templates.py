@@ -1,0 +1,41 @@
+"""The chat templates that the TRL package contains, by name.
+
+TRL is not imported: the names are checked before the backend is imported, and Unsloth has to be imported before TRL.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.errors import TrainerError
+
+_TRAINING_SUFFIX = "_training"
+
+
+def find_bundled_template(name: str) -> Path:
+    """Return the file of a template: `NAME_training.jinja` if TRL has it, otherwise `NAME.jinja`.
+
+    Raises `CONFIG_INVALID` with the available names if TRL has neither.
+    """
+    files = _list_files()
+    path = files.get(name + _TRAINING_SUFFIX) or files.get(name)
+    if path is None:
+        available = sorted({stem.removesuffix(_TRAINING_SUFFIX) for stem in files})
+        raise TrainerError(
+            Reason.CONFIG_INVALID,
+            f"model.chatTemplateName: TRL has no chat template {name!r}; available are {', '.join(available)}",
+        )
+    return path
+
+
+@cache
+def _list_files() -> dict[str, Path]:
+    """Return the files of all templates by name, without `.jinja`."""
+    # As in trl.chat_template_utils, whose path of the folder is private.
+    spec = find_spec("trl")
+    if spec is None or spec.origin is None:
+        return {}
+    return {path.stem: path for path in Path(spec.origin).with_name("chat_templates").glob("*.jinja")}
