@@ -11,7 +11,7 @@ from finetune_trainer.data.row_columns import RowColumns, format_keys, format_va
 from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
 from finetune_trainer.data.text_pairs import split_text_pair
 
-_PROMPT_COLUMNS = ("prompt", "messages", "conversations", "instruction", "input.messages")
+_PROMPT_COLUMNS = ("input.messages", "prompt", "messages", "conversations", "instruction")
 _PAIR_COLUMNS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
@@ -79,9 +79,11 @@ def parse_labeled_examples(row: RowColumns) -> Sequence[LabeledExample]:
 
 
 def _parse_labeled_row(row: RowColumns) -> Chat | PromptCompletion:
-    answer_column = "output" if row.has("instruction") and row.has("output") else "completion"
-    if answer_column in row.values:
-        return _parse_conversation(row, answer_column)
+    if row.has("instruction") and row.has("output"):
+        answer = require_nonblank_text("'output'", row.require("output"))
+        return build_answered_row(row, parse_prompt(row, "instruction"), answer)
+    if "completion" in row.values:
+        return _parse_conversation(row, "completion")
     column = next((name for name in ("messages", "conversations") if row.has(name)), "completion")
     return add_context(row, require_final_answer(column, parse_turns(column, row.require(column))))
 
@@ -107,7 +109,13 @@ def _parse_conversation(row: RowColumns, answer_column: str) -> Chat | PromptCom
         return add_context(row, answer)
     prompt_column = _find_prompt_column(row)
     if prompt_column is not None:
-        return build_answered_row(row, parse_prompt(row, prompt_column), answer)
+        prompt = parse_prompt(row, prompt_column)
+        if isinstance(prompt, Chat) and prompt.messages[-1]["role"] == "assistant":
+            raise RowError(
+                f"expected '{prompt_column}' to end before the answer in '{answer_column}', found a turn of assistant "
+                "at its end"
+            )
+        return build_answered_row(row, prompt, answer)
     if isinstance(answer, str):
         raise _missing_prompt(row, answer_column)
     raise RowError(

@@ -104,11 +104,18 @@ def list_unused_columns(columns: RowColumns, row_format: str, texts: Iterable[st
     for name in unread:
         if name in columns.source_names:
             _reject_named_column(name, columns)
-        if name in _CONTEXT_COLUMNS:
+        if _get_base_name(name) in _CONTEXT_COLUMNS:
             _reject_context(name)
     if row_format == "auto":
-        _reject_conversations([name for name in unread if name in _CONVERSATION_COLUMNS], columns, texts)
+        _reject_conversations(
+            [name for name in unread if _get_base_name(name) in _CONVERSATION_COLUMNS], columns, texts
+        )
     return [*unread, *columns.replaced]
+
+
+def _get_base_name(name: str) -> str:
+    """Return the name of a column without that of the object that contains it."""
+    return name.rpartition(".")[2]
 
 
 def _reject_named_column(name: str, columns: RowColumns) -> None:

@@ -35,7 +35,8 @@ def _parse_tool(name: str, value: object) -> ToolDefinition:
         raise RowError(f"expected {name}.type to be function, found {format_value(tool['type'])}")
     function = tool.get("function")
     if not isinstance(function, dict):
-        tool, function = {}, {key: item for key, item in tool.items() if key != "type"}
+        function = {key: item for key, item in tool.items() if key != "type"}
+        tool = {"function": function}
     if not _is_name(function.get("name")):
         raise RowError(f"expected {name} to be a function with a name, found {format_value(function.get('name'))}")
     _check_keys(name, tool, ("type", "function"))
