@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from finetune_trainer.data.row_columns import RowColumns
-
 _PROMPT_NAMES = (
     "prompt",
     "question",
@@ -19,8 +17,12 @@ _PROMPT_NAMES = (
     "user",
     "input",
     "text",
+    "sentence",
+    "review",
+    "comment",
+    "message",
 )
-_COMPLETION_NAMES = (
+COMPLETION_NAMES = (
     "completion",
     "answer",
     "response",
@@ -32,16 +34,20 @@ _COMPLETION_NAMES = (
     "reply",
     "assistant",
     "label",
+    "answers",
 )
+"""Names that columns with an answer often have."""
 _QUESTION_NAMES = ("question", "query", "problem", "input")
 """Names of columns that are the prompt of a pair of answers without `prompt`, rather than its source or its topic."""
 _FIELD_GUESSES: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "prompt": _PROMPT_NAMES,
     "input": ("context", "passage"),
-    "completion": _COMPLETION_NAMES,
+    "completion": COMPLETION_NAMES,
     "chosen": ("chosen", "preferred", "chosen_response"),
     "rejected": ("rejected", "dispreferred", "rejected_response"),
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "text": ("content", "body", "document", "article"),
     "label": ("label", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback"),
 }
 """Names that columns often have, by the name of the field that they fit."""
@@ -62,6 +68,6 @@ def suggest_fields(names: Collection[str], required: tuple[str, ...]) -> str:
     return f"; set fields: {{{', '.join(fields)}}}" if fields and all(name in guesses for name in required) else ""
 
 
-def has_question(columns: RowColumns) -> bool:
-    """Return whether a filled column probably is the prompt of the row, by its name."""
-    return any(name.lower() in _QUESTION_NAMES and columns.has(name) for name in columns.values)
+def has_question(names: Collection[str]) -> bool:
+    """Return whether one of the columns is probably the prompt of the row, by its name."""
+    return any(name.lower() in _QUESTION_NAMES for name in names)

@@ -43,7 +43,8 @@ def detect_example_format(row: Mapping[str, Any]) -> str:
     for chosen, rejected in _PREFERENCE_COLUMNS:
         if chosen in row and rejected in row:
             raise RowError(f"has '{chosen}' and '{rejected}', which need training.method dpo or kto")
-    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + suggest_fields(row, ("prompt", "completion")))
+    suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",), ("text",)))
+    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + next(filter(None, suggestions), ""))
 
 
 def _match_formats(names: set[str]) -> list[str]:

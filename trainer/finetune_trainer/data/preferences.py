@@ -49,7 +49,7 @@ def _find_prompt_column(row: RowColumns) -> str | None:
 
 
 def _parse_text_pair(row: RowColumns, columns: tuple[str, str]) -> Preference:
-    if has_question(row):
+    if has_question([name for name in row.values if row.has(name)]):
         raise _missing_prompt(row, columns[0])
     texts = [require_nonblank_text(f"'{name}'", row.require(name)) for name in columns]
     pair = split_text_pair(texts[0], texts[1])
@@ -70,10 +70,10 @@ def parse_labeled_examples(row: RowColumns) -> Sequence[LabeledExample]:
         preference = parse_preference(row)
         return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
     if "label" not in row.values:
-        suggestion = suggest_fields(row.values, ("prompt", "completion", "label"))
+        suggestions = (suggest_fields(row.values, names) for names in (("prompt", "completion", "label"), ("label",)))
         raise RowError(
             "expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; "
-            f"found {format_keys(row.values)}{suggestion}"
+            f"found {format_keys(row.values)}{next(filter(None, suggestions), '')}"
         )
     return [LabeledExample(_parse_labeled_row(row), _parse_label(row.require("label")))]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.contract.dataset import FieldName
+from finetune_trainer.data.field_suggestions import COMPLETION_NAMES, suggest_fields
 from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_types import RowError
 
@@ -37,7 +38,7 @@ def is_empty(value: object) -> bool:
     return value is None or value in ("", [], {})
 
 
-@dataclass
+@dataclass(slots=True)
 class RowColumns:
     """The columns of one row by the names of the formats. It records the columns that a parser reads."""
 
@@ -71,6 +72,11 @@ class RowColumns:
         if isinstance(value, dict):
             others = {key: item for key, item in self.values.items() if key != name}
             self.values = others | {f"{name}.{key}": item for key, item in value.items()}
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether the parser read `text` and no other column with a conversation."""
+        return "text" in self._read
 
     def list_unread(self) -> list[str]:
         """Return the names of the filled columns that the parser did not read."""
@@ -107,10 +113,13 @@ def list_unused_columns(columns: RowColumns, row_format: str, texts: Iterable[st
         if _get_base_name(name) in _CONTEXT_COLUMNS:
             _reject_context(name)
     if row_format == "auto":
-        _reject_conversations(
-            [name for name in unread if _get_base_name(name) in _CONVERSATION_COLUMNS], columns, texts
-        )
+        _reject_conversations([name for name in unread if _is_conversation(name, columns)], columns, texts)
     return [*unread, *columns.replaced]
+
+
+def _is_conversation(name: str, columns: RowColumns) -> bool:
+    """Return whether a column contains a conversation or a label. Beside plain text, it may also be an answer."""
+    return _get_base_name(name) in _CONVERSATION_COLUMNS or (columns.is_plain_text and name in COMPLETION_NAMES)
 
 
 def _get_base_name(name: str) -> str:
@@ -139,17 +148,11 @@ def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable
     row_text = "\n".join(texts)
     for name in names:
         if not all(isinstance(text, str) and text.strip() in row_text for text in _list_leaves(columns.values[name])):
+            suggestion = suggest_fields(("text", name), ("prompt", "completion")) if columns.is_plain_text else ""
             raise RowError(
                 f"has {name!r} in addition to the columns of its format, and would be trained without it; remove the "
-                f"column, or set the format of the source to ignore it{_suggest_label_fields(name, columns)}"
+                f"column, or set the format of the source to ignore it{suggestion and f'{suggestion} to learn it'}"
             )
-
-
-def _suggest_label_fields(name: str, columns: RowColumns) -> str:
-    if name != "label":
-        return ""
-    is_classified_text = "text" in columns.values and "prompt" not in columns.values
-    return "; to learn the label, set fields: {prompt: text, completion: label}" if is_classified_text else ""
 
 
 def _list_leaves(value: object) -> list[object]:
