@@ -13,7 +13,7 @@ from finetune_trainer.data.conversations import (
     require_nonblank_text,
 )
 from finetune_trainer.data.field_suggestions import suggest_fields
-from finetune_trainer.data.row_columns import RowColumns, format_keys, is_empty
+from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, is_empty
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
 _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -23,7 +23,6 @@ _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "promptCompletion": ("prompt", "completion"),
 }
 """Columns that identify a format. `text` is not listed, because rows of other formats may have that column too."""
-_PREFERENCE_COLUMNS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
@@ -40,7 +39,7 @@ def detect_example_format(row: Mapping[str, Any]) -> str:
         return matches[0]
     if "text" in row:
         return "text"
-    for chosen, rejected in _PREFERENCE_COLUMNS:
+    for chosen, rejected in PAIR_COLUMNS:
         if chosen in row and rejected in row:
             raise RowError(f"has '{chosen}' and '{rejected}', which need training.method dpo or kto")
     suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",), ("text",)))

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from finetune_trainer.data.conversation_columns import add_context, build_answered_row, parse_answer, parse_prompt
 from finetune_trainer.data.conversations import parse_turns, require_final_answer, require_nonblank_text
 from finetune_trainer.data.field_suggestions import has_question, suggest_fields
-from finetune_trainer.data.row_columns import RowColumns, format_keys, format_value
+from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, format_value
 from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
 from finetune_trainer.data.text_pairs import split_text_pair
 
 _PROMPT_COLUMNS = ("input.messages", "prompt", "messages", "conversations", "instruction")
-_PAIR_COLUMNS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -23,7 +22,7 @@ def parse_preference(row: RowColumns) -> Preference:
     conversation, in which case no prompt column is needed. Two texts without a prompt column begin with the prompt.
     """
     row.expand("input")
-    columns = _find_pair_columns(row) or _PAIR_COLUMNS[0]
+    columns = _find_pair_columns(row) or PAIR_COLUMNS[0]
     for name in columns:
         if name not in row.values:
             suggestion = suggest_fields(row.values, ("prompt", "chosen", "rejected"))
@@ -39,7 +38,7 @@ def parse_preference(row: RowColumns) -> Preference:
 
 
 def _find_pair_columns(row: RowColumns) -> tuple[str, str] | None:
-    return next((pair for pair in _PAIR_COLUMNS if any(name in row.values for name in pair)), None)
+    return next((pair for pair in PAIR_COLUMNS if any(name in row.values for name in pair)), None)
 
 
 def _find_prompt_column(row: RowColumns) -> str | None:
@@ -66,7 +65,7 @@ def _missing_prompt(row: RowColumns, answer_column: str) -> RowError:
 
 def parse_labeled_examples(row: RowColumns) -> Sequence[LabeledExample]:
     """Parse an answer with its label, or both answers of a pair. Raises `RowError`."""
-    if any(all(name in row.values for name in pair) for pair in _PAIR_COLUMNS):
+    if any(all(name in row.values for name in pair) for pair in PAIR_COLUMNS):
         preference = parse_preference(row)
         return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
     if "label" not in row.values:

@@ -16,6 +16,12 @@ _MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of multimodal datasets, whose rows are not complete without them."""
 _CONTEXT_COLUMNS = ("tools", "functions", "history", "system", *_MEDIA_COLUMNS)
 """Columns with a part of the conversation."""
+PAIR_COLUMNS = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("preferred_completion", "non_preferred_completion"),
+)
+"""Columns of a preferred and a rejected answer: TRL's names, those of OpenAI's guide, and of OpenAI's API schema."""
 _CONVERSATION_COLUMNS = (
     "messages",
     "conversations",
@@ -24,11 +30,8 @@ _CONVERSATION_COLUMNS = (
     "output",
     "prompt",
     "completion",
-    "chosen",
-    "rejected",
-    "preferred_output",
-    "non_preferred_output",
     "label",
+    *(name for pair in PAIR_COLUMNS for name in pair),
 )
 """Columns with a conversation or a label. `text` is not listed: beside a conversation it is usually a rendered copy."""
 
