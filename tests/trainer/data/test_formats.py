@@ -97,6 +97,11 @@ VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     "pair of lists": ("sft", {"prompt": [USER], "completion": [GOOD]}, [Chat([USER, GOOD])]),
     "pair of text and list": ("sft", {"prompt": "q", "completion": [GOOD]}, [Chat([USER, GOOD])]),
     "pair of list and text": ("sft", {"prompt": [USER], "completion": "good"}, [Chat([USER, GOOD])]),
+    "pair whose answer is other JSON": (
+        "sft",
+        {"prompt": "q", "completion": '[{"from": "Rome", "value": "x"}]'},
+        [PromptCompletion("q", '[{"from": "Rome", "value": "x"}]')],
+    ),
     "pair whose prompt has an answer": (
         "sft",
         {"prompt": [USER, BAD, USER], "completion": [GOOD, USER, GOOD]},
@@ -112,6 +117,11 @@ VALID_ROWS: dict[str, tuple[str, dict[str, Any], list[Row]]] = {
     "preference of one turn each": ("dpo", {"prompt": [USER], "chosen": GOOD, "rejected": BAD}, [PREFERENCE]),
     "preference of texts after turns": ("dpo", {"prompt": [USER], "chosen": "good", "rejected": "bad"}, [PREFERENCE]),
     "preference of conversations": ("dpo", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [PREFERENCE]),
+    "preference of conversations as JSON text": (
+        "dpo",
+        {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])},
+        [PREFERENCE],
+    ),
     "preference with repeated prompt": (
         "dpo",
         {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
@@ -258,7 +268,11 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         "expected 'prompt' to end before the answer in 'chosen', found a turn of assistant at its end",
     ),
     "empty rejected": ("dpo", {"prompt": "q", "chosen": "a", "rejected": ""}, "'rejected' to be an answer"),
-    "rejected is null": ("dpo", {"prompt": "q", "chosen": "a", "rejected": None}, "'rejected' to be a list of turns"),
+    "rejected is null": (
+        "dpo",
+        {"prompt": "q", "chosen": "a", "rejected": None},
+        "'rejected' to be text or a list of turns",
+    ),
     "label is 2": ("kto", {"prompt": "q", "completion": "a", "label": 2}, "true, false, 1 or 0, found 2"),
     "label is null": ("kto", {"prompt": "q", "completion": "a", "label": None}, "found nothing"),
     "label is a word": (
@@ -282,7 +296,17 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"messages": [{**USER, "reasoning": "a"}, GOOD]},
         "messages[0] to have role and content, found also 'reasoning'",
     ),
-    "messages as Python's text": ("sft", {"messages": "[{'role': 'user'}]"}, "expected 'messages' to be JSON"),
+    "messages as Python's text": ("sft", {"messages": "[{'role': 'user'}]"}, "write lists as JSON (json.dumps)"),
+    "answer as Python's text": (
+        "dpo",
+        {"prompt": "q", "chosen": str([GOOD]), "rejected": str([BAD])},
+        "expected 'chosen' to be JSON",
+    ),
+    "answer is an object": (
+        "sft",
+        {"prompt": "q", "completion": {"text": ["a"]}},
+        "'completion' to be text or a list of turns, found an object",
+    ),
     "history without pairs": (
         "sft",
         {"instruction": "i", "output": "o", "history": ["a", "b"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from finetune_trainer.data.conversations import (
@@ -17,23 +18,36 @@ from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_types import Chat, PromptCompletion, RowError
 from finetune_trainer.data.tool_calls import parse_json, parse_tools
 
+_TURNS_TEXT = re.compile(
+    r"""\s*\[\s*\{.*['"](role|from)['"]\s*:\s*['"](system|developer|user|assistant|tool|human|gpt)['"].*\]\s*""",
+    re.DOTALL,
+)
+
 
 def parse_prompt(row: RowColumns, column: str) -> str | Chat:
     """Return the prompt of a row: text, followed by the text of `input` after a blank line, or turns."""
     prompt = row.require(column)
-    if not isinstance(prompt, list):
-        input_text = get_optional_text(row, "input")
-        prompt_text = require_text(f"'{column}'", prompt)
-        return f"{prompt_text}\n\n{input_text}" if input_text else prompt_text
-    return parse_turns(column, prompt)
+    if isinstance(prompt, list) or is_turns_text(prompt):
+        return parse_turns(column, prompt)
+    input_text = get_optional_text(row, "input")
+    prompt_text = require_text(f"'{column}'", prompt)
+    return f"{prompt_text}\n\n{input_text}" if input_text else prompt_text
 
 
 def parse_answer(row: RowColumns, column: str) -> str | Chat:
     """Return the answer of a row: text, or turns. Raises `RowError` if it is empty."""
     answer = row.require(column)
-    if isinstance(answer, str):
+    if isinstance(answer, str) and not is_turns_text(answer):
         return require_nonblank_text(f"'{column}'", answer)
-    return parse_turns(column, [answer] if isinstance(answer, dict) else answer)
+    is_turn = isinstance(answer, dict) and ("role" in answer or "from" in answer)
+    if not is_turn and not isinstance(answer, str | list):
+        raise RowError(f"expected '{column}' to be text or a list of turns, found {describe_type(answer)}")
+    return parse_turns(column, [answer] if is_turn else answer)
+
+
+def is_turns_text(value: object) -> bool:
+    """Return whether a value is a list of turns as text, which CSV files have. It may be invalid JSON."""
+    return isinstance(value, str) and value.lstrip().startswith("[") and _TURNS_TEXT.fullmatch(value) is not None
 
 
 def build_answered_row(row: RowColumns, prompt: str | Chat, answer: str | Chat) -> Chat | PromptCompletion:

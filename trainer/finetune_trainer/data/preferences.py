@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_trainer.data.conversation_columns import add_context, build_answered_row, parse_answer, parse_prompt
+from finetune_trainer.data.conversation_columns import (
+    add_context,
+    build_answered_row,
+    is_turns_text,
+    parse_answer,
+    parse_prompt,
+)
 from finetune_trainer.data.conversations import parse_turns, require_final_answer, require_nonblank_text
 from finetune_trainer.data.field_suggestions import has_question, suggest_fields
 from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, format_value
@@ -27,7 +33,7 @@ def parse_preference(row: RowColumns) -> Preference:
         if name not in row.values:
             suggestion = suggest_fields(row.values, ("prompt", "chosen", "rejected"))
             raise RowError(f"expected '{name}', found {format_keys(row.values)}{suggestion}")
-    if _find_prompt_column(row) is None and all(isinstance(row.values[name], str) for name in columns):
+    if _find_prompt_column(row) is None and all(_is_text(row.values[name]) for name in columns):
         return _parse_text_pair(row, columns)
     chosen, rejected = (_parse_conversation(row, name) for name in columns)
     if _get_prompt(chosen) != _get_prompt(rejected):
@@ -35,6 +41,10 @@ def parse_preference(row: RowColumns) -> Preference:
             f"expected '{columns[0]}' and '{columns[1]}' to differ only in the last answer, found different prompts"
         )
     return Preference(chosen, rejected)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not is_turns_text(value)
 
 
 def _find_pair_columns(row: RowColumns) -> tuple[str, str] | None:

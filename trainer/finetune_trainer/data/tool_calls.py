@@ -113,7 +113,8 @@ def parse_json(name: str, value: object) -> object:
     try:
         parsed: object = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise RowError(f"expected {name} to be JSON, found {format_value(value)} ({error})") from error
+        hint = "; write lists as JSON (json.dumps), not as Python prints them" if value.startswith("[{'") else ""
+        raise RowError(f"expected {name} to be JSON, found {format_value(value)} ({error}){hint}") from error
     return parsed
 
 
