@@ -38,7 +38,7 @@ _CONVERSATION_COLUMNS = (
 
 def is_empty(value: object) -> bool:
     """Return whether a value says nothing, as the empty columns and keys that OpenAI's SDK and Arrow write."""
-    return value is None or value in ("", [], {})
+    return not value and (value is None or value in ("", [], {}))
 
 
 @dataclass(slots=True)
