@@ -98,7 +98,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "a.jsonl",
         make_messages_line(("user", "q"), ("assistant", "a"), ("assistant", "b")),
         "line 1",
-        "two consecutive assistant turns; merge them",
+        "two consecutive assistant turns; set dataset.preparation.mergeTurns",
     ),
     "unknown role": ("a.jsonl", make_messages_line(("bot", "q")), "line 1", "messages[0].role to be one of system"),
     "null turn": (

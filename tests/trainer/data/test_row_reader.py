@@ -126,11 +126,3 @@ def test_reader_invalid_rows_are_counted_and_first_shown(tmp_path: Path) -> None
     assert caught.value.message.endswith("… and 995 more")
     assert len(caught.value.message) < 2048  # maximum size of the termination message
     assert "line 5: expected 'messages'" in caught.value.message
-
-
-def test_reader_other_columns_are_ignored(tmp_path: Path) -> None:
-    row = {**chat("q", "a"), "id": 1, "source": {"x": [None]}}
-    row["messages"][0]["name"] = None
-    reader, rows = read_rows(write_rows(tmp_path / "a", [row]))
-    assert len(rows) == 1
-    assert not reader.rejections.invalid.count

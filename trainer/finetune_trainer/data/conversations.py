@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune_trainer.data.readers.json_rows import describe_type
-from finetune_trainer.data.row_types import Message, RowError
+from finetune_trainer.data.row_columns import RowColumns, format_value, is_empty
+from finetune_trainer.data.row_types import Chat, Message, RowError
+from finetune_trainer.data.tool_calls import parse_json, parse_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of the turns of a conversation."""
-_ROLES = {role: role for role in ROLES}
-_SHAREGPT_ROLES = {
-    "system": "system",
+_ROLES = {role: role for role in ROLES} | {
+    "function": "tool",
     "human": "user",
-    "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
     "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
 }
+"""Roles by the names that OpenAI's and ShareGPT's data have for them."""
+_CALL_ROLES = ("function_call", "tool_call")
+"""Roles of turns whose content is the JSON of a tool call."""
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_EXTRA_KEYS: Mapping[str, tuple[str, ...]] = {
+    "system": ("name", "weight"),
+    "developer": ("name", "weight"),
+    "user": ("name", "weight"),
+    "assistant": ("name", "weight", "tool_calls", "function_call", *_REASONING_KEYS),
+    "tool": ("name", "weight", "tool_call_id"),
+}
+"""Keys that a turn may have in addition to role and content, by role."""
 
 
-def require_column(row: Mapping[str, Any], name: str) -> object:
-    """Return the value of a required column. Raises `RowError` if the row does not have it."""
-    if name not in row:
-        raise RowError(f"expected '{name}', found {format_keys(row)}")
-    return row[name]
-
-
-def get_optional_text(row: Mapping[str, Any], name: str) -> str:
+def get_optional_text(row: RowColumns, name: str) -> str:
     """Return a text column, or an empty text if it is absent, null or blank. Raises `RowError` for other types."""
     value = row.get(name)
     if value is None:
@@ -58,47 +66,106 @@ def require_nonblank_text(name: str, value: object, description: str = "an answe
     return value_text
 
 
-def parse_turns(name: str, value: object) -> list[Message]:
-    """Parse a list of `{role, content}` or `{from, value}` objects as turns. Raises `RowError`."""
-    if not isinstance(value, list) or not value:
-        raise RowError(f"expected '{name}' to be a list of turns, found {describe_type(value)}")
-    parsed_turns = [_parse_turn(f"{name}[{index}]", turn) for index, turn in enumerate(value)]
-    for index in range(1, len(parsed_turns)):
-        if parsed_turns[index]["role"] == parsed_turns[index - 1]["role"] == "assistant":
-            raise RowError(f"{name}[{index}]: two consecutive assistant turns; merge them")
-    return parsed_turns
+def build_turn(role: str, content: str) -> Chat:
+    """Return a conversation of one turn."""
+    return Chat([{"role": role, "content": content}])
+
+
+def join_chats(first: Chat, second: Chat) -> Chat:
+    """Return the turns of both conversations, with the tools of the second one."""
+    offset = len(first.messages)
+    unsupervised = first.unsupervised_turns | {offset + index for index in second.unsupervised_turns}
+    return Chat([*first.messages, *second.messages], second.tools, frozenset(unsupervised))
+
+
+def ignore_answers(chat: Chat) -> Chat:
+    """Return the conversation without any supervised turn, as the context of the answers that follow."""
+    answers = {index for index, message in enumerate(chat.messages) if message["role"] == "assistant"}
+    return replace(chat, unsupervised_turns=frozenset(answers))
+
+
+def parse_turns(name: str, value: object) -> Chat:
+    """Parse a list of `{role, content}` or `{from, value}` objects as turns. Raises `RowError`.
+
+    The list may be JSON text, as in CSV files.
+    """
+    is_json_text = isinstance(value, str) and value.lstrip().startswith("[")
+    turns = parse_json(f"'{name}'", value) if is_json_text else value
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"expected '{name}' to be a list of turns, found {describe_type(turns)}")
+    messages = [_parse_turn(f"{name}[{index}]", turn) for index, turn in enumerate(turns)]
+    unsupervised = [
+        index for index, turn in enumerate(turns) if turn.get("weight") == 0 and messages[index]["role"] == "assistant"
+    ]
+    return Chat(messages, unsupervised_turns=frozenset(unsupervised))
 
 
 def _parse_turn(name: str, turn: object) -> Message:
     if not isinstance(turn, dict):
         raise RowError(f"expected {name} to be an object with role and content, found {describe_type(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    role = _parse_role(f"{name}.{role_key}", turn.get(role_key), role_key)
-    unknown_keys = [key for key, value in turn.items() if key not in (role_key, content_key) and not _is_empty(value)]
+    role = _parse_role(f"{name}.{role_key}", turn.get(role_key))
+    extras = {key: value for key, value in turn.items() if key not in (role_key, content_key) and not is_empty(value)}
+    unknown_keys = [key for key in extras if key not in _EXTRA_KEYS[role]]
     if unknown_keys:
-        raise RowError(
-            f"expected {name} to have {role_key} and {content_key}, found also "
-            f"{', '.join(map(format_value, sorted(unknown_keys)[:5]))}"
-        )
-    return {"role": role, "content": _parse_content(f"{name}.{content_key}", role, turn.get(content_key))}
+        found = ", ".join(map(format_value, sorted(unknown_keys)[:5]))
+        raise RowError(f"expected {name} to have {role_key} and {content_key}, found also {found}")
+    content = turn.get(content_key)
+    if turn[role_key] in _CALL_ROLES:
+        content, extras = "", {**extras, "tool_calls": _require_call(f"{name}.{content_key}", content)}
+    parsed_extras = _parse_extras(name, extras) if extras else {}
+    is_call = "tool_calls" in parsed_extras
+    return {"role": role, "content": _parse_content(f"{name}.{content_key}", role, content, is_call), **parsed_extras}
 
 
-def _is_empty(value: object) -> bool:
-    """Return whether a value says nothing, as the empty columns that OpenAI's SDK and Arrow write."""
-    return value is None or value in ("", [], {})
+def _parse_role(name: str, role: object) -> str:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise RowError(f"expected {name} to be one of {', '.join(_ROLES)}, found {format_value(role)}")
+    return _ROLES[role]
 
 
-def _parse_role(name: str, role: object, role_key: str) -> str:
-    known_roles = _SHAREGPT_ROLES if role_key == "from" else _ROLES
-    if not isinstance(role, str) or role not in known_roles:
-        raise RowError(f"expected {name} to be one of {', '.join(known_roles)}, found {format_value(role)}")
-    return known_roles[role]
+def _require_call(name: str, content: object) -> object:
+    if is_empty(content):
+        raise RowError(f"expected {name} to be a tool call, found it empty")
+    return parse_tool_calls(name, content)
 
 
-def _parse_content(name: str, role: str, content: object) -> str:
+def _parse_extras(name: str, extras: dict[str, Any]) -> Message:
+    """Return the keys of a message in addition to role and content."""
+    _check_weight(f"{name}.weight", extras.get("weight", 1))
+    parsed: Message = {}
+    if reasoning := _parse_reasoning(name, extras):
+        parsed["reasoning_content"] = reasoning
+    if "tool_calls" in extras and "function_call" in extras:
+        raise RowError(f"expected {name} to have tool_calls or function_call, found both")
+    for key in ("tool_calls", "function_call"):
+        if key in extras:
+            parsed["tool_calls"] = parse_tool_calls(f"{name}.{key}", extras[key])
+    return parsed | {
+        key: require_text(f"{name}.{key}", extras[key]) for key in ("tool_call_id", "name") if key in extras
+    }
+
+
+def _check_weight(name: str, weight: object) -> None:
+    if not isinstance(weight, bool | int | float) or weight not in (0, 1):
+        found = weight if isinstance(weight, int | float) else format_value(weight)
+        raise RowError(f"expected {name} to be 0 or 1, found {found}")
+
+
+def _parse_reasoning(name: str, extras: dict[str, Any]) -> str:
+    texts = {key: require_text(f"{name}.{key}", extras[key]) for key in _REASONING_KEYS if key in extras}
+    if len(set(texts.values())) > 1:
+        raise RowError(f"expected one reasoning in {name}, found different texts in {' and '.join(texts)}")
+    reasoning = next(iter(texts.values()), "")
+    return reasoning if reasoning.strip() else ""
+
+
+def _parse_content(name: str, role: str, content: object, is_call: bool) -> str:
     if isinstance(content, list):
         content = _join_text_parts(name, content)
-    if role == "assistant":
+    if is_call and is_empty(content):
+        return ""
+    if role == "assistant" and not is_call:
         return require_nonblank_text(name, content)
     return (
         require_nonblank_text(name, content, "a message of the user") if role == "user" else require_text(name, content)
@@ -121,30 +188,21 @@ def _get_part_text(part: object) -> str | None:
     """Return the text of a part `{"type": "text", "text": …}`, or None if it has another form."""
     if not isinstance(part, dict):
         return None
-    filled_keys = {key for key, value in part.items() if key != "text" and not _is_empty(value)}
+    filled_keys = {key for key, value in part.items() if key != "text" and not is_empty(value)}
     text = part.get("text")
     return text if filled_keys == {"type"} and isinstance(text, str) else None
 
 
-def require_assistant_turn(name: str, conversation: list[Message]) -> list[Message]:
+def require_assistant_turn(name: str, conversation: Chat) -> Chat:
     """Return the conversation if it has a turn of the assistant. Raises `RowError` otherwise."""
-    if all(turn["role"] != "assistant" for turn in conversation):
+    if all(turn["role"] != "assistant" for turn in conversation.messages):
         raise RowError(f"expected an assistant turn in '{name}', found none")
     return conversation
 
 
-def require_final_answer(name: str, conversation: list[Message]) -> list[Message]:
+def require_final_answer(name: str, conversation: Chat) -> Chat:
     """Return the conversation if it ends with an assistant turn, the answer. Raises `RowError` otherwise."""
-    if conversation[-1]["role"] != "assistant":
-        raise RowError(f"expected '{name}' to end with an assistant turn, found a turn of {conversation[-1]['role']}")
+    role = conversation.messages[-1]["role"]
+    if role != "assistant":
+        raise RowError(f"expected '{name}' to end with an assistant turn, found a turn of {role}")
     return conversation
-
-
-def format_keys(row: Mapping[str, Any]) -> str:
-    """Return the keys of a row for an error message."""
-    return ", ".join(map(format_value, list(row)[:8])) or "no keys"
-
-
-def format_value(value: object) -> str:
-    """Return a short description of a value for an error message."""
-    return repr(value[:40]) if isinstance(value, str) else describe_type(value)

@@ -2,54 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
 
-from finetune_trainer.data.conversations import (
-    format_keys,
-    format_value,
-    get_optional_text,
-    parse_turns,
-    require_column,
-    require_final_answer,
-    require_nonblank_text,
-    require_text,
+from finetune_trainer.data.conversation_columns import (
+    add_context,
+    build_answered_row,
+    is_turns_text,
+    parse_answer,
+    parse_prompt,
 )
-from finetune_trainer.data.row_types import Chat, LabeledExample, Message, Preference, PromptCompletion, RowError
+from finetune_trainer.data.conversations import parse_turns, require_final_answer, require_nonblank_text
+from finetune_trainer.data.field_suggestions import has_question, suggest_fields
+from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, format_value
+from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
+from finetune_trainer.data.text_pairs import split_text_pair
 
-_PROMPT_COLUMNS = ("prompt", "messages", "conversations")
+_PROMPT_COLUMNS = ("input.messages", "prompt", "messages", "conversations", "instruction")
 _LABEL_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
-def parse_preference(row: Mapping[str, Any]) -> Preference:
+def parse_preference(row: RowColumns) -> Preference:
     """Parse a pair of answers to one prompt. Raises `RowError`.
 
     The prompt is text or a list of turns. An answer is text, one turn, turns that follow the prompt, or the complete
-    conversation, in which case no prompt column is needed.
+    conversation, in which case no prompt column is needed. Two texts without a prompt column begin with the prompt.
     """
-    chosen, rejected = (_parse_conversation(row, column_name) for column_name in ("chosen", "rejected"))
+    row.expand("input")
+    columns = _find_pair_columns(row) or PAIR_COLUMNS[0]
+    for name in columns:
+        if name not in row.values:
+            suggestion = suggest_fields(row.values, ("prompt", "chosen", "rejected"))
+            raise RowError(f"expected '{name}', found {format_keys(row.values)}{suggestion}")
+    if _find_prompt_column(row) is None and all(_is_text(row.values[name]) for name in columns):
+        return _parse_text_pair(row, columns)
+    chosen, rejected = (_parse_conversation(row, name) for name in columns)
     if _get_prompt(chosen) != _get_prompt(rejected):
-        raise RowError("expected 'chosen' and 'rejected' to differ only in the last answer, found different prompts")
+        raise RowError(
+            f"expected '{columns[0]}' and '{columns[1]}' to differ only in the last answer, found different prompts"
+        )
     return Preference(chosen, rejected)
 
 
-def parse_labeled_examples(row: Mapping[str, Any]) -> Sequence[LabeledExample]:
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not is_turns_text(value)
+
+
+def _find_pair_columns(row: RowColumns) -> tuple[str, str] | None:
+    return next((pair for pair in PAIR_COLUMNS if any(name in row.values for name in pair)), None)
+
+
+def _find_prompt_column(row: RowColumns) -> str | None:
+    """Return the column of the prompt. It may be an empty text."""
+    filled_column = next((name for name in _PROMPT_COLUMNS if row.has(name)), None)
+    return "prompt" if filled_column is None and row.values.get("prompt") == "" else filled_column
+
+
+def _parse_text_pair(row: RowColumns, columns: tuple[str, str]) -> Preference:
+    if has_question([name for name in row.values if row.has(name)]):
+        raise _missing_prompt(row, columns[0])
+    texts = [require_nonblank_text(f"'{name}'", row.require(name)) for name in columns]
+    pair = split_text_pair(texts[0], texts[1])
+    chosen, rejected = (build_answered_row(row, pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
+    return Preference(chosen, rejected)
+
+
+def _missing_prompt(row: RowColumns, answer_column: str) -> RowError:
+    keys = format_keys(row.values)
+    return RowError(
+        f"expected 'prompt' in addition to '{answer_column}', found {keys}{suggest_fields(row.values, ('prompt',))}"
+    )
+
+
+def parse_labeled_examples(row: RowColumns) -> Sequence[LabeledExample]:
     """Parse an answer with its label, or both answers of a pair. Raises `RowError`."""
-    if "chosen" in row and "rejected" in row:
+    if any(all(name in row.values for name in pair) for pair in PAIR_COLUMNS):
         preference = parse_preference(row)
         return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
-    if "label" not in row:
-        keys = format_keys(row)
-        raise RowError(f"expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; found {keys}")
-    return [LabeledExample(_parse_labeled_row(row), _parse_label(row["label"]))]
+    if "label" not in row.values:
+        suggestions = (suggest_fields(row.values, names) for names in (("prompt", "completion", "label"), ("label",)))
+        raise RowError(
+            "expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; "
+            f"found {format_keys(row.values)}{next(filter(None, suggestions), '')}"
+        )
+    return [LabeledExample(_parse_labeled_row(row), _parse_label(row.require("label")))]
 
 
-def _parse_labeled_row(row: Mapping[str, Any]) -> Chat | PromptCompletion:
-    if "completion" in row:
+def _parse_labeled_row(row: RowColumns) -> Chat | PromptCompletion:
+    if row.has("instruction") and row.has("output"):
+        answer = require_nonblank_text("'output'", row.require("output"))
+        return build_answered_row(row, parse_prompt(row, "instruction"), answer)
+    if "completion" in row.values:
         return _parse_conversation(row, "completion")
-    answer_column = next((column_name for column_name in _PROMPT_COLUMNS[1:] if column_name in row), "completion")
-    return Chat(require_final_answer(answer_column, parse_turns(answer_column, require_column(row, answer_column))))
+    column = next((name for name in ("messages", "conversations") if row.has(name)), "completion")
+    return add_context(row, require_final_answer(column, parse_turns(column, row.require(column))))
 
 
 def _parse_label(value: object) -> bool:
@@ -59,62 +104,33 @@ def _parse_label(value: object) -> bool:
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in _LABEL_VALUES:
         return _LABEL_VALUES[value.strip().lower()]
-    raise RowError(f"expected 'label' to be true, false, 1 or 0, found {format_value(value)}")
+    found = str(value) if isinstance(value, int | float) else format_value(value)
+    raise RowError(
+        f"expected 'label' to be true, false, 1 or 0, found {found}; replace the label of good answers by true and "
+        "that of bad answers by false"
+    )
 
 
-def _parse_conversation(row: Mapping[str, Any], answer_column: str) -> Chat | PromptCompletion:
+def _parse_conversation(row: RowColumns, answer_column: str) -> Chat | PromptCompletion:
     """Return the prompt with the answer in the column `answer_column`."""
-    answer = require_column(row, answer_column)
-    prompt_column = next((column_name for column_name in _PROMPT_COLUMNS if row.get(column_name) is not None), None)
+    answer = parse_answer(row, answer_column)
+    if isinstance(answer, Chat) and require_final_answer(answer_column, answer).messages[0]["role"] != "assistant":
+        return add_context(row, answer)
+    prompt_column = _find_prompt_column(row)
+    if prompt_column is not None:
+        prompt = parse_prompt(row, prompt_column)
+        if isinstance(prompt, Chat) and prompt.messages[-1]["role"] == "assistant":
+            raise RowError(
+                f"expected '{prompt_column}' to end before the answer in '{answer_column}', found a turn of assistant "
+                "at its end"
+            )
+        return build_answered_row(row, prompt, answer)
     if isinstance(answer, str):
-        return _build_text_conversation(
-            row, prompt_column, answer_column, require_nonblank_text(f"'{answer_column}'", answer)
-        )
-    answer_turns = require_final_answer(
-        answer_column, parse_turns(answer_column, [answer] if isinstance(answer, dict) else answer)
+        raise _missing_prompt(row, answer_column)
+    raise RowError(
+        f"expected 'prompt', or '{answer_column}' to be a complete conversation; found {format_keys(row.values)}"
+        f"{suggest_fields(row.values, ('prompt',))}"
     )
-    if answer_turns[0]["role"] != "assistant":
-        return Chat(answer_turns)
-    if prompt_column is None:
-        raise RowError(
-            f"expected 'prompt', or '{answer_column}' to be a complete conversation; found {format_keys(row)}"
-        )
-    return Chat(_check_turn_order(answer_column, [*_parse_prompt_turns(row, prompt_column), *answer_turns]))
-
-
-def _build_text_conversation(
-    row: Mapping[str, Any], prompt_column: str | None, answer_column: str, answer: str
-) -> Chat | PromptCompletion:
-    if prompt_column is None:
-        raise RowError(f"expected 'prompt' in addition to '{answer_column}', found {format_keys(row)}")
-    if isinstance(row[prompt_column], str) and not get_optional_text(row, "system"):
-        return PromptCompletion(require_text(f"'{prompt_column}'", row[prompt_column]), answer)
-    prompt_turns = _parse_prompt_turns(row, prompt_column)
-    return Chat(_check_turn_order(answer_column, [*prompt_turns, {"role": "assistant", "content": answer}]))
-
-
-def _parse_prompt_turns(row: Mapping[str, Any], prompt_column: str) -> list[Message]:
-    """Return the turns before the answer."""
-    prompt = row[prompt_column]
-    if isinstance(prompt, str):
-        prompt_turns = [
-            {"role": "user", "content": require_nonblank_text(f"'{prompt_column}'", prompt, "a message of the user")}
-        ]
-    else:
-        prompt_turns = parse_turns(prompt_column, prompt)
-    system = get_optional_text(row, "system")
-    return (
-        [{"role": "system", "content": system}, *prompt_turns]
-        if system and prompt_turns[0]["role"] != "system"
-        else prompt_turns
-    )
-
-
-def _check_turn_order(answer_column: str, conversation: list[Message]) -> list[Message]:
-    for previous_turn, next_turn in pairwise(conversation):
-        if previous_turn["role"] == next_turn["role"] == "assistant":
-            raise RowError(f"'{answer_column}': two consecutive assistant turns; merge them")
-    return conversation
 
 
 def _get_prompt(row: Chat | PromptCompletion) -> object:

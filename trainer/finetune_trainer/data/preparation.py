@@ -38,6 +38,7 @@ from finetune_trainer.data.shingles import BoilerplateFinder
 from finetune_trainer.data.split_writer import PreparationContext, SplitWriter
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.records.evaluation import LengthBin, RejectedRow
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class PreparedData:
     """Rows with words that the chat template removes or rewrites."""
     control_tokens: RowCounter = field(default_factory=RowCounter)
     """Rows with the text of a control token, which is the `example`."""
+    unused_columns: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows by the name of a filled column that their format does not use."""
     answer_ends: Mapping[int, int] = field(default_factory=dict)
     """Number of answers by the token that ends them, without answers of truncated rows."""
     template_date: date | None = None
@@ -136,10 +139,17 @@ def prepare_dataset(
         _build_row_groups(config, boilerplate),
     )
     training_writer.write(context.reader.read(files.sources))
+    _log_unused_columns(context.reader)
     context.ledger.check_rewritten_rows()
     context.ledger.check_invalid_rows(context.reader.row_count)
     prepared = _split_rows(config, files, context, training_writer, validation_writer)
     return replace(prepared, template_date=encoding.template_date)
+
+
+def _log_unused_columns(reader: RowReader) -> None:
+    if reader.unused_columns:
+        counts = ", ".join(f"{name} ({pluralize(count, 'row')})" for name, count in reader.unused_columns.items())
+        log.info("columns that are not used: %s", counts)
 
 
 def _split_rows(
@@ -168,6 +178,7 @@ def _split_rows(
         _build_folds(config, training_writer, held_out_rows),
         rewritten=context.ledger.rewritten_rows,
         control_tokens=context.ledger.control_tokens,
+        unused_columns=context.reader.unused_columns,
         answer_ends=context.ledger.answer_ends,
         locations=training_writer.locate_rows(_select_training_rows(training_writer, held_out_rows)[:_MAX_LOCATIONS]),
     )
@@ -183,7 +194,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
             limits.explanation,
         )
     object_uris = [file.uri for _, source_files in files.sources for file in source_files]
-    reader = RowReader(encoding.schema)
+    reader = RowReader(encoding.schema, config.dataset.preparation)
     return PreparationContext(
         preparation=config.dataset.preparation,
         schema=encoding.schema,
@@ -204,7 +215,7 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(schema).read([*files.validation_sources, *files.sources])
+    rows = RowReader(schema, config.dataset.preparation).read([*files.validation_sources, *files.sources])
     for number, (_, row) in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(

@@ -3,11 +3,12 @@
 `Rejections` is the only place to which a rejection is reported. The reasons and the modules that decide them:
 
 - `rewrittenAnswer`: `loss_masking`, if the chat template rewrites an answer so that it cannot be found
-- `invalid`: syntax in `readers`, content in `formats`, `conversations` and `preferences`, rendering in `loss_masking`
+- `invalid`: syntax in `readers`, columns and content in the modules that `row_reader` uses, rendering in `loss_masking`
 - `emptyAnswer`, `identicalAnswers`: `find_rejection_reason`; for answers with equal tokens also `training.methods`
 - `duplicate`, `nearDuplicate`, `leaked`: `deduplication.DuplicateFilter`
 - `tooShort`, `overlength`: `tokenized_rows`
-- `noSupervisedTokens`, `promptsDiffer`: `build_columns` of the methods in `training.methods`
+- `noSupervisedTokens`: `row_reader`, if all answers have `weight: 0`; `build_columns` of the methods
+- `promptsDiffer`: `build_columns` of the methods in `training.methods`
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _MAX_MESSAGES = 5
 """Maximum number of invalid rows that an error names. All are counted."""
 _MAX_MESSAGE_CHARS = 280
 _TEMPLATE_HINT = (
-    "The chat template rejects all of them for the same reason; model.chatTemplate can replace it by a template for "
-    "messages whose content is text."
+    "The chat template rejects all of them for the same reason; dataset.preparation.mergeTurns joins consecutive turns "
+    "of one role, and model.chatTemplate can replace the template by one for messages whose content is text."
 )
 _EXAMPLES_PER_REASON = 3
 """Number of rejected rows that the report shows for each reason."""

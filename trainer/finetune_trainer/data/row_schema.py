@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune_trainer.data.loss_masking import TokenizedConversation
+    from finetune_trainer.data.row_columns import RowColumns
     from finetune_trainer.data.row_types import Row
 
 
@@ -35,7 +36,7 @@ class RowSchema(ABC):
         """Return the format of a row, by its columns. Raises `RowError`."""
 
     @abstractmethod
-    def parse_row(self, row: Mapping[str, Any], row_format: str) -> Sequence[Row]:
+    def parse_row(self, row: RowColumns, row_format: str) -> Sequence[Row]:
         """Return the training rows that a row of the data contains. Raises `RowError`."""
 
     @abstractmethod

@@ -298,6 +298,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         cross_validation=cross_validation,
         gate=gate.check_gate(settings.gate, [*results.measures, *build_fold_measures(cross_validation)]),
         examples=list(inputs.prepared.rejected_examples),
+        unused_columns=dict(inputs.prepared.unused_columns),
         lengths=list(inputs.prepared.length_histogram),
         energy=train_result.energy,
         preflight=list(train_result.preflight),

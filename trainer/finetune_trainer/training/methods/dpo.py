@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_trainer.data.preferences import parse_preference
+from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.training.methods.base import Collator, PreferenceMethod
 
@@ -27,7 +28,7 @@ class DPO(PreferenceMethod):
     extra_metrics: Mapping[str, str] = {"evalRewardAccuracy": "rewards/accuracies"}
     sequences_per_row = 2
 
-    def parse_row(self, row: Mapping[str, Any], _: str) -> list[Row]:
+    def parse_row(self, row: RowColumns, _: str) -> list[Row]:
         return [parse_preference(row)]
 
     def name_answers(self, _: Row, answers: Sequence[list[int]]) -> dict[str, object]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.preferences import parse_labeled_examples
+from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_types import LabeledExample, Row
 from finetune_trainer.training.methods.base import Collator, PreferenceMethod
 
@@ -28,7 +29,7 @@ class KTO(PreferenceMethod):
     token_columns: Mapping[str, str] = {"prompt_ids": "ids", "completion_ids": "ids", "label": "bool"}
     compares_rows = True
 
-    def parse_row(self, row: Mapping[str, Any], _: str) -> Sequence[Row]:
+    def parse_row(self, row: RowColumns, _: str) -> Sequence[Row]:
         return parse_labeled_examples(row)
 
     def name_answers(self, row: Row, answers: Sequence[list[int]]) -> dict[str, object]:

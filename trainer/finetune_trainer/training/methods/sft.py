@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.formats import PARSERS, detect_example_format
 from finetune_trainer.data.loss_masking import TokenizedConversation
+from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
@@ -38,7 +39,7 @@ class SFT(TrainingMethod):
     def detect_format(self, row: Mapping[str, Any]) -> str:
         return detect_example_format(row)
 
-    def parse_row(self, row: Mapping[str, Any], row_format: str) -> list[Row]:
+    def parse_row(self, row: RowColumns, row_format: str) -> list[Row]:
         return [PARSERS[row_format](row)]
 
     def build_columns(self, _: Row, conversations: Sequence[TokenizedConversation]) -> TokenColumns | str:
