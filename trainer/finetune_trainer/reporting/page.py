@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from finetune_trainer import formatting, text
+from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
@@ -42,7 +43,7 @@ def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) ->
     return {
         "headline": verdicts.quality_verdict(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
-        "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
+        "directions": [change_direction(measure) for measure in evaluation.measures],
         "advice": build_advice(evaluation, manifest),
     }
 

@@ -60,6 +60,7 @@ def train_once(
         energy=output.energy,
         learning_rates=output.learning_rates,
         preflight=output.preflight,
+        row_losses=output.row_losses,
     )
 
 
@@ -70,7 +71,7 @@ def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) 
     first_result, best_result = eval_results[0], early_stopping.find_best(eval_results)
     base_metrics = {"baseEvalLoss": first_result.loss} if first_result.step == 0 else {}
     best_step_metrics = {"bestStep": float(best_result.step)} if best_result else {}
-    final_result = best_result if best_result and training.early_stopping else eval_results[-1]
+    final_result = early_stopping.find_published(eval_results, training.early_stopping) or first_result
     return {
         name: value
         for name, value in {**base_metrics, **final_result.metrics, **best_step_metrics}.items()
