@@ -35,9 +35,9 @@ def test_sign_flip_p_value_matches_scipy(count: int) -> None:
 
 
 def test_sign_flip_equal_changes_count_despite_rounding() -> None:
-    # Of the 8 assignments of signs, only two give a sum as large as 0.1 + 0.2 + 0.3.
-    assert compute_sign_flip_p_value([0.1, 0.2, 0.3]) == 2 / 8
-    assert compute_sign_flip_p_value([0.3, 0.2, 0.1]) == 2 / 8
+    # Of the 16 assignments of signs, ten give a sum of at least 0.2 or at most -0.2. As floats, some are 0.2 - 3e-17.
+    assert compute_sign_flip_p_value([0.1, 0.1, 0.1, -0.1]) == 10 / 16
+    assert compute_sign_flip_p_value([1.0, 1.0, 1.0, -1.0]) == 10 / 16
     assert compute_sign_flip_p_value([0.0, 0.0, 0.0]) == 1
 
 
