@@ -76,7 +76,7 @@ def analyze_curves(
         evaluations=len(validation),
         best=best,
         last=last,
-        rise=measure_rise(row_losses, best.step, last.step, comparisons=len(validation) - 1),
+        rise=_measure_rise(row_losses, best.step, last.step, comparisons=len(validation) - 1),
         training_at_best=_smooth_loss(training, best.step),
         training_at_last=_smooth_loss(training, last.step),
     )
@@ -88,7 +88,7 @@ def analyze_curves(
     return replace(curves, trend=trend, opened_at=opened_at)
 
 
-def measure_rise(row_losses: RowLossHistory, best_step: int, last_step: int, comparisons: int) -> ValidationRise | None:
+def _measure_rise(row_losses: RowLossHistory, best_step: int, last_step: int, comparisons: int) -> ValidationRise | None:
     """Return the change of the loss per token from the best to the last evaluation, or None if it is not known.
 
     The best of several evaluations is partly the luckiest one. The confidence level and the p-value are therefore those
