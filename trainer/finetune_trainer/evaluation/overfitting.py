@@ -88,7 +88,9 @@ def analyze_curves(
     return replace(curves, trend=trend, opened_at=opened_at)
 
 
-def _measure_rise(row_losses: RowLossHistory, best_step: int, last_step: int, comparisons: int) -> ValidationRise | None:
+def _measure_rise(
+    row_losses: RowLossHistory, best_step: int, last_step: int, comparisons: int
+) -> ValidationRise | None:
     """Return the change of the loss per token from the best to the last evaluation, or None if it is not known.
 
     The best of several evaluations is partly the luckiest one. The confidence level and the p-value are therefore those
