@@ -16,7 +16,6 @@ from finetune_trainer.evaluation.exact_tests import (
     compute_swap_p_value,
 )
 from finetune_trainer.evaluation.paired_measures import (
-    build_comparison,
     measure_mean,
     measure_share,
     measure_statistic,
@@ -149,11 +148,3 @@ def test_measures_with_intervals_have_no_p_value() -> None:
     for task in TASKS:
         measures, _ = measure_task(task, ["yes it is so"] * 20, ["no"] * 20, ["yes it is so"] * 20)  # type: ignore[arg-type]
         assert {measure.p_value for measure in measures} == {None}
-
-
-def test_comparison_takes_the_base_as_baseline() -> None:
-    measure = measure_mean("rouge1", [0.1] * 8, [0.3] * 8)
-    comparison = build_comparison(measure)
-    assert (comparison.estimate, comparison.change, comparison.p_value) == (measure.base, measure.change, 2 / 2**8)
-    with pytest.raises(ValueError, match="rouge1 was not measured"):
-        build_comparison(measure.model_copy(update={"base": None}))

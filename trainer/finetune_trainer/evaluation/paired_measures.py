@@ -18,7 +18,7 @@ from finetune_trainer.evaluation.intervals import (
     estimate_proportion,
     estimate_proportion_change,
 )
-from finetune_trainer.records.evaluation import Comparison, Measure
+from finetune_trainer.records.evaluation import Measure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,14 +69,6 @@ def measure_statistic(
         change=bootstrap(lambda rows: compute_score(tuned[rows]) - compute_score(base[rows]), count),
         p_value=_compute_statistic_p_value(compute_score, base, tuned) if count < MIN_SAMPLES else None,
     )
-
-
-def build_comparison(measure: Measure) -> Comparison:
-    """Return the comparison with a baseline, from a measure whose base model is the baseline. Raises `ValueError` if
-    it was not measured on the baseline."""
-    if measure.base is None:
-        raise ValueError(f"{measure.name} was not measured on the baseline")
-    return Comparison(estimate=measure.base, change=measure.change, p_value=measure.p_value)
 
 
 def _compute_statistic_p_value(compute_score: Callable[[RowValues], float], base: RowValues, tuned: RowValues) -> float:

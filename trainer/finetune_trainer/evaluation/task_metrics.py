@@ -59,7 +59,7 @@ def list_missing(task: Task, references: Texts) -> list[str]:
 def explain_no_bleu(references: Texts) -> str | None:
     """Return why BLEU cannot be measured on these references, or None. BLEU counts common sequences of up to four
     words, and is 0 even for a perfect translation if no reference has four words."""
-    tokenize = _create_bleu(references).tokenizer
+    tokenize = create_bleu(references).tokenizer
     if any(len(tokenize(reference.rstrip()).split()) >= _BLEU_ORDER for reference in references):
         return None
     return f"no answer of the validation rows has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
@@ -98,12 +98,13 @@ def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measur
     )
 
 
-class _WordTokenizer:
+class WordTokenizer:
     """Splits text of any script into words. The tokenizer of rouge_score supports a to z only, and finds no words in
     Russian or Chinese. The result is the same for English; there is no stemming, as by default in rouge_score.
     """
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words in lower case."""
         words: list[str] = _WORDS.findall(text.lower())
         return words
 
@@ -113,7 +114,7 @@ def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, tokenizer=_WordTokenizer())
+    scorer = RougeScorer(names, tokenizer=WordTokenizer())
     base_scores = [scorer.score(*pair) for pair in zip(references, base, strict=True)]
     tuned_scores = [scorer.score(*pair) for pair in zip(references, tuned, strict=True)]
     return [
@@ -135,7 +136,7 @@ def _measure_corpus(name: str, references: Texts, base: Texts, tuned: Texts) -> 
     import numpy as np
     from sacrebleu.metrics.chrf import CHRF
 
-    metric: Any = _create_bleu(references) if name == "bleu" else CHRF()
+    metric: Any = create_bleu(references) if name == "bleu" else CHRF()
     base_counts, tuned_counts = (
         np.array(metric._extract_corpus_statistics(answers, [references])) for answers in (base, tuned)
     )
@@ -148,7 +149,8 @@ def _measure_corpus(name: str, references: Texts, base: Texts, tuned: Texts) -> 
     )
 
 
-def _create_bleu(references: Texts) -> BLEU:
+def create_bleu(references: Texts) -> BLEU:
+    """Return the metric with the tokenizer for the script of the references."""
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=_choose_bleu_tokenizer(references), force=True)
