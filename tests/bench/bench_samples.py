@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from tests.support.trainer import sample_manifests
 from tests.support.trainer.s3_server import KEY_ID, SECRET, S3Server, serve
 
+from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Measure
-from finetune_trainer.reporting.verdicts import change_direction
 from local_cluster import smollm2
 
 TABLE_HEAD = "| Sample | Validation rows | Metric | Base | Tuned | Change | 95 % interval | Verdict | Minutes |"

@@ -26,6 +26,7 @@ from finetune_trainer.context import RunContext
 from finetune_trainer.contract import JOB_ENV, DatasetReport, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.publishing import merge_stage, signing
@@ -269,16 +270,12 @@ def reject_adapter(report: RunReport, output: OutputPrefix, checkpoints: Checkpo
     report_note = _store_rejected_report(report, output)
     checkpoints.clear()
     collectives.release_waiters()
-    failures = "; ".join(f"{check.rule}, it is {_format_value(check.value)}" for check in report.failed_checks)
+    failures = "; ".join(check.message for check in report.failed_checks)
     return TrainerError(
         Reason.EVALUATION_GATE,
         f"the tuned model does not pass evaluation.gate and is not published: {failures}; train on more or better "
         f"data, or change the training settings, under a new name{report_note}",
     )
-
-
-def _format_value(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.4g}"
 
 
 def _store_rejected_report(report: RunReport, output: OutputPrefix) -> str:
@@ -329,7 +326,7 @@ def publish_adapter(
     collectives.release_waiters()
     checkpoints.clear()
     tracking_warning = run_tracking.finish_run(context.tracker, report.manifest, outcome)
-    notes = (outcome.message, report.evaluation.explain_too_few_rows(), tracking_warning)
+    notes = (outcome.message, explain_few_rows(report.evaluation.measures), tracking_warning)
     return outcome.model_copy(update={"message": "; ".join(filter(None, notes))})
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
-from finetune_trainer.evaluation.overfitting import judge_forgetting
+from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import (
     BiasFinding,

@@ -90,7 +90,7 @@ CASES = {
 @pytest.mark.parametrize(("rule", "words", "value", "passed"), CASES.values(), ids=CASES)
 def test_gate_single_limit_passes_or_fails(rule: GateRule, words: str, value: float | None, passed: bool) -> None:
     [check] = check_gate([rule], MEASURES)
-    assert check == GateCheck(metric=rule.metric, rule=words, value=check.value, passed=passed)
+    assert check == GateCheck(metric=rule.metric, rule=words, value=check.value, passed=passed, message=check.message)
     assert check.value == value
 
 
@@ -120,3 +120,28 @@ def test_gate_several_limits_give_checks_in_rule_order() -> None:
     rules = [GateRule("accuracy", 0.1, 0.9, 0), GateRule("evalLoss", maximum=2)]
     assert [check.metric for check in check_gate(rules, MEASURES)] == ["accuracy"] * 3 + ["evalLoss"]
     assert check_gate([], MEASURES) == []
+
+
+CLAUSES = {
+    "minimum": (GateRule("chrf", minimum=99), "chrf is 40, at least 99 is required"),
+    "maximum": (GateRule("evalLoss", maximum=0.001), "evalLoss is 1.2, at most 0.001 is required"),
+    "improvement": (
+        GateRule("evalLoss", min_improvement=0.4),
+        "the improvement of evalLoss over the base model is 0.3, at least 0.4 is required",
+    ),
+    "not worse": (
+        GateRule("accuracy", min_improvement=0),
+        "the improvement of accuracy over the base model is 0.1, at least 0 is required",
+    ),
+    "not measured": (GateRule("bleu", minimum=20), "bleu was not measured, at least 20 is required"),
+    "improvement not measured": (
+        GateRule("chrf", min_improvement=1),
+        "the improvement of chrf over the base model was not measured, at least 1 is required",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "expected"), CLAUSES.values(), ids=CLAUSES)
+def test_gate_message_states_value_and_limit(rule: GateRule, expected: str) -> None:
+    [check] = check_gate([rule], MEASURES)
+    assert check.message == expected

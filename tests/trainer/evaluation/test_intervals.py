@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from finetune_trainer.evaluation.intervals import (
     MIN_SAMPLES,
@@ -53,11 +54,10 @@ def test_intervals_too_few_rows_have_none(count: int) -> None:
     estimates = [
         estimate_mean(rows),
         estimate_paired_change(rows, rows),
-        estimate_proportion(count, count),
         estimate_proportion_change(answers, answers),
         estimate_weighted_mean(rows, rows),
     ]
-    assert [(estimate.low, estimate.high, estimate.samples) for estimate in estimates] == [(None, None, count)] * 5
+    assert [(estimate.low, estimate.high, estimate.samples) for estimate in estimates] == [(None, None, count)] * 4
 
 
 def test_mean_interval_covers_true_mean_95_percent() -> None:
@@ -86,6 +86,21 @@ def test_paired_change_uses_row_differences() -> None:
 def test_proportion_all_correct_keeps_lower_bound() -> None:
     assert estimate_proportion(20, 20).high == 1.0
     assert estimate_proportion(20, 20).low == pytest.approx(0.8389, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [5, 12, 19])
+def test_proportion_interval_of_few_rows_covers_95_percent_on_average(count: int) -> None:
+    estimates = [estimate_proportion(successes, count) for successes in range(count + 1)]
+    shares = np.linspace(0.01, 0.99, 99)
+    covered = [
+        sum(binom.pmf(number, count, share) for number, each in enumerate(estimates) if contains(each, share))
+        for share in shares
+    ]
+    assert 0.95 <= np.mean(covered) < 0.97
+
+
+def test_proportion_of_four_rows_has_no_interval() -> None:
+    assert estimate_proportion(4, 4) == Estimate(value=1, samples=4)
 
 
 CHANGES = {
@@ -127,9 +142,17 @@ def test_weighted_mean_same_rows_give_same_interval() -> None:
     rows = [float(value % 7) for value in range(50)]
     ones = [1.0] * 50
     assert estimate_weighted_mean(rows, ones) == estimate_weighted_mean(rows, ones)
-    assert interval_width(estimate_weighted_mean(rows, ones)) == pytest.approx(
-        interval_width(estimate_mean(rows)), rel=0.2
-    )
+    assert estimate_weighted_mean(rows, ones) == estimate_mean(rows)
+
+
+def test_weighted_mean_interval_matches_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(5, 200, size=100)
+    losses = tokens * rng.gamma(4, 0.5, size=100)
+    resampled = bootstrap(lambda rows: float(losses[rows].sum() / tokens[rows].sum()), 100)
+    estimate = estimate_weighted_mean(losses.tolist(), tokens.tolist())
+    assert estimate.value == pytest.approx(resampled.value)
+    assert interval_width(estimate) == pytest.approx(interval_width(resampled), rel=0.1)
 
 
 def test_resampled_statistics_share_resamples() -> None:

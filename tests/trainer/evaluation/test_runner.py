@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import count
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support.trainer.tiny_training import RunTraining
 
 from finetune_trainer.data.augment.lexicon import CATEGORIES
 from finetune_trainer.evaluation.bias.sentence_pairs import load_builtin_pairs
+from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.records.evaluation import EvaluationReport
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
@@ -72,7 +74,7 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
     assert report.samples[0].base != "good"
     assert all(sample.reference == sample.tuned for sample in report.samples[1:])
     assert [check.passed for check in report.gate] == [True, True]
-    assert report.overfitting.forgetting
+    assert report.forgetting
     assert report.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
     assert report.training_losses[-1].step == TRAINING_SETTINGS["maxSteps"]
     assert sum(bar.rows for bar in report.lengths) == len(REVIEWS)
@@ -83,8 +85,8 @@ def test_evaluate_losses_match_training(run: RunTraining) -> None:
     assert trained.evaluation
     loss = next(measure for measure in trained.evaluation.measures if measure.name == "evalLoss")
     assert loss.base
-    assert loss.tuned.value == pytest.approx(trained.metrics["evalLoss"], abs=1e-4)
-    assert loss.base.value == pytest.approx(trained.metrics["baseEvalLoss"], abs=1e-4)
+    assert loss.tuned.value == trained.metrics["evalLoss"]
+    assert loss.base.value == trained.metrics["baseEvalLoss"]
 
 
 JOBS = ["doctor", "driver", "farmer", "baker", "nurse", "cleaner", "teacher", "dancer"]
@@ -170,10 +172,13 @@ def test_evaluate_sample_answers_are_redacted(run: RunTraining, monkeypatch: pyt
 
 
 def test_evaluate_loss_too_high_has_no_perplexity(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import runner
     from finetune_trainer.modeling.likelihood import RowLosses
+    from finetune_trainer.training import evaluation_callback
 
-    monkeypatch.setattr(runner, "compute_losses", lambda _, rows, *__: RowLosses([1600.0] * len(rows), [2] * len(rows)))
+    def compute_high_losses(_: object, rows: Sequence[object], *__: object) -> RowLosses:
+        return RowLosses([1600.0] * len(rows), [2] * len(rows))
+
+    monkeypatch.setattr(evaluation_callback, "compute_dataset_losses", compute_high_losses)
     report = train_and_evaluate(run, maxSteps=1, evaluation={"gate": [{"metric": "perplexity", "maximum": 1e9}]})
     assert report.flatten_metrics() == {"evalLoss": 800, "baseEvalLoss": 800}
     assert report.missing == ["perplexity: OverflowError: a loss of 800 nats per token is too high for a perplexity"]
@@ -187,7 +192,7 @@ def test_evaluate_preference_methods_use_own_loss(run: RunTraining, method: str)
     assert report
     assert [check.passed for check in report.gate] == [True]
     assert report.measures[0].base
-    assert report.explain_too_few_rows() is None, "they have no intervals, however many rows there are"
+    assert explain_few_rows(report.measures) is None, "they have no intervals, however many rows there are"
 
 
 def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 from tests.support.trainer import run_records
 
-from finetune_trainer.evaluation.overfitting import judge_forgetting, judge_overfitting
+from finetune_trainer.evaluation.forgetting import judge_forgetting
+from finetune_trainer.evaluation.overfitting import judge_overfitting
 from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, LossPoint, Measure
 from finetune_trainer.reporting.advice import build_advice
 

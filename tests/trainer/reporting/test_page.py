@@ -13,7 +13,7 @@ from lxml import html
 from tests.support.trainer import hostile_texts, run_records
 
 from finetune_trainer.contract import Task
-from finetune_trainer.evaluation.overfitting import judge_forgetting
+from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.records.evaluation import (
     Comparison,
     EvaluationReport,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support.trainer import run_records
 
-from finetune_trainer.evaluation.overfitting import judge_forgetting
+from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.records.evaluation import (
     CrossValidationResult,
     Estimate,
@@ -35,21 +35,6 @@ SAME = run_records.make_measure("chrf", 50, 50.1, 1)
 ALONE = Measure(name="rouge1", higher_is_better=True, tuned=run_records.make_estimate(0.3, 0.1))
 FOUR_ROWS = Estimate(value=0.1, samples=4)
 FEW = Measure(name="rougeL", higher_is_better=True, tuned=FOUR_ROWS, change=FOUR_ROWS)
-
-DIRECTIONS = {
-    "higher is better": (UP, "better"),
-    "lower is better": (LOSS_DOWN, "better"),
-    "lower": (DOWN, "worse"),
-    "higher loss": (LOSS_UP, "worse"),
-    "within chance": (SAME, "unclear"),
-    "too few for an interval": (FEW, "few"),
-    "no base": (ALONE, "unknown"),
-}
-
-
-@pytest.mark.parametrize(("measure", "expected"), DIRECTIONS.values(), ids=DIRECTIONS)
-def test_direction_measure_change_is_classified(measure: Measure, expected: str) -> None:
-    assert verdicts.change_direction(measure) == expected
 
 
 QUALITIES = {
@@ -80,7 +65,7 @@ def test_headline_failed_gate_comes_first() -> None:
 def test_headline_names_measures_of_too_few_rows() -> None:
     assert (
         verdicts.quality_verdict(make_evaluation(UP, FEW)).detail
-        == "Better: Accuracy. Measured on fewer than 20 rows: ROUGE-L."
+        == "Better: Accuracy. Measured on fewer than 6 rows: ROUGE-L."
     )
 
 
@@ -143,30 +128,6 @@ NOT_ADVISED = {
 @pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
 def test_advice_learned_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
     assert unwanted not in " ".join(build_advice(evaluation, run_records.make_manifest()))
-
-
-PREFERENCES = [
-    Measure(
-        name=name, higher_is_better=False, base=run_records.make_estimate(0.7), tuned=run_records.make_estimate(0.5)
-    )
-    for name in ("evalLoss", "evalRewardAccuracy")
-]
-FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=run_records.make_estimate(0, samples=3))
-FOUR = FEW.model_copy(update=dict.fromkeys(("base", "tuned"), run_records.make_estimate(0.3, samples=4)))
-INTERVALS = {
-    "with intervals": ([UP, LOSS_DOWN], None),
-    "of four rows": ([UP, FOUR], "4 validation rows are too few for intervals"),
-    "of a method that has none": (PREFERENCES, None),
-    "a count, not a measurement of rows": ([UP, FLAGS], None),
-    "nothing": ([], None),
-}
-
-
-@pytest.mark.parametrize(("measures", "expected"), INTERVALS.values(), ids=INTERVALS)
-def test_too_few_rows_without_intervals_are_reported(measures: list[Measure], expected: str | None) -> None:
-    reason = make_evaluation(*measures).explain_too_few_rows()
-    assert (reason or "").startswith(expected or "")
-    assert (reason is None) == (expected is None)
 
 
 DATA = {

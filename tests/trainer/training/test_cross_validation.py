@@ -163,7 +163,7 @@ def test_cross_validation_fold_is_freed_and_signals_life(run: RunTraining, caplo
         gc.enable()
         logger.removeHandler(optimizers)
     assert optimizers.counts == [optimizers.counts[0]] * (FOLDS + 1)
-    held_out_batches = 2 + 2 + 1
+    held_out_batches = FOLDS  # the rows of a fold fit into one batch
     preflight_signs = signs.count - held_out_batches
     assert preflight_signs > 0
     assert preflight_signs % (FOLDS + 1) == 0, "each training has the same checks, and each held-out batch is a sign"

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.class_labels import ClassLabels
-from finetune_trainer.evaluation.intervals import bootstrap, estimate_proportion, estimate_proportion_change
+from finetune_trainer.evaluation.paired_measures import measure_share, measure_statistic
 from finetune_trainer.records.evaluation import ConfusionMatrix, Measure
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from finetune_trainer.evaluation.intervals import RowIndices
 
     IndexArray = NDArray[np.intp]
 
@@ -39,30 +37,16 @@ def measure_classification(
     return measures, ConfusionMatrix(labels=labels.names, counts=counts, base_counts=base_counts)
 
 
-def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool]) -> Measure:
-    """Return the fraction of rows that are correct for each model."""
-    return Measure(
-        name=name,
-        higher_is_better=True,
-        base=estimate_proportion(sum(base), len(base)),
-        tuned=estimate_proportion(sum(tuned), len(tuned)),
-        change=estimate_proportion_change(base, tuned),
-    )
-
-
 def _measure_macro_f1(true_labels: IndexArray, base: IndexArray, tuned: IndexArray) -> Measure:
-    count, other_index = len(true_labels), int(true_labels.max()) + 1
+    import numpy as np
 
-    def compute_f1(predicted: IndexArray, rows: RowIndices) -> float:
-        return _compute_macro_f1(_confusion_matrix(true_labels[rows], predicted[rows], other_index))
+    other_index = int(true_labels.max()) + 1
+    base_pairs, tuned_pairs = (np.column_stack((true_labels, predicted)) for predicted in (base, tuned))
 
-    return Measure(
-        name="macroF1",
-        higher_is_better=True,
-        base=bootstrap(lambda rows: compute_f1(base, rows), count),
-        tuned=bootstrap(lambda rows: compute_f1(tuned, rows), count),
-        change=bootstrap(lambda rows: compute_f1(tuned, rows) - compute_f1(base, rows), count),
-    )
+    def compute_f1(pairs: IndexArray) -> float:
+        return _compute_macro_f1(_confusion_matrix(pairs[:, 0], pairs[:, 1], other_index))
+
+    return measure_statistic("macroF1", compute_f1, base_pairs, tuned_pairs)
 
 
 def _confusion_matrix(true_labels: IndexArray, predicted: IndexArray, other_index: int) -> IndexArray:

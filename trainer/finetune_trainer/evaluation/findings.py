@@ -6,20 +6,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.records.evaluation import LossPoint
+from finetune_trainer.records.evaluation import Estimate, LossPoint
 
 PreferenceTrend = Literal["increased", "decreased", "unclear"]
+
+
+CurveTrend = Literal["unknown", "no rise", "too few rows", "chance", "both rise", "overfitting"]
+
+
+@dataclass(frozen=True)
+class ValidationRise:
+    """The change of the validation loss from the best to the last evaluation, paired by row.
+
+    The interval and the p-value are corrected for the choice of the best evaluation.
+    """
+
+    change: Estimate
+    p_value: float | None
+    is_decidable: bool
+    """Whether there are enough rows to distinguish any rise from chance."""
 
 
 @dataclass(frozen=True)
 class LossCurves:
     """How the losses developed during a training."""
 
-    trend: Literal["unknown", "no rise", "both rise", "overfitting"]
+    trend: CurveTrend
     evaluations: int
     best: LossPoint | None = None
     """The minimum of the validation loss."""
     last: LossPoint | None = None
+    rise: ValidationRise | None = None
+    """None without the losses of the rows, or if the last evaluation is the best one."""
     training_at_best: float | None = None
     """The smoothed training loss at the step of `best`."""
     training_at_last: float | None = None

@@ -41,21 +41,34 @@ def check_gate(rules: Sequence[MetricRule], measures: Sequence[Measure]) -> list
 def _check_rule(rule: MetricRule, measure: Measure | None) -> Iterator[GateCheck]:
     value = measure.tuned.value if measure else None
     if rule.minimum is not None:
-        yield _build_check(
-            rule.metric, f"at least {rule.minimum:g}", value, value is not None and _is_at_least(value, rule.minimum)
-        )
+        passed = value is not None and _is_at_least(value, rule.minimum)
+        yield _build_check(rule.metric, f"at least {rule.minimum:g}", value, passed)
     if rule.maximum is not None:
-        yield _build_check(
-            rule.metric, f"at most {rule.maximum:g}", value, value is not None and _is_at_least(rule.maximum, value)
-        )
+        passed = value is not None and _is_at_least(rule.maximum, value)
+        yield _build_check(rule.metric, f"at most {rule.maximum:g}", value, passed)
     if rule.min_improvement is not None:
         improvement = _compute_improvement(measure) if measure else None
-        passed = improvement is not None and _is_at_least(improvement, rule.min_improvement)
-        yield _build_check(rule.metric, _describe_improvement(rule.min_improvement), improvement, passed)
+        yield _build_improvement_check(rule.metric, rule.min_improvement, improvement)
 
 
-def _build_check(metric: str, rule: str, value: float | None, passed: bool) -> GateCheck:
-    return GateCheck(metric=metric, rule=f"{metric} {rule}", value=value, passed=passed)
+def _build_check(metric: str, limit: str, value: float | None, passed: bool) -> GateCheck:
+    message = f"{metric} {_describe_value(value)}, {limit} is required"
+    return GateCheck(metric=metric, rule=f"{metric} {limit}", value=value, passed=passed, message=message)
+
+
+def _build_improvement_check(metric: str, minimum: float, improvement: float | None) -> GateCheck:
+    return GateCheck(
+        metric=metric,
+        rule=f"{metric} {_describe_improvement(minimum)}",
+        value=improvement,
+        passed=improvement is not None and _is_at_least(improvement, minimum),
+        message=f"the improvement of {metric} over the base model {_describe_value(improvement)}, at least "
+        f"{minimum:g} is required",
+    )
+
+
+def _describe_value(value: float | None) -> str:
+    return "was not measured" if value is None else f"is {value:.4g}"
 
 
 def _is_at_least(value: float, limit: float) -> bool:

@@ -1,9 +1,11 @@
 """Estimates with confidence intervals, which are the same in every run for the same rows.
 
 - A mean has Student's t interval. It is accurate in the tails that a correction for many comparisons needs, where a
-  bootstrap would need tens of thousands of resamples, and from 20 rows on also for skewed values.
-- A proportion has Wilson's interval, which has a width above zero even if all rows are correct.
-- Other statistics (BLEU, F1, a loss per token) have the percentile bootstrap over rows.
+  bootstrap would need tens of thousands of resamples, and from 20 rows on also for skewed values. A weighted mean, such
+  as a loss per token, has the same interval of its linear approximation.
+- A proportion has Wilson's interval, which has a width above zero even if all rows are correct. On average over all
+  proportions it contains the true one in 95 % of the cases, also for five rows.
+- Other statistics (BLEU, F1, a perplexity) have the percentile bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     RowIndices = NDArray[np.intp]
 
 MIN_SAMPLES = 20
-"""Minimum number of rows for an interval. Fewer rows say too little about other rows."""
+"""Minimum number of rows for an interval of a mean or a change. The intervals of fewer rows are not accurate; exact
+tests decide about their changes."""
+MIN_PROPORTION_SAMPLES = 5
+"""Minimum number of rows for the interval of a proportion."""
 CONFIDENCE = 0.95
 _RESAMPLE_COUNT = 1000
 _SEED = 20
@@ -29,16 +34,7 @@ _SEED = 20
 
 def estimate_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Return the mean of one value per row, in the unit of the values, with Student's t interval."""
-    count = len(values)
-    value = math.fsum(values) / count
-    if count < MIN_SAMPLES:
-        return Estimate(value=value, samples=count)
-    from scipy.special import stdtrit
-
-    # Not scipy.stats.t.interval, which returns NaN for equal values.
-    variance = math.fsum((sample - value) ** 2 for sample in values) / (count - 1)
-    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance / count)
-    return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
+    return estimate_weighted_mean(values, [1] * len(values), confidence)
 
 
 def estimate_paired_change(base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -50,7 +46,7 @@ def estimate_paired_change(base: Sequence[float], tuned: Sequence[float], confid
 
 def estimate_proportion(successes: int, count: int) -> Estimate:
     """Return a proportion of rows, between 0 and 1, with Wilson's interval."""
-    if count < MIN_SAMPLES:
+    if count < MIN_PROPORTION_SAMPLES:
         return Estimate(value=successes / count, samples=count)
     from scipy.stats import binomtest
 
@@ -84,12 +80,22 @@ def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> E
     )
 
 
-def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """Return the sum of `sums` divided by the sum of `weights`, such as the loss per token of rows."""
-    import numpy as np
+def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Return the sum of `sums` divided by the sum of `weights`, such as the loss per token of rows.
 
-    numerators, denominators = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
-    return bootstrap(lambda rows: float(numerators[rows].sum() / denominators[rows].sum()), len(numerators))
+    The interval is that of a ratio of two means (Cochran, Sampling Techniques, 1977, section 6.4).
+    """
+    count, total_weight = len(sums), math.fsum(weights)
+    value = math.fsum(sums) / total_weight
+    if count < MIN_SAMPLES:
+        return Estimate(value=value, samples=count)
+    from scipy.special import stdtrit
+
+    # Not scipy.stats.t.interval, which returns NaN for equal values.
+    residuals = (row_sum - value * weight for row_sum, weight in zip(sums, weights, strict=True))
+    deviation = math.sqrt(math.fsum(residual**2 for residual in residuals) * count / (count - 1)) / total_weight
+    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * deviation
+    return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
 
 
 def bootstrap(statistic: Callable[[RowIndices], float], count: int) -> Estimate:

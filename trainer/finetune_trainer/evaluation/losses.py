@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finetune_trainer.evaluation.intervals import bootstrap, estimate_weighted_mean
+from finetune_trainer.evaluation.exact_tests import compute_sign_flip_p_value
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES, bootstrap, estimate_weighted_mean
 from finetune_trainer.records.evaluation import CrossValidationResult, Estimate, Measure
 
 if TYPE_CHECKING:
@@ -19,10 +20,28 @@ def measure_eval_loss(token_counts: Sequence[int], base: Sequence[float], tuned:
         estimate_weighted_mean(base, token_counts),
         estimate_weighted_mean(tuned, token_counts),
     )
-    change = estimate_weighted_mean(
-        [tuned_sum - base_sum for base_sum, tuned_sum in zip(base, tuned, strict=True)], token_counts
+    changes = _subtract(tuned, base)
+    return Measure(
+        name="evalLoss",
+        higher_is_better=False,
+        base=base_estimate,
+        tuned=tuned_estimate,
+        change=estimate_weighted_mean(changes, token_counts),
+        p_value=compute_loss_p_value(changes),
     )
-    return Measure(name="evalLoss", higher_is_better=False, base=base_estimate, tuned=tuned_estimate, change=change)
+
+
+def compute_loss_p_value(changes: Sequence[float]) -> float | None:
+    """Return the p-value of a change of the loss per token, from the change of the summed loss of each row. There is
+    none if there are enough rows for an interval.
+
+    The rows have the same number of tokens under both models, so exchanging the models flips the sign of the change.
+    """
+    return compute_sign_flip_p_value(changes) if len(changes) < MIN_SAMPLES else None
+
+
+def _subtract(tuned: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [tuned_sum - base_sum for base_sum, tuned_sum in zip(base, tuned, strict=True)]
 
 
 def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
@@ -43,6 +62,9 @@ def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned
         change=bootstrap(
             lambda rows: compute_perplexity(tuned_sums, rows) - compute_perplexity(base_sums, rows), len(token_counts)
         ),
+        # The perplexities of both models have the same product whatever rows are exchanged, so their difference grows
+        # with that of the losses: the test of the loss is that of the perplexity.
+        p_value=compute_loss_p_value(_subtract(tuned, base)),
     )
 
 

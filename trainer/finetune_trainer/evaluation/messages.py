@@ -31,16 +31,21 @@ def describe_curves(curves: LossCurves, min_evaluations: int) -> str:
         )
     if curves.trend == "no rise":
         return f"The validation loss ended at {last.loss:.4g}, not noticeably above its minimum, {_format_point(best)}."
-    rise_text = (
-        f"The validation loss rose from {_format_point(best)}, to {_format_point(last)}, while the training loss"
-    )
-    if curves.training_at_best is None or curves.training_at_last is None:
-        training_text = "was not recorded"
-    else:
-        training_text = f"went from {curves.training_at_best:.3g} to {curves.training_at_last:.3g}"
+    rise_text = f"The validation loss rose from {_format_point(best)}, to {_format_point(last)}"
+    if curves.rise and curves.trend == "too few rows":
+        return f"{rise_text}, but {curves.rise.change.samples} rows are too few to distinguish that from chance."
+    if curves.rise and curves.trend == "chance":
+        return f"{rise_text}, which may be due to chance on {curves.rise.change.samples} rows."
+    training_text = f"{rise_text}, while the training loss {_describe_training(curves)}"
     if curves.trend == "both rise":
-        return f"{rise_text} {training_text} as well: lower training.learningRate."
-    return f"{rise_text} {training_text}: the model is memorizing the training data. {_OVERFITTING_REMEDY}"
+        return f"{training_text} as well: lower training.learningRate."
+    return f"{training_text}: the model is memorizing the training data. {_OVERFITTING_REMEDY}"
+
+
+def _describe_training(curves: LossCurves) -> str:
+    if curves.training_at_best is None or curves.training_at_last is None:
+        return "was not recorded"
+    return f"went from {curves.training_at_best:.3g} to {curves.training_at_last:.3g}"
 
 
 def describe_gap(gap: float) -> str:
@@ -49,12 +54,12 @@ def describe_gap(gap: float) -> str:
 
 
 def describe_forgetting(base: Estimate, tuned: Estimate, *, is_forgetting: bool) -> str:
-    """State how the perplexity of general text changed, and what to do about it."""
+    """State how the perplexity of general text changed."""
     if not is_forgetting:
         return f"Perplexity of general text went from {base.value:.4g} to {tuned.value:.4g}: no relevant rise."
     return (
-        f"Perplexity of general text rose from {base.value:.4g} to {tuned.value:.4g}: the model forgets. Add general "
-        "rows to the data, or lower training.learningRate."
+        f"Perplexity of general text rose from {base.value:.4g} to {tuned.value:.4g}: the model forgot general "
+        "knowledge of the base model."
     )
 
 

@@ -17,6 +17,7 @@ from finetune_trainer.evaluation.bias.scoring import BiasScorer
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs
 from finetune_trainer.evaluation.catastrophic_forgetting import measure_forgetting
 from finetune_trainer.evaluation.curves import downsample_points
+from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.evaluation.losses import (
     build_fold_measures,
     measure_eval_loss,
@@ -25,7 +26,7 @@ from finetune_trainer.evaluation.losses import (
 from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
 from finetune_trainer.modeling.batch_limits import limit_loss_tokens, limit_new_tokens
 from finetune_trainer.modeling.generation import Answer, TextGenerator
-from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
+from finetune_trainer.modeling.likelihood import compute_dataset_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.precision import autocast_like_training, resolve_precision
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_SCORED_ROWS = 1000
-"""Validation rows, and training rows, whose loss is measured, evenly spaced over all rows."""
+_MAX_TRAINING_ROWS = 1000
+"""Training rows whose loss is measured, evenly spaced over all rows."""
 _MAX_SHOWN_ROWS = 8
 """Validation rows that the report shows with the answers of both models."""
 _MEASUREMENT_ERRORS = (
@@ -89,6 +90,14 @@ class EvaluationInput:
     def max_batch_tokens(self) -> int:
         """Maximum number of tokens of a batch whose losses are measured."""
         return limit_loss_tokens(self.config, get_max_positions(self.loaded_model.model.config))
+
+    @property
+    def published_step(self) -> int:
+        """The step of the evaluation of the published adapter. Raises `ValueError` if there was no evaluation."""
+        published = early_stopping.find_published(self.train_result.eval_results, self.config.training.early_stopping)
+        if published is None:
+            raise ValueError("the training has not evaluated the published adapter")
+        return published.step
 
 
 @dataclass
@@ -138,7 +147,7 @@ def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbe
     """Measure the perplexity of general text, and the loss of validation rows if there are any."""
     with results.section("general text"):
         measure = measure_forgetting(inputs.loaded_model, heartbeat, inputs.max_batch_tokens)
-        results.forgetting = overfitting.judge_forgetting(measure)
+        results.forgetting = judge_forgetting(measure)
     if inputs.prepared.validation is not None:
         with results.section("validation loss"):
             _measure_validation_loss(inputs, results, heartbeat)
@@ -147,19 +156,28 @@ def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbe
 def _measure_validation_loss(
     inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
-    """Measure the loss of validation rows with both models, and that of as many training rows with the tuned model."""
-    model, max_tokens = inputs.loaded_model.model, inputs.max_batch_tokens
-    validation_rows = _select_labeled_tokens(_require_validation(inputs), _MAX_SCORED_ROWS)
-    base, tuned = measure_base_and_tuned(model, lambda: compute_losses(model, validation_rows, heartbeat, max_tokens))
-    results.measures.append(measure_eval_loss(base.token_counts, base.sums, tuned.sums))
+    """Take the losses of the published model from the training, and measure those of the base model, and those of some
+    training rows."""
+    model, history = inputs.loaded_model.model, inputs.train_result.row_losses
+    tuned_sums = history.sums_by_step[inputs.published_step]
+    base_sums = _get_base_sums(inputs, heartbeat)
+    if not all(map(math.isfinite, (*tuned_sums, *base_sums))):
+        raise ArithmeticError("the loss of a validation row is not finite")
+    results.measures.append(measure_eval_loss(history.token_counts, base_sums, tuned_sums))
     with results.section("perplexity"):
-        results.measures.append(measure_perplexity(base.token_counts, base.sums, tuned.sums))
-    training_rows = _select_labeled_tokens(inputs.prepared.dataset, len(validation_rows))
-    results.training_loss = compute_losses(model, training_rows, heartbeat, max_tokens).mean
+        results.measures.append(measure_perplexity(history.token_counts, base_sums, tuned_sums))
+    training_rows = select_evenly(inputs.prepared.dataset, min(len(tuned_sums), _MAX_TRAINING_ROWS))
+    results.training_loss = compute_dataset_losses(model, training_rows, heartbeat, inputs.max_batch_tokens).mean
 
 
-def _select_labeled_tokens(rows: datasets.Dataset, max_rows: int) -> list[LabeledTokens]:
-    return [LabeledTokens(row["input_ids"], row["labels"]) for row in select_evenly(rows, max_rows)]
+def _get_base_sums(inputs: EvaluationInput, heartbeat: Callable[[], None]) -> Sequence[float]:
+    """Return the losses of the base model. A new adapter does not change the model before the first step, when the
+    training measured it."""
+    if inputs.config.model.adapter_uri is None:
+        return inputs.train_result.row_losses.sums_by_step[0]
+    model, rows = inputs.loaded_model.model, _require_validation(inputs)
+    with model.disable_adapter():
+        return compute_dataset_losses(model, rows, heartbeat, inputs.max_batch_tokens).sums
 
 
 def _list_training_measures(inputs: EvaluationInput) -> list[Measure]:
@@ -315,7 +333,9 @@ def _judge_overfitting(
     kept = validation
     if inputs.config.training.early_stopping and best is not None:
         kept = [point for point in validation if point.step <= best.step]
-    verdict = overfitting.judge_overfitting(training, kept, results.training_loss, final_loss)
+    verdict = overfitting.judge_overfitting(
+        training, kept, results.training_loss, final_loss, inputs.train_result.row_losses
+    )
     if len(kept) == len(validation):
         return verdict
     message = f"{messages.describe_selected_step(kept[-1].step)} {verdict.message}"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import regex
 
 from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.class_labels import normalize_text
-from finetune_trainer.evaluation.classification import measure_classification, measure_share
-from finetune_trainer.evaluation.intervals import bootstrap, estimate_mean, estimate_paired_change
+from finetune_trainer.evaluation.classification import measure_classification
+from finetune_trainer.evaluation.paired_measures import measure_mean, measure_share, measure_statistic
 from finetune_trainer.records.evaluation import ConfusionMatrix, Measure
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
-
-    from finetune_trainer.evaluation.intervals import RowIndices
 
 Texts = Sequence[str]
 _MAX_LABELS = 100
@@ -61,7 +59,7 @@ def list_missing(task: Task, references: Texts) -> list[str]:
 def explain_no_bleu(references: Texts) -> str | None:
     """Return why BLEU cannot be measured on these references, or None. BLEU counts common sequences of up to four
     words, and is 0 even for a perfect translation if no reference has four words."""
-    tokenize = _create_bleu(references).tokenizer
+    tokenize = create_bleu(references).tokenizer
     if any(len(tokenize(reference.rstrip()).split()) >= _BLEU_ORDER for reference in references):
         return None
     return f"no answer of the validation rows has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
@@ -100,12 +98,13 @@ def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measur
     )
 
 
-class _WordTokenizer:
+class WordTokenizer:
     """Splits text of any script into words. The tokenizer of rouge_score supports a to z only, and finds no words in
     Russian or Chinese. The result is the same for English; there is no stemming, as by default in rouge_score.
     """
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words in lower case."""
         words: list[str] = _WORDS.findall(text.lower())
         return words
 
@@ -115,11 +114,11 @@ def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, tokenizer=_WordTokenizer())
+    scorer = RougeScorer(names, tokenizer=WordTokenizer())
     base_scores = [scorer.score(*pair) for pair in zip(references, base, strict=True)]
     tuned_scores = [scorer.score(*pair) for pair in zip(references, tuned, strict=True)]
     return [
-        _measure_mean(
+        measure_mean(
             name,
             [base_row[name].fmeasure for base_row in base_scores],
             [tuned_row[name].fmeasure for tuned_row in tuned_scores],
@@ -128,44 +127,30 @@ def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure
     ]
 
 
-def _measure_mean(name: str, base: Sequence[float], tuned: Sequence[float]) -> Measure:
-    change = estimate_paired_change(base, tuned)
-    return Measure(
-        name=name, higher_is_better=True, base=estimate_mean(base), tuned=estimate_mean(tuned), change=change
-    )
-
-
 def _measure_corpus(name: str, references: Texts, base: Texts, tuned: Texts) -> Measure:
-    """Return BLEU or chrF of all rows together, between 0 and 100."""
-    base_score, tuned_score = (
-        _build_corpus_scorer(name, references, base),
-        _build_corpus_scorer(name, references, tuned),
-    )
-    count = len(references)
-    return Measure(
-        name=name,
-        higher_is_better=True,
-        base=bootstrap(base_score, count),
-        tuned=bootstrap(tuned_score, count),
-        change=bootstrap(lambda rows: tuned_score(rows) - base_score(rows), count),
-    )
+    """Return BLEU or chrF of all rows together, between 0 and 100.
 
-
-def _build_corpus_scorer(name: str, references: Texts, answers: Texts) -> Callable[[RowIndices], float]:
-    """Return a function that computes the score of a selection of rows from counts that add up.
-
-    It uses the functions of sacrebleu's significance tests, which compute no interval of a change.
+    It is computed from counts of each row that add up, with the functions of sacrebleu's significance tests, which
+    compute no interval of a change.
     """
     import numpy as np
     from sacrebleu.metrics.chrf import CHRF
 
-    metric: Any = _create_bleu(references) if name == "bleu" else CHRF()
-    counts = np.array(metric._extract_corpus_statistics(answers, [references]))
+    metric: Any = create_bleu(references) if name == "bleu" else CHRF()
+    base_counts, tuned_counts = (
+        np.array(metric._extract_corpus_statistics(answers, [references])) for answers in (base, tuned)
+    )
     # At most 100: BLEU of equal texts exceeds it by a rounding error of its logarithms.
-    return lambda rows: min(100.0, float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score))
+    return measure_statistic(
+        name,
+        lambda counts: min(100.0, float(metric._compute_score_from_stats(counts.sum(axis=0).tolist()).score)),
+        base_counts,
+        tuned_counts,
+    )
 
 
-def _create_bleu(references: Texts) -> BLEU:
+def create_bleu(references: Texts) -> BLEU:
+    """Return the metric with the tokenizer for the script of the references."""
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=_choose_bleu_tokenizer(references), force=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import datasets
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from finetune_trainer.modeling.logits import compute_logits, matches_own_logits,
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_ROWS_IN_MEMORY = 256
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ def compute_losses(
             ):
                 sums[index], token_counts[index] = loss, count
             heartbeat()
+    return RowLosses(sums, token_counts)
+
+
+def compute_dataset_losses(
+    model: PeftModel | PreTrainedModel,
+    rows: datasets.Dataset,
+    heartbeat: Callable[[], None],
+    max_batch_tokens: int = MAX_LOSS_TOKENS,
+) -> RowLosses:
+    """Return the loss of each row of a dataset with the columns `input_ids` and `labels`. Only the tokens of 256 rows
+    are in memory at once."""
+    sums: list[float] = []
+    token_counts: list[int] = []
+    for start in range(0, len(rows), _ROWS_IN_MEMORY):
+        columns = rows[start : start + _ROWS_IN_MEMORY]
+        labeled_rows = [*map(LabeledTokens, columns["input_ids"], columns["labels"])]
+        losses = compute_losses(model, labeled_rows, heartbeat, max_batch_tokens)
+        sums += losses.sums
+        token_counts += losses.token_counts
     return RowLosses(sums, token_counts)
 
 

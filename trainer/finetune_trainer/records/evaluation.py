@@ -13,7 +13,7 @@ from finetune_trainer.contract import Model, Task
 
 class Estimate(Model):
     """A number measured on a sample of rows, with its 95 % confidence interval. If there are too few rows, there is no
-    interval."""
+    interval, except for proportions."""
 
     value: float
     low: float | None = None
@@ -126,9 +126,11 @@ class OverfittingResult(Model):
     opened_at: int | None = None
     """Optimizer step from which the validation loss increased while the training loss continued to decrease."""
     change: Estimate | None = None
-    """Validation loss at the last evaluation minus that at the best one, paired by row, in nats per token."""
+    """Validation loss at the last evaluation minus that at the best one, paired by row, in nats per token. Its interval
+    is corrected for the number of evaluations."""
     p_value: float | None = None
-    """p-value of an exact paired test of the change, if there are too few rows for an interval."""
+    """p-value of an exact paired test of the change, if there are too few rows for an interval. It is corrected for the
+    number of evaluations."""
 
 
 class ForgettingResult(Model):
@@ -209,6 +211,8 @@ class GateCheck(Model):
     value: float | None
     """Value of the metric, or None if it could not be measured."""
     passed: bool
+    message: str = ""
+    """Value and limit as a clause: `evalLoss is 1.35, at most 1.2 is required`."""
 
 
 class EnergyUse(Model):
@@ -260,15 +264,6 @@ class EvaluationReport(Model):
     preflight: list[PreflightFinding] = Field(default=[])
     """Results of the checks before the first step."""
     missing: list[str] = Field(default=[])
-
-    def explain_too_few_rows(self) -> str | None:
-        """Return a message if there are too few validation rows for confidence intervals, otherwise None."""
-        # The losses of dpo and kto are not paired by row, so they never have an interval.
-        changes = [measure.change for measure in self.measures if measure.change]
-        row_counts = [change.samples for change in changes if change.low is None]
-        if not row_counts:
-            return None
-        return f"{min(row_counts)} validation rows are too few for intervals: a change may be due to chance"
 
     def flatten_metrics(self) -> dict[str, float]:
         """Return the measures as plain numbers: `accuracy`, `baseAccuracy`, …"""

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.evaluation.decisions import ChangeDirection, change_direction
 from finetune_trainer.formatting import format_share, pluralize
 from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Measure
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
 from finetune_trainer.reporting.formatting import display_name
-from finetune_trainer.reporting.verdicts import (
-    ChangeDirection,
-    change_direction,
-    group_by_direction,
-    list_preflight_warnings,
-)
+from finetune_trainer.reporting.verdicts import group_by_direction, list_preflight_warnings
 from finetune_trainer.text import to_one_line
 
 _MIN_ROWS = 100

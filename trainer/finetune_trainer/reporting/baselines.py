@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
 from finetune_trainer.records.evaluation import Comparison, EvaluationReport, Measure
-from finetune_trainer.reporting.verdicts import ChangeDirection, change_direction
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,7 @@ def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
 
 def _build_rows(evaluation: EvaluationReport, name: str) -> list[BaselineRow]:
     return [
-        BaselineRow(measure, comparison, change_direction(compare_with_baseline(measure, comparison)))
+        BaselineRow(measure, comparison, comparison_direction(comparison, higher_is_better=measure.higher_is_better))
         for measure in evaluation.measures
         if (comparison := measure.baselines.get(name))
     ]
-
-
-def compare_with_baseline(measure: Measure, comparison: Comparison) -> Measure:
-    """Return the measure with the baseline in the place of the base model."""
-    return measure.model_copy(
-        update={"base": comparison.estimate, "change": comparison.change, "p_value": comparison.p_value}
-    )

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from finetune_trainer import formatting, text
+from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport, Sample
 from finetune_trainer.records.manifest import AdapterManifest
@@ -69,7 +70,7 @@ def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) ->
         "headline": verdicts.quality_verdict(evaluation),
         "limits": verdicts.describe_limits(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
-        "directions": [verdicts.change_direction(measure) for measure in evaluation.measures],
+        "directions": [change_direction(measure) for measure in evaluation.measures],
         "has_intervals": any(measure.change and measure.change.low is not None for measure in evaluation.measures),
         "baselines": build_baseline_tables(evaluation),
         "advice": build_advice(evaluation, manifest),

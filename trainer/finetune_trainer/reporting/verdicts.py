@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.evaluation.intervals import MIN_SAMPLES
+from finetune_trainer.evaluation.decisions import ChangeDirection, change_direction
+from finetune_trainer.evaluation.exact_tests import MIN_TEST_SAMPLES
 from finetune_trainer.formatting import pluralize
-from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure, PreflightFinding
+from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, PreflightFinding
 from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
-ChangeDirection = Literal["better", "worse", "unclear", "few", "unknown"]
 Tone = Literal["good", "bad", "unsure"]
 
 
@@ -23,22 +23,6 @@ class Verdict:
     tone: Tone
     text: str
     detail: str = ""
-
-
-def change_direction(measure: Measure) -> ChangeDirection:
-    """Return the direction of the change of a metric.
-
-    It is `better` or `worse` only if the confidence interval of the change does not contain zero, `few` if there are
-    too few rows for an interval, and `unknown` if the metric was not measured on the base model.
-    """
-    change = measure.change
-    if change is None:
-        return "unknown"
-    if change.low is None or change.high is None:
-        return "few"
-    if change.low <= 0 <= change.high:
-        return "unclear"
-    return "better" if (change.low > 0) == measure.higher_is_better else "worse"
 
 
 def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, list[str]]:
@@ -67,7 +51,7 @@ def quality_verdict(evaluation: EvaluationReport) -> Verdict:
         "better": "Better",
         "worse": "Worse",
         "unclear": "No clear change",
-        "few": f"Measured on fewer than {MIN_SAMPLES} rows",
+        "few": f"Measured on fewer than {MIN_TEST_SAMPLES} rows",
         "unknown": "Not compared",
     }
     detail = ". ".join(

@@ -39,6 +39,21 @@ def find_best(results: Sequence[EvalResult]) -> EvalResult | None:
     return min(candidates, key=lambda result: result.loss, default=None)
 
 
+def find_published(results: Sequence[EvalResult], settings: EarlyStopping | None) -> EvalResult | None:
+    """Return the result of the adapter that is published: the best one with early stopping, or else the last one."""
+    best = find_best(results) if settings else None
+    return best or (results[-1] if results else None)
+
+
+def list_compared_steps(results: Sequence[EvalResult]) -> set[int]:
+    """Return the steps whose results are compared row by row at the end: the first, the last and the best ones, with
+    and without the evaluation before the first step."""
+    finite = [result for result in results if math.isfinite(result.loss)]
+    lowest = min(finite, key=lambda result: result.loss, default=None)
+    compared = (*results[:1], *results[-1:], *finite[-1:], lowest, find_best(results))
+    return {result.step for result in compared if result}
+
+
 def should_stop(results: Sequence[EvalResult], settings: EarlyStopping | None) -> bool:
     """Return whether none of the last `patience` evaluations improved the loss by more than `minDelta`."""
     if settings is None:

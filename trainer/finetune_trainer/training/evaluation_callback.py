@@ -15,8 +15,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.contract import Training
-from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.modeling.batch_limits import limit_loss_tokens
+from finetune_trainer.modeling.likelihood import RowLosses, compute_dataset_losses
+from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.training import early_stopping
 from finetune_trainer.training.adapter_snapshot import AdapterSnapshot
 from finetune_trainer.training.early_stopping import EvalResult
@@ -27,6 +29,16 @@ from finetune_trainer.training.state import TrainerInputs
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer, disable_gather
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """The result of one evaluation."""
+
+    metrics: dict[str, float]
+    """`evalLoss`, and the extra metrics of the method."""
+    row_losses: RowLosses | None = None
+    """The loss of each row. None for methods whose loss is not one of tokens: TRL returns only means of batches."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +56,46 @@ class HeldOutEvaluator:
         """The training method."""
         return get_method(self.inputs.config)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> HeldOutResult:
         """Return `evalLoss`, the mean over supervised tokens, or over rows for preference methods, without dropout, and
         the extra metrics of the method."""
-        model, trainer = self.trainer.model, self.trainer
-        names = ["evalLoss", *self.method.extra_metrics]
+        model = self.trainer.model
         model.eval()
         # A data loader draws from the random generator of dropout; an evaluation must not change the training.
-        with torch.random.fork_rng(devices=[]), disable_gather(trainer):
-            batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
+        with torch.random.fork_rng(devices=[]), disable_gather(self.trainer):
+            result = self._evaluate_rows() if self.method.uses_token_loss else self._evaluate_batches()
         model.train()
-        trainer._metrics["eval"].clear()
-        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 1 + len(names))
-        total_weight, *sums = collectives.all_reduce_sum(totals.sum(0)).tolist()
-        if not total_weight:
-            return {"evalLoss": math.nan}
-        return {name: total / total_weight for name, total in zip(names, sums, strict=True)}
+        return result
 
     def evaluate_loss(self) -> float:
         """Return `evalLoss` alone."""
-        return self.evaluate()["evalLoss"]
+        return self.evaluate().metrics["evalLoss"]
+
+    def _evaluate_rows(self) -> HeldOutResult:
+        """Measure the loss of each row. The preflight check has compared this loss with TRL's."""
+        local_rows = slice(topology.rank(), len(self.rows), topology.world_size())
+        max_tokens = limit_loss_tokens(self.inputs.config, get_max_positions(self.trainer.model.config))
+        with self.trainer.compute_loss_context_manager():
+            local = compute_dataset_losses(
+                self.trainer.model, self.rows.select(range(len(self.rows))[local_rows]), self.heartbeat, max_tokens
+            )
+        # The rows of other ranks are zero here, so the sum over the ranks is exact.
+        table = torch.zeros((2, len(self.rows)), dtype=torch.float64)
+        table[:, local_rows] = torch.tensor([local.sums, local.token_counts], dtype=torch.float64)
+        sums, token_counts = collectives.all_reduce_sum(table).tolist()
+        losses = RowLosses(sums, [*map(int, token_counts)])
+        return HeldOutResult({"evalLoss": losses.mean if any(token_counts) else math.nan}, losses)
+
+    def _evaluate_batches(self) -> HeldOutResult:
+        """Measure the loss and the extra metrics of TRL's trainer."""
+        names = ["evalLoss", *self.method.extra_metrics]
+        batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
+        self.trainer._metrics["eval"].clear()
+        totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 1 + len(names))
+        total_weight, *sums = collectives.all_reduce_sum(totals.sum(0)).tolist()
+        if not total_weight:
+            return HeldOutResult({"evalLoss": math.nan})
+        return HeldOutResult({name: total / total_weight for name, total in zip(names, sums, strict=True)})
 
     def _build_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         """Return the batches of this rank."""
@@ -83,14 +115,11 @@ class HeldOutEvaluator:
         return [list(range(start, end)) for start, end in zip(starts, [*starts[1:], row_count], strict=True)]
 
     def _evaluate_batch(self, batch: dict[str, torch.Tensor]) -> list[float]:
-        """Return the weight of a batch, then its loss and its extra metrics, each times the weight.
+        """Return the sequences of a batch, then its loss and its extra metrics, each times their number.
 
-        `input_ids` and `labels` have the shape (sequences, tokens). The weight is the number of supervised tokens, or
-        of sequences if there are no labels; a row of `dpo` is two sequences.
+        `input_ids` has the shape (sequences, tokens). A row of `dpo` is two sequences.
         """
         weight = len(batch["input_ids"])
-        if "labels" in batch:
-            weight = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         batch = self.trainer._prepare_inputs(batch)
         with torch.no_grad(), self.trainer.compute_loss_context_manager():
             loss = float(self.trainer.compute_loss(self.trainer.model, batch))
@@ -151,8 +180,12 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
             self._best_adapter.restore()
 
     def _evaluate(self, state: TrainerState) -> None:
-        result = EvalResult(state.global_step, self._evaluator.evaluate())
+        held_out = self._evaluator.evaluate()
+        result, token_counter = EvalResult(state.global_step, held_out.metrics), self._evaluator.trainer.token_counter
         self.eval_results.append(result)
+        if held_out.row_losses:
+            token_counter.row_losses.record(result.step, held_out.row_losses.sums, held_out.row_losses.token_counts)
+            token_counter.row_losses.keep(early_stopping.list_compared_steps(self.eval_results))
         self._monitor.record_eval_loss(result.step, result.loss)
         if self._best_adapter and early_stopping.find_best(self.eval_results) is result:
             self._best_adapter.capture()

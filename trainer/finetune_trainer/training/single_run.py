@@ -60,20 +60,21 @@ def train_once(
         energy=output.energy,
         learning_rates=output.learning_rates,
         preflight=output.preflight,
+        row_losses=output.row_losses,
     )
 
 
 def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) -> dict[str, float]:
     """Return the metrics of the published adapter on the validation data."""
-    if not eval_results:
+    published_result = early_stopping.find_published(eval_results, training.early_stopping)
+    if published_result is None:
         return {}
     first_result, best_result = eval_results[0], early_stopping.find_best(eval_results)
     base_metrics = {"baseEvalLoss": first_result.loss} if first_result.step == 0 else {}
     best_step_metrics = {"bestStep": float(best_result.step)} if best_result else {}
-    final_result = best_result if best_result and training.early_stopping else eval_results[-1]
     return {
         name: value
-        for name, value in {**base_metrics, **final_result.metrics, **best_step_metrics}.items()
+        for name, value in {**base_metrics, **published_result.metrics, **best_step_metrics}.items()
         if math.isfinite(value)
     }
 

@@ -12,6 +12,7 @@ from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.monitor import MetricLogger, StepOffset, discard_metrics
+from finetune_trainer.training.row_losses import RowLossHistory
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -70,3 +71,5 @@ class TrainResult:
     """Optimizer step and learning rate."""
     preflight: Sequence[PreflightFinding] = ()
     """Results of the checks before the first step of this attempt."""
+    row_losses: RowLossHistory = field(default_factory=RowLossHistory)
+    """Losses of the validation rows at the compared evaluations. Empty for methods whose loss is not one of tokens."""

@@ -20,6 +20,7 @@ from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
+from finetune_trainer.training.row_losses import RowLossHistory
 
 
 class TokenCounter:
@@ -30,6 +31,7 @@ class TokenCounter:
         self._started_at = time.monotonic()
         self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         self.eval_results: list[EvalResult] = []
+        self.row_losses = RowLossHistory()
         self.energy_meter = EnergyMeter()
         self.fold_losses: Sequence[float] = ()
 
@@ -65,6 +67,7 @@ class TokenCounter:
             "supervised": self.supervised_tokens,
             "seconds": self.elapsed_seconds,
             "looks": [result.to_json() for result in self.eval_results],
+            "rowLosses": self.row_losses.to_json(),
             "wattHours": self.energy_meter.measure().watt_hours,
             FOLD_LOSSES_KEY: list(self.fold_losses),
         }
@@ -79,6 +82,7 @@ class TokenCounter:
             self.energy_meter.restore(content.get("wattHours"))
         self._started_at -= content["seconds"]
         self.eval_results = [EvalResult.from_json(result) for result in content["looks"]]
+        self.row_losses = RowLossHistory.from_json(content["rowLosses"])
 
 
 class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types are not followed

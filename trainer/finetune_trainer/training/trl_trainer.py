@@ -23,6 +23,7 @@ from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.monitor import Step, TrainingMonitor
 from finetune_trainer.training.preflight.runner import run_preflight
 from finetune_trainer.training.reference_adapter import remove_reference, set_reference
+from finetune_trainer.training.row_losses import RowLossHistory
 from finetune_trainer.training.state import TrainerInputs, TrainingSession
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
@@ -42,6 +43,7 @@ class TrainOutput:
     supervised_tokens: int
     elapsed_seconds: float
     eval_results: list[EvalResult]
+    row_losses: RowLossHistory
     peak_memory_bytes: int | None
     """Peak GPU memory of this attempt; None without a GPU."""
     energy: EnergyUse
@@ -106,6 +108,7 @@ def _collect_output(
         supervised_tokens=token_counter.supervised_tokens,
         elapsed_seconds=token_counter.elapsed_seconds,
         eval_results=token_counter.eval_results,
+        row_losses=token_counter.row_losses,
         peak_memory_bytes=peak_memory_bytes,
         energy=energy,
         preflight=findings,
