@@ -16,10 +16,10 @@ from finetune_trainer.data.row_types import LabeledExample, Row
 _SAMPLE_ROWS = 1000
 _SAMPLE_WORDS = 2048
 """Number of words of a sampled turn that are used, at its start and at its end."""
-_COMMON_ROW_SHARES = (0.05, 0.9)
+_COMMON_ROW_SHARES = (0.01, 0.05, 0.9)
 """Shares of the rows from which a shingle counts as common. The second one finds an instruction that is in all rows
 but has a part that varies, such as examples that were chosen at random."""
-_MIN_ROW_SHARE = 0.05
+_MIN_ROW_SHARE = 0.01
 """Minimum share of the rows that must have the same text."""
 _MIN_ROWS = 12
 """Minimum number of rows that must have the same text. Fewer rows that share a text are copies of one row."""
