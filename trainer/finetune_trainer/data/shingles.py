@@ -95,19 +95,20 @@ class BoilerplateFinder:
         """
         if len(self._sampled_rows) < _MIN_ROWS:
             return frozenset()
-        return frozenset(shingle for share in _COMMON_ROW_SHARES for shingle in self._iter_shared_shingles(share))
+        return frozenset(self._iter_shared_shingles())
 
-    def _iter_shared_shingles(self, common_share: float) -> Iterator[int]:
+    def _iter_shared_shingles(self) -> Iterator[int]:
         import numpy as np
 
         rows = [[np.frombuffer(turn, dtype=np.uint32) for turn in row] for row in self._sampled_rows.values() if row]
         row_shingles = [np.unique(np.concatenate(row)) for row in rows]
         values, counts = np.unique(np.concatenate(row_shingles), return_counts=True)
-        common = values[counts >= max(_MIN_ROWS // 2, common_share * len(rows))]
-        texts = Counter(text for row in rows for text in {turn[np.isin(turn, common)].tobytes() for turn in row})
-        for text, count in texts.items():
-            if count >= max(_MIN_ROWS, _MIN_ROW_SHARE * len(rows)) and len(text) >= _MIN_SHINGLES * 4:
-                yield from array("I", text)
+        for share in _COMMON_ROW_SHARES:
+            common = values[counts >= max(_MIN_ROWS // 2, share * len(rows))]
+            texts = Counter(text for row in rows for text in {turn[np.isin(turn, common)].tobytes() for turn in row})
+            for text, count in texts.items():
+                if count >= max(_MIN_ROWS, _MIN_ROW_SHARE * len(rows)) and len(text) >= _MIN_SHINGLES * 4:
+                    yield from array("I", text)
 
 
 def _sample_turns(row: Row) -> list[array[int]]:

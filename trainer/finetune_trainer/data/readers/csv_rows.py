@@ -50,10 +50,9 @@ def read_csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | 
     unnamed = [name for name in header if name.startswith(_UNNAMED)]
     start_line = table.line_num + 1
     while (cells := _read_cells(table, start_line)) is not None:
-        row_errors = [line_errors.pop(line) for line in sorted(line_errors) if line <= table.line_num]
-        if row_errors:
-            yield start_line, RowError(row_errors[0])
-        elif isinstance(cells, RowError):
+        if line_errors:
+            cells = _pop_line_error(line_errors, table.line_num) or cells
+        if isinstance(cells, RowError):
             yield start_line, cells
         elif any(cells):
             yield start_line, _build_row(header, unnamed, cells)
@@ -114,6 +113,12 @@ def _decode_lines(stream: BinaryStream, line_errors: dict[int, str]) -> Iterator
             line_errors[number] = line_error
         yield "\n" if isinstance(line, RowError) else line.decode(errors="replace")
         last_number = number
+
+
+def _pop_line_error(line_errors: dict[int, str], last_line: int) -> RowError | None:
+    """Remove the errors of the lines up to this one, and return the first."""
+    row_errors = [line_errors.pop(line) for line in sorted(line_errors) if line <= last_line]
+    return RowError(row_errors[0]) if row_errors else None
 
 
 def check_names_unique(names: list[str]) -> None:

@@ -67,10 +67,11 @@ def parse_line(line: bytes | RowError) -> dict[str, Any]:
 
 def parse_json(text: bytes) -> object:
     """Parse JSON in UTF-8, also after a byte order mark, which files have that were joined. Raises `RowError`."""
-    text = text.removeprefix(UTF8_BOM)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
+        if text.startswith(UTF8_BOM):
+            return parse_json(text.removeprefix(UTF8_BOM))
         raise RowError(_describe_parse_error(text, str(error))) from error
     if _may_repeat_keys(text, value):
         _check_keys_unique(text)
