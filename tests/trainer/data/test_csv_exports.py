@@ -86,10 +86,12 @@ def test_csv_missing_values_of_pandas_are_empty(tmp_path: Path) -> None:
 
 
 def test_csv_turns_in_json_are_a_conversation(tmp_path: Path) -> None:
-    pd.DataFrame({"chat": [json.dumps(TURNS)], "id": [1]}).to_csv(tmp_path / "copy")
+    pd.DataFrame({"chat": [json.dumps(TURNS), " " + json.dumps(TURNS, indent=1)], "id": [1, 2]}).to_csv(
+        tmp_path / "copy"
+    )
     source = DataSource(uri="s3://data/*", fields={"messages": "chat"})
     rows = RowReader(METHODS["sft"]).read([(source, [StoredFile("s3://data/a.csv", tmp_path / "copy")])])
-    assert [row for _, row in rows] == [Chat(TURNS)]
+    assert [row for _, row in rows] == [Chat(TURNS)] * 2
 
 
 @pytest.mark.parametrize("answer", ['[{"name": "x"}]', "[1]", '[{"role": "admin", "id": 1}]', "[note] x", "[]"])

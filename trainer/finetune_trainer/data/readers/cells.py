@@ -9,9 +9,9 @@ from finetune_trainer.data.row_types import RowError
 
 _MISSING_VALUES = ("nan", "<NA>")
 """Texts that pandas makes of missing values (`astype(str)`). `NaN` and `None` are kept: they may be answers."""
-_SPECIAL_STARTS = "[n<"
+_SPECIAL_STARTS = "[n< \t\n"
 """First characters of the cells that are not kept as they are."""
-_START_OF_TURNS = re.compile(r"""\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
+_START_OF_TURNS = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 
 
 def parse_cells(cells: list[str]) -> list[object]:

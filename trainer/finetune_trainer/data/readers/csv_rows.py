@@ -97,10 +97,17 @@ def _read_cells(table: _Table, start_line: int) -> list[str] | RowError | None:
     try:
         return next(table, None)
     except csv.Error as error:
-        message = f"expected CSV in UTF-8 with commas and double quotes, found: {error}"
+        message = f"expected CSV in UTF-8 with commas and double quotes, found {_describe_error(str(error))}"
         if table.line_num == start_line and "end of data" not in str(error):
             return RowError(message)
         raise DamagedFileError(f"{message}; is a quote missing in this row or one after it?", start_line) from error
+
+
+def _describe_error(error: str) -> str:
+    if "new-line character" in error:
+        return "a carriage return in a cell without quotes"
+    hint = '; is a quote within a cell written once, or as \\"? Write it twice' if "expected after" in error else ""
+    return f"an error: {error}{hint}"
 
 
 def _decode_lines(stream: BinaryStream, line_errors: dict[int, str]) -> Iterator[str]:
@@ -132,7 +139,10 @@ def _build_row(header: list[str], unnamed: list[str], cells: list[str]) -> dict[
     if len(cells) != len(header):
         cells = _fit_cells(header, cells)
     if len(cells) != len(header):
-        return RowError(f"expected {len(header)} columns as in the header, found {len(cells)}; is a quote missing?")
+        hint = "is a quote missing?"
+        if any(separator in name for name in header for separator in _OTHER_SEPARATORS):
+            hint = "are the columns separated by commas? Put names with commas in quotes"
+        return RowError(f"expected {len(header)} columns as in the header, found {len(cells)}; {hint}")
     try:
         values = parse_cells(cells)
     except RowError as error:
