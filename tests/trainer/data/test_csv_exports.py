@@ -40,7 +40,7 @@ HABITS: dict[str, bytes | str] = {
     "lines of old Macs": COMMAS.replace("\n", "\r"),
     "blanks around names": COMMAS.replace("prompt,completion", " prompt ,completion "),
     "blanks after separators": 'prompt, completion\n"Is it; here?", "Yes, ą"\n"Say\n""x""", x\n',
-    "blank lines before the header": "\n\n" + COMMAS,
+    "blank lines before the header": "\n\n" + SEMICOLONS,
     "empty columns": "".join(line + ",,\n" for line in TABLE.head(1).to_csv(index=False).splitlines()),
     "empty cells of unnamed columns": COMMAS.replace("prompt,completion", "prompt,completion,,"),
     "empty cells beyond the header": COMMAS.replace('ą"\n', 'ą",,\n'),

@@ -61,11 +61,15 @@ def read_csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | 
 
 def _detect_dialect(lines: Iterator[str]) -> tuple[_Dialect, Iterator[str]]:
     """Return the dialect of the header, and the lines with a blank one in place of the separator line of Excel."""
-    first_line = next(lines, "")
-    separator_line = _EXCEL_SEPARATOR_LINE.fullmatch(first_line.strip("\r\n "))
-    if separator_line is None:
-        return _sniff_dialect(first_line), chain([first_line], lines)
-    return _Dialect(separator_line[1]), chain(["\n"], lines)
+    blank_lines = list[str]()
+    for line in lines:
+        separator_line = _EXCEL_SEPARATOR_LINE.fullmatch(line.strip("\r\n "))
+        if separator_line:
+            return _Dialect(separator_line[1]), chain([*blank_lines, "\n"], lines)
+        if line.strip():
+            return _sniff_dialect(line), chain([*blank_lines, line], lines)
+        blank_lines.append(line)
+    return _Dialect(), iter(())
 
 
 def _sniff_dialect(header: str) -> _Dialect:
