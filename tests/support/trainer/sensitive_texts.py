@@ -109,7 +109,8 @@ HARMLESS = (
     "1.1.dev1, 1.0.post456.dev34, 2!1.0.0, 10.0.19045.3803",
     # sections, identifiers of objects and documents
     "Section 3.1.4.2 of the standard, § 4.2.1.7 and Figure 1.2.3.4",
-    "OID 1.3.6.1.4.1.311.21.20 and 2.5.29.17",
+    "OID 1.3.6.1.4.1.311.21.20, '2.5.29.17', ObjectIdentifier('1.3.101.112')",
+    "RFC 5545 3.8.2.4",
     "doi:10.1000/182 and doi.org/10.1038/nphys1170, arXiv:2101.12345v2",
     "ORCID 0000-0002-1825-0097",
     "ISBN 978-3-16-148410-0, 0-306-40615-2, 9780306406157",

@@ -61,6 +61,10 @@ def test_csv_habits_of_spreadsheets_are_read(tmp_path: Path, content: bytes | st
     assert rows == ROWS[: len(rows)]
 
 
+def test_tsv_is_read_as_csv(tmp_path: Path) -> None:
+    assert read_raw(tmp_path, TABS, "a.tsv") == ROWS
+
+
 def test_csv_separator_line_is_counted_as_a_line(tmp_path: Path) -> None:
     (tmp_path / "copy").write_text("sep=;\nprompt;completion\nq;a\n")
     (location, _), *_ = read_raw_rows(StoredFile("s3://data/a.csv", tmp_path / "copy"))

@@ -13,12 +13,14 @@ IP_ADDRESS_PATTERN = re.compile(
 _CONTEXT_CHARS = 48
 _VERSION_CONTEXT = re.compile(
     r"(?:\b(?:versions?|ver|v|releases?|rel|builds?|rev|revisions?|firmware|driver|packages?|pkg|up(?:grad|dat)ed? to"
-    r"|sections?|sec|sect|chapters?|clauses?|paragraphs?|articles?|figures?|fig|appendix|oid|chrome|edg|opr)\b\.?"
-    r"|§|[=<>~^!]=|[~^])[\s:=#/\"'`(]*(?:(?:is|no|number)\b\.?\s*)?v?"
+    r"|sections?|sec|sect|chapters?|clauses?|paragraphs?|articles?|figures?|fig|appendix|rfc[ -]?\d+,?|oid"
+    r"|chrome|edg|opr)\b\.?|§|[=<>~^!]=|[~^])[\s:=#/\"'`(]*(?:(?:is|no|number)\b\.?\s*)?v?"
     r"(?:\d+(?:\.\d+)+\s*(?:,|-|/|and|or|to|through|until)\s*)*\Z|[a-z]-\Z",
     re.IGNORECASE,
 )
 """Text before a version number, such as `version 1.2.3.4`, `pkg==1.2.3.4`, `Chrome/120.0.0.0`."""
+_OBJECT_IDENTIFIER = re.compile(r"(?:1\.3\.(?:6|14|36|101|132)|2\.5\.(?:4|8|29))\.")
+"""Start of identifiers in certificates and algorithms, such as `2.5.4.3` (common name)."""
 _IPV6_START = re.compile(r"[0-9a-f]{4}:|64:ff9b:|100::|0:0:0:0:0:|::ffff:", re.IGNORECASE)
 _SLICE_CONTEXT = re.compile(r"[\w\])]\[\Z")
 
@@ -31,7 +33,9 @@ def is_ip_address(match: re.Match[str]) -> bool:
     except ValueError:
         return False
     before = match.string[max(0, match.start() - _CONTEXT_CHARS) : match.start()]
-    return _is_ipv6(address, before) if ":" in address else _VERSION_CONTEXT.search(before) is None
+    if ":" in address:
+        return _is_ipv6(address, before)
+    return _VERSION_CONTEXT.search(before) is None and _OBJECT_IDENTIFIER.match(address) is None
 
 
 def _is_ipv6(address: str, before: str) -> bool:

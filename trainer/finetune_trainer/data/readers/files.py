@@ -26,8 +26,8 @@ NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
 def read_raw_rows(file: SourceFile) -> Iterator[tuple[SourceLocation, dict[str, Any] | RowError]]:
     """Yield each row of a file: its location, and its columns or the error that makes it invalid.
 
-    Files whose name does not end with `.json`, `.csv` or `.parquet` are read as JSON Lines. Raises `DATA_INVALID` with
-    the object and the row if the rest of the file cannot be read.
+    Files whose name does not end with `.json`, `.csv`, `.tsv` or `.parquet` are read as JSON Lines. Raises
+    `DATA_INVALID` with the object and the row if the rest of the file cannot be read.
     """
     location = SourceLocation(file.uri, 0)
     try:
@@ -76,7 +76,7 @@ def _read_rows(file: SourceFile, stream: BinaryStream) -> tuple[str, NumberedRow
     if suffix == ".parquet":
         return "row", _read_compressed_parquet(file.path, stream) if compression else read_parquet_rows(stream)
     stream = open_text(stream)
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         return "line", read_csv_rows(stream)
     if suffix == ".json" and is_json_array(stream):
         return "row", read_json_array(stream)
