@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.support.trainer.data_preparation import build_config, prepare_rows
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 
-from finetune_trainer.data.deduplication import MinHashIndex, RowGroups
+from finetune_trainer.data.deduplication import DuplicateFilter, DuplicateIndex, MinHashIndex, RowGroups
 from finetune_trainer.data.row_types import Chat, LabeledExample, PlainText, Preference, PromptCompletion, Row
 from finetune_trainer.data.shingles import BoilerplateFinder
 
@@ -108,6 +109,73 @@ def test_near_duplicates_shared_instruction_finds_none(make: Make) -> None:
     distinct = make_rows(make, 200)
     assert count_near_duplicates(distinct) == 0
     assert count_groups(distinct) == 200
+
+
+CHINESE = "请判断以下客户留言应该由哪个部门处理只回答一个词请考虑产品语气和客户的愿望如果留言与金钱有关请回答账单"
+SCHEMA = (
+    '{"task": "extract the entities of the order", "rules": ["no explanations", "null for missing values"], "text": '
+)
+STEPS = "Let me think step by step. First I look at what the question asks for. Then I consider "
+SMALL_SETS: dict[str, Make] = {
+    "one instruction": TEMPLATED["instruction before"],
+    "two instructions": lambda chance: PromptCompletion(
+        f"{chance.choice([ONE, TWO])} {random_message(chance)}", random_label(chance)
+    ),
+    "Chinese": lambda chance: PromptCompletion(
+        CHINESE + "".join(chr(0x4E00 + chance.randrange(4000)) for _ in range(12)), random_label(chance)
+    ),
+    "JSON": lambda chance: PromptCompletion(f'{SCHEMA}"{random_message(chance)}"}}', random_label(chance)),
+    "steps in the answer": lambda chance: PromptCompletion(random_message(chance), STEPS + random_words(chance, 3)),
+}
+
+
+@pytest.mark.parametrize("count", [12, 20, 60])
+@pytest.mark.parametrize("make", SMALL_SETS.values(), ids=SMALL_SETS)
+def test_near_duplicates_small_set_with_shared_instruction_finds_none(make: Make, count: int) -> None:
+    rows = make_rows(make, count)
+    assert count_near_duplicates(rows) == 0
+    assert count_groups(rows) == count
+    copies = [
+        PromptCompletion(row.prompt.upper(), row.completion) for row in rows[:5] if isinstance(row, PromptCompletion)
+    ]
+    assert count_near_duplicates([*rows, *copies]) == 5
+
+
+def make_rows_of_contexts(answer: Callable[[random.Random], str]) -> list[Row]:
+    """Return five questions about each of eight long texts."""
+    chance = random.Random(1)
+    contexts = [random_words(chance, 300) for _ in range(8)]
+    return [
+        PromptCompletion(f"{contexts[number % 8]}\nQuestion: {random_words(chance, 8)}", answer(chance))
+        for number in range(40)
+    ]
+
+
+def count_rejected(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> Counter[str | None]:
+    held_out_index = DuplicateIndex(None, make_near_index(rows))
+    held_out_filter = DuplicateFilter(held_out_index, rejects_duplicates=True)
+    for row in held_out:
+        held_out_filter.find_near(row)
+    row_filter = DuplicateFilter(DuplicateIndex(None, make_near_index(rows)), True, held_out_index)
+    return Counter(row_filter.find_near(row) for row in rows)
+
+
+def test_near_filter_same_context_with_other_answers_is_kept() -> None:
+    rows = make_rows_of_contexts(lambda chance: random_words(chance, 9))
+    assert count_rejected(rows) == {None: 40}
+    assert count_rejected(rows[8:], rows[:8]) == {None: 32}
+    changed = [
+        PromptCompletion(f"{row.prompt}?", f"{row.completion} indeed")
+        for row in rows[:6]
+        if isinstance(row, PromptCompletion)
+    ]
+    assert count_rejected(rows + changed) == {None: 40, "nearDuplicate": 6}
+    assert count_rejected(changed, rows) == {"leaked": 6}
+
+
+def test_near_filter_same_context_with_same_answer_is_dropped() -> None:
+    answer = random_words(random.Random(2), 9)
+    assert count_rejected(make_rows_of_contexts(lambda _: answer)) == {None: 8, "nearDuplicate": 32}
 
 
 @pytest.mark.parametrize("instructions", [[ONE], [ONE, TWO, THREE]], ids=["one", "three"])

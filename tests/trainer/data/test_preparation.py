@@ -29,7 +29,7 @@ PLANTED: dict[str, tuple[list[Any], str]] = {
         [prompt_completion("a", "\u200b"), prompt_completion("b", "\ufeff \u2060")],
         "emptyAnswer",
     ),
-    "answer that echoes": ([prompt_completion("echo this", "echo this")], "identicalAnswers"),
+    "answer that echoes": ([prompt_completion("echo this", "echo this")], "echo"),
     "duplicate of an earlier row": (
         [prompt_completion("Good one, long enough", "Yes"), prompt_completion("Good\u200b one, long enough", "Yes")],
         "duplicate",
@@ -48,7 +48,13 @@ def test_prepare_planted_defects_are_counted_exactly(tmp_path: Path) -> None:
         prompt_completion("Mail me", "To a@b.example or +49 30 901820, a@c.example"),
         prompt_completion("u", OTHER),
     ]
-    preparation = {"deduplicate": "near", "maxInvalidFraction": 0.9, "minTokens": 30, "redact": ["email"]}
+    preparation = {
+        "deduplicate": "near",
+        "dropEchoes": True,
+        "maxInvalidFraction": 0.9,
+        "minTokens": 30,
+        "redact": ["email"],
+    }
     rows = [*good, *(row for bad, _ in PLANTED.values() for row in bad)]
     report = prepare_rows(tmp_path, rows, build_config(preparation=preparation, validation=VALIDATION), HELD_OUT).report
     expected: dict[str, int] = {}
@@ -57,6 +63,16 @@ def test_prepare_planted_defects_are_counted_exactly(tmp_path: Path) -> None:
     assert report.rejected == expected
     assert (report.rows, report.kept, report.validation) == (len(rows) + 2, 3, 2)
     assert (report.sensitive, report.redacted) == ({"email": 1, "phone": 1}, 2)
+
+
+@pytest.mark.parametrize(("preparation", "rejected"), [({}, {}), ({"dropEchoes": True}, {"echo": 10})])
+def test_prepare_answers_equal_to_the_question_stay_unless_dropped(
+    tmp_path: Path, preparation: dict[str, Any], rejected: dict[str, int]
+) -> None:
+    right = [prompt_completion(f"Sentence {number} is right.", f"Sentence {number} is right. ") for number in range(10)]
+    wrong = [prompt_completion(f"Sentense numbr {number}.", f"Sentence number {number}.") for number in range(10)]
+    report = prepare_rows(tmp_path, right + wrong, build_config(preparation=preparation)).report
+    assert (report.kept, report.rejected) == (20 - sum(rejected.values()), rejected)
 
 
 def make_preference(prompt: str, chosen: str, rejected: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ FieldName = Literal[
 """Names of the columns that the formats define."""
 ColumnName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=128)]
 GroupCategory = Literal["gender", "age", "race", "religion"]
-SensitiveKind = Literal["email", "phone", "creditCard", "iban", "ipAddress", "secret"]
+SensitiveKind = Literal["email", "phone", "creditCard", "iban", "nationalId", "ipAddress", "secret"]
 
 
 class DataSource(Model):
@@ -133,7 +133,7 @@ class Preparation(Model):
     """counterfactuals reduces bias by counterfactual data augmentation: for each of these categories, the model is also
     trained on a copy of each row in which the terms are swapped (he and she, old and young, …; English, some French).
     The copies are counted as `augmented`. It needs method sft."""
-    redact: list[SensitiveKind] = Field(default=[], max_length=6, json_schema_extra={"x-kubernetes-list-type": "set"})
+    redact: list[SensitiveKind] = Field(default=[], max_length=7, json_schema_extra={"x-kubernetes-list-type": "set"})
     """redact lists the kinds of personal data and secrets to replace by a placeholder, such as `[EMAIL]`. All kinds are
     counted, whether they are redacted or not."""
 

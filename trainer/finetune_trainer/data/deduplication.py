@@ -6,7 +6,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,7 +16,7 @@ import xxhash
 
 from finetune_trainer.data.row_texts import normalize_prompt, serialize_canonical
 from finetune_trainer.data.row_types import LabeledExample, Preference, Row
-from finetune_trainer.data.shingles import compute_shingles
+from finetune_trainer.data.shingles import are_answers_similar, compute_shingles, sketch_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,10 +128,6 @@ class MinHashIndex:
                     yield row
                 compared.add(row)
 
-    def contains(self, signature: NDArray[np.uint32]) -> bool:
-        """Return whether the index contains a similar row."""
-        return next(self.query(signature), None) is not None
-
     def insert(self, signature: NDArray[np.uint32]) -> int:
         """Add a row. Return its number, counted from 0."""
         number = len(self._signatures)
@@ -186,6 +182,8 @@ class DuplicateIndex:
 
     exact: HashSet | None
     near: MinHashIndex | None
+    answer_sketches: list[array[int]] = field(default_factory=list)
+    """Sketches of the answers of each row in `near`."""
 
     def contains(self, row: Row) -> bool:
         """Return whether exactly this row is in the index."""
@@ -194,6 +192,15 @@ class DuplicateIndex:
     def add(self, row: Row) -> bool:
         """Add the row to the exact index. Return whether it is new."""
         return self.exact is None or self.exact.add(row)
+
+    def contains_near(self, signature: NDArray[np.uint32], answer_sketch: array[int]) -> bool:
+        """Return whether a row with this signature and similar answers is in the index.
+
+        Rows with the same context or instruction but other answers are not near duplicates.
+        """
+        return self.near is not None and any(
+            are_answers_similar(answer_sketch, self.answer_sketches[row]) for row in self.near.query(signature)
+        )
 
 
 @dataclass(frozen=True)
@@ -216,12 +223,13 @@ class DuplicateFilter:
         """Return `leaked`, `nearDuplicate` or None. Add the row to the index if it is neither."""
         if self.index.near is None:
             return None
-        signature = self.index.near.compute_signature(row)
-        if self.held_out and self.held_out.near and self.held_out.near.contains(signature):
+        signature, answer_sketch = self.index.near.compute_signature(row), sketch_answers(row)
+        if self.held_out and self.held_out.contains_near(signature, answer_sketch):
             return "leaked"
-        if self.index.near.contains(signature):
+        if self.index.contains_near(signature, answer_sketch):
             return "nearDuplicate"
         self.index.near.insert(signature)
+        self.index.answer_sketches.append(answer_sketch)
         return None
 
 

@@ -1,29 +1,49 @@
 """Detection and redaction of personal data and secrets in text: by pattern, then by a validator for each kind.
 
 Findings are never logged. A phone number is found if it has a country code or is written in the US format. Numbers in
-other national formats are not found.
+other national formats are not found. What is found of published examples is in docs/concepts/data-preparation.md.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from bisect import bisect
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import phonenumbers
-from stdnum import iban, luhn
+from stdnum import iban
 
-_CARD_FIRST_DIGITS = "23456"
-_SECRET_PREFIXES = ("AKIA", "ASIA", "gh", "github_pat_", "xox", "AIza", "hf_", "sk-", "eyJ", "-----BEGIN ")
-"""Prefixes of the secrets below. Each secret contains one of them."""
+from finetune_trainer.data.card_numbers import is_card_number
+from finetune_trainer.data.ip_addresses import IP_ADDRESS_PATTERN, is_ip_address
+from finetune_trainer.data.national_ids import NATIONAL_ID_HINT, NATIONAL_ID_PATTERN, is_national_id
+
+_SECRET_PARTS = (
+    "AKIA",
+    "ASIA",
+    "gh",
+    "github_pat_",
+    "xox",
+    "AIza",
+    "hf_",
+    "sk-",
+    "eyJ",
+    "-----BEGIN ",
+    "ecret",
+    "ECRET",
+)
+"""Texts of which each secret below contains one."""
 _SECRET_PATTERNS = {
     "AWS key id": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "AWS secret key": r"""(?i:aws_?secret_?(?:access_?)?key|secretaccesskey)["']?\s{0,4}[:=]\s{0,4}["']?"""
+    r"(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
     "GitHub": r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b",
     "Slack": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,250}",
     "Google": r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
     "Hugging Face": r"\bhf_[A-Za-z0-9]{30,40}\b",
-    "OpenAI and its like": r"\bsk-(?:[a-z]{2,10}[0-9]{0,2}-)*[A-Za-z0-9_-]{20,200}",
+    # With digits and capitals, or with many digits, unlike the names of packages (`sk-learn-contrib-…`).
+    "OpenAI and its like": r"\bsk-(?=(?:[A-Za-z_-]{0,99}[0-9]){2})"
+    r"(?=[a-z0-9_-]{0,99}[A-Z]|(?:[A-Za-z_-]{0,99}[0-9]){5})(?:[a-z]{2,10}[0-9]{0,2}-)*[A-Za-z0-9_-]{20,200}",
     "JWT": r"\beyJ[A-Za-z0-9_-]{8,4096}\.eyJ[A-Za-z0-9_-]{4,8192}\.[A-Za-z0-9_-]{8,2048}",
     "private key": r"-----BEGIN (?:[A-Z]{2,12} ){0,2}PRIVATE KEY-----(?:[^-]{0,8192}-----END [A-Z ]{1,40}-----)?",
 }
@@ -42,92 +62,77 @@ class PiiSpan:
 class _PiiDetector:
     """Detector of one kind of personal data or secret."""
 
-    may_match: Callable[[str], object]
-    """Fast check that is false only for texts without a match, as most texts are."""
     pattern: re.Pattern[str]
-    validate: Callable[[str], int] = len
-    """Returns the number of characters of a candidate that are a match; 0 if it is not a match."""
+    locate: Callable[[re.Match[str]], tuple[int, int] | None] = re.Match.span
+    """Returns the start and the end of what a candidate contains, or None."""
 
 
-def _validate_phone(text: str) -> int:
+def _accept_if(is_valid: Callable[[re.Match[str]], bool]) -> Callable[[re.Match[str]], tuple[int, int] | None]:
+    """Return a function that accepts a complete candidate or nothing."""
+    return lambda match: match.span() if is_valid(match) else None
+
+
+def _locate_secret(match: re.Match[str]) -> tuple[int, int]:
+    return match.span("value") if match["value"] else match.span()
+
+
+def _is_phone(match: re.Match[str]) -> bool:
+    text = match.group()
     number = "+" + text[2:] if text.startswith("00") else text
     try:
         parsed = phonenumbers.parse(number, None if number.startswith("+") else "US")
     except phonenumbers.NumberParseException:
-        return 0
-    return len(text) if phonenumbers.is_valid_number(parsed) else 0
+        return False
+    return phonenumbers.is_valid_number(parsed)
 
 
-def _validate_card(text: str) -> int:
-    digits = re.sub(r"[ -]", "", text)
-    return len(text) if digits[0] in _CARD_FIRST_DIGITS and len(set(digits)) > 1 and luhn.is_valid(digits) else 0
-
-
-def _validate_iban(text: str) -> int:
-    # The words that follow may have the form of further groups.
-    while text:
-        if iban.is_valid(text):
-            return len(text)
+def _locate_iban(match: re.Match[str]) -> tuple[int, int] | None:
+    text = match.group()
+    while text:  # the words that follow may have the form of further groups
+        if iban.is_valid(text, check_country=False):  # its lists of banks are not complete
+            return match.start(), match.start() + len(text)
         text = text.rpartition(" ")[0]
-    return 0
-
-
-def _validate_ip_address(text: str) -> int:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return 0
-    return len(text) if any(char.isdigit() for char in text) else 0  # a::b is more often code than an address
-
-
-def _may_hold_secret(text: str) -> bool:
-    return any(prefix in text for prefix in _SECRET_PREFIXES)
-
-
-def _may_hold_ip_address(text: str) -> bool:
-    return _IPV4_HINT.search(text) is not None or (":" in text and _IPV6_HINT.search(text) is not None)
+    return None
 
 
 # These patterns begin with a character set, which `re` searches without trying the pattern at each position.
 _DIGIT_PATTERN = re.compile(r"\d")
-_IPV4_HINT = re.compile(r"\d\.\d{1,3}\.\d")
+_IPV4_HINT = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
 _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:")
-_IBAN_HINT = re.compile(r"[A-Z]{2}\d{2}")
+_CODE_HINT = re.compile(r"[A-Z]{2}\d{2}")
 _CARD_HINT = re.compile(r"\d(?:[ -]?\d){12}")
-_PHONE_HINT = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
+_NUMBER_HINT = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
 _DETECTORS = {
-    "secret": _PiiDetector(_may_hold_secret, re.compile("|".join(_SECRET_PATTERNS.values()))),
+    "secret": _PiiDetector(re.compile("|".join(_SECRET_PATTERNS.values())), _locate_secret),
     "email": _PiiDetector(
-        lambda text: "@" in text,
-        re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
+        # Not addresses: `git@github.com:org/x.git` and `icon@2x.png`.
+        re.compile(
+            r"(?<![\w.%+-])(?!(?:git|hg|svn)@)[\w.%+-]{1,64}@(?![1-9]x\.)(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
+            r"(?![\w-]|\.[A-Za-z]|:[\w.~-]*/)"
+        ),
     ),
-    "iban": _PiiDetector(
-        _IBAN_HINT.search, re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _validate_iban
-    ),
+    "iban": _PiiDetector(re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _locate_iban),
+    "nationalId": _PiiDetector(NATIONAL_ID_PATTERN, _accept_if(is_national_id)),
     "creditCard": _PiiDetector(
-        _CARD_HINT.search, re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"), _validate_card
+        re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)"),
+        _accept_if(lambda match: is_card_number(match.group())),
     ),
     "phone": _PiiDetector(
-        _PHONE_HINT.search,
         re.compile(
             r"(?<![\w+.-])(?:(?:\+|00)[1-9](?:[ ()./-]{0,2}\d){6,14}|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])"
         ),
-        _validate_phone,
+        _accept_if(_is_phone),
     ),
-    "ipAddress": _PiiDetector(
-        _may_hold_ip_address,
-        re.compile(r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\w)"),
-        _validate_ip_address,
-    ),
+    "ipAddress": _PiiDetector(IP_ADDRESS_PATTERN, _accept_if(is_ip_address)),
 }
 PII_KINDS = tuple(_DETECTORS)
 """Kinds in order of precedence: text that is found as one kind is not searched for later kinds."""
-_DIGITLESS_KINDS = ("secret", "email")
 PII_PLACEHOLDERS = {
     "email": "[EMAIL]",
     "phone": "[PHONE]",
     "creditCard": "[CREDIT_CARD]",
     "iban": "[IBAN]",
+    "nationalId": "[NATIONAL_ID]",
     "ipAddress": "[IP_ADDRESS]",
     "secret": "[SECRET]",
 }
@@ -138,18 +143,45 @@ def find_pii(text: str) -> list[PiiSpan]:
     """Return all personal data and secrets in the text, in order and without overlaps."""
     spans: list[PiiSpan] = []
     for span in _detect_spans(text):
-        if all(span.end <= accepted_span.start or accepted_span.end <= span.start for accepted_span in spans):
-            spans.append(span)
-    return sorted(spans, key=lambda place: place.start)
+        index = bisect(spans, span.start, key=lambda accepted_span: accepted_span.start)
+        if (not index or spans[index - 1].end <= span.start) and (
+            index == len(spans) or span.end <= spans[index].start
+        ):
+            spans.insert(index, span)
+    return spans
 
 
 def _detect_spans(text: str) -> Iterator[PiiSpan]:
-    kinds = PII_KINDS if _DIGIT_PATTERN.search(text) else _DIGITLESS_KINDS
-    for kind, detector in ((name, _DETECTORS[name]) for name in kinds):
-        for match in detector.pattern.finditer(text) if detector.may_match(text) else ():
-            length = detector.validate(match.group())
-            if length:
-                yield PiiSpan(match.start(), match.start() + length, kind)
+    for kind in _list_candidate_kinds(text):
+        detector = _DETECTORS[kind]
+        for match in detector.pattern.finditer(text):
+            span = detector.locate(match)
+            if span:
+                yield PiiSpan(*span, kind)
+
+
+def _list_candidate_kinds(text: str) -> Iterator[str]:
+    """Yield the kinds that the text may contain, in order of precedence: for most texts there are none."""
+    if any(part in text for part in _SECRET_PARTS):
+        yield "secret"
+    if "@" in text:
+        yield "email"
+    if _DIGIT_PATTERN.search(text):
+        yield from _list_numeric_kinds(text)
+
+
+def _list_numeric_kinds(text: str) -> Iterator[str]:
+    has_code, has_number = _CODE_HINT.search(text), _NUMBER_HINT.search(text)
+    if has_code:
+        yield "iban"
+    if (has_code or has_number) and NATIONAL_ID_HINT.search(text):
+        yield "nationalId"
+    if has_number and _CARD_HINT.search(text):
+        yield "creditCard"
+    if has_number:
+        yield "phone"
+    if _IPV4_HINT.search(text) or (":" in text and _IPV6_HINT.search(text)):
+        yield "ipAddress"
 
 
 def redact_pii(text: str, kinds: Collection[str]) -> str:

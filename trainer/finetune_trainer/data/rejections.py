@@ -4,7 +4,8 @@
 
 - `rewrittenAnswer`: `loss_masking`, if the chat template rewrites an answer so that it cannot be found
 - `invalid`: syntax in `readers`, columns and content in the modules that `row_reader` uses, rendering in `loss_masking`
-- `emptyAnswer`, `identicalAnswers`: `find_rejection_reason`; for answers with equal tokens also `training.methods`
+- `emptyAnswer`, `identicalAnswers`, `echo`: `find_rejection_reason`; for answers with equal tokens also
+  `training.methods`
 - `duplicate`, `nearDuplicate`, `leaked`: `deduplication.DuplicateFilter`
 - `tooShort`, `overlength`: `tokenized_rows`
 - `noSupervisedTokens`: `row_reader`, if all answers have `weight: 0`; `build_columns` of the methods
@@ -36,13 +37,18 @@ _EXAMPLES_PER_REASON = 3
 _MAX_EXAMPLE_CHARS = 500
 
 
-def find_rejection_reason(row: Row) -> str | None:
-    """Return the reason to reject a row that the model cannot learn from, whatever its length, otherwise None."""
+def find_rejection_reason(row: Row, *, drops_echoes: bool = False) -> str | None:
+    """Return the reason to reject a row that the model cannot learn from, whatever its length, otherwise None.
+
+    Rows whose answer repeats the message before it are rejected only if `drops_echoes`: data for proofreading or
+    translation has them for texts that need no change.
+    """
     conversations = [list_turns(conversation) for conversation in list_conversations(row)]
     if any(role == "assistant" and not content.strip() for turns in conversations for role, content in turns):
         return "emptyAnswer"
-    is_identical = len(conversations) == 2 and conversations[0] == conversations[1]
-    return "identicalAnswers" if is_identical or any(map(_echoes_prompt, conversations)) else None
+    if len(conversations) == 2 and conversations[0] == conversations[1]:
+        return "identicalAnswers"
+    return "echo" if drops_echoes and any(map(_echoes_prompt, conversations)) else None
 
 
 def _echoes_prompt(turns: list[Turn]) -> bool:

@@ -147,8 +147,8 @@ class SplitWriter:
         """Yield each cleaned row that is worth tokenizing, followed by its counterfactuals."""
         for location, row in rows:
             pending_row = self._clean_row(location, row)
-            reason = find_rejection_reason(pending_row.row) or self._duplicate_filter.find_exact(pending_row.row)
-            if not self._reject_for(reason, pending_row):
+            reason = find_rejection_reason(pending_row.row, drops_echoes=self._context.preparation.drop_echoes)
+            if not self._reject_for(reason or self._duplicate_filter.find_exact(pending_row.row), pending_row):
                 yield pending_row
                 if self._duplicate_filter.held_out:
                     yield from self._build_counterfactuals(pending_row)

@@ -24,8 +24,8 @@ _REMEDIES = {
     "overlength": "raise model.maxLength, up to the base model's positions, or set "
     "dataset.preparation.overlength: truncate",
     "invalid": "correct them at their source; the report shows examples and their errors",
-    "noSupervisedTokens": "if they are truncated, raise model.maxLength so that the answers fit; if all of their answers "
-    "have weight 0, remove them",
+    "noSupervisedTokens": "raise model.maxLength so that their answers fit, or, if all of their answers have weight 0, "
+    "remove them",
     "echo": "set dataset.preparation.dropEchoes to false if they are intended",
     "tooShort": "lower dataset.preparation.minTokens if they are intended",
     "emptyAnswer": "add an answer, or remove them from the data",

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.readers.json_rows import read_json_array, read_json_lines
-from finetune_trainer.data.readers.lines import BinaryStream, check_text_start
-from finetune_trainer.data.readers.tables import read_csv_rows, read_parquet_rows
+from finetune_trainer.data.readers.csv_rows import read_csv_rows
+from finetune_trainer.data.readers.json_rows import is_json_array, read_json_array, read_json_lines
+from finetune_trainer.data.readers.lines import BinaryStream, open_text
+from finetune_trainer.data.readers.parquet_rows import read_parquet_rows
 from finetune_trainer.data.row_types import DamagedFileError, RowError, SourceFile, SourceLocation
 from finetune_trainer.errors import TrainerError
 
@@ -25,8 +26,8 @@ NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
 def read_raw_rows(file: SourceFile) -> Iterator[tuple[SourceLocation, dict[str, Any] | RowError]]:
     """Yield each row of a file: its location, and its columns or the error that makes it invalid.
 
-    Files whose name does not end with `.json`, `.csv` or `.parquet` are read as JSON Lines. Raises `DATA_INVALID` with
-    the object and the row if the rest of the file cannot be read.
+    Files whose name does not end with `.json`, `.csv`, `.tsv` or `.parquet` are read as JSON Lines. Raises
+    `DATA_INVALID` with the object and the row if the rest of the file cannot be read.
     """
     location = SourceLocation(file.uri, 0)
     try:
@@ -74,17 +75,12 @@ def _read_rows(file: SourceFile, stream: BinaryStream) -> tuple[str, NumberedRow
     suffix, compression = _split_suffixes(file)
     if suffix == ".parquet":
         return "row", _read_compressed_parquet(file.path, stream) if compression else read_parquet_rows(stream)
-    check_text_start(stream)
-    if suffix == ".csv":
+    stream = open_text(stream)
+    if suffix in (".csv", ".tsv"):
         return "line", read_csv_rows(stream)
-    if suffix == ".json" and _is_json_array(stream):
+    if suffix == ".json" and is_json_array(stream):
         return "row", read_json_array(stream)
     return "line", read_json_lines(stream)
-
-
-def _is_json_array(stream: BinaryStream) -> bool:
-    """Return whether the stream is a JSON array. Many `.json` files contain JSON Lines, which begin with an object."""
-    return stream.peek(64).lstrip().startswith(b"[")
 
 
 def _read_compressed_parquet(path: Path, stream: BinaryStream) -> NumberedRows:

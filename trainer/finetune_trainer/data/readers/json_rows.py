@@ -9,7 +9,13 @@ from typing import Any
 
 import orjson
 
-from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, BinaryStream, find_encoding_error, read_lines
+from finetune_trainer.data.readers.lines import (
+    MAX_ROW_BYTES,
+    UTF8_BOM,
+    BinaryStream,
+    find_encoding_error,
+    read_lines,
+)
 from finetune_trainer.data.row_types import DamagedFileError, RowError
 
 _CHUNK_BYTES = 1 << 16
@@ -23,6 +29,15 @@ _TYPE_NAMES: dict[type, str] = {
     type(None): "nothing",
     bytes: "bytes",
 }
+_WRAPPER = re.compile(
+    rb'\s*\{\s*"(data|rows|examples|instances|items|records|samples|dataset|train|test|validation)"\s*:'
+    rb'\s*\[\s*\{\s*"(?!(?:role|content|from|value)")'
+)
+"""Start of an object that has the rows in a list, not turns."""
+_PANDAS_TABLE = re.compile(
+    rb'\s*\{\s*"(?:[^"\\]*"\s*:\s*\{\s*"0"\s*:|0"\s*:\s*\{|columns"\s*:\s*\[\s*"|schema"\s*:\s*\{\s*"fields")'
+)
+"""Start of what `DataFrame.to_json` writes, unless `orient="records"`."""
 _PARSE_ERROR_HINTS = (
     (b"[", "; is the file one JSON array? Write one object per line, or name the file .json"),
     (b"]", "; is the file one JSON array? Write one object per line, or name the file .json"),
@@ -44,13 +59,23 @@ def parse_line(line: bytes | RowError) -> dict[str, Any]:
     """Parse the JSON object on one line. Raises `RowError`."""
     if isinstance(line, RowError):
         raise line
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise RowError(f"expected a JSON object, found {describe_type(row)}")
+    return row
+
+
+def parse_json(text: bytes) -> object:
+    """Parse JSON in UTF-8, also after a byte order mark, which files have that were joined. Raises `RowError`."""
     try:
-        row = orjson.loads(line)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RowError(_describe_parse_error(line, str(error))) from error
-    if _may_repeat_keys(line, row):
-        _check_keys_unique(line)
-    return _require_object(row)
+        if text.startswith(UTF8_BOM):
+            return parse_json(text.removeprefix(UTF8_BOM))
+        raise RowError(_describe_parse_error(text, str(error))) from error
+    if _may_repeat_keys(text, value):
+        _check_keys_unique(text)
+    return value
 
 
 def _describe_parse_error(line: bytes, error: str) -> str:
@@ -64,6 +89,8 @@ def _describe_parse_error(line: bytes, error: str) -> str:
     hint = dict(_PARSE_ERROR_HINTS).get(line.strip(), "")
     if b"NaN" in line or b"Infinity" in line:
         hint = "; JSON has no NaN or Infinity"
+    elif line.rstrip().endswith(b"},"):
+        hint = "; remove the comma at the end of the line, or name the file .json if it is one array"
     return f"expected a JSON object, found something else ({error}){hint}"
 
 
@@ -99,6 +126,23 @@ def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise RowError(f"expected each key once, found {key[:40]!r} twice")
         result[key] = value
     return result
+
+
+def is_json_array(stream: BinaryStream) -> bool:
+    """Return whether a `.json` file is an array. Many contain JSON Lines, which begin with an object.
+
+    Raises `DamagedFileError` if the file is one object with all rows, as some exports are.
+    """
+    head = stream.peek(1 << 12)
+    wrapper = _WRAPPER.match(head)
+    if wrapper:
+        name = wrapper[1].decode()
+        raise DamagedFileError(f"expected an array of rows, found it below the key {name!r}; write only the array")
+    if _PANDAS_TABLE.match(head):
+        raise DamagedFileError(
+            "expected an array of rows, found a table as pandas writes it; use to_json(orient='records')"
+        )
+    return head.lstrip().startswith(b"[")
 
 
 def read_json_array(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -168,12 +212,6 @@ def _check_nothing_follows(stream: BinaryStream, trailing: bytes) -> None:
     raise DamagedFileError(
         f"expected nothing after the array, found {trailing.strip()[:20]!r}; is there a bracket too many before it?"
     )
-
-
-def _require_object(row: object) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise RowError(f"expected a JSON object, found {describe_type(row)}")
-    return row
 
 
 def describe_type(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Reading of lines with a maximum length, and checks of the encoding and type of text files."""
+"""Reading of lines with a maximum length, and of the encoding and type of text files."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import gzip
 import io
 from collections.abc import Iterator
 
+from finetune_trainer.data.readers.converted_stream import convert_carriage_returns, decode_utf16
 from finetune_trainer.data.row_types import DamagedFileError, RowError
 
 BinaryStream = io.BufferedReader | gzip.GzipFile
 MAX_ROW_BYTES = 16 << 20
 """Maximum size of a row. A larger row is rejected before it is in memory."""
 UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _TOO_LONG_MESSAGE = f"expected at most {MAX_ROW_BYTES >> 20} MiB on one line, found more; remove or split it"
 _FILE_SIGNATURES = (
-    (b"\xff\xfe", "UTF-16 text; convert it to UTF-8"),
-    (b"\xfe\xff", "UTF-16 text; convert it to UTF-8"),
+    (b"\xff\xfe\0\0", "UTF-32 text; convert it to UTF-8"),
+    (b"\0\0\xfe\xff", "UTF-32 text; convert it to UTF-8"),
     (b"PAR1", "a Parquet file; name it .parquet"),
     (b"\x1f\x8b", "gzip data; use a name that ends with .gz (if it is compressed twice, decompress it once)"),
     (b"\x28\xb5\x2f\xfd", "zstd data; use a name that ends with .zst (if it is compressed twice, decompress it once)"),
@@ -24,14 +26,22 @@ _FILE_SIGNATURES = (
 )
 
 
-def check_text_start(stream: BinaryStream) -> None:
-    """Skip a byte order mark. Raises `DamagedFileError` if the file is clearly not UTF-8 text."""
+def open_text(stream: BinaryStream) -> BinaryStream:
+    """Return the text of a file in UTF-8, without a byte order mark, and with `\\n` at the end of its lines.
+
+    UTF-16 with a byte order mark, as Excel writes "Unicode Text", is converted, and so are lines that end with `\\r`.
+    Raises `DamagedFileError` if the file is clearly not text.
+    """
     head = stream.peek(16)
     for signature, file_type in _FILE_SIGNATURES:
         if head.startswith(signature):
             raise DamagedFileError(f"expected text, found {file_type}")
     if head.startswith(UTF8_BOM):
         stream.read(len(UTF8_BOM))
+    if head.startswith(_UTF16_BOMS):
+        stream = decode_utf16(stream)
+    head = stream.peek(1 << 16)
+    return convert_carriage_returns(stream) if b"\r" in head[:-1] and b"\n" not in head else stream
 
 
 def read_lines(stream: BinaryStream) -> Iterator[tuple[int, bytes | RowError]]:
@@ -57,5 +67,5 @@ def find_encoding_error(line: bytes) -> str | None:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
         position = f"byte 0x{line[error.start]:02x} at position {error.start}"
-        return f"expected UTF-8, found {position}; is it Latin-1, or Windows-1252?"
-    return "expected UTF-8, found NUL bytes; is it UTF-16?" if b"\0" in line else None
+        return f"expected UTF-8, found {position}; is it Latin-1, or Windows-1252? Save it as UTF-8"
+    return "expected UTF-8, found NUL bytes; is it UTF-16? Save it as UTF-8" if b"\0" in line else None
