@@ -6,7 +6,7 @@ Libraries are imported inside functions: import the backend before they are call
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,7 @@ def prepare_data(
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
     encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions)
     dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
+    dataset = replace(dataset, report=dataset.report.model_copy(update={"skipped_files": files.skipped_files}))
     record_report(dataset.report)
     requirements.check_requirements(config, dataset, model.tokenizer)
     requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training

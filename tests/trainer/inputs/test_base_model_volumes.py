@@ -31,9 +31,8 @@ def test_base_model_on_volume_is_identified_by_content(
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     config = build_config(s3, prefix, model={"uri": "pvc://models/tiny"})
     outcome = publish(config, tmp_path)
-    in_bucket = resolve.start_download(
-        resolve.resolve_inputs(build_config(s3, prefix), S3(config.storage)), tmp_path / "export"
-    ).result()
+    resolved = resolve.resolve_inputs(build_config(s3, prefix), S3(config.storage))
+    in_bucket = resolve.fetch_weights(resolved, resolve.start_download(resolved, tmp_path / "export").result())
     assert outcome.result
     assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
     assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
