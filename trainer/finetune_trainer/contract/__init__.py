@@ -6,19 +6,17 @@ their limits, and stored objects contain their defaults. This package depends on
 """
 
 from finetune_trainer.contract.base import (
-    DATA_URI_RULE,
+    DATA_URI_RULES,
     DNS_LABEL_PATTERN,
     JOB_NAME_MAX_LENGTH,
     NO_PARENT,
     SHORT_IN_BYTES,
     Count,
-    DataUri,
     Model,
-    ModelUri,
     ModuleName,
     ObjectName,
-    S3Uri,
     SecretRef,
+    Uri,
     cel_rules,
 )
 from finetune_trainer.contract.config import (
@@ -80,7 +78,7 @@ __all__ = [
     "CLUSTER_ONLY_FIELDS",
     "CONFIG_ENV",
     "DATASET_HUB_TOKEN_FILE_ENV",
-    "DATA_URI_RULE",
+    "DATA_URI_RULES",
     "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
@@ -117,7 +115,6 @@ __all__ = [
     "Count",
     "CrossValidation",
     "DataSource",
-    "DataUri",
     "Dataset",
     "DatasetReport",
     "EarlyStopping",
@@ -127,7 +124,6 @@ __all__ = [
     "Lora",
     "Model",
     "ModelSource",
-    "ModelUri",
     "ModuleName",
     "ObjectName",
     "Outcome",
@@ -136,7 +132,6 @@ __all__ = [
     "Progress",
     "Reason",
     "Result",
-    "S3Uri",
     "SecretRef",
     "SensitiveKind",
     "Signing",
@@ -147,6 +142,7 @@ __all__ = [
     "Tracking",
     "TrainerConfig",
     "Training",
+    "Uri",
     "Validation",
     "cel_rules",
 ]
