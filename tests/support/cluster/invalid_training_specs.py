@@ -21,6 +21,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "model from the web": ({"spec.model.uri": "https://example.com/m"}, "spec.model", MODEL_URIS),
     "model in a bucket in upper case": ({"spec.model.uri": "s3://Models/base"}, "spec.model", MODEL_URIS),
     "model is a bucket": ({"spec.model.uri": "s3://models"}, "spec.model", MODEL_URIS),
+    "model on a local disk": ({"spec.model.uri": "file:///models/a"}, "spec", "only with finetune-trainer by hand"),
     "hub model without a name": ({"spec.model.uri": "hf://meta-llama"}, "spec.model", "is hf://ORGANIZATION/NAME"),
     "hub model with three parts": ({"spec.model.uri": "hf://a/b/c"}, "spec.model", "tag or commit in revision"),
     "hub model without a scheme": ({"spec.model.uri": "org/name"}, "spec.model", "use hf://org/name for the model"),

@@ -167,6 +167,15 @@ def test_load_local_path_is_relative_to_working_directory(
     assert config.dataset.sources[0].uri == expected.format(folder=tmp_path / "work", parent=tmp_path)
 
 
+@pytest.mark.parametrize(("uri", "expected"), [("./model", "file://{folder}/model"), ("/models/a", "file:///models/a")])
+def test_load_local_model_is_relative_to_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(tmp_path, build_manifest("s3://models/tiny", uri))
+    assert config.model.uri == expected.format(folder=tmp_path)
+
+
 def test_load_several_errors_are_listed_per_line(tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as error:
         load_config(tmp_path, build_manifest("epochs: 1", "epochz: 1\n  batchSize: 0\n  seed: x"))

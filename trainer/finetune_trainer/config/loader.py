@@ -48,7 +48,7 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 def load_manifest(path: Path) -> TrainerConfig:
     """Load and validate the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
     document = _read_job_document(path)
-    _resolve_local_paths(document["spec"].get("dataset"))
+    _resolve_local_paths(document["spec"])
     problems = [
         _format_problem_with_line(document, *name_problem) for name_problem in _find_invalid_names(document["metadata"])
     ]
@@ -69,16 +69,26 @@ def load_manifest(path: Path) -> TrainerConfig:
     return config
 
 
-def _resolve_local_paths(dataset: object) -> None:
-    """Replace each path of a data source, relative to the working directory, by a file URI."""
+def _resolve_local_paths(spec: CommentedMap) -> None:
+    """Replace paths of data sources and of the model, relative to the working directory, by file URIs.
+
+    A name such as `a/b` may be a path of data, but is the name of a model on the hub.
+    """
+    dataset, model = spec.get("dataset"), spec.get("model")
     validation = dataset.get("validation") if isinstance(dataset, CommentedMap) else None
     for section in (dataset, validation):
         sources = section.get("sources") if isinstance(section, CommentedMap) else None
         for source in sources if isinstance(sources, CommentedSeq) else ():
-            uri = source.get("uri") if isinstance(source, CommentedMap) else None
-            if isinstance(uri, str) and uri and "://" not in uri:
-                path = os.path.abspath(os.path.expanduser(uri))
-                source["uri"] = f"file://{path}/" if uri.endswith("/") and path != "/" else f"file://{path}"
+            _replace_path(source)
+    if isinstance(model, CommentedMap) and str(model.get("uri")).startswith((".", "/", "~")):
+        _replace_path(model)
+
+
+def _replace_path(section: object) -> None:
+    uri = section.get("uri") if isinstance(section, CommentedMap) else None
+    if isinstance(section, CommentedMap) and isinstance(uri, str) and uri and "://" not in uri:
+        path = os.path.abspath(os.path.expanduser(uri))
+        section["uri"] = f"file://{path}/" if uri.endswith("/") and path != "/" else f"file://{path}"
 
 
 def read_world_size(path: Path) -> int:

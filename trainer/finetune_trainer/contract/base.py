@@ -69,9 +69,10 @@ MODEL_URI_RULES: tuple[CelRule, ...] = (
         "a model of the Hugging Face hub is hf://ORGANIZATION/NAME; set its branch, tag or commit in revision",
     ),
     (
-        f"self.uri.startsWith('hf://') || self.uri.matches('^({_HUB_NAME_PATTERN}|{_S3_PATTERN}|{_CLAIM_PATTERN})$')",
+        f"self.uri.startsWith('hf://') || self.uri.matches('^({_HUB_NAME_PATTERN}|{_S3_PATTERN}|{_CLAIM_PATTERN}"
+        "|file:///.+)$')",
         "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path; bucket and claim have only a-z, "
-        "0-9, '.' and '-'",
+        "0-9, '.' and '-', and local folders are read only without a cluster",
     ),
 )
 DATA_URI_RULES: tuple[CelRule, ...] = (

@@ -98,6 +98,8 @@ def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
         from finetune_trainer.inputs import hub  # its client is imported only if it is used
 
         return HubModelSource(hub.resolve_snapshot(source.uri, source.revision))
+    if source.uri.startswith("file://"):
+        return VolumeModelSource(_check_model_folder(source.uri, Path(source.uri.removeprefix("file://"))))
     return VolumeModelSource(_resolve_claim_folder(source.uri))
 
 
@@ -298,8 +300,12 @@ def _resolve_claim_folder(uri: str) -> Path:
         raise TrainerError(
             Reason.MODEL_INVALID, f"{uri}: {escaping_link!r} is a link to a target outside of the volume"
         )
+    return _check_model_folder(uri, folder)
+
+
+def _check_model_folder(uri: str, folder: Path) -> Path:
     if not folder.is_dir() or not any(_list_files(folder)):
-        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the content of the claim")
+        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the path")
     return folder
 
 
