@@ -71,7 +71,7 @@ def test_base_model_in_local_folder_is_read_in_place(s3: S3Server, prefix: str, 
     resolved = resolve.resolve_inputs(
         build_config(s3, prefix, model={"uri": f"file://{model}"}), S3(Storage(endpoint=s3.endpoint))
     )
-    downloaded = resolve.fetch_weights(resolved, resolve.start_download(resolved, tmp_path / "work").result())
+    downloaded = resolve.fetch_weights(resolved, resolve.start_download(resolved, tmp_path).result())
     assert downloaded.model_dir == model
     assert downloaded.model_revision.startswith("sha256:")
 

@@ -163,6 +163,22 @@ def test_baseline_without_adapter_is_named(s3: S3Server, prefix: str) -> None:
         resolve.resolve_inputs(config, S3(config.storage))
 
 
+@pytest.mark.s3
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+def test_plan_reports_files_that_are_left_out(s3: S3Server, model_dir: Path, tmp_path: Path) -> None:
+    writer = PlanJobWriter(s3, tmp_path)
+    writer.upload_model(model_dir)
+    config = load_manifest(writer.write([chat("a", "b")]))
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "_SUCCESS", "README.md"):
+        (tmp_path / "rows" / name).write_text(json.dumps(chat("a", "b")))
+    source = DataSource(uri=f"file://{tmp_path}/rows/")
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"sources": [source]})})
+    report = build_plan(config, tmp_path).dataset
+    assert (report.rows, report.skipped_files) == (1, 2)
+
+
 @pytest.fixture
 def damaged(s3: S3Server, proxy: FaultyProxy, model_dir: Path, tmp_path: Path) -> TrainerConfig:
     """The config of a run whose last row is damaged, behind the proxy."""

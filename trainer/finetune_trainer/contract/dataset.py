@@ -51,7 +51,8 @@ class DataSource(Model):
     `s3://bucket/data/**/*.jsonl` a glob. `hf://datasets/OWNER/NAME[@REVISION]` is a dataset of the Hugging Face hub,
     and with a path or a glob, some of its files. `pvc://claim/path` is a file, folder or glob on a volume claim.
     Supported files are `.jsonl`, `.json` (one array of objects), `.csv` and `.parquet`, each optionally compressed as
-    `.gz` or `.zst`. Hidden and temporary files in folders are left out."""
+    `.gz` or `.zst`. Hidden and temporary files and files of other types in folders are
+    left out. Without a cluster, local paths work too."""
     subset: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
     """subset is the name of a subset (configuration) of an `hf://` dataset. If unset, its default subset is used."""
     split: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
