@@ -74,10 +74,12 @@ def test_volume_source_is_read_in_place(claim: Path, tmp_path: Path, path: str, 
 
 
 @pytest.mark.usefixtures("claim")
-def test_volume_left_out_files_and_linked_folders_are_named(claim: Path) -> None:
+def test_volume_left_out_files_and_links_are_named(claim: Path) -> None:
     (claim / "chat" / "more").symlink_to("../tables")
+    (claim / "chat" / "old.jsonl").symlink_to("moved.jsonl")
     selection = list_volume("pvc://team-data/chat/").selection
-    assert selection.left_out == {"hidden or temporary": ["chat/_SUCCESS"], "linked folders": ["chat/more"]}
+    links = "links to folders or to nothing"
+    assert selection.left_out == {"hidden or temporary": ["chat/_SUCCESS"], links: ["chat/more", "chat/old.jsonl"]}
 
 
 VOLUME_MISTAKES = {

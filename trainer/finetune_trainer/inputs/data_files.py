@@ -20,8 +20,8 @@ _TEMPORARY_SUFFIXES = ("~", ".tmp", ".temp", ".part", ".partial", ".crc", ".swp"
 _DOCUMENT_NAMES = frozenset(
     {"readme", "license", "licence", "notice", "copying", "authors", "changelog", "version", "md5sums", "sha256sums"}
 )
-# Records of the `datasets` library beside its data files.
-_RECORD_NAMES = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json"})
+# Records beside data files, which the `datasets` library leaves out too.
+_RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json"})
 _DATA = ""
 _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"

@@ -19,6 +19,8 @@ from finetune_trainer.storage.local_files import hash_file
 
 log = logging.getLogger(__name__)
 
+_LINKS = "links to folders or to nothing"
+
 
 class DataListing(Protocol):
     """The data files of one location, which are listed but not downloaded."""
@@ -163,18 +165,18 @@ def _select_files(uri: str, volume: Path, path: str) -> FileSelection:
     names, links = _list_files(folder, volume)
     pattern = path if location.is_pattern or not path or path.endswith("/") else path + "/"
     selection = select_data_files(uri, pattern, names)
-    return FileSelection(selection.names, {**selection.left_out, **({"linked folders": links} if links else {})})
+    return FileSelection(selection.names, {**selection.left_out, **({_LINKS: links} if links else {})})
 
 
 def _list_files(folder: Path, volume: Path) -> tuple[list[str], list[str]]:
-    """Return the files below a folder, and the links to folders, which are not followed. Names are relative to the
-    volume."""
+    """Return the files below a folder, and the links to folders or to nothing, which are not followed. Names are
+    relative to the volume."""
     files, links = [], []
     for path in folder.rglob("*"):
         name = path.relative_to(volume).as_posix()
         if path.is_file():
             files.append(name)
-        elif path.is_symlink() and path.is_dir() and not path.name.startswith("."):
+        elif path.is_symlink() and not path.name.startswith("."):
             links.append(name)
     return files, sorted(links)
 
