@@ -33,8 +33,9 @@ LEFT_OUT = {
 def test_select_folder_leaves_out_and_names(name: str, kind: str, path: str) -> None:
     selection = select_data_files("s3://data/d/", path, ["d/a.jsonl", name])
     assert selection.names == ["d/a.jsonl"]
-    assert selection.left_out == {kind: [name]}
-    assert selection.describe_left_out() == f"1 file is left out: {kind} ({name})"
+    shown = name.removeprefix("d/") if path else name
+    assert selection.left_out == {kind: [shown]}
+    assert selection.describe_left_out() == f"1 file is left out: {kind} ({shown})"
 
 
 READ = {
@@ -58,7 +59,7 @@ def test_select_results_of_runs_are_left_out() -> None:
     names = ["d/a.jsonl", "d/out/x/adapter_config.json", "d/out/x/evaluation.jsonl", "d/out/x/merged/config.json"]
     selection = select_data_files("s3://data/d/", "d/**/*.jsonl", names)
     assert selection.names == ["d/a.jsonl"]
-    assert selection.left_out == {"results of runs": ["d/out/x/evaluation.jsonl"]}
+    assert selection.left_out == {"results of runs": ["out/x/evaluation.jsonl"]}
     own = select_data_files("s3://data/d/", "d/", ["d/a.jsonl", "d/out/y/evaluation.jsonl"], output_folder="d/out/y")
     assert own.names == ["d/a.jsonl"]
 
@@ -73,5 +74,5 @@ def test_select_nothing_readable_lists_what_is_there() -> None:
         select_data_files("s3://data/d/", "d/", [*(f"d/{number}.xlsx" for number in range(7)), "d/_SUCCESS"])
     assert error.value.reason is Reason.DATA_NOT_FOUND
     assert error.value.message.startswith("s3://data/d/: there are no data files; 8 files are left out: ")
-    assert "of another type (d/0.xlsx, d/1.xlsx, d/2.xlsx, d/3.xlsx, d/4.xlsx, and 2 more)" in error.value.message
+    assert "of another type (0.xlsx, 1.xlsx, 2.xlsx, 3.xlsx, 4.xlsx, and 2 more)" in error.value.message
     assert "expected .jsonl, .json, .csv or .parquet" in error.value.message

@@ -82,7 +82,7 @@ def test_hub_data_left_out_files_are_counted() -> None:
     HubHandler.datasets.push("org/data", NESTED)
     selection = list_data("hf://datasets/org/data/raw/").selection
     assert selection.skipped_count == 2
-    assert "hidden or temporary (raw/_SUCCESS); of another type (raw/notes.txt)" in selection.describe_left_out()
+    assert "hidden or temporary (_SUCCESS); of another type (notes.txt)" in selection.describe_left_out()
 
 
 def test_hub_data_is_pinned_to_commit(tmp_path: Path) -> None:

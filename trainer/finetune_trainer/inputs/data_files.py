@@ -36,7 +36,7 @@ class FileSelection:
 
     names: list[str]
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Names of the files that are left out, by what they are."""
+    """Names of the files that are left out, relative to the folder of the source, by what they are."""
 
     @property
     def skipped_count(self) -> int:
@@ -68,7 +68,9 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
     by_kind: dict[str, list[str]] = defaultdict(list)
     for name in matching:
         by_kind[_find_exclusion(name, path, result_folders)].append(name)
-    return _check_selection(uri, FileSelection(by_kind.pop(_DATA, []), dict(by_kind)))
+    selected = by_kind.pop(_DATA, [])
+    left_out = {kind: [name.removeprefix(base) for name in kind_names] for kind, kind_names in by_kind.items()}
+    return _check_selection(uri, FileSelection(selected, left_out))
 
 
 def select_readable_files(uri: str, names: Collection[str]) -> FileSelection:

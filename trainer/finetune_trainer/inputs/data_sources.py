@@ -160,7 +160,8 @@ def _select_files(uri: str, volume: Path, path: str) -> FileSelection:
         return FileSelection([path.rstrip("/")])
     folder = volume / (location.base_prefix if location.is_pattern else path)
     if not folder.is_dir():
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: there is no file or folder {folder}; check the URI")
+        advice = "; an object in S3 is s3://bucket/key" if uri.startswith("file://") else ""
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: there is no file or folder {folder}{advice}")
     _check_links(uri, volume, [folder.relative_to(volume).as_posix()])
     names, links = _list_files(folder, volume)
     pattern = path if location.is_pattern or not path or path.endswith("/") else path + "/"
@@ -169,15 +170,14 @@ def _select_files(uri: str, volume: Path, path: str) -> FileSelection:
 
 
 def _list_files(folder: Path, volume: Path) -> tuple[list[str], list[str]]:
-    """Return the files below a folder, and the links to folders or to nothing, which are not followed. Names are
-    relative to the volume."""
+    """Return the files below a folder relative to the volume, and the links to folders or to nothing, which are not
+    followed, relative to the folder."""
     files, links = [], []
     for path in folder.rglob("*"):
-        name = path.relative_to(volume).as_posix()
         if path.is_file():
-            files.append(name)
+            files.append(path.relative_to(volume).as_posix())
         elif path.is_symlink() and not path.name.startswith("."):
-            links.append(name)
+            links.append(path.relative_to(folder).as_posix())
     return files, sorted(links)
 
 

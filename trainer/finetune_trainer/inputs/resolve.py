@@ -141,7 +141,8 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     }
     resolved = ResolvedInputs(s3, config, model, data, adapter, baselines)
     count = sum(len(listing.selection.names) for listing in data)
-    log.info("inputs: %d data files and %s, %s to download", count, config.model.uri, format_bytes(resolved.size))
+    sizes = [format_bytes(size) for size in (resolved.size_without_weights, model.size - model.settings_size)]
+    log.info("inputs: %d data files and %s; %s to download, and then %s of weights", count, config.model.uri, *sizes)
     return resolved
 
 
