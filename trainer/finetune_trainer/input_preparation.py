@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +89,7 @@ def prepare_data(
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
     encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions, model.template_date)
     dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
+    dataset = replace(dataset, report=dataset.report.model_copy(update={"skipped_files": files.skipped_files}))
     record_report(dataset.report)
     requirements.check_requirements(config, dataset, model.tokenizer)
     requirements.read_sentence_pairs(files.pairs)  # so that an invalid line is reported before training

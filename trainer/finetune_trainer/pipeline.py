@@ -33,7 +33,7 @@ from finetune_trainer.publishing import merge_stage, signing
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
-from finetune_trainer.storage import S3
+from finetune_trainer.storage import S3, check_disk_space
 from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.run_log import capture_log
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
@@ -119,7 +119,7 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         download = start_download(resolved.inputs, context)  # in the background
         backend = import_backend(resolved.inputs, context)  # meanwhile: it takes seconds
         collectives.init_process_group(context.progress.heartbeat)
-        prepare = partial(prepare_inputs, download, choose_template_date(output), context)
+        prepare = partial(prepare_inputs, download, resolved.inputs, choose_template_date(output), context)
         inputs = collectives.run_on_local_rank_zero(prepare, context.work_dir, context.progress.heartbeat)
         model = load_model(inputs, backend, context)
         checkpoints = create_checkpoint_manager(_open_checkpoint_store(inputs, output), context)
@@ -172,8 +172,12 @@ def _open_work_dir(scratch: Path) -> Iterator[Path]:
 
 
 def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[DownloadedInputs]:
-    """Download the inputs in the background, once on each node. Other ranks get a future that is never done."""
-    return resolve.start_download(inputs, context.work_dir) if topology.is_local_rank_zero() else Future()
+    """Download the inputs without the weights of the base model in the background, once on each node. Other ranks get a
+    future that is never done."""
+    if not topology.is_local_rank_zero():
+        return Future()
+    check_disk_space(context.work_dir, inputs.size)
+    return resolve.start_download(inputs, context.work_dir)
 
 
 def import_backend(inputs: ResolvedInputs, context: RunContext) -> str:
@@ -201,14 +205,19 @@ def choose_template_date(output: OutputPrefix) -> date:
     return date.fromordinal(collectives.broadcast(template_date.toordinal()))
 
 
-def prepare_inputs(download: Future[DownloadedInputs], template_date: date, context: RunContext) -> PreparedInputs:
-    """Wait for the download, check the model's files and prepare the dataset. One rank of each node does this."""
+def prepare_inputs(
+    download: Future[DownloadedInputs], resolved: ResolvedInputs, template_date: date, context: RunContext
+) -> PreparedInputs:
+    """Wait for the download, check the model's files, prepare the dataset and download the weights. One rank of each
+    node does this. An error in the data ends the run before the weights are downloaded."""
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
+    context.enter_stage(Stage.DOWNLOADING)
+    files = resolve.fetch_weights(resolved, files)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
 
 
@@ -368,7 +377,8 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     backends.import_backend(backend, config.model.quantization)
     from finetune_trainer.publishing import merge, merge_check
 
-    inputs = prepare_inputs(download, published.manifest.template_date or get_current_date(), context)
+    template_date = published.manifest.template_date or get_current_date()
+    inputs = prepare_inputs(download, resolved.inputs, template_date, context)
     model_dir = inputs.files.model_dir
     adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
     model = loading.load_with_tokenizer(config, model_dir, backend, adapter_dir)
@@ -381,7 +391,6 @@ def build_manifest(
     config: TrainerConfig, files: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
 ) -> AdapterManifest:
     """Build the manifest of a result without its files, which are listed as they are uploaded."""
-    adapter_files = files.adapter.files if files.adapter else []
     model_records = [InputRecord.from_file(file) for file in files.model.files]
     return AdapterManifest(
         created_at=current_timestamp(),
@@ -390,7 +399,7 @@ def build_manifest(
         config=config.to_json(),
         recipe=RECIPE,
         model=ModelRecord(uri=config.model.uri, revision=files.model_revision, files=model_records),
-        inputs=[InputRecord.from_file(file) for file in (*files.files, *adapter_files)],
+        inputs=[InputRecord.from_file(file) for file in (*files.files, *files.adapter_files)],
         backend=backend,
         dataset=report,
         metrics=metrics,

@@ -102,6 +102,10 @@ class FineTuneJobSpec(TrainerConfig):
                 "model.tokenSecretRef applies to hf:// models only",
             ),
             (
+                "!self.model.uri.startsWith('file://')",
+                "a model at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
+            ),
+            (
                 "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
                 "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
             ),

@@ -7,6 +7,7 @@ from typing import Any
 from tests.support.cluster.manifests import ABSENT, FIELDS, LORA, PREPARATION, SECRET, SOURCE
 
 # name: (changes to the valid manifest, field in the error, text in the error)
+MODEL_URIS = "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path"
 INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "name of 53 characters": ({"metadata.name": "a" * 53}, "<nil>", "at most 52 characters"),
     "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),
@@ -17,11 +18,13 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     # model
     "no model": ({"spec.model": ABSENT}, "spec.model", "Required value"),
     "no model uri": ({"spec.model": {}}, "spec.model.uri", "Required value"),
-    "model from the web": ({"spec.model.uri": "https://example.com/m"}, "spec.model.uri", "should match"),
-    "model in a bucket in upper case": ({"spec.model.uri": "s3://Models/base"}, "spec.model.uri", "should match"),
-    "model is a bucket": ({"spec.model.uri": "s3://models"}, "spec.model.uri", "should match"),
-    "hub model without a name": ({"spec.model.uri": "hf://meta-llama"}, "spec.model.uri", "should match"),
-    "hub model with three parts": ({"spec.model.uri": "hf://a/b/c"}, "spec.model.uri", "should match"),
+    "model from the web": ({"spec.model.uri": "https://example.com/m"}, "spec.model", MODEL_URIS),
+    "model in a bucket in upper case": ({"spec.model.uri": "s3://Models/base"}, "spec.model", MODEL_URIS),
+    "model is a bucket": ({"spec.model.uri": "s3://models"}, "spec.model", MODEL_URIS),
+    "model on a local disk": ({"spec.model.uri": "file:///models/a"}, "spec", "only with finetune-trainer by hand"),
+    "hub model without a name": ({"spec.model.uri": "hf://meta-llama"}, "spec.model", "is hf://ORGANIZATION/NAME"),
+    "hub model with three parts": ({"spec.model.uri": "hf://a/b/c"}, "spec.model", "tag or commit in revision"),
+    "hub model without a scheme": ({"spec.model.uri": "org/name"}, "spec.model", "use hf://org/name for the model"),
     "model outside of its claim": ({"spec.model.uri": "pvc://claim/../other"}, "spec.model", "must not contain '..'"),
     "model uri of 1025 characters": ({"spec.model.uri": "s3://m00/" + "a" * 1016}, "spec.model.uri", "Too long"),
     "revision of an S3 model": ({"spec.model.revision": "main"}, "spec.model", "applies to hf:// models only"),
@@ -44,7 +47,10 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "17 sources": (
         {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 17}, "spec.dataset.sources", "at most 16 items",
     ),
-    "source on the hub": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0].uri", "should match"),
+    "source on the hub": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0]", "is hf://datasets/OWNER/NAME"),
+    "source of another cloud": ({f"{SOURCE}.uri": "gs://data/a"}, "spec.dataset.sources[0]", "uri must be s3://"),
+    "source without a scheme": ({f"{SOURCE}.uri": "./a.jsonl"}, "spec.dataset.sources[0]", "without a cluster"),
+    "split of a bucket": ({f"{SOURCE}.split": "train"}, "spec.dataset.sources[0]", "subset and split apply to"),
     "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
     "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),

@@ -38,13 +38,14 @@ class Fault:
 
 
 class FaultyProxy(http.server.ThreadingHTTPServer):
-    """A forward proxy in front of the S3 server that records writes and injects faults."""
+    """A forward proxy in front of the S3 server that records requests and injects faults."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _ForwardHandler)
         self.written_paths: list[str] = []
+        self.read_paths: list[str] = []
         self.on_write: Callable[[str], None] = lambda path: None
         """Called when the store has executed a write, before the client receives the response."""
         self.truncations_left = 0
@@ -80,6 +81,8 @@ class _ForwardHandler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.command == "PUT":
             self.server.written_paths.append(self.path)
+        elif self.command in ("GET", "HEAD"):
+            self.server.read_paths.append(self.path)
         if self.server.dropped_key in self.path and self.command == "PUT":
             self.close_connection = True
             return

@@ -58,7 +58,8 @@ def publish(
     export.mkdir(parents=True, exist_ok=True)
     for name, content in EXPORTED_FILES.items():
         (export / name).write_bytes(content + suffix)
-    downloaded = resolve.start_download(resolve.resolve_inputs(config, s3), folder).result()
+    resolved = resolve.resolve_inputs(config, s3)
+    downloaded = resolve.fetch_weights(resolved, resolve.start_download(resolved, folder).result())
     return OutputPrefix(s3, config).publish(
         export, build_manifest(config, downloaded, "transformers", REPORT, metrics or {"x": 1.5})
     )

@@ -72,8 +72,8 @@ def test_config_output_placeholders_are_filled(metadata: dict[str, str], uri: st
     "changes",
     [
         {"unknown": 1},
-        {"model": {"uri": "https://host/model"}},
-        {"output": {"uri": "s3://bucket"}},
+        {"model": {"uri": "hf://org\\name"}},
+        {"output": {"uri": ""}},
         {"dataset": {"sources": []}},
         {"training": {"epochs": 0}},
         {"storage": {"endpoint": "http://user:secret@host"}},

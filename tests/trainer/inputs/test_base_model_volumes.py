@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.trainer.untrained_runs import build_config, prefix, publish, run_untrained
 
-from finetune_trainer.contract import CLAIMS_DIR_ENV, Reason
+from finetune_trainer.contract import CLAIMS_DIR_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
 from finetune_trainer.storage import S3
@@ -31,9 +31,8 @@ def test_base_model_on_volume_is_identified_by_content(
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     config = build_config(s3, prefix, model={"uri": "pvc://models/tiny"})
     outcome = publish(config, tmp_path)
-    in_bucket = resolve.start_download(
-        resolve.resolve_inputs(build_config(s3, prefix), S3(config.storage)), tmp_path / "export"
-    ).result()
+    resolved = resolve.resolve_inputs(build_config(s3, prefix), S3(config.storage))
+    in_bucket = resolve.fetch_weights(resolved, resolve.start_download(resolved, tmp_path / "export").result())
     assert outcome.result
     assert outcome.result.model_revision == in_bucket.model_revision  # the same files elsewhere are the same model
     assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
@@ -61,6 +60,20 @@ def test_base_model_missing_has_reason(
     with pytest.raises(TrainerError) as error:
         run_untrained(build_config(s3, prefix, model={"uri": uri}), tmp_path)
     assert error.value.reason is reason, error.value.message
+
+
+def test_base_model_in_local_folder_is_read_in_place(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    blob, model = tmp_path / "blob", tmp_path / "snapshot"
+    model.mkdir()
+    blob.write_bytes(b"base")
+    (model / "config.json").write_bytes(b"{}")
+    (model / "model.safetensors").symlink_to(blob)  # as in the cache of the hub's client
+    resolved = resolve.resolve_inputs(
+        build_config(s3, prefix, model={"uri": f"file://{model}"}), S3(Storage(endpoint=s3.endpoint))
+    )
+    downloaded = resolve.fetch_weights(resolved, resolve.start_download(resolved, tmp_path).result())
+    assert downloaded.model_dir == model
+    assert downloaded.model_revision.startswith("sha256:")
 
 
 LINKS = {

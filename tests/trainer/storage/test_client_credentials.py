@@ -92,7 +92,7 @@ def test_session_metadata_disabled_never_uses_node_identity(
 ) -> None:
     monkeypatch.setenv(METADATA_DISABLED_ENV, "true")
     with pytest.raises(TrainerError) as error:
-        S3(Storage())
+        S3(Storage()).bucket("data")
     assert error.value.reason is Reason.AUTH_FAILED
     for advice in ("storage.credentialsSecretRef", "compute.serviceAccountName", "defaults.allowNodeIdentity"):
         assert advice in error.value.message

@@ -81,7 +81,7 @@ def test_credentials_empty_secret_never_falls_back(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     credentials(None, None)
     with pytest.raises(TrainerError, match="has no key AWS_ACCESS_KEY_ID"):
-        S3(s3.storage)
+        S3(s3.storage).bucket("data")
     monkeypatch.delenv(S3_CREDENTIALS_DIR_ENV)
     assert read_object(S3(s3.storage), Location.parse("s3://data/never")) is None  # by hand, that identity is fine
 
@@ -93,11 +93,11 @@ def test_credentials_missing_are_auth_failed(monkeypatch: pytest.MonkeyPatch, tm
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     with pytest.raises(TrainerError, match=r"no S3 credentials .*storage\.credentialsSecretRef") as error:
-        S3(Storage())
+        S3(Storage()).bucket("data")
     assert error.value.reason is Reason.AUTH_FAILED
     monkeypatch.setenv("AWS_PROFILE", "missing")
     with pytest.raises(TrainerError, match="missing") as error:
-        S3(Storage())
+        S3(Storage()).bucket("data")
     assert error.value.reason is Reason.AUTH_FAILED
 
 

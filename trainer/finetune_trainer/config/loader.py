@@ -48,6 +48,7 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 def load_manifest(path: Path) -> TrainerConfig:
     """Load and validate the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
     document = _read_job_document(path)
+    _resolve_local_paths(document["spec"])
     problems = [
         _format_problem_with_line(document, *name_problem) for name_problem in _find_invalid_names(document["metadata"])
     ]
@@ -66,6 +67,28 @@ def load_manifest(path: Path) -> TrainerConfig:
     if all_problems:
         raise _config_invalid_error(str(path), all_problems)
     return config
+
+
+def _resolve_local_paths(spec: CommentedMap) -> None:
+    """Replace paths of data sources and of the model, relative to the working directory, by file URIs.
+
+    A name such as `a/b` may be a path of data, but is the name of a model on the hub.
+    """
+    dataset, model = spec.get("dataset"), spec.get("model")
+    validation = dataset.get("validation") if isinstance(dataset, CommentedMap) else None
+    for section in (dataset, validation):
+        sources = section.get("sources") if isinstance(section, CommentedMap) else None
+        for source in sources if isinstance(sources, CommentedSeq) else ():
+            _replace_path(source)
+    if isinstance(model, CommentedMap) and str(model.get("uri")).startswith((".", "/", "~")):
+        _replace_path(model)
+
+
+def _replace_path(section: object) -> None:
+    uri = section.get("uri") if isinstance(section, CommentedMap) else None
+    if isinstance(section, CommentedMap) and isinstance(uri, str) and uri and "://" not in uri:
+        path = os.path.abspath(os.path.expanduser(uri))
+        section["uri"] = f"file://{path}/" if uri.endswith("/") and path != "/" else f"file://{path}"
 
 
 def read_world_size(path: Path) -> int:
@@ -110,9 +133,15 @@ def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple
         program = cel.compile(rule["rule"])
         # A transition rule (`oldSelf`) has no old value here.
         if "oldSelf" not in program.variables() and program.execute({"self": document}) is not True:
-            yield path, rule["message"]
+            yield path, _read_message(rule, document)
     for name, field in type(model).model_fields.items():
         yield from _find_broken_rules_below(model.__dict__[name], (*path, field.alias or name))
+
+
+def _read_message(rule: dict[str, str], document: dict[str, Any]) -> str:
+    if "messageExpression" not in rule:
+        return rule["message"]
+    return str(cel.evaluate(rule["messageExpression"], {"self": document}))
 
 
 def _get_cel_rules(model: type[BaseModel]) -> list[dict[str, str]]:

@@ -6,19 +6,17 @@ their limits, and stored objects contain their defaults. This package depends on
 """
 
 from finetune_trainer.contract.base import (
-    DATA_URI_RULE,
+    DATA_URI_RULES,
     DNS_LABEL_PATTERN,
     JOB_NAME_MAX_LENGTH,
     NO_PARENT,
     SHORT_IN_BYTES,
     Count,
-    DataUri,
     Model,
-    ModelUri,
     ModuleName,
     ObjectName,
-    S3Uri,
     SecretRef,
+    Uri,
     cel_rules,
 )
 from finetune_trainer.contract.config import (
@@ -81,7 +79,7 @@ __all__ = [
     "CLUSTER_ONLY_FIELDS",
     "CONFIG_ENV",
     "DATASET_HUB_TOKEN_FILE_ENV",
-    "DATA_URI_RULE",
+    "DATA_URI_RULES",
     "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
@@ -118,7 +116,6 @@ __all__ = [
     "Count",
     "CrossValidation",
     "DataSource",
-    "DataUri",
     "Dataset",
     "DatasetReport",
     "EarlyStopping",
@@ -128,7 +125,6 @@ __all__ = [
     "Lora",
     "Model",
     "ModelSource",
-    "ModelUri",
     "ModuleName",
     "ObjectName",
     "Outcome",
@@ -137,7 +133,6 @@ __all__ = [
     "Progress",
     "Reason",
     "Result",
-    "S3Uri",
     "SecretRef",
     "SensitiveKind",
     "Signing",
@@ -148,6 +143,7 @@ __all__ = [
     "Tracking",
     "TrainerConfig",
     "Training",
+    "Uri",
     "Validation",
     "cel_rules",
 ]

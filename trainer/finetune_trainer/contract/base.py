@@ -7,10 +7,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+CelRule = tuple[str, str] | tuple[str, str, str]
+"""A CEL rule, its message, and optionally a CEL expression for a message with the value."""
+_RULE_KEYS = ("rule", "message", "messageExpression")
 
-def cel_rules(*rule_messages: tuple[str, str]) -> dict[str, Any]:
-    """Return a schema extension with CEL validation rules, each given as a (rule, message) pair."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rule_messages]}
+
+def cel_rules(*rules: CelRule) -> dict[str, Any]:
+    """Return a schema extension with CEL validation rules."""
+    return {"x-kubernetes-validations": [dict(zip(_RULE_KEYS, rule, strict=False)) for rule in rules]}
 
 
 NO_PARENT = ("!self.uri.contains('/../') && !self.uri.endsWith('/..')", "uri must not contain '..'")
@@ -37,28 +41,52 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-S3Uri = Annotated[
-    str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\\]+$", max_length=1024)
-]
-ModelUri = Annotated[
-    str,
-    StringConstraints(
-        pattern=(
-            r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\\]+"
-            r"|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
-            r"|pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^\x00-\x1f\\]*)?)$"
-        ),
-        max_length=1024,
+Uri = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\\]+$", min_length=1, max_length=1024)]
+"""A URI. CEL rules say which ones a field accepts, in a sentence rather than a pattern."""
+_S3_PATTERN = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+"
+_CLAIM_PATTERN = "pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/.*)?"
+_HUB_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+def s3_uri_rule(field: str, *, is_optional: bool = False) -> CelRule:
+    """Return the rule that a field is an S3 URI."""
+    rule = f"self.{field}.matches('^{_S3_PATTERN}$')"
+    message = (
+        f"{field} must be s3://bucket/prefix with a bucket name of a-z, 0-9, '.' and '-'; set storage.endpoint for "
+        "stores other than AWS S3"
+    )
+    return (f"!has(self.{field}) || {rule}" if is_optional else rule), message
+
+
+MODEL_URI_RULES: tuple[CelRule, ...] = (
+    (
+        f"!self.uri.matches('^{_HUB_NAME_PATTERN}$')",
+        "uri has no scheme: a model of the Hugging Face hub is hf://ORGANIZATION/NAME",
+        "'uri has no scheme: use hf://' + self.uri + ' for the model of the Hugging Face hub'",
     ),
-]
-DataUri = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\\]+$", min_length=1, max_length=1024)]
-"""URI of data. `DATA_URI_RULE` says which ones are accepted."""
-DATA_URI_RULE = (
-    "self.uri.matches('^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+"
-    "|hf://datasets/[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[^/@]+)?(/.*)?"
-    "|pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?/.+"
-    "|file:///.+)$')",
-    "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path",
+    (
+        f"!self.uri.startsWith('hf://') || self.uri.matches('^hf://{_HUB_NAME_PATTERN}$')",
+        "a model of the Hugging Face hub is hf://ORGANIZATION/NAME; set its branch, tag or commit in revision",
+    ),
+    (
+        f"self.uri.startsWith('hf://') || self.uri.matches('^({_HUB_NAME_PATTERN}|{_S3_PATTERN}|{_CLAIM_PATTERN}"
+        "|file:///.+)$')",
+        "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path; bucket and claim have only a-z, "
+        "0-9, '.' and '-', and local folders are read only without a cluster",
+    ),
+)
+DATA_URI_RULES: tuple[CelRule, ...] = (
+    (
+        "!self.uri.startsWith('hf://') || self.uri.startsWith('hf://datasets/')",
+        "a dataset of the Hugging Face hub is hf://datasets/OWNER/NAME; hf://OWNER/NAME is a model",
+    ),
+    (
+        "(self.uri.startsWith('hf://') && !self.uri.startsWith('hf://datasets/')) || "
+        f"self.uri.matches('^({_S3_PATTERN}|hf://datasets/{_HUB_NAME_PATTERN}(@[^/@]+)?(/.*)?|{_CLAIM_PATTERN}"
+        "|file:///.+)$')",
+        "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path; bucket and claim "
+        "have only a-z, 0-9, '.' and '-', and local files are read only without a cluster",
+    ),
 )
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A non-negative integer that every JSON parser represents exactly."""

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import NO_PARENT, SHORT_IN_BYTES, Model, ModelUri, S3Uri, SecretRef, cel_rules
+from finetune_trainer.contract.base import (
+    MODEL_URI_RULES,
+    NO_PARENT,
+    SHORT_IN_BYTES,
+    Model,
+    SecretRef,
+    Uri,
+    cel_rules,
+    s3_uri_rule,
+)
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import Evaluation
 from finetune_trainer.contract.tracking import Tracking
@@ -36,6 +45,8 @@ class ModelSource(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
+            *MODEL_URI_RULES,
+            s3_uri_rule("adapterURI", is_optional=True),
             ("!has(self.revision) || self.uri.startsWith('hf://')", "revision applies to hf:// models only"),
             NO_PARENT,
             SHORT_IN_BYTES,
@@ -55,7 +66,7 @@ class ModelSource(Model):
         )
     )
 
-    uri: ModelUri
+    uri: Uri
     """uri is the location of the model: `s3://bucket/prefix`, `hf://organization/name` or `pvc://claim/path`. It must
     contain `config.json`, safetensors weights and the tokenizer files."""
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=255)] | None = None
@@ -64,7 +75,7 @@ class ModelSource(Model):
     max_length: int = Field(default=2048, ge=16, le=1_048_576)
     """maxLength is the maximum length of a training row, in tokens. Longer rows are handled as set in
     `dataset.preparation.overlength`. Defaults to 2048."""
-    adapter_uri: S3Uri | None = Field(default=None, alias="adapterURI")
+    adapter_uri: Uri | None = Field(default=None, alias="adapterURI")
     """adapterURI is the S3 prefix of an existing LoRA adapter of this base model to continue training from, such as the
     `output.uri` of an earlier run. Its rank, alpha, variant, target modules, target parameters and trainable tokens
     must be equal to those in `training.lora`. If unset, a new adapter is trained."""
@@ -107,13 +118,18 @@ class Output(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
+            s3_uri_rule("uri"),
+            (
+                "self.uri.matches('^([^{}]|[{]name[}]|[{]namespace[}])*$')",
+                "uri has a brace that does not belong to {name} or {namespace}, which are the only placeholders",
+            ),
             ("!self.uri.contains('*') && !self.uri.contains('?')", "uri must not contain wildcards"),
             NO_PARENT,
             SHORT_IN_BYTES,
         )
     )
 
-    uri: S3Uri
+    uri: Uri
     """uri is the S3 prefix that the adapter is published to, without subfolders. `{name}` and `{namespace}` are
     replaced by the name and namespace of the FineTuneJob. Existing results and other files there are never
     overwritten."""

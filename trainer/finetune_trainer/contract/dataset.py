@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import DATA_URI_RULE, NO_PARENT, SHORT_IN_BYTES, DataUri, Model, cel_rules
+from finetune_trainer.contract.base import DATA_URI_RULES, NO_PARENT, SHORT_IN_BYTES, Model, Uri, cel_rules
 
 FieldName = Literal[
     "messages",
@@ -35,22 +35,24 @@ class DataSource(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
-            DATA_URI_RULE,
+            *DATA_URI_RULES,
             NO_PARENT,
             SHORT_IN_BYTES,
             (
-                "(!has(self.subset) && !has(self.split)) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')",
+                "(!has(self.subset) && !has(self.split)) "
+                "|| self.uri.matches('^hf://datasets/[^/]+/[^/@]+(@refs/(convert|pr)/[^/]+|@[^/]+)?/?$')",
                 "subset and split apply to hf://datasets/OWNER/NAME without a path only",
             ),
         )
     )
 
-    uri: DataUri
+    uri: Uri
     """uri is the location of the data. `s3://bucket/key.jsonl` is an object, `s3://bucket/data/` a prefix and
     `s3://bucket/data/**/*.jsonl` a glob. `hf://datasets/OWNER/NAME[@REVISION]` is a dataset of the Hugging Face hub,
     and with a path or a glob, some of its files. `pvc://claim/path` is a file, folder or glob on a volume claim.
     Supported files are `.jsonl`, `.json` (one array of objects), `.csv` and `.parquet`, each optionally compressed as
-    `.gz` or `.zst`. Hidden and temporary files in folders are left out."""
+    `.gz` or `.zst`. Hidden and temporary files and files of other types in folders are
+    left out. Without a cluster, local paths work too."""
     subset: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
     """subset is the name of a subset (configuration) of an `hf://` dataset. If unset, its default subset is used."""
     split: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None

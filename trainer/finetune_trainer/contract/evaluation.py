@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import Model, S3Uri, cel_rules
+from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -52,6 +52,7 @@ class BiasEvaluation(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
+            s3_uri_rule("pairsURI", is_optional=True),
             (
                 "!has(self.pairsURI) || (!self.pairsURI.contains('/../') && !self.pairsURI.contains('*') "
                 "&& bytes(self.pairsURI).size() <= 1024)",
@@ -63,7 +64,7 @@ class BiasEvaluation(Model):
     terms: list[TermPair] = Field(default=[], max_length=32)
     """terms are additional pairs of terms to swap in the validation rows, such as `[nurse, doctor]`. The built-in terms
     for gender, age, race and religion are always used (English, some French)."""
-    pairs_uri: S3Uri | None = Field(default=None, alias="pairsURI")
+    pairs_uri: Uri | None = Field(default=None, alias="pairsURI")
     """pairsURI is the S3 URI of a CSV file with sentence pairs in the format of CrowS-Pairs (`sent_more`, `sent_less`,
     `stereo_antistereo`, `bias_type`). It replaces the built-in pairs."""
 
@@ -73,6 +74,7 @@ class Baseline(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
+            s3_uri_rule("adapterURI"),
             (
                 "!self.adapterURI.contains('/../') && !self.adapterURI.endsWith('/..') "
                 "&& !self.adapterURI.contains('*') && bytes(self.adapterURI).size() <= 1024",
@@ -83,7 +85,7 @@ class Baseline(Model):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=32)]
     """name is the name of the baseline in the results."""
-    adapter_uri: S3Uri = Field(alias="adapterURI")
+    adapter_uri: Uri = Field(alias="adapterURI")
     """adapterURI is the S3 prefix of a LoRA adapter of the same base model, such as the `output.uri` of an earlier
     run."""
 

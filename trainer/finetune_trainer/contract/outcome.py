@@ -145,7 +145,8 @@ class DatasetReport(Model):
     control_tokens: Count = 0
     """controlTokens is the number of kept rows with the text of a control token, such as `<|im_end|>`."""
     skipped_files: Count = 0
-    """skippedFiles is the number of hidden and temporary files in folders of the sources, which are left out."""
+    """skippedFiles is the number of files in folders of the sources that are left out: hidden and temporary files,
+    results of runs and files that contain no rows. The log names them."""
     tokens: Count
     """tokens is the number of tokens in the rows to train on."""
     supervised_tokens: Count

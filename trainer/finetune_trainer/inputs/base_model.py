@@ -1,4 +1,8 @@
-"""Sources of base models: S3, the Hugging Face hub and volumes. Each is resolved first and downloaded later."""
+"""Sources of base models: S3, the Hugging Face hub and volumes.
+
+Each is resolved first. Its settings are downloaded next, which is enough to check the model and to prepare the data.
+Its weights are downloaded last.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import MODEL_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
+from finetune_trainer.storage.download import resolve_local_paths
+from finetune_trainer.storage.local_files import hash_file
 
 if TYPE_CHECKING:
     from finetune_trainer.inputs.hub import HubSnapshot
@@ -42,15 +48,16 @@ _IGNORED_SUFFIXES = {
     ".py",
 }
 _IGNORED_FOLDERS = {"original", "onnx", "openvino", "coreml"}
+_WEIGHTS_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A base model on disk."""
+    """A base model or an adapter on disk."""
 
     folder: Path
     revision: str
-    """Commit of the hub, or `sha256:…` over names and digests of all files."""
+    """Commit of the hub, or `sha256:…` over names and digests of all files. Empty until the weights are there."""
     files: list[InputFile]
     """Files from S3. Empty for other sources, whose revision identifies them."""
 
@@ -60,13 +67,21 @@ class BaseModelSource(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes that `fetch` will write."""
+        """Bytes to download."""
+
+    @property
+    def settings_size(self) -> int:
+        """Bytes to download without the weights."""
 
     def matches(self, record: ModelRecord) -> bool:
         """Return whether an earlier run used the same model."""
 
-    def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Provide the model on disk. Calls `on_bytes` with the number of bytes of each chunk."""
+    def fetch_settings(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Provide all files but the weights, in whose place are sparse files of their size. No byte of the weights is
+        requested. Calls `on_bytes` with the number of bytes of each chunk."""
+
+    def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Complete the model of `fetch_settings` with its weights."""
 
     def read_config(self) -> bytes:
         """Return the content of config.json without the download of the model. Raises `OSError` if there is none."""
@@ -83,20 +98,25 @@ def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
         from finetune_trainer.inputs import hub  # its client is imported only if it is used
 
         return HubModelSource(hub.resolve_snapshot(source.uri, source.revision))
+    if source.uri.startswith("file://"):
+        return VolumeModelSource(_check_model_folder(source.uri, Path(source.uri.removeprefix("file://"))))
     return VolumeModelSource(_resolve_claim_folder(source.uri))
 
 
-def resolve_adapter(source: ModelSource, s3: S3) -> S3ModelSource | None:
-    """Find the adapter that training starts from, if `model.adapterURI` is set."""
-    if source.adapter_uri is None:
-        return None
-    entries = find_objects(s3, Location.parse_folder(source.adapter_uri), MODEL_ERRORS)
+def resolve_adapter(uri: str, field: str, s3: S3) -> S3ModelSource:
+    """Find the adapter below an S3 prefix. `field` is the field of the config that has the URI."""
+    entries = find_objects(s3, Location.parse_folder(uri), MODEL_ERRORS)
     needed = [entry for entry in entries if entry.name in ADAPTER_FILES]
     missing = [name for name in ADAPTER_FILES if name not in [entry.name for entry in needed]]
     if missing:
-        message = f"{source.adapter_uri} has no {missing[0]}; model.adapterURI must be the prefix of a LoRA adapter"
+        message = f"{uri} has no {missing[0]}; {field} must be the prefix of a LoRA adapter"
         raise TrainerError(Reason.MODEL_NOT_FOUND, message)
     return S3ModelSource(s3, needed)
+
+
+def fetch_model(source: BaseModelSource, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+    """Provide the complete model on disk."""
+    return source.fetch_weights(source.fetch_settings(target, on_bytes), on_bytes)
 
 
 def read_model_settings(source: BaseModelSource) -> Mapping[str, Any]:
@@ -110,7 +130,7 @@ def read_model_settings(source: BaseModelSource) -> Mapping[str, Any]:
 
 def _read_fetched_config(source: BaseModelSource) -> bytes:
     with TemporaryDirectory(prefix="config-") as folder:
-        return (source.fetch(Path(folder), lambda _: None).folder / CONFIG_NAME).read_bytes()
+        return (source.fetch_settings(Path(folder), lambda _: None).folder / CONFIG_NAME).read_bytes()
 
 
 def is_model_file(name: str) -> bool:
@@ -121,9 +141,20 @@ def is_model_file(name: str) -> bool:
     return not _IGNORED_FOLDERS.intersection(path.parts[:-1])
 
 
+def is_weights_file(name: str) -> bool:
+    """Return whether a file of a model contains weights. Pickle files are among them: they are refused unread."""
+    return Path(name).suffix.lower() in _WEIGHTS_SUFFIXES
+
+
+def _write_sparse_file(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
 @dataclass(frozen=True)
 class S3ModelSource:
-    """A model below an S3 prefix."""
+    """A model, or an adapter, below an S3 prefix."""
 
     s3: S3
     objects: Sequence[S3Object]
@@ -133,18 +164,39 @@ class S3ModelSource:
         """Bytes of all objects."""
         return sum(entry.size for entry in self.objects)
 
+    @property
+    def settings_size(self) -> int:
+        """Bytes of all objects but the weights."""
+        return sum(entry.size for entry in self.objects if not is_weights_file(entry.name))
+
+    @property
+    def weights(self) -> list[S3Object]:
+        """The objects that contain weights."""
+        return [entry for entry in self.objects if is_weights_file(entry.name)]
+
     def matches(self, record: ModelRecord) -> bool:
         """Compare keys, sizes and ETags."""
         return [InputRecord.from_listing(entry) for entry in self.objects] == [
             file.without_sha256() for file in record.files
         ]
 
-    def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Download all objects."""
-        files = download_objects(self.s3, self.objects, target, MODEL_ERRORS, on_bytes)
-        names = [entry.name for entry in self.objects]
-        revision = _compute_digest(zip(names, (file.sha256 for file in files), strict=True))
-        return FetchedModel(target, revision, files)
+    def fetch_settings(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Download all objects but the weights."""
+        paths = resolve_local_paths(self.objects, target, MODEL_ERRORS)
+        settings = [entry for entry in self.objects if not is_weights_file(entry.name)]
+        files = download_objects(self.s3, settings, target, MODEL_ERRORS, on_bytes)
+        for entry, path in zip(self.objects, paths, strict=True):
+            if is_weights_file(entry.name):
+                _write_sparse_file(path, entry.size)
+        return FetchedModel(target, "", files)
+
+    def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Download the weights, which replace the sparse files."""
+        weights = download_objects(self.s3, self.weights, settings.folder, MODEL_ERRORS, on_bytes)
+        files_by_uri = {file.uri: file for file in (*settings.files, *weights)}
+        files = [files_by_uri[entry.uri] for entry in self.objects]
+        digests = zip((entry.name for entry in self.objects), (file.sha256 for file in files), strict=True)
+        return FetchedModel(settings.folder, _compute_digest(digests), files)
 
     def read_config(self) -> bytes:
         """Download config.json alone."""
@@ -163,17 +215,36 @@ class HubModelSource:
         """Bytes of all files of the model."""
         return sum(self.snapshot.sizes.values())
 
+    @property
+    def settings_size(self) -> int:
+        """Bytes of all files but the weights."""
+        return sum(size for name, size in self.snapshot.sizes.items() if not is_weights_file(name))
+
     def matches(self, record: ModelRecord) -> bool:
         """Compare the commit."""
         return record.revision == self.snapshot.commit
 
-    def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
-        """Download the files of the commit."""
+    def fetch_settings(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Download the files of the commit but the weights."""
+        self._download(target, weights=False)
+        on_bytes(self.settings_size)
+        for name in filter(is_weights_file, self.snapshot.sizes):
+            _write_sparse_file(target / name, self.snapshot.sizes[name])
+        return FetchedModel(target, "", [])
+
+    def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Download the weights of the commit."""
+        for name in filter(is_weights_file, self.snapshot.sizes):
+            (settings.folder / name).unlink(missing_ok=True)  # the hub's client would hash the sparse file
+        self._download(settings.folder, weights=True)
+        on_bytes(self.size - self.settings_size)
+        return FetchedModel(settings.folder, self.snapshot.commit, [])
+
+    def _download(self, target: Path, *, weights: bool) -> None:
         from finetune_trainer.inputs import hub
 
-        hub.download_snapshot(self.snapshot, target)
-        on_bytes(self.size)
-        return FetchedModel(target, self.snapshot.commit, [])
+        sizes = {name: size for name, size in self.snapshot.sizes.items() if is_weights_file(name) == weights}
+        hub.download_snapshot(replace(self.snapshot, sizes=sizes), target)
 
     def read_config(self) -> bytes:
         """Download config.json alone."""
@@ -187,16 +258,18 @@ class VolumeModelSource:
 
     folder: Path
 
-    @property
-    def size(self) -> int:
-        """Zero: nothing is copied."""
-        return 0
+    size = settings_size = 0
+    """Nothing is copied."""
 
     def matches(self, record: ModelRecord) -> bool:
         """Compare the content, which is read completely since a volume has no ETags."""
         return record.revision == self._compute_revision()
 
-    def fetch(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+    def fetch_settings(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
+        """Return the folder."""
+        return FetchedModel(self.folder, "", [])
+
+    def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Hash the files in place."""
         return FetchedModel(self.folder, self._compute_revision(), [])
 
@@ -205,7 +278,7 @@ class VolumeModelSource:
         return (self.folder / CONFIG_NAME).read_bytes()
 
     def _compute_revision(self) -> str:
-        return _compute_digest((name, _hash_file(self.folder / name)) for name in _list_files(self.folder))
+        return _compute_digest((name, hash_file(self.folder / name)) for name in _list_files(self.folder))
 
 
 def _resolve_claim_folder(uri: str) -> Path:
@@ -227,8 +300,12 @@ def _resolve_claim_folder(uri: str) -> Path:
         raise TrainerError(
             Reason.MODEL_INVALID, f"{uri}: {escaping_link!r} is a link to a target outside of the volume"
         )
+    return _check_model_folder(uri, folder)
+
+
+def _check_model_folder(uri: str, folder: Path) -> Path:
     if not folder.is_dir() or not any(_list_files(folder)):
-        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the content of the claim")
+        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri}: no model files at {folder}; check the path")
     return folder
 
 
@@ -246,8 +323,3 @@ def _list_files(folder: Path) -> Iterator[str]:
 def _compute_digest(names_and_digests: Iterable[tuple[str, str]]) -> str:
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(names_and_digests))
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,5 @@
-"""The inputs of a run: resolved at its start, downloaded in the background."""
+"""The inputs of a run: resolved at its start, then downloaded in the background: first the data, the adapters and the
+settings of the base model, with which everything is checked, and then the weights."""
 
 from __future__ import annotations
 
@@ -6,28 +7,20 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.formatting import format_bytes
-from finetune_trainer.inputs import base_model
+from finetune_trainer.inputs import base_model, data_sources
 from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
+from finetune_trainer.inputs.data_sources import DataListing
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
-from finetune_trainer.storage import (
-    DATA_ERRORS,
-    S3,
-    InputFile,
-    Location,
-    S3Object,
-    check_disk_space,
-    download_objects,
-    find_objects,
-)
+from finetune_trainer.storage import S3, InputFile, check_disk_space
 
-__all__ = ["DownloadedInputs", "InputFile", "ResolvedInputs", "resolve_inputs", "start_download"]
+__all__ = ["DownloadedInputs", "InputFile", "ResolvedInputs", "fetch_weights", "resolve_inputs", "start_download"]
 
 log = logging.getLogger(__name__)
 _LOG_INTERVAL_SECONDS = 10
@@ -41,29 +34,43 @@ class ResolvedInputs:
     s3: S3
     config: TrainerConfig
     model: BaseModelSource
-    objects: list[list[S3Object]]
-    """Objects of each data source, then of `validation.sources`, then of `evaluation.bias.pairsURI`."""
+    data: list[DataListing]
+    """Files of each data source, then of `validation.sources`, then of `evaluation.bias.pairsURI`."""
     adapter: S3ModelSource | None = None
+    baselines: dict[str, S3ModelSource] = field(default_factory=dict)
+    """Adapters of `evaluation.baselines`, by name."""
 
     @property
     def size(self) -> int:
         """Bytes to download."""
-        adapter_size = self.adapter.size if self.adapter else 0
-        return (
-            self.model.size
-            + adapter_size
-            + sum(s3_object.size for source_objects in self.objects for s3_object in source_objects)
-        )
+        return self._size_without_model + self.model.size
+
+    @property
+    def size_without_weights(self) -> int:
+        """Bytes to download without the weights of the base model."""
+        return self._size_without_model + self.model.settings_size
+
+    @property
+    def skipped_files(self) -> int:
+        """Number of files in folders of the data that are left out."""
+        return sum(listing.selection.skipped_count for listing in self.data)
 
     def matches(self, model: ModelRecord, inputs: Sequence[InputRecord]) -> bool:
         """Return whether an earlier run read the same inputs."""
-        adapter_objects = self.adapter.objects if self.adapter else []
-        listed_records = [
-            InputRecord.from_listing(s3_object)
-            for source_objects in (*self.objects, adapter_objects)
-            for s3_object in source_objects
-        ]
-        return listed_records == [record.without_sha256() for record in inputs] and self.model.matches(model)
+        if not self.model.matches(model):
+            return False
+        adapter_objects = [entry for adapter in self._adapters for entry in adapter.objects]
+        listed_records = [record for listing in self.data for record in listing.list_records()]
+        listed_records += map(InputRecord.from_listing, adapter_objects)
+        return listed_records == [record.without_sha256() for record in inputs]
+
+    @property
+    def _adapters(self) -> list[S3ModelSource]:
+        return [*([self.adapter] if self.adapter else []), *self.baselines.values()]
+
+    @property
+    def _size_without_model(self) -> int:
+        return sum(listing.size for listing in self.data) + sum(adapter.size for adapter in self._adapters)
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,17 @@ class DownloadedInputs:
     """All inputs of a run on disk."""
 
     model: FetchedModel
+    """The base model, without its weights until `fetch_weights` has completed it."""
     sources: list[tuple[DataSource, list[InputFile]]]
     validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
     adapter: FetchedModel | None = None
     """The adapter that training starts from, if any."""
     pairs: list[InputFile] = field(default_factory=list)
     """Sentence pairs of `evaluation.bias.pairsURI`."""
+    baselines: dict[str, FetchedModel] = field(default_factory=dict)
+    """Adapters of `evaluation.baselines`, by name."""
+    skipped_files: int = 0
+    """Number of files in folders of the data that were left out."""
 
     @property
     def model_dir(self) -> Path:
@@ -99,6 +111,12 @@ class DownloadedInputs:
         return f"{self.model_revision} {self.adapter.revision}" if self.adapter else self.model_revision
 
     @property
+    def adapter_files(self) -> list[InputFile]:
+        """Files of the adapter that training starts from, and of the baselines."""
+        adapters = [*([self.adapter] if self.adapter else []), *self.baselines.values()]
+        return [file for adapter in adapters for file in adapter.files]
+
+    @property
     def files(self) -> list[InputFile]:
         """All data files in the order of sources and keys; those of `validation.sources` and sentence pairs last."""
         return [*(file for _, source_files in [*self.sources, *self.validation] for file in source_files), *self.pairs]
@@ -112,15 +130,19 @@ class DownloadedInputs:
 
 def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     """List data and model. Raises for wrong names, credentials and permissions before anything takes time."""
-    pair_uris = (
-        [config.evaluation.bias.pairs_uri] if config.evaluation.bias and config.evaluation.bias.pairs_uri else []
-    )
-    uris = [*(source.uri for source in _list_data_sources(config)), *pair_uris]
-    objects = [find_objects(s3, Location.parse(uri), DATA_ERRORS) for uri in uris]
-    model, adapter = base_model.resolve_model(config.model, s3), base_model.resolve_adapter(config.model, s3)
-    resolved = ResolvedInputs(s3, config, model, objects, adapter)
-    count = sum(len(source_objects) for source_objects in objects)
-    log.info("inputs: %d data objects and %s, %s to download", count, config.model.uri, format_bytes(resolved.size))
+    data = [data_sources.list_data(source, s3, config.output.uri) for source in _list_data_sources(config)]
+    if config.evaluation.bias and config.evaluation.bias.pairs_uri:
+        data.append(data_sources.list_s3_data(s3, config.evaluation.bias.pairs_uri))
+    model, adapter_uri = base_model.resolve_model(config.model, s3), config.model.adapter_uri
+    adapter = base_model.resolve_adapter(adapter_uri, "model.adapterURI", s3) if adapter_uri else None
+    baselines = {
+        baseline.name: base_model.resolve_adapter(baseline.adapter_uri, f"evaluation.baselines[{index}].adapterURI", s3)
+        for index, baseline in enumerate(config.evaluation.baselines)
+    }
+    resolved = ResolvedInputs(s3, config, model, data, adapter, baselines)
+    count = sum(len(listing.selection.names) for listing in data)
+    sizes = [format_bytes(size) for size in (resolved.size_without_weights, model.size - model.settings_size)]
+    log.info("inputs: %d data files and %s; %s to download, and then %s of weights", count, config.model.uri, *sizes)
     return resolved
 
 
@@ -130,49 +152,66 @@ def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
 
 
 def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedInputs]:
-    """Download the inputs to `folder` in threads. The future gets the result or the error."""
-    check_disk_space(folder, resolved.size)
-    download_pool = ThreadPoolExecutor(_MAX_CONCURRENT_SOURCES, "download")
-    counter = _DownloadProgress(resolved.size)
-    model_future = download_pool.submit(resolved.model.fetch, folder / "model", counter.add_bytes)
-    data_futures = [
-        download_pool.submit(
-            download_objects, resolved.s3, source_objects, folder / "data" / str(index), DATA_ERRORS, counter.add_bytes
-        )
-        for index, source_objects in enumerate(resolved.objects)
+    """Download the inputs without the weights of the base model to `folder` in threads. The future gets the result or
+    the error."""
+    check_disk_space(folder, resolved.size_without_weights)
+    pool = ThreadPoolExecutor(_MAX_CONCURRENT_SOURCES, "download")
+    counter = _DownloadProgress(resolved.size_without_weights)
+    data = [
+        pool.submit(listing.fetch, folder / "data" / str(index), counter.add_bytes)
+        for index, listing in enumerate(resolved.data)
     ]
-    adapter_future = (
-        download_pool.submit(resolved.adapter.fetch, folder / "base-adapter", counter.add_bytes)
-        if resolved.adapter
-        else None
-    )
+    settings = pool.submit(resolved.model.fetch_settings, folder / "model", counter.add_bytes)
+    adapters = {
+        name: pool.submit(base_model.fetch_model, source, folder / "adapters" / str(index), counter.add_bytes)
+        for index, (name, source) in enumerate(_name_adapters(resolved).items())
+    }
     collector_pool = ThreadPoolExecutor(1, "inputs")
-    inputs_future = collector_pool.submit(
-        _collect_downloads, resolved.config, (model_future, adapter_future), data_futures, counter
-    )
-    for executor in (download_pool, collector_pool):
+    inputs_future = collector_pool.submit(_collect_downloads, resolved, data, settings, adapters, counter)
+    for executor in (pool, collector_pool):
         executor.shutdown(wait=False)
     return inputs_future
 
 
+def _name_adapters(resolved: ResolvedInputs) -> dict[str, S3ModelSource]:
+    """Return the adapter that training starts from under an empty name, and the baselines under theirs."""
+    return {**({"": resolved.adapter} if resolved.adapter else {}), **resolved.baselines}
+
+
 def _collect_downloads(
-    config: TrainerConfig,
-    model_futures: tuple[Future[FetchedModel], Future[FetchedModel] | None],
-    data_futures: Iterable[Future[list[InputFile]]],
+    resolved: ResolvedInputs,
+    data: Sequence[Future[list[InputFile]]],
+    settings: Future[FetchedModel],
+    adapters: Mapping[str, Future[FetchedModel]],
     counter: _DownloadProgress,
 ) -> DownloadedInputs:
     # Data first: it is small, and its errors are more likely.
-    sources, downloaded_files = _list_data_sources(config), [future.result() for future in data_futures]
+    sources, downloaded_files = _list_data_sources(resolved.config), [future.result() for future in data]
     files_by_source = list(zip(sources, downloaded_files, strict=False))
-    pairs = [file for pair_files in downloaded_files[len(sources) :] for file in pair_files]
-    training_count = len(config.dataset.sources)
-    model_future, adapter_future = model_futures
-    start_adapter = adapter_future.result() if adapter_future else None
+    training_count = len(resolved.config.dataset.sources)
+    fetched_adapters = {name: future.result() for name, future in adapters.items()}
     downloaded = DownloadedInputs(
-        model_future.result(), files_by_source[:training_count], files_by_source[training_count:], start_adapter, pairs
+        settings.result(),
+        files_by_source[:training_count],
+        files_by_source[training_count:],
+        adapter=fetched_adapters.pop("", None),
+        pairs=[file for pair_files in downloaded_files[len(sources) :] for file in pair_files],
+        baselines=fetched_adapters,
+        skipped_files=resolved.skipped_files,
     )
-    log.info("inputs: downloaded %s; model revision %s", counter.format_summary(), downloaded.model_revision)
+    log.info("inputs: downloaded %s without the weights of the base model", counter.format_summary())
     return downloaded
+
+
+def fetch_weights(resolved: ResolvedInputs, downloaded: DownloadedInputs) -> DownloadedInputs:
+    """Complete the base model with its weights, which are downloaded in this thread."""
+    size = resolved.model.size - resolved.model.settings_size
+    if size:  # otherwise the folder may be on a volume that is not written to
+        check_disk_space(downloaded.model_dir, size)
+    counter = _DownloadProgress(size)
+    model = resolved.model.fetch_weights(downloaded.model, counter.add_bytes)
+    log.info("inputs: downloaded %s of weights; model revision %s", counter.format_summary(), model.revision)
+    return replace(downloaded, model=model)
 
 
 class _DownloadProgress:

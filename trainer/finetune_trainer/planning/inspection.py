@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from finetune_trainer import input_preparation
 from finetune_trainer.config.template_date import get_current_date, read_template_date
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.inputs.base_model import BaseModelSource, read_model_settings
+from finetune_trainer.inputs.base_model import BaseModelSource, S3ModelSource, read_model_settings
 from finetune_trainer.planning import safetensors_headers
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def inspect_inputs(
         from finetune_trainer.planning.model_shape import compute_model_shape
 
         model = input_preparation.check_model(config, files, read_template_date() or get_current_date())
-        shape = compute_model_shape(config, files.model_dir)
         prepared = input_preparation.prepare_data(config, files, model, work_dir)
+        files = _fetch_headers(resolved_inputs, files)
+        shape = compute_model_shape(config, files.model_dir)
         yield InspectedInputs(config, resolved_inputs.model, files, model.tokenizer, prepared, shape, backend, work_dir)
 
 
@@ -68,8 +69,7 @@ def _download_inputs(
 ) -> tuple[resolve.DownloadedInputs, str]:
     """Return the inputs and the backend, which is imported."""
     config, read_settings = resolved_inputs.config, partial(read_model_settings, resolved_inputs.model)
-    without_weights = replace(resolved_inputs, model=safetensors_headers.skip_weights(resolved_inputs.model))
-    download = resolve.start_download(without_weights, work_dir)
+    download = resolve.start_download(resolved_inputs, work_dir)
     from finetune_trainer.modeling import backends
 
     backends.check_unsloth(config, read_settings, world_size)
@@ -77,3 +77,13 @@ def _download_inputs(
     # The imports take seconds, during which the download continues.
     backends.import_backend(backend, config.model.quantization)
     return download.result(), backend
+
+
+def _fetch_headers(
+    resolved_inputs: resolve.ResolvedInputs, files: resolve.DownloadedInputs
+) -> resolve.DownloadedInputs:
+    """Complete the base model as far as a plan needs it: with the headers of weights in S3, or with all weights."""
+    if not isinstance(resolved_inputs.model, S3ModelSource):
+        return resolve.fetch_weights(resolved_inputs, files)
+    safetensors_headers.fetch_headers(resolved_inputs.model, files.model_dir)
+    return files

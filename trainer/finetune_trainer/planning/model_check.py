@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from finetune_trainer.formatting import format_bytes
-from finetune_trainer.inputs import model_files
 from finetune_trainer.inputs.base_model import S3ModelSource
 from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.positions import limit_max_length
@@ -71,8 +70,7 @@ def _fetch_weights(inputs: InspectedInputs) -> Path:
     """Return the folder of the complete base model. Only a model in S3 is not complete yet."""
     if not isinstance(inputs.model, S3ModelSource):
         return inputs.files.model_dir
-    check_disk_space(inputs.work_dir, inputs.model.size)
-    log.info("downloading the base model, %s", format_bytes(inputs.model.size))
-    fetched = inputs.model.fetch(inputs.work_dir / "complete-model", lambda _: None)
-    model_files.check_model_dir(fetched.folder)
-    return fetched.folder
+    weights_size = inputs.model.size - inputs.model.settings_size
+    check_disk_space(inputs.work_dir, weights_size)
+    log.info("downloading the weights of the base model, %s", format_bytes(weights_size))
+    return inputs.model.fetch_weights(inputs.files.model, lambda _: None).folder

@@ -45,10 +45,11 @@ class FileRecord(_LenientModel):
 
 
 class InputRecord(_LenientModel):
-    """An input object in S3."""
+    """An input file: an object in S3, a file of a dataset on the hub, or data on a volume."""
 
     uri: str
     etag: str
+    """ETag of the object, digest of the file on the hub, or SHA-256 digest of the file on a volume."""
     size: int
     sha256: str = ""
     """SHA-256 digest of the content. It is empty until the object has been read."""

@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -44,11 +45,13 @@ class Bucket:
 
 
 class S3:
-    """S3 as configured by `spec.storage` and the environment. Safe to use from several threads."""
+    """S3 as configured by `spec.storage` and the environment. Safe to use from several threads.
+
+    Credentials are looked for when the first bucket is used: a plan of local data and a local model needs none.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._session = _create_session(storage.region)
         self._buckets: dict[str, Bucket] = {}
         self.bytes_transferred = 0
         """Approximate bytes of files sent and received; transfers are not stalled while it grows."""
@@ -60,6 +63,10 @@ class S3:
             if name not in self._buckets:
                 self._buckets[name] = self._connect_bucket(name)
             return self._buckets[name]
+
+    @cached_property
+    def _session(self) -> boto3.Session:
+        return _create_session(self._storage.region)
 
     def _connect_bucket(self, name: str) -> Bucket:
         region = self._session.region_name or _DEFAULT_REGION

@@ -44,6 +44,15 @@ def find_objects(s3: S3, location: Location, error_mapping: ErrorMapping) -> lis
     return objects
 
 
+def list_candidates(s3: S3, location: Location, error_mapping: ErrorMapping) -> list[S3Object]:
+    """Return all objects with the `list_prefix` of a location, sorted by key: those that it matches, and those beside
+    them."""
+    bucket = s3.bucket(location.bucket)
+    prefix = Location(location.bucket, location.list_prefix)
+    with translate_errors(location, bucket.endpoint, error_mapping):
+        return sorted(iter_objects(bucket, prefix), key=lambda s3_object: s3_object.location.key)
+
+
 def _head_object(bucket: Bucket, location: Location, error_mapping: ErrorMapping) -> S3Object:
     name = location.key.removeprefix(location.base_prefix)
     try:
