@@ -44,7 +44,9 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "17 sources": (
         {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 17}, "spec.dataset.sources", "at most 16 items",
     ),
-    "source on the hub": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0].uri", "should match"),
+    "source is a hub model": ({f"{SOURCE}.uri": "hf://a/b"}, "spec.dataset.sources[0]", "uri must be s3://bucket/key"),
+    "source is a local file": ({f"{SOURCE}.uri": "file:///a.jsonl"}, "spec.dataset", "use s3://, hf:// or pvc://"),
+    "token of S3 data": ({"spec.dataset.tokenSecretRef": SECRET}, "spec.dataset", "applies to hf:// data only"),
     "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
     "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),

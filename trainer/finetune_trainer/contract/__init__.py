@@ -56,6 +56,7 @@ from finetune_trainer.contract.environment import (
     SIGNING_KEY,
     SIGNING_KEY_FILE_ENV,
     STOP_SECONDS_ENV,
+    TEMPLATE_DATE_ENV,
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
 )
