@@ -25,6 +25,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.publishing import merge_stage, signing
+from finetune_trainer.publishing.failure_evidence import FailureEvidence
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
@@ -143,12 +144,16 @@ def _check_secrets(config: TrainerConfig) -> None:
 
 @contextmanager
 def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
-    """Hold the output lock, capture the log, track the run and watch for stalls in the block."""
+    """Hold the output lock, capture the log, track the run and watch for stalls in the block.
+
+    If the block fails, log and findings are stored at the output.
+    """
     config, is_rank_zero = resolved.inputs.config, topology.is_rank_zero()
     with (
         resolved.output.hold_lock(recorder.progress) if is_rank_zero else nullcontext() as output_lock,
         _open_work_dir(scratch) as work_dir,
         capture_log(work_dir) if is_rank_zero else nullcontext() as run_log,
+        FailureEvidence(config, resolved.output, recorder, run_log) if run_log else nullcontext(),
         run_tracking.track_run(config, resolved.output.digest, work_dir) as tracker,
         stall_watchdog(recorder, work_dir, config.training.stall_seconds, resolved.inputs.s3),
         collectives.translate_peer_errors(),
@@ -193,6 +198,7 @@ def prepare_inputs(download: Future[DownloadedInputs], context: RunContext) -> P
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
+    context.recorder.record_rejected_rows(dataset.rejected_examples)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
 
 
@@ -215,7 +221,11 @@ def train_adapter(
     context.enter_stage(Stage.TRAINING)
     with checkpoints.open_session() as saved:
         session = TrainingSession(
-            context.progress, resume_from=saved.resume_from, saver=saved.saver, log_metrics=context.log_metrics
+            context.progress,
+            resume_from=saved.resume_from,
+            saver=saved.saver,
+            log_metrics=context.log_metrics,
+            record_preflight=context.recorder.record_preflight,
         )
         return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
 

@@ -115,6 +115,17 @@ def prepare_dataset(
     work_dir.mkdir(parents=True, exist_ok=True)
     boilerplate = _find_boilerplate(config, files, encoding.schema)
     context = _build_context(config, files, encoding)
+    with context.ledger.rejections.add_to_errors():
+        return _prepare_rows(config, files, context, work_dir, boilerplate)
+
+
+def _prepare_rows(
+    config: TrainerConfig,
+    files: DataFiles,
+    context: PreparationContext,
+    work_dir: Path,
+    boilerplate: frozenset[int] | None,
+) -> PreparedData:
     validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
     rejects_duplicates = config.dataset.preparation.deduplicate != "none"
     validation_writer = SplitWriter(

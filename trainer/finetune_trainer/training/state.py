@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from finetune_trainer.checkpoints.manager import CheckpointSaver
     from finetune_trainer.data.preparation import PreparedData
     from finetune_trainer.modeling.loading import LoadedModel
+
+
+def discard_findings(findings: Sequence[PreflightFinding]) -> None:
+    """Do nothing with the results of the checks before the first step."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class TrainingSession:
     """Decides about the checkpoints that another attempt can resume from."""
     offset: StepOffset = field(default_factory=StepOffset)
     log_metrics: MetricLogger = discard_metrics
+    record_preflight: Callable[[Sequence[PreflightFinding]], None] = discard_findings
+    """Is called with the results of the checks before the first step."""
 
 
 @dataclass(frozen=True)
