@@ -153,9 +153,15 @@ def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) ->
         resolved.output.hold_lock(recorder.progress) if is_rank_zero else nullcontext() as output_lock,
         _open_work_dir(scratch) as work_dir,
         capture_log(work_dir) if is_rank_zero else nullcontext() as run_log,
-        FailureEvidence(config, resolved.output, recorder, run_log) if run_log else nullcontext(),
+        FailureEvidence(config, resolved.output, recorder, run_log) if run_log else nullcontext() as evidence,
         run_tracking.track_run(config, resolved.output.digest, work_dir) as tracker,
-        stall_watchdog(recorder, work_dir, config.training.stall_seconds, resolved.inputs.s3),
+        stall_watchdog(
+            recorder,
+            work_dir,
+            config.training.stall_seconds,
+            resolved.inputs.s3,
+            evidence.store_stalled if evidence else None,
+        ),
         collectives.translate_peer_errors(),
     ):
         yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)

@@ -63,7 +63,7 @@ def test_failed_data_leaves_rejected_rows_until_run_completes(
     assert (findings["reason"], findings["stage"]) == ("DataInvalid", "Preparing")
     assert findings["rejected"] == {"duplicate": 1, "invalid": 1}
     examples = {example["reason"]: example for example in findings["examples"]}
-    assert f"{uri}:9" in examples["invalid"]["where"]
+    assert f"{uri} line 9: " in examples["invalid"]["where"]
     assert "Use [SECRET] or mail to [EMAIL]" in examples["duplicate"]["text"]
     assert "transformers" in findings["versions"]
     assert "stage: Preparing" in log

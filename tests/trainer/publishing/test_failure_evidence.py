@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,7 +15,7 @@ from tests.support.trainer.faulty_proxy import Fault
 from tests.support.trainer.untrained_runs import build_config, prefix, publish, run_untrained
 
 from finetune_trainer.__main__ import StopSignalReceived
-from finetune_trainer.contract import Outcome, Reason, TrainerConfig
+from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, Outcome, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline import open_run, resolve_run
 from finetune_trainer.publishing import failure_evidence
@@ -56,6 +59,37 @@ def test_bug_leaves_traceback_without_personal_data(s3: S3Server, prefix: str, t
     assert (findings["reason"], findings["message"]) == ("InternalError", "KeyError: '[EMAIL]'")
     assert "example.com" not in log
     assert list_names(s3, prefix) == [f"{folder.removeprefix(prefix)}/{name}" for name in ("findings.json", "run.log")]
+
+
+STALLED_SCRIPT = """
+import sys, time
+from pathlib import Path
+from finetune_trainer.config import loader
+from finetune_trainer.pipeline import open_run, resolve_run
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
+
+config = loader.load_from_environment()
+impatient = config.training.model_copy(update={"stall_seconds": 1})
+resolved = resolve_run(config.model_copy(update={"training": impatient}))
+with open_run(resolved, Path(sys.argv[1]), OutcomeRecorder(ProgressReporter())):
+    time.sleep(50)
+"""
+
+
+def test_stalled_run_leaves_stacks(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    variables = {
+        CONFIG_ENV: json.dumps(build_config(s3, prefix).to_json()),
+        OUTCOME_PATH_ENV: str(tmp_path / "outcome"),
+    }
+    command = [sys.executable, "-c", STALLED_SCRIPT, tmp_path]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    outcome = Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
+    assert (done.returncode, outcome.reason) == (75, Reason.TRAINING_STALLED), done.stderr
+    assert outcome.log_uri
+    log = s3.get(outcome.log_uri).decode()
+    assert 'File "<string>", line' in log
+    assert "TrainingStalled: no progress for 1 s" in log
 
 
 def test_next_attempt_replaces_evidence_and_success_removes_it(s3: S3Server, prefix: str, tmp_path: Path) -> None:

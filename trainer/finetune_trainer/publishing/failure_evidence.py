@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from finetune_trainer.contract import Outcome, Reason, TrainerConfig
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
@@ -52,34 +55,43 @@ class FailureEvidence:
     recorder: OutcomeRecorder
     run_log: RunLog
 
-    def __enter__(self) -> None:
-        """Do nothing."""
+    def __enter__(self) -> Self:
+        """Return the object itself."""
+        return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         """Store what is known, unless the block was stopped by a signal or another run uses the output."""
         if not isinstance(error, Exception):
             return
         outcome = describe_failure(error)
-        if outcome.reason in _WITHOUT_EVIDENCE:
-            return
+        if outcome.reason not in _WITHOUT_EVIDENCE:
+            with ignore_stop_signals():
+                self._store_in_time(outcome, error)
+
+    def store_stalled(self, outcome: Outcome) -> None:
+        """Store what is known about a run that is stalled, with the stacks of all threads. For the watchdog."""
+        with suppress(OSError), self.run_log.path.open("a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._store_in_time(outcome)
+
+    def _store_in_time(self, outcome: Outcome, error: Exception | None = None) -> None:
         # A daemon thread, because the requests of a store that does not respond can take minutes.
-        thread = threading.Thread(target=self._store, args=(error, outcome), name="failure-evidence", daemon=True)
-        with ignore_stop_signals():
-            try:
-                thread.start()
-            except RuntimeError as start_error:  # no memory is left for a thread
-                log.warning("could not store the log: %s", start_error)
-                return
-            thread.join(_TIMEOUT_SECONDS)
+        thread = threading.Thread(target=self._store, args=(outcome, error), name="failure-evidence", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as start_error:  # no memory is left for a thread
+            log.warning("could not store the log: %s", start_error)
+            return
+        thread.join(_TIMEOUT_SECONDS)
         if thread.is_alive():
             log.warning("could not store the log: the store did not respond within %.0f s", _TIMEOUT_SECONDS)
 
-    def _store(self, error: Exception, outcome: Outcome) -> None:
+    def _store(self, outcome: Outcome, error: Exception | None) -> None:
         prefix = REJECTED_PREFIX if outcome.reason is Reason.EVALUATION_GATE else FAILED_PREFIX
         try:
             contents = {
-                FINDINGS_NAME: self._build_findings(error, outcome).to_bytes(),
-                LOG_NAME: self.run_log.read() + self._describe_end(error, outcome).encode(),
+                FINDINGS_NAME: self._build_findings(outcome, error).to_bytes(),
+                LOG_NAME: self.run_log.read() + _describe_end(outcome, error).encode(),
             }
             self.recorder.record_log_uri(self.output.store_evidence(prefix, contents) + LOG_NAME)
         except TrainerError as store_error:
@@ -87,7 +99,7 @@ class FailureEvidence:
         except (OSError, MemoryError) as store_error:  # the disk or the memory that the run has filled
             log.warning("could not store the log: %s", store_error)
 
-    def _build_findings(self, error: Exception, outcome: Outcome) -> RunFindings:
+    def _build_findings(self, outcome: Outcome, error: Exception | None) -> RunFindings:
         facts = self.recorder.facts
         counts, examples = facts.dataset.rejected if facts.dataset else {}, facts.rejected_rows
         if isinstance(error, RowsRejectedError):  # the preparation was not completed
@@ -108,10 +120,11 @@ class FailureEvidence:
             versions=get_installed_versions(),
         )
 
-    def _describe_end(self, error: Exception, outcome: Outcome) -> str:
-        """Return the lines that end the log: the traceback of a bug, the reason and the message."""
-        lines = traceback.format_exception(error) if is_bug(error) else []
-        return _redact("".join([*lines, f"{current_timestamp()} {outcome.reason}: {outcome.message}\n"]))
+
+def _describe_end(outcome: Outcome, error: Exception | None) -> str:
+    """Return the lines that end the log: the traceback of a bug, the reason and the message."""
+    lines = traceback.format_exception(error) if error and is_bug(error) else []
+    return _redact("".join([*lines, f"{current_timestamp()} {outcome.reason}: {outcome.message}\n"]))
 
 
 def _redact(text: str) -> str:
