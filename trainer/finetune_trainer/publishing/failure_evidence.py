@@ -7,7 +7,8 @@ import logging
 import threading
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -54,19 +55,24 @@ class FailureEvidence:
     output: OutputPrefix
     recorder: OutcomeRecorder
     run_log: RunLog
+    _failures: SimpleQueue[tuple[Outcome, Exception | None] | None] = field(default_factory=SimpleQueue)
+    _finished: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        """Return the object itself."""
+        """Start the thread that stores a failure.
+
+        It is a thread because the requests of a store that does not respond can take minutes, and it is started now
+        because this may wait forever when no memory is left: https://github.com/python/cpython/issues/140746
+        """
+        threading.Thread(target=self._wait_for_failure, name="failure-evidence", daemon=True).start()
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         """Store what is known, unless the block was stopped by a signal or another run uses the output."""
-        if not isinstance(error, Exception):
-            return
-        outcome = describe_failure(error)
-        if outcome.reason not in _WITHOUT_EVIDENCE:
+        if isinstance(error, Exception) and (outcome := describe_failure(error)).reason not in _WITHOUT_EVIDENCE:
             with ignore_stop_signals():
                 self._store_in_time(outcome, error)
+        self._failures.put(None)  # ends the thread
 
     def store_stalled(self, outcome: Outcome) -> None:
         """Store what is known about a run that is stalled, with the stacks of all threads. For the watchdog."""
@@ -75,16 +81,17 @@ class FailureEvidence:
         self._store_in_time(outcome)
 
     def _store_in_time(self, outcome: Outcome, error: Exception | None = None) -> None:
-        # A daemon thread, because the requests of a store that does not respond can take minutes.
-        thread = threading.Thread(target=self._store, args=(outcome, error), name="failure-evidence", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as start_error:  # no memory is left for a thread
-            log.warning("could not store the log: %s", start_error)
-            return
-        thread.join(_TIMEOUT_SECONDS)
-        if thread.is_alive():
+        self._failures.put((outcome, error))
+        if not self._finished.wait(_TIMEOUT_SECONDS):
             log.warning("could not store the log: the store did not respond within %.0f s", _TIMEOUT_SECONDS)
+
+    def _wait_for_failure(self) -> None:
+        failure = self._failures.get()
+        try:
+            if failure:
+                self._store(*failure)
+        finally:
+            self._finished.set()
 
     def _store(self, outcome: Outcome, error: Exception | None) -> None:
         prefix = REJECTED_PREFIX if outcome.reason is Reason.EVALUATION_GATE else FAILED_PREFIX
