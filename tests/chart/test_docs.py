@@ -81,6 +81,7 @@ STRICT: dict[str, tuple[dict[str, Any], str | None]] = {
         {"compute": {"resources": {"limits": {"smarter-devices/fuse": "1"}}}}, "spec.compute.resources",
     ),
     "an adapter of another tenant": ({"model": {"adapterURI": "s3://evil/x"}}, "spec.model.adapterURI"),
+    "a claim of another team": ({"dataset": {"sources": [{"uri": "pvc://home/x.csv"}]}}, "spec.dataset.sources[0].uri"),
     "a pull request": ({"model": {"revision": "refs/pr/7"}}, "spec.model.revision"),
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ JOB: Manifest = {
     "metadata": {"name": "bot"},
     "spec": {
         "model": {"uri": "hf://org/name", "tokenSecretRef": {"name": "hub"}},
-        "dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}]},
+        "dataset": {"sources": [{"uri": "hf://datasets/org/name"}], "tokenSecretRef": {"name": "hub"}},
         "output": {"uri": "s3://bucket/{name}"},
         "storage": {"credentialsSecretRef": {"name": "keys"}, "caConfigMapRef": {"name": "ca", "key": "ca.crt"}},
         "compute": {
@@ -104,7 +104,7 @@ def test_kustomize_finetunejob_names_and_images_are_replaced(overlay: BuildOverl
     names = {name.split("-")[1]: name for _, name in map(_kind_and_name, objects)}
     assert all(len(names[original]) > len(f"team-{original}") for original in ("hub", "keys", "ca"))
     spec = next(manifest for manifest in objects if manifest["kind"] == "FineTuneJob")["spec"]
-    assert spec["model"]["tokenSecretRef"]["name"] == names["hub"]
+    assert spec["model"]["tokenSecretRef"]["name"] == spec["dataset"]["tokenSecretRef"]["name"] == names["hub"]
     assert spec["storage"]["credentialsSecretRef"]["name"] == names["keys"]
     assert spec["storage"]["caConfigMapRef"] == {"name": names["ca"], "key": "ca.crt"}
     assert [secret["name"] for secret in spec["compute"]["imagePullSecrets"]] == [names["keys"], names["hub"]]

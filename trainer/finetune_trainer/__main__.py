@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -83,6 +82,8 @@ def _run_training(args: argparse.Namespace) -> int:
     recorder = termination_message.OutcomeRecorder(ProgressReporter())
     final_outcome = recorder.complete(_run_to_outcome(lambda: _train(args, recorder)))
     termination_message.write_outcome(final_outcome)
+    if final_outcome.log_uri:
+        print(f"{_rank_prefix()}log: {final_outcome.log_uri}")
     print(f"{_rank_prefix()}{final_outcome.reason}: {final_outcome.message}")
     if args.manifest is None and topology.world_size() == 1:
         print(termination_message.to_json(final_outcome))
@@ -148,29 +149,18 @@ def _print_completions(args: argparse.Namespace) -> Outcome:
 def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:
     """Call `action` and turn any exception into an outcome. Only a bug logs its traceback."""
     from finetune_trainer.contract import Reason
-    from finetune_trainer.errors import TrainerError
-    from finetune_trainer.telemetry import termination_message
+    from finetune_trainer.telemetry import failures, termination_message
 
     try:
         return action()
-    except TrainerError as error:
-        return termination_message.build_outcome(error.reason, error.message)
     except StopSignalReceived as error:
         return termination_message.build_outcome(
             Reason.PREEMPTED, f"stopped by {error}; the next attempt resumes from the latest checkpoint"
         )
-    except MemoryError:
-        return termination_message.build_outcome(
-            Reason.OUT_OF_MEMORY, "not enough memory on the host; increase the memory in compute.resources"
-        )
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            full_path = error.filename or "scratch"
-            return termination_message.build_outcome(
-                Reason.DISK_FULL, f"{full_path}: no space left on device; increase compute.scratch"
-            )
-        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
-        return termination_message.build_outcome(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+        if failures.is_bug(error):
+            logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
+        return failures.describe_failure(error)
 
 
 def _configure_logging(stream: TextIO) -> None:

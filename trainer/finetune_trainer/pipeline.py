@@ -30,6 +30,7 @@ from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.publishing import merge_stage, signing
+from finetune_trainer.publishing.failure_evidence import FailureEvidence
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
@@ -147,14 +148,24 @@ def _check_secrets(config: TrainerConfig) -> None:
 
 @contextmanager
 def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
-    """Hold the output lock, capture the log, track the run and watch for stalls in the block."""
+    """Hold the output lock, capture the log, track the run and watch for stalls in the block.
+
+    If the block fails, log and findings are stored at the output.
+    """
     config, is_rank_zero = resolved.inputs.config, topology.is_rank_zero()
     with (
         resolved.output.hold_lock(recorder.progress) if is_rank_zero else nullcontext() as output_lock,
         _open_work_dir(scratch) as work_dir,
         capture_log(work_dir) if is_rank_zero else nullcontext() as run_log,
+        FailureEvidence(config, resolved.output, recorder, run_log) if run_log else nullcontext() as evidence,
         run_tracking.track_run(config, resolved.output.digest, work_dir) as tracker,
-        stall_watchdog(recorder, work_dir, config.training.stall_seconds, resolved.inputs.s3),
+        stall_watchdog(
+            recorder,
+            work_dir,
+            config.training.stall_seconds,
+            resolved.inputs.s3,
+            evidence.store_stalled if evidence else None,
+        ),
         collectives.translate_peer_errors(),
     ):
         yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)
@@ -216,6 +227,7 @@ def prepare_inputs(
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
+    context.recorder.record_rejected_rows(dataset.rejected_examples)
     context.enter_stage(Stage.DOWNLOADING)
     files = resolve.fetch_weights(resolved, files)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
@@ -245,7 +257,11 @@ def train_adapter(
     context.enter_stage(Stage.TRAINING)
     with checkpoints.open_session() as saved:
         session = TrainingSession(
-            context.progress, resume_from=saved.resume_from, saver=saved.saver, log_metrics=context.log_metrics
+            context.progress,
+            resume_from=saved.resume_from,
+            saver=saved.saver,
+            log_metrics=context.log_metrics,
+            record_preflight=context.recorder.record_preflight,
         )
         return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
 

@@ -11,6 +11,7 @@ from finetune_operator.api.status import FineTuneJobStatus
 from finetune_trainer.contract import (
     TRACKING_RULES,
     TRAINER_RULES,
+    Dataset,
     Model,
     ModelSource,
     ObjectName,
@@ -43,6 +44,36 @@ class ModelSpec(ModelSource):
     token_secret_ref: SecretRef | None = None
     """tokenSecretRef refers to the Secret with the token of the Hugging Face hub, under the key `HF_TOKEN`, for gated
     and private `hf://` models."""
+
+
+_ANY_HUB_DATA = (
+    "self.sources.exists(each, each.uri.startsWith('hf://')) "
+    "|| (has(self.validation) && has(self.validation.sources) "
+    "&& self.validation.sources.exists(each, each.uri.startsWith('hf://')))"
+)
+_NO_LOCAL_DATA = (
+    "self.sources.all(each, !each.uri.startsWith('file://')) "
+    "&& (!has(self.validation) || !has(self.validation.sources) "
+    "|| self.validation.sources.all(each, !each.uri.startsWith('file://')))"
+)
+
+
+class DatasetSpec(Dataset):
+    """DatasetSpec describes the training data and its preparation, with the credentials to read it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            (_NO_LOCAL_DATA, "file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://"),
+            (
+                f"!has(self.tokenSecretRef) || {_ANY_HUB_DATA}",
+                "tokenSecretRef applies to hf:// data only",
+            ),
+        )
+    )
+
+    token_secret_ref: SecretRef | None = None
+    """tokenSecretRef refers to the Secret with the token of the Hugging Face hub, under the key `HF_TOKEN`, for gated
+    and private `hf://` datasets. If unset, `model.tokenSecretRef` is used."""
 
 
 class StorageSpec(Storage):
@@ -114,6 +145,8 @@ class FineTuneJobSpec(TrainerConfig):
 
     model: ModelSpec
     """model describes the base model to fine-tune."""
+    dataset: DatasetSpec
+    """dataset describes the training data."""
     storage: StorageSpec = StorageSpec()
     """storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
     tracking: TrackingSpec | None = None

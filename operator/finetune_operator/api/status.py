@@ -136,3 +136,6 @@ class FineTuneJobStatus(Model):
     rejected."""
     result: Result | None = None
     """result describes the published result."""
+    log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
+    """logURI is the S3 URI of the log of the last attempt that stored one. The log of a failed run is below `.failed/`
+    of the output, beside `findings.json`, that of a rejected adapter below `.rejected/`."""

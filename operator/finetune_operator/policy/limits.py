@@ -28,6 +28,13 @@ ModelPattern = Annotated[
 ]
 """Pattern for the URI of a model. It contains the complete name of an organization, bucket or claim, or `**` for all
 models of a scheme."""
+DatasetPattern = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"^(hf://\*\*|(hf://datasets/|s3://|pvc://)(\*\*|[^*/\s$]+{_PATH_PATTERN}))$", max_length=1024
+    ),
+]
+"""Pattern for the URI of data. It contains the complete name of an organization, bucket or claim, or `**`."""
 EndpointPattern = Annotated[str, StringConstraints(pattern=r"^(aws|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
 """Pattern for the URL of an object store, or `aws`. Only `*.` before a domain is allowed as a wildcard."""
 TrackerPattern = Annotated[str, StringConstraints(pattern=r"^(wandb|https?://(\*\.)?[^*\s/?#@\\]+)$", max_length=512)]
@@ -61,8 +68,12 @@ class Bounds(Model):
     If this list is empty and `allowedSecrets` is not, FineTuneJobs with a `tracking.uri` must not refer to a Secret for
     it."""
     allowed_models: list[ModelPattern] = Field(default=[], max_length=100)
-    """allowedModels limits `model.uri`, and with it the volume claims that are read, and `model.adapterURI`. It applies
-    to the repository, not to the commit."""
+    """allowedModels limits `model.uri`, and with it the volume claim that the model is read from, `model.adapterURI`
+    and the adapters in `evaluation.baselines`. It applies to the repository, not to the commit."""
+    allowed_datasets: list[DatasetPattern] = Field(default=[], max_length=100)
+    """allowedDatasets limits the URIs in `dataset.sources`, `dataset.validation.sources` and
+    `evaluation.bias.pairsURI`, and with them the volume claims that data is read from. A pattern for the hub applies to
+    the repository, not to the revision and the path in it."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)
     """allowedPriorityClasses limits `compute.priorityClassName` and the label of Kueue's priority class."""
     allowed_tolerations: list[KeyPattern] = Field(default=[], max_length=100)

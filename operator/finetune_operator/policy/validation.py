@@ -5,8 +5,10 @@ Values that the operator's own settings contain, such as its defaults, are alway
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import ComputeSpec
@@ -21,6 +23,8 @@ AWS_ENDPOINT = "aws"
 """The value of an unset `storage.endpoint` in `allowedStorageEndpoints`."""
 WANDB_TRACKER = "wandb"
 """The value of an unset `tracking.uri` in `allowedTrackers`."""
+_HUB_DATASET = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)(?:@(.*)|/.*)?", re.DOTALL)
+"""Repository and revision of an `hf://` dataset. The revision is followed by the path, if there is one."""
 _NO_KEY = "(no key)"
 """The value of a toleration without a key, which tolerates all taints. Only the pattern `**` matches it."""
 _NO_DEVICES = "no devices; set spec.compute.gpusPerNode for GPUs"
@@ -45,6 +49,7 @@ def find_violations(finetunejob: FineTuneJob, settings: Settings) -> list[str]:
     spec, bounds, defaults = finetunejob.spec, settings.bounds, settings.defaults
     checks = [
         *_collect_name_checks(finetunejob, settings),
+        *_collect_location_checks(spec, bounds),
         *_collect_reference_checks(spec, bounds, defaults),
         *_collect_key_checks(spec.compute, bounds),
     ]
@@ -53,6 +58,7 @@ def find_violations(finetunejob: FineTuneJob, settings: Settings) -> list[str]:
         *(violation for check in checks if (violation := _find_violation(check))),
         *_check_tracker_credentials(spec.tracking, bounds),
         *_check_model_revision(spec.model, bounds),
+        *_check_dataset_revisions(spec, bounds),
         *_check_node_selector(spec.compute.node_selector or defaults.node_selector, bounds),
         *_check_sizes(spec.compute, bounds),
     ]
@@ -81,8 +87,6 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
         return _PolicyCheck(field, value or None, _extend_allowed(allowed, [setting] if setting else []))
 
     return [
-        check("spec.model.uri", spec.model.uri, bounds.allowed_models),
-        check("spec.model.adapterURI", spec.model.adapter_uri, bounds.allowed_models),
         check(
             "spec.storage.endpoint",
             _normalize_url(endpoint),
@@ -105,6 +109,32 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
         ),
         check(f"metadata.labels[{PRIORITY_LABEL}]", priority_label, bounds.allowed_priority_classes),
     ]
+
+
+def _collect_location_checks(spec: FineTuneJobSpec, bounds: Bounds) -> Iterator[_PolicyCheck]:
+    """Yield the checks of all locations that models, adapters and data are read from."""
+    yield _PolicyCheck("spec.model.uri", spec.model.uri, bounds.allowed_models)
+    yield _PolicyCheck("spec.model.adapterURI", spec.model.adapter_uri, bounds.allowed_models)
+    for index, baseline in enumerate(spec.evaluation.baselines):
+        field = f"spec.evaluation.baselines[{index}].adapterURI"
+        yield _PolicyCheck(field, baseline.adapter_uri, bounds.allowed_models)
+    for field, uri in _list_data_uris(spec):
+        yield _PolicyCheck(field, _strip_hub_path(uri), bounds.allowed_datasets)
+
+
+def _list_data_uris(spec: FineTuneJobSpec) -> list[tuple[str, str]]:
+    """Return the path and the value of each field with the URI of data."""
+    validation, bias = spec.dataset.validation, spec.evaluation.bias
+    uris = [(f"spec.dataset.sources[{index}].uri", source.uri) for index, source in enumerate(spec.dataset.sources)]
+    for index, source in enumerate((validation and validation.sources) or []):
+        uris.append((f"spec.dataset.validation.sources[{index}].uri", source.uri))
+    return [*uris, *([("spec.evaluation.bias.pairsURI", bias.pairs_uri)] if bias and bias.pairs_uri else [])]
+
+
+def _strip_hub_path(uri: str) -> str:
+    """Return the repository of an `hf://` dataset, without revision and path. Other URIs are returned unchanged."""
+    match = _HUB_DATASET.fullmatch(uri)
+    return match[1] if match else uri
 
 
 def _collect_reference_checks(spec: FineTuneJobSpec, bounds: Bounds, defaults: Defaults) -> Iterator[_PolicyCheck]:
@@ -191,6 +221,15 @@ def _check_model_revision(model: ModelSource, bounds: Bounds) -> Iterator[str]:
     """
     if bounds.allowed_models and model.revision and model.revision.startswith("refs/"):
         yield f"spec.model.revision: {model.revision} is not allowed; allowed: a branch, a tag or a commit."
+
+
+def _check_dataset_revisions(spec: FineTuneJobSpec, bounds: Bounds) -> Iterator[str]:
+    """Reject pull requests of datasets, as those of models. `refs/convert/` is written by the hub itself."""
+    for field, uri in _list_data_uris(spec) if bounds.allowed_datasets else ():
+        match = _HUB_DATASET.fullmatch(uri)
+        revision = unquote(match[2] or "") if match else ""
+        if revision.startswith("refs/") and not revision.startswith("refs/convert/"):
+            yield f"{field}: {uri} is not allowed; allowed: a branch, a tag or a commit."
 
 
 def _normalize_url(text: str) -> str:

@@ -178,6 +178,9 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",
         contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _SHUTDOWN_RESERVE_SECONDS)),
     }
+    if finetunejob.metadata.creation_timestamp:
+        # Immutable, so that a Job that is created again, by any version of the operator, gets the same date.
+        environment[contract.TEMPLATE_DATE_ENV] = finetunejob.metadata.creation_timestamp.partition("T")[0]
     return environment | multi_node.build_environment(finetunejob.metadata, compute)
 
 

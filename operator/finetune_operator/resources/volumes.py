@@ -15,6 +15,7 @@ from finetune_trainer import contract
 SCRATCH_DIR = "/scratch"
 S3_CREDENTIALS_DIR = "/etc/finetune/s3"
 HUB_TOKEN_DIR = "/etc/finetune/hub"
+DATASET_HUB_TOKEN_DIR = "/etc/finetune/dataset-hub"
 CA_DIR = "/etc/finetune/ca"
 SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
@@ -22,6 +23,8 @@ CLAIMS_DIR = "/var/lib/finetune/claims"
 
 _PVC_SCHEME = "pvc://"
 _CA_FILE = "ca.crt"
+_HUB_TOKEN_FILE = f"{HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
+_DATASET_HUB_TOKEN_FILE = f"{DATASET_HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
 _FILE_MODE = 0o440
 
 
@@ -37,26 +40,30 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
         "HOME": SCRATCH_DIR,
         "TMPDIR": SCRATCH_DIR,
     }
-    if spec.storage.credentials_secret_ref:
-        environment[contract.S3_CREDENTIALS_DIR_ENV] = S3_CREDENTIALS_DIR
     if spec.storage.credentials_secret_ref or not allow_node_identity:
         environment["AWS_EC2_METADATA_DISABLED"] = "true"
-    if spec.storage.ca_config_map_ref:
-        environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/{_CA_FILE}"
-    if spec.model.token_secret_ref:
-        environment[contract.HUB_TOKEN_FILE_ENV] = f"{HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
-    if spec.output.signing:
-        environment[contract.SIGNING_KEY_FILE_ENV] = f"{SIGNING_DIR}/{contract.SIGNING_KEY}"
-    if spec.tracking and spec.tracking.credentials_secret_ref:
-        environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
-    if spec.model.uri.startswith(_PVC_SCHEME):
-        environment[contract.CLAIMS_DIR_ENV] = CLAIMS_DIR
-    return environment
+    tracking_secret = spec.tracking.credentials_secret_ref if spec.tracking else None
+    paths = (
+        (spec.storage.credentials_secret_ref, contract.S3_CREDENTIALS_DIR_ENV, S3_CREDENTIALS_DIR),
+        (spec.storage.ca_config_map_ref, contract.CA_BUNDLE_ENV, f"{CA_DIR}/{_CA_FILE}"),
+        (spec.model.token_secret_ref, contract.HUB_TOKEN_FILE_ENV, _HUB_TOKEN_FILE),
+        (spec.dataset.token_secret_ref, contract.DATASET_HUB_TOKEN_FILE_ENV, _DATASET_HUB_TOKEN_FILE),
+        (spec.output.signing, contract.SIGNING_KEY_FILE_ENV, f"{SIGNING_DIR}/{contract.SIGNING_KEY}"),
+        (tracking_secret, contract.TRACKING_CREDENTIALS_DIR_ENV, TRACKING_DIR),
+        (_list_claims(spec), contract.CLAIMS_DIR_ENV, CLAIMS_DIR),
+    )
+    return environment | {name: path for is_mounted, name, path in paths if is_mounted}
 
 
 def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Return pairs of a volume mount and the source of its volume. All mounts except scratch are read-only."""
-    mounts = [({"name": "scratch", "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))]
+    scratch = ({"name": "scratch", "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))
+    return [scratch, *_build_access_mounts(spec), *_build_claim_mounts(spec)]
+
+
+def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+    """Return the mounts of the Secrets and the ConfigMap that the spec refers to."""
+    mounts: list[tuple[Body, Body]] = []
     if spec.storage.credentials_secret_ref:
         source = _build_s3_credentials_source(spec.storage.credentials_secret_ref.name)
         mounts.append((_build_read_only_mount("s3-credentials", S3_CREDENTIALS_DIR), source))
@@ -67,6 +74,9 @@ def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     if spec.model.token_secret_ref:
         source = _build_secret_source(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
         mounts.append((_build_read_only_mount("hub-token", HUB_TOKEN_DIR), source))
+    if spec.dataset.token_secret_ref:
+        source = _build_secret_source(spec.dataset.token_secret_ref.name, contract.HUB_TOKEN_KEY)
+        mounts.append((_build_read_only_mount("dataset-hub-token", DATASET_HUB_TOKEN_DIR), source))
     if spec.output.signing:
         source = _build_secret_source(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
         mounts.append((_build_read_only_mount("signing", SIGNING_DIR), source))
@@ -74,11 +84,26 @@ def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
         keys = contract.TRACKING_KEYS[spec.tracking.tool]
         source = _build_optional_secret_source(spec.tracking.credentials_secret_ref.name, keys)
         mounts.append((_build_read_only_mount("tracking", TRACKING_DIR), source))
-    if spec.model.uri.startswith(_PVC_SCHEME):
-        claim_name = spec.model.uri.removeprefix(_PVC_SCHEME).partition("/")[0]
-        source = {"persistentVolumeClaim": {"claimName": claim_name, "readOnly": True}}
-        mounts.append((_build_read_only_mount("model", f"{CLAIMS_DIR}/{claim_name}"), source))
     return mounts
+
+
+def _build_claim_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+    """Return one mount for each claim. Volumes are numbered, because names of claims can be longer than theirs."""
+    return [
+        (
+            _build_read_only_mount(f"claim-{number}", f"{CLAIMS_DIR}/{claim_name}"),
+            {"persistentVolumeClaim": {"claimName": claim_name, "readOnly": True}},
+        )
+        for number, claim_name in enumerate(_list_claims(spec))
+    ]
+
+
+def _list_claims(spec: FineTuneJobSpec) -> list[str]:
+    """Return the names of the claims that model and data are read from, each once, in the order of the spec."""
+    validation_sources = (spec.dataset.validation and spec.dataset.validation.sources) or []
+    uris = [spec.model.uri, *(source.uri for source in (*spec.dataset.sources, *validation_sources))]
+    names = [uri.removeprefix(_PVC_SCHEME).partition("/")[0] for uri in uris if uri.startswith(_PVC_SCHEME)]
+    return list(dict.fromkeys(names))
 
 
 def _build_read_only_mount(name: str, path: str) -> Body:

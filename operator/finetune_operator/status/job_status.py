@@ -106,7 +106,14 @@ def _build_outcome_fields(
         "progress": _compute_progress(state, observed, previous, now),
         "dataset": (outcome and outcome.dataset) or previous.dataset,
         "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
+        "log_uri": _get_log_uri(state, outcome, previous),
     }
+
+
+def _get_log_uri(state: RunState, outcome: Outcome | None, previous: FineTuneJobStatus) -> str | None:
+    """Return the log of the last attempt that stored one. A complete run removes the logs of its failed attempts."""
+    log_uri = outcome.log_uri if outcome else None
+    return log_uri if state.kind is StateKind.COMPLETE else log_uri or previous.log_uri
 
 
 def _find_outcome(observed: ObservedState) -> Outcome | None:

@@ -92,6 +92,11 @@ PATTERN_TYPES: dict[str, tuple[object, list[str], list[str]]] = {
         ["hf://**", "hf://org/*", "s3://models/**", "pvc://models/**", "pvc://models", "s3://models/a-*/**"],
         ["**", "hf://*", "hf://org*/x", "hf://*/x", "s3://m**", "https://x/y", "s3://models/**/x"],
     ),
+    "datasets": (
+        limits.DatasetPattern,
+        ["hf://**", "hf://datasets/**", "hf://datasets/org/*", "s3://data/**", "pvc://data/**", "pvc://data/a-*/**"],
+        ["**", "hf://org/*", "hf://datasets/org*/x", "hf://datasets/*", "hf://datasets*", "s3://d**", "file:///x"],
+    ),
     "names": (limits.NamePattern, ["a", "*", "ml-*", "a.b"], ["", "A", "a/b", "a|b", "a b", "^a$"]),
 }  # fmt: skip
 

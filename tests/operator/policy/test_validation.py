@@ -115,6 +115,49 @@ CASES = {
         {"allowedModels": ["pvc://models/**"]},
         "spec.model.uri: pvc://home/x is not allowed; allowed: pvc://models/**.",
     ),
+    "data in bucket": LimitCase(
+        {"dataset": {"sources": [{"uri": "s3://data/a"}, {"uri": "s3://payroll/**"}]}},
+        {"allowedDatasets": ["s3://data/**"]},
+        "spec.dataset.sources[1].uri: s3://payroll/** is not allowed; allowed: s3://data/**.",
+    ),
+    "validation data on volume claim": LimitCase(
+        {
+            "dataset": {
+                "sources": [{"uri": "pvc://data/a"}],
+                "validation": {"sources": [{"uri": "pvc://home/b"}]},
+            }
+        },
+        {"allowedDatasets": ["pvc://data/**"]},
+        "spec.dataset.validation.sources[0].uri: pvc://home/b is not allowed; allowed: pvc://data/**.",
+    ),
+    "data of the hub": LimitCase(
+        {"dataset": {"sources": [{"uri": "hf://datasets/evil/x@main/a.csv"}]}},
+        {"allowedDatasets": ["hf://datasets/org/*"]},
+        "spec.dataset.sources[0].uri: hf://datasets/evil/x is not allowed; allowed: hf://datasets/org/*.",
+    ),
+    "data of the hub in list": LimitCase(
+        {
+            "dataset": {
+                "sources": [
+                    {"uri": "hf://datasets/org/x"},
+                    {"uri": "hf://datasets/org/x@v1/data/*.csv"},
+                    {"uri": "hf://datasets/org/x/a@b.csv"},
+                ]
+            }
+        },
+        {"allowedDatasets": ["hf://datasets/org/*"]},
+        None,
+    ),
+    "sentence pairs": LimitCase(
+        {"evaluation": {"bias": {"pairsURI": "s3://payroll/pairs.csv"}}},
+        {"allowedDatasets": ["s3://bucket/**"]},
+        "spec.evaluation.bias.pairsURI: s3://payroll/pairs.csv is not allowed; allowed: s3://bucket/**.",
+    ),
+    "Secret for dataset": LimitCase(
+        {"dataset": {"tokenSecretRef": {"name": "db"}}},
+        {"allowedSecrets": ["finetune-*"]},
+        "spec.dataset.tokenSecretRef.name: db is not allowed; allowed: finetune-*.",
+    ),
     "Secret for S3": LimitCase(
         {"storage": {"credentialsSecretRef": {"name": "db"}}},
         {"allowedSecrets": ["finetune-*"]},

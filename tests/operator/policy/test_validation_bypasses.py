@@ -87,6 +87,28 @@ CASES = {
         {"allowedModels": ["hf://org/*", "s3://adapters/**"]},
         None,
     ),
+    "adapter as baseline": LimitCase(
+        {"evaluation": {"baselines": [{"name": "old", "adapterURI": "s3://evil/x"}]}},
+        MODELS,
+        "spec.evaluation.baselines[0].adapterURI: s3://evil/x is not allowed; allowed: hf://org/*.",
+    ),
+    "dataset of pull request": LimitCase(
+        {"dataset": {"sources": [{"uri": "hf://datasets/org/x@refs%2Fpr%2F7/a.csv"}]}},
+        {"allowedDatasets": ["hf://datasets/org/*"]},
+        "spec.dataset.sources[0].uri: hf://datasets/org/x@refs%2Fpr%2F7/a.csv is not allowed; "
+        "allowed: a branch, a tag or a commit.",
+    ),
+    "dataset of pull request, not encoded": LimitCase(
+        {"dataset": {"sources": [{"uri": "hf://datasets/org/x@refs/pr/7/a.csv"}]}},
+        {"allowedDatasets": ["hf://datasets/org/*"]},
+        "spec.dataset.sources[0].uri: hf://datasets/org/x@refs/pr/7/a.csv is not allowed; "
+        "allowed: a branch, a tag or a commit.",
+    ),
+    "dataset converted by hub": LimitCase(
+        {"dataset": {"sources": [{"uri": "hf://datasets/org/x@refs%2Fconvert%2Fparquet/a.parquet"}]}},
+        {"allowedDatasets": ["hf://datasets/org/*"]},
+        None,
+    ),
     "revision of pull request": LimitCase(
         {"model": {"revision": "refs/pr/7"}},
         MODELS,

@@ -193,6 +193,53 @@ def test_job_hub_token_ca_and_claim_are_mounted_read_only(build: type[Builders])
     assert mount["mountPath"] == _get_environment(job)["FINETUNE_CLAIMS_DIR"] + "/models.big"
 
 
+def test_job_dataset_token_is_mounted_apart_from_model_token(build: type[Builders]) -> None:
+    dataset = {"sources": [{"uri": "hf://datasets/org/name"}], "tokenSecretRef": {"name": "data-hub"}}
+    job = _build_job(build, {"model": {"tokenSecretRef": {"name": "hub"}}, "dataset": dataset})
+    environment = _get_environment(job)
+    assert environment["FINETUNE_HUB_TOKEN_FILE"] == "/etc/finetune/hub/HF_TOKEN"
+    assert environment["FINETUNE_DATASET_HUB_TOKEN_FILE"] == "/etc/finetune/dataset-hub/HF_TOKEN"
+    secrets = {volume["name"]: volume["secret"] for volume in _get_pod_spec(job)["volumes"] if "secret" in volume}
+    assert {name: secret["secretName"] for name, secret in secrets.items()} == {
+        "hub-token": "hub",
+        "dataset-hub-token": "data-hub",
+    }
+    assert secrets["dataset-hub-token"]["items"] == [{"key": "HF_TOKEN", "path": "HF_TOKEN"}]
+    assert {"name": "dataset-hub-token", "mountPath": "/etc/finetune/dataset-hub", "readOnly": True} in _get_container(
+        job
+    )["volumeMounts"]
+    assert "tokenSecretRef" not in environment["FINETUNE_CONFIG"]
+    without_token = _build_job(build, {"dataset": {"sources": dataset["sources"]}})
+    assert "FINETUNE_DATASET_HUB_TOKEN_FILE" not in _get_environment(without_token)
+
+
+def test_job_each_claim_of_model_and_data_is_mounted_once(build: type[Builders]) -> None:
+    long_name = "c" * 253
+    dataset = {
+        "sources": [{"uri": "pvc://rows/a.jsonl"}, {"uri": "s3://bucket/b"}, {"uri": f"pvc://{long_name}/**/*.csv"}],
+        "validation": {"sources": [{"uri": "pvc://rows/held-out/"}, {"uri": "pvc://models/v.jsonl"}]},
+    }
+    job = _build_job(build, {"model": {"uri": "pvc://models/llama"}, "dataset": dataset})
+    claims = [volume for volume in _get_pod_spec(job)["volumes"] if "persistentVolumeClaim" in volume]
+    assert [volume["persistentVolumeClaim"] for volume in claims] == [
+        {"claimName": name, "readOnly": True} for name in ("models", "rows", long_name)
+    ]
+    names = [volume["name"] for volume in claims]
+    assert all(re.fullmatch("[a-z0-9-]{1,63}", name) for name in names)
+    folder = _get_environment(job)["FINETUNE_CLAIMS_DIR"]
+    mounts = {mount["name"]: mount for mount in _get_container(job)["volumeMounts"]}
+    assert [mounts[name] for name in names] == [
+        {"name": name, "mountPath": f"{folder}/{claim}", "readOnly": True}
+        for name, claim in zip(names, ("models", "rows", long_name), strict=True)
+    ]
+    assert "FINETUNE_CLAIMS_DIR" not in _get_environment(_build_job(build))
+
+
+def test_job_template_date_is_day_of_creation(build: type[Builders]) -> None:
+    job = _build_job(build, creationTimestamp="2026-11-30T23:59:59Z")
+    assert _get_environment(job)["FINETUNE_TEMPLATE_DATE"] == "2026-11-30"
+
+
 def test_job_signing_key_is_mounted_as_file(build: type[Builders]) -> None:
     job = _build_job(build, {"output": {"signing": {"keySecretRef": {"name": "team-key"}}}})
     assert _get_pod_spec(job)["volumes"][1]["secret"] == {
@@ -249,7 +296,7 @@ def test_job_compute_fields_reach_pod(build: type[Builders]) -> None:
 
 
 def test_job_environment_is_closed_list(build: type[Builders]) -> None:
-    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS"}
+    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS", "TEMPLATE_DATE"}
     trainer_variables = {f"FINETUNE_{name}" for name in names}
     assert set(_get_environment(_build_job(build))) == {
         "HOME",

@@ -179,6 +179,29 @@ def test_job_status_failed_run_has_no_result(build: type[Builders]) -> None:
     )
 
 
+LOGS = {"logURI": "s3://b/k/.failed/0123456789ab/run.log"}
+
+
+def test_job_status_failed_run_has_log_uri(build: type[Builders]) -> None:
+    message = build_termination_message("DataInvalid", **LOGS)
+    pod = build.pod(state=build.terminated(42, message), phase="Failed")
+    observed = ObservedState(build.job(JOB_POD_FAILURE_POLICY), (pod,))
+    assert compute_status(META, FineTuneJobStatus(), observed, NOW).to_json()["logURI"] == LOGS["logURI"]
+
+
+def test_job_status_next_attempt_keeps_log_uri_until_result_is_published(build: type[Builders]) -> None:
+    pod = build.pod(state=build.terminated(1, build_termination_message("InternalError", **LOGS)), phase="Failed")
+    retrying = compute_status(META, FineTuneJobStatus(), ObservedState(build.job(failed=1), (pod,)), NOW)
+    second = build.pod("bot-2", RUNNING_STATE, "Running", created=LATER)
+    running = compute_status(META, retrying, ObservedState(build.job(failed=1), (second,)), LATER)
+    assert retrying.log_uri == running.log_uri == LOGS["logURI"]
+    for log_uri in ("s3://b/k/run.log", None):
+        message = build_termination_message("Completed", **({"logURI": log_uri} if log_uri else {}))
+        published = build.pod("bot-2", build.terminated(0, message), "Succeeded", created=LATER)
+        observed = ObservedState(build.job(JOB_COMPLETE, failed=1, succeeded=1), (published,))
+        assert compute_status(META, running, observed, LATER).log_uri == log_uri
+
+
 def test_job_status_between_attempts_keeps_progress_without_estimate(build: type[Builders]) -> None:
     progress = Progress(stage="Training", percentage=40, estimated_remaining_seconds=4321, last_update_time=NOW)
     pod = build.pod(state=RUNNING_STATE, phase="Running")

@@ -27,6 +27,11 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     },
     "model on a claim": {"spec.model.uri": "pvc://models/llama/1b"},
     "a claim's root": {"spec.model.uri": "pvc://models"},
+    "hub data with all that belongs to it": {
+        f"{SOURCE}.uri": "hf://datasets/a.b/c_d", f"{SOURCE}.subset": "en", f"{SOURCE}.split": "train",
+        "spec.dataset.tokenSecretRef": SECRET,
+    },
+    "data on a claim": {f"{SOURCE}.uri": "pvc://data/rows/**/*.jsonl"},
     "glob and limit": {f"{SOURCE}.uri": "s3://data/**/*.jsonl", f"{SOURCE}.limit": 10, f"{SOURCE}.format": "messages"},
     "key with .. inside a name": {f"{SOURCE}.uri": "s3://data/a..b.jsonl"},
     "16 sources": {"spec.dataset.sources": [{"uri": "s3://data/a"}] * 16},

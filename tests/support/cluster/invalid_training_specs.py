@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.cluster.manifests import ABSENT, FIELDS, LORA, PREPARATION, SECRET, SOURCE
+from tests.support.cluster.manifests import ABSENT, LORA, PREPARATION, SECRET, SOURCE
 
 # name: (changes to the valid manifest, field in the error, text in the error)
 MODEL_URIS = "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path"
@@ -51,13 +51,14 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "source of another cloud": ({f"{SOURCE}.uri": "gs://data/a"}, "spec.dataset.sources[0]", "uri must be s3://"),
     "source without a scheme": ({f"{SOURCE}.uri": "./a.jsonl"}, "spec.dataset.sources[0]", "without a cluster"),
     "split of a bucket": ({f"{SOURCE}.split": "train"}, "spec.dataset.sources[0]", "subset and split apply to"),
+    "source is a local file": ({f"{SOURCE}.uri": "file:///a.jsonl"}, "spec.dataset", "use s3://, hf:// or pvc://"),
+    "token of S3 data": ({"spec.dataset.tokenSecretRef": SECRET}, "spec.dataset", "applies to hf:// data only"),
     "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
     "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),
     "limit of no rows": ({f"{SOURCE}.limit": 0}, "spec.dataset.sources[0].limit", "greater than or equal to 1"),
     "misspelled source": ({f"{SOURCE}.limits": 1}, "spec.dataset.sources[0].limits", "unknown field"),
     "column of no format": ({f"{SOURCE}.fields": {"question": "q"}}, "spec.dataset.sources[0].fields", "malformed"),
-    "column with a bracket": ({f"{SOURCE}.fields": {"text": "a[0]"}}, f"{FIELDS}.text", "should match"),
     "validation of nothing": ({"spec.dataset.validation": {}}, "spec.dataset.validation", "exactly one of fraction"),
     "validation twice": (
         {"spec.dataset.validation": {"fraction": 0.1, "sources": [{"uri": "s3://data/b"}]}}, "spec.dataset.validation",

@@ -12,7 +12,7 @@ from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
 from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
-from finetune_trainer.records import manifest
+from finetune_trainer.records import findings, manifest
 from finetune_trainer.reporting import writer
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.prometheus import render_metrics
@@ -89,6 +89,8 @@ def _output_keys() -> set[str]:
         checkpoints.CHECKPOINT_MANIFEST_NAME,
         publish.CONFIG_NAME,
         publish.REJECTED_PREFIX,
+        publish.FAILED_PREFIX,
+        findings.FINDINGS_NAME,
         manifest.MANIFEST_NAME,
         manifest.REPORT_NAME,
         signing.SIGNATURE_NAME,

@@ -22,6 +22,7 @@ STRING_SAMPLES = (
     "nurse",
     "2026-11-23T08:00:00Z",
     "example.com/gpu",
+    "en",
 )
 MAP_KEY = "prompt"  # valid as a column, a label and a resource
 

@@ -85,6 +85,8 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     uri = job.outcome.message.rpartition("; the report is ")[2]
     assert uri.startswith(f"{job.output}/.rejected/")
     assert "Do not deploy this adapter: it fails 1 rule of the gate" in s3.get(uri).decode()
+    assert job.outcome.log_uri == uri.replace("report.html", "run.log")
+    assert f"EvaluationGate: {job.outcome.message}" in s3.get(job.outcome.log_uri).decode()
     evaluation = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
     assert [check["passed"] for check in evaluation["gate"]] == [False, True]
 

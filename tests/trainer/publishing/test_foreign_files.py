@@ -77,7 +77,11 @@ HARMLESS = {
     "folder markers": {"": b"", "merged/": b""},
     "files in another folder": {"notes/README.md": b"mine", "v2/manifest.json": b"{}"},
     "a merged model that was not requested": {"merged/config.json": b"{}"},
-    "control objects": {".rejected/abc/report.html": b"x", ".checkpoints/abc/step-1/checkpoint.json": b"{}"},
+    "control objects": {
+        ".rejected/abc/report.html": b"x",
+        ".failed/abc/run.log": b"x",
+        ".checkpoints/abc/step-1/checkpoint.json": b"{}",
+    },
 }
 
 

@@ -33,6 +33,13 @@ def test_attempt_exception_has_reason(error: BaseException, reason: Reason) -> N
     assert command._run_to_outcome(work).reason is reason
 
 
+def test_outcome_has_log_of_failed_attempt() -> None:
+    recorder = termination_message.OutcomeRecorder(ProgressReporter())
+    recorder.record_log_uri("s3://b/k/" + "l" * 1000)
+    outcome = recorder.complete(termination_message.build_outcome(Reason.DATA_INVALID, "row " * 2000))
+    assert Outcome.model_validate_json(termination_message.to_json(outcome)).log_uri == "s3://b/k/" + "l" * 1000
+
+
 class TestOutcome:
     """It fits into a termination message."""
 
@@ -75,7 +82,7 @@ class TestOutcome:
             metrics=metrics,
         )
         outcome = termination_message.build_outcome(Reason.COMPLETED, "漢" * 5000).model_copy(
-            update={"dataset": report, "result": result}
+            update={"dataset": report, "result": result, "log_uri": "s" * 1032}
         )
         text = termination_message.OutcomeRecorder(ProgressReporter()).complete(outcome)
         read = Outcome.model_validate_json(termination_message.to_json(text))

@@ -149,7 +149,7 @@ class Output(Model):
     license: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+$", max_length=64)] | None = None
     """license is the license of the adapter in the model card, as an identifier of the Hugging Face hub, such as
     `apache-2.0`. If unset, it is that of the base model's own card, if it has one."""
-    languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]] = Field(
+    languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$", max_length=3)]] = Field(
         default=[], max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
     """languages are the ISO 639 codes of the languages of the data in the model card, such as `en`."""

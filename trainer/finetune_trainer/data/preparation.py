@@ -125,6 +125,18 @@ def prepare_dataset(
     work_dir.mkdir(parents=True, exist_ok=True)
     boilerplate = _find_boilerplate(config, files, encoding.schema)
     context = _build_context(config, files, encoding)
+    with context.ledger.rejections.add_to_errors():
+        prepared = _prepare_rows(config, files, context, work_dir, boilerplate)
+    return replace(prepared, template_date=encoding.template_date)
+
+
+def _prepare_rows(
+    config: TrainerConfig,
+    files: DataFiles,
+    context: PreparationContext,
+    work_dir: Path,
+    boilerplate: frozenset[int] | None,
+) -> PreparedData:
     validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
     rejects_duplicates = config.dataset.preparation.deduplicate != "none"
     validation_writer = SplitWriter(
@@ -142,8 +154,7 @@ def prepare_dataset(
     _log_unused_columns(context.reader)
     context.ledger.check_rewritten_rows()
     context.ledger.check_invalid_rows(context.reader.row_count)
-    prepared = _split_rows(config, files, context, training_writer, validation_writer)
-    return replace(prepared, template_date=encoding.template_date)
+    return _split_rows(config, files, context, training_writer, validation_writer)
 
 
 def _log_unused_columns(reader: RowReader) -> None:

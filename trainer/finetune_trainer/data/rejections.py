@@ -15,7 +15,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from finetune_trainer.contract import Reason
@@ -83,6 +84,15 @@ class RowErrors:
         raise TrainerError(Reason.DATA_INVALID, f"{self.count} of {row_count} rows cannot be used:\n{listing}{suffix}")
 
 
+class RowsRejectedError(TrainerError):
+    """An error of the data preparation, with the rows that were rejected before it."""
+
+    def __init__(self, reason: Reason, message: str, rejections: Rejections) -> None:
+        super().__init__(reason, message)
+        self.counts = rejections.counts
+        self.examples = rejections.examples
+
+
 class Rejections:
     """Counts rejected rows by reason and keeps examples of each reason."""
 
@@ -101,6 +111,14 @@ class Rejections:
     def reject_invalid(self, location: SourceLocation, error: RowError) -> None:
         """Record that a row is rejected as `invalid`, with the error that says why."""
         self.invalid.add(location, error)
+
+    @contextmanager
+    def add_to_errors(self) -> Iterator[None]:
+        """Add the rejected rows to an error that ends the block."""
+        try:
+            yield
+        except TrainerError as error:
+            raise RowsRejectedError(error.reason, error.message, self) from error
 
     @property
     def counts(self) -> dict[str, int]:

@@ -105,7 +105,7 @@ class OutputLock:
         )
         self._etag = ""
         self._has_conditional_writes = True
-        self._write_mutex = threading.Lock()
+        self._thread = threading.Thread(target=self._run_heartbeat, name="output-lock", daemon=True)
         self._released = threading.Event()
         self._lost_message: str | None = None
 
@@ -118,7 +118,7 @@ class OutputLock:
             raise _output_busy_error(f"{self._location}: several runs try to lock this output at the same time")
         self._probe_conditional_writes()
         self.check_held()  # where writes are not quite atomic, the later of two creators has it
-        threading.Thread(target=self._run_heartbeat, name="output-lock", daemon=True).start()
+        self._thread.start()
 
     def _try_acquire(self, progress: ProgressReporter) -> bool:
         stored = read_with_etag(self._s3, self._location)
@@ -138,21 +138,23 @@ class OutputLock:
             raise _output_busy_error(self._lost_message)
 
     def release(self) -> None:
-        """Remove the lock if this attempt holds it, within `_RELEASE_TIMEOUT_SECONDS`. Never raises."""
+        """Remove the lock if this attempt holds it, within `_RELEASE_TIMEOUT_SECONDS`. Never raises.
+
+        The thread of the heartbeat removes it, because the start of another one may wait forever when no memory is
+        left: https://github.com/python/cpython/issues/140746
+        """
         self._released.set()
-        removal_thread = threading.Thread(target=self._remove_lock, name="output-lock-release", daemon=True)
-        removal_thread.start()
-        removal_thread.join(_RELEASE_TIMEOUT_SECONDS)
-        if removal_thread.is_alive():
+        if self._thread.is_alive():  # not if the lock was never acquired
+            self._thread.join(_RELEASE_TIMEOUT_SECONDS)
+        if self._thread.is_alive():
             log.info("output lock: not released, the store did not respond within %.0f s", _RELEASE_TIMEOUT_SECONDS)
 
     def _remove_lock(self) -> None:
-        with self._write_mutex:  # waits for a heartbeat in progress; no other follows
-            try:
-                self.check_held()
-                delete_objects(self._s3, [self._location])
-            except TrainerError as error:
-                log.info("output lock: not released, %s", error.message)
+        try:
+            self.check_held()
+            delete_objects(self._s3, [self._location])
+        except TrainerError as error:
+            log.info("output lock: not released, %s", error.message)
 
     def _create_record(self) -> bool:
         return self._write_record(lambda content: create_object(self._s3, self._location, content))
@@ -237,13 +239,13 @@ class OutputLock:
 
     def _run_heartbeat(self) -> None:
         while not self._released.wait(self._timing.heartbeat_seconds):
-            with self._write_mutex:
-                if self._released.is_set() or self._lost_message:
-                    return
-                try:
-                    self._heartbeat()
-                except TrainerError as error:  # the store may respond again before the lock is stale
-                    log.warning("output lock: heartbeat failed: %s", error.message)
+            if self._lost_message:
+                return
+            try:
+                self._heartbeat()
+            except TrainerError as error:  # the store may respond again before the lock is stale
+                log.warning("output lock: heartbeat failed: %s", error.message)
+        self._remove_lock()
 
     def _heartbeat(self) -> None:
         if not self._has_conditional_writes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
@@ -27,6 +27,7 @@ from finetune_trainer.publishing.merged_output import MERGE_ATTEMPTS_NAME, Merge
 from finetune_trainer.publishing.output_lock import OutputLock, remove_own_lock
 from finetune_trainer.publishing.published_result import PublishedResult
 from finetune_trainer.publishing.uploads import Uploads
+from finetune_trainer.records.findings import FINDINGS_NAME
 from finetune_trainer.records.manifest import (
     MANIFEST_NAME,
     MERGED_PREFIX,
@@ -39,6 +40,7 @@ from finetune_trainer.records.manifest import (
 from finetune_trainer.storage import S3, Location, delete_objects, put_if_absent, read_object
 from finetune_trainer.storage.retry import MANIFEST_ATTEMPTS, retry_until_true
 from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ CONFIG_NAME = "finetune_config.json"
 """The config of the run. Not `config.json`, which loaders would take as the config of a full model."""
 REJECTED_PREFIX = ".rejected/"
 """Prefix of reports of models that did not pass `evaluation.gate`, by config digest."""
+FAILED_PREFIX = ".failed/"
+"""Prefix of logs and findings of runs that failed, by config digest."""
 _MAX_NAMES_SHOWN = 3
 
 
@@ -85,11 +89,12 @@ class OutputPrefix:
         return CheckpointStore(self._s3, self._prefix, provenance, self._config.training.checkpoints.keep)
 
     def remove_leftovers(self) -> None:
-        """Remove checkpoints and lock of an attempt that died after publishing. Failures are only logged."""
+        """Remove what attempts of this config left behind before one published. Failures are only logged."""
         try:
             self._uploads.remove_record()
             delete_objects(self._s3, [self._prefix.child(MERGE_ATTEMPTS_NAME)] if self._config.output.merged else [])
             remove_own_lock(self._s3, self._prefix, get_run_id(), self.digest)
+            self._remove_failed()
         except TrainerError as error:
             log.warning("publish: could not remove everything of an earlier attempt: %s", error.message)
         self.clear_checkpoints()
@@ -177,6 +182,7 @@ class OutputPrefix:
         self._uploads.verify(files)
         final_outcome = self._put_manifest(new_result)
         self._uploads.try_remove_record()
+        self._try_remove_failed()
         total_bytes = sum(file.size for file in files)
         log.info("publish: %d files, %d bytes, at %s: %s", len(files), total_bytes, self.uri, final_outcome.reason)
         return final_outcome
@@ -198,10 +204,34 @@ class OutputPrefix:
 
     def store_rejected_report(self, folder: Path) -> str:
         """Upload the report of a model that is not published. Returns the URI of the report."""
-        report_prefix = f"{REJECTED_PREFIX}{self.digest.removeprefix('sha256:')[:12]}/"
+        report_prefix = self._get_own_folder(REJECTED_PREFIX)
         for path in sorted(folder.iterdir()):
             self._uploads.upload_file(path, report_prefix + path.name)
         return f"{self.uri}/{report_prefix}{REPORT_NAME}"
+
+    def store_evidence(self, prefix: str, contents: Mapping[str, bytes]) -> str:
+        """Upload files to the folder of this config below `prefix`. They replace those of an earlier attempt.
+
+        Returns the URI of the folder, with a slash at its end.
+        """
+        folder = self._get_own_folder(prefix)
+        for name, content in contents.items():
+            self._uploads.upload_content(content, folder + name)
+        return f"{self.uri}/{folder}"
+
+    def _get_own_folder(self, prefix: str) -> str:
+        return f"{prefix}{self.digest.removeprefix('sha256:')[:12]}/"
+
+    def _remove_failed(self) -> None:
+        """Remove log and findings of failed attempts, since the result is published."""
+        folder = self._get_own_folder(FAILED_PREFIX)
+        delete_objects(self._s3, [self._prefix.child(folder + name) for name in (FINDINGS_NAME, LOG_NAME)])
+
+    def _try_remove_failed(self) -> None:
+        try:
+            self._remove_failed()
+        except TrainerError as error:
+            log.warning("publish: could not remove the log of a failed attempt: %s", error.message)
 
     def _put_manifest(self, new_result: PublishedResult) -> Outcome:
         self._uploads.check_lock()
@@ -227,6 +257,7 @@ class OutputPrefix:
             backend=new_result.manifest.backend,
             dataset=new_result.manifest.dataset,
             result=new_result.manifest.to_result(self.uri, new_result.content),
+            log_uri=new_result.get_log_uri(self.uri),
         )
 
     def _output_exists_error(self, description: str) -> TrainerError:

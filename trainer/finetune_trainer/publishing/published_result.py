@@ -11,6 +11,7 @@ from finetune_trainer.inputs.base_model import ADAPTER_FILES
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
 from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class PublishedResult:
             backend=self.manifest.backend,
             dataset=self.manifest.dataset,
             result=result.model_copy(update={"merged_uri": self.merged_uri}),
+            log_uri=self.get_log_uri(output_uri),
         )
+
+    def get_log_uri(self, output_uri: str) -> str | None:
+        """Return the URI of the log of the run that published the result, if it is published too."""
+        return f"{output_uri}/{LOG_NAME}" if any(file.path == LOG_NAME for file in self.manifest.files) else None
 
     def _describe_older_recipe(self) -> str:
         if self.manifest.recipe == RECIPE:

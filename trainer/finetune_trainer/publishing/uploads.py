@@ -81,6 +81,11 @@ class Uploads:
         digest = put_file(self._s3, self._prefix.child(name), path)
         return FileRecord(path=name, size=path.stat().st_size, sha256=digest)
 
+    def upload_content(self, content: bytes, name: str) -> None:
+        """Upload a small file. Raises `OUTPUT_BUSY` if the lock was lost."""
+        self.check_lock()
+        put_bytes(self._s3, self._prefix.child(name), content)
+
     def announce_and_upload(self, path: Path, name: str) -> FileRecord:
         """Record and upload one more file."""
         self.announce([FileRecord.from_path(path, name)])

@@ -33,9 +33,13 @@ class RunLog:
         file = folder / LOG_NAME
         self.restored_content = file.read_bytes() if file.is_file() else b""
 
+    def read(self) -> bytes:
+        """Return the log so far."""
+        return self.restored_content + self.path.read_bytes()
+
     def save(self, folder: Path) -> None:
         """Write the log to the folder of a checkpoint or of the result."""
-        (folder / LOG_NAME).write_bytes(self.restored_content + self.path.read_bytes())
+        (folder / LOG_NAME).write_bytes(self.read())
 
 
 @contextmanager

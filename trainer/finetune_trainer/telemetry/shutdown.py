@@ -79,6 +79,17 @@ class GracefulShutdown:
 
 
 @contextmanager
+def ignore_stop_signals() -> Iterator[None]:
+    """Ignore stop signals in the block, while a process that ends anyway reports why. Needs the main thread."""
+    handlers = {signal_number: signal.signal(signal_number, signal.SIG_IGN) for signal_number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
+
+
+@contextmanager
 def defer_signals(recorder: OutcomeRecorder, extra_seconds: float = 0) -> Iterator[GracefulShutdown]:
     """Defer stop signals in the block. They take effect at its end, or when the grace period is over.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from finetune_trainer.contract import (
     StoredCheckpoint,
 )
 from finetune_trainer.distributed import topology
+from finetune_trainer.records.evaluation import PreflightFinding, RejectedRow
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.text import escape_invisible
 
@@ -35,6 +37,19 @@ _paths_with_outcome: set[Path | None] = set()
 """Termination messages with an outcome, which no record of a checkpoint that is stored later may replace."""
 
 
+@dataclass
+class RunFacts:
+    """What the stages of a run have found so far."""
+
+    backend: str | None = None
+    dataset: DatasetReport | None = None
+    log_uri: str | None = None
+    """URI of the stored log of this attempt."""
+    rejected_rows: Sequence[RejectedRow] = ()
+    """A few rejected rows for each reason."""
+    preflight: Sequence[PreflightFinding] = ()
+
+
 class OutcomeRecorder:
     """Records what is known about a run, so that every outcome reports it, also the outcome of a failure.
 
@@ -43,30 +58,42 @@ class OutcomeRecorder:
 
     def __init__(self, progress: ProgressReporter) -> None:
         self.progress = progress
-        self._backend: str | None = None
-        self._dataset: DatasetReport | None = None
+        self.facts = RunFacts()
 
     def record_backend(self, backend: str) -> None:
         """Record which backend trains: `unsloth` or `transformers`."""
-        self._backend = backend
+        self.facts.backend = backend
 
     def record_dataset(self, report: DatasetReport) -> None:
         """Record the report of the prepared dataset."""
-        self._dataset = report
+        self.facts.dataset = report
+
+    def record_rejected_rows(self, rows: Sequence[RejectedRow]) -> None:
+        """Record examples of the rows that were dropped from the dataset."""
+        self.facts.rejected_rows = rows
+
+    def record_preflight(self, findings: Sequence[PreflightFinding]) -> None:
+        """Record the results of the checks before the first step."""
+        self.facts.preflight = findings
+
+    def record_log_uri(self, uri: str) -> None:
+        """Record where the log of this attempt is stored."""
+        self.facts.log_uri = uri
 
     def record_rank_zero(self, outcome: Outcome) -> None:
         """Take over what rank 0 of the run reported in its outcome, in the launcher of its node."""
         if outcome.progress:
             self.progress.update(**outcome.progress.model_dump())
-            self._backend, self._dataset = outcome.backend, outcome.dataset
+            self.facts.backend, self.facts.dataset = outcome.backend, outcome.dataset
 
     def complete(self, outcome: Outcome) -> Outcome:
-        """Return the outcome with progress, and with backend and dataset report if it has none of its own."""
+        """Return the outcome with progress, and with backend, dataset report and log if it has none of its own."""
         return outcome.model_copy(
             update={
                 "message": _truncate_utf8(escape_invisible(outcome.message), _MESSAGE_BYTE_LIMITS[0]),
-                "backend": outcome.backend or self._backend,
-                "dataset": outcome.dataset or self._dataset,
+                "backend": outcome.backend or self.facts.backend,
+                "dataset": outcome.dataset or self.facts.dataset,
+                "log_uri": outcome.log_uri or self.facts.log_uri,
                 "progress": _add_recorded_checkpoint(self.progress.get_latest()),
             }
         )
@@ -143,14 +170,17 @@ def _overwrite_in_place(path: Path, text: str) -> None:
 
 
 def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
-    """Yield smaller outcomes: first a shorter message, then no metrics, then neither progress nor dataset."""
+    """Yield smaller outcomes: first a shorter message, then no metrics, then neither progress nor dataset, then no log,
+    whose URI follows from that of a result."""
     for limit in _MESSAGE_BYTE_LIMITS:
         outcome = outcome.model_copy(update={"message": _truncate_utf8(outcome.message, limit)})
         yield outcome
     if outcome.result:
         outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"metrics": {}})})
         yield outcome
-    yield outcome.model_copy(update={"progress": None, "dataset": None})
+    outcome = outcome.model_copy(update={"progress": None, "dataset": None})
+    yield outcome
+    yield outcome.model_copy(update={"log_uri": None})
     yield Outcome(reason=outcome.reason, message=outcome.message)
 
 

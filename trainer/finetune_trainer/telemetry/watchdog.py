@@ -8,9 +8,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -50,16 +51,22 @@ class _Activity:
 
 @contextmanager
 def stall_watchdog(
-    recorder: OutcomeRecorder, folder: Path, seconds: float, transfers: TransferCounter | None = None
+    recorder: OutcomeRecorder,
+    folder: Path,
+    seconds: float,
+    transfers: TransferCounter | None = None,
+    on_stall: Callable[[Outcome], None] | None = None,
 ) -> Iterator[None]:
     """End the process with `TRAINING_STALLED` if nothing changes for `seconds` while the block runs.
 
-    Reports of progress, the size of the files in `folder` and bytes transferred count as changes.
+    Reports of progress, the size of the files in `folder` and bytes transferred count as changes. `on_stall` is called
+    before the process ends.
     """
     finished = threading.Event()
     activity = _Activity(recorder.progress, folder, transfers)
+    abort_stalled = partial(_abort_stalled, recorder, seconds, on_stall)
     threading.Thread(
-        target=_watch_activity, args=(recorder, activity, seconds, finished), name="stall", daemon=True
+        target=_watch_activity, args=(activity, seconds, finished, abort_stalled), name="stall", daemon=True
     ).start()
     try:
         yield
@@ -67,14 +74,16 @@ def stall_watchdog(
         finished.set()
 
 
-def _watch_activity(recorder: OutcomeRecorder, activity: _Activity, seconds: float, finished: threading.Event) -> None:
+def _watch_activity(
+    activity: _Activity, seconds: float, finished: threading.Event, abort_stalled: Callable[[], None]
+) -> None:
     last_reading, last_change = activity.read(), time.monotonic()
     while not finished.wait(max(seconds / _POLLS_PER_TIMEOUT, 0.1)):
         reading = activity.read()
         if reading != last_reading:
             last_reading, last_change = reading, time.monotonic()
         elif time.monotonic() - last_change >= seconds:
-            _abort_stalled(recorder, seconds)
+            abort_stalled()
 
 
 def _get_file_size(path: Path) -> int:
@@ -84,17 +93,17 @@ def _get_file_size(path: Path) -> int:
         return 0
 
 
-def _abort_stalled(recorder: OutcomeRecorder, seconds: float) -> NoReturn:
+def _abort_stalled(recorder: OutcomeRecorder, seconds: float, on_stall: Callable[[Outcome], None] | None) -> NoReturn:
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     stage = recorder.progress.get_latest().stage
-    abort(
-        recorder,
-        termination_message.build_outcome(
-            Reason.TRAINING_STALLED,
-            f"no progress for {seconds:.0f} s in stage {stage}; the log has the stacks of all threads. Increase "
-            "training.stallSeconds if a single step takes that long",
-        ),
+    outcome = termination_message.build_outcome(
+        Reason.TRAINING_STALLED,
+        f"no progress for {seconds:.0f} s in stage {stage}; the log has the stacks of all threads. Increase "
+        "training.stallSeconds if a single step takes that long",
     )
+    if on_stall:
+        on_stall(outcome)
+    abort(recorder, outcome)
 
 
 def abort(recorder: OutcomeRecorder, final_outcome: Outcome) -> NoReturn:

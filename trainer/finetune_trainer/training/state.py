@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from finetune_trainer.modeling.loading import LoadedModel
 
 
+def discard_findings(findings: Sequence[PreflightFinding]) -> None:
+    """Do nothing with the results of the checks before the first step."""
+
+
 @dataclass(frozen=True)
 class TrainingSession:
     """The environment of a training: progress reports, callbacks, the checkpoint to resume from, and its place among
@@ -39,6 +43,8 @@ class TrainingSession:
     """Decides about the checkpoints that another attempt can resume from."""
     offset: StepOffset = field(default_factory=StepOffset)
     log_metrics: MetricLogger = discard_metrics
+    record_preflight: Callable[[Sequence[PreflightFinding]], None] = discard_findings
+    """Is called with the results of the checks before the first step."""
 
 
 @dataclass(frozen=True)
