@@ -174,9 +174,6 @@ class Storage(Model):
     S3-compatible stores. Defaults to auto."""
 
 
-_FIRST_MAX_NEW_TOKENS = 128
-
-
 def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     trainer_fields = {key: value for key, value in spec.items() if prefix + key not in CLUSTER_ONLY_FIELDS}
     return {
@@ -273,10 +270,6 @@ class TrainerConfig(Model):
             include={"model": True, "dataset": True, "training": True, "evaluation": True, "output": {"merged"}},
             exclude={"training": {"checkpoints", "stall_seconds"}},
         )
-        # Objects that are stored since before maxNewTokens could be unset contain its default of then.
-        evaluation = sections.get("evaluation", {})
-        if evaluation.get("maxNewTokens") == _FIRST_MAX_NEW_TOKENS:
-            del evaluation["maxNewTokens"]
         canonical_json = json.dumps(
             {name: section for name, section in sections.items() if section}, sort_keys=True, separators=(",", ":")
         )
