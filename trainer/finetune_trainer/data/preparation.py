@@ -79,6 +79,10 @@ class PreparedData:
     """Rows with the text of a control token, which is the `example`."""
     answer_ends: Mapping[int, int] = field(default_factory=dict)
     """Number of answers by the token that ends them, without answers of truncated rows."""
+    texts: datasets.Dataset | None = None
+    """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if `evaluation.task` is set."""
+    validation_texts: datasets.Dataset | None = None
+    """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
 
     @property
     def digest(self) -> str:
@@ -93,7 +97,7 @@ class PreparedData:
             self.dataset.select(rows)
             for rows in (self.folds.select_training_rows(fold), self.folds.select_held_out_rows(fold))
         )
-        return replace(self, dataset=training_rows, folds=None, held_out_fold=held_out_rows)
+        return replace(self, dataset=training_rows, folds=None, held_out_fold=held_out_rows, texts=None)
 
 
 def prepare_dataset(
@@ -150,7 +154,9 @@ def _split_rows(
         training_writer.stats.compute_totals(held_out_rows),
         files.digest,
     )
-    dataset, validation = _split_dataset(training_writer, held_out_rows, validation_rows)
+    dataset, validation = _split_dataset(training_writer.load_dataset(), held_out_rows, validation_rows)
+    archive = training_writer.load_archive()
+    texts, validation_texts = _split_dataset(archive, held_out_rows, validation_rows) if archive else (None, None)
     return PreparedData(
         dataset,
         report,
@@ -161,6 +167,8 @@ def _split_rows(
         rewritten=context.ledger.rewritten_rows,
         control_tokens=context.ledger.control_tokens,
         answer_ends=context.ledger.answer_ends,
+        texts=texts,
+        validation_texts=validation_writer.load_archive() if files.validation_sources else validation_texts,
     )
 
 
@@ -183,6 +191,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         control_token_finder=ControlTokenFinder(encoding.tokenizer),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
+        archives_rows=config.evaluation.task is not None,
     )
 
 
@@ -261,12 +270,11 @@ def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_r
 
 
 def _split_dataset(
-    training_writer: SplitWriter, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
+    dataset: datasets.Dataset, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Return the dataset without the held-out rows, and the dataset of the validation rows if there are any."""
     import numpy as np
 
-    dataset = training_writer.load_dataset()
     if not len(held_out_rows):
         return dataset, None
     training_rows = np.setdiff1d(np.arange(len(dataset)), held_out_rows, assume_unique=True)
