@@ -29,12 +29,19 @@ class CheckedModel:
 
 
 def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
-    """Check the base model without its weights, and the adapter that training starts from.
+    """Check the base model without its weights, and the adapters that training starts from and is compared with.
 
     Raises `MODEL_INVALID`, `MODEL_UNSUPPORTED`, and `CONFIG_INVALID` for settings that do not fit the model.
     """
     from finetune_trainer.inputs.model_files import check_model_dir
-    from finetune_trainer.modeling import existing_adapter, loading, positions, stored_quantization, support_matrix
+    from finetune_trainer.modeling import (
+        baseline_adapter,
+        existing_adapter,
+        loading,
+        positions,
+        stored_quantization,
+        support_matrix,
+    )
     from finetune_trainer.modeling.model_config import build_meta_model
     from finetune_trainer.modeling.quantization import check_planned_quantization
 
@@ -46,6 +53,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs) -> CheckedModel:
     support_matrix.check_support(config, model_config.model_type)
     meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
     check_planned_quantization(config, model_config, meta_model)
+    baseline_adapter.check_baselines(files.baseline_dirs, model_config)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model.chat_template)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     return CheckedModel(tokenizer, positions.get_max_positions(model_config))

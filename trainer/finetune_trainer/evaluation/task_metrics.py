@@ -61,7 +61,7 @@ def list_missing(task: Task, references: Texts) -> list[str]:
 def explain_no_bleu(references: Texts) -> str | None:
     """Return why BLEU cannot be measured on these references, or None. BLEU counts common sequences of up to four
     words, and is 0 even for a perfect translation if no reference has four words."""
-    tokenize = _create_bleu(references).tokenizer
+    tokenize = create_bleu(references).tokenizer
     if any(len(tokenize(reference.rstrip()).split()) >= _BLEU_ORDER for reference in references):
         return None
     return f"no answer of the validation rows has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
@@ -100,12 +100,13 @@ def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measur
     )
 
 
-class _WordTokenizer:
+class WordTokenizer:
     """Splits text of any script into words. The tokenizer of rouge_score supports a to z only, and finds no words in
     Russian or Chinese. The result is the same for English; there is no stemming, as by default in rouge_score.
     """
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words in lower case."""
         words: list[str] = _WORDS.findall(text.lower())
         return words
 
@@ -115,7 +116,7 @@ def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, tokenizer=_WordTokenizer())
+    scorer = RougeScorer(names, tokenizer=WordTokenizer())
     base_scores = [scorer.score(*pair) for pair in zip(references, base, strict=True)]
     tuned_scores = [scorer.score(*pair) for pair in zip(references, tuned, strict=True)]
     return [
@@ -159,13 +160,14 @@ def _build_corpus_scorer(name: str, references: Texts, answers: Texts) -> Callab
     import numpy as np
     from sacrebleu.metrics.chrf import CHRF
 
-    metric: Any = _create_bleu(references) if name == "bleu" else CHRF()
+    metric: Any = create_bleu(references) if name == "bleu" else CHRF()
     counts = np.array(metric._extract_corpus_statistics(answers, [references]))
     # At most 100: BLEU of equal texts exceeds it by a rounding error of its logarithms.
     return lambda rows: min(100.0, float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score))
 
 
-def _create_bleu(references: Texts) -> BLEU:
+def create_bleu(references: Texts) -> BLEU:
+    """Return the metric with the tokenizer for the script of the references."""
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=_choose_bleu_tokenizer(references), force=True)

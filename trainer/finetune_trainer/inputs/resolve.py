@@ -77,6 +77,8 @@ class DownloadedInputs:
     """The adapter that training starts from, if any."""
     pairs: list[InputFile] = field(default_factory=list)
     """Sentence pairs of `evaluation.bias.pairsURI`."""
+    baselines: dict[str, FetchedModel] = field(default_factory=dict)
+    """Adapters of `evaluation.baselines`, by name."""
 
     @property
     def model_dir(self) -> Path:
@@ -92,6 +94,11 @@ class DownloadedInputs:
     def adapter_dir(self) -> Path | None:
         """Folder of the adapter that training starts from, if any."""
         return self.adapter.folder if self.adapter else None
+
+    @property
+    def baseline_dirs(self) -> dict[str, Path]:
+        """Folders of the adapters of `evaluation.baselines`, by name."""
+        return {name: baseline.folder for name, baseline in self.baselines.items()}
 
     @property
     def start_revision(self) -> str:

@@ -3,6 +3,8 @@ that `plan` can count them."""
 
 from __future__ import annotations
 
+import math
+
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling.positions import limit_max_length
 
@@ -15,13 +17,19 @@ MAX_GENERATION_PROMPTS = 8
 MAX_GENERATION_TOKENS = 4096
 """Tokens of prompts and answers in the key-value cache, including padding. A longer prompt is a batch of its own."""
 
-MAX_DEFAULT_NEW_TOKENS = 1024
-"""Maximum length of a generated answer if `evaluation.maxNewTokens` is unset."""
+MIN_DEFAULT_NEW_TOKENS, MAX_DEFAULT_NEW_TOKENS = 128, 1024
+"""Range of the maximum length of a generated answer if `evaluation.maxNewTokens` is unset."""
 
 
 def limit_new_tokens(config: TrainerConfig) -> int:
     """Return the maximum length of a generated answer, in tokens, before the length of the data's answers is known."""
     return config.evaluation.max_new_tokens or MAX_DEFAULT_NEW_TOKENS
+
+
+def choose_new_tokens(config: TrainerConfig, longest_answer: int) -> int:
+    """Return the maximum length of a generated answer if the longest answer of the data has `longest_answer` tokens."""
+    allowed = max(longest_answer + math.ceil(longest_answer / 4), MIN_DEFAULT_NEW_TOKENS)
+    return config.evaluation.max_new_tokens or min(allowed, MAX_DEFAULT_NEW_TOKENS)
 
 
 def limit_loss_tokens(config: TrainerConfig, positions: int | None) -> int:
