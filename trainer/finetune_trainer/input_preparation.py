@@ -42,14 +42,21 @@ def check_settings(config: TrainerConfig) -> None:
 
 
 def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: date) -> CheckedModel:
-    """Check the base model without its weights, and the adapter that training starts from. `template_date` is the date
-    of the run for chat templates that write the current date.
+    """Check the base model without its weights, and the adapters that training starts from and is compared with.
+    `template_date` is the date of the run for chat templates that write the current date.
 
     Raises `MODEL_INVALID`, `MODEL_UNSUPPORTED`, and `CONFIG_INVALID` for settings that do not fit the model.
     """
     from finetune_trainer.data.chat_template import can_write_date
     from finetune_trainer.inputs.model_files import check_model_dir
-    from finetune_trainer.modeling import existing_adapter, loading, positions, stored_quantization, support_matrix
+    from finetune_trainer.modeling import (
+        baseline_adapter,
+        existing_adapter,
+        loading,
+        positions,
+        stored_quantization,
+        support_matrix,
+    )
     from finetune_trainer.modeling.model_config import build_meta_model
     from finetune_trainer.modeling.quantization import check_planned_quantization
 
@@ -61,6 +68,7 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     support_matrix.check_support(config, model_config.model_type)
     meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
     check_planned_quantization(config, model_config, meta_model)
+    baseline_adapter.check_baselines(files.baseline_dirs, model_config)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)

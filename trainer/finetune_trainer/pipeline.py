@@ -235,11 +235,14 @@ def prepare_inputs(
 
 def load_model(inputs: PreparedInputs, backend: str, context: RunContext) -> LoadedModel:
     """Load the base model with a new adapter, or with the adapter that training starts from."""
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import baseline_adapter, loading
 
     context.enter_stage(Stage.LOADING)
     files = inputs.files
-    return loading.load_with_tokenizer(inputs.training_config, files.model_dir, backend, files.adapter_dir)
+    loaded = loading.load_with_tokenizer(inputs.training_config, files.model_dir, backend, files.adapter_dir)
+    if backend == "unsloth":
+        baseline_adapter.check_unsloth_baselines(files.baseline_dirs, loaded.model)
+    return loaded
 
 
 def _open_checkpoint_store(inputs: PreparedInputs, output: OutputPrefix) -> CheckpointStore:
@@ -281,7 +284,9 @@ def evaluate_adapter(
 
     context.enter_stage(Stage.EVALUATING)
     pairs = requirements.read_sentence_pairs(inputs.files.pairs)
-    evaluation_input = runner.EvaluationInput(context.config, model, inputs.dataset, result, pairs)
+    evaluation_input = runner.EvaluationInput(
+        context.config, model, inputs.dataset, result, pairs, inputs.files.baseline_dirs
+    )
     evaluation = runner.evaluate(evaluation_input, context.progress)
     # The measures of the evaluation replace those of the training, so that all outputs show what the gate has checked.
     metrics = {**result.metrics, **evaluation.flatten_metrics()}

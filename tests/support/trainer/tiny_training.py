@@ -82,6 +82,8 @@ class TrainingRequest:
     resume: str | None = None
     evaluation: dict[str, Any] | None = None
     """Fields of `evaluation`. None: nothing is evaluated."""
+    baselines: dict[str, str] = field(default_factory=dict)
+    """Folders of the adapters of `evaluation.baselines`, by name."""
     save_at: int | None = None
     """The step after which a checkpoint is saved to `<folder>/trainer`."""
 
@@ -111,7 +113,7 @@ class TrainingRequest:
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
         encoding = RowEncoding(tokenizer, get_method(self.config))
         data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), encoding, folder)
-        return replace(data, validation=data.dataset) if self.validate else data
+        return replace(data, validation=data.dataset, validation_texts=data.texts) if self.validate else data
 
 
 def make_folds(rows: int, cross_validation: CrossValidation | None) -> Folds | None:
@@ -172,7 +174,10 @@ class TrainingOutcome:
     def to_json(self) -> dict[str, Any]:
         """Return all values except the model."""
         plain: dict[str, Any] = {"progress": [report.to_json() for report in self.progress]}
-        evaluation = self.evaluation and self.evaluation.to_json()
+        evaluation = self.evaluation and {
+            **self.evaluation.to_json(),
+            "rows": [row.to_json() for row in self.evaluation.rows],
+        }
         plain |= {"metrics": self.metrics, "trainable": self.trainable, "fold_losses": self.fold_losses}
         return {**plain, "report": self.report.to_json(), "evaluation": evaluation}
 
@@ -214,7 +219,9 @@ def train(
     trained = train(settings, loaded, data, session, folder)
     evaluation = None
     if request.evaluation is not None:
-        evaluation = runner.evaluate(runner.EvaluationInput(settings, loaded, data, trained), recorder)
+        baseline_dirs = {name: Path(baseline) for name, baseline in request.baselines.items()}
+        evaluation_input = runner.EvaluationInput(settings, loaded, data, trained, baseline_dirs=baseline_dirs)
+        evaluation = runner.evaluate(evaluation_input, recorder)
     export.export_adapter(settings, loaded, folder / "adapter", "sha256:0", model_dir)
     trainable, _ = peft_model.get_nb_trainable_parameters()
     values = trained.metrics, recorder.reported, data.report, trainable, loaded, evaluation, list(trained.fold_losses)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import count
 
 import pytest
-from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config
 from tests.support.trainer.tiny_training import RunTraining
 
 from finetune_trainer.data.augment.lexicon import CATEGORIES
 from finetune_trainer.evaluation.bias.sentence_pairs import load_builtin_pairs
 from finetune_trainer.evaluation.decisions import explain_few_rows
-from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.records.evaluation import Comparison, EvaluationReport, SampleTurn
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -41,7 +41,7 @@ TRAINING_SETTINGS = {"maxSteps": 40, "batchSize": 8, "gradientAccumulation": 1, 
 
 
 def train_and_evaluate(run: RunTraining, **settings: object) -> EvaluationReport:
-    evaluation = run(rows=REVIEWS, validate=True, **TRAINING_SETTINGS | settings).evaluation
+    evaluation = run(**{"rows": REVIEWS, "validate": True, **TRAINING_SETTINGS, **settings}).evaluation
     assert evaluation
     return evaluation
 
@@ -70,9 +70,13 @@ def test_evaluate_classifier_is_compared_with_base(run: RunTraining, backend: st
     assert report.confusion
     for counts in (report.confusion.base_counts, report.confusion.counts):
         assert [sum(row) for row in counts] == [len(WORDS)] * 2
-    assert [(sample.prompt, sample.tuned) for sample in report.samples[:1]] == [("The lamp is fine.", "good")]
-    assert report.samples[0].base != "good"
-    assert all(sample.reference == sample.tuned for sample in report.samples[1:])
+    prompt_sample, *row_samples = report.samples
+    assert (prompt_sample.kind, prompt_sample.turns) == ("prompt", [SampleTurn(role="user", text="The lamp is fine.")])
+    assert (prompt_sample.tuned.text, prompt_sample.tuned.is_cut) == ("good", False)
+    assert prompt_sample.base.text != "good"
+    assert {sample.kind for sample in row_samples} == {"row"}
+    assert all(sample.reference == sample.tuned.text for sample in row_samples)
+    assert row_samples[0].turns == [SampleTurn(role="user", text=REVIEWS[0]["prompt"])]
     assert [check.passed for check in report.gate] == [True, True]
     assert report.forgetting
     assert report.overfitting.gap == pytest.approx(0, abs=1e-3)  # both sides are the same rows here
@@ -139,14 +143,12 @@ def test_evaluate_too_few_bias_pairs_fail_gate(run: RunTraining, monkeypatch: py
 
 def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer.evaluation.bias import scoring
-    from finetune_trainer.evaluation.prompts import EvaluationPrompt
-    from finetune_trainer.modeling.generation import Answer
 
-    ask, calls = scoring.extract_prompt, count()
+    split, calls = scoring.split_last_answer, count()
     monkeypatch.setattr(
         scoring,
-        "extract_prompt",  # of one row all, with its term, is the prompt
-        lambda ids, *more: EvaluationPrompt(list(ids), Answer("", "")) if next(calls) == 5 else ask(ids, *more),
+        "split_last_answer",  # of one row all, with its term, is the prompt
+        lambda ids, labels: (list(ids), []) if next(calls) == 5 else split(ids, labels),
     )
     report = run(
         rows=BALANCED, validate=True, **TRAINING_SETTINGS | {"maxSteps": 1}, evaluation={"bias": {}}
@@ -159,16 +161,18 @@ def test_evaluate_bias_row_without_answer_is_skipped(run: RunTraining, monkeypat
 
 
 def test_evaluate_sample_answers_are_redacted(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import runner
-    from finetune_trainer.modeling.generation import Answer
+    from finetune_trainer.modeling.generation import Answer, TextGenerator
 
-    answer = Answer("Ask ann@example.com.", "")
-    monkeypatch.setattr(runner.TextGenerator, "generate", lambda _, prompts: [answer] * len(prompts))
+    answer = Answer("", "Ask ann@example.com.", "Or bob@example.com.")
+    monkeypatch.setattr(TextGenerator, "generate", lambda _, prompts: [answer] * len(prompts))
     prompt = "Is bob@example.com right?"
-    [shown] = train_and_evaluate(run, maxSteps=1, evaluation={"samplePrompts": [prompt]}).samples
-    assert shown.prompt == prompt
-    assert "example.com" not in shown.base + shown.tuned
-    assert shown.base.startswith("Ask ")
+    rows = [{"prompt": f"Who is {name}@example.com?", "completion": f"It is {name}@example.com."} for name in WORDS]
+    settings = {"samplePrompts": [prompt], "task": "generation"}
+    report = train_and_evaluate(run, maxSteps=1, rows=rows, evaluation=settings)
+    assert report.samples[0].turns == [SampleTurn(role="user", text=prompt)]
+    assert report.samples[0].base.text.startswith("Ask ")
+    published = [*(sample.model_copy(update={"turns": []}) for sample in report.samples[:1]), *report.samples[1:]]
+    assert "example.com" not in str([*published, *report.rows])
 
 
 def test_evaluate_loss_too_high_has_no_perplexity(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,20 +208,77 @@ def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypat
     monkeypatch.setattr(runner.task_metrics, "measure_task", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
     report = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
-    assert report.missing == ["answers for classification: RuntimeError: no such kernel"]
+    assert report.missing[-1] == "answers for classification: RuntimeError: no such kernel"
     assert [measure.name for measure in report.measures] == ["evalLoss", "perplexity"]
     assert [(check.passed, check.value) for check in report.gate] == [(False, None)]
 
 
-def test_evaluate_reference_answers_beyond_max_new_tokens_are_counted(run: RunTraining) -> None:
-    answers = ["Yes.", "Yes.", "It is red, green and blue, and it is very, very large.", "No."]
-    rows = [{"prompt": f"What is {number}?", "completion": answer} for number, answer in enumerate(answers)]
-    reports = [
-        run(rows=rows, validate=True, maxSteps=1, evaluation={"task": "generation", "maxNewTokens": limit}).evaluation
-        for limit in (8, 128)
+LONG_ANSWER = "It is red, green and blue, and it is very, very large."
+QUESTIONS = [
+    {"prompt": f"What is {number}?", "completion": answer}
+    for number, answer in enumerate(["Yes.", "Yes.", LONG_ANSWER, "No."])
+]
+
+
+def test_evaluate_cut_answers_are_marked_and_counted(run: RunTraining) -> None:
+    settings = {"task": "generation", "maxNewTokens": 8, "samplePrompts": ["What is 9?"]}
+    report = train_and_evaluate(run, rows=QUESTIONS, maxSteps=1, evaluation=settings)
+    assert report.max_new_tokens
+    assert report.max_new_tokens > 8, "the longest answer of the data fits"
+    (message,) = report.missing
+    cut_count = sum(row.answers["tuned"].is_cut for row in report.rows)
+    assert cut_count > 0
+    assert f"{cut_count} of 4 answers of the tuned model were cut at {report.max_new_tokens} tokens" in message
+    assert "so the model does not end these answers" in message
+    assert [sample.tuned.is_cut for sample in report.samples[1:]] == [
+        row.answers["tuned"].is_cut for row in report.rows
     ]
-    assert reports[0]
-    assert reports[1]
-    assert reports[1].missing == []
-    (message,) = reports[0].missing
-    assert "1 of 4 reference answers have more than 8 tokens (evaluation.maxNewTokens)" in message
+
+
+@pytest.mark.parametrize(("words", "tokens"), [(1, 128), (40, 200), (400, 1024)], ids=["short", "longer", "longest"])
+def test_evaluate_max_new_tokens_is_raised_to_longest_answer(words: int, tokens: int) -> None:
+    from finetune_trainer.evaluation.answers import RowAnswers
+    from finetune_trainer.evaluation.prompts import EvaluationRow, TemplateFrame
+
+    rows = [EvaluationRow(number, "", (), [1], count, "") for number, count in enumerate((1, 4 * words))]
+    assert RowAnswers.from_rows(rows, TemplateFrame(), config()).max_new_tokens == tokens
+
+
+def check_row_scores(report: EvaluationReport, models: list[str]) -> None:
+    """Compare the scores of single rows with the measures of all rows."""
+    assert [row.reference for row in report.rows] == [row["completion"] for row in REVIEWS]
+    assert len({row.row for row in report.rows}) == len(REVIEWS)
+    values = {measure.name: [measure.base, *measure.baselines.values(), measure.tuned] for measure in report.measures}
+    for index, model in enumerate(models):
+        scores = [row.scores[model] for row in report.rows]
+        loss = sum(score["lossSum"] for score in scores) / sum(score["lossTokens"] for score in scores)
+        accuracy = sum(score["accuracy"] for score in scores) / len(scores)
+        for name, value in (("evalLoss", loss), ("accuracy", accuracy)):
+            measured = values[name][index]
+            estimate = measured.estimate if isinstance(measured, Comparison) else measured
+            assert estimate
+            assert estimate.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluate_baseline_equals_run_that_published_it(run: RunTraining, backend: str) -> None:
+    settings = {"task": "classification", "maxNewTokens": 8, "samplePrompts": ["The lamp is fine."]}
+    training = {**TRAINING_SETTINGS, "maxSteps": 16, "backend": backend}
+    first = run(rows=REVIEWS, validate=True, evaluation=settings, **training)
+    other = {**training, "maxSteps": 4, "lora": {"rank": 4}}
+    adapter = str(first.folder / "adapter")
+    report = run(rows=REVIEWS, validate=True, evaluation=settings, baselines={"old": adapter}, **other).evaluation
+    assert first.evaluation
+    assert report
+    assert not [problem for problem in report.missing if "baseline" in problem]
+    published = {measure.name: measure.tuned for measure in first.evaluation.measures}
+    for measure in report.measures:
+        comparison = measure.baselines["old"]
+        assert comparison.estimate.value == pytest.approx(published[measure.name].value, rel=1e-4)
+        assert comparison.change
+        assert comparison.change.value == pytest.approx(measure.tuned.value - comparison.estimate.value, abs=1e-6)
+    tuned_answers = [sample.tuned for sample in first.evaluation.samples]
+    assert [sample.baselines["old"] for sample in report.samples] == tuned_answers
+    assert [sample.tuned for sample in report.samples] != tuned_answers
+    check_row_scores(report, ["base", "old", "tuned"])
+    assert report.to_json().keys().isdisjoint({"rows"}), "they are published as evaluation.jsonl"

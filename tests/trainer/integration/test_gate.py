@@ -75,9 +75,13 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     return make_job
 
 
+def read_rows(s3: S3Server, uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in s3.get(uri).decode().splitlines()]
+
+
 def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
     gate = [{"metric": "evalLoss", "maximum": 0.001}, {"metric": "perplexity", "minImprovement": 0}]
-    job = pods("worse", {"gate": gate})
+    job = pods("worse", {"gate": gate, "task": "chat"})
     assert forks.run(job, maxSteps=6, checkpoints={"everySteps": 2}) is Reason.EVALUATION_GATE, job.log
     assert re.search(r"evalLoss is \d\S*, at most 0.001 is required", job.outcome.message)
     assert "perplexity" not in job.outcome.message, "that one it passes"
@@ -89,6 +93,7 @@ def test_gate_failed_model_is_not_published(s3: S3Server, pods: Callable[..., Tr
     assert f"EvaluationGate: {job.outcome.message}" in s3.get(job.outcome.log_uri).decode()
     evaluation = json.loads(s3.get(uri.replace("report.html", "evaluation.json")))
     assert [check["passed"] for check in evaluation["gate"]] == [False, True]
+    assert len(read_rows(s3, uri.replace("report.html", "evaluation.jsonl"))) == 6
 
 
 def test_gate_passed_model_is_published_with_evaluation(
@@ -99,7 +104,12 @@ def test_gate_passed_model_is_published_with_evaluation(
     job = pods("better", {"task": "chat", "samplePrompts": ["Who?"], "bias": bias, "gate": gate})
     assert forks.run(job, maxSteps=6) is Reason.COMPLETED, job.log
     evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
-    assert evaluation["samples"][0]["prompt"] == "Who?"
+    assert evaluation["samples"][0]["turns"] == [{"role": "user", "text": "Who?"}]
+    rows = read_rows(s3, f"{job.output}/evaluation.jsonl")
+    assert [row["reference"] for row in rows] == [sample["reference"] for sample in evaluation["samples"][1:]]
+    assert {frozenset(row["scores"]["tuned"]) for row in rows} == {
+        frozenset({"exactMatch", "chrf", "lossSum", "lossTokens"})
+    }
     assert [check["passed"] for check in evaluation["gate"]] == [True]
     assert [(finding["kind"], finding["category"]) for finding in evaluation["bias"]["findings"]] == [
         ("pair", "kitchen")
@@ -107,7 +117,7 @@ def test_gate_passed_model_is_published_with_evaluation(
     assert "s3://data/pairs.csv" in s3.get(f"{job.output}/manifest.json").decode()
     assert {"chrf", "baseChrf", "exactMatch", "perplexity"} <= job.read_metrics().keys()
     listed = {file["path"]: file["sha256"] for file in json.loads(s3.get(f"{job.output}/manifest.json"))["files"]}
-    assert {"README.md", "report.html", "evaluation.json", "provenance.json", "run.log"} <= listed.keys()
+    assert {"README.md", "report.html", "evaluation.json", "evaluation.jsonl", "run.log"} <= listed.keys()
     assert "6 validation rows are too few to distinguish the change of" in job.outcome.message
     assert job.outcome.result
     assert job.outcome.result.report_uri == f"{job.output}/report.html"

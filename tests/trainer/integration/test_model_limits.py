@@ -83,7 +83,7 @@ def test_run_texts_beyond_positions_completes(
     assert f"{POSITIONS} tokens, the base model's positions" in to_text(plan)
     judged = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
     assert judged["missing"][0] == f"sample prompts: 1 of 2 exceed the {POSITIONS} positions of the model"
-    assert [sample["prompt"] for sample in judged["samples"]] == ["Hi"]
+    assert [sample["turns"][0]["text"] for sample in judged["samples"]] == ["Hi"]
     assert any("more tokens than the model has positions" in note for note in judged["bias"]["notes"])
 
 

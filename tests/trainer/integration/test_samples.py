@@ -79,7 +79,7 @@ def test_sample_runs_and_measures_its_task(pods: Callable[[str], SampleRun], for
     missing = [entry for entry in evaluation.get("missing", []) if not entry.startswith("complete answers: ")]
     assert missing == []  # the test shortens answers
     prompts = config.evaluation.sample_prompts
-    assert [answer["prompt"] for answer in evaluation["samples"][: len(prompts)]] == prompts
+    assert [answer["turns"][0]["text"] for answer in evaluation["samples"][: len(prompts)]] == prompts
     assert [check["passed"] for check in evaluation["gate"]] == [True]
     data = job.outcome.dataset
     assert data

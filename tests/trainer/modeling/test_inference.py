@@ -35,6 +35,11 @@ LEAKS: dict[str, dict[str, Any]] = {
     "begin_suppress_tokens": {"begin_suppress_tokens": list(range(8, 512, 2))},
     "bad_words_ids": {"bad_words_ids": [[token] for token in range(9, 512, 2)]},
     "guidance_scale": {"guidance_scale": 2.0, "exponential_decay_length_penalty": [1, 4.0]},
+    "sequence_bias": {"sequence_bias": [[[40], 50.0]]},
+    "static cache": {"cache_implementation": "static"},
+    "min_length": {"min_length": 40, "max_length": 41},
+    "stop_strings": {"stop_strings": ["e", "a"]},
+    "watermarking_config": {"watermarking_config": {"bias": 20.0}},
     "dictionary": {"return_dict_in_generate": True, "output_scores": True},
 }
 

@@ -100,9 +100,10 @@ class Evaluation(Model):
     max_samples: int = Field(default=200, ge=1, le=10_000)
     """maxSamples is the maximum number of validation rows to generate answers for, evenly spaced over all rows.
     Defaults to 200."""
-    max_new_tokens: int | None = Field(default=None, ge=1, le=4096)
-    """maxNewTokens is the maximum length of a generated answer, in tokens. Longer answers are cut and marked as such.
-    If unset, it is a quarter more than the longest reference answer, at least 128 and at most 1024."""
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    """maxNewTokens is the maximum length of a generated answer, in tokens. If the data has longer answers, it is raised
+    to a quarter more than the longest of the evaluated rows, up to 1024, so that no right answer is cut. Answers that
+    are cut are marked. Defaults to 128."""
     baselines: list[Baseline] = Field(
         default=[],
         max_length=4,

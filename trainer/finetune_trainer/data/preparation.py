@@ -89,6 +89,10 @@ class PreparedData:
     """Date that the chat template wrote as the current one. None: it writes today's date, or none."""
     locations: Sequence[SourceLocation] = ()
     """Locations of the first rows of `dataset`, in its order."""
+    texts: datasets.Dataset | None = None
+    """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if `evaluation.task` is set."""
+    validation_texts: datasets.Dataset | None = None
+    """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
 
     @property
     def digest(self) -> str:
@@ -103,7 +107,7 @@ class PreparedData:
             self.dataset.select(rows)
             for rows in (self.folds.select_training_rows(fold), self.folds.select_held_out_rows(fold))
         )
-        return replace(self, dataset=training_rows, folds=None, held_out_fold=held_out_rows)
+        return replace(self, dataset=training_rows, folds=None, held_out_fold=held_out_rows, texts=None)
 
 
 def prepare_dataset(
@@ -179,7 +183,9 @@ def _split_rows(
         training_writer.stats.compute_totals(held_out_rows),
         files.digest,
     )
-    dataset, validation = _split_dataset(training_writer, held_out_rows, validation_rows)
+    dataset, validation = _split_dataset(training_writer.load_dataset(), held_out_rows, validation_rows)
+    archive = training_writer.load_archive()
+    texts, validation_texts = _split_dataset(archive, held_out_rows, validation_rows) if archive else (None, None)
     return PreparedData(
         dataset,
         report,
@@ -191,7 +197,9 @@ def _split_rows(
         control_tokens=context.ledger.control_tokens,
         unused_columns=context.reader.unused_columns,
         answer_ends=context.ledger.answer_ends,
-        locations=training_writer.locate_rows(_select_training_rows(training_writer, held_out_rows)[:_MAX_LOCATIONS]),
+        locations=_locate_first_rows(training_writer, held_out_rows),
+        texts=texts,
+        validation_texts=validation_writer.load_archive() if files.validation_sources else validation_texts,
     )
 
 
@@ -214,6 +222,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         control_token_finder=ControlTokenFinder(encoding.tokenizer),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
+        archives_rows=config.evaluation.task is not None,
     )
 
 
@@ -277,11 +286,17 @@ def _select_held_out_rows(config: TrainerConfig, training_writer: SplitWriter) -
     return splits.choose_validation_rows(training_writer.row_groups.compute_keys(), fraction, seed)
 
 
-def _select_training_rows(training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _select_training_rows(row_count: int, held_out_rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the numbers of the rows that are not held out, in order."""
     import numpy as np
 
-    return np.setdiff1d(np.arange(training_writer.stats.row_count), held_out_rows, assume_unique=True)
+    return np.setdiff1d(np.arange(row_count), held_out_rows, assume_unique=True)
+
+
+def _locate_first_rows(training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> list[SourceLocation]:
+    """Return the locations of the first rows that are not held out."""
+    rows = _select_training_rows(training_writer.stats.row_count, held_out_rows)
+    return training_writer.locate_rows(rows[:_MAX_LOCATIONS])
 
 
 def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_rows: NDArray[np.int64]) -> Folds | None:
@@ -291,7 +306,7 @@ def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_r
     cross_validation = config.training.cross_validation
     if not cross_validation or not training_writer.row_groups:
         return None
-    rows = _select_training_rows(training_writer, held_out_rows)
+    rows = _select_training_rows(training_writer.stats.row_count, held_out_rows)
     group_keys = np.frombuffer(training_writer.row_groups.compute_keys(), dtype=np.uint64)[rows]
     return folds.assign_folds(
         group_keys, training_writer.stats.is_augmented(rows), cross_validation.folds, config.training.seed
@@ -299,13 +314,12 @@ def _build_folds(config: TrainerConfig, training_writer: SplitWriter, held_out_r
 
 
 def _split_dataset(
-    training_writer: SplitWriter, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
+    dataset: datasets.Dataset, held_out_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Return the dataset without the held-out rows, and the dataset of the validation rows if there are any."""
-    dataset = training_writer.load_dataset()
     if not len(held_out_rows):
         return dataset, None
-    training_rows = _select_training_rows(training_writer, held_out_rows)
+    training_rows = _select_training_rows(len(dataset), held_out_rows)
     return dataset.select(training_rows), dataset.select(validation_rows)
 
 

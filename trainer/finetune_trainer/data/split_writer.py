@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.rewritten_text import find_removed_text
+from finetune_trainer.data.row_archive import RowArchiveWriter, build_archived_row, compute_row_digest
 from finetune_trainer.data.row_locations import RowLocations
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowSchema
@@ -52,6 +54,8 @@ class PreparationContext:
     control_token_finder: ControlTokenFinder
     ledger: RowLedger
     reader: RowReader
+    archives_rows: bool = False
+    """Whether the texts of the rows are needed after they are tokenized."""
 
 
 @dataclass
@@ -65,6 +69,10 @@ class PendingRow:
     """Row from which augmentation made this one, or None for a row of the data."""
     removed_text: str | None = None
     """Words of the row that its rendered text lacks, or None if there are none."""
+    digest: str = ""
+    """Digest of the row before it was cleaned, if the texts of rows are archived."""
+    answer_start: int = 0
+    """Index of the first token of the last answer, before truncation."""
 
 
 _TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
@@ -103,11 +111,14 @@ class SplitWriter:
         """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
         with (
             tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
+            RowArchiveWriter(self._archive_path) if self._context.archives_rows else nullcontext() as archive,
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
-                for tokenized_row in self._collect_accepted_rows(*batch):
+                for pending_row, tokenized_row in self._collect_accepted_rows(*batch):
                     writer.add(tokenized_row)
+                    if archive:
+                        archive.add(build_archived_row(pending_row.digest, pending_row.row, pending_row.answer_start))
         self.stats.close()
         self._locations.close()
 
@@ -121,6 +132,16 @@ class SplitWriter:
     def locate_rows(self, rows: NDArray[np.int64]) -> list[SourceLocation]:
         """Return the locations in the data of these written rows."""
         return self._locations.load(rows)
+
+    def load_archive(self) -> datasets.Dataset | None:
+        """Return the texts of the written rows, memory-mapped, if they are archived."""
+        from datasets import Dataset
+
+        return Dataset.from_file(str(self._archive_path)) if self._context.archives_rows else None
+
+    @property
+    def _archive_path(self) -> Path:
+        return self._path.with_suffix(".texts.arrow")
 
     def _submit_batches(
         self, rows: Iterable[tuple[SourceLocation, Row]], executor: Executor
@@ -155,6 +176,7 @@ class SplitWriter:
 
     def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
         preparation, stats = self._context.preparation, dict[str, int]()
+        digest = compute_row_digest(row) if self._context.archives_rows else ""
         if preparation.normalize_text:
             cleaned_row = map_texts(row, clean_text)
             stats["cleaned"], row = int(cleaned_row != row), cleaned_row
@@ -163,7 +185,7 @@ class SplitWriter:
         stats["redacted"] = sum(kind in preparation.redact for kind in pii_kinds)
         if stats["redacted"]:
             row = map_texts(row, lambda text: redact_pii(text, preparation.redact))
-        return PendingRow(location, row, stats)
+        return PendingRow(location, row, stats, digest=digest)
 
     def _build_counterfactuals(self, pending_row: PendingRow) -> Iterator[PendingRow]:
         """Yield the row with the terms of each category swapped, unless the data contains the result."""
@@ -195,10 +217,11 @@ class SplitWriter:
 
     def _collect_accepted_rows(
         self, pending_rows: Iterable[tuple[PendingRow, int]], future: Future[list[TokenizedConversation]]
-    ) -> Iterator[TokenizedRow]:
+    ) -> Iterator[tuple[PendingRow, TokenizedRow]]:
         conversations = iter(future.result())
         for pending_row, count in pending_rows:
             row_conversations = list(islice(conversations, count))
+            pending_row.answer_start = row_conversations[0].answer_start
             tokenized_row = tokenized_rows.build_tokenized_row(
                 pending_row.row, row_conversations, self._context.limits, self._context.schema
             )
@@ -206,7 +229,7 @@ class SplitWriter:
             if self._accept_row(pending_row, tokenized_row):
                 self._record_stats(pending_row, tokenized_row)
                 self._record_answers(pending_row, [] if tokenized_row.is_truncated else row_conversations)
-                yield tokenized_row
+                yield pending_row, tokenized_row
 
     def _accept_row(self, pending_row: PendingRow, tokenized_row: TokenizedRow) -> bool:
         if pending_row.original:

@@ -52,7 +52,7 @@ def check_requirements(config: TrainerConfig, prepared: PreparedData, tokenizer:
     if problem:
         raise TrainerError(Reason.CONFIG_INVALID, problem)
     if config.evaluation.task:
-        _check_task(config, config.evaluation.task, prepared, tokenizer)
+        _check_task(config, config.evaluation.task, prepared)
 
 
 def _check_gate(config: TrainerConfig) -> None:
@@ -81,13 +81,13 @@ def read_sentence_pairs(files: Sequence[SourceFile]) -> list[SentencePair]:
     return [pair for file in files for pair in parse_pairs(file.path.read_bytes(), file.uri)]
 
 
-def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
-    from finetune_trainer.evaluation.prompts import extract_prompts
+def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData) -> None:
+    from finetune_trainer.evaluation.prompts import list_references
 
-    max_rows, splits = config.evaluation.max_samples, (prepared.validation, prepared.dataset)
+    max_rows = config.evaluation.max_samples
     validation_references, training_references = (
-        [] if split is None else [prompt.reference for prompt in extract_prompts(split, tokenizer, max_rows)]
-        for split in splits
+        [] if texts is None else list_references(texts, max_rows)
+        for texts in (prepared.validation_texts, prepared.texts)
     )
     # Of both splits: a few validation rows may each have a label of their own.
     problem = find_task_problem(task, [*validation_references, *training_references])

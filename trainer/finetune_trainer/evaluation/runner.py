@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import BiasEvaluation, Task, TrainerConfig
-from finetune_trainer.data.loss_masking import encode_prompt
-from finetune_trainer.data.pii import PII_KINDS, redact_pii
-from finetune_trainer.evaluation import gate, messages, overfitting, task_metrics
+from finetune_trainer.evaluation import baselines, gate, messages, overfitting, row_scores, task_metrics
+from finetune_trainer.evaluation.answers import BASE, TUNED, PromptAnswers, RowAnswers, SamplePromptAnswers
 from finetune_trainer.evaluation.bias.scoring import BiasScorer
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs
 from finetune_trainer.evaluation.catastrophic_forgetting import measure_forgetting
@@ -23,9 +23,10 @@ from finetune_trainer.evaluation.losses import (
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.evaluation.prompts import extract_prompts, list_cut_answers, select_evenly
-from finetune_trainer.modeling.batch_limits import limit_loss_tokens, limit_new_tokens
-from finetune_trainer.modeling.generation import Answer, TextGenerator
+from finetune_trainer.evaluation.prompts import TemplateFrame, list_cut_answers, select_evenly, select_rows
+from finetune_trainer.evaluation.row_scores import ValidationLosses
+from finetune_trainer.modeling.baseline_adapter import use_baseline
+from finetune_trainer.modeling.batch_limits import choose_new_tokens, limit_loss_tokens
 from finetune_trainer.modeling.likelihood import compute_dataset_losses, measure_base_and_tuned
 from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.positions import get_max_positions
@@ -37,12 +38,11 @@ from finetune_trainer.records.evaluation import (
     Estimate,
     EvaluationReport,
     ForgettingResult,
-    GeneratedAnswer,
     LossPoint,
     Measure,
     OverfittingResult,
+    RowScores,
     Sample,
-    SampleTurn,
 )
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training import early_stopping
@@ -85,6 +85,8 @@ class EvaluationInput:
     train_result: TrainResult
     sentence_pairs: Sequence[SentencePair] = ()
     """Sentence pairs about groups of people that replace the built-in ones."""
+    baseline_dirs: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the adapters of `evaluation.baselines`, by name."""
 
     @property
     def max_batch_tokens(self) -> int:
@@ -106,11 +108,17 @@ class EvaluationResults:
 
     measures: list[Measure] = field(default_factory=list)
     confusion: ConfusionMatrix | None = None
-    samples: list[Sample] = field(default_factory=list)
+    losses: ValidationLosses | None = None
+    row_answers: RowAnswers | None = None
+    prompt_answers: SamplePromptAnswers | None = None
     training_loss: float | None = None
     forgetting: ForgettingResult | None = None
     bias: BiasResult | None = None
     missing: list[str] = field(default_factory=list)
+
+    def add_comparisons(self, baseline: str, compared: Sequence[Measure]) -> None:
+        """Add the comparison with a baseline to the measures; in `compared` it is in the place of the base model."""
+        self.measures = baselines.add_comparisons(self.measures, baseline, compared)
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -136,7 +144,10 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
                 _measure_answers(inputs, config.evaluation.task, results, heartbeat)
         if config.evaluation.sample_prompts:
             with results.section("sample prompts"):
-                results.samples = [*_generate_samples(inputs, results, heartbeat), *results.samples]
+                _answer_sample_prompts(inputs, results, heartbeat)
+        for name, folder in inputs.baseline_dirs.items():
+            with results.section(f"baseline {name}"), use_baseline(inputs.loaded_model.model, folder):
+                _measure_baseline(inputs, name, results, heartbeat)
         if config.evaluation.bias:
             with results.section("bias"):
                 _measure_bias(inputs, config.evaluation.bias, results, heartbeat)
@@ -163,6 +174,9 @@ def _measure_validation_loss(
     base_sums = _get_base_sums(inputs, heartbeat)
     if not all(map(math.isfinite, (*tuned_sums, *base_sums))):
         raise ArithmeticError("the loss of a validation row is not finite")
+    results.losses = ValidationLosses(
+        range(len(tuned_sums)), history.token_counts, {BASE: base_sums, TUNED: tuned_sums}
+    )
     results.measures.append(measure_eval_loss(history.token_counts, base_sums, tuned_sums))
     with results.section("perplexity"):
         results.measures.append(measure_perplexity(history.token_counts, base_sums, tuned_sums))
@@ -203,66 +217,73 @@ def _measure_answers(
     inputs: EvaluationInput, task: Task, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
     """Generate answers to validation rows with both models, and compute the metrics of the task."""
-    settings, tokenizer = inputs.config.evaluation, inputs.loaded_model.tokenizer
-    prompts = extract_prompts(_require_validation(inputs), tokenizer, settings.max_samples)
-    base, tuned = _generate_with_both(inputs, [prompt.prompt for prompt in prompts], heartbeat)
-    references = [prompt.reference for prompt in prompts]
+    validation, texts, config = _require_validation(inputs), inputs.prepared.validation_texts, inputs.config
+    if texts is None:
+        raise ValueError("the texts of the validation rows were not kept")
+    rows, frame = select_rows(validation, texts, inputs.loaded_model.tokenizer, config.evaluation.max_samples)
+    answers = RowAnswers.from_rows(rows, frame, config)
+    _generate_with_both(inputs, answers, heartbeat)
+    results.row_answers = answers
+    results.missing += task_metrics.list_missing(task, answers.references)
+    cut_count = sum(answer.is_cut for answer in answers.by_model[TUNED])
+    results.missing += list_cut_answers(rows, cut_count, answers.max_new_tokens)
     measures, results.confusion = task_metrics.measure_task(
-        task, references, [answer.final for answer in base], [answer.final for answer in tuned]
+        task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
     )
     results.measures += measures
-    results.missing += task_metrics.list_missing(task, references)
-    results.missing += list_cut_answers(references, tokenizer, limit_new_tokens(inputs.config))
-    results.samples = [
-        Sample(
-            kind="row",
-            turns=[
-                SampleTurn(
-                    role="text",
-                    text=redact_pii(tokenizer.decode(prompt.prompt, skip_special_tokens=True), PII_KINDS),
-                )
-            ],
-            reference=redact_pii(prompt.answer.text, PII_KINDS),
-            base=GeneratedAnswer(text=redact_pii(base_answer.text, PII_KINDS)),
-            tuned=GeneratedAnswer(text=redact_pii(tuned_answer.text, PII_KINDS)),
-        )
-        for prompt, base_answer, tuned_answer in list(zip(prompts, base, tuned, strict=True))[:_MAX_SHOWN_ROWS]
-    ]
 
 
-def _generate_samples(
-    inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]
-) -> list[Sample]:
+def _answer_sample_prompts(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
     """Generate answers to `evaluation.samplePrompts` with both models."""
-    requested = inputs.config.evaluation.sample_prompts
-    positions = get_max_positions(inputs.loaded_model.model.get_base_model().config)
-    template_date = inputs.prepared.template_date
-    encoded = {prompt: encode_prompt(inputs.loaded_model.tokenizer, prompt, template_date) for prompt in requested}
-    # On a GPU, a position that the model lacks aborts the process. An answer needs at least one more than the prompt.
-    prompts = [prompt for prompt in requested if positions is None or len(encoded[prompt]) < positions]
-    if dropped := len(requested) - len(prompts):
+    requested, rows = inputs.config.evaluation.sample_prompts, results.row_answers
+    answers = SamplePromptAnswers.encode(
+        requested,
+        inputs.loaded_model,
+        rows.max_new_tokens if rows else choose_new_tokens(inputs.config, 0),
+        rows.frame if rows else TemplateFrame(),
+        inputs.prepared.template_date,
+    )
+    if answers.dropped:
+        positions = get_max_positions(inputs.loaded_model.model.get_base_model().config)
         results.missing.append(
-            f"sample prompts: {dropped} of {len(requested)} exceed the {positions} positions of the model"
+            f"sample prompts: {answers.dropped} of {len(requested)} exceed the {positions} positions of the model"
         )
-    base, tuned = _generate_with_both(inputs, [encoded[prompt] for prompt in prompts], heartbeat)
-    return [
-        Sample(
-            kind="prompt",
-            turns=[SampleTurn(role="user", text=prompt)],
-            base=GeneratedAnswer(text=redact_pii(base_answer.text, PII_KINDS)),
-            tuned=GeneratedAnswer(text=redact_pii(tuned_answer.text, PII_KINDS)),
-        )
-        for prompt, base_answer, tuned_answer in zip(prompts, base, tuned, strict=True)
-    ]
+    _generate_with_both(inputs, answers, heartbeat)
+    results.prompt_answers = answers
 
 
-def _generate_with_both(
-    inputs: EvaluationInput, prompts: Sequence[Sequence[int]], heartbeat: Callable[[], None]
-) -> tuple[list[Answer], list[Answer]]:
-    """Return the answers of the base model and of the tuned model."""
-    model = inputs.loaded_model.model
-    generator = TextGenerator(model, inputs.loaded_model.tokenizer, limit_new_tokens(inputs.config), heartbeat)
-    return measure_base_and_tuned(model, lambda: generator.generate(prompts))
+def _generate_with_both(inputs: EvaluationInput, answers: PromptAnswers, heartbeat: Callable[[], None]) -> None:
+    """Add the answers of the base model and of the tuned model."""
+    loaded = inputs.loaded_model
+    base, tuned = measure_base_and_tuned(loaded.model, lambda: answers.generate(loaded, heartbeat))
+    answers.by_model |= {BASE: base, TUNED: tuned}
+
+
+def _measure_baseline(
+    inputs: EvaluationInput, name: str, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    """Measure the loss and the answers of the model with another adapter, which is active."""
+    task = inputs.config.evaluation.task
+    _compare_losses(inputs, name, results, heartbeat)
+    for answers in (results.row_answers, results.prompt_answers):
+        if answers:
+            answers.by_model[name] = answers.generate(inputs.loaded_model, heartbeat)
+    if task and results.row_answers:
+        results.add_comparisons(name, baselines.compare_answers(task, results.row_answers, name))
+
+
+def _compare_losses(
+    inputs: EvaluationInput, name: str, results: EvaluationResults, heartbeat: Callable[[], None]
+) -> None:
+    """Measure the loss of the validation rows whose loss was measured with the other models."""
+    if results.losses is None:
+        return
+    rows = _require_validation(inputs).select(results.losses.row_numbers)
+    losses = compute_dataset_losses(inputs.loaded_model.model, rows, heartbeat, inputs.max_batch_tokens)
+    results.losses.sums[name] = losses.sums
+    results.add_comparisons(name, [baselines.compare_eval_loss(results.losses, name)])
+    with results.section(f"perplexity of baseline {name}"):
+        results.add_comparisons(name, [baselines.compare_perplexity(results.losses, name)])
 
 
 def _measure_bias(
@@ -307,7 +328,8 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         task=settings.task,
         measures=results.measures,
         confusion=results.confusion,
-        samples=results.samples,
+        samples=list(_build_samples(results)),
+        rows=_build_row_scores(settings.task, results),
         training_losses=training_losses,
         validation_losses=downsample_points(validation_losses),
         overfitting=verdict,
@@ -320,8 +342,25 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         lengths=list(inputs.prepared.length_histogram),
         energy=train_result.energy,
         preflight=list(train_result.preflight),
+        max_new_tokens=results.row_answers.max_new_tokens if results.row_answers else None,
         missing=results.missing,
     )
+
+
+def _build_samples(results: EvaluationResults) -> Iterator[Sample]:
+    if results.prompt_answers:
+        yield from results.prompt_answers.build_samples()
+    if results.row_answers:
+        yield from results.row_answers.build_samples(_MAX_SHOWN_ROWS)
+
+
+def _build_row_scores(task: Task | None, results: EvaluationResults) -> list[RowScores]:
+    if not task or not results.row_answers:
+        return []
+    scores: list[RowScores] = []
+    with results.section("scores of rows"):
+        scores = row_scores.build_row_scores(task, results.row_answers, results.losses)
+    return scores
 
 
 def _judge_overfitting(

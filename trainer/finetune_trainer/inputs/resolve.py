@@ -106,6 +106,11 @@ class DownloadedInputs:
         return self.adapter.folder if self.adapter else None
 
     @property
+    def baseline_dirs(self) -> dict[str, Path]:
+        """Folders of the adapters of `evaluation.baselines`, by name."""
+        return {name: baseline.folder for name, baseline in self.baselines.items()}
+
+    @property
     def start_revision(self) -> str:
         """Revisions of the base model and of the adapter that training starts from."""
         return f"{self.model_revision} {self.adapter.revision}" if self.adapter else self.model_revision

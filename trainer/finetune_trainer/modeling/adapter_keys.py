@@ -25,7 +25,7 @@ def check_adapter_keys(model: PeftModel, model_dir: Path) -> PreflightFinding:
     A server ignores weights with other names, so that the adapter would have no effect there. Raises
     `MODEL_UNSUPPORTED` if names or shapes differ.
     """
-    trained = _list_trained_shapes(model)
+    trained = list_adapter_shapes(model)
     expected, class_name = _list_expected_shapes(model, model_dir)
     misplaced = sorted(name for name in trained if trained[name] != expected.get(name))
     missing = sorted(expected.keys() - trained.keys())
@@ -46,7 +46,8 @@ def check_adapter_keys(model: PeftModel, model_dir: Path) -> PreflightFinding:
     return PreflightFinding(check="adapterKeys", status="passed" if named == class_name else "warning", message=message)
 
 
-def _list_trained_shapes(model: PeftModel) -> Shapes:
+def list_adapter_shapes(model: PeftModel) -> Shapes:
+    """Return the shapes of the weights of the adapter, by the names that they have in its file."""
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -66,4 +67,4 @@ def _list_expected_shapes(model: PeftModel, model_dir: Path) -> tuple[Shapes, st
             adapted = get_peft_model(meta_model, settings)
     except ValueError:  # it has no module with such a name
         return {}, type(meta_model).__name__
-    return _list_trained_shapes(adapted), type(meta_model).__name__
+    return list_adapter_shapes(adapted), type(meta_model).__name__

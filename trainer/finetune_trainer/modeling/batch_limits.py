@@ -3,6 +3,8 @@ that `plan` can count them."""
 
 from __future__ import annotations
 
+import math
+
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling.positions import limit_max_length
 
@@ -15,13 +17,20 @@ MAX_GENERATION_PROMPTS = 8
 MAX_GENERATION_TOKENS = 4096
 """Tokens of prompts and answers in the key-value cache, including padding. A longer prompt is a batch of its own."""
 
-MAX_DEFAULT_NEW_TOKENS = 1024
-"""Maximum length of a generated answer if `evaluation.maxNewTokens` is unset."""
+MAX_RAISED_NEW_TOKENS = 1024
+"""Length up to which `evaluation.maxNewTokens` is raised for long answers in the data."""
 
 
 def limit_new_tokens(config: TrainerConfig) -> int:
     """Return the maximum length of a generated answer, in tokens, before the length of the data's answers is known."""
-    return config.evaluation.max_new_tokens or MAX_DEFAULT_NEW_TOKENS
+    max_new_tokens = config.evaluation.max_new_tokens
+    return max(max_new_tokens, MAX_RAISED_NEW_TOKENS) if config.evaluation.task else max_new_tokens
+
+
+def choose_new_tokens(config: TrainerConfig, longest_answer: int) -> int:
+    """Return the maximum length of a generated answer if the longest answer of the data has `longest_answer` tokens."""
+    allowed = longest_answer + math.ceil(longest_answer / 4)
+    return max(config.evaluation.max_new_tokens, min(allowed, MAX_RAISED_NEW_TOKENS))
 
 
 def limit_loss_tokens(config: TrainerConfig, positions: int | None) -> int:

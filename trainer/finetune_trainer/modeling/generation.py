@@ -10,6 +10,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_trainer.data.answer_text import find_opened_marker, list_marker_tokens, parse_answer
 from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.modeling.batch_limits import MAX_GENERATION_PROMPTS, MAX_GENERATION_TOKENS
@@ -24,24 +25,23 @@ if TYPE_CHECKING:
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 
-_END_OF_REASONING = "</think>"
-_FINAL_MARKERS = (_END_OF_REASONING, "<|message|>")
-"""Tokens that the final part of an answer follows: in `<think>…</think>`, and after the channel's name in gpt-oss."""
+_OPENED_MARKER_TOKENS = 16
+"""Tokens at the end of a prompt in which the beginning of the reasoning is searched."""
+_PADDING_CHECK_TOKENS = 8
+"""Tokens of an answer that are compared to find out whether padding changes it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer."""
+    """A generated answer."""
 
     text: str
     """The whole text, with reasoning and what the chat template writes around it."""
     final: str
-    """The text after the reasoning, without markers of the chat template such as an empty `<think>` block. It is all of
-    the text if the answer has no reasoning, or does not end its reasoning."""
-
-
-_PADDING_CHECK_TOKENS = 8
-"""Tokens of an answer that are compared to find out whether padding changes it."""
+    """The answer without its reasoning; see `answer_text.AnswerParts`."""
+    reasoning: str = ""
+    is_cut: bool = False
+    """Whether no token ends the answer, so that it was cut at the maximum number of new tokens."""
 
 
 class CompletionDecoder:
@@ -50,22 +50,21 @@ class CompletionDecoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] | None = None) -> None:
         self._tokenizer = tokenizer
         self._end_ids = frozenset(get_stop_token_ids(tokenizer) if end_ids is None else end_ids)
-        vocabulary = tokenizer.get_vocab()
-        self._final_marker_ids = {vocabulary[token] for token in _FINAL_MARKERS if token in vocabulary}
+        added_ids = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._hidden_ids = {*tokenizer.all_special_ids, *added_ids} - list_marker_tokens(tokenizer.get_vocab())
 
-    def decode(self, ids: Sequence[int]) -> Answer:
-        """Return the answer without its end token, special tokens and surrounding whitespace."""
+    def decode(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> Answer:
+        """Return the answer to a prompt without its end token, special tokens and surrounding whitespace."""
         # The end is cut off by its ID: skip_special_tokens keeps tokens that are not marked as special.
         answer_ids = list(takewhile(lambda token: token not in self._end_ids, ids))
-        text = self._decode_text(answer_ids)
-        final_start = max(
-            (index + 1 for index, id_ in enumerate(answer_ids) if id_ in self._final_marker_ids), default=0
-        )
-        final_text = self._decode_text(answer_ids[final_start:]) if final_start else text
-        return Answer(text, final_text.rpartition(_END_OF_REASONING)[2].strip())
+        text = str(self._tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
+        opened = find_opened_marker(self._decode_with_markers(prompt[-_OPENED_MARKER_TOKENS:])) if prompt else ""
+        parts = parse_answer(opened + self._decode_with_markers(answer_ids))
+        return Answer(text, parts.text, parts.reasoning, is_cut=len(answer_ids) == len(ids))
 
-    def _decode_text(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    def _decode_with_markers(self, ids: Sequence[int]) -> str:
+        """Decode without special tokens, except those that `parse_answer` reads."""
+        return str(self._tokenizer.decode([id_ for id_ in ids if id_ not in self._hidden_ids]))
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,17 @@ class TextGenerator:
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """Return one answer for each prompt, which is given in tokens."""
         self.model.eval()
-        completions, config = [Answer("", "")] * len(prompts), _build_greedy_config(self.model, self.tokenizer)
+        completions, config = (
+            [Answer("", "", is_cut=True)] * len(prompts),
+            _build_greedy_config(self.model, self.tokenizer),
+        )
         decoder = CompletionDecoder(self.tokenizer, config.eos_token_id or ())
         can_pad = self._ignores_padding(prompts)
         for token_limit, batch in self._batch_prompts(prompts, can_pad):
             config.max_new_tokens = token_limit
             generated = self._generate_batch([prompts[index] for index in batch], config)
             for index, ids in zip(batch, generated, strict=True):
-                completions[index] = decoder.decode(ids)
+                completions[index] = decoder.decode(ids, prompts[index])
             self.heartbeat()
         return completions
 

@@ -247,6 +247,8 @@ class EvaluationReport(Model):
     measures: list[Measure] = Field(default=[])
     confusion: ConfusionMatrix | None = None
     samples: list[Sample] = Field(default=[])
+    rows: list[RowScores] = Field(default=[], exclude=True)
+    """Answers to all evaluated validation rows. They are published as `evaluation.jsonl`, not in `evaluation.json`."""
     training_losses: list[LossPoint] = Field(default=[])
     validation_losses: list[LossPoint] = Field(default=[])
     overfitting: OverfittingResult

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
+ROW_SCORES_NAME = "evaluation.jsonl"
+"""Name of the file with one line per evaluated validation row: a record of `RowScores`."""
 PROVENANCE_NAME = "provenance.json"
 _RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
 """Errors of rendering. They must not fail a finished training, which is then published without that document."""
@@ -39,9 +41,13 @@ def write_reports(
 def write_evaluation(
     folder: Path, manifest: AdapterManifest, evaluation: EvaluationReport, adapter_info: AdapterInfo
 ) -> None:
-    """Write only page and evaluation, which are also stored for a model that failed the gate."""
+    """Write only page, evaluation and row scores, which are also stored for a model that failed the gate."""
     _try_write(folder / REPORT_NAME, lambda: render_page(manifest, evaluation, adapter_info))
     _try_write(folder / EVALUATION_NAME, lambda: evaluation.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    if evaluation.rows:
+        _try_write(
+            folder / ROW_SCORES_NAME, lambda: "\n".join(row.model_dump_json(by_alias=True) for row in evaluation.rows)
+        )
 
 
 def _try_write(path: Path, render: Callable[[], str]) -> None:

@@ -18,7 +18,7 @@ from finetune_trainer.data.row_types import PromptCompletion
 from finetune_trainer.evaluation.bias.analysis import LogLikelihood, compute_preference, judge_bias
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair
 from finetune_trainer.evaluation.findings import BiasPreferences
-from finetune_trainer.evaluation.prompts import extract_prompt, select_evenly
+from finetune_trainer.evaluation.prompts import select_evenly, split_last_answer
 from finetune_trainer.modeling.batch_limits import MAX_LOSS_TOKENS
 from finetune_trainer.modeling.generation import CompletionDecoder
 from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses, measure_base_and_tuned
@@ -100,9 +100,10 @@ class BiasScorer:
 
     def _tokenize_swaps(self, rows: datasets.Dataset) -> Iterator[TextPairs]:
         decoder = CompletionDecoder(self.tokenizer)
-        prompts = [extract_prompt(row["input_ids"], row["labels"], decoder) for row in rows]
+        rows_in_parts = filter(None, (split_last_answer(row["input_ids"], row["labels"]) for row in rows))
         texts = [
-            PromptCompletion(self.tokenizer.decode(prompt.prompt), prompt.answer.text) for prompt in prompts if prompt
+            PromptCompletion(self.tokenizer.decode(prompt), decoder.decode(answer).text)
+            for prompt, answer in rows_in_parts
         ]
         for category in [*CATEGORIES, *([USER_CATEGORY] if self.settings.terms else [])]:
             swapped = [(text, swap_row_terms(text, category, self.settings.terms)) for text in texts]

@@ -1,0 +1,105 @@
+"""Scores of single rows, published in `evaluation.jsonl`: with them, results of several runs can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from finetune_trainer.contract import Task
+from finetune_trainer.data.pii import PII_KINDS, redact_pii
+from finetune_trainer.evaluation.answers import RowAnswers
+from finetune_trainer.evaluation.class_labels import ClassLabels, normalize_text
+from finetune_trainer.evaluation.task_metrics import WordTokenizer, create_bleu
+from finetune_trainer.records.evaluation import RowScores
+
+Scores = dict[str, float]
+_ROUGE_NAMES = ["rouge1", "rouge2", "rougeL"]
+
+
+@dataclass(frozen=True)
+class ValidationLosses:
+    """Losses of validation rows under several models."""
+
+    row_numbers: Sequence[int]
+    """Numbers of the rows in the validation split."""
+    token_counts: Sequence[int]
+    """Supervised tokens of each row."""
+    sums: dict[str, Sequence[float]] = field(default_factory=dict)
+    """Summed loss of each row in nats, by the name of the model."""
+
+    def get_scores(self, row_number: int) -> dict[str, Scores]:
+        """Return the loss of a row by model: `lossSum` in nats, and the number of its supervised tokens."""
+        if row_number not in self._indices:
+            return {}
+        index = self._indices[row_number]
+        return {
+            model: {"lossSum": sums[index], "lossTokens": float(self.token_counts[index])}
+            for model, sums in self.sums.items()
+        }
+
+    @cached_property
+    def _indices(self) -> dict[int, int]:
+        return {number: index for index, number in enumerate(self.row_numbers)}
+
+
+def build_row_scores(task: Task, answers: RowAnswers, losses: ValidationLosses | None) -> list[RowScores]:
+    """Return the answers and scores of each row, without personal data and secrets."""
+    scores = {model: score_rows(task, answers.references, answers.list_texts(model)) for model in answers.by_model}
+    row_losses = [losses.get_scores(row.number) if losses else {} for row in answers.rows]
+    return [
+        RowScores(
+            row=row.digest,
+            reference=redact_pii(row.reference, PII_KINDS),
+            answers=answers.get_redacted(index),
+            scores={model: {**scores[model][index], **row_losses[index].get(model, {})} for model in scores},
+        )
+        for index, row in enumerate(answers.rows)
+    ]
+
+
+def score_rows(task: Task, references: Sequence[str], answers: Sequence[str]) -> list[Scores]:
+    """Return the scores of each row by metric, in the units of the metrics of all rows.
+
+    `chrf` and `bleu` of a sentence are no terms of those of all rows, which count over all rows together.
+    """
+    if not references:
+        return []
+    score_row = _build_row_scorer(task, references)
+    return [score_row(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+
+
+def _build_row_scorer(task: Task, references: Sequence[str]) -> Callable[[str, str], Scores]:
+    if task == "classification":
+        labels = ClassLabels(references)
+        return lambda reference, answer: {"accuracy": float(labels.find_index(reference) == labels.find_index(answer))}
+    if task == "summarization":
+        return _build_rouge_scorer()
+    if task == "translation":
+        return _build_translation_scorer(references)
+    return lambda reference, answer: {
+        "exactMatch": float(normalize_text(reference) == normalize_text(answer)),
+        "chrf": _compute_chrf(reference, answer),
+    }
+
+
+def _build_rouge_scorer() -> Callable[[str, str], Scores]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(_ROUGE_NAMES, tokenizer=WordTokenizer())
+    return lambda reference, answer: {name: score.fmeasure for name, score in scorer.score(reference, answer).items()}
+
+
+def _build_translation_scorer(references: Sequence[str]) -> Callable[[str, str], Scores]:
+    bleu = create_bleu(references)
+    bleu.effective_order = True  # so that a sentence of fewer than four words has a score
+    return lambda reference, answer: {
+        "bleu": float(bleu.sentence_score(answer, [reference]).score),
+        "chrf": _compute_chrf(reference, answer),
+    }
+
+
+def _compute_chrf(reference: str, answer: str) -> float:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().sentence_score(answer, [reference]).score)
