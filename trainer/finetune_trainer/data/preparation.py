@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.data import folds, splits
-from finetune_trainer.data.control_tokens import ControlTokenFinder
 from finetune_trainer.data.deduplication import (
     MAX_NEAR_DUPLICATE_ROWS,
     DuplicateFilter,
@@ -179,8 +178,9 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         preparation=config.dataset.preparation,
         schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(encoding.tokenizer, config.training.loss),
-        control_token_finder=ControlTokenFinder(encoding.tokenizer),
+        loss_masker=LossMasker(
+            encoding.tokenizer, config.training.loss, control_tokens=config.dataset.preparation.control_tokens
+        ),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
     )
