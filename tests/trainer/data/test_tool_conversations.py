@@ -296,8 +296,17 @@ def test_unsupervised_last_turn_has_no_eos_label() -> None:
     assert decode_supervised(words, example) == ["b"]
 
 
+def test_unsupervised_turns_of_template_that_marks_an_ending_apart() -> None:
+    turns = chat("a", "bad", "c", "good")["messages"]
+    words = build_tokenizer(read_template("phi3_training"))
+    masker = LossMasker(words)
+    (example,) = masker.tokenize([masker.render(Chat(turns, unsupervised_turns=frozenset({1})))])
+    (supervised,) = decode_supervised(words, example)
+    assert supervised.startswith("good<|end|>\n<|endoftext|>")
+
+
 def test_unsupervised_turn_with_other_number_of_marked_texts_is_refused() -> None:
-    template = MARKED_CHATML.replace("{% generation %}", "{% generation %}>{% endgeneration %}{% generation %}")
+    template = MARKED_CHATML.replace("{% generation %}", "{% generation %}>{% endgeneration %}+{% generation %}")
     row = Chat(chat("a", "b", "c", "d")["messages"], unsupervised_turns=frozenset({1}))
     with pytest.raises(RowError, match="marks 4 texts for 2 answers"):
         LossMasker(tokenizer(template)).render(row)

@@ -24,6 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
@@ -177,7 +178,7 @@ class LossMasker:
             rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
         answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
         check_tool_results(rendering, answer_spans)
-        return self._extend_to_endings(text, _find_answers(chat, answer_spans))
+        return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
@@ -273,13 +274,14 @@ class LossMasker:
         return list(ids) if self._supervise_all else [IGNORE_INDEX] * len(ids)
 
 
-def _find_answers(chat: Chat, spans: Sequence[Span]) -> list[_Answer]:
+def _find_answers(chat: Chat, spans: Sequence[Span], text: str) -> list[_Answer]:
     """Return the answers with these spans. Raises `RowError` if it is not clear which of them are unsupervised."""
     turns = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    if len(turns) == len(spans):
+    numbers = list(range(len(spans))) if len(spans) == len(turns) else _number_separate_texts(spans, text)
+    if len(set(numbers)) == len(turns):
         return [
-            _Answer(span, index not in chat.unsupervised_turns, "tool_calls" in chat.messages[index])
-            for index, span in zip(turns, spans, strict=True)
+            _Answer(span, turns[number] not in chat.unsupervised_turns, "tool_calls" in chat.messages[turns[number]])
+            for number, span in zip(numbers, spans, strict=True)
         ]
     if chat.unsupervised_turns:
         raise RowError(
@@ -287,6 +289,12 @@ def _find_answers(chat: Chat, spans: Sequence[Span]) -> list[_Answer]:
             f"{len(turns)} answers; use a template that marks each answer once"
         )
     return [_Answer(span) for span in spans]
+
+
+def _number_separate_texts(spans: Sequence[Span], text: str) -> list[int]:
+    """Number the spans so that those with only whitespace between them, as the ending of Phi-3, have one number."""
+    gaps = (text[end:start].strip() for (_, end), (start, _) in pairwise(spans))
+    return list(accumulate((int(bool(gap)) for gap in gaps), initial=0))[: len(spans)]
 
 
 def _find_supervised_span(tokens: EncodedText, answer_span: Span) -> Span:
