@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.trainer.supervised_texts import decode_supervised
 from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, tokenizer
 
@@ -44,6 +47,7 @@ PLAIN_WORDS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+THINKING_PROMPT = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 UPPER = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
 DROPS_OLD = CHATML.replace("for m in messages", "for m in messages[-2:]")
 
@@ -73,6 +77,16 @@ TRAINED_SPANS = {
         THINKING,
         chat("a", "<think>hm</think>\nb", "c", "d"),
         ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"],
+    ),
+    "start of the answers in the generation prompt": (
+        THINKING_PROMPT,
+        chat("a", "<think>\nhm</think>b", "c", "d", "e", "<think>\nx</think>f"),
+        ["hm</think>b<|im_end|>", "d<|im_end|>", "x</think>f<|im_end|>"],
+    ),
+    "answer with the next question": (
+        PLAIN_WORDS,
+        chat("a", "b\nuser: c\nassistant: d", "c", "e", "f", "g"),
+        ["b\nuser: c\nassistant: d", "e", "g\n<|im_end|>"],
     ),
     "nothing special ends a turn": (PLAIN_WORDS, chat("a", "b"), ["b\n<|im_end|>"]),
 }
@@ -169,3 +183,20 @@ def test_loss_mask_batch_matches_single_rows() -> None:
     labeller = LossMasker(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
     assert labeller.tokenize(rendered) == [labeller.tokenize([row])[0] for row in rendered]
+
+
+TEXTS = ["ok", "", " b\n", "assistant", "<|im_end|>\n<|im_start|>assistant\nok", "<|im_end|>", "a\n\nb", "Zażółć 😀"]
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(st.lists(st.sampled_from(TEXTS), min_size=2, max_size=13))
+def test_loss_mask_without_markers_equals_markers(texts: list[str]) -> None:
+    row = Chat(chat(*texts)["messages"])
+    examples = [masker.tokenize([masker.render(row)])[0] for masker in build_maskers()]
+    assert examples[0] == examples[1]
+
+
+@cache
+def build_maskers() -> list[LossMasker]:
+    unmarked = MARKED_CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    return [LossMasker(tokenizer(template)) for template in (unmarked, MARKED_CHATML)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.row_types import Message, TemplateRejectionError
+from finetune_trainer.data.row_types import Message, TemplateRejectionError, ToolDefinition
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -57,19 +57,21 @@ class ChatTemplate:
         self.has_generation_tags = _GENERATION_TAG.search(self._source) is not None
         self._compiled_template = _compile_template(self._source)
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Messages, tools: Sequence[ToolDefinition] = (), *, add_generation_prompt: bool = False
+    ) -> str:
         """Return the conversation as text, followed by the header of an answer if `add_generation_prompt`.
 
         Raises `RowError` if the template rejects the conversation.
         """
         try:
             return self._compiled_template.render(
-                self._variables, messages=messages, add_generation_prompt=add_generation_prompt
+                self._variables, messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt
             )
         except template_errors() as error:
             raise _convert_error(error) from error
 
-    def render_with_spans(self, messages: Messages) -> tuple[str, list[Span]]:
+    def render_with_spans(self, messages: Messages, tools: Sequence[ToolDefinition] = ()) -> tuple[str, list[Span]]:
         """Return the conversation as text, and the spans that the template marks with `{% generation %}`.
 
         Raises `RowError` if the template rejects the conversation.
@@ -83,7 +85,7 @@ class ChatTemplate:
                 conversations=[messages],
                 chat_template=self._source,
                 return_assistant_tokens_mask=True,
-                **self._variables,
+                **{**self._variables, "tools": tools or None},
             )
         except template_errors() as error:
             raise _convert_error(error) from error

@@ -8,13 +8,15 @@ in many vocabularies. A model learns to generate such tokens, and servers stop a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages
 from finetune_trainer.data.row_types import RowError
+from finetune_trainer.data.template_messages import MessageAdapter
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -90,6 +92,31 @@ def find_end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase)
     )
 
 
+def find_end_of_call(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]
+) -> EndOfTurn:
+    """Return the ending that the template writes after a turn that calls tools, such as gpt-oss' `<|call|>`.
+
+    It consists of special tokens and those of `stop_ids`. It is empty if the template writes no calls.
+    """
+    try:
+        text = MessageAdapter(template).render_call_probe()
+    except RowError:
+        return EndOfTurn()
+    if ANSWER_MARK not in text:
+        return EndOfTurn()
+    control_ids = {*list_special_token_ids(tokenizer), *stop_ids}
+    tokens = _tokenize_ending(text, text.rindex(ANSWER_MARK) + len(ANSWER_MARK), tokenizer)
+    ending = list(_take_adjacent_tokens(dropwhile(lambda token: token.id not in control_ids, tokens)))
+    if not ending:
+        return EndOfTurn()
+    return EndOfTurn(
+        texts=tuple(text[ending[0].start : token.end] for token in reversed(ending)),
+        token_ids=tuple(token.id for token in ending),
+        stop_token_id=ending[-1].id,
+    )
+
+
 def detect_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn:
     """Return the ending of the tokenizer's chat template, or an empty one if there is none."""
     if not tokenizer.chat_template:
@@ -130,6 +157,12 @@ def get_structural_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {id_: text.strip() for id_, text in {**special, **added}.items() if text.strip()}
 
 
+def list_special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that are flagged as special."""
+    added_ids = [token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_ids, *added_ids]))
+
+
 def _render_probe(template: ChatTemplate) -> str:
     errors = []
     for messages in _PROBE_CONVERSATIONS:
@@ -161,6 +194,16 @@ def _take_structural_tokens(tokens: Iterator[_Token], eos: int | None) -> list[_
         if structural_tokens and (not token.is_structural or token.id == eos):
             break
     return structural_tokens
+
+
+def _take_adjacent_tokens(tokens: Iterable[_Token]) -> Iterator[_Token]:
+    """Yield the structural tokens up to the first that does not follow the one before."""
+    end = None
+    for token in tokens:
+        if not token.is_structural or end not in (None, token.start):
+            return
+        yield token
+        end = token.end
 
 
 def _find_stop_token_id(tokens: list[_Token]) -> int | None:

@@ -2,9 +2,8 @@
 
 All backends use these labels. The span of an answer in the rendered text is found in one of two ways, which work with
 any template: from the template's own `{% generation %}` markers, or by rendering the conversation a second time with
-the answer replaced by a placeholder. The text after the placeholder must also end the real rendering, so the answer
-ends before it; the text that `add_generation_prompt` renders for the turns before must begin the real rendering, so
-the answer starts after it. Otherwise the row is rejected: a guessed span would silently train on the user's text.
+placeholders (see `data.answer_spans`). An answer is all that the model has to generate in a turn: its reasoning, its
+text and its tool calls. Definitions and results of tools are a part of the prompt.
 
 The loss includes the end of each answer, so that the model learns to stop (see `data.end_of_turn`):
 
@@ -23,33 +22,30 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.chat_template import (
-    ANSWER_MARK,
-    ChatTemplate,
-    Messages,
-    Span,
-    build_date_variables,
-)
+from finetune_trainer.data.answer_spans import ChatRendering, check_tool_results, find_answer_spans
+from finetune_trainer.data.chat_template import ChatTemplate, Span, build_date_variables
+from finetune_trainer.data.control_tokens import ControlTokenFinder, CutText, cut_at_marks
 from finetune_trainer.data.end_of_turn import (
     EndOfTurn,
+    find_end_of_call,
     find_end_of_turn,
     get_stop_token_ids,
     get_structural_tokens,
     require_offsets,
 )
-from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RewrittenAnswerError, Row, RowError
-from finetune_trainer.data.word_comparison import describe_removed_words, has_words
+from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
+from finetune_trainer.data.template_messages import MessageAdapter
+from finetune_trainer.data.text_encoding import EncodedText, encode_texts
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -67,6 +63,12 @@ class RenderedConversation:
     """Whether the text was not rendered by a chat template, so that BOS has to be added."""
     needs_eos: bool = False
     """Whether EOS has to be added after the text."""
+    unsupervised_answers: frozenset[int] = frozenset()
+    """Indices in `answer_spans` of the answers that the loss is not computed on."""
+    cuts: tuple[int, ...] = ()
+    """Positions in the text that no token may cross, so that typed control tokens are encoded as text."""
+    control_token: str | None = None
+    """A control token that is typed in a text of the conversation, or None."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class TokenizedConversation:
     answer_start: int = 0
     """Index of the first token of the last answer."""
     end_token_id: int | None = None
-    """Last token of the last answer, or None without an answer. Unlike the last label, it is the same for all values of
-    `loss`."""
+    """Last token of the last answer, or None without a supervised answer. Unlike the last label, it is the same for all
+    values of `loss`."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -90,28 +92,21 @@ class TokenizedConversation:
 
 
 @dataclass(frozen=True)
-class _TokenOffsets:
-    """Character offsets of tokens, looked up one by one: a list of all offsets costs more than the tokenization."""
+class _Answer:
+    """An answer in a rendered text."""
 
-    text: str
-    ids: list[int]
-    encoding: Encoding
-
-    def get_start(self, index: int) -> int:
-        return self._get_span(index)[0]
-
-    def get_end(self, index: int) -> int:
-        return self._get_span(index)[1]
-
-    def _get_span(self, index: int) -> Span:
-        return self.encoding.token_to_chars(index) or (0, 0)
+    span: Span
+    is_supervised: bool = True
+    has_calls: bool = False
 
 
 class LossMasker:
     """Renders and tokenizes conversations with one tokenizer, and masks the tokens that the loss ignores.
 
     `loss` is `completion` (answers and their endings) or `all` (every token but the first, which no token precedes).
-    The chat template writes `template_date` as the current date, or today's date if that is None.
+    Neither includes the answers in `Chat.unsupervised_turns`. `control_tokens` is `text` if control tokens that are
+    typed in the texts of a chat are encoded as ordinary text, or `control` if they become control tokens. The chat
+    template writes `template_date` as the current date, or today's date if that is None.
     Raises `MODEL_INVALID` if the tokenizer does not provide the character offsets of its tokens.
     """
 
@@ -120,11 +115,14 @@ class LossMasker:
         tokenizer: PreTrainedTokenizerBase,
         loss: Literal["completion", "all"] = "completion",
         template_date: date | None = None,
+        control_tokens: Literal["text", "control"] = "text",
     ) -> None:
         require_offsets(tokenizer)
         self._tokenizer = tokenizer
         self._supervise_all = loss == "all"
+        self._encodes_control_tokens_as_text = control_tokens == "text"
         self._template = ChatTemplate(tokenizer, template_date) if tokenizer.chat_template else None
+        self._control_token_finder = ControlTokenFinder(tokenizer)
         self._bos_ids = get_bos_ids(tokenizer)
 
     def render(self, conversation: Row) -> RenderedConversation:
@@ -139,50 +137,78 @@ class LossMasker:
         if isinstance(conversation, PlainText):
             return self._render_untemplated(conversation.text, 0)
         if isinstance(conversation, Chat):
-            return self._render_chat(conversation.messages)
+            return self._render_chat(conversation)
         if not isinstance(conversation, PromptCompletion):
             raise RowError("has several answers or a label; render each of its conversations")
         if self._template is None:
             return self._render_untemplated(conversation.prompt + conversation.completion, len(conversation.prompt))
         turns = (("user", conversation.prompt), ("assistant", conversation.completion))
-        return self._render_chat([{"role": role, "content": content} for role, content in turns])
+        return self._render_chat(Chat([{"role": role, "content": content} for role, content in turns]))
 
     def tokenize(self, conversations: Sequence[RenderedConversation]) -> list[TokenizedConversation]:
         """Tokenize a batch of conversations. A batch allows the tokenizer to use all cores."""
         if not conversations:
             return []
-        # verbose=False: the caller counts the rows that are too long, so no warning is needed.
-        encodings = self._tokenizer(
-            [conversation.text for conversation in conversations],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [
-            self._apply_loss_mask(row, _TokenOffsets(row.text, ids, encoding))
-            for row, ids, encoding in zip(conversations, encodings["input_ids"], encodings.encodings, strict=True)
-        ]
+        texts = [CutText(conversation.text, conversation.cuts) for conversation in conversations]
+        encoded_texts = encode_texts(self._tokenizer, texts)
+        return [self._apply_loss_mask(*pair) for pair in zip(conversations, encoded_texts, strict=True)]
 
-    def _render_chat(self, messages: Messages) -> RenderedConversation:
-        template = self._template
-        if template is None:
+    def _render_chat(self, chat: Chat) -> RenderedConversation:
+        control_token = self._control_token_finder.find(chat)
+        if control_token is None or not self._encodes_control_tokens_as_text:
+            return replace(self._render_turns(chat), control_token=control_token)
+        rendered = self._render_turns(self._control_token_finder.mark(chat))
+        cut_text, answer_spans = cut_at_marks(rendered.text, rendered.answer_spans)
+        encode_texts(self._tokenizer, [cut_text])  # raises RowError here: all rows are tokenized together later
+        return replace(
+            rendered,
+            text=cut_text.text,
+            answer_spans=tuple(answer_spans),
+            cuts=cut_text.cuts,
+            control_token=control_token,
+        )
+
+    def _render_turns(self, chat: Chat) -> RenderedConversation:
+        template = self._require_template()
+        messages = self._message_adapter.adapt(chat.messages)
+        marked_spans = None
+        if template.has_generation_tags:
+            text, marked_spans = template.render_with_spans(messages, chat.tools)
+        else:
+            text = template.render(messages, chat.tools)
+        rendering = ChatRendering(template, messages, chat.tools, text)
+        if rendering.has_calls:
+            rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
+        answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
+        check_tool_results(rendering, answer_spans)
+        return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
+
+    def _require_template(self) -> ChatTemplate:
+        if self._template is None:
             raise TrainerError(
                 Reason.MODEL_INVALID,
                 "the data has messages, but the tokenizer has no chat template; add chat_template.jinja to the model "
                 "or use rows with prompt and completion",
             )
-        if template.has_generation_tags:
-            text, answer_spans = template.render_with_spans(messages)
-        else:
-            text = template.render(messages)
-            answer_turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-            answer_spans = [_find_answer_span(template, messages, index, text) for index in answer_turns]
-        return self._extend_to_endings(text, answer_spans)
+        return self._template
+
+    @cached_property
+    def _call_prefix(self) -> str:
+        return self._message_adapter.find_call_prefix()
+
+    @cached_property
+    def _message_adapter(self) -> MessageAdapter:
+        return MessageAdapter(self._require_template())
 
     @cached_property
     def _end_of_turn(self) -> EndOfTurn:
         return find_end_of_turn(self._template, self._tokenizer) if self._template else EndOfTurn()
+
+    @cached_property
+    def _end_of_call(self) -> EndOfTurn:
+        if self._template is None:
+            return EndOfTurn()
+        return find_end_of_call(self._template, self._tokenizer, self._end_of_turn.token_ids)
 
     @cached_property
     def _stop_texts(self) -> tuple[str, ...]:
@@ -194,17 +220,24 @@ class LossMasker:
             if token_id in structural_tokens
         )
 
-    def _extend_to_endings(self, text: str, answer_spans: Sequence[Span]) -> RenderedConversation:
+    def _extend_to_endings(self, text: str, answers: Sequence[_Answer]) -> RenderedConversation:
         """Extend the span of each answer by its ending, and cut off the text that EOS replaces."""
-        ends = [self._end_of_turn.find_end(text, answer_span) for answer_span in answer_spans]
-        spans = [(start, ending_end or end) for (start, end), ending_end in zip(answer_spans, ends, strict=True)]
+        ends = [self._find_end(text, answer) for answer in answers]
+        spans = [(answer.span[0], end or answer.span[1]) for answer, end in zip(answers, ends, strict=True)]
+        unsupervised = frozenset(index for index, answer in enumerate(answers) if not answer.is_supervised)
         if not spans or ends[-1] is not None:
-            return RenderedConversation(text, tuple(spans))
+            return RenderedConversation(text, tuple(spans), unsupervised_answers=unsupervised)
         self._require_eos()
         start, end = spans[-1]
         if text[end:].strip():
             text = text[:end]
-        return RenderedConversation(text, (*spans[:-1], (start, len(text))), needs_eos=True)
+        spans[-1] = (start, len(text))
+        return RenderedConversation(text, tuple(spans), needs_eos=True, unsupervised_answers=unsupervised)
+
+    def _find_end(self, text: str, answer: _Answer) -> int | None:
+        """Return the end of the ending that follows the answer, or None if it has none."""
+        end = self._end_of_turn.find_end(text, answer.span)
+        return self._end_of_call.find_end(text, answer.span) if end is None and answer.has_calls else end
 
     def _render_untemplated(self, text: str, answer_start: int) -> RenderedConversation:
         stripped_text = text.rstrip()
@@ -222,83 +255,58 @@ class LossMasker:
                 "model, or set model.chatTemplate to a template that ends answers with such a token",
             )
 
-    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: _TokenOffsets) -> TokenizedConversation:
-        ids, answer_start, answer_end = tokens.ids, 0, 0
+    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: EncodedText) -> TokenizedConversation:
+        ids, answer_start, answer_end, is_supervised = tokens.ids, 0, 0, True
         labels = self._init_labels(ids)
-        for answer_span in conversation.answer_spans:
+        for index, answer_span in enumerate(conversation.answer_spans):
             answer_start, answer_end = _find_supervised_span(tokens, answer_span)
-            labels[answer_start:answer_end] = ids[answer_start:answer_end]
+            is_supervised = index not in conversation.unsupervised_answers
+            answer_ids = ids[answer_start:answer_end]
+            labels[answer_start:answer_end] = answer_ids if is_supervised else [IGNORE_INDEX] * len(answer_ids)
         end_token_id = ids[answer_end - 1] if answer_end > answer_start else None
         if conversation.needs_eos:
             end_token_id = self._tokenizer.eos_token_id
-            ids, labels = [*ids, end_token_id], [*labels, end_token_id]
+            ids, labels = [*ids, end_token_id], [*labels, end_token_id if is_supervised else IGNORE_INDEX]
         if conversation.is_untemplated and ids[: len(self._bos_ids)] != self._bos_ids:
             ids, labels = [*self._bos_ids, *ids], [*self._init_labels(self._bos_ids), *labels]
             answer_start += len(self._bos_ids)
         labels[:1] = [IGNORE_INDEX] * len(labels[:1])  # no token precedes the first one, so it cannot be predicted
-        return TokenizedConversation(ids, labels, answer_start, end_token_id)
+        return TokenizedConversation(ids, labels, answer_start, end_token_id if is_supervised else None)
 
     def _init_labels(self, ids: list[int]) -> list[int]:
         return list(ids) if self._supervise_all else [IGNORE_INDEX] * len(ids)
 
 
-def _find_supervised_span(tokens: _TokenOffsets, answer_span: Span) -> Span:
+def _find_answers(chat: Chat, spans: Sequence[Span], text: str) -> list[_Answer]:
+    """Return the answers with these spans. Raises `RowError` if it is not clear which of them are unsupervised."""
+    turns = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    numbers = list(range(len(spans))) if len(spans) == len(turns) else _number_separate_texts(spans, text)
+    if len(set(numbers)) == len(turns):
+        return [
+            _Answer(span, turns[number] not in chat.unsupervised_turns, "tool_calls" in chat.messages[turns[number]])
+            for number, span in zip(numbers, spans, strict=True)
+        ]
+    if chat.unsupervised_turns:
+        raise RowError(
+            f"has answers that are not to be learnt, but the chat template marks {len(spans)} texts for "
+            f"{len(turns)} answers; use a template that marks each answer once"
+        )
+    return [_Answer(span) for span in spans]
+
+
+def _number_separate_texts(spans: Sequence[Span], text: str) -> list[int]:
+    """Number the spans so that those with only whitespace between them, as the ending of Phi-3, have one number."""
+    gaps = (text[end:start].strip() for (_, end), (start, _) in pairwise(spans))
+    return list(accumulate((int(bool(gap)) for gap in gaps), initial=0))[: len(spans)]
+
+
+def _find_supervised_span(tokens: EncodedText, answer_span: Span) -> Span:
     """Return the token indices of an answer: start, and exclusive end."""
     indices = range(len(tokens.ids))
     first_index = bisect_right(indices, answer_span[0], key=tokens.get_end)
     if first_index < len(indices) and tokens.text[tokens.get_start(first_index) : answer_span[0]].strip():
         first_index += 1  # the token begins in the prompt
     return first_index, bisect_left(indices, answer_span[1], lo=first_index, key=tokens.get_start)
-
-
-def _find_answer_span(template: ChatTemplate, messages: Messages, turn_index: int, text: str) -> Span:
-    """Return the span in `text` that the model has to generate in this turn. Raises `RowError` if it is not clear."""
-    answer = messages[turn_index]["content"]
-    marked_turn = {**messages[turn_index], "content": ANSWER_MARK}
-    marked_text = template.render([*messages[:turn_index], marked_turn, *messages[turn_index + 1 :]])
-    text_before, found_mark, text_after = marked_text.partition(ANSWER_MARK)
-    prompt = _render_prompt(template, messages[:turn_index])
-    answer_prefix = prompt if prompt is not None and text.startswith(prompt) else text_before
-    start, end = len(answer_prefix), len(text) - len(text_after)
-    if (
-        not found_mark
-        or ANSWER_MARK in text_after
-        or not text.startswith(answer_prefix)
-        or not text.endswith(text_after)
-        or start > end
-    ):
-        answer_start = start if text.startswith(answer_prefix) else 0
-        _check_answer_words(answer, text[answer_start : len(text) - _count_common_end(text, marked_text)])
-        raise RowError(
-            f"the model's chat template does not separate messages[{turn_index}] from the other messages; "
-            "mark the assistant's text in the template with {% generation %} … {% endgeneration %}"
-        )
-    return start, end
-
-
-def _count_common_end(text: str, marked_text: str) -> int:
-    """Return the number of characters at the end of both texts that are certainly not part of the answer."""
-    if text == marked_text:
-        return len(text)  # the template renders neither the answer nor the placeholder
-    pairs = zip(reversed(text), reversed(marked_text), strict=False)
-    common_chars = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return max(0, common_chars - len(ANSWER_MARK))  # the answer may end like the placeholder
-
-
-def _check_answer_words(answer: str, text: str) -> None:
-    """Raise `RewrittenAnswerError` if the text lacks words of the answer."""
-    if not has_words(answer, text):
-        raise RewrittenAnswerError(describe_removed_words(answer, text), is_unrendered=not text)
-
-
-def _render_prompt(template: ChatTemplate, messages: Messages) -> str | None:
-    """Return the prompt for an answer after these messages, or None if the template does not allow an answer there."""
-    if not messages:
-        return None
-    try:
-        return template.render(messages, add_generation_prompt=True)
-    except RowError:
-        return None
 
 
 def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -315,15 +323,16 @@ def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template_date: date | None = None) -> list[int]:
     """Tokenize a prompt as in training: as a user turn, or as plain text if there is no chat template.
 
-    The chat template writes `template_date` as the current date, or today's date if that is None.
+    The chat template writes `template_date` as the current date, or today's date if that is None. Control tokens that
+    are typed in the prompt of a user turn are encoded as ordinary text. Raises `RowError` if that is not possible, and
+    the errors of the chat template (see `template_errors`) if it rejects the prompt.
     """
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        # transformers 5 returns a BatchEncoding by default; return_dict=True gives one in all versions.
-        encoded = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=True, **build_date_variables(template_date)
+        turns = [{"role": "user", "content": ControlTokenFinder(tokenizer).mark_text(prompt)}]
+        text = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=False, **build_date_variables(template_date)
         )
-        return list(encoded["input_ids"])
+        return encode_texts(tokenizer, [cut_at_marks(text)[0]])[0].ids
     prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     bos_ids = get_bos_ids(tokenizer)
     return prompt_ids if prompt_ids[: len(bos_ids)] == bos_ids else [*bos_ids, *prompt_ids]

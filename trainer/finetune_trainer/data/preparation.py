@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
 from finetune_trainer.data import folds, splits
-from finetune_trainer.data.control_tokens import ControlTokenFinder
 from finetune_trainer.data.deduplication import (
     MAX_NEAR_DUPLICATE_ROWS,
     DuplicateFilter,
@@ -218,8 +217,12 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         preparation=config.dataset.preparation,
         schema=encoding.schema,
         limits=limits,
-        loss_masker=LossMasker(encoding.tokenizer, config.training.loss, encoding.template_date),
-        control_token_finder=ControlTokenFinder(encoding.tokenizer),
+        loss_masker=LossMasker(
+            encoding.tokenizer,
+            config.training.loss,
+            encoding.template_date,
+            config.dataset.preparation.control_tokens,
+        ),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
         archives_rows=config.evaluation.task is not None,

@@ -146,6 +146,7 @@ class RowLedger:
             truncated=totals["truncated"],
             sensitive={kind: totals[kind] for kind in sorted(PII_KINDS) if totals[kind]},
             redacted=totals["redacted"],
+            control_tokens=self.control_tokens.count,
             tokens=totals["tokens"],
             supervised_tokens=totals["supervised"],
             digest=digest,

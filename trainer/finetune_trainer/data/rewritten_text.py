@@ -2,8 +2,8 @@
 
 A chat template may change the texts that it renders: templates of reasoning models remove `<think>…</think>` from
 answers (DeepSeek-R1, and Qwen3 in all turns but the last), others convert to lower case, or write no system or tool
-turns. The model then learns other answers than those of the data. Whitespace that changes is not such a change, nor is
-text that the template adds, such as an empty think block.
+turns, no reasoning, or no tools. The model then learns other answers than those of the data. Whitespace that changes is
+not such a change, nor is text that the template adds, such as an empty think block, nor the notation of a tool call.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from dataclasses import dataclass, field
 from finetune_trainer.data.chat_template import Span
 from finetune_trainer.data.loss_masking import RenderedConversation
 from finetune_trainer.data.row_counter import RowCounter
-from finetune_trainer.data.row_texts import Conversation, Turn, list_turns
-from finetune_trainer.data.row_types import RewrittenAnswerError, SourceLocation
-from finetune_trainer.data.word_comparison import describe_removed_words, has_words, remove_whitespace
+from finetune_trainer.data.row_texts import Conversation
+from finetune_trainer.data.row_types import Chat, RewrittenAnswerError, SourceLocation, ToolDefinition
+from finetune_trainer.data.turn_parts import TurnParts, list_definition_parts, list_turn_parts
+from finetune_trainer.data.word_comparison import (
+    describe_removed_words,
+    find_value,
+    has_words,
+    is_contained,
+    remove_whitespace,
+)
 
 _MAX_PROMPT_CHARS = 64
 """Characters before an answer that may contain its start, such as the `<think>` of a generation prompt."""
@@ -55,28 +62,39 @@ def find_removed_text(conversation: Conversation, rendered: RenderedConversation
 
     The words of an answer must be in the supervised text, and those of another turn between the answers around it, in
     the order of the turns. A system turn may also be elsewhere between the answers. Turns after the last answer are not
-    compared. If the template marks more or fewer spans than answers, only the order is compared.
+    compared. If the template marks more or fewer spans than answers, only the order is compared. The definitions of
+    tools must be outside of the answers.
     """
     if rendered.is_untemplated:
         return None  # the text is that of the row
-    turns = list_turns(conversation)
-    while turns and turns[-1][0] != "assistant":
+    turns = list_turn_parts(conversation)
+    while turns and turns[-1].role != "assistant":
         turns.pop()
-    return _TurnSearch(rendered, _list_spans(turns, rendered)).find_removed_text(turns)
+    search = _TurnSearch(rendered, _list_spans(turns, rendered))
+    tools = conversation.tools if isinstance(conversation, Chat) else []
+    removed_definition = _find_removed_definition(tools, search.join_other_texts()) if tools else None
+    return removed_definition or search.find_removed_text(turns)
 
 
-def _list_spans(turns: Sequence[Turn], rendered: RenderedConversation) -> list[Span]:
+def _find_removed_definition(tools: Sequence[ToolDefinition], text: str) -> str | None:
+    for part in list_definition_parts(tools):
+        if find_value(part, text, (0, len(text))) < 0:
+            return describe_removed_words(part, text)
+    return None
+
+
+def _list_spans(turns: Sequence[TurnParts], rendered: RenderedConversation) -> list[Span]:
     """Return the part of the text that each turn must be in."""
-    if [role for role, _ in turns].count("assistant") != len(rendered.answer_spans):
+    if [turn.role for turn in turns].count("assistant") != len(rendered.answer_spans):
         return [(0, len(rendered.text))] * len(turns)
     return list(_generate_spans(turns, rendered))
 
 
-def _generate_spans(turns: Sequence[Turn], rendered: RenderedConversation) -> Iterator[Span]:
+def _generate_spans(turns: Sequence[TurnParts], rendered: RenderedConversation) -> Iterator[Span]:
     answer_spans = iter(rendered.answer_spans)
     previous_end, answer_span = 0, next(answer_spans)
-    for role, _ in turns:
-        if role == "assistant":
+    for turn in turns:
+        if turn.role == "assistant":
             yield answer_span
             previous_end, answer_span = answer_span[1], next(answer_spans, answer_span)
         else:
@@ -92,23 +110,43 @@ class _TurnSearch:
     spans: Sequence[Span]
     """The part of the text that each turn must be in."""
     found_spans: list[Span] = field(default_factory=list)
-    """Spans of the turns that were found literally, from the last to the first."""
+    """Spans of the texts that were found literally, from the last to the first."""
 
-    def find_removed_text(self, turns: Sequence[Turn]) -> str | None:
-        missing_turns = [
-            index for index in range(len(turns) - 1, -1, -1) if not self._find_turn(*turns[index], self.spans[index])
-        ]
-        for index in reversed(missing_turns):
-            role, content = turns[index]
-            if role not in _MOVED_ROLES or not _is_contained(content, self._join_other_texts()):
+    def find_removed_text(self, turns: Sequence[TurnParts]) -> str | None:
+        missing_texts = [self._find_missing_text(turns[index], index) for index in range(len(turns) - 1, -1, -1)]
+        for index, missing_text in enumerate(reversed(missing_texts)):
+            if missing_text is None:
+                continue
+            if turns[index].role not in _MOVED_ROLES or not is_contained(missing_text, self.join_other_texts()):
                 start, end = self.spans[index]
-                return describe_removed_words(content, self.rendered.text[start:end])
+                return describe_removed_words(missing_text, self.rendered.text[start:end])
         return None
 
-    def _find_turn(self, role: str, content: str, span: Span) -> bool:
-        """Return whether the turn is in the span and before the turns that were found."""
-        text, (start, end) = self.rendered.text, span
+    def join_other_texts(self) -> str:
+        """Return the text without the answers and without the texts that were found."""
+        pieces, position = [], 0
+        for start, end in sorted([*self.found_spans, *self.rendered.answer_spans]):
+            pieces.append(self.rendered.text[position:start])
+            position = max(position, end)
+        return "\n".join([*pieces, self.rendered.text[position:]])
+
+    def _find_missing_text(self, turn: TurnParts, index: int) -> str | None:
+        """Return a text of the turn that is not in its span and before the texts that were found, or None."""
+        start, end = self.spans[index]
         end = min(end, self.found_spans[-1][0]) if self.found_spans else end
+        for call in reversed(turn.calls):
+            positions = [find_value(value, self.rendered.text, (start, end)) for value in call]
+            if -1 in positions:
+                return call[positions.index(-1)]
+            end = min(positions)
+        for text in (turn.content, turn.reasoning):
+            if not self._find_text(turn.role, text, (start, end)):
+                return text
+            end = min(end, self.found_spans[-1][0]) if self.found_spans else end
+        return None
+
+    def _find_text(self, role: str, content: str, span: Span) -> bool:
+        text, (start, end) = self.rendered.text, span
         stripped_content = content.strip()
         position = text.rfind(stripped_content, start, end)
         if position >= 0:
@@ -116,15 +154,7 @@ class _TurnSearch:
             return True
         if role == "assistant":
             return _is_answer_contained(content, text, (start, end))
-        return _is_contained(content, text[start:end])
-
-    def _join_other_texts(self) -> str:
-        """Return the text without the answers and without the turns that were found."""
-        pieces, position = [], 0
-        for start, end in sorted([*self.found_spans, *self.rendered.answer_spans]):
-            pieces.append(self.rendered.text[position:start])
-            position = max(position, end)
-        return "\n".join([*pieces, self.rendered.text[position:]])
+        return is_contained(content, text[start:end])
 
 
 def _is_answer_contained(answer: str, text: str, span: Span) -> bool:
@@ -137,7 +167,3 @@ def _is_answer_contained(answer: str, text: str, span: Span) -> bool:
     if position >= 0 and position + len(squeezed_answer) > len(prompt):
         return True
     return has_words(answer, text[start:end])
-
-
-def _is_contained(content: str, text: str) -> bool:
-    return remove_whitespace(content) in remove_whitespace(text) or has_words(content, text)

@@ -15,7 +15,6 @@ from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
 from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
-from finetune_trainer.data.control_tokens import ControlTokenFinder
 from finetune_trainer.data.deduplication import DuplicateFilter, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
@@ -51,7 +50,6 @@ class PreparationContext:
     schema: RowSchema
     limits: LengthLimits
     loss_masker: LossMasker
-    control_token_finder: ControlTokenFinder
     ledger: RowLedger
     reader: RowReader
     archives_rows: bool = False
@@ -73,6 +71,8 @@ class PendingRow:
     """Digest of the row before it was cleaned, if the texts of rows are archived."""
     answer_start: int = 0
     """Index of the first token of the last answer, before truncation."""
+    control_token: str | None = None
+    """A control token that is typed in a text of the row, or None."""
 
 
 _TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
@@ -206,6 +206,8 @@ class SplitWriter:
             return []
         removed_texts = map(find_removed_text, conversations, rendered)
         pending_row.removed_text = next((text for text in removed_texts if text is not None), None)
+        control_tokens = (conversation.control_token for conversation in rendered)
+        pending_row.control_token = next((token for token in control_tokens if token is not None), None)
         return rendered
 
     def _reject_unrenderable(self, pending_row: PendingRow, error: RowError) -> None:
@@ -254,8 +256,7 @@ class SplitWriter:
         if pending_row.original is None:
             ledger = self._context.ledger
             ledger.rewritten_rows.add(pending_row.location, pending_row.removed_text)
-            control_token = self._context.control_token_finder.find(list_conversations(pending_row.row))
-            ledger.control_tokens.add(pending_row.location, control_token)
+            ledger.control_tokens.add(pending_row.location, pending_row.control_token)
         self._context.ledger.answer_ends.update(
             conversation.end_token_id for conversation in conversations if conversation.end_token_id is not None
         )

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 
 _WORD_PATTERN = re.compile(r"</?[^<>\s]+>|\w+|[^\w\s]")
 """A tag or special token, a word, or a punctuation mark."""
+_PYTHON_CONSTANTS = {"true": "True", "false": "False", "null": "None"}
 _MAX_COMPARED_WORDS = 1000
 
 
@@ -17,13 +18,38 @@ def remove_whitespace(text: str) -> str:
     return "".join(text.split())
 
 
+def is_contained(content: str, text: str) -> bool:
+    """Return whether the text has the words of `content`, not regarding whitespace."""
+    return remove_whitespace(content) in remove_whitespace(text) or has_words(content, text)
+
+
+def find_value(value: str, text: str, span: tuple[int, int]) -> int:
+    """Return the position of the last occurrence of an argument of a tool call in a part of the text, or -1.
+
+    Templates write arguments as JSON, as Python, or between tags.
+    """
+    start, end = span
+    position = max(text.rfind(form, start, end) for form in _list_notations(value))
+    return start if position < 0 and is_contained(value, text[start:end]) else position
+
+
+def _list_notations(value: str) -> set[str]:
+    return {
+        value.strip(),
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        json.dumps(value)[1:-1],
+        repr(value)[1:-1],
+        _PYTHON_CONSTANTS.get(value, value),
+    }
+
+
 def has_words(content: str, text: str) -> bool:
     """Return whether the text has the words of `content` in their order, possibly in a JSON string as many templates
     write tools."""
-    escaped_content = json.dumps(content, ensure_ascii=False)[1:-1]
-    return _has_in_order(_WORD_PATTERN.findall(content), _WORD_PATTERN.findall(text)) or (
-        escaped_content != content and escaped_content in text
-    )
+    if _has_in_order(_WORD_PATTERN.findall(content), _WORD_PATTERN.findall(text)):
+        return True
+    escaped_contents = {json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)}
+    return any(escaped != content and escaped in text for escaped in escaped_contents)
 
 
 def _has_in_order(words: Iterable[str], text_words: Iterable[str]) -> bool:

@@ -18,7 +18,9 @@ def check_answers(inputs: TrainerInputs) -> list[PreflightFinding]:
     """
     findings = [_describe_rewritten_rows(inputs)] if inputs.prepared.rewritten.rows else []
     if inputs.prepared.control_tokens.count:
-        findings.append(_describe_control_tokens(inputs.prepared.control_tokens))
+        is_encoded_as_text = inputs.config.dataset.preparation.control_tokens == "text"
+        describe = _describe_encoded_tokens if is_encoded_as_text else _describe_control_tokens
+        findings.append(describe(inputs.prepared.control_tokens))
     if inputs.prepared.template_date is not None:
         findings.append(_describe_date(inputs.prepared.template_date))
     return findings
@@ -36,12 +38,23 @@ def _describe_rewritten_rows(inputs: TrainerInputs) -> PreflightFinding:
     )
 
 
+def _describe_encoded_tokens(found: RowCounter) -> PreflightFinding:
+    return PreflightFinding(
+        check="controlTokens",
+        status="passed",
+        message=f'{found.share}: texts contain control tokens, such as "{found.example}" in {found.where}, which are '
+        "encoded as ordinary text",
+        value=found.count / found.rows,
+    )
+
+
 def _describe_control_tokens(found: RowCounter) -> PreflightFinding:
     return PreflightFinding(
         check="controlTokens",
         status="warning",
         message=f'{found.share}: texts contain control tokens, such as "{found.example}" in {found.where}, which can '
-        "end a turn or begin another one in the middle of a text; remove them from the data",
+        "end a turn or begin another one in the middle of a text; remove them from the data, or set "
+        "dataset.preparation.controlTokens to text",
         value=found.count / found.rows,
         expected=0,
     )
