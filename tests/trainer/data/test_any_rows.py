@@ -45,8 +45,9 @@ _ROWS = st.fixed_dictionaries({}, optional=_VALUES)
 
 def parse(row: dict[str, Any], method: str, preparation: Preparation) -> list[Row]:
     schema, columns = METHODS[method], RowColumns(row)
-    parsed_rows = schema.parse_row(columns, schema.detect_format(row))
-    list_unused_columns(columns, "auto", [text for each in parsed_rows for text in list_texts(each)])
+    row_format = schema.detect_format(row)
+    parsed_rows = schema.parse_row(columns, row_format)
+    list_unused_columns(columns, row_format, [text for each in parsed_rows for text in list_texts(each)])
     return [arrange_turns(each, preparation) for each in parsed_rows]
 
 

@@ -106,7 +106,12 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "line 1",
         "two consecutive assistant turns; set dataset.preparation.mergeTurns",
     ),
-    "unknown role": ("a.jsonl", make_messages_line(("bot", "q")), "line 1", "messages[0].role to be one of system"),
+    "unknown role": (
+        "a.jsonl",
+        make_messages_line(("narrator", "q")),
+        "line 1",
+        "messages[0].role to be one of system",
+    ),
     "null turn": (
         "a.jsonl",
         make_messages_line(("user", None)),

@@ -237,7 +237,7 @@ INVALID_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"messages": [{"role": "user", "content": " "}, GOOD]},
         "messages[0].content to be a message",
     ),
-    "unknown sharegpt role": ("sft", {"conversations": [{"from": "bing", "value": "x"}]}, "[0].from to be one of"),
+    "unknown sharegpt role": ("sft", {"conversations": [{"from": "narrator", "value": "x"}]}, "[0].from to be one of"),
     "messages is null": ("sft", {"messages": None}, "to be a list of turns, found nothing"),
     "alpaca without instruction": ("sft", {"instruction": " ", "output": "o"}, "to be an instruction, found it empty"),
     "alpaca input is a list": ("sft", {"instruction": "i", "input": [1], "output": "o"}, "'input' to be text"),

@@ -17,7 +17,7 @@ def list_unused(media: dict[str, Any]) -> list[str]:
     columns = RowColumns(media | TEXT_ROW)
     for name in TEXT_ROW:
         columns.require(name)
-    return list_unused_columns(columns, "promptCompletion", [])
+    return list_unused_columns(columns, "promptCompletion", [], is_detected=False)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_media_empty_column_is_accepted(media: dict[str, Any]) -> None:
 
 def parse_user_turn(**keys: Any) -> dict[str, str]:
     answer = {"role": "assistant", "content": "A cat."}
-    return parse_turns("messages", [{"role": "user", "content": "Hi", **keys}, answer]).messages[0]
+    return parse_turns(RowColumns({}), "messages", [{"role": "user", "content": "Hi", **keys}, answer]).messages[0]
 
 
 @pytest.mark.parametrize("empty", [{"tool_calls": []}, {"annotations": []}, {"name": ""}, {"audio": None}], ids=str)
@@ -63,4 +63,8 @@ def test_parse_turns_other_part_is_refused(part: object) -> None:
 def test_parse_turns_image_part_is_named() -> None:
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "cat.png"}}]
     with pytest.raises(RowError, match=r"messages\[0\].content has parts of type image_url; only text"):
-        parse_turns("messages", [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}])
+        parse_turns(
+            RowColumns({}),
+            "messages",
+            [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}],
+        )

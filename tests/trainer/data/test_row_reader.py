@@ -30,7 +30,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
     "messages is text": ({"messages": "a"}, "expected 'messages' to be a list of turns, found text"),
     "no messages": ({"messages": []}, "found an empty list"),
     "turn is text": ({"messages": ["a"]}, "expected messages[0] to be an object with role and content, found text"),
-    "unknown role": ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role to be one of system, "),
+    "unknown role": ({"messages": [{"role": "narrator", "content": "a"}]}, "messages[0].role to be one of system, "),
     "role is a list": ({"messages": [{"role": [], "content": "a"}]}, "found an empty list"),
     "no content": ({"messages": [{"role": "user"}]}, "messages[0].content to be text, found nothing"),
     "parts": ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content to be text, found a list"),

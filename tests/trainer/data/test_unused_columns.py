@@ -58,7 +58,21 @@ COLUMNS: dict[str, object] = {
     "score": 0,
     "label": False,
 }
-for _name in ("system", "instruction", "input", "output", "prompt", "completion", "chosen", "rejected", "text", "id"):
+for _name in (
+    "system",
+    "system_prompt",
+    "context",
+    "reasoning",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "text",
+    "id",
+):
     COLUMNS[_name] = MARK
 COLUMNS["preferred_output"] = COLUMNS["non_preferred_output"] = MARK
 
@@ -72,7 +86,8 @@ def read(folder: Path, rows: Sequence[dict[str, Any]], method: str, **source: An
 
 def is_accounted_for(name: str, reader: RowReader, rows: Sequence[Row]) -> bool:
     is_refused = any(f"'{name}'" in message or f"{name}[" in message for message in reader.rejections.invalid.messages)
-    return is_refused or reader.unused_columns.get(name) == 1 or any(MARK in repr(row) for row in rows)
+    is_counted = reader.unused_columns.get(name, reader.unused_columns.get(f"messages[].{name}")) == 1
+    return is_refused or is_counted or any(MARK in repr(row) for row in rows)
 
 
 @pytest.mark.parametrize(("method", "row"), ROWS.values(), ids=ROWS)
@@ -90,11 +105,11 @@ def test_reader_each_additional_column_is_used_refused_or_counted(
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
-def test_reader_each_additional_key_of_a_turn_is_used_or_refused(tmp_path: Path, role: str) -> None:
+def test_reader_each_additional_key_of_a_turn_is_used_refused_or_counted(tmp_path: Path, role: str) -> None:
     turn = {"role": role, "content": "text"}
     turns = [turn, ANSWER] if role == "user" else [USER, turn] if role == "assistant" else [turn, USER, ANSWER]
     values: dict[str, object] = {"tool_calls": [{"name": MARK, "arguments": "{}"}], "function_call": {"name": MARK}}
-    names = ["name", "reasoning", "thinking", "tool_call_id", "refusal", "images", "tools", "loss", "text", "value"]
+    names = ["name", "reasoning", "thinking", "tool_call_id", "refusal", "images", "tools", "text", "value", "id"]
     for name, value in (values | dict.fromkeys(names, MARK)).items():
         marked_turns = [{**each, name: value} if each is turn else each for each in turns]
         reader, rows = read(tmp_path, [{"messages": marked_turns}], "sft")

@@ -16,7 +16,7 @@ from finetune_trainer.data.conversations import (
 from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_types import Chat, PromptCompletion, RowError
-from finetune_trainer.data.tool_calls import parse_json, parse_tools
+from finetune_trainer.data.tool_calls import find_written_calls, parse_json, parse_tools
 
 _TURNS_TEXT = re.compile(
     r"""\s*\[\s*\{.*['"](role|from)['"]\s*:\s*['"](system|developer|user|assistant|tool|human|gpt)['"].*\]\s*""",
@@ -28,7 +28,7 @@ def parse_prompt(row: RowColumns, column: str) -> str | Chat:
     """Return the prompt of a row: text, followed by the text of `input` after a blank line, or turns."""
     prompt = row.require(column)
     if isinstance(prompt, list) or is_turns_text(prompt):
-        return parse_turns(column, prompt)
+        return parse_turns(row, column, prompt)
     input_text = get_optional_text(row, "input")
     prompt_text = require_text(f"'{column}'", prompt)
     return f"{prompt_text}\n\n{input_text}" if input_text else prompt_text
@@ -41,8 +41,9 @@ def parse_answer(row: RowColumns, column: str) -> str | Chat:
         return require_nonblank_text(f"'{column}'", answer)
     is_turn = isinstance(answer, dict) and ("role" in answer or "from" in answer)
     if not is_turn and not isinstance(answer, str | list):
-        raise RowError(f"expected '{column}' to be text or a list of turns, found {describe_type(answer)}")
-    return parse_turns(column, [answer] if is_turn else answer)
+        hint = "; write numbers as text" if isinstance(answer, int | float) else ""
+        raise RowError(f"expected '{column}' to be text or a list of turns, found {describe_type(answer)}{hint}")
+    return parse_turns(row, column, [answer] if is_turn else answer)
 
 
 def is_turns_text(value: object) -> bool:
@@ -53,7 +54,7 @@ def is_turns_text(value: object) -> bool:
 def build_answered_row(row: RowColumns, prompt: str | Chat, answer: str | Chat) -> Chat | PromptCompletion:
     """Return the prompt with its answer: as two texts, or as a conversation if there is more than two texts."""
     earlier_turns = _parse_history(row) if isinstance(prompt, str) else None
-    answer_turns = build_turn("assistant", answer) if isinstance(answer, str) else answer
+    answer_turns = _build_answer(row, answer) if isinstance(answer, str) else answer
     if isinstance(prompt, Chat):
         return add_context(row, join_chats(prompt, answer_turns))
     if isinstance(answer, str) and not earlier_turns and not any(map(row.has, ("system", "tools", "functions"))):
@@ -61,6 +62,14 @@ def build_answered_row(row: RowColumns, prompt: str | Chat, answer: str | Chat) 
     user_turn = build_turn("user", require_nonblank_text("the prompt", prompt, "a message of the user"))
     prompt_turns = join_chats(earlier_turns, user_turn) if earlier_turns else user_turn
     return add_context(row, join_chats(prompt_turns, answer_turns))
+
+
+def _build_answer(row: RowColumns, answer: str) -> Chat:
+    """Return an answer as a turn: the calls in it if it is the JSON of calls, and the row has tools."""
+    calls = find_written_calls(answer) if any(map(row.has, ("tools", "functions"))) else None
+    return (
+        Chat([{"role": "assistant", "content": "", "tool_calls": calls}]) if calls else build_turn("assistant", answer)
+    )
 
 
 def add_context(row: RowColumns, conversation: Chat) -> Chat:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from finetune_trainer.data.readers.json_rows import describe_type
-from finetune_trainer.data.row_columns import RowColumns, format_value, is_empty
+from finetune_trainer.data.row_columns import MEDIA_COLUMNS, RowColumns, format_keys, format_value, is_empty
 from finetune_trainer.data.row_types import Chat, Message, RowError
 from finetune_trainer.data.tool_calls import parse_json, parse_tool_calls
 
@@ -16,17 +17,25 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _ROLES = {role: role for role in ROLES} | {
     "function": "tool",
     "human": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
     "function_call": "assistant",
     "tool_call": "assistant",
 }
-"""Roles by the names that OpenAI's and ShareGPT's data have for them."""
+"""Roles by the names that the data of OpenAI, Google, OpenAssistant and ShareGPT have for them, in lower case."""
 _CALL_ROLES = ("function_call", "tool_call")
 """Roles of turns whose content is the JSON of a tool call."""
+_TOOL_KINDS = frozenset({"tool_use", "tool_result"})
+"""Types of the content parts with which Anthropic's messages call tools."""
+_TURN_FORM = '; write each turn as {"role": "user", "content": "text"}'
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _EXTRA_KEYS: Mapping[str, tuple[str, ...]] = {
     "system": ("name", "weight"),
@@ -36,6 +45,17 @@ _EXTRA_KEYS: Mapping[str, tuple[str, ...]] = {
     "tool": ("name", "weight", "tool_call_id"),
 }
 """Keys that a turn may have in addition to role and content, by role."""
+_CONTENT_KEYS = frozenset(
+    {
+        *chain.from_iterable(_EXTRA_KEYS.values()),
+        *("role", "from", "content", "value", "text", "parts", "message", "prompt", "completion", "response"),
+        *("input", "output", "context", "documents", "system", "refusal", "thought", "thoughts", "cot"),
+        *("reasoning_details", "thinking_blocks", "tools", "functions", "tool_use", "tool_result", "tool_results"),
+        *("tool_response", "tool_responses", "attachments", "files", *MEDIA_COLUMNS),
+        *("train", "training", "trainable", "loss", "mask"),
+    }
+)
+"""Keys that are a part of the conversation, or that say what is learnt. Other keys, such as dates, are counted."""
 
 
 def get_optional_text(row: RowColumns, name: str) -> str:
@@ -84,44 +104,62 @@ def ignore_answers(chat: Chat) -> Chat:
     return replace(chat, unsupervised_turns=frozenset(answers))
 
 
-def parse_turns(name: str, value: object) -> Chat:
+def parse_turns(row: RowColumns, name: str, value: object) -> Chat:
     """Parse a list of `{role, content}` or `{from, value}` objects as turns. Raises `RowError`.
 
-    The list may be JSON text, as in CSV files.
+    The list may be JSON text, as in CSV files. Keys of the turns that are not used are recorded in `row`.
     """
     is_json_text = isinstance(value, str) and value.lstrip().startswith("[")
     turns = parse_json(f"'{name}'", value) if is_json_text else value
     if not isinstance(turns, list) or not turns:
         raise RowError(f"expected '{name}' to be a list of turns, found {describe_type(turns)}")
-    messages = [_parse_turn(f"{name}[{index}]", turn) for index, turn in enumerate(turns)]
+    messages = []
+    for index, turn in enumerate(turns):
+        message, unused_keys = _parse_turn(f"{name}[{index}]", turn)
+        messages.append(message)
+        row.record_unused_keys(name, unused_keys)
     unsupervised = [
         index for index, turn in enumerate(turns) if turn.get("weight") == 0 and messages[index]["role"] == "assistant"
     ]
     return Chat(messages, unsupervised_turns=frozenset(unsupervised))
 
 
-def _parse_turn(name: str, turn: object) -> Message:
+def _parse_turn(name: str, turn: object) -> tuple[Message, list[str]]:
+    """Return a turn, and its filled keys that are not used."""
     if not isinstance(turn, dict):
-        raise RowError(f"expected {name} to be an object with role and content, found {describe_type(turn)}")
+        raise RowError(
+            f"expected {name} to be an object with role and content, found {describe_type(turn)}{_TURN_FORM}"
+        )
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    role = _parse_role(f"{name}.{role_key}", turn.get(role_key))
+    if role_key not in turn:
+        raise RowError(f"expected {name} to have role and content, found {format_keys(turn)}{_TURN_FORM}")
+    role = _parse_role(f"{name}.{role_key}", turn[role_key])
     extras = {key: value for key, value in turn.items() if key not in (role_key, content_key) and not is_empty(value)}
-    unknown_keys = [key for key in extras if key not in _EXTRA_KEYS[role]]
-    if unknown_keys:
-        found = ", ".join(map(format_value, sorted(unknown_keys)[:5]))
-        raise RowError(f"expected {name} to have {role_key} and {content_key}, found also {found}")
+    unused_keys = [key for key in extras if key not in _EXTRA_KEYS[role]]
+    _reject_content_keys(name, unused_keys, (role_key, content_key))
     content = turn.get(content_key)
-    if turn[role_key] in _CALL_ROLES:
+    if turn[role_key].lower() in _CALL_ROLES:
         content, extras = "", {**extras, "tool_calls": _require_call(f"{name}.{content_key}", content)}
     parsed_extras = _parse_extras(name, extras) if extras else {}
-    is_call = "tool_calls" in parsed_extras
-    return {"role": role, "content": _parse_content(f"{name}.{content_key}", role, content, is_call), **parsed_extras}
+    text = _parse_content(f"{name}.{content_key}", role, content, is_call="tool_calls" in parsed_extras)
+    return {"role": role, "content": text, **parsed_extras}, unused_keys
+
+
+def _reject_content_keys(name: str, unused_keys: list[str], used_keys: tuple[str, str]) -> None:
+    """Raise `RowError` for a key that is not used, but is a part of the conversation."""
+    refused_keys = sorted(key for key in unused_keys if key in _CONTENT_KEYS)
+    if refused_keys:
+        found = ", ".join(map(format_value, refused_keys[:5]))
+        raise RowError(
+            f"expected {name} to have {' and '.join(used_keys)}, found also {found}; remove what is not to be learnt, "
+            f"and write the rest in {used_keys[1]} or in a turn of its own"
+        )
 
 
 def _parse_role(name: str, role: object) -> str:
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role.lower() not in _ROLES:
         raise RowError(f"expected {name} to be one of {', '.join(_ROLES)}, found {format_value(role)}")
-    return _ROLES[role]
+    return _ROLES[role.lower()]
 
 
 def _require_call(name: str, content: object) -> object:
@@ -160,7 +198,7 @@ def _parse_reasoning(name: str, extras: dict[str, Any]) -> str:
     return reasoning if reasoning.strip() else ""
 
 
-def _parse_content(name: str, role: str, content: object, is_call: bool) -> str:
+def _parse_content(name: str, role: str, content: object, *, is_call: bool) -> str:
     if isinstance(content, list):
         content = _join_text_parts(name, content)
     if is_call and is_empty(content):
@@ -179,18 +217,23 @@ def _join_text_parts(name: str, parts: list[object]) -> object:
     """
     kinds = {part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)} - {"text"}
     if kinds:
-        raise RowError(f"{name} has parts of type {', '.join(sorted(kinds))}; only text can be trained on")
+        hint = (
+            "; write calls of tools as tool_calls, and their results as turns of role tool"
+            if kinds & _TOOL_KINDS
+            else ""
+        )
+        raise RowError(f"{name} has parts of type {', '.join(sorted(kinds))}; only text can be trained on{hint}")
     texts = [_get_part_text(part) for part in parts]
     return "".join(text for text in texts if text is not None) if texts and None not in texts else parts
 
 
 def _get_part_text(part: object) -> str | None:
-    """Return the text of a part `{"type": "text", "text": …}`, or None if it has another form."""
+    """Return the text of a part `{"type": "text", "text": …}` or `{"text": …}`, or None if it has another form."""
     if not isinstance(part, dict):
         return None
     filled_keys = {key for key, value in part.items() if key != "text" and not is_empty(value)}
     text = part.get("text")
-    return text if filled_keys == {"type"} and isinstance(text, str) else None
+    return text if filled_keys <= {"type"} and isinstance(text, str) else None
 
 
 def require_assistant_turn(name: str, conversation: Chat) -> Chat:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 _PROMPT_NAMES = (
     "prompt",
@@ -16,6 +16,7 @@ _PROMPT_NAMES = (
     "source",
     "user",
     "input",
+    "inputs",
     "text",
     "sentence",
     "review",
@@ -33,8 +34,11 @@ COMPLETION_NAMES = (
     "target",
     "reply",
     "assistant",
+    "targets",
     "label",
     "answers",
+    "correct_answer",
+    "label_text",
 )
 """Names that columns with an answer often have."""
 _QUESTION_NAMES = ("question", "query", "problem", "input")
@@ -44,30 +48,89 @@ _FIELD_GUESSES: Mapping[str, tuple[str, ...]] = {
     "prompt": _PROMPT_NAMES,
     "input": ("context", "passage"),
     "completion": COMPLETION_NAMES,
-    "chosen": ("chosen", "preferred", "chosen_response"),
-    "rejected": ("rejected", "dispreferred", "rejected_response"),
-    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "chosen": ("chosen", "preferred", "chosen_response", "response_j"),
+    "rejected": ("rejected", "dispreferred", "rejected_response", "response_k"),
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns", "items", "data"),
     "text": ("content", "body", "document", "article"),
     "label": ("label", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback"),
 }
 """Names that columns often have, by the name of the field that they fit."""
 
 
-def suggest_fields(names: Collection[str], required: tuple[str, ...]) -> str:
-    """Return the end of a message that suggests `fields` for a row with columns of these names, or an empty text.
+_TURN_FIELDS = ("prompt", "completion", "chosen", "rejected")
+"""Fields that may be lists of turns instead of texts."""
+_PLACEHOLDER = "COLUMN"
 
-    `required` are the fields without which there is no suggestion.
+
+def suggest_fields(row: Mapping[str, object], *alternatives: tuple[str, ...]) -> str:
+    """Return the end of a message that suggests `fields` for a row, or an empty text.
+
+    Each of the alternatives is a list of fields without which there is no suggestion. The first one counts for which
+    the row has columns whose names and values fit.
     """
-    guesses: dict[str, str] = {}
-    by_lower_name = {name.lower(): name for name in names}
-    for field_name in ("system", "input", *required):
-        found = next((guess for guess in _FIELD_GUESSES[field_name] if guess in by_lower_name), None)
-        if found is not None:
-            guesses[field_name] = by_lower_name.pop(found)
-    fields = [f"{name}: {guesses[name]}" for name in _FIELD_GUESSES if name in guesses and name != guesses[name]]
-    return f"; set fields: {{{', '.join(fields)}}}" if fields and all(name in guesses for name in required) else ""
+    for required in alternatives:
+        guesses = _guess_fields(row, required)
+        if all(name in guesses for name in required):
+            return _format_fields(guesses)
+    return ""
+
+
+def complete_fields(row: Mapping[str, object], required: tuple[str, ...]) -> str:
+    """Return the end of a message that asks for `fields`, with `COLUMN` for columns that cannot be guessed."""
+    placeholders = {name: _PLACEHOLDER for name in required if name not in row}
+    return _format_fields(placeholders | _guess_fields(row, required))
+
+
+def find_other_turns(row: Mapping[str, object]) -> str | None:
+    """Return the name of a column that is probably a conversation, but is no list of turns."""
+    names = {name.lower(): name for name, value in row.items() if value and isinstance(value, list)}
+    return next((names[guess] for guess in _FIELD_GUESSES["messages"] if guess in names), None)
 
 
 def has_question(names: Collection[str]) -> bool:
     """Return whether one of the columns is probably the prompt of the row, by its name."""
     return any(name.lower() in _QUESTION_NAMES for name in names)
+
+
+def _guess_fields(row: Mapping[str, object], required: tuple[str, ...]) -> dict[str, str]:
+    """Return the names of columns by the fields that they fit."""
+    guesses: dict[str, str] = {}
+    columns = {name.lower(): name for name in row}
+    for field_name in (*_list_context_fields(required), *required):
+        names = [*_FIELD_GUESSES[field_name], *(columns if field_name == "messages" else ())]
+        found = next((name for name in names if name in columns and _fits(field_name, row[columns[name]])), None)
+        if found is not None:
+            guesses[field_name] = columns.pop(found)
+    return guesses
+
+
+def _list_context_fields(required: tuple[str, ...]) -> Iterator[str]:
+    """Yield the fields that a row may have in addition to the required ones."""
+    if "text" not in required:
+        yield "system"
+    if "prompt" in required:
+        yield "input"
+
+
+def _fits(field_name: str, value: object) -> bool:
+    """Return whether the value of a column can be that of a field. Whether the texts are valid is not checked."""
+    if field_name == "messages":
+        return _has_turns(value) or (isinstance(value, str) and value.lstrip().startswith("[{"))
+    if field_name == "label":
+        return isinstance(value, str | int | float)
+    if field_name in _TURN_FIELDS and (_has_turns(value) or _is_turn(value)):
+        return True
+    return value is None or isinstance(value, str)
+
+
+def _has_turns(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and _is_turn(value[0])
+
+
+def _is_turn(value: object) -> bool:
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
+def _format_fields(columns: Mapping[str, str]) -> str:
+    fields = [f"{name}: {columns[name]}" for name in _FIELD_GUESSES if name in columns and name != columns[name]]
+    return f"; set fields: {{{', '.join(fields)}}}" if fields else ""

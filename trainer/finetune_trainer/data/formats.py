@@ -12,7 +12,7 @@ from finetune_trainer.data.conversations import (
     require_assistant_turn,
     require_nonblank_text,
 )
-from finetune_trainer.data.field_suggestions import suggest_fields
+from finetune_trainer.data.field_suggestions import complete_fields, find_other_turns, suggest_fields
 from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, is_empty
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
@@ -23,6 +23,7 @@ _FORMAT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "promptCompletion": ("prompt", "completion"),
 }
 """Columns that identify a format. `text` is not listed, because rows of other formats may have that column too."""
+_TURNS_FORM = '{"messages": [{"role": "user", "content": "text"}, …]}'
 _EXPECTED_COLUMNS = (
     "expected 'messages', or 'prompt' and 'completion', 'conversations', 'instruction' and 'output', or 'text'; found "
 )
@@ -37,13 +38,23 @@ def detect_example_format(row: Mapping[str, Any]) -> str:
         raise RowError(f"has both {candidates}; set the format of the source")
     if matches:
         return matches[0]
+    if not is_empty(row.get("role")) and ("text" in row or "content" in row):
+        hint = ", or set format: text to train on each text alone" if "text" in row else ""
+        raise RowError(f"has only one turn of a conversation; write all turns of it in one row: {_TURNS_FORM}{hint}")
     if "text" in row:
         return "text"
     for chosen, rejected in PAIR_COLUMNS:
         if chosen in row and rejected in row:
             raise RowError(f"has '{chosen}' and '{rejected}', which need training.method dpo or kto")
-    suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",), ("text",)))
-    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + next(filter(None, suggestions), ""))
+    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + _describe_cure(row))
+
+
+def _describe_cure(row: Mapping[str, Any]) -> str:
+    if suggestion := suggest_fields(row, ("prompt", "completion"), ("messages",), ("text",)):
+        return suggestion
+    if name := find_other_turns(row):
+        return f"; write the turns of {name!r} as {_TURNS_FORM}"
+    return complete_fields(row, ("prompt", "completion"))
 
 
 def _match_formats(names: set[str]) -> list[str]:
@@ -59,7 +70,7 @@ def _parse_sharegpt(row: RowColumns) -> Chat:
 
 
 def _parse_conversation(row: RowColumns, column: str) -> Chat:
-    return add_context(row, require_assistant_turn(column, parse_turns(column, row.require(column))))
+    return add_context(row, require_assistant_turn(column, parse_turns(row, column, row.require(column))))
 
 
 def _parse_alpaca(row: RowColumns) -> Chat | PromptCompletion:

@@ -12,7 +12,7 @@ from finetune_trainer.data.conversation_columns import (
     parse_prompt,
 )
 from finetune_trainer.data.conversations import parse_turns, require_final_answer, require_nonblank_text
-from finetune_trainer.data.field_suggestions import has_question, suggest_fields
+from finetune_trainer.data.field_suggestions import complete_fields, has_question, suggest_fields
 from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, format_value
 from finetune_trainer.data.row_types import Chat, LabeledExample, Preference, PromptCompletion, RowError
 from finetune_trainer.data.text_pairs import split_text_pair
@@ -31,8 +31,7 @@ def parse_preference(row: RowColumns) -> Preference:
     columns = _find_pair_columns(row) or PAIR_COLUMNS[0]
     for name in columns:
         if name not in row.values:
-            suggestion = suggest_fields(row.values, ("prompt", "chosen", "rejected"))
-            raise RowError(f"expected '{name}', found {format_keys(row.values)}{suggestion}")
+            raise RowError(f"expected '{name}', found {format_keys(row.values)}{_describe_pair_cure(row)}")
     if _find_prompt_column(row) is None and all(_is_text(row.values[name]) for name in columns):
         return _parse_text_pair(row, columns)
     chosen, rejected = (_parse_conversation(row, name) for name in columns)
@@ -43,12 +42,20 @@ def parse_preference(row: RowColumns) -> Preference:
     return Preference(chosen, rejected)
 
 
+def _describe_pair_cure(row: RowColumns) -> str:
+    suggestion = suggest_fields(row.values, ("prompt", *PAIR_COLUMNS[0]), PAIR_COLUMNS[0])
+    return suggestion or complete_fields(row.values, PAIR_COLUMNS[0])
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and not is_turns_text(value)
 
 
 def _find_pair_columns(row: RowColumns) -> tuple[str, str] | None:
-    return next((pair for pair in PAIR_COLUMNS if any(name in row.values for name in pair)), None)
+    """Return the columns of the answers. They may be empty, or one of them may be missing."""
+    return next(
+        (pair for has in (row.has, row.values.__contains__) for pair in PAIR_COLUMNS if any(map(has, pair))), None
+    )
 
 
 def _find_prompt_column(row: RowColumns) -> str | None:
@@ -75,14 +82,15 @@ def _missing_prompt(row: RowColumns, answer_column: str) -> RowError:
 
 def parse_labeled_examples(row: RowColumns) -> Sequence[LabeledExample]:
     """Parse an answer with its label, or both answers of a pair. Raises `RowError`."""
-    if any(all(name in row.values for name in pair) for pair in PAIR_COLUMNS):
+    if any(all(name in row.values for name in pair) and any(map(row.has, pair)) for pair in PAIR_COLUMNS):
         preference = parse_preference(row)
         return [LabeledExample(preference.chosen, desirable=True), LabeledExample(preference.rejected, desirable=False)]
     if "label" not in row.values:
-        suggestions = (suggest_fields(row.values, names) for names in (("prompt", "completion", "label"), ("label",)))
+        fields = ("prompt", "completion", "label")
+        suggestion = suggest_fields(row.values, fields, ("label",)) or complete_fields(row.values, fields)
         raise RowError(
             "expected 'prompt', 'completion' and 'label', or 'chosen' and 'rejected'; "
-            f"found {format_keys(row.values)}{next(filter(None, suggestions), '')}"
+            f"found {format_keys(row.values)}{suggestion}"
         )
     return [LabeledExample(_parse_labeled_row(row), _parse_label(row.require("label")))]
 
@@ -94,7 +102,7 @@ def _parse_labeled_row(row: RowColumns) -> Chat | PromptCompletion:
     if "completion" in row.values:
         return _parse_conversation(row, "completion")
     column = next((name for name in ("messages", "conversations") if row.has(name)), "completion")
-    return add_context(row, require_final_answer(column, parse_turns(column, row.require(column))))
+    return add_context(row, require_final_answer(column, parse_turns(row, column, row.require(column))))
 
 
 def _parse_label(value: object) -> bool:

@@ -28,7 +28,7 @@ from finetune_trainer.records.evaluation import RejectedRow
 
 _MAX_MESSAGES = 5
 """Maximum number of invalid rows that an error names. All are counted."""
-_MAX_MESSAGE_CHARS = 280
+_MAX_MESSAGE_CHARS = 340
 _TEMPLATE_HINT = (
     "The chat template rejects all of them for the same reason; dataset.preparation.mergeTurns joins consecutive turns "
     "of one role, and model.chatTemplate can replace the template by one for messages whose content is text."
@@ -136,5 +136,6 @@ class Rejections:
 def _shorten(text: str) -> str:
     if len(text) <= _MAX_MESSAGE_CHARS:
         return text
-    half = _MAX_MESSAGE_CHARS // 2
-    return f"{text[:half]} … {text[-half:]}"
+    # The end has the remedy, and the start the location.
+    start = _MAX_MESSAGE_CHARS // 3
+    return f"{text[:start]} … {text[start - _MAX_MESSAGE_CHARS :]}"

@@ -12,9 +12,9 @@ from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_types import RowError
 
 _OPTIONAL_FIELDS = ("system", "input", "tools", "history")
-_MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of multimodal datasets, whose rows are not complete without them."""
-_CONTEXT_COLUMNS = ("tools", "functions", "history", "system", *_MEDIA_COLUMNS)
+_CONTEXT_COLUMNS = ("tools", "functions", "history", "system", *MEDIA_COLUMNS)
 """Columns with a part of the conversation."""
 PAIR_COLUMNS = (
     ("chosen", "rejected"),
@@ -34,6 +34,9 @@ _CONVERSATION_COLUMNS = (
     *(name for pair in PAIR_COLUMNS for name in pair),
 )
 """Columns with a conversation or a label. `text` is not listed: beside a conversation it is usually a rendered copy."""
+_REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking")
+_OTHER_NAMES = {"system_prompt": "system", "context": "input", "passage": "input"}
+"""Names that columns with a part of the conversation often have, and the fields that they fit."""
 
 
 def is_empty(value: object) -> bool:
@@ -51,6 +54,8 @@ class RowColumns:
     replaced: tuple[str, ...] = ()
     """Filled columns of the data whose name `fields` gives to another column."""
     _read: set[str] = field(default_factory=set)
+    _unused_keys: dict[str, None] = field(default_factory=dict)
+    """Names of the keys of turns that the parser does not use, in order, such as `messages[].id`."""
 
     def has(self, name: str) -> bool:
         """Return whether the row has the column and its value is not empty."""
@@ -71,10 +76,24 @@ class RowColumns:
 
     def expand(self, name: str) -> None:
         """Replace a column that is an object by one column for each of its keys, such as `input.messages`."""
-        value = self.values.get(name)
-        if isinstance(value, dict):
-            others = {key: item for key, item in self.values.items() if key != name}
-            self.values = others | {f"{name}.{key}": item for key, item in value.items()}
+        self.values = _expand_object(self.values, name)
+
+    def record_unused_keys(self, name: str, keys: Iterable[str]) -> None:
+        """Record keys of the turns in a column that the parser does not use."""
+        for key in keys:
+            self._unused_keys[f"{self.source_names.get(name, name)}[].{key}"] = None
+
+    def is_read(self, name: str) -> bool:
+        """Return whether the parser read the column, whether the row has it or not."""
+        return name in self._read
+
+    def list_read_values(self) -> list[object]:
+        """Return the values of the columns that the parser read."""
+        return [value for name, value in self.values.items() if name in self._read]
+
+    def list_unused_keys(self) -> list[str]:
+        """Return the names of the filled keys of turns that the parser does not use."""
+        return list(self._unused_keys)
 
     @property
     def is_plain_text(self) -> bool:
@@ -91,6 +110,8 @@ def rename_columns(row: Mapping[str, Any], fields: Mapping[FieldName, str]) -> R
     if not fields:
         return RowColumns(row)
     source_names = set(fields.values())
+    for source in source_names - row.keys():
+        row = _expand_object(row, source.partition(".")[0])
     renamed_row = {key: value for key, value in row.items() if key not in source_names}
     replaced: list[str] = []
     for name, source in fields.items():
@@ -102,12 +123,23 @@ def rename_columns(row: Mapping[str, Any], fields: Mapping[FieldName, str]) -> R
     return RowColumns(renamed_row, {str(name): source for name, source in fields.items()}, tuple(replaced))
 
 
-def list_unused_columns(columns: RowColumns, row_format: str, texts: Iterable[str]) -> list[str]:
-    """Return the filled columns that the format does not use. `texts` are the texts of the parsed row.
+def _expand_object(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Replace a column that is an object by one column for each of its keys, such as `translation.en`."""
+    value = row.get(name)
+    if not isinstance(value, dict):
+        return row
+    others = {key: item for key, item in row.items() if key != name}
+    return others | {f"{name}.{key}": item for key, item in value.items()}
 
-    Raises `RowError` if the user named one of them in `fields`, or if one contains a part of the conversation.
-    `row_format` is the format that the user set, or `auto`. If it is set, the other conversations of a row are not
-    meant.
+
+def list_unused_columns(
+    columns: RowColumns, row_format: str, texts: Iterable[str], *, is_detected: bool = True
+) -> list[str]:
+    """Return the filled columns and keys of turns that the format does not use.
+
+    `texts` are the texts of the parsed row. If the user set the format, so that it is not detected, the other
+    conversations of a row are not meant. Raises `RowError` if the user named one of the columns in `fields`, or if one
+    contains a part of the conversation.
     """
     unread = columns.list_unread()
     for name in unread:
@@ -115,14 +147,20 @@ def list_unused_columns(columns: RowColumns, row_format: str, texts: Iterable[st
             _reject_named_column(name, columns)
         if _get_base_name(name) in _CONTEXT_COLUMNS:
             _reject_context(name)
-    if row_format == "auto":
-        _reject_conversations([name for name in unread if _is_conversation(name, columns)], columns, texts)
-    return [*unread, *columns.replaced]
+    if is_detected:
+        conversations = [name for name in unread if _is_conversation(name, columns)]
+        _reject_conversations(conversations, columns, texts, row_format)
+    return [*unread, *columns.replaced, *columns.list_unused_keys()]
 
 
 def _is_conversation(name: str, columns: RowColumns) -> bool:
-    """Return whether a column contains a conversation or a label. Beside plain text, it may also be an answer."""
-    return _get_base_name(name) in _CONVERSATION_COLUMNS or (columns.is_plain_text and name in COMPLETION_NAMES)
+    """Return whether a column contains a part of a conversation, or a label."""
+    if columns.is_plain_text and name in COMPLETION_NAMES:
+        return True
+    if name in _OTHER_NAMES:
+        field_name = _OTHER_NAMES[name]
+        return field_name == "system" or (columns.is_read(field_name) and not columns.has(field_name))
+    return _get_base_name(name) in (*_CONVERSATION_COLUMNS, *_REASONING_COLUMNS)
 
 
 def _get_base_name(name: str) -> str:
@@ -139,23 +177,43 @@ def _reject_named_column(name: str, columns: RowColumns) -> None:
 
 
 def _reject_context(name: str) -> None:
-    if name in _MEDIA_COLUMNS:
+    if name in MEDIA_COLUMNS:
         raise RowError(f"has {name!r}; only text can be trained on, so remove such rows or the column")
     raise RowError(f"has {name!r}, which its format does not use; remove the column, or use a format that has it")
 
 
-def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable[str]) -> None:
-    """Raise `RowError` for a column with a conversation or a label, unless it repeats texts of the row."""
+def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable[str], row_format: str) -> None:
+    """Raise `RowError` for a column with a part of a conversation, unless it repeats texts of the row."""
     if not names:
         return
     row_text = "\n".join(texts)
     for name in names:
-        if not all(isinstance(text, str) and text.strip() in row_text for text in _list_leaves(columns.values[name])):
-            suggestion = suggest_fields(("text", name), ("prompt", "completion")) if columns.is_plain_text else ""
+        value = columns.values[name]
+        is_repeated = all(isinstance(text, str) and text.strip() in row_text for text in _list_leaves(value))
+        if not is_repeated and not _is_rendered_copy(value, columns):
+            suggestion = _suggest_use(name, columns)
             raise RowError(
                 f"has {name!r} in addition to the columns of its format, and would be trained without it; remove the "
-                f"column, or set the format of the source to ignore it{suggestion and f'{suggestion} to learn it'}"
+                f"column, or set the format of the source to ignore it (format: {row_format})"
+                f"{suggestion and f'{suggestion} to learn it'}"
             )
+
+
+def _is_rendered_copy(value: object, columns: RowColumns) -> bool:
+    """Return whether a value is one text with all texts of the row, such as a filled template of a prompt."""
+    leaves = _list_leaves(columns.list_read_values())
+    return isinstance(value, str) and all(isinstance(text, str) and text.strip() in value for text in leaves)
+
+
+def _suggest_use(name: str, columns: RowColumns) -> str:
+    """Return the end of a message that suggests `fields` with which the column is used, or an empty text."""
+    if columns.is_plain_text:
+        value = columns.values[name]
+        is_number = isinstance(value, int | float)
+        pair = {"text": columns.values["text"], name: str(value) if is_number else value}
+        suggestion = suggest_fields(pair, ("prompt", "completion"))
+        return f"; write it as text, and{suggestion[1:]}" if suggestion and is_number else suggestion
+    return f"; set fields: {{{_OTHER_NAMES[name]}: {name}}}" if name in _OTHER_NAMES else ""
 
 
 def _list_leaves(value: object) -> list[object]:
@@ -169,7 +227,12 @@ def _list_leaves(value: object) -> list[object]:
 
 def format_keys(row: Mapping[str, Any]) -> str:
     """Return the keys of a row for an error message."""
-    return ", ".join(map(format_value, list(row)[:8])) or "no keys"
+    names = [name for key, value in row.items() for name in _list_names(key, value)]
+    return ", ".join(map(format_value, names[:8])) or "no keys"
+
+
+def _list_names(key: str, value: object) -> list[str]:
+    return [f"{key}.{name}" for name in value] if value and isinstance(value, dict) else [key]
 
 
 def format_value(value: object) -> str:

@@ -89,13 +89,11 @@ class _RowParser:
         if isinstance(row, RowError):
             raise row
         columns = rename_columns(row, self.source.fields)
-        row_format = self.source.format
-        if row_format == "auto":
-            if uri not in self.detected:
-                self.detected[uri] = self.schema.detect_format(columns.values)
-            parsed_rows = self.schema.parse_row(columns, self.detected[uri])
-        else:
-            parsed_rows = self.schema.parse_row(columns, row_format)
+        row_format, is_detected = self.source.format, self.source.format == "auto"
+        if is_detected:
+            row_format = self.detected.get(uri) or self.schema.detect_format(columns.values)
+            self.detected[uri] = row_format
+        parsed_rows = self.schema.parse_row(columns, row_format)
         texts = (text for parsed_row in parsed_rows for text in list_texts(parsed_row))
-        unused_columns = list_unused_columns(columns, row_format, texts)
+        unused_columns = list_unused_columns(columns, row_format, texts, is_detected=is_detected)
         return [arrange_turns(parsed_row, self.preparation) for parsed_row in parsed_rows], unused_columns

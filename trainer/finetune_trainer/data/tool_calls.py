@@ -56,6 +56,20 @@ def parse_tool_calls(name: str, value: object) -> list[ToolCall]:
     return [_parse_tool_call(f"{name}[{index}]", call) for index, call in enumerate(calls)]
 
 
+def find_written_calls(text: str) -> list[ToolCall] | None:
+    """Return the calls of an answer that is the JSON of one or more `{"name": …, "arguments": …}`, or None."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls):
+        return None
+    return parse_tool_calls("the answer", calls)
+
+
 def _parse_tool_call(name: str, value: object) -> ToolCall:
     call = parse_json(name, value)
     if not isinstance(call, dict):
