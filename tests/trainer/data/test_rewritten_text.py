@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.support.trainer.data_preparation import build_config, prepare_rows
 from tests.support.trainer.tiny_model import CHATML, MARKED_CHATML, TRAINING_TIMEOUT, chat, import_libraries
 
 from finetune_trainer.contract import Reason
+from finetune_trainer.data.bundled_templates import find_bundled_template
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.errors import TrainerError
 
@@ -93,11 +95,54 @@ def test_rewritten_rows_above_limit_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as caught:
         prepare_rows(tmp_path, DATA_IN_TWO_CASES, build_config(), template=LOWER_CASE)
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
-    assert str(caught.value) == (
+    message = re.sub(r"chatTemplateName: [\w, ]+, or", "chatTemplateName: NAMES, or", str(caught.value))
+    assert message == (
         "3 of 200 rows (1.5 %): the chat template removes or rewrites words of the data, such as "
         '"Yes" in s3://data/train.jsonl line 1; at most 1 % may be rewritten; use a chat template that keeps all words '
-        "(model.chatTemplate), remove these words from the data, or raise dataset.preparation.maxRewrittenFraction"
+        "(model.chatTemplateName: NAMES, or model.chatTemplate), remove these words from the data, or raise "
+        "dataset.preparation.maxRewrittenFraction"
     )
+
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
+CALL_TURN = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOL_TURN = {"role": "tool", "content": "20 degrees"}
+TOOL = {"name": "get_weather", "description": "Weather of a city"}
+QUESTION, ANSWER = chat("Is it warm?", "Yes")["messages"]
+REASONED_ANSWER = {**ANSWER, "reasoning_content": "20 is warm"}
+UNWRITTEN_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "tools and calls": (
+        {"messages": [QUESTION, CALL_TURN, TOOL_TURN, ANSWER], "tools": [TOOL]},
+        "does not write tool definitions and tool calls, such as",
+    ),
+    "calls alone": ({"messages": [QUESTION, CALL_TURN]}, "does not write tool calls, such as"),
+    "reasoning": ({"messages": [QUESTION, REASONED_ANSWER]}, "does not write reasoning, such as"),
+    "everything": (
+        {"messages": [QUESTION, CALL_TURN, TOOL_TURN, REASONED_ANSWER], "tools": [TOOL]},
+        "does not write tool definitions, tool calls and reasoning, such as",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "problem"), UNWRITTEN_ROWS.values(), ids=UNWRITTEN_ROWS)
+def test_unwritten_parts_are_named_with_a_template_that_writes_them(
+    tmp_path: Path, row: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(TrainerError) as caught:
+        prepare_rows(tmp_path, [row], build_config(max_length=2000))
+    assert problem in str(caught.value)
+    names = str(caught.value).partition("model.chatTemplateName: ")[2].partition(", or model.chatTemplate)")[0]
+    assert "qwen3" in names
+    for name in names.replace(" or ", ", ").split(", "):
+        source = find_bundled_template(name).read_text(encoding="utf-8")
+        prepared = prepare_rows(tmp_path / name, [row], build_config(max_length=2000), template=source)
+        assert (prepared.report.kept, prepared.rewritten.count) == (1, 0)
+
+
+def test_unwritten_parts_name_no_template_for_another_vocabulary(tmp_path: Path) -> None:
+    row = {"messages": [{**QUESTION, "content": "<|unknown|>"}, REASONED_ANSWER]}
+    with pytest.raises(TrainerError, match=r"use a chat template that keeps all words \(model.chatTemplate\), remove"):
+        prepare_rows(tmp_path, [row], build_config())
 
 
 UNSEPARATED_TEMPLATES = {

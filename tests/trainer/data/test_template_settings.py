@@ -81,6 +81,17 @@ def test_bundled_template_unknown_name_lists_the_available() -> None:
         check_template_settings(build_settings(chatTemplateName="qwen9"))
 
 
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    {"qwen2.5": "qwen2_5", "llama-3.1": "llama3_1", "gpt-oss": "gptoss", "deepseek-v3": "deepseekv3"}.items(),
+)
+def test_bundled_template_mistyped_name_suggests_a_similar_one(name: str, similar: str) -> None:
+    with pytest.raises(
+        TrainerError, match=f"TRL has no chat template '{name}'; did you mean {similar}\\? available are"
+    ):
+        check_template_settings(build_settings(chatTemplateName=name))
+
+
 def test_template_name_replaces_the_template_of_the_tokenizer() -> None:
     words = tokenizer()
     apply_template_settings(words, build_settings(chatTemplateName="qwen3"))

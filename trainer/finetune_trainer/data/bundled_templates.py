@@ -5,6 +5,8 @@ TRL is not imported: the names are checked before the backend is imported, and U
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,9 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
 _TRAINING_SUFFIX = "_training"
+_NON_WORD = re.compile(r"\W+")
+_MIN_SIMILARITY = 0.88
+"""Ratio of `difflib` from which on a name is taken for a mistyped one."""
 
 
 def find_bundled_template(name: str) -> Path:
@@ -23,12 +28,19 @@ def find_bundled_template(name: str) -> Path:
     files = _list_files()
     path = files.get(name + _TRAINING_SUFFIX) or files.get(name)
     if path is None:
-        available = sorted({stem.removesuffix(_TRAINING_SUFFIX) for stem in files})
+        available = list_template_names()
+        similar = get_close_matches(_NON_WORD.sub("_", name.lower()), available, n=1, cutoff=_MIN_SIMILARITY)
+        hint = f"did you mean {similar[0]}? " if similar else ""
         raise TrainerError(
             Reason.CONFIG_INVALID,
-            f"model.chatTemplateName: TRL has no chat template {name!r}; available are {', '.join(available)}",
+            f"model.chatTemplateName: TRL has no chat template {name!r}; {hint}available are {', '.join(available)}",
         )
     return path
+
+
+def list_template_names() -> list[str]:
+    """Return the names of the templates, sorted."""
+    return sorted({stem.removesuffix(_TRAINING_SUFFIX) for stem in _list_files()})
 
 
 @cache

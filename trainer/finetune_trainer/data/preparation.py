@@ -155,7 +155,7 @@ def _prepare_rows(
     )
     training_writer.write(context.reader.read(files.sources))
     _log_unused_columns(context.reader)
-    context.ledger.check_rewritten_rows()
+    context.ledger.check_rewritten_rows(context.tokenizer)
     context.ledger.check_invalid_rows(context.reader.row_count)
     return _split_rows(config, files, context, training_writer, validation_writer)
 
@@ -226,6 +226,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
         archives_rows=config.evaluation.task is not None,
+        tokenizer=encoding.tokenizer,
     )
 
 

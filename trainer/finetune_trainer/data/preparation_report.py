@@ -13,7 +13,8 @@ from finetune_trainer.data.pii import PII_KINDS
 from finetune_trainer.data.rejections import Rejections, RowErrors
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
-from finetune_trainer.data.row_types import RowError, SourceLocation
+from finetune_trainer.data.row_types import RewrittenAnswerError, Row, RowError, SourceLocation
+from finetune_trainer.data.template_remedies import describe_problem, describe_remedy
 from finetune_trainer.data.tokenized_rows import LengthLimits
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.formatting import format_share
@@ -22,6 +23,7 @@ from finetune_trainer.records.evaluation import LengthBin
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 STAT_NAMES = ("tokens", "supervised", "cleaned", "truncated", "redacted", "augmented", *PII_KINDS)
 """Statistics that are recorded for each kept row."""
@@ -96,6 +98,8 @@ class RowLedger:
     ) -> None:
         self.rejections = rejections
         self.rewritten_rows = RewrittenRows()
+        self._rewritten_row: Row | None = None
+        """The first row that the chat template rewrites."""
         self.control_tokens = RowCounter()
         """Rows with the text of a control token, which is the `example`."""
         self.answer_ends: Counter[int] = Counter()
@@ -119,16 +123,29 @@ class RowLedger:
             self.rejections.invalid.raise_if_any(row_count)
         self._overlong_rows.raise_if_any(row_count)
 
-    def check_rewritten_rows(self) -> None:
+    def record_removed_text(self, location: SourceLocation, row: Row, removed_text: str | None) -> None:
+        """Record the words of a row that its rendered text lacks, or None if there are none."""
+        self.rewritten_rows.add(location, removed_text)
+        if removed_text is not None:
+            self._rewritten_row = self._rewritten_row or row
+
+    def record_unusable_row(self, location: SourceLocation, row: Row, error: RewrittenAnswerError) -> None:
+        """Record a row whose rewritten answer cannot be found in the rendered text."""
+        self.rewritten_rows.add_unusable(location, error)
+        self._rewritten_row = self._rewritten_row or row
+
+    def check_rewritten_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `MODEL_UNSUPPORTED` if the chat template rewrites too many of the rows."""
         rewritten = self.rewritten_rows
-        if rewritten.count > self._max_rewritten_fraction * rewritten.rows:
-            raise TrainerError(
-                Reason.MODEL_UNSUPPORTED,
-                f"{rewritten.summary}; at most {format_share(self._max_rewritten_fraction, 1)} may be rewritten; use a "
-                "chat template that keeps all words (model.chatTemplate), remove these words from the data, or raise "
-                "dataset.preparation.maxRewrittenFraction",
-            )
+        if self._rewritten_row is None or rewritten.count <= self._max_rewritten_fraction * rewritten.rows:
+            return
+        problem = describe_problem(self._rewritten_row, tokenizer) or rewritten.problem
+        raise TrainerError(
+            Reason.MODEL_UNSUPPORTED,
+            f"{rewritten.format_summary(problem)}; at most {format_share(self._max_rewritten_fraction, 1)} may be "
+            f"rewritten; {describe_remedy(self._rewritten_row, tokenizer)}, remove these words from the data, or raise "
+            "dataset.preparation.maxRewrittenFraction",
+        )
 
     def build_report(
         self, row_count: int, validation_count: int, totals: Mapping[str, int], digest: str

@@ -46,15 +46,17 @@ class RewrittenRows(RowCounter):
     @property
     def summary(self) -> str:
         """The count and the example as the start of a sentence."""
-        if self.unrendered == self.count:
-            return (
-                f'{self.share}: the chat template renders no text of the answers, such as "{self.example}" in '
-                f"{self.where}"
-            )
-        return (
-            f'{self.share}: the chat template removes or rewrites words of the data, such as "{self.example}" in '
-            f"{self.where}"
-        )
+        return self.format_summary(self.problem)
+
+    @property
+    def problem(self) -> str:
+        """What the chat template does, from its words."""
+        is_unrendered = self.unrendered == self.count
+        return "renders no text of the answers" if is_unrendered else "removes or rewrites words of the data"
+
+    def format_summary(self, problem: str) -> str:
+        """Return the count, what the chat template does, and the example as the start of a sentence."""
+        return f'{self.share}: the chat template {problem}, such as "{self.example}" in {self.where}'
 
 
 def find_removed_text(conversation: Conversation, rendered: RenderedConversation) -> str | None:

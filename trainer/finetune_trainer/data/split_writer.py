@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 _MAX_BATCH_ROWS = 256
 _MAX_BATCH_CHARS = 1 << 22
@@ -52,6 +53,7 @@ class PreparationContext:
     loss_masker: LossMasker
     ledger: RowLedger
     reader: RowReader
+    tokenizer: PreTrainedTokenizerBase
     archives_rows: bool = False
     """Whether the texts of the rows are needed after they are tokenized."""
 
@@ -212,7 +214,7 @@ class SplitWriter:
 
     def _reject_unrenderable(self, pending_row: PendingRow, error: RowError) -> None:
         if isinstance(error, RewrittenAnswerError):
-            self._context.ledger.rewritten_rows.add_unusable(pending_row.location, error)
+            self._context.ledger.record_unusable_row(pending_row.location, pending_row.row, error)
             self._reject_for("rewrittenAnswer", pending_row)
         else:
             self._context.ledger.rejections.reject_invalid(pending_row.location, error)
@@ -255,7 +257,7 @@ class SplitWriter:
         """Record how a row was rendered, and the ends of its answers: those of truncated rows are not given."""
         if pending_row.original is None:
             ledger = self._context.ledger
-            ledger.rewritten_rows.add(pending_row.location, pending_row.removed_text)
+            ledger.record_removed_text(pending_row.location, pending_row.row, pending_row.removed_text)
             ledger.control_tokens.add(pending_row.location, pending_row.control_token)
         self._context.ledger.answer_ends.update(
             conversation.end_token_id for conversation in conversations if conversation.end_token_id is not None

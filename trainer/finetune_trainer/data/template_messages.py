@@ -74,6 +74,28 @@ class MessageAdapter:
             return ""
         return text[len(prompt) :].partition(_PROBE_NAME)[0] if text.startswith(prompt) else ""
 
+    @property
+    def writes_definitions(self) -> bool:
+        """Whether the template writes the definitions of tools."""
+        return _PROBE_NAME in _render_if_accepted(self._template, [_USER_TURN], [_PROBE_TOOL])
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the template writes tool calls."""
+        try:
+            return ANSWER_MARK in self.render_call_probe()
+        except RowError:
+            return False
+
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of the last answer."""
+        return self._writes_reasoning_key(self._reasoning_key)
+
+    def _writes_reasoning_key(self, key: str) -> bool:
+        turns = [_USER_TURN, {"role": "assistant", "content": "answer", key: ANSWER_MARK}]
+        return ANSWER_MARK in _render_if_accepted(self._template, turns)
+
     def _adapt_message(self, message: Message) -> Message:
         if "reasoning_content" in message and self._reasoning_key not in message:
             others = {key: value for key, value in message.items() if key != "reasoning_content"}
@@ -82,11 +104,8 @@ class MessageAdapter:
 
     @cached_property
     def _reasoning_key(self) -> str:
-        for key in _REASONING_KEYS:
-            turns = [_USER_TURN, {"role": "assistant", "content": "answer", key: ANSWER_MARK}]
-            if ANSWER_MARK in _render_if_accepted(self._template, turns):
-                return key
-        return _REASONING_KEYS[0]  # the template writes no reasoning, so the row counts as rewritten
+        # If the template writes no reasoning, the row counts as rewritten.
+        return next(filter(self._writes_reasoning_key, _REASONING_KEYS), _REASONING_KEYS[0])
 
     @cached_property
     def _call_form(self) -> _CallForm:
