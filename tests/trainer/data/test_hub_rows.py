@@ -116,6 +116,7 @@ SUGGESTED_ROWS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         {"messages": "items"},
     ),
     "turns in a column of any name": ("sft", {"trace": [USER, ANSWER], "context": "web"}, {"messages": "trace"}),
+    "turns in an object": ("sft", {"body": {"messages": [USER, ANSWER], "model": "m"}}, {"messages": "body.messages"}),
     "context of an instruction": ("sft", {"instruction": "q", "output": "good", "context": "c"}, {"input": "context"}),
     "label as text": ("sft", {"text": "q", "label": 1, "label_text": "good"}, {}),
     "When2Call": (
@@ -206,10 +207,20 @@ def test_reader_answer_that_is_json_of_calls_becomes_calls(tmp_path: Path) -> No
     _, rows = read(tmp_path, row, fields={"prompt": "query", "completion": "answers"})
     assert isinstance(rows[0], Chat)
     assert [call["function"] for call in rows[0].messages[-1]["tool_calls"]] == calls
-    for answer in ("[]", '[{"name": "get_weather"}]', '{"name": "x", "arguments": {}, "id": 1}', "[1] is the source"):
+    for answer in (
+        "[]",
+        '[{"name": "Ada", "arguments": {}}]',
+        '[{"name": "get_weather"}]',
+        '{"name": "x", "arguments": {}, "id": 1}',
+        "[1] is the source",
+    ):
         _, rows = read(tmp_path, {"prompt": "q", "completion": answer, "tools": tools})
         assert isinstance(rows[0], Chat)
         assert rows[0].messages[-1] == {"role": "assistant", "content": answer}
+
+
+def test_reader_tools_as_the_text_null_are_absent(tmp_path: Path) -> None:
+    assert read(tmp_path, {"messages": [USER, ANSWER], "tools": "null"})[1] == [CHAT]
 
 
 def test_reader_json_of_calls_without_tools_stays_text(tmp_path: Path) -> None:

@@ -352,7 +352,8 @@ def _find_span_of_placeholder(chat: ChatRendering, turn: int, build_placeholder:
         _check_answer_words(chat.messages[turn], text[start if is_start_found else 0 : end])
         raise RowError(
             f"the model's chat template does not separate messages[{turn}] from the other messages; "
-            "mark the assistant's text in the template with {% generation %} … {% endgeneration %}"
+            "mark the assistant's text in the template with {% generation %} … {% endgeneration %}, or set "
+            "model.chatTemplateName to a template of TRL that has these marks"
         )
     return start, end
 

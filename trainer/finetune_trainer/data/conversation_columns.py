@@ -65,8 +65,9 @@ def build_answered_row(row: RowColumns, prompt: str | Chat, answer: str | Chat) 
 
 
 def _build_answer(row: RowColumns, answer: str) -> Chat:
-    """Return an answer as a turn: the calls in it if it is the JSON of calls, and the row has tools."""
-    calls = find_written_calls(answer) if any(map(row.has, ("tools", "functions"))) else None
+    """Return an answer as a turn: with calls if it is the JSON of calls of the row's tools."""
+    has_tools = any(map(row.has, ("tools", "functions")))
+    calls = find_written_calls(answer, parse_tools(row)) if has_tools else None
     return (
         Chat([{"role": "assistant", "content": "", "tool_calls": calls}]) if calls else build_turn("assistant", answer)
     )

@@ -95,13 +95,22 @@ def has_question(names: Collection[str]) -> bool:
 def _guess_fields(row: Mapping[str, object], required: tuple[str, ...]) -> dict[str, str]:
     """Return the names of columns by the fields that they fit."""
     guesses: dict[str, str] = {}
-    columns = {name.lower(): name for name in row}
+    values = dict(_iter_columns(row))
+    columns = {name.lower(): name for name in values}
     for field_name in (*_list_context_fields(required), *required):
         names = [*_FIELD_GUESSES[field_name], *(columns if field_name == "messages" else ())]
-        found = next((name for name in names if name in columns and _fits(field_name, row[columns[name]])), None)
+        found = next((name for name in names if name in columns and _fits(field_name, values[columns[name]])), None)
         if found is not None:
             guesses[field_name] = columns.pop(found)
     return guesses
+
+
+def _iter_columns(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the names and values of the columns, and those of the keys of objects, such as `body.messages`."""
+    for name, value in row.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", item) for key, item in value.items())
 
 
 def _list_context_fields(required: tuple[str, ...]) -> Iterator[str]:

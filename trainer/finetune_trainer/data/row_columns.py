@@ -31,10 +31,15 @@ _CONVERSATION_COLUMNS = (
     "prompt",
     "completion",
     "label",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "documents",
+    "chat_template_kwargs",
     *(name for pair in PAIR_COLUMNS for name in pair),
 )
-"""Columns with a conversation or a label. `text` is not listed: beside a conversation it is usually a rendered copy."""
-_REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking")
+"""Columns with a conversation, a part of it, or a label. `text` is not listed: beside a conversation it is usually a
+rendered copy."""
 _OTHER_NAMES = {"system_prompt": "system", "context": "input", "passage": "input"}
 """Names that columns with a part of the conversation often have, and the fields that they fit."""
 
@@ -160,7 +165,7 @@ def _is_conversation(name: str, columns: RowColumns) -> bool:
     if name in _OTHER_NAMES:
         field_name = _OTHER_NAMES[name]
         return field_name == "system" or (columns.is_read(field_name) and not columns.has(field_name))
-    return _get_base_name(name) in (*_CONVERSATION_COLUMNS, *_REASONING_COLUMNS)
+    return _get_base_name(name) in _CONVERSATION_COLUMNS
 
 
 def _get_base_name(name: str) -> str:

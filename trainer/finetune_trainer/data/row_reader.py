@@ -89,7 +89,8 @@ class _RowParser:
         if isinstance(row, RowError):
             raise row
         columns = rename_columns(row, self.source.fields)
-        row_format, is_detected = self.source.format, self.source.format == "auto"
+        row_format: str = self.source.format
+        is_detected = row_format == "auto"
         if is_detected:
             row_format = self.detected.get(uri) or self.schema.detect_format(columns.values)
             self.detected[uri] = row_format

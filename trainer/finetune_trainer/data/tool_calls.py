@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ def parse_tools(row: RowColumns) -> list[ToolDefinition]:
     if name is None:
         return []
     tools = parse_json(name, row.get(name))
+    if tools is None:  # the text null, as in CSV files
+        return []
     tools = [tools] if isinstance(tools, dict) else tools
     if not isinstance(tools, list):
         raise RowError(f"expected '{name}' to be a list of functions, found {describe_type(tools)}")
@@ -56,8 +59,11 @@ def parse_tool_calls(name: str, value: object) -> list[ToolCall]:
     return [_parse_tool_call(f"{name}[{index}]", call) for index, call in enumerate(calls)]
 
 
-def find_written_calls(text: str) -> list[ToolCall] | None:
-    """Return the calls of an answer that is the JSON of one or more `{"name": …, "arguments": …}`, or None."""
+def find_written_calls(text: str, tools: Sequence[ToolDefinition]) -> list[ToolCall] | None:
+    """Return the calls of an answer that is the JSON of one or more `{"name": …, "arguments": …}`, or None.
+
+    They call the given tools. Raises `RowError` if their arguments are not an object.
+    """
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -65,9 +71,11 @@ def find_written_calls(text: str) -> list[ToolCall] | None:
     except orjson.JSONDecodeError:
         return None
     calls = value if isinstance(value, list) else [value]
-    if not calls or not all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls):
-        return None
-    return parse_tool_calls("the answer", calls)
+    names = [tool["function"]["name"] for tool in tools]
+    are_calls = all(
+        isinstance(call, dict) and call.keys() == {"name", "arguments"} and call["name"] in names for call in calls
+    )
+    return parse_tool_calls("the answer", calls) if calls and are_calls else None
 
 
 def _parse_tool_call(name: str, value: object) -> ToolCall:
