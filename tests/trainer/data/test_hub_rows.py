@@ -173,6 +173,12 @@ REFUSED_ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"prompt": "q", "completion": "a", "reasoning": "r"},
         "has 'reasoning' in addition",
     ),
+    "label with the words of the text": ("sft", {"text": "great", "label": "a great one"}, "has 'label' in addition"),
+    "second prompt": (
+        "sft",
+        {"instruction": "q", "input": "i", "output": "good", "prompt": "### Instruction:\nq\n### Input:\ni"},
+        "has 'prompt' in addition to the columns of its format",
+    ),
     "number as label": (
         "sft",
         {"text": "t", "label": 2},

@@ -205,9 +205,10 @@ def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable
 
 
 def _is_rendered_copy(value: object, columns: RowColumns) -> bool:
-    """Return whether a value is one text with all texts of the row, such as a filled template of a prompt."""
-    leaves = _list_leaves(columns.list_read_values())
-    return isinstance(value, str) and all(isinstance(text, str) and text.strip() in value for text in leaves)
+    """Return whether a value is one text with the prompt and the answer of the row, such as a filled template."""
+    if columns.is_plain_text or not isinstance(value, str):
+        return False
+    return all(isinstance(text, str) and text.strip() in value for text in _list_leaves(columns.list_read_values()))
 
 
 def _suggest_use(name: str, columns: RowColumns) -> str:
