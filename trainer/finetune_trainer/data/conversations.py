@@ -117,7 +117,8 @@ def parse_turns(row: RowColumns, name: str, value: object) -> Chat:
     for index, turn in enumerate(turns):
         message, unused_keys = _parse_turn(f"{name}[{index}]", turn)
         messages.append(message)
-        row.record_unused_keys(name, unused_keys)
+        if unused_keys:
+            row.record_unused_keys(name, unused_keys)
     unsupervised = [
         index for index, turn in enumerate(turns) if turn.get("weight") == 0 and messages[index]["role"] == "assistant"
     ]
@@ -136,7 +137,8 @@ def _parse_turn(name: str, turn: object) -> tuple[Message, list[str]]:
     role = _parse_role(f"{name}.{role_key}", turn[role_key])
     extras = {key: value for key, value in turn.items() if key not in (role_key, content_key) and not is_empty(value)}
     unused_keys = [key for key in extras if key not in _EXTRA_KEYS[role]]
-    _reject_content_keys(name, unused_keys, (role_key, content_key))
+    if unused_keys:
+        _reject_content_keys(name, unused_keys, (role_key, content_key))
     content = turn.get(content_key)
     if turn[role_key].lower() in _CALL_ROLES:
         content, extras = "", {**extras, "tool_calls": _require_call(f"{name}.{content_key}", content)}
