@@ -193,7 +193,7 @@ def test_prepare_template_that_rejects_all_rows_is_named_with_a_way_out(tmp_path
     template = (
         "{% for m in messages %}{% for part in m.content %}{{ part.text | trim }}{{ part + 1 }}{% endfor %}{% endfor %}"
     )
-    hint = "can replace the template by one that has turns of tools, or for messages whose content is text."
+    hint = "by one that has system turns or turns of tools, or for messages whose content is text."
     with pytest.raises(TrainerError) as caught:
         prepare_rows(tmp_path, [chat("a", "b"), chat("c", "d")], build_config(), template=template)
     assert caught.value.reason is Reason.DATA_INVALID

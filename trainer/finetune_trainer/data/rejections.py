@@ -31,8 +31,8 @@ _MAX_MESSAGES = 5
 _MAX_MESSAGE_CHARS = 340
 _TEMPLATE_HINT = (
     "The chat template rejects all of them for the same reason; dataset.preparation.mergeTurns joins consecutive turns "
-    "of one role, and model.chatTemplateName or model.chatTemplate can replace the template by one that has turns of "
-    "tools, or for messages whose content is text."
+    "of one role, and model.chatTemplateName or model.chatTemplate can replace the template by one that has system "
+    "turns or turns of tools, or for messages whose content is text."
 )
 _EXAMPLES_PER_REASON = 3
 """Number of rejected rows that the report shows for each reason."""
