@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def damage(model_dir: Path, target: Path, changes: dict[str, Any]) -> Path:
 
 def prepare_and_load(model_dir: Path) -> None:
     """Do with the model what a run does before the first step."""
-    check_model(config(), DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []))
+    check_model(config(), DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []), date(2026, 1, 1))
     load_model(config(), model_dir, "transformers")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -79,7 +80,7 @@ def test_quantization_without_experts_is_refused(tmp_path: Path) -> None:
 def check_files(settings: TrainerConfig, model_dir: Path) -> None:
     """Check a model without its weights, as run and plan do."""
     (model_dir / "model.safetensors").write_bytes(b"")
-    check_model(settings, DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []))
+    check_model(settings, DownloadedInputs(FetchedModel(model_dir, "sha256:0", []), []), date(2026, 1, 1))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
