@@ -147,6 +147,19 @@ def _check_secrets(config: TrainerConfig) -> None:
 
 
 @contextmanager
+def store_resolution_failure(config: TrainerConfig, scratch: Path, recorder: OutcomeRecorder) -> Iterator[None]:
+    """Store log and findings at the output if the block, which calls `resolve_run`, fails. One process of the run does
+    this, without the output lock, which is acquired later."""
+    if not topology.is_rank_zero() or topology.topology_from_env().node_rank != 0:
+        yield
+        return
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
+        output = OutputPrefix(S3(config.storage), config)
+        with capture_log(Path(folder)) as run_log, FailureEvidence(config, output, recorder, run_log):
+            yield
+
+
+@contextmanager
 def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
     """Hold the output lock, capture the log, track the run and watch for stalls in the block.
 
