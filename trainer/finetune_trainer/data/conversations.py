@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_columns import RowColumns, format_value, is_empty
-from finetune_trainer.data.row_types import Chat, Message, RowError
+from finetune_trainer.data.row_types import REASONING_KEYS, Chat, Message, RowError
 from finetune_trainer.data.tool_calls import parse_json, parse_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -27,12 +27,11 @@ _ROLES = {role: role for role in ROLES} | {
 """Roles by the names that OpenAI's and ShareGPT's data have for them."""
 _CALL_ROLES = ("function_call", "tool_call")
 """Roles of turns whose content is the JSON of a tool call."""
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _EXTRA_KEYS: Mapping[str, tuple[str, ...]] = {
     "system": ("name", "weight"),
     "developer": ("name", "weight"),
     "user": ("name", "weight"),
-    "assistant": ("name", "weight", "tool_calls", "function_call", *_REASONING_KEYS),
+    "assistant": ("name", "weight", "tool_calls", "function_call", *REASONING_KEYS),
     "tool": ("name", "weight", "tool_call_id"),
 }
 """Keys that a turn may have in addition to role and content, by role."""
@@ -153,7 +152,7 @@ def _check_weight(name: str, weight: object) -> None:
 
 
 def _parse_reasoning(name: str, extras: dict[str, Any]) -> str:
-    texts = {key: require_text(f"{name}.{key}", extras[key]) for key in _REASONING_KEYS if key in extras}
+    texts = {key: require_text(f"{name}.{key}", extras[key]) for key in REASONING_KEYS if key in extras}
     if len(set(texts.values())) > 1:
         raise RowError(f"expected one reasoning in {name}, found different texts in {' and '.join(texts)}")
     reasoning = next(iter(texts.values()), "")

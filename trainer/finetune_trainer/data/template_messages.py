@@ -15,9 +15,8 @@ from itertools import product
 from typing import Any
 
 from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages
-from finetune_trainer.data.row_types import Message, RowError, ToolDefinition
+from finetune_trainer.data.row_types import REASONING_KEYS, Message, RowError, ToolDefinition
 
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _USER_TURN: Message = {"role": "user", "content": "question"}
 _PROBE_NAME = "get_probe_value"
 _PROBE_TOOL: ToolDefinition = {
@@ -82,11 +81,11 @@ class MessageAdapter:
 
     @cached_property
     def _reasoning_key(self) -> str:
-        for key in _REASONING_KEYS:
+        for key in REASONING_KEYS:
             turns = [_USER_TURN, {"role": "assistant", "content": "answer", key: ANSWER_MARK}]
             if ANSWER_MARK in _render_if_accepted(self._template, turns):
                 return key
-        return _REASONING_KEYS[0]  # the template writes no reasoning, so the row counts as rewritten
+        return REASONING_KEYS[0]  # the template writes no reasoning, so the row counts as rewritten
 
     @cached_property
     def _call_form(self) -> _CallForm:
@@ -100,7 +99,7 @@ class MessageAdapter:
 
 def remove_reasoning(message: Message) -> Message:
     """Return the message without its reasoning, in the form of any template."""
-    return {key: value for key, value in message.items() if key not in _REASONING_KEYS}
+    return {key: value for key, value in message.items() if key not in REASONING_KEYS}
 
 
 def _list_call_forms() -> Iterator[_CallForm]:
