@@ -121,7 +121,7 @@ def test_tool_call_at_the_end_is_supervised(name: str) -> None:
 _HEADER = re.compile(r"<\|(start|end|user|observation|im_start|im_end)\|>|assistant|<think>|</think>|\s")
 
 
-# TRL's training templates mark what is learnt.
+# TRL's training templates mark what is trained on.
 @pytest.mark.parametrize(
     "name", ["qwen2_5", "llama3", "gptoss", "glm4moe", "qwen3", "qwen3_5_think", "nemotron_3_nano"]
 )
@@ -134,18 +134,18 @@ def test_tool_conversation_has_labels_of_trl(name: str, is_marked: bool) -> None
         row.messages, tools=row.tools or None, return_dict=True, return_assistant_tokens_mask=True
     )
     masks = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    expected = words.decode([token_id for token_id, is_learnt in masks if is_learnt])
+    expected = words.decode([token_id for token_id, is_supervised in masks if is_supervised])
     words.chat_template = template if is_marked else remove_markers(template)
     masker = LossMasker(words)
     (example,) = masker.tokenize([masker.render(row)])
     supervised = decode_supervised(words, example)
-    if is_marked:  # line breaks after an answer are not learnt here
+    if is_marked:  # line breaks after an answer are not supervised here
         assert "".join(supervised) == re.sub(r"(<\|im_end\|>)\n", r"\1", expected)
         return
     for text in supervised:
         assert text.removesuffix("<|endoftext|>") in expected
         expected = expected.replace(text.removesuffix("<|endoftext|>"), "", 1)
-    assert not _HEADER.sub("", expected), "all but what stands between the answers is learnt"
+    assert not _HEADER.sub("", expected), "all but what stands between the answers is supervised"
 
 
 def remove_markers(template: str) -> str:
@@ -193,7 +193,7 @@ def test_reasoning_before_a_call_may_differ_from_prompt() -> None:
     assert removed == "I must look", "the template drops the reasoning before a call once the answer is there"
 
 
-# Template, the turn of the assistant, and the words that are not learnt.
+# Template, the turn of the assistant, and the words that are not supervised.
 REMOVED: dict[str, tuple[str, dict[str, Any], str]] = {
     "reasoning, ChatML": (CHATML, build_answer("4", reasoning_content=REASONING), REASONING),
     "reasoning with words of the answer": (CHATML, build_answer("a b c", reasoning_content="b c"), "b c"),

@@ -154,7 +154,7 @@ def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable
             suggestion = suggest_fields(("text", name), ("prompt", "completion")) if columns.is_plain_text else ""
             raise RowError(
                 f"has {name!r} in addition to the columns of its format, and would be trained without it; remove the "
-                f"column, or set the format of the source to ignore it{suggestion and f'{suggestion} to learn it'}"
+                f"column, or set the format of the source to ignore it{suggestion and f'{suggestion} to train on it'}"
             )
 
 
