@@ -312,6 +312,20 @@ def test_unsupervised_turn_with_other_number_of_marked_texts_is_refused() -> Non
         LossMasker(tokenizer(template)).render(row)
 
 
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("qwen3", "system"), ("gemma3", "system"), ("phi3", "system"), ("llama3_1", "developer"), ("gptoss", "developer")],
+)
+def test_developer_turn_is_rendered_in_the_role_that_the_template_writes(name: str, role: str) -> None:
+    words = build_tokenizer(read_template(name))
+    turns = [{"role": "developer", "content": "Be brief."}, *chat("a", "b")["messages"]]
+    row, expected_turns = Chat(turns), [{**turns[0], "role": role}, *turns[1:]]
+    rendered = LossMasker(words).render(row)
+    assert rendered.text == words.apply_chat_template(expected_turns, tokenize=False)
+    assert "Be brief." in rendered.text
+    assert find_removed_text(row, rendered) is None
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gptoss", "deepseek_r1_distill", MISTRAL_WITH_TOOLS, CHATML])
 def test_renderings_do_not_grow_with_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     masker = LossMasker(build_tokenizer(get_template(name)))

@@ -2,7 +2,8 @@
 
 Templates agree on `role` and `content` only. The reasoning is `reasoning_content` in most of them and `thinking` in
 that of gpt-oss. The arguments of a tool call are an object for most of them and JSON text for those of DeepSeek, which
-also write calls only if `content` is null. Which form a template reads follows from what it renders of a probe.
+also write calls only if `content` is null. Most templates drop or reject turns of the role `developer`, which OpenAI's
+newer models have instead of `system`. Which form a template reads follows from what it renders of a probe.
 """
 
 from __future__ import annotations
@@ -74,10 +75,17 @@ class MessageAdapter:
         return text[len(prompt) :].partition(_PROBE_NAME)[0] if text.startswith(prompt) else ""
 
     def _adapt_message(self, message: Message) -> Message:
+        if message["role"] == "developer":
+            return {**message, "role": self._developer_role}
         if "reasoning_content" in message and self._reasoning_key not in message:
             others = {key: value for key, value in message.items() if key != "reasoning_content"}
             message = {**others, self._reasoning_key: message["reasoning_content"]}
         return self._call_form.adapt(message) if "tool_calls" in message else message
+
+    @cached_property
+    def _developer_role(self) -> str:
+        turns = [{"role": "developer", "content": ANSWER_MARK}, _USER_TURN]
+        return "developer" if ANSWER_MARK in _render_if_accepted(self._template, turns) else "system"
 
     @cached_property
     def _reasoning_key(self) -> str:
