@@ -27,8 +27,8 @@ from finetune_trainer.contract import (
     TrainerConfig,
 )
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import open_run, resolve_run
 from finetune_trainer.publishing import failure_evidence
+from finetune_trainer.run_setup import open_run, resolve_run
 from finetune_trainer.telemetry.failures import describe_failure
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
@@ -83,7 +83,7 @@ STALLED_SCRIPT = """
 import sys, time
 from pathlib import Path
 from finetune_trainer.config import loader
-from finetune_trainer.pipeline import open_run, resolve_run
+from finetune_trainer.run_setup import open_run, resolve_run
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
