@@ -389,3 +389,8 @@ def test_renamed_missing_column_is_refused() -> None:
 
 def test_renamed_optional_column_may_be_absent() -> None:
     assert rename_columns({"instruction": "a"}, {"input": "context"}).values == {"instruction": "a"}
+
+
+def test_parse_row_object_is_not_suggested_as_a_field() -> None:
+    with pytest.raises(RowError, match=r"found 'custom_id', 'body'$"):
+        parse_row({"custom_id": "1", "body": {"messages": []}}, "sft")

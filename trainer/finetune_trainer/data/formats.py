@@ -42,7 +42,8 @@ def detect_example_format(row: Mapping[str, Any]) -> str:
     for chosen, rejected in PAIR_COLUMNS:
         if chosen in row and rejected in row:
             raise RowError(f"has '{chosen}' and '{rejected}', which need training.method dpo or kto")
-    suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",), ("text",)))
+    names = [name for name, value in row.items() if not isinstance(value, dict)]  # no field is an object
+    suggestions = (suggest_fields(names, fields) for fields in (("prompt", "completion"), ("messages",), ("text",)))
     raise RowError(_EXPECTED_COLUMNS + format_keys(row) + next(filter(None, suggestions), ""))
 
 
