@@ -1,16 +1,14 @@
-"""A run from its inputs to the published adapter.
+"""A run from its inputs to the published adapter, after `run_setup.resolve_run` has checked what needs no download.
 
-`resolve_run` checks everything that needs no download, `run` does the rest. The stages below `run` import libraries
-inside functions: which backend is imported first matters, and it is imported while the inputs are downloaded.
+The stages below `run` import libraries inside functions: which backend is imported first matters, and it is imported
+while the inputs are downloaded.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -29,16 +27,14 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
-from finetune_trainer.publishing import merge_stage, signing
-from finetune_trainer.publishing.failure_evidence import FailureEvidence
+from finetune_trainer.publishing import merge_stage
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
-from finetune_trainer.storage import S3, check_disk_space
+from finetune_trainer.run_setup import ResolvedRun, open_run
+from finetune_trainer.storage import check_disk_space
 from finetune_trainer.telemetry.progress import current_timestamp
-from finetune_trainer.telemetry.run_log import capture_log
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
-from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.tracking import run_tracking, tensorboard_files
 
 if TYPE_CHECKING:
@@ -51,16 +47,6 @@ if TYPE_CHECKING:
     from finetune_trainer.training.state import TrainResult
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ResolvedRun:
-    """A run whose secrets, output and inputs were checked. Nothing is downloaded yet."""
-
-    inputs: ResolvedInputs
-    output: OutputPrefix
-    published: PublishedResult | None
-    """The result of this config, if it is published already."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +71,6 @@ class RunReport:
     def failed_checks(self) -> list[GateCheck]:
         """Checks of `evaluation.gate` that the adapter did not pass."""
         return [check for check in self.evaluation.gate if not check.passed]
-
-
-def resolve_run(config: TrainerConfig) -> ResolvedRun:
-    """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
-    if topology.is_rank_zero():
-        _check_secrets(config)
-    input_preparation.check_settings(config)
-    s3 = S3(config.storage)
-    output = OutputPrefix(s3, config)
-    published = output.find_published()
-    inputs = resolve.resolve_inputs(config, s3)
-    if published:
-        output.check_inputs(published, inputs)
-    return ResolvedRun(inputs, output, published)
 
 
 def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
@@ -136,50 +108,6 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
             return outcome
         merge_model = partial(merge_trained_adapter, model, inputs, context)
         return merge_stage.add_merged_model(outcome, output, context, merge_model)
-
-
-def _check_secrets(config: TrainerConfig) -> None:
-    """Raise `AUTH_FAILED` unless the secrets that are needed at the end of the run can be read."""
-    if config.output.signing:
-        signing.check_signing_key(config.output.signing)
-    if config.tracking and config.tracking.tool != "tensorboard":
-        run_tracking.read_credentials(config.tracking)
-
-
-@contextmanager
-def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
-    """Hold the output lock, capture the log, track the run and watch for stalls in the block.
-
-    If the block fails, log and findings are stored at the output.
-    """
-    config, is_rank_zero = resolved.inputs.config, topology.is_rank_zero()
-    with (
-        resolved.output.hold_lock(recorder.progress) if is_rank_zero else nullcontext() as output_lock,
-        _open_work_dir(scratch) as work_dir,
-        capture_log(work_dir) if is_rank_zero else nullcontext() as run_log,
-        FailureEvidence(config, resolved.output, recorder, run_log) if run_log else nullcontext() as evidence,
-        run_tracking.track_run(config, resolved.output.digest, work_dir) as tracker,
-        stall_watchdog(
-            recorder,
-            work_dir,
-            config.training.stall_seconds,
-            resolved.inputs.s3,
-            evidence.store_stalled if evidence else None,
-        ),
-        collectives.translate_peer_errors(),
-    ):
-        yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)
-
-
-@contextmanager
-def _open_work_dir(scratch: Path) -> Iterator[Path]:
-    """Yield a new folder, or the one that the launcher has created for all ranks of its node."""
-    shared_folder = topology.shared_folder()
-    if shared_folder:
-        yield shared_folder
-        return
-    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[DownloadedInputs]:

@@ -13,7 +13,8 @@ a trainer with the same recipe, so that no run mixes two recipes.
    of multimodal models; the loss of a step does not depend on the gradient accumulation for any model; chat
    templates write a fixed date; `dpo` and `kto` train without any dropout of the base model.
 4. Rows whose answer equals the question are kept; control tokens that are typed in texts are encoded as ordinary text;
-   chat templates write the date of the first attempt; tool calls, tool definitions and reasoning are rendered.
+   chat templates write the date of the first attempt; tool calls, tool definitions and reasoning are rendered;
+   `developer` turns become system turns where the template does not write them.
 """
 
 RECIPE = 4

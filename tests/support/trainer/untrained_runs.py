@@ -9,8 +9,9 @@ import pytest
 
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.pipeline import build_manifest, resolve_run, run
+from finetune_trainer.pipeline import build_manifest, run
 from finetune_trainer.publishing.publish import OutputPrefix
+from finetune_trainer.run_setup import resolve_run
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder

@@ -389,3 +389,9 @@ def test_renamed_missing_column_is_refused() -> None:
 
 def test_renamed_optional_column_may_be_absent() -> None:
     assert rename_columns({"instruction": "a"}, {"input": "context"}).values == {"instruction": "a"}
+
+
+def test_parse_row_list_of_turns_in_object_is_suggested_as_a_field() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(RowError, match=r"found 'custom_id', 'body.messages'; set fields: {messages: body.messages}"):
+        parse_row({"custom_id": "1", "body": {"messages": turns}}, "sft")

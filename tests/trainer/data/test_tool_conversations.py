@@ -121,7 +121,7 @@ def test_tool_call_at_the_end_is_supervised(name: str) -> None:
 _HEADER = re.compile(r"<\|(start|end|user|observation|im_start|im_end)\|>|assistant|<think>|</think>|\s")
 
 
-# TRL's training templates mark what is learnt.
+# TRL's training templates mark what is trained on.
 @pytest.mark.parametrize(
     "name", ["qwen2_5", "llama3", "gptoss", "glm4moe", "qwen3", "qwen3_5_think", "nemotron_3_nano"]
 )
@@ -134,18 +134,18 @@ def test_tool_conversation_has_labels_of_trl(name: str, is_marked: bool) -> None
         row.messages, tools=row.tools or None, return_dict=True, return_assistant_tokens_mask=True
     )
     masks = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    expected = words.decode([token_id for token_id, is_learnt in masks if is_learnt])
+    expected = words.decode([token_id for token_id, is_supervised in masks if is_supervised])
     words.chat_template = template if is_marked else remove_markers(template)
     masker = LossMasker(words)
     (example,) = masker.tokenize([masker.render(row)])
     supervised = decode_supervised(words, example)
-    if is_marked:  # line breaks after an answer are not learnt here
+    if is_marked:  # line breaks after an answer are not supervised here
         assert "".join(supervised) == re.sub(r"(<\|im_end\|>)\n", r"\1", expected)
         return
     for text in supervised:
         assert text.removesuffix("<|endoftext|>") in expected
         expected = expected.replace(text.removesuffix("<|endoftext|>"), "", 1)
-    assert not _HEADER.sub("", expected), "all but what stands between the answers is learnt"
+    assert not _HEADER.sub("", expected), "all but what stands between the answers is supervised"
 
 
 def remove_markers(template: str) -> str:
@@ -193,7 +193,7 @@ def test_reasoning_before_a_call_may_differ_from_prompt() -> None:
     assert removed == "I must look", "the template drops the reasoning before a call once the answer is there"
 
 
-# Template, the turn of the assistant, and the words that are not learnt.
+# Template, the turn of the assistant, and the words that are not supervised.
 REMOVED: dict[str, tuple[str, dict[str, Any], str]] = {
     "reasoning, ChatML": (CHATML, build_answer("4", reasoning_content=REASONING), REASONING),
     "reasoning with words of the answer": (CHATML, build_answer("a b c", reasoning_content="b c"), "b c"),
@@ -310,6 +310,20 @@ def test_unsupervised_turn_with_other_number_of_marked_texts_is_refused() -> Non
     row = Chat(chat("a", "b", "c", "d")["messages"], unsupervised_turns=frozenset({1}))
     with pytest.raises(RowError, match="marks 4 texts for 2 answers"):
         LossMasker(tokenizer(template)).render(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("qwen3", "system"), ("gemma3", "system"), ("phi3", "system"), ("llama3_1", "developer"), ("gptoss", "developer")],
+)
+def test_developer_turn_is_rendered_in_the_role_that_the_template_writes(name: str, role: str) -> None:
+    words = build_tokenizer(read_template(name))
+    turns = [{"role": "developer", "content": "Be brief."}, *chat("a", "b")["messages"]]
+    row, expected_turns = Chat(turns), [{**turns[0], "role": role}, *turns[1:]]
+    rendered = LossMasker(words).render(row)
+    assert rendered.text == words.apply_chat_template(expected_turns, tokenize=False)
+    assert "Be brief." in rendered.text
+    assert find_removed_text(row, rendered) is None
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gptoss", "deepseek_r1_distill", MISTRAL_WITH_TOOLS, CHATML])

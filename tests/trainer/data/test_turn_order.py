@@ -1,4 +1,4 @@
-"""Consecutive turns of one role, and which answers are learned."""
+"""Consecutive turns of one role, and which answers are supervised."""
 
 from __future__ import annotations
 

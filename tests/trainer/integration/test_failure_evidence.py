@@ -100,5 +100,5 @@ def test_failed_training_leaves_preflight_of_last_attempt(
     findings, log = read_evidence(job)
     assert findings["stage"] == "Training"
     assert {"positions", "vocabulary"} <= {finding["check"] for finding in findings["preflight"]}
-    assert log.count("stage: Preparing") == 1
+    assert log.count("stage: Preparing") == 1, "the log is that of the last attempt"
     assert "NonFiniteLoss: " in log

@@ -14,9 +14,10 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat
 from finetune_trainer.contract import Reason, Stage, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import read_model_settings
-from finetune_trainer.pipeline import resolve_run, run
+from finetune_trainer.pipeline import run
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
+from finetune_trainer.run_setup import resolve_run
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 

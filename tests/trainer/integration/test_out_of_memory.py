@@ -39,7 +39,8 @@ from finetune_trainer.cli import app
 from finetune_trainer.config import loader
 from finetune_trainer.telemetry import termination_message
 from finetune_trainer.telemetry.progress import ProgressReporter
-from finetune_trainer.pipeline import resolve_run, run
+from finetune_trainer.pipeline import run
+from finetune_trainer.run_setup import resolve_run
 
 class Tight(ProgressReporter):
     def update(self, **fields):

@@ -18,12 +18,13 @@ from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
-from finetune_trainer.pipeline import resolve_run, run
+from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
+from finetune_trainer.run_setup import resolve_run
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 

@@ -15,10 +15,20 @@ from tests.support.trainer.faulty_proxy import Fault
 from tests.support.trainer.untrained_runs import build_config, prefix, publish, run_untrained
 
 from finetune_trainer.__main__ import StopSignalReceived
-from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, Outcome, Reason, TrainerConfig
+from finetune_trainer.cli.run import run_or_launch
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    NODE_RANK_ENV,
+    NODES_ENV,
+    OUTCOME_PATH_ENV,
+    RENDEZVOUS_ENV,
+    Outcome,
+    Reason,
+    TrainerConfig,
+)
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import open_run, resolve_run
 from finetune_trainer.publishing import failure_evidence
+from finetune_trainer.run_setup import open_run, resolve_run
 from finetune_trainer.telemetry.failures import describe_failure
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
@@ -39,6 +49,14 @@ def fail_run(config: TrainerConfig, scratch: Path, error: BaseException) -> Outc
     assert caught.value is error
     outcome = describe_failure(error) if isinstance(error, Exception) else Outcome(reason="Preempted", message="x")
     return recorder.complete(outcome)
+
+
+def fail_resolution(config: TrainerConfig, scratch: Path) -> Outcome:
+    """Start a run whose settings or inputs are refused, and return the outcome that the operator gets."""
+    recorder = OutcomeRecorder(ProgressReporter())
+    with pytest.raises(TrainerError) as caught:
+        run_or_launch(config, scratch, recorder)
+    return recorder.complete(describe_failure(caught.value))
 
 
 def list_names(s3: S3Server, uri: str) -> list[str]:
@@ -65,7 +83,7 @@ STALLED_SCRIPT = """
 import sys, time
 from pathlib import Path
 from finetune_trainer.config import loader
-from finetune_trainer.pipeline import open_run, resolve_run
+from finetune_trainer.run_setup import open_run, resolve_run
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
@@ -166,3 +184,52 @@ def test_store_that_rejects_evidence_changes_no_reason(
     proxy.faults.append(Fault("400", "PUT", ".failed/", times=9))
     outcome = fail_run(build_config(s3, prefix), tmp_path, TrainerError(Reason.DISK_FULL, "the disk is full"))
     assert (outcome.reason, outcome.message, outcome.log_uri) == (Reason.DISK_FULL, "the disk is full", None)
+
+
+REFUSED = {
+    "data": ({"dataset": {"sources": [{"uri": "s3://data/none/"}]}}, Reason.DATA_NOT_FOUND),
+    "model": ({"model": {"uri": "s3://models/none/"}}, Reason.MODEL_NOT_FOUND),
+    "settings": ({"model": {"uri": "s3://models/tiny", "chatTemplateName": "none"}}, Reason.CONFIG_INVALID),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refused_inputs_leave_findings(
+    s3: S3Server, prefix: str, tmp_path: Path, changes: dict[str, Any], reason: Reason
+) -> None:
+    config = build_config(s3, prefix, **changes)
+    outcome = fail_resolution(config, tmp_path)
+    assert outcome.reason is reason
+    folder = f"/.failed/{config.digest().removeprefix('sha256:')[:12]}"
+    assert outcome.log_uri == f"{prefix}{folder}/run.log"
+    assert f"{reason}: {outcome.message}" in s3.get(outcome.log_uri).decode()
+    findings = json.loads(s3.get(f"{prefix}{folder}/findings.json"))
+    assert (findings["reason"], findings["message"]) == (reason, outcome.message)
+    assert list_names(s3, prefix) == [f"{folder}/findings.json", f"{folder}/run.log"]
+    assert not list(tmp_path.glob("finetune-*"))
+
+
+def test_refused_inputs_of_other_nodes_leave_nothing(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ((NODES_ENV, "2"), (NODE_RANK_ENV, "1"), (RENDEZVOUS_ENV, "node:29400")):
+        monkeypatch.setenv(name, value)
+    outcome = fail_resolution(build_config(s3, prefix, **REFUSED["data"][0]), tmp_path)
+    assert (outcome.reason, outcome.log_uri) == (Reason.DATA_NOT_FOUND, None)
+    assert list_names(s3, prefix) == []
+
+
+def test_refused_output_of_other_config_stays_unchanged(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    publish(build_config(s3, prefix, training={"maxSteps": 2}), tmp_path / "other")
+    names = list_names(s3, prefix)
+    (tmp_path / "scratch").mkdir()
+    outcome = fail_resolution(build_config(s3, prefix), tmp_path / "scratch")
+    assert (outcome.reason, outcome.log_uri) == (Reason.OUTPUT_EXISTS, None)
+    assert list_names(s3, prefix) == names
+
+
+def test_refused_inputs_and_unwritable_output_change_no_reason(s3: S3Server, prefix: str, tmp_path: Path) -> None:
+    del prefix
+    config = build_config(s3, "s3://no-such-bucket/x", **REFUSED["settings"][0])
+    outcome = fail_resolution(config, tmp_path)
+    assert (outcome.reason, outcome.log_uri) == (Reason.CONFIG_INVALID, None)

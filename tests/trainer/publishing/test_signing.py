@@ -21,9 +21,10 @@ from tests.support.trainer.untrained_runs import build_config, prefix, publish
 
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Outcome, Reason, Signing, TrainerConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline import resolve_run, run
+from finetune_trainer.pipeline import run
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.publish import OutputPrefix
+from finetune_trainer.run_setup import resolve_run
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder

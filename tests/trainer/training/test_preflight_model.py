@@ -64,8 +64,11 @@ def test_preflight_model_that_sees_later_tokens_in_training_is_refused(model_dir
         return result
 
     layer.forward = forward_with_mean
+    recorded: list[PreflightFinding] = []
     with pytest.raises(TrainerError, match="LlamaForCausalLM sees the tokens that it predicts"):
-        run_preflight(trainer, inputs, lambda: None)
+        run_preflight(trainer, inputs, lambda: None, lambda findings: recorded.append(findings[-1]))
+    assert {"positions", "vocabulary", "adapterReload"} <= {finding.check for finding in recorded}
+    assert "causality" not in {finding.check for finding in recorded}
 
 
 def test_preflight_causal_models_do_not_depend_on_later_tokens(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_trainer import pipeline
+from finetune_trainer import pipeline, run_setup
 from finetune_trainer.cli import launcher
 from finetune_trainer.cli.app import resolve_scratch
 from finetune_trainer.config import loader
@@ -32,7 +32,8 @@ def run_command(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
 
 def run_or_launch(config: TrainerConfig, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
     """Run the pipeline here, or launch the ranks of this node if the run has several and no result is published."""
-    resolved = pipeline.resolve_run(config)
+    with run_setup.store_resolution_failure(config, scratch, recorder):
+        resolved = run_setup.resolve_run(config)
     if _is_launcher() and resolved.published is None:
         return launcher.launch_ranks(scratch, recorder, sys.argv[1:])
     return pipeline.run(resolved, scratch, recorder)

@@ -92,12 +92,12 @@ def find_answer_spans(chat: ChatRendering) -> list[Span]:
 
 
 def check_tool_results(chat: ChatRendering, spans: Sequence[Span]) -> None:
-    """Raise `RowError` if the result of a tool is a part of the answer before it, where it would be learnt."""
+    """Raise `RowError` if the result of a tool is a part of the answer before it, which is trained on."""
     turn = _find_included_result(chat, spans) if len(spans) == len(chat.answer_turns) else None
     if turn is not None:
         raise RowError(
             f"the model's chat template writes messages[{turn}], the result of a tool, into the answer before it, so "
-            "that it would be learnt; set model.chatTemplate to a template that separates them"
+            "that it would be trained on; set model.chatTemplate to a template that separates them"
         )
 
 

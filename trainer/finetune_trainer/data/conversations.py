@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_trainer.data.readers.json_rows import describe_type
 from finetune_trainer.data.row_columns import MEDIA_COLUMNS, RowColumns, format_keys, format_value, is_empty
-from finetune_trainer.data.row_types import Chat, Message, RowError
+from finetune_trainer.data.row_types import REASONING_KEYS, Chat, Message, RowError
 from finetune_trainer.data.tool_calls import parse_json, parse_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -36,12 +36,11 @@ _CALL_ROLES = ("function_call", "tool_call")
 _TOOL_KINDS = frozenset({"tool_use", "tool_result"})
 """Types of the content parts with which Anthropic's messages call tools."""
 _TURN_FORM = '; write each turn as {"role": "user", "content": "text"}'
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _EXTRA_KEYS: Mapping[str, tuple[str, ...]] = {
     "system": ("name", "weight"),
     "developer": ("name", "weight"),
     "user": ("name", "weight"),
-    "assistant": ("name", "weight", "tool_calls", "function_call", *_REASONING_KEYS),
+    "assistant": ("name", "weight", "tool_calls", "function_call", *REASONING_KEYS),
     "tool": ("name", "weight", "tool_call_id"),
 }
 """Keys that a turn may have in addition to role and content, by role."""
@@ -193,7 +192,7 @@ def _check_weight(name: str, weight: object) -> None:
 
 
 def _parse_reasoning(name: str, extras: dict[str, Any]) -> str:
-    texts = {key: require_text(f"{name}.{key}", extras[key]) for key in _REASONING_KEYS if key in extras}
+    texts = {key: require_text(f"{name}.{key}", extras[key]) for key in REASONING_KEYS if key in extras}
     if len(set(texts.values())) > 1:
         raise RowError(f"expected one reasoning in {name}, found different texts in {' and '.join(texts)}")
     reasoning = next(iter(texts.values()), "")

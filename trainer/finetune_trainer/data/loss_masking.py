@@ -288,7 +288,7 @@ def _find_answers(chat: Chat, spans: Sequence[Span], text: str) -> list[_Answer]
         ]
     if chat.unsupervised_turns:
         raise RowError(
-            f"has answers that are not to be learnt, but the chat template marks {len(spans)} texts for "
+            f"has answers that are not to be trained on, but the chat template marks {len(spans)} texts for "
             f"{len(turns)} answers; use a template that marks each answer once"
         )
     return [_Answer(span) for span in spans]

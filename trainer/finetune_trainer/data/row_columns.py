@@ -200,7 +200,7 @@ def _reject_conversations(names: list[str], columns: RowColumns, texts: Iterable
             raise RowError(
                 f"has {name!r} in addition to the columns of its format, and would be trained without it; remove the "
                 f"column, or set the format of the source to ignore it (format: {row_format})"
-                f"{suggestion and f'{suggestion} to learn it'}"
+                f"{suggestion and f'{suggestion} to train on it'}"
             )
 
 

@@ -52,17 +52,17 @@ def _iter_message_texts(message: Message) -> Iterator[str]:
     yield message["content"]
     for call in message.get("tool_calls", ()):
         yield call["function"]["name"]
-        yield from _iter_strings(call["function"]["arguments"])
+        yield from iter_json_scalars(call["function"]["arguments"])
 
 
-def _iter_strings(value: object) -> Iterator[str]:
-    """Yield the scalars of a JSON value as texts."""
+def iter_json_scalars(value: object) -> Iterator[str]:
+    """Yield the texts in a JSON value, and its numbers, truth values and nulls as JSON."""
     if isinstance(value, dict):
         for item in value.values():
-            yield from _iter_strings(item)
+            yield from iter_json_scalars(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _iter_strings(item)
+            yield from iter_json_scalars(item)
     else:
         yield value if isinstance(value, str) else json.dumps(value)
 

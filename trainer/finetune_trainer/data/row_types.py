@@ -26,6 +26,8 @@ Message = dict[str, Any]
 they are empty: `reasoning_content` (text of the assistant's reasoning), `tool_calls` (a list of `{"type": "function",
 "id": …, "function": {"name": …, "arguments": {…}}}`, with the arguments as an object), `tool_call_id` and `name`.
 """
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of the reasoning in data and in chat templates. Rows have the first one after parsing."""
 ToolDefinition = dict[str, Any]
 """Definition of a function that the model may call: `{"type": "function", "function": {"name": …, …}}`."""
 

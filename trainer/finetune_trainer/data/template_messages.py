@@ -2,7 +2,8 @@
 
 Templates agree on `role` and `content` only. The reasoning is `reasoning_content` in most of them and `thinking` in
 that of gpt-oss. The arguments of a tool call are an object for most of them and JSON text for those of DeepSeek, which
-also write calls only if `content` is null. Which form a template reads follows from what it renders of a probe.
+also write calls only if `content` is null. Most templates drop or reject turns of the role `developer`, which OpenAI's
+newer models have instead of `system`. Which form a template reads follows from what it renders of a probe.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from itertools import product
 from typing import Any
 
 from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages
-from finetune_trainer.data.row_types import Message, RowError, ToolDefinition
+from finetune_trainer.data.row_types import REASONING_KEYS, Message, RowError, ToolDefinition
 
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _USER_TURN: Message = {"role": "user", "content": "question"}
 _PROBE_NAME = "get_probe_value"
 _PROBE_TOOL: ToolDefinition = {
@@ -97,15 +97,22 @@ class MessageAdapter:
         return ANSWER_MARK in _render_if_accepted(self._template, turns)
 
     def _adapt_message(self, message: Message) -> Message:
+        if message["role"] == "developer":
+            return {**message, "role": self._developer_role}
         if "reasoning_content" in message and self._reasoning_key not in message:
             others = {key: value for key, value in message.items() if key != "reasoning_content"}
             message = {**others, self._reasoning_key: message["reasoning_content"]}
         return self._call_form.adapt(message) if "tool_calls" in message else message
 
     @cached_property
+    def _developer_role(self) -> str:
+        turns = [{"role": "developer", "content": ANSWER_MARK}, _USER_TURN]
+        return "developer" if ANSWER_MARK in _render_if_accepted(self._template, turns) else "system"
+
+    @cached_property
     def _reasoning_key(self) -> str:
         # If the template writes no reasoning, the row counts as rewritten.
-        return next(filter(self._writes_reasoning_key, _REASONING_KEYS), _REASONING_KEYS[0])
+        return next(filter(self._writes_reasoning_key, REASONING_KEYS), REASONING_KEYS[0])
 
     @cached_property
     def _call_form(self) -> _CallForm:
@@ -119,7 +126,7 @@ class MessageAdapter:
 
 def remove_reasoning(message: Message) -> Message:
     """Return the message without its reasoning, in the form of any template."""
-    return {key: value for key, value in message.items() if key not in _REASONING_KEYS}
+    return {key: value for key, value in message.items() if key not in REASONING_KEYS}
 
 
 def _list_call_forms() -> Iterator[_CallForm]:

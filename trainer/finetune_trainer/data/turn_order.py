@@ -1,4 +1,4 @@
-"""Turns of whole rows after parsing: consecutive turns of one role, and which answers are learned."""
+"""Turns of whole rows after parsing: consecutive turns of one role, and which answers are supervised."""
 
 from __future__ import annotations
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.data.row_texts import Conversation, list_turns
+from finetune_trainer.data.row_texts import Conversation, iter_json_scalars, list_turns
 from finetune_trainer.data.row_types import Chat, Message, ToolDefinition
 
 
@@ -45,17 +44,5 @@ def _split_message(message: Message) -> TurnParts:
         message["role"],
         message["content"],
         message.get("reasoning_content", ""),
-        tuple((function["name"], *_iter_values(function["arguments"])) for function in calls),
+        tuple((function["name"], *iter_json_scalars(function["arguments"])) for function in calls),
     )
-
-
-def _iter_values(value: object) -> Iterator[str]:
-    """Yield the texts, numbers, truth values and nulls in a JSON value."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _iter_values(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _iter_values(item)
-    else:
-        yield value if isinstance(value, str) else json.dumps(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from finetune_trainer.contract import Task
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
@@ -19,10 +18,8 @@ _ROUGE_NAMES = ["rouge1", "rouge2", "rougeL"]
 
 @dataclass(frozen=True)
 class ValidationLosses:
-    """Losses of validation rows under several models."""
+    """Losses of all validation rows, in the order of the validation split, under several models."""
 
-    row_numbers: Sequence[int]
-    """Numbers of the rows in the validation split."""
     token_counts: Sequence[int]
     """Supervised tokens of each row."""
     sums: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -30,17 +27,10 @@ class ValidationLosses:
 
     def get_scores(self, row_number: int) -> dict[str, Scores]:
         """Return the loss of a row by model: `lossSum` in nats, and the number of its supervised tokens."""
-        if row_number not in self._indices:
-            return {}
-        index = self._indices[row_number]
         return {
-            model: {"lossSum": sums[index], "lossTokens": float(self.token_counts[index])}
+            model: {"lossSum": sums[row_number], "lossTokens": float(self.token_counts[row_number])}
             for model, sums in self.sums.items()
         }
-
-    @cached_property
-    def _indices(self) -> dict[int, int]:
-        return {number: index for index, number in enumerate(self.row_numbers)}
 
 
 def build_row_scores(task: Task, answers: RowAnswers, losses: ValidationLosses | None) -> list[RowScores]:

@@ -174,9 +174,7 @@ def _measure_validation_loss(
     base_sums = _get_base_sums(inputs, heartbeat)
     if not all(map(math.isfinite, (*tuned_sums, *base_sums))):
         raise ArithmeticError("the loss of a validation row is not finite")
-    results.losses = ValidationLosses(
-        range(len(tuned_sums)), history.token_counts, {BASE: base_sums, TUNED: tuned_sums}
-    )
+    results.losses = ValidationLosses(history.token_counts, {BASE: base_sums, TUNED: tuned_sums})
     results.measures.append(measure_eval_loss(history.token_counts, base_sums, tuned_sums))
     with results.section("perplexity"):
         results.measures.append(measure_perplexity(history.token_counts, base_sums, tuned_sums))
@@ -275,11 +273,11 @@ def _measure_baseline(
 def _compare_losses(
     inputs: EvaluationInput, name: str, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
-    """Measure the loss of the validation rows whose loss was measured with the other models."""
+    """Measure the loss of the validation rows, unless it could not be measured with the other models."""
     if results.losses is None:
         return
-    rows = _require_validation(inputs).select(results.losses.row_numbers)
-    losses = compute_dataset_losses(inputs.loaded_model.model, rows, heartbeat, inputs.max_batch_tokens)
+    model, rows = inputs.loaded_model.model, _require_validation(inputs)
+    losses = compute_dataset_losses(model, rows, heartbeat, inputs.max_batch_tokens)
     results.losses.sums[name] = losses.sums
     results.add_comparisons(name, [baselines.compare_eval_loss(results.losses, name)])
     with results.section(f"perplexity of baseline {name}"):

@@ -48,7 +48,8 @@ _QUOTED_KINDS = [kind for kind in PII_KINDS if kind != "ipAddress"]
 class FailureEvidence:
     """Stores log and findings if its block ends with an exception, and records the URI of the log.
 
-    The exception is passed on in any case. Only rank 0 may use it, while it holds the lock on the output.
+    The exception is passed on in any case. Only rank 0 may use it, before it acquires the lock on the output or while
+    it holds the lock: files below `.failed/` are those of one config, and never replace those of another.
     """
 
     config: TrainerConfig

@@ -34,7 +34,7 @@ class RunFindings(Model):
     examples: list[RejectedRow] = Field(default=[])
     """A few rejected rows for each reason."""
     preflight: list[PreflightFinding] = Field(default=[])
-    """Results of the checks before the first step, if all of them passed."""
+    """Results of the checks before the first step, up to the one that failed."""
     versions: dict[str, str]
 
     def to_bytes(self) -> bytes:

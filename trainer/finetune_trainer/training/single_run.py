@@ -13,11 +13,12 @@ from finetune_trainer.modeling.loading import LoadedModel
 from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.training import early_stopping
 from finetune_trainer.training.early_stopping import EvalResult
-from finetune_trainer.training.monitor import TrainingMonitor
+from finetune_trainer.training.monitor import Step, TrainingMonitor
 from finetune_trainer.training.state import TrainerInputs, TrainingSession, TrainResult
 
 if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.training.trl_trainer import TrainOutput
 
 
 def train_once(
@@ -35,22 +36,8 @@ def train_once(
     )
     with translate_memory_errors(build_memory_advice(config)):
         output = trl_trainer.run(TrainerInputs(config, loaded, prepared, work_dir), session, monitor)
-    last_step = monitor.finish()
-    finite_losses = [loss for _, loss in output.losses if math.isfinite(loss)]
-    metrics = {
-        "trainLoss": math.fsum(finite_losses) / max(len(finite_losses), 1),
-        "finalLoss": last_step.loss,
-        "trainSeconds": round(output.elapsed_seconds, 3),
-        "steps": float(last_step.number),
-        "tokens": float(output.tokens),
-        "supervisedTokens": float(output.supervised_tokens),
-        "tokensPerSecond": round(output.tokens / output.elapsed_seconds, 1),
-        **_build_eval_metrics(output.eval_results, config.training),
-    }
-    if output.peak_memory_bytes is not None:
-        metrics["peakMemoryBytes"] = float(output.peak_memory_bytes)
-    if output.energy.watt_hours is not None:
-        metrics["energyWattHours"] = round(output.energy.watt_hours, 3)
+    metrics = _build_metrics(output, monitor.finish())
+    metrics |= _build_eval_metrics(output.eval_results, config.training)
     if output.held_out_loss is not None:
         metrics["leftOutLoss"] = monitor.check_held_out_loss(output.held_out_loss)
     return TrainResult(
@@ -62,6 +49,25 @@ def train_once(
         preflight=output.preflight,
         row_losses=output.row_losses,
     )
+
+
+def _build_metrics(output: TrainOutput, last_step: Step) -> dict[str, float]:
+    """Return the metrics of the training itself."""
+    finite_losses = [loss for _, loss in output.losses if math.isfinite(loss)]
+    metrics = {
+        "trainLoss": math.fsum(finite_losses) / max(len(finite_losses), 1),
+        "finalLoss": last_step.loss,
+        "trainSeconds": round(output.elapsed_seconds, 3),
+        "steps": float(last_step.number),
+        "tokens": float(output.tokens),
+        "supervisedTokens": float(output.supervised_tokens),
+        "tokensPerSecond": round(output.tokens / output.elapsed_seconds, 1),
+    }
+    if output.peak_memory_bytes is not None:
+        metrics["peakMemoryBytes"] = float(output.peak_memory_bytes)
+    if output.energy.watt_hours is not None:
+        metrics["energyWattHours"] = round(output.energy.watt_hours, 3)
+    return metrics
 
 
 def _build_eval_metrics(eval_results: Sequence[EvalResult], training: Training) -> dict[str, float]:

@@ -79,8 +79,7 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
-    findings = run_preflight(trainer, inputs, monitor.progress.heartbeat)
-    session.record_preflight(findings)
+    findings = run_preflight(trainer, inputs, monitor.progress.heartbeat, session.record_preflight)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
     if session.resume_from is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXCEL_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*')
-"""First line by which Excel is told the separator."""
+"""First line that names the separator for Excel."""
 _QUOTED_TEXT = re.compile(r'"(?:[^"]|"")*"')
 _OTHER_SEPARATORS = ";\t|"
 _UNNAMED = "unnamed column "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from finetune_trainer.training.preflight.quantization import check_quantization_
 from finetune_trainer.training.preflight.sample import Sample, build_sample, evaluation_mode
 from finetune_trainer.training.preflight.sizes import check_sizes
 from finetune_trainer.training.preflight.step import StepCheck
-from finetune_trainer.training.state import TrainerInputs
+from finetune_trainer.training.state import TrainerInputs, discard_findings
 
 if TYPE_CHECKING:
     from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
@@ -33,37 +33,49 @@ _LOG_LEVELS = {"passed": logging.INFO, "warning": logging.WARNING}
 
 
 def run_preflight(
-    trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
+    trainer: TokenizedTrainer,
+    inputs: TrainerInputs,
+    heartbeat: Callable[[], None],
+    record: Callable[[Sequence[PreflightFinding]], None] = discard_findings,
 ) -> list[PreflightFinding]:
     """Run all checks that apply to the settings. All ranks must call it.
 
-    Raises `MODEL_UNSUPPORTED`, or `CONFIG_INVALID` for a setting that the model does not support.
+    After each check, `record` gets the findings so far, which are also those of a run that a later check ends. Raises
+    `MODEL_UNSUPPORTED`, or `CONFIG_INVALID` for a setting that the model does not support.
     """
-    findings = [
-        *check_sizes(inputs),
-        *check_batches(inputs),
-        *check_answers(inputs),
-        *check_end_of_turn(inputs),
-        *check_quantization_coverage(inputs),
-        check_trained_adapter_keys(trainer),
-        *_check_model(build_sample(trainer, inputs, heartbeat)),
-    ]
-    for finding in findings:
+    findings: list[PreflightFinding] = []
+    for finding in _run_checks(trainer, inputs, heartbeat):
         log.log(_LOG_LEVELS[finding.status], "preflight: %s", finding.message)
+        findings.append(finding)
+        record(findings)
     return findings
 
 
-def _check_model(sample: Sample) -> list[PreflightFinding]:
+def _run_checks(
+    trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]
+) -> Iterator[PreflightFinding]:
+    yield from check_sizes(inputs)
+    yield from check_batches(inputs)
+    yield from check_answers(inputs)
+    yield from check_end_of_turn(inputs)
+    yield from check_quantization_coverage(inputs)
+    yield check_trained_adapter_keys(trainer)
+    yield from _check_model(build_sample(trainer, inputs, heartbeat))
+
+
+def _check_model(sample: Sample) -> Iterator[PreflightFinding]:
     """Check the forward pass, the packing, the loss and the gradients of the model on a few rows."""
     with evaluation_mode(sample.trainer):
-        adapter = check_adapter_reload(sample)
-        causality = CausalityCheck(sample).run()
-        packing = PackingCheck(sample).run() if sample.config.training.packing else []
+        yield check_adapter_reload(sample)
+        yield from CausalityCheck(sample).run()
+        if sample.config.training.packing:
+            yield from PackingCheck(sample).run()
         uses_token_loss = get_method(sample.config).uses_token_loss
         findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
         if not findings:
-            return [adapter, *causality, *packing]
+            return
+        yield from findings
         row_loss = findings[0].value if uses_token_loss else None
         if row_loss is None:
             row_loss = fmean(sample.compute_loss([row]) for row in sample.rows)
-        return [adapter, *causality, *packing, *findings, *StepCheck(sample, row_loss).run()]
+        yield from StepCheck(sample, row_loss).run()
