@@ -15,6 +15,7 @@ from typing import Any
 
 import cel
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
@@ -127,7 +128,7 @@ def load_from_environment() -> TrainerConfig:
 
 
 def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:
-    """Yield path and message of each CEL rule that the model, or a model inside it, violates."""
+    """Yield path and message of each CEL rule that the model, or a model inside it, violates, and of repeated items."""
     document = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     for rule in _get_cel_rules(type(model)):
         program = cel.compile(rule["rule"])
@@ -135,7 +136,19 @@ def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple
         if "oldSelf" not in program.variables() and program.execute({"self": document}) is not True:
             yield path, _read_message(rule, document)
     for name, field in type(model).model_fields.items():
-        yield from _find_broken_rules_below(model.__dict__[name], (*path, field.alias or name))
+        field_path, value = (*path, field.alias or name), model.__dict__[name]
+        yield from _find_repeated_items(field, value, field_path)
+        yield from _find_broken_rules_below(value, field_path)
+
+
+def _find_repeated_items(field: FieldInfo, value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath, str]]:
+    """Yield a message for each repeated item of a list that is a set."""
+    extra = field.json_schema_extra
+    if not isinstance(value, list) or not isinstance(extra, dict) or extra.get("x-kubernetes-list-type") != "set":
+        return
+    for index, item in enumerate(value):
+        if item in value[:index]:
+            yield (*path, index), "is in the list twice" + _format_value(item)
 
 
 def _read_message(rule: dict[str, str], document: dict[str, Any]) -> str:

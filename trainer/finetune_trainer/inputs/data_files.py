@@ -13,7 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME
 from finetune_trainer.storage import Location
 
-_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".parquet", ""})
+_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ""})
 """Suffixes of files that are read in folders. Many programs write JSON Lines to files without a suffix."""
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _TEMPORARY_SUFFIXES = ("~", ".tmp", ".temp", ".part", ".partial", ".crc", ".swp", "_$folder$", "._copying_")
@@ -27,7 +27,7 @@ _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
 _RESULT = "results of runs"
 _MAX_LISTED_NAMES = 5
-_EXPECTED_FILES = "expected .jsonl, .json, .csv or .parquet, optionally compressed as .gz or .zst"
+_EXPECTED_FILES = "expected .jsonl, .json, .csv, .tsv or .parquet, optionally compressed as .gz or .zst"
 
 
 @dataclass(frozen=True)
