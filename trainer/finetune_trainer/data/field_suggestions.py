@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 _PROMPT_NAMES = (
     "prompt",
@@ -66,6 +67,17 @@ def suggest_fields(names: Collection[str], required: tuple[str, ...]) -> str:
             guesses[field_name] = by_lower_name.pop(found)
     fields = [f"{name}: {guesses[name]}" for name in _FIELD_GUESSES if name in guesses and name != guesses[name]]
     return f"; set fields: {{{', '.join(fields)}}}" if fields and all(name in guesses for name in required) else ""
+
+
+def suggest_nested_rows(row: Mapping[str, Any]) -> str:
+    """Return the end of a message for a row that contains rows, or its columns, below a key, or an empty text."""
+    for name, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; if the rows are in {name[:40]!r}, write only these, one per line"
+    objects = [name for name, value in row.items() if isinstance(value, dict)]
+    if len(objects) > 1 and len(objects) == len(row):
+        return "; if each key has a row, write only the rows, one per line"
+    return f"; if the columns are in {objects[0][:40]!r}, write only this object" if objects else ""
 
 
 def has_question(names: Collection[str]) -> bool:

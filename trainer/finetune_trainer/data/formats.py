@@ -12,7 +12,7 @@ from finetune_trainer.data.conversations import (
     require_assistant_turn,
     require_nonblank_text,
 )
-from finetune_trainer.data.field_suggestions import suggest_fields
+from finetune_trainer.data.field_suggestions import suggest_fields, suggest_nested_rows
 from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, is_empty
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 
@@ -42,8 +42,10 @@ def detect_example_format(row: Mapping[str, Any]) -> str:
     for chosen, rejected in PAIR_COLUMNS:
         if chosen in row and rejected in row:
             raise RowError(f"has '{chosen}' and '{rejected}', which need training.method dpo or kto")
-    suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",), ("text",)))
-    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + next(filter(None, suggestions), ""))
+    suggestions = (suggest_fields(row, names) for names in (("prompt", "completion"), ("messages",)))
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    suggestion = next(filter(None, suggestions), "") or suggest_fields(texts, ("text",)) or suggest_nested_rows(row)
+    raise RowError(_EXPECTED_COLUMNS + format_keys(row) + suggestion)
 
 
 def _match_formats(names: set[str]) -> list[str]:
