@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -21,7 +23,7 @@ _DOCUMENT_NAMES = frozenset(
     {"readme", "license", "licence", "notice", "copying", "authors", "changelog", "version", "md5sums", "sha256sums"}
 )
 # Records beside data files, which the `datasets` library leaves out too.
-_RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json"})
+_RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"})
 _DATA = ""
 _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
@@ -60,7 +62,7 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
     matching = [name for name in sorted(names) if location.matches(name)]
     if not matching:
         kind = "no file matches this pattern" if location.is_pattern else "there are no files"
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; check the URI")
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; {_suggest_name(path, names)}")
     base = location.base_prefix
     result_folders = _find_result_folders(names, base)
     if output_folder is not None and output_folder.startswith(base):
@@ -74,10 +76,16 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
 
 
 def select_readable_files(uri: str, names: Collection[str]) -> FileSelection:
-    """Leave out the files of other types. Raises `DATA_NOT_FOUND` if no file is left."""
-    readable = [name for name in sorted(names) if _is_readable(PurePosixPath(name))]
-    others = sorted(set(names).difference(readable))
-    return _check_selection(uri, FileSelection(readable, {_OTHER_TYPE: others} if others else {}))
+    """Leave out hidden files and those of other types. Raises `DATA_NOT_FOUND` if no file is left."""
+    return select_data_files(uri, "", list(names))
+
+
+def _suggest_name(path: str, names: Sequence[str]) -> str:
+    """Return the remedy for a path that is not among the names."""
+    if any(character in path for character in "[{"):
+        return "only *, ? and ** are wildcards"
+    similar_names = get_close_matches(unquote(path.rstrip("/")), names, n=1, cutoff=0.8)
+    return f"is it {similar_names[0]}?" if similar_names else "check the URI"
 
 
 def _check_selection(uri: str, selection: FileSelection) -> FileSelection:

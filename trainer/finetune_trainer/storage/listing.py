@@ -78,6 +78,8 @@ def _explain_head_error(
     message = f"{location} at {bucket.endpoint}: there is no such object"
     if listing.get("Contents"):
         message += "; keys with this prefix exist: end the URI with '/' to use all objects below it"
+    elif any(character in location.key for character in "[{"):
+        message += "; only *, ? and ** are wildcards"
     raise TrainerError(error_mapping.missing_reason, message) from error
 
 
