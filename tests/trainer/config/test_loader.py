@@ -123,6 +123,7 @@ def test_load_invalid_manifest_names_field_and_line(tmp_path: Path, text: str, m
 URIS = {
     "hub name": ("s3://models/tiny", "Qwen/Qwen3-8B", "spec.model: uri has no scheme: use hf://Qwen/Qwen3-8B for the"),
     "hub page": ("s3://models/tiny", "https://huggingface.co/a/b", "spec.model: a model of the Hugging Face hub is hf://"),
+    "folder without a dot": ("s3://models/tiny", "model", "local folders, such as ./model, are read only"),
     "revision in the name": ("s3://models/tiny", "hf://a/b@main", "set its branch, tag or commit in revision"),
     "data set as a model": ("s3://models/tiny", "hf://datasets/a/b", "is hf://ORGANIZATION/NAME"),
     "data set's page": ("s3://data/a.jsonl", "https://huggingface.co/datasets/a/b", "not the address of its page"),

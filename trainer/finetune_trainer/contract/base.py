@@ -69,7 +69,7 @@ def s3_uri_rule(field: str, *, is_optional: bool = False) -> CelRule:
 
 _MODEL_URI_MESSAGE = (
     "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path; bucket and claim have only a-z, "
-    "0-9, '.' and '-', and local folders are read only without a cluster"
+    "0-9, '.' and '-', and local folders, such as ./model, are read only without a cluster"
 )
 _DATA_URI_MESSAGE = (
     "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path; bucket and claim "

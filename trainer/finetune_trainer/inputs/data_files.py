@@ -29,6 +29,7 @@ _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
 _RESULT = "results of runs"
 _MAX_LISTED_NAMES = 5
+_MIN_NAME_SIMILARITY = 0.9
 _EXPECTED_FILES = "expected .jsonl, .json, .csv, .tsv or .parquet, optionally compressed as .gz or .zst"
 
 
@@ -62,7 +63,7 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
     matching = [name for name in sorted(names) if location.matches(name)]
     if not matching:
         kind = "no file matches this pattern" if location.is_pattern else "there are no files"
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; {_suggest_name(path, names)}")
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; {suggest_name(path, names) or 'check the URI'}")
     base = location.base_prefix
     result_folders = _find_result_folders(names, base)
     if output_folder is not None and output_folder.startswith(base):
@@ -80,12 +81,14 @@ def select_readable_files(uri: str, names: Collection[str]) -> FileSelection:
     return select_data_files(uri, "", list(names))
 
 
-def _suggest_name(path: str, names: Sequence[str]) -> str:
-    """Return the remedy for a path that is not among the names."""
+def suggest_name(path: str, names: Sequence[str]) -> str:
+    """Return the remedy for a path that is not among the names, or an empty text if none is known."""
     if any(character in path for character in "[{"):
         return "only *, ? and ** are wildcards"
-    similar_names = get_close_matches(unquote(path.rstrip("/")), names, n=1, cutoff=0.8)
-    return f"is it {similar_names[0]}?" if similar_names else "check the URI"
+    wanted = unquote(path.rstrip("/"))
+    similar_names = [name for name in names if name.lower() == wanted.lower()]
+    similar_names += get_close_matches(wanted, names, n=1, cutoff=_MIN_NAME_SIMILARITY)
+    return f"is it {similar_names[0]}?" if similar_names else ""
 
 
 def _check_selection(uri: str, selection: FileSelection) -> FileSelection:
