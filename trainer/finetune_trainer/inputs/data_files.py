@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME
-from finetune_trainer.storage import Location
+from finetune_trainer.storage import Location, suggest_name
 
 _DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ""})
 """Suffixes of files that are read in folders. Many programs write JSON Lines to files without a suffix."""
@@ -29,7 +27,6 @@ _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
 _RESULT = "results of runs"
 _MAX_LISTED_NAMES = 5
-_MIN_NAME_SIMILARITY = 0.9
 _EXPECTED_FILES = "expected .jsonl, .json, .csv, .tsv or .parquet, optionally compressed as .gz or .zst"
 
 
@@ -79,16 +76,6 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
 def select_readable_files(uri: str, names: Collection[str]) -> FileSelection:
     """Leave out hidden files and those of other types. Raises `DATA_NOT_FOUND` if no file is left."""
     return select_data_files(uri, "", list(names))
-
-
-def suggest_name(path: str, names: Sequence[str]) -> str:
-    """Return the remedy for a path that is not among the names, or an empty text if none is known."""
-    if any(character in path for character in "[{"):
-        return "only *, ? and ** are wildcards"
-    wanted = unquote(path.rstrip("/"))
-    similar_names = [name for name in names if name.lower() == wanted.lower()]
-    similar_names += get_close_matches(wanted, names, n=1, cutoff=_MIN_NAME_SIMILARITY)
-    return f"is it {similar_names[0]}?" if similar_names else ""
 
 
 def _check_selection(uri: str, selection: FileSelection) -> FileSelection:

@@ -11,9 +11,18 @@ from typing import Protocol
 
 from finetune_trainer.contract import CLAIMS_DIR_ENV, DataSource, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.data_files import FileSelection, select_data_files, suggest_name
+from finetune_trainer.inputs.data_files import FileSelection, select_data_files
 from finetune_trainer.records.manifest import InputRecord
-from finetune_trainer.storage import DATA_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
+from finetune_trainer.storage import (
+    DATA_ERRORS,
+    S3,
+    InputFile,
+    Location,
+    S3Object,
+    download_objects,
+    find_objects,
+    suggest_name,
+)
 from finetune_trainer.storage.listing import list_candidates
 from finetune_trainer.storage.local_files import hash_file
 
