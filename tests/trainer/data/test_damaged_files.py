@@ -223,6 +223,7 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
     "an element that is no JSON": ("a.json", b"[" + ROW + b', {"a" 1}, ' + ROW + b"]", [1, 3]),
     "half a character in an array": ("a.json", b"[" + ROW.replace(b"q", b"\\udc00") + b"," + ROW + b"]", [2]),
     "brackets and quotes in a text": ("a.json", b"[" + ROW.replace(b"q", b'\\\\\\"],[{') + b",7," + ROW + b"]", [1, 3]),
+    "a first line that is cut off": ("a.jsonl", b"{\n" + GOOD + GOOD, [2, 3]),
     "a cell too many": ("a.csv", CSV + b"q,a\nq,a,b\nq,a\n", [2, 4]),
     "text after a quote": ("a.csv", CSV + b'q,a\nq,"a"b\nq,a\n', [2, 4]),
     "a cell in Latin-1": ("a.csv", CSV + b'q,a\n"q\n",\xe9\nq,a\n', [2, 5]),

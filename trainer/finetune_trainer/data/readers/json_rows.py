@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import orjson
 
+from finetune_trainer.data.readers.file_types import HEAD_BYTES
 from finetune_trainer.data.readers.lines import (
     MAX_ROW_BYTES,
     UTF8_BOM,
@@ -53,20 +55,32 @@ _PATTERN_HINTS = (
     (re.compile(rb"\A\s*[^{\[\s]"), "; write one object per line, or name a table .csv or .tsv"),
 )
 """What may be wrong with a line that matches."""
+_LONE_BRACKET = re.compile(rb"\s*[\[{]\s*\n")
+"""Start of a file whose first line is only a bracket."""
 _ERROR_POSITION = re.compile(r": line \d+ column \d+ \(char (\d+)\)")
 
 
 def read_json_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Yield for each line that is not blank its number from 1, and the object or the error."""
-    is_first = True
+    """Yield for each line that is not blank its number from 1, and the object or the error.
+
+    Raises `DamagedFileError` if the objects are spread over lines, so that no line is a row.
+    """
+    may_be_spread = _LONE_BRACKET.match(stream.peek(HEAD_BYTES))
+    rows = _parse_lines(stream)
+    first_rows = list(islice(rows, 2 if may_be_spread else 0))
+    errors = [(number, row) for number, row in first_rows if isinstance(row, RowError)]
+    if len(errors) == 2:
+        number, error = errors[0]
+        raise DamagedFileError(str(error), number) from error
+    yield from chain(first_rows, rows)
+
+
+def _parse_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     for number, line in read_lines(stream):
         try:
             yield number, parse_line(line)
         except RowError as error:
-            if is_first and not isinstance(line, RowError) and line.strip() in (b"{", b"["):
-                raise DamagedFileError(str(error), number) from error  # no line of the file is a row
             yield number, error
-        is_first = False
 
 
 def parse_line(line: bytes | RowError) -> dict[str, Any]:
