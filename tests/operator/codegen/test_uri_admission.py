@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
-from tests.support.cluster.manifests import PREPARATION, SOURCE, Manifest, apply_changes, build_valid_manifest
+from tests.support.cluster.manifests import (
+    PREPARATION,
+    SOURCE,
+    VALIDATION_SPLIT,
+    Manifest,
+    apply_changes,
+    build_valid_manifest,
+)
 from tests.support.operator.namespace_harness import RequestRejected
 
 from finetune_trainer.config.loader import find_broken_rules
@@ -57,7 +64,12 @@ REJECTED: list[tuple[dict[str, Any], str]] = [
     *(({"spec.output.uri": f"s3://out/{key}"}, "uri has a brace") for key in ("{", "}", "{names}", "{{name}}")),
     ({"spec.output.uri": "s3://out/a "}, "a space at its start or end"),
 ]  # fmt: skip
-REJECTED_LISTS = [{"spec.output.languages": ["en", "en"]}, {f"{PREPARATION}.redact": ["email", "email"]}]
+BASELINE = {"name": "last", "adapterURI": "s3://adapters/last"}
+REJECTED_LISTS = [
+    {"spec.output.languages": ["en", "en"]},
+    {f"{PREPARATION}.redact": ["email", "email"]},
+    {**VALIDATION_SPLIT, "spec.evaluation.baselines": [BASELINE, {**BASELINE, "adapterURI": "s3://adapters/first"}]},
+]
 
 
 def _list_trainer_errors(manifest: Manifest) -> str:
@@ -92,7 +104,7 @@ async def test_api_server_and_trainer_refuse_by_same_sentence(world: NamespaceHa
 
 
 @pytest.mark.cluster
-async def test_api_server_and_trainer_refuse_repeated_items_of_sets(world: NamespaceHarness) -> None:
+async def test_api_server_and_trainer_refuse_repeated_items(world: NamespaceHarness) -> None:
     for changes in REJECTED_LISTS:
         manifest = apply_changes(build_valid_manifest(), changes)
         assert "twice" in _list_trainer_errors(manifest), changes

@@ -41,6 +41,7 @@ def make_messages_line(*turns: Any) -> bytes:
     return GOOD.replace(b'"prompt": "q", "completion": "a"', b'"messages": ' + json.dumps(messages).encode())
 
 
+FAR_DATE = pa.StructArray.from_arrays([pa.array([2**62], pa.timestamp("us"))], ["at"])
 LATIN_1 = pa.array([b"\xe9"]).view(pa.string())[0]
 WHOLE = to_parquet(prompt=[f"q{number}" for number in range(5000)], completion=["a"] * 5000)
 NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
@@ -190,6 +191,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "Parquet, empty": ("a.parquet", b"", "row 1", "Parquet file size is 0 bytes"),
     "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a complete Parquet file"),
     "Parquet, null": ("a.parquet", to_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
+    "Parquet, far date": ("a.parquet", to_parquet(meta=FAR_DATE), "row 1", "found a date within a column that is out"),
     "Parquet, Latin-1": ("a.parquet", to_parquet(prompt=[LATIN_1], completion=["a"]), "row 1", "texts in UTF-8"),
     "Parquet, bytes": ("a.parquet", to_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
 }

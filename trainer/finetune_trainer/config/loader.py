@@ -142,13 +142,16 @@ def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple
 
 
 def _find_repeated_items(field: FieldInfo, value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath, str]]:
-    """Yield a message for each repeated item of a list that is a set."""
+    """Yield a message for each repeated item of a list whose items must differ, as a whole or in a key."""
     extra = field.json_schema_extra
-    if not isinstance(value, list) or not isinstance(extra, dict) or extra.get("x-kubernetes-list-type") != "set":
+    if not isinstance(value, list) or not isinstance(extra, dict) or "x-kubernetes-list-type" not in extra:
         return
-    for index, item in enumerate(value):
-        if item in value[:index]:
-            yield (*path, index), "is in the list twice" + _format_value(item)
+    keys: Any = extra.get("x-kubernetes-list-map-keys", [])
+    items = [item.model_dump(include=set(keys)) if isinstance(item, BaseModel) else item for item in value]
+    for index, item in enumerate(items):
+        if item in items[:index]:
+            named = f" ({', '.join(map(str, item.values()))})" if isinstance(item, dict) else _format_value(item)
+            yield (*path, index), f"is in the list twice{named}"
 
 
 def _read_message(rule: dict[str, str], document: dict[str, Any]) -> str:

@@ -30,7 +30,9 @@ def read_parquet_rows(file: IO[bytes] | BinaryStream) -> Iterator[tuple[int, dic
                 yield number, row
     except UnicodeDecodeError as error:
         raise DamagedFileError(f"expected texts in UTF-8, found others: {error}; write the file again") from error
-    except (pa.ArrowException, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise DamagedFileError(f"found a date within a column that is out of range ({error}); remove it") from error
+    except (pa.ArrowException, ValueError) as error:
         raise DamagedFileError(
             f"expected a complete Parquet file, found: {str(error)[:200]}; upload it again"
         ) from error
