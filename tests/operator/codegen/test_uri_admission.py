@@ -65,7 +65,7 @@ REJECTED: list[tuple[dict[str, Any], str]] = [
     ({"spec.output.uri": "s3://out/a "}, "a space at its start or end"),
 ]  # fmt: skip
 BASELINE = {"name": "last", "adapterURI": "s3://adapters/last"}
-REJECTED_LISTS = [
+REJECTED_LISTS: list[dict[str, Any]] = [
     {"spec.output.languages": ["en", "en"]},
     {f"{PREPARATION}.redact": ["email", "email"]},
     {**VALIDATION_SPLIT, "spec.evaluation.baselines": [BASELINE, {**BASELINE, "adapterURI": "s3://adapters/first"}]},
