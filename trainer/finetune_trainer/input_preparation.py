@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.inputs.data_sources import check_files_unchanged
 from finetune_trainer.inputs.resolve import DownloadedInputs
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def prepare_data(
     data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
     encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions, model.template_date)
     dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
+    check_files_unchanged(files.files)
     dataset = replace(dataset, report=dataset.report.model_copy(update={"skipped_files": files.skipped_files}))
     record_report(dataset.report)
     requirements.check_requirements(config, dataset, model.tokenizer)

@@ -144,6 +144,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "revision of the hub": {"model": {"revision": "main"}},
     "token for the hub": {"model": {"tokenSecretRef": {"name": "hub"}}},
     "claim": {"model": {"uri": "pvc://models/llama"}},
+    "data in all of a claim": {"dataset": {"sources": [{"uri": "pvc://data"}]}},
     "maps": {"compute": {"podLabels": {"example.com/team": "nlp"}, "nodeSelector": {"gpu": ""}}},
     "32 long keys": {"compute": {"podAnnotations": {f"{'e' * 200}.com/{n:063}": "v" * 1024 for n in range(32)}}},
     "harmless keys": {
@@ -181,7 +182,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "local file": ({"dataset": {"sources": [{"uri": "file:///rows.jsonl"}]}}, "only with finetune-trainer by hand"),
     "local validation file": (
         {"dataset": {"validation": {"sources": [{"uri": "file:///a.jsonl"}]}}}, "only with finetune-trainer by hand"),
-    "claim without a path": ({"dataset": {"sources": [{"uri": "pvc://data"}]}}, "pvc://claim/path"),
+    "claim without a name": ({"dataset": {"sources": [{"uri": "pvc:///a.jsonl"}]}}, "pvc://claim/path"),
     "two targets": ({"training": {"lora": {"targetModules": ["all-linear", "q"]}}}, "either ['all-linear']"),
     "label key": ({"compute": {"podLabels": {"a b": "c"}}}, "a key is malformed"),
     "a key of our own": ({"compute": {"podLabels": {"finetune.dev/job": "x"}}}, "a key is reserved"),

@@ -22,7 +22,7 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "output with ..": ({"spec.output.uri": "s3://out/a/.."}, "spec.output", "must not contain '..'"),
     "output on a claim": ({"spec.output.uri": "pvc://claim/out"}, "spec.output", "uri must be s3://bucket/prefix"),
     "output with a date": ({"spec.output.uri": "s3://out/{date}/a"}, "spec.output", "{name} or {namespace}"),
-    "output with a backslash": ({"spec.output.uri": "s3://out/a\\b"}, "spec.output.uri", "should match"),
+    "output with a backslash": ({"spec.output.uri": "s3://out/a\\b"}, "spec.output", "must not contain backslashes"),
     "endpoint without a scheme": ({"spec.storage.endpoint": "s3:9000"}, "spec.storage.endpoint", "should match"),
     "endpoint with a path": ({"spec.storage.endpoint": "http://s3/x"}, "spec.storage.endpoint", "should match"),
     "endpoint with keys": ({"spec.storage.endpoint": "http://k:s@s3"}, "spec.storage.endpoint", "should match"),

@@ -78,7 +78,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         {f"{PREPARATION}.maxInvalidFraction": 1.1}, f"{PREPARATION}.maxInvalidFraction", "equal to 1"),
     "unknown secret": ({f"{PREPARATION}.redact": ["name"]}, f"{PREPARATION}.redact[0]", "Unsupported value"),
     "redacted twice": ({f"{PREPARATION}.redact": ["email", "email"]}, f"{PREPARATION}.redact", "Duplicate value"),
-    "adapter on the hub": ({"spec.model.adapterURI": "hf://a/b"}, "spec.model.adapterURI", "should match"),
+    "adapter on the hub": ({"spec.model.adapterURI": "hf://a/b"}, "spec.model", "adapterURI must be s3://"),
     "adapter with ..": ({"spec.model.adapterURI": "s3://adapters/../x"}, "spec.model", "must not contain '..'"),
     "unknown quantization": ({"spec.model.quantization": "int4"}, "spec.model.quantization", "Unsupported value"),
     "long template": ({"spec.model.chatTemplate": "ü" * 16385}, "spec.model", "must not be longer than 32768 bytes"),

@@ -84,8 +84,8 @@ def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int)
             "spec.training.crossValidation.folds: Input should be less than or equal to 10",
         ),
         (
-            build_manifest("s3://data/a.jsonl", '"s3://data/a\\\\b"'),
-            r"spec.dataset.sources[0].uri: String should match pattern '^[^\x00-\x1f\\]+$' (it is",
+            build_manifest("s3://data/a.jsonl", '"s3://data/a\tb"'),
+            r"spec.dataset.sources[0].uri: String should match pattern '^[^\x00-\x1f]+$' (it is",
         ),
         (build_manifest("epochs: 1", "epochz: 1"), "spec.training.epochz: there is no such field (line 10)"),
         (
@@ -122,9 +122,14 @@ def test_load_invalid_manifest_names_field_and_line(tmp_path: Path, text: str, m
 
 URIS = {
     "hub name": ("s3://models/tiny", "Qwen/Qwen3-8B", "spec.model: uri has no scheme: use hf://Qwen/Qwen3-8B for the"),
-    "hub page": ("s3://models/tiny", "https://huggingface.co/a/b", "spec.model: uri must be hf://ORGANIZATION/NAME"),
+    "hub page": ("s3://models/tiny", "https://huggingface.co/a/b", "spec.model: a model of the Hugging Face hub is hf://"),
+    "folder without a dot": ("s3://models/tiny", "model", "local folders, such as ./model, are read only"),
     "revision in the name": ("s3://models/tiny", "hf://a/b@main", "set its branch, tag or commit in revision"),
     "data set as a model": ("s3://models/tiny", "hf://datasets/a/b", "is hf://ORGANIZATION/NAME"),
+    "data set's page": ("s3://data/a.jsonl", "https://huggingface.co/datasets/a/b", "not the address of its page"),
+    "Windows path": ("s3://data/a.jsonl", r"C:\data\a.jsonl", "must not contain backslashes"),
+    "space at the end": ("s3://data/a.jsonl", "'s3://data/a.jsonl '", "or a space at its start or end"),
+    "language twice": ('{name}"', '{name}", languages: [en, en]', "languages[1]: is in the list twice (it is 'en')"),
     "model as a data set": ("s3://data/a.jsonl", "hf://a/b", "spec.dataset.sources[0]: a dataset of the Hugging Face"),
     "another cloud": ("s3://data/a.jsonl", "gs://data/a.jsonl", "uri must be s3://bucket/key, hf://datasets/OWNER/NAME"),
     "bucket in upper case": ("s3://data/a.jsonl", "s3://Data/a.jsonl", "bucket and claim have only a-z"),

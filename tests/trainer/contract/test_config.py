@@ -72,7 +72,7 @@ def test_config_output_placeholders_are_filled(metadata: dict[str, str], uri: st
     "changes",
     [
         {"unknown": 1},
-        {"model": {"uri": "hf://org\\name"}},
+        {"model": {"uri": "hf://org\nname"}},
         {"output": {"uri": ""}},
         {"dataset": {"sources": []}},
         {"training": {"epochs": 0}},

@@ -37,6 +37,7 @@ HABITS: dict[str, bytes | str] = {
     "Unicode text": TABS.replace("\n", "\r\n").encode("utf-16"),
     "big-endian Unicode text": b"\xfe\xff" + TABS.encode("utf-16-be"),
     "byte order mark": BOM + COMMAS,
+    "byte order marks of joined files": BOM + BOM + COMMAS,
     "lines of old Macs": COMMAS.replace("\n", "\r"),
     "blanks around names": COMMAS.replace("prompt,completion", " prompt ,completion "),
     "blanks after separators": 'prompt, completion\n"Is it; here?", "Yes, ą"\n"Say\n""x""", x\n',
@@ -65,6 +66,12 @@ def test_tsv_is_read_as_csv(tmp_path: Path) -> None:
     assert read_raw(tmp_path, TABS, "a.tsv") == ROWS
 
 
+def test_tsv_names_may_have_commas(tmp_path: Path) -> None:
+    assert read_raw(tmp_path, "prompt, short\tcompletion\nq, r\ta\n", "a.tsv") == [
+        {"prompt, short": "q, r", "completion": "a"}
+    ]
+
+
 def test_csv_separator_line_is_counted_as_a_line(tmp_path: Path) -> None:
     (tmp_path / "copy").write_text("sep=;\nprompt;completion\nq;a\n")
     (location, _), *_ = read_raw_rows(StoredFile("s3://data/a.csv", tmp_path / "copy"))
@@ -83,10 +90,10 @@ def test_csv_cells_beyond_the_header_are_an_error(tmp_path: Path) -> None:
     assert str(row) == "expected 2 columns as in the header, found 4; is a quote missing?"
 
 
-def test_csv_missing_values_of_pandas_are_empty(tmp_path: Path) -> None:
-    table = pd.DataFrame({"a": ["x", str(float("nan")), str(pd.NA), "NaN", "None", "nano"]})
+def test_csv_missing_values_of_pandas_and_sql_are_empty(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": ["x", str(float("nan")), str(pd.NA), r"\N", "NaN", "None", "nano", r"\Nu"]})
     texts = [row["a"] for row in read_raw(tmp_path, table.to_csv()) if isinstance(row, dict)]
-    assert texts == ["x", "", "", "NaN", "None", "nano"]
+    assert texts == ["x", "", "", "", "NaN", "None", "nano", r"\Nu"]
 
 
 def test_csv_turns_in_json_are_a_conversation(tmp_path: Path) -> None:

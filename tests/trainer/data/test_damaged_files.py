@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -25,6 +26,7 @@ from finetune_trainer.training.methods import METHODS
 GOOD = b'{"prompt": "q", "completion": "a"}\n'
 MANY = b"".join(b'{"prompt": "q%d", "completion": "a"}\n' % number for number in range(20_000))
 CSV = b"prompt,completion\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 MIB = 1 << 20
 
 
@@ -39,6 +41,8 @@ def make_messages_line(*turns: Any) -> bytes:
     return GOOD.replace(b'"prompt": "q", "completion": "a"', b'"messages": ' + json.dumps(messages).encode())
 
 
+FAR_DATE = pa.StructArray.from_arrays([pa.array([2**62], pa.timestamp("us"))], ["at"])
+LATIN_1 = pa.array([b"\xe9"]).view(pa.string())[0]
 WHOLE = to_parquet(prompt=[f"q{number}" for number in range(5000)], completion=["a"] * 5000)
 NESTED = b'[{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
 
@@ -49,7 +53,16 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "one quote": ("a.jsonl", GOOD + GOOD.replace(b'"', b"'"), "line 2", "expected a JSON object"),
     "trailing comma": ("a.jsonl", GOOD + GOOD.replace(b"}", b",}"), "line 2", "expected a JSON object"),
     "text": ("a.jsonl", GOOD + b"hello\n", "line 2", "expected a JSON object"),
-    "web page": ("a.jsonl", b"<!DOCTYPE html>\n" + GOOD, "line 1", "expected a JSON object"),
+    "web page": ("a.jsonl", b"\n<!DOCTYPE html>\n" + GOOD, "line 1", "expected text, found a web page"),
+    "error of a store": ("a.csv", b'<?xml version="1.0"?>\n<Error/>', "line 1", "expected text, found a web page"),
+    "pointer of Git LFS": ("a.csv", POINTER, "line 1", "upload the file itself, as git lfs pull fetches it"),
+    "pointer named .gz": ("a.jsonl.gz", POINTER, "line 1", "expected gzip data by the name, found a pointer of Git"),
+    "pointer named .parquet": ("a.parquet", POINTER, "row 1", "expected a Parquet file, found a pointer of Git LFS"),
+    "Arrow file": ("a.parquet", b"ARROW1\0\0", "row 1", "expected a Parquet file, found an Arrow file; write Parquet"),
+    "Excel 97": ("a.csv", bytes.fromhex("d0cf11e0a1b11ae1") + b"\0" * 99, "line 1", "save the sheet as CSV UTF-8"),
+    "bzip2": ("a.jsonl.bz2", bz2.compress(GOOD), "line 1", "found bzip2 data; decompress it, or compress it as .gz"),
+    "tar": ("a.tar.gz", gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar"), "line 1", "found a tar archive"),
+    "PDF": ("a.jsonl", b"%PDF-1.7\n", "line 1", "found a PDF document"),
     "number": ("a.jsonl", b"1\n", "line 1", "expected a JSON object, found a number"),
     "null": ("a.jsonl", b"null\n", "line 1", "expected a JSON object, found nothing"),
     "no keys": ("a.jsonl", b"{}\n", "line 1", "found no keys"),
@@ -128,7 +141,7 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "gzip without its end": ("a.jsonl.gz", gzip.compress(MANY)[:-8], "line 20001", "decompression failed"),
     "gzip, wrong checksum": ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\1" * 8, "line", "CRC check failed"),
     "gzip, wrong bytes": ("a.jsonl.gz", gzip.compress(MANY)[:40] + b"\xff" * 99, "line 1", "decompression failed"),
-    "no gzip": ("a.jsonl.gz", GOOD, "line 1", "Not a gzipped file"),
+    "no gzip": ("a.jsonl.gz", GOOD, "line 1", "expected gzip data by the name, found other data"),
     "zstd cut off": ("a.jsonl.zst", zstandard.compress(MANY)[:-9], "line 1", "the object is damaged or truncated"),
     "zstd, wrong bytes": (
         "a.jsonl.zst",
@@ -136,12 +149,14 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "line 1",
         "decompression failed",
     ),
-    "no zstd": ("a.jsonl.zst", GOOD, "line 1", "decompression failed"),
+    "no zstd": ("a.jsonl.zst", GOOD, "line 1", "if it is not compressed, remove the suffix"),
     "array cut off": ("a.json", b"[" + GOOD + b"," + GOOD, "row 2", "the array ends in or after this row"),
     "array cut off in a row": ("a.json", b"[" + GOOD + b"," + GOOD[:20], "row 2", "the array ends in or after"),
     "array, more after it": ("a.json", b"[" + GOOD + b"] x", "row 2", "nothing after the array, found b'x'"),
     "array, no comma": ("a.json", b"[" + GOOD + GOOD + b"]", "row 1", "unexpected content after document"),
-    "array, comma at its end": ("a.json", b"[" + GOOD + b",]", "row 2", "expected a JSON object"),
+    "array, comma at its end": ("a.json", b"[" + GOOD + b",]", "row 2", "is there a comma too many before it"),
+    "array in a .jsonl, indented": ("a.jsonl", b"\n[\n" + GOOD + b"]", "line 2", "or name the file .json"),
+    "objects of jq": ("a.json", b'{\n"prompt": "q"\n}\n' * 9, "line 1", "Write one object per line"),
     "array, open bracket": ("a.json", b"[" + GOOD.replace(b"}", b"") + b"]", "row 1", "a quote or bracket is missing"),
     "array, open quote": ("a.json", b"[" + GOOD.replace(b'"}', b"}") + b"]", "row 1", "a quote or bracket is missing"),
     "array of numbers": ("a.json", b"[1]", "row 1", "expected a JSON object, found a number"),
@@ -165,6 +180,10 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
         "line 2",
         "a carriage return in a cell without quotes",
     ),
+    "CSV, row names of R": ("a.csv", CSV + b"1,q,a\n", "line 2", "the name of a column of row names, as R writes"),
+    "CSV, escaped comma": ("a.csv", CSV + b"q\\,r\\,s,a\n", "line 2", "is a backslash written before a separator?"),
+    "CSV, comment first": ("a.csv", b"# v1\n" + CSV, "line 2", "is the first line, '# v1', the header?"),
+    "JSON named .csv": ("a.csv", GOOD, "line 1", "found a JSON object; name the file .jsonl"),
     "CSV, comma in a name": ("a.csv", b"a, b;c\nq;a\n", "line 2", "are the columns separated by commas?"),
     "CSV, Latin-1": ("a.csv", CSV + b"q,a\nq,\xe9\n", "line 3", "expected UTF-8, found byte 0xe9"),
     "CSV with two separators": ("a.csv", b"prompt;completion\tid\nq;a\t1\n", "line 1", "columns separated by commas"),
@@ -177,6 +196,8 @@ DATA: dict[str, tuple[str, bytes, str, str]] = {
     "Parquet, empty": ("a.parquet", b"", "row 1", "Parquet file size is 0 bytes"),
     "JSON named .parquet": ("a.parquet", GOOD, "row 1", "expected a complete Parquet file"),
     "Parquet, null": ("a.parquet", to_parquet(prompt=["q", None], completion=["a"] * 2), "row 2", "found nothing"),
+    "Parquet, far date": ("a.parquet", to_parquet(meta=FAR_DATE), "row 1", "found a date within a column that is out"),
+    "Parquet, Latin-1": ("a.parquet", to_parquet(prompt=[LATIN_1], completion=["a"]), "row 1", "texts in UTF-8"),
     "Parquet, bytes": ("a.parquet", to_parquet(prompt=[b"q"], completion=["a"]), "row 1", "to be text, found bytes"),
 }
 
@@ -209,6 +230,7 @@ AROUND: dict[str, tuple[str, bytes, list[int]]] = {
     "an element that is no JSON": ("a.json", b"[" + ROW + b', {"a" 1}, ' + ROW + b"]", [1, 3]),
     "half a character in an array": ("a.json", b"[" + ROW.replace(b"q", b"\\udc00") + b"," + ROW + b"]", [2]),
     "brackets and quotes in a text": ("a.json", b"[" + ROW.replace(b"q", b'\\\\\\"],[{') + b",7," + ROW + b"]", [1, 3]),
+    "a first line that is cut off": ("a.jsonl", b"{\n" + GOOD + GOOD, [2, 3]),
     "a cell too many": ("a.csv", CSV + b"q,a\nq,a,b\nq,a\n", [2, 4]),
     "text after a quote": ("a.csv", CSV + b'q,a\nq,"a"b\nq,a\n', [2, 4]),
     "a cell in Latin-1": ("a.csv", CSV + b'q,a\n"q\n",\xe9\nq,a\n', [2, 5]),

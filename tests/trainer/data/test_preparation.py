@@ -17,7 +17,7 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
-NONSENSE = "{"
+NONSENSE = '{"'
 QUIET = "{% if messages[0].content == 'quiet' %}hush{% else %}" + CHATML + "{% endif %}"
 LONG = " ".join(f"word{number}" for number in range(20))
 OTHER = LONG.replace("word", "other")

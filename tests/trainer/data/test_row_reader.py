@@ -19,9 +19,16 @@ URI = "s3://data/a.jsonl"
 PAIR = {"prompt": "1+1=", "completion": "2"}
 
 WRONG_ROWS: dict[str, tuple[Any, str]] = {
-    "not json": ("{", "expected a JSON object, found something else"),
-    "start of an array": ("[", "one JSON array? Write one object per line"),
+    "not json": ('{"a"', "expected a JSON object, found something else (unexpected end of data at character 6)"),
     "a list": ("[1]", "expected a JSON object, found a list"),
+    "an array": ([PAIR], "found a list; is the file one JSON array? Write one object per line"),
+    "a comment": ("// v2", "JSON has no comments: remove the line"),
+    "notation of Python": ("{'prompt': None}", "write the rows with json.dumps"),
+    "two objects": ("{} {}", "write one object per line"),
+    "a line of a table": ("prompt\tcompletion", "or name a table .csv or .tsv"),
+    "rows below a key": ({"version": "1", "data": [PAIR]}, "if the rows are in 'data', write only these"),
+    "rows by number": ({"1": PAIR, "2": PAIR}, "if each key has a row, write only the rows, one per line"),
+    "columns below a key": ({"row_idx": 0, "row": PAIR}, "if the columns are in 'row', write only this object"),
     "latin-1": ('{"prompt": "café"}'.encode("latin-1"), "expected UTF-8, found byte 0xe9 at position 15"),
     "nested without end": ("[" * 100_000, "nested too deeply"),
     "no column": ({"q": "a"}, "expected 'messages', or 'prompt' and 'completion', "),

@@ -42,6 +42,7 @@ READ = {
     "part without a suffix": ("d/", "d/part-00000"),
     "compressed part": ("d/", "d/part-00000.gz"),
     "upper case": ("d/", "d/A.JSONL"),
+    "tabs": ("d/", "d/a.tsv.gz"),
     "partition": ("d/", "d/_day=1/a.parquet"),
     "name of a document": ("d/", "d/readme.jsonl"),
     "hidden by pattern": ("d/.a*", "d/.a.jsonl"),
@@ -75,4 +76,4 @@ def test_select_nothing_readable_lists_what_is_there() -> None:
     assert error.value.reason is Reason.DATA_NOT_FOUND
     assert error.value.message.startswith("s3://data/d/: there are no data files; 8 files are left out: ")
     assert "of another type (0.xlsx, 1.xlsx, 2.xlsx, 3.xlsx, 4.xlsx, and 2 more)" in error.value.message
-    assert "expected .jsonl, .json, .csv or .parquet" in error.value.message
+    assert "expected .jsonl, .json, .csv, .tsv or .parquet" in error.value.message

@@ -16,7 +16,7 @@ from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import CLAIMS_DIR_ENV, DataSource, Reason, Storage, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import resolve
-from finetune_trainer.inputs.data_sources import DataListing, list_data
+from finetune_trainer.inputs.data_sources import DataListing, check_files_unchanged, list_data
 from finetune_trainer.planning.plan import build_plan
 from finetune_trainer.storage import S3
 
@@ -77,14 +77,17 @@ def test_volume_left_out_files_and_links_are_named(claim: Path) -> None:
 
 VOLUME_MISTAKES = {
     "claim": ("pvc://none/a.jsonl", Reason.DATA_NOT_FOUND, "check the name of the claim"),
-    "path": ("pvc://team-data/none.jsonl", Reason.DATA_NOT_FOUND, "there is no file or folder"),
+    "path": ("pvc://team-data/none.jsonl", Reason.DATA_NOT_FOUND, "none.jsonl; check the URI"),
+    "misspelled path": ("pvc://team-data/chat/A.jsonl", Reason.DATA_NOT_FOUND, "chat/A.jsonl; is it a.jsonl?"),
+    "brackets": ("pvc://team-data/chat/[ab].jsonl", Reason.DATA_NOT_FOUND, "only *, ? and ** are wildcards"),
+    "all of a claim": ("pvc://team-data", Reason.DATA_INVALID, "is a link to a target outside of the volume"),
     "glob": ("pvc://team-data/chat/*.parquet", Reason.DATA_NOT_FOUND, "no file matches this pattern"),
     "link": ("pvc://team-data/out/", Reason.DATA_INVALID, "is a link to a target outside of the volume"),
     "linked file": ("pvc://team-data/out/escape.jsonl", Reason.DATA_INVALID, "is a link to a target outside"),
     "local file": (
         "file:///none/a.jsonl",
         Reason.DATA_NOT_FOUND,
-        "/none/a.jsonl; an object in S3 is s3://",
+        "/none/a.jsonl; an object in S3 is s3://bucket/key, and a dataset of the hub is hf://datasets/OWNER/NAME",
     ),
 }
 
@@ -96,6 +99,24 @@ def test_volume_mistake_has_reason(uri: str, reason: Reason, message: str) -> No
         list_volume(uri)
     assert error.value.reason is reason
     assert message in error.value.message
+
+
+def test_volume_root_has_all_files(claim: Path) -> None:
+    (claim / "out" / "escape.jsonl").unlink()
+    names = ["chat/a.jsonl", "chat/b.jsonl", "chat/deep/c.jsonl", "links/in.jsonl", "tables/d.csv"]
+    assert list_volume("pvc://team-data").selection.names == names
+
+
+def test_volume_file_that_changes_while_it_is_read_is_an_error(claim: Path, tmp_path: Path) -> None:
+    files = list_volume("pvc://team-data/chat/a.jsonl").fetch(tmp_path, lambda _: None)
+    check_files_unchanged(files)
+    (claim / "chat" / "a.jsonl").write_bytes(ROW * 2)
+    with pytest.raises(TrainerError, match=r"chat/a\.jsonl: the file changed while the run read it") as error:
+        check_files_unchanged(files)
+    assert error.value.reason is Reason.STORAGE_CORRUPT
+    (claim / "chat" / "a.jsonl").unlink()
+    with pytest.raises(TrainerError, match="the file changed"):
+        check_files_unchanged(files)
 
 
 def test_local_file_is_read_in_place(tmp_path: Path) -> None:

@@ -122,12 +122,42 @@ def test_hub_data_revision_is_read(uri: str, branch: str) -> None:
     assert all(f"@{commit}/" in record.uri for record in list_data(uri).list_records())
 
 
+CONVERTED = {
+    ".gitattributes": b"",
+    **dict.fromkeys(("en/train/0000.parquet", "en/train/0001.parquet", "en/test/0000.parquet"), b"p"),
+    "de/partial-train/0000.parquet": b"p",
+}
+
+
+@pytest.mark.parametrize("revision", ["refs/convert/parquet", "refs%2Fconvert%2Fparquet"])
+def test_hub_data_converted_files_are_those_of_subset_and_split(revision: str) -> None:
+    HubHandler.datasets.push("org/data", CONVERTED, "refs/convert/parquet")
+    uri = f"hf://datasets/org/data@{revision}"
+    train = list_data(uri, subset="en")
+    assert [file.name for file in train.files] == ["en/train/0000.parquet", "en/train/0001.parquet"]
+    assert [file.name for file in list_data(uri, subset="en", split="test").files] == ["en/test/0000.parquet"]
+    for fields, message in (
+        ({}, "it has several subsets and no default; set subset to one of de, en"),
+        ({"subset": "fr"}, "there is no subset 'fr'; set subset to one of de, en"),
+        ({"subset": "de"}, "there is no split 'train'; its splits are partial-train"),
+    ):
+        with pytest.raises(TrainerError, match=message):
+            list_data(uri, **fields)
+
+
 MISTAKES: dict[str, tuple[str, dict[str, str], Reason, str]] = {
     "repository": ("org/none", {}, Reason.DATA_NOT_FOUND, "the dataset does not exist or is private: check the name"),
     "revision": ("org/data@nowhere", {}, Reason.DATA_NOT_FOUND, "the dataset has no such branch, tag or commit"),
     "subset": ("org/data", {"subset": "fr"}, Reason.DATA_NOT_FOUND, "set subset to one of english, german"),
     "split": ("org/data", {"split": "test"}, Reason.DATA_NOT_FOUND, "there is no split 'test'; its splits are train"),
-    "file": ("org/data/fr/a.jsonl", {}, Reason.DATA_NOT_FOUND, "there are no files; check the URI"),
+    "file": ("org/data/fr/index.csv", {}, Reason.DATA_NOT_FOUND, "there are no files; check the URI"),
+    "encoded name": ("org/data/de%2Fa.jsonl", {}, Reason.DATA_NOT_FOUND, "there are no files; is it de/a.jsonl?"),
+    "brackets": ("org/data/de/[ab].jsonl", {}, Reason.DATA_NOT_FOUND, "only *, ? and ** are wildcards"),
+    "branch with a slash": ("org/data@feature/x", {}, Reason.DATA_NOT_FOUND, "write '/' in a revision as %2F"),
+    "part of a split": ("org/data", {"split": "train[:9]"}, Reason.DATA_NOT_FOUND, "there is no split 'train[:9]'"),
+    "script": ("org/script", {}, Reason.DATA_INVALID, "its subsets cannot be resolved (No (supported) data files"),
+    "saved to disk": ("org/saved", {}, Reason.DATA_NOT_FOUND, "of another type (state.json); expected .jsonl"),
+    "card is no YAML": ("org/yaml", {}, Reason.DATA_INVALID, "its subsets cannot be resolved (while parsing a flow"),
     "glob": ("org/data/fr/*.jsonl", {}, Reason.DATA_NOT_FOUND, "no file matches this pattern"),
     "types": ("org/pictures", {}, Reason.DATA_NOT_FOUND, "of another type (a.png, b.png); expected .jsonl, .json"),
     "no choice": ("org/choice", {}, Reason.DATA_NOT_FOUND, "it has several subsets and no default; set subset to one"),
@@ -142,14 +172,26 @@ def test_hub_data_mistake_has_reason_and_remedy(
     path: str, fields: dict[str, str], reason: Reason, message: str
 ) -> None:
     HubHandler.datasets.push("org/data", CONFIGURED)
-    HubHandler.datasets.push("org/pictures", {"README.md": b"", "a.png": b"", "b.png": b""})
+    HubHandler.datasets.push("org/pictures", {".gitattributes": b"", "a.png": b"", "b.png": b""})
     HubHandler.datasets.push("org/choice", CONFIGURED | {"README.md": CARD.replace(b"  default: true\n", b"")})
     HubHandler.datasets.push("org/card", {"README.md": b"---\nconfigs: 7\n---\n", "a.jsonl": ROW})
+    HubHandler.datasets.push("org/script", {".gitattributes": b"", "script.py": b"", "data.zip": b"PK\3\4"})
+    HubHandler.datasets.push("org/saved", dict.fromkeys(("data-0.arrow", "dataset_info.json", "state.json"), b"{}"))
+    HubHandler.datasets.push("org/yaml", {"README.md": b"---\nconfigs: [\n---\n", "a.jsonl": ROW})
     with pytest.raises(TrainerError) as error:
         list_data(f"hf://datasets/{path}", **fields)
     assert error.value.reason is reason, error.value.message
     assert message in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_hub_data_card_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    card = f"---\nconfigs:\n- {{config_name: default, data_files: [a.jsonl, {tmp_path}/b.jsonl]}}\n---\n"
+    HubHandler.datasets.push("org/data", {"README.md": card.encode(), "a.jsonl": ROW})
+    with pytest.raises(TrainerError, match="name the files with a path or a glob") as error:
+        list_data("hf://datasets/org/data")
+    assert error.value.reason is Reason.DATA_INVALID
 
 
 def test_hub_data_token_of_dataset_precedes_that_of_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

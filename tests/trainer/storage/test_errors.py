@@ -36,12 +36,17 @@ if TYPE_CHECKING:
         ("s3://data/no-such-key", Reason.DATA_NOT_FOUND, "there is no such object"),
         ("s3://data/no-such-prefix/", Reason.DATA_NOT_FOUND, "no object has this prefix"),
         ("s3://data/no-such/*.jsonl", Reason.DATA_NOT_FOUND, "no object matches this pattern"),
-        ("s3://data/fol", Reason.DATA_NOT_FOUND, "end the URI with '/'"),
+        ("s3://data/folder", Reason.DATA_NOT_FOUND, "end the URI with '/'"),
+        ("s3://data/fol", Reason.DATA_NOT_FOUND, "there is no such object; check the URI"),
+        ("s3://data/folder/Key", Reason.DATA_NOT_FOUND, "there is no such object; is it folder/key?"),
+        ("s3://data/folder/trian.jsonl", Reason.DATA_NOT_FOUND, "is it folder/train.jsonl?"),
+        ("s3://data/folder/[ab].jsonl", Reason.DATA_NOT_FOUND, "only *, ? and ** are wildcards"),
     ],
 )
 @pytest.mark.s3
 def test_find_missing_object_is_not_found(s3: S3Server, uri: str, reason: Reason, message: str) -> None:
-    s3.put("s3://data/folder/key", b"x")
+    for name in ("key", "train.jsonl"):
+        s3.put(f"s3://data/folder/{name}", b"x")
     assert_find_fails(s3.storage, uri, reason, message)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import cel
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
@@ -127,7 +128,7 @@ def load_from_environment() -> TrainerConfig:
 
 
 def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:
-    """Yield path and message of each CEL rule that the model, or a model inside it, violates."""
+    """Yield path and message of each CEL rule that the model, or a model inside it, violates, and of repeated items."""
     document = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     for rule in _get_cel_rules(type(model)):
         program = cel.compile(rule["rule"])
@@ -135,7 +136,22 @@ def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple
         if "oldSelf" not in program.variables() and program.execute({"self": document}) is not True:
             yield path, _read_message(rule, document)
     for name, field in type(model).model_fields.items():
-        yield from _find_broken_rules_below(model.__dict__[name], (*path, field.alias or name))
+        field_path, value = (*path, field.alias or name), model.__dict__[name]
+        yield from _find_repeated_items(field, value, field_path)
+        yield from _find_broken_rules_below(value, field_path)
+
+
+def _find_repeated_items(field: FieldInfo, value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath, str]]:
+    """Yield a message for each repeated item of a list whose items must differ, as a whole or in a key."""
+    extra = field.json_schema_extra
+    if not isinstance(value, list) or not isinstance(extra, dict) or "x-kubernetes-list-type" not in extra:
+        return
+    keys: Any = extra.get("x-kubernetes-list-map-keys", [])
+    items = [item.model_dump(include=set(keys)) if isinstance(item, BaseModel) else item for item in value]
+    for index, item in enumerate(items):
+        if item in items[:index]:
+            named = f" ({', '.join(map(str, item.values()))})" if isinstance(item, dict) else _format_value(item)
+            yield (*path, index), f"is in the list twice{named}"
 
 
 def _read_message(rule: dict[str, str], document: dict[str, Any]) -> str:

@@ -41,11 +41,20 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-Uri = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\\]+$", min_length=1, max_length=1024)]
+Uri = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=1024)]
 """A URI. CEL rules say which ones a field accepts, in a sentence rather than a pattern."""
 _S3_PATTERN = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+"
 _CLAIM_PATTERN = "pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/.*)?"
 _HUB_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+_IS_HUB_PAGE = "self.uri.startsWith('https://huggingface.co/')"
+
+
+def uri_text_rule(field: str, *, is_optional: bool = False) -> CelRule:
+    """Return the rule that a field has no backslashes, and no spaces around it, which are easily overlooked."""
+    value = f"self.{field}"
+    rule = f"!{value}.contains('\\\\') && !{value}.startsWith(' ') && !{value}.endsWith(' ')"
+    message = f"{field} must not contain backslashes, or a space at its start or end; folders are separated by '/'"
+    return (f"!has({value}) || ({rule})" if is_optional else rule), message
 
 
 def s3_uri_rule(field: str, *, is_optional: bool = False) -> CelRule:
@@ -58,7 +67,16 @@ def s3_uri_rule(field: str, *, is_optional: bool = False) -> CelRule:
     return (f"!has(self.{field}) || {rule}" if is_optional else rule), message
 
 
+_MODEL_URI_MESSAGE = (
+    "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path; bucket and claim have only a-z, "
+    "0-9, '.' and '-', and local folders, such as ./model, are read only without a cluster"
+)
+_DATA_URI_MESSAGE = (
+    "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path; bucket and claim "
+    "have only a-z, 0-9, '.' and '-', and local files are read only without a cluster"
+)
 MODEL_URI_RULES: tuple[CelRule, ...] = (
+    uri_text_rule("uri"),
     (
         f"!self.uri.matches('^{_HUB_NAME_PATTERN}$')",
         "uri has no scheme: a model of the Hugging Face hub is hf://ORGANIZATION/NAME",
@@ -71,11 +89,13 @@ MODEL_URI_RULES: tuple[CelRule, ...] = (
     (
         f"self.uri.startsWith('hf://') || self.uri.matches('^({_HUB_NAME_PATTERN}|{_S3_PATTERN}|{_CLAIM_PATTERN}"
         "|file:///.+)$')",
-        "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path; bucket and claim have only a-z, "
-        "0-9, '.' and '-', and local folders are read only without a cluster",
+        _MODEL_URI_MESSAGE,
+        f"{_IS_HUB_PAGE} ? 'a model of the Hugging Face hub is hf://ORGANIZATION/NAME, not the address of its page' : "
+        f'"{_MODEL_URI_MESSAGE}"',
     ),
 )
 DATA_URI_RULES: tuple[CelRule, ...] = (
+    uri_text_rule("uri"),
     (
         "!self.uri.startsWith('hf://') || self.uri.startsWith('hf://datasets/')",
         "a dataset of the Hugging Face hub is hf://datasets/OWNER/NAME; hf://OWNER/NAME is a model",
@@ -84,8 +104,9 @@ DATA_URI_RULES: tuple[CelRule, ...] = (
         "(self.uri.startsWith('hf://') && !self.uri.startsWith('hf://datasets/')) || "
         f"self.uri.matches('^({_S3_PATTERN}|hf://datasets/{_HUB_NAME_PATTERN}(@[^/@]+)?(/.*)?|{_CLAIM_PATTERN}"
         "|file:///.+)$')",
-        "uri must be s3://bucket/key, hf://datasets/OWNER/NAME[@REVISION][/path] or pvc://claim/path; bucket and claim "
-        "have only a-z, 0-9, '.' and '-', and local files are read only without a cluster",
+        _DATA_URI_MESSAGE,
+        f"{_IS_HUB_PAGE} ? 'a dataset of the Hugging Face hub is hf://datasets/OWNER/NAME, not the address of its page'"
+        f' : "{_DATA_URI_MESSAGE}"',
     ),
 )
 Count = Annotated[int, Field(ge=0, le=2**53)]

@@ -18,6 +18,7 @@ from finetune_trainer.contract.base import (
     Uri,
     cel_rules,
     s3_uri_rule,
+    uri_text_rule,
 )
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import Evaluation
@@ -47,6 +48,7 @@ class ModelSource(Model):
         json_schema_extra=cel_rules(
             *MODEL_URI_RULES,
             s3_uri_rule("adapterURI", is_optional=True),
+            uri_text_rule("adapterURI", is_optional=True),
             ("!has(self.revision) || self.uri.startsWith('hf://')", "revision applies to hf:// models only"),
             NO_PARENT,
             SHORT_IN_BYTES,
@@ -119,6 +121,7 @@ class Output(Model):
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             s3_uri_rule("uri"),
+            uri_text_rule("uri"),
             (
                 "self.uri.matches('^([^{}]|[{]name[}]|[{]namespace[}])*$')",
                 "uri has a brace that does not belong to {name} or {namespace}, which are the only placeholders",

@@ -27,6 +27,8 @@ FieldName = Literal[
 """Names of the columns that the formats define."""
 ColumnName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=128)]
 GroupCategory = Literal["gender", "age", "race", "religion"]
+HubName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=128)]
+"""Name of a subset or split, such as `C#-all`."""
 SensitiveKind = Literal["email", "phone", "creditCard", "iban", "nationalId", "ipAddress", "secret"]
 
 
@@ -49,13 +51,13 @@ class DataSource(Model):
     uri: Uri
     """uri is the location of the data. `s3://bucket/key.jsonl` is an object, `s3://bucket/data/` a prefix and
     `s3://bucket/data/**/*.jsonl` a glob. `hf://datasets/OWNER/NAME[@REVISION]` is a dataset of the Hugging Face hub,
-    and with a path or a glob, some of its files. `pvc://claim/path` is a file, folder or glob on a volume claim.
-    Supported files are `.jsonl`, `.json` (one array of objects), `.csv` and `.parquet`, each optionally compressed as
-    `.gz` or `.zst`. Hidden and temporary files and files of other types in folders are
-    left out. Without a cluster, local paths work too."""
-    subset: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
+    and with a path or a glob, some of its files. `pvc://claim/path` is a file, folder or glob on a volume claim, and
+    `pvc://claim` all of it. Supported files are `.jsonl`, `.json` (one array of objects), `.csv`, `.tsv` and
+    `.parquet`, each optionally compressed as `.gz` or `.zst`. Hidden and temporary files and files of other types in
+    folders are left out. Without a cluster, local paths work too."""
+    subset: HubName | None = None
     """subset is the name of a subset (configuration) of an `hf://` dataset. If unset, its default subset is used."""
-    split: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$", min_length=1, max_length=128)] | None = None
+    split: HubName | None = None
     """split is the name of a split of an `hf://` dataset. If unset, `train` is used."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "promptCompletion", "text", "preference"] = "auto"
     """format is the format of the rows. `messages`: a list of `{role, content}`, with optional `tools`. `sharegpt`:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule
+from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule, uri_text_rule
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -53,6 +53,7 @@ class BiasEvaluation(Model):
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             s3_uri_rule("pairsURI", is_optional=True),
+            uri_text_rule("pairsURI", is_optional=True),
             (
                 "!has(self.pairsURI) || (!self.pairsURI.contains('/../') && !self.pairsURI.contains('*') "
                 "&& bytes(self.pairsURI).size() <= 1024)",
@@ -75,6 +76,7 @@ class Baseline(Model):
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             s3_uri_rule("adapterURI"),
+            uri_text_rule("adapterURI"),
             (
                 "!self.adapterURI.contains('/../') && !self.adapterURI.endsWith('/..') "
                 "&& !self.adapterURI.contains('*') && bytes(self.adapterURI).size() <= 1024",

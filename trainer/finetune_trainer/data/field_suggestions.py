@@ -43,6 +43,7 @@ COMPLETION_NAMES = (
 """Names that columns with an answer often have."""
 _QUESTION_NAMES = ("question", "query", "problem", "input")
 """Names of columns that are the prompt of a pair of answers without `prompt`, rather than its source or its topic."""
+_CONVERSATION_NAMES = ("conversation", "dialog", "dialogue", "chat", "turns")
 _FIELD_GUESSES: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "prompt": _PROMPT_NAMES,
@@ -50,7 +51,7 @@ _FIELD_GUESSES: Mapping[str, tuple[str, ...]] = {
     "completion": COMPLETION_NAMES,
     "chosen": ("chosen", "preferred", "chosen_response", "response_j"),
     "rejected": ("rejected", "dispreferred", "rejected_response", "response_k"),
-    "messages": ("conversation", "dialog", "dialogue", "chat", "turns", "items", "data"),
+    "messages": (*_CONVERSATION_NAMES, "items", "data"),
     "text": ("content", "body", "document", "article"),
     "label": ("label", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback"),
 }
@@ -76,15 +77,32 @@ def suggest_fields(row: Mapping[str, object], *alternatives: tuple[str, ...]) ->
 
 
 def complete_fields(row: Mapping[str, object], required: tuple[str, ...]) -> str:
-    """Return the end of a message that asks for `fields`, with `COLUMN` for columns that cannot be guessed."""
+    """Return the end of a message that asks for `fields`, with `COLUMN` for columns that cannot be guessed.
+
+    If the row contains rows or columns below a key, it says what to do with them.
+    """
+    guesses = _guess_fields(row, required)
+    if not guesses and (suggestion := _suggest_nested_rows(row)):
+        return suggestion
     placeholders = {name: _PLACEHOLDER for name in required if name not in row}
-    return _format_fields(placeholders | _guess_fields(row, required))
+    return _format_fields(placeholders | guesses)
 
 
 def find_other_turns(row: Mapping[str, object]) -> str | None:
     """Return the name of a column that is probably a conversation, but is no list of turns."""
     names = {name.lower(): name for name, value in row.items() if value and isinstance(value, list)}
-    return next((names[guess] for guess in _FIELD_GUESSES["messages"] if guess in names), None)
+    return next((names[guess] for guess in _CONVERSATION_NAMES if guess in names), None)
+
+
+def _suggest_nested_rows(row: Mapping[str, object]) -> str:
+    """Return the end of a message for a row that contains rows, or its columns, below a key, or an empty text."""
+    for name, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; if the rows are in {name[:40]!r}, write only these, one per line"
+    objects = [name for name, value in row.items() if isinstance(value, dict)]
+    if len(objects) > 1 and len(objects) == len(row):
+        return "; if each key has a row, write only the rows, one per line"
+    return f"; if the columns are in {objects[0][:40]!r}, write only this object" if objects else ""
 
 
 def has_question(names: Collection[str]) -> bool:

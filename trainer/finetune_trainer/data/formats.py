@@ -12,7 +12,11 @@ from finetune_trainer.data.conversations import (
     require_assistant_turn,
     require_nonblank_text,
 )
-from finetune_trainer.data.field_suggestions import complete_fields, find_other_turns, suggest_fields
+from finetune_trainer.data.field_suggestions import (
+    complete_fields,
+    find_other_turns,
+    suggest_fields,
+)
 from finetune_trainer.data.row_columns import PAIR_COLUMNS, RowColumns, format_keys, is_empty
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, RowError
 

@@ -133,12 +133,12 @@ class BoilerplateFinder:
         rows = [[np.frombuffer(turn, dtype=np.uint32) for turn in row] for row in self._sampled_rows.values() if row]
         row_shingles = [np.unique(np.concatenate(row)) for row in rows]
         values, counts = np.unique(np.concatenate(row_shingles), return_counts=True)
+        counted_rows = [[(turn, counts[np.searchsorted(values, turn)]) for turn in row] for row in rows]
         thresholds = {max(_MIN_ROWS // 2, share * len(rows)) for share in _COMMON_ROW_SHARES}
         for threshold in sorted({_MIN_ROWS_OF_SMALL_SET // 2, *thresholds}):
-            common = values[counts >= threshold]
             rests: dict[bytes, list[int]] = defaultdict(list)
-            for row, shingles in zip(rows, row_shingles, strict=True):
-                for text in {turn[np.isin(turn, common)].tobytes() for turn in row}:
+            for row, shingles in zip(counted_rows, row_shingles, strict=True):
+                for text in {turn[turn_counts >= threshold].tobytes() for turn, turn_counts in row}:
                     rests[text].append(len(shingles) - len(text) // 4)
             for text, rest_sizes in rests.items():
                 if len(text) >= _MIN_SHINGLES * 4 and _is_shared(rest_sizes, len(rows)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -115,14 +115,14 @@ class SplitWriter:
             tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
             RowArchiveWriter(self._archive_path) if self._context.archives_rows else nullcontext() as archive,
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
+            closing(self.stats),
+            closing(self._locations),
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
                 for pending_row, tokenized_row in self._collect_accepted_rows(*batch):
                     writer.add(tokenized_row)
                     if archive:
                         archive.add(build_archived_row(pending_row.digest, pending_row.row, pending_row.answer_start))
-        self.stats.close()
-        self._locations.close()
 
     def load_dataset(self) -> datasets.Dataset:
         """Return the written rows, memory-mapped."""

@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME
-from finetune_trainer.storage import Location
+from finetune_trainer.storage import Location, suggest_name
 
-_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".parquet", ""})
+_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ""})
 """Suffixes of files that are read in folders. Many programs write JSON Lines to files without a suffix."""
 _COMPRESSED_SUFFIXES = (".gz", ".zst")
 _TEMPORARY_SUFFIXES = ("~", ".tmp", ".temp", ".part", ".partial", ".crc", ".swp", "_$folder$", "._copying_")
@@ -21,13 +21,13 @@ _DOCUMENT_NAMES = frozenset(
     {"readme", "license", "licence", "notice", "copying", "authors", "changelog", "version", "md5sums", "sha256sums"}
 )
 # Records beside data files, which the `datasets` library leaves out too.
-_RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json"})
+_RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"})
 _DATA = ""
 _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
 _RESULT = "results of runs"
 _MAX_LISTED_NAMES = 5
-_EXPECTED_FILES = "expected .jsonl, .json, .csv or .parquet, optionally compressed as .gz or .zst"
+_EXPECTED_FILES = "expected .jsonl, .json, .csv, .tsv or .parquet, optionally compressed as .gz or .zst"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
     matching = [name for name in sorted(names) if location.matches(name)]
     if not matching:
         kind = "no file matches this pattern" if location.is_pattern else "there are no files"
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; check the URI")
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: {kind}; {suggest_name(path, names) or 'check the URI'}")
     base = location.base_prefix
     result_folders = _find_result_folders(names, base)
     if output_folder is not None and output_folder.startswith(base):
@@ -74,10 +74,8 @@ def select_data_files(uri: str, path: str, names: Sequence[str], output_folder: 
 
 
 def select_readable_files(uri: str, names: Collection[str]) -> FileSelection:
-    """Leave out the files of other types. Raises `DATA_NOT_FOUND` if no file is left."""
-    readable = [name for name in sorted(names) if _is_readable(PurePosixPath(name))]
-    others = sorted(set(names).difference(readable))
-    return _check_selection(uri, FileSelection(readable, {_OTHER_TYPE: others} if others else {}))
+    """Leave out hidden files and those of other types. Raises `DATA_NOT_FOUND` if no file is left."""
+    return select_data_files(uri, "", list(names))
 
 
 def _check_selection(uri: str, selection: FileSelection) -> FileSelection:

@@ -13,7 +13,16 @@ from finetune_trainer.contract import CLAIMS_DIR_ENV, DataSource, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_files import FileSelection, select_data_files
 from finetune_trainer.records.manifest import InputRecord
-from finetune_trainer.storage import DATA_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
+from finetune_trainer.storage import (
+    DATA_ERRORS,
+    S3,
+    InputFile,
+    Location,
+    S3Object,
+    download_objects,
+    find_objects,
+    suggest_name,
+)
 from finetune_trainer.storage.listing import list_candidates
 from finetune_trainer.storage.local_files import hash_file
 
@@ -122,10 +131,21 @@ class VolumeDataListing:
         for name in self.selection.names:
             path, uri = self.folder / name, self.base_uri + name
             try:
-                digest, size = hash_file(path), path.stat().st_size
+                status, digest = path.stat(), hash_file(path)
             except OSError as error:
                 raise TrainerError(Reason.DATA_INVALID, f"{uri}: cannot be read: {error.strerror}") from error
-            yield InputFile(uri, path, size, digest, digest)
+            yield InputFile(uri, path, status.st_size, digest, digest, status.st_mtime_ns)
+
+
+def check_files_unchanged(files: Sequence[InputFile]) -> None:
+    """Raise `STORAGE_CORRUPT` if a file that is read in place has changed since it was hashed."""
+    for file in files:
+        if file.modified_ns is None:
+            continue
+        status = file.path.stat() if file.path.exists() else None
+        if status is None or (status.st_mtime_ns, status.st_size) != (file.modified_ns, file.size):
+            message = f"{file.uri}: the file changed while the run read it; run again when nothing writes to it"
+            raise TrainerError(Reason.STORAGE_CORRUPT, message)
 
 
 def _list_volume(uri: str) -> VolumeDataListing:
@@ -160,13 +180,21 @@ def _select_files(uri: str, volume: Path, path: str) -> FileSelection:
         return FileSelection([path.rstrip("/")])
     folder = volume / (location.base_prefix if location.is_pattern else path)
     if not folder.is_dir():
-        advice = "; an object in S3 is s3://bucket/key" if uri.startswith("file://") else ""
-        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: there is no file or folder {folder}{advice}")
+        raise TrainerError(Reason.DATA_NOT_FOUND, f"{uri}: there is no file or folder {folder}; {_advise(uri, folder)}")
     _check_links(uri, volume, [folder.relative_to(volume).as_posix()])
     names, links = _list_files(folder, volume)
     pattern = path if location.is_pattern or not path or path.endswith("/") else path + "/"
     selection = select_data_files(uri, pattern, names)
     return FileSelection(selection.names, {**selection.left_out, **({_LINKS: links} if links else {})})
+
+
+def _advise(uri: str, missing: Path) -> str:
+    """Return the remedy for a file or folder that does not exist."""
+    neighbors = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    advice = suggest_name(missing.name, neighbors)
+    if advice or not uri.startswith("file://"):
+        return advice or "check the URI"
+    return "an object in S3 is s3://bucket/key, and a dataset of the hub is hf://datasets/OWNER/NAME"
 
 
 def _list_files(folder: Path, volume: Path) -> tuple[list[str], list[str]]:

@@ -84,7 +84,8 @@ def translate_errors(kind: RepositoryKind, repo: str, revision: str) -> Iterator
         advice = f"the {kind.name} does not exist or is private: check the name, or set {token_field}"
         raise TrainerError(missing, f"{location}: {advice}") from error
     except RevisionNotFoundError as error:
-        raise TrainerError(missing, f"{location}: the {kind.name} has no such branch, tag or commit") from error
+        advice = "; write '/' in a revision as %2F" if kind is DATASET else ""
+        raise TrainerError(missing, f"{location}: the {kind.name} has no such branch, tag or commit{advice}") from error
     except HfHubHTTPError as error:
         raise _http_error(location, kind, error) from error
     except (httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

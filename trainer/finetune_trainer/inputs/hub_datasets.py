@@ -6,14 +6,18 @@ README. The files are read by the trainer's own readers.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import httpx
+import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_hf_uri
 from huggingface_hub.errors import HfUriError
 
@@ -28,7 +32,11 @@ from finetune_trainer.storage.local_files import hash_file
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
-_DEFAULT_SPLIT = "train"
+_DEFAULT_SUBSET, _DEFAULT_SPLIT = "default", "train"
+_CONVERTED_FILE = re.compile(r"(?P<subset>[^/]+)/(?P<split>[^/]+)/\d+\.parquet")
+_CONVERTED_REVISION = re.compile("@refs(?:/|%2F)convert(?:/|%2F)parquet", re.IGNORECASE)
+_RESOLUTION_ERRORS = (ValueError, OSError, yaml.YAMLError, httpx.HTTPError)
+"""Errors of the `datasets` library for wrong cards, and for cards that name files elsewhere."""
 _CARD_NAMES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """Files in which the subsets of a dataset are configured."""
 _SHA256_LENGTH = 64
@@ -163,13 +171,31 @@ def _resolve_dataset(repo: str, revision: str) -> HubDataset:
 
 def _resolve_split(source: DataSource, dataset: HubDataset) -> list[str]:
     """Return the names of the files of a subset and split."""
-    files_by_split = _resolve_subset(source, dataset)
+    is_converted = any(_CONVERTED_FILE.fullmatch(name) for name in dataset.files) and _CONVERTED_REVISION.search(
+        source.uri
+    )
+    files_by_split = _resolve_converted(source, dataset) if is_converted else _resolve_subset(source, dataset)
     split = source.split or _DEFAULT_SPLIT
     if split not in files_by_split:
         names = ", ".join(files_by_split) or "none"
         message = f"{source.uri}: there is no split {split!r}; its splits are {names}: set split to one of them"
         raise TrainerError(Reason.DATA_NOT_FOUND, message)
     return files_by_split[split]
+
+
+def _resolve_converted(source: DataSource, dataset: HubDataset) -> dict[str, list[str]]:
+    """Return the names of the files of a subset by split in the branch of the hub with Parquet files.
+
+    Its folders are named after the subset and the split: https://huggingface.co/docs/dataset-viewer/parquet. It has no
+    README, from which the `datasets` library would know the subsets.
+    """
+    subsets: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for match in filter(None, map(_CONVERTED_FILE.fullmatch, sorted(dataset.files))):
+        subsets[match["subset"]][match["split"]].append(match[0])
+    subset = source.subset or (next(iter(subsets)) if len(subsets) == 1 else _DEFAULT_SUBSET)
+    if subset not in subsets:
+        raise _build_choice_error(source, subsets)
+    return subsets[subset]
 
 
 def _resolve_subset(source: DataSource, dataset: HubDataset) -> dict[str, list[str]]:
@@ -187,23 +213,28 @@ def _resolve_subset(source: DataSource, dataset: HubDataset) -> dict[str, list[s
             builder = datasets.load_dataset_builder(
                 str(folder), name=source.subset, cache_dir=str(Path(temporary_folder, "cache"))
             )
+            data_files = builder.config.data_files or {}
+            return {
+                str(split): [Path(path).relative_to(folder).as_posix() for path in paths]
+                for split, paths in data_files.items()
+            }
         except EmptyDatasetError:
             return {_DEFAULT_SPLIT: list(dataset.files)}  # whose types are refused by name
-        except (ValueError, FileNotFoundError) as error:
+        except _RESOLUTION_ERRORS as error:
             raise _build_subset_error(source, folder, error) from error
-        data_files = builder.config.data_files or {}
-        return {
-            str(split): [Path(path).relative_to(folder).as_posix() for path in paths]
-            for split, paths in data_files.items()
-        }
 
 
 def _write_skeleton(dataset: HubDataset, folder: Path) -> None:
-    """Write empty files with the names of the dataset's files, and its card."""
-    for name in filter(lambda name: not find_name_problem(name), dataset.files):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    """Write empty files with the names of the dataset's files, and its card.
+
+    Archives are left out, which the library would open to see what they contain.
+    """
+    folder.mkdir()
+    for name in dataset.files:
+        if not find_name_problem(name) and not name.lower().endswith(".zip"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     for name in _CARD_NAMES:
         if name in dataset.files:
             (folder / name).unlink()
@@ -217,10 +248,16 @@ def _build_subset_error(source: DataSource, folder: Path, error: Exception) -> T
 
     try:
         subsets = datasets.get_dataset_config_names(str(folder))
-    except (ValueError, FileNotFoundError):
-        detail = str(error).replace(str(folder), source.uri).strip().splitlines()[0]
-        message = f"{source.uri}: its subsets cannot be resolved ({detail}); name the files with a path or a glob"
-        return TrainerError(Reason.DATA_INVALID, message)
+    except _RESOLUTION_ERRORS:
+        subsets = []
+    if subsets and (source.subset not in subsets) and (source.subset or len(subsets) > 1):
+        return _build_choice_error(source, subsets)
+    detail = " ".join(str(error).replace(str(folder), source.uri).split())
+    message = f"{source.uri}: its subsets cannot be resolved ({detail[:200]}); name the files with a path or a glob"
+    return TrainerError(Reason.DATA_INVALID, message)
+
+
+def _build_choice_error(source: DataSource, subsets: Iterable[str]) -> TrainerError:
     problem = f"there is no subset {source.subset!r}" if source.subset else "it has several subsets and no default"
     message = f"{source.uri}: {problem}; set subset to one of {', '.join(subsets)}"
     return TrainerError(Reason.DATA_NOT_FOUND, message)

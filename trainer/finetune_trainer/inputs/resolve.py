@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
-from finetune_trainer.formatting import format_bytes
+from finetune_trainer.formatting import format_bytes, pluralize
 from finetune_trainer.inputs import base_model, data_sources
 from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.inputs.data_sources import DataListing
@@ -147,7 +147,8 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
     resolved = ResolvedInputs(s3, config, model, data, adapter, baselines)
     count = sum(len(listing.selection.names) for listing in data)
     sizes = [format_bytes(size) for size in (resolved.size_without_weights, model.size - model.settings_size)]
-    log.info("inputs: %d data files and %s; %s to download, and then %s of weights", count, config.model.uri, *sizes)
+    files = pluralize(count, "data file")
+    log.info("inputs: %s and %s; %s to download, and then %s of weights", files, config.model.uri, *sizes)
     return resolved
 
 

@@ -15,7 +15,7 @@ from finetune_trainer.storage.conditional import (
 from finetune_trainer.storage.download import InputFile, check_disk_space, download_objects, read_range
 from finetune_trainer.storage.errors import DATA_ERRORS, MODEL_ERRORS, OUTPUT_ERRORS, ErrorMapping
 from finetune_trainer.storage.listing import S3Object, find_objects
-from finetune_trainer.storage.locations import Location, find_name_problem
+from finetune_trainer.storage.locations import Location, find_name_problem, suggest_name
 from finetune_trainer.storage.upload import get_object_size, put_bytes, put_file, put_if_absent
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "read_range",
     "read_with_etag",
     "replace_object",
+    "suggest_name",
 ]

@@ -46,6 +46,8 @@ class InputFile:
     size: int
     etag: str
     sha256: str
+    modified_ns: int | None = None
+    """Time of the last change before the file was hashed, in nanoseconds, if the file is read in place."""
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:

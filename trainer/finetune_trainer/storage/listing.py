@@ -11,7 +11,7 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import ErrorMapping, translate_errors
-from finetune_trainer.storage.locations import Location
+from finetune_trainer.storage.locations import Location, suggest_name
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,22 @@ def _explain_head_error(
     bucket: Bucket, location: Location, error_mapping: ErrorMapping, error: boto.ClientError
 ) -> None:
     """Raise a precise error for a failed HEAD: its response has no error code, but a list of the same key has."""
-    listing = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=location.key, MaxKeys=1)
-    if any(entry["Key"] == location.key for entry in listing.get("Contents", [])):
+    names = _list_names(bucket, location.key)
+    if location.key in names:
         return  # the object exists, so the error of the HEAD is the right one
-    message = f"{location} at {bucket.endpoint}: there is no such object"
-    if listing.get("Contents"):
-        message += "; keys with this prefix exist: end the URI with '/' to use all objects below it"
+    if f"{location.key}/" in names:
+        advice = "keys with this prefix exist: end the URI with '/' to use all objects below it"
+    else:
+        advice = suggest_name(location.key, _list_names(bucket, location.base_prefix)) or "check the URI"
+    message = f"{location} at {bucket.endpoint}: there is no such object; {advice}"
     raise TrainerError(error_mapping.missing_reason, message) from error
+
+
+def _list_names(bucket: Bucket, prefix: str) -> list[str]:
+    """Return the first keys and folders with a prefix in its folder. The names of folders end with `/`."""
+    page = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=prefix, Delimiter="/")
+    keys = [entry["Key"] for entry in page.get("Contents", [])]
+    return keys + [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
 
 
 def iter_objects(bucket: Bucket, location: Location) -> Iterator[S3Object]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import PurePosixPath
 from typing import Self
+from urllib.parse import unquote
 
 _WILDCARD = re.compile(r"[*?]")
 _GLOB_TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|[^*?]+")
 _GLOB_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+_MIN_NAME_SIMILARITY = 0.9
 _MAX_NAME_BYTES = 255  # bytes of one path component on Linux
 
 
@@ -81,3 +86,15 @@ def find_name_problem(name: str) -> str | None:
     if max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
         return f"a part of it is longer than {_MAX_NAME_BYTES} bytes"
     return None
+
+
+def suggest_name(path: str, names: Sequence[str]) -> str:
+    """Return the remedy for a path that is not among the names, or an empty text if none is known."""
+    if any(character in path for character in "[{"):
+        return "only *, ? and ** are wildcards"
+    wanted = PurePosixPath(unquote(path))
+    equal_names = [name for name in names if name.rstrip("/").lower() == str(wanted).lower()]
+    neighbors = {PurePosixPath(name).name: name for name in names if PurePosixPath(name).parent == wanted.parent}
+    similar_names = get_close_matches(wanted.name, neighbors, n=1, cutoff=_MIN_NAME_SIMILARITY)
+    suggestions = [*equal_names, *(neighbors[name] for name in similar_names)]
+    return f"is it {suggestions[0]}?" if suggestions else ""

@@ -7,9 +7,10 @@ import re
 from finetune_trainer.data.readers.json_rows import parse_json
 from finetune_trainer.data.row_types import RowError
 
-_MISSING_VALUES = ("nan", "<NA>")
-"""Texts that pandas makes of missing values (`astype(str)`). `NaN` and `None` are kept: they may be answers."""
-_SPECIAL_STARTS = "[n< \t\n"
+_MISSING_VALUES = ("nan", "<NA>", "\\N")
+"""Texts that pandas (`astype(str)`) and SQL databases write for missing values. `NaN`, `NA`, `None` and `null` are
+kept: they may be answers."""
+_SPECIAL_STARTS = "[n<\\ \t\n"
 """First characters of the cells that are not kept as they are."""
 _START_OF_TURNS = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.data.readers.cells import parse_cells
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, BinaryStream, find_encoding_error, read_lines
 from finetune_trainer.data.row_types import DamagedFileError, RowError
+from finetune_trainer.formatting import pluralize
 
 if TYPE_CHECKING:
     from _csv import Reader as _Table
@@ -22,7 +24,10 @@ log = logging.getLogger(__name__)
 _EXCEL_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*')
 """First line that names the separator for Excel."""
 _QUOTED_TEXT = re.compile(r'"(?:[^"]|"")*"')
+_JSON_OBJECT = re.compile(r'\s*\{\s*"')
 _OTHER_SEPARATORS = ";\t|"
+_AROUND_NAMES = string.whitespace + "\u00a0\u200b\ufeff"
+"""Characters that are removed at the start and end of names: blanks and byte order marks, which nobody sees."""
 _UNNAMED = "unnamed column "
 """Start of the name of a column without a name, such as the index of pandas. The number of the column follows."""
 
@@ -36,15 +41,18 @@ class _Dialect:
     """Whether each separator is followed by a blank that is not a part of the cell."""
 
 
-def read_csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def read_csv_rows(
+    stream: BinaryStream, *, prefers_tabs: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """Yield for each row below the header the number of its first line, and its columns or the error.
 
-    The separator is the one of the header. A column without a name is called `unnamed column N`, and is left out of
-    rows in which it is empty. Raises `DamagedFileError` if the header is wrong or other rows cannot be read.
+    The separator is the one of the header: with `prefers_tabs` a tab, if the header has one. A column without a name is
+    called `unnamed column N`, and is left out of rows in which it is empty. Raises `DamagedFileError` if the header is
+    wrong or other rows cannot be read.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     line_errors: dict[int, str] = {}
-    dialect, lines = _detect_dialect(_decode_lines(stream, line_errors))
+    dialect, lines = _detect_dialect(_decode_lines(stream, line_errors), prefers_tabs=prefers_tabs)
     table = csv.reader(lines, strict=True, delimiter=dialect.separator, skipinitialspace=dialect.skips_blanks)
     header = _read_header(table, line_errors)
     unnamed = [name for name in header if name.startswith(_UNNAMED)]
@@ -59,7 +67,7 @@ def read_csv_rows(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | 
         start_line = table.line_num + 1
 
 
-def _detect_dialect(lines: Iterator[str]) -> tuple[_Dialect, Iterator[str]]:
+def _detect_dialect(lines: Iterator[str], *, prefers_tabs: bool) -> tuple[_Dialect, Iterator[str]]:
     """Return the dialect of the header, and the lines with a blank one in place of the separator line of Excel."""
     blank_lines = list[str]()
     for line in lines:
@@ -67,12 +75,15 @@ def _detect_dialect(lines: Iterator[str]) -> tuple[_Dialect, Iterator[str]]:
         if separator_line:
             return _Dialect(separator_line[1]), chain([*blank_lines, "\n"], lines)
         if line.strip():
-            return _sniff_dialect(line), chain([*blank_lines, line], lines)
+            has_tabs = prefers_tabs and "\t" in line
+            return _Dialect("\t") if has_tabs else _sniff_dialect(line), chain([*blank_lines, line], lines)
         blank_lines.append(line)
     return _Dialect(), iter(())
 
 
 def _sniff_dialect(header: str) -> _Dialect:
+    if _JSON_OBJECT.match(header):
+        raise DamagedFileError("expected the header of a CSV file, found a JSON object; name the file .jsonl", 1)
     unquoted = _QUOTED_TEXT.sub("", header)
     found = "".join(separator for separator in _OTHER_SEPARATORS if separator in unquoted)
     if "," in unquoted or not found:
@@ -91,7 +102,7 @@ def _read_header(table: _Table, line_errors: dict[int, str]) -> list[str]:
         cells = _read_cells(table, 1)
     if line_errors or isinstance(cells, RowError):
         raise DamagedFileError(next(iter(line_errors.values()), str(cells)), 1)
-    names = [cell.strip() or f"{_UNNAMED}{number}" for number, cell in enumerate(cells or [], start=1)]
+    names = [cell.strip(_AROUND_NAMES) or f"{_UNNAMED}{number}" for number, cell in enumerate(cells or [], start=1)]
     check_names_unique(names)
     return names
 
@@ -143,10 +154,9 @@ def _build_row(header: list[str], unnamed: list[str], cells: list[str]) -> dict[
     if len(cells) != len(header):
         cells = _fit_cells(header, cells)
     if len(cells) != len(header):
-        hint = "is a quote missing?"
-        if any(separator in name for name in header for separator in _OTHER_SEPARATORS):
-            hint = "are the columns separated by commas? Put names with commas in quotes"
-        return RowError(f"expected {len(header)} columns as in the header, found {len(cells)}; {hint}")
+        expected = pluralize(len(header), "column")
+        hint = _explain_cell_count(header, cells)
+        return RowError(f"expected {expected} as in the header, found {len(cells)}; {hint}")
     try:
         values = parse_cells(cells)
     except RowError as error:
@@ -156,6 +166,19 @@ def _build_row(header: list[str], unnamed: list[str], cells: list[str]) -> dict[
         if not row[name]:
             del row[name]
     return row
+
+
+def _explain_cell_count(header: list[str], cells: list[str]) -> str:
+    """Return what may be wrong with a row whose number of cells differs from that of the header."""
+    if len(header) == 1:
+        return f"is the first line, {header[0][:40]!r}, the header? Put cells with commas in quotes"
+    if any(separator in name for name in header for separator in _OTHER_SEPARATORS):
+        return "are the columns separated by commas? Put names with commas in quotes"
+    if any(cell.endswith("\\") for cell in cells[:-1]):
+        return "is a backslash written before a separator? Put the cell in quotes instead"
+    if len(cells) == len(header) + 1:
+        return "is a quote missing, or the name of a column of row names, as R writes them (row.names = FALSE)?"
+    return "is a quote missing?"
 
 
 def _fit_cells(header: list[str], cells: list[str]) -> list[str]:

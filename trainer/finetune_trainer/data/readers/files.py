@@ -13,13 +13,15 @@ from typing import Any
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.readers.csv_rows import read_csv_rows
+from finetune_trainer.data.readers.file_types import HEAD_BYTES, check_compression
 from finetune_trainer.data.readers.json_rows import is_json_array, read_json_array, read_json_lines
 from finetune_trainer.data.readers.lines import BinaryStream, open_text
 from finetune_trainer.data.readers.parquet_rows import read_parquet_rows
 from finetune_trainer.data.row_types import DamagedFileError, RowError, SourceFile, SourceLocation
 from finetune_trainer.errors import TrainerError
 
-_COMPRESSED_SUFFIXES = (".gz", ".zst")
+_COMPRESSIONS = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+"""Name and first bytes of a compression, by the suffix."""
 NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
 
 
@@ -53,6 +55,9 @@ def _convert_error(location: SourceLocation, error: Exception) -> Exception:
 
 def _open_file(file: SourceFile) -> BinaryStream:
     compression = _split_suffixes(file)[1]
+    if compression:
+        with file.path.open("rb") as stream:
+            check_compression(stream.read(HEAD_BYTES), *_COMPRESSIONS[compression])
     if compression == ".gz":
         return gzip.GzipFile(file.path, "rb")
     if compression == ".zst":
@@ -66,7 +71,7 @@ def _open_file(file: SourceFile) -> BinaryStream:
 def _split_suffixes(file: SourceFile) -> tuple[str, str]:
     """Return the suffixes for type and compression from the object's name. The local copy may have another name."""
     name = PurePosixPath(file.uri.lower())
-    if name.suffix in _COMPRESSED_SUFFIXES:
+    if name.suffix in _COMPRESSIONS:
         return PurePosixPath(name.stem).suffix, name.suffix
     return name.suffix, ""
 
@@ -77,7 +82,7 @@ def _read_rows(file: SourceFile, stream: BinaryStream) -> tuple[str, NumberedRow
         return "row", _read_compressed_parquet(file.path, stream) if compression else read_parquet_rows(stream)
     stream = open_text(stream)
     if suffix in (".csv", ".tsv"):
-        return "line", read_csv_rows(stream)
+        return "line", read_csv_rows(stream, prefers_tabs=suffix == ".tsv")
     if suffix == ".json" and is_json_array(stream):
         return "row", read_json_array(stream)
     return "line", read_json_lines(stream)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import orjson
 
+from finetune_trainer.data.readers.file_types import HEAD_BYTES
 from finetune_trainer.data.readers.lines import (
     MAX_ROW_BYTES,
     UTF8_BOM,
@@ -38,16 +40,42 @@ _PANDAS_TABLE = re.compile(
     rb'\s*\{\s*"(?:[^"\\]*"\s*:\s*\{\s*"0"\s*:|0"\s*:\s*\{|columns"\s*:\s*\[\s*"|schema"\s*:\s*\{\s*"fields")'
 )
 """Start of what `DataFrame.to_json` writes, unless `orient="records"`."""
-_PARSE_ERROR_HINTS = (
-    (b"[", "; is the file one JSON array? Write one object per line, or name the file .json"),
-    (b"]", "; is the file one JSON array? Write one object per line, or name the file .json"),
-    (b"{", "; is the object spread over several lines? Write one object per line"),
-    (b"}", "; is the object spread over several lines? Write one object per line"),
+_ARRAY_HINT = "; is the file one JSON array? Write one object per line, or name the file .json"
+_LINES_HINT = "; is the object spread over several lines? Write one object per line"
+_PARSE_ERROR_HINTS = ((b"[", _ARRAY_HINT), (b"]", _ARRAY_HINT), (b"{", _LINES_HINT), (b"}", _LINES_HINT))
+_PATTERN_HINTS = (
+    (re.compile(rb"NaN|Infinity"), "; JSON has no NaN or Infinity"),
+    (
+        re.compile(rb"\},\s*\Z"),
+        "; remove the comma at the end of the line, or name the file .json if it is one array",
+    ),
+    (re.compile(rb"\A\s*(?://|#)"), "; JSON has no comments: remove the line"),
+    (re.compile(rb"\A\s*\{\s*'"), "; JSON has double quotes: write the rows with json.dumps"),
+    (re.compile(rb"\A\s*\{.*\}\s*\{", re.DOTALL), "; write one object per line"),
+    (re.compile(rb"\A\s*[^{\[\s]"), "; write one object per line, or name a table .csv or .tsv"),
 )
+"""What may be wrong with a line that matches."""
+_LONE_BRACKET = re.compile(rb"\s*[\[{]\s*\n")
+"""Start of a file whose first line is only a bracket."""
+_ERROR_POSITION = re.compile(r": line \d+ column \d+ \(char (\d+)\)")
 
 
 def read_json_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Yield for each line that is not blank its number from 1, and the object or the error."""
+    """Yield for each line that is not blank its number from 1, and the object or the error.
+
+    Raises `DamagedFileError` if the objects are spread over lines, so that no line is a row.
+    """
+    may_be_spread = _LONE_BRACKET.match(stream.peek(HEAD_BYTES))
+    rows = _parse_lines(stream)
+    first_rows = list(islice(rows, 2 if may_be_spread else 0))
+    errors = [(number, row) for number, row in first_rows if isinstance(row, RowError)]
+    if len(errors) == 2:
+        number, error = errors[0]
+        raise DamagedFileError(str(error), number) from error
+    yield from chain(first_rows, rows)
+
+
+def _parse_lines(stream: BinaryStream) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     for number, line in read_lines(stream):
         try:
             yield number, parse_line(line)
@@ -61,7 +89,8 @@ def parse_line(line: bytes | RowError) -> dict[str, Any]:
         raise line
     row = parse_json(line)
     if not isinstance(row, dict):
-        raise RowError(f"expected a JSON object, found {describe_type(row)}")
+        hint = _ARRAY_HINT if isinstance(row, list) and row and isinstance(row[0], dict) else ""
+        raise RowError(f"expected a JSON object, found {describe_type(row)}{hint}")
     return row
 
 
@@ -86,12 +115,16 @@ def _describe_parse_error(line: bytes, error: str) -> str:
         return "expected a JSON object, found one that is nested too deeply"
     if "surrogate" in error:  # JSON can contain half of a surrogate pair ("\ud83d"); tokenizers crash on it
         return f"expected text, found half a surrogate pair ({error})"
-    hint = dict(_PARSE_ERROR_HINTS).get(line.strip(), "")
-    if b"NaN" in line or b"Infinity" in line:
-        hint = "; JSON has no NaN or Infinity"
-    elif line.rstrip().endswith(b"},"):
-        hint = "; remove the comma at the end of the line, or name the file .json if it is one array"
-    return f"expected a JSON object, found something else ({error}){hint}"
+    if not line.strip():
+        return "expected a JSON object, found nothing; is there a comma too many before it, or after the last one?"
+    detail = _ERROR_POSITION.sub(lambda match: f" at character {int(match[1]) + 1}", error)
+    return f"expected a JSON object, found something else ({detail}){_find_hint(line)}"
+
+
+def _find_hint(line: bytes) -> str:
+    """Return the end of a message that says what may be wrong with a line, or an empty text."""
+    matching_hints = (hint for pattern, hint in _PATTERN_HINTS if pattern.search(line))
+    return dict(_PARSE_ERROR_HINTS).get(line.strip()) or next(matching_hints, "")
 
 
 def _may_repeat_keys(line: bytes, row: object) -> bool:

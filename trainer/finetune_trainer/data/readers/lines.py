@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator
 
 from finetune_trainer.data.readers.converted_stream import convert_carriage_returns, decode_utf16
-from finetune_trainer.data.row_types import DamagedFileError, RowError
+from finetune_trainer.data.readers.file_types import HEAD_BYTES, check_text
+from finetune_trainer.data.row_types import RowError
 
 BinaryStream = io.BufferedReader | gzip.GzipFile
 MAX_ROW_BYTES = 16 << 20
@@ -15,15 +16,6 @@ MAX_ROW_BYTES = 16 << 20
 UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _TOO_LONG_MESSAGE = f"expected at most {MAX_ROW_BYTES >> 20} MiB on one line, found more; remove or split it"
-_FILE_SIGNATURES = (
-    (b"\xff\xfe\0\0", "UTF-32 text; convert it to UTF-8"),
-    (b"\0\0\xfe\xff", "UTF-32 text; convert it to UTF-8"),
-    (b"PAR1", "a Parquet file; name it .parquet"),
-    (b"\x1f\x8b", "gzip data; use a name that ends with .gz (if it is compressed twice, decompress it once)"),
-    (b"\x28\xb5\x2f\xfd", "zstd data; use a name that ends with .zst (if it is compressed twice, decompress it once)"),
-    (b"PK\x03\x04", "a ZIP archive; upload the files in it"),
-    (b"SQLite format 3", "an SQLite database; export its rows"),
-)
 
 
 def open_text(stream: BinaryStream) -> BinaryStream:
@@ -32,10 +24,8 @@ def open_text(stream: BinaryStream) -> BinaryStream:
     UTF-16 with a byte order mark, as Excel writes "Unicode Text", is converted, and so are lines that end with `\\r`.
     Raises `DamagedFileError` if the file is clearly not text.
     """
-    head = stream.peek(16)
-    for signature, file_type in _FILE_SIGNATURES:
-        if head.startswith(signature):
-            raise DamagedFileError(f"expected text, found {file_type}")
+    head = stream.peek(HEAD_BYTES)
+    check_text(head)
     if head.startswith(UTF8_BOM):
         stream.read(len(UTF8_BOM))
     if head.startswith(_UTF16_BOMS):

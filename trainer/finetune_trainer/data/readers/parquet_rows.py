@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from finetune_trainer.data.readers.csv_rows import check_names_unique
+from finetune_trainer.data.readers.file_types import HEAD_BYTES, check_parquet
 from finetune_trainer.data.readers.lines import BinaryStream
 from finetune_trainer.data.row_types import DamagedFileError, RowError
 
@@ -20,12 +21,18 @@ def read_parquet_rows(file: IO[bytes] | BinaryStream) -> Iterator[tuple[int, dic
     import pyarrow as pa
 
     number = 0
+    check_parquet(file.read(HEAD_BYTES))
+    file.seek(0)
     try:
         for batch in _read_batches(file):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, ValueError, OverflowError) as error:
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"expected texts in UTF-8, found others: {error}; write the file again") from error
+    except OverflowError as error:
+        raise DamagedFileError(f"found a date within a column that is out of range ({error}); remove it") from error
+    except (pa.ArrowException, ValueError) as error:
         raise DamagedFileError(
             f"expected a complete Parquet file, found: {str(error)[:200]}; upload it again"
         ) from error
