@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,6 +60,8 @@ class FetchedModel:
     """Commit of the hub, or `sha256:…` over names and digests of all files. Empty until the weights are there."""
     files: list[InputFile]
     """Files from S3. Empty for other sources, whose revision identifies them."""
+    license_fields: Mapping[str, str] = field(default_factory=dict)
+    """License of the card of a model on the hub; see `HubSnapshot`."""
 
 
 class BaseModelSource(Protocol):
@@ -238,7 +240,7 @@ class HubModelSource:
             (settings.folder / name).unlink(missing_ok=True)  # the hub's client would hash the sparse file
         self._download(settings.folder, weights=True)
         on_bytes(self.size - self.settings_size)
-        return FetchedModel(settings.folder, self.snapshot.commit, [])
+        return FetchedModel(settings.folder, self.snapshot.commit, [], self.snapshot.license_fields)
 
     def _download(self, target: Path, *, weights: bool) -> None:
         from finetune_trainer.inputs import hub
