@@ -149,7 +149,7 @@ def test_list_cut_answers_says_which_side_is_too_long() -> None:
     assert list_cut_answers(rows, 0, 30) == []
     (endless,), (too_long,) = list_cut_answers(rows, 2, 30), list_cut_answers(rows, 1, 8)
     assert "2 of 3 answers of the tuned model were cut at 30 tokens" in endless
-    assert "the longest reference answer has 30, so the model does not end these answers" in endless
+    assert "the longest reference answer has 30, so the model has not learned to end them" in endless
     assert "1 of 3 answers of the tuned model were cut at 8 tokens" in too_long
     assert "2 of 3 reference answers have more tokens, the longest 30" in too_long
     assert "set evaluation.maxNewTokens to a higher value" in too_long

@@ -105,7 +105,7 @@ def list_cut_answers(rows: Sequence[EvaluationRow], cut_count: int, max_new_toke
     if cut_count:
         return [
             f"complete answers: {cut}, which lowers their scores; the longest reference answer has {longest}, so the "
-            "model does not end these answers"
+            "model has not learned to end them: see the samples"
         ]
     return []
 

@@ -198,19 +198,19 @@ def _list_training_measures(inputs: EvaluationInput) -> list[Measure]:
     """Return what the training measured with its own loss: before the first step, and of the published adapter."""
     eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
     count = len(inputs.prepared.validation or [])
-    measures = []
-    for name in ("evalLoss", *get_method(inputs.config).extra_metrics):
-        if name in metrics:
-            base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
-            measures.append(
-                Measure(
-                    name=name,
-                    higher_is_better=name != "evalLoss",
-                    base=None if base is None or math.isnan(base) else Estimate(value=base, samples=count),
-                    tuned=Estimate(value=metrics[name], samples=count),
-                )
-            )
-    return measures
+    start = [result.loss for result in eval_results[:1] if result.step == 0 and math.isfinite(result.loss)]
+    base_loss = Estimate(value=start[0], samples=count) if start else None
+    return [
+        Measure(
+            name=name,
+            higher_is_better=name != "evalLoss",
+            # Before the first step all rewards are 0, so a metric of the method would only compare equal ones.
+            base=base_loss if name == "evalLoss" else None,
+            tuned=Estimate(value=metrics[name], samples=count),
+        )
+        for name in ("evalLoss", *get_method(inputs.config).extra_metrics)
+        if name in metrics
+    ]
 
 
 def _measure_answers(
@@ -377,5 +377,8 @@ def _judge_overfitting(
     )
     if len(kept) == len(validation):
         return verdict
-    message = f"{messages.describe_selected_step(kept[-1].step)} {verdict.message}"
-    return verdict.model_copy(update={"message": message})
+    selection = messages.describe_selected_step(kept[-1])
+    if verdict.best_step != kept[-1].step:  # the base model has a lower loss
+        return verdict.model_copy(update={"message": f"{selection} {verdict.message}"})
+    sentences = [selection, *([] if verdict.gap is None else [messages.describe_gap(verdict.gap)])]
+    return verdict.model_copy(update={"verdict": "none", "message": " ".join(sentences)})
