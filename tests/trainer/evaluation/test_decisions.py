@@ -65,6 +65,7 @@ MESSAGES = {
         "4 validation rows are too few to distinguish the change of chrf from chance",
     ),
     "no answer of either model is right": ([make_measure(UNCLEAR_CHANGE, 1.0).model_copy(update=BOTH_ZERO)], None),
+    "no change": ([make_measure((0.0, None, None, 18), 1.0)], None),
     "undecided by a test": (
         [make_measure(UNCLEAR_CHANGE, 0.4), make_measure(UNCLEAR_CHANGE, 0.3, name="bleu")],
         "18 validation rows are too few to distinguish the change of chrf, bleu from chance",

@@ -120,6 +120,7 @@ ADVICE = {
     "forgetting": (make_evaluation(forgetting=FORGETFUL), "mix general rows into the data"),
     "nothing measured": (make_evaluation(), "Compare the answers of both models yourself"),
     "only folds": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
+    "no test": (make_evaluation(ALONE), "Compare the answers of both models yourself: no change was tested."),
     "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),
     "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),

@@ -47,10 +47,12 @@ def is_significant(change: Estimate, p_value: float | None) -> bool:
 
 
 def is_underpowered(measure: Measure) -> bool:
-    """Return whether more rows might decide about the change. They would not if no answer of either model is right."""
+    """Return whether more rows might decide about the change. Nothing says so if no answer of either model is right, or
+    if an exact test found no change at all."""
     is_zero = measure.base is not None and measure.base.value == measure.tuned.value == 0
+    is_equal = measure.change is not None and measure.change.value == 0 and measure.p_value == 1
     direction = change_direction(measure)
-    return direction == "few" or (direction == "unclear" and not is_zero)
+    return direction == "few" or (direction == "unclear" and not is_zero and not is_equal)
 
 
 def explain_few_rows(measures: Sequence[Measure]) -> str | None:

@@ -25,7 +25,6 @@ _INCLUDED_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.t
 # A second copy of the weights in Mistral's format.
 _EXCLUDED_PATTERN = "consolidated*"
 _TEMPLATE_FOLDER = "additional_chat_templates"
-_LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,10 @@ def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:
 
 def _read_license(card: ModelCardData | None) -> dict[str, str]:
     """Return the fields of a card about its license. People write cards, so other values than text are left out."""
-    values = card.to_dict() if card else {}
-    return {name: values[name] for name in _LICENSE_FIELDS if isinstance(values.get(name), str)}
+    if card is None:
+        return {}
+    fields = {"license": card.license, "license_name": card.license_name, "license_link": card.license_link}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def _is_model_file(name: str) -> bool:

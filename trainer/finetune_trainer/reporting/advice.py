@@ -121,11 +121,16 @@ def _advise_on_forgetting(evaluation: EvaluationReport) -> Iterator[str]:
 def _advise_on_quality(
     names_by_direction: dict[ChangeDirection, list[str]], evaluation: EvaluationReport
 ) -> Iterator[str]:
-    if not evaluation.measures:
-        coverage = "only cross-validation was run" if evaluation.cross_validation else "nothing was measured"
-        yield f"Compare the answers of both models yourself: {coverage}."
+    if not any(names for direction, names in names_by_direction.items() if direction != "unknown"):
+        yield f"Compare the answers of both models yourself: {_explain_no_test(evaluation)}."
     if names_by_direction["worse"]:
         yield f"Check the samples for what got worse ({', '.join(names_by_direction['worse'])})."
+
+
+def _explain_no_test(evaluation: EvaluationReport) -> str:
+    if evaluation.measures:
+        return "no change was tested"
+    return "only cross-validation was run" if evaluation.cross_validation else "there are no validation rows"
 
 
 def _advise_on_baselines(evaluation: EvaluationReport) -> Iterator[str]:

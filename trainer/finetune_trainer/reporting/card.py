@@ -134,10 +134,13 @@ def _build_card_data(
     # On one line, because the hub searches the end of the front matter line by line.
     name = escape_invisible(adapter_info.base_name).replace("\n", " ")
     config, is_hub_name = parse_config(manifest), _HUB_NAME.fullmatch(name)
+    license_fields = _choose_license(config, manifest)
     return ModelCardData(
         base_model=name if is_hub_name else None,
         library_name="peft",
-        **_build_license(config, manifest),
+        license=license_fields.get("license"),
+        license_name=license_fields.get("license_name"),
+        license_link=license_fields.get("license_link"),
         language=config.output.languages or None,
         datasets=_list_hub_datasets(config) or None,
         tags=["lora", config.training.method, "finetune-operator"],
@@ -149,7 +152,7 @@ def _build_card_data(
     )
 
 
-def _build_license(config: TrainerConfig, manifest: AdapterManifest) -> dict[str, str]:
+def _choose_license(config: TrainerConfig, manifest: AdapterManifest) -> dict[str, str]:
     """Return the license of the adapter: the one of the config, or else that of the base model's card on the hub."""
     return {"license": config.output.license} if config.output.license else manifest.model.license_fields
 
