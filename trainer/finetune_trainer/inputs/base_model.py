@@ -107,7 +107,10 @@ def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
 
 def resolve_adapter(uri: str, field: str, s3: S3) -> S3ModelSource:
     """Find the adapter below an S3 prefix. `field` is the field of the config that has the URI."""
-    entries = find_objects(s3, Location.parse_folder(uri), MODEL_ERRORS)
+    try:
+        entries = find_objects(s3, Location.parse_folder(uri), MODEL_ERRORS)
+    except TrainerError as error:
+        raise TrainerError(error.reason, f"{field}: {error.message}") from error
     needed = [entry for entry in entries if entry.name in ADAPTER_FILES]
     missing = [name for name in ADAPTER_FILES if name not in [entry.name for entry in needed]]
     if missing:
