@@ -40,6 +40,16 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
     ]
 
 
+def test_card_metrics_have_names_of_the_hub(caplog: pytest.LogCaptureFixture) -> None:
+    names = {"exactMatch": "exact_match", "rougeL": "rouge", "chrf": "chrf"}
+    measures = [run_records.make_measure(name, 0.1, 0.2, 0.01) for name in names]
+    evaluation = run_records.make_minimal_evaluation().model_copy(update={"measures": measures})
+    text = render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+    data = parse_card(text, caplog).data
+    assert [result.metric_type for result in data.eval_results or []] == [*names.values()]
+    assert data.metrics == sorted(names.values())
+
+
 EXPECTED_TEXTS = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
     "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",

@@ -35,7 +35,14 @@ from finetune_trainer.reporting.formatting import display_name, format_energy, f
 from finetune_trainer.reporting.markdown import Markdown, escape, format_code, format_code_block
 from finetune_trainer.text import escape_invisible, to_one_line
 
-_HUB_METRICS = {"evalLoss": "loss", "macroF1": "f1", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}
+_HUB_METRICS = {
+    "evalLoss": "loss",
+    "exactMatch": "exact_match",
+    "macroF1": "f1",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rougeL": "rouge",
+}
 """Names of metrics on the hub that differ from those in `evaluation.json`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 """Name of a model that the hub accepts as a base model."""
