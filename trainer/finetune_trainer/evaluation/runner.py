@@ -23,7 +23,13 @@ from finetune_trainer.evaluation.losses import (
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.evaluation.prompts import TemplateFrame, list_cut_answers, select_evenly, select_rows
+from finetune_trainer.evaluation.prompts import (
+    TemplateFrame,
+    list_cut_answers,
+    list_unfinished_reasoning,
+    select_evenly,
+    select_rows,
+)
 from finetune_trainer.evaluation.row_scores import ValidationLosses
 from finetune_trainer.modeling.baseline_adapter import use_baseline
 from finetune_trainer.modeling.batch_limits import choose_new_tokens, limit_loss_tokens
@@ -227,6 +233,7 @@ def _measure_answers(
     results.missing += task_metrics.list_missing(task, answers.references)
     cut_count = sum(answer.is_cut for answer in answers.by_model[TUNED])
     results.missing += list_cut_answers(rows, cut_count, answers.max_new_tokens)
+    results.missing += list_unfinished_reasoning(answers.by_model[BASE], answers.max_new_tokens)
     measures, results.confusion = task_metrics.measure_task(
         task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
     )
