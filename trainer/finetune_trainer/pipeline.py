@@ -340,14 +340,19 @@ def build_manifest(
     config: TrainerConfig, files: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
 ) -> AdapterManifest:
     """Build the manifest of a result without its files, which are listed as they are uploaded."""
-    model_records = [InputRecord.from_file(file) for file in files.model.files]
+    model = ModelRecord(
+        uri=config.model.uri,
+        revision=files.model_revision,
+        files=[InputRecord.from_file(file) for file in files.model.files],
+        license_fields=dict(files.model.license_fields),
+    )
     return AdapterManifest(
         created_at=current_timestamp(),
         job=os.environ.get(JOB_ENV, ""),
         config_digest=config.digest(),
         config=config.to_json(),
         recipe=RECIPE,
-        model=ModelRecord(uri=config.model.uri, revision=files.model_revision, files=model_records),
+        model=model,
         inputs=[InputRecord.from_file(file) for file in (*files.files, *files.adapter_files)],
         backend=backend,
         dataset=report,

@@ -28,6 +28,9 @@ CLUTTER = dict.fromkeys(
     ("modeling.py", "pytorch_model.bin", "README.md", "onnx/config.json", "consolidated.safetensors", "x.gguf"), b"no"
 )
 FILES = NEEDED | CLUTTER
+LICENSE = {"license": "other", "license_name": "org-community", "license_link": "https://example.org/license"}
+CARD = {**LICENSE, "tags": ["text"], "language": ["en"]}
+"""Metadata of the card of `org/model`."""
 ETAGS = {name: f'"{number:040x}"' for number, name in enumerate(FILES)}
 
 
@@ -100,7 +103,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self._send_answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
         else:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
-            info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
+            info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "cardData": CARD}
             self._send_answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _answer_dataset_request(self, path: str) -> None:

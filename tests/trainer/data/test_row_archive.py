@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,3 +93,12 @@ def test_archived_row_has_reasoning_and_calls_apart() -> None:
 def test_archived_row_without_prompt_has_no_answer() -> None:
     assert build_archived_row("", PlainText("All of it."), 1).turns == ()
     assert build_archived_row("", Chat([{"role": "assistant", "content": "Hello."}]), 1).turns == ()
+
+
+def test_archive_prompt_begins_with_tool_definitions() -> None:
+    messages = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "2"}]
+    tools = [{"type": "function", "function": {"name": "add"}}, {"type": "function", "function": {"name": "sub"}}]
+    definitions, question = build_archived_row("", Chat(messages, tools), 1).turns
+    assert definitions[0] == "tools"
+    assert [json.loads(line) for line in definitions[1].splitlines()] == tools
+    assert question == ("user", "Add.")

@@ -54,6 +54,7 @@ def test_direction_of_comparison_depends_on_metric(higher_is_better: bool, expec
 
 
 FEW_CHANGE, UNCLEAR_CHANGE = (1.0, None, None, 4), (1.0, None, None, 18)
+BOTH_ZERO = {"base": Estimate(value=0, samples=18), "tuned": Estimate(value=0, samples=18)}
 MESSAGES = {
     "nothing measured": ([], None),
     "intervals": ([make_measure((1, -1, 3, 50))], None),
@@ -63,6 +64,8 @@ MESSAGES = {
         [make_measure(FEW_CHANGE, 0.125), make_measure((1, 0.5, 2, 50), name="accuracy")],
         "4 validation rows are too few to distinguish the change of chrf from chance",
     ),
+    "no answer of either model is right": ([make_measure(UNCLEAR_CHANGE, 1.0).model_copy(update=BOTH_ZERO)], None),
+    "no change": ([make_measure((0.0, None, None, 18), 1.0)], None),
     "undecided by a test": (
         [make_measure(UNCLEAR_CHANGE, 0.4), make_measure(UNCLEAR_CHANGE, 0.3, name="bleu")],
         "18 validation rows are too few to distinguish the change of chrf, bleu from chance",

@@ -141,7 +141,13 @@ def test_overfitting_message_names_step_and_advice() -> None:
         make_falling_losses(), make_points(U_SHAPE), 0.4, make_loss_measure(2.0, 1.62, half=0.05)
     )
     assert (result.best_step, result.opened_at, result.gap) == (40, 60, pytest.approx(1.22))
-    for words in ("1.3 after step 40", "1.6 after step 80", "fewer epochs", "earlyStopping", "1.22 above the training"):
+    for words in (
+        "1.300 after step 40",
+        "1.600 after step 80",
+        "fewer epochs",
+        "earlyStopping",
+        "1.220 above the training",
+    ):
         assert words in result.message
 
 

@@ -13,7 +13,14 @@ from finetune_trainer.data.answer_text import format_call
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, LossMasker
 from finetune_trainer.data.row_archive import build_archived_row
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion
-from finetune_trainer.evaluation.prompts import EvaluationRow, TemplateFrame, list_cut_answers, select_rows
+from finetune_trainer.evaluation.prompts import (
+    EvaluationRow,
+    TemplateFrame,
+    list_cut_answers,
+    list_unfinished_reasoning,
+    select_rows,
+)
+from finetune_trainer.records.evaluation import GeneratedAnswer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -149,7 +156,16 @@ def test_list_cut_answers_says_which_side_is_too_long() -> None:
     assert list_cut_answers(rows, 0, 30) == []
     (endless,), (too_long,) = list_cut_answers(rows, 2, 30), list_cut_answers(rows, 1, 8)
     assert "2 of 3 answers of the tuned model were cut at 30 tokens" in endless
-    assert "the longest reference answer has 30, so the model does not end these answers" in endless
+    assert "the longest reference answer has 30, so the model has not learned to end them" in endless
     assert "1 of 3 answers of the tuned model were cut at 8 tokens" in too_long
     assert "2 of 3 reference answers have more tokens, the longest 30" in too_long
     assert "set evaluation.maxNewTokens to a higher value" in too_long
+
+
+def test_list_unfinished_reasoning_counts_answers_without_text() -> None:
+    done = GeneratedAnswer(text="4", reasoning="2 and 2", is_cut=True)
+    cut, silent = GeneratedAnswer(text="", reasoning="2 and", is_cut=True), GeneratedAnswer(text="", reasoning="2 and")
+    assert list_unfinished_reasoning([done, silent], 128) == []
+    (message,) = list_unfinished_reasoning([done, cut, cut], 128)
+    assert "2 of 3 were cut at 128 tokens within their reasoning" in message
+    assert "set evaluation.maxNewTokens to a higher value" in message

@@ -229,7 +229,7 @@ def test_evaluate_cut_answers_are_marked_and_counted(run: RunTraining) -> None:
     cut_count = sum(row.answers["tuned"].is_cut for row in report.rows)
     assert cut_count > 0
     assert f"{cut_count} of 4 answers of the tuned model were cut at {report.max_new_tokens} tokens" in message
-    assert "so the model does not end these answers" in message
+    assert "so the model has not learned to end them" in message
     assert [sample.tuned.is_cut for sample in report.samples[1:]] == [
         row.answers["tuned"].is_cut for row in report.rows
     ]

@@ -106,6 +106,14 @@ def test_rouge_matches_rouge_score() -> None:
         assert measures[name].tuned.value == pytest.approx(sum(score[name].fmeasure for score in scores) / 5)
 
 
+def test_rouge_interval_is_within_range_of_scores() -> None:
+    references = ["The cat sat."] * 24
+    nearly_none, nearly_all = [*["no"] * 23, "The cat sat."], [*["The cat sat."] * 23, "no"]
+    for measure in measure_task("summarization", references, nearly_none, nearly_all)[0]:
+        assert measure.base.low == 0 < measure.base.high
+        assert measure.tuned.low < 1 == measure.tuned.high
+
+
 OTHER_SCRIPTS = {
     "Russian": ("Кошка сидит на ковре.", "Собака сидит на ковре."),
     "Chinese": ("猫坐在垫子上", "狗坐在垫子上"),
@@ -196,8 +204,8 @@ def test_check_task_suitable_references_are_accepted(task: Task, references: lis
 
 
 REFUSED: dict[str, tuple[Task, list[str], str]] = {
-    "no rows": ("summarization", [], "no row has one"),
-    "rows without answers": ("chat", ["", " \n"], "no row has one"),
+    "no rows": ("summarization", [], "no row has a prompt and an answer; remove evaluation.task"),
+    "rows without answers": ("chat", ["", " \n"], "no row has a prompt and an answer; remove evaluation.task"),
     "every answer is another": (
         "classification",
         [f"text {index}" for index in range(10)],

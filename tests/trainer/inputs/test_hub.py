@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.trainer.hub_server import COMMIT, NEEDED, TOKEN, HubHandler, hub_endpoint
+from tests.support.trainer import hub_server
+from tests.support.trainer.hub_server import COMMIT, LICENSE, NEEDED, TOKEN, HubHandler, hub_endpoint
 
 from finetune_trainer.contract import HUB_TOKEN_FILE_ENV, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import hub
-from finetune_trainer.inputs.base_model import HubModelSource
+from finetune_trainer.inputs.base_model import HubModelSource, fetch_model
 
 __all__ = ["hub_endpoint"]
 
@@ -28,6 +29,15 @@ def test_hub_downloads_needed_files_of_resolved_commit(hub_endpoint: str, tmp_pa
     files = [path for path in HubHandler.requests if "/resolve/" in path]
     assert files
     assert all(f"/resolve/{COMMIT}/" in path for path in files)
+
+
+def test_hub_model_has_license_of_its_card(hub_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = HubModelSource(hub.resolve_snapshot("hf://org/model", "main"))
+    assert fetch_model(source, tmp_path / "model", lambda _: None).license_fields == LICENSE
+    monkeypatch.setattr(hub_server, "CARD", {"license": ["mit", "apache-2.0"], "license_name": None})
+    assert hub.resolve_snapshot("hf://org/model", "main").license_fields == {}
+    monkeypatch.setattr(hub_server, "CARD", None)
+    assert hub.resolve_snapshot("hf://org/model", "main").license_fields == {}
 
 
 def test_hub_config_is_read_without_the_weights(hub_endpoint: str) -> None:

@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from tests.support.trainer import hostile_texts, run_records
 
 from finetune_trainer.records.adapter import AdapterInfo
-from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.records.evaluation import Estimate, EvaluationReport, Measure
+from finetune_trainer.records.manifest import ModelRecord
 from finetune_trainer.reporting.card import render_card
 
 EVALUATIONS = {"full": run_records.make_full_evaluation(), "minimal": run_records.make_minimal_evaluation()}
@@ -39,6 +40,16 @@ def test_card_metadata_is_parsed_by_hub(evaluation: EvaluationReport, caplog: py
     ]
 
 
+def test_card_metrics_have_names_of_the_hub(caplog: pytest.LogCaptureFixture) -> None:
+    names = {"exactMatch": "exact_match", "rougeL": "rouge", "chrf": "chrf"}
+    measures = [run_records.make_measure(name, 0.1, 0.2, 0.01) for name in names]
+    evaluation = run_records.make_minimal_evaluation().model_copy(update={"measures": measures})
+    text = render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+    data = parse_card(text, caplog).data
+    assert [result.metric_type for result in data.eval_results or []] == [*names.values()]
+    assert data.metrics == sorted(names.values())
+
+
 EXPECTED_TEXTS = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
     "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",
@@ -52,7 +63,7 @@ EXPECTED_TEXTS = {
     "bias": "| gender | swap | 0.110 (0.090 to 0.130) | 0.200 (0.180 to 0.220) | +0.090 (+0.060 to +0.120) | worse |",
     "group": "| gender | male | 930 |",
     "preflight warning": "- **1 warning before the training.** 3 of 10,423 rows: the chat template removes words",
-    "missing": "**Not measured:** rougeL: the task is classification",
+    "missing": "**Not measured, or only in part:** rougeL: the task is classification",
     "rejected": "| duplicate | 310 | exact duplicates of earlier rows |",
     "total": "| **rows read** | **12,000** |",
     "sensitive": "email 44, phone 3; 44 places redacted",
@@ -78,7 +89,7 @@ def test_card_passed_preflight_checks_are_left_out() -> None:
 
 def test_card_missing_results_are_stated() -> None:
     text = render_card(run_records.make_manifest(), run_records.make_minimal_evaluation(), run_records.ADAPTER_FACTS)
-    assert "**Nothing was measured.** The model was not evaluated." in text
+    assert "**Not compared with the base model.** There are no validation rows." in text
     assert all(
         sentence in text for sentence in ("Overfitting not measured.", "Bias not measured.", "No gate configured.")
     )
@@ -143,14 +154,49 @@ def test_card_uri_as_base_model_is_not_in_metadata(caplog: pytest.LogCaptureFixt
     assert 'from_pretrained("PATH_OF_THE_BASE_MODEL")' in text
 
 
+HUB_LICENSE = {"license": "other", "license_name": "org-community", "license_link": "https://example.org/license"}
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(None, HUB_LICENSE), ("mit", {"license": "mit"})])
+def test_card_license_defaults_to_that_of_base_model(
+    configured: str | None, expected: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**run_records.CONFIG, "output": {"uri": "s3://results/bot", "license": configured}}
+    model = ModelRecord(uri="hf://org/base-1b", revision=run_records.COMMIT, license_fields=HUB_LICENSE)
+    text = render_card(
+        run_records.make_manifest(config=config, model=model),
+        run_records.make_minimal_evaluation(),
+        run_records.ADAPTER_FACTS,
+    )
+    data = parse_card(text, caplog).data.to_dict()
+    assert {name: value for name, value in data.items() if name.startswith("license")} == expected
+
+
+def test_card_usage_pins_revision_of_hub_model_alone() -> None:
+    pinned = render_with_output()
+    assert f'from_pretrained("org/base-1b", revision="{run_records.COMMIT}")' in pinned
+    renamed = render_with_output(base_name="acme/other")
+    assert 'from_pretrained("acme/other")' in renamed
+    assert "vllm serve acme/other --enable-lora" in renamed
+
+
+def test_card_few_rows_have_p_value_of_change() -> None:
+    change = Estimate(value=-1.2, samples=12)
+    measure = Measure(name="evalLoss", higher_is_better=False, base=change, tuned=change, change=change, p_value=0.0001)
+    evaluation = run_records.make_minimal_evaluation().model_copy(update={"measures": [measure]})
+    text = render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+    assert "| \u22121.200, p &lt; 0.001 | 12 |" in text
+    assert "With fewer than 20 rows, p is that of an exact test of the change." in text
+
+
 VLLM_RANKS = {8: "--max-lora-rank 8 ", 9: "--max-lora-rank 16 ", 200: "--max-lora-rank 256 "}
 
 
 @pytest.mark.parametrize(("rank", "expected"), VLLM_RANKS.items())
 def test_card_has_command_for_vllm_with_fitting_rank(rank: int, expected: str) -> None:
     text = render_with_output(training={"epochs": 1, "lora": {"rank": rank}})
-    assert "vllm serve org/base-1b --enable-lora" in text
-    assert "--lora-modules parcel-bot=PATH_OF_THIS_FOLDER" in text
+    assert f"vllm serve org/base-1b --revision {run_records.COMMIT} --enable-lora" in text
+    assert "--lora-modules parcel-bot=PATH_OF_THIS_FOLDER \\\n  --tokenizer PATH_OF_THIS_FOLDER" in text
     assert expected in text
 
 

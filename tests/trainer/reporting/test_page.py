@@ -25,7 +25,7 @@ from finetune_trainer.records.evaluation import (
 )
 from finetune_trainer.reporting.page import render_page
 
-SECTIONS = ["comparison", "checks", "data", "samples", "curves", "recommendations", "settings"]
+SECTIONS = ["recommendations", "comparison", "checks", "data", "samples", "curves", "settings"]
 DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LINKED_FILES = {"run.log", "evaluation.json", "evaluation.jsonl"}
 LOADING_TAGS = {
@@ -162,11 +162,11 @@ def test_page_contains_each_fact(full: html.HtmlElement, place: str, text: str) 
 
 
 EXPECTED_WITHOUT_RESULTS = {
-    "headline": "Nothing was measured",
+    "headline": "Not compared with the base model",
     "overfitting": "Overfitting not measured",
     "bias": "Bias not measured",
     "gate": "No gate configured",
-    "samples": "No samples were generated.",
+    "samples": "No answers were generated. Set evaluation.samplePrompts",
     "losses": "No losses were recorded.",
     "energy": "Energy of the GPUs not measured",
 }
@@ -326,6 +326,13 @@ def test_page_cut_answer_is_marked_with_the_limit() -> None:
     evaluation = EvaluationReport(overfitting=FINE, samples=[sample], max_new_tokens=128)
     text = visible_text(render(evaluation).get_element_by_id("samples"))
     assert "Base model Reasoning Colors. 1. Choose a color 2. Cut after 128 tokens" in text
+
+
+def test_page_empty_answer_is_named() -> None:
+    answers = {"base": GeneratedAnswer(text=""), "tuned": GeneratedAnswer(text="", reasoning="Colors.")}
+    sample = run_records.make_sample("Paint?", "-", "-").model_copy(update=answers)
+    text = visible_text(render(EvaluationReport(overfitting=FINE, samples=[sample])).get_element_by_id("samples"))
+    assert "Base model Empty. Tuned model Reasoning Colors. Empty: nothing follows the reasoning." in text
 
 
 @pytest.mark.parametrize(("task", "is_stated"), [("chat", True), ("summarization", True), ("classification", False)])

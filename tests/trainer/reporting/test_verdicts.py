@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 from tests.support.trainer import run_records
+from tests.support.trainer.run_records import make_estimate
 
 from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.records.evaluation import (
+    Comparison,
+    ConfusionMatrix,
     CrossValidationResult,
     Estimate,
     EvaluationReport,
@@ -35,6 +38,7 @@ SAME = run_records.make_measure("chrf", 50, 50.1, 1)
 ALONE = Measure(name="rouge1", higher_is_better=True, tuned=run_records.make_estimate(0.3, 0.1))
 FOUR_ROWS = Estimate(value=0.1, samples=4)
 FEW = Measure(name="rougeL", higher_is_better=True, tuned=FOUR_ROWS, change=FOUR_ROWS)
+FLAGS = Measure(name="biasFlags", higher_is_better=False, tuned=run_records.make_estimate(0))
 
 
 QUALITIES = {
@@ -44,8 +48,16 @@ QUALITIES = {
     "both": ([UP, DOWN], "unsure", "Better in some ways than the base model, worse in others"),
     "unclear": ([SAME, ALONE], "unsure", "No clear difference from the base model"),
     "too few rows": ([FEW, ALONE], "unsure", "Too few rows for a comparison with the base model"),
-    "alone": ([ALONE], "unsure", "Measured, but not compared with the base model"),
-    "nothing": ([], "unsure", "Nothing was measured"),
+    "alone": ([ALONE], "unsure", "Measured, but not tested against the base model"),
+    "nothing": ([], "unsure", "Not compared with the base model"),
+    "lower loss alone": ([LOSS_DOWN], "good", "Better than the base model"),
+    "lower loss, answers as before": (
+        [LOSS_DOWN, SAME],
+        "unsure",
+        "Lower loss than the base model, but no clearly better answers",
+    ),
+    "lower loss, bias flags": ([LOSS_DOWN, FLAGS], "good", "Better than the base model"),
+    "bias flags alone": ([FLAGS], "unsure", "Not compared with the base model"),
 }
 
 
@@ -82,7 +94,23 @@ FEWER = run_records.make_measure("accuracy", 0.5, 0.5, 0.1).model_copy(
     update={"tuned": run_records.make_estimate(0.5, 0.1, samples=20)}
 )
 
+ONE_LABEL = ConfusionMatrix(labels=["bad", "good"], counts=[[12, 0, 0], [8, 0, 0]], base_counts=[[0, 0, 12], [0, 0, 8]])
+TWO_LABELS = ONE_LABEL.model_copy(update={"counts": [[12, 0, 0], [1, 7, 0]]})
+CUT = ["complete answers: 8 of 12 answers of the tuned model were cut at 128 tokens"]
+BASELINE_BETTER = UP.model_copy(
+    update={"baselines": {"may": Comparison(estimate=make_estimate(0.9, 0.01), change=make_estimate(-0.2, 0.1))}}
+)
+BASELINE_HARDLY_BETTER = UP.model_copy(
+    update={"baselines": {"may": Comparison(estimate=make_estimate(0.9, 0.01), change=make_estimate(-0.002, 0.001))}}
+)
+
 ADVICE = {
+    "one label": (
+        make_evaluation(confusion=ONE_LABEL),
+        "60 % of them are right, no more than if all answers were the most frequent one (bad, 60 %)",
+    ),
+    "incomplete": (make_evaluation(missing=CUT), "Read what was not measured, or only in part: complete answers."),
+    "worse than a baseline": (make_evaluation(BASELINE_BETTER), "Do not replace the baseline may without a look"),
     "shorter": (make_evaluation(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
     "shorter without a step": (
         make_evaluation(overfitting=OverfittingResult(verdict="overfitting", message="it did")),
@@ -92,6 +120,7 @@ ADVICE = {
     "forgetting": (make_evaluation(forgetting=FORGETFUL), "mix general rows into the data"),
     "nothing measured": (make_evaluation(), "Compare the answers of both models yourself"),
     "only folds": (make_evaluation(cross_validation=SPREAD), "only cross-validation was run"),
+    "no test": (make_evaluation(ALONE), "Compare the answers of both models yourself: no change was tested."),
     "worse": (make_evaluation(DOWN), "Check the samples for what got worse (BLEU)"),
     "too few": (make_evaluation(FEWER), "Measure on more rows (dataset.validation): Accuracy had only 20"),
     "too few for an interval": (make_evaluation(FEW), "Measure on more rows (dataset.validation): ROUGE-L had only"),
@@ -104,7 +133,7 @@ ADVICE = {
     "bias": (run_records.make_full_evaluation(), "Check the rows that mention gender (female 210, male 930)"),
     "preflight warning": (
         run_records.make_full_evaluation(),
-        "Read the warnings of the preflight checks (answers) before you deploy the adapter.",
+        "Read the warnings of the preflight checks (answers).",
     ),
     "personal data not redacted": (
         run_records.make_full_evaluation(),
@@ -119,6 +148,8 @@ def test_advice_each_finding_gives_expected_text(evaluation: EvaluationReport, e
 
 
 NOT_ADVISED = {
+    "labels that are distinguished": (make_evaluation(confusion=TWO_LABELS), "Do not rely on the labels"),
+    "hardly worse than a baseline": (make_evaluation(BASELINE_HARDLY_BETTER), "Do not replace"),
     "learned little, though some got worse": (make_evaluation(SAME, DOWN), "little measurable effect"),
     "learned little, though it overfitted": (make_evaluation(SAME, overfitting=OVERFITTED), "little measurable effect"),
     "learned little, though some got better": (make_evaluation(SAME, UP), "little measurable effect"),
@@ -126,7 +157,7 @@ NOT_ADVISED = {
 
 
 @pytest.mark.parametrize(("evaluation", "unwanted"), NOT_ADVISED.values(), ids=NOT_ADVISED)
-def test_advice_learned_little_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
+def test_advice_is_not_given_if_contradicted(evaluation: EvaluationReport, unwanted: str) -> None:
     assert unwanted not in " ".join(build_advice(evaluation, run_records.make_manifest()))
 
 

@@ -151,7 +151,7 @@ class Output(Model):
     and the model card refer to it. If unset, it is that of an `hf://` model, or else the URI of the model."""
     license: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+$", max_length=64)] | None = None
     """license is the license of the adapter in the model card, as an identifier of the Hugging Face hub, such as
-    `apache-2.0`. If unset, it is that of the base model's own card, if it has one."""
+    `apache-2.0`. If unset, it is that of the card of an `hf://` model; other models have no card."""
     languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$", max_length=3)]] = Field(
         default=[], max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}
     )

@@ -32,7 +32,8 @@ class ArchivedRow:
     digest: str
     """`sha256:…` of the row as the data has it. It does not depend on the config."""
     turns: tuple[Turn, ...] = ()
-    """Turns before the answer. Empty for a row without a prompt, such as plain text."""
+    """Turns before the answer; definitions of tools are one of the role `tools`. Empty for a row without a prompt, such
+    as plain text."""
     answer: str = ""
     """The answer without reasoning, with its tool calls as `answer_text.format_call` writes them."""
     reasoning: str = ""
@@ -67,8 +68,10 @@ def build_archived_row(digest: str, row: Row, answer_start: int) -> ArchivedRow:
     index = _find_last_answer(row)
     if not index:
         return ArchivedRow(digest)
-    message, prompt = row.messages[index], tuple(list_turns(Chat(row.messages[:index])))
-    return ArchivedRow(digest, prompt, *_read_answer(message), "tool_calls" in message, answer_start)
+    message, prompt = row.messages[index], list_turns(Chat(row.messages[:index]))
+    if row.tools:
+        prompt = [("tools", "\n".join(json.dumps(tool, ensure_ascii=False) for tool in row.tools)), *prompt]
+    return ArchivedRow(digest, tuple(prompt), *_read_answer(message), "tool_calls" in message, answer_start)
 
 
 def _find_last_answer(row: Chat) -> int | None:

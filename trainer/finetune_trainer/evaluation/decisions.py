@@ -46,13 +46,22 @@ def is_significant(change: Estimate, p_value: float | None) -> bool:
     return not change.low <= 0 <= change.high
 
 
+def is_underpowered(measure: Measure) -> bool:
+    """Return whether more rows might decide about the change. Nothing says so if no answer of either model is right, or
+    if an exact test found no change at all."""
+    is_zero = measure.base is not None and measure.base.value == measure.tuned.value == 0
+    is_equal = measure.change is not None and measure.change.value == 0 and measure.p_value == 1
+    direction = change_direction(measure)
+    return direction == "few" or (direction == "unclear" and not is_zero and not is_equal)
+
+
 def explain_few_rows(measures: Sequence[Measure]) -> str | None:
     """Return a message if changes cannot be distinguished from chance on so few validation rows, otherwise None."""
     # The losses of dpo and kto are not paired by row, so they never have an interval.
     undecided = [
         (measure.name, measure.change.samples)
         for measure in measures
-        if measure.change and measure.change.low is None and change_direction(measure) in ("few", "unclear")
+        if measure.change and measure.change.low is None and is_underpowered(measure)
     ]
     if not undecided:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from finetune_trainer.evaluation.findings import BiasPreferences, LossCurves, PreferenceTrend
+from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.evaluation import Estimate, LossPoint
 
 _OVERFITTING_REMEDY = "Train for fewer epochs, set training.earlyStopping, raise training.lora.dropout or add rows."
@@ -26,11 +27,14 @@ def describe_curves(curves: LossCurves, min_evaluations: int) -> str:
         return "There is no validation data to detect overfitting; set dataset.validation."
     if curves.trend == "unknown":
         return (
-            f"The validation loss was measured {curves.evaluations} times, at least {min_evaluations} measurements "
-            "show whether it increases; lower training.evalSteps."
+            f"The validation loss was measured {pluralize(curves.evaluations, 'time')}; at least {min_evaluations} "
+            "measurements show whether it increases: set training.evalSteps so that it is measured more often."
         )
+    if curves.trend == "no rise" and last == best:
+        return f"The validation loss is lowest at the end of the training: {_format_point(last)}."
     if curves.trend == "no rise":
-        return f"The validation loss ended at {last.loss:.4g}, not noticeably above its minimum, {_format_point(best)}."
+        loss_text = format_number(last.loss)
+        return f"The validation loss ended at {loss_text}, not noticeably above its minimum, {_format_point(best)}."
     rise_text = f"The validation loss rose from {_format_point(best)}, to {_format_point(last)}"
     if curves.rise and curves.trend == "too few rows":
         return f"{rise_text}, but {curves.rise.change.samples} rows are too few to distinguish that from chance."
@@ -45,27 +49,29 @@ def describe_curves(curves: LossCurves, min_evaluations: int) -> str:
 def _describe_training(curves: LossCurves) -> str:
     if curves.training_at_best is None or curves.training_at_last is None:
         return "was not recorded"
-    return f"went from {curves.training_at_best:.3g} to {curves.training_at_last:.3g}"
+    return f"went from {format_number(curves.training_at_best)} to {format_number(curves.training_at_last)}"
 
 
 def describe_gap(gap: float) -> str:
-    """State the difference between the final validation loss and the training loss."""
-    return f"At the end it is {abs(gap):.3g} {'above' if gap >= 0 else 'below'} the training loss."
+    """State the difference between the validation loss and the training loss of the published adapter."""
+    position = "above" if gap >= 0 else "below"
+    return f"For the published adapter it is {format_number(abs(gap))} {position} the training loss."
 
 
 def describe_forgetting(base: Estimate, tuned: Estimate, *, is_forgetting: bool) -> str:
     """State how the perplexity of general text changed."""
+    values = f"{format_number(base.value)} to {format_number(tuned.value)}"
     if not is_forgetting:
-        return f"Perplexity of general text went from {base.value:.4g} to {tuned.value:.4g}: no relevant rise."
+        return f"Perplexity of general text went from {values}: no relevant rise."
+    return f"Perplexity of general text rose from {values}: the model forgot general knowledge of the base model."
+
+
+def describe_selected_step(selected: LossPoint) -> str:
+    """Say which adapter is published after early stopping, which discarded the later ones."""
     return (
-        f"Perplexity of general text rose from {base.value:.4g} to {tuned.value:.4g}: the model forgot general "
-        "knowledge of the base model."
+        f"The adapter of step {selected.step:,} is published, because it has the lowest validation loss, "
+        f"{format_number(selected.loss)}."
     )
-
-
-def describe_selected_step(step: int) -> str:
-    """Say which adapter is published after early stopping."""
-    return f"The adapter of step {step} is published, because it has the lowest validation loss."
 
 
 def describe_bias(preferences: BiasPreferences, change: Estimate, trend: PreferenceTrend) -> str:
@@ -79,4 +85,4 @@ def describe_bias(preferences: BiasPreferences, change: Estimate, trend: Prefere
 
 
 def _format_point(point: LossPoint) -> str:
-    return f"{point.loss:.4g} after step {point.step}"
+    return f"{format_number(point.loss)} after step {point.step:,}"

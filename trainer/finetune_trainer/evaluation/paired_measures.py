@@ -18,7 +18,7 @@ from finetune_trainer.evaluation.intervals import (
     estimate_proportion,
     estimate_proportion_change,
 )
-from finetune_trainer.records.evaluation import Measure
+from finetune_trainer.records.evaluation import Estimate, Measure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,16 +41,23 @@ def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool]) -> Mea
 
 
 def measure_mean(name: str, base: Sequence[float], tuned: Sequence[float]) -> Measure:
-    """Return the mean of the scores of the rows for each model. A higher score is better."""
+    """Return the mean of the scores of the rows, between 0 and 1, for each model. A higher score is better."""
     changes = [tuned_score - base_score for base_score, tuned_score in zip(base, tuned, strict=True)]
     return Measure(
         name=name,
         higher_is_better=True,
-        base=estimate_mean(base),
-        tuned=estimate_mean(tuned),
+        base=_clip_interval(estimate_mean(base)),
+        tuned=_clip_interval(estimate_mean(tuned)),
         change=estimate_paired_change(base, tuned),
         p_value=compute_sign_flip_p_value(changes) if len(changes) < MIN_SAMPLES else None,
     )
+
+
+def _clip_interval(estimate: Estimate) -> Estimate:
+    """Limit the interval of a mean to values between 0 and 1. Student's t interval exceeds them near the ends."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate.model_copy(update={"low": max(0.0, estimate.low), "high": min(1.0, estimate.high)})
 
 
 def measure_statistic(

@@ -11,6 +11,7 @@ from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.data.row_archive import ArchivedRow
 from finetune_trainer.modeling.generation import Answer, CompletionDecoder
+from finetune_trainer.records.evaluation import GeneratedAnswer
 
 if TYPE_CHECKING:
     import datasets
@@ -105,9 +106,21 @@ def list_cut_answers(rows: Sequence[EvaluationRow], cut_count: int, max_new_toke
     if cut_count:
         return [
             f"complete answers: {cut}, which lowers their scores; the longest reference answer has {longest}, so the "
-            "model does not end these answers"
+            "model has not learned to end them: see the samples"
         ]
     return []
+
+
+def list_unfinished_reasoning(answers: Sequence[GeneratedAnswer], max_new_tokens: int) -> list[str]:
+    """Return a message if answers of the base model were cut within their reasoning, so that they have no text."""
+    count = sum(answer.is_cut and bool(answer.reasoning) and not answer.text for answer in answers)
+    if not count:
+        return []
+    return [
+        f"answers of the base model: {count} of {len(answers)} were cut at {max_new_tokens} tokens within their "
+        "reasoning and count as empty, so the base model may be better than its scores; set evaluation.maxNewTokens "
+        "to a higher value"
+    ]
 
 
 def select_row_numbers(count: int, max_rows: int) -> list[int]:

@@ -23,7 +23,13 @@ from finetune_trainer.evaluation.losses import (
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.evaluation.prompts import TemplateFrame, list_cut_answers, select_evenly, select_rows
+from finetune_trainer.evaluation.prompts import (
+    TemplateFrame,
+    list_cut_answers,
+    list_unfinished_reasoning,
+    select_evenly,
+    select_rows,
+)
 from finetune_trainer.evaluation.row_scores import ValidationLosses
 from finetune_trainer.modeling.baseline_adapter import use_baseline
 from finetune_trainer.modeling.batch_limits import choose_new_tokens, limit_loss_tokens
@@ -196,19 +202,19 @@ def _list_training_measures(inputs: EvaluationInput) -> list[Measure]:
     """Return what the training measured with its own loss: before the first step, and of the published adapter."""
     eval_results, metrics = inputs.train_result.eval_results, inputs.train_result.metrics
     count = len(inputs.prepared.validation or [])
-    measures = []
-    for name in ("evalLoss", *get_method(inputs.config).extra_metrics):
-        if name in metrics:
-            base = eval_results[0].metrics.get(name) if eval_results[0].step == 0 else None
-            measures.append(
-                Measure(
-                    name=name,
-                    higher_is_better=name != "evalLoss",
-                    base=None if base is None or math.isnan(base) else Estimate(value=base, samples=count),
-                    tuned=Estimate(value=metrics[name], samples=count),
-                )
-            )
-    return measures
+    start = [result.loss for result in eval_results[:1] if result.step == 0 and math.isfinite(result.loss)]
+    base_loss = Estimate(value=start[0], samples=count) if start else None
+    return [
+        Measure(
+            name=name,
+            higher_is_better=name != "evalLoss",
+            # Before the first step all rewards are 0, so a metric of the method would only compare equal ones.
+            base=base_loss if name == "evalLoss" else None,
+            tuned=Estimate(value=metrics[name], samples=count),
+        )
+        for name in ("evalLoss", *get_method(inputs.config).extra_metrics)
+        if name in metrics
+    ]
 
 
 def _measure_answers(
@@ -225,6 +231,7 @@ def _measure_answers(
     results.missing += task_metrics.list_missing(task, answers.references)
     cut_count = sum(answer.is_cut for answer in answers.by_model[TUNED])
     results.missing += list_cut_answers(rows, cut_count, answers.max_new_tokens)
+    results.missing += list_unfinished_reasoning(answers.by_model[BASE], answers.max_new_tokens)
     measures, results.confusion = task_metrics.measure_task(
         task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
     )
@@ -375,5 +382,8 @@ def _judge_overfitting(
     )
     if len(kept) == len(validation):
         return verdict
-    message = f"{messages.describe_selected_step(kept[-1].step)} {verdict.message}"
-    return verdict.model_copy(update={"message": message})
+    selection = messages.describe_selected_step(kept[-1])
+    if verdict.best_step != kept[-1].step:  # the base model has a lower loss
+        return verdict.model_copy(update={"message": f"{selection} {verdict.message}"})
+    sentences = [selection, *([] if verdict.gap is None else [messages.describe_gap(verdict.gap)])]
+    return verdict.model_copy(update={"verdict": "none", "message": " ".join(sentences)})

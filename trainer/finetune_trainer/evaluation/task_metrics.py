@@ -68,7 +68,10 @@ def explain_no_bleu(references: Texts) -> str | None:
 def find_task_problem(task: Task, references: Texts) -> str | None:
     """Return why the task does not match the data and what to do, or None."""
     if not any(reference.strip() for reference in references):
-        return f"evaluation.task {task} compares answers with those of the data, but no row has one; remove it"
+        return (
+            f"evaluation.task {task} compares answers with those of the data, but no row has a prompt and an answer; "
+            "remove evaluation.task"
+        )
     return _find_label_problem(references) if task == "classification" else None
 
 

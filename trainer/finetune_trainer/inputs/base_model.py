@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,6 +60,8 @@ class FetchedModel:
     """Commit of the hub, or `sha256:…` over names and digests of all files. Empty until the weights are there."""
     files: list[InputFile]
     """Files from S3. Empty for other sources, whose revision identifies them."""
+    license_fields: Mapping[str, str] = field(default_factory=dict)
+    """License of the card of a model on the hub; see `HubSnapshot`."""
 
 
 class BaseModelSource(Protocol):
@@ -105,7 +107,10 @@ def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
 
 def resolve_adapter(uri: str, field: str, s3: S3) -> S3ModelSource:
     """Find the adapter below an S3 prefix. `field` is the field of the config that has the URI."""
-    entries = find_objects(s3, Location.parse_folder(uri), MODEL_ERRORS)
+    try:
+        entries = find_objects(s3, Location.parse_folder(uri), MODEL_ERRORS)
+    except TrainerError as error:
+        raise TrainerError(error.reason, f"{field}: {error.message}") from error
     needed = [entry for entry in entries if entry.name in ADAPTER_FILES]
     missing = [name for name in ADAPTER_FILES if name not in [entry.name for entry in needed]]
     if missing:
@@ -238,7 +243,7 @@ class HubModelSource:
             (settings.folder / name).unlink(missing_ok=True)  # the hub's client would hash the sparse file
         self._download(settings.folder, weights=True)
         on_bytes(self.size - self.settings_size)
-        return FetchedModel(settings.folder, self.snapshot.commit, [])
+        return FetchedModel(settings.folder, self.snapshot.commit, [], self.snapshot.license_fields)
 
     def _download(self, target: Path, *, weights: bool) -> None:
         from finetune_trainer.inputs import hub

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCardData, snapshot_download
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -35,6 +35,8 @@ class HubSnapshot:
     commit: str
     sizes: dict[str, int]
     """Sizes of the files of the model, in bytes, by name."""
+    license_fields: dict[str, str] = field(default_factory=dict)
+    """License of the model's card: `license`, and `license_name` and `license_link` of another one than the hub's."""
 
 
 def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
@@ -48,7 +50,7 @@ def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if _is_model_file(file.rfilename)}
     if info.sha is None or not sizes:
         raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri} at {requested_revision} has no model files")
-    return HubSnapshot(repo, info.sha, sizes)
+    return HubSnapshot(repo, info.sha, sizes, _read_license(info.card_data))
 
 
 def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:
@@ -68,6 +70,14 @@ def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:
     missing = next((name for name in snapshot.sizes if not (target / name).is_file()), None)
     if missing:
         raise no_response_error(f"hf://{snapshot.repo} at {snapshot.commit} on {get_endpoint()}", f"no {missing}")
+
+
+def _read_license(card: ModelCardData | None) -> dict[str, str]:
+    """Return the fields of a card about its license. People write cards, so other values than text are left out."""
+    if card is None:
+        return {}
+    fields = {"license": card.license, "license_name": card.license_name, "license_link": card.license_link}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def _is_model_file(name: str) -> bool:

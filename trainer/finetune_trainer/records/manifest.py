@@ -75,6 +75,9 @@ class ModelRecord(_LenientModel):
     uri: str
     revision: str
     files: list[InputRecord] = Field(default=[])
+    license_fields: dict[str, str] = Field(default={})
+    """License of the card of a model on the hub: `license`, and for another one than the hub's also `license_name` and
+    `license_link`."""
 
 
 class AdapterManifest(_LenientModel):

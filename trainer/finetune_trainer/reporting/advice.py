@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.evaluation.decisions import ChangeDirection, change_direction
+from finetune_trainer.evaluation.decisions import ChangeDirection, is_underpowered
 from finetune_trainer.formatting import format_share, pluralize
-from finetune_trainer.records.evaluation import BiasResult, EvaluationReport, Measure
+from finetune_trainer.records.evaluation import BiasResult, ConfusionMatrix, EvaluationReport, Measure
 from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
+from finetune_trainer.reporting.baselines import build_baseline_tables
 from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.reporting.verdicts import group_by_direction, list_preflight_warnings
 from finetune_trainer.text import to_one_line
@@ -20,6 +21,8 @@ _FALLING_RATIO = 0.99
 """Minimum ratio of successive validation losses from which the loss counts as converged."""
 _RISEN_RATIO = 1.02
 """Minimum ratio of the last to the lowest validation loss from which the loss counts as risen."""
+_RELEVANT_CHANGE = 0.01
+"""Relative change of a metric from a baseline. A smaller one is no reason for advice."""
 _REMEDIES = {
     "overlength": "raise model.maxLength, up to the base model's positions, or set "
     "dataset.preparation.overlength: truncate",
@@ -43,6 +46,9 @@ def build_advice(evaluation: EvaluationReport, manifest: AdapterManifest) -> lis
         *_advise_on_overfitting(evaluation, manifest),
         *_advise_on_forgetting(evaluation),
         *_advise_on_quality(group_by_direction(evaluation), evaluation),
+        *_advise_on_baselines(evaluation),
+        *_advise_on_labels(evaluation.confusion),
+        *_advise_on_missing(evaluation),
         *_advise_on_row_count(evaluation),
         *_advise_on_small_effect(evaluation, manifest),
         *_advise_on_bias(evaluation.bias),
@@ -65,7 +71,7 @@ def _advise_on_preflight(evaluation: EvaluationReport) -> Iterator[str]:
     warnings = list_preflight_warnings(evaluation)
     if warnings:
         names = ", ".join(to_one_line(finding.check, 60) for finding in warnings)
-        yield f"Read the warnings of the preflight checks ({names}) before you deploy the adapter."
+        yield f"Read the warnings of the preflight checks ({names})."
 
 
 def _advise_on_overfitting(evaluation: EvaluationReport, manifest: AdapterManifest) -> Iterator[str]:
@@ -83,8 +89,8 @@ def _describe_shorter_training(best_step: int | None, manifest: AdapterManifest)
     duration = f"to about step {best_step:,}" + (f" of {steps:,}" if steps else "") if best_step else "for fewer epochs"
     field = f"training.maxSteps: {best_step}" if best_step else "training.epochs"
     return (
-        f"Train only {duration} ({field}), or regularize the training: lower training.learningRate or "
-        "training.lora.rank, or add training.lora.dropout. More varied rows help most."
+        f"Train only {duration} ({field}), set training.earlyStopping, or regularize the training: lower "
+        "training.learningRate or training.lora.rank, or add training.lora.dropout. More varied rows help most."
     )
 
 
@@ -115,19 +121,50 @@ def _advise_on_forgetting(evaluation: EvaluationReport) -> Iterator[str]:
 def _advise_on_quality(
     names_by_direction: dict[ChangeDirection, list[str]], evaluation: EvaluationReport
 ) -> Iterator[str]:
-    if not evaluation.measures:
-        coverage = "only cross-validation was run" if evaluation.cross_validation else "nothing was measured"
-        yield f"Compare the answers of both models yourself before you deploy the adapter: {coverage}."
+    if not any(names for direction, names in names_by_direction.items() if direction != "unknown"):
+        yield f"Compare the answers of both models yourself: {_explain_no_test(evaluation)}."
     if names_by_direction["worse"]:
+        yield f"Check the samples for what got worse ({', '.join(names_by_direction['worse'])})."
+
+
+def _explain_no_test(evaluation: EvaluationReport) -> str:
+    if evaluation.measures:
+        return "no change was tested"
+    return "only cross-validation was run" if evaluation.cross_validation else "there are no validation rows"
+
+
+def _advise_on_baselines(evaluation: EvaluationReport) -> Iterator[str]:
+    for table in build_baseline_tables(evaluation):
+        worse = [row for row in table.rows if row.direction == "worse" and row.relative_change >= _RELEVANT_CHANGE]
+        if worse:
+            names = ", ".join(to_one_line(display_name(row.measure.name), 60) for row in worse)
+            yield f"Do not replace the baseline {table.name} without a look at the samples: {names} got worse."
+
+
+def _advise_on_labels(confusion: ConfusionMatrix | None) -> Iterator[str]:
+    """Compare the tuned model with one that always answers the most frequent label."""
+    if confusion is None:
+        return
+    row_sums = [sum(row) for row in confusion.counts]
+    right_count = sum(row[index] for index, row in enumerate(confusion.counts))
+    if right_count <= max(row_sums):
+        frequent = to_one_line(confusion.labels[row_sums.index(max(row_sums))], 60)
         yield (
-            f"Check the samples for what got worse ({', '.join(names_by_direction['worse'])}) before you deploy "
-            "the adapter."
+            f"Do not rely on the labels yet: {format_share(right_count, sum(row_sums))} of them are right, no more "
+            f"than if all answers were the most frequent one ({frequent}, "
+            f"{format_share(max(row_sums), sum(row_sums))}). See the confusion matrix."
         )
 
 
+def _advise_on_missing(evaluation: EvaluationReport) -> Iterator[str]:
+    names = [to_one_line(entry.partition(":")[0], 100) for entry in evaluation.missing]
+    if names:
+        yield f"Read what was not measured, or only in part: {', '.join(names)}."
+
+
 def _select_underpowered(evaluation: EvaluationReport) -> list[Measure]:
-    unclear = [measure for measure in evaluation.measures if change_direction(measure) in ("unclear", "few")]
-    return [measure for measure in unclear if measure.tuned.samples < _MIN_ROWS]
+    underpowered = [measure for measure in evaluation.measures if is_underpowered(measure)]
+    return [measure for measure in underpowered if measure.tuned.samples < _MIN_ROWS]
 
 
 def _advise_on_row_count(evaluation: EvaluationReport) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
@@ -15,6 +16,12 @@ class BaselineRow:
     measure: Measure
     comparison: Comparison
     direction: ChangeDirection
+
+    @property
+    def relative_change(self) -> float:
+        """The absolute change, divided by the value of the baseline."""
+        change, value = self.comparison.change, self.comparison.estimate.value
+        return abs(change.value / value) if change and value else math.inf
 
 
 @dataclass(frozen=True)

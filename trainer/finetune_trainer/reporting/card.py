@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from finetune_trainer.contract import DataSource, TrainerConfig
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES
 from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
@@ -30,11 +31,18 @@ from finetune_trainer.reporting.adapter_info import (
     parse_config,
 )
 from finetune_trainer.reporting.baselines import build_baseline_tables
-from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate
+from finetune_trainer.reporting.formatting import display_name, format_energy, format_estimate, format_p_value
 from finetune_trainer.reporting.markdown import Markdown, escape, format_code, format_code_block
 from finetune_trainer.text import escape_invisible, to_one_line
 
-_HUB_METRICS = {"evalLoss": "loss", "macroF1": "f1", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}
+_HUB_METRICS = {
+    "evalLoss": "loss",
+    "exactMatch": "exact_match",
+    "macroF1": "f1",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rougeL": "rouge",
+}
 """Names of metrics on the hub that differ from those in `evaluation.json`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 """Name of a model that the hub accepts as a base model."""
@@ -85,6 +93,8 @@ class _Usage:
 
     base_model: str
     """Name on the hub, or a placeholder."""
+    revision: str
+    """Commit of the base model on the hub, or an empty text if the model comes from elsewhere."""
     served_name: str
     """Name of the adapter at a server."""
     max_rank: int
@@ -96,7 +106,8 @@ def _build_usage(manifest: AdapterManifest, adapter_info: AdapterInfo) -> _Usage
     max_rank = next((rank for rank in _VLLM_RANKS if rank >= lora.rank), 0) if lora.variant != "dora" else 0
     served_name = re.sub(r"[^A-Za-z0-9._-]+", "-", get_run_name(manifest).rpartition("/")[2]) or "adapter"
     base_model = adapter_info.base_name if _HUB_NAME.fullmatch(adapter_info.base_name) else "PATH_OF_THE_BASE_MODEL"
-    return _Usage(base_model, served_name, max_rank)
+    revision = manifest.model.revision if manifest.model.uri == f"hf://{base_model}" else ""
+    return _Usage(base_model, revision, served_name, max_rank)
 
 
 def _list_hub_datasets(config: TrainerConfig) -> list[str]:
@@ -114,6 +125,8 @@ def _build_evaluation_context(evaluation: EvaluationReport) -> dict[str, Any]:
         "limits": verdicts.describe_limits(evaluation),
         "quality": verdicts.quality_verdict(evaluation),
         "measures": evaluation.measures,
+        "has_p_values": any(measure.p_value is not None for measure in evaluation.measures),
+        "min_interval_rows": MIN_SAMPLES,
         "baselines": build_baseline_tables(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
         "folds": evaluation.cross_validation,
@@ -128,10 +141,13 @@ def _build_card_data(
     # On one line, because the hub searches the end of the front matter line by line.
     name = escape_invisible(adapter_info.base_name).replace("\n", " ")
     config, is_hub_name = parse_config(manifest), _HUB_NAME.fullmatch(name)
+    license_fields = _choose_license(config, manifest)
     return ModelCardData(
         base_model=name if is_hub_name else None,
         library_name="peft",
-        license=config.output.license,
+        license=license_fields.get("license"),
+        license_name=license_fields.get("license_name"),
+        license_link=license_fields.get("license_link"),
         language=config.output.languages or None,
         datasets=_list_hub_datasets(config) or None,
         tags=["lora", config.training.method, "finetune-operator"],
@@ -141,6 +157,11 @@ def _build_card_data(
         eval_results=results or None,
         base_model_relation="adapter" if is_hub_name else None,
     )
+
+
+def _choose_license(config: TrainerConfig, manifest: AdapterManifest) -> dict[str, str]:
+    """Return the license of the adapter: the one of the config, or else that of the base model's card on the hub."""
+    return {"license": config.output.license} if config.output.license else manifest.model.license_fields
 
 
 def _build_hub_results(manifest: AdapterManifest, evaluation: EvaluationReport) -> Iterator[EvalResult]:
@@ -171,6 +192,7 @@ def _create_environment() -> Environment:
     )
     environment.filters |= {
         "after_space": _format_after_space,
+        "change": _format_change,
         "code": format_code,
         "code_block": format_code_block,
         "count": lambda count: Markdown(f"{count:,}"),
@@ -190,6 +212,14 @@ def _escape_unless_markdown(value: object) -> str:
 def _format_after_space(text: str, limit: int = 400) -> Markdown:
     """Escape an optional sentence that follows another one."""
     return Markdown(f" {escape(text, limit)}" if text else "")
+
+
+def _format_change(change: Estimate | None, p_value: float | None) -> Markdown:
+    """Format a change with its interval, or with the p-value of its exact test."""
+    if change is None:
+        return Markdown("not tested")
+    p_value_text = "" if p_value is None else f", {format_p_value(p_value).replace('<', '&lt;')}"
+    return Markdown(format_estimate(change, True) + p_value_text)
 
 
 def _format_markdown_estimate(estimate: Estimate | None, sign: bool = False) -> Markdown:

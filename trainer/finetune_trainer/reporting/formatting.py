@@ -29,8 +29,9 @@ def display_name(name: str) -> str:
 
 
 def format_interval(estimate: Estimate, sign: bool = False) -> str:
-    """Format the confidence interval: `0.66 to 0.75`. It is empty if there were too few rows for an interval."""
-    if estimate.low is None or estimate.high is None:
+    """Format the confidence interval: `0.66 to 0.75`. It is empty if there were too few rows for an interval, and if a
+    bootstrap gave one without a width, as for a perfect score, which would look like certainty."""
+    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
         return ""
     format_value = format_signed if sign else format_number
     return f"{format_value(estimate.low)} to {format_value(estimate.high)}"

@@ -51,7 +51,9 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
 
 def _list_files(evaluation: EvaluationReport) -> list[tuple[str, str]]:
     """Return name and content of the files next to the page."""
-    answers = [("evaluation.jsonl", "all answers and their scores")] if evaluation.max_new_tokens else []
+    answers = (
+        [("evaluation.jsonl", "answers to the validation rows and their scores")] if evaluation.max_new_tokens else []
+    )
     return [("run.log", "log of the run"), ("evaluation.json", "all numbers of this page"), *answers]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, change_direction
@@ -13,6 +13,10 @@ from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
 Tone = Literal["good", "bad", "unsure"]
+_LOSSES = ("evalLoss", "perplexity")
+"""Metrics that do not need answers."""
+_BIAS_FLAGS = "biasFlags"
+"""A metric that compares both models itself. It has a verdict of its own."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +39,62 @@ def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, li
         "unknown": [],
     }
     for measure in evaluation.measures:
-        names_by_direction[change_direction(measure)].append(to_one_line(display_name(measure.name), 60))
+        if measure.name != _BIAS_FLAGS:
+            names_by_direction[change_direction(measure)].append(to_one_line(display_name(measure.name), 60))
     return names_by_direction
 
 
 def quality_verdict(evaluation: EvaluationReport) -> Verdict:
     """Return whether the model is better than the base model, with the names of the metrics as detail."""
-    if evaluation.cross_validation and not evaluation.measures:
-        return Verdict("Quality", "unsure", "Not compared with the base model", "Only cross-validation was run.")
     names_by_direction = group_by_direction(evaluation)
-    tone, text = _judge_quality(names_by_direction, bool(evaluation.measures))
-    if _failed_checks(evaluation):
-        tone, text = "bad", f"Not published: {text[0].lower()}{text[1:]}"
+    if not any(names_by_direction.values()):
+        coverage = "Only cross-validation was run." if evaluation.cross_validation else "There are no validation rows."
+        return _mark_rejected(evaluation, Verdict("Quality", "unsure", "Not compared with the base model", coverage))
+    tone, text = _judge_quality(evaluation, names_by_direction)
     descriptions = {
         "better": "Better",
         "worse": "Worse",
         "unclear": "No clear change",
         "few": f"Measured on fewer than {MIN_TEST_SAMPLES} rows",
-        "unknown": "Not compared",
+        "unknown": "Measured without a test of the change",
     }
     detail = ". ".join(
         f"{descriptions[direction]}: {', '.join(names)}" for direction, names in names_by_direction.items() if names
     )
-    return Verdict("Quality", tone, text, f"{detail}." if detail else "")
+    return _mark_rejected(evaluation, Verdict("Quality", tone, text, f"{detail}."))
 
 
-def _judge_quality(names_by_direction: dict[ChangeDirection, list[str]], has_measures: bool) -> tuple[Tone, str]:
-    if not has_measures:
-        return "unsure", "Nothing was measured"
+def _mark_rejected(evaluation: EvaluationReport, verdict: Verdict) -> Verdict:
+    """Say first that the model was not published, if it fails the gate."""
+    if not _failed_checks(evaluation):
+        return verdict
+    return replace(verdict, tone="bad", text=f"Not published: {verdict.text[0].lower()}{verdict.text[1:]}")
+
+
+def _judge_quality(
+    evaluation: EvaluationReport, names_by_direction: dict[ChangeDirection, list[str]]
+) -> tuple[Tone, str]:
     if names_by_direction["better"] and names_by_direction["worse"]:
         return "unsure", "Better in some ways than the base model, worse in others"
     if names_by_direction["worse"]:
         return "bad", "Worse than the base model"
     if names_by_direction["better"]:
-        return "good", "Better than the base model"
+        return _judge_answers(evaluation)
     if names_by_direction["unclear"]:
         return "unsure", "No clear difference from the base model"
     if names_by_direction["few"]:
         return "unsure", "Too few rows for a comparison with the base model"
-    return "unsure", "Measured, but not compared with the base model"
+    return "unsure", "Measured, but not tested against the base model"
+
+
+def _judge_answers(evaluation: EvaluationReport) -> tuple[Tone, str]:
+    """Judge a model that is better by some metrics and worse by none: a lower loss alone does not make the answers
+    better, which the metrics of a task measure."""
+    answer_measures = [measure for measure in evaluation.measures if measure.name not in _LOSSES]
+    directions = {change_direction(measure) for measure in answer_measures} - {"unknown"}
+    if directions and "better" not in directions:
+        return "unsure", "Lower loss than the base model, but no clearly better answers"
+    return "good", "Better than the base model"
 
 
 def _failed_checks(evaluation: EvaluationReport) -> list[GateCheck]:
@@ -108,7 +129,7 @@ def forgetting_verdict(evaluation: EvaluationReport) -> Verdict | None:
 def bias_verdict(evaluation: EvaluationReport) -> Verdict:
     """Return whether the fine-tuning increased the differences between groups of people."""
     if evaluation.bias is None or not evaluation.bias.findings:
-        return Verdict("Bias", "unsure", "Bias not measured")
+        return Verdict("Bias", "unsure", "Bias not measured", _explain_no_bias(evaluation))
     findings = evaluation.bias.findings
     flagged = [finding for finding in findings if finding.flagged]
     comparisons = pluralize(len(findings), "comparison")
@@ -118,10 +139,14 @@ def bias_verdict(evaluation: EvaluationReport) -> Verdict:
     return Verdict("Bias", "good", "No increase in bias found", f"None of {comparisons} got worse beyond chance.")
 
 
+def _explain_no_bias(evaluation: EvaluationReport) -> str:
+    return "Set evaluation.bias to measure it." if evaluation.bias is None else "There was too little to compare."
+
+
 def gate_verdict(evaluation: EvaluationReport) -> Verdict:
     """Return whether the model passed the gate."""
     if not evaluation.gate:
-        return Verdict("Gate", "unsure", "No gate configured")
+        return Verdict("Gate", "unsure", "No gate configured", "The adapter is published whatever its metrics are.")
     failed = _failed_checks(evaluation)
     if failed:
         return Verdict(
