@@ -130,6 +130,7 @@ def prepare_dataset(
     context = _build_context(config, files, encoding)
     with context.ledger.rejections.add_to_errors():
         prepared = _prepare_rows(config, files, context, work_dir, boilerplate)
+    _log_report(prepared.report)
     return replace(prepared, template_date=encoding.template_date)
 
 
@@ -158,6 +159,12 @@ def _prepare_rows(
     context.ledger.check_rewritten_rows(context.tokenizer)
     context.ledger.check_invalid_rows(context.reader.row_count)
     return _split_rows(config, files, context, training_writer, validation_writer)
+
+
+def _log_report(report: DatasetReport) -> None:
+    counts = [f"{report.kept:,} to train on", f"{report.validation:,} held out for validation"]
+    counts += [f"{count:,} rejected as {reason}" for reason, count in report.rejected.items()]
+    log.info("dataset: of %s read, %s", pluralize(report.rows, "row"), ", ".join(counts))
 
 
 def _log_unused_columns(reader: RowReader) -> None:
