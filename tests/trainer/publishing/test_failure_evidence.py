@@ -187,8 +187,8 @@ def test_store_that_rejects_evidence_changes_no_reason(
 
 
 REFUSED = {
-    "data": ({"dataset": {"sources": [{"uri": "s3://data/none/"}]}}, Reason.DATA_NOT_FOUND),
-    "model": ({"model": {"uri": "s3://models/none/"}}, Reason.MODEL_NOT_FOUND),
+    "data": ({"dataset": {"sources": [{"uri": "s3://data/never-stored/"}]}}, Reason.DATA_NOT_FOUND),
+    "model": ({"model": {"uri": "s3://models/never-stored/"}}, Reason.MODEL_NOT_FOUND),
     "settings": ({"model": {"uri": "s3://models/tiny", "chatTemplateName": "none"}}, Reason.CONFIG_INVALID),
 }
 
