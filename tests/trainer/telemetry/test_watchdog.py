@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from finetune_trainer.contract import OUTCOME_PATH_ENV, Outcome, Reason
+from finetune_trainer.telemetry.progress import ProgressReporter
+from finetune_trainer.telemetry.termination_message import OutcomeRecorder
+from finetune_trainer.telemetry.watchdog import stall_watchdog
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -132,3 +135,12 @@ def test_watchdog_large_upload_counts_as_progress(s3: S3Server, tmp_path: Path, 
         link.shutdown()
     assert done.returncode == status, done.stderr
     assert bool(s3.list_keys(target)) is (status == 0)
+
+
+def test_watchdog_folder_removed_before_the_end_is_no_error(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with stall_watchdog(OutcomeRecorder(ProgressReporter()), folder, seconds=4):
+        time.sleep(0.1)
+        folder.rmdir()
+        time.sleep(0.5)  # two readings; pytest reports exceptions of the thread

@@ -45,7 +45,7 @@ class _Activity:
         return (
             self.progress.update_count,
             self.transfers.bytes_transferred if self.transfers else 0,
-            sum(_get_file_size(path) for path in self.folder.rglob("*")),
+            _get_folder_size(self.folder),
         )
 
 
@@ -86,9 +86,14 @@ def _watch_activity(
             abort_stalled()
 
 
-def _get_file_size(path: Path) -> int:
+def _get_folder_size(folder: Path) -> int:
+    # Unlike Path.rglob, os.walk skips folders that are removed meanwhile, such as the work folder at the end of a run.
+    return sum(_get_file_size(os.path.join(parent, name)) for parent, _, names in os.walk(folder) for name in names)
+
+
+def _get_file_size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.path.getsize(path)
     except OSError:  # removed since it was listed
         return 0
 
