@@ -26,7 +26,8 @@ from finetune_trainer.data.template_messages import remove_reasoning
 from finetune_trainer.data.word_comparison import describe_removed_words, find_value, has_words
 
 _MARK_PATTERN = re.compile(ANSWER_MARK + r"(\d{6})")
-_MARK_CHARS = len(ANSWER_MARK) + 6
+_FIRST_MARK = f"{ANSWER_MARK}000000"
+_MARK_CHARS = len(_FIRST_MARK)
 _MAX_PREFIX_CHARS = 256
 """Characters that a template may write between its generation prompt and an answer, such as an empty think block."""
 
@@ -215,6 +216,8 @@ def _render_pieces(chat: ChatRendering, build_placeholder: _PlaceholderBuilder) 
 
 def _split_at_marks(marked_text: str, count: int, build_placeholder: _PlaceholderBuilder) -> list[str] | None:
     """Return the text before, between and after the marks 0 to `count - 1`, or None if they are not in this order."""
+    if count == 1 and marked_text.count(ANSWER_MARK) == marked_text.count(_FIRST_MARK) == 1:  # most rows
+        return marked_text.split(_FIRST_MARK)
     matches = list(_MARK_PATTERN.finditer(marked_text))
     numbers = [int(match[1]) for match in matches]
     is_repeated = len(numbers) > count and build_placeholder is _build_text_placeholder

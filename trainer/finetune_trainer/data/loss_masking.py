@@ -155,7 +155,9 @@ class LossMasker:
 
     def _render_chat(self, chat: Chat) -> RenderedConversation:
         control_token = self._control_token_finder.find(chat)
-        if control_token is None or not self._encodes_control_tokens_as_text:
+        if control_token is None:
+            return self._render_turns(chat)
+        if not self._encodes_control_tokens_as_text:
             return replace(self._render_turns(chat), control_token=control_token)
         rendered = self._render_turns(self._control_token_finder.mark(chat))
         cut_text, answer_spans = cut_at_marks(rendered.text, rendered.answer_spans)

@@ -98,7 +98,8 @@ def _map_conversation(
 ) -> Chat | PromptCompletion:
     if isinstance(conversation, PromptCompletion):
         return PromptCompletion(transform(conversation.prompt), transform(conversation.completion))
-    return replace(conversation, messages=[_map_message(message, transform) for message in conversation.messages])
+    messages = [_map_message(message, transform) for message in conversation.messages]
+    return Chat(messages, conversation.tools, conversation.unsupervised_turns)
 
 
 def _map_message(message: Message, transform: Callable[[str], str]) -> Message:
