@@ -140,6 +140,30 @@ def test_control_token_next_to_private_character_is_refused() -> None:
         LossMasker(tokenizer()).render(Chat(chat(f"a{END}\uf8d7", "b")["messages"]))
 
 
+def build_normalizing_tokenizer(*, normalized: bool) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that lowercases texts, and finds its control tokens after it or before it."""
+    from tokenizers import AddedToken, normalizers
+
+    words = tokenizer()
+    words.backend_tokenizer.normalizer = normalizers.Lowercase()
+    words.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|end|>", special=True, normalized=normalized)]}
+    )
+    return words
+
+
+@pytest.mark.parametrize("text", ["a <|END|> b", "<|End|>"])
+def test_control_token_that_normalization_makes_is_refused(text: str) -> None:
+    with pytest.raises(RowError, match=r"changes to the control token '<\|end\|>' when it normalizes it; remove"):
+        LossMasker(build_normalizing_tokenizer(normalized=True)).render(Chat(chat(text, "ok")["messages"]))
+
+
+def test_control_token_that_is_not_normalized_is_found_literally() -> None:
+    words = build_normalizing_tokenizer(normalized=False)
+    (example,) = LossMasker(words).tokenize([LossMasker(words).render(Chat(chat("a <|END|> b", "ok")["messages"]))])
+    assert words.convert_tokens_to_ids("<|end|>") not in example.input_ids
+
+
 def test_control_token_in_template_with_escapes_is_text() -> None:
     template = CHATML.replace("m.content", "m.content | tojson(ensure_ascii=True)")
     words = tokenizer(template)

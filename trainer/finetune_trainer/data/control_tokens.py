@@ -12,7 +12,7 @@ the token.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Any
@@ -60,16 +60,15 @@ class ControlTokenFinder:
         texts = [text for text in texts if not _REASONING_TAG.fullmatch(text)]
         # Texts that are not rendered by a chat template contain their control tokens.
         self._pattern = _compile_pattern(texts) if texts and tokenizer.chat_template else None
+        self._normalize = _find_normalization(tokenizer, control_ids)
 
     def find(self, conversation: Conversation) -> str | None:
         """Return the first control token in a text that the chat template renders, or None."""
         if self._pattern is None or isinstance(conversation, PlainText):
             return None
-        for _, text in list_turns(conversation):
-            if match := self._pattern.search(text):
-                return match.group()
-        for tool in conversation.tools if isinstance(conversation, Chat) else ():
-            if match := self._pattern.search(str(tool)):
+        tools = conversation.tools if isinstance(conversation, Chat) else ()
+        for text in (*(text for _, text in list_turns(conversation)), *map(str, tools)):
+            if match := self._pattern.search(text) or self._find_normalized(text):
                 return match.group()
         return None
 
@@ -88,7 +87,18 @@ class ControlTokenFinder:
             if len(match.group()) == 1:
                 raise RowError(f"has the control token {match.group()!r}, which cannot be encoded as text; remove it")
             text = self._pattern.sub(lambda found: found.group()[0] + _CUT_MARK + found.group()[1:], text)
+        if match := self._find_normalized(text):
+            raise RowError(
+                f"has a text that the tokenizer changes to the control token {match.group()!r} when it normalizes it; "
+                "remove this text, or set dataset.preparation.controlTokens to control"
+            )
         return text
+
+    def _find_normalized(self, text: str) -> re.Match[str] | None:
+        """Search the text as the tokenizer normalizes it, if it searches such texts for control tokens."""
+        if self._normalize is None or self._pattern is None:
+            return None
+        return self._pattern.search(self._normalize(text))
 
     def _mark_object(self, value: dict[str, Any]) -> dict[str, Any]:
         """Mark the texts in a JSON object."""
@@ -100,6 +110,17 @@ class ControlTokenFinder:
         if isinstance(value, list):
             return [self._mark_value(item) for item in value]
         return self.mark_text(value) if isinstance(value, str) else value
+
+
+def _find_normalization(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> Callable[[str], str] | None:
+    """Return the function that normalizes a text, or None if control tokens are found in texts as they are.
+
+    Added tokens that are flagged as `normalized` are also found in the normalized text, so that with a normalizer that
+    lowercases, `</S>` becomes the token `</s>`.
+    """
+    added_tokens, normalizer = tokenizer.added_tokens_decoder, tokenizer.backend_tokenizer.normalizer
+    is_normalized = any(added_tokens[id_].normalized for id_ in control_ids if id_ in added_tokens)
+    return normalizer.normalize_str if is_normalized and normalizer is not None else None
 
 
 def _compile_pattern(texts: Sequence[str]) -> re.Pattern[str]:
