@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 _TRAINING_SUFFIX = "_training"
 _NON_WORD = re.compile(r"\W+")
 _MIN_SIMILARITY = 0.88
-"""Ratio of `difflib` from which on a name is taken for a mistyped one."""
+"""Minimum ratio of `difflib` between a name and a similar one that an error suggests."""
 
 
 def find_bundled_template(name: str) -> Path:
