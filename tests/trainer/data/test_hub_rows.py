@@ -99,6 +99,30 @@ def test_reader_hub_row_is_used_and_further_keys_are_counted(
     assert reader.unused_columns == unused
 
 
+PARTS = {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "good"}]}]}
+SYSTEM_PARTS = {"role": "system", "parts": [{"text": "s"}]}
+
+
+def test_reader_contents_of_google_are_turns(tmp_path: Path) -> None:
+    row = {"systemInstruction": SYSTEM_PARTS, **PARTS}
+    fields = parse_suggestion(read_message(tmp_path, row))
+    assert fields == {"system": "systemInstruction", "messages": "contents"}
+    assert read(tmp_path, row, fields=fields)[1] == [Chat([SYSTEM, USER, ANSWER])]
+
+
+def test_reader_system_of_bedrock_in_parts_is_a_turn(tmp_path: Path) -> None:
+    row = {"system": [{"text": "s"}], "messages": [{**USER, "content": [{"text": "q"}]}, ANSWER]}
+    assert read(tmp_path, row)[1] == [Chat([SYSTEM, USER, ANSWER])]
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "system_message", "system_instruction", "systemInstruction"])
+def test_reader_system_column_of_another_name_is_not_left_out(tmp_path: Path, name: str) -> None:
+    message = read_message(tmp_path, {name: "s", "messages": [USER, ANSWER]})
+    assert read(tmp_path, {name: "s", "messages": [USER, ANSWER]}, fields=parse_suggestion(message))[1] == [
+        Chat([SYSTEM, USER, ANSWER])
+    ]
+
+
 SUGGESTED_ROWS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "OpenOrca": (
         "sft",

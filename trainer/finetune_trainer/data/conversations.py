@@ -22,6 +22,7 @@ _ROLES = {role: role for role in ROLES} | {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
+    "chatbot": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "observation": "tool",
@@ -30,7 +31,7 @@ _ROLES = {role: role for role in ROLES} | {
     "function_call": "assistant",
     "tool_call": "assistant",
 }
-"""Roles by the names that the data of OpenAI, Google, OpenAssistant and ShareGPT have for them, in lower case."""
+"""Roles by the names that data sets have for them, in lower case."""
 _CALL_ROLES = ("function_call", "tool_call")
 """Roles of turns whose content is the JSON of a tool call."""
 _TOOL_KINDS = frozenset({"tool_use", "tool_result"})
@@ -54,14 +55,21 @@ _CONTENT_KEYS = frozenset(
         *("train", "training", "trainable", "loss", "mask"),
     }
 )
-"""Keys that are a part of the conversation, or that say what is learnt. Other keys, such as dates, are counted."""
+"""Keys that are a part of the conversation, or that say what is trained on. Other keys, such as dates, are counted."""
 
 
 def get_optional_text(row: RowColumns, name: str) -> str:
-    """Return a text column, or an empty text if it is absent, null or blank. Raises `RowError` for other types."""
+    """Return a text column, or an empty text if it is absent, null or blank. Raises `RowError` for other types.
+
+    The text may be in parts, as Amazon's and Google's system instructions are.
+    """
     value = row.get(name)
     if value is None:
         return ""
+    if isinstance(value, dict) and isinstance(value.get("parts"), list):
+        value = value["parts"]
+    if isinstance(value, list):
+        value = _join_text_parts(f"'{name}'", value)
     value_text = require_text(f"'{name}'", value)
     return value_text if value_text.strip() else ""
 
@@ -130,7 +138,7 @@ def _parse_turn(name: str, turn: object) -> tuple[Message, list[str]]:
         raise RowError(
             f"expected {name} to be an object with role and content, found {describe_type(turn)}{_TURN_FORM}"
         )
-    role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    role_key, content_key = _get_turn_keys(turn)
     if role_key not in turn:
         raise RowError(f"expected {name} to have role and content, found {format_keys(turn)}{_TURN_FORM}")
     role = _parse_role(f"{name}.{role_key}", turn[role_key])
@@ -146,13 +154,20 @@ def _parse_turn(name: str, turn: object) -> tuple[Message, list[str]]:
     return {"role": role, "content": text, **parsed_extras}, unused_keys
 
 
+def _get_turn_keys(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the keys of role and content: those of ShareGPT, of Google's `contents`, or else of OpenAI."""
+    if "from" in turn and "role" not in turn:
+        return "from", "value"
+    return "role", "parts" if "parts" in turn and is_empty(turn.get("content")) else "content"
+
+
 def _reject_content_keys(name: str, unused_keys: list[str], used_keys: tuple[str, str]) -> None:
     """Raise `RowError` for a key that is not used, but is a part of the conversation."""
     refused_keys = sorted(key for key in unused_keys if key in _CONTENT_KEYS)
     if refused_keys:
         found = ", ".join(map(format_value, refused_keys[:5]))
         raise RowError(
-            f"expected {name} to have {' and '.join(used_keys)}, found also {found}; remove what is not to be learnt, "
+            f"expected {name} to have {' and '.join(used_keys)}, found also {found}; remove what is not for training, "
             f"and write the rest in {used_keys[1]} or in a turn of its own"
         )
 

@@ -45,7 +45,7 @@ _QUESTION_NAMES = ("question", "query", "problem", "input")
 """Names of columns that are the prompt of a pair of answers without `prompt`, rather than its source or its topic."""
 _CONVERSATION_NAMES = ("conversation", "dialog", "dialogue", "chat", "turns")
 _FIELD_GUESSES: Mapping[str, tuple[str, ...]] = {
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction", "systemprompt"),
     "prompt": _PROMPT_NAMES,
     "input": ("context", "passage"),
     "completion": COMPLETION_NAMES,
@@ -145,6 +145,8 @@ def _fits(field_name: str, value: object) -> bool:
         return _has_turns(value) or (isinstance(value, str) and value.lstrip().startswith("[{"))
     if field_name == "label":
         return isinstance(value, str | int | float)
+    if field_name == "system" and isinstance(value, dict) and "parts" in value:
+        return True
     if field_name in _TURN_FIELDS and (_has_turns(value) or _is_turn(value)):
         return True
     return value is None or isinstance(value, str)

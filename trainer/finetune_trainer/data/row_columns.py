@@ -40,7 +40,8 @@ _CONVERSATION_COLUMNS = (
 )
 """Columns with a conversation, a part of it, or a label. `text` is not listed: beside a conversation it is usually a
 rendered copy."""
-_OTHER_NAMES = {"system_prompt": "system", "context": "input", "passage": "input"}
+SYSTEM_NAMES = ("system_prompt", "system_message", "system_instruction", "systemInstruction", "systemPrompt")
+_OTHER_NAMES = {**dict.fromkeys(SYSTEM_NAMES, "system"), "context": "input", "passage": "input"}
 """Names that columns with a part of the conversation often have, and the fields that they fit."""
 
 
