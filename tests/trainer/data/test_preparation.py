@@ -270,3 +270,10 @@ def test_prepare_rejected_examples_are_redacted(tmp_path: Path) -> None:
     assert "s3://data/train.jsonl line 2" in others["invalid"].where
     assert len(others["overlength"].text) == 500
     assert sum(bar.rows for bar in prepared.length_histogram) == prepared.report.kept
+
+
+def test_prepare_log_says_how_many_rows_are_kept_and_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [prompt_completion("a", "b"), prompt_completion("c", "d"), prompt_completion("a", "b")]
+    with caplog.at_level("INFO", logger="finetune_trainer"):
+        prepare_rows(tmp_path, rows, build_config())
+    assert "dataset: of 3 rows read, 2 to train on, 0 held out for validation, 1 rejected as duplicate" in caplog.text
