@@ -110,7 +110,10 @@ ADVICE = {
         "60 % of them are right, no more than if all answers were the most frequent one (bad, 60 %)",
     ),
     "incomplete": (make_evaluation(missing=CUT), "Read what was not measured, or only in part: complete answers."),
-    "worse than a baseline": (make_evaluation(BASELINE_BETTER), "Do not replace the baseline may without a look"),
+    "worse than a baseline": (
+        make_evaluation(BASELINE_BETTER),
+        "Read the samples before you replace the baseline may: Accuracy got worse",
+    ),
     "shorter": (make_evaluation(overfitting=OVERFITTED), "Train only to about step 40 of 900 (training.maxSteps: 40)"),
     "shorter without a step": (
         make_evaluation(overfitting=OverfittingResult(verdict="overfitting", message="it did")),

@@ -138,7 +138,7 @@ def _advise_on_baselines(evaluation: EvaluationReport) -> Iterator[str]:
         worse = [row for row in table.rows if row.direction == "worse" and row.relative_change >= _RELEVANT_CHANGE]
         if worse:
             names = ", ".join(to_one_line(display_name(row.measure.name), 60) for row in worse)
-            yield f"Do not replace the baseline {table.name} before you have read the samples: {names} got worse."
+            yield f"Read the samples before you replace the baseline {table.name}: {names} got worse."
 
 
 def _advise_on_labels(confusion: ConfusionMatrix | None) -> Iterator[str]:
