@@ -176,8 +176,8 @@ def test_baselines_are_downloaded_and_recorded(s3: S3Server, prefix: str, tmp_pa
 
 @pytest.mark.s3
 def test_baseline_without_adapter_is_named(s3: S3Server, prefix: str) -> None:
-    s3.put("s3://models/none/adapter_config.json", b"{}")
-    evaluation = {"baselines": [{"name": "may", "adapterURI": "s3://models/none"}]}
+    s3.put("s3://models/incomplete-adapter/adapter_config.json", b"{}")
+    evaluation = {"baselines": [{"name": "may", "adapterURI": "s3://models/incomplete-adapter"}]}
     config = build_config(s3, prefix, evaluation=evaluation)
     with pytest.raises(TrainerError, match=r"evaluation\.baselines\[0\]\.adapterURI must be the prefix of a LoRA"):
         resolve.resolve_inputs(config, S3(config.storage))

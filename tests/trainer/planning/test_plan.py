@@ -167,7 +167,7 @@ class TestPlanAgainstRun:
         [
             ({"rows": [{"prompt": "x"}]}, Reason.DATA_INVALID),
             ({"rows": [chat("x", "y " * 400)]}, Reason.DATASET_EMPTY),
-            ({"rows": ROWS, "uri": "s3://models/none"}, Reason.MODEL_NOT_FOUND),
+            ({"rows": ROWS, "uri": "s3://models/never-uploaded"}, Reason.MODEL_NOT_FOUND),
             ({"rows": ROWS, "lora": {"targetModules": ["nothing"]}}, Reason.CONFIG_INVALID),
             ({"rows": ROWS, "evaluation": {"bias": {"terms": AMBIGUOUS_TERMS}}}, Reason.CONFIG_INVALID),
         ],
