@@ -98,6 +98,9 @@ class ComputeSpec(Model):
         )
     )
 
+    profile: ObjectName | None = None
+    """profile is the name of a compute profile: settings of the pods that an administrator has defined for a kind of
+    nodes. If unset, the default profile of the namespace or of the installation is used, if there is one."""
     image: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", max_length=512)] | None = None
     """image is the trainer image. If unset, the default image of the operator is used."""
     nodes: int = Field(default=1, ge=1, le=64)
@@ -113,6 +116,10 @@ class ComputeSpec(Model):
     """resources are the CPU and memory of each pod."""
     scratch: ScratchSpec = ScratchSpec()
     """scratch configures the working volume of each pod for data, model and checkpoints."""
+    model_cache_claim_name: ObjectName | None = None
+    """modelCacheClaimName is the name of a PersistentVolumeClaim that base models are cached in, so that they are
+    downloaded once. Pods of several nodes need the access mode ReadWriteMany. A base model from a claim is not cached.
+    If unset, each pod downloads the base model."""
     node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
     """nodeSelector is the set of labels that a node must have to run the pods."""
     tolerations: list[Toleration] = Field(default=[], max_length=32)

@@ -31,6 +31,13 @@ class RunPolicy(NamedTuple):
     stall_seconds: int = _TRAINING.stall_seconds
     """`training.stallSeconds`."""
     nodes: int = _COMPUTE.nodes
+    cancel: bool = _SPEC_FIELDS["cancel"].default
+    max_interruptions: int = _SPEC_FIELDS["max_interruptions"].default
+    suspend_at_step: int | None = None
+    budget_gpu_seconds: int | None = None
+    """`budget.gpuSeconds`."""
+    budget_active_seconds: int | None = None
+    """`budget.activeSeconds`."""
 
 
 _DEFAULTS = RunPolicy()
@@ -45,6 +52,11 @@ class _TrainingFields(msgspec.Struct, rename="camel"):
     stall_seconds: int = _DEFAULTS.stall_seconds
 
 
+class _BudgetFields(msgspec.Struct, rename="camel"):
+    gpu_seconds: int | None = None
+    active_seconds: int | None = None
+
+
 class _SpecFields(msgspec.Struct, rename="camel"):
     suspend: bool = _DEFAULTS.suspend
     backoff_limit: int = _DEFAULTS.backoff_limit
@@ -53,6 +65,10 @@ class _SpecFields(msgspec.Struct, rename="camel"):
     ttl_seconds_after_finished: int | None = None
     compute: _ComputeFields = msgspec.field(default_factory=_ComputeFields)
     training: _TrainingFields = msgspec.field(default_factory=_TrainingFields)
+    cancel: bool = _DEFAULTS.cancel
+    max_interruptions: int = _DEFAULTS.max_interruptions
+    suspend_at_step: int | None = None
+    budget: _BudgetFields = msgspec.field(default_factory=_BudgetFields)
 
 
 def read_run_policy(body: Body) -> RunPolicy:
@@ -78,4 +94,9 @@ def parse_run_policy(body: Body) -> RunPolicy:
         gpus_per_node=spec.compute.gpus_per_node,
         stall_seconds=spec.training.stall_seconds,
         nodes=spec.compute.nodes,
+        cancel=spec.cancel,
+        max_interruptions=spec.max_interruptions,
+        suspend_at_step=spec.suspend_at_step,
+        budget_gpu_seconds=spec.budget.gpu_seconds,
+        budget_active_seconds=spec.budget.active_seconds,
     )

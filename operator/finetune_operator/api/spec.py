@@ -108,7 +108,29 @@ class TrackingSpec(Tracking):
 
 
 _YEAR_SECONDS = 365 * 24 * 3600
+_MAX_GPU_SECONDS = 2**53 - 1  # integers above are not exact in JSON parsers of other languages
+MANAGER_NAME = f"{GROUP}/finetune-operator"
+"""The value of `spec.managedBy` that names this operator."""
 _IMMUTABLE_MESSAGE = "is immutable; create a new FineTuneJob for a new run"
+
+
+class Budget(Model):
+    """Budget limits what the trainers of a run may use. A run at its limit is suspended, not failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            (
+                "has(self.gpuSeconds) || has(self.activeSeconds)",
+                "budget needs gpuSeconds, activeSeconds or both; remove it for no limit",
+            )
+        )
+    )
+
+    gpu_seconds: int | None = Field(default=None, ge=1, le=_MAX_GPU_SECONDS)
+    """gpuSeconds is the maximum of `status.gpuSeconds`: the seconds that trainers run, multiplied by their GPUs."""
+    active_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
+    """activeSeconds is the maximum of `status.activeSeconds`: the seconds that trainers run, in all attempts
+    together."""
 
 
 class FineTuneJobSpec(TrainerConfig):
@@ -127,6 +149,16 @@ class FineTuneJobSpec(TrainerConfig):
                 "has(self.tracking) == has(oldSelf.tracking) "
                 "&& (!has(self.tracking) || self.tracking == oldSelf.tracking)",
                 f"tracking {_IMMUTABLE_MESSAGE}",
+            ),
+            (
+                "has(self.managedBy) == has(oldSelf.managedBy) "
+                "&& (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
+                f"managedBy {_IMMUTABLE_MESSAGE}",
+            ),
+            ("!oldSelf.cancel || self.cancel", "cancel cannot be undone; create a new FineTuneJob"),
+            (
+                "!has(self.suspendAtStep) || !has(self.training.crossValidation)",
+                "suspendAtStep cannot be used with training.crossValidation, whose steps belong to several trainings",
             ),
             (
                 "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
@@ -157,10 +189,24 @@ class FineTuneJobSpec(TrainerConfig):
     suspend: bool = False
     """suspend suspends the run: the pods save a checkpoint and terminate. Set it to false to resume from the
     checkpoint. Defaults to false."""
+    cancel: bool = False
+    """cancel ends the run for good: its pods are terminated and no new ones are created. It is ended as `Cancelled` and
+    publishes no result. It cannot be undone. Defaults to false."""
+    suspend_at_step: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """suspendAtStep is the optimizer step at which the run is suspended: the trainer evaluates the model, saves a
+    checkpoint and terminates. `status.stepResult` then contains the loss. Raise or remove it to continue. A change
+    while a trainer runs restarts it from a checkpoint. If unset, or if the training has fewer steps, the run is not
+    suspended."""
+    budget: Budget | None = None
+    """budget limits what the trainers of the run may use. At the limit, they save a checkpoint and the run is
+    suspended; raise the limit to continue. If unset, there is no limit."""
     backoff_limit: int = Field(default=3, ge=0, le=100)
-    """backoffLimit is the number of retries after transient errors. Evictions are not counted, but three in a row
-    without a new checkpoint fail the run. Permanent errors are not retried. The count restarts after a suspension.
-    Defaults to 3."""
+    """backoffLimit is the number of retries after transient errors. Evictions are not counted; `maxInterruptions`
+    limits those. Permanent errors are not retried. The count restarts after a suspension. Defaults to 3."""
+    max_interruptions: int = Field(default=3, ge=1, le=1000)
+    """maxInterruptions is the number of consecutive attempts that may be evicted, preempted or killed before they have
+    saved a new checkpoint. The last of them fails the run. Attempts whose end was never reported by their node count a
+    tenth. Defaults to 3."""
     startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
     """startupDeadlineSeconds is the maximum number of seconds from the start of the Job until a trainer runs. The time
     that a queue holds the Job is not counted. If unset, there is no limit."""
@@ -170,6 +216,12 @@ class FineTuneJobSpec(TrainerConfig):
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
     """ttlSecondsAfterFinished is the number of seconds after which a finished FineTuneJob is deleted. If unset, it is
     kept. A GitOps tool creates a deleted FineTuneJob again; it then finds its result and completes without training."""
+    managed_by: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._~/-]+$", max_length=63)]
+        | None
+    ) = None
+    """managedBy is the controller of this FineTuneJob, as a domain and a path. If it is set and is not
+    `finetune.dev/finetune-operator`, the operator ignores the FineTuneJob."""
 
 
 class ObjectMeta(Model):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_trainer.contract import DatasetReport, Model, Progress, Result
+from finetune_trainer.contract import CacheResult, DatasetReport, Model, Progress, Result, StepResult
 
 Timestamp = Annotated[str, StringConstraints(max_length=64)]
 
@@ -17,7 +17,8 @@ class ConditionType(StrEnum):
 
     COMPLETE = "Complete"  # terminal: a complete result is published
     FAILED = "Failed"  # terminal: there is no result and no further attempt
-    SUSPENDED = "Suspended"  # spec.suspend is set and all pods have terminated
+    CANCELLED = "Cancelled"  # terminal: spec.cancel is set and all pods have terminated
+    SUSPENDED = "Suspended"  # by spec.suspend, suspendAtStep or budget, and all pods have terminated
     RUNNING = "Running"  # a trainer container runs
     RECONCILING = "Reconciling"  # kstatus: the Job does not exist yet
     STALLED = "Stalled"  # kstatus: failed, user action is required
@@ -28,13 +29,22 @@ class OperatorReason(StrEnum):
 
     JOB_PENDING = "JobPending"  # the Job does not exist yet
     JOB_CREATED = "JobCreated"  # the Job exists
-    QUEUED = "Queued"  # the Job is suspended, by Kueue until there is quota for it
+    QUEUED = "Queued"  # Kueue holds the Job until there is quota for it
+    JOB_SUSPENDED = "JobSuspended"  # somebody other than Kueue has suspended the Job
     SUSPENDING = "Suspending"  # spec.suspend is set and a pod is saving a checkpoint
     SUSPENDED = "Suspended"  # spec.suspend is set and all pods have terminated
+    BUDGET_EXHAUSTED = "BudgetExhausted"  # the run is suspended because it has used its budget
+    CANCELLING = "Cancelling"  # spec.cancel is set and a pod is terminating
+    CANCELLED = "Cancelled"  # spec.cancel is set and all pods have terminated
     POD_PENDING = "PodPending"  # the Job's pod has not started
     UNSCHEDULABLE = "Unschedulable"  # no node fits the pod
     IMAGE_PULL_FAILED = "ImagePullFailed"  # the node cannot pull the image
-    CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # a Secret, ConfigMap or claim that the pod names is missing
+    GPU_UNAVAILABLE = "GPUUnavailable"  # no node has enough free GPUs of the requested resource
+    CLAIM_NOT_FOUND = "ClaimNotFound"  # a PersistentVolumeClaim that the pod names does not exist
+    SECRET_NOT_FOUND = "SecretNotFound"  # a Secret that the pod names does not exist
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"  # a ConfigMap that the pod names does not exist
+    KEY_NOT_FOUND = "KeyNotFound"  # a Secret or ConfigMap lacks a key that the pod mounts
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # the container cannot be created or a volume cannot be mounted
     POD_RUNNING = "PodRunning"  # a trainer container runs
     PROGRESS_STALLED = "ProgressStalled"  # a trainer container runs and has reported no progress for a long time
     NODE_LOST = "NodeLost"  # a pod is stuck terminating because its node is unreachable
@@ -59,6 +69,7 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    CANCELLED = "Cancelled"
 
 
 class Condition(Model):
@@ -108,10 +119,11 @@ class FineTuneJobStatus(Model):
     """lastAttemptTime is the time when the trainer was last started (RFC 3339)."""
     interruptions: int | None = Field(default=None, ge=0)
     """interruptions is the number of attempts since the latest checkpoint that were evicted, preempted or killed before
-    they saved another one, according to their termination messages. The third one fails the run."""
+    they saved another one, according to their termination messages. `spec.maxInterruptions` limits it."""
     unreported_interruptions: int | None = Field(default=None, ge=0)
     """unreportedInterruptions is the number of attempts since the latest checkpoint whose termination was never
-    reported by their node, so that it is unknown whether they saved another one. The thirtieth one fails the run."""
+    reported by their node, so that it is unknown whether they saved another one. Ten times `spec.maxInterruptions`
+    limits it."""
     active_seconds: int | None = Field(default=None, ge=0)
     """activeSeconds is the number of seconds that a trainer ran, in all attempts together, up to `accountedTime`."""
     gpu_seconds: int | None = Field(default=None, ge=0)
@@ -131,6 +143,11 @@ class FineTuneJobStatus(Model):
     last_checkpoint_time: Timestamp | None = None
     """lastCheckpointTime is the time when the latest checkpoint was completed (RFC 3339). Work since then is lost on
     preemption."""
+    step_result: StepResult | None = None
+    """stepResult is the evaluation at the last `spec.suspendAtStep` that the training has reached."""
+    model_cache: CacheResult | None = None
+    """modelCache is Hit if the base model was read from the claim `compute.modelCacheClaimName`, Filled if it was
+    downloaded into it, and Miss if it was downloaded without it."""
     dataset: DatasetReport | None = None
     """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
     rejected."""

@@ -39,7 +39,7 @@ _ROOT_RULES = [
         "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
     },
     {  # a root rule, because it uses spec and status; before the condition, a Job of the old spec may exist
-        "rule": "self.spec.compute == oldSelf.spec.compute || (self.spec.suspend && oldSelf.spec.suspend "
+        "rule": "self.spec.compute == oldSelf.spec.compute || (oldSelf.spec.suspend "
         "&& has(oldSelf.status) && has(oldSelf.status.conditions) "
         "&& oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))",
         "message": "compute can change only while suspended; set suspend to true and wait for the condition Suspended",

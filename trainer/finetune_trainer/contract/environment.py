@@ -12,6 +12,16 @@ STOP_SECONDS_ENV = "FINETUNE_STOP_SECONDS"
 """Seconds from SIGTERM until the process exits, with or without a checkpoint. Shorter than the pod's grace period."""
 SCRATCH_ENV = "FINETUNE_SCRATCH"
 """The only directory that the trainer writes to."""
+SCRATCH_BYTES_ENV = "FINETUNE_SCRATCH_BYTES"
+"""Size of the volume of `FINETUNE_SCRATCH` in bytes. The pod is evicted if it writes more, although the file system has
+more. If unset, only the free space of the file system limits the trainer."""
+MODEL_CACHE_DIR_ENV = "FINETUNE_MODEL_CACHE_DIR"
+"""Directory with cached base models. In the trainer's container it is read-only. If unset, there is no cache."""
+SUSPEND_AT_STEP_ENV = "FINETUNE_SUSPEND_AT_STEP"
+"""Optimizer step at which the trainer evaluates, saves a checkpoint and ends with `StepReached`. If unset, it trains to
+the end."""
+TASK_CONFIG_ENV = "FINETUNE_TASK"
+"""Environment variable with the `TaskConfig` of a task pod as JSON."""
 S3_CREDENTIALS_DIR_ENV = "FINETUNE_S3_CREDENTIALS_DIR"
 """Directory with one file per key in `S3_CREDENTIALS_KEYS`. If unset, the identity of the pod or workstation is
 used."""

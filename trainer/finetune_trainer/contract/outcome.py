@@ -25,6 +25,7 @@ class Reason(StrEnum):
     """Reasons why a run ended. Conditions, events and logs use the same names."""
 
     COMPLETED = "Completed"  # the result is published
+    STEP_REACHED = "StepReached"  # the training is at FINETUNE_SUSPEND_AT_STEP; it is evaluated and saved
     ALREADY_COMPLETE = "AlreadyComplete"  # the result of the same run already exists; nothing was trained
     CONFIG_INVALID = "ConfigInvalid"  # the config violates a rule
     DATA_NOT_FOUND = "DataNotFound"  # bucket, key or prefix does not exist or is empty
@@ -60,6 +61,7 @@ class Reason(StrEnum):
 _EXIT_CODES = {
     Reason.COMPLETED: ExitCode.OK,
     Reason.ALREADY_COMPLETE: ExitCode.OK,
+    Reason.STEP_REACHED: ExitCode.OK,
     Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
     Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
     Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
@@ -174,6 +176,29 @@ class Result(Model):
     """metrics are the metrics of the complete run, such as `trainLoss`, `trainSeconds` and `tokens`."""
 
 
+class CacheResult(StrEnum):
+    """Where the base model of a run came from."""
+
+    HIT = "Hit"  # read from the cache
+    FILLED = "Filled"  # downloaded into the cache and read from it
+    MISS = "Miss"  # downloaded to scratch, because the cache could not be used
+
+
+class StepResult(Model):
+    """StepResult is the evaluation of a training at `suspendAtStep`."""
+
+    step: Count
+    """step is the optimizer step of the evaluation."""
+    eval_loss: float
+    """evalLoss is the mean loss on the validation data: per supervised token for `sft`, per row for `dpo` and
+    `kto`. Without validation data it is the mean training loss of the last logged step."""
+    eval_loss_low: float | None = None
+    """evalLossLow is the lower end of the 95 % confidence interval of `evalLoss`. It is unset without validation
+    data, or if the validation data has too few rows."""
+    eval_loss_high: float | None = None
+    """evalLossHigh is the upper end of the 95 % confidence interval of `evalLoss`."""
+
+
 class StoredCheckpoint(Model):
     """StoredCheckpoint is a complete checkpoint in S3."""
 
@@ -211,5 +236,9 @@ class Outcome(Model):
     log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
     """logURI is the S3 URI of the log of the run. The log of a failed run is below `.failed/` of the output, that of a
     rejected adapter below `.rejected/`."""
+    step_result: StepResult | None = None
+    """stepResult is the evaluation of a run that ended with `StepReached`."""
+    model_cache: CacheResult | None = None
+    """modelCache says where the base model came from, if the run has a model cache."""
     progress: Progress | None = None
     """progress is the last progress of the run."""
