@@ -69,28 +69,24 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     }
 
 
-MAX_VARIABLE_BYTES = 131_071
-"""Bytes of a variable with its name that Linux passes to a program (`MAX_ARG_STRLEN`, without the final null)."""
+_MAX_CONFIG_BYTES = 131_071 - len(f"{contract.CONFIG_ENV}=")
+"""Bytes that fit into the variable of the config: Linux passes at most 131,071 bytes of a variable with its name to a
+program (`MAX_ARG_STRLEN`, without the final null)."""
+_CONFIG_PART_CHARACTERS = 30_000
+"""Characters of each part of a longer config. Each has at most four bytes."""
 
 
-class ConfigTooLargeError(ValueError):
-    """Raised for a config that is too long for an environment variable."""
+def encode_config(config: TrainerConfig) -> dict[str, str]:
+    """Return the variables with the config as JSON, in several parts if it is too long for one.
 
-
-def encode_config(config: TrainerConfig) -> str:
-    """Return the config as JSON, escaped for the value of an environment variable: each `$` is doubled.
-
-    The kubelet expands `$(NAME)` and replaces `$$` by `$`. It is not sufficient to double only the `$` of `$(`, because
-    `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded. Raises `ConfigTooLargeError`.
+    Each `$` is doubled: the kubelet expands `$(NAME)` and replaces `$$` by `$`. It is not sufficient to double only the
+    `$` of `$(`, because `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded.
     """
     encoded = json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"))
-    size = len(f"{contract.CONFIG_ENV}={encoded}".encode())
-    if size > MAX_VARIABLE_BYTES:
-        raise ConfigTooLargeError(
-            f"the config has {size} bytes as JSON, but a container cannot start with more than {MAX_VARIABLE_BYTES} in "
-            "one variable; shorten model.chatTemplate or other long fields"
-        )
-    return encoded.replace("$", "$$")
+    is_short = len(encoded.encode()) <= _MAX_CONFIG_BYTES
+    size = len(encoded) if is_short else _CONFIG_PART_CHARACTERS
+    parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+    return {contract.get_config_variable(index): part.replace("$", "$$") for index, part in enumerate(parts)}
 
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:
@@ -171,8 +167,7 @@ def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[
 def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
     """Return the environment variables of the trainer. No field of a FineTuneJob can add a variable."""
     compute = finetunejob.spec.compute
-    environment = {
-        contract.CONFIG_ENV: encode_config(TrainerConfig.from_manifest(finetunejob.to_json())),
+    environment = encode_config(TrainerConfig.from_manifest(finetunejob.to_json())) | {
         contract.RUN_ID_ENV: finetunejob.metadata.uid,
         contract.JOB_ENV: f"{finetunejob.metadata.namespace}/{finetunejob.metadata.name}",
         contract.OUTCOME_PATH_ENV: "/dev/termination-log",

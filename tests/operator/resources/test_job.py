@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
+from tests.support.operator.spec_samples import build_largest_spec
 
 from finetune_operator.api import FineTuneJob
-from finetune_operator.resources.job import ConfigTooLargeError, build_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
+from finetune_trainer.config.loader import read_config_text
 from finetune_trainer.contract import TrainerConfig
 
 if TYPE_CHECKING:
@@ -103,38 +107,38 @@ MAX_ENVIRONMENT_STRING = 32 * 4096 - 1
 """Bytes of a variable with its name that Linux passes to a program (`MAX_ARG_STRLEN`, without the final null)."""
 
 
-def test_job_config_maximal_spec_fits_one_variable(build: type[Builders]) -> None:
-    def uri(filler: str) -> str:
-        return "s3://bucket/" + filler * ((1024 - 12) // len(filler.encode()))
-
-    names = ("system", "prompt", "completion", "chosen", "rejected", "label")
-    line = "{%- if message['role'] == \"assistant\" %}$\n"
-    template = line * (32768 // len(line))
-    for filler in ('"', "$", "ü", "\U0001f600"):
-        fields = dict.fromkeys(names, "\U00020000" * 32)
-        source = {"uri": uri(filler), "format": "promptCompletion", "limit": 10**9, "fields": fields}
-        validation = {"sources": [source] * 4}
-        spec = {
-            "model": {"uri": uri(filler), "adapterURI": uri(filler), "chatTemplate": template},
-            "dataset": {"sources": [source] * 16, "validation": validation},
-            "training": {"lora": {"targetModules": ["m" * 128] * 64}},
-        }
-        storage = {"endpoint": "https://" + "e" * 504, "region": "r" * 64}
-        job = _build_job(build, {**spec, "output": {"uri": uri(filler)}, "storage": storage})
-        assert len(_get_environment(job)["FINETUNE_CONFIG"].encode()) < MAX_ENVIRONMENT_STRING - len(
-            "FINETUNE_CONFIG="
-        ), filler
+MAX_ENVIRONMENT_BYTES = 2 * 1024 * 1024
+"""Bytes of all variables and arguments together: a quarter of the default stack limit of 8 MiB."""
 
 
-def test_job_config_too_large_for_a_variable_is_refused(build: type[Builders]) -> None:
-    quotes = {"chatTemplate": '"' * 32768}  # each of which is two bytes in JSON
-    long_uri = "s3://bucket/" + '"' * 1012
-    source = {"uri": long_uri, "format": "promptCompletion"}
-    dataset = {"sources": [source] * 16, "validation": {"sources": [source] * 4}}
-    spec = {"model": {"uri": long_uri, **quotes}, "dataset": dataset}
-    evaluation = {"samplePrompts": ['"' * 1000] * 16}
-    with pytest.raises(ConfigTooLargeError, match=r"the config has \d+ bytes as JSON, .* more than 131071 in one"):
-        _build_job(build, {**spec, "evaluation": evaluation, "output": {"uri": "s3://bucket/x"}})
+def _start_program(environment: dict[str, str]) -> dict[str, str]:
+    """Pass the variables to a real program, as a container runtime does, and return those that it gets."""
+    code = "import json, os; print(json.dumps({name: os.environ[name] for name in os.environ}))"
+    expanded = {name: _expand_variables(value) for name, value in environment.items()}
+    process = subprocess.run([sys.executable, "-c", code], env=expanded, capture_output=True, check=True)
+    received: dict[str, str] = json.loads(process.stdout)
+    return received
+
+
+@pytest.mark.parametrize("filler", ["x", '"', "$", "\u00fc", "\U0001f600"])
+def test_job_config_largest_valid_spec_starts(
+    build: type[Builders], monkeypatch: pytest.MonkeyPatch, filler: str
+) -> None:
+    """A test that compares with the largest spec of the schema, so that it includes new fields."""
+    finetunejob = FineTuneJob.model_validate(build.finetunejob(spec=build_largest_spec(filler)))
+    environment = _get_environment(build_job(finetunejob, SETTINGS))
+    received = _start_program(environment)
+    assert sum(len(f"{name}={value}".encode()) for name, value in received.items()) < MAX_ENVIRONMENT_BYTES / 2
+    for name, value in received.items():
+        monkeypatch.setenv(name, value)
+    assert read_config_text() == json.dumps(
+        TrainerConfig.from_manifest(finetunejob.to_json()).to_json(), ensure_ascii=False, separators=(",", ":")
+    )
+
+
+def test_job_config_that_fits_is_in_one_variable(build: type[Builders]) -> None:
+    names = [name for name in _get_environment(_build_job(build)) if name.startswith("FINETUNE_CONFIG")]
+    assert names == ["FINETUNE_CONFIG"]
 
 
 def test_job_gpus_are_added_to_user_resources(build: type[Builders]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -32,6 +34,46 @@ def build_full_spec() -> dict[str, Any]:
     spec = _build_object(build_root_schema()["properties"]["spec"])
     spec["compute"]["nodes"] = 2
     return spec
+
+
+def build_largest_spec(filler: str) -> dict[str, Any]:
+    """Return a spec with the maximum of items and of characters in every field, made of `filler` where its pattern
+    allows that. It may exceed limits of CEL rules, such as those in bytes, but no valid spec is larger."""
+    spec: dict[str, Any] = _build_largest(build_root_schema()["properties"]["spec"], filler)
+    return spec
+
+
+def _build_largest(schema: Schema, filler: str) -> Any:
+    if "additionalProperties" in schema:
+        return {key: _build_largest(schema["additionalProperties"], filler) for key in _list_most_keys(schema)}
+    if schema["type"] == "object":
+        return {name: _build_largest(subschema, filler) for name, subschema in schema["properties"].items()}
+    if schema["type"] == "array":
+        return [_build_largest(schema["items"], filler)] * schema["maxItems"]
+    if schema["type"] == "string" and "enum" not in schema:
+        return _build_longest_string(schema, filler)
+    return max(schema["enum"], key=len) if "enum" in schema else _build_sample(schema)
+
+
+def _list_most_keys(schema: Schema) -> list[str]:
+    """Return the maximum number of keys. If only certain keys are allowed, a CEL rule lists them."""
+    rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", [])]
+    lists = [match[1] for rule in rules if (match := re.fullmatch(r"self\.all\(key, key in (\[.*\])\)", rule))]
+    keys: list[str] = ast.literal_eval(lists[0]) if lists else [f"key{index}" for index in range(64)]
+    return keys[: schema["maxProperties"]]
+
+
+def _build_longest_string(schema: Schema, filler: str) -> str:
+    length = schema["maxLength"]
+    adapter = TypeAdapter[str](Annotated[str, StringConstraints(pattern=schema.get("pattern"), max_length=length)])
+    prefixes = ("", *STRING_SAMPLES)
+    candidates = [f"{prefix}{padding * length}"[:length] for padding in (filler, "x") for prefix in prefixes]
+    for candidate in (*candidates, *STRING_SAMPLES):
+        try:
+            return adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+    raise AssertionError(f"no sample for {schema['pattern']}: add one to STRING_SAMPLES")
 
 
 def iter_strings(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPath, str]]:

@@ -239,6 +239,13 @@ class TestEnvironment:
         assert error.value.reason is Reason.CONFIG_INVALID
         assert message in error.value.message
 
+    def test_from_environment_config_in_parts_is_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = load_config(tmp_path, build_manifest())
+        text = json.dumps(config.to_json())
+        for name, part in zip(("", "_1", "_2"), (text[:50], text[50:90], text[90:]), strict=True):
+            monkeypatch.setenv(f"{CONFIG_ENV}{name}", part)
+        assert loader.load_from_environment() == config
+
     def test_from_environment_broken_rule_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         content = load_config(tmp_path, build_manifest()).to_json()
         content["training"]["maxSteps"] = 3

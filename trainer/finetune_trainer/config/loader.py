@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-from finetune_trainer.contract import CONFIG_ENV, DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH, Reason, TrainerConfig
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    DNS_LABEL_PATTERN,
+    JOB_NAME_MAX_LENGTH,
+    Reason,
+    TrainerConfig,
+    get_config_variable,
+)
 from finetune_trainer.errors import TrainerError
 
 API_GROUP = "finetune.dev/"
@@ -105,9 +113,15 @@ def read_job_name(path: Path) -> str:
     return "/".join(str(metadata[field]) for field in ("namespace", "name") if field in metadata)
 
 
+def read_config_text() -> str:
+    """Return the config that the operator sets in the pod, as JSON. It is empty if there is none."""
+    parts = takewhile(bool, (os.environ.get(get_config_variable(index)) for index in count()))
+    return "".join(filter(None, parts))
+
+
 def load_from_environment() -> TrainerConfig:
     """Load the config that the operator sets in the pod. Raises `CONFIG_INVALID` with one line per mistake."""
-    text = os.environ.get(CONFIG_ENV)
+    text = read_config_text()
     if not text:
         message = f"{CONFIG_ENV} is not set; pass a manifest (finetune-trainer run job.yaml)"
         raise TrainerError(Reason.CONFIG_INVALID, message)

@@ -61,6 +61,7 @@ from finetune_trainer.contract.environment import (
     TEMPLATE_DATE_ENV,
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
+    get_config_variable,
 )
 from finetune_trainer.contract.evaluation import Baseline, BiasEvaluation, Evaluation, GateRule, Task
 from finetune_trainer.contract.outcome import (
@@ -158,4 +159,5 @@ __all__ = [
     "Uri",
     "Validation",
     "cel_rules",
+    "get_config_variable",
 ]

@@ -1,7 +1,16 @@
 """Interface of the trainer's container: environment variables, files, ports and limits."""
 
 CONFIG_ENV = "FINETUNE_CONFIG"
-"""Environment variable with the `TrainerConfig` as JSON."""
+"""Environment variable with the `TrainerConfig` as JSON. A program cannot be started with a variable of more than
+131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and so
+on."""
+
+
+def get_config_variable(index: int) -> str:
+    """Return the name of the environment variable with a part of the config, counted from 0."""
+    return f"{CONFIG_ENV}_{index}" if index else CONFIG_ENV
+
+
 RUN_ID_ENV = "FINETUNE_RUN_ID"
 """Identifier that all attempts of a run share: the uid of the FineTuneJob. If unset, each process is a separate run."""
 JOB_ENV = "FINETUNE_JOB"

@@ -18,7 +18,7 @@ from finetune_operator.observed.objects import is_being_deleted, is_finished
 from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.policy.validation import find_violations
-from finetune_operator.resources.job import ConfigTooLargeError, build_job
+from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines
 from finetune_operator.status.job_status import is_terminal
@@ -112,7 +112,7 @@ def _plan_creation(request: ReconcileRequest, observed: ObservedState, settings:
         parse_run_policy(request.body)  # stricter than pydantic, which accepts "true" for a boolean
     except ValidationError as error:
         return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, _format_validation_error(error), terminal=True))
-    except (msgspec.ValidationError, ConfigTooLargeError) as error:
+    except msgspec.ValidationError as error:
         return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, f"spec: {error}", terminal=True))
     if violations := find_violations(finetunejob, settings):
         # A Job that was created before the policy changed continues, also if the cache does not show it yet.
