@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -13,6 +14,19 @@ Quantity = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
 ]
+_QUANTITY_UNITS = {"m": Decimal("0.001")} | {
+    f"{prefix}{suffix}": Decimal(base**power)
+    for suffix, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate(("k" if base == 1000 else "K", "M", "G", "T", "P", "E"), 1)
+}
+
+
+def parse_quantity(quantity: Quantity) -> Decimal:
+    """Return the value of a quantity, such as 53687091200 for `50Gi`."""
+    number = quantity.rstrip("mkKMGTPEi")
+    return Decimal(number) * _QUANTITY_UNITS.get(quantity.removeprefix(number), Decimal(1))
+
+
 _DOMAIN, _NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/", r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 QualifiedName = Annotated[str, StringConstraints(pattern=f"^({_DOMAIN})?{_NAME}$", max_length=317)]
 DeviceName = Annotated[str, StringConstraints(pattern=f"^{_DOMAIN}{_NAME}$", max_length=317)]
@@ -81,7 +95,7 @@ class ScratchSpec(Model):
     data plus 5 GiB. Defaults to 50Gi."""
     storage_class_name: ObjectName | None = None
     """storageClassName is the storage class of a volume that is created for this pod. If unset, the disk of the node is
-    used (`emptyDir`)."""
+    used (`emptyDir`), and the size is also requested as `ephemeral-storage`, so that the node has it."""
 
 
 class ComputeSpec(Model):

@@ -7,6 +7,9 @@ from finetune_operator.api.spec import GROUP
 TRAINER_CONTAINER = "trainer"
 """Name of the trainer's container. Admission webhooks may add other containers to the pod."""
 
+SCRATCH_VOLUME = "scratch"
+"""Name of the pod's working volume. The kubelet names it if the volume is full."""
+
 JOB_LABEL = f"{GROUP}/job"
 """Label of Jobs, Services and pods. Its value is the name of the FineTuneJob, and the watches select objects by it."""
 

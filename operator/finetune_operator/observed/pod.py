@@ -5,6 +5,7 @@ The pods of one attempt are distinguished by their completion index. A run on on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,42 @@ class ContainerTermination(NamedTuple):
     """The reason and the message of the pod or of the container."""
     checkpoint: StoredCheckpoint | None = None
     """The latest checkpoint that the termination message names."""
+    eviction_message: str = ""
+    """The message of the kubelet, if it evicted the pod."""
+
+
+_STORAGE_LIMIT_MESSAGES = (
+    re.compile(r"""Usage of EmptyDir volume "(?P<volume>[^"]*)" exceeds the limit "(?P<limit>[^"]*)"."""),
+    re.compile(r"Pod ephemeral local storage usage exceeds the total limit of containers (?P<limit>\S+?)\. ?$"),
+    re.compile(r"""Container (?P<container>\S+) exceeded its local ephemeral storage limit "(?P<limit>[^"]*)"."""),
+)
+"""Messages of the kubelet about a pod that used more storage than it may use, so that each pod after it would, too.
+https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/eviction/helpers.go"""
+
+
+class StorageEviction(NamedTuple):
+    """A pod was evicted because it used more storage than a limit of its own."""
+
+    message: str
+    """The message of the kubelet."""
+    volume: str | None
+    """The name of the volume, or None if the limit is one of a container or of the pod."""
+
+
+def find_storage_eviction(pods: Iterable[Body]) -> StorageEviction | None:
+    """Return the eviction of the first pod that exceeded a storage limit, or None if no pod did."""
+    for pod in pods:
+        message = get_eviction_message(pod)
+        for pattern in _STORAGE_LIMIT_MESSAGES:
+            if match := pattern.search(message):
+                return StorageEviction(message, match.groupdict().get("volume"))
+    return None
+
+
+def get_eviction_message(pod: Body) -> str:
+    """Return the message of the kubelet that evicted the pod, or an empty string if it was not evicted."""
+    status = pod.get("status", {})
+    return str(status.get("message", "")).strip() if status.get("reason") == "Evicted" else ""
 
 
 def belongs_to_job_of(pod: Body, finetunejob: Body) -> bool:
@@ -165,7 +202,7 @@ def get_termination(pod: Body) -> ContainerTermination:
     checkpoint = _get_last_checkpoint(outcome) if outcome else parse_checkpoint_record(text)
     if outcome and outcome.reason.exit_code != terminated["exitCode"]:
         outcome = None
-    return ContainerTermination(outcome, terminated["exitCode"], reason_message, checkpoint)
+    return ContainerTermination(outcome, terminated["exitCode"], reason_message, checkpoint, get_eviction_message(pod))
 
 
 def _get_last_checkpoint(outcome: Outcome) -> StoredCheckpoint | None:

@@ -182,6 +182,6 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
 def _build_resource_requirements(compute: ComputeSpec) -> Body:
     gpus = {compute.gpu_resource: str(compute.gpus_per_node)} if compute.gpus_per_node else {}
     return {
-        "requests": dict(compute.resources.requests) | gpus,
+        "requests": volumes.build_storage_request(compute) | dict(compute.resources.requests) | gpus,
         "limits": dict(compute.resources.limits) | gpus,
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_operator.api import FineTuneJobSpec
-from finetune_operator.api.compute import ScratchSpec
+from finetune_operator.api.compute import ComputeSpec, Quantity, ScratchSpec, parse_quantity
+from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
 from finetune_trainer import contract
 
@@ -21,6 +22,8 @@ SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
 CLAIMS_DIR = "/var/lib/finetune/claims"
 
+EPHEMERAL_STORAGE = "ephemeral-storage"
+"""Resource of the disk of a node, which `emptyDir` volumes and logs use."""
 _PVC_SCHEME = "pvc://"
 _CA_FILE = "ca.crt"
 _HUB_TOKEN_FILE = f"{HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
@@ -36,6 +39,7 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
     """
     environment = {
         contract.SCRATCH_ENV: SCRATCH_DIR,
+        contract.SCRATCH_BYTES_ENV: str(int(parse_quantity(compute_scratch_size(spec.compute)))),
         # The root file system is read-only, and images set these variables to other folders.
         "HOME": SCRATCH_DIR,
         "TMPDIR": SCRATCH_DIR,
@@ -55,9 +59,30 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
     return environment | {name: path for is_mounted, name, path in paths if is_mounted}
 
 
+def compute_scratch_size(compute: ComputeSpec) -> Quantity:
+    """Return what the trainer may write to scratch: its size, or less if the container has a lower limit of storage.
+
+    The limit of a container applies to the disk of the node, not to a volume of a storage class.
+    """
+    limit = compute.resources.limits.get(EPHEMERAL_STORAGE)
+    if limit is None or compute.scratch.storage_class_name:
+        return compute.scratch.size
+    return min(limit, compute.scratch.size, key=parse_quantity)
+
+
+def build_storage_request(compute: ComputeSpec) -> dict[str, Quantity]:
+    """Return the request for the disk of the node, so that the pod is only scheduled to a node that has the space.
+
+    A volume of a storage class is not on that disk.
+    """
+    if compute.scratch.storage_class_name:
+        return {}
+    return {EPHEMERAL_STORAGE: compute_scratch_size(compute)}
+
+
 def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Return pairs of a volume mount and the source of its volume. All mounts except scratch are read-only."""
-    scratch = ({"name": "scratch", "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))
+    scratch = ({"name": SCRATCH_VOLUME, "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))
     return [scratch, *_build_access_mounts(spec), *_build_claim_mounts(spec)]
 
 

@@ -6,7 +6,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
+from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import VOLUME_ERROR_REASONS
 from finetune_operator.observed.job import is_job_suspended
 from finetune_operator.observed.objects import ReasonMessage, find_true_condition, get_name, is_being_deleted
@@ -16,6 +18,7 @@ from finetune_operator.observed.pod import (
     ContainerTermination,
     find_newest_pod,
     find_root_cause_pod,
+    find_storage_eviction,
     get_node_name,
     get_phase,
     get_termination,
@@ -28,7 +31,7 @@ from finetune_operator.observed.pod import (
 )
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
 from finetune_operator.status import deadlines
-from finetune_operator.status.usage import MAX_INTERRUPTIONS, MAX_UNREPORTED
+from finetune_operator.status.usage import get_max_unreported
 from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
 
 
@@ -55,6 +58,11 @@ class RunState(NamedTuple):
 
 
 _RESUME_HINT = "A new FineTuneJob with the same model, data, training and output resumes from the latest checkpoint"
+_STORAGE_REMEDIES = {
+    SCRATCH_VOLUME: "Raise spec.compute.scratch.size",
+    None: "Raise ephemeral-storage in spec.compute.resources.limits and spec.compute.scratch.size, or remove the limit",
+}
+"""What to do about a storage limit, by the name of the volume. None is a limit of the container or of the pod."""
 _STAGE_TEXTS = {
     Stage.WAITING_FOR_OUTPUT: (
         f"is waiting for another run to release spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
@@ -87,8 +95,10 @@ def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
     is_running = last_pod is not None and is_trainer_running(last_pod)
     if not is_running and (condition := find_true_condition(job, "FailureTarget")):
         return node_lost or _build_failing_state(condition.get("message", ""), observed, history)
-    if history.interruptions >= MAX_INTERRUPTIONS or history.unreported_interruptions >= MAX_UNREPORTED:
-        return _build_no_progress_state(history, last_pod)
+    if disk_full := _find_disk_full_state(observed):
+        return disk_full
+    if no_progress := _find_no_progress_state(observed.run_policy, history, last_pod):
+        return no_progress
     state = node_lost or _build_active_state(job, last_pod, observed, history)
     return _find_startup_timeout_state(job, state, observed, history) or state
 
@@ -121,6 +131,8 @@ def _build_failed_state(job_failure: ReasonMessage, observed: ObservedState) -> 
         seconds = observed.run_policy.active_deadline_seconds
         message = f"The run exceeded spec.activeDeadlineSeconds ({seconds}). {_RESUME_HINT}."
         return RunState(StateKind.FAILED, OperatorReason.DEADLINE_EXCEEDED, message)
+    if disk_full := _find_disk_full_state(observed):
+        return disk_full
     pod = find_root_cause_pod(observed.pods)
     termination = get_termination(pod) if pod else ContainerTermination(None, None, ReasonMessage("", ""))
     if termination.outcome and termination.outcome.reason.exit_code is not ExitCode.OK:
@@ -143,20 +155,37 @@ def _build_failing_state(job_message: str, observed: ObservedState, history: Run
     return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, text)
 
 
-def _build_no_progress_state(history: RunHistory, last_pod: Body | None) -> RunState:
-    if history.interruptions >= MAX_INTERRUPTIONS:
+def _find_disk_full_state(observed: ObservedState) -> RunState | None:
+    """Return the state of a run with a pod that was evicted because of a storage limit of its own.
+
+    The next pod would be evicted as well. The Job replaces the pod in any case, because its trainer may have ended with
+    an exit code that is not counted.
+    """
+    eviction = find_storage_eviction(observed.pods)
+    if eviction is None:
+        return None
+    remedy = _STORAGE_REMEDIES.get(eviction.volume, f"Give volume {eviction.volume} of the pod more space")
+    message = f"The pod was evicted: {eviction.message} {remedy}. {_RESUME_HINT}, if there is one."
+    return RunState(StateKind.FAILED, Reason.DISK_FULL, message)
+
+
+def _find_no_progress_state(policy: RunPolicy, history: RunHistory, last_pod: Body | None) -> RunState | None:
+    """Return the state of a run with too many consecutive attempts that saved no new checkpoint."""
+    if history.interruptions >= policy.max_interruptions:
         end = f" {describe_termination(get_termination(last_pod))}" if last_pod and not is_alive(last_pod) else ""
         message = (
-            f"{MAX_INTERRUPTIONS} consecutive attempts were interrupted before a new checkpoint was saved.{end} "
-            "Lower spec.training.checkpoints.everySteps or use more stable nodes."
+            f"{policy.max_interruptions} consecutive attempts were interrupted before a new checkpoint was saved.{end} "
+            "Lower spec.training.checkpoints.everySteps, use more stable nodes, or raise spec.maxInterruptions."
         )
-    else:
+        return RunState(StateKind.FAILED, OperatorReason.NO_PROGRESS, message)
+    if history.unreported_interruptions >= get_max_unreported(policy):
         message = (
-            f"The pods of {MAX_UNREPORTED} attempts disappeared before their nodes reported how they terminated, so it "
-            "is unknown whether these attempts saved a checkpoint. Find out why nodes or pods disappear. "
-            f"{_RESUME_HINT}, if there is one."
+            f"The pods of {get_max_unreported(policy)} attempts disappeared before their nodes reported how they "
+            "terminated, so it is unknown whether these attempts saved a checkpoint. Find out why nodes or pods "
+            f"disappear. {_RESUME_HINT}, if there is one."
         )
-    return RunState(StateKind.FAILED, OperatorReason.NO_PROGRESS, message)
+        return RunState(StateKind.FAILED, OperatorReason.NO_PROGRESS, message)
+    return None
 
 
 def _find_node_lost_state(observed: ObservedState, history: RunHistory) -> RunState | None:
@@ -287,7 +316,8 @@ def _join_reason(reason_message: ReasonMessage) -> str:
 def describe_termination(termination: ContainerTermination) -> str:
     """Return sentences for users on how an attempt ended, and which checkpoint it has saved."""
     if termination.outcome:
-        return f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
+        end = f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
+        return f"The pod was evicted: {termination.eviction_message} {end}" if termination.eviction_message else end
     saved = f" A checkpoint of step {termination.checkpoint.step} is stored." if termination.checkpoint else ""
     if termination.reason_message.reason == "OOMKilled":
         return f"The last attempt exceeded its memory limit. Raise spec.compute.resources.limits.memory.{saved}"

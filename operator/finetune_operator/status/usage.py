@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.objects import Body
+from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.objects import get_creation_time, parse_timestamp
 from finetune_operator.observed.pod import (
     find_failed_peers,
@@ -26,11 +27,9 @@ from finetune_operator.observed.pod import (
 from finetune_operator.observed.state import ObservedState
 from finetune_trainer.contract import Progress, StoredCheckpoint
 
-MAX_INTERRUPTIONS = 3
-"""Consecutive attempts that may be interrupted, according to their termination messages, without a new checkpoint."""
-MAX_UNREPORTED = 30
-"""Consecutive attempts whose termination may remain unreported, so that it is unknown whether they saved a checkpoint.
-This happens if pods or nodes disappear."""
+_UNREPORTED_PER_INTERRUPTION = 10
+"""Attempts whose termination remains unreported, so that it is unknown whether they saved a checkpoint, count a tenth
+of an interruption. This happens if pods or nodes disappear."""
 _MAX_CLOCK_SKEW = 60.0
 """Seconds that the clock of a node may be ahead."""
 
@@ -52,6 +51,11 @@ class InterruptionStreak(NamedTuple):
     """Attempts that were interrupted and whose termination message names no new checkpoint."""
     unreported: int = 0
     """Attempts whose termination was never reported."""
+
+
+def get_max_unreported(run_policy: RunPolicy) -> int:
+    """Return the number of consecutive attempts whose termination may remain unreported."""
+    return _UNREPORTED_PER_INTERRUPTION * run_policy.max_interruptions
 
 
 @dataclass(frozen=True)

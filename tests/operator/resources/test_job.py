@@ -145,12 +145,13 @@ def test_job_gpus_are_added_to_user_resources(build: type[Builders]) -> None:
     resources = {"requests": {"cpu": "4"}, "limits": {"memory": "16Gi", "nvidia.com/gpu": "8"}}
     job = _build_job(build, {"compute": {"resources": resources}})
     assert _get_container(job)["resources"] == {
-        "requests": {"cpu": "4", "nvidia.com/gpu": "1"}, "limits": {"memory": "16Gi", "nvidia.com/gpu": "1"},
+        "requests": {"ephemeral-storage": "50Gi", "cpu": "4", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "16Gi", "nvidia.com/gpu": "1"},
     }  # fmt: skip
     amd = _build_job(build, {"compute": {"gpuResource": "amd.com/gpu"}})
     assert _get_container(amd)["resources"]["limits"] == {"amd.com/gpu": "1"}
     cpu = _build_job(build, {"compute": {"gpusPerNode": 0}})
-    assert _get_container(cpu)["resources"] == {"requests": {}, "limits": {}}
+    assert _get_container(cpu)["resources"] == {"requests": {"ephemeral-storage": "50Gi"}, "limits": {}}
 
 
 def test_job_credentials_are_mounted_under_fixed_names(build: type[Builders]) -> None:
@@ -300,7 +301,17 @@ def test_job_compute_fields_reach_pod(build: type[Builders]) -> None:
 
 
 def test_job_environment_is_closed_list(build: type[Builders]) -> None:
-    names = {"CONFIG", "JOB", "RUN_ID", "OUTCOME_PATH", "SCRATCH", "IMAGE", "STOP_SECONDS", "TEMPLATE_DATE"}
+    names = {
+        "CONFIG",
+        "JOB",
+        "RUN_ID",
+        "OUTCOME_PATH",
+        "SCRATCH",
+        "SCRATCH_BYTES",
+        "IMAGE",
+        "STOP_SECONDS",
+        "TEMPLATE_DATE",
+    }
     trainer_variables = {f"FINETUNE_{name}" for name in names}
     assert set(_get_environment(_build_job(build))) == {
         "HOME",
@@ -308,6 +319,34 @@ def test_job_environment_is_closed_list(build: type[Builders]) -> None:
         "AWS_EC2_METADATA_DISABLED",
         *trainer_variables,
     }
+
+
+SCRATCH_SIZES = {
+    "default": ({}, "53687091200", "50Gi"),
+    "decimal": ({"scratch": {"size": "1.5G"}}, "1500000000", "1.5G"),
+    "plain number": ({"scratch": {"size": "1000"}}, "1000", "1000"),
+    "lower limit": ({"resources": {"limits": {"ephemeral-storage": "20Gi"}}}, "21474836480", "20Gi"),
+    "higher limit": ({"resources": {"limits": {"ephemeral-storage": "60G"}}}, "53687091200", "50Gi"),
+    "own request": ({"resources": {"requests": {"ephemeral-storage": "70Gi"}}}, "53687091200", "70Gi"),
+    "storage class": ({"scratch": {"size": "1Ti", "storageClassName": "fast"}}, "1099511627776", None),
+    "storage class and limit": (
+        {
+            "scratch": {"size": "1Ti", "storageClassName": "fast"},
+            "resources": {"limits": {"ephemeral-storage": "1Gi"}},
+        },
+        "1099511627776",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("compute", "size", "request_"), SCRATCH_SIZES.values(), ids=SCRATCH_SIZES)
+def test_job_scratch_size_is_requested_and_known_to_trainer(
+    build: type[Builders], compute: Body, size: str, request_: str | None
+) -> None:
+    job = _build_job(build, {"compute": compute})
+    assert _get_environment(job)["FINETUNE_SCRATCH_BYTES"] == size
+    assert _get_container(job)["resources"]["requests"].get("ephemeral-storage") == request_
 
 
 @pytest.mark.parametrize(("grace", "seconds"), [(None, "100"), (900, "880"), (30, "10"), (5, "1")])

@@ -10,10 +10,13 @@ from tests.support.operator.run_timeline import DISRUPTION_TARGET, META, Pod, Ru
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.job_status import compute_status
-from finetune_operator.status.usage import MAX_UNREPORTED
+from finetune_operator.status.usage import get_max_unreported
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
+
+
+MAX_UNREPORTED = get_max_unreported(RunPolicy())
 
 
 class Attempt(NamedTuple):
@@ -119,6 +122,17 @@ def test_interruptions_no_progress_message_names_reached_limit(build: type[Build
     message = unreported.status.conditions[0].message
     assert "pods of 30 attempts disappeared" in message
     assert "interrupted before" not in message
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_interruptions_limit_is_that_of_spec(build: type[Builders], limit: int) -> None:
+    timeline = RunTimeline(build, max_interruptions=limit)
+    _observe_attempts(timeline, [STOPPED] * limit, report_progress=False)
+    assert timeline.get_reason() == "NoProgress"
+    assert f"{limit} consecutive attempts were interrupted" in timeline.status.conditions[0].message
+    higher_limit = RunTimeline(build, max_interruptions=limit + 1)
+    _observe_attempts(higher_limit, [STOPPED] * limit, report_progress=False)
+    assert higher_limit.get_reason() == "Retrying"
 
 
 def test_interruptions_suspension_resets_count(build: type[Builders]) -> None:

@@ -39,15 +39,18 @@ def build_full_spec() -> dict[str, Any]:
 def build_largest_spec(filler: str) -> dict[str, Any]:
     """Return a spec with the maximum of items and of characters in every field, made of `filler` where its pattern
     allows that. It may exceed limits of CEL rules, such as those in bytes, but no valid spec is larger."""
-    spec: dict[str, Any] = _build_largest(build_root_schema()["properties"]["spec"], filler)
-    return spec
+    return _build_largest_object(build_root_schema()["properties"]["spec"], filler)
 
 
-def _build_largest(schema: Schema, filler: str) -> Any:
+def _build_largest_object(schema: Schema, filler: str) -> dict[str, Any]:
     if "additionalProperties" in schema:
         return {key: _build_largest(schema["additionalProperties"], filler) for key in _list_most_keys(schema)}
+    return {name: _build_largest(subschema, filler) for name, subschema in schema["properties"].items()}
+
+
+def _build_largest(schema: Schema, filler: str) -> object:
     if schema["type"] == "object":
-        return {name: _build_largest(subschema, filler) for name, subschema in schema["properties"].items()}
+        return _build_largest_object(schema, filler)
     if schema["type"] == "array":
         return [_build_largest(schema["items"], filler)] * schema["maxItems"]
     if schema["type"] == "string" and "enum" not in schema:

@@ -2,8 +2,8 @@
 
 CONFIG_ENV = "FINETUNE_CONFIG"
 """Environment variable with the `TrainerConfig` as JSON. A program cannot be started with a variable of more than
-131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and so
-on."""
+131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and
+so on."""
 
 
 def get_config_variable(index: int) -> str:
