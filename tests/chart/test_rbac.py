@@ -14,7 +14,7 @@ OPERATOR_RIGHTS = {
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "pods"): {"list", "watch"},
+    ("", "pods"): {"list", "watch", "delete"},
     ("", "services"): {"get", "create"},
     ("", "events"): {"list", "create"},
 }

@@ -54,7 +54,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [get, list, watch, create, patch, delete] # patch: deadlines, delete: suspend
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, delete] # delete: those of earlier attempts, with their volumes
 # The headless Service for the rendezvous of a FineTuneJob with several nodes.
 - apiGroups: [""]
   resources: [services]

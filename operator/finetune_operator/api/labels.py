@@ -13,6 +13,9 @@ SCRATCH_VOLUME = "scratch"
 JOB_LABEL = f"{GROUP}/job"
 """Label of Jobs, Services and pods. Its value is the name of the FineTuneJob, and the watches select objects by it."""
 
+SCRATCH_CLAIM_LABEL = f"{GROUP}/scratch-claim"
+"""Label of Jobs whose pods have a claim for scratch each. Such a claim exists, and costs money, as long as its pod."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 KUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)

@@ -132,6 +132,16 @@ class KubeClient:
         """Delete a Job after its pods. Return the Job, or None if it is gone. Raises `ApiError` (409) if it changed."""
         return await self._delete_object(JOBS, job, "Foreground")
 
+    async def delete_pod(self, pod: Body) -> None:
+        """Delete a pod. One that is gone, or that another of the same name has replaced, is no error."""
+        meta = pod["metadata"]
+        options = {"preconditions": {"uid": meta["uid"]}}
+        try:
+            await self._call_api("DELETE", f"{PODS.build_path(meta['namespace'])}/{meta['name']}", body=options)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
     async def delete_finetunejob(self, body: Body) -> Body | None:
         """Delete a FineTuneJob and all that it owns. Return it, or None if it is gone.
 

@@ -12,6 +12,7 @@ from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ObjectCache
 from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS
 from finetune_operator.kube.informer import WatchedResource
+from finetune_operator.observed.job import holds_scratch_claims
 from finetune_operator.observed.objects import is_controlled_by, is_finished
 from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
 from finetune_trainer.contract import Progress
@@ -61,7 +62,11 @@ class PodCache(ObjectCache):
 
     def _retain_deleted_pod(self, key: ObjectKey, deleted_pod: Body) -> None:
         pods_by_index, index = self._deleted_pods.setdefault(key, {}), get_completion_index(deleted_pod)
-        failed_pod = {**deleted_pod, "status": {**deleted_pod["status"], "phase": "Failed"}}  # it cannot run any more
+        failed_pod = {
+            **deleted_pod,
+            "metadata": {"deletionTimestamp": get_finished_at(deleted_pod), **deleted_pod["metadata"]},
+            "status": {**deleted_pod["status"], "phase": "Failed"},  # it cannot run any more
+        }
         pods_by_index[index] = find_newest_pod([failed_pod, *filter(None, [pods_by_index.get(index)])]) or failed_pod
 
     def evict(self, key: ObjectKey) -> None:
@@ -82,7 +87,10 @@ class FineTuneJobCache:
 
     def __init__(self) -> None:
         self.finetunejobs = ObjectCache(transform.strip_finetunejob)
-        self.jobs = ObjectCache(transform.strip_job, lambda key, job: not (is_finished(job) and self.has_ended(key)))
+        self.jobs = ObjectCache(
+            transform.strip_job,
+            lambda key, job: holds_scratch_claims(job) or not (is_finished(job) and self.has_ended(key)),
+        )
         self.pods = PodCache(self.has_ended)
         self.reported_progress: dict[ObjectKey, ReportedProgress] = {}
         """The last progress that running pods reported."""

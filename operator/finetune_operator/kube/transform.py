@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import msgspec
 
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, SCRATCH_CLAIM_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import is_finished
 from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
@@ -151,7 +151,7 @@ def _strip_metadata(body: Body) -> Body:
     """Drop metadata that is not read: labels and annotations may take up to 256 KiB."""
     meta = body["metadata"]
     fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
-    labels = _select_keys((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
+    labels = _select_keys((JOB_LABEL, SCRATCH_CLAIM_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
     annotations = _select_keys((COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
     selected = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}

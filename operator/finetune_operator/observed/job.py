@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.labels import SCRATCH_CLAIM_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import find_true_condition
 
@@ -9,6 +10,11 @@ from finetune_operator.observed.objects import find_true_condition
 def is_job_suspended(job: Body) -> bool:
     """Return whether the Job is suspended, by a queue or by a user."""
     return bool(job["spec"].get("suspend"))
+
+
+def holds_scratch_claims(job: Body) -> bool:
+    """Return whether each pod of the Job has a claim for scratch."""
+    return SCRATCH_CLAIM_LABEL in job["metadata"].get("labels", {})
 
 
 def get_job_started_at(job: Body) -> str | None:

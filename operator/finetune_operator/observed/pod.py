@@ -6,6 +6,7 @@ The pods of one attempt are distinguished by their completion index. A run on on
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from finetune_operator.observed.objects import (
     get_controller_ref,
     get_creation_time,
     get_name,
+    is_being_deleted,
 )
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, CheckpointRecord, ExitCode, Outcome, StoredCheckpoint
 
@@ -253,6 +255,24 @@ def find_newest_pod(pods: Iterable[Body]) -> Body | None:
 def list_rank_zero_pods(pods: Iterable[Body]) -> list[Body]:
     """Return the pods with index 0. They report progress, checkpoints and the outcome of their attempt."""
     return [pod for pod in pods if get_completion_index(pod) == "0"]
+
+
+def list_superseded_pods(pods: Iterable[Body], last_attempt_time: str | None, kept_attempts: int) -> list[Body]:
+    """Return the pods of earlier attempts that can be deleted.
+
+    Of each index, these are the ended ones that are older than the last attempt, except the `kept_attempts` newest. The
+    start of a newer trainer shows that the status accounts for them.
+    """
+    ended_by_index = defaultdict[str, list[Body]](list)
+    for pod in sorted(pods, key=_get_start_or_creation):
+        is_earlier = last_attempt_time is not None and _get_start_or_creation(pod) < last_attempt_time
+        if is_earlier and not is_alive(pod) and not is_being_deleted(pod):
+            ended_by_index[get_completion_index(pod)].append(pod)
+    return [pod for ended in ended_by_index.values() for pod in ended[: max(0, len(ended) - kept_attempts)]]
+
+
+def _get_start_or_creation(pod: Body) -> str:
+    return get_started_at(pod) or get_creation_time(pod)
 
 
 def list_reporting_pods(pods: Iterable[Body]) -> list[Body]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, SCRATCH_CLAIM_LABEL, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
@@ -50,7 +50,9 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
         "metadata": {
             "name": meta.name,
             "namespace": meta.namespace,
-            "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
+            "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels}
+            | _build_scratch_label(compute)
+            | _build_labels(meta),
             "ownerReferences": [_build_owner_reference(meta)],
         },
         "spec": {
@@ -87,6 +89,10 @@ def encode_config(config: TrainerConfig) -> dict[str, str]:
     size = len(encoded) if is_short else _CONFIG_PART_CHARACTERS
     parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
     return {contract.get_config_variable(index): part.replace("$", "$$") for index, part in enumerate(parts)}
+
+
+def _build_scratch_label(compute: ComputeSpec) -> dict[str, str]:
+    return {SCRATCH_CLAIM_LABEL: "true"} if compute.scratch.storage_class_name else {}
 
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:

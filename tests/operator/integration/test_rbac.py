@@ -41,6 +41,7 @@ async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarnes
         await _play_slow_start_and_suspension(world)
         await _play_multi_node_run(world)
         await _play_queued_run(world)
+        await _play_retry_with_claim(world)
     assert (
         world.proxy.permissions - KUEUE
         == _flatten_rules([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)]) - CHECKED_BY_ADMISSION
@@ -80,6 +81,21 @@ async def _play_queued_run(world: NamespaceHarness) -> None:
     await world.wait_until(lambda: world.get("jobs", "queued"))
     await world.call("PATCH", world.path("jobs", "queued"), {"spec": {"suspend": True}})
     await world.wait_for_reason("Queued", "queued")
+
+
+async def _play_retry_with_claim(world: NamespaceHarness) -> None:
+    """Play a run whose first pod has a claim and is replaced."""
+    await world.create_finetunejob("retried", {"compute": {"scratch": {"storageClassName": "fast"}}})
+    for index, code in ((1, 75), (2, 0)):
+        started_at, name = _seconds_ago(20 - index), f"retried-{index}"
+        await world.create_pod("retried", index)
+        await world.report_container_state({"running": {"startedAt": started_at}}, name=name)
+        await world.wait_for_reason("PodRunning", "retried")
+        if code:
+            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": _seconds_ago(19 - index)}
+            await world.report_container_state({"terminated": terminated}, "Failed", name)
+            await world.wait_for_reason("Retrying", "retried")
+    await world.wait_until(lambda: _was_permission_used(world, "delete", "pods"))
 
 
 async def _was_permission_used(world: NamespaceHarness, verb: str, resource: str) -> bool:

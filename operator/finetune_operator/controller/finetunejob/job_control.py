@@ -12,7 +12,12 @@ from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import ApiError
-from finetune_operator.observed.objects import is_being_deleted, is_controlled_by, is_controlled_by_finetunejob
+from finetune_operator.observed.objects import (
+    get_name,
+    is_being_deleted,
+    is_controlled_by,
+    is_controlled_by_finetunejob,
+)
 from finetune_operator.observed.state import Blocked
 from finetune_operator.resources import multi_node
 from finetune_operator.resources.job import build_job
@@ -67,6 +72,18 @@ class JobControl:
         if deleted:
             self._cache.jobs.update(key, deleted)
         return deleted
+
+    async def delete_pod(self, pod: Body) -> None:
+        """Delete a pod of an earlier attempt. The watch reports it when it is gone.
+
+        A failure is only logged, because the run does not depend on it.
+        """
+        try:
+            await self._client.delete_pod(pod)
+        except ApiError as error:
+            log.warning("could not delete pod %s of an earlier attempt: %s", get_name(pod), error)
+        else:
+            log.info("deleted pod %s of an earlier attempt", get_name(pod))
 
     async def patch_job(self, key: ObjectKey, job: Body, patch: Body) -> Body:
         """Merge a patch into the Job. Return the Job as it is now."""

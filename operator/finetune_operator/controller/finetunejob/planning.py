@@ -13,15 +13,18 @@ from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import parse_run_policy
 from finetune_operator.controller.finetunejob.request import ReconcileRequest
-from finetune_operator.observed.job import is_job_finishing
+from finetune_operator.observed.job import holds_scratch_claims, is_job_finishing
 from finetune_operator.observed.objects import is_being_deleted, is_finished
-from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods
+from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods, list_superseded_pods
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines
 from finetune_operator.status.job_status import is_terminal
+
+_MAX_ENDED_ATTEMPTS = 5
+"""Attempts before the last one whose pods are kept for `kubectl logs`, unless they have claims."""
 
 
 class Changes(NamedTuple):
@@ -39,6 +42,8 @@ class Changes(NamedTuple):
     """The Job to delete."""
     job_patch: Body | None = None
     """A merge patch of the observed Job."""
+    delete_pods: Sequence[Body] = ()
+    """Pods of earlier attempts, which are not needed any more."""
     delete_finetunejob: bool = False
 
 
@@ -61,10 +66,12 @@ def plan_follow_up(request: ReconcileRequest, observed: ObservedState, status: F
     follow the FineTuneJob are patched.
     """
     if not is_terminal(status):
-        return Changes(job_patch=build_job_patch(observed, status) or None)
+        return Changes(
+            job_patch=build_job_patch(observed, status) or None, delete_pods=_list_unneeded_pods(observed, status)
+        )
     ttl_expiry = deadlines.compute_ttl_expiry(request.run_policy, status)
     return Changes(
-        delete_job=observed.job if observed.job and _can_be_deleted(observed.job) else None,
+        delete_job=observed.job if observed.job and _is_unneeded_after_end(observed.job) else None,
         delete_finetunejob=deadlines.has_passed(ttl_expiry, request.now),
     )
 
@@ -123,6 +130,22 @@ def _plan_creation(request: ReconcileRequest, observed: ObservedState, settings:
 def _can_be_deleted(job: Body) -> bool:
     """Return whether the Job is neither finished nor about to report how it ended."""
     return not (is_finished(job) or is_job_finishing(job) or is_being_deleted(job))
+
+
+def _is_unneeded_after_end(job: Body) -> bool:
+    """Return whether the Job of a finished run is deleted: it still has pods, or claims that cost money.
+
+    Other finished Jobs are kept for `kubectl logs`.
+    """
+    return _can_be_deleted(job) or (holds_scratch_claims(job) and is_finished(job) and not is_being_deleted(job))
+
+
+def _list_unneeded_pods(observed: ObservedState, status: FineTuneJobStatus) -> list[Body]:
+    """Return the pods of earlier attempts to delete, so that they and their claims do not pile up."""
+    if observed.job is None:
+        return []
+    kept_attempts = 0 if holds_scratch_claims(observed.job) else _MAX_ENDED_ATTEMPTS
+    return list_superseded_pods(observed.pods, status.last_attempt_time, kept_attempts)
 
 
 def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:

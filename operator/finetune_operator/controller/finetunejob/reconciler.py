@@ -94,6 +94,8 @@ class FineTuneJobReconciler:
             observed = replace(
                 observed, job=await self._job_control.patch_job(request.key, observed.job, changes.job_patch)
             )
+        for pod in changes.delete_pods:
+            await self._job_control.delete_pod(pod)
         if changes.delete_finetunejob:
             await self._delete_finetunejob(request)
         return observed

@@ -148,6 +148,48 @@ FOLLOW_UP_CASES = {
 }
 
 
+CLAIM_JOB = {**LABELED_JOB, "metadata": {**LABELED_JOB["metadata"], "labels": {"finetune.dev/scratch-claim": "true"}}}
+FINISHED_CLAIM_JOB = {**CLAIM_JOB, "status": FINISHED_JOB["status"]}
+CLAIM_CASES = {
+    "finished": (FINISHED_CLAIM_JOB, {"delete_job"}),
+    "running": (CLAIM_JOB, {"delete_job"}),
+    "being deleted": (
+        {**FINISHED_CLAIM_JOB, "metadata": {**FINISHED_CLAIM_JOB["metadata"], "deletionTimestamp": NOW}},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("job", "writes"), CLAIM_CASES.values(), ids=CLAIM_CASES)
+def test_follow_up_finished_run_deletes_job_with_claims(job: Body, writes: set[str]) -> None:
+    assert _list_writes(plan_follow_up(_build_request(), ObservedState(job), FAILED_STATUS)) == writes
+
+
+def _build_attempt(index: int, completion_index: str = "0") -> Body:
+    start = f"2026-11-23T08:{index:02}:00Z"
+    state = {"terminated": {"exitCode": 75, "startedAt": start, "finishedAt": f"2026-11-23T08:{index:02}:30Z"}}
+    pod = build_pod(f"bot-{completion_index}-{index}", state, "Failed", created=start)
+    pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": completion_index}
+    return pod
+
+
+def test_follow_up_few_ended_pods_are_kept() -> None:
+    counted = FineTuneJobStatus(last_attempt_time="2026-11-23T08:08:00Z", attempts=8)
+    observed = ObservedState(LABELED_JOB, (_build_attempt(6), _build_attempt(7), _build_attempt(8)))
+    assert plan_follow_up(_build_request(), observed, counted).delete_pods == []
+
+
+@pytest.mark.parametrize(("job", "deleted"), [(CLAIM_JOB, range(1, 8)), (LABELED_JOB, range(1, 3))])
+def test_follow_up_deletes_pods_of_attempts_before_the_last(job: Body, deleted: range) -> None:
+    """Those of attempts that the status does not count yet are kept: they may have saved a checkpoint."""
+    pods = tuple(_build_attempt(index, worker) for index in range(1, 9) for worker in ("0", "1"))
+    running = build_pod("bot-0-9", {"running": {"startedAt": "2026-11-23T08:09:00Z"}}, "Running")
+    counted = FineTuneJobStatus(last_attempt_time="2026-11-23T08:08:00Z", attempts=8)
+    changes = plan_follow_up(_build_request(), ObservedState(job, (*pods, running)), counted)
+    expected = {f"bot-{worker}-{index}" for index in deleted for worker in "01"}
+    assert {pod["metadata"]["name"] for pod in changes.delete_pods} == expected
+
+
 @pytest.mark.parametrize("case", FOLLOW_UP_CASES.values(), ids=FOLLOW_UP_CASES)
 def test_follow_up_status_gives_expected_writes_and_requeue(case: FollowUpCase) -> None:
     request = _build_request(case.spec, now=case.now)
