@@ -59,6 +59,17 @@ _STORAGE_LIMIT_MESSAGES = (
 https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/eviction/helpers.go"""
 
 
+class Attempt(NamedTuple):
+    """One start of a trainer. Attempts are in the order of the tuples.
+
+    The clock of a node sets the start, so the starts of two attempts cannot be compared.
+    """
+
+    creation_time: str
+    """When its pod with index 0 was created, by the clock of the API server."""
+    start_time: str
+
+
 class StorageEviction(NamedTuple):
     """A pod was evicted because it used more storage than a limit of its own."""
 
@@ -166,6 +177,12 @@ def get_finished_at(pod: Body) -> str | None:
     return disruption.get("lastTransitionTime") if disruption else None
 
 
+def get_attempt(pod: Body) -> Attempt | None:
+    """Return the attempt of a pod with index 0, or None if its trainer has not started."""
+    start_time = get_started_at(pod)
+    return Attempt(get_creation_time(pod), start_time) if start_time else None
+
+
 def is_scheduled(pod: Body) -> bool:
     """Return whether the pod was scheduled to a node."""
     return get_node_name(pod) is not None
@@ -257,22 +274,24 @@ def list_rank_zero_pods(pods: Iterable[Body]) -> list[Body]:
     return [pod for pod in pods if get_completion_index(pod) == "0"]
 
 
-def list_superseded_pods(pods: Iterable[Body], last_attempt_time: str | None, kept_attempts: int) -> list[Body]:
-    """Return the pods of earlier attempts that can be deleted.
-
-    Of each index, these are the ended ones that are older than the last attempt, except the `kept_attempts` newest. The
-    start of a newer trainer shows that the status accounts for them.
+def list_superseded_pods(pods: Iterable[Body], last: Attempt | None, kept_attempts: int) -> list[Body]:
+    """Return the pods that can be deleted because the status accounts for them: ended ones from before the last attempt
+    that another pod of their index has replaced, except the `kept_attempts` newest of each index.
     """
-    ended_by_index = defaultdict[str, list[Body]](list)
-    for pod in sorted(pods, key=_get_start_or_creation):
-        is_earlier = last_attempt_time is not None and _get_start_or_creation(pod) < last_attempt_time
-        if is_earlier and not is_alive(pod) and not is_being_deleted(pod):
-            ended_by_index[get_completion_index(pod)].append(pod)
-    return [pod for ended in ended_by_index.values() for pod in ended[: max(0, len(ended) - kept_attempts)]]
+    pods_by_index = defaultdict[str, list[Body]](list)
+    for pod in sorted(pods, key=_get_creation_and_start):
+        pods_by_index[get_completion_index(pod)].append(pod)
+    superseded = []
+    for replaced in (each[:-1] for each in pods_by_index.values()):
+        ended = [pod for pod in replaced if not is_alive(pod) and not is_being_deleted(pod)]
+        superseded += [pod for pod in ended if last and _get_creation_and_start(pod) < last][
+            : max(0, len(ended) - kept_attempts)
+        ]
+    return superseded
 
 
-def _get_start_or_creation(pod: Body) -> str:
-    return get_started_at(pod) or get_creation_time(pod)
+def _get_creation_and_start(pod: Body) -> Attempt:
+    return Attempt(get_creation_time(pod), get_started_at(pod) or "")
 
 
 def list_reporting_pods(pods: Iterable[Body]) -> list[Body]:

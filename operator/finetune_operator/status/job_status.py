@@ -39,6 +39,7 @@ def compute_status(
         conditions=_build_conditions(state, meta, previous, now),
         attempts=attempts.count,
         last_attempt_time=attempts.last_attempt_time,
+        last_attempt_creation_time=attempts.last_attempt_creation_time,
         interruptions=streak.interruptions or None,
         unreported_interruptions=streak.unreported or None,
         job_name=get_name(observed.job) if observed.job else previous.job_name,

@@ -15,7 +15,9 @@ from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.objects import get_creation_time, parse_timestamp
 from finetune_operator.observed.pod import (
+    Attempt,
     find_failed_peers,
+    get_attempt,
     get_finished_at,
     get_started_at,
     get_termination,
@@ -63,10 +65,19 @@ class AttemptCounts:
     """How often a trainer was started, and how many of the latest attempts saved no checkpoint."""
 
     count: int | None
-    last_attempt_time: str | None
-    """When the last attempt started."""
+    last: Attempt | None
     previous_streak: InterruptionStreak
     """The streak of the attempts before the last one."""
+
+    @property
+    def last_attempt_time(self) -> str | None:
+        """When the last attempt started."""
+        return self.last.start_time if self.last else None
+
+    @property
+    def last_attempt_creation_time(self) -> str | None:
+        """When the pod of the last attempt was created. It is unknown if an earlier version recorded the attempt."""
+        return self.last.creation_time or None if self.last else None
 
 
 def find_newest_checkpoint(
@@ -89,45 +100,61 @@ def find_newest_checkpoint(
 
 
 def count_attempts(previous: FineTuneJobStatus, observed: ObservedState) -> AttemptCounts:
-    """Add the attempts that started after the last one that `previous` counts."""
+    """Add the attempts after the last one that `previous` counts."""
     pods = list_rank_zero_pods((*observed.orphaned_pods, *observed.pods))
-    last_attempt_time = previous.last_attempt_time
+    last = get_last_attempt(previous)
     streak = InterruptionStreak(previous.interruptions or 0, previous.unreported_interruptions or 0)
-    new_starts = sorted({start for pod in pods if (start := get_started_at(pod)) and start > (last_attempt_time or "")})
-    if last_attempt_time is None:
-        count = max(previous.attempts or 0, len(new_starts))
+    attempts = sorted({attempt for pod in pods if (attempt := get_attempt(pod))})
+    new_attempts = [attempt for attempt in attempts if is_later(attempt, last)]
+    if last is None:
+        count = max(previous.attempts or 0, len(new_attempts))
     else:
-        count = (previous.attempts or 0) + len(new_starts)
-    for start in new_starts:
-        if last_attempt_time:
-            streak = _advance_streak(streak, last_attempt_time, observed)
-        last_attempt_time = start
-    return AttemptCounts(count or None, last_attempt_time, streak)
+        count = (previous.attempts or 0) + len(new_attempts)
+    for attempt in new_attempts:
+        if last:
+            streak = _advance_streak(streak, last, observed)
+        last = attempt
+    return AttemptCounts(count or None, last, streak)
 
 
-def _advance_streak(streak: InterruptionStreak, last_attempt_time: str, observed: ObservedState) -> InterruptionStreak:
-    """Return the streak with the attempt that started at `last_attempt_time`, which another attempt has replaced.
+def get_last_attempt(status: FineTuneJobStatus) -> Attempt | None:
+    """Return the last attempt that the status counts, with an empty creation time if an earlier version counted it."""
+    if status.last_attempt_time is None:
+        return None
+    return Attempt(status.last_attempt_creation_time or "", status.last_attempt_time)
+
+
+def is_later(attempt: Attempt, last: Attempt | None) -> bool:
+    """Return whether the attempt began after `last`, whose creation time is empty if an earlier version recorded it."""
+    if last is None or last.creation_time:
+        return last is None or attempt > last
+    return attempt.start_time > last.start_time
+
+
+def _advance_streak(streak: InterruptionStreak, last: Attempt, observed: ObservedState) -> InterruptionStreak:
+    """Return the streak with the attempt `last`, which another attempt has replaced.
 
     An attempt of an earlier Job ends the streak: it was not interrupted, but the run was suspended or its Job deleted.
     """
-    pod = _find_pod_started_at(last_attempt_time, observed.pods)
+    pod = _find_attempt_pod(last, observed.pods)
     job_creation_time = get_creation_time(observed.job) if observed.job else ""
-    is_orphaned = _find_pod_started_at(last_attempt_time, observed.orphaned_pods) is not None
-    if pod is None and (last_attempt_time < job_creation_time or is_orphaned):
+    is_orphaned = _find_attempt_pod(last, observed.orphaned_pods) is not None
+    if pod is None and ((last.creation_time or last.start_time) < job_creation_time or is_orphaned):
         return InterruptionStreak()
     return _extend_streak(streak, pod, observed.pods)
 
 
 def compute_current_streak(attempts: AttemptCounts, pods: Sequence[Body]) -> InterruptionStreak:
     """Return the streak including the last attempt, if that one has ended."""
-    pod = _find_pod_started_at(attempts.last_attempt_time, pods) if attempts.last_attempt_time else None
+    pod = _find_attempt_pod(attempts.last, pods) if attempts.last else None
     if pod is None or is_alive(pod):
         return attempts.previous_streak
     return _extend_streak(attempts.previous_streak, pod, pods)
 
 
-def _find_pod_started_at(start_time: str, pods: Iterable[Body]) -> Body | None:
-    return next((pod for pod in list_rank_zero_pods(pods) if get_started_at(pod) == start_time), None)
+def _find_attempt_pod(attempt: Attempt, pods: Iterable[Body]) -> Body | None:
+    candidates = (pod for pod in list_rank_zero_pods(pods) if get_started_at(pod) == attempt.start_time)
+    return next((pod for pod in candidates if attempt.creation_time in ("", get_creation_time(pod))), None)
 
 
 def _extend_streak(streak: InterruptionStreak, rank_zero_pod: Body | None, pods: Sequence[Body]) -> InterruptionStreak:

@@ -135,3 +135,31 @@ def test_usage_unreported_pod_end_counts_until_disruption(build: type[Builders])
     }
     status = timeline.observe(30, lost_pod, timeline.running_pod(20))
     assert (status.attempts, status.active_seconds, status.gpu_seconds) == (2, (5 + 10) * 60, (5 + 10) * 60 * 4)
+
+
+@pytest.mark.parametrize("skew", [-2, 2], ids=["first node ahead", "second node ahead"])
+def test_attempts_clocks_of_nodes_differ_are_all_counted(build: type[Builders], skew: int) -> None:
+    """The first attempt runs from minute 3 to 4, the second from 5. The clock of one node is ahead by five minutes."""
+    timeline = RunTimeline(build)
+    first_start, second_start = (3 + 5, 5) if skew < 0 else (3, 5 + 5)
+    first, second = (
+        timeline.terminated_pod(first_start, first_start + 1, 143),
+        timeline.running_pod(second_start),
+    )
+    first["metadata"]["creationTimestamp"], second["metadata"]["creationTimestamp"] = timestamp_at(3), timestamp_at(5)
+    first_running = {**first, "status": timeline.running_pod(first_start)["status"]}
+    timeline.observe(3, first_running)
+    timeline.observe(4, first)
+    status = timeline.observe(6, first, second)
+    assert (status.attempts, status.last_attempt_creation_time) == (2, timestamp_at(5))
+    assert timeline.observe(7, first, second).attempts == 2
+    assert timeline.observe(8, second).attempts == 2
+
+
+def test_attempts_recorded_by_earlier_version_are_not_counted_again(build: type[Builders]) -> None:
+    timeline = RunTimeline(build)
+    pod = timeline.running_pod(3)
+    timeline.observe(4, pod)
+    timeline.status = timeline.status.model_copy(update={"last_attempt_creation_time": None})
+    assert timeline.observe(5, pod).attempts == 1
+    assert timeline.observe(9, pod, timeline.running_pod(8)).attempts == 2

@@ -22,6 +22,7 @@ from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines
 from finetune_operator.status.job_status import is_terminal
+from finetune_operator.status.usage import get_last_attempt
 
 _MAX_ENDED_ATTEMPTS = 5
 """Attempts before the last one whose pods are kept for `kubectl logs`, unless they have claims."""
@@ -145,7 +146,7 @@ def _list_unneeded_pods(observed: ObservedState, status: FineTuneJobStatus) -> l
     if observed.job is None:
         return []
     kept_attempts = 0 if holds_scratch_claims(observed.job) else _MAX_ENDED_ATTEMPTS
-    return list_superseded_pods(observed.pods, status.last_attempt_time, kept_attempts)
+    return list_superseded_pods(observed.pods, get_last_attempt(status), kept_attempts)
 
 
 def _is_between_attempts(job: Body, pods: Sequence[Body]) -> bool:

@@ -173,21 +173,36 @@ def _build_attempt(index: int, completion_index: str = "0") -> Body:
     return pod
 
 
+EIGHT_ATTEMPTS = FineTuneJobStatus(
+    attempts=8, last_attempt_time="2026-11-23T08:08:00Z", last_attempt_creation_time="2026-11-23T08:08:00Z"
+)
+
+
+def _build_running_pod(completion_index: str) -> Body:
+    pod = _build_attempt(9, completion_index)
+    pod["status"] = {"phase": "Running", "containerStatuses": RUNNING_POD["status"]["containerStatuses"]}
+    return pod
+
+
 def test_follow_up_few_ended_pods_are_kept() -> None:
-    counted = FineTuneJobStatus(last_attempt_time="2026-11-23T08:08:00Z", attempts=8)
     observed = ObservedState(LABELED_JOB, (_build_attempt(6), _build_attempt(7), _build_attempt(8)))
-    assert plan_follow_up(_build_request(), observed, counted).delete_pods == []
+    assert plan_follow_up(_build_request(), observed, EIGHT_ATTEMPTS).delete_pods == []
 
 
-@pytest.mark.parametrize(("job", "deleted"), [(CLAIM_JOB, range(1, 8)), (LABELED_JOB, range(1, 3))])
+@pytest.mark.parametrize(("job", "deleted"), [(CLAIM_JOB, range(1, 8)), (LABELED_JOB, range(1, 4))])
 def test_follow_up_deletes_pods_of_attempts_before_the_last(job: Body, deleted: range) -> None:
     """Those of attempts that the status does not count yet are kept: they may have saved a checkpoint."""
-    pods = tuple(_build_attempt(index, worker) for index in range(1, 9) for worker in ("0", "1"))
-    running = build_pod("bot-0-9", {"running": {"startedAt": "2026-11-23T08:09:00Z"}}, "Running")
-    counted = FineTuneJobStatus(last_attempt_time="2026-11-23T08:08:00Z", attempts=8)
-    changes = plan_follow_up(_build_request(), ObservedState(job, (*pods, running)), counted)
+    pods = tuple(_build_attempt(index, worker) for index in range(1, 9) for worker in "01")
+    observed = ObservedState(job, (*pods, *map(_build_running_pod, "01")))
+    changes = plan_follow_up(_build_request(), observed, EIGHT_ATTEMPTS)
     expected = {f"bot-{worker}-{index}" for index in deleted for worker in "01"}
     assert {pod["metadata"]["name"] for pod in changes.delete_pods} == expected
+
+
+def test_follow_up_last_pod_of_a_worker_is_kept() -> None:
+    """It may explain why the attempt of the pod with index 0 ended."""
+    observed = ObservedState(CLAIM_JOB, (_build_attempt(7, "1"), _build_attempt(8), _build_running_pod("0")))
+    assert plan_follow_up(_build_request(), observed, EIGHT_ATTEMPTS).delete_pods == []
 
 
 @pytest.mark.parametrize("case", FOLLOW_UP_CASES.values(), ids=FOLLOW_UP_CASES)
