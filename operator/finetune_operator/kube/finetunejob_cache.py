@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from finetune_operator.kube.informer import WatchedResource
 from finetune_operator.observed.job import holds_scratch_claims
 from finetune_operator.observed.objects import is_controlled_by, is_finished
 from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
+from finetune_operator.telemetry import counters
 from finetune_trainer.contract import Progress
 
 
@@ -150,7 +152,9 @@ class FineTuneJobCache:
         self.pods.evict(key)
 
     def evict_finished(self) -> None:
-        """Drop what is kept of finished and deleted runs whose end was not reconciled by this replica."""
+        """Drop what is kept of finished and deleted runs whose end was not reconciled by this replica, and of unused
+        namespaces."""
+        counters.remove_unused_namespaces({key.namespace for key in self.finetunejobs.list_keys()}, time.monotonic())
         for key in [*self.reported_progress, *self.pods.list_keys_with_deleted()]:
             if self.get_finetunejob(key) is None or self.has_ended(key):
                 self.evict_run(key)

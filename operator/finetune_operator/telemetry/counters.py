@@ -5,6 +5,7 @@ Each replica counts only its own work since its start. Only the leader reconcile
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -91,3 +92,27 @@ API_REQUEST_SECONDS = Histogram(
 WATCH_EVENTS = Counter(
     "finetune_operator_watch_events", "Watch events received from the API server.", ["resource"], registry=REGISTRY
 )
+
+_NAMESPACE_COUNTERS = (ATTEMPTS, INTERRUPTIONS, GPU_SECONDS, JOBS_FINISHED)
+_UNUSED_NAMESPACE_SECONDS = 24 * 3600.0
+"""Seconds without a FineTuneJob after which the series of a namespace are removed."""
+_last_used: dict[str, float] = {}
+"""When a namespace last had a FineTuneJob, by the monotonic clock."""
+
+
+def remove_unused_namespaces(used: Collection[str], now: float) -> None:
+    """Remove the series of namespaces that had no FineTuneJob for a day, such as those of closed pull requests.
+
+    `used` are the namespaces that have FineTuneJobs now. Without this, the number of series would only grow.
+    """
+    _last_used.update(dict.fromkeys(used, now))
+    for counter in _NAMESPACE_COUNTERS:
+        for labels in _list_labels(counter):
+            if now - _last_used.setdefault(labels["namespace"], now) > _UNUSED_NAMESPACE_SECONDS:
+                counter.remove_by_labels(labels)
+    for namespace in [name for name, used_at in _last_used.items() if now - used_at > _UNUSED_NAMESPACE_SECONDS]:
+        del _last_used[namespace]
+
+
+def _list_labels(counter: Counter) -> list[dict[str, str]]:
+    return [sample.labels for family in counter.collect() for sample in family.samples]

@@ -84,6 +84,19 @@ def test_counters_full_lifecycle_is_counted_once() -> None:
     assert _get_run_duration_sum() - run_seconds == 50
 
 
+def test_counters_namespace_without_finetunejobs_is_removed_after_a_day() -> None:
+    for namespace in ("used", "unused"):
+        counters.ATTEMPTS.labels(namespace).inc()
+        counters.JOBS_FINISHED.labels(namespace, "Failed", "DataInvalid").inc()
+    for hour in range(0, 26):
+        counters.remove_unused_namespaces({"used"}, 1e6 + hour * 3600)
+        unused = get_metric_value("finetune_job_attempts_total", namespace="unused")
+        assert unused == (1 if hour <= 24 else 0)
+    assert get_metric_value("finetune_job_attempts_total", namespace="used") == 1
+    remaining = {sample.labels.get("namespace") for family in counters.REGISTRY.collect() for sample in family.samples}
+    assert "unused" not in remaining
+
+
 def _get_run_duration_sum() -> float:
     return get_metric_value("finetune_job_run_duration_seconds_sum", phase="Complete")
 
