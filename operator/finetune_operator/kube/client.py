@@ -65,6 +65,10 @@ EVENTS = ApiResource("", "v1", "events")
 WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for version in workload.KUEUE_VERSIONS)
 
 
+MAX_EVENTS = 200
+"""Events of one object that are read. Components of Kubernetes aggregate theirs, so an object has a few."""
+
+
 class KubeClient:
     """Client of the API server. All requests may raise `ApiError` or one of `CONNECTION_ERRORS`.
 
@@ -122,7 +126,11 @@ class KubeClient:
             return await self._call_api("GET", f"{path}/{meta['name']}")
 
     async def patch_job(self, job: Body, patch: Body) -> Body:
-        """Merge a patch into a Job. Raises `ApiError` (409) if it was replaced by another of that name."""
+        """Merge a patch into a Job. Raises `ApiError` (409) if it was replaced by another of that name.
+
+        The resource version is not compared, because the response also shows changes that a lagging watch has not
+        reported. A late patch of an earlier leader is corrected by the next reconcile.
+        """
         meta = job["metadata"]
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
         path = f"{JOBS.build_path(meta['namespace'])}/{meta['name']}"
@@ -172,8 +180,9 @@ class KubeClient:
         return await self._call_api("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def list_events(self, namespace: str, uid: str) -> list[Body]:
-        """Return the Events of an object."""
-        return await self._list_items(EVENTS.build_path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
+        """Return the Events of an object, at most `MAX_EVENTS`: users may create Events about any object."""
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": str(MAX_EVENTS)}
+        return await self._list_items(EVENTS.build_path(namespace), query)
 
     async def list_workloads(self, namespace: str, job_uid: str) -> list[Body]:
         """Return the Kueue Workloads of a Job, none if they cannot be read: they only explain why it waits."""
