@@ -18,13 +18,15 @@ def hooks(request: pytest.FixtureRequest, render: Callable[..., list[Manifest]])
     return {manifest["kind"]: manifest for manifest in objects}
 
 
-def test_selftest_all_objects_are_hooks_that_are_removed(hooks: dict[str, Manifest]) -> None:
+def test_selftest_permissions_are_hooks_that_are_removed(hooks: dict[str, Manifest]) -> None:
     assert set(hooks) == {"ServiceAccount", "Role", "RoleBinding", "Pod"}
     for manifest in hooks.values():
         annotations = manifest["metadata"]["annotations"]
         assert annotations["helm.sh/hook"] == "test"
-        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
-        assert annotations.get("helm.sh/hook-weight", "0") == ("0" if manifest["kind"] == "Pod" else "-1")
+        is_pod = manifest["kind"] == "Pod"
+        policy = "before-hook-creation" if is_pod else "before-hook-creation,hook-succeeded"
+        assert annotations["helm.sh/hook-delete-policy"] == policy
+        assert annotations.get("helm.sh/hook-weight") == (None if is_pod else "-1")
 
 
 def test_selftest_pod_has_image_and_restrictions_of_operator(
