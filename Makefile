@@ -53,7 +53,7 @@ test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for
 test-kueue: setup ## tests with the real Kueue, built from source, in a separate cluster; 11 minutes of CPU time the first time
 	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
 
-test-upgrade: setup ## helm upgrade and rollback from the first version with active runs; needs the complete history
+test-upgrade: setup ## helm upgrade and rollback from earlier versions with active runs; needs the complete history
 	@$(LOCAL) tools && $(RUN) pytest -m upgrade
 
 bench-operator: setup ## compare the operator with that of Kubeflow Trainer on a real API server, by hand; 25 minutes

@@ -33,27 +33,37 @@ def _local_cluster_helm() -> str | None:
     return str(program) if program.exists() else None
 
 
+# A cluster with the Prometheus Operator. The self-test is a hook, which `helm install` does not create.
+DEFAULT_OPTIONS = ("--skip-tests", "--api-versions", "monitoring.coreos.com/v1")
+
+
 @functools.cache
-def _run_helm_template(helm: str, values: str) -> subprocess.CompletedProcess[str]:
+def _run_helm_template(helm: str, values: str, options: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     command = [helm, "template", "finetune-operator", str(CHART), "--namespace", "finetune-system", "--values", "-"]
-    return subprocess.run(command, input=values, capture_output=True, text=True, check=False)
+    return subprocess.run([*command, *options], input=values, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
-def template() -> Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]:
-    """`helm template` with values on top of the defaults."""
-    helm = find_helm()
-    if helm is None:
+def helm() -> str:
+    """The path of helm."""
+    program = find_helm()
+    if program is None:
         pytest.fail(NO_HELM)
-    return lambda values: _run_helm_template(helm, yaml.safe_dump(dict(values)))
+    return program
 
 
 @pytest.fixture
-def render(template: Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]) -> Render:
+def template(helm: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`helm template` with values on top of the defaults, and other options than the usual ones."""
+    return lambda values, *options: _run_helm_template(helm, yaml.safe_dump(dict(values)), options or DEFAULT_OPTIONS)
+
+
+@pytest.fixture
+def render(template: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
     """The objects that the chart makes."""
 
-    def render_objects(values: Mapping[str, Any] | None = None) -> list[Manifest]:
-        result = template(values or {})
+    def render_objects(values: Mapping[str, Any] | None = None, *options: str) -> list[Manifest]:
+        result = template(values or {}, *options)
         assert result.returncode == 0, result.stderr
         return [manifest for manifest in yaml.safe_load_all(result.stdout) if manifest]
 

@@ -21,6 +21,13 @@ def test_chart_crd_is_rendered_byte_for_byte(template: Template, chart: Path) ->
     assert (chart / "crd.yaml").read_text().strip() in template({}).stdout
 
 
+def test_chart_crd_common_labels_change_only_labels(render: Callable[..., list[Manifest]]) -> None:
+    (plain,) = filter_crds(render())
+    (labelled,) = filter_crds(render({"commonLabels": {"team": "ml"}}))
+    assert labelled["metadata"].pop("labels") == {"team": "ml"}
+    assert labelled == plain
+
+
 def test_chart_crds_disabled_renders_no_crd(render: Callable[..., list[Manifest]]) -> None:
     assert len(filter_crds(render())) == 1
     assert filter_crds(render({"crds": {"enabled": False}})) == []

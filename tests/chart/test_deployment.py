@@ -87,6 +87,105 @@ def test_deployment_image_without_tag_gets_app_version(
     assert read_environment(rendered)["FINETUNE_OPERATOR_TRAINER_IMAGE"] == used
 
 
+IMAGE_PARTS: dict[str, tuple[dict[str, str], str]] = {
+    "registry": ({"registry": "registry.example:5000/team"}, "registry.example:5000/team/x:0.1.0"),
+    "tag": ({"tag": "2.0"}, "x:2.0"),
+    "digest": ({"digest": DIGEST}, f"x@{DIGEST}"),
+    "all": ({"registry": "r.example", "tag": "2.0", "digest": DIGEST}, f"r.example/x:2.0@{DIGEST}"),
+}
+
+
+@pytest.mark.parametrize(("parts", "used"), IMAGE_PARTS.values(), ids=IMAGE_PARTS)
+def test_deployment_image_parts_form_reference(
+    deployment: Callable[..., Manifest], parts: dict[str, str], used: str
+) -> None:
+    image = {"repository": "x", **parts}
+    rendered = deployment({"image": image, "trainer": {"image": image}})
+    (container,) = rendered["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == used
+    assert read_environment(rendered)["FINETUNE_OPERATOR_TRAINER_IMAGE"] == used
+
+
+def test_deployment_global_registry_replaces_those_of_images(deployment: Callable[..., Manifest]) -> None:
+    values = {"global": {"imageRegistry": "mirror.example"}, "image": {"registry": "r.example"}}
+    rendered = deployment(values)
+    (container,) = rendered["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "mirror.example/finetune-operator:0.1.0"
+    assert read_environment(rendered)["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "mirror.example/finetune-trainer:0.1.0"
+
+
+PULL_POLICIES: dict[str, tuple[dict[str, Any], tuple[str | None, str | None]]] = {
+    "default": ({}, ("IfNotPresent", None)),
+    "images as strings": ({"image": "r/a", "trainer": {"image": "r/b"}}, ("IfNotPresent", None)),
+    "former values": ({"imagePullPolicy": "Never", "trainer": {"imagePullPolicy": "Always"}}, ("Never", "Always")),
+    "former values with strings": (
+        {"image": "r/a", "imagePullPolicy": "Never", "trainer": {"image": "r/b", "imagePullPolicy": "Always"}},
+        ("Never", "Always"),
+    ),
+    "of Kubernetes": ({"image": {"pullPolicy": ""}}, (None, None)),
+    "both": (
+        {"image": {"pullPolicy": "Never"}, "trainer": {"image": {"pullPolicy": "Always"}}}, ("Never", "Always"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "expected"), PULL_POLICIES.values(), ids=PULL_POLICIES)
+def test_deployment_pull_policies(
+    deployment: Callable[..., Manifest], values: dict[str, Any], expected: tuple[str | None, str | None]
+) -> None:
+    rendered = deployment(values)
+    (container,) = rendered["spec"]["template"]["spec"]["containers"]
+    trainer_policy = read_environment(rendered).get("FINETUNE_OPERATOR_TRAINER_IMAGE_PULL_POLICY")
+    assert (container.get("imagePullPolicy"), trainer_policy) == expected
+
+
+def test_deployment_extra_env_follows_settings(deployment: Callable[..., Manifest]) -> None:
+    (container,) = deployment({"extraEnv": [{"name": "NO_PROXY", "value": "10.0.0.0/8"}]})["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert container["env"][-1] == {"name": "NO_PROXY", "value": "10.0.0.0/8"}
+
+
+def test_deployment_own_spread_replaces_that_of_replicas(deployment: Callable[..., Manifest]) -> None:
+    own = [{"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}]
+    pod = deployment({"replicas": 2, "topologySpreadConstraints": own})["spec"]["template"]["spec"]
+    assert pod["topologySpreadConstraints"] == own
+    pod = deployment({"replicas": 2, "topologySpreadConstraints": []})["spec"]["template"]["spec"]
+    assert "topologySpreadConstraints" not in pod
+
+
+def test_deployment_pod_labels_are_not_in_selector(deployment: Callable[..., Manifest]) -> None:
+    spec = deployment({"commonLabels": {"team": "ml"}, "podLabels": {"tier": "platform"}})["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert (labels["team"], labels["tier"]) == ("ml", "platform")
+    assert set(spec["selector"]["matchLabels"]) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+
+
+NAMES: dict[str, tuple[dict[str, str], str, str]] = {
+    "default": ({}, "finetune-operator", "finetune-operator"),
+    "name": ({"nameOverride": "tuner"}, "finetune-operator-tuner", "tuner"),
+    "fullname": ({"fullnameOverride": "ml"}, "ml", "finetune-operator"),
+}
+
+
+@pytest.mark.parametrize(("values", "name", "label"), NAMES.values(), ids=NAMES)
+def test_chart_name_overrides_apply_to_all_objects(
+    render: Callable[..., list[Manifest]], values: dict[str, str], name: str, label: str
+) -> None:
+    objects = [manifest for manifest in render(values) if manifest["kind"] != "CustomResourceDefinition"]
+    assert {manifest["metadata"]["labels"]["app.kubernetes.io/name"] for manifest in objects} == {label}
+    assert all(manifest["metadata"]["name"].startswith(name) for manifest in objects)
+
+
+def test_chart_existing_service_account_is_bound(render: Callable[..., list[Manifest]]) -> None:
+    objects = render({"serviceAccount": {"create": False, "name": "own"}})
+    assert "ServiceAccount" not in {manifest["kind"] for manifest in objects}
+    subjects = [subject["name"] for manifest in objects for subject in manifest.get("subjects", [])]
+    assert set(subjects) == {"own"}
+    (deployment,) = (manifest for manifest in objects if manifest["kind"] == "Deployment")
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == "own"
+
+
 def test_deployment_default_has_no_empty_fields(deployment: Callable[..., Manifest]) -> None:
     pod = deployment()["spec"]["template"]["spec"]
     assert not {"imagePullSecrets", "nodeSelector", "tolerations", "priorityClassName", "affinity"} & set(pod)

@@ -19,7 +19,8 @@ from finetune_trainer.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDWRITTEN = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.name != "api.md"]
-GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *HANDWRITTEN]
+CHART_README = ROOT / "charts" / "finetune-operator" / "README.md"
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", CHART_README, *HANDWRITTEN]
 TENANCY = ROOT / "docs" / "operations" / "multi-tenancy.md"
 TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
 OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}

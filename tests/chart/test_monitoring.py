@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,42 @@ def test_alert_uses_exposed_metrics_and_has_runbook(alert: str) -> None:
     assert f"\n### {alert}\n" in OBSERVABILITY.read_text()
 
 
+RUNBOOKS = {
+    "default": ("", "https://finetune.dev/docs/operations/observability.md"),
+    "own": ("https://docs.example/alerts", "https://docs.example/alerts"),
+}
+
+
+@pytest.mark.parametrize(("value", "page"), RUNBOOKS.values(), ids=RUNBOOKS)
+def test_alert_runbook_url_names_heading_of_guide(render: Callable[..., list[Manifest]], value: str, page: str) -> None:
+    objects = {
+        manifest["kind"]: manifest
+        for manifest in render({"metrics": {"prometheusRule": {"enabled": True, "runbookURL": value}}})
+    }
+    headings = re.findall(r"^#+ (.+)$", OBSERVABILITY.read_text(), re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    for rule in objects["PrometheusRule"]["spec"]["groups"][0]["rules"]:
+        url, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert url == page
+        assert anchor in anchors
+
+
+MONITORS = ("serviceMonitor", "podMonitor", "prometheusRule")
+
+
+@pytest.mark.parametrize("name", MONITORS)
+def test_monitoring_without_prometheus_operator_is_rejected(
+    template: Callable[..., subprocess.CompletedProcess[str]], name: str
+) -> None:
+    without_prometheus = ("--skip-tests",)
+    result = template({"metrics": {name: {"enabled": True}}}, *without_prometheus)
+    assert result.returncode != 0
+    assert "the cluster does not serve monitoring.coreos.com/v1" in result.stderr
+    assert "metrics.skipCRDCheck" in result.stderr
+    result = template({"metrics": {name: {"enabled": True}, "skipCRDCheck": True}}, *without_prometheus)
+    assert f"kind: {name[0].upper()}{name[1:]}" in result.stdout
+
+
 def test_observability_guide_runbooks_match_alerts() -> None:
     section = OBSERVABILITY.read_text().split("\n## Alerts\n")[1].split("\n## ")[0]
     assert re.findall(r"^### (\w+)$", section, re.MULTILINE) == list(ALERTS)
@@ -154,6 +191,8 @@ def test_chart_rules_and_dashboard_are_rendered_completely(render: Callable[...,
     values = {"metrics": {**ALL_ENABLED["metrics"], "labels": {"release": "prometheus"}}}
     objects = {manifest["kind"]: manifest for manifest in render(values)}
     (group,) = objects["PrometheusRule"]["spec"]["groups"]
+    for rule in group["rules"]:
+        assert rule["annotations"].pop("runbook_url")
     assert group["rules"] == list(ALERTS.values())
     (text,) = objects["ConfigMap"]["data"].values()
     assert json.loads(text) == load_dashboard()

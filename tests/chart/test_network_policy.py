@@ -166,3 +166,54 @@ def test_values_schema_cidr_without_metadata_is_accepted(chart: Path) -> None:
     schema = json.loads((chart / "values.schema.json").read_text())["definitions"]["cidr"]
     for text in ("10.0.0.0/8", "52.216.0.0/15", "192.168.4.0/24", "169.48.0.0/16", "203.0.113.7/32", "2600:1f00::/48"):
         jsonschema.validate(text, schema)
+
+
+@pytest.fixture
+def operator_policy(render: Render) -> Callable[..., Manifest]:
+    """The policy of the operator pods."""
+
+    def render_policy(policy: Mapping[str, Any], **values: Any) -> Manifest:
+        objects = render({"operatorNetworkPolicy": {"enabled": True, **policy}, **values})
+        (match,) = (manifest for manifest in objects if manifest["kind"] == "NetworkPolicy")
+        return match
+
+    return render_policy
+
+
+def test_operator_policy_selects_operator_pods(
+    operator_policy: Callable[..., Manifest], deployment: Callable[..., Manifest]
+) -> None:
+    policy = operator_policy({})
+    assert policy["metadata"]["namespace"] == "finetune-system"
+    assert policy["spec"]["podSelector"] == deployment()["spec"]["selector"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_operator_policy_ingress_allows_scrapers_only(operator_policy: Callable[..., Manifest]) -> None:
+    assert "ingress" not in operator_policy({})["spec"]
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    spec = operator_policy({"scrapers": [prometheus]}, metrics={"port": 9100})["spec"]
+    assert spec["ingress"] == [{"from": [prometheus], "ports": [{"protocol": "TCP", "port": 9100}]}]
+
+
+WATCHED = {
+    "cluster": ([], {}),
+    "namespaces": (
+        ["123"],
+        {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["123"]}]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("watched", "selected"), WATCHED.values(), ids=WATCHED)
+def test_operator_policy_egress_allows_trainers_api_server_and_dns(
+    operator_policy: Callable[..., Manifest], watched: list[str], selected: Manifest
+) -> None:
+    api_server = [{"cidr": "10.1.2.3/32", "ports": [6443]}]
+    trainers, server, names = operator_policy({"apiServer": api_server}, watchNamespaces=watched)["spec"]["egress"]
+    assert trainers == {
+        "to": [{"podSelector": TRAINER_SELECTOR, "namespaceSelector": selected}],
+        "ports": [{"protocol": "TCP", "port": PROGRESS_PORT}],
+    }
+    assert server == {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"protocol": "TCP", "port": 6443}]}
+    assert {port["port"] for port in names["ports"]} == {53, 5353}

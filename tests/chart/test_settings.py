@@ -14,8 +14,8 @@ from finetune_operator.settings import Settings
 
 Manifest = dict[str, Any]
 PREFIX = "FINETUNE_OPERATOR_"
-# Settings for developers; the chart leaves them at their defaults.
-NOT_IN_THE_CHART = {"health_port", "lease_seconds", "request_timeout"}
+# The probes of the chart need the default.
+NOT_IN_THE_CHART = {"health_port"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
@@ -61,11 +61,23 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "progressInterval": 3,
                 "resyncInterval": 60,
                 "workers": 2,
+                "requestTimeout": 60,
+                "leaseName": "finetune",
+                "leaseSeconds": 15,
                 "logLevel": "debug",
                 "logFormat": "json",
             }
         },
-        {"progress_interval": 3, "resync_interval": 60, "workers": 2, "log_level": "debug", "log_format": "json"},
+        {
+            "progress_interval": 3,
+            "resync_interval": 60,
+            "workers": 2,
+            "request_timeout": 60,
+            "lease_name": "finetune",
+            "lease_seconds": 15,
+            "log_level": "debug",
+            "log_format": "json",
+        },
     ),
 }
 

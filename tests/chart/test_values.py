@@ -3,102 +3,41 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from tests.support.chart.other_values import (
+    OTHER_VALUES,
+    REQUIRED_VALUES,
+    iter_schema_leaves,
+    merge_other_values,
+    merge_values,
+    nest_value,
+)
 
-Template = Callable[[Mapping[str, Any]], subprocess.CompletedProcess[str]]
+Manifest = dict[str, Any]
+Template = Callable[..., subprocess.CompletedProcess[str]]
 
-# One other value for each; maps that a user fills freely count as one value.
-OTHER_VALUES: dict[str, Any] = {
-    "image": "registry.example/finetune-operator:1.2.3",
-    "imagePullPolicy": "Always",
-    "imagePullSecrets": [{"name": "registry"}],
-    "replicas": 2,
-    "trainer.image": "registry.example/finetune-trainer:1.2.3",
-    "trainer.imagePullPolicy": "Always",
-    "watchNamespaces": ["team-a"],
-    "bounds.allowedNamespaces": ["ml-*"],
-    "bounds.deniedNamespaces": ["kube-*"],
-    "bounds.allowedImages": ["registry.example/ml/*@sha256:*"],
-    "bounds.allowedServiceAccounts": ["finetune"],
-    "bounds.allowedSecrets": ["finetune-*"],
-    "bounds.allowedConfigMaps": ["company-ca"],
-    "bounds.allowedStorageEndpoints": ["aws", "https://*.s3.example"],
-    "bounds.allowedTrackers": ["wandb", "https://*.mlflow.example"],
-    "bounds.allowedModels": ["hf://**", "s3://models/**"],
-    "bounds.allowedDatasets": ["hf://datasets/org/*", "s3://data/**", "pvc://data/**"],
-    "bounds.allowedPriorityClasses": ["batch"],
-    "bounds.allowedTolerations": ["gpu"],
-    "bounds.allowedGPUResources": ["nvidia.com/*"],
-    "bounds.allowedResources": ["rdma/*"],
-    "bounds.allowedPodLabels": ["team"],
-    "bounds.allowedPodAnnotations": ["example.com/*"],
-    "bounds.requiredNodeSelector": {"pool": "tenants"},
-    "bounds.maxGPUs": 0,
-    "bounds.maxNodes": 4,
-    "defaults.storage": {"endpoint": "http://minio:9000"},
-    "defaults.nodeSelector": {"pool": "gpus"},
-    "defaults.tolerations": [{"key": "gpu", "operator": "Exists"}],
-    "defaults.serviceAccountName": "finetune",
-    "defaults.imagePullSecrets": [{"name": "registry"}],
-    "defaults.priorityClassName": "batch",
-    "defaults.scratchStorageClassName": "fast",
-    "defaults.allowNodeIdentity": True,
-    "networkPolicy.enabled": True,
-    "networkPolicy.namespaces": ["team-a"],
-    "networkPolicy.dns": [{"ipBlock": {"cidr": "169.254.20.10/32"}}],
-    "networkPolicy.destinations": [{"cidr": "10.1.0.0/16", "ports": [9000]}],
-    "networkPolicy.allowMetadata": True,
-    "networkPolicy.scrapers": [{"namespaceSelector": {}}],
-    "settings.progressInterval": 11,
-    "settings.resyncInterval": 601,
-    "settings.workers": 5,
-    "settings.logLevel": "debug",
-    "settings.logFormat": "json",
-    "metrics.port": 9100,
-    "metrics.maxJobs": 10,
-    "metrics.labels": {"release": "prometheus"},
-    "metrics.interval": 15,
-    "metrics.serviceMonitor.enabled": True,
-    "metrics.podMonitor.enabled": True,
-    "metrics.prometheusRule.enabled": True,
-    "metrics.grafanaDashboard.enabled": True,
-    "metrics.grafanaDashboard.labels.grafana_dashboard": "yes",
-    "crds.enabled": False,
-    "rbac.userRoles": False,
-    "rbac.aggregateToDefaultRoles": False,
-    "kueue.enabled": True,
-    "resources.requests.cpu": "1",
-    "resources.requests.memory": "1Gi",
-    "resources.limits.memory": "1Gi",
-    "nodeSelector": {"disk": "ssd"},
-    "tolerations": [{"key": "dedicated", "operator": "Exists"}],
-    "priorityClassName": "infrastructure",
-    "affinity": {"nodeAffinity": {}},
-}
-# Other values without which a value has no effect.
-REQUIRED_VALUES: dict[str, dict[str, Any]] = {
-    "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
-    "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},
-    "metrics.grafanaDashboard.labels.grafana_dashboard": {"metrics": {"grafanaDashboard": {"enabled": True}}},
-    "networkPolicy.enabled": {"watchNamespaces": ["team-a"]},
-    **{
-        f"networkPolicy.{name}": {"watchNamespaces": ["team-a"], "networkPolicy": {"enabled": True}}
-        for name in ("dns", "destinations", "allowMetadata", "scrapers")
-    },
-    "networkPolicy.namespaces": {"watchNamespaces": ["team-b"], "networkPolicy": {"enabled": True}},
-}
 WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "misspelled at the root": ({"replica": 2}, "replica"),
     "misspelled below": ({"settings": {"progressIntervall": 3}}, "progressIntervall"),
     "image with a space": ({"image": "finetune operator"}, "image"),
     "empty image": ({"image": ""}, "image"),
-    "image split in three": ({"image": {"repository": "x", "tag": "y"}}, "image"),
+    "image with an unknown part": ({"image": {"name": "x"}}, "image"),
+    "image with a tag in its repository": ({"image": {"repository": "x:1.0"}}, "repository"),
+    "tag as a number": ({"image": {"tag": 1.10}}, "tag"),
+    "digest of another algorithm": ({"trainer": {"image": {"digest": "md5:0"}}}, "digest"),
+    "label with a number": ({"commonLabels": {"cost-center": 123}}, "cost-center"),
+    "environment variable with a number": ({"extraEnv": [{"name": "A", "value": 1}]}, "extraEnv"),
+    "environment as a map": ({"extraEnv": {"A": "1"}}, "extraEnv"),
+    "fullname that is too long": ({"fullnameOverride": "a" * 54}, "fullnameOverride"),
+    "runbook without a scheme": ({"metrics": {"prometheusRule": {"runbookURL": "docs"}}}, "runbookURL"),
+    "operator's policy without an API server": ({"operatorNetworkPolicy": {"apiServer": []}}, "apiServer"),
+    "values of a version without serviceAccount": ({"serviceAccount": None}, "serviceAccount"),
     "trainer image not a string": ({"trainer": {"image": 1}}, "trainer"),
     "pull policy in lower case": ({"imagePullPolicy": "always"}, "imagePullPolicy"),
     "pull secret as a string": ({"imagePullSecrets": ["registry"]}, "imagePullSecrets"),
@@ -129,43 +68,26 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "node selector with a number": ({"nodeSelector": {"disk": 1}}, "disk"),
 }
 UMBRELLA_VALUES: dict[str, dict[str, Any]] = {
-    "global of an umbrella chart": {"global": {"imageRegistry": "x"}},
+    "global of an umbrella chart": {"global": {"storageClass": "x"}},
+    "no global": {"global": None},
     "condition of an umbrella chart": {"enabled": True},
 }
 
 
-def iter_value_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all values; empty maps are values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from iter_value_paths(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def nest_value(path: str, value: object) -> dict[str, Any]:
-    """`a.b` and 1 become {a: {b: 1}}."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    assert isinstance(value, dict)
-    return value
-
-
-def merge_values(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps merged, all else replaced."""
-    return {**base, **{key: merge_values(base.get(key, {}), value) if isinstance(value, Mapping) else value
-                       for key, value in changes.items()}}  # fmt: skip
+def load_schema(chart: Path) -> dict[str, Any]:
+    return dict(json.loads((chart / "values.schema.json").read_text()))
 
 
 def load_default_values(chart: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((chart / "values.yaml").read_text()))
 
 
-def test_values_every_path_has_other_value(chart: Path) -> None:
-    assert set(iter_value_paths(load_default_values(chart))) == set(OTHER_VALUES)
+def test_values_every_leaf_of_schema_has_other_value(chart: Path) -> None:
+    schema = load_schema(chart)
+    assert set(iter_schema_leaves(schema, schema)) - {"enabled"} == set(OTHER_VALUES)
 
 
-@pytest.mark.parametrize("path", OTHER_VALUES)
+@pytest.mark.parametrize("path", [path for path in OTHER_VALUES if path != "metrics.skipCRDCheck"])
 def test_values_changed_value_changes_rendered_objects(template: Template, path: str) -> None:
     required = REQUIRED_VALUES.get(path, {})
     changed = template(merge_values(required, nest_value(path, OTHER_VALUES[path])))
@@ -173,9 +95,18 @@ def test_values_changed_value_changes_rendered_objects(template: Template, path:
     assert changed.stdout != template(required).stdout
 
 
+def test_values_all_other_values_are_rendered_together(render: Callable[..., list[Manifest]]) -> None:
+    objects = render(merge_other_values())
+    kinds = {manifest["kind"] for manifest in objects}
+    assert {"NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "ServiceMonitor"} <= kinds
+    labels = [manifest["metadata"]["labels"] for manifest in objects]
+    assert all(OTHER_VALUES["commonLabels"].items() <= own.items() for own in labels)
+
+
 def test_templates_use_only_defined_values(chart: Path) -> None:
-    text = "".join(file.read_text() for file in (chart / "templates").iterdir())
-    paths = {path[:length] for path in iter_value_paths(load_default_values(chart)) for length in _prefix_lengths(path)}
+    text = "".join(file.read_text() for file in (chart / "templates").rglob("*.*"))
+    schema = load_schema(chart)
+    paths = {path[:length] for path in iter_schema_leaves(schema, schema) for length in _prefix_lengths(path)}
     assert set(re.findall(r"\.Values\.([A-Za-z.]+)", text)) <= paths
 
 
@@ -198,17 +129,43 @@ def test_values_schema_umbrella_chart_values_are_accepted(template: Template, na
 
 
 def test_values_schema_has_same_keys_as_values(chart: Path) -> None:
-    schema = json.loads((chart / "values.schema.json").read_text())
+    schema = load_schema(chart)
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.validate(load_default_values(chart), schema)
-    assert set(schema["properties"]) - {"global", "enabled"} == set(load_default_values(chart))
-    for key in ("trainer", "bounds", "defaults", "networkPolicy", "settings", "metrics", "crds", "rbac"):
+    assert set(schema["properties"]) - {"enabled", "imagePullPolicy"} == set(load_default_values(chart))
+    for key in ("bounds", "defaults", "networkPolicy", "settings", "metrics", "crds", "rbac", "serviceAccount"):
         assert set(schema["properties"][key]["properties"]) == set(load_default_values(chart)[key])
 
 
-def test_values_file_is_short_and_commented(chart: Path) -> None:
-    lines = (chart / "values.yaml").read_text().splitlines()
-    assert len(lines) <= 190
-    for number, line in enumerate(lines):
-        if re.match(r" {0,2}[A-Za-z]+: +\S", line):
-            assert lines[number - 1].strip().startswith("#"), line
+def test_values_labels_of_chart_are_not_replaced(template: Template) -> None:
+    result = template({"podLabels": {"app.kubernetes.io/name": "other"}})
+    assert "podLabels must not contain app.kubernetes.io/name" in result.stderr
+    result = template({"commonLabels": {"helm.sh/chart": "other"}})
+    assert "commonLabels must not contain helm.sh/chart" in result.stderr
+
+
+def test_values_extra_env_setting_of_operator_is_rejected(template: Template) -> None:
+    result = template({"extraEnv": [{"name": "FINETUNE_OPERATOR_WORKERS", "value": "1"}]})
+    assert "extraEnv must not contain FINETUNE_OPERATOR_WORKERS" in result.stderr
+
+
+def test_values_no_service_account_needs_name(template: Template) -> None:
+    assert "set serviceAccount.name" in template({"serviceAccount": {"create": False}}).stderr
+
+
+def test_values_numeric_names_stay_strings(render: Callable[..., list[Manifest]]) -> None:
+    """YAML reads an unquoted one as a number, which the API server refuses."""
+    values = {"fullnameOverride": "true", "nameOverride": "321", "serviceAccount": {"name": "456"}}
+    for manifest in render(values, "--namespace", "789", "--api-versions", "monitoring.coreos.com/v1"):
+        metadata = manifest["metadata"]
+        names = [metadata["name"], metadata.get("namespace", ""), *metadata.get("labels", {}).values()]
+        assert all(isinstance(name, str) for name in names), manifest
+
+
+def test_chart_lint_strict_passes(chart: Path, helm: str) -> None:
+    result = subprocess.run([helm, "lint", "--strict", chart], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_values_file_is_short(chart: Path) -> None:
+    assert len((chart / "values.yaml").read_text().splitlines()) <= 400

@@ -1,11 +1,13 @@
 """`python -m finetune_operator.codegen [--check]`: generate files from the API types and the chart.
 
-It writes manifests/crd.yaml and its copy in the chart, docs/reference/api.md and, if helm is found (in `HELM` or on
-PATH), manifests/install.yaml. With `--check` it writes nothing and exits with an error if a file is out of date.
+It writes manifests/crd.yaml and its copy in the chart, docs/reference/api.md, the README of the chart and, if helm is
+found (in `HELM` or on PATH), manifests/install.yaml. With `--check` it writes nothing and exits with an error if a file
+is out of date.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from finetune_operator.codegen import api_reference
+from finetune_operator.codegen import api_reference, chart_readme
 from finetune_operator.codegen.crd import Schema, build_crd, build_root_schema
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,11 +30,11 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.stderr.write(__doc__ or "")
         return 2
-    files = {
-        ROOT / "manifests" / "crd.yaml": dump_crd(build_crd()),
-        CHART / "crd.yaml": dump_crd(_keep_on_uninstall(build_crd())),
-        ROOT / "docs" / "reference" / "api.md": api_reference.render_markdown(build_root_schema()),
-    }
+    try:
+        files = _render_files()
+    except chart_readme.UndocumentedValuesError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     stale = [path for path, text in files.items() if _is_stale(path, text)]
     if not arguments:
         for path in stale:
@@ -43,11 +45,27 @@ def main(arguments: list[str]) -> int:
     return 1 if arguments and stale else 0
 
 
+def _render_files() -> dict[Path, str]:
+    return {
+        ROOT / "manifests" / "crd.yaml": dump_crd(build_crd()),
+        CHART / "crd.yaml": dump_crd(_keep_on_uninstall(build_crd())),
+        ROOT / "docs" / "reference" / "api.md": api_reference.render_markdown(build_root_schema()),
+        CHART / "README.md": render_chart_readme(CHART),
+    }
+
+
 def dump_crd(definition: Schema) -> str:
     """Return the definition as YAML, with keys in the order of the dictionary."""
     return _GENERATED_NOTE + yaml.dump(
         definition, sort_keys=False, allow_unicode=True, width=120, Dumper=_NoAliasDumper
     )
+
+
+def render_chart_readme(chart: Path) -> str:
+    """Return the README of the chart in that folder. Raises `UndocumentedValuesError`."""
+    meta = yaml.safe_load((chart / "Chart.yaml").read_text(encoding="utf-8"))
+    schema = json.loads((chart / "values.schema.json").read_text(encoding="utf-8"))
+    return chart_readme.render_readme(meta, (chart / "values.yaml").read_text(encoding="utf-8"), schema)
 
 
 def _keep_on_uninstall(definition: Schema) -> Schema:
@@ -65,7 +83,7 @@ def _generate_install_manifest(*, write: bool) -> list[Path]:
     if helm is None:
         sys.stderr.write("install.yaml was not generated: helm was not found in HELM or on PATH\n")
         return []
-    command = [helm, "template", "finetune-operator", str(CHART), "--namespace", NAMESPACE]
+    command = [helm, "template", "finetune-operator", str(CHART), "--namespace", NAMESPACE, "--skip-tests"]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     namespace = yaml.dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, sort_keys=False)
     text = f"{_GENERATED_NOTE}---\n{namespace}{rendered}"

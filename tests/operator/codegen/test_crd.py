@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ def test_generate_check_committed_files_are_current(monkeypatch: pytest.MonkeyPa
 def test_generate_check_stale_file_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(generate.CHART, tmp_path / "chart")
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "CHART", tmp_path / "chart")
     monkeypatch.setattr(generate, "_generate_install_manifest", lambda *, write: [])

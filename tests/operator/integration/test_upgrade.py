@@ -1,4 +1,4 @@
-"""`helm upgrade` and `helm rollback` with runs under way: from the first version that trained, to this tree, and back.
+"""`helm upgrade` and `helm rollback` with runs under way: from earlier versions of the chart to this tree, and back.
 
 helm, the API server, the CRDs and both operators are real; each operator is a process with the environment that its own
 chart gives it. Needs the repository's history: `make test-upgrade`.
@@ -30,8 +30,19 @@ from local_cluster import tools
 pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[3]
-FIRST_COMMIT = "8686636d6ac570f6400f53571addb8e4a86da618"
-"""The commit at which the first run went all the way from manifest to adapter; the oldest whose chart works."""
+EARLIER_COMMITS = {
+    # The commit at which the first run went all the way from manifest to adapter; the oldest whose chart works.
+    "the first version that trained": "8686636d6ac570f6400f53571addb8e4a86da618",
+    # The last commit whose chart has images as strings only, and no values for labels, names and service account.
+    "images as strings": "062ccaafa7cfa4b0e48b3beb674d94767bd9d1ad",
+}
+EARLIER_VALUES = {
+    "image": "registry.example/team/finetune-operator:1.0",
+    "imagePullPolicy": "Always",
+    "trainer": {"image": "registry.example/team/finetune-trainer:1.0", "imagePullPolicy": "Never"},
+    "settings": {"workers": 3},
+    "priorityClassName": "system-cluster-critical",
+}
 NAME, NAMESPACE = "finetune-operator", "finetune-system"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
 DOCUMENTED_UPGRADE = r"\nhelm upgrade finetune-operator charts/finetune-operator --namespace finetune-system (.*)\n"
@@ -59,11 +70,22 @@ class Release:
         result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
 
+    def write_values(self, values: Body) -> tuple[str, Path]:
+        """Write a values file. Return the options of helm that name it."""
+        path = self._folder / "values.yaml"
+        path.write_text(json.dumps(values))
+        return "--values", path
+
+    async def read_pod_template(self) -> Body:
+        """Return the spec of the operator pods."""
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
+        spec: Body = (await self._world.call("GET", path))["spec"]["template"]["spec"]
+        return spec
+
     @asynccontextmanager
     async def operator(self, source: Path) -> AsyncIterator[None]:
         """Run the operator of a source tree with the environment of the chart's Deployment, and wait until it leads."""
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
-        (container,) = (await self._world.call("GET", path))["spec"]["template"]["spec"]["containers"]
+        (container,) = (await self.read_pod_template())["containers"]
         environment = {variable["name"]: variable.get("value", NAMESPACE) for variable in container["env"]}
         environment |= {
             "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
@@ -88,12 +110,12 @@ def _run_process(log: Path, environment: dict[str, str]) -> Iterator[subprocess.
             process.wait(20)
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """Return the source tree of the first version."""
+@pytest.fixture(params=EARLIER_COMMITS.values(), ids=EARLIER_COMMITS)
+def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return the source tree of an earlier version."""
     folder = tmp_path / "old"
     folder.mkdir()
-    command = ["git", "-C", ROOT, "archive", FIRST_COMMIT, "charts", "operator", "trainer"]
+    command = ["git", "-C", ROOT, "archive", request.param, "charts", "operator", "trainer"]
     archive = subprocess.run(command, capture_output=True, check=False)
     assert archive.returncode == 0, f"the history is missing (git fetch --unshallow): {archive.stderr.decode()}"
     subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
@@ -195,13 +217,23 @@ def _documented_options() -> list[str]:
     return shlex.split(options)
 
 
+def _assert_earlier_values_apply(pod: Body) -> None:
+    (container,) = pod["containers"]
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert (container["image"], container["imagePullPolicy"]) == (EARLIER_VALUES["image"], "Always")
+    assert environment["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example/team/finetune-trainer:1.0"
+    assert environment["FINETUNE_OPERATOR_TRAINER_IMAGE_PULL_POLICY"] == "Never"
+    assert environment["FINETUNE_OPERATOR_WORKERS"] == "3"
+    assert pod["priorityClassName"] == "system-cluster-critical"
+
+
 def _list_created_and_deleted(world: NamespaceHarness) -> list[str]:
     return [path for method, path in world.proxy.list_writes() if method in ("POST", "DELETE")]
 
 
 async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, release: Release, old: Path) -> None:
     world, chart = cluster, Path("charts") / NAME
-    release.helm("install", NAME, old / chart)
+    release.helm("install", NAME, old / chart, *release.write_values(EARLIER_VALUES))
     await world.wait_until(lambda: world.call("GET", world.path("finetunejobs")))
     async with release.operator(old):
         for name in (*ENDS, "runs"):
@@ -213,6 +245,7 @@ async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, re
     before = await _get_run_identities(world)
 
     release.helm("upgrade", NAME, ROOT / chart, *_documented_options())
+    _assert_earlier_values_apply(await release.read_pod_template())
     world.proxy.requests.clear()
     async with release.operator(ROOT):
         await _start_run(world, "new")
