@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 from finetune_operator.api import KIND
@@ -86,7 +86,7 @@ class FineTuneJobCache:
         self.pods = PodCache(self.has_ended)
         self.reported_progress: dict[ObjectKey, ReportedProgress] = {}
         """The last progress that running pods reported."""
-        self.unreadable_namespaces: set[str] = set()
+        self.unreadable_namespaces: Container[str] = frozenset()
         self.resources: Sequence[WatchedResource] = (  # a finished FineTuneJob decides which other objects are needed
             WatchedResource(FINETUNEJOBS, self.finetunejobs, get_finetunejob_key, transform.decode_finetunejob),
             WatchedResource(JOBS, self.jobs, get_owner_key, transform.decode_body),

@@ -32,7 +32,7 @@ def test_namespace_access_forbidden_twice_logs_change_once(caplog: pytest.LogCap
     refused, back = (record.getMessage() for record in caplog.records)
     assert "team-b" in refused
     assert "cannot list pods" in refused
-    assert "watchNamespaces" in refused
+    assert "restore the operator's Role and RoleBinding" in refused
     assert back == "namespace team-b can be read again"
 
 
@@ -80,7 +80,9 @@ def test_operator_gauges_show_each_configured_namespace() -> None:
 
 
 def test_operator_gauges_cluster_scope_shows_no_namespace() -> None:
-    metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([]))}
+    metric_families = {
+        family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([None]))
+    }
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 
