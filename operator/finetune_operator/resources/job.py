@@ -118,7 +118,7 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
     spec: Body = {
         "restartPolicy": "Never",
-        "subdomain": finetunejob.metadata.name if compute.nodes > 1 else None,
+        "subdomain": multi_node.get_service_name(finetunejob.metadata.name) if compute.nodes > 1 else None,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
