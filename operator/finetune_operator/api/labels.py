@@ -10,6 +10,12 @@ TRAINER_CONTAINER = "trainer"
 JOB_LABEL = f"{GROUP}/job"
 """Label of Jobs, Services and pods. Its value is the name of the FineTuneJob, and the watches select objects by it."""
 
+INSTALLATION_ANNOTATION = f"{GROUP}/installation"
+"""Annotation of Jobs. Its value is the id of the installation of the operator that created the Job."""
+
+CONTROLLER_NAME = f"{GROUP}/finetune-operator"
+"""The value of `spec.managedBy` that names this operator, as no value does."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 KUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)
