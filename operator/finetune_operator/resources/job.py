@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.labels import INSTALLATION_ANNOTATION, JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
@@ -52,6 +52,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "namespace": meta.namespace,
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
             "ownerReferences": [_build_owner_reference(meta)],
+            **_build_installation_annotation(settings.installation_id),
         },
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
@@ -95,6 +96,10 @@ def encode_config(config: TrainerConfig) -> str:
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
+
+
+def _build_installation_annotation(installation_id: str) -> Body:
+    return {"annotations": {INSTALLATION_ANNOTATION: installation_id}} if installation_id else {}
 
 
 def _build_owner_reference(meta: ObjectMeta) -> Body:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -56,9 +55,19 @@ async def _assert_left_alone(world: NamespaceHarness, operator: Manager, team: T
     await world.wait_until(lambda: _is_forgotten(operator, team))
     since = len(world.proxy.list_writes())
     await team.create_finetunejob("ignored")
-    await asyncio.sleep(1)
+    await _wait_for_selections(world, 3)
     assert not [path for _, path in world.proxy.list_writes()[since:] if team.namespace in path]
     assert await _is_forgotten(operator, team)
+
+
+async def _wait_for_selections(world: NamespaceHarness, count: int) -> None:
+    """Wait until the operator has listed the selected namespaces that often."""
+    since = len(world.proxy.requests)
+
+    async def probe() -> bool:
+        return world.proxy.requests[since:].count(("GET", "/api/v1/namespaces")) >= count
+
+    await world.wait_until(probe)
 
 
 async def _is_forgotten(operator: Manager, team: TenantNamespace) -> bool:
@@ -118,7 +127,7 @@ async def test_selected_namespaces_list_fails_keeps_known_ones(
     async with world.run_operator() as operator:
         world.proxy.interceptor = forbid_namespaces
         await _assert_job_created(team, "first")
-        await asyncio.sleep(1)
+        await _wait_for_selections(world, 3)
         await _assert_job_created(team, "second")
         assert operator.check_liveness()
     messages = [record.getMessage() for record in caplog.records]

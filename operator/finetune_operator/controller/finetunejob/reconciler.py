@@ -47,6 +47,7 @@ class FineTuneJobReconciler:
         self._now = now
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
+        self._ownership = OwnershipGuard(cache, client, settings.installation_id)
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile once. Return the seconds until the next reconcile, or None if only events need one."""
@@ -54,7 +55,11 @@ class FineTuneJobReconciler:
         if request is None:
             return None
         observed = await self._observer.observe(request)
+        if await self._ownership.is_foreign(request, observed.job or self._cache.get_job(request.body)):
+            return None
         observed = await self._apply(request, planning.plan(request, observed, self._settings), observed)
+        if await self._ownership.is_foreign(request, observed.job):  # both installations were about to create it
+            return None
         observed = await self._observer.add_details(request, observed)
         status = compute_status(request.meta, request.previous_status, observed, request.now)
         await self._publish_status(request, status)
@@ -68,7 +73,7 @@ class FineTuneJobReconciler:
         return planning.compute_requeue_after(request, observed, status)
 
     def _get(self, key: ObjectKey) -> ReconcileRequest | None:
-        """Return the FineTuneJob, or None if it is deleted or being deleted."""
+        """Return the FineTuneJob, or None if it is deleted, being deleted or unreadable."""
         body = self._cache.get_finetunejob(key)
         if body is None or is_being_deleted(body):
             self._cache.evict_run(key)
