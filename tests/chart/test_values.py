@@ -22,6 +22,8 @@ OTHER_VALUES: dict[str, Any] = {
     "trainer.image": "registry.example/finetune-trainer:1.2.3",
     "trainer.imagePullPolicy": "Always",
     "watchNamespaces": ["team-a"],
+    "watchNamespaceSelector": "finetune.dev/enabled=true",
+    "installationId": "old/release",
     "bounds.allowedNamespaces": ["ml-*"],
     "bounds.deniedNamespaces": ["kube-*"],
     "bounds.allowedImages": ["registry.example/ml/*@sha256:*"],
