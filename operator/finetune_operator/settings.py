@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     cannot be combined with `watch_namespaces`. If both are empty, the operator watches the whole cluster."""
     installation_id: str = Field(default="", max_length=253, pattern=r"^[A-Za-z0-9./_-]*$")
     """Identifies this installation of the operator. It is written into each Job, and a run whose Job names another
-    installation is left alone. If empty, Jobs get no id."""
+    installation is left alone. If empty, Jobs get no id, and all runs of installations with an id are left alone."""
     bounds: Bounds = Bounds()
     """Bounds on what FineTuneJobs may request, as a JSON object."""
     defaults: Defaults = Defaults()
