@@ -64,7 +64,10 @@ class Release:
         """Run the operator of a source tree with the environment of the chart's Deployment, and wait until it leads."""
         path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
         (container,) = (await self._world.call("GET", path))["spec"]["template"]["spec"]["containers"]
-        environment = {variable["name"]: variable.get("value", NAMESPACE) for variable in container["env"]}
+        environment = {
+            variable["name"]: NAMESPACE if "valueFrom" in variable else variable.get("value", "")
+            for variable in container["env"]
+        }
         environment |= {
             "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
             "KUBECONFIG": str(api.write_kubeconfig(self._folder, f"http://127.0.0.1:{self._world.proxy.port}")),
