@@ -74,8 +74,9 @@ class _EndlessBackoffs:
 class WatchedNamespaces:
     """The namespaces that kopf watches, or the whole cluster.
 
-    kopf notices new and deleted namespaces only by watching all namespaces, for which the operator has no permission.
-    So kopf gets a pattern, which by itself watches nothing, and the names of the namespaces through its `insights`.
+    kopf notices new and deleted namespaces only by watching all namespaces, whatever their labels are, for which the
+    operator may have no permission. So kopf gets a pattern, which by itself watches nothing, and the names of the
+    namespaces through its `insights`.
     """
 
     def __init__(self, is_clusterwide: bool) -> None:

@@ -12,7 +12,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from finetune_operator.kube.leader_election import LeaderElector
 from finetune_operator.kube.lease import LeaseLock
 from finetune_operator.kube.lister import Lister
 from finetune_operator.kube.namespace_access import NamespaceRegistry, Scope
+from finetune_operator.kube.namespace_selector import NamespaceSelector
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError, Transport
 from finetune_operator.settings import Settings
 from finetune_operator.telemetry import counters
@@ -48,6 +49,9 @@ the first list and the lists of the watches."""
 _LIST_RETRY_SECONDS = 15.0
 """Seconds between two lists of a namespace whose last list failed."""
 
+_SELECT_NAMESPACES_SECONDS = 3.0
+"""Seconds between two lists of the namespaces with the selected labels."""
+
 _MAX_WATCH_DELAY = 3.0
 """Maximum number of seconds that the start of the watches is delayed, so that new FineTuneJobs are reconciled first. A
 standby always waits that long."""
@@ -58,16 +62,19 @@ class Manager:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.namespaces = NamespaceRegistry(settings.watch_namespaces)
+        self._selects_namespaces = bool(settings.watch_namespace_selector)
+        is_clusterwide = not settings.watch_namespaces and not self._selects_namespaces
+        self.namespaces = NamespaceRegistry([None] if is_clusterwide else settings.watch_namespaces)
         self.controllers: dict[str, Controller] = {}
         """The registered controllers by kind."""
-        self._watched_namespaces = kopf_settings.WatchedNamespaces(is_clusterwide=not settings.watch_namespaces)
+        self._watched_namespaces = kopf_settings.WatchedNamespaces(is_clusterwide)
         self._transport = Transport(settings.request_timeout)
         lease_lock = LeaseLock(self._transport, settings.lease_namespace, settings.lease_name)
         identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
         self.leader_elector = LeaderElector(lease_lock, identity, settings.lease_seconds)
         self._client = KubeClient(self._transport, self.leader_elector.is_leader)
         self._lister = Lister(self._client, self.namespaces)
+        self._namespace_selector = NamespaceSelector(self._client, settings.watch_namespace_selector, self.namespaces)
         self.workers = WorkerPool(settings.workers)
         self._server = HealthServer()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,12 +140,24 @@ class Manager:
         self._transport.open(lambda: log_in(settings))
         try:
             await self.leader_elector.observe_initial_leader()
+            if self._selects_namespaces:
+                await self._namespace_selector.update()
             await self.resync()
         except BaseException as error:
             await self._transport.close()
             if isinstance(error, (ApiError, *CONNECTION_ERRORS)):  # kopf logs it in a line, without a traceback
                 raise kopf.TemporaryError(f"initial list failed: {type(error).__name__}: {error}", delay=5) from error
             raise
+        self._tasks = [asyncio.create_task(loop, name=name) for name, loop in self._build_loops().items()]
+        try:
+            with suppress(TimeoutError):  # the watches start in any case
+                await asyncio.wait_for(self.workers.wait_for_new_work_done(), _MAX_WATCH_DELAY)
+        except asyncio.CancelledError:  # kopf does not run the cleanup handlers if the startup is cancelled
+            await self.stop()
+            raise
+
+    def _build_loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return what this replica does until it stops, by name."""
         interval = self.settings.resync_interval
         first_resync = min(_WATCHES_SETTLED_SECONDS, interval)
         loops = {
@@ -146,13 +165,10 @@ class Manager:
             "resync": run_periodically("resync", interval, self.resync, initial_delay=first_resync),
             "list retry": run_periodically("list retry", min(_LIST_RETRY_SECONDS, interval), self.retry_failed_lists),
         }
-        self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
-        try:
-            with suppress(TimeoutError):  # the watches start in any case
-                await asyncio.wait_for(self.workers.wait_for_new_work_done(), _MAX_WATCH_DELAY)
-        except asyncio.CancelledError:  # kopf does not run the cleanup handlers if the startup is cancelled
-            await self.stop()
-            raise
+        if self._selects_namespaces:
+            name = "selection of namespaces"
+            loops[name] = run_periodically(name, _SELECT_NAMESPACES_SECONDS, self.select_namespaces)
+        return loops
 
     async def run_as_leader(self) -> None:
         """Run the workers. First list all objects, if another leader may have changed them unnoticed.
@@ -204,7 +220,8 @@ class Manager:
         lease_silence = time.monotonic() - self.leader_elector.last_contact
         if lease_silence > 3 * self.settings.lease_seconds:
             raise RuntimeError(f"the Lease could not be read for {lease_silence:.0f} s")
-        if len(unreadable := self.namespaces.get_unreadable()) == len(self.namespaces.get_scopes()):
+        unreadable = self.namespaces.get_unreadable()
+        if unreadable and len(unreadable) == len(self.namespaces.get_scopes()):
             raise RuntimeError(f"none of the watched namespaces can be read: {', '.join(sorted(unreadable))}")
         return self.check_liveness()
 
@@ -233,11 +250,17 @@ class Manager:
         if failed_scopes := self.namespaces.get_failed_scopes():
             await self._list_and_enqueue(failed_scopes)
 
+    async def select_namespaces(self) -> None:
+        """Leave namespaces that lost the selected labels alone, and list those that gained them."""
+        added_names = await self._namespace_selector.try_update()
+        self._lister.drop_unwatched()
+        if added_names:
+            await self._list_and_enqueue(added_names)
+        await self._watched_namespaces.replace_names(self.namespaces.get_listed_names())
+
     async def _list_and_enqueue(self, scopes: Collection[Scope]) -> set[Scope]:
         listed_scopes = await self._lister.refresh(scopes)
-        await self._watched_namespaces.replace_names(
-            set(self.namespaces.get_names()) - self.namespaces.get_unreadable()
-        )
+        await self._watched_namespaces.replace_names(self.namespaces.get_listed_names())
         for controller in self.controllers.values() if listed_scopes else ():
             for key in controller.informer.list_active_keys():
                 if key.namespace in listed_scopes or None in listed_scopes:
@@ -253,6 +276,8 @@ class Manager:
         async def handle_event(event: kopf.RawEvent, **_: object) -> None:
             event_counter.inc()
             body: Body = {**event["object"]}
+            if not self.namespaces.is_watched(watched.get_key(body).namespace):
+                return  # the watch is about to end
             if event["type"] == "DELETED":
                 watched.cache.delete(body)
             elif not watched.cache.update(watched.get_key(body), body):

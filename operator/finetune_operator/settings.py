@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from finetune_operator.policy.defaults import Defaults
+from finetune_operator.policy.label_selector import check_label_selector
 from finetune_operator.policy.limits import Bounds
 
 
@@ -22,7 +23,13 @@ class Settings(BaseSettings):
     """Pull policy of the trainer pods. If unset, Kubernetes uses `Always` for `:latest` and `IfNotPresent`
     otherwise."""
     watch_namespaces: list[str] = []
-    """Namespaces that the operator watches, as a JSON list. If empty, it watches the whole cluster."""
+    """Namespaces that the operator watches, as a JSON list. If empty, `watch_namespace_selector` selects them."""
+    watch_namespace_selector: Annotated[str, AfterValidator(check_label_selector)] = ""
+    """Label selector of the namespaces that the operator watches, such as `finetune.dev/enabled=true,team in (a,b)`. It
+    cannot be combined with `watch_namespaces`. If both are empty, the operator watches the whole cluster."""
+    installation_id: str = Field(default="", max_length=253, pattern=r"^[A-Za-z0-9./_-]*$")
+    """Identifies this installation of the operator. It is written into each Job, and a run whose Job names another
+    installation is left alone. If empty, Jobs get no id, and all runs of installations with an id are left alone."""
     bounds: Bounds = Bounds()
     """Bounds on what FineTuneJobs may request, as a JSON object."""
     defaults: Defaults = Defaults()
@@ -51,3 +58,9 @@ class Settings(BaseSettings):
     """Minimum level of log messages."""
     log_format: Literal["text", "json"] = "text"
     """Format of log messages: text, or one JSON object per line."""
+
+    @model_validator(mode="after")
+    def _check_namespaces(self) -> Self:
+        if self.watch_namespaces and self.watch_namespace_selector:
+            raise ValueError("set either watch_namespaces or watch_namespace_selector, not both")
+        return self

@@ -1,5 +1,6 @@
 """The permissions of the operator are repeated here, so that new ones are added deliberately."""
 
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,15 @@ def filter_by_kind(objects: list[Manifest], kind: str) -> dict[tuple[str, str], 
     """(namespace, name) → object."""
     return {(manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]): manifest for manifest in objects
             if manifest["kind"] == kind}  # fmt: skip
+
+
+def test_rbac_namespaces_by_label_may_list_namespaces(
+    render: Callable[..., list[Manifest]], template: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    selector = {"watchNamespaceSelector": "finetune.dev/enabled=true"}
+    roles = filter_by_kind(render(selector), "ClusterRole")
+    assert collect_permissions(roles["", "finetune-operator"]) == {**OPERATOR_RIGHTS, ("", "namespaces"): {"list"}}
+    assert "set either" in template({**selector, "watchNamespaces": ["team-a"]}).stderr
 
 
 def test_rbac_cluster_scope_uses_one_cluster_role(render: Callable[..., list[Manifest]]) -> None:

@@ -20,6 +20,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
     "namespaces": ({"watchNamespaces": ["team-a", "team-b"]}, {"watch_namespaces": ["team-a", "team-b"]}),
+    "namespaces by label": (
+        {"watchNamespaceSelector": "finetune.dev/enabled=true,team in (a,b)"},
+        {"watch_namespace_selector": "finetune.dev/enabled=true,team in (a,b)"},
+    ),
+    "installation": ({"installationId": "old/release"}, {"installation_id": "old/release"}),
     "trainer": (
         {"trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"}},
         {"trainer_image": "registry.example/trainer@sha256:0", "trainer_image_pull_policy": "Never"},
@@ -90,7 +95,8 @@ def test_settings_rendered_environment_gives_expected_values(
     built_in = Settings().model_dump()
     for name, value in read_environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
-    assert Settings().model_dump() == {**built_in, "lease_namespace": "finetune-system", **expected}
+    identity = {"lease_namespace": "finetune-system", "installation_id": "finetune-system/finetune-operator"}
+    assert Settings().model_dump() == {**built_in, **identity, **expected}
 
 
 @pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])

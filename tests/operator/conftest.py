@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -45,10 +47,27 @@ def kstatus() -> ComputeKstatus:
 
 
 @pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def api_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Return a function that returns the URL of a kube-apiserver of this version, which the first call starts."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def get_url(version: str) -> str:
+            return stack.enter_context(api.run_emulated_api_server(tmp_path_factory.mktemp("api-server"), version))
+
+        yield get_url
+
+
+@pytest.fixture
+def kubernetes_version() -> str:
+    """Return the version of the API server. Some tests have it as a parameter."""
+    return api.KUBERNETES_VERSIONS[0]
+
+
+@pytest.fixture
+def api_server(api_servers: Callable[[str], str], kubernetes_version: str) -> str:
     """Return the URL of a kube-apiserver with the CRD."""
-    with api.run_api_server(tmp_path_factory.mktemp("api-server")) as url:
-        yield url
+    return api_servers(kubernetes_version)
 
 
 @pytest.fixture

@@ -29,10 +29,16 @@ def test_settings_invalid_value_raises(monkeypatch: pytest.MonkeyPatch, name: st
         Settings()
 
 
+def test_settings_namespaces_by_list_and_label_raises() -> None:
+    with pytest.raises(ValidationError, match="either watch_namespaces or watch_namespace_selector"):
+        Settings(watch_namespaces=["a"], watch_namespace_selector="team=a")
+
+
 WRONG: dict[str, tuple[str, str, str]] = {
     "malformed JSON": ("BOUNDS", "{", "bounds"),
     "misspelled limit": ("BOUNDS", '{"allowedImage": []}', "bounds.allowedImage"),
     "image of any registry": ("BOUNDS", '{"allowedImages": ["*/trainer:1"]}', "bounds.allowedImages.0"),
+    "selector without a value": ("WATCH_NAMESPACE_SELECTOR", "team in ()x", "watch_namespace_selector"),
     "default of the wrong type": ("DEFAULTS", '{"nodeSelector": "gpu"}', "defaults.nodeSelector"),
 }
 

@@ -15,6 +15,11 @@ JOB_LABEL = f"{GROUP}/job"
 
 SCRATCH_CLAIM_LABEL = f"{GROUP}/scratch-claim"
 """Label of Jobs whose pods have a claim for scratch each. Such a claim exists, and costs money, as long as its pod."""
+INSTALLATION_ANNOTATION = f"{GROUP}/installation"
+"""Annotation of Jobs. Its value is the id of the installation of the operator that created the Job."""
+
+CONTROLLER_NAME = f"{GROUP}/finetune-operator"
+"""The value of `spec.managedBy` that names this operator, as no value does."""
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"

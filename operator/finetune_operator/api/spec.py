@@ -109,8 +109,6 @@ class TrackingSpec(Tracking):
 
 _YEAR_SECONDS = 365 * 24 * 3600
 _MAX_GPU_SECONDS = 2**53 - 1  # integers above are not exact in JSON parsers of other languages
-MANAGER_NAME = f"{GROUP}/finetune-operator"
-"""The value of `spec.managedBy` that names this operator."""
 _IMMUTABLE_MESSAGE = "is immutable; create a new FineTuneJob for a new run"
 
 

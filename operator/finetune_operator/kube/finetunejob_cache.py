@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from finetune_operator.api import KIND
 from finetune_operator.api.labels import JOB_LABEL
@@ -14,7 +15,7 @@ from finetune_operator.kube.cache import ObjectCache
 from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS
 from finetune_operator.kube.informer import WatchedResource
 from finetune_operator.observed.job import holds_scratch_claims
-from finetune_operator.observed.objects import is_controlled_by, is_finished
+from finetune_operator.observed.objects import is_controlled_by, is_finished, is_managed_elsewhere
 from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
 from finetune_operator.telemetry import counters
 from finetune_trainer.contract import Progress
@@ -85,10 +86,13 @@ class ReportedProgress(NamedTuple):
 
 
 class FineTuneJobCache:
-    """The informer of FineTuneJobs. Of a finished run, only the FineTuneJob's final state is kept."""
+    """The informer of FineTuneJobs. Of a finished run, only the FineTuneJob's final state is kept.
+
+    FineTuneJobs that another controller manages are not kept, so that this operator ignores them.
+    """
 
     def __init__(self) -> None:
-        self.finetunejobs = ObjectCache(transform.strip_finetunejob)
+        self.finetunejobs = ObjectCache(transform.strip_finetunejob, lambda _key, body: not is_managed_elsewhere(body))
         self.jobs = ObjectCache(
             transform.strip_job,
             lambda key, job: holds_scratch_claims(job) or not (is_finished(job) and self.has_ended(key)),
@@ -96,7 +100,11 @@ class FineTuneJobCache:
         self.pods = PodCache(self.has_ended)
         self.reported_progress: dict[ObjectKey, ReportedProgress] = {}
         """The last progress that running pods reported."""
-        self.unreadable_namespaces: set[str] = set()
+        self.unreadable_objects: dict[ObjectKey, str] = {}
+        """The uids of FineTuneJobs that this version cannot read."""
+        self.foreign_jobs: dict[ObjectKey, str] = {}
+        """The uids of the Jobs that other installations of the operator have created, by their FineTuneJobs."""
+        self.unreadable_namespaces: Container[str] = frozenset()
         self.resources: Sequence[WatchedResource] = (  # a finished FineTuneJob decides which other objects are needed
             WatchedResource(FINETUNEJOBS, self.finetunejobs, get_finetunejob_key, transform.decode_finetunejob),
             WatchedResource(JOBS, self.jobs, get_owner_key, transform.decode_body),
@@ -147,7 +155,8 @@ class FineTuneJobCache:
 
     def evict_run(self, key: ObjectKey) -> None:
         """Drop what is kept of a FineTuneJob that has finished or is deleted."""
-        self.reported_progress.pop(key, None)
+        for entries in self._get_entries_by_key():
+            entries.pop(key, None)
         self.jobs.evict(key)
         self.pods.evict(key)
 
@@ -155,6 +164,10 @@ class FineTuneJobCache:
         """Drop what is kept of finished and deleted runs whose end was not reconciled by this replica, and of unused
         namespaces."""
         counters.remove_unused_namespaces({key.namespace for key in self.finetunejobs.list_keys()}, time.monotonic())
-        for key in [*self.reported_progress, *self.pods.list_keys_with_deleted()]:
+        keys = {*self.pods.list_keys_with_deleted(), *chain.from_iterable(self._get_entries_by_key())}
+        for key in keys:
             if self.get_finetunejob(key) is None or self.has_ended(key):
                 self.evict_run(key)
+
+    def _get_entries_by_key(self) -> tuple[dict[ObjectKey, Any], ...]:
+        return self.reported_progress, self.unreadable_objects, self.foreign_jobs

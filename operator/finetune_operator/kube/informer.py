@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -26,8 +26,9 @@ class WatchedResource(NamedTuple):
 class Informer(Protocol):
     """The objects in memory that a controller reads: those of its kind and those that they own."""
 
-    unreadable_namespaces: set[str]
-    """Namespaces that the operator cannot read now. Their objects may be outdated, so they are not reconciled."""
+    unreadable_namespaces: Container[str]
+    """Namespaces that the operator cannot read or does not watch now. Their objects may be outdated, so they are not
+    reconciled."""
 
     @property
     def resources(self) -> Sequence[WatchedResource]:

@@ -11,7 +11,7 @@ from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ListSnapshot
 from finetune_operator.kube.client import KubeClient, ObjectList
 from finetune_operator.kube.informer import Informer, WatchedResource
-from finetune_operator.kube.namespace_access import NamespaceRegistry, Scope
+from finetune_operator.kube.namespace_access import NamespaceRegistry, Scope, UnreadableNamespaces
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Lister:
 
     def add_informer(self, informer: Informer) -> None:
         """List the resources of this informer too."""
+        informer.unreadable_namespaces = UnreadableNamespaces(self._namespaces)
         self._informers.append(informer)
         self._resources.extend(informer.resources)
 
@@ -50,13 +51,20 @@ class Lister:
                 for scope, responses in responses_by_scope.items()
                 if (object_lists := self._check_responses(scope, responses))
             }
-            for informer in self._informers:
-                informer.unreadable_namespaces = self._namespaces.get_unreadable()
             if lists:
                 self._replace_namespaces(lists, previous_versions)
             for informer in self._informers:
                 informer.evict_finished()
             return set(lists)
+
+    def drop_unwatched(self) -> None:
+        """Drop the objects of namespaces that are no longer watched. Late responses may have added some again."""
+        for watched in self._resources:
+            for name in {key.namespace for key in watched.cache.list_keys()}:
+                if not self._namespaces.is_watched(name):
+                    watched.cache.drop_namespace(name)
+        for informer in self._informers:
+            informer.evict_finished()
 
     async def _fetch_lists(self, scope: Scope) -> ListResponses:
         async with self._list_slots:

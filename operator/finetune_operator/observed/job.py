@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.labels import SCRATCH_CLAIM_LABEL
+from finetune_operator.api.labels import INSTALLATION_ANNOTATION, SCRATCH_CLAIM_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import find_true_condition
 
@@ -32,3 +32,9 @@ def get_job_finished_at(job: Body) -> str | None:
     """Return when the Job completed or failed, or None if it is not finished."""
     condition = find_true_condition(job, "Complete") or find_true_condition(job, "Failed")
     return condition.get("lastTransitionTime") if condition else None
+
+
+def get_installation_id(job: Body) -> str | None:
+    """Return the id of the installation that created the Job, or None if it has no id."""
+    installation_id: str | None = (job["metadata"].get("annotations") or {}).get(INSTALLATION_ANNOTATION)
+    return installation_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from finetune_operator.api import API_VERSION, KIND
+from finetune_operator.api import GROUP, KIND
+from finetune_operator.api.labels import CONTROLLER_NAME
 from finetune_operator.api.objects import Body
 
 
@@ -43,9 +44,19 @@ def is_controlled_by(body: Body, uid: str) -> bool:
 
 
 def is_controlled_by_finetunejob(body: Body, name: str) -> bool:
-    """Return whether the controller is a FineTuneJob with this name, which may have been deleted."""
+    """Return whether the controller is a FineTuneJob with this name, which may have been deleted.
+
+    Another version of the operator may have written the reference with another version of the API.
+    """
     owner = get_controller_ref(body)
-    return (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == (API_VERSION, KIND, name)
+    group = str(owner.get("apiVersion", "")).partition("/")[0]
+    return (group, owner.get("kind"), owner.get("name")) == (GROUP, KIND, name)
+
+
+def is_managed_elsewhere(body: Body) -> bool:
+    """Return whether `spec.managedBy` of a FineTuneJob names another controller."""
+    spec = body.get("spec")
+    return isinstance(spec, dict) and spec.get("managedBy", CONTROLLER_NAME) not in (CONTROLLER_NAME, None)
 
 
 def find_true_condition(body: Body, condition_type: str) -> Body | None:

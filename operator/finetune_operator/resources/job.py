@@ -7,7 +7,13 @@ from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, SCRATCH_CLAIM_LABEL, TRAINER_CONTAINER
+from finetune_operator.api.labels import (
+    INSTALLATION_ANNOTATION,
+    JOB_LABEL,
+    KUEUE_LABELS,
+    SCRATCH_CLAIM_LABEL,
+    TRAINER_CONTAINER,
+)
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
@@ -54,6 +60,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             | _build_scratch_label(compute)
             | _build_labels(meta),
             "ownerReferences": [_build_owner_reference(meta)],
+            **_build_installation_annotation(settings.installation_id),
         },
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
@@ -99,6 +106,10 @@ def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
 
 
+def _build_installation_annotation(installation_id: str) -> Body:
+    return {"annotations": {INSTALLATION_ANNOTATION: installation_id}} if installation_id else {}
+
+
 def _build_owner_reference(meta: ObjectMeta) -> Body:
     return {
         "apiVersion": API_VERSION,
@@ -120,7 +131,7 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
     spec: Body = {
         "restartPolicy": "Never",
-        "subdomain": finetunejob.metadata.name if compute.nodes > 1 else None,
+        "subdomain": multi_node.get_service_name(finetunejob.metadata.name) if compute.nodes > 1 else None,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,

@@ -28,8 +28,17 @@ def build_environment(meta: ObjectMeta, compute: ComputeSpec) -> dict[str, str]:
     process_count = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
     if compute.nodes == 1:
         return process_count
-    rank_zero_host = f"{meta.name}-0.{meta.name}.{meta.namespace}.svc"
+    rank_zero_host = f"{meta.name}-0.{get_service_name(meta.name)}.{meta.namespace}.svc"
     return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{rank_zero_host}:{RENDEZVOUS_PORT}", **process_count}
+
+
+def get_service_name(job_name: str) -> str:
+    """Return the name of the headless Service: that of the Job, with a prefix if it begins with a digit.
+
+    Without the feature gate RelaxedServiceNameValidation, the name of a Service must begin with a letter:
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#rfc-1035-label-names
+    """
+    return f"ftj-{job_name}" if job_name[0].isdigit() else job_name
 
 
 def build_mounts(compute: ComputeSpec) -> list[tuple[Body, Body]]:
@@ -49,8 +58,12 @@ def build_service(job: Body) -> Body | None:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {key: meta[key] for key in ("name", "namespace", "ownerReferences")}
-        | {"labels": _get_shared_labels(job)},
+        "metadata": {
+            "name": subdomain,
+            "namespace": meta["namespace"],
+            "ownerReferences": meta["ownerReferences"],
+            "labels": _get_shared_labels(job),
+        },
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # The rendezvous takes place before the pods are ready.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.api.labels import INSTALLATION_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.status.job_status import is_terminal
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # limit of the API server for Events
+FOREIGN_JOB = "ForeignJob"
+"""Reason of the Event for a Job of another installation. No condition has it."""
 _WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
@@ -19,6 +23,15 @@ _WARNING_REASONS = frozenset(
         OperatorReason.JOB_REFUSED,
     }
 )
+
+
+class EventContent(NamedTuple):
+    """What an Event says."""
+
+    type: str
+    """Normal or Warning."""
+    reason: str
+    message: str
 
 
 def create_merge_patch(old: Body, new: Body) -> Body:
@@ -49,8 +62,24 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
     if new_headline is None or (old_headline and _get_state(old_headline) == _get_state(new_headline)):
         return None
     identity = (meta.uid, *_get_state(new_headline), new_headline.last_transition_time, str(new.attempts))
-    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
     is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
+    content = EventContent("Warning" if is_warning else "Normal", new_headline.reason, new_headline.message)
+    return _build_event(meta, content, identity, now)
+
+
+def build_foreign_job_event(meta: ObjectMeta, job: Body, installation_id: str, now: str) -> Body:
+    """Return the Event for a Job that another installation of the operator has created."""
+    message = (
+        f"Job {meta.name} was created by installation {installation_id} of the operator, so another installation that "
+        f"also watches this namespace leaves it alone. To hand it over, change the Job's annotation "
+        f"{INSTALLATION_ANNOTATION}."
+    )
+    identity = (meta.uid, job["metadata"]["uid"], installation_id)
+    return _build_event(meta, EventContent("Warning", FOREIGN_JOB, message), identity, now)
+
+
+def _build_event(meta: ObjectMeta, content: EventContent, identity: tuple[str, ...], now: str) -> Body:
+    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -62,9 +91,9 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
             "namespace": meta.namespace,
             "uid": meta.uid,
         },
-        "type": "Warning" if is_warning else "Normal",
-        "reason": new_headline.reason,
-        "message": new_headline.message[:_MESSAGE_MAX_LENGTH],
+        "type": content.type,
+        "reason": content.reason,
+        "message": content.message[:_MESSAGE_MAX_LENGTH],
         "source": {"component": _COMPONENT},
         "firstTimestamp": now,
         "lastTimestamp": now,

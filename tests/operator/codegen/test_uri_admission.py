@@ -15,6 +15,7 @@ from tests.support.cluster.manifests import (
     apply_changes,
     build_valid_manifest,
 )
+from tests.support.operator.api_server import KUBERNETES_VERSIONS
 from tests.support.operator.namespace_harness import RequestRejected
 
 from finetune_trainer.config.loader import find_broken_rules
@@ -88,6 +89,7 @@ async def _read_admission_error(world: NamespaceHarness, manifest: Manifest) -> 
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("kubernetes_version", KUBERNETES_VERSIONS)
 async def test_api_server_and_trainer_accept_same_names(world: NamespaceHarness) -> None:
     for changes in ACCEPTED:
         manifest = apply_changes(build_valid_manifest(), changes)
@@ -96,6 +98,7 @@ async def test_api_server_and_trainer_accept_same_names(world: NamespaceHarness)
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("kubernetes_version", KUBERNETES_VERSIONS)
 async def test_api_server_and_trainer_refuse_by_same_sentence(world: NamespaceHarness) -> None:
     for changes, sentence in REJECTED:
         manifest = apply_changes(build_valid_manifest(), changes)
@@ -104,6 +107,7 @@ async def test_api_server_and_trainer_refuse_by_same_sentence(world: NamespaceHa
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("kubernetes_version", KUBERNETES_VERSIONS)
 async def test_api_server_and_trainer_refuse_repeated_items(world: NamespaceHarness) -> None:
     for changes in REJECTED_LISTS:
         manifest = apply_changes(build_valid_manifest(), changes)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.api_server import KUBERNETES_VERSIONS
 
 if TYPE_CHECKING:
     from tests.support.operator.fault_proxy import FakeTrainer
@@ -50,6 +51,7 @@ async def _has_none(world: NamespaceHarness, plural: str) -> bool:
     return not await world.list_objects(plural)
 
 
+@pytest.mark.parametrize("kubernetes_version", KUBERNETES_VERSIONS)
 async def test_run_suspended_deletes_job_and_resumes_with_new_job(world: NamespaceHarness) -> None:
     async with world.run_operator():
         await world.create_finetunejob()

@@ -14,15 +14,18 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.support.operator import api_server as api
 from tests.support.operator import spec_samples
-from tests.support.operator.builders import Body, build_finetunejob, build_manifest
+from tests.support.operator.builders import Body, build_finetunejob, build_key, build_manifest, get_cache
 
 from finetune_operator.api import GROUP, PLURAL
 from finetune_operator.controller.finetunejob import gauges
 from finetune_operator.kube import transform
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
+from finetune_operator.observed.objects import is_managed_elsewhere
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
+
+    from finetune_operator.manager import Manager
 
 OBJECTS_PER_ROUND, ROUNDS = 40, 5
 _CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{PLURAL}.{GROUP}"
@@ -92,7 +95,7 @@ def test_cache_arbitrary_object_is_stored_and_counted(
     """A cached object can also be counted, reconciled and exposed."""
     cache = FineTuneJobCache()
     take(cache, {**build_finetunejob(), "spec": spec, "status": status})
-    assert len(cache.finetunejobs) == 1
+    assert len(cache.finetunejobs) == (not is_managed_elsewhere({"spec": spec}))
     list(gauges.collect_job_gauges(cache, 10))
     cache.list_active_keys()
 
@@ -138,7 +141,7 @@ async def test_operator_schemaless_object_is_handled_and_next_is_served(
     new = [name for name, (_, status) in names.items() if status is None]
     for _ in ("first", "again"):
         async with world.run_operator() as operator:
-            await world.wait_until(lambda: _are_settled(world, new))
+            await world.wait_until(lambda: _are_settled(world, operator, new))
             good = f"good-{secrets.token_hex(4)}"
             await world.create_finetunejob(good)
             await world.wait_for_reason("JobCreated", good)
@@ -163,14 +166,82 @@ async def test_operator_ambiguous_value_is_invalid_spec(world: NamespaceHarness,
     assert await world.list_objects("jobs") == []
 
 
-async def _are_settled(world: NamespaceHarness, names: list[str]) -> bool:
-    """Return whether each has a Job, a reason why not, or is deleted after its TTL."""
+async def _are_settled(world: NamespaceHarness, operator: Manager, names: list[str]) -> bool:
+    """Return whether each has a Job, a reason why not, is left alone, or is deleted after its TTL."""
     jobs = {job["metadata"]["name"] for job in await world.list_objects("jobs")}
+    left_alone = {key.name for key in get_cache(operator).unreadable_objects}
     statuses = {
         finetunejob["metadata"]["name"]: finetunejob.get("status") or {}
         for finetunejob in await world.list_objects("finetunejobs")
+        if not is_managed_elsewhere(finetunejob)
     }
-    return all(name in jobs or name not in statuses or statuses[name].get("conditions") for name in names)
+    unsettled = statuses.keys() - jobs - left_alone
+    return all(statuses[name].get("conditions") for name in names if name in unsettled)
+
+
+NEWER_STATUSES: dict[str, Body] = {
+    "newer-phase": {"phase": "Hibernating"},
+    "newer-condition": {"phase": "Running", "conditions": [{**STATUS["conditions"][0], "type": "Archived"}]},
+    "newer-type": {"attempts": {"first": 1}},
+}
+NEWER_SPECS: dict[str, Body] = {
+    "newer-field": {"hibernate": True},
+    "newer-nested-field": {"training": {"forgetting": "none"}},
+    "newer-value": {"training": {"method": "telepathy"}},
+}
+
+
+@pytest.mark.cluster
+async def test_operator_object_of_newer_version_is_left_alone_and_counted(
+    world: NamespaceHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, spec in NEWER_SPECS.items():
+        await world.create_finetunejob(name, spec)
+    for name, status in NEWER_STATUSES.items():
+        await world.create_finetunejob(name)
+        await world.call("PATCH", world.path("finetunejobs", name, "status"), {"status": status})
+    names = {*NEWER_SPECS, *NEWER_STATUSES}
+    before = await _list_versions(world)
+    async with world.run_operator() as operator:
+
+        async def are_counted() -> bool:
+            return _count_unreadable(operator, world.namespace) == len(names)
+
+        await world.wait_until(are_counted)
+        for _ in range(2):
+            for name in names:
+                operator.workers.enqueue(build_key(name, world.namespace))
+            await world.create_finetunejob(good := f"good-{secrets.token_hex(4)}")
+            await world.wait_for_reason("JobCreated", good)
+        assert {name: version for name, version in (await _list_versions(world)).items() if name in names} == before
+        assert [
+            job["metadata"]["name"] for job in await world.list_objects("jobs") if job["metadata"]["name"] in names
+        ] == []
+        for name in names:
+            await world.delete("finetunejobs", name)
+
+        async def is_none_counted() -> bool:
+            return _count_unreadable(operator, world.namespace) == 0
+
+        await world.wait_until(is_none_counted)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([message for message in messages if "written by a newer version" in message]) == len(names)
+    assert not [message for message in messages if "unhandled error" in message]
+
+
+async def _list_versions(world: NamespaceHarness) -> dict[str, str]:
+    bodies = await world.list_objects("finetunejobs")
+    return {body["metadata"]["name"]: body["metadata"]["resourceVersion"] for body in bodies}
+
+
+def _count_unreadable(operator: Manager, namespace: str) -> float:
+    samples = (
+        sample
+        for metric in operator.collect()
+        if metric.name == "finetune_unreadable_objects"
+        for sample in metric.samples
+    )
+    return sum(sample.value for sample in samples if sample.labels["namespace"] == namespace)
 
 
 async def _delete_all(world: NamespaceHarness) -> None:

@@ -86,7 +86,10 @@ class Release:
     async def operator(self, source: Path) -> AsyncIterator[None]:
         """Run the operator of a source tree with the environment of the chart's Deployment, and wait until it leads."""
         (container,) = (await self.read_pod_template())["containers"]
-        environment = {variable["name"]: variable.get("value", NAMESPACE) for variable in container["env"]}
+        environment = {
+            variable["name"]: NAMESPACE if "valueFrom" in variable else variable.get("value", "")
+            for variable in container["env"]
+        }
         environment |= {
             "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
             "KUBECONFIG": str(api.write_kubeconfig(self._folder, f"http://127.0.0.1:{self._world.proxy.port}")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,7 +71,7 @@ class ListerHarness:
         self.cache = FineTuneJobCache()
         self.watch(TEAMS)
 
-    def watch(self, names: list[str]) -> None:
+    def watch(self, names: Sequence[str | None]) -> None:
         self.namespaces = NamespaceRegistry(names)
         self.lister = Lister(KubeClient(self.transport, lambda: True), self.namespaces)
         self.lister.add_informer(self.cache)
@@ -112,7 +112,7 @@ async def test_lister_one_kind_failing_in_namespace_lists_others(
     assert await listing.update() == {"team-a"}
     assert listing.versions() == {("team-a", "bot"): "9"}
     assert listing.namespaces.get_failed_scopes() == ["team-b"]
-    assert listing.cache.unreadable_namespaces == ({"team-b"} if status == 403 else set())
+    assert [team for team in TEAMS if team in listing.cache.unreadable_namespaces] == ["team-b"] * (status == 403)
 
 
 async def test_lister_forbidden_namespace_keeps_objects_until_listed(
@@ -127,7 +127,7 @@ async def test_lister_forbidden_namespace_keeps_objects_until_listed(
     listing.server.finetunejobs["team-b"] = []
     assert await listing.update() == set(TEAMS)
     assert set(listing.versions()) == {("team-a", "bot")}
-    assert listing.cache.unreadable_namespaces == set()
+    assert not any(team in listing.cache.unreadable_namespaces for team in TEAMS)
 
 
 async def test_lister_missing_namespace_is_forgotten(listing: ListerHarness, build: type[Builders]) -> None:
@@ -151,7 +151,7 @@ async def test_lister_missing_crd_is_no_missing_namespace(listing: ListerHarness
 
 
 async def test_lister_cluster_scope_forbidden_is_error(listing: ListerHarness) -> None:
-    listing.watch([])
+    listing.watch([None])
     listing.server.respond_with("", 403)
     assert await listing.update() == set()
     assert "403" in str(listing.namespaces.get_list_errors()[0])

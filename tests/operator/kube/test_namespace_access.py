@@ -13,7 +13,7 @@ from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ListSnapshot, ObjectCache
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
-from finetune_operator.kube.namespace_access import NamespaceRegistry
+from finetune_operator.kube.namespace_access import NamespaceRegistry, UnreadableNamespaces
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
@@ -32,7 +32,7 @@ def test_namespace_access_forbidden_twice_logs_change_once(caplog: pytest.LogCap
     refused, back = (record.getMessage() for record in caplog.records)
     assert "team-b" in refused
     assert "cannot list pods" in refused
-    assert "watchNamespaces" in refused
+    assert "restore the operator's Role and RoleBinding" in refused
     assert back == "namespace team-b can be read again"
 
 
@@ -61,6 +61,34 @@ def test_silence_forbidden_namespace_counts_from_refusal() -> None:
     assert namespaces.compute_silence_seconds() < 10
 
 
+def test_silence_without_namespaces_counts_from_last_selection() -> None:
+    namespaces = NamespaceRegistry([])
+    namespaces.replace_names([])
+    assert namespaces.compute_silence_seconds() < 10
+
+
+def test_replace_names_keeps_states_and_ignores_late_lists() -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b"])
+    namespaces.record_unreadable("team-a", FORBIDDEN)
+    assert namespaces.replace_names(["team-a", "team-c"]) == {"team-c"}
+    namespaces.record_list("team-b")
+    namespaces.record_failure("team-b", TIMEOUT)
+    assert namespaces.get_scopes() == ["team-a", "team-c"]
+    assert namespaces.get_unreadable() == {"team-a"}
+    assert namespaces.get_listed_names() == set()
+
+
+@pytest.mark.parametrize(("name", "is_unreadable"), [("team-a", False), ("team-b", True), ("team-c", True)])
+def test_unreadable_namespaces_contain_refused_and_unwatched(name: str, is_unreadable: bool) -> None:
+    namespaces = NamespaceRegistry(["team-a", "team-b"])
+    namespaces.record_unreadable("team-b", FORBIDDEN)
+    assert (name in UnreadableNamespaces(namespaces)) == is_unreadable
+
+
+def test_unreadable_namespaces_cluster_scope_contain_none() -> None:
+    assert "team-a" not in UnreadableNamespaces(NamespaceRegistry([None]))
+
+
 def test_unlisted_returns_namespaces_to_retry() -> None:
     namespaces = NamespaceRegistry(["team-a", "team-b", "team-c", "team-d"])
     namespaces.record_list("team-a")
@@ -80,7 +108,9 @@ def test_operator_gauges_show_each_configured_namespace() -> None:
 
 
 def test_operator_gauges_cluster_scope_shows_no_namespace() -> None:
-    metric_families = {family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([]))}
+    metric_families = {
+        family.name: family for family in collect_operator_gauges({}, None, True, NamespaceRegistry([None]))
+    }
     assert metric_families["finetune_operator_namespace_readable"].samples == []
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiohttp import web
+from tests.support.operator.api_server import KUBERNETES_VERSIONS
 from tests.support.operator.fault_proxy import build_error_response
 
 from finetune_operator.api import FineTuneJob
@@ -145,6 +146,32 @@ async def test_reconciler_multi_node_creates_owned_service(world: NamespaceHarne
     ]
     assert service["metadata"]["ownerReferences"][0]["uid"] == stored["metadata"]["uid"]
     assert (await world.get("jobs"))["spec"]["completionMode"] == "Indexed"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("kubernetes_version", KUBERNETES_VERSIONS)
+async def test_reconciler_multi_node_name_with_digit_creates_valid_service(world: NamespaceHarness) -> None:
+    """Older versions of Kubernetes reject names of Services that begin with a digit."""
+    async with world.run_operator():
+        await world.create_finetunejob("7b", spec={"compute": {"nodes": 2}})
+        await world.wait_for_reason("JobCreated", "7b")
+    service = await world.get("services", "ftj-7b")
+    pod = (await world.get("jobs", "7b"))["spec"]["template"]["spec"]
+    variables = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert variables["FINETUNE_RENDEZVOUS"] == f"7b-0.ftj-7b.{world.namespace}.svc:29400"
+    assert service["spec"]["selector"]["finetune.dev/job"] == "7b"
+
+
+@pytest.mark.cluster
+async def test_reconciler_service_with_digit_of_earlier_finetunejob_is_no_conflict(world: NamespaceHarness) -> None:
+    owner = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": "7b", "uid": "old"}
+    meta = {"name": "ftj-7b", "ownerReferences": [{**owner, "controller": True}]}
+    await world.call("POST", world.path("services"), {"metadata": meta, "spec": {"ports": [{"port": 80}]}})
+    async with world.run_operator():
+        await world.create_finetunejob("7b", spec={"compute": {"nodes": 2}})
+        status = await world.wait_for_reason("JobPending", "7b")
+    assert "the Service of an earlier FineTuneJob" in status["conditions"][0]["message"]
 
 
 @pytest.mark.cluster

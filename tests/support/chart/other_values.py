@@ -23,6 +23,8 @@ OTHER_VALUES: dict[str, Any] = {
     "trainer.image.pullPolicy": "Always",
     "trainer.imagePullPolicy": "Never",
     "watchNamespaces": ["team-a"],
+    "watchNamespaceSelector": "finetune.dev/enabled=true",
+    "installationId": "old/release",
     "bounds.allowedNamespaces": ["ml-*"],
     "bounds.deniedNamespaces": ["kube-*"],
     "bounds.allowedImages": ["registry.example/ml/*@sha256:*"],

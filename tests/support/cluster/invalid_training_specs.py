@@ -13,7 +13,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "name with a dot": ({"metadata.name": "a.b"}, "<nil>", "must be a DNS label"),
     "name in upper case": ({"metadata.name": "Good"}, "metadata.name", "RFC 1123"),
     "no spec": ({"spec": ABSENT}, "spec", "Required value"),
-    "unknown field in spec": ({"spec.managedBy": "me"}, "spec.managedBy", "unknown field"),
+    "unknown field in spec": ({"spec.ownedBy": "me"}, "spec.ownedBy", "unknown field"),
     "unknown field next to spec": ({"sepc": {}}, "sepc", "unknown field"),
     # model
     "no model": ({"spec.model": ABSENT}, "spec.model", "Required value"),

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +18,10 @@ from finetune_operator.codegen.crd import build_crd
 from local_cluster import tools
 
 ADMIN_TOKEN, OPERATOR_TOKEN = secrets.token_hex(16), secrets.token_hex(16)
+
+
+KUBERNETES_VERSIONS = (tools.KUBERNETES_VERSION.rpartition(".")[0], "1.33")
+"""The version of the API server that is built, and the oldest one that it can emulate."""
 
 
 def find_free_port() -> int:
@@ -67,6 +71,11 @@ def run_api_server(folder: Path, extra_flags: Mapping[str, object] | None = None
         for process in reversed(processes):
             process.kill()
             process.wait()
+
+
+def run_emulated_api_server(folder: Path, version: str) -> AbstractContextManager[str]:
+    """Run a kube-apiserver with the APIs and the validation of this version. Yields its URL."""
+    return run_api_server(folder, {"emulated-version": version})
 
 
 def _build_etcd_flags(folder: Path, client_port: int, peer_port: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.kube.cache import ObjectCache
@@ -23,7 +23,7 @@ class DummyInformer:
 
     def __init__(self, resource: ApiResource) -> None:
         self.cache = ObjectCache(lambda body: body)
-        self.unreadable_namespaces: set[str] = set()
+        self.unreadable_namespaces: Container[str] = frozenset()
         self.resources: Sequence[WatchedResource] = (WatchedResource(resource, self.cache, get_dummy_key, decode_body),)
 
     def list_new_keys(self) -> list[ObjectKey]:

@@ -53,6 +53,7 @@ def _collect_metrics() -> Iterator[Metric]:
         "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
     }
     cache.pods.update(build_key(), pod)
+    cache.unreadable_objects[build_key()] = cache.foreign_jobs[build_key()] = "uid"
     yield from counters.REGISTRY.collect()
     yield from collect_operator_gauges({"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"]))
     yield from collect_job_gauges(cache, 10)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
+from finetune_operator.api.labels import CONTROLLER_NAME
 from finetune_operator.codegen.crd import build_root_schema
 
 Schema = dict[str, Any]
@@ -33,6 +34,7 @@ def build_full_spec() -> dict[str, Any]:
     """Return a spec with a value for every field. It violates CEL rules that forbid some fields together."""
     spec = _build_object(build_root_schema()["properties"]["spec"])
     spec["compute"]["nodes"] = 2
+    spec["managedBy"] = CONTROLLER_NAME  # a FineTuneJob of another controller is ignored
     return spec
 
 

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 
 from tests.support.operator.namespace_harness import OPERATOR_RULES, NamespaceHarness
 
+NAMESPACE_RULE = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list"]}
+"""What the operator may do in addition if it selects namespaces by label."""
+
 _RBAC_PATH = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 
 
@@ -45,12 +48,12 @@ class TenantNamespace(NamespaceHarness):
 
 @asynccontextmanager
 async def grant_cluster_rights(world: NamespaceHarness) -> AsyncIterator[None]:
-    """Grant the operator its permissions in the cluster with a ClusterRole."""
+    """Grant the operator its permissions in the cluster with a ClusterRole, and to list namespaces."""
     api_path = "/apis/rbac.authorization.k8s.io/v1"
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}
     meta = {"metadata": {"name": "operator"}}
-    await world.call("POST", f"{api_path}/clusterroles", {**meta, "rules": OPERATOR_RULES})
+    await world.call("POST", f"{api_path}/clusterroles", {**meta, "rules": [*OPERATOR_RULES, NAMESPACE_RULE]})
     await world.call("POST", f"{api_path}/clusterrolebindings", {**meta, "roleRef": role, "subjects": [user]})
     try:
         yield

@@ -36,6 +36,14 @@ def collect_job_gauges(cache: FineTuneJobCache, limit: int) -> Iterator[Metric]:
     readable = [body for body in cache.finetunejobs if body["metadata"]["namespace"] not in cache.unreadable_namespaces]
     yield _build_jobs_gauge(readable)
     yield _build_gpus_gauge(cache)
+    for name, help_text, keys in (
+        ("unreadable_objects", "FineTuneJobs of a newer version, which are left alone.", cache.unreadable_objects),
+        ("foreign_jobs", "FineTuneJobs whose Job another installation has created.", cache.foreign_jobs),
+    ):
+        family = GaugeMetricFamily(f"finetune_{name}", help_text, labels=["namespace"])
+        for namespace, count in Counter(key.namespace for key in keys).items():
+            family.add_metric([namespace], count)
+        yield family
     running = sorted((body for body in readable if _get_phase(body) == Phase.RUNNING), key=get_finetunejob_key)
     yield from _build_running_gauges(list(islice(running, limit)))
     omitted = max(0, len(running) - limit)

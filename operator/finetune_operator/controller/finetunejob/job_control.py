@@ -96,7 +96,7 @@ class JobControl:
         existing = await self._client.create_service(service)
         if is_controlled_by(existing, request.meta.uid):
             return None
-        return _build_name_conflict("Service", existing)
+        return _build_name_conflict(request, "Service", existing)
 
     async def _handle_create_error(self, request: ReconcileRequest, error: ApiError) -> Body | Blocked:
         if error.status in (400, 403) or _is_admission_error(error):  # quota, policy or webhook
@@ -109,7 +109,7 @@ class JobControl:
         if job is None:
             raise error
         if not is_controlled_by(job, request.meta.uid):
-            return _build_name_conflict("Job", job)
+            return _build_name_conflict(request, "Job", job)
         self._cache.jobs.update(request.key, job)
         return job
 
@@ -124,9 +124,9 @@ def _is_admission_error(error: ApiError) -> bool:
     )
 
 
-def _build_name_conflict(kind: str, existing: Body) -> Blocked:
+def _build_name_conflict(request: ReconcileRequest, kind: str, existing: Body) -> Blocked:
     name = existing["metadata"]["name"]
-    if is_being_deleted(existing) or is_controlled_by_finetunejob(existing, name):
+    if is_being_deleted(existing) or is_controlled_by_finetunejob(existing, request.key.name):
         message = f"Waiting for the {kind} of an earlier FineTuneJob with the same name to be deleted."
         return Blocked(OperatorReason.JOB_PENDING, message)
     message = f"{kind} {name} exists and does not belong to this FineTuneJob. Choose another metadata.name."

@@ -15,8 +15,9 @@ from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller.finetunejob import planning, transition_metrics
 from finetune_operator.controller.finetunejob.job_control import JobControl
 from finetune_operator.controller.finetunejob.observer import Observer
+from finetune_operator.controller.finetunejob.ownership import OwnershipGuard
 from finetune_operator.controller.finetunejob.planning import Changes
-from finetune_operator.controller.finetunejob.request import ReconcileRequest, build_request
+from finetune_operator.controller.finetunejob.request import ReconcileRequest, UnreadableObjectError, build_request
 from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
@@ -46,6 +47,7 @@ class FineTuneJobReconciler:
         self._now = now
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
+        self._ownership = OwnershipGuard(cache, client, settings.installation_id)
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile once. Return the seconds until the next reconcile, or None if only events need one."""
@@ -53,7 +55,11 @@ class FineTuneJobReconciler:
         if request is None:
             return None
         observed = await self._observer.observe(request)
+        if await self._ownership.is_foreign(request, observed.job or self._cache.get_job(request.body)):
+            return None
         observed = await self._apply(request, planning.plan(request, observed, self._settings), observed)
+        if await self._ownership.is_foreign(request, observed.job):  # both installations were about to create it
+            return None
         observed = await self._observer.add_details(request, observed)
         status = compute_status(request.meta, request.previous_status, observed, request.now)
         await self._publish_status(request, status)
@@ -67,12 +73,27 @@ class FineTuneJobReconciler:
         return planning.compute_requeue_after(request, observed, status)
 
     def _get(self, key: ObjectKey) -> ReconcileRequest | None:
-        """Return the FineTuneJob, or None if it is deleted or being deleted."""
+        """Return the FineTuneJob, or None if it is deleted, being deleted or unreadable."""
         body = self._cache.get_finetunejob(key)
         if body is None or is_being_deleted(body):
             self._cache.evict_run(key)
             return None
-        return build_request(key, body, self._now())
+        try:
+            request = build_request(key, body, self._now())
+        except UnreadableObjectError as error:
+            self._record_unreadable(key, body["metadata"]["uid"], error)
+            return None
+        self._cache.unreadable_objects.pop(key, None)
+        return request
+
+    def _record_unreadable(self, key: ObjectKey, uid: str, error: UnreadableObjectError) -> None:
+        """Log once that this FineTuneJob is left alone, and count it."""
+        if self._cache.unreadable_objects.get(key) != uid:
+            log.warning(
+                "the FineTuneJob was written by a newer version and is left alone until the operator is upgraded: %s",
+                error,
+            )
+        self._cache.unreadable_objects[key] = uid
 
     async def _apply(self, request: ReconcileRequest, changes: Changes, observed: ObservedState) -> ObservedState:
         """Make the planned writes. No other method writes Jobs, Services or FineTuneJobs, except their status.
