@@ -7,7 +7,12 @@ from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.labels import (
+    DEFAULT_STARTUP_DEADLINE_ANNOTATION,
+    JOB_LABEL,
+    KUEUE_LABELS,
+    TRAINER_CONTAINER,
+)
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
@@ -44,6 +49,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     """
     finetunejob = apply_defaults(finetunejob, settings.defaults)
     meta, compute = finetunejob.metadata, finetunejob.spec.compute
+    deadline = settings.defaults.startup_deadline_seconds
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -51,6 +57,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "name": meta.name,
             "namespace": meta.namespace,
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
+            **({"annotations": {DEFAULT_STARTUP_DEADLINE_ANNOTATION: str(deadline)}} if deadline else {}),
             "ownerReferences": [_build_owner_reference(meta)],
         },
         "spec": {
