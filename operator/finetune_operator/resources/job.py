@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
@@ -22,6 +23,9 @@ from finetune_trainer.contract import ExitCode, TrainerConfig
 
 _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
+_VISIBLE_DEVICES_ENV = "NVIDIA_VISIBLE_DEVICES"
+_ZERO = re.compile("[0.]+[a-zA-Z]*")
+"""Quantities of zero, which every node has."""
 _NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
 _POD_FAILURE_RULES = [  # The first matching rule applies.
     {
@@ -47,7 +51,11 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
 
     Raises `pydantic.ValidationError` if `output.uri` is too long with its placeholders replaced.
     """
-    finetunejob = apply_defaults(finetunejob, settings.defaults)
+    return _hide_unrequested_gpus(_build_plain_job(apply_defaults(finetunejob, settings.defaults), settings))
+
+
+def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
+    """Return the Job with the GPUs of its node visible."""
     meta, compute = finetunejob.metadata, finetunejob.spec.compute
     deadline = settings.defaults.startup_deadline_seconds
     return {
@@ -189,6 +197,24 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
         # Immutable, so that a Job that is created again, by any version of the operator, gets the same date.
         environment[contract.TEMPLATE_DATE_ENV] = finetunejob.metadata.creation_timestamp.partition("T")[0]
     return environment | multi_node.build_environment(finetunejob.metadata, compute)
+
+
+def _hide_unrequested_gpus(job: Body) -> Body:
+    """Return the Job with a variable that hides the GPUs of the node from pods that request no device.
+
+    Where the NVIDIA runtime is the default of the node, all GPUs are visible in an image that sets this variable to
+    `all`: https://github.com/NVIDIA/k8s-device-plugin/issues/61
+    """
+    template = job["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    resources = {**container["resources"]["requests"], **container["resources"]["limits"]}
+    has_devices = any("/" in name and not _ZERO.fullmatch(quantity) for name, quantity in resources.items())
+    is_set = any(variable["name"] == _VISIBLE_DEVICES_ENV for variable in container["env"])
+    if is_set or has_devices or template["spec"].get("resourceClaims"):
+        return job
+    container = {**container, "env": [*container["env"], {"name": _VISIBLE_DEVICES_ENV, "value": "none"}]}
+    template = {**template, "spec": {**template["spec"], "containers": [container]}}
+    return {**job, "spec": {**job["spec"], "template": template}}
 
 
 def _build_resource_requirements(compute: ComputeSpec) -> Body:
