@@ -16,7 +16,9 @@ from finetune_operator.api.labels import (
 )
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
+from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import multi_node, volumes
+from finetune_operator.resources.profile import apply_profile
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
@@ -44,18 +46,21 @@ _POD_FAILURE_RULES = [  # The first matching rule applies.
 ]
 
 
-def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
-    """Return the complete Job.
+def build_job(finetunejob: FineTuneJob, settings: Settings, chosen_profile: ChosenProfile | None = None) -> Body:
+    """Return the complete Job, with the settings of its compute profile.
 
     It is created once and not applied again, because Kueue edits some of its fields.
 
     Raises `pydantic.ValidationError` if `output.uri` is too long with its placeholders replaced.
     """
-    return _hide_unrequested_gpus(_build_plain_job(apply_defaults(finetunejob, settings.defaults), settings))
+    job = _build_plain_job(apply_defaults(finetunejob, settings.defaults), settings)
+    if chosen_profile:
+        job = apply_profile(job, chosen_profile, finetunejob.spec)
+    return _hide_unrequested_gpus(job)
 
 
 def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
-    """Return the Job with the GPUs of its node visible."""
+    """Return the Job without the settings of a compute profile."""
     meta, compute = finetunejob.metadata, finetunejob.spec.compute
     deadline = settings.defaults.startup_deadline_seconds
     return {

@@ -16,6 +16,7 @@ from finetune_operator.controller.finetunejob import planning, transition_metric
 from finetune_operator.controller.finetunejob.job_control import JobControl
 from finetune_operator.controller.finetunejob.observer import Observer
 from finetune_operator.controller.finetunejob.planning import Changes
+from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.request import ReconcileRequest, build_request
 from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
@@ -38,12 +39,18 @@ class FineTuneJobReconciler:
     """Brings the cluster to the desired state of one FineTuneJob. It is level-based: only the current state matters."""
 
     def __init__(
-        self, cache: FineTuneJobCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
+        self,
+        cache: FineTuneJobCache,
+        client: KubeClient,
+        settings: Settings,
+        now: Callable[[], datetime],
+        profile_store: ProfileStore,
     ) -> None:
         self._cache = cache
         self._client = client
         self._settings = settings
         self._now = now
+        self._profile_store = profile_store
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
 
@@ -53,7 +60,7 @@ class FineTuneJobReconciler:
         if request is None:
             return None
         observed = await self._observer.observe(request)
-        observed = await self._apply(request, planning.plan(request, observed, self._settings), observed)
+        observed = await self._apply(request, self._plan(request, observed), observed)
         observed = await self._observer.add_details(request, observed)
         status = compute_status(request.meta, request.previous_status, observed, request.now)
         await self._publish_status(request, status)
@@ -74,6 +81,9 @@ class FineTuneJobReconciler:
             return None
         return build_request(key, body, self._now())
 
+    def _plan(self, request: ReconcileRequest, observed: ObservedState) -> Changes:
+        return planning.plan(request, observed, self._settings, self._profile_store.read())
+
     async def _apply(self, request: ReconcileRequest, changes: Changes, observed: ObservedState) -> ObservedState:
         """Make the planned writes. No other method writes Jobs, Services or FineTuneJobs, except their status.
 
@@ -84,7 +94,7 @@ class FineTuneJobReconciler:
             return replace(observed, blocked=job)
         if job:
             observed = await self._observer.observe_job(request, job)
-            changes = planning.plan(request, observed, self._settings)  # an adopted Job may be between two attempts
+            changes = self._plan(request, observed)  # an adopted Job may be between two attempts
         if changes.ensure_service:
             await self._job_control.ensure_service(request)
         if changes.delete_job:
