@@ -16,6 +16,10 @@ Manifest = dict[str, Any]
 PREFIX = "FINETUNE_OPERATOR_"
 # Settings for developers; the chart leaves them at their defaults.
 NOT_IN_THE_CHART = {"health_port", "lease_seconds", "request_timeout"}
+RELEASE_SETTINGS = {
+    "lease_namespace": "finetune-system",
+    "profiles_file": Path("/etc/finetune-operator/profiles/profiles.json"),
+}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
@@ -78,7 +82,7 @@ def test_settings_rendered_environment_gives_expected_values(
     built_in = Settings().model_dump()
     for name, value in read_environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
-    assert Settings().model_dump() == {**built_in, "lease_namespace": "finetune-system", **expected}
+    assert Settings().model_dump() == {**built_in, **RELEASE_SETTINGS, **expected}
 
 
 @pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])

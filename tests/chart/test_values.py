@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, Any] = {
     "bounds.allowedResources": ["rdma/*"],
     "bounds.allowedPodLabels": ["team"],
     "bounds.allowedPodAnnotations": ["example.com/*"],
+    "bounds.allowedProfiles": ["gpu-*"],
     "bounds.requiredNodeSelector": {"pool": "tenants"},
     "bounds.maxGPUs": 0,
     "bounds.maxNodes": 4,
@@ -47,8 +48,13 @@ OTHER_VALUES: dict[str, Any] = {
     "defaults.serviceAccountName": "finetune",
     "defaults.imagePullSecrets": [{"name": "registry"}],
     "defaults.priorityClassName": "batch",
+    "defaults.resources": {"requests": {"cpu": "4"}},
+    "defaults.startupDeadlineSeconds": 3600,
     "defaults.scratchStorageClassName": "fast",
     "defaults.allowNodeIdentity": True,
+    "profiles": {"a100": {"enforce": True}},
+    "defaultProfile": "a100",
+    "namespaceProfiles": {"team-a": "a100"},
     "networkPolicy.enabled": True,
     "networkPolicy.namespaces": ["team-a"],
     "networkPolicy.dns": [{"ipBlock": {"cidr": "169.254.20.10/32"}}],
@@ -121,6 +127,14 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "endpoint of any host": ({"bounds": {"allowedStorageEndpoints": ["https://s3.example*"]}}, "allowedStorage"),
     "less than no GPUs": ({"bounds": {"maxGPUs": -1}}, "maxGPUs"),
     "misspelled default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
+    "network of the host in a profile": ({"profiles": {"a": {"podSpec": {"hostNetwork": True}}}}, "hostNetwork"),
+    "privileges in a profile": ({"profiles": {"a": {"container": {"securityContext": {}}}}}, "securityContext"),
+    "capability of the host": ({"profiles": {"a": {"container": {"addCapabilities": ["ALL"]}}}}, "addCapabilities"),
+    "Secret in a profile": (
+        {"profiles": {"a": {"container": {"env": [{"name": "A", "valueFrom": {}}]}}}},
+        "valueFrom",
+    ),
+    "quantity as a number": ({"defaults": {"resources": {"requests": {"cpu": 4}}}}, "cpu"),
     "policy without ports": ({"networkPolicy": {"destinations": [{"cidr": "10.0.0.0/8"}]}}, "ports"),
     "policy to metadata": (
         {"networkPolicy": {"destinations": [{"cidr": "169.254.169.254/32", "ports": [80]}]}},
@@ -208,7 +222,7 @@ def test_values_schema_has_same_keys_as_values(chart: Path) -> None:
 
 def test_values_file_is_short_and_commented(chart: Path) -> None:
     lines = (chart / "values.yaml").read_text().splitlines()
-    assert len(lines) <= 190
+    assert len(lines) <= 210
     for number, line in enumerate(lines):
         if re.match(r" {0,2}[A-Za-z]+: +\S", line):
             assert lines[number - 1].strip().startswith("#"), line
