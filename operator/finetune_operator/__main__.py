@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from finetune_operator.manager import Manager
+from finetune_operator.policy.profiles import ProfilesError
 from finetune_operator.settings import Settings
 from finetune_operator.telemetry import logs
 
@@ -24,6 +25,8 @@ def main() -> None:
     logs.configure_logging(settings.log_level, settings.log_format)
     try:
         Manager(settings).run()
+    except ProfilesError as error:
+        sys.exit(str(error))
     except Exception:  # logged in the configured format
         log.exception("the operator failed")
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -34,6 +35,8 @@ class Settings(BaseSettings):
     """Bounds on what FineTuneJobs may request, as a JSON object."""
     defaults: Defaults = Defaults()
     """Defaults for fields that FineTuneJobs leave unset, as a JSON object."""
+    profiles_file: Path | None = None
+    """JSON file with the compute profiles. It is read again when a Job is created."""
     progress_interval: float = Field(default=10, gt=0)
     """Seconds between two requests for the progress of a running trainer."""
     resync_interval: float = Field(default=300, gt=0)

@@ -14,7 +14,8 @@ Manifest = dict[str, Any]
 def test_deployment_pod_is_restricted(deployment: Callable[..., Manifest]) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and a read-only root."""
     pod = deployment()["spec"]["template"]["spec"]
-    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"} & set(pod)
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
+    assert [set(volume) for volume in pod["volumes"]] == [{"name", "configMap"}]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     (container,) = pod["containers"]
     assert container["securityContext"] == {

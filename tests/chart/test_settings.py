@@ -16,6 +16,11 @@ Manifest = dict[str, Any]
 PREFIX = "FINETUNE_OPERATOR_"
 # The probes of the chart need the default.
 NOT_IN_THE_CHART = {"health_port"}
+RELEASE_SETTINGS = {
+    "lease_namespace": "finetune-system",
+    "installation_id": "finetune-system/finetune-operator",
+    "profiles_file": Path("/etc/finetune-operator/profiles/profiles.json"),
+}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
@@ -95,8 +100,7 @@ def test_settings_rendered_environment_gives_expected_values(
     built_in = Settings().model_dump()
     for name, value in read_environment(deployment(values)).items():
         monkeypatch.setenv(name, value)
-    identity = {"lease_namespace": "finetune-system", "installation_id": "finetune-system/finetune-operator"}
-    assert Settings().model_dump() == {**built_in, **identity, **expected}
+    assert Settings().model_dump() == {**built_in, **RELEASE_SETTINGS, **expected}
 
 
 @pytest.mark.parametrize(("part", "model"), [("bounds", Bounds), ("defaults", Defaults)])

@@ -60,6 +60,14 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "endpoint of any host": ({"bounds": {"allowedStorageEndpoints": ["https://s3.example*"]}}, "allowedStorage"),
     "less than no GPUs": ({"bounds": {"maxGPUs": -1}}, "maxGPUs"),
     "misspelled default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
+    "network of the host in a profile": ({"profiles": {"a": {"podSpec": {"hostNetwork": True}}}}, "hostNetwork"),
+    "privileges in a profile": ({"profiles": {"a": {"container": {"securityContext": {}}}}}, "securityContext"),
+    "capability of the host": ({"profiles": {"a": {"container": {"addCapabilities": ["ALL"]}}}}, "addCapabilities"),
+    "Secret in a profile": (
+        {"profiles": {"a": {"container": {"env": [{"name": "A", "valueFrom": {}}]}}}},
+        "valueFrom",
+    ),
+    "quantity as a number": ({"defaults": {"resources": {"requests": {"cpu": 4}}}}, "cpu"),
     "policy without ports": ({"networkPolicy": {"destinations": [{"cidr": "10.0.0.0/8"}]}}, "ports"),
     "policy to metadata": (
         {"networkPolicy": {"destinations": [{"cidr": "169.254.169.254/32", "ports": [80]}]}},

@@ -125,6 +125,13 @@ capabilities.add is not empty
 {{- $set | toJson -}}
 {{- end -}}
 
+{{/* The compute profiles and which of them are defaults, as JSON. */}}
+{{- define "finetune-operator.profiles" -}}
+{{- $content := dict "profiles" .Values.profiles "namespaceProfiles" .Values.namespaceProfiles -}}
+{{- with .Values.defaultProfile -}}{{- $_ := set $content "defaultProfile" . -}}{{- end -}}
+{{- $content | toPrettyJson -}}
+{{- end -}}
+
 {{/* Permissions of the operator, in the cluster or in each watched namespace. They never include Secrets. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]

@@ -25,3 +25,13 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 KUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)
 """Kueue's labels that a user sets. Those that Kueue sets itself are not copied to the Job."""
+
+PROFILE_ANNOTATION = f"{GROUP}/profile"
+"""Annotation of Jobs with the name of their compute profile."""
+PROFILE_HASH_ANNOTATION = f"{GROUP}/profile-hash"
+"""Annotation of Jobs with the digest of their compute profile at the time when the Job was created."""
+STARTUP_DEADLINE_ANNOTATION = f"{GROUP}/startup-deadline-seconds"
+"""Annotation of Jobs with the startup deadline of an enforced compute profile. It wins over that of the FineTuneJob."""
+DEFAULT_STARTUP_DEADLINE_ANNOTATION = f"{GROUP}/default-startup-deadline-seconds"
+"""Annotation of Jobs with the startup deadline of a compute profile or the installation, for FineTuneJobs without one.
+"""

@@ -10,7 +10,14 @@ from typing import TypedDict
 
 import msgspec
 
-from finetune_operator.api.labels import INSTALLATION_ANNOTATION, JOB_LABEL, KUEUE_LABELS, SCRATCH_CLAIM_LABEL
+from finetune_operator.api.labels import (
+    DEFAULT_STARTUP_DEADLINE_ANNOTATION,
+    INSTALLATION_ANNOTATION,
+    JOB_LABEL,
+    KUEUE_LABELS,
+    SCRATCH_CLAIM_LABEL,
+    STARTUP_DEADLINE_ANNOTATION,
+)
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import is_finished
 from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
@@ -23,6 +30,12 @@ _METADATA_FIELDS = (
     "generation",
     "creationTimestamp",
     "deletionTimestamp",
+)
+_ANNOTATIONS = (
+    COMPLETION_INDEX_ANNOTATION,
+    STARTUP_DEADLINE_ANNOTATION,
+    DEFAULT_STARTUP_DEADLINE_ANNOTATION,
+    INSTALLATION_ANNOTATION,
 )
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
@@ -161,7 +174,7 @@ def _strip_metadata(body: Body) -> Body:
     meta = body["metadata"]
     fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
     labels = _select_keys((JOB_LABEL, SCRATCH_CLAIM_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
-    annotations = _select_keys((COMPLETION_INDEX_ANNOTATION, INSTALLATION_ANNOTATION), meta.get("annotations") or {})
+    annotations = _select_keys(_ANNOTATIONS, meta.get("annotations") or {})
     selected = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}
 

@@ -88,8 +88,12 @@ class Bounds(Model):
     """allowedPodLabels limits the keys of `compute.podLabels`. Reserved keys are never allowed."""
     allowed_pod_annotations: list[KeyPattern] = Field(default=[], max_length=100)
     """allowedPodAnnotations limits the keys of `compute.podAnnotations`. Reserved keys are never allowed."""
+    allowed_profiles: list[NamePattern] = Field(default=[], max_length=100)
+    """allowedProfiles limits `compute.profile`. The default profile of the namespace is always allowed. A profile may
+    contain what other bounds do not allow."""
     required_node_selector: dict[QualifiedName, LabelValue] = Field(default={}, max_length=32)
-    """requiredNodeSelector are the labels that `compute.nodeSelector` must contain."""
+    """requiredNodeSelector are the labels that `compute.nodeSelector` must contain, unless the compute profile sets
+    them."""
     max_gpus: int | None = Field(default=None, ge=0, alias="maxGPUs")
     """maxGPUs is the maximum number of GPUs of all pods together. If it is set, `compute.resources` may contain only
     the devices in `allowedResources`."""

@@ -16,6 +16,7 @@ from finetune_operator.api.labels import PRIORITY_LABEL
 from finetune_operator.api.spec import TrackingSpec
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds, matches_pattern
+from finetune_operator.policy.profiles import Profile, Profiles
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import Model, ModelSource, SecretRef, Tracking
 
@@ -29,6 +30,8 @@ _NO_KEY = "(no key)"
 """The value of a toleration without a key, which tolerates all taints. Only the pattern `**` matches it."""
 _NO_DEVICES = "no devices; set spec.compute.gpusPerNode for GPUs"
 """Text in place of patterns if no devices are allowed. It matches no name of a resource."""
+
+_NO_PROFILES, _NO_PROFILE = Profiles(), Profile()
 
 ReferenceT = TypeVar("ReferenceT", bound=Model)
 
@@ -44,24 +47,41 @@ class _PolicyCheck(NamedTuple):
     allowed_patterns: Sequence[str]
 
 
-def find_violations(finetunejob: FineTuneJob, settings: Settings) -> list[str]:
-    """Return a sentence for each violation, with the path of the field, its value, and what is allowed."""
+def find_violations(finetunejob: FineTuneJob, settings: Settings, profiles: Profiles = _NO_PROFILES) -> list[str]:
+    """Return a sentence for each violation, with the path of the field, its value, and what is allowed.
+
+    Bounds apply to what the FineTuneJob contains, not to what its compute profile adds.
+    """
     spec, bounds, defaults = finetunejob.spec, settings.bounds, settings.defaults
     checks = [
         *_collect_name_checks(finetunejob, settings),
         *_collect_location_checks(spec, bounds),
         *_collect_reference_checks(spec, bounds, defaults),
         *_collect_key_checks(spec.compute, bounds),
+        _build_profile_check(spec.compute.profile, finetunejob.metadata.namespace, profiles, bounds),
     ]
+    profile_name = spec.compute.profile or profiles.get_default_name(finetunejob.metadata.namespace) or ""
+    profile = profiles.profiles.get(profile_name, _NO_PROFILE)
     return [
         *_check_namespace(finetunejob.metadata.namespace, bounds),
         *(violation for check in checks if (violation := _find_violation(check))),
         *_check_tracker_credentials(spec.tracking, bounds),
         *_check_model_revision(spec.model, bounds),
         *_check_dataset_revisions(spec, bounds),
-        *_check_node_selector(spec.compute.node_selector or defaults.node_selector, bounds),
+        *_check_node_selector(spec.compute.node_selector, settings, profile),
         *_check_sizes(spec.compute, bounds),
     ]
+
+
+def describe_missing_profile(name: str, namespace: str, profiles: Profiles, bounds: Bounds) -> str:
+    """Return a message about a profile that does not exist, with the profiles that may be named in the namespace."""
+    checks = (_build_profile_check(known, namespace, profiles, bounds) for known in sorted(profiles.profiles))
+    allowed_names = [str(check.value) for check in checks if _find_violation(check) is None]
+    return (
+        f"spec.compute.profile: there is no compute profile {name}; profiles: {', '.join(allowed_names) or 'none'}. "
+        "The Job is created when an administrator has added it. To use another one, set spec.suspend to true, change "
+        "the profile, and set spec.suspend to false."
+    )
 
 
 def find_references(model: Model, reference_type: type[ReferenceT], path: str) -> Iterator[tuple[str, ReferenceT]]:
@@ -109,6 +129,12 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
         ),
         check(f"metadata.labels[{PRIORITY_LABEL}]", priority_label, bounds.allowed_priority_classes),
     ]
+
+
+def _build_profile_check(name: str | None, namespace: str, profiles: Profiles, bounds: Bounds) -> _PolicyCheck:
+    default_name = profiles.get_default_name(namespace)
+    allowed = _extend_allowed(bounds.allowed_profiles, [default_name] if default_name else [])
+    return _PolicyCheck("spec.compute.profile", name, allowed)
 
 
 def _collect_location_checks(spec: FineTuneJobSpec, bounds: Bounds) -> Iterator[_PolicyCheck]:
@@ -252,9 +278,12 @@ def _check_namespace(namespace: str, bounds: Bounds) -> Iterator[str]:
         yield violation
 
 
-def _check_node_selector(selector: Mapping[str, str], bounds: Bounds) -> Iterator[str]:
-    for key, value in bounds.required_node_selector.items():
-        if selector.get(key) != value:
+def _check_node_selector(own_selector: Mapping[str, str], settings: Settings, profile: Profile) -> Iterator[str]:
+    """Check the labels that must be in the node selector. A label that the profile sets is that of an administrator."""
+    selector = own_selector or settings.defaults.node_selector
+    profile_keys = set(profile.pod_spec.node_selector) - set(() if profile.enforce else own_selector)
+    for key, value in settings.bounds.required_node_selector.items():
+        if key not in profile_keys and selector.get(key) != value:
             yield f"spec.compute.nodeSelector: must contain {key}={value}."
 
 

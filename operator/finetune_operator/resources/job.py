@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
 from finetune_operator.api.labels import (
+    DEFAULT_STARTUP_DEADLINE_ANNOTATION,
     INSTALLATION_ANNOTATION,
     JOB_LABEL,
     KUEUE_LABELS,
@@ -16,13 +18,18 @@ from finetune_operator.api.labels import (
 )
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
+from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import multi_node, volumes
+from finetune_operator.resources.profile import apply_profile
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
 
 _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
+_VISIBLE_DEVICES_ENV = "NVIDIA_VISIBLE_DEVICES"
+_ZERO = re.compile("[0.]+[a-zA-Z]*")
+"""Quantities of zero, which every node has."""
 _NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
 _POD_FAILURE_RULES = [  # The first matching rule applies.
     {
@@ -41,14 +48,21 @@ _POD_FAILURE_RULES = [  # The first matching rule applies.
 ]
 
 
-def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
-    """Return the complete Job.
+def build_job(finetunejob: FineTuneJob, settings: Settings, chosen_profile: ChosenProfile | None = None) -> Body:
+    """Return the complete Job, with the settings of its compute profile.
 
     It is created once and not applied again, because Kueue edits some of its fields.
 
     Raises `pydantic.ValidationError` if `output.uri` is too long with its placeholders replaced.
     """
-    finetunejob = apply_defaults(finetunejob, settings.defaults)
+    job = _build_plain_job(apply_defaults(finetunejob, settings.defaults), settings)
+    if chosen_profile:
+        job = apply_profile(job, chosen_profile, finetunejob.spec)
+    return _hide_unrequested_gpus(job)
+
+
+def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
+    """Return the Job without the settings of a compute profile."""
     meta, compute = finetunejob.metadata, finetunejob.spec.compute
     return {
         "apiVersion": "batch/v1",
@@ -59,8 +73,8 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels}
             | _build_scratch_label(compute)
             | _build_labels(meta),
+            "annotations": _build_annotations(settings),
             "ownerReferences": [_build_owner_reference(meta)],
-            **_build_installation_annotation(settings.installation_id),
         },
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
@@ -106,8 +120,12 @@ def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
 
 
-def _build_installation_annotation(installation_id: str) -> Body:
-    return {"annotations": {INSTALLATION_ANNOTATION: installation_id}} if installation_id else {}
+def _build_annotations(settings: Settings) -> dict[str, str]:
+    annotations = {
+        INSTALLATION_ANNOTATION: settings.installation_id,
+        DEFAULT_STARTUP_DEADLINE_ANNOTATION: str(settings.defaults.startup_deadline_seconds or ""),
+    }
+    return {key: value for key, value in annotations.items() if value}
 
 
 def _build_owner_reference(meta: ObjectMeta) -> Body:
@@ -194,6 +212,24 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
         # Immutable, so that a Job that is created again, by any version of the operator, gets the same date.
         environment[contract.TEMPLATE_DATE_ENV] = finetunejob.metadata.creation_timestamp.partition("T")[0]
     return environment | multi_node.build_environment(finetunejob.metadata, compute)
+
+
+def _hide_unrequested_gpus(job: Body) -> Body:
+    """Return the Job with a variable that hides the GPUs of the node from pods that request no device.
+
+    Where the NVIDIA runtime is the default of the node, all GPUs are visible in an image that sets this variable to
+    `all`: https://github.com/NVIDIA/k8s-device-plugin/issues/61
+    """
+    template = job["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    resources = {**container["resources"]["requests"], **container["resources"]["limits"]}
+    has_devices = any("/" in name and not _ZERO.fullmatch(quantity) for name, quantity in resources.items())
+    is_set = any(variable["name"] == _VISIBLE_DEVICES_ENV for variable in container["env"])
+    if is_set or has_devices or template["spec"].get("resourceClaims"):
+        return job
+    container = {**container, "env": [*container["env"], {"name": _VISIBLE_DEVICES_ENV, "value": "none"}]}
+    template = {**template, "spec": {**template["spec"], "containers": [container]}}
+    return {**job, "spec": {**job["spec"], "template": template}}
 
 
 def _build_resource_requirements(compute: ComputeSpec) -> Body:

@@ -43,10 +43,13 @@ def get_service_name(job_name: str) -> str:
 
 def build_mounts(compute: ComputeSpec) -> list[tuple[Body, Body]]:
     """Return the shared memory for NCCL between the GPUs of a pod. The default of 64 MiB is not sufficient."""
-    if compute.gpus_per_node <= 1:
-        return []
-    source = {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
-    return [({"name": "shared-memory", "mountPath": "/dev/shm"}, source)]
+    return [build_shared_memory_mount("2Gi")] if compute.gpus_per_node > 1 else []
+
+
+def build_shared_memory_mount(size: str) -> tuple[Body, Body]:
+    """Return the mount of `/dev/shm` and the source of its volume."""
+    source = {"emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    return {"name": "shared-memory", "mountPath": "/dev/shm"}, source
 
 
 def build_service(job: Body) -> Body | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_operator.api import FineTuneJobSpec
+from finetune_operator.api import ConfigMapKeyRef, FineTuneJobSpec
 from finetune_operator.api.compute import ComputeSpec, Quantity, ScratchSpec, parse_quantity
 from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
@@ -18,14 +18,15 @@ S3_CREDENTIALS_DIR = "/etc/finetune/s3"
 HUB_TOKEN_DIR = "/etc/finetune/hub"
 DATASET_HUB_TOKEN_DIR = "/etc/finetune/dataset-hub"
 CA_DIR = "/etc/finetune/ca"
+PROFILE_CA_DIR = "/etc/finetune/profile-ca"
 SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
 CLAIMS_DIR = "/var/lib/finetune/claims"
+CA_FILE = "ca.crt"
 
 EPHEMERAL_STORAGE = "ephemeral-storage"
 """Resource of the disk of a node, which `emptyDir` volumes and logs use."""
 _PVC_SCHEME = "pvc://"
-_CA_FILE = "ca.crt"
 _HUB_TOKEN_FILE = f"{HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
 _DATASET_HUB_TOKEN_FILE = f"{DATASET_HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
 _FILE_MODE = 0o440
@@ -49,7 +50,7 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
     tracking_secret = spec.tracking.credentials_secret_ref if spec.tracking else None
     paths = (
         (spec.storage.credentials_secret_ref, contract.S3_CREDENTIALS_DIR_ENV, S3_CREDENTIALS_DIR),
-        (spec.storage.ca_config_map_ref, contract.CA_BUNDLE_ENV, f"{CA_DIR}/{_CA_FILE}"),
+        (spec.storage.ca_config_map_ref, contract.CA_BUNDLE_ENV, f"{CA_DIR}/{CA_FILE}"),
         (spec.model.token_secret_ref, contract.HUB_TOKEN_FILE_ENV, _HUB_TOKEN_FILE),
         (spec.dataset.token_secret_ref, contract.DATASET_HUB_TOKEN_FILE_ENV, _DATASET_HUB_TOKEN_FILE),
         (spec.output.signing, contract.SIGNING_KEY_FILE_ENV, f"{SIGNING_DIR}/{contract.SIGNING_KEY}"),
@@ -86,6 +87,11 @@ def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     return [scratch, *_build_access_mounts(spec), *_build_claim_mounts(spec)]
 
 
+def build_profile_ca_mount(reference: ConfigMapKeyRef) -> tuple[Body, Body]:
+    """Return the mount of a compute profile's CA bundle and the source of its volume."""
+    return _build_read_only_mount("profile-ca", PROFILE_CA_DIR), _build_ca_source(reference)
+
+
 def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Return the mounts of the Secrets and the ConfigMap that the spec refers to."""
     mounts: list[tuple[Body, Body]] = []
@@ -93,8 +99,7 @@ def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
         source = _build_s3_credentials_source(spec.storage.credentials_secret_ref.name)
         mounts.append((_build_read_only_mount("s3-credentials", S3_CREDENTIALS_DIR), source))
     if spec.storage.ca_config_map_ref:
-        reference = spec.storage.ca_config_map_ref
-        source = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": _CA_FILE}]}}
+        source = _build_ca_source(spec.storage.ca_config_map_ref)
         mounts.append((_build_read_only_mount("ca", CA_DIR), source))
     if spec.model.token_secret_ref:
         source = _build_secret_source(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
@@ -133,6 +138,10 @@ def _list_claims(spec: FineTuneJobSpec) -> list[str]:
 
 def _build_read_only_mount(name: str, path: str) -> Body:
     return {"name": name, "mountPath": path, "readOnly": True}
+
+
+def _build_ca_source(reference: ConfigMapKeyRef) -> Body:
+    return {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": CA_FILE}]}}
 
 
 def _build_secret_source(name: str, key: str) -> Body:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from finetune_operator.api import FineTuneJobStatus, ObservedProgress
+from finetune_operator.api.labels import DEFAULT_STARTUP_DEADLINE_ANNOTATION, STARTUP_DEADLINE_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import find_newest_warning, get_event_time
@@ -144,8 +145,8 @@ def compute_startup_deadline(
 
     The deadline counts from the start of the Job, which changes each time that a queue resumes it.
     """
-    job_start = parse_timestamp(get_job_started_at(job))
-    if run_policy.startup_deadline_seconds is None or job_start is None or is_job_suspended(job):
+    job_start, seconds = parse_timestamp(get_job_started_at(job)), get_startup_deadline_seconds(run_policy, job)
+    if seconds is None or job_start is None or is_job_suspended(job):
         return None
     # The clock of a node may be behind, so a trainer may seem to have started before its Job. The time of the pod's
     # creation shows to which start of the Job the pod belongs.
@@ -154,7 +155,20 @@ def compute_startup_deadline(
     )
     if has_started or (parse_timestamp(last_attempt_time) or 0.0) >= job_start:
         return None
-    return job_start + run_policy.startup_deadline_seconds
+    return job_start + seconds
+
+
+def get_startup_deadline_seconds(run_policy: RunPolicy, job: Body) -> int | None:
+    """Return the startup deadline: that of an enforced profile, of the FineTuneJob, or the default on the Job."""
+    annotations = job["metadata"].get("annotations", {})
+    enforced = _parse_seconds(annotations.get(STARTUP_DEADLINE_ANNOTATION))
+    default = _parse_seconds(annotations.get(DEFAULT_STARTUP_DEADLINE_ANNOTATION))
+    return enforced or run_policy.startup_deadline_seconds or default
+
+
+def _parse_seconds(text: str | None) -> int | None:
+    """Return the seconds in an annotation, or None for other texts, because users may be able to edit the Job."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def compute_node_lost_deadline(pod: Body) -> float | None:

@@ -109,8 +109,8 @@ def _find_startup_timeout_state(
     deadline = deadlines.compute_startup_deadline(observed.run_policy, job, history.last_attempt_time, observed.pods)
     if state.kind is not StateKind.STARTING or not deadlines.has_passed(deadline, history.now):
         return None
-    seconds = observed.run_policy.startup_deadline_seconds
-    message = f"No trainer started within spec.startupDeadlineSeconds ({seconds}). {state.message}"
+    seconds = deadlines.get_startup_deadline_seconds(observed.run_policy, job)
+    message = f"No trainer started within startupDeadlineSeconds ({seconds}). {state.message}"
     return RunState(StateKind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
 
 

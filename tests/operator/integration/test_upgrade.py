@@ -44,6 +44,7 @@ EARLIER_VALUES = {
     "priorityClassName": "system-cluster-critical",
 }
 NAME, NAMESPACE = "finetune-operator", "finetune-system"
+PROFILES_FILE = "FINETUNE_OPERATOR_PROFILES_FILE"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
 DOCUMENTED_UPGRADE = r"\nhelm upgrade finetune-operator charts/finetune-operator --namespace finetune-system (.*)\n"
 ENDS = {"done": (0, "Completed", "Complete"), "broken": (42, "DataInvalid", "Failed")}
@@ -96,9 +97,18 @@ class Release:
             "FINETUNE_OPERATOR_LIVENESS_ENDPOINT": "",
             "PATH": os.environ["PATH"],
         }
+        if PROFILES_FILE in environment:
+            environment[PROFILES_FILE] = str(await self._write_profiles())
         with _run_process(self._folder / "operator.log", environment) as process:
             yield
             assert process.poll() is None, (self._folder / "operator.log").read_text()
+
+    async def _write_profiles(self) -> Path:
+        """Write the ConfigMap that the Deployment mounts into a file."""
+        config_map = await self._world.call("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{NAME}-profiles")
+        file = self._folder / "profiles.json"
+        file.write_text(config_map["data"][file.name])
+        return file
 
 
 @contextmanager

@@ -11,11 +11,12 @@ import pytest
 from tests.support.operator.builders import build_key
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
-from finetune_operator.api.run_policy import read_run_policy
+from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ObjectCache
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.deadlines import get_startup_deadline_seconds
 from finetune_operator.status.events import create_merge_patch
 from finetune_operator.status.job_status import compute_status, is_terminal
 
@@ -112,6 +113,14 @@ def test_cache_forget_run_drops_ended_objects(build: type[Builders]) -> None:
     cache.evict_run(KEY)
     assert cache.jobs.list_by_key(KEY) == []
     assert [pod["metadata"]["name"] for pod in cache.pods.list_by_key(KEY)] == ["bot-2"]
+
+
+def test_transform_job_keeps_startup_deadline_of_profile(build: type[Builders]) -> None:
+    annotations = {"finetune.dev/startup-deadline-seconds": "60", "finetune.dev/profile": "a100", "other": "x" * 1000}
+    job = build.job()
+    stripped = transform.strip_job({**job, "metadata": {**job["metadata"], "annotations": annotations}})
+    assert get_startup_deadline_seconds(RunPolicy(), stripped) == 60
+    assert "other" not in stripped["metadata"]["annotations"]
 
 
 def test_cache_standby_drops_ended_job_at_next_list(build: type[Builders]) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api import FineTuneJob
+from finetune_operator.api.run_policy import read_run_policy
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
+from finetune_operator.status.deadlines import get_startup_deadline_seconds
 from finetune_trainer.contract import TrainerConfig
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ DEFAULTS: Body = {
     "serviceAccountName": "finetune",
     "imagePullSecrets": [{"name": "registry"}],
     "priorityClassName": "batch",
+    "resources": {"requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"memory": "32Gi"}},
+    "startupDeadlineSeconds": 3600,
     "scratchStorageClassName": "fast",
     "allowNodeIdentity": True,
 }
@@ -75,6 +79,23 @@ def test_defaults_set_fields_are_kept(build: type[Builders]) -> None:
     pod = _get_pod_spec(_build_job(build, DEFAULTS, {"compute": {**compute, "scratch": scratch}}))
     assert {key: pod[key] for key in POD_FIELDS} == compute
     assert pod["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"]["storageClassName"] == "mine"
+
+
+def test_defaults_resources_fill_in_only_other_resources(build: type[Builders]) -> None:
+    """A default request of 16Gi with an own limit of 8Gi would be an invalid pod."""
+    job = _build_job(build, DEFAULTS, {"compute": {"gpusPerNode": 0, "resources": {"limits": {"memory": "8Gi"}}}})
+    assert _get_pod_spec(job)["containers"][0]["resources"] == {
+        "requests": {"cpu": "4"}, "limits": {"memory": "8Gi"},
+    }  # fmt: skip
+
+
+def test_defaults_startup_deadline_is_recorded_on_job(build: type[Builders]) -> None:
+    job = _build_job(build, DEFAULTS)
+    policy = read_run_policy(build.finetunejob())
+    assert get_startup_deadline_seconds(policy, job) == 3600
+    own = read_run_policy(build.finetunejob(spec={"startupDeadlineSeconds": 60}))
+    assert get_startup_deadline_seconds(own, job) == 60
+    assert get_startup_deadline_seconds(policy, _build_job(build, {})) is None
 
 
 @pytest.mark.parametrize("storage", [{"endpoint": "https://s3.mine"}, {"endpoint": STORE["endpoint"]}])

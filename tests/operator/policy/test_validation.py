@@ -224,6 +224,13 @@ CASES = {
         {"allowedPodAnnotations": ["b.example/*"]},
         "spec.compute.podAnnotations: a.example/x is not allowed; allowed: b.example/*.",
     ),
+    "profile": LimitCase(
+        {"compute": {"profile": "admin"}},
+        {"allowedProfiles": ["gpu-*"]},
+        "spec.compute.profile: admin is not allowed; allowed: gpu-*.",
+    ),
+    "profile in list": LimitCase({"compute": {"profile": "gpu-a100"}}, {"allowedProfiles": ["gpu-*"]}, None),
+    "profile unset": LimitCase({}, {"allowedProfiles": ["gpu-*"]}, None),
     "node selector with other value": LimitCase(
         {"compute": {"nodeSelector": {"pool": "system"}}},
         {"requiredNodeSelector": {"pool": "tenants"}},

@@ -46,7 +46,11 @@ POD_FIELDS = {
 
 def _build_job(build: type[Builders], spec: Body) -> Body:
     body = build.finetunejob()
-    return build_job(FineTuneJob.model_validate({**body, "spec": spec}), Settings(trainer_image="trainer:1"))
+    job = build_job(FineTuneJob.model_validate({**body, "spec": spec}), Settings(trainer_image="trainer:1"))
+    # This variable is set unless a device is requested, and a hostile name of a resource may be that of a device.
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["env"] = [variable for variable in container["env"] if variable["name"] != "NVIDIA_VISIBLE_DEVICES"]
+    return job
 
 
 def _generate_hostile_specs() -> Iterator[tuple[str, Body]]:

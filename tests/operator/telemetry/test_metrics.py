@@ -48,6 +48,7 @@ UNITLESS = {  # counts of things, which have no unit
     "finetune_job_eval_loss", "finetune_job_tokens_per_second", "finetune_running_jobs_omitted",
     "finetune_operator_leader", "finetune_operator_queue_depth", "finetune_operator_stored_objects",
     "finetune_operator_namespace_readable", "finetune_unreadable_objects", "finetune_foreign_jobs",
+    "finetune_profiles_invalid",
 }  # fmt: skip
 
 

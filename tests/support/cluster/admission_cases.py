@@ -85,6 +85,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "Unsloth without a GPU": {"spec.training.backend": "unsloth", "spec.compute.gpusPerNode": 0},
     "the complete pod": {
         "spec.compute": {
+            "profile": "h100-rdma.v2",
             "image": "registry.example:5000/t/trainer@sha256:" + "0" * 64, "gpuResource": "amd.com/gpu",
             "resources": {"requests": {"cpu": "500m", "memory": "1.5Gi"}, "limits": {"memory": "2Gi"}},
             "scratch": {"size": "100Gi", "storageClassName": "fast"},

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
 from tests.support.operator.builders import build_finetunejob, build_key
 
-from finetune_operator.controller.finetunejob.gauges import collect_job_gauges
+from finetune_operator.controller.finetunejob.gauges import build_profiles_gauge, collect_job_gauges
 from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
@@ -57,6 +57,7 @@ def _collect_metrics() -> Iterator[Metric]:
     yield from counters.REGISTRY.collect()
     yield from collect_operator_gauges({"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"]))
     yield from collect_job_gauges(cache, 10)
+    yield build_profiles_gauge(is_valid=True)
 
 
 def _label_names(family: Metric) -> set[str]:

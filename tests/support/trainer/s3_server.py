@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boto3
+from tests.support.trainer.private_authority import PrivateAuthority
 
 from finetune_trainer.contract import Storage
 
@@ -32,6 +33,8 @@ class S3Server:
 
     endpoint: str
     root: Path
+    authority: PrivateAuthority | None = None
+    """The authority of the server's certificate. If unset, the server speaks plain HTTP."""
 
     @cached_property
     def client(self) -> S3Client:
@@ -42,6 +45,7 @@ class S3Server:
             aws_access_key_id=KEY_ID,
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
+            verify=str(self.authority.bundle) if self.authority else None,
         )
 
     def put(self, uri: str, content: bytes) -> None:
@@ -93,16 +97,18 @@ def _versitygw() -> Path:
     return program
 
 
-def serve(folder: Path) -> Iterator[S3Server]:
+def serve(folder: Path, authority: PrivateAuthority | None = None) -> Iterator[S3Server]:
     """Start a server with its files below `folder`. It is stopped when the iterator ends."""
     port = free_port()
     for name in ("root", "iam"):
         (folder / name).mkdir()
     command: list[str | Path] = [_versitygw(), "--port", f"127.0.0.1:{port}", "--quiet", "--iam-dir", folder / "iam"]
     command += ["--virtual-domain", VIRTUAL_DOMAIN, "posix", folder / "root"]
+    if authority:
+        command[1:1] = ["--cert", authority.certificate, "--key", authority.key]
     environment = {**os.environ, "ROOT_ACCESS_KEY": KEY_ID, "ROOT_SECRET_KEY": SECRET}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        server = S3Server(f"http://127.0.0.1:{port}", folder / "root")
+        server = S3Server(f"{'https' if authority else 'http'}://127.0.0.1:{port}", folder / "root", authority)
         try:
             _wait_until(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
             for bucket in ("data", "models", "results"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+
+from prometheus_client.core import Metric
 
 from finetune_operator.api import KIND
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetunejob import gauges
+from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.progress_poller import ProgressPoller
 from finetune_operator.controller.finetunejob.reconciler import FineTuneJobReconciler
 from finetune_operator.kube.client import KubeClient
@@ -15,12 +18,20 @@ from finetune_operator.settings import Settings
 
 
 def build_controller(client: KubeClient, settings: Settings) -> Controller:
-    """Return a controller of FineTuneJobs with an empty cache."""
-    cache = FineTuneJobCache()
+    """Return a controller of FineTuneJobs with an empty cache.
+
+    Raises `ProfilesError` if the file of compute profiles is invalid.
+    """
+    cache, profile_store = FineTuneJobCache(), ProfileStore(settings.profiles_file)
+
+    def collect_metrics() -> Iterator[Metric]:
+        yield from gauges.collect_job_gauges(cache, settings.metrics_max_jobs)
+        yield gauges.build_profiles_gauge(profile_store.check())
+
     return Controller(
         kind=KIND,
         informer=cache,
-        reconciler=FineTuneJobReconciler(cache, client, settings, client.now),
+        reconciler=FineTuneJobReconciler(cache, client, settings, client.now, profile_store),
         poller=ProgressPoller(cache, settings.progress_interval),
-        collect_metrics=partial(gauges.collect_job_gauges, cache, settings.metrics_max_jobs),
+        collect_metrics=collect_metrics,
     )

@@ -51,6 +51,12 @@ def collect_job_gauges(cache: FineTuneJobCache, limit: int) -> Iterator[Metric]:
     yield GaugeMetricFamily("finetune_running_jobs_omitted", help_text, omitted)
 
 
+def build_profiles_gauge(is_valid: bool) -> Metric:
+    """Return the gauge that shows whether the file of compute profiles is valid."""
+    help_text = "1 if the file of compute profiles is invalid, so that the last valid one is used, otherwise 0."
+    return GaugeMetricFamily("finetune_profiles_invalid", help_text, float(not is_valid))
+
+
 def _build_jobs_gauge(bodies: Iterable[Body]) -> Metric:
     family = GaugeMetricFamily(
         "finetune_jobs", "FineTuneJobs by phase and reason.", labels=["namespace", "phase", "reason"]

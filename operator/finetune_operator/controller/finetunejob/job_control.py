@@ -7,6 +7,7 @@ import logging
 from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob, OperatorReason
+from finetune_operator.api.labels import PROFILE_ANNOTATION
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.kube.client import KubeClient
@@ -45,7 +46,7 @@ class JobControl:
                 return conflict
             job = await self._client.create_job(desired)
         except ApiError as error:
-            return await self._handle_create_error(request, error)
+            return await self._handle_create_error(request, desired, error)
         log.info("created Job")
         self._cache.jobs.update(request.key, job)
         return job
@@ -98,9 +99,13 @@ class JobControl:
             return None
         return _build_name_conflict(request, "Service", existing)
 
-    async def _handle_create_error(self, request: ReconcileRequest, error: ApiError) -> Body | Blocked:
+    async def _handle_create_error(self, request: ReconcileRequest, desired: Body, error: ApiError) -> Body | Blocked:
         if error.status in (400, 403) or _is_admission_error(error):  # quota, policy or webhook
             return Blocked(OperatorReason.JOB_REFUSED, error.message)
+        profile_name = desired["metadata"].get("annotations", {}).get(PROFILE_ANNOTATION)
+        if error.status == 422 and profile_name:  # an administrator can correct the profile
+            message = f"With the compute profile {profile_name}, the Job is invalid: {error.message}"
+            return Blocked(OperatorReason.JOB_REFUSED, message)
         if error.status == 422:  # the Job is invalid, and stays so because the spec is immutable
             return Blocked(OperatorReason.INVALID_SPEC, error.message, terminal=True)
         if error.status != 409:

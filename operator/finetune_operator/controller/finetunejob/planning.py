@@ -17,7 +17,8 @@ from finetune_operator.observed.job import holds_scratch_claims, is_job_finishin
 from finetune_operator.observed.objects import is_being_deleted, is_finished
 from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods, list_superseded_pods
 from finetune_operator.observed.state import Blocked, ObservedState
-from finetune_operator.policy.validation import find_violations
+from finetune_operator.policy.profiles import Profiles
+from finetune_operator.policy.validation import describe_missing_profile, find_violations
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines
@@ -26,6 +27,8 @@ from finetune_operator.status.usage import get_last_attempt
 
 _MAX_ENDED_ATTEMPTS = 5
 """Attempts before the last one whose pods are kept for `kubectl logs`, unless they have claims."""
+
+_NO_PROFILES = Profiles()
 
 
 class Changes(NamedTuple):
@@ -48,7 +51,9 @@ class Changes(NamedTuple):
     delete_finetunejob: bool = False
 
 
-def plan(request: ReconcileRequest, observed: ObservedState, settings: Settings) -> Changes:
+def plan(
+    request: ReconcileRequest, observed: ObservedState, settings: Settings, profiles: Profiles = _NO_PROFILES
+) -> Changes:
     """Return the writes that the Job needs, before the status is computed."""
     job = observed.job
     if is_terminal(request.previous_status):
@@ -56,7 +61,7 @@ def plan(request: ReconcileRequest, observed: ObservedState, settings: Settings)
     if request.run_policy.suspend:
         return Changes(delete_job=job if job and _can_be_deleted(job) else None)
     if job is None:
-        return _plan_creation(request, observed, settings)
+        return _plan_creation(request, observed, settings, profiles)
     return Changes(ensure_service=request.run_policy.nodes > 1 and _is_between_attempts(job, observed.pods))
 
 
@@ -110,22 +115,37 @@ def build_job_patch(observed: ObservedState, status: FineTuneJobStatus) -> Body:
     return {key: patch for key, patch in (("spec", spec), ("metadata", metadata)) if patch}
 
 
-def _plan_creation(request: ReconcileRequest, observed: ObservedState, settings: Settings) -> Changes:
+def _plan_creation(
+    request: ReconcileRequest, observed: ObservedState, settings: Settings, profiles: Profiles
+) -> Changes:
     if observed.terminating_pod:
         message = f"Waiting for pod {observed.terminating_pod} of an earlier Job with the same name to end."
         return Changes(blocked=Blocked(OperatorReason.JOB_PENDING, message))
     try:
         finetunejob = FineTuneJob.model_validate({**request.body, "status": None})
-        job = build_job(finetunejob, settings)
+        job = _build_job(finetunejob, settings, profiles)
         parse_run_policy(request.body)  # stricter than pydantic, which accepts "true" for a boolean
     except ValidationError as error:
         return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, _format_validation_error(error), terminal=True))
     except msgspec.ValidationError as error:
         return Changes(blocked=Blocked(OperatorReason.INVALID_SPEC, f"spec: {error}", terminal=True))
-    if violations := find_violations(finetunejob, settings):
+    if violations := find_violations(finetunejob, settings, profiles):
         # A Job that was created before the policy changed continues, also if the cache does not show it yet.
         return Changes(blocked=Blocked(OperatorReason.NOT_ALLOWED, " ".join(violations), terminal=True), adopt_job=True)
+    if job is None:
+        name, namespace = finetunejob.spec.compute.profile or "", finetunejob.metadata.namespace
+        message = describe_missing_profile(name, namespace, profiles, settings.bounds)
+        return Changes(blocked=Blocked(OperatorReason.JOB_PENDING, message), adopt_job=True)
     return Changes(create_job=job)
+
+
+def _build_job(finetunejob: FineTuneJob, settings: Settings, profiles: Profiles) -> Body | None:
+    """Return the Job, or None if its compute profile does not exist. Raises the errors of `build_job`."""
+    try:
+        chosen_profile = profiles.choose(finetunejob.spec.compute.profile, finetunejob.metadata.namespace)
+    except KeyError:
+        return None
+    return build_job(finetunejob, settings, chosen_profile)
 
 
 def _can_be_deleted(job: Body) -> bool:

@@ -17,6 +17,7 @@ from finetune_operator.controller.finetunejob.job_control import JobControl
 from finetune_operator.controller.finetunejob.observer import Observer
 from finetune_operator.controller.finetunejob.ownership import OwnershipGuard
 from finetune_operator.controller.finetunejob.planning import Changes
+from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.request import ReconcileRequest, UnreadableObjectError, build_request
 from finetune_operator.kube.cache import get_resource_version
 from finetune_operator.kube.client import KubeClient
@@ -39,12 +40,18 @@ class FineTuneJobReconciler:
     """Brings the cluster to the desired state of one FineTuneJob. It is level-based: only the current state matters."""
 
     def __init__(
-        self, cache: FineTuneJobCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
+        self,
+        cache: FineTuneJobCache,
+        client: KubeClient,
+        settings: Settings,
+        now: Callable[[], datetime],
+        profile_store: ProfileStore,
     ) -> None:
         self._cache = cache
         self._client = client
         self._settings = settings
         self._now = now
+        self._profile_store = profile_store
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
         self._ownership = OwnershipGuard(cache, client, settings.installation_id)
@@ -57,7 +64,7 @@ class FineTuneJobReconciler:
         observed = await self._observer.observe(request)
         if await self._ownership.is_foreign(request, observed.job or self._cache.get_job(request.body)):
             return None
-        observed = await self._apply(request, planning.plan(request, observed, self._settings), observed)
+        observed = await self._apply(request, self._plan(request, observed), observed)
         if await self._ownership.is_foreign(request, observed.job):  # both installations were about to create it
             return None
         observed = await self._observer.add_details(request, observed)
@@ -95,6 +102,9 @@ class FineTuneJobReconciler:
             )
         self._cache.unreadable_objects[key] = uid
 
+    def _plan(self, request: ReconcileRequest, observed: ObservedState) -> Changes:
+        return planning.plan(request, observed, self._settings, self._profile_store.read())
+
     async def _apply(self, request: ReconcileRequest, changes: Changes, observed: ObservedState) -> ObservedState:
         """Make the planned writes. No other method writes Jobs, Services or FineTuneJobs, except their status.
 
@@ -105,7 +115,7 @@ class FineTuneJobReconciler:
             return replace(observed, blocked=job)
         if job:
             observed = await self._observer.observe_job(request, job)
-            changes = planning.plan(request, observed, self._settings)  # an adopted Job may be between two attempts
+            changes = self._plan(request, observed)  # an adopted Job may be between two attempts
         if changes.ensure_service:
             await self._job_control.ensure_service(request)
         if changes.delete_job:

@@ -22,6 +22,7 @@ from finetune_operator.controller.finetunejob.planning import Changes, compute_r
 from finetune_operator.controller.finetunejob.request import ReconcileRequest, build_request
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.policy.limits import Bounds
+from finetune_operator.policy.profiles import Profiles
 from finetune_operator.settings import Settings
 
 SUSPENDED = {"suspend": True}
@@ -111,6 +112,31 @@ def test_plan_blocked_message_names_cause(spec: Body, observed: ObservedState, p
     assert blocked
     assert part in blocked.message
     assert blocked.terminal is terminal
+
+
+PROFILES = Profiles.model_validate({"profiles": {"a100": {}, "h100": {}}, "defaultProfile": "a100"})
+
+
+def test_plan_profile_of_finetunejob_is_used() -> None:
+    job = plan(_build_request({"compute": {"profile": "h100"}}), ObservedState(), Settings(), PROFILES).create_job
+    assert job
+    assert job["metadata"]["annotations"]["finetune.dev/profile"] == "h100"
+
+
+def test_plan_missing_profile_waits_and_names_others() -> None:
+    changes = plan(_build_request({"compute": {"profile": "b200"}}), ObservedState(), Settings(), PROFILES)
+    assert _list_writes(changes) == {"blocked", "adopt_job"}
+    assert changes.blocked
+    assert not changes.blocked.terminal
+    assert "there is no compute profile b200; profiles: a100, h100." in changes.blocked.message
+
+
+def test_plan_profile_outside_bounds_fails_also_if_missing() -> None:
+    settings = Settings(bounds=Bounds(allowed_profiles=["h100"]))
+    blocked = plan(_build_request({"compute": {"profile": "b200"}}), ObservedState(), settings, PROFILES).blocked
+    assert blocked
+    assert blocked.terminal
+    assert blocked.message == "spec.compute.profile: b200 is not allowed; allowed: h100, a100."
 
 
 class FollowUpCase(NamedTuple):
