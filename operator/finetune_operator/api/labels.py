@@ -10,6 +10,9 @@ TRAINER_CONTAINER = "trainer"
 JOB_LABEL = f"{GROUP}/job"
 """Label of Jobs, Services and pods. Its value is the name of the FineTuneJob, and the watches select objects by it."""
 
+SUSPEND_AT_STEP_ANNOTATION = f"{GROUP}/suspend-at-step"
+"""Annotation of Jobs with the `spec.suspendAtStep` that their trainers were started with. If unset, there is none."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 KUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import msgspec
 
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, SUSPEND_AT_STEP_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import is_finished
 from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
@@ -24,6 +24,7 @@ _METADATA_FIELDS = (
     "creationTimestamp",
     "deletionTimestamp",
 )
+_ANNOTATIONS = (COMPLETION_INDEX_ANNOTATION, SUSPEND_AT_STEP_ANNOTATION)
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
 _POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
@@ -152,7 +153,7 @@ def _strip_metadata(body: Body) -> Body:
     meta = body["metadata"]
     fields = _select_keys((*_METADATA_FIELDS, "ownerReferences"), meta)
     labels = _select_keys((JOB_LABEL, *KUEUE_LABELS), meta.get("labels") or {})
-    annotations = _select_keys((COMPLETION_INDEX_ANNOTATION,), meta.get("annotations") or {})
+    annotations = _select_keys(_ANNOTATIONS, meta.get("annotations") or {})
     selected = {"labels": labels, "annotations": annotations}
     return {**body, "metadata": fields | {key: value for key, value in selected.items() if value}}
 

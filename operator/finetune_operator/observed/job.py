@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.labels import SUSPEND_AT_STEP_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import find_true_condition
 
@@ -15,6 +16,16 @@ def get_job_started_at(job: Body) -> str | None:
     """Return when the Job was started or resumed, or None if it is suspended since its creation."""
     start_time: str | None = job.get("status", {}).get("startTime")
     return start_time
+
+
+def get_suspend_at_step(job: Body) -> str:
+    """Return the step at which the Job's trainers stop, as it is written in the annotation, or an empty string."""
+    return str((job["metadata"].get("annotations") or {}).get(SUSPEND_AT_STEP_ANNOTATION, ""))
+
+
+def is_job_complete(job: Body) -> bool:
+    """Return whether all pods of the Job have succeeded."""
+    return find_true_condition(job, "Complete") is not None
 
 
 def is_job_finishing(job: Body) -> bool:

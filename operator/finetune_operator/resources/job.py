@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
-from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, SUSPEND_AT_STEP_ANNOTATION, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.resources import multi_node, volumes
@@ -51,6 +51,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "name": meta.name,
             "namespace": meta.namespace,
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
+            **_build_annotations(finetunejob.spec.suspend_at_step),
             "ownerReferences": [_build_owner_reference(meta)],
         },
         "spec": {
@@ -95,6 +96,11 @@ def encode_config(config: TrainerConfig) -> str:
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
+
+
+def _build_annotations(suspend_at_step: int | None) -> Body:
+    """Return metadata that tells with which `suspendAtStep` the trainers of the Job were started."""
+    return {} if suspend_at_step is None else {"annotations": {SUSPEND_AT_STEP_ANNOTATION: str(suspend_at_step)}}
 
 
 def _build_owner_reference(meta: ObjectMeta) -> Body:
@@ -181,6 +187,8 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
     if finetunejob.metadata.creation_timestamp:
         # Immutable, so that a Job that is created again, by any version of the operator, gets the same date.
         environment[contract.TEMPLATE_DATE_ENV] = finetunejob.metadata.creation_timestamp.partition("T")[0]
+    if finetunejob.spec.suspend_at_step is not None:
+        environment[contract.SUSPEND_AT_STEP_ENV] = str(finetunejob.spec.suspend_at_step)
     return environment | multi_node.build_environment(finetunejob.metadata, compute)
 
 

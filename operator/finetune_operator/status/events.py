@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
 from finetune_operator.api.objects import Body
-from finetune_operator.status.job_status import is_terminal
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # limit of the API server for Events
@@ -14,6 +11,11 @@ _WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
         OperatorReason.IMAGE_PULL_FAILED,
+        OperatorReason.GPU_UNAVAILABLE,
+        OperatorReason.CLAIM_NOT_FOUND,
+        OperatorReason.SECRET_NOT_FOUND,
+        OperatorReason.CONFIG_MAP_NOT_FOUND,
+        OperatorReason.KEY_NOT_FOUND,
         OperatorReason.CONTAINER_CONFIG_ERROR,
         OperatorReason.RETRYING,
         OperatorReason.JOB_REFUSED,
@@ -35,26 +37,30 @@ def create_merge_patch(old: Body, new: Body) -> Body:
 
 
 def find_headline_condition(status: FineTuneJobStatus) -> Condition | None:
-    """Return the condition that summarizes the status, or None if there is none yet."""
-    condition_types = ("Complete", "Failed") if is_terminal(status) else ("Running",)
-    return next((condition for condition in status.conditions if condition.type in condition_types), None)
+    """Return the condition that has the message of the status, which is the first, or None if there is none yet."""
+    return next(iter(status.conditions), None)
 
 
-def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, now: str) -> Body | None:
-    """Return the Event for a changed headline condition, or None if it has not changed.
+def build_transition_event(
+    meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, status_version: int, now: str
+) -> Body | None:
+    """Return the Event for a changed headline condition, or None if it has not changed or soon changes again.
 
-    The name is a hash of the content, so that a retry or a second operator does not create the Event twice.
+    The name contains the resource version of the FineTuneJob with the new status, so that nobody creates the Event
+    twice. `kubectl describe` sorts Events by `lastTimestamp`, whose resolution is one second, and leaves those of one
+    second in the order of their names:
+    https://github.com/kubernetes/kubectl/blob/master/pkg/util/event/sorted_event_list.go
     """
     old_headline, new_headline = find_headline_condition(old), find_headline_condition(new)
     if new_headline is None or (old_headline and _get_state(old_headline) == _get_state(new_headline)):
         return None
-    identity = (meta.uid, *_get_state(new_headline), new_headline.last_transition_time, str(new.attempts))
-    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
+    if new_headline.reason == OperatorReason.FINISHING:
+        return None
     is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta.name}.{digest}", "namespace": meta.namespace},
+        "metadata": {"name": f"{meta.name}.{status_version:016x}", "namespace": meta.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,

@@ -42,7 +42,10 @@ def test_job_status_each_state_has_phase_conditions_and_reason(case: StateCase) 
     status = compute_status(META, FineTuneJobStatus(), case.observed, NOW)
     assert (status.phase, _get_conditions(status)) == case.phase_and_conditions
     assert {condition.reason for condition in status.conditions} == {case.reason}
-    assert case.message_part in status.conditions[0].message
+    headline, *others = status.conditions
+    assert case.message_part in headline.message
+    assert all(condition.message == f"See the condition {headline.type}." for condition in others)
+    assert status.reason == case.reason
     assert bool(status.completion_time) == is_terminal(status)
 
 
@@ -157,7 +160,9 @@ def test_job_status_outcome_fields_are_copied(build: type[Builders]) -> None:
     assert status["dataset"].items() >= dataset.items()
     assert (status["result"], status["backend"]) == (result, "unsloth")
     assert (status["attempts"], status["startTime"], status["jobName"]) == (1, NOW, "bot")
-    assert status["progress"] == {"stage": "Done", "percentage": 100, "lastUpdateTime": NOW}
+    assert status["progress"] == {
+        "stage": "Done", "percentage": 100, "completed": "100%", "lastUpdateTime": NOW
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason.exit_code is ExitCode.PERMANENT])
