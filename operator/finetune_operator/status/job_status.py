@@ -127,15 +127,12 @@ def _add_usage(
     status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
 ) -> FineTuneJobStatus:
     """Return a changed status with the time used. It alone does not change a status, to avoid constant writes."""
-    if status.start_time is None:
-        return status
-    duration = readable.format_span(status.start_time, status.completion_time or now)
     if status.last_attempt_time is None:
-        return status.model_copy(update={"duration": duration})
+        return status
     pods = (*observed.orphaned_pods, *observed.pods)
     resource_usage = usage.compute_usage(previous, pods, observed.run_policy.gpus_per_node, now)
     changes = {
-        "duration": duration,
+        "duration": readable.format_span(status.start_time or now, status.completion_time or now),
         "active_seconds": resource_usage.active_seconds,
         "gpu_seconds": resource_usage.gpu_seconds,
         "accounted_time": resource_usage.accounted_until,

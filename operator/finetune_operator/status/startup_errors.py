@@ -67,7 +67,7 @@ def find_missing_object(text: str, spec: Body) -> StartupError | None:
 
 def find_missing_gpu(text: str, gpu_resource: str) -> StartupError | None:
     """Return that the nodes lack free GPUs, if the scheduler's text says so."""
-    if not re.search(rf"Insufficient {re.escape(gpu_resource)}(?![\w./-])", text):
+    if not re.search(rf"Insufficient {re.escape(gpu_resource)}(?![\w/-]|\.\w)", text):
         return None
     hint = (
         f"No node that the pod may use has enough free {gpu_resource}. Wait until GPUs are free, lower "
